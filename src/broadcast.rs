@@ -1,0 +1,277 @@
+//! From the hub to every shard: one message per batch of events, through one bounded queue per shard.
+//!
+//! Invariants worth naming:
+//! - The hub is the only sender, so every shard sees the same events in the same order.
+//! - A message is either in a queue or still with the hub; nothing is dropped on a full queue.
+//! - The doorbell is written only when its shard may be asleep: [`Inbox::may_sleep`] announces sleep *before* it
+//!   looks at the queue, [`Outbox::try_send`] looks for sleep *after* it filled the queue, and a SeqCst fence on both
+//!   sides makes sure that at least one of them sees the other.
+//!
+//! Not here: what a shard does with a message, and who awaits the doorbell (`runtime`).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
+use tokio::sync::oneshot;
+
+use crate::clock::Stamp;
+use crate::event::{Epoch, Event, Topic};
+use crate::metrics::ShardReport;
+use crate::wire::Format;
+
+/// One event with its sequence and its frames.
+#[derive(Debug)]
+pub struct Encoded {
+    /// The hub's gapless number over all topics, from 1.
+    pub sequence: u64,
+    /// When the hub took the event in.
+    pub intake: Stamp,
+    /// What the publisher said.
+    pub event: Event,
+    epoch: Epoch,
+    /// One per format, made by the hub where the format has subscribers, else by the first shard that needs it.
+    frames: [OnceLock<Bytes>; Format::COUNT],
+}
+
+impl Encoded {
+    /// Gives `event` its sequence; no frame is made yet.
+    pub fn new(event: Event, epoch: Epoch, sequence: u64, intake: Stamp) -> Encoded {
+        Encoded { sequence, intake, event, epoch, frames: Default::default() }
+    }
+
+    /// The wire bytes in `format`, encoded on the first call.
+    pub fn frame(&self, format: Format) -> &Bytes {
+        self.frames[format.index()].get_or_init(|| format.encode(&self.event, self.epoch, self.sequence))
+    }
+
+    /// The process that gave the sequence.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+}
+
+/// Events of one broadcast, in sequence order, never empty.
+#[derive(Debug)]
+pub struct EncodedBatch {
+    /// The events, in sequence order.
+    pub events: Box<[Arc<Encoded>]>,
+}
+
+/// Which topics a report shall list.
+#[derive(Debug, Clone)]
+pub enum TopicQuery {
+    /// None: counters and histograms only.
+    None,
+    /// This one, if the shard knows it.
+    One(Topic),
+    /// All that have subscribers or events.
+    All,
+}
+
+/// What the hub says to a shard.
+#[derive(Debug)]
+pub enum Message {
+    /// Events to hand to the subscribers.
+    Batch(Arc<EncodedBatch>),
+    /// Counters, histograms and topics, please. A shard that is gone drops the sender.
+    Report(TopicQuery, oneshot::Sender<ShardReport>),
+    /// Take no more subscribers, deliver what was accepted, close every connection, end by `deadline`.
+    Drain {
+        /// When to hang up on those that still have not taken everything.
+        deadline: Stamp,
+    },
+}
+
+/// The wake-up of one shard: an eventfd, and whether its shard may be asleep.
+#[derive(Debug)]
+pub struct Doorbell {
+    /// True from before the shard's last look at its queue until somebody rang or it woke by itself.
+    asleep: AtomicBool,
+    eventfd: OwnedFd,
+}
+
+impl Doorbell {
+    /// A doorbell for a shard that is awake.
+    pub fn new() -> std::io::Result<Doorbell> {
+        use rustix::event::{EventfdFlags, eventfd};
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC)?;
+        Ok(Doorbell { asleep: AtomicBool::new(false), eventfd })
+    }
+
+    /// Wakes the shard if it may be asleep. Costs one load while it is awake.
+    pub fn ring(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
+            self.ring_always();
+        }
+    }
+
+    /// Makes the eventfd readable whatever the shard does.
+    pub fn ring_always(&self) {
+        // The only failure of a blocking eventfd write of 1 is an invalid descriptor, and we own this one.
+        rustix::io::write(&self.eventfd, &1u64.to_ne_bytes()).expect("a doorbell's eventfd takes a write");
+    }
+
+    /// The shard woke up, whoever rang.
+    pub fn awake(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    /// Announces sleep; look at every source of work after this call.
+    fn announce_sleep(&self) {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+}
+
+/// The hub's end of one shard's queue.
+#[derive(Debug)]
+pub struct Outbox {
+    queue: Sender<Message>,
+    doorbell: Arc<Doorbell>,
+}
+
+/// The shard's end of its queue.
+#[derive(Debug)]
+pub struct Inbox {
+    queue: Receiver<Message>,
+    doorbell: Arc<Doorbell>,
+}
+
+/// Why a message stays with the hub.
+#[derive(Debug)]
+pub enum Refused {
+    /// The queue is full: the shard works on what it has. A retry helps.
+    Full(Message),
+    /// The shard has ended. A retry does not help.
+    Gone(Message),
+}
+
+/// A queue of at most `messages_max` messages to one shard.
+pub fn path(messages_max: usize) -> std::io::Result<(Outbox, Inbox)> {
+    let (sender, receiver) = crossbeam_channel::bounded(messages_max);
+    let doorbell = Arc::new(Doorbell::new()?);
+    Ok((Outbox { queue: sender, doorbell: doorbell.clone() }, Inbox { queue: receiver, doorbell }))
+}
+
+impl Outbox {
+    /// Queues `message` and wakes the shard if it sleeps; never blocks.
+    pub fn try_send(&self, message: Message) -> Result<(), Refused> {
+        match self.queue.try_send(message) {
+            Ok(()) => {
+                self.doorbell.ring();
+                Ok(())
+            }
+            Err(TrySendError::Full(message)) => Err(Refused::Full(message)),
+            Err(TrySendError::Disconnected(message)) => Err(Refused::Gone(message)),
+        }
+    }
+
+    /// Messages waiting in the queue.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// True if the shard has taken everything.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+impl Inbox {
+    /// The next message, if one waits.
+    pub fn try_recv(&self) -> Option<Message> {
+        match self.queue.try_recv() {
+            Ok(message) => Some(message),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
+        }
+    }
+
+    /// Announces sleep and says whether the queue is empty, so that the shard may await its doorbell.
+    /// On `false` the shard counts as awake again.
+    pub fn may_sleep(&self) -> bool {
+        self.doorbell.announce_sleep();
+        if self.queue.is_empty() {
+            return true;
+        }
+        self.doorbell.awake();
+        false
+    }
+
+    /// The wake-up of this shard.
+    pub fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.doorbell
+    }
+}
+
+/// How many shards have subscribers of each format, so that the hub encodes only what has a use.
+/// Shards touch it when their first subscriber of a format comes and when the last one goes.
+#[derive(Debug, Default)]
+pub struct Demand([AtomicU32; Format::COUNT]);
+
+impl Demand {
+    /// One more shard has subscribers of `format`.
+    pub fn begin(&self, format: Format) {
+        self.0[format.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One shard fewer has subscribers of `format`.
+    pub fn end(&self, format: Format) {
+        self.0[format.index()].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// True while some shard has subscribers of `format`.
+    pub fn wants(&self, format: Format) -> bool {
+        self.0[format.index()].load(Ordering::Relaxed) > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Message {
+        Message::Report(TopicQuery::None, oneshot::channel().0)
+    }
+
+    fn rung(bell: &Doorbell) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut fds = [PollFd::new(bell, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("poll") > 0
+    }
+
+    #[test]
+    fn a_full_queue_gives_the_message_back() {
+        let (outbox, inbox) = path(1).expect("eventfd");
+        assert!(outbox.try_send(report()).is_ok());
+        assert!(matches!(outbox.try_send(report()), Err(Refused::Full(Message::Report(..)))));
+        assert!(inbox.try_recv().is_some());
+        drop(inbox);
+        assert!(matches!(outbox.try_send(report()), Err(Refused::Gone(_))));
+    }
+
+    #[test]
+    fn only_a_sleeping_shard_is_rung_and_only_once() {
+        let (outbox, inbox) = path(4).expect("eventfd");
+        outbox.try_send(report()).expect("room");
+        assert!(!rung(inbox.doorbell()), "an awake shard needs no doorbell");
+        assert!(!inbox.may_sleep(), "a message waits");
+        inbox.try_recv().expect("the message");
+        assert!(inbox.may_sleep());
+        outbox.try_send(report()).expect("room");
+        assert!(rung(inbox.doorbell()));
+        let mut count = [0; 8];
+        rustix::io::read(inbox.doorbell().as_fd(), &mut count).expect("read");
+        outbox.try_send(report()).expect("room");
+        assert!(!rung(inbox.doorbell()), "the shard was already woken");
+    }
+}

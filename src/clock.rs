@@ -1,0 +1,29 @@
+//! Monotonic time as one integer.
+//!
+//! Stamps cross threads inside events, so all threads count from the same origin. Sans-IO code takes a
+//! [`Stamp`] as an argument and never asks the clock itself.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Nanoseconds of monotonic time since the process first asked.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Stamp(pub u64);
+
+impl Stamp {
+    /// Now, by the monotonic clock.
+    pub fn now() -> Stamp {
+        static ORIGIN: OnceLock<Instant> = OnceLock::new();
+        Stamp(ORIGIN.get_or_init(Instant::now).elapsed().as_nanos() as u64)
+    }
+
+    /// Nanoseconds from `earlier` to here; 0 if `earlier` is later.
+    pub fn ns_since(self, earlier: Stamp) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// This stamp moved into the future.
+    pub fn plus(self, duration: Duration) -> Stamp {
+        Stamp(self.0.saturating_add(duration.as_nanos() as u64))
+    }
+}

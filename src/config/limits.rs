@@ -1,0 +1,220 @@
+//! Every number that bounds something, in one place: unit last in the name, reason and cost beside it.
+//!
+//! [`Limits`] are the operator's (each is a flag); the constants below them are ours. Relations that must hold
+//! between constants are asserted at compile time, relations between flags in [`Limits::check`].
+
+/// What the operator may set. `Default` gives the values of a server without flags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of one shard. 0 takes what the descriptor limit allows (`RLIMIT_NOFILE`, which also bounds a
+    /// ring's table of direct descriptors). Costs one slab entry each when used, one pointer each in the kernel's table at start.
+    pub connections_per_shard_max: usize,
+    /// Bytes of a request head. Held only during the handshake.
+    pub handshake_bytes_max: usize,
+    /// Milliseconds from accept to a whole request head. Bounds how long a slow client holds a slot for nothing.
+    pub handshake_ms_max: u64,
+    /// Topics of one connection. Each costs 8 bytes per connection and a place in the topic's list.
+    pub topics_per_connection_max: usize,
+    /// Topics known to the hub. Bounds what publishers can make us remember: about 200 bytes each, per shard.
+    pub topics_max: usize,
+    /// Bytes of one published event's data.
+    pub message_bytes_max: usize,
+    /// Bytes of one message from a WebSocket client. Such messages are read and dropped, so this costs nothing.
+    pub message_in_bytes_max: usize,
+    /// Events of one topic's window. A subscriber that is further behind has overrun.
+    pub window_events_max: usize,
+    /// Bytes of one topic's window: data, names and ids as published.
+    pub window_bytes_max: usize,
+    /// Age of an event in a window, in milliseconds.
+    pub window_ms_max: u64,
+    /// Bytes of all windows together. Frames are shared by all shards, so this counts once, not per shard.
+    pub window_bytes_total_max: usize,
+    /// Events that the hub has accepted and not yet broadcast; beyond it publishers get 503.
+    pub hub_queue_events_max: usize,
+    /// Bytes of those events.
+    pub hub_queue_bytes_max: usize,
+    /// Batches waiting in one shard's queue; when it is full the hub stops broadcasting.
+    pub shard_queue_batches_max: usize,
+    /// Bytes of one send. Bounds what one slow connection pins, and how long one send keeps the kernel busy.
+    pub send_bytes_max: usize,
+    /// Bytes of batches that only slow sends still hold, per shard; beyond it the slowest are closed as stalled.
+    pub pinned_bytes_max: usize,
+    /// Smallest send that goes out as zero copy, in bytes. 0 turns zero copy off. Pinning pages costs more than copying
+    /// below some tens of KiB; where the kernel copies anyway (loopback) a connection goes back to plain sends.
+    pub zero_copy_bytes_min: usize,
+    /// Milliseconds between signs of life on an idle connection: an SSE comment, a WebSocket ping.
+    pub heartbeat_ms: u64,
+    /// Milliseconds that one send may make no end before the connection is closed as stalled.
+    pub stall_ms_max: u64,
+    /// Milliseconds that a drain may take before the rest is cut off.
+    pub drain_ms_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections_per_shard_max: 0,
+            handshake_bytes_max: 8 << 10,
+            handshake_ms_max: 10_000,
+            topics_per_connection_max: 64,
+            topics_max: 100_000,
+            message_bytes_max: 1 << 20,
+            message_in_bytes_max: 64 << 10,
+            window_events_max: 1_024,
+            window_bytes_max: 8 << 20,
+            window_ms_max: 300_000,
+            window_bytes_total_max: 256 << 20,
+            hub_queue_events_max: 16_384,
+            hub_queue_bytes_max: 64 << 20,
+            shard_queue_batches_max: 64,
+            send_bytes_max: 256 << 10,
+            pinned_bytes_max: 64 << 20,
+            zero_copy_bytes_min: 32 << 10,
+            heartbeat_ms: 15_000,
+            stall_ms_max: 30_000,
+            drain_ms_max: 10_000,
+        }
+    }
+}
+
+/// The most events in one broadcast. Large enough that a shard's wake-up is paid once per many events.
+pub const BATCH_EVENTS_MAX: usize = 256;
+/// A window holds at least this many broadcasts, so that taking one never overruns a subscriber that keeps up.
+pub const WINDOW_BATCHES_MIN: usize = 4;
+
+impl Limits {
+    /// The most events that the hub may put into one broadcast.
+    pub fn batch_events_max(&self) -> usize {
+        (self.window_events_max / WINDOW_BATCHES_MIN).clamp(1, BATCH_EVENTS_MAX)
+    }
+
+    /// The most bytes that the hub may put into one broadcast; a single event may fill it alone.
+    pub fn batch_bytes_max(&self) -> usize {
+        self.window_bytes_max / WINDOW_BATCHES_MIN
+    }
+
+    /// The longest NDJSON line: JSON escapes and base64 make data longer, the other fields are short.
+    pub fn line_bytes_max(&self) -> usize {
+        self.message_bytes_max * 2 + (4 << 10)
+    }
+
+    /// Checks the relations between limits; the error names both flags.
+    pub fn check(&self) -> Result<(), String> {
+        let at_least = |name: &str, value: u64, min: u64, why: &str| {
+            if value < min {
+                Err(format!("--{name} is {value}, at least {min} is needed: {why}"))
+            } else {
+                Ok(())
+            }
+        };
+        let window_min = WINDOW_BATCHES_MIN as u64;
+        at_least(
+            "handshake-bytes-max",
+            self.handshake_bytes_max as u64,
+            512,
+            "a browser's request head has that",
+        )?;
+        at_least("handshake-ms-max", self.handshake_ms_max, 100, "a head needs a round trip")?;
+        at_least(
+            "topics-per-connection-max",
+            self.topics_per_connection_max as u64,
+            1,
+            "a subscriber has a topic",
+        )?;
+        at_least("topics-max", self.topics_max as u64, 1, "an event has a topic")?;
+        at_least("message-bytes-max", self.message_bytes_max as u64, 1, "an event has data")?;
+        at_least("message-in-bytes-max", self.message_in_bytes_max as u64, 1, "a message has bytes")?;
+        at_least(
+            "window-events-max",
+            self.window_events_max as u64,
+            window_min,
+            "a window holds several broadcasts",
+        )?;
+        at_least(
+            "window-bytes-max",
+            self.window_bytes_max as u64,
+            window_min * (self.message_bytes_max as u64 + 1_024),
+            "a window holds several of the largest events (--message-bytes-max)",
+        )?;
+        at_least(
+            "window-bytes-total-max",
+            self.window_bytes_total_max as u64,
+            self.window_bytes_max as u64,
+            "all windows together hold at least one (--window-bytes-max)",
+        )?;
+        at_least("window-ms-max", self.window_ms_max, 1, "a window holds the event that is being sent")?;
+        at_least(
+            "hub-queue-events-max",
+            self.hub_queue_events_max as u64,
+            1,
+            "the hub queues what it accepts",
+        )?;
+        at_least(
+            "hub-queue-bytes-max",
+            self.hub_queue_bytes_max as u64,
+            self.message_bytes_max as u64 + 1_024,
+            "the hub queues at least one of the largest events (--message-bytes-max)",
+        )?;
+        at_least(
+            "shard-queue-batches-max",
+            self.shard_queue_batches_max as u64,
+            1,
+            "the queue holds a batch",
+        )?;
+        at_least("send-bytes-max", self.send_bytes_max as u64, 4 << 10, "a send carries at least a page")?;
+        at_least("pinned-bytes-max", self.pinned_bytes_max as u64, 1 << 20, "slow sends hold some batches")?;
+        at_least("heartbeat-ms", self.heartbeat_ms, 1_000, "timers tick once a second")?;
+        at_least("stall-ms-max", self.stall_ms_max, 1_000, "timers tick once a second")?;
+        Ok(())
+    }
+}
+
+/// Sends queued before one `io_uring_enter`. Amortises the call; bounds the time until completions are reaped.
+pub const SWEEP_VISITS_MAX: usize = 512;
+/// Entries of the submission queue: a full sweep step plus as many receives, closes and accepts.
+pub const SUBMISSIONS_MAX: u32 = 2_048;
+/// Entries of the completion queue. The kernel keeps what does not fit and hands it over at the next enter.
+pub const COMPLETIONS_MAX: u32 = 16_384;
+/// Accepts waiting in the kernel per shard, each with room for the peer's address.
+pub const ACCEPTS_ARMED: usize = 64;
+/// Receive buffers per shard, shared by all connections: idle ones hold none.
+pub const RECEIVE_BUFFERS: u16 = 256;
+/// Bytes of one receive buffer: a request head or a small message in one piece.
+pub const RECEIVE_BUFFER_BYTES: usize = 2_048;
+/// Connections waiting in the kernel's accept queue per listener (bounded by `net.core.somaxconn`).
+pub const LISTEN_BACKLOG: i32 = 4_096;
+/// Frames up to this many bytes are copied together into one contiguous batch; larger ones stay where they are
+/// and go out as iovecs.
+pub const CONTIGUOUS_FRAME_BYTES_MAX: usize = 4 << 10;
+/// Iovecs of one send; the kernel's `UIO_MAXIOV` is 1024.
+pub const SEGMENTS_MAX: usize = 512;
+/// Recently built batches that a topic remembers per format, so that connections at the same cursor share one.
+pub const BATCHES_CACHED: usize = 4;
+/// Milliseconds between ticks: heartbeats, handshake limits, stalls.
+pub const TICK_MS: u64 = 250;
+/// Milliseconds that a closing connection waits for the peer's end of stream, so that our last words arrive.
+pub const LINGER_MS_MAX: u64 = 2_000;
+/// Bytes not yet sent that a socket queues before it counts as full (`TCP_NOTSENT_LOWAT`). Bounds what a slow
+/// subscriber holds in the kernel.
+pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
+
+const _: () = assert!(SWEEP_VISITS_MAX * 2 <= SUBMISSIONS_MAX as usize);
+const _: () = assert!(SUBMISSIONS_MAX * 4 <= COMPLETIONS_MAX);
+const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
+const _: () = assert!(SEGMENTS_MAX <= 1_024);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_agree_with_each_other() {
+        assert_eq!(Limits::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn a_window_too_small_for_its_events_is_refused_by_name() {
+        let limits = Limits { window_bytes_max: 1 << 20, ..Limits::default() };
+        assert!(limits.check().expect_err("too small").contains("--window-bytes-max"));
+    }
+}

@@ -1,0 +1,259 @@
+//! What a publisher says, and how it is named.
+//!
+//! Everything here is validated at construction: a [`Topic`], a [`CustomId`] or an [`EventName`] that exists
+//! is safe to put on the wire. Sequences are given by the hub alone.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// Longest topic, in bytes of UTF-8.
+pub const TOPIC_BYTES_MAX: usize = 255;
+/// Longest publisher-given id and longest event name, in bytes of UTF-8.
+pub const FIELD_BYTES_MAX: usize = 255;
+
+/// The address of events: 1 to 255 bytes of UTF-8 without control characters.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Topic(Arc<str>);
+
+/// Why a string is no topic. The client's or publisher's fault; a retry does not help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TopicError {
+    /// The topic has no bytes.
+    #[error("the topic is empty")]
+    Empty,
+    /// The topic has more than [`TOPIC_BYTES_MAX`] bytes.
+    #[error("the topic has {0} bytes, at most {TOPIC_BYTES_MAX} are allowed")]
+    TooLong(usize),
+    /// The topic holds a control character at this byte.
+    #[error("the topic has a control character at byte {0}")]
+    Control(usize),
+}
+
+impl Topic {
+    /// Checks `name` and shares it.
+    pub fn new(name: &str) -> Result<Topic, TopicError> {
+        if name.is_empty() {
+            return Err(TopicError::Empty);
+        }
+        if name.len() > TOPIC_BYTES_MAX {
+            return Err(TopicError::TooLong(name.len()));
+        }
+        if let Some((at, _)) = name.char_indices().find(|(_, c)| c.is_control()) {
+            return Err(TopicError::Control(at));
+        }
+        Ok(Topic(name.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::borrow::Borrow<str> for Topic {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl serde::Serialize for Topic {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// A one-line field of an SSE event that a publisher may give: an event name or an id.
+/// At most 255 bytes of UTF-8 without NUL, LF and CR (WHATWG HTML §9.2.6).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Field(Arc<str>);
+
+/// An event name, the `event` field of SSE.
+pub type EventName = Field;
+/// An id that the publisher chose in place of ours.
+pub type CustomId = Field;
+
+/// Why a string cannot be an event name or an id. The publisher's fault; a retry does not help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FieldError {
+    /// No bytes at all: in SSE an empty id means "forget the last id".
+    #[error("it is empty")]
+    Empty,
+    /// More than [`FIELD_BYTES_MAX`] bytes.
+    #[error("it has {0} bytes, at most {FIELD_BYTES_MAX} are allowed")]
+    TooLong(usize),
+    /// NUL, LF or CR at this byte.
+    #[error("it has a NUL or a line break at byte {0}")]
+    LineBreak(usize),
+}
+
+impl Field {
+    /// Checks `text` and shares it.
+    pub fn new(text: &str) -> Result<Field, FieldError> {
+        if text.is_empty() {
+            return Err(FieldError::Empty);
+        }
+        if text.len() > FIELD_BYTES_MAX {
+            return Err(FieldError::TooLong(text.len()));
+        }
+        if let Some(at) = text.bytes().position(|b| matches!(b, 0 | b'\n' | b'\r')) {
+            return Err(FieldError::LineBreak(at));
+        }
+        Ok(Field(text.into()))
+    }
+
+    /// The field as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What an event carries.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Data {
+    bytes: Bytes,
+    /// False exactly while `bytes` is valid UTF-8 and is meant as text.
+    binary: bool,
+}
+
+impl Data {
+    /// Text; `Err` holds the byte up to which it is valid UTF-8.
+    pub fn text(bytes: Bytes) -> Result<Data, usize> {
+        match std::str::from_utf8(&bytes) {
+            Ok(_) => Ok(Data { bytes, binary: false }),
+            Err(error) => Err(error.valid_up_to()),
+        }
+    }
+
+    /// Bytes without a meaning to us.
+    pub fn binary(bytes: Bytes) -> Data {
+        Data { bytes, binary: true }
+    }
+
+    /// True for binary data, which SSE carries as base64.
+    pub fn is_binary(&self) -> bool {
+        self.binary
+    }
+
+    /// The bytes as the publisher sent them.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+/// What a publisher said, before the hub gave it a sequence.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// The address.
+    pub topic: Topic,
+    /// The payload.
+    pub data: Data,
+    /// The `event` field of SSE; WebSocket raw does not carry it.
+    pub name: Option<EventName>,
+    /// The publisher's id in place of `<epoch>-<sequence>`.
+    pub id: Option<CustomId>,
+    /// The `retry` field of SSE, in milliseconds.
+    pub retry_ms: Option<u32>,
+}
+
+/// Which process gave a sequence: milliseconds of its start since 1970, written in base 36.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Epoch(pub u64);
+
+/// `<epoch>-<sequence>`: an exact resume point, whatever the set of topics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EventId {
+    /// The process that gave the sequence.
+    pub epoch: Epoch,
+    /// The hub's number of the event; 0 stands before the first event.
+    pub sequence: u64,
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut digits = [0u8; 13];
+        let mut at = digits.len();
+        let mut rest = self.0;
+        loop {
+            at -= 1;
+            digits[at] = b"0123456789abcdefghijklmnopqrstuvwxyz"[(rest % 36) as usize];
+            rest /= 36;
+            if rest == 0 {
+                break;
+            }
+        }
+        f.write_str(std::str::from_utf8(&digits[at..]).expect("base 36 is ASCII"))
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.sequence)
+    }
+}
+
+/// The text is not of the form `<epoch>-<sequence>`; it may be a publisher's own id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not of the form <epoch>-<sequence>")]
+pub struct EventIdError;
+
+impl FromStr for EventId {
+    type Err = EventIdError;
+
+    /// Accepts only what `Display` writes, so that a publisher's id is never mistaken for ours.
+    fn from_str(text: &str) -> Result<EventId, EventIdError> {
+        let (epoch, sequence) = text.split_once('-').ok_or(EventIdError)?;
+        let id = EventId {
+            epoch: Epoch(u64::from_str_radix(epoch, 36).map_err(|_| EventIdError)?),
+            sequence: sequence.parse().map_err(|_| EventIdError)?,
+        };
+        if id.to_string() == text { Ok(id) } else { Err(EventIdError) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_1_to_255_bytes_without_control_characters() {
+        assert_eq!(Topic::new(""), Err(TopicError::Empty));
+        assert_eq!(Topic::new(&"x".repeat(256)), Err(TopicError::TooLong(256)));
+        assert_eq!(Topic::new("a\nb"), Err(TopicError::Control(1)));
+        assert_eq!(Topic::new("a\u{85}b"), Err(TopicError::Control(1)));
+        assert_eq!(Topic::new("räume/1").map(|t| t.to_string()), Ok("räume/1".to_string()));
+    }
+
+    #[test]
+    fn fields_are_one_line() {
+        assert_eq!(Field::new(""), Err(FieldError::Empty));
+        assert_eq!(Field::new("a\rb"), Err(FieldError::LineBreak(1)));
+        assert_eq!(Field::new("a\0"), Err(FieldError::LineBreak(1)));
+        assert!(Field::new("ok").is_ok());
+    }
+
+    #[test]
+    fn ids_read_back_what_they_write_and_nothing_else() {
+        for (epoch, sequence) in [(0, 0), (35, 1), (36, 2), (u64::MAX, u64::MAX)] {
+            let id = EventId { epoch: Epoch(epoch), sequence };
+            assert_eq!(id.to_string().parse(), Ok(id));
+        }
+        for text in ["", "-", "1", "1-", "-1", "+1-1", "1-+1", "01-1", "1-01", "A-1", "1-1-1", "$-1"] {
+            assert_eq!(text.parse::<EventId>(), Err(EventIdError), "{text}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What a shard counts, and the copy of it that a scrape gets.
+//!
+//! A shard owns its counters as plain integers; nobody else reads them. A scrape asks by message and gets a
+//! [`ShardReport`]. Latencies are nanoseconds, recorded by (batch, reap) with counts, never per frame.
+
+use hdrhistogram::Histogram;
+
+use crate::event::Topic;
+use crate::shard::close::CloseReason;
+use crate::wire::Format;
+
+/// Largest latency that a histogram tells apart, in nanoseconds (10 minutes); longer ones count as this.
+pub const LATENCY_NS_MAX: u64 = 600_000_000_000;
+/// Significant decimal digits of a latency histogram.
+pub const LATENCY_DIGITS: u8 = 2;
+
+/// An empty latency histogram in nanoseconds.
+pub fn latency_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1_000, LATENCY_NS_MAX, LATENCY_DIGITS).expect("constant bounds are valid")
+}
+
+/// Counters of one format on one shard. All count from the start, save where "now" is said.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct FormatCounters {
+    /// Subscribers now.
+    pub connections: u64,
+    /// Subscribers ever.
+    pub opened: u64,
+    /// Frames whose bytes the kernel took.
+    pub frames: u64,
+    /// Bytes that the kernel took, heads and heartbeats included.
+    pub bytes: u64,
+    /// Sends that completed.
+    pub sends: u64,
+    /// Sends in the kernel now.
+    pub sends_in_flight: u64,
+    /// Visits of the sweep that found the connection's previous send still in the kernel.
+    pub deferred: u64,
+    /// Connections whose cursor fell out of the window.
+    pub overruns: u64,
+    /// Streams that began or went on with a gap notice.
+    pub gaps: u64,
+    /// Messages that clients sent, all dropped by now.
+    pub messages_in: u64,
+}
+
+/// Counters and histograms of one shard.
+#[derive(Debug, Clone)]
+pub struct ShardMetrics {
+    /// By format.
+    pub formats: [FormatCounters; Format::COUNT],
+    /// Connections that were accepted, whatever became of them.
+    pub accepted: u64,
+    /// Connections now, those in the handshake or closing included.
+    pub connections: u64,
+    /// Connections ended, by reason.
+    pub closed: [u64; CloseReason::COUNT],
+    /// Events taken from the hub.
+    pub events: u64,
+    /// `io_uring_enter` calls of the EgressRing.
+    pub enters: u64,
+    /// Times the shard went to sleep.
+    pub sleeps: u64,
+    /// Intake at the hub to the shard's window, per event.
+    pub intake_to_shard: Histogram<u64>,
+    /// Intake to the completion of the send that carried the event, per delivery, by format.
+    pub intake_to_written: [Histogram<u64>; Format::COUNT],
+    /// Intake until the sweep has handed the event to every subscriber of the shard whose socket had room,
+    /// per event. Those whose previous send was still in the kernel are not waited for; `deferred` counts them.
+    pub intake_to_last: Histogram<u64>,
+}
+
+impl Default for ShardMetrics {
+    fn default() -> Self {
+        ShardMetrics {
+            formats: Default::default(),
+            accepted: 0,
+            connections: 0,
+            closed: [0; CloseReason::COUNT],
+            events: 0,
+            enters: 0,
+            sleeps: 0,
+            intake_to_shard: latency_histogram(),
+            intake_to_written: [latency_histogram(), latency_histogram()],
+            intake_to_last: latency_histogram(),
+        }
+    }
+}
+
+/// One topic as one shard sees it.
+#[derive(Debug, Clone)]
+pub struct TopicReport {
+    /// The topic.
+    pub topic: Topic,
+    /// Subscribers now, by format.
+    pub subscribers: [u64; Format::COUNT],
+    /// Events in the window.
+    pub window_events: u64,
+    /// Bytes of the window: data and names as published.
+    pub window_bytes: u64,
+    /// Sequence of the oldest event in the window, 0 if it is empty.
+    pub oldest: u64,
+    /// Sequence of the newest event in the window, 0 if it is empty.
+    pub newest: u64,
+}
+
+/// The answer to a scrape.
+#[derive(Debug, Clone)]
+pub struct ShardReport {
+    /// The shard's number, from 0.
+    pub shard: usize,
+    /// The CPU it is pinned to.
+    pub cpu: usize,
+    /// Counters and histograms.
+    pub metrics: ShardMetrics,
+    /// Topics, as the query asked.
+    pub topics: Vec<TopicReport>,
+    /// Events and bytes in all windows of this shard.
+    pub window_events: u64,
+    /// Bytes in all windows of this shard.
+    pub window_bytes: u64,
+}

@@ -1,0 +1,2 @@
+//! A shard.
+pub mod close;

@@ -1,0 +1,1 @@
+//! Request heads and answers of the data plane.

@@ -1,0 +1,48 @@
+//! Bytes of the protocols: pure functions and small state machines, no I/O, no clock.
+
+use bytes::Bytes;
+
+use crate::event::{Epoch, Event};
+
+pub mod http;
+pub mod sse;
+pub mod websocket;
+
+/// How the wire bytes of an event look. An open set: compressed forms and the JSON envelope come later.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum Format {
+    /// `text/event-stream` (WHATWG HTML §9.2).
+    Sse = 0,
+    /// One WebSocket message per event, its payload the event's data (RFC 6455 §5).
+    WebSocket = 1,
+}
+
+impl Format {
+    /// How many formats there are; arrays by format have this length.
+    pub const COUNT: usize = 2;
+    /// Every format, by index.
+    pub const ALL: [Format; Format::COUNT] = [Format::Sse, Format::WebSocket];
+
+    /// The index into arrays by format.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The label of this format in metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Format::Sse => "sse",
+            Format::WebSocket => "websocket",
+        }
+    }
+
+    /// The frame of one event: its wire bytes in this format.
+    pub fn encode(self, event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
+        match self {
+            Format::Sse => sse::encode_event(event, epoch, sequence),
+            Format::WebSocket => websocket::encode_event(event),
+        }
+    }
+}
