@@ -90,7 +90,8 @@ mod tests {
             text in prop_oneof![
                 proptest::collection::vec(any::<u8>(), 0..6),
                 ".{0,12}".prop_map(String::into_bytes),
-                (".{0,6}", any::<u8>(), ".{0,6}").prop_map(|(a, b, c)| [a.as_bytes(), &[b], c.as_bytes()].concat()),
+                (".{0,6}", any::<u8>(), ".{0,6}")
+                    .prop_map(|(a, b, c)| [a.as_bytes(), &[b], c.as_bytes()].concat()),
             ],
             size in 1usize..5,
         ) {
