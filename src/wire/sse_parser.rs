@@ -212,6 +212,7 @@ mod tests {
             parsed(b"id: a\0b\nDATA: x\n data: x\nfoo: x\n:data: x\ndata: y\n\n"),
             [row("message", "y", "")]
         );
+        assert_eq!(parsed(b"event: a\nevent: b\nid: 1\nid: 2\ndata: y\n\n"), [row("b", "y", "2")]);
         assert_eq!(parsed(b"event: lost\n\ndata: y\n\n"), [row("message", "y", "")]);
     }
 

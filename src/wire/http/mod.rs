@@ -234,6 +234,8 @@ mod tests {
             .replace("Upgrade: websocket", "Upgrade: h2c, WebSocket\r\nSec-WebSocket-Protocol: x")
             .replace("Connection: Upgrade", "Connection: keep-alive,upgrade");
         assert_eq!(subscribed(&get("/ws/chat", &listed)), subscribe);
+        let left_over_bits = WEBSOCKET.replace("jZQ==", "jZR==");
+        assert!(subscribed(&get("/ws/chat", &left_over_bits)).accept.is_some());
     }
 
     #[test]
