@@ -1,0 +1,29 @@
+//! What fanwave promises to those who use it, shown on the real program over real sockets.
+//!
+//! Each module under `promises/` is one promise: its header says the claim, the set-up and the expectation. Every test
+//! starts a server of its own with small limits. Nothing here waits for a time to pass: a test waits for a condition,
+//! and gives up with a clear message after `support::PATIENCE`.
+//!
+//! Tests that are ignored need a program that not every machine has; `tests/run` installs it and runs them.
+
+#[path = "support/live.rs"]
+mod support;
+
+mod promises {
+    mod bad_requests;
+    mod browser;
+    mod control;
+    mod delivery;
+    mod first_steps;
+    mod full;
+    mod gap;
+    mod heartbeat;
+    mod ndjson;
+    mod overrun;
+    mod resume;
+    mod shutdown;
+    mod stalled_reader;
+    mod start_up;
+    mod topics;
+    mod websocket;
+}

@@ -1,0 +1,186 @@
+//! Claim: a browser's own EventSource and WebSocket work against fanwave, from a page of another origin.
+//!
+//! Set-up: Chromium without a window opens `tests/browser/page.html` from a small server in this test; the page
+//! subscribes with both and reports what it hears. Between the browser and fanwave stands a relay that the test can cut.
+//!
+//! Expectation: both get text, several lines, named and binary events. When the event stream is cut the browser
+//! comes back by itself and gets exactly what it missed. At a shutdown the WebSocket closes cleanly with 1001.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+use crate::support::{Server, until, within};
+
+const PAGE: &str = include_str!("../browser/page.html");
+/// Names of the program, the Debian one first.
+const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
+
+/// Serves the page, and passes on what it reports.
+async fn serve_page(listener: TcpListener, reports: mpsc::UnboundedSender<String>) {
+    loop {
+        let (socket, _) = listener.accept().await.expect("a listener accepts");
+        tokio::spawn(serve_one(socket, reports.clone()));
+    }
+}
+
+/// Answers one request and closes.
+async fn serve_one(mut socket: TcpStream, reports: mpsc::UnboundedSender<String>) {
+    let mut request = Vec::new();
+    let (head_bytes, body_bytes) = loop {
+        // A browser opens connections ahead and drops them unused.
+        if !matches!(socket.read_buf(&mut request).await, Ok(1..)) {
+            return;
+        }
+        let Some(end) = memchr::memmem::find(&request, b"\r\n\r\n") else { continue };
+        let head = String::from_utf8_lossy(&request[..end]).to_ascii_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.map_or(0, |length| length.trim().parse().expect("a number"));
+        if request.len() >= end + 4 + length {
+            break (end + 4, length);
+        }
+    };
+    let (status, body) = if request.starts_with(b"GET /page") {
+        ("200 OK", PAGE)
+    } else if request.starts_with(b"POST /report") {
+        let body = &request[head_bytes..head_bytes + body_bytes];
+        // The test may have seen enough.
+        let _ = reports.send(String::from_utf8_lossy(body).into_owned());
+        ("204 No Content", "")
+    } else {
+        ("404 Not Found", "")
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    let _ = socket.write_all(format!("{head}{body}").as_bytes()).await;
+}
+
+/// Relays connections to `server`; each ends when the number in `cut` changes and its request is an event stream.
+async fn relay(listener: TcpListener, server: SocketAddr, cut: watch::Receiver<u32>) {
+    loop {
+        let (mut browser, _) = listener.accept().await.expect("a listener accepts");
+        let mut cut = cut.clone();
+        cut.mark_unchanged();
+        tokio::spawn(async move {
+            let mut start = [0; 8];
+            if !matches!(browser.peek(&mut start).await, Ok(1..)) {
+                return;
+            }
+            let Ok(mut upstream) = TcpStream::connect(server).await else { return };
+            let relayed = copy_bidirectional(&mut browser, &mut upstream);
+            if start.starts_with(b"GET /sse") {
+                tokio::select! {
+                    _ = relayed => {}
+                    _ = cut.changed() => {}
+                }
+            } else {
+                let _ = relayed.await;
+            }
+        });
+    }
+}
+
+/// Chromium on one page, its profile in a directory of its own. Both are gone when this is dropped.
+struct Browser {
+    process: Child,
+    profile: PathBuf,
+}
+
+impl Browser {
+    fn open(url: &str) -> Browser {
+        let profile = std::env::temp_dir().join(format!("fanwave-browser-{}", std::process::id()));
+        std::fs::create_dir_all(&profile).expect("a temporary directory");
+        let name = NAMES.into_iter().find(|name| {
+            Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+        });
+        let process = Command::new(name.expect("chromium is installed"))
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
+            .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+            .args(["--disable-dev-shm-usage", "--no-proxy-server", "--remote-debugging-port=0"])
+            .arg(format!("--user-data-dir={}", profile.display()))
+            .arg(url)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromium starts");
+        Browser { process, profile }
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        // Its helper processes end with it, but maybe not before this; what they leave is small.
+        let _ = std::fs::remove_dir_all(&self.profile);
+    }
+}
+
+/// What the page says next.
+async fn reported(reports: &mut mpsc::UnboundedReceiver<String>) -> String {
+    within("a report of the page", reports.recv()).await.expect("the page's server runs")
+}
+
+/// The next reports are these, in any order: the two connections are independent.
+async fn both(reports: &mut mpsc::UnboundedReceiver<String>, mut expected: Vec<String>) {
+    let mut seen = Vec::new();
+    for _ in 0..expected.len() {
+        seen.push(reported(reports).await);
+    }
+    seen.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test]
+#[ignore = "needs chromium: tests/run installs it"]
+async fn a_browser_hears_everything_over_both_protocols() {
+    let mut server = Server::start(&["--shards", "2"]);
+    let local = "127.0.0.1:0";
+    let (page, relayed) = (TcpListener::bind(local).await, TcpListener::bind(local).await);
+    let (page, relayed) = (page.expect("a port"), relayed.expect("a port"));
+    let (page_address, relay_address) =
+        (page.local_addr().expect("bound"), relayed.local_addr().expect("bound"));
+    let (sender, mut reports) = mpsc::unbounded_channel();
+    let cut = watch::Sender::new(0);
+    tokio::spawn(serve_page(page, sender));
+    tokio::spawn(relay(relayed, server.data, cut.subscribe()));
+    let _browser = Browser::open(&format!("http://{page_address}/page?server={relay_address}"));
+
+    both(&mut reports, vec!["sse open".into(), "ws open".into()]).await;
+    let id = server.publish("browser", "one\ntwo").await.id;
+    both(&mut reports, vec![format!(r#"sse message {id} "one\ntwo""#), r#"ws text "one\ntwo""#.into()]).await;
+    let id = server.publish_with("browser", "?event=named&id=räume&retry=200", "3").await.id;
+    both(&mut reports, vec![format!(r#"sse named {id} "3""#), r#"ws text "3""#.into()]).await;
+    let binary = server.post("/topics/browser").header("content-type", "application/octet-stream");
+    let id =
+        server.answer(binary.body(vec![0u8, 255])).await.json()["id"].as_str().expect("an id").to_string();
+    both(&mut reports, vec![format!(r#"sse message {id} "AP8=""#), "ws binary 0,255".into()]).await;
+
+    cut.send_modify(|times| *times += 1);
+    assert_eq!(reported(&mut reports).await, "sse error connecting");
+    let missed = [server.publish("browser", "missed 1").await, server.publish("browser", "missed 2").await];
+    let mut expected: Vec<String> =
+        (1..).zip(&missed).map(|(n, event)| format!(r#"sse message {} "missed {n}""#, event.id)).collect();
+    expected.extend(["sse open".into(), r#"ws text "missed 1""#.into(), r#"ws text "missed 2""#.into()]);
+    both(&mut reports, expected).await;
+    let id = server.publish("browser", "live").await.id;
+    both(&mut reports, vec![format!(r#"sse message {id} "live""#), r#"ws text "live""#.into()]).await;
+
+    server.signal(Signal::TERM);
+    until("the clean close of the WebSocket", async || {
+        let line = reported(&mut reports).await;
+        assert!(!line.contains("gap"), "{line}");
+        (line == "ws close 1001 clean").then_some(())
+    })
+    .await;
+    assert_eq!(server.ended().await.code(), Some(0));
+}

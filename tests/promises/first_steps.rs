@@ -1,0 +1,136 @@
+//! Claim: the commands that the server prints at its start work as printed, and `tail` and `publish` are all that a
+//! first visitor needs.
+//!
+//! Set-up: a server; its printed commands in a shell; `fanwave tail` over both protocols; a restart on the same port.
+//!
+//! Expectation: one publish appears at every subscriber's standard output. `tail` comes back after a restart by itself and
+//! prints what is published then.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Receiver;
+
+use crate::support::server::lines_of;
+use crate::support::{PATIENCE, Server, until};
+
+/// A program that runs beside the server, and the lines that it prints. Ended when dropped.
+struct Running {
+    process: Child,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Running {
+        let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut process = spawned.expect("the command starts");
+        let lines = lines_of(process.stdout.take().expect("piped"));
+        Running { process, lines }
+    }
+
+    /// A line as the server printed it, in a shell.
+    fn shell(line: &str) -> Running {
+        // With `exec` the process that is ended is the command itself.
+        Running::start(Command::new("sh").args(["-c", &format!("exec {line}")]))
+    }
+
+    fn line(&self) -> String {
+        self.lines.recv_timeout(PATIENCE).expect("the command prints a line")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn fanwave(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fanwave"));
+    command.args(arguments);
+    command
+}
+
+/// The commands at the end of the banner.
+fn printed(server: &Server) -> Vec<String> {
+    let first = server.banner.iter().position(|line| line.starts_with("try ")).expect("commands to try");
+    server.banner[first..].iter().map(|line| line.strip_prefix("try").unwrap_or(line).trim().into()).collect()
+}
+
+#[tokio::test]
+#[ignore = "needs curl: tests/run installs it"]
+async fn the_printed_commands_work_as_printed() {
+    let server = Server::start(&["--shards", "2"]);
+    let commands = printed(&server);
+    let [curl, tail, publish] = commands.as_slice() else { panic!("three commands: {commands:?}") };
+    assert!(curl.starts_with("curl -N http://") && tail.contains(" tail ws://"), "{commands:?}");
+    let curl = Running::shell(curl);
+    let tail = Running::shell(tail);
+    server.await_subscribers("hello", 1, 1).await;
+    let publish = Running::shell(publish);
+    assert_eq!(tail.line(), "hello, world");
+    assert!(curl.line().starts_with("id: "));
+    assert_eq!(curl.line(), "data: hello, world");
+    assert!(publish.line().starts_with("{\"id\":\""), "the publisher is told the id");
+}
+
+#[tokio::test]
+async fn tail_and_publish_meet_over_both_protocols() {
+    let server = Server::start(&["--shards", "2"]);
+    let [sse, websocket] = [("http", "sse"), ("ws", "ws")].map(|(scheme, path)| {
+        let url = format!("{scheme}://{}/{path}/hello", server.data);
+        Running::start(&mut fanwave(&["tail", "--json", &url]))
+    });
+    server.await_subscribers("hello", 1, 1).await;
+    let control = format!("http://{}", server.control);
+    let options = ["--server", &control, "--event", "greeting", "--id", "one"];
+    let output = fanwave(&["publish", "hello", "hello, world"]).args(options).output().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, b"one\n");
+    let json = |line: String| serde_json::from_str::<serde_json::Value>(&line).expect("one line of JSON");
+    let expected = serde_json::json!({ "event": "greeting", "id": "one", "data": "hello, world" });
+    assert_eq!(json(sse.line()), expected);
+    assert_eq!(json(websocket.line())["data"], "hello, world");
+
+    let refused = fanwave(&["publish", "a\u{1}b", "x", "--server", &control]).output().expect("it runs");
+    assert_eq!(refused.status.code(), Some(1));
+    let stderr = String::from_utf8(refused.stderr).expect("UTF-8");
+    assert!(stderr.contains("control character") && stderr.lines().count() == 1, "{stderr}");
+}
+
+#[tokio::test]
+async fn tail_follows_a_restart_on_the_same_port() {
+    let first = Server::start(&["--shards", "1"]);
+    let (data, control) = (first.data, first.control);
+    let tails = [("http", "sse"), ("ws", "ws")].map(|(scheme, path)| {
+        Running::start(&mut fanwave(&["tail", &format!("{scheme}://{data}/{path}/t")]))
+    });
+    first.await_subscribers("t", 1, 1).await;
+    first.publish("t", "before").await;
+    for tail in &tails {
+        assert_eq!(tail.line(), "before");
+    }
+    drop(first);
+    let second = Server::start_on(data, control, &["--shards", "1"]);
+    second.await_subscribers("t", 1, 1).await;
+    second.publish("t", "after").await;
+    for tail in &tails {
+        assert_eq!(tail.line(), "after");
+    }
+}
+
+#[tokio::test]
+async fn tail_ends_after_its_count_and_when_it_is_refused() {
+    let server = Server::start(&["--shards", "1"]);
+    let id = server.publish("t", "first").await.id;
+    server.publish("t", "second").await;
+    let url = format!("http://{}/sse/t", server.data);
+    let mut tail = Running::start(&mut fanwave(&["tail", &url, "--from", &id, "--count", "1"]));
+    assert_eq!(tail.line(), "second");
+    let ended = until("the end of tail", async || tail.process.try_wait().expect("our own child")).await;
+    assert_eq!(ended.code(), Some(0));
+    let refused = fanwave(&["tail", &format!("http://{}/nowhere", server.data)]).output().expect("it runs");
+    assert_eq!(refused.status.code(), Some(1));
+    let stderr = String::from_utf8(refused.stderr).expect("UTF-8");
+    assert!(stderr.contains("404") && stderr.lines().count() == 1, "{stderr}");
+}

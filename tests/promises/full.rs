@@ -1,0 +1,126 @@
+//! Claim: who comes when the server is full is told so with 503 and Retry-After, and what was accepted is kept.
+//!
+//! Set-up: a shard of few connections; a hub and shards with queues of one, flooded by concurrent publishers.
+//!
+//! Expectation: the connection beyond the limit is refused and the others are served; a place that becomes free can be
+//! taken. Of the flood, every event that was answered 200 reaches every subscriber once and in order of its sequence,
+//! and none of those that were answered 503.
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use crate::support::peer::request;
+use crate::support::raw::exchange;
+use crate::support::{Protocol, Server, Subscriber};
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_refused_until_a_place_is_free() {
+    let server = Server::start(&["--shards", "1", "--connections-per-shard-max", "4"]);
+    let mut subscribers = Vec::new();
+    for number in 0..4 {
+        let protocol = [Protocol::Sse, Protocol::WebSocket][number % 2];
+        subscribers.push(Subscriber::connect(server.data, protocol, &["t"]).await);
+    }
+    for protocol in [Protocol::Sse, Protocol::WebSocket] {
+        let refused = exchange(server.data, request(protocol, &["t"], None).as_bytes()).await;
+        assert_eq!(refused.status, 503, "{refused:?}");
+        assert_eq!(refused.header("Retry-After"), Some("1"));
+        assert!(refused.line().contains("as many subscribers as it takes"));
+    }
+    server.await_closed("full", 2).await;
+    let health = exchange(server.data, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!(health.status, 200, "a full server is healthy");
+    server.publish("t", "x").await;
+    for subscriber in &mut subscribers {
+        assert_eq!(subscriber.text().await, "x");
+    }
+
+    drop(subscribers.remove(0));
+    server.await_subscribers("t", 1, 2).await;
+    let mut next = Subscriber::connect(server.data, Protocol::Sse, &["t"]).await;
+    server.publish("t", "y").await;
+    assert_eq!(next.text().await, "y");
+}
+
+const SUBSCRIBERS: usize = 300;
+const PUBLISHERS: usize = 8;
+/// Refusals after which the flood ends, and the events after which it ends without.
+const REFUSALS: usize = 40;
+const EVENTS_MAX: usize = 20_000;
+const END: &str = "end";
+
+async fn read_to_the_end(mut subscriber: Subscriber) -> Vec<String> {
+    let mut seen = Vec::new();
+    loop {
+        match subscriber.text().await {
+            text if text == END => return seen,
+            text => seen.push(text),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_is_refused_in_part_and_what_is_accepted_arrives() {
+    let queues =
+        ["--hub-queue-events-max", "1", "--shard-queue-batches-max", "1", "--window-events-max", "4"];
+    // A reader that this machine lets wait must not overrun so small a window.
+    let server = Arc::new(Server::start(&[&["--shards", "1", "--overrun", "close"][..], &queues].concat()));
+    let mut readers = JoinSet::new();
+    for number in 0..SUBSCRIBERS {
+        let protocol = [Protocol::Sse, Protocol::WebSocket][number % 2];
+        let subscriber = Subscriber::connect(server.data, protocol, &["t"]).await;
+        readers.spawn(read_to_the_end(subscriber));
+    }
+    let refused = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let mut publishers = JoinSet::new();
+    for publisher in 0..PUBLISHERS {
+        publishers.spawn(flood(server.clone(), refused.clone(), publisher));
+    }
+    let mut accepted: Vec<(u64, String)> = publishers.join_all().await.concat();
+    accepted.sort_unstable();
+    let sequences = accepted.iter().map(|(sequence, _)| *sequence);
+    assert!(sequences.eq(1..=accepted.len() as u64), "accepted events have gapless sequences");
+    let count = refused.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(count >= REFUSALS, "{count} of the flood were refused, {} accepted", accepted.len());
+    let stats = server.stats().await;
+    assert_eq!(stats["hub"]["refused"]["full"], count);
+    assert!(stats["hub"]["shard_queue_stalls"].as_u64() > Some(0));
+
+    crate::support::until("room for the last event", async || {
+        (server.answer(server.post("/topics/t").body(END)).await.status == 200).then_some(())
+    })
+    .await;
+    let expected: Vec<String> = accepted.into_iter().map(|(_, data)| data).collect();
+    while let Some(seen) = readers.join_next().await {
+        assert_eq!(seen.expect("every subscriber reads to the end"), expected);
+    }
+}
+
+/// Publishes until enough was refused, and gives what was accepted.
+async fn flood(
+    server: Arc<Server>,
+    refused: Arc<std::sync::atomic::AtomicUsize>,
+    publisher: usize,
+) -> Vec<(u64, String)> {
+    use std::sync::atomic::Ordering;
+
+    let mut accepted = Vec::new();
+    for number in 0..EVENTS_MAX / PUBLISHERS {
+        if refused.load(Ordering::SeqCst) >= REFUSALS {
+            break;
+        }
+        let data = format!("{publisher}/{number}");
+        let answer = server.answer(server.post("/topics/t").body(data.clone())).await;
+        match answer.status {
+            200 => accepted.push((answer.json()["sequence"].as_u64().expect("a sequence"), data)),
+            503 => {
+                assert_eq!(answer.retry_after.as_deref(), Some("1"), "{answer:?}");
+                assert!(answer.error().contains("full"), "{answer:?}");
+                refused.fetch_add(1, Ordering::SeqCst);
+            }
+            _ => panic!("{answer:?}"),
+        }
+    }
+    accepted
+}

@@ -1,0 +1,105 @@
+//! Claim: a subscriber that cannot get everything after its last event is told so before the first event, never
+//! silently.
+//!
+//! Set-up: windows of four events; ids that the window no longer holds, of another epoch, of the future, or that
+//! nobody ever gave.
+//!
+//! Expectation: a gap notice in-band with the client's id, the reason and the topics; then what the window holds;
+//! then live events. SSE and WebSocket alike.
+
+use serde_json::json;
+
+use crate::support::{Protocol, Said, Server, Subscriber};
+
+const BOTH: [Protocol; 2] = [Protocol::Sse, Protocol::WebSocket];
+
+#[tokio::test]
+async fn a_lost_resume_point_is_told_first_and_then_the_window_follows() {
+    let server = Server::start(&["--shards", "1", "--window-events-max", "4"]);
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        ids.push(server.publish_with("t", "", number.to_string()).await.id);
+    }
+    server.publish_with("custom", "?id=mine", "x").await;
+    for number in 0..5 {
+        server.publish("custom", number.to_string()).await;
+    }
+    let (epoch, _) = ids[0].split_once('-').expect("an id has an epoch");
+    let future = format!("{epoch}-1000000");
+    let cases = [
+        ("t", ids[0].as_str(), "expired", ["6", "7", "8", "9"]),
+        ("t", ids[4].as_str(), "expired", ["6", "7", "8", "9"]),
+        ("t", "abc-3", "unknown", ["6", "7", "8", "9"]),
+        ("t", future.as_str(), "unknown", ["6", "7", "8", "9"]),
+        ("t", "nobody-gave-this", "unknown", ["6", "7", "8", "9"]),
+        ("custom", "mine", "unknown", ["1", "2", "3", "4"]),
+    ];
+    for protocol in BOTH {
+        for (topic, after, reason, held) in cases {
+            let what = format!("{protocol:?} after {after}");
+            let mut subscriber = Subscriber::resume(server.data, protocol, &[topic], Some(after)).await;
+            let gap = json!({ "after": after, "reason": reason, "topics": [topic] });
+            assert_eq!(subscriber.news().await, Said::Gap(gap), "{what}");
+            assert_eq!(subscriber.texts(4).await, held, "{what}");
+            server.publish(topic, "live").await;
+            assert_eq!(subscriber.text().await, "live", "{what}");
+            drop(subscriber);
+            // The window is again what the next case expects.
+            for number in held {
+                server.publish(topic, number).await;
+            }
+        }
+        assert_eq!(server.counter(protocol, "gaps").await, cases.len() as u64);
+    }
+}
+
+/// The oldest event that the window holds needs its predecessor to be named, not the one before.
+#[tokio::test]
+async fn the_last_id_before_the_window_is_no_gap() {
+    let server = Server::start(&["--shards", "1", "--window-events-max", "4"]);
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        ids.push(server.publish("t", number.to_string()).await.id);
+    }
+    for protocol in BOTH {
+        let mut whole = Subscriber::resume(server.data, protocol, &["t"], Some(&ids[5])).await;
+        assert_eq!(whole.texts(4).await, ["6", "7", "8", "9"], "{protocol:?}");
+        assert_eq!(server.counter(protocol, "gaps").await, 0);
+    }
+}
+
+/// Of several topics only those that lost events are named, and the stream begins where all windows are whole.
+#[tokio::test]
+async fn a_gap_names_the_topics_that_lost_events() {
+    let server = Server::start(&["--shards", "1", "--window-events-max", "4"]);
+    let quiet = server.publish("quiet", "q0").await;
+    for number in 0..6 {
+        server.publish("busy", format!("b{number}")).await;
+    }
+    server.publish("quiet", "q1").await;
+    for protocol in BOTH {
+        let mut both = Subscriber::resume(server.data, protocol, &["quiet", "busy"], Some(&quiet.id)).await;
+        let gap = json!({ "after": quiet.id, "reason": "expired", "topics": ["busy"] });
+        assert_eq!(both.news().await, Said::Gap(gap), "{protocol:?}");
+        assert_eq!(both.texts(5).await, ["b2", "b3", "b4", "b5", "q1"], "{protocol:?}");
+        let mut one = Subscriber::resume(server.data, protocol, &["quiet"], Some(&quiet.id)).await;
+        assert_eq!(one.text().await, "q1", "{protocol:?}: the quiet topic alone lost nothing");
+    }
+}
+
+/// The process that gave the id is gone: the ids of its successor belong to another epoch.
+#[tokio::test]
+async fn an_id_from_before_a_restart_is_a_gap() {
+    let before = Server::start(&["--shards", "1"]);
+    let old = before.publish("t", "old").await;
+    drop(before);
+    let after = Server::start(&["--shards", "1"]);
+    let new = after.publish("t", "new").await;
+    assert_ne!(old.id, new.id);
+    for protocol in BOTH {
+        let mut subscriber = Subscriber::resume(after.data, protocol, &["t"], Some(&old.id)).await;
+        let gap = json!({ "after": old.id, "reason": "unknown", "topics": ["t"] });
+        assert_eq!(subscriber.news().await, Said::Gap(gap), "{protocol:?}");
+        assert_eq!(subscriber.text().await, "new", "{protocol:?}");
+    }
+}

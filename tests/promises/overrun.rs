@@ -1,0 +1,111 @@
+//! Claim: a subscriber that falls out of the window is hung up on, or skips to the newest event with a notice, as the
+//! operator chose.
+//!
+//! Set-up: windows of eight large events and one subscriber that stops reading until far more events than that
+//! have passed it; then it reads again.
+//!
+//! Expectation: what it had coming arrives in order and whole. Then `close` ends the stream (WebSocket 1013), and
+//! `skip` tells the gap and goes on with newer events. The other subscriber gets everything.
+
+use serde_json::Value;
+
+use crate::support::slow::{number_of, publish_until_stuck};
+use crate::support::{Protocol, Said, Server, Subscriber};
+
+const WINDOW: usize = 8;
+const FLAGS: [&str; 6] = ["--shards", "1", "--window-events-max", "8", "--stall-ms-max", "120000"];
+
+/// A server, the slow subscriber that has fallen out of the window, a fast one, and the number after the last event.
+async fn fallen_behind(policy: &str, slow: Protocol) -> (Server, Subscriber, Subscriber, usize) {
+    let server = Server::start(&[&FLAGS[..], &["--overrun", policy]].concat());
+    let behind = Subscriber::connect(server.data, slow, &["t"]).await;
+    let fast = match slow {
+        Protocol::Sse => Protocol::WebSocket,
+        Protocol::WebSocket => Protocol::Sse,
+    };
+    let mut fast = [Subscriber::connect(server.data, fast, &["t"]).await];
+    let next = publish_until_stuck(&server, "t", slow, &mut fast, 0, 3 * WINDOW).await;
+    let [fast] = fast;
+    (server, behind, fast, next)
+}
+
+/// Reads events, which must be gapless from 0, until something else comes. Returns the number after the last.
+async fn read_prefix(subscriber: &mut Subscriber) -> (usize, Option<String>, Said) {
+    let mut next = 0;
+    let mut last_id = None;
+    loop {
+        match subscriber.news().await {
+            Said::Event(event) => {
+                assert_eq!(number_of(event.text()), next, "what comes is in order");
+                last_id = event.id;
+                next += 1;
+            }
+            other => return (next, last_id, other),
+        }
+    }
+}
+
+async fn closed(slow: Protocol) {
+    let (server, mut behind, mut fast, next) = fallen_behind("close", slow).await;
+    let (read, last_id, said) = read_prefix(&mut behind).await;
+    assert!(read <= next - 2 * WINDOW, "it had lost events: {read} of {next}");
+    match slow {
+        Protocol::Sse => assert_eq!(said, Said::End),
+        Protocol::WebSocket => {
+            assert!(matches!(&said, Said::Close(1013, reason) if reason.contains("slow")), "{said:?}");
+            assert_eq!(behind.next().await, Said::End);
+        }
+    }
+    server.await_closed("overrun", 1).await;
+    assert_eq!(server.counter(slow, "overruns").await, 1);
+    server.publish("t", "live").await;
+    assert_eq!(fast.text().await, "live");
+    if let Some(id) = last_id {
+        // It comes back as an EventSource does, and is told what it lost.
+        let mut again = Subscriber::resume(server.data, slow, &["t"], Some(&id)).await;
+        let said = again.news().await;
+        assert!(
+            matches!(&said, Said::Gap(gap) if gap["reason"] == "expired" && gap["after"] == *id),
+            "{said:?}"
+        );
+        assert_eq!(number_of(&again.text().await), next + 1 - WINDOW, "then what the window holds");
+    }
+}
+
+async fn skipped(slow: Protocol) {
+    let (server, mut behind, mut fast, next) = fallen_behind("skip", slow).await;
+    let (read, last_id, said) = read_prefix(&mut behind).await;
+    assert!(read <= next - 2 * WINDOW, "it had lost events: {read} of {next}");
+    let Said::Gap(gap) = said else { panic!("a gap notice, not {said:?}") };
+    assert_eq!((&gap["reason"], &gap["topics"]), (&"overrun".into(), &serde_json::json!(["t"])));
+    let after = gap["after"].as_str().expect("the last event that it had");
+    assert!(after.ends_with(&format!("-{read}")), "{after} after {read} events");
+    assert!(last_id.is_none_or(|id| id == after));
+    server.publish("t", "live").await;
+    assert_eq!(fast.text().await, "live");
+    assert_eq!(behind.text().await, "live", "it goes on with the newest");
+    assert_eq!(server.counter(slow, "overruns").await, 1);
+    assert_eq!(server.closed("overrun").await, 0);
+    let topic: Value = server.get("/topics/t").await.json();
+    assert_eq!(topic["subscribers"], serde_json::json!({ "sse": 1, "websocket": 1 }));
+}
+
+#[tokio::test]
+async fn close_ends_an_event_stream() {
+    closed(Protocol::Sse).await;
+}
+
+#[tokio::test]
+async fn close_ends_a_websocket_with_1013() {
+    closed(Protocol::WebSocket).await;
+}
+
+#[tokio::test]
+async fn skip_tells_an_event_stream_of_the_gap_and_goes_on() {
+    skipped(Protocol::Sse).await;
+}
+
+#[tokio::test]
+async fn skip_tells_a_websocket_of_the_gap_and_goes_on() {
+    skipped(Protocol::WebSocket).await;
+}

@@ -1,0 +1,161 @@
+//! Claim: whoever comes back with the id of its last event loses nothing and gets nothing twice.
+//!
+//! Set-up: subscribers that drop their connection, at rest or in the middle of a stream, while events go on. They
+//! come back with `Last-Event-ID` as a header or in the query, with our ids or with the publisher's, for one topic
+//! or several.
+//!
+//! Expectation: the first event after the return is the next one, and the stream goes on live, without a gap notice.
+
+use std::sync::Arc;
+
+use crate::support::peer::request;
+use crate::support::{Protocol, Server, Subscriber};
+
+/// How a client names the last event that it had.
+#[derive(Debug, Clone, Copy)]
+enum Named {
+    Header,
+    Query,
+}
+
+const WAYS: [(Protocol, Named); 4] = [
+    (Protocol::Sse, Named::Header),
+    (Protocol::Sse, Named::Query),
+    (Protocol::WebSocket, Named::Header),
+    (Protocol::WebSocket, Named::Query),
+];
+
+async fn resume(server: &Server, way: (Protocol, Named), topics: &[&str], after: &str) -> Subscriber {
+    match way {
+        (protocol, Named::Query) => Subscriber::resume(server.data, protocol, topics, Some(after)).await,
+        (protocol, Named::Header) => {
+            let head = request(protocol, topics, None);
+            let head = head.strip_suffix("\r\n").expect("a head ends in a blank line");
+            let head = format!("{head}Last-Event-ID: {after}\r\n\r\n");
+            Subscriber::request(server.data, protocol, &head).await
+        }
+    }
+}
+
+async fn assert_no_gaps(server: &Server) {
+    for protocol in [Protocol::Sse, Protocol::WebSocket] {
+        assert_eq!(server.counter(protocol, "gaps").await, 0, "{protocol:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_connection_goes_on_with_the_next_event() {
+    let server = Server::start(&["--shards", "2"]);
+    for (number, way) in WAYS.into_iter().enumerate() {
+        let topic = format!("t{number}");
+        let topics = [topic.as_str()];
+        let mut ids = Vec::new();
+        for number in 0..5 {
+            ids.push(server.publish(&topic, number.to_string()).await.id);
+        }
+        let mut first = resume(&server, way, &topics, &ids[1]).await;
+        assert_eq!(first.texts(2).await, ["2", "3"], "{way:?}");
+        drop(first);
+        server.publish(&topic, "5").await;
+        server.publish("another", "x").await;
+        let mut second = resume(&server, way, &topics, &ids[3]).await;
+        assert_eq!(second.texts(2).await, ["4", "5"], "{way:?}: what was missed");
+        let live = server.publish(&topic, "live").await;
+        let event = second.event().await;
+        assert_eq!(event.text(), "live", "{way:?}: then what comes");
+        assert_eq!(event.id, (way.0 == Protocol::Sse).then_some(live.id), "{way:?}");
+    }
+    assert_no_gaps(&server).await;
+}
+
+/// An id is a resume point whatever the topics: that of an event of another topic, and that of the newest event.
+#[tokio::test]
+async fn an_id_resumes_any_set_of_topics() {
+    let server = Server::start(&["--shards", "1"]);
+    let mut ids = Vec::new();
+    for number in 0..12 {
+        ids.push(server.publish(["a", "b", "c"][number % 3], number.to_string()).await.id);
+    }
+    for way in WAYS {
+        let mut all = resume(&server, way, &["c", "a", "b"], &ids[4]).await;
+        assert_eq!(all.texts(7).await, ["5", "6", "7", "8", "9", "10", "11"], "{way:?}");
+        let mut two = resume(&server, way, &["a", "c"], &ids[4]).await;
+        assert_eq!(two.texts(5).await, ["5", "6", "8", "9", "11"], "{way:?}: the id is of topic b");
+    }
+    let before_the_first = ids[0].replace("-1", "-0");
+    let mut whole = resume(&server, WAYS[0], &["b"], &before_the_first).await;
+    assert_eq!(whole.texts(4).await, ["1", "4", "7", "10"]);
+    let mut newest = resume(&server, WAYS[0], &["a", "b"], &ids[11]).await;
+    server.publish("a", "next").await;
+    assert_eq!(newest.text().await, "next", "nothing is repeated");
+    assert_no_gaps(&server).await;
+}
+
+#[tokio::test]
+async fn the_publishers_own_ids_are_resume_points() {
+    let server = Server::start(&["--shards", "1"]);
+    for number in 0..6 {
+        let topic = ["a", "b"][number % 2];
+        let accepted = server.publish_with(topic, &format!("?id=order+{number}"), number.to_string()).await;
+        assert_eq!(accepted.id, format!("order {number}"));
+    }
+    for (protocol, named) in WAYS {
+        let id = match named {
+            Named::Header => "order 2",
+            Named::Query => "order%202",
+        };
+        let mut one = resume(&server, (protocol, named), &["a"], id).await;
+        let event = one.event().await;
+        assert_eq!(event.text(), "4");
+        assert_eq!(event.id.as_deref(), (protocol == Protocol::Sse).then_some("order 4"));
+        let mut both = resume(&server, (protocol, named), &["a", "b"], id).await;
+        assert_eq!(both.texts(3).await, ["3", "4", "5"], "{protocol:?} {named:?}");
+    }
+    // The same id twice: the newest event of that name counts.
+    for data in ["first", "between", "second", "after"] {
+        let id = if matches!(data, "first" | "second") { "?id=twice" } else { "" };
+        server.publish_with("again", id, data).await;
+    }
+    let mut again = resume(&server, WAYS[1], &["again"], "twice").await;
+    assert_eq!(again.text().await, "after");
+    assert_no_gaps(&server).await;
+}
+
+/// A subscriber that drops its connection every few events, wherever that may be in the stream, while a publisher
+/// goes on.
+#[tokio::test]
+async fn dropping_again_and_again_loses_and_doubles_nothing() {
+    const EVENTS: usize = 1_500;
+    let server = Arc::new(Server::start(&["--shards", "2", "--window-events-max", "4096"]));
+    let start = server.publish("t", "start").await;
+    let publisher = tokio::spawn({
+        let server = server.clone();
+        async move {
+            for number in 0..EVENTS {
+                server
+                    .publish(["t", "u"][number % 2], format!("{number} {}", "x".repeat(number % 700)))
+                    .await;
+            }
+        }
+    });
+    let mut last_id = start.id;
+    let mut seen = 0;
+    let mut round = 0;
+    while seen < EVENTS {
+        let mut subscriber = resume(&server, WAYS[round % 2], &["t", "u"], &last_id).await;
+        for _ in 0..1 + round % 40 {
+            let event = subscriber.event().await;
+            let number = event.text().split(' ').next().expect("one part at least");
+            assert_eq!(number, seen.to_string(), "round {round}: the next event, once");
+            last_id = event.id.expect("an event stream has ids");
+            seen += 1;
+            if seen == EVENTS {
+                break;
+            }
+        }
+        round += 1;
+    }
+    publisher.await.expect("everything is published");
+    assert!(round > 10, "the connection was dropped {round} times");
+    assert_no_gaps(&server).await;
+}

@@ -1,0 +1,102 @@
+//! Claim: a server that cannot start says why in one line and ends with an exit code other than 0.
+//!
+//! Set-up: ports in use, CPUs that the process may not use, limits that contradict each other or the machine, files
+//! that are missing or wrong.
+//!
+//! Expectation: exit code 1 for what this machine does not allow, 2 for what makes no sense; standard error has one line
+//! that names the cause, standard output nothing.
+
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+
+use crate::support::{Protocol, Server, Subscriber};
+
+/// Runs the program, which must end by itself. `timeout` of coreutils guards a server that starts after all.
+fn run(flags: &[&str], environment: &[(&str, &str)]) -> Output {
+    Command::new("timeout")
+        .arg("60")
+        .arg(env!("CARGO_BIN_EXE_fanwave"))
+        .args(flags)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program runs")
+}
+
+fn assert_refused(what: &str, output: &Output, code: i32, parts: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{what}: {stderr}");
+    assert_eq!(output.stdout, b"", "{what}: nothing was ready");
+    assert_eq!(stderr.lines().count(), 1, "{what}: one line: {stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{what}: no {part:?} in {stderr}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_named_with_the_remedy() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("bound").to_string();
+    for flags in [
+        ["--listen", address.as_str(), "--control", "127.0.0.1:0"],
+        ["--control", address.as_str(), "--listen", "127.0.0.1:0"],
+    ] {
+        let output = run(&flags, &[]);
+        assert_refused(&address, &output, 1, &[&address, "in use", "--listen or --control"]);
+    }
+}
+
+/// Listeners share their port among the shards of one server, not with a second server.
+#[tokio::test]
+async fn a_second_server_on_the_same_port_is_refused() {
+    let first = Server::start(&["--shards", "1"]);
+    let address = first.data.to_string();
+    let output = run(&["--listen", &address, "--control", "127.0.0.1:0"], &[]);
+    assert_refused("a second server", &output, 1, &[&address, "in use"]);
+    let mut subscriber = Subscriber::connect(first.data, Protocol::Sse, &["t"]).await;
+    first.publish("t", "still ours").await;
+    assert_eq!(subscriber.text().await, "still ours");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_in_one_line() {
+    let cases: [(&[&str], &[&str]); 7] = [
+        (&["--cpus", "1000"], &["--cpus", "CPU 1000"]),
+        (&["--window-events-max", "1"], &["--window-events-max", "at least 4"]),
+        (&["--window-bytes-max", "1MiB"], &["--window-bytes-max", "--message-bytes-max"]),
+        (&["--heartbeat-ms", "1"], &["--heartbeat-ms"]),
+        (&["--config", "/nonexistent/fanwave.toml"], &["/nonexistent/fanwave.toml", "No such file"]),
+        (&["--listen", "127.0.0.1:9", "--control", "127.0.0.1:9"], &["--control", "127.0.0.1:9"]),
+        (&["--listen", "127.0.0.1:9", "--listen", "127.0.0.1:9"], &["--listen", "twice"]),
+    ];
+    for (flags, parts) in cases {
+        assert_refused(&format!("{flags:?}"), &run(flags, &[]), 2, parts);
+    }
+    let output = run(&[], &[("FANWAVE_SHARDS", "many")]);
+    assert_refused("the environment", &output, 2, &["environment", "--shards"]);
+}
+
+#[test]
+fn more_connections_than_descriptors_are_refused_with_the_remedy() {
+    let flags =
+        ["--connections-per-shard-max", "100000000", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"];
+    assert_refused(
+        "too many connections",
+        &run(&flags, &[]),
+        1,
+        &["--connections-per-shard-max", "ulimit -n"],
+    );
+}
+
+#[test]
+fn a_mistyped_flag_is_answered_with_the_usage() {
+    for flags in [&["--lsten", "x"][..], &["--shards", "0"], &["--listen", "nowhere"], &["serv"]] {
+        let output = run(flags, &[]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.contains(flags[0]), "{flags:?}: {stderr}");
+        assert_eq!(output.stdout, b"");
+    }
+}

@@ -1,0 +1,38 @@
+//! The server under test, and subscribers and HTTP clients that share no code with it.
+
+use std::time::Duration;
+
+#[allow(dead_code, reason = "what the simulation alone needs")]
+pub mod peer;
+pub mod raw;
+pub mod server;
+pub mod slow;
+pub mod subscriber;
+
+pub use peer::Protocol;
+pub use server::Server;
+pub use subscriber::{Said, Subscriber};
+
+/// The longest that a test waits for one thing. Far more than anything takes, so that a loaded machine fails no test.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `work`, or a panic that says what did not happen.
+pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(result) => result,
+        Err(_) => panic!("waited {PATIENCE:?} for {what}"),
+    }
+}
+
+/// Asks again and again until `condition` gives a value.
+pub async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    within(what, async {
+        loop {
+            if let Some(value) = condition().await {
+                return value;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+}
