@@ -9,6 +9,8 @@
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Receiver;
 
+use rustix::process::Signal;
+
 use crate::support::server::lines_of;
 use crate::support::{PATIENCE, Server, until};
 
@@ -98,9 +100,9 @@ async fn tail_and_publish_meet_over_both_protocols() {
     assert!(stderr.contains("control character") && stderr.lines().count() == 1, "{stderr}");
 }
 
-#[tokio::test]
-async fn tail_follows_a_restart_on_the_same_port() {
-    let first = Server::start(&["--shards", "1"]);
+/// `end` ends the first server.
+async fn restarted(end: impl AsyncFnOnce(Server)) {
+    let first = Server::start(&["--shards", "2"]);
     let (data, control) = (first.data, first.control);
     let tails = [("http", "sse"), ("ws", "ws")].map(|(scheme, path)| {
         Running::start(&mut fanwave(&["tail", &format!("{scheme}://{data}/{path}/t")]))
@@ -110,13 +112,29 @@ async fn tail_follows_a_restart_on_the_same_port() {
     for tail in &tails {
         assert_eq!(tail.line(), "before");
     }
-    drop(first);
-    let second = Server::start_on(data, control, &["--shards", "1"]);
+    end(first).await;
+    let second = Server::start_on(data, control, &["--shards", "2"]);
     second.await_subscribers("t", 1, 1).await;
     second.publish("t", "after").await;
     for tail in &tails {
         assert_eq!(tail.line(), "after");
     }
+}
+
+#[tokio::test]
+async fn tail_follows_a_restart_on_the_same_port() {
+    restarted(async |mut server| {
+        server.signal(Signal::TERM);
+        assert_eq!(server.ended().await.code(), Some(0));
+    })
+    .await;
+}
+
+/// The kernel frees what a ring held some time after the process is gone; the next one waits for it.
+#[tokio::test]
+async fn tail_follows_a_restart_after_a_crash() {
+    // Dropping it kills it.
+    restarted(async |server| drop(server)).await;
 }
 
 #[tokio::test]
