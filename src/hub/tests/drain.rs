@@ -80,14 +80,9 @@ async fn a_drain_sends_the_last_batch_before_it_tells_the_shards_and_ends_when_t
     let shards = [server.start_shard(0), server.start_shard(1)];
     for mut seen in shards {
         let mut sequence = 0;
-        loop {
-            match seen.recv().await.expect("a drain") {
-                Seen::Event(encoded) => {
-                    sequence += 1;
-                    assert_eq!(encoded.sequence, sequence);
-                }
-                Seen::Drain => break,
-            }
+        while let Seen::Event(encoded) = seen.recv().await.expect("a drain") {
+            sequence += 1;
+            assert_eq!(encoded.sequence, sequence);
         }
         assert!(sequence >= 5, "every accepted event came before the drain");
     }
@@ -157,6 +152,20 @@ async fn shards_that_do_not_end_are_named_and_not_waited_for() {
     assert!(matches!(seen.recv().await, Some(Seen::Drain)));
     let error = server.ended.await.expect("no panic").expect_err("two shards are stuck");
     assert!(matches!(&error, HubError::Unfinished(shards) if *shards == [1, 2]), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_head_that_does_not_come_or_does_not_end_is_hung_up_on() {
+    let server = serve(1, Limits::default(), None);
+    for sent in ["", "GET / HT"] {
+        let mut socket = TcpStream::connect(server.control).await.expect("it listens");
+        socket.write_all(sent.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.expect("a proper end");
+        assert!(!answer.contains("200"), "{answer}");
+    }
+    let long = ask(server.control, "GET", &format!("/{}", "x".repeat(10_000)), "").await;
+    assert!(long.starts_with("HTTP/1.1 4"), "{long}");
 }
 
 #[tokio::test]
