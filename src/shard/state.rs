@@ -22,9 +22,6 @@ use crate::event::Epoch;
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 use crate::wire::{Format, http, sse, websocket};
 
-/// Bytes of answers that may wait behind a send in flight; more pongs than that are not owed (RFC 6455 §5.5.3).
-const CONTROL_BYTES_MAX: usize = 4 << 10;
-
 /// What a shard is told at start.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -144,7 +141,6 @@ impl State {
         let control = &mut self.connections.get_mut(slot).control;
         let batch = match control {
             None => Batch::answer(bytes, &self.ledger),
-            Some(waiting) if waiting.len() + bytes.len() > CONTROL_BYTES_MAX => return,
             Some(waiting) => Batch::answer([waiting.bytes_at(0), &bytes].concat(), &self.ledger),
         };
         *control = Some(batch);

@@ -14,6 +14,10 @@ use crate::wire::http::{Head, HeadLimits, Refusal, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
 use crate::wire::{Format, http, sse, websocket};
 
+/// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the latest is owed a pong
+/// (RFC 6455 §5.5.3), and a client that does not read must not make us remember.
+const PONGS_BYTES_MAX: usize = 4 << 10;
+
 /// Where a stream begins.
 struct ResumePoint {
     cursor: u64,
@@ -63,12 +67,12 @@ impl State {
             Head::Health { head_only } => {
                 let accepting = self.drain_deadline.is_none();
                 self.answer(slot, http::health(accepting, head_only));
-                self.finish(slot, CloseReason::HealthAnswered);
+                self.finish(slot, CloseReason::Answered);
                 None
             }
             Head::Preflight => {
                 self.answer(slot, http::preflight(cors.as_deref()));
-                self.finish(slot, CloseReason::HealthAnswered);
+                self.finish(slot, CloseReason::Answered);
                 None
             }
             Head::Refused(refusal) => {
@@ -219,7 +223,10 @@ impl State {
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
         self.metrics.formats[Format::WebSocket.index()].messages_in += messages;
-        if let Some(pong) = pong {
+        let waiting = self.connections.get(slot).control.as_ref().map_or(0, |batch| batch.len());
+        if let Some(pong) = pong
+            && waiting <= PONGS_BYTES_MAX
+        {
             self.answer(slot, pong);
         }
         if let Some(reply) = closed {
