@@ -22,6 +22,8 @@ use crate::receiver::handshake::GREETING;
 const BACKLOG: i32 = 4_096;
 /// The longest time until the sender process has done an order other than a burst.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of one burst. Far above what a socket takes at once, and no burden on memory.
+const BURST_BYTES_MAX: usize = 64 << 20;
 
 /// What the coordinator asks of the sender process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -108,8 +110,9 @@ fn send_all(socket: &OwnedFd, mut bytes: &[u8]) -> Result<()> {
 
 /// The floor's sender and its receivers, connected.
 pub struct Floor {
-    sender: Link,
+    // Dropped in this order: receivers first, so that none sees its sender go.
     fleet: Fleet,
+    sender: Link,
     /// Bytes of one frame and frames of one burst, as the sender knows them.
     shape: (usize, u64),
 }
@@ -135,7 +138,7 @@ impl Floor {
         });
         fleet.open(connections)?;
         match sender.next(Instant::now() + ANSWER_LIMIT)? {
-            Some(Word::Accepted) => Ok(Floor { sender, fleet, shape: (0, 0) }),
+            Some(Word::Accepted) => Ok(Floor { fleet, sender, shape: (0, 0) }),
             other => bail!("the floor's sender did not accept {connections} connections: {other:?}"),
         }
     }
@@ -152,7 +155,11 @@ impl Floor {
 
     /// From here on a burst is `frames` frames of `frame_bytes` each. Zeroes the receivers' counters.
     pub fn shape(&mut self, frame_bytes: usize, frames: u64) -> Result<()> {
-        self.sender.send(&Order::Burst { bytes: frame_bytes * frames as usize })?;
+        let bytes = frame_bytes.saturating_mul(frames as usize);
+        if bytes > BURST_BYTES_MAX {
+            bail!("{frames} frames of {frame_bytes} bytes in flight are more than {BURST_BYTES_MAX} bytes");
+        }
+        self.sender.send(&Order::Burst { bytes })?;
         self.shape = (frame_bytes, frames);
         self.fleet.zero(1, frame_bytes)
     }

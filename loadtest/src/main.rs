@@ -107,7 +107,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("loadtest: {error:#}");
             ExitCode::FAILURE
@@ -115,18 +115,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Floor { common, args } => prove::floor::run(&bench(common)?, &args),
-        Command::Cpu { common, args } => prove::cpu::run(&bench(common)?, &args),
-        Command::Syscalls { common, args } => prove::syscalls::run(&bench(common)?, &args),
-        Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args),
-        Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args),
-        Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args),
-        Command::Receiver => receiver::run(),
-        Command::FloorSender => floor::run(),
-        Command::Pin { cpu, parent, command } => Err(process::become_pinned(cpu, parent, &command)),
+        Command::Floor { common, args } => prove::floor::run(&bench(common)?, &args)?,
+        Command::Cpu { common, args } => prove::cpu::run(&bench(common)?, &args)?,
+        Command::Syscalls { common, args } => prove::syscalls::run(&bench(common)?, &args)?,
+        Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
+        Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
+        Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
+        Command::Receiver => return receiver::run(),
+        Command::FloorSender => floor::run()?,
+        Command::Pin { cpu, parent, command } => return Err(process::become_pinned(cpu, parent, &command)),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prepares a measurement with this process beside the receivers.

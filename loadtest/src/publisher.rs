@@ -17,6 +17,9 @@ use crate::stamp::{STAMP_BYTES, Stamp, now_ns};
 /// How long the server may leave a publish unread, or unanswered.
 const STUCK_LIMIT: Duration = Duration::from_secs(20);
 
+/// The largest payload, beyond what servers take.
+const PAYLOAD_BYTES_MAX: usize = 16 << 20;
+
 /// How events are published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Way {
@@ -47,6 +50,11 @@ impl Publisher {
     pub fn connect(control: SocketAddr, way: Way, topic: &str, payload_bytes: usize) -> Result<Publisher> {
         if payload_bytes < STAMP_BYTES {
             bail!("a payload holds a stamp of {STAMP_BYTES} bytes; --size {payload_bytes} is too small");
+        }
+        if payload_bytes > PAYLOAD_BYTES_MAX {
+            bail!(
+                "--size {payload_bytes} is too large; at most {PAYLOAD_BYTES_MAX} bytes are published at once"
+            );
         }
         let mut socket = http::connect(control)?;
         socket.set_write_timeout(Some(STUCK_LIMIT))?;
@@ -210,9 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_without_room_for_its_stamp_is_refused_before_connecting() {
+    fn a_payload_without_room_for_its_stamp_or_beyond_reason_is_refused_before_connecting() {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        let error = Publisher::connect(nowhere, Way::Post, "t", 35).expect_err("too small");
-        assert!(error.to_string().contains("--size 35"), "{error}");
+        for size in [35, PAYLOAD_BYTES_MAX + 1] {
+            let error = Publisher::connect(nowhere, Way::Post, "t", size).expect_err("impossible");
+            assert!(error.to_string().contains(&format!("--size {size}")), "{error}");
+        }
     }
 }

@@ -25,6 +25,8 @@ use crate::usage::{Memory, memory};
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long the server may take to end after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long an error waits for the end of a server that may be the cause.
+const END_LIMIT: Duration = Duration::from_millis(300);
 /// Lines of its output that are kept for an error.
 const LINES_KEPT: usize = 6;
 
@@ -90,14 +92,20 @@ impl Server {
         serde_json::from_slice(&answer.body).context("/stats is no JSON")
     }
 
-    /// Adds to an error what the server said, if it has ended.
+    /// Adds to an error what the server said, if it has ended. Its sockets close before its end can be seen.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
-        match self.child.ended() {
-            Some(status) => {
-                error.context(format!("the server ended ({}): {}", describe(status), shown(&self.last_lines)))
+        let deadline = Instant::now() + END_LIMIT;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.ended() {
+                return error.context(format!(
+                    "the server ended ({}): {}",
+                    describe(status),
+                    shown(&self.last_lines)
+                ));
             }
-            None => error,
+            thread::sleep(Duration::from_millis(10));
         }
+        error
     }
 
     /// SIGTERM, and exit code 0 within the limit.

@@ -11,9 +11,9 @@
 //! ends is a failure, told with its cause, and ends the process.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -143,14 +143,17 @@ pub fn latency_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, LATENCY_NS_MAX, 3).expect("constant bounds are valid")
 }
 
-/// Runs a receiver on standard input and output until the input ends.
-pub fn run() -> Result<()> {
-    let outcome = Receiver::new().and_then(|mut receiver| receiver.serve());
-    if let Err(error) = &outcome {
-        // If the coordinator is gone there is nobody to tell.
-        let _ = write_line(std::io::stdout().lock(), &Word::Failed { cause: format!("{error:#}") });
+/// Runs a receiver on standard input and output until the input ends. A failure is told to the coordinator, which
+/// words it for the user.
+pub fn run() -> Result<ExitCode> {
+    match Receiver::new().and_then(|mut receiver| receiver.serve()) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            let cause = format!("{error:#}");
+            say(&Word::Failed { cause }).map_err(|_| error)?;
+            Ok(ExitCode::FAILURE)
+        }
     }
-    outcome
 }
 
 struct Connection {
@@ -450,8 +453,5 @@ impl Receiver {
 }
 
 fn say(word: &Word) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    write_line(&mut stdout, word)?;
-    stdout.flush()?;
-    Ok(())
+    write_line(std::io::stdout().lock(), word)
 }
