@@ -133,6 +133,7 @@ fn run(command: Command) -> Result<ExitCode> {
 /// Prepares a measurement with this process beside the receivers.
 fn bench(common: Common) -> Result<Bench> {
     let receiver_cpu = common.receiver_cpu;
+    process::check_cpus(common.sender_cpu, receiver_cpu)?;
     let bench = unpinned(common)?;
     process::pin_self(receiver_cpu)?;
     Ok(bench)

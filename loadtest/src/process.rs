@@ -124,18 +124,29 @@ pub fn pin_self(cpu: usize) -> Result<()> {
     if cpu < CpuSet::MAX_CPU {
         set.set(cpu);
     }
-    sched_setaffinity(None, &set).with_context(|| {
-        format!(
-            "cannot pin to CPU {cpu}: allowed are {:?}; choose with --sender-cpu, --receiver-cpu",
-            cpus_allowed()
-        )
-    })
+    sched_setaffinity(None, &set).with_context(|| format!("cannot pin to CPU {cpu}"))
 }
 
 /// CPUs that this process may run on.
 pub fn cpus_allowed() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(None) else { return Vec::new() };
     (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
+}
+
+/// Refuses CPUs on which sender and receivers cannot be kept apart.
+pub fn check_cpus(sender: usize, receiver: usize) -> Result<()> {
+    let allowed = cpus_allowed();
+    for (option, cpu) in [("sender", sender), ("receiver", receiver)] {
+        if !allowed.contains(&cpu) {
+            bail!("--{option}-cpu {cpu} is not among the CPUs that this process may use: {allowed:?}");
+        }
+    }
+    if sender == receiver {
+        bail!(
+            "sender and receivers share CPU {sender}: give --sender-cpu and --receiver-cpu two of {allowed:?}"
+        );
+    }
+    Ok(())
 }
 
 /// Raises the soft descriptor limit to the hard one; children inherit it. Gives the limit now.
@@ -179,7 +190,10 @@ mod tests {
     }
 
     #[test]
-    fn this_process_may_run_somewhere() {
-        assert!(!cpus_allowed().is_empty());
+    fn cpus_that_cannot_be_had_or_kept_apart_are_refused_by_option() {
+        let cpu = cpus_allowed()[0];
+        assert!(check_cpus(CpuSet::MAX_CPU, cpu).expect_err("absent").to_string().contains("--sender-cpu"));
+        assert!(check_cpus(cpu, CpuSet::MAX_CPU).expect_err("absent").to_string().contains("--receiver-cpu"));
+        assert!(check_cpus(cpu, cpu).expect_err("the same").to_string().contains("share"));
     }
 }
