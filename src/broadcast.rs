@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
 use tokio::sync::oneshot;
 
 use crate::clock::Stamp;
@@ -190,10 +190,8 @@ impl Outbox {
 impl Inbox {
     /// The next message, if one waits.
     pub fn try_recv(&self) -> Option<Message> {
-        match self.queue.try_recv() {
-            Ok(message) => Some(message),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        // A hub that is gone leaves an empty queue behind; its end is told otherwise.
+        self.queue.try_recv().ok()
     }
 
     /// Announces sleep and says whether the queue is empty, so that the shard may await its doorbell.

@@ -170,6 +170,14 @@ pub struct Event {
     pub retry_ms: Option<u32>,
 }
 
+impl Event {
+    /// Bytes that queues and windows count for this event: topic, data, name and id as published.
+    pub fn weight(&self) -> usize {
+        let field = |field: &Option<Field>| field.as_ref().map_or(0, |field| field.as_str().len());
+        self.topic.as_str().len() + self.data.bytes().len() + field(&self.name) + field(&self.id)
+    }
+}
+
 /// Which process gave a sequence: milliseconds of its start since 1970, written in base 36.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Epoch(pub u64);

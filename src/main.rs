@@ -1,5 +1,77 @@
-//! fanwave
+//! The `fanwave` command: flags, then config, then run, then exit code.
+//!
+//! Exit codes: 0 it did what it was told, 1 it could not, 2 it was told nonsense. Every error is one line on standard
+//! error with its remedy; only a wrong command line is answered at length, by clap.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use fanwave::client::{self, ClientError, publish, tail};
+use fanwave::config::flags::{Command, ServeFlags};
+use fanwave::config::sources::{self, SourceError};
+use fanwave::serve;
+
+mod banner; // what `serve` prints once it runs
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {}
+const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let outcome = match sources::parse(std::env::args_os(), |name| std::env::var_os(name)) {
+        Ok(Command::Serve(flags)) => run_server(*flags),
+        Ok(Command::Publish(options)) => run_publish(options),
+        Ok(Command::Tail(options)) => run_tail(options),
+        // Help and version end with 0, mistakes with 2.
+        Err(SourceError::CommandLine(error)) => error.exit(),
+        Err(SourceError::Settings(line)) => Err((USAGE, line)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, line)) => {
+            // Nobody is left to tell if standard error is gone.
+            let _ = writeln!(io::stderr(), "fanwave: {line}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// What a command leaves: nothing, or an exit code with one line.
+type Outcome = Result<(), (u8, String)>;
+
+fn run_server(flags: ServeFlags) -> Outcome {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(flags.log()))
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    let config = flags.config().map_err(|line| (USAGE, line))?;
+    let (limits, overrun) = (config.limits.clone(), config.overrun);
+    let program = std::env::args().next().unwrap_or_else(|| "fanwave".to_string());
+    let started = |started: &serve::Started| {
+        let text = banner::text(started, &limits, overrun, &program);
+        let mut out = io::stdout().lock();
+        // A server whose standard output is closed still serves.
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    };
+    serve::run(config, started).map_err(|error| (FAILURE, error.to_string()))
+}
+
+fn run_publish(options: publish::Options) -> Outcome {
+    let (mut out, mut notes) = (io::stdout(), io::stderr());
+    outcome(client::block_on(async { publish::run(options, tokio::io::stdin(), &mut out, &mut notes).await }))
+}
+
+fn run_tail(options: tail::Options) -> Outcome {
+    let (mut out, mut notes) = (io::stdout(), io::stderr());
+    outcome(client::block_on(client::or_interrupted(tail::run(options, &mut out, &mut notes))))
+}
+
+fn outcome(result: Result<(), ClientError>) -> Outcome {
+    result.map_err(|error| match error {
+        ClientError::Usage(line) => (USAGE, line),
+        error => (FAILURE, error.to_string()),
+    })
+}

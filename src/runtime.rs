@@ -1,1 +1,104 @@
-//! Everything that knows glommio.
+//! Everything that knows glommio: one pinned executor per shard, its timer, its sleep.
+//!
+//! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection; a cancelled task leaks, so
+//! tasks end by a flag before the executor does; sleeping and waking cost several system calls, so a shard
+//! sleeps only when nothing at all is left to do and one wake-up serves all that has come.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+
+use crate::broadcast::{Doorbell, Inbox};
+use crate::clock::Stamp;
+use crate::config::limits::TICK_MS;
+use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
+use crate::egress::{EgressRing, RingError};
+use crate::shard::{Setup, Shard, Turn};
+
+/// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
+const EXECUTOR_IO_BYTES: usize = 64 << 10;
+
+/// What one shard needs to start.
+#[derive(Debug)]
+pub struct ShardStart {
+    /// Who it is.
+    pub setup: Setup,
+    /// Its sockets.
+    pub ring: UringOptions,
+    /// Its end of the broadcast.
+    pub inbox: Inbox,
+}
+
+/// A running shard; joined for its result.
+pub type ShardHandle = ExecutorJoinHandle<Result<(), String>>;
+
+/// Starts a shard on a thread of its own, pinned to its CPU. `ready` hears once that it runs, or why it does not;
+/// `ended` hears its result when its thread is about to end.
+pub fn spawn_shard(
+    start: ShardStart,
+    ready: impl FnOnce(Result<(), String>) + Send + 'static,
+    ended: impl FnOnce(&Result<(), String>) + Send + 'static,
+) -> Result<ShardHandle, String> {
+    let cpu = start.setup.cpu;
+    LocalExecutorBuilder::new(Placement::Fixed(cpu))
+        .name(&format!("shard-{}", start.setup.number))
+        .io_memory(EXECUTOR_IO_BYTES)
+        .spawn(move || async move {
+            let result = run(start, ready).await;
+            ended(&result);
+            result
+        })
+        .map_err(|error| format!("cannot start an executor on CPU {cpu}: {error}"))
+}
+
+async fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Result<(), String> {
+    let doorbell = start.inbox.doorbell().clone();
+    let ring = match Uring::new(start.ring, std::os::fd::AsFd::as_fd(&*doorbell)) {
+        Ok(ring) => ring,
+        Err(error) => {
+            ready(Err(error.to_string()));
+            return Err(error.to_string());
+        }
+    };
+    let mut shard = Shard::new(start.setup, ring, start.inbox, Stamp::now());
+    ready(Ok(()));
+    let ending = Rc::new(Cell::new(false));
+    let ticker = glommio::spawn_local(tick(doorbell.clone(), ending.clone())).detach();
+    let result = pump(&mut shard, &doorbell).await;
+    ending.set(true);
+    ticker.await;
+    result
+}
+
+/// Wakes a sleeping shard once per tick; one that is awake sees by itself that time has passed.
+async fn tick(doorbell: Arc<Doorbell>, ending: Rc<Cell<bool>>) {
+    while !ending.get() {
+        glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
+        doorbell.ring();
+    }
+}
+
+/// Turns while there is something to do, and sleeps on the doorbell when there is not.
+async fn pump<R: EgressRing>(shard: &mut Shard<R>, doorbell: &Doorbell) -> Result<(), String> {
+    let descriptor =
+        rustix::io::dup(doorbell).map_err(|error| format!("cannot copy the doorbell: {error}"))?;
+    let bell = adopt_doorbell(descriptor);
+    loop {
+        match shard.turn(Stamp::now()).map_err(|error: RingError| error.to_string())? {
+            Turn::Busy => glommio::executor().yield_if_needed().await,
+            Turn::Idle => {
+                if shard.may_sleep() {
+                    bell.read_at(0, 8)
+                        .await
+                        .map_err(|error| format!("cannot await the doorbell: {error}"))?;
+                    shard.awake();
+                }
+            }
+            Turn::Ended => break,
+        }
+    }
+    bell.close().await.map_err(|error| format!("cannot close the doorbell: {error}"))
+}

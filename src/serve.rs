@@ -1,8 +1,28 @@
 //! Puts the stages together: binds the addresses, starts every shard, runs the hub until the drain is over.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::broadcast::{Demand, path};
+use crate::config::limits::{COMPLETIONS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX};
 use crate::config::{Config, ControlAddress};
+use crate::egress::Slot;
+use crate::egress::listener::listen;
+use crate::egress::uring::UringOptions;
+use crate::event::Epoch;
+use crate::hub::{self, ControlListener, HubError, ShardEnd};
+use crate::runtime::{ShardStart, spawn_shard};
+use crate::shard;
+use crate::shard::connections::Connection;
 
 /// What is running, told once every shard has said that it is ready.
 #[derive(Debug)]
@@ -43,8 +63,203 @@ pub enum ServeError {
     Hub(String),
 }
 
+/// Sockets of a shard's table beyond its subscribers, so that whoever comes too many still gets an answer.
+const SOCKETS_SPARE: usize = 256;
+
 /// Serves until SIGTERM or SIGINT has drained everything. `started` is called once, before the first connection is
 /// accepted.
-pub fn run(_config: Config, _started: impl FnOnce(&Started)) -> Result<(), ServeError> {
-    Err(ServeError::Hub("not assembled".into()))
+pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeError> {
+    let config = Arc::new(config);
+    let sockets_max = sockets_per_shard(&config)?;
+    let connections_max = sockets_max - SOCKETS_SPARE.min(sockets_max / 2);
+    let epoch =
+        Epoch(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ServeError::Hub(format!("cannot make the runtime: {error}")))?;
+    // Before the first thread, so that every thread leaves the signals to this one.
+    let drain = {
+        let _entered = runtime.enter();
+        signals().map_err(|error| ServeError::Hub(format!("cannot listen for signals: {error}")))?
+    };
+    let (control_addresses, control) = bind_control(&config.control)?;
+    let (listen, listeners) = bind_data(&config)?;
+
+    let demand = Arc::new(Demand::default());
+    let (end_sender, shard_ends) = tokio::sync::mpsc::unbounded_channel();
+    let mut outboxes = Vec::new();
+    let mut shards = Vec::new();
+    let (ready_sender, ready) = std::sync::mpsc::channel();
+    for (number, (cpu, listeners)) in config.shard_cpus.iter().copied().zip(listeners).enumerate() {
+        let failed = |cause: String| ServeError::Shard { shard: number, cause };
+        let (outbox, inbox) = path(config.limits.shard_queue_batches_max)
+            .map_err(|error| failed(format!("cannot make the doorbell: {error}; raise ulimit -n")))?;
+        outboxes.push(outbox);
+        let setup = shard::Setup {
+            number,
+            cpu,
+            config: config.clone(),
+            epoch,
+            demand: demand.clone(),
+            connections_max,
+        };
+        let ring = UringOptions { listeners, sockets_max: sockets_max as u32 };
+        let (ready, ended) = (ready_sender.clone(), end_sender.clone());
+        let handle = spawn_shard(
+            ShardStart { setup, ring, inbox },
+            move |result| drop(ready.send((number, result))),
+            move |result| drop(ended.send(ShardEnd { shard: number, result: result.clone() })),
+        );
+        shards.push(handle.map_err(failed)?);
+    }
+    drop((ready_sender, end_sender));
+    await_ready(&ready, shards.len())?;
+    started(&Started {
+        listen,
+        control: control_addresses,
+        shard_cpus: config.shard_cpus.clone(),
+        connections_per_shard_max: connections_max,
+        memory: memory(&config, sockets_max),
+    });
+    let setup = hub::Setup { config, epoch, outboxes, demand, control, shard_ends };
+    let served = runtime.block_on(hub::run(setup, drain));
+    match served {
+        Ok(()) => {
+            // Every shard has said that it ends; their threads have nothing left to wait for.
+            for shard in shards {
+                let _ = shard.join();
+            }
+            Ok(())
+        }
+        Err(HubError::Shard { shard, cause }) => Err(ServeError::Shard { shard, cause }),
+        Err(error) => Err(ServeError::Hub(error.to_string())),
+    }
+}
+
+/// Resolves at the first SIGTERM or SIGINT; the second one ends the process at once.
+fn signals() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        let _ = futures_util::future::select(pin!(terminate.recv()), pin!(interrupt.recv())).await;
+        tokio::spawn(async move {
+            let _ = futures_util::future::select(pin!(terminate.recv()), pin!(interrupt.recv())).await;
+            tracing::warn!("second signal: ending without the drain");
+            std::process::exit(1);
+        });
+    })
+}
+
+/// Entries of each shard's table of sockets. The kernel allows as many as the process may have descriptors.
+fn sockets_per_shard(config: &Config) -> Result<usize, ServeError> {
+    let limit = getrlimit(Resource::Nofile);
+    let hard = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if setrlimit(Resource::Nofile, hard).is_err() {
+        tracing::warn!(current = ?limit.current, "cannot raise the descriptor limit to its maximum");
+    }
+    let descriptors = getrlimit(Resource::Nofile).current.map_or(SOCKETS_LIMIT, |limit| limit as usize);
+    let descriptors = descriptors.min(SOCKETS_LIMIT);
+    match config.limits.connections_per_shard_max {
+        0 => Ok(descriptors),
+        wanted if wanted + SOCKETS_SPARE <= descriptors => Ok(wanted + SOCKETS_SPARE),
+        wanted => Err(ServeError::Hub(format!(
+            "--connections-per-shard-max {wanted} needs a descriptor limit of {}, it is {descriptors}: raise ulimit -n \
+             or use more shards",
+            wanted + SOCKETS_SPARE
+        ))),
+    }
+}
+
+/// The kernel's own bound on a table of direct descriptors (`IORING_MAX_FIXED_FILES`).
+const SOCKETS_LIMIT: usize = 1 << 20;
+
+fn await_ready(ready: &Receiver<(usize, Result<(), String>)>, shards: usize) -> Result<(), ServeError> {
+    for _ in 0..shards {
+        match ready.recv() {
+            Ok((_, Ok(()))) => {}
+            Ok((shard, Err(cause))) => return Err(ServeError::Shard { shard, cause }),
+            Err(_) => return Err(ServeError::Hub("a shard's thread ended before it was ready".into())),
+        }
+    }
+    Ok(())
+}
+
+fn bind_error(address: &impl ToString) -> impl FnOnce(std::io::Error) -> ServeError {
+    let address = address.to_string();
+    move |source| ServeError::Bind { address, source }
+}
+
+/// Binds every data plane address once per shard. Returns the addresses and, per shard, its listeners.
+fn bind_data(config: &Config) -> Result<(Vec<SocketAddr>, Vec<Vec<OwnedFd>>), ServeError> {
+    let shards = config.shard_cpus.len();
+    let user_timeout = Duration::from_millis(config.limits.stall_ms_max);
+    let mut addresses = Vec::new();
+    let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
+    for address in &config.listen {
+        let (bound, listeners) = listen(*address, shards, user_timeout).map_err(bind_error(address))?;
+        addresses.push(bound);
+        for (shard, listener) in by_shard.iter_mut().zip(listeners) {
+            shard.push(listener);
+        }
+    }
+    Ok((addresses, by_shard))
+}
+
+fn bind_control(
+    addresses: &[ControlAddress],
+) -> Result<(Vec<ControlAddress>, Vec<ControlListener>), ServeError> {
+    let mut bound = Vec::new();
+    let mut listeners = Vec::new();
+    for address in addresses {
+        match address {
+            ControlAddress::Tcp(address) => {
+                let listener = std::net::TcpListener::bind(address).map_err(bind_error(address))?;
+                listener.set_nonblocking(true).map_err(bind_error(address))?;
+                bound.push(ControlAddress::Tcp(listener.local_addr().map_err(bind_error(address))?));
+                listeners.push(ControlListener::Tcp(listener));
+            }
+            ControlAddress::Unix(path) => {
+                let shown = format!("unix:{}", path.display());
+                let listener = bind_unix(path).map_err(bind_error(&shown))?;
+                listener.set_nonblocking(true).map_err(bind_error(&shown))?;
+                bound.push(ControlAddress::Unix(path.clone()));
+                listeners.push(ControlListener::Unix(listener));
+            }
+        }
+    }
+    Ok((bound, listeners))
+}
+
+/// Binds a Unix socket; a socket file that nobody listens on any more is replaced.
+fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            if UnixStream::connect(path).is_ok() {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        other => other,
+    }
+}
+
+/// User-space memory at the limits, one line per owner.
+fn memory(config: &Config, sockets_max: usize) -> Vec<(&'static str, u64)> {
+    let limits = &config.limits;
+    let shards = config.shard_cpus.len() as u64;
+    let per_socket = size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>();
+    let rings = SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16;
+    let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
+    let sum = |per_shard: usize| per_shard as u64 * shards;
+    vec![
+        ("connections, when all are in use", sum(sockets_max * per_socket)),
+        ("windows, as published", limits.window_bytes_total_max as u64),
+        ("windows, encoded (SSE and WebSocket)", 2 * limits.window_bytes_total_max as u64),
+        ("hub queue", limits.hub_queue_bytes_max as u64),
+        ("shard queues (shared)", (limits.shard_queue_batches_max * limits.batch_bytes_max()) as u64),
+        ("batches of slow sends", sum(limits.pinned_bytes_max)),
+        ("rings and receive buffers", sum(rings + receive)),
+    ]
 }

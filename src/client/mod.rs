@@ -1,1 +1,177 @@
-//! Clients.
+//! The other ends: the publisher and the subscriber of the command line.
+//!
+//! Both are ordinary tokio programs over well-kept clients (reqwest, tungstenite); nothing of the server's data path
+//! is used but the parser of event streams. They write to the `Write`s that they are given, never to the process's
+//! own, and they return when the work is done: the caller decides on the exit code.
+//!
+//! Not here: TLS. An `https:` or `wss:` address is refused with a remedy.
+
+use std::io;
+use std::time::Duration;
+
+use reqwest::Url;
+
+mod backoff;
+pub mod publish;
+pub mod tail;
+
+/// Why a client did not do what it was told: one line with the cause, and the remedy if there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The user's arguments make no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// The server answered and does not want what we ask for; the text is the server's own line.
+    #[error("{0}")]
+    Refused(String),
+    /// The server does not answer, or the connection broke.
+    #[error("{0}")]
+    Unreachable(String),
+    /// Reading standard input or writing standard output failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// From the first packet to an open connection.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+/// Silence on a connection until the kernel asks whether the peer is still there.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
+/// Text of an answer that is no success; one line is expected.
+const REFUSAL_BYTES_MAX: usize = 4 << 10;
+
+/// Runs a client on this thread until it is done.
+pub fn block_on<T>(work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    // A read of standard input cannot be interrupted; waiting for it would wait for the user.
+    runtime.shutdown_background();
+    result
+}
+
+/// `work`, or nothing more once the user has pressed Ctrl-C: both are a good end.
+pub async fn or_interrupted(work: impl Future<Output = Result<(), ClientError>>) -> Result<(), ClientError> {
+    tokio::select! {
+        result = work => result,
+        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+    }
+}
+
+/// Settings that all HTTP requests share. Environment proxies are left out: WebSocket has none, and both ways shall
+/// reach the same server.
+fn http_client() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .user_agent(concat!("fanwave/", env!("CARGO_PKG_VERSION")))
+        .no_proxy()
+        .connect_timeout(CONNECT_TIME_MAX)
+        .tcp_keepalive(KEEPALIVE_TIME)
+}
+
+/// Reads an address and says what to do about one that this build cannot serve.
+fn parse_url(text: &str, schemes: &[&str]) -> Result<Url, ClientError> {
+    let example = schemes[0];
+    let url = Url::parse(text).map_err(|error| {
+        ClientError::Usage(format!("`{text}` is no URL ({error}); write it as {example}://127.0.0.1:8080/…"))
+    })?;
+    match url.scheme() {
+        scheme @ ("https" | "wss") => {
+            let plain = if scheme == "https" { "http" } else { "ws" };
+            Err(ClientError::Usage(format!(
+                "{scheme}: this build has no TLS; use {plain}:// to a trusted address"
+            )))
+        }
+        scheme if !schemes.contains(&scheme) || !url.has_host() => Err(ClientError::Usage(format!(
+            "`{text}` is not of the form {}://HOST:PORT/…",
+            schemes.join(":// or ")
+        ))),
+        _ => Ok(url),
+    }
+}
+
+/// `text` as one segment of a path or one value of a query, whatever it holds (RFC 3986 §2.3).
+fn percent_encoded(text: &str) -> impl std::fmt::Display {
+    const SET: &percent_encoding::AsciiSet =
+        &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    percent_encoding::utf8_percent_encode(text, SET)
+}
+
+/// Adds one parameter to the query of `url`. A space becomes `%20`: not every server takes `+` for one.
+fn push_query(url: &mut Url, name: &str, value: &str) {
+    let query = match url.query() {
+        Some(query) if !query.is_empty() => format!("{query}&{name}={}", percent_encoded(value)),
+        _ => format!("{name}={}", percent_encoded(value)),
+    };
+    url.set_query(Some(&query));
+}
+
+/// The one line of an answer that is no success: the `error` of a JSON body, else its text, else the status.
+fn refusal_line(status: http::StatusCode, body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        error: String,
+    }
+    let text = match serde_json::from_slice::<Body>(body) {
+        Ok(body) => body.error,
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    match text.lines().map(str::trim).find(|line| !line.is_empty()) {
+        Some(line) => format!("{status}: {line}"),
+        None => status.to_string(),
+    }
+}
+
+/// Reads the start of an answer that is no success.
+async fn read_refusal(mut response: reqwest::Response) -> String {
+    let status = response.status();
+    let mut body = Vec::new();
+    // A body that breaks off is told as far as it came.
+    while let Ok(Some(chunk)) = response.chunk().await {
+        body.extend_from_slice(&chunk[..chunk.len().min(REFUSAL_BYTES_MAX - body.len())]);
+        if body.len() == REFUSAL_BYTES_MAX {
+            break;
+        }
+    }
+    refusal_line(status, &body)
+}
+
+/// The `Retry-After` of an answer, in its form of whole seconds (RFC 9110 §10.2.3).
+fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// The innermost cause of an error: libraries wrap "connection refused" into three sentences.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_need_tls_get_one_line_with_the_remedy() {
+        for (text, remedy) in [("https://a/sse/x", "http://"), ("wss://a/ws/x", "ws://")] {
+            let error = parse_url(text, &["http", "ws"]).expect_err(text).to_string();
+            assert!(error.contains("TLS") && error.contains(remedy) && !error.contains('\n'), "{error}");
+        }
+        for text in ["", "127.0.0.1:8080/sse/x", "localhost:8080", "file:///a", "http:"] {
+            assert!(matches!(parse_url(text, &["http"]), Err(ClientError::Usage(_))), "{text}");
+        }
+        assert!(parse_url("http://[::1]:8080/sse/x", &["http"]).is_ok());
+    }
+
+    #[test]
+    fn a_refusal_is_the_servers_own_line() {
+        let status = http::StatusCode::NOT_FOUND;
+        assert_eq!(refusal_line(status, b"no such path\nmore"), "404 Not Found: no such path");
+        assert_eq!(
+            refusal_line(status, br#"{"error":"the topic is empty"}"#),
+            "404 Not Found: the topic is empty"
+        );
+        assert_eq!(refusal_line(status, b" \n"), "404 Not Found");
+    }
+}

@@ -1,9 +1,14 @@
 //! What the process was told, validated and immutable. Hot code never parses.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
+pub mod flags;
 pub mod limits;
+pub mod sources;
+pub mod units;
 
 pub use limits::Limits;
 
@@ -16,8 +21,32 @@ pub enum ControlAddress {
     Unix(PathBuf),
 }
 
+/// Written as it is read: `127.0.0.1:8081` or `unix:/run/fanwave.sock`.
+impl fmt::Display for ControlAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ControlAddress::Tcp(address) => address.fmt(f),
+            ControlAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for ControlAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ControlAddress, String> {
+        match text.strip_prefix("unix:") {
+            Some("") => Err("the path is missing, write unix:/run/fanwave.sock".to_string()),
+            Some(path) => Ok(ControlAddress::Unix(path.into())),
+            None => text.parse().map(ControlAddress::Tcp).map_err(|_| {
+                "write IP:PORT or unix:PATH, for example 127.0.0.1:8081 or unix:/run/fanwave.sock".to_string()
+            }),
+        }
+    }
+}
+
 /// What to do with a subscriber whose cursor fell out of the window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OverrunPolicy {
     /// Close it: WebSocket 1013, SSE end of stream. The client reconnects and resumes.
     Close,

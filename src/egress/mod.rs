@@ -1,1 +1,14 @@
-//! The EgressRing.
+//! Submit and reap: the shard's own io_uring, which owns every subscriber socket.
+//!
+//! The shard speaks to the [`EgressRing`] trait; [`uring`] is the kernel's, [`sim`] the seeded double that tests and
+//! benchmarks drive. All `unsafe` of the crate lives in [`uring`].
+
+pub mod batch;
+pub mod listener;
+pub mod ring;
+pub mod sim;
+#[allow(unsafe_code)]
+pub mod uring;
+
+pub use batch::{Batch, Ledger, Payload};
+pub use ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, Slot};

@@ -1,1 +1,333 @@
-//! The hub.
+//! The hub: the one thread that takes events in, gives them sequences, encodes them, and broadcasts them.
+//!
+//! Invariants worth naming:
+//! - Everything here runs on one thread (a tokio current-thread runtime that the caller makes), so the lock around
+//!   [`Intake`] is never contended; no guard lives across an await.
+//! - An accepted event reaches every shard: a publish flushes the queue itself, before it is answered; only when a
+//!   shard's queue is full does one task retry, every [`STALL_RETRY_MS`].
+//! - A drain keeps the order: the last batch, then [`Message::Drain`], to every shard.
+//!
+//! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks), `stream` (NDJSON).
+//! Not here: signals, binding of addresses, threads (`serve`).
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::broadcast::{Demand, Message, Outbox, Refused};
+use crate::clock::Stamp;
+use crate::config::Config;
+use crate::event::{CustomId, Epoch, Event, EventId};
+
+mod control;
+mod intake;
+mod listen;
+mod listing;
+mod publish;
+mod refusal;
+mod scrape;
+mod stats;
+mod stream;
+mod topics;
+
+pub use self::intake::{Flushed, HubCounters, Intake, event_bytes};
+pub use self::listen::ControlListener;
+pub use self::refusal::{Refusal, RefusalCounts, RefusalReason};
+pub use self::topics::{TopicRecord, TopicTable};
+
+/// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds far more work.
+pub const STALL_RETRY_MS: u64 = 1;
+/// Milliseconds beyond `drain_ms_max` that the shards have to say that they ended.
+pub const DRAIN_GRACE_MS: u64 = 2_000;
+/// Connections of one control listener; more wait in the kernel. Each may hold one message or NDJSON line.
+pub const CONTROL_CONNECTIONS_MAX: usize = 1_024;
+/// Milliseconds for a request head on a control connection, the idle time before it included.
+pub const CONTROL_HEAD_MS_MAX: u64 = 60_000;
+/// Milliseconds for the whole body of `POST /topics/{topic}`. Bounds how long a slow publisher holds its buffer.
+pub const CONTROL_BODY_MS_MAX: u64 = 60_000;
+/// Bytes of the receive buffer of one control connection: the most that one body chunk carries.
+pub const CONTROL_BUFFER_BYTES_MAX: usize = 256 << 10;
+/// Milliseconds that control connections have to end after the last shard has.
+pub const CONTROL_GRACE_MS: u64 = 500;
+/// Error lines that wait for the publisher of one NDJSON stream to read them; further ones are only counted.
+pub const ERROR_LINES_MAX: usize = 256;
+/// Milliseconds that a shard has to answer a scrape.
+pub const SCRAPE_MS_MAX: u64 = 1_000;
+/// Scrapes under way at once; each holds the reports of all shards.
+pub const SCRAPES_MAX: usize = 2;
+
+/// What the hub needs to run. The caller has bound the listeners and started the shards.
+#[derive(Debug)]
+pub struct Setup {
+    /// The validated configuration.
+    pub config: Arc<Config>,
+    /// The process as it appears in ids.
+    pub epoch: Epoch,
+    /// The queue to each shard, by shard number.
+    pub outboxes: Vec<Outbox>,
+    /// Which formats have subscribers.
+    pub demand: Arc<Demand>,
+    /// Where the control API listens: already bound, non-blocking.
+    pub control: Vec<ControlListener>,
+    /// One message per shard when its thread ends.
+    pub shard_ends: UnboundedReceiver<ShardEnd>,
+}
+
+/// A shard's thread ended.
+#[derive(Debug)]
+pub struct ShardEnd {
+    /// The shard's number.
+    pub shard: usize,
+    /// `Err` if it failed: the cause and, if there is one, the remedy.
+    pub result: Result<(), String>,
+}
+
+/// Why the hub did not end well. None of these heals by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// A shard failed, or ended before it was told to.
+    #[error("shard {shard}: {cause}")]
+    Shard {
+        /// The shard's number.
+        shard: usize,
+        /// What it said.
+        cause: String,
+    },
+    /// Some shards did not end in time after a drain.
+    #[error("shards {0:?} did not end in time after the drain")]
+    Unfinished(Vec<usize>),
+    /// A control listener could not be taken over.
+    #[error("control listener: {0}")]
+    Listener(#[source] std::io::Error),
+}
+
+/// Where the process is in its life. Only moves forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// Publishes are taken.
+    Serving,
+    /// Publishes are refused, the shards finish.
+    Draining,
+    /// Every shard has ended; control connections end.
+    Stopped,
+}
+
+/// What all requests of the control API share.
+#[derive(Debug)]
+struct Hub {
+    config: Arc<Config>,
+    epoch: Epoch,
+    started: Stamp,
+    intake: Mutex<Intake>,
+    /// Rung when the queue got shorter, and at the drain.
+    room: Notify,
+    /// Rung when a shard's queue was full.
+    stalled: Notify,
+    stage: watch::Sender<Stage>,
+    scrapes: Semaphore,
+}
+
+/// Serves the control API and broadcasts what is published, until `drain` resolves and every shard has ended.
+///
+/// Fails with the first shard that failed or ended while serving (the others are drained first), with those that
+/// do not end within `drain_ms_max` and [`DRAIN_GRACE_MS`], or if a listener is unusable.
+pub async fn run(setup: Setup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
+    let Setup { config, epoch, outboxes, demand, control, shard_ends } = setup;
+    let drain_ms_max = config.limits.drain_ms_max;
+    let mut ends =
+        Ends { receiver: shard_ends, running: (0..outboxes.len()).collect(), serving: true, failure: None };
+    let hub = Arc::new(Hub::new(config, epoch, outboxes, demand));
+    let listening = listen::start(control, &hub).map_err(HubError::Listener)?;
+    let retry = tokio::spawn(retry_stalls(hub.clone()));
+    tokio::select! {
+        biased;
+        () = drain => tracing::info!("draining"),
+        () = ends.next() => tracing::error!("draining because a shard ended"),
+    }
+    ends.serving = false;
+    let deadline = Stamp::now().plus(Duration::from_millis(drain_ms_max));
+    hub.begin_drain();
+    let finish = async {
+        hub.flush_all().await;
+        hub.tell_drain(deadline).await;
+        while !ends.running.is_empty() {
+            ends.next().await;
+        }
+    };
+    let in_time = timeout(Duration::from_millis(drain_ms_max + DRAIN_GRACE_MS), finish).await.is_ok();
+    hub.stage.send_replace(Stage::Stopped);
+    listening.join_all().await;
+    retry.abort();
+    match ends.failure {
+        Some(failure) => Err(failure),
+        None if !in_time => Err(HubError::Unfinished(ends.running.into_iter().collect())),
+        None => Ok(()),
+    }
+}
+
+/// Which shards run, and the first that ended as it should not.
+struct Ends {
+    receiver: UnboundedReceiver<ShardEnd>,
+    running: BTreeSet<usize>,
+    /// True until the drain; no shard may end before.
+    serving: bool,
+    failure: Option<HubError>,
+}
+
+impl Ends {
+    /// Waits for the end of one more shard. Nothing is lost if the wait is given up.
+    async fn next(&mut self) {
+        let end = self.receiver.recv().await;
+        let (ended, result): (Vec<usize>, _) = match end {
+            Some(ShardEnd { shard, result }) => (vec![shard], result),
+            None => (self.running.iter().copied().collect(), Err("ended without a word".to_string())),
+        };
+        let result =
+            if self.serving { result.and(Err("ended without being told to".into())) } else { result };
+        for shard in ended {
+            self.running.remove(&shard);
+            if let Err(cause) = &result {
+                tracing::error!(shard, "{cause}");
+                self.failure.get_or_insert(HubError::Shard { shard, cause: cause.clone() });
+            }
+        }
+    }
+}
+
+/// Tries stalled queues again until they are not.
+async fn retry_stalls(hub: Arc<Hub>) {
+    loop {
+        hub.stalled.notified().await;
+        hub.flush_all().await;
+    }
+}
+
+impl Hub {
+    fn new(config: Arc<Config>, epoch: Epoch, outboxes: Vec<Outbox>, demand: Arc<Demand>) -> Hub {
+        let intake = Intake::new(epoch, &config.limits, demand, outboxes);
+        Hub {
+            config,
+            epoch,
+            started: Stamp::now(),
+            intake: Mutex::new(intake),
+            room: Notify::new(),
+            stalled: Notify::new(),
+            stage: watch::Sender::new(Stage::Serving),
+            scrapes: Semaphore::new(SCRAPES_MAX),
+        }
+    }
+
+    /// The state behind the lock; never hold it across an await.
+    fn intake(&self) -> MutexGuard<'_, Intake> {
+        self.intake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something to the intake, then wakes those whom it concerns: the retry if a shard's queue is full, those
+    /// who wait for room if the queue got shorter.
+    fn change<T>(&self, change: impl FnOnce(&mut Intake) -> T) -> T {
+        let mut intake = self.intake();
+        let result = change(&mut intake);
+        if intake.is_stalled() {
+            self.stalled.notify_one();
+        }
+        result
+    }
+
+    /// Takes one event in and broadcasts it at once.
+    fn publish(&self, event: Event) -> Result<u64, Refusal> {
+        let sequence = self.change(|intake| intake.accept(event, Stamp::now()))?;
+        self.flush();
+        Ok(sequence)
+    }
+
+    /// Takes one event in; [`Hub::flush`] once the body chunk is used up.
+    fn accept(&self, event: Event, intake_at: Stamp) -> Result<u64, Refusal> {
+        self.change(|intake| intake.accept(event, intake_at))
+    }
+
+    /// Broadcasts what is queued, as far as the shards have room.
+    fn flush(&self) -> Flushed {
+        let (flushed, shorter) = self.change(|intake| {
+            let before = intake.queue().0;
+            (intake.flush(), intake.queue().0 < before)
+        });
+        // Only on progress: one who waits for room flushes too, and must not wake itself for nothing.
+        if shorter {
+            self.room.notify_waiters();
+        }
+        flushed
+    }
+
+    /// Broadcasts what is queued, however long the shards take.
+    async fn flush_all(&self) {
+        while self.flush() == Flushed::Stalled {
+            sleep(Duration::from_millis(STALL_RETRY_MS)).await;
+        }
+    }
+
+    /// Returns once an event of `bytes` has room; refuses when the drain begins.
+    async fn wait_for_room(&self, bytes: usize) -> Result<(), Refusal> {
+        loop {
+            let room = self.room.notified();
+            self.flush();
+            {
+                let mut intake = self.intake();
+                if intake.is_draining() {
+                    return intake.refuse(Refusal::draining());
+                }
+                if intake.has_room(bytes) {
+                    return Ok(());
+                }
+            }
+            room.await;
+        }
+    }
+
+    /// Counts a refusal that was found before the intake, and gives it back.
+    fn counted(&self, refusal: Refusal) -> Refusal {
+        self.intake().count(&refusal);
+        refusal
+    }
+
+    /// From now on publishes are refused, and streams end.
+    fn begin_drain(&self) {
+        self.intake().drain();
+        self.stage.send_replace(Stage::Draining);
+        self.room.notify_waiters();
+    }
+
+    /// Resolves once the life of the process has come to `stage`.
+    async fn reached(&self, stage: Stage) {
+        // The sender lives as long as `self`, so the wait cannot fail.
+        let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
+    }
+
+    /// Tells every shard to drain, after all batches.
+    async fn tell_drain(&self, deadline: Stamp) {
+        let shards = self.intake().outboxes().len();
+        for shard in 0..shards {
+            loop {
+                let sent = self.intake().outboxes()[shard].try_send(Message::Drain { deadline });
+                match sent {
+                    Ok(()) | Err(Refused::Gone(_)) => break,
+                    Err(Refused::Full(_)) => sleep(Duration::from_millis(STALL_RETRY_MS)).await,
+                }
+            }
+        }
+    }
+
+    /// The id that subscribers see: the publisher's, else ours.
+    fn id_text(&self, custom: Option<&CustomId>, sequence: u64) -> String {
+        match custom {
+            Some(id) => id.as_str().to_string(),
+            None => EventId { epoch: self.epoch, sequence }.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,2 +1,125 @@
-//! A shard.
+//! One shard: all connections of one core, and the turn that serves them.
+//!
+//! A turn is: reap what the kernel finished, take what the hub sent, let time pass, sweep, submit. Each part is bounded and
+//! works at its own pace; completions and messages only mark what is to be done. The shard neither sleeps nor
+//! reads the clock: whoever drives it (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
+
+use crate::broadcast::{Inbox, Message};
+use crate::clock::Stamp;
+use crate::egress::{EgressRing, RingError};
+
+pub mod batch;
 pub mod close;
+pub mod connections;
+#[cfg(test)]
+mod fixtures;
+mod reap;
+mod state;
+mod subscribe;
+mod sweep;
+mod ticks;
+pub mod topics;
+pub mod window;
+
+pub use state::{Setup, State};
+
+/// Messages taken from the hub in one turn, at most.
+const MESSAGES_PER_TURN: usize = 16;
+
+/// How a turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// There is more to do at once.
+    Busy,
+    /// Nothing to do until the doorbell rings or a tick passes.
+    Idle,
+    /// The drain is over and every connection closed.
+    Ended,
+}
+
+/// A shard and its ring.
+#[derive(Debug)]
+pub struct Shard<R> {
+    ring: R,
+    inbox: Inbox,
+    state: State,
+}
+
+impl<R: EgressRing> Shard<R> {
+    /// A shard without connections.
+    pub fn new(setup: Setup, ring: R, inbox: Inbox, now: Stamp) -> Shard<R> {
+        Shard { ring, inbox, state: State::new(setup, now) }
+    }
+
+    /// One turn at the time `now`.
+    pub fn turn(&mut self, now: Stamp) -> Result<Turn, RingError> {
+        let Shard { ring, inbox: _, state } = self;
+        let ticks = state.begin_turn(now);
+        let reaped = ring.reap(&mut |completion| state.handle_completion(completion));
+        state.record_latencies();
+        let messages = self.take_messages();
+        let state = &mut self.state;
+        if ticks > 0 {
+            state.handle_ticks(ticks);
+        }
+        if state.drain_deadline.is_some() && (ticks > 0 || reaped > 0) && state.drain() {
+            return Ok(Turn::Ended);
+        }
+        let asked = state.sweep(&mut self.ring);
+        if asked || self.ring.wants_submit() {
+            self.ring.submit()?;
+        }
+        let more = asked || messages > 0 || !state.ready.is_empty() || state.topics.is_active();
+        Ok(if more { Turn::Busy } else { Turn::Idle })
+    }
+
+    /// Takes what the hub sent, unless subscribers that keep up could lose it.
+    fn take_messages(&mut self) -> usize {
+        let mut taken = 0;
+        while taken < MESSAGES_PER_TURN && !self.state.topics.saturated() {
+            let Some(message) = self.inbox.try_recv() else { break };
+            taken += 1;
+            match message {
+                Message::Batch(batch) => self.state.take_events(&batch),
+                Message::Report(query, answer) => {
+                    // Whoever asked may have gone; then nobody misses the answer.
+                    let _ = answer.send(self.state.report(&query, self.ring.enters()));
+                }
+                Message::Drain { deadline } => {
+                    self.state.drain_deadline = Some(deadline);
+                    self.state.drain();
+                }
+            }
+        }
+        taken
+    }
+
+    /// True if the shard may await its doorbell: nothing is queued, reaped or sent meanwhile.
+    pub fn may_sleep(&mut self) -> bool {
+        if !self.ring.may_sleep() {
+            return false;
+        }
+        if !self.inbox.may_sleep() {
+            self.ring.awake();
+            return false;
+        }
+        self.state.metrics.sleeps += 1;
+        true
+    }
+
+    /// The shard was woken.
+    pub fn awake(&mut self) {
+        self.inbox.doorbell().awake();
+        self.ring.awake();
+    }
+
+    /// The ring, for a test that plays the peers.
+    pub fn ring_mut(&mut self) -> &mut R {
+        &mut self.ring
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &crate::metrics::ShardMetrics {
+        &self.state.metrics
+    }
+}

@@ -4,8 +4,10 @@ use bytes::Bytes;
 
 use crate::event::{Epoch, Event};
 
+pub mod gap;
 pub mod http;
 pub mod sse;
+pub mod sse_parser;
 pub mod websocket;
 
 /// How the wire bytes of an event look. An open set: compressed forms and the JSON envelope come later.

@@ -1,9 +1,277 @@
-//! Server-Sent Events.
+//! Server-Sent Events, the sending side (WHATWG HTML §9.2): what the hub and the shards write on an event stream.
+//!
+//! Invariants worth naming:
+//! - A frame ends in exactly one blank line, so frames and heartbeats may follow each other in any order.
+//! - Every line break of the data (LF, CR, CRLF) becomes its own `data` line; nothing a publisher says can end the
+//!   event early or forge a field.
+//! - A frame is built in one allocation of its exact size: it is shared by every subscriber and kept in windows.
+//!
+//! Not here: reading event streams (`sse_parser`), the response head (`http`).
+
+use std::io::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 
-use crate::event::{Epoch, Event};
+use super::gap::Gap;
+use crate::event::{Epoch, Event, EventId};
 
-/// The frame of one event.
-pub fn encode_event(_event: &Event, _epoch: Epoch, _sequence: u64) -> Bytes {
-    Bytes::new()
+/// A comment and a blank line: a sign of life that no `EventSource` shows to its page.
+pub const HEARTBEAT: &[u8] = b":\n\n";
+
+/// The event name of a gap notice.
+pub const GAP_EVENT: &str = "fanwave-gap";
+
+/// Longest `<epoch>-<sequence>`: 13 digits in base 36, the dash, 20 decimal digits.
+const OWN_ID_BYTES_MAX: usize = 34;
+
+/// The frame of one event: `id`, `event` if named, `retry` if given, one `data` line per line of the data, and a
+/// blank line. Empty data is one empty `data` line; binary data is one line of standard base64.
+pub fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
+    let mut own_id = [0; OWN_ID_BYTES_MAX];
+    let id = match &event.id {
+        Some(id) => id.as_str().as_bytes(),
+        None => {
+            let mut room = &mut own_id[..];
+            write!(room, "{}", EventId { epoch, sequence }).expect("two u64 and a dash fit");
+            let rest = room.len();
+            &own_id[..OWN_ID_BYTES_MAX - rest]
+        }
+    };
+    let name = event.name.as_ref().map(|name| name.as_str().as_bytes());
+    let data = event.data.bytes();
+
+    let mut size = field_size("id", id.len());
+    size += name.map_or(0, |name| field_size("event", name.len()));
+    size += event.retry_ms.map_or(0, |ms| field_size("retry", decimal_digits(ms)));
+    size +=
+        if event.data.is_binary() { field_size("data", base64_size(data.len())) } else { text_size(data) };
+    size += 1;
+
+    let mut frame = Vec::with_capacity(size);
+    push_field(&mut frame, "id", id);
+    if let Some(name) = name {
+        push_field(&mut frame, "event", name);
+    }
+    if let Some(ms) = event.retry_ms {
+        writeln!(frame, "retry: {ms}").expect("a vector takes every write");
+    }
+    if event.data.is_binary() {
+        push_base64(&mut frame, data);
+    } else {
+        for line in Lines::new(data) {
+            push_field(&mut frame, "data", line);
+        }
+    }
+    frame.push(b'\n');
+    debug_assert_eq!(frame.len(), size, "the size is computed as the frame is written");
+    Bytes::from(frame)
+}
+
+/// The frame that tells of a gap: event `fanwave-gap`, its data [`Gap::json`]. It has no `id`, so a client that
+/// reconnects still names the last event that it really had.
+pub fn gap_notice(gap: &Gap) -> Bytes {
+    let json = gap.json();
+    let size = field_size("event", GAP_EVENT.len()) + field_size("data", json.len()) + 1;
+    let mut frame = Vec::with_capacity(size);
+    push_field(&mut frame, "event", GAP_EVENT.as_bytes());
+    push_field(&mut frame, "data", json.as_bytes());
+    frame.push(b'\n');
+    Bytes::from(frame)
+}
+
+/// Bytes of `name: value\n`.
+fn field_size(name: &str, value_bytes: usize) -> usize {
+    name.len() + ": \n".len() + value_bytes
+}
+
+/// Appends `name: value\n`; `value` holds no line break. The space keeps a value's own leading space.
+fn push_field(frame: &mut Vec<u8>, name: &str, value: &[u8]) {
+    frame.extend_from_slice(name.as_bytes());
+    frame.extend_from_slice(b": ");
+    frame.extend_from_slice(value);
+    frame.push(b'\n');
+}
+
+fn decimal_digits(number: u32) -> usize {
+    number.checked_ilog10().unwrap_or(0) as usize + 1
+}
+
+/// Bytes of padded standard base64 (RFC 4648 §4).
+fn base64_size(bytes: usize) -> usize {
+    bytes.div_ceil(3) * 4
+}
+
+/// Appends the data line of binary data.
+fn push_base64(frame: &mut Vec<u8>, data: &[u8]) {
+    frame.extend_from_slice(b"data: ");
+    let start = frame.len();
+    frame.resize(start + base64_size(data.len()), 0);
+    BASE64.encode_slice(data, &mut frame[start..]).expect("the room is the encoded size");
+    frame.push(b'\n');
+}
+
+/// Bytes of the data lines of text.
+fn text_size(data: &[u8]) -> usize {
+    Lines::new(data).map(|line| field_size("data", line.len())).sum()
+}
+
+/// The lines of a text, at least one; a text that ends in a line break ends in an empty line.
+struct Lines<'a> {
+    /// What is not yet handed out; `None` after the last line.
+    rest: Option<&'a [u8]>,
+}
+
+impl<'a> Lines<'a> {
+    fn new(text: &'a [u8]) -> Lines<'a> {
+        Lines { rest: Some(text) }
+    }
+}
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let rest = self.rest.take()?;
+        let Some(end) = memchr::memchr2(b'\n', b'\r', rest) else {
+            return Some(rest);
+        };
+        let break_bytes = if rest[end..].starts_with(b"\r\n") { 2 } else { 1 };
+        self.rest = Some(&rest[end + break_bytes..]);
+        Some(&rest[..end])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gap::GapReason;
+    use super::super::sse_parser::{ParsedEvent, Parser};
+    use super::*;
+    use crate::event::{Data, Field, Topic};
+    use proptest::prelude::*;
+
+    fn event(data: Data) -> Event {
+        Event { topic: Topic::new("t").expect("a topic"), data, name: None, id: None, retry_ms: None }
+    }
+
+    fn text(data: &str) -> Data {
+        Data::text(Bytes::copy_from_slice(data.as_bytes())).expect("UTF-8")
+    }
+
+    fn encoded(event: &Event) -> String {
+        String::from_utf8(encode_event(event, Epoch(36), 7).to_vec()).expect("UTF-8")
+    }
+
+    #[test]
+    fn every_line_break_of_the_data_makes_a_data_line() {
+        for (data, lines) in [
+            ("", "data: \n"),
+            ("a", "data: a\n"),
+            ("a\nb", "data: a\ndata: b\n"),
+            ("a\rb", "data: a\ndata: b\n"),
+            ("a\r\nb", "data: a\ndata: b\n"),
+            ("a\n\rb", "data: a\ndata: \ndata: b\n"),
+            ("a\n", "data: a\ndata: \n"),
+            ("a\r\n", "data: a\ndata: \n"),
+            ("\r", "data: \ndata: \n"),
+            ("\n\n", "data: \ndata: \ndata: \n"),
+            (" a", "data:  a\n"),
+            ("id: 5\n\nevent: x", "data: id: 5\ndata: \ndata: event: x\n"),
+        ] {
+            assert_eq!(encoded(&event(text(data))), format!("id: 10-7\n{lines}\n"), "{data:?}");
+        }
+    }
+
+    #[test]
+    fn fields_come_in_the_order_id_event_retry_data() {
+        let full = Event {
+            name: Some(Field::new("price").expect("a name")),
+            id: Some(Field::new("mine").expect("an id")),
+            retry_ms: Some(2500),
+            ..event(text("1"))
+        };
+        assert_eq!(encoded(&full), "id: mine\nevent: price\nretry: 2500\ndata: 1\n\n");
+    }
+
+    #[test]
+    fn binary_data_is_one_line_of_base64() {
+        for (data, base64) in [(&b""[..], ""), (b"\x00", "AA=="), (b"\n\r\xff\xfe", "Cg3//g==")] {
+            let binary = event(Data::binary(Bytes::from_static(data)));
+            assert_eq!(encoded(&binary), format!("id: 10-7\ndata: {base64}\n\n"));
+        }
+    }
+
+    #[test]
+    fn a_frame_is_one_allocation_of_its_exact_size() {
+        let longest = Event { retry_ms: Some(u32::MAX), ..event(text("a\r\nb\n")) };
+        for (event, epoch, sequence) in [(&event(text("x")), 0, 0), (&longest, u64::MAX, u64::MAX)] {
+            let frame = encode_event(event, Epoch(epoch), sequence);
+            let bytes = frame.len();
+            let vector = Vec::from(frame);
+            assert_eq!(vector.capacity(), bytes);
+        }
+        for retry_ms in [0, 9, 10, 99, 100, u32::MAX] {
+            assert_eq!(decimal_digits(retry_ms), retry_ms.to_string().len());
+        }
+    }
+
+    #[test]
+    fn a_gap_notice_leaves_the_clients_last_id_alone() {
+        let topics = vec![Topic::new("a").expect("a topic")];
+        let gap = Gap { after: Some("1-2".into()), reason: GapReason::Overrun, topics };
+        assert_eq!(
+            gap_notice(&gap),
+            "event: fanwave-gap\ndata: {\"gap\":{\"after\":\"1-2\",\"reason\":\"overrun\",\"topics\":[\"a\"]}}\n\n"
+        );
+    }
+
+    /// Text in which line breaks are frequent.
+    fn any_text() -> impl Strategy<Value = String> {
+        proptest::collection::vec(
+            prop_oneof![Just("\n".to_string()), Just("\r".to_string()), Just("\r\n".to_string()), ".{0,4}"],
+            0..12,
+        )
+        .prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_reads_back_in_any_chunks(
+            data in any_text(),
+            name in proptest::option::of("[^\0\r\n]{1,20}"),
+            id in proptest::option::of("[^\0\r\n]{1,20}"),
+            retry_ms in proptest::option::of(any::<u32>()),
+            cuts in proptest::collection::vec(1usize..9, 1..40),
+        ) {
+            let event = Event {
+                name: name.as_deref().map(|name| Field::new(name).expect("a name")),
+                id: id.as_deref().map(|id| Field::new(id).expect("an id")),
+                retry_ms,
+                ..event(text(&data))
+            };
+            let mut stream = HEARTBEAT.to_vec();
+            stream.extend_from_slice(&encode_event(&event, Epoch(36), 7));
+            stream.extend_from_slice(HEARTBEAT);
+
+            let mut parser = Parser::new(1 << 20);
+            let mut events = Vec::new();
+            let mut rest = &stream[..];
+            for cut in cuts.iter().cycle() {
+                let (chunk, after) = rest.split_at((*cut).min(rest.len()));
+                parser.feed(chunk, |event| events.push(event)).expect("short events");
+                rest = after;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            let normalised = data.replace("\r\n", "\n").replace('\r', "\n");
+            prop_assert_eq!(events, vec![ParsedEvent {
+                event: name.unwrap_or_else(|| "message".into()),
+                data: normalised,
+                id: id.unwrap_or_else(|| "10-7".into()),
+            }]);
+            prop_assert_eq!(parser.retry_ms(), retry_ms.map(u64::from));
+        }
+    }
 }

@@ -1,0 +1,204 @@
+//! What `fanwave serve` prints on standard output once every shard is ready.
+//!
+//! Programs may read it: there is exactly one line `data plane    ADDR` and one line `control plane ADDR` per bound
+//! address, with ports as bound. The commands at its end work as printed in the shell that started the server.
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use fanwave::config::units::rounded;
+use fanwave::config::{ControlAddress, Limits, OverrunPolicy};
+use fanwave::serve::Started;
+
+/// The whole text. `program` is how the user called us.
+pub fn text(started: &Started, limits: &Limits, overrun: OverrunPolicy, program: &str) -> String {
+    let mut lines = vec![format!("fanwave {}", env!("CARGO_PKG_VERSION"))];
+    lines.extend(started.listen.iter().map(|address| format!("data plane    {address}")));
+    lines.extend(started.control.iter().map(|address| format!("control plane {address}")));
+    for address in started.listen.iter().map(|address| reachable(*address)) {
+        lines.push(format!("subscribe     http://{address}/sse/{{topic}}   ws://{address}/ws/{{topic}}"));
+    }
+    for control in &started.control {
+        lines.push(match control {
+            ControlAddress::Tcp(address) => {
+                format!("publish       http://{}/topics/{{topic}}", reachable(*address))
+            }
+            ControlAddress::Unix(_) => format!("publish       POST /topics/{{topic}} on {control}"),
+        });
+    }
+    lines.extend(capacity(started, limits, overrun));
+    lines.extend(memory(&started.memory));
+    lines.push(String::new());
+    lines.extend(labelled("try", &commands(started, program)));
+    lines.join("\n") + "\n"
+}
+
+/// Shards, connections, windows, heartbeats.
+fn capacity(started: &Started, limits: &Limits, overrun: OverrunPolicy) -> Vec<String> {
+    let shards = started.shard_cpus.len();
+    let cpus = started.shard_cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    let per_shard = started.connections_per_shard_max;
+    let overrun = match overrun {
+        OverrunPolicy::Close => "closed, to come back and resume",
+        OverrunPolicy::Skip => "moved to the newest event, with a notice",
+    };
+    vec![
+        format!("shards        {shards}, on CPU {cpus}"),
+        format!(
+            "connections   {} per shard, {} in all",
+            grouped(per_shard as u64),
+            grouped(per_shard.saturating_mul(shards) as u64)
+        ),
+        format!(
+            "window        {} events, {}, {} per topic; who is further behind is {overrun}",
+            grouped(limits.window_events_max as u64),
+            rounded(limits.window_bytes_max as u64),
+            seconds(limits.window_ms_max)
+        ),
+        format!("heartbeat     every {}", seconds(limits.heartbeat_ms)),
+    ]
+}
+
+/// One line per owner, and the sum.
+fn memory(owners: &[(&'static str, u64)]) -> Vec<String> {
+    let sum = owners.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+    let rows: Vec<_> = owners.iter().copied().chain([("at these limits, in all", sum)]).collect();
+    let width = rows.iter().map(|(owner, _)| owner.chars().count()).max().unwrap_or_default();
+    let rows: Vec<_> =
+        rows.iter().map(|(owner, bytes)| format!("{owner:width$}  {:>9}", rounded(*bytes))).collect();
+    labelled("memory", &rows)
+}
+
+/// Three commands that show the whole thing; fewer where there is no address for them.
+fn commands(started: &Started, program: &str) -> Vec<String> {
+    let mut commands = Vec::new();
+    if let Some(address) = started.listen.first().map(|address| reachable(*address)) {
+        commands.push(format!("curl -N http://{address}/sse/hello"));
+        commands.push(format!("{} tail ws://{address}/ws/hello", quoted(program)));
+    }
+    commands.extend(started.control.first().map(|control| match control {
+        ControlAddress::Tcp(address) => {
+            format!("curl -d 'hello, world' http://{}/topics/hello", reachable(*address))
+        }
+        ControlAddress::Unix(path) => {
+            let path = quoted(&path.to_string_lossy());
+            format!("curl --unix-socket {path} -d 'hello, world' http://localhost/topics/hello")
+        }
+    }));
+    commands
+}
+
+/// The label before the first row, blanks before the others.
+fn labelled(label: &str, rows: &[String]) -> Vec<String> {
+    let labels = std::iter::once(label).chain(std::iter::repeat(""));
+    labels.zip(rows).map(|(label, row)| format!("{label:13} {row}")).collect()
+}
+
+/// An address that a client on this machine can connect to: "every interface" is none.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// `text` as one word of a POSIX shell.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_string()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+/// Digits in groups of three: `20,000`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Milliseconds as seconds, without a rest of zeros: `15 s`, `0.25 s`.
+fn seconds(ms: u64) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write!(text, "{} s", ms as f64 / 1_000.0);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started(listen: &[&str], control: &[&str]) -> Started {
+        Started {
+            listen: listen.iter().map(|text| text.parse().expect("an address")).collect(),
+            control: control.iter().map(|text| text.parse().expect("an address")).collect(),
+            shard_cpus: vec![0, 2],
+            connections_per_shard_max: 20_000,
+            memory: vec![("connections", 5 << 20), ("windows, shared", 256 << 20)],
+        }
+    }
+
+    fn banner(listen: &[&str], control: &[&str], program: &str) -> String {
+        text(&started(listen, control), &Limits::default(), OverrunPolicy::Close, program)
+    }
+
+    #[test]
+    fn programs_find_one_line_per_bound_address() {
+        let text = banner(&["127.0.0.1:8080", "0.0.0.0:9"], &["127.0.0.1:8081", "unix:/run/a b"], "fanwave");
+        for line in [
+            "data plane    127.0.0.1:8080",
+            "data plane    0.0.0.0:9",
+            "control plane 127.0.0.1:8081",
+            "control plane unix:/run/a b",
+        ] {
+            assert_eq!(text.lines().filter(|other| *other == line).count(), 1, "{line}");
+        }
+        assert_eq!(text.lines().filter(|line| line.starts_with("data plane")).count(), 2);
+    }
+
+    #[test]
+    fn the_three_commands_stand_as_one_would_type_them() {
+        let text = banner(&["0.0.0.0:8080"], &["[::]:8081"], "target/release/fanwave");
+        for command in [
+            "curl -N http://127.0.0.1:8080/sse/hello\n",
+            " target/release/fanwave tail ws://127.0.0.1:8080/ws/hello\n",
+            "curl -d 'hello, world' http://[::1]:8081/topics/hello\n",
+        ] {
+            assert!(text.contains(command), "{text}");
+        }
+        let text = banner(&["127.0.0.1:1"], &["unix:/run/a b"], "/opt/it's/fanwave");
+        assert!(text.contains(r"'/opt/it'\''s/fanwave' tail"), "{text}");
+        assert!(text.contains("curl --unix-socket '/run/a b' -d"), "{text}");
+    }
+
+    #[test]
+    fn capacity_and_memory_are_told_with_their_sums() {
+        let text = banner(&["127.0.0.1:1"], &["127.0.0.1:2"], "fanwave");
+        for part in [
+            "2, on CPU 0, 2",
+            "20,000 per shard, 40,000 in all",
+            "1,024 events, 8 MiB, 300 s per topic",
+            "every 15 s",
+            "256 MiB\n",
+            "261 MiB\n",
+        ] {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+}

@@ -1,0 +1,246 @@
+//! One event stream over as many connections as it takes (WHATWG HTML §9.2.3).
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
+use reqwest::Url;
+
+use super::super::{ClientError, http_client, read_refusal, retry_after, root_cause};
+use super::{EVENT_BYTES_MAX, Ended, Output, Payload};
+use crate::wire::sse_parser::{ParsedEvent, Parser};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// The name of the notice that events are missing.
+const GAP_EVENT: &str = "fanwave-gap";
+
+/// The stream: its parser outlives the connections, because id and reconnection time do.
+pub(super) struct Stream {
+    client: reqwest::Client,
+    url: Url,
+    /// Where to start until the stream has given an id.
+    from: Option<String>,
+    parser: Parser,
+}
+
+impl Stream {
+    pub(super) fn new(url: Url, from: Option<String>) -> Result<Stream, ClientError> {
+        if from.as_deref().is_some_and(|id| HeaderValue::from_bytes(id.as_bytes()).is_err()) {
+            return Err(ClientError::Usage("--from: the id has control characters".to_string()));
+        }
+        let client = http_client().build().map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
+        Ok(Stream { client, url, from, parser: Parser::new(EVENT_BYTES_MAX) })
+    }
+
+    /// Connects once and prints until the connection is over.
+    pub(super) async fn follow(&mut self, output: &mut Output<'_>) -> Ended {
+        let request = self.client.get(self.url.clone()).headers(self.headers());
+        let mut response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => {
+                return self.lost(format!("cannot connect to {}: {}", self.url, root_cause(&error)));
+            }
+        };
+        match response.status() {
+            StatusCode::OK if is_event_stream(response.headers()) => {}
+            StatusCode::OK => {
+                return Ended::Refused(format!("{} answers, but not with an event stream", self.url));
+            }
+            StatusCode::NO_CONTENT => {
+                return Ended::Refused("204 No Content: the stream is over".to_string());
+            }
+            status if status.is_server_error() => {
+                let asked = retry_after(response.headers());
+                return Ended::Lost { why: read_refusal(response).await, asked };
+            }
+            _ => return Ended::Refused(read_refusal(response).await),
+        }
+        output.note(&format!("connected to {}", self.url));
+        self.parser.restart();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) => {
+                    if let ControlFlow::Break(ended) = self.print(&chunk, output) {
+                        return ended;
+                    }
+                }
+                Ok(None) => return self.lost("closed: end of stream".to_string()),
+                Err(error) => return self.lost(format!("closed: {}", root_cause(&error))),
+            }
+        }
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let id = match self.parser.last_event_id() {
+            "" => self.from.as_deref().unwrap_or_default(),
+            id => id,
+        };
+        // An id that no header can carry resumes nothing; the server tells the gap.
+        if let (false, Ok(id)) = (id.is_empty(), HeaderValue::from_bytes(id.as_bytes())) {
+            headers.insert(LAST_EVENT_ID, id);
+        }
+        headers
+    }
+
+    fn print(&mut self, chunk: &[u8], output: &mut Output<'_>) -> ControlFlow<Ended> {
+        let mut flow = ControlFlow::Continue(());
+        let fed = self.parser.feed(chunk, |event| {
+            if flow.is_continue() {
+                flow = print_event(&event, output);
+            }
+        });
+        match fed {
+            _ if flow.is_break() => flow,
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(Ended::Refused(error.to_string())),
+        }
+    }
+
+    /// The connection is gone; the stream may have said when to come back.
+    fn lost(&self, why: String) -> Ended {
+        Ended::Lost { why, asked: self.parser.retry_ms().map(Duration::from_millis) }
+    }
+}
+
+/// True for `text/event-stream`, whatever its parameters.
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream")
+}
+
+/// A gap is no event of the topic: it belongs among the events only where its name tells it apart.
+fn print_event(event: &ParsedEvent, output: &mut Output<'_>) -> ControlFlow<Ended> {
+    if event.event == GAP_EVENT && !output.json {
+        output.note(&format!("events are missing: {}", event.data));
+        return ControlFlow::Continue(());
+    }
+    output.event(&event.event, &event.id, Payload::Text(&event.data))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::tests::tail;
+    use crate::client::ClientError;
+
+    const STREAM: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n\r\n";
+
+    /// Accepts one connection and gives its request head in lower case.
+    async fn accept(listener: &TcpListener) -> (TcpStream, String) {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.expect("a request head"));
+        }
+        (stream, String::from_utf8(head).expect("ASCII").to_lowercase())
+    }
+
+    /// Answers each connection in turn with one of `answers`, and gives the request heads.
+    async fn serve(listener: TcpListener, answers: &[String]) -> Vec<String> {
+        let mut heads = Vec::new();
+        for answer in answers {
+            let (mut stream, head) = accept(&listener).await;
+            stream.write_all(answer.as_bytes()).await.expect("the client reads");
+            heads.push(head);
+        }
+        heads
+    }
+
+    async fn listener() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}/sse/hello", listener.local_addr().expect("bound"));
+        (listener, url)
+    }
+
+    fn stream(events: &str) -> String {
+        format!("{STREAM}{events}")
+    }
+
+    #[tokio::test]
+    async fn a_lost_stream_goes_on_after_the_last_event_id() {
+        let (listener, url) = listener().await;
+        let answers = [
+            stream(
+                "retry: 150\n\nid: a-1\ndata: one\n\nid: a-2\ndata: two\ndata: lines\n\nid: a-3\ndata: cut",
+            ),
+            stream("id: a-3\nevent: last\ndata: three\n\n"),
+        ];
+        let (heads, (result, out, notes)) =
+            tokio::join!(serve(listener, &answers), tail(&url, &["--count", "3"]));
+        result.expect("three events");
+        assert_eq!(out, "one\ntwo\nlines\nthree\n");
+        assert!(
+            heads[0].contains("accept: text/event-stream") && !heads[0].contains("last-event-id"),
+            "{}",
+            heads[0]
+        );
+        assert!(heads[1].contains("last-event-id: a-2\r\n"), "{}", heads[1]);
+        assert!(notes.contains("closed: end of stream; reconnecting in 0."), "{notes}");
+    }
+
+    #[tokio::test]
+    async fn from_sets_the_first_last_event_id_and_json_shows_name_and_id() {
+        let (listener, url) = listener().await;
+        let answers = [stream("id: a-8\nevent: tick\ndata: \"x\"\n\ndata: y\n\n")];
+        let flags = ["--from", "a-7", "--json", "--count", "2"];
+        let (heads, (result, out, _)) = tokio::join!(serve(listener, &answers), tail(&url, &flags));
+        result.expect("two events");
+        assert!(heads[0].contains("last-event-id: a-7\r\n"), "{}", heads[0]);
+        let events: Vec<serde_json::Value> =
+            out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(events[0], serde_json::json!({ "event": "tick", "id": "a-8", "data": "\"x\"" }));
+        assert_eq!(events[1], serde_json::json!({ "event": "message", "id": "a-8", "data": "y" }));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_full_is_asked_again() {
+        let (listener, url) = listener().await;
+        let full =
+            "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 8\r\n\r\nno room\n";
+        let answers = [full.to_string(), stream("data: x\n\n")];
+        let (_, (result, out, notes)) =
+            tokio::join!(serve(listener, &answers), tail(&url, &["--count", "1"]));
+        result.expect("an event");
+        assert_eq!(out, "x\n");
+        assert!(notes.contains("503 Service Unavailable: no room; reconnecting in"), "{notes}");
+    }
+
+    #[tokio::test]
+    async fn answers_that_a_retry_cannot_change_end_with_the_servers_line() {
+        let answers = [
+            ("404 Not Found\r\nContent-Length: 13", "no such path\n", "404 Not Found: no such path"),
+            ("429 Too Many Requests\r\nContent-Length: 5", "slow\n", "429 Too Many Requests: slow"),
+            ("204 No Content", "", "204 No Content: the stream is over"),
+            ("200 OK\r\nContent-Type: text/html\r\nContent-Length: 2", "hi", "not with an event stream"),
+        ];
+        for (head, body, line) in answers {
+            let (listener, url) = listener().await;
+            let answer = [format!("HTTP/1.1 {head}\r\n\r\n{body}")];
+            let (_, (result, out, _)) = tokio::join!(serve(listener, &answer), tail(&url, &[]));
+            match result {
+                Err(ClientError::Refused(text)) => assert!(text.contains(line), "{text}"),
+                other => panic!("{head}: {other:?}"),
+            }
+            assert_eq!(out, "");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_gap_is_a_note_and_with_json_an_event() {
+        let gap = "event: fanwave-gap\ndata: {\"gap\":{}}\n\ndata: x\n\n";
+        let (first, url) = listener().await;
+        let answers = [stream(gap)];
+        let (_, (_, out, notes)) = tokio::join!(serve(first, &answers), tail(&url, &["--count", "1"]));
+        assert_eq!(out, "x\n");
+        assert!(notes.contains("events are missing: {\"gap\":{}}"), "{notes}");
+        let (second, url) = listener().await;
+        let (_, (_, out, _)) = tokio::join!(serve(second, &answers), tail(&url, &["--json", "--count", "1"]));
+        assert!(out.contains("\"event\":\"fanwave-gap\""), "{out}");
+    }
+}

@@ -1,0 +1,383 @@
+//! What the user typed, as types; [`ServeFlags::config`] turns it into the validated, immutable [`Config`].
+//!
+//! Every flag of `fanwave serve` is also a `FANWAVE_*` variable and a key of the `--config` file; the help is the only
+//! list of their names. Every field of [`Limits`] is a flag: the macro below builds `Limits` without a rest.
+//!
+//! Not here: where the values come from (`sources`), relations between limits ([`Limits::check`]), the flags of the
+//! clients (`client::publish`, `client::tail`).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::units::{Count, Millis, Size};
+use super::{Config, ControlAddress, Limits, OverrunPolicy};
+use crate::client::{publish, tail};
+
+/// Publish once, every subscriber gets it: Server-Sent Events and WebSocket
+#[derive(Debug, clap::Parser)]
+#[command(
+    name = "fanwave",
+    version,
+    after_help = "Without a command fanwave serves: see `fanwave serve --help`."
+)]
+pub(super) struct CommandLine {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Run the server; also what no command does
+    #[command(after_help = SERVE_HELP)]
+    Serve(Box<ServeFlags>),
+    /// Publish one event, or one per line of standard input
+    Publish(publish::Options),
+    /// Print the events of an SSE or WebSocket address and follow its reconnects
+    Tail(tail::Options),
+}
+
+const SERVE_HELP: &str = "\
+Every flag is also an environment variable (FANWAVE_WINDOW_EVENTS_MAX) and a key of the --config file
+(window_events_max = 4096). A flag is stronger than the environment, the environment than the file.
+BYTES are written as 65536, 64KiB, 8MiB or 1GiB, MS are whole milliseconds.";
+
+/// The flags of `fanwave serve`.
+#[derive(Debug, clap::Args)]
+pub struct ServeFlags {
+    /// Where subscribers connect; repeat it for several addresses
+    #[arg(long, value_name = "IP:PORT", value_delimiter = ',', default_value = "127.0.0.1:8080")]
+    #[arg(value_parser = socket_address, help_heading = "Addresses")]
+    listen: Vec<SocketAddr>,
+    /// Where publishers and operators connect; keep it private, whoever reaches it may publish
+    #[arg(long, value_name = "IP:PORT|unix:PATH", value_delimiter = ',', default_value = "127.0.0.1:8081")]
+    #[arg(help_heading = "Addresses")]
+    control: Vec<ControlAddress>,
+    /// Access-Control-Allow-Origin of the streams
+    #[arg(long, value_name = "ORIGIN|none", default_value = "*")]
+    #[arg(value_parser = cors_origin, help_heading = "Addresses")]
+    cors_origin: CorsOrigin,
+
+    /// Threads that hold subscribers; more than CPUs share them in turn [default: one per CPU]
+    #[arg(long, value_name = "N", value_parser = shard_count, help_heading = "Shards")]
+    shards: Option<usize>,
+    /// CPUs to pin the shards to, for example 0,2-5 [default: all that the process may use]
+    #[arg(long, value_name = "LIST", help_heading = "Shards")]
+    cpus: Option<CpuList>,
+
+    #[command(flatten)]
+    limits: LimitFlags,
+    /// Who falls out of the window: close it, to come back and resume, or skip to the newest event
+    #[arg(long, value_name = "close|skip", value_enum, default_value = "close")]
+    #[arg(hide_possible_values = true, help_heading = "Windows")]
+    overrun: OverrunPolicy,
+
+    /// TOML file with the same names
+    #[arg(long, value_name = "FILE", help_heading = "Settings")]
+    config: Option<PathBuf>,
+    /// What to log on stderr, for example warn or fanwave=debug,info
+    #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
+    #[arg(help_heading = "Settings")]
+    log: String,
+}
+
+/// One line per limit: its help, its name, how it is written. The flag is the name in kebab-case.
+macro_rules! limit_flags {
+    ($($heading:literal { $($(#[doc = $help:literal])+ $name:ident: $kind:ident;)+ })+) => {
+        /// The flags of [`Limits`].
+        #[derive(Debug, clap::Args)]
+        struct LimitFlags {
+            $($(
+                $(#[doc = $help])+
+                #[arg(long, help_heading = $heading, value_name = $kind::UNIT)]
+                #[arg(default_value_t = $kind(Limits::default().$name))]
+                $name: $kind,
+            )+)+
+        }
+
+        impl From<LimitFlags> for Limits {
+            fn from(flags: LimitFlags) -> Limits {
+                Limits { $($($name: flags.$name.0,)+)+ }
+            }
+        }
+    };
+}
+
+limit_flags! {
+    "Connections" {
+        /// Connections of one shard; 0 takes what the descriptor limit allows
+        connections_per_shard_max: Count;
+        /// Request head
+        handshake_bytes_max: Size;
+        /// From accept to a whole request head
+        handshake_ms_max: Millis;
+        /// Topics of one connection
+        topics_per_connection_max: Count;
+        /// One message from a WebSocket client
+        message_in_bytes_max: Size;
+        /// Between signs of life on an idle connection: SSE comment, WebSocket ping
+        heartbeat_ms: Millis;
+        /// A send that makes no progress for this long ends its connection
+        stall_ms_max: Millis;
+        /// From SIGTERM until the rest is cut off
+        drain_ms_max: Millis;
+    }
+    "Windows" {
+        /// Topics known at a time, about 200 bytes each per shard
+        topics_max: Count;
+        /// Data of one published event
+        message_bytes_max: Size;
+        /// Events of one topic that a late or slow subscriber still gets
+        window_events_max: Count;
+        /// Bytes of these events
+        window_bytes_max: Size;
+        /// Age of these events
+        window_ms_max: Millis;
+        /// Bytes of all windows together; shards share them
+        window_bytes_total_max: Size;
+    }
+    "Queues and sends" {
+        /// Events accepted and not yet broadcast; beyond it publishers get 503
+        hub_queue_events_max: Count;
+        /// Bytes of these events
+        hub_queue_bytes_max: Size;
+        /// Broadcasts waiting for one shard; a full queue holds the hub back
+        shard_queue_batches_max: Count;
+        /// One send to one subscriber
+        send_bytes_max: Size;
+        /// Bytes that only slow sends still hold, per shard; beyond it the slowest are closed
+        pinned_bytes_max: Size;
+        /// Smallest send without a copy in the kernel; 0 copies always
+        zero_copy_bytes_min: Size;
+    }
+}
+
+impl ServeFlags {
+    /// What to log: directives of `tracing_subscriber::EnvFilter`, checked.
+    pub fn log(&self) -> &str {
+        &self.log
+    }
+
+    /// Checks what flags mean together and on this machine. The error is one line that names the flag.
+    pub fn config(self) -> Result<Config, String> {
+        let allowed =
+            allowed_cpus().map_err(|error| format!("cannot read the CPUs of this process: {error}"))?;
+        self.config_on(&allowed)
+    }
+
+    /// [`ServeFlags::config`] where the process may use the CPUs `allowed`.
+    fn config_on(self, allowed: &[usize]) -> Result<Config, String> {
+        let limits = Limits::from(self.limits);
+        limits.check()?;
+        check_addresses(&self.listen, &self.control)?;
+        let cpus = self.cpus.map_or_else(|| allowed.to_vec(), |list| list.0);
+        if let Some(cpu) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
+            let allowed = CpuList(allowed.to_vec());
+            return Err(format!("--cpus: CPU {cpu} is not among those that this process may use: {allowed}"));
+        }
+        let shards = self.shards.unwrap_or(cpus.len());
+        Ok(Config {
+            listen: self.listen,
+            control: self.control,
+            shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
+            cors_origin: self.cors_origin.0,
+            overrun: self.overrun,
+            limits,
+        })
+    }
+}
+
+/// An address that stands twice would be bound twice: subscriber listeners share their port.
+fn check_addresses(listen: &[SocketAddr], control: &[ControlAddress]) -> Result<(), String> {
+    for (index, address) in listen.iter().enumerate().filter(|(_, address)| address.port() != 0) {
+        if listen[..index].contains(address) {
+            return Err(format!("--listen {address} is given twice"));
+        }
+        if control.contains(&ControlAddress::Tcp(*address)) {
+            return Err(format!("--control {address} is also a --listen address; choose another port"));
+        }
+    }
+    Ok(())
+}
+
+/// CPUs that the scheduler lets this process use, in ascending order.
+fn allowed_cpus() -> rustix::io::Result<Vec<usize>> {
+    let set = rustix::thread::sched_getaffinity(None)?;
+    Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+}
+
+/// CPUs by number, at least one, each once, in the order given: `0,2-5`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct CpuList(Vec<usize>);
+
+impl FromStr for CpuList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<CpuList, String> {
+        let number = |text: &str| {
+            let cpu = text.trim().parse::<usize>().ok();
+            cpu.filter(|cpu| *cpu < rustix::thread::CpuSet::MAX_CPU)
+                .ok_or_else(|| format!("`{text}` is no CPU number; write a list such as 0,2-5"))
+        };
+        let mut cpus = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (number(first)?, number(last)?);
+            if first > last {
+                return Err(format!("`{part}` runs backwards"));
+            }
+            for cpu in first..=last {
+                if cpus.contains(&cpu) {
+                    return Err(format!("CPU {cpu} is listed twice; --shards may exceed the CPUs"));
+                }
+                cpus.push(cpu);
+            }
+        }
+        Ok(CpuList(cpus))
+    }
+}
+
+impl std::fmt::Display for CpuList {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, run) in self.0.chunk_by(|a, b| a + 1 == *b).enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            match run {
+                [cpu] => write!(f, "{comma}{cpu}")?,
+                run => write!(f, "{comma}{}-{}", run[0], run[run.len() - 1])?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The value of `Access-Control-Allow-Origin`, if the header is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct CorsOrigin(Option<String>);
+
+fn cors_origin(text: &str) -> Result<CorsOrigin, String> {
+    match text {
+        "none" => Ok(CorsOrigin(None)),
+        // One origin or `*` (Fetch §3.2.3); it goes into a header as it is.
+        _ if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',') => {
+            Ok(CorsOrigin(Some(text.to_string())))
+        }
+        _ => Err("write *, none or one origin such as https://example.com".to_string()),
+    }
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
+}
+
+/// Shards are threads with rings of their own; more than this on one machine is a slip of the finger.
+const SHARDS_MAX: usize = 1_024;
+
+fn shard_count(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=SHARDS_MAX).contains(count));
+    count.ok_or_else(|| format!("write a number from 1 to {SHARDS_MAX}"))
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_string()),
+        Err(error) => Err(format!("{error}; write a level or target=level, separated by commas")),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::ffi::OsString;
+
+    use clap::CommandFactory;
+
+    use super::super::sources::{SourceError, parse};
+    use super::*;
+
+    /// What `fanwave` followed by `args` parses to.
+    pub fn parse_with(args: &[&str], environment: &[(&str, &str)]) -> Result<Command, SourceError> {
+        let args = std::iter::once("fanwave").chain(args.iter().copied()).map(OsString::from);
+        parse(args, |name| {
+            environment.iter().find(|(other, _)| *other == name).map(|(_, value)| OsString::from(value))
+        })
+    }
+
+    /// The configuration of the server where it may use the CPUs 0, 1 and 3.
+    pub fn config(args: &[&str], environment: &[(&str, &str)]) -> Result<Config, String> {
+        match parse_with(args, environment) {
+            Ok(Command::Serve(flags)) => flags.config_on(&[0, 1, 3]),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn the_parser_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn without_flags_every_limit_has_its_default() {
+        for args in [&[][..], &["serve"]] {
+            let config = config(args, &[]).expect("defaults are valid");
+            assert_eq!(config.limits, Limits::default());
+            assert_eq!(config.listen, ["127.0.0.1:8080".parse().expect("an address")]);
+            assert_eq!(config.control, ["127.0.0.1:8081".parse().expect("an address")]);
+            assert_eq!(config.shard_cpus, [0, 1, 3]);
+            assert_eq!(config.cors_origin.as_deref(), Some("*"));
+            assert_eq!(config.overrun, OverrunPolicy::Close);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_names_its_flag_and_its_source() {
+        type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
+        let cases: [Case<'_>; 17] = [
+            (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
+            (&["--control", "unix:"], &[], &["--control", "path is missing"]),
+            (&["--shards", "0"], &[], &["--shards", "from 1"]),
+            (&["--cpus", "0,x"], &[], &["--cpus", "`x`"]),
+            (&["--cpus", "3-0"], &[], &["--cpus", "backwards"]),
+            (&["--cpus", "0,0"], &[], &["--cpus", "twice"]),
+            (&["--cpus", "0-2"], &[], &["--cpus", "CPU 2", "0-1,3"]),
+            (&["--cors-origin", "a, b"], &[], &["--cors-origin", "none"]),
+            (&["--overrun", "drop"], &[], &["--overrun", "skip"]),
+            (&["--log", "fanwave=loud"], &[], &["--log"]),
+            (&["--window-bytes-max", "8MB"], &[], &["--window-bytes-max", "8MiB"]),
+            (&["--heartbeat-ms", "15s"], &[], &["--heartbeat-ms", "milliseconds"]),
+            (&["--heartbeat-ms", "1"], &[], &["--heartbeat-ms", "1000"]),
+            (&["--listen", "127.0.0.1:8081"], &[], &["--control", "also a --listen"]),
+            (&["--listen", "[::]:1,[::]:1"], &[], &["--listen [::]:1", "twice"]),
+            (&[], &[("FANWAVE_SHARDS", "many")], &["environment: ", "--shards", "'many'"]),
+            (&[], &[("FANWAVE_CONFIG", "/nowhere.toml")], &["--config /nowhere.toml: "]),
+        ];
+        for (args, environment, parts) in cases {
+            let error = config(args, environment).expect_err("invalid");
+            for part in parts {
+                assert!(error.contains(part), "{args:?} {environment:?}: no {part:?} in {error:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn shards_beyond_the_cpus_take_them_in_turn() {
+        let cpus = |args| config(args, &[]).expect("valid").shard_cpus;
+        assert_eq!(cpus(&["--shards", "5"]), [0, 1, 3, 0, 1]);
+        assert_eq!(cpus(&["--shards", "1"]), [0]);
+        assert_eq!(cpus(&["--cpus", "3,0-1"]), [3, 0, 1]);
+        assert_eq!(cpus(&["--cpus", "3", "--shards", "2"]), [3, 3]);
+    }
+
+    #[test]
+    fn none_as_the_cors_origin_means_no_header() {
+        assert_eq!(config(&["--cors-origin", "none"], &[]).expect("valid").cors_origin, None);
+    }
+
+    #[test]
+    fn help_names_every_limit_with_its_default() {
+        let help = parse_with(&["--shards", "1", "--help"], &[]).expect_err("help").to_string();
+        assert!(help.contains("--window-bytes-max <BYTES>") && help.contains("[default: 8MiB]"), "{help}");
+        let help = parse_with(&["--help"], &[]).expect_err("help").to_string();
+        assert!(help.contains("publish") && help.contains("tail"), "{help}");
+    }
+}

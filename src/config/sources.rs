@@ -1,0 +1,263 @@
+//! Where settings come from: the command line, the environment, the file.
+//!
+//! Strength: flag, environment, file, default. What the weaker sources say is put on the command line wherever the
+//! user typed nothing, so that one parser with one set of types and messages reads all of them. Each source is checked
+//! alone before they are put together, so a message names its source.
+//!
+//! Not here: what the flags are (`flags`) and what they mean together ([`ServeFlags::config`]).
+//!
+//! [`ServeFlags::config`]: super::flags::ServeFlags::config
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches};
+
+use super::flags::{Command, CommandLine};
+
+/// Why there is no command to run.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The command line asks for help or the version, or is wrong; clap knows how to say so.
+    #[error("{0}")]
+    CommandLine(#[from] clap::Error),
+    /// The file or the environment is wrong: one line with the source.
+    #[error("{0}")]
+    Settings(String),
+}
+
+/// What the file or the environment says: the values of each flag, by its name in snake_case.
+type Settings = BTreeMap<String, Vec<OsString>>;
+
+/// Reads a command line (`args` with the program's name first), the file that it names, and the environment.
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> Result<Command, SourceError> {
+    let mut args = with_command(args);
+    let parser = CommandLine::command();
+    let typed = parser.clone().try_get_matches_from(&args)?;
+    let (name, typed) = typed.subcommand().expect("a command is required");
+    let flags = parser.find_subcommand(name).expect("a parsed command exists");
+
+    let from_environment = environment_settings(name, flags, environment);
+    let mut settings = Settings::new();
+    if let Some(path) = config_path(name, typed, &from_environment) {
+        let source = path.display().to_string();
+        settings = std::fs::read_to_string(&path)
+            .map_err(|error| error.to_string())
+            .and_then(|text| file_settings(flags, &text))
+            .map_err(|cause| SourceError::Settings(format!("--config {source}: {cause}")))?;
+        check_alone(&parser, &settings, &source)?;
+    }
+    if name == "serve" {
+        check_alone(&parser, &from_environment, "environment")?;
+    }
+    settings.extend(from_environment);
+    settings.retain(|flag, _| typed.value_source(flag) != Some(ValueSource::CommandLine));
+    // Positions 0 and 1 are the program and the command.
+    args.splice(2..2, as_arguments(&settings));
+    let matches = parser.try_get_matches_from(args)?;
+    Ok(CommandLine::from_arg_matches(&matches)?.command)
+}
+
+/// Puts `serve` where no command stands: without arguments, or before a flag that is not about the program itself.
+fn with_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if args.is_empty() {
+        args.push("fanwave".into());
+    }
+    let about_itself = ["-h", "--help", "-V", "--version"];
+    let serve = match args.get(1).and_then(|arg| arg.to_str()) {
+        Some(arg) => arg.starts_with('-') && !about_itself.contains(&arg),
+        None => args.len() == 1,
+    };
+    if serve {
+        args.insert(1, "serve".into());
+    }
+    args
+}
+
+fn config_path(command: &str, typed: &clap::ArgMatches, environment: &Settings) -> Option<PathBuf> {
+    if command != "serve" {
+        return None;
+    }
+    let from_environment = || environment.get("config").and_then(|values| values.first()).map(PathBuf::from);
+    typed.get_one::<PathBuf>("config").cloned().or_else(from_environment)
+}
+
+/// The `FANWAVE_*` variables of a command. The clients take only the server's address from there: a topic or an id
+/// belongs to one call. An empty variable counts as unset, as composition files write it.
+fn environment_settings(
+    command: &str,
+    flags: &clap::Command,
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> Settings {
+    let names = flags.get_arguments().map(|flag| flag.get_id().as_str());
+    names
+        .filter(|name| command == "serve" || *name == "server")
+        .filter_map(|name| {
+            let value = environment(&format!("FANWAVE_{}", name.to_ascii_uppercase()))?;
+            (!value.is_empty()).then(|| (name.to_string(), vec![value]))
+        })
+        .collect()
+}
+
+/// The keys of a TOML file, in snake_case or kebab-case; unknown ones are refused by name.
+fn file_settings(flags: &clap::Command, text: &str) -> Result<Settings, String> {
+    let table: toml::Table = toml::from_str(text).map_err(|error| one_line(&error.to_string()))?;
+    let mut settings = Settings::new();
+    for (key, value) in table {
+        let name = key.replace('-', "_");
+        if name == "config" || !flags.get_arguments().any(|flag| flag.get_id().as_str() == name) {
+            return Err(format!("unknown key `{key}`; the keys are the flags of `fanwave serve --help`"));
+        }
+        let values = match value {
+            toml::Value::Array(values) => values,
+            value => vec![value],
+        };
+        let values = values.into_iter().map(|value| match value {
+            toml::Value::String(text) => Ok(text.into()),
+            toml::Value::Integer(number) => Ok(number.to_string().into()),
+            other => Err(format!("`{key}` is a {}; write a text or a whole number", other.type_str())),
+        });
+        if settings.insert(name, values.collect::<Result<_, _>>()?).is_some() {
+            return Err(format!("`{key}` is given twice"));
+        }
+    }
+    Ok(settings)
+}
+
+/// Parses what one source says to `fanwave serve` without the others.
+fn check_alone(parser: &clap::Command, settings: &Settings, source: &str) -> Result<(), SourceError> {
+    let args = ["fanwave".into(), "serve".into()].into_iter().chain(as_arguments(settings));
+    match parser.clone().try_get_matches_from(args) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let text = error.to_string();
+            let cause = text.split("\n\n").next().unwrap_or_default();
+            let cause = one_line(cause.strip_prefix("error: ").unwrap_or(cause));
+            Err(SourceError::Settings(format!("{source}: {cause}")))
+        }
+    }
+}
+
+fn as_arguments(settings: &Settings) -> Vec<OsString> {
+    let argument = |name: &str, value: &OsString| {
+        let mut argument = OsString::from(format!("--{}=", name.replace('_', "-")));
+        argument.push(value);
+        argument
+    };
+    settings.iter().flat_map(|(name, values)| values.iter().map(move |value| argument(name, value))).collect()
+}
+
+/// Messages of parsers come with pictures over several lines; ours are one line.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::super::ControlAddress;
+    use super::super::flags::tests::{config, parse_with};
+    use super::*;
+
+    /// A file that is gone when the test is over.
+    struct File(PathBuf);
+
+    impl File {
+        fn new(name: &str, text: &str) -> File {
+            let path = std::env::temp_dir().join(format!("fanwave-{}-{name}.toml", std::process::id()));
+            std::fs::write(&path, text).expect("a temporary file");
+            File(path)
+        }
+
+        fn path(&self) -> &str {
+            self.0.to_str().expect("a path in UTF-8")
+        }
+    }
+
+    impl Drop for File {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_flag_beats_the_environment_beats_the_file_beats_the_default() {
+        let file = File::new(
+            "precedence",
+            "window_events_max = 100\nheartbeat-ms = 2000\nstall_ms_max = 3000\nlisten = [\"127.0.0.1:1\", \"127.0.0.1:2\"]\n",
+        );
+        let environment = [
+            ("FANWAVE_CONFIG", file.path()),
+            ("FANWAVE_HEARTBEAT_MS", "4000"),
+            ("FANWAVE_STALL_MS_MAX", "5000"),
+            ("FANWAVE_CONTROL", "unix:/run/a.sock,127.0.0.1:3"),
+            ("FANWAVE_DRAIN_MS_MAX", ""),
+        ];
+        let config = config(&["--stall-ms-max", "6000"], &environment).expect("valid");
+        assert_eq!(config.limits.window_events_max, 100, "file");
+        assert_eq!(config.limits.heartbeat_ms, 4_000, "environment");
+        assert_eq!(config.limits.stall_ms_max, 6_000, "flag");
+        assert_eq!(config.limits.drain_ms_max, 10_000, "an empty variable is unset");
+        assert_eq!(config.listen.len(), 2);
+        assert_eq!(config.control[0], ControlAddress::Unix("/run/a.sock".into()));
+        assert_eq!(config.control[1].to_string(), "127.0.0.1:3");
+    }
+
+    #[test]
+    fn a_repeated_flag_replaces_the_weaker_list() {
+        let config =
+            config(&["--listen", "0.0.0.0:1", "--listen=[::]:2"], &[("FANWAVE_LISTEN", "127.0.0.1:9")]);
+        let listen = config.expect("valid").listen;
+        assert_eq!(listen.iter().map(SocketAddr::to_string).collect::<Vec<_>>(), ["0.0.0.0:1", "[::]:2"]);
+    }
+
+    #[test]
+    fn a_file_is_refused_by_key() {
+        let cases = [
+            ("window_evnts_max = 1", "unknown key `window_evnts_max`"),
+            ("config = \"other.toml\"", "unknown key `config`"),
+            ("shards = 2.5", "`shards` is a float"),
+            ("[limits]\nshards = 2", "unknown key `limits`"),
+            ("heartbeat_ms = 1\nheartbeat-ms = 1", "given twice"),
+            ("shards = [1, 2]", "'--shards <N>' cannot be used multiple times"),
+            ("topics_max = -1", "'--topics-max <N>'"),
+            ("shards = ", "line 1"),
+        ];
+        for (index, (text, part)) in cases.iter().enumerate() {
+            let file = File::new(&format!("bad{index}"), text);
+            let error = config(&["--config", file.path()], &[]).expect_err(text);
+            assert!(error.contains(part) && error.contains(file.path()), "no {part:?} in {error:?}");
+            assert!(!error.contains('\n'), "one line: {error:?}");
+        }
+    }
+
+    #[test]
+    fn the_clients_take_only_the_server_from_the_environment() {
+        let environment = [("FANWAVE_SERVER", "http://127.0.0.1:9"), ("FANWAVE_EVENT", "x")];
+        let Ok(Command::Publish(options)) = parse_with(&["publish", "hello"], &environment) else {
+            panic!("publish parses")
+        };
+        assert_eq!((options.server.as_str(), options.event), ("http://127.0.0.1:9", None));
+    }
+
+    #[test]
+    fn sizes_have_units_in_every_source() {
+        let file = File::new("sizes", "send_bytes_max = \"64KiB\"\nhandshake_bytes_max = 4096\n");
+        let config = config(
+            &["--config", file.path(), "--window-bytes-max", "16MiB"],
+            &[("FANWAVE_PINNED_BYTES_MAX", "2MiB")],
+        );
+        let limits = config.expect("valid").limits;
+        assert_eq!(limits.send_bytes_max, 64 << 10);
+        assert_eq!(limits.handshake_bytes_max, 4_096);
+        assert_eq!(limits.window_bytes_max, 16 << 20);
+        assert_eq!(limits.pinned_bytes_max, 2 << 20);
+    }
+}

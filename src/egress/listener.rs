@@ -1,0 +1,72 @@
+//! Listeners of the data plane: one per shard and address, sharing the port (`SO_REUSEPORT`).
+//!
+//! What is set here is inherited by every accepted socket, so a new subscriber costs no further system call.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use crate::config::limits::{LISTEN_BACKLOG, NOT_SENT_BYTES_MAX};
+
+/// Idle time until the kernel probes whether the peer is still there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// Time between probes; the connection fails after three without an answer.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Binds `address` once per shard. A port of 0 is chosen by the kernel once and then shared.
+///
+/// Fails with `AddrInUse` if anybody else listens there, another fanwave included, although sharing the port would let both bind.
+pub fn listen(
+    address: SocketAddr,
+    shards: usize,
+    user_timeout: Duration,
+) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
+    if address.port() != 0 {
+        let probe = socket(address)?;
+        probe.bind(&address.into())?;
+        probe.listen(1)?;
+    }
+    let mut bound = address;
+    let mut listeners = Vec::with_capacity(shards);
+    for _ in 0..shards {
+        let socket = socket(address)?;
+        socket.set_reuse_port(true)?;
+        socket.set_tcp_nodelay(true)?;
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+        socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))?;
+        socket.set_tcp_user_timeout(Some(user_timeout))?;
+        socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)?;
+        socket.bind(&bound.into())?;
+        socket.listen(LISTEN_BACKLOG)?;
+        bound = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an IP address"))?;
+        listeners.push(socket.into());
+    }
+    Ok((bound, listeners))
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_share_a_port_and_nobody_else_does() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (bound, listeners) = listen(any, 3, Duration::from_secs(1)).expect("a free port");
+        assert_eq!(listeners.len(), 3);
+        let second = listen(bound, 1, Duration::from_secs(1)).expect_err("the port is taken");
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+    }
+}

@@ -1,0 +1,141 @@
+//! What a shard asks of the kernel, and what it hears back.
+//!
+//! Invariants worth naming:
+//! - A [`Slot`] is a socket's index in the ring's table and the connection's index in the shard's slab. It is given by
+//!   [`Completion::Accepted`] and free again after [`Completion::Closed`].
+//! - One send per slot is in the ring at a time; the ring holds its batch until the kernel has let go of the bytes.
+//! - A receive is armed once and delivers until [`Completion::ReceiveEnded`].
+//! - A slot may be closed only while neither a send nor a receive of it is in the ring.
+//! - Completions only report. Whoever handles them marks what is to be done and asks the ring later.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use super::batch::Batch;
+
+/// A socket's index in the ring's table and the connection's index in the slab.
+pub type Slot = u32;
+
+/// Why a send took no bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendError {
+    /// The peer is gone or the connection failed; the errno says how. A retry does not help.
+    Gone(i32),
+    /// The kernel cannot send this one without copying (memory lock limit, no support). A plain send helps.
+    NoZeroCopy,
+}
+
+/// Why a receive delivers no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReceiveEnd {
+    /// The peer has sent its end of stream, or our side was shut down.
+    EndOfStream,
+    /// No receive buffer was free; arming it again helps once some are back.
+    NoBuffers,
+    /// The connection failed; the errno says how.
+    Failed(i32),
+}
+
+/// What happened to a socket.
+#[derive(Debug)]
+pub enum Completion<'a> {
+    /// A peer connected.
+    Accepted {
+        /// Its new slot.
+        slot: Slot,
+        /// Its address.
+        peer: SocketAddr,
+    },
+    /// A peer was turned away because the table of sockets is full.
+    TableFull,
+    /// The peer sent something. The bytes are gone after the call; they may be changed in place.
+    Received {
+        /// Whose bytes.
+        slot: Slot,
+        /// One receive buffer's worth, never empty.
+        bytes: &'a mut [u8],
+    },
+    /// The receive of this slot has ended and may be armed again.
+    ReceiveEnded {
+        /// Whose receive.
+        slot: Slot,
+        /// Why.
+        end: ReceiveEnd,
+    },
+    /// The send of this slot has ended.
+    Sent {
+        /// Whose send.
+        slot: Slot,
+        /// What it sent.
+        batch: Rc<Batch>,
+        /// How many bytes from its offset on the kernel took, never 0.
+        result: Result<usize, SendError>,
+    },
+    /// The kernel copied a zero-copy send of this slot after all; plain sends are cheaper for it.
+    Copied {
+        /// Whose send.
+        slot: Slot,
+    },
+    /// The slot is free.
+    Closed {
+        /// Which slot.
+        slot: Slot,
+    },
+}
+
+/// Which directions to shut down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShutdownHow {
+    /// No more sends: the peer sees the end of the stream.
+    Write,
+    /// No more of anything: pending sends and receives of the slot end.
+    Both,
+}
+
+/// The ring itself failed: a fault of the operator's system or ours, never of one connection.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}{remedy}")]
+pub struct RingError {
+    /// What was tried.
+    pub what: &'static str,
+    /// What the kernel said.
+    pub source: std::io::Error,
+    /// What the operator can do, with a leading separator; empty if nothing is known to help.
+    pub remedy: &'static str,
+}
+
+/// The sockets of one shard.
+pub trait EgressRing {
+    /// How many more requests fit before the next [`submit`](Self::submit).
+    fn room(&self) -> usize;
+
+    /// Sends `batch` from byte `offset` on. `zero_copy` asks the kernel not to copy the bytes.
+    fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, zero_copy: bool);
+
+    /// Arms the receive of `slot`.
+    fn receive(&mut self, slot: Slot);
+
+    /// Shuts one or both directions down.
+    fn shutdown(&mut self, slot: Slot, how: ShutdownHow);
+
+    /// Closes the socket and frees the slot.
+    fn close(&mut self, slot: Slot);
+
+    /// True if a submit is useful although nobody asked anything: the kernel has deferred work, or accepts to arm.
+    fn wants_submit(&mut self) -> bool;
+
+    /// Hands all queued requests to the kernel and lets it finish what is finished.
+    fn submit(&mut self) -> Result<(), RingError>;
+
+    /// Tells `handle` all completions that are there now; returns how many.
+    fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize;
+
+    /// True if nothing is queued and nothing waits to be reaped; from then on completions ring the doorbell.
+    fn may_sleep(&mut self) -> bool;
+
+    /// The shard is awake: completions need not ring the doorbell.
+    fn awake(&mut self);
+
+    /// System calls made so far.
+    fn enters(&self) -> u64;
+}

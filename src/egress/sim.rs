@@ -1,0 +1,400 @@
+//! A ring without a kernel: sockets are queues, time is a turn, and one seed decides everything.
+//!
+//! Under [`Weather::Fair`] every send is taken whole at once, which is what benchmarks want. Under [`Weather::Rough`] sends are
+//! taken in part, wait for room, fail, and completions of different sockets arrive in any order; the order within one
+//! socket is the kernel's: bytes before the end of the stream, and nothing after `Closed`.
+//!
+//! The test plays the peer through `connect`, `peer_sends`, `peer_takes`, `peer_closes`, `peer_resets` and `stall`.
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+
+use super::batch::Batch;
+use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, ShutdownHow, Slot};
+use crate::config::limits::SUBMISSIONS_MAX;
+
+const ECONNRESET: i32 = 104;
+const EPIPE: i32 = 32;
+
+/// How the sockets behave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weather {
+    /// Every send is taken whole at once.
+    Fair,
+    /// Anything that a network may do, decided by the seed.
+    Rough,
+}
+
+/// SplitMix64: small, seeded, good enough to choose among schedules.
+#[derive(Debug, Clone)]
+pub struct Dice(u64);
+
+impl Dice {
+    /// The dice of one seed.
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed)
+    }
+
+    /// A number below `sides`.
+    pub fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % sides.max(1)
+    }
+
+    /// True `times` out of `of`.
+    pub fn chance(&mut self, times: u64, of: u64) -> bool {
+        self.roll(of) < times
+    }
+}
+
+#[derive(Debug)]
+struct SendInRing {
+    batch: Rc<Batch>,
+    offset: usize,
+    zero_copy: bool,
+}
+
+#[derive(Debug, Default)]
+struct Socket {
+    open: bool,
+    /// What the peer sent and we have not received.
+    inbound: VecDeque<u8>,
+    /// What we sent and the peer has not taken.
+    outbound: Vec<u8>,
+    taken: u64,
+    receiving: bool,
+    send: Option<SendInRing>,
+    /// The peer sends no more.
+    peer_ended: bool,
+    reset: bool,
+    /// The peer reads nothing: sends wait.
+    stalled: bool,
+    shut_write: bool,
+    shut_both: bool,
+    closing: bool,
+    /// True exactly while the slot is in `SimRing::busy`.
+    busy: bool,
+}
+
+/// A completion that owns its bytes.
+#[derive(Debug)]
+enum Event {
+    Received(Vec<u8>),
+    ReceiveEnded(ReceiveEnd),
+    Sent(Rc<Batch>, Result<usize, SendError>),
+    Copied,
+    Closed,
+}
+
+/// The ring of a test.
+#[derive(Debug)]
+pub struct SimRing {
+    weather: Weather,
+    /// Bytes are kept for `peer_takes`; else they are only counted.
+    recording: bool,
+    dice: Dice,
+    sockets: Vec<Socket>,
+    queued: usize,
+    /// Slots on which something may happen at the next submit.
+    busy: Vec<Slot>,
+    done: VecDeque<(Slot, Event)>,
+    accepted: VecDeque<(Slot, SocketAddr)>,
+    enters: u64,
+    /// Sends that the sockets took, whole or in part.
+    pub sends: u64,
+}
+
+impl SimRing {
+    /// A ring with room for `sockets_max` connections.
+    pub fn new(sockets_max: usize, weather: Weather, seed: u64) -> SimRing {
+        SimRing {
+            weather,
+            recording: false,
+            dice: Dice::new(seed),
+            sockets: (0..sockets_max).map(|_| Socket::default()).collect(),
+            queued: 0,
+            busy: Vec::new(),
+            done: VecDeque::new(),
+            accepted: VecDeque::new(),
+            enters: 0,
+            sends: 0,
+        }
+    }
+
+    /// The same ring, keeping what the peers get.
+    pub fn recording(self) -> SimRing {
+        SimRing { recording: true, ..self }
+    }
+
+    /// A peer connects; `None` if the table is full.
+    pub fn connect(&mut self) -> Option<Slot> {
+        let slot = self.sockets.iter().position(|socket| !socket.open)?;
+        let busy = self.sockets[slot].busy;
+        self.sockets[slot] = Socket { open: true, busy, ..Socket::default() };
+        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 10_000 + (slot % 50_000) as u16));
+        self.accepted.push_back((slot as Slot, peer));
+        Some(slot as Slot)
+    }
+
+    /// The peer of `slot` sends `bytes`.
+    pub fn peer_sends(&mut self, slot: Slot, bytes: &[u8]) {
+        self.touch(slot).inbound.extend(bytes);
+    }
+
+    /// What the peer of `slot` has not read yet.
+    pub fn peer_takes(&mut self, slot: Slot) -> Vec<u8> {
+        std::mem::take(&mut self.sockets[slot as usize].outbound)
+    }
+
+    /// The peer ends its stream.
+    pub fn peer_closes(&mut self, slot: Slot) {
+        self.touch(slot).peer_ended = true;
+    }
+
+    /// The peer is gone without a word.
+    pub fn peer_resets(&mut self, slot: Slot) {
+        self.touch(slot).reset = true;
+    }
+
+    /// While stalled, the peer reads nothing and sends to it wait.
+    pub fn stall(&mut self, slot: Slot, stalled: bool) {
+        self.touch(slot).stalled = stalled;
+    }
+
+    /// True while the slot is in use.
+    pub fn is_open(&self, slot: Slot) -> bool {
+        self.sockets[slot as usize].open
+    }
+
+    /// True once our side ended the stream of `slot`.
+    pub fn ended(&self, slot: Slot) -> bool {
+        let socket = &self.sockets[slot as usize];
+        !socket.open || socket.shut_write || socket.shut_both
+    }
+
+    /// Bytes that the kernel took for `slot` in all.
+    pub fn taken(&self, slot: Slot) -> u64 {
+        self.sockets[slot as usize].taken
+    }
+
+    /// Bytes of the send in the ring that are not taken yet.
+    pub fn waiting(&self, slot: Slot) -> usize {
+        self.sockets[slot as usize].send.as_ref().map_or(0, |send| send.batch.len() - send.offset)
+    }
+
+    /// Lets every busy socket make what progress the weather allows.
+    fn step(&mut self) {
+        let mut index = 0;
+        while index < self.busy.len() {
+            let slot = self.busy[index] as usize;
+            if self.sockets[slot].open {
+                self.step_send(slot);
+                self.step_receive(slot);
+                self.step_close(slot);
+            }
+            let socket = &mut self.sockets[slot];
+            let receivable =
+                !socket.inbound.is_empty() || socket.peer_ended || socket.reset || socket.shut_both;
+            if socket.send.is_some() || socket.closing || (socket.receiving && receivable) {
+                index += 1;
+            } else {
+                socket.busy = false;
+                self.busy.swap_remove(index);
+            }
+        }
+    }
+
+    /// The socket of `slot`, which may make progress at the next submit.
+    fn touch(&mut self, slot: Slot) -> &mut Socket {
+        let socket = &mut self.sockets[slot as usize];
+        if !socket.busy {
+            socket.busy = true;
+            self.busy.push(slot);
+        }
+        socket
+    }
+
+    fn step_send(&mut self, slot: usize) {
+        let rough = self.weather == Weather::Rough;
+        let socket = &mut self.sockets[slot];
+        if socket.send.is_none() {
+            return;
+        }
+        let errno = match (socket.reset, socket.shut_both || socket.shut_write) {
+            (true, _) => Some(ECONNRESET),
+            (false, true) => Some(EPIPE),
+            (false, false) => None,
+        };
+        if let Some(errno) = errno {
+            let batch = socket.send.take().expect("checked above").batch;
+            self.done.push_back((slot as Slot, Event::Sent(batch, Err(SendError::Gone(errno)))));
+            return;
+        }
+        if socket.stalled || (rough && self.dice.chance(1, 4)) {
+            return; // EAGAIN: the kernel waits for room
+        }
+        let socket = &mut self.sockets[slot];
+        let zero_copy = socket.send.as_ref().is_some_and(|send| send.zero_copy);
+        if zero_copy && rough && self.dice.chance(1, 8) {
+            let batch = socket.send.take().expect("checked above").batch;
+            self.done.push_back((slot as Slot, Event::Sent(batch, Err(SendError::NoZeroCopy))));
+            return;
+        }
+        let send = socket.send.take().expect("checked above");
+        let bytes = send.batch.bytes_at(send.offset);
+        let whole = send.batch.len() - send.offset;
+        let mut taken = if send.offset == 0 { whole } else { bytes.len() };
+        if rough && self.dice.chance(1, 5) {
+            taken = 1 + self.dice.roll(taken as u64) as usize;
+        }
+        socket.taken += taken as u64;
+        if self.recording {
+            let mut offset = send.offset;
+            while offset < send.offset + taken {
+                let bytes = send.batch.bytes_at(offset);
+                let part = bytes.len().min(send.offset + taken - offset);
+                socket.outbound.extend_from_slice(&bytes[..part]);
+                offset += part;
+            }
+        }
+        self.sends += 1;
+        self.done.push_back((slot as Slot, Event::Sent(send.batch, Ok(taken))));
+        if send.zero_copy {
+            self.done.push_back((slot as Slot, Event::Copied));
+        }
+    }
+
+    fn step_receive(&mut self, slot: usize) {
+        let socket = &mut self.sockets[slot];
+        if !socket.receiving {
+            return;
+        }
+        let ended = if socket.reset {
+            Some(ReceiveEnd::Failed(ECONNRESET))
+        } else if socket.shut_both {
+            Some(ReceiveEnd::EndOfStream)
+        } else if !socket.inbound.is_empty() {
+            let rough = self.weather == Weather::Rough;
+            let all = socket.inbound.len();
+            let part = if rough { 1 + self.dice.roll(all as u64) as usize } else { all };
+            let bytes: Vec<u8> = socket.inbound.drain(..part).collect();
+            self.done.push_back((slot as Slot, Event::Received(bytes)));
+            (rough && self.dice.chance(1, 16)).then_some(ReceiveEnd::NoBuffers)
+        } else {
+            socket.peer_ended.then_some(ReceiveEnd::EndOfStream)
+        };
+        if let Some(end) = ended {
+            self.sockets[slot].receiving = false;
+            self.done.push_back((slot as Slot, Event::ReceiveEnded(end)));
+        }
+    }
+
+    fn step_close(&mut self, slot: usize) {
+        let socket = &mut self.sockets[slot];
+        if socket.closing {
+            socket.closing = false;
+            self.done.push_back((slot as Slot, Event::Closed));
+        }
+    }
+
+    /// The next completion: the oldest, or in rough weather the oldest of some slot.
+    fn next_done(&mut self) -> Option<(Slot, Event)> {
+        if self.weather == Weather::Fair || self.done.len() < 2 {
+            return self.done.pop_front();
+        }
+        let chosen = self.done[self.dice.roll(self.done.len() as u64) as usize].0;
+        let first = self.done.iter().position(|(slot, _)| *slot == chosen)?;
+        self.done.remove(first)
+    }
+
+    fn queue(&mut self) {
+        assert!(self.room() > 0, "the caller leaves room for what it submits");
+        self.queued += 1;
+    }
+}
+
+impl EgressRing for SimRing {
+    fn room(&self) -> usize {
+        SUBMISSIONS_MAX as usize - self.queued
+    }
+
+    fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, zero_copy: bool) {
+        self.queue();
+        assert!(offset < batch.len(), "a send has bytes");
+        let socket = self.touch(slot);
+        assert!(socket.open, "a send needs an open slot");
+        assert!(socket.send.is_none(), "one send in flight per connection");
+        socket.send = Some(SendInRing { batch: batch.clone(), offset, zero_copy });
+    }
+
+    fn receive(&mut self, slot: Slot) {
+        self.queue();
+        let socket = self.touch(slot);
+        assert!(socket.open && !socket.receiving, "one receive per open slot");
+        socket.receiving = true;
+    }
+
+    fn shutdown(&mut self, slot: Slot, how: ShutdownHow) {
+        self.queue();
+        let socket = self.touch(slot);
+        assert!(socket.open, "a shutdown needs an open slot");
+        match how {
+            ShutdownHow::Write => socket.shut_write = true,
+            ShutdownHow::Both => socket.shut_both = true,
+        }
+    }
+
+    fn close(&mut self, slot: Slot) {
+        self.queue();
+        let socket = self.touch(slot);
+        assert!(socket.open && socket.send.is_none() && !socket.receiving, "a quiet slot is closed");
+        socket.closing = true;
+    }
+
+    fn wants_submit(&mut self) -> bool {
+        !self.busy.is_empty()
+    }
+
+    fn submit(&mut self) -> Result<(), RingError> {
+        self.enters += 1;
+        self.queued = 0;
+        self.step();
+        Ok(())
+    }
+
+    fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize {
+        let mut reaped = 0;
+        while let Some((slot, peer)) = self.accepted.pop_front() {
+            handle(Completion::Accepted { slot, peer });
+            reaped += 1;
+        }
+        while let Some((slot, event)) = self.next_done() {
+            match event {
+                Event::Received(mut bytes) => handle(Completion::Received { slot, bytes: &mut bytes }),
+                Event::ReceiveEnded(end) => handle(Completion::ReceiveEnded { slot, end }),
+                Event::Sent(batch, result) => handle(Completion::Sent { slot, batch, result }),
+                Event::Copied => handle(Completion::Copied { slot }),
+                Event::Closed => {
+                    self.sockets[slot as usize].open = false;
+                    handle(Completion::Closed { slot });
+                }
+            }
+            reaped += 1;
+        }
+        reaped
+    }
+
+    fn may_sleep(&mut self) -> bool {
+        self.queued == 0 && self.done.is_empty() && self.accepted.is_empty()
+    }
+
+    fn awake(&mut self) {}
+
+    fn enters(&self) -> u64 {
+        self.enters
+    }
+}

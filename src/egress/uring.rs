@@ -1,0 +1,487 @@
+//! The kernel's EgressRing: one io_uring per shard, direct descriptors, one provided-buffer ring.
+//!
+//! Why the `unsafe` here is sound, in one place (each block names the point it stands on):
+//! - S1, bytes of sends: the kernel reads them until the last completion of the send (the notification, for zero copy). The batch
+//!   is held in `held` or `lent` until then, a shared [`Batch`] never changes, and its memory does not move.
+//! - S2, receive buffers and the buffer ring: owned by [`ReceiveBuffers`], which outlives the ring. The kernel writes a
+//!   buffer only between its hand-over and the completion that names it.
+//! - S3, peer addresses: each armed accept owns one [`AcceptPlace`] until its completion.
+//! - S4, the end: `drop` cancels everything and waits for the completions; what the kernel has not let go of by then is leaked,
+//!   not freed.
+//!
+//! Not here: when to do what (the shard), and what bytes mean (wire).
+
+use std::cell::UnsafeCell;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+use super::batch::Batch;
+use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, ShutdownHow, Slot};
+use crate::config::limits::{ACCEPTS_ARMED, COMPLETIONS_MAX, SUBMISSIONS_MAX};
+use buffers::{BUFFER_GROUP, ReceiveBuffers};
+
+mod buffers;
+mod setup;
+
+pub use setup::adopt_doorbell;
+
+/// What a completion is about, in the top byte of its user data; the low half is a slot or an index.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Op {
+    Accept = 1,
+    Receive = 2,
+    Send = 3,
+    SendZeroCopy = 4,
+    Shutdown = 5,
+    Close = 6,
+}
+
+impl Op {
+    fn user_data(self, index: u32) -> u64 {
+        (self as u64) << 56 | u64::from(index)
+    }
+
+    fn of(user_data: u64) -> Option<(Op, u32)> {
+        let op = match (user_data >> 56) as u8 {
+            1 => Op::Accept,
+            2 => Op::Receive,
+            3 => Op::Send,
+            4 => Op::SendZeroCopy,
+            5 => Op::Shutdown,
+            6 => Op::Close,
+            _ => return None,
+        };
+        Some((op, user_data as u32))
+    }
+}
+
+/// The kernel's view of a vectored payload: the same message header for every connection that gets it.
+#[derive(Debug)]
+pub struct MessageHeader {
+    /// What `header` points to.
+    _iovecs: Box<[libc::iovec]>,
+    header: Box<libc::msghdr>,
+}
+
+impl MessageHeader {
+    fn new(segments: &[Bytes]) -> MessageHeader {
+        let mut iovecs: Box<[libc::iovec]> = segments
+            .iter()
+            .map(|segment| libc::iovec {
+                iov_base: segment.as_ptr().cast_mut().cast(),
+                iov_len: segment.len(),
+            })
+            .collect();
+        // SAFETY: msghdr is plain old data for which all zeroes means "nothing".
+        let mut header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
+        header.msg_iov = iovecs.as_mut_ptr();
+        header.msg_iovlen = iovecs.len() as _;
+        MessageHeader { _iovecs: iovecs, header }
+    }
+}
+
+/// Where the kernel writes the address of the next peer.
+struct AcceptPlace {
+    address: UnsafeCell<libc::sockaddr_storage>,
+    length: UnsafeCell<libc::socklen_t>,
+    /// Index of the listener that this accept waits on.
+    listener: usize,
+}
+
+/// A zero-copy send between its submission and its notification.
+struct Lent {
+    slot: Slot,
+    batch: Rc<Batch>,
+}
+
+/// What the ring needs to know at start.
+#[derive(Debug)]
+pub struct UringOptions {
+    /// Listeners of this shard; every one gets its share of the armed accepts.
+    pub listeners: Vec<OwnedFd>,
+    /// Entries of the table of sockets, at most RLIMIT_NOFILE.
+    pub sockets_max: u32,
+}
+
+/// The shard's io_uring. Lives and dies on the shard's thread.
+pub struct Uring {
+    ring: IoUring,
+    listeners: Vec<OwnedFd>,
+    accepts: Box<[AcceptPlace]>,
+    /// Accepts that are not in the kernel.
+    accepts_idle: Vec<u32>,
+    /// By slot: the batch of the plain send in the kernel.
+    held: Vec<Option<Rc<Batch>>>,
+    /// Zero-copy sends in the kernel, by index.
+    lent: Vec<Option<Lent>>,
+    lent_free: Vec<u32>,
+    buffers: ReceiveBuffers,
+    /// Slots in use, at most `held.len()`.
+    open: usize,
+    /// Receives in the kernel.
+    receives: usize,
+    /// Plain sends in the kernel.
+    sends: usize,
+    enters: u64,
+}
+
+impl std::fmt::Debug for Uring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uring")
+            .field("open", &self.open)
+            .field("receives", &self.receives)
+            .field("sends", &self.sends)
+            .field("enters", &self.enters)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Uring {
+    /// Makes the ring on the calling thread, tests it, and registers `doorbell` with it.
+    pub fn new(options: UringOptions, doorbell: BorrowedFd<'_>) -> Result<Uring, RingError> {
+        let mut ring = setup::build(SUBMISSIONS_MAX, COMPLETIONS_MAX)?;
+        setup::self_test(&mut ring, doorbell)?;
+        setup::sockets_table(&ring, options.sockets_max)?;
+        let buffers = ReceiveBuffers::register(&ring)?;
+        let accepts = (0..ACCEPTS_ARMED)
+            .map(|index| AcceptPlace {
+                // SAFETY: sockaddr_storage is plain old data for which all zeroes means "unspecified family".
+                address: UnsafeCell::new(unsafe { std::mem::zeroed() }),
+                length: UnsafeCell::new(0),
+                listener: index % options.listeners.len(),
+            })
+            .collect();
+        Ok(Uring {
+            ring,
+            listeners: options.listeners,
+            accepts,
+            accepts_idle: (0..ACCEPTS_ARMED as u32).collect(),
+            held: (0..options.sockets_max).map(|_| None).collect(),
+            lent: Vec::new(),
+            lent_free: Vec::new(),
+            buffers,
+            open: 0,
+            receives: 0,
+            sends: 0,
+            enters: 0,
+        })
+    }
+
+    /// Queues one entry; the caller has checked `room`.
+    fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: S1, S2, S3: every pointer in an entry that this module builds stays valid until its completion.
+        unsafe { self.ring.submission().push(entry) }.expect("the caller leaves room for what it submits");
+    }
+
+    /// True if an accept is idle and a slot free for whom it would bring.
+    fn can_arm_accept(&self) -> bool {
+        let armed = self.accepts.len() - self.accepts_idle.len();
+        !self.accepts_idle.is_empty() && self.open + armed < self.held.len()
+    }
+
+    /// Arms as many accepts as there are free slots.
+    fn arm_accepts(&mut self) {
+        while self.room() > 0 && self.can_arm_accept() {
+            let Some(index) = self.accepts_idle.pop() else { return };
+            let place = &self.accepts[index as usize];
+            let listener = Fd(self.listeners[place.listener].as_raw_fd());
+            let length = place.length.get();
+            // SAFETY: S3: this accept is not in the kernel, so nobody else touches its place.
+            unsafe { *length = std::mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t };
+            let entry = opcode::Accept::new(listener, place.address.get().cast(), length)
+                .file_index(Some(DestinationSlot::auto_target()))
+                .build()
+                .user_data(Op::Accept.user_data(index));
+            self.push(&entry);
+        }
+    }
+
+    fn lend(&mut self, slot: Slot, batch: &Rc<Batch>) -> u32 {
+        let lent = Some(Lent { slot, batch: batch.clone() });
+        match self.lent_free.pop() {
+            Some(index) => {
+                self.lent[index as usize] = lent;
+                index
+            }
+            None => {
+                self.lent.push(lent);
+                self.lent.len() as u32 - 1
+            }
+        }
+    }
+
+    /// Completions of everything in the kernel, discarded. Used only at the end.
+    fn discard_completions(&mut self) {
+        self.reap(&mut |_| {});
+    }
+
+    fn in_kernel(&self) -> bool {
+        let accepts = self.accepts.len() - self.accepts_idle.len();
+        self.receives + self.sends + accepts > 0 || self.lent.len() > self.lent_free.len()
+    }
+}
+
+const SEND_FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+/// Asks for a word in the notification on whether the kernel copied (`IORING_SEND_ZC_REPORT_USAGE`, Linux 6.2).
+const ZERO_COPY_REPORT: u16 = 1 << 3;
+/// The word: it copied (`IORING_NOTIF_USAGE_ZC_COPIED`).
+const ZERO_COPY_COPIED: u32 = 1 << 31;
+
+impl EgressRing for Uring {
+    fn room(&self) -> usize {
+        // SAFETY: nobody else submits to this ring: `&mut self` is needed to push, and `&self` is held here.
+        let queue = unsafe { self.ring.submission_shared() };
+        queue.capacity() - queue.len()
+    }
+
+    fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, zero_copy: bool) {
+        assert!(offset < batch.len(), "a send has bytes");
+        let header = match batch.segments() {
+            Some(segments) if offset == 0 => {
+                Some(&*batch.header.get_or_init(|| MessageHeader::new(segments)).header)
+            }
+            _ => None,
+        };
+        let bytes = batch.bytes_at(offset);
+        let entry = match (header, zero_copy) {
+            (None, false) => opcode::Send::new(Fixed(slot), bytes.as_ptr(), bytes.len() as u32)
+                .flags(SEND_FLAGS)
+                .build()
+                .user_data(Op::Send.user_data(slot)),
+            (Some(header), false) => opcode::SendMsg::new(Fixed(slot), header)
+                .flags(SEND_FLAGS as u32)
+                .build()
+                .user_data(Op::Send.user_data(slot)),
+            (None, true) => opcode::SendZc::new(Fixed(slot), bytes.as_ptr(), bytes.len() as u32)
+                .flags(SEND_FLAGS)
+                .zc_flags(ZERO_COPY_REPORT)
+                .build()
+                .user_data(Op::SendZeroCopy.user_data(self.lend(slot, batch))),
+            (Some(header), true) => opcode::SendMsgZc::new(Fixed(slot), header)
+                .flags(SEND_FLAGS as u32)
+                .ioprio(ZERO_COPY_REPORT)
+                .build()
+                .user_data(Op::SendZeroCopy.user_data(self.lend(slot, batch))),
+        };
+        if !zero_copy {
+            let held = &mut self.held[slot as usize];
+            assert!(held.is_none(), "one send in flight per connection");
+            *held = Some(batch.clone());
+            self.sends += 1;
+        }
+        self.push(&entry);
+    }
+
+    fn receive(&mut self, slot: Slot) {
+        self.receives += 1;
+        let entry = opcode::RecvMulti::new(Fixed(slot), BUFFER_GROUP).build();
+        self.push(&entry.user_data(Op::Receive.user_data(slot)));
+    }
+
+    fn shutdown(&mut self, slot: Slot, how: ShutdownHow) {
+        let how = match how {
+            ShutdownHow::Write => libc::SHUT_WR,
+            ShutdownHow::Both => libc::SHUT_RDWR,
+        };
+        let entry = opcode::Shutdown::new(Fixed(slot), how)
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(Op::Shutdown.user_data(slot));
+        self.push(&entry);
+    }
+
+    fn close(&mut self, slot: Slot) {
+        assert!(self.held[slot as usize].is_none(), "no send is in the kernel when a slot is closed");
+        let entry = opcode::Close::new(Fixed(slot)).build().user_data(Op::Close.user_data(slot));
+        self.push(&entry);
+    }
+
+    fn wants_submit(&mut self) -> bool {
+        let queue = self.ring.submission();
+        let waiting = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        waiting || self.can_arm_accept()
+    }
+
+    fn submit(&mut self) -> Result<(), RingError> {
+        self.arm_accepts();
+        self.enters += 1;
+        match self.ring.submit() {
+            Ok(_) => Ok(()),
+            // Interrupted, or completions must be reaped first: what is queued stays queued for the next call.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
+                Ok(())
+            }
+            Err(source) => Err(RingError { what: "submitting to the io_uring", source, remedy: "" }),
+        }
+    }
+
+    fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize {
+        let mut reaped = 0;
+        // One snapshot at a time: completions that arrive meanwhile belong to the next turn.
+        let waiting = self.ring.completion().len();
+        while reaped < waiting {
+            let Some(entry) = self.ring.completion().next() else { break };
+            reaped += 1;
+            let (op, index) = Op::of(entry.user_data()).expect("only this module writes user data");
+            match op {
+                Op::Accept => self.accepted(index, entry.result(), handle),
+                Op::Receive => self.received(index, &entry, handle),
+                Op::Send => {
+                    self.sends -= 1;
+                    let batch = self.held[index as usize].take().expect("a send that completes was held");
+                    handle(Completion::Sent { slot: index, batch, result: plain_result(entry.result()) });
+                }
+                Op::SendZeroCopy => self.zero_copy_sent(index, &entry, handle),
+                Op::Shutdown => {} // a socket that is already unconnected
+                Op::Close => {
+                    self.open -= 1;
+                    handle(Completion::Closed { slot: index });
+                }
+            }
+        }
+        self.buffers.publish();
+        reaped
+    }
+
+    fn may_sleep(&mut self) -> bool {
+        self.ring.completion().enable_eventfd();
+        // The kernel looks at the flag after it posts; we post the flag before we look.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let queue = self.ring.submission();
+        let quiet = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
+        drop(queue);
+        if quiet && self.ring.completion().is_empty() {
+            return true;
+        }
+        self.ring.completion().disable_eventfd();
+        false
+    }
+
+    fn awake(&mut self) {
+        self.ring.completion().disable_eventfd();
+    }
+
+    fn enters(&self) -> u64 {
+        self.enters
+    }
+}
+
+fn plain_result(result: i32) -> Result<usize, SendError> {
+    match result {
+        1.. => Ok(result as usize),
+        // A send of some bytes that takes none has no more room to come.
+        0 => Err(SendError::Gone(libc::EPIPE)),
+        error => Err(SendError::Gone(-error)),
+    }
+}
+
+impl Uring {
+    fn accepted(&mut self, index: u32, result: i32, handle: &mut dyn FnMut(Completion<'_>)) {
+        if result >= 0 {
+            self.open += 1;
+            let place = &self.accepts[index as usize];
+            // SAFETY: S3: the accept completed, so the kernel has written address and length and is done with both.
+            let peer = unsafe { socket2::SockAddr::new(socket_address(place), *place.length.get()) };
+            let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
+            let peer = peer.as_socket().unwrap_or(unspecified);
+            handle(Completion::Accepted { slot: result as Slot, peer });
+        } else if -result == libc::ENFILE {
+            handle(Completion::TableFull);
+        } else if !matches!(-result, libc::ECONNABORTED | libc::ECANCELED | libc::EINTR | libc::EAGAIN) {
+            let error = std::io::Error::from_raw_os_error(-result);
+            tracing::warn!(%error, "accept failed");
+        }
+        self.accepts_idle.push(index);
+    }
+
+    fn received(&mut self, slot: Slot, entry: &cqueue::Entry, handle: &mut dyn FnMut(Completion<'_>)) {
+        let more = cqueue::more(entry.flags());
+        if let Some(buffer) = cqueue::buffer_select(entry.flags()) {
+            let length = entry.result().max(0) as usize;
+            if length > 0 {
+                let bytes = self.buffers.bytes(buffer, length);
+                handle(Completion::Received { slot, bytes });
+            }
+            self.buffers.give_back(buffer);
+        }
+        if !more {
+            self.receives -= 1;
+            let end = match -entry.result() {
+                // A multishot receive that ends after data may simply be armed again.
+                i32::MIN..0 => ReceiveEnd::NoBuffers,
+                0 => ReceiveEnd::EndOfStream,
+                libc::ENOBUFS => ReceiveEnd::NoBuffers,
+                errno => ReceiveEnd::Failed(errno),
+            };
+            handle(Completion::ReceiveEnded { slot, end });
+        }
+    }
+
+    /// A zero-copy send completes twice: when its bytes are queued, and when the kernel no longer reads them.
+    fn zero_copy_sent(&mut self, index: u32, entry: &cqueue::Entry, handle: &mut dyn FnMut(Completion<'_>)) {
+        let lent =
+            self.lent[index as usize].as_ref().expect("a zero-copy send is lent until its notification");
+        let slot = lent.slot;
+        if cqueue::notif(entry.flags()) {
+            if entry.result() as u32 & ZERO_COPY_COPIED != 0 {
+                handle(Completion::Copied { slot });
+            }
+        } else {
+            let result = match -entry.result() {
+                libc::EOPNOTSUPP | libc::ENOMEM | libc::ENOBUFS | libc::EINVAL => Err(SendError::NoZeroCopy),
+                _ => plain_result(entry.result()),
+            };
+            handle(Completion::Sent { slot, batch: lent.batch.clone(), result });
+        }
+        if !cqueue::more(entry.flags()) {
+            self.lent[index as usize] = None;
+            self.lent_free.push(index);
+        }
+    }
+}
+
+/// The address that the kernel wrote, as socket2 wants it.
+fn socket_address(place: &AcceptPlace) -> socket2::SockAddrStorage {
+    let mut storage = socket2::SockAddrStorage::zeroed();
+    // SAFETY: S3: the accept completed, so nobody writes the place; SockAddrStorage is a transparent sockaddr_storage.
+    unsafe { *storage.view_as::<libc::sockaddr_storage>() = *place.address.get() };
+    storage
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // A cancellation that fails leaves the rest to the leak below; there is nobody to tell.
+        let _ = self.ring.submitter().register_sync_cancel(None, CancelBuilder::any());
+        for _ in 0..16 {
+            if !self.in_kernel() || self.submit_nothing().is_err() {
+                break;
+            }
+            self.discard_completions();
+        }
+        if self.in_kernel() {
+            // S4: the kernel may still read or write these.
+            std::mem::forget(std::mem::take(&mut self.held));
+            std::mem::forget(std::mem::take(&mut self.lent));
+            std::mem::forget(std::mem::take(&mut self.accepts));
+            self.buffers.leak();
+        }
+    }
+}
+
+impl Uring {
+    /// Lets the kernel run its deferred work without arming anything new.
+    fn submit_nothing(&mut self) -> Result<(), RingError> {
+        self.ring.submit().map(|_| ()).map_err(|source| RingError {
+            what: "ending the io_uring",
+            source,
+            remedy: "",
+        })
+    }
+}

@@ -1,0 +1,192 @@
+//! The control API: who may ask what, and how it is answered.
+//!
+//! Every answer but `/`, `/healthz` and the NDJSON of `POST /publish` is one JSON object; every error is
+//! `{"error":"one line"}`. Nothing here waits for a subscriber: a publish is answered once it is queued to the shards.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::Serialize;
+
+use super::listing::{Listing, Page};
+use super::publish::{Options, check_size, parse_options, parse_query, parse_text, parse_topic_path};
+use super::refusal::error_response;
+use super::stats::Stats;
+use super::stream::{discard, publish_stream};
+use super::{CONTROL_BODY_MS_MAX, Hub, Refusal, RefusalReason};
+use crate::event::{Data, Event, Topic};
+
+/// Where the path of one topic begins.
+const TOPIC_PATH: &str = "/topics/";
+
+/// All routes of the control API.
+pub(super) fn router(hub: Arc<Hub>) -> Router {
+    let topic = || get(show_topic).post(publish_one);
+    Router::new()
+        .route("/", get(help))
+        .route("/healthz", get(health))
+        .route("/stats", get(stats))
+        .route("/topics", get(list_topics))
+        // The empty topic has a route of its own: the wildcard does not match it, and it deserves its reason.
+        .route(TOPIC_PATH, topic())
+        .route("/topics/{*topic}", topic())
+        .route("/publish", post(publish_stream))
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(unknown_path)
+        .with_state(hub)
+}
+
+/// The answer to an accepted event.
+#[derive(Serialize)]
+struct Accepted {
+    /// The id that subscribers see.
+    id: String,
+    sequence: u64,
+}
+
+async fn publish_one(
+    State(hub): State<Arc<Hub>>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Accepted>, Refusal> {
+    let event = read_event(&hub, &uri, &headers, body).await.map_err(|refusal| hub.counted(refusal))?;
+    let id = event.id.clone();
+    let sequence = hub.publish(event)?;
+    Ok(Json(Accepted { id: hub.id_text(id.as_ref(), sequence), sequence }))
+}
+
+async fn read_event(hub: &Hub, uri: &Uri, headers: &HeaderMap, body: Body) -> Result<Event, Refusal> {
+    let topic = topic_of(uri)?;
+    let Options { name, id, retry_ms } = parse_options(uri.query())?;
+    let reading = read_body(body, hub.config.limits.message_bytes_max);
+    let bytes = tokio::time::timeout(Duration::from_millis(CONTROL_BODY_MS_MAX), reading)
+        .await
+        .unwrap_or_else(|_| {
+            let text = format!("the body did not arrive within {CONTROL_BODY_MS_MAX} ms");
+            Err(Refusal::new(RefusalReason::BodyTimeout, text))
+        })?;
+    let data = if is_binary(headers) { Data::binary(bytes) } else { parse_text(bytes)? };
+    Ok(Event { topic, data, name, id, retry_ms })
+}
+
+/// The topic that the path names.
+fn topic_of(uri: &Uri) -> Result<Topic, Refusal> {
+    parse_topic_path(uri.path().strip_prefix(TOPIC_PATH).unwrap_or(""))
+}
+
+/// True for `application/octet-stream`, whatever its parameters. All other types are text.
+fn is_binary(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = content_type.split(';').next().unwrap_or("").trim();
+    essence.eq_ignore_ascii_case("application/octet-stream")
+}
+
+/// The whole body, at most `bytes_max`; a larger one is refused as soon as that is known, and is not held. The result
+/// is a copy of exactly its size, so that it does not keep the connection's receive buffer alive.
+async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Refusal> {
+    let announced = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let mut frames = body.into_data_stream();
+    let mut held = Vec::new();
+    let mut size = announced.unwrap_or(0);
+    loop {
+        if let Err(refusal) = check_size(size, bytes_max) {
+            tokio::spawn(discard(frames));
+            return Err(refusal);
+        }
+        let Some(frame) = frames.next().await else {
+            return Ok(held.into_boxed_slice().into());
+        };
+        let frame = frame
+            .map_err(|_| Refusal::new(RefusalReason::BodyBroken, "the body broke off or is malformed"))?;
+        if announced == Some(frame.len()) {
+            return Ok(Bytes::copy_from_slice(&frame));
+        }
+        size = size.max(held.len() + frame.len());
+        if size <= bytes_max {
+            held.reserve(size - held.len());
+            held.extend_from_slice(&frame);
+        }
+    }
+}
+
+async fn list_topics(
+    State(hub): State<Arc<Hub>>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Listing>, Refusal> {
+    let page = Page::parse(query.as_deref())?;
+    Ok(Json(hub.list_topics(&page).await))
+}
+
+async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
+    parse_query(uri.query(), &[])?;
+    let topic = topic_of(&uri)?;
+    Ok(match hub.find_topic(topic.clone()).await {
+        Ok(Some(view)) => Json(view).into_response(),
+        Ok(None) => {
+            let text = format!("nobody has published or subscribed to the topic {topic:?}");
+            error_response(StatusCode::NOT_FOUND, &text)
+        }
+        Err(shards) => {
+            let text = format!("the topic {topic:?} is not known, but shards {shards:?} did not answer");
+            error_response(StatusCode::SERVICE_UNAVAILABLE, &text)
+        }
+    })
+}
+
+async fn stats(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Json<Stats>, Refusal> {
+    parse_query(query.as_deref(), &[])?;
+    Ok(Json(hub.stats().await))
+}
+
+async fn health(State(hub): State<Arc<Hub>>) -> Response {
+    if hub.intake().is_draining() {
+        (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "draining\n").into_response()
+    } else {
+        "ok\n".into_response()
+    }
+}
+
+async fn unknown_path(uri: Uri) -> Response {
+    error_response(StatusCode::NOT_FOUND, &format!("no such path: {}; GET / lists them", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    let text = format!("{method} is not allowed on {}", uri.path());
+    error_response(StatusCode::METHOD_NOT_ALLOWED, &text)
+}
+
+/// The endpoints, with commands for the address that this request was sent to.
+async fn help(State(hub): State<Arc<Hub>>, headers: HeaderMap) -> String {
+    let control = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("127.0.0.1:8081");
+    let data =
+        hub.config.listen.first().map_or_else(|| "127.0.0.1:8080".into(), |address| address.to_string());
+    format!(
+        "fanwave {version}: control API
+
+POST /topics/TOPIC     publish the body (event=, id=, retry= as query; application/octet-stream is binary)
+POST /publish          publish NDJSON, one event per line; one request may last for ever
+GET  /topics           topics with subscribers, last id and window (limit=, after=)
+GET  /topics/TOPIC     one topic
+GET  /stats            counters and latencies
+GET  /healthz          200 while serving, 503 while draining
+
+curl -N http://{data}/sse/news
+curl -d 'hello' http://{control}/topics/news
+curl -d 'hello' 'http://{control}/topics/news?event=greeting&id=1&retry=5000'
+curl --data-binary @photo.jpg -H 'Content-Type: application/octet-stream' http://{control}/topics/photos
+echo '{{\"topic\":\"news\",\"data\":\"hello\"}}' | curl -N -X POST -T . http://{control}/publish
+curl http://{control}/topics/news
+curl http://{control}/stats
+",
+        version = env!("CARGO_PKG_VERSION"),
+    )
+}

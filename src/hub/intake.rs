@@ -1,0 +1,429 @@
+//! Takes events in, gives them their sequence, encodes them, and hands them to every shard in batches.
+//!
+//! Invariants worth naming:
+//! - Sequences are gapless from 1; an event that is refused gets none.
+//! - The queue is `queued` (no shard has these events) after `sending` (some shards may have this batch). Its events and
+//!   bytes stay counted until every shard has them, and bound what publishers can make us hold.
+//! - A batch goes to every shard before the next batch goes to any, so all shards see one order and nothing is lost.
+//! - `stalled` is true exactly while a shard's queue refused the batch in `sending`.
+//!
+//! Not here: waiting. All functions return at once; who retries a stalled queue, and who waits for room, is the
+//! [`Hub`](super::Hub)'s business.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::refusal::{Refusal, RefusalCounts, RefusalReason};
+use super::topics::TopicTable;
+use crate::broadcast::{Demand, Encoded, EncodedBatch, Message, Outbox, Refused};
+use crate::clock::Stamp;
+use crate::config::Limits;
+use crate::event::{Epoch, Event, EventId};
+use crate::wire::Format;
+
+/// What the hub counts, from the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HubCounters {
+    /// Events accepted.
+    pub events: u64,
+    /// Their bytes: data, topic, name and id.
+    pub bytes: u64,
+    /// Batches that every shard has got.
+    pub batches: u64,
+    /// Times a batch met a full shard queue.
+    pub stalls: u64,
+    /// What was not taken, by reason.
+    pub refused: RefusalCounts,
+}
+
+/// What became of a flush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flushed {
+    /// Every shard has every accepted event.
+    All,
+    /// At least one shard's queue is full; try again later.
+    Stalled,
+}
+
+/// A batch on its way.
+#[derive(Debug)]
+struct Sending {
+    batch: Arc<EncodedBatch>,
+    /// Bytes of its events.
+    bytes: usize,
+    /// Indexes of the shards that have not got it, never empty between calls.
+    waiting: Vec<usize>,
+}
+
+/// The sequence, the queue and what is remembered of both.
+#[derive(Debug)]
+pub struct Intake {
+    epoch: Epoch,
+    demand: Arc<Demand>,
+    outboxes: Vec<Outbox>,
+    /// Sequence of the last accepted event, 0 before the first.
+    sequence: u64,
+    queued: VecDeque<Arc<Encoded>>,
+    sending: Option<Sending>,
+    /// Events of `queued` and `sending`; at most `queue_events_max`.
+    events: usize,
+    /// Bytes of `queued` and `sending`; at most `queue_bytes_max`.
+    bytes: usize,
+    stalled: bool,
+    /// True from the begin of the drain on; nothing is accepted then.
+    draining: bool,
+    topics: TopicTable,
+    counters: HubCounters,
+    queue_events_max: usize,
+    queue_bytes_max: usize,
+    batch_events_max: usize,
+    batch_bytes_max: usize,
+}
+
+/// Bytes of an event for every bound and count of the hub: data, topic, name and id.
+pub fn event_bytes(event: &Event) -> usize {
+    let field = |field: &Option<crate::event::Field>| field.as_ref().map_or(0, |text| text.as_str().len());
+    event.data.bytes().len() + event.topic.as_str().len() + field(&event.name) + field(&event.id)
+}
+
+impl Intake {
+    /// An empty queue before the first event.
+    pub fn new(epoch: Epoch, limits: &Limits, demand: Arc<Demand>, outboxes: Vec<Outbox>) -> Intake {
+        Intake {
+            epoch,
+            demand,
+            outboxes,
+            sequence: 0,
+            queued: VecDeque::new(),
+            sending: None,
+            events: 0,
+            bytes: 0,
+            stalled: false,
+            draining: false,
+            topics: TopicTable::new(limits.topics_max),
+            counters: HubCounters::default(),
+            queue_events_max: limits.hub_queue_events_max,
+            queue_bytes_max: limits.hub_queue_bytes_max,
+            batch_events_max: limits.batch_events_max(),
+            batch_bytes_max: limits.batch_bytes_max(),
+        }
+    }
+
+    /// True if an event of `bytes` would be taken now. An empty queue takes any event.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.events == 0
+            || (self.events < self.queue_events_max && self.bytes + bytes <= self.queue_bytes_max)
+    }
+
+    /// Takes `event` in and returns its sequence. A batch's worth of queued events is flushed, less is left for
+    /// [`Intake::flush`], so that the events of one body chunk travel together.
+    pub fn accept(&mut self, event: Event, intake: Stamp) -> Result<u64, Refusal> {
+        let bytes = event_bytes(&event);
+        if self.draining {
+            return self.refuse(Refusal::draining());
+        }
+        if !self.has_room(bytes) {
+            return self.refuse(Refusal::full());
+        }
+        if let Some(id) = &event.id
+            && let Ok(EventId { epoch, .. }) = id.as_str().parse()
+            && epoch == self.epoch
+        {
+            let text = format!("the id {:?} has the form of this server's own ids", id.as_str());
+            return self.refuse(Refusal::new(RefusalReason::ReservedId, text));
+        }
+        self.sequence += 1;
+        self.topics.record(&event, self.sequence, bytes);
+        self.counters.events += 1;
+        self.counters.bytes += bytes as u64;
+        self.events += 1;
+        self.bytes += bytes;
+        let encoded = Encoded::new(event, self.epoch, self.sequence, intake);
+        for format in Format::ALL {
+            if self.demand.wants(format) {
+                encoded.frame(format);
+            }
+        }
+        self.queued.push_back(Arc::new(encoded));
+        if self.queued.len() >= self.batch_events_max && !self.stalled {
+            self.flush();
+        }
+        Ok(self.sequence)
+    }
+
+    /// Counts a refusal, whoever made it.
+    pub fn count(&mut self, refusal: &Refusal) {
+        self.counters.refused.add(refusal.reason);
+    }
+
+    /// Counts a refusal and gives it back as an error.
+    pub fn refuse<T>(&mut self, refusal: Refusal) -> Result<T, Refusal> {
+        self.count(&refusal);
+        Err(refusal)
+    }
+
+    /// Hands what is queued to every shard, in as few batches as the limits allow, until done or until a shard's
+    /// queue is full.
+    pub fn flush(&mut self) -> Flushed {
+        loop {
+            if self.sending.is_none() {
+                match self.next_batch() {
+                    Some(sending) => self.sending = Some(sending),
+                    None => return Flushed::All,
+                }
+            }
+            if self.send() == Flushed::Stalled {
+                return Flushed::Stalled;
+            }
+        }
+    }
+
+    /// Offers the batch in `sending` to the shards that have not got it. Shards that have ended are passed over.
+    fn send(&mut self) -> Flushed {
+        let Some(Sending { batch, bytes, waiting }) = &mut self.sending else { return Flushed::All };
+        let first_try = !self.stalled;
+        let mut full = 0;
+        waiting.retain(|&shard| match self.outboxes[shard].try_send(Message::Batch(batch.clone())) {
+            Ok(()) | Err(Refused::Gone(_)) => false,
+            Err(Refused::Full(_)) => {
+                full += 1;
+                true
+            }
+        });
+        if full > 0 {
+            self.counters.stalls += if first_try { full } else { 0 };
+            self.stalled = true;
+            return Flushed::Stalled;
+        }
+        self.events -= batch.events.len();
+        self.bytes -= *bytes;
+        self.counters.batches += 1;
+        self.stalled = false;
+        self.sending = None;
+        Flushed::All
+    }
+
+    /// The oldest queued events, up to the bounds of a batch; a single event may exceed the bytes.
+    fn next_batch(&mut self) -> Option<Sending> {
+        let mut bytes = event_bytes(&self.queued.front()?.event);
+        let mut count = 1;
+        for encoded in self.queued.iter().skip(1).take(self.batch_events_max - 1) {
+            let more = event_bytes(&encoded.event);
+            if bytes + more > self.batch_bytes_max {
+                break;
+            }
+            bytes += more;
+            count += 1;
+        }
+        let events = self.queued.drain(..count).collect();
+        Some(Sending {
+            batch: Arc::new(EncodedBatch { events }),
+            bytes,
+            waiting: (0..self.outboxes.len()).collect(),
+        })
+    }
+
+    /// From now on nothing is accepted.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// True once the drain has begun.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// True while a shard's full queue holds up the broadcast.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
+    /// Sequence of the last accepted event, 0 before the first.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Events and bytes that not every shard has.
+    pub fn queue(&self) -> (usize, usize) {
+        (self.events, self.bytes)
+    }
+
+    /// What is remembered of each topic.
+    pub fn topics(&self) -> &TopicTable {
+        &self.topics
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> &HubCounters {
+        &self.counters
+    }
+
+    /// The queues to the shards, by shard number, for messages that need no order with events.
+    pub fn outboxes(&self) -> &[Outbox] {
+        &self.outboxes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::broadcast::{Inbox, path};
+    use crate::event::{CustomId, Data, Topic};
+
+    const EPOCH: Epoch = Epoch(1_700_000_000_000);
+
+    fn event(data: &str) -> Event {
+        Event {
+            topic: Topic::new("t").expect("a topic"),
+            data: Data::text(Bytes::copy_from_slice(data.as_bytes())).expect("UTF-8"),
+            name: None,
+            id: None,
+            retry_ms: None,
+        }
+    }
+
+    fn intake(shards: usize, shard_queue: usize, limits: &Limits) -> (Intake, Vec<Inbox>) {
+        let (outboxes, inboxes) = (0..shards).map(|_| path(shard_queue).expect("eventfd")).unzip();
+        (Intake::new(EPOCH, limits, Arc::default(), outboxes), inboxes)
+    }
+
+    /// The sequences of each batch that waits in `inbox`, up to `messages`.
+    fn take(inbox: &Inbox, messages: usize) -> Vec<Vec<u64>> {
+        std::iter::from_fn(|| inbox.try_recv())
+            .take(messages)
+            .map(|message| match message {
+                Message::Batch(batch) => batch.events.iter().map(|encoded| encoded.sequence).collect(),
+                other => panic!("not a batch: {other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_shard_gets_the_same_gapless_order() {
+        let (mut intake, inboxes) = intake(2, 1_000, &Limits::default());
+        for n in 1..=1_000u64 {
+            assert_eq!(intake.accept(event("x"), Stamp(n)), Ok(n));
+            if n % 7 == 0 {
+                assert_eq!(intake.flush(), Flushed::All);
+            }
+        }
+        intake.flush();
+        let seen: Vec<Vec<Vec<u64>>> = inboxes.iter().map(|inbox| take(inbox, usize::MAX)).collect();
+        assert_eq!(seen[0], seen[1]);
+        assert_eq!(seen[0].concat(), (1..=1_000).collect::<Vec<u64>>());
+        assert_eq!(intake.queue(), (0, 0));
+    }
+
+    #[test]
+    fn a_full_batch_leaves_at_once_and_a_shorter_one_waits_for_the_flush() {
+        let limits = Limits { window_events_max: 16, ..Limits::default() };
+        let (mut intake, inboxes) = intake(1, 64, &limits);
+        for _ in 0..9 {
+            intake.accept(event("x"), Stamp(0)).expect("room");
+        }
+        assert_eq!(take(&inboxes[0], usize::MAX), [[1, 2, 3, 4], [5, 6, 7, 8]]);
+        intake.flush();
+        assert_eq!(take(&inboxes[0], usize::MAX), [[9]]);
+    }
+
+    #[test]
+    fn a_batch_ends_at_its_bytes_but_holds_at_least_one_event() {
+        let limits = Limits { window_bytes_max: 40, ..Limits::default() };
+        let (mut intake, inboxes) = intake(1, 64, &limits);
+        for data in ["1234", "1234", "1", &"large".repeat(10), "1"] {
+            intake.accept(event(data), Stamp(0)).expect("room");
+        }
+        intake.flush();
+        assert_eq!(take(&inboxes[0], usize::MAX), [vec![1, 2], vec![3], vec![4], vec![5]]);
+    }
+
+    #[test]
+    fn a_full_shard_queue_fills_ours_and_then_everything_arrives_once_and_in_order() {
+        let limits = Limits { hub_queue_events_max: 10, window_events_max: 8, ..Limits::default() };
+        let (mut intake, inboxes) = intake(2, 2, &limits);
+        let mut accepted = 0;
+        loop {
+            match intake.accept(event("x"), Stamp(0)) {
+                Ok(sequence) => accepted = sequence,
+                Err(refusal) => {
+                    assert_eq!(refusal, Refusal::full());
+                    break;
+                }
+            }
+            intake.flush();
+        }
+        assert_eq!(accepted, 12, "two events in the shards' queues, ten in ours");
+        assert_eq!(intake.counters().refused.get(RefusalReason::Full), 1);
+        assert_eq!(intake.counters().stalls, 2, "once per shard, however often it is retried");
+        assert!(intake.is_stalled());
+
+        // Shard 1 works on while shard 0 does not: it gets one batch more, and not the one after that.
+        let mut seen = [Vec::new(), Vec::new()];
+        seen[1].extend(take(&inboxes[1], usize::MAX).concat());
+        assert_eq!(intake.flush(), Flushed::Stalled);
+        seen[1].extend(take(&inboxes[1], usize::MAX).concat());
+        assert_eq!(seen[1], [1, 2, 3]);
+        assert_eq!(intake.queue().0, 10, "an event counts until every shard has it");
+
+        while intake.queue().0 > 0 {
+            for (seen, inbox) in seen.iter_mut().zip(&inboxes) {
+                seen.extend(take(inbox, 1).concat());
+            }
+            intake.flush();
+        }
+        for (seen, inbox) in seen.iter_mut().zip(&inboxes) {
+            seen.extend(take(inbox, usize::MAX).concat());
+            assert_eq!(*seen, (1..=12).collect::<Vec<u64>>());
+        }
+        assert!(!intake.is_stalled());
+        assert_eq!(intake.accept(event("x"), Stamp(0)), Ok(13), "the refused event got no sequence");
+    }
+
+    #[test]
+    fn the_queue_is_bounded_in_bytes_too() {
+        let limits = Limits { hub_queue_bytes_max: 20, ..Limits::default() };
+        let (mut intake, _inboxes) = intake(1, 1, &limits);
+        intake.accept(event("12345678"), Stamp(0)).expect("room");
+        intake.accept(event("12345678"), Stamp(0)).expect("room");
+        assert_eq!(intake.queue(), (2, 18));
+        assert_eq!(intake.accept(event("12"), Stamp(0)), Err(Refusal::full()));
+        assert_eq!(intake.accept(event("1"), Stamp(0)), Ok(3));
+    }
+
+    #[test]
+    fn a_shard_that_is_gone_holds_nobody_up() {
+        let (mut intake, mut inboxes) = intake(2, 1, &Limits::default());
+        inboxes.remove(0);
+        intake.accept(event("x"), Stamp(0)).expect("room");
+        assert_eq!(intake.flush(), Flushed::All);
+        assert_eq!(take(&inboxes[0], usize::MAX), [[1]]);
+    }
+
+    #[test]
+    fn an_id_of_our_own_form_is_refused_and_others_are_not() {
+        let (mut intake, _inboxes) = intake(1, 8, &Limits::default());
+        let with_id = |id: String| Event { id: Some(CustomId::new(&id).expect("an id")), ..event("x") };
+        let ours = EventId { epoch: EPOCH, sequence: 7 }.to_string();
+        let refusal = intake.accept(with_id(ours.clone()), Stamp(0)).expect_err("reserved");
+        assert_eq!(refusal.reason, RefusalReason::ReservedId);
+        assert!(refusal.text.contains(&ours), "{refusal}");
+        for other in
+            ["7".to_string(), format!("{ours}x"), EventId { epoch: Epoch(1), sequence: 7 }.to_string()]
+        {
+            assert!(intake.accept(with_id(other), Stamp(0)).is_ok());
+        }
+        assert_eq!(intake.sequence(), 3);
+    }
+
+    #[test]
+    fn nothing_is_accepted_while_draining() {
+        let (mut intake, inboxes) = intake(1, 8, &Limits::default());
+        intake.accept(event("x"), Stamp(0)).expect("room");
+        intake.drain();
+        assert_eq!(intake.accept(event("x"), Stamp(0)), Err(Refusal::draining()));
+        intake.flush();
+        assert_eq!(take(&inboxes[0], usize::MAX), [[1]]);
+    }
+}

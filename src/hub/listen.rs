@@ -1,0 +1,119 @@
+//! Control connections: accepting them, serving HTTP/1.1 on them, ending them.
+//!
+//! `axum::serve` has no limit on the time of a request head, so hyper is driven here directly. Each listener has a
+//! bounded number of connections; beyond it new ones wait in the kernel. At the end each connection finishes the
+//! request it is in, and what has not ended after [`CONTROL_GRACE_MS`](super::CONTROL_GRACE_MS) is cut off.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::task::JoinSet;
+
+use super::{CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, CONTROL_GRACE_MS, CONTROL_HEAD_MS_MAX};
+use super::{Hub, Stage, control};
+
+/// Milliseconds without accepting after the kernel refused to, for example because descriptors ran out.
+const ACCEPT_RETRY_MS: u64 = 100;
+
+/// A control address, bound and non-blocking.
+#[derive(Debug)]
+pub enum ControlListener {
+    /// TCP.
+    Tcp(std::net::TcpListener),
+    /// A Unix stream socket.
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// The same, known to the runtime.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// One accepted connection.
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Serves the control API on every listener. The tasks end after [`Stage::Stopped`].
+pub(super) fn start(listeners: Vec<ControlListener>, hub: &Arc<Hub>) -> io::Result<JoinSet<()>> {
+    let router = control::router(hub.clone());
+    let mut tasks = JoinSet::new();
+    for listener in listeners {
+        let listener = match listener {
+            ControlListener::Tcp(listener) => Listener::Tcp(TcpListener::from_std(listener)?),
+            ControlListener::Unix(listener) => Listener::Unix(UnixListener::from_std(listener)?),
+        };
+        tasks.spawn(accept(listener, router.clone(), hub.clone()));
+    }
+    Ok(tasks)
+}
+
+async fn accept(listener: Listener, router: Router, hub: Arc<Hub>) {
+    let mut connections = JoinSet::new();
+    let mut stopped = std::pin::pin!(hub.reached(Stage::Stopped));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut stopped => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept(), if connections.len() < CONTROL_CONNECTIONS_MAX => accepted,
+        };
+        match accepted {
+            Ok(Socket::Tcp(socket)) => connections.spawn(serve(socket, router.clone(), hub.clone())),
+            Ok(Socket::Unix(socket)) => connections.spawn(serve(socket, router.clone(), hub.clone())),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a control connection");
+                tokio::time::sleep(Duration::from_millis(ACCEPT_RETRY_MS)).await;
+                continue;
+            }
+        };
+    }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    // What is still open then is cut off when `connections` is dropped.
+    let _ = tokio::time::timeout(Duration::from_millis(CONTROL_GRACE_MS), ended).await;
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (socket, _) = listener.accept().await?;
+                socket.set_nodelay(true)?;
+                Ok(Socket::Tcp(socket))
+            }
+            Listener::Unix(listener) => Ok(Socket::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+/// Serves requests on one connection until either side has enough of it.
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, router: Router, hub: Arc<Hub>) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(CONTROL_HEAD_MS_MAX))
+        .max_buf_size(CONTROL_BUFFER_BYTES_MAX)
+        // A client that has sent its request and half-closed still gets its answer.
+        .half_close(true)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = hub.reached(Stage::Stopped) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a control connection broke off");
+    }
+}

@@ -1,0 +1,175 @@
+//! Why the hub does not take what a publisher or an operator sent: one table with label and HTTP status.
+//!
+//! Each reason is counted under its label in `GET /stats`. `full` and `draining` are ours and a retry helps; all the
+//! others are the caller's, and the same request fails again. The text of a [`Refusal`] is one line that says what is
+//! wrong and where.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde::ser::Serializer;
+
+/// The kind of a refusal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum RefusalReason {
+    /// The hub's queue is full because a shard's queue is full.
+    Full,
+    /// The server is draining.
+    Draining,
+    /// The topic is illegal.
+    BadTopic,
+    /// The event name is illegal.
+    BadEvent,
+    /// The id is illegal.
+    BadId,
+    /// The id has the form of an id of this very process.
+    ReservedId,
+    /// The reconnection time is not a number of milliseconds.
+    BadRetry,
+    /// A query parameter is unknown, doubled or malformed.
+    BadQuery,
+    /// Text data is not UTF-8.
+    NotUtf8,
+    /// The data is larger than a message may be.
+    TooLarge,
+    /// A line of NDJSON is longer than a line may be.
+    LineTooLong,
+    /// A line of NDJSON is not the JSON of an event.
+    BadJson,
+    /// Binary data is not base64.
+    BadBase64,
+    /// The request body ended early or is malformed.
+    BodyBroken,
+    /// The request body did not arrive in time.
+    BodyTimeout,
+}
+
+/// The rows of the table, in the order of [`RefusalReason`]: label, HTTP status.
+const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
+    use RefusalReason::*;
+    [
+        (Full, "full", StatusCode::SERVICE_UNAVAILABLE),
+        (Draining, "draining", StatusCode::SERVICE_UNAVAILABLE),
+        (BadTopic, "bad_topic", StatusCode::BAD_REQUEST),
+        (BadEvent, "bad_event", StatusCode::BAD_REQUEST),
+        (BadId, "bad_id", StatusCode::BAD_REQUEST),
+        (ReservedId, "reserved_id", StatusCode::BAD_REQUEST),
+        (BadRetry, "bad_retry", StatusCode::BAD_REQUEST),
+        (BadQuery, "bad_query", StatusCode::BAD_REQUEST),
+        (NotUtf8, "not_utf8", StatusCode::BAD_REQUEST),
+        (TooLarge, "too_large", StatusCode::PAYLOAD_TOO_LARGE),
+        (LineTooLong, "line_too_long", StatusCode::PAYLOAD_TOO_LARGE),
+        (BadJson, "bad_json", StatusCode::BAD_REQUEST),
+        (BadBase64, "bad_base64", StatusCode::BAD_REQUEST),
+        (BodyBroken, "body_broken", StatusCode::BAD_REQUEST),
+        (BodyTimeout, "body_timeout", StatusCode::REQUEST_TIMEOUT),
+    ]
+};
+
+impl RefusalReason {
+    /// How many reasons there are.
+    pub const COUNT: usize = RefusalReason::BodyTimeout as usize + 1;
+
+    /// The label in metrics and logs.
+    pub fn label(self) -> &'static str {
+        TABLE[self as usize].1
+    }
+
+    /// The HTTP status that carries it.
+    pub fn status(self) -> StatusCode {
+        TABLE[self as usize].2
+    }
+}
+
+/// One refusal: its reason and one line for the caller.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// The kind.
+    pub reason: RefusalReason,
+    /// What is wrong and where, without a line break.
+    pub text: String,
+}
+
+impl Refusal {
+    /// A refusal with its line of explanation.
+    pub fn new(reason: RefusalReason, text: impl Into<String>) -> Refusal {
+        Refusal { reason, text: text.into() }
+    }
+
+    /// The hub's queue is full.
+    pub fn full() -> Refusal {
+        Refusal::new(RefusalReason::Full, "the queue to the shards is full")
+    }
+
+    /// The server is draining.
+    pub fn draining() -> Refusal {
+        Refusal::new(RefusalReason::Draining, "draining")
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        error_response(self.reason.status(), &self.text)
+    }
+}
+
+/// `{"error":"…"}` with this status, and `Retry-After: 1` where a retry helps.
+pub fn error_response(status: StatusCode, text: &str) -> Response {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        error: &'a str,
+    }
+    let mut response = (status, Json(Body { error: text })).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// Refusals by reason; serializes as an object from label to count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RefusalCounts([u64; RefusalReason::COUNT]);
+
+impl RefusalCounts {
+    /// One more.
+    pub fn add(&mut self, reason: RefusalReason) {
+        self.0[reason as usize] += 1;
+    }
+
+    /// How many there were.
+    pub fn get(&self, reason: RefusalReason) -> u64 {
+        self.0[reason as usize]
+    }
+}
+
+impl Serialize for RefusalCounts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(TABLE.iter().zip(self.0).map(|(row, count)| (row.1, count)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_enum_and_labels_are_unique() {
+        for (index, row) in TABLE.iter().enumerate() {
+            assert_eq!(row.0 as usize, index);
+            assert_eq!(TABLE.iter().filter(|other| other.1 == row.1).count(), 1);
+        }
+    }
+
+    #[test]
+    fn only_a_refusal_of_ours_invites_a_retry() {
+        for (reason, _, status) in TABLE {
+            let response = Refusal::new(reason, "x").into_response();
+            assert_eq!(response.status(), status);
+            let ours = matches!(reason, RefusalReason::Full | RefusalReason::Draining);
+            assert_eq!(response.headers().contains_key(header::RETRY_AFTER), ours, "{reason:?}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! `GET /stats`: counters and latencies of the hub, of each shard, and of all shards together, as JSON.
+//!
+//! All counts are from the start of the process, save where "now" is said. Latencies are microseconds. A shard
+//! that gave no report has `"state":"unavailable"` and no counters, and is missing from the totals.
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use serde::ser::Serializer;
+
+use super::{Hub, RefusalCounts};
+use crate::broadcast::TopicQuery;
+use crate::clock::Stamp;
+use crate::metrics::{FormatCounters, ShardMetrics, ShardReport};
+use crate::shard::close::CLOSE_TABLE;
+use crate::wire::Format;
+
+/// The whole answer.
+#[derive(Serialize)]
+pub(super) struct Stats {
+    version: &'static str,
+    epoch: String,
+    uptime_ms: u64,
+    hub: HubStats,
+    totals: Counts,
+    shards: Vec<ShardStats>,
+}
+
+#[derive(Serialize)]
+struct HubStats {
+    /// Sequence of the last accepted event.
+    sequence: u64,
+    events: u64,
+    bytes: u64,
+    batches: u64,
+    /// What not every shard has, now.
+    queue: Amount,
+    /// Topics remembered, now.
+    topics: usize,
+    refused: RefusalCounts,
+    /// Times a batch met a full shard queue.
+    shard_queue_stalls: u64,
+}
+
+/// Events and their bytes.
+#[derive(Serialize, Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(super) struct Amount {
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+}
+
+#[derive(Serialize)]
+struct ShardStats {
+    shard: usize,
+    cpu: Option<usize>,
+    state: &'static str,
+    /// Messages that wait in its queue, now.
+    queue: usize,
+    #[serde(flatten)]
+    counts: Option<Counts>,
+}
+
+/// The counters of one shard, or the sums over all.
+#[derive(Serialize)]
+struct Counts {
+    accepted: u64,
+    connections: u64,
+    closed: ByReason,
+    events: u64,
+    enters: u64,
+    sleeps: u64,
+    /// Now. Windows share their events, so the total is the largest of the shards'.
+    window: Amount,
+    formats: ByFormat<FormatCounters>,
+    latency_us: Latencies,
+}
+
+#[derive(Serialize)]
+struct Latencies {
+    intake_to_shard: Latency,
+    intake_to_written: ByFormat<Latency>,
+    intake_to_last: Latency,
+}
+
+/// A histogram of nanoseconds, told in microseconds.
+#[derive(Serialize)]
+struct Latency {
+    count: u64,
+    min: f64,
+    mean: f64,
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    p999: f64,
+    max: f64,
+}
+
+/// One value per format; an object by label.
+#[derive(Clone, Default)]
+pub(super) struct ByFormat<T>(pub(super) [T; Format::COUNT]);
+
+impl<T: Serialize> Serialize for ByFormat<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(Format::ALL.iter().zip(&self.0).map(|(format, value)| (format.label(), value)))
+    }
+}
+
+/// Closed connections; an object by label.
+struct ByReason([u64; CLOSE_TABLE.len()]);
+
+impl Serialize for ByReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(CLOSE_TABLE.iter().zip(&self.0).map(|(row, count)| (row.label, count)))
+    }
+}
+
+impl Hub {
+    /// Asks the shards and puts everything together.
+    pub(super) async fn stats(&self) -> Stats {
+        let reports = self.scrape(TopicQuery::None).await;
+        let mut total = ShardMetrics::default();
+        let mut window = Amount::default();
+        for report in reports.iter().flatten() {
+            add(&mut total, &report.metrics);
+            window.events = window.events.max(report.window_events);
+            window.bytes = window.bytes.max(report.window_bytes);
+        }
+        let intake = self.intake();
+        let queues = intake.outboxes().iter().map(|outbox| outbox.len());
+        let shards = reports.iter().zip(queues).enumerate();
+        let shards = shards.map(|(shard, (report, queue))| ShardStats {
+            shard,
+            cpu: report.as_ref().map(|report| report.cpu).or(self.config.shard_cpus.get(shard).copied()),
+            state: if report.is_some() { "ok" } else { "unavailable" },
+            queue,
+            counts: report.as_ref().map(counts_of),
+        });
+        let counters = intake.counters();
+        let (queue_events, queue_bytes) = intake.queue();
+        Stats {
+            version: env!("CARGO_PKG_VERSION"),
+            epoch: self.epoch.to_string(),
+            uptime_ms: Stamp::now().ns_since(self.started) / 1_000_000,
+            hub: HubStats {
+                sequence: intake.sequence(),
+                events: counters.events,
+                bytes: counters.bytes,
+                batches: counters.batches,
+                queue: Amount { events: queue_events as u64, bytes: queue_bytes as u64 },
+                topics: intake.topics().len(),
+                refused: counters.refused.clone(),
+                shard_queue_stalls: counters.stalls,
+            },
+            totals: counts(&total, window),
+            shards: shards.collect(),
+        }
+    }
+}
+
+fn counts_of(report: &ShardReport) -> Counts {
+    counts(&report.metrics, Amount { events: report.window_events, bytes: report.window_bytes })
+}
+
+fn counts(metrics: &ShardMetrics, window: Amount) -> Counts {
+    Counts {
+        accepted: metrics.accepted,
+        connections: metrics.connections,
+        closed: ByReason(metrics.closed),
+        events: metrics.events,
+        enters: metrics.enters,
+        sleeps: metrics.sleeps,
+        window,
+        formats: ByFormat(metrics.formats.clone()),
+        latency_us: Latencies {
+            intake_to_shard: latency(&metrics.intake_to_shard),
+            intake_to_written: ByFormat(metrics.intake_to_written.each_ref().map(latency)),
+            intake_to_last: latency(&metrics.intake_to_last),
+        },
+    }
+}
+
+/// All zero while nothing is recorded.
+fn latency(histogram: &Histogram<u64>) -> Latency {
+    let us = |ns: u64| ns as f64 / 1_000.0;
+    let quantile = |quantile: f64| us(histogram.value_at_quantile(quantile));
+    Latency {
+        count: histogram.len(),
+        min: us(histogram.min()),
+        mean: histogram.mean() / 1_000.0,
+        p50: quantile(0.5),
+        p90: quantile(0.9),
+        p99: quantile(0.99),
+        p999: quantile(0.999),
+        max: us(histogram.max()),
+    }
+}
+
+/// Adds one shard to the total. The patterns name every field, so that a new one cannot be forgotten.
+fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
+    let ShardMetrics {
+        formats,
+        accepted,
+        connections,
+        closed,
+        events,
+        enters,
+        sleeps,
+        intake_to_shard,
+        intake_to_written,
+        intake_to_last,
+    } = shard;
+    for (total, one) in total.formats.iter_mut().zip(formats) {
+        add_format(total, one);
+    }
+    for (total, one) in total.closed.iter_mut().zip(closed) {
+        *total += one;
+    }
+    total.accepted += accepted;
+    total.connections += connections;
+    total.events += events;
+    total.enters += enters;
+    total.sleeps += sleeps;
+    merge(&mut total.intake_to_shard, intake_to_shard);
+    merge(&mut total.intake_to_last, intake_to_last);
+    for (total, one) in total.intake_to_written.iter_mut().zip(intake_to_written) {
+        merge(total, one);
+    }
+}
+
+fn add_format(total: &mut FormatCounters, one: &FormatCounters) {
+    let FormatCounters {
+        connections,
+        opened,
+        frames,
+        bytes,
+        sends,
+        sends_in_flight,
+        deferred,
+        overruns,
+        gaps,
+        messages_in,
+    } = one;
+    total.connections += connections;
+    total.opened += opened;
+    total.frames += frames;
+    total.bytes += bytes;
+    total.sends += sends;
+    total.sends_in_flight += sends_in_flight;
+    total.deferred += deferred;
+    total.overruns += overruns;
+    total.gaps += gaps;
+    total.messages_in += messages_in;
+}
+
+fn merge(total: &mut Histogram<u64>, one: &Histogram<u64>) {
+    total.add(one).expect("all latency histograms have the same bounds");
+}

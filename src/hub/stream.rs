@@ -1,0 +1,230 @@
+//! `POST /publish`: NDJSON as one request of any length, answered while it is being read.
+//!
+//! Invariants worth naming:
+//! - The events of one body chunk are taken in together and flushed once, so they travel in as few batches as allowed.
+//! - A full queue stops the reading, and so in the end the publisher; a line is never refused for lack of room.
+//! - Reading goes on in a task of its own: a publisher that does not read its error lines still gets its events
+//!   through. At most [`ERROR_LINES_MAX`] error lines wait for it, further ones are only counted; the summary has a
+//!   place of its own.
+//! - A bad line costs nobody else's line. Every line taken in is either accepted or counted as refused.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream};
+use axum::extract::{RawQuery, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::publish::{Line, Lines, parse_line, parse_query};
+use super::{ERROR_LINES_MAX, Hub, Refusal, RefusalReason, Stage, event_bytes};
+use crate::clock::Stamp;
+use crate::config::limits::LINGER_MS_MAX;
+use crate::event::{CustomId, Event};
+
+/// Answers at once with a stream of error lines and, at the end, the summary.
+pub(super) async fn publish_stream(
+    State(hub): State<Arc<Hub>>,
+    RawQuery(query): RawQuery,
+    body: Body,
+) -> Result<Response, Refusal> {
+    parse_query(query.as_deref(), &[]).map_err(|refusal| hub.counted(refusal))?;
+    if hub.intake().is_draining() {
+        return Err(hub.counted(Refusal::draining()));
+    }
+    let (answers, mut lines) = mpsc::channel(ERROR_LINES_MAX + 1);
+    let place = answers.clone().try_reserve_owned().expect("an empty channel has room for the summary");
+    let reading = Reading {
+        lines: Lines::new(hub.config.limits.line_bytes_max()),
+        hub,
+        answers,
+        accepted: 0,
+        refused: 0,
+        unreported: 0,
+        last: None,
+    };
+    tokio::spawn(reading.run(body.into_data_stream(), place));
+    let lines = futures_util::stream::poll_fn(move |context| lines.poll_recv(context));
+    let body = Body::from_stream(lines.map(Ok::<Bytes, Infallible>));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+/// Reads and drops what a publisher still sends, so that it is not reset before it has read our answer.
+pub(super) async fn discard(mut frames: BodyDataStream) {
+    let rest = async { while let Some(Ok(_)) = frames.next().await {} };
+    // Whoever still sends then has had the time to read.
+    let _ = tokio::time::timeout(Duration::from_millis(LINGER_MS_MAX), rest).await;
+}
+
+/// The reading half of one stream.
+struct Reading {
+    hub: Arc<Hub>,
+    lines: Lines,
+    answers: mpsc::Sender<Bytes>,
+    accepted: u64,
+    refused: u64,
+    /// Refused lines whose error line found no room; at most `refused`.
+    unreported: u64,
+    /// Id and sequence of the last accepted event.
+    last: Option<(Option<CustomId>, u64)>,
+}
+
+/// An error line.
+#[derive(Serialize)]
+struct ErrorLine<'a> {
+    line: u64,
+    error: &'a str,
+}
+
+/// The last line.
+#[derive(Serialize)]
+struct Summary {
+    accepted: u64,
+    refused: u64,
+    last_id: Option<String>,
+    #[serde(skip_serializing_if = "is_zero")]
+    unreported: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl Reading {
+    async fn run(mut self, mut frames: BodyDataStream, place: mpsc::OwnedPermit<Bytes>) {
+        let hub = self.hub.clone();
+        let mut draining = std::pin::pin!(hub.reached(Stage::Draining));
+        let error = loop {
+            let frame = tokio::select! {
+                biased;
+                () = &mut draining => {
+                    hub.counted(Refusal::draining());
+                    break Some(self.not_taken(self.lines.number()));
+                }
+                frame = frames.next() => frame,
+            };
+            match frame {
+                Some(Ok(chunk)) => {
+                    let taken = self.take_chunk(&chunk).await;
+                    hub.flush();
+                    if let Err(line) = taken {
+                        break Some(self.not_taken(line));
+                    }
+                }
+                Some(Err(_)) => {
+                    let line = self.lines.number();
+                    let refusal = Refusal::new(RefusalReason::BodyBroken, "the body broke off in this line");
+                    if let Err(line) = self.take_rest(Some(refusal)).await {
+                        break Some(self.not_taken(line));
+                    }
+                    break Some(format!("the body broke off in line {line}"));
+                }
+                None => break self.take_rest(None).await.err().map(|line| self.not_taken(line)),
+            }
+        };
+        hub.flush();
+        let summary = Summary {
+            accepted: self.accepted,
+            refused: self.refused,
+            last_id: self.last.map(|(id, sequence)| hub.id_text(id.as_ref(), sequence)),
+            unreported: self.unreported,
+            error,
+        };
+        // The sender that the permit gives back and ours are the last ones; without them the answer ends.
+        drop((place.send(line_of(&summary)), self.answers));
+        discard(frames).await;
+    }
+
+    fn not_taken(&self, line: u64) -> String {
+        format!("draining: lines from {line} on were not taken")
+    }
+
+    /// Takes in the lines that `chunk` completes. `Err` holds the line at which the drain began.
+    async fn take_chunk(&mut self, chunk: &[u8]) -> Result<(), u64> {
+        let message_bytes_max = self.hub.config.limits.message_bytes_max;
+        let mut intake_at = Stamp::now();
+        let mut rest = chunk;
+        while let Some(line) = self.lines.next(&mut rest) {
+            let Some((number, event)) = read(line, message_bytes_max) else { continue };
+            self.take(number, event, &mut intake_at).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes in a last line without LF. If it is no event, `broken` says why rather than the parser.
+    async fn take_rest(&mut self, broken: Option<Refusal>) -> Result<(), u64> {
+        let message_bytes_max = self.hub.config.limits.message_bytes_max;
+        let Some((number, event)) = self.lines.finish().and_then(|line| read(line, message_bytes_max)) else {
+            return Ok(());
+        };
+        let event = event.map_err(|refusal| broken.unwrap_or(refusal));
+        self.take(number, event, &mut Stamp::now()).await
+    }
+
+    /// Takes in one line's event, waiting for room, or tells why it is none.
+    async fn take(
+        &mut self,
+        number: u64,
+        event: Result<Event, Refusal>,
+        intake_at: &mut Stamp,
+    ) -> Result<(), u64> {
+        let event = match event {
+            Ok(event) => event,
+            Err(refusal) => {
+                let refusal = self.hub.counted(refusal);
+                self.tell(number, &refusal);
+                return Ok(());
+            }
+        };
+        let bytes = event_bytes(&event);
+        if !self.hub.intake().has_room(bytes) {
+            self.hub.wait_for_room(bytes).await.map_err(|_| number)?;
+            *intake_at = Stamp::now();
+        }
+        let id = event.id.clone();
+        match self.hub.accept(event, *intake_at) {
+            Ok(sequence) => {
+                self.accepted += 1;
+                self.last = Some((id, sequence));
+            }
+            Err(Refusal { reason: RefusalReason::Draining, .. }) => return Err(number),
+            Err(refusal) => self.tell(number, &refusal),
+        }
+        Ok(())
+    }
+
+    /// Queues an error line, or counts it as unreported.
+    fn tell(&mut self, line: u64, refusal: &Refusal) {
+        self.refused += 1;
+        let error = line_of(&ErrorLine { line, error: &refusal.text });
+        if self.answers.try_send(error).is_err() {
+            self.unreported += 1;
+        }
+    }
+}
+
+/// The number of a line and its event; nothing for a blank line.
+fn read(line: Line<'_>, message_bytes_max: usize) -> Option<(u64, Result<Event, Refusal>)> {
+    match line {
+        Line::Whole(_, bytes) if bytes.iter().all(u8::is_ascii_whitespace) => None,
+        Line::Whole(number, bytes) => Some((number, parse_line(bytes, message_bytes_max))),
+        Line::TooLong(number) => {
+            let refusal = Refusal::new(RefusalReason::LineTooLong, "the line is too long and was skipped");
+            Some((number, Err(refusal)))
+        }
+    }
+}
+
+/// One line of JSON with its LF.
+fn line_of(value: &impl Serialize) -> Bytes {
+    let mut line = serde_json::to_vec(value).expect("numbers and strings are JSON");
+    line.push(b'\n');
+    line.into()
+}

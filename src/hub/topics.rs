@@ -1,0 +1,181 @@
+//! What the hub remembers of each topic: its last event and how much was published to it.
+//!
+//! Invariants worth naming:
+//! - At most `topics_max` topics are remembered. One more makes the hub forget the topic that was published to longest
+//!   ago; its counts are lost, its subscribers and windows (which shards own) are untouched.
+//! - Recording an event costs one hash lookup and a few links, whatever the number of topics: `slots` are chained from
+//!   the newest to the oldest publish by index.
+
+use std::collections::HashMap;
+
+use crate::event::{CustomId, Event, Topic};
+
+/// Marks the end of the chain.
+const NONE: usize = usize::MAX;
+
+/// What is known of one topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicRecord {
+    /// The topic.
+    pub topic: Topic,
+    /// Sequence of its last event, from 1.
+    pub sequence: u64,
+    /// The publisher's id of its last event, if it gave one.
+    pub id: Option<CustomId>,
+    /// Events published since the topic is remembered.
+    pub events: u64,
+    /// Their bytes: data, topic, names and ids.
+    pub bytes: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    record: TopicRecord,
+    /// The slot published to next after this one; [`NONE`] exactly for `newest`.
+    newer: usize,
+    /// The slot published to last before this one; [`NONE`] exactly for `oldest`.
+    older: usize,
+}
+
+/// The topics by name and by age.
+#[derive(Debug)]
+pub struct TopicTable {
+    /// Slot of each topic; as many entries as `slots`.
+    index: HashMap<Topic, usize>,
+    slots: Vec<Slot>,
+    newest: usize,
+    oldest: usize,
+    topics_max: usize,
+}
+
+impl TopicTable {
+    /// Remembers at most `topics_max` topics, at least one.
+    pub fn new(topics_max: usize) -> TopicTable {
+        let topics_max = topics_max.max(1);
+        TopicTable { index: HashMap::new(), slots: Vec::new(), newest: NONE, oldest: NONE, topics_max }
+    }
+
+    /// `event` of so many bytes got `sequence`.
+    pub fn record(&mut self, event: &Event, sequence: u64, bytes: usize) {
+        let at = match self.index.get(event.topic.as_str()) {
+            Some(&at) => {
+                self.unlink(at);
+                at
+            }
+            None => self.enter(&event.topic),
+        };
+        let record = &mut self.slots[at].record;
+        record.sequence = sequence;
+        record.id.clone_from(&event.id);
+        record.events += 1;
+        record.bytes += bytes as u64;
+        self.link_newest(at);
+    }
+
+    /// What is known of `topic`.
+    pub fn get(&self, topic: &Topic) -> Option<&TopicRecord> {
+        self.index.get(topic).map(|&at| &self.slots[at].record)
+    }
+
+    /// Every topic, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &TopicRecord> {
+        self.slots.iter().map(|slot| &slot.record)
+    }
+
+    /// How many topics are remembered.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// A slot for a new topic, not linked yet: a fresh one, or that of the topic published to longest ago.
+    fn enter(&mut self, topic: &Topic) -> usize {
+        let record = TopicRecord { topic: topic.clone(), sequence: 0, id: None, events: 0, bytes: 0 };
+        let at = if self.slots.len() < self.topics_max {
+            self.slots.push(Slot { record, newer: NONE, older: NONE });
+            self.slots.len() - 1
+        } else {
+            let at = self.oldest;
+            self.unlink(at);
+            self.index.remove(&self.slots[at].record.topic);
+            self.slots[at].record = record;
+            at
+        };
+        self.index.insert(topic.clone(), at);
+        at
+    }
+
+    fn unlink(&mut self, at: usize) {
+        let Slot { newer, older, .. } = self.slots[at];
+        match newer {
+            NONE => self.newest = older,
+            newer => self.slots[newer].older = older,
+        }
+        match older {
+            NONE => self.oldest = newer,
+            older => self.slots[older].newer = newer,
+        }
+    }
+
+    fn link_newest(&mut self, at: usize) {
+        self.slots[at].newer = NONE;
+        self.slots[at].older = self.newest;
+        match self.newest {
+            NONE => self.oldest = at,
+            newest => self.slots[newest].newer = at,
+        }
+        self.newest = at;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::event::Data;
+
+    fn event(topic: &str) -> Event {
+        let topic = Topic::new(topic).expect("a topic");
+        Event { topic, data: Data::binary(Bytes::new()), name: None, id: None, retry_ms: None }
+    }
+
+    fn names(table: &TopicTable) -> Vec<String> {
+        let mut names: Vec<String> = table.iter().map(|record| record.topic.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn counts_add_up_per_topic_and_the_last_event_wins() {
+        let mut table = TopicTable::new(10);
+        table.record(&event("a"), 1, 10);
+        table.record(&event("b"), 2, 5);
+        let mut last = event("a");
+        last.id = Some(CustomId::new("mine").expect("an id"));
+        table.record(&last, 3, 20);
+        let a = table.get(&last.topic).expect("a is known");
+        assert_eq!((a.sequence, a.events, a.bytes), (3, 2, 30));
+        assert_eq!(a.id, last.id);
+    }
+
+    #[test]
+    fn the_topic_published_to_longest_ago_is_forgotten() {
+        let mut table = TopicTable::new(3);
+        for (sequence, topic) in ["a", "b", "c", "a", "d", "e"].into_iter().enumerate() {
+            table.record(&event(topic), sequence as u64 + 1, 1);
+        }
+        assert_eq!(names(&table), ["a", "d", "e"]);
+        table.record(&event("f"), 7, 1);
+        assert_eq!(names(&table), ["d", "e", "f"]);
+        assert_eq!(table.len(), 3);
+    }
+
+    #[test]
+    fn a_table_of_one_topic_keeps_the_newest() {
+        let mut table = TopicTable::new(1);
+        for (sequence, topic) in ["a", "a", "b", "b", "c"].into_iter().enumerate() {
+            table.record(&event(topic), sequence as u64 + 1, 1);
+            assert_eq!(names(&table), [topic]);
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Building batches, and remembering the last few so that connections at the same cursor share one.
+//!
+//! A run is "all events of these topics after the cursor, up to what one send carries". A remembered batch serves every
+//! cursor in `low..first`: from the event before the run up to (not including) the run's first event.
+//! Buffers of batches that nobody holds any more are used again, so that steady traffic does not allocate.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::connections::{Membership, TopicIndex};
+use super::topics::Topics;
+use crate::broadcast::Encoded;
+use crate::config::limits::{BATCHES_CACHED, CONTIGUOUS_FRAME_BYTES_MAX, SEGMENTS_MAX};
+use crate::egress::{Batch, Ledger, Payload};
+use crate::wire::Format;
+
+/// Batches kept for their buffers.
+const POOL_MAX: usize = 16;
+
+/// A batch and the cursors that it serves.
+#[derive(Debug)]
+struct Cached {
+    format: Format,
+    /// The topics of the run: exactly those of the connection that had news, in its order.
+    topics: Vec<TopicIndex>,
+    low: u64,
+    first: u64,
+    /// Newest sequence of these topics when the run was built.
+    head: u64,
+    batch: Rc<Batch>,
+}
+
+/// A batch for one connection.
+#[derive(Debug)]
+pub struct Run {
+    /// The bytes.
+    pub batch: Rc<Batch>,
+    /// Events of these topics remain beyond what one send carries.
+    pub more: bool,
+}
+
+/// Builds and remembers batches.
+#[derive(Debug)]
+pub struct Batches {
+    cached: VecDeque<Cached>,
+    pool: VecDeque<Rc<Batch>>,
+    ledger: Ledger,
+    send_bytes_max: usize,
+    /// The events of the run being built.
+    run: Vec<Arc<Encoded>>,
+    /// Topics with news of the connection being served.
+    news: Vec<TopicIndex>,
+    /// Next index into the window of each topic of `news`.
+    next: Vec<usize>,
+}
+
+impl Batches {
+    /// Nothing remembered; no send carries more than `send_bytes_max` bytes, except a single frame.
+    pub fn new(send_bytes_max: usize, ledger: &Ledger) -> Batches {
+        Batches {
+            cached: VecDeque::with_capacity(BATCHES_CACHED * Format::COUNT + 1),
+            pool: VecDeque::with_capacity(POOL_MAX + 1),
+            ledger: ledger.clone(),
+            send_bytes_max,
+            run: Vec::new(),
+            news: Vec::new(),
+            next: Vec::new(),
+        }
+    }
+
+    /// The run after `cursor` for a subscriber of these topics, or `None` if there is no news.
+    #[inline]
+    pub fn run_after(
+        &mut self,
+        topics: &Topics,
+        memberships: &[Membership],
+        format: Format,
+        cursor: u64,
+    ) -> Option<Run> {
+        self.news.clear();
+        let mut head = 0;
+        for membership in memberships {
+            let newest = topics.get(membership.topic).window.newest();
+            if newest > cursor {
+                self.news.push(membership.topic);
+                head = head.max(newest);
+            }
+        }
+        if self.news.is_empty() {
+            return None;
+        }
+        let hit = self.cached.iter().find(|cached| {
+            cached.format == format
+                && cached.head == head
+                && (cached.low..cached.first).contains(&cursor)
+                && cached.topics == self.news
+        });
+        if let Some(cached) = hit {
+            return Some(Run { batch: cached.batch.clone(), more: cached.batch.to() < head });
+        }
+        Some(self.build(topics, format, cursor, head))
+    }
+
+    /// Forgets all remembered batches, so that their memory is free when the last send of each is done.
+    pub fn forget(&mut self) {
+        self.cached.clear();
+    }
+
+    fn build(&mut self, topics: &Topics, format: Format, cursor: u64, head: u64) -> Run {
+        let low = self.collect(topics, format, cursor);
+        let first = self.run.first().expect("there is news").sequence;
+        let mut shared = self.take_from_pool();
+        let batch = Rc::get_mut(&mut shared).expect("the pool gives batches that nobody else holds");
+        let mut buffer = batch.recycle();
+        for event in &self.run {
+            batch.note(event.intake);
+        }
+        let to = self.run.last().expect("there is news").sequence;
+        let payload = match self.run.as_slice() {
+            [event] => Payload::Frame(event.frame(format).clone()),
+            run if run.iter().all(|event| event.frame(format).len() <= CONTIGUOUS_FRAME_BYTES_MAX) => {
+                for event in run {
+                    buffer.extend_from_slice(event.frame(format));
+                }
+                Payload::Contiguous(buffer)
+            }
+            run => Payload::Vectored(run.iter().map(|event| event.frame(format).clone()).collect()),
+        };
+        batch.fill(payload, to);
+        self.run.clear();
+        self.remember(format, low, first, head, &shared);
+        Run { more: to < head, batch: shared }
+    }
+
+    /// Fills `run` with the events after `cursor` in sequence order, as many as one send carries, and returns the
+    /// sequence of the last event before them.
+    fn collect(&mut self, topics: &Topics, format: Format, cursor: u64) -> u64 {
+        self.next.clear();
+        let mut low = 0;
+        for topic in &self.news {
+            let window = &topics.get(*topic).window;
+            let index = window.index_after(cursor);
+            let before = index.checked_sub(1).and_then(|before| window.get(before));
+            low = low.max(before.map_or(window.evicted(), |event| event.sequence));
+            self.next.push(index);
+        }
+        let mut bytes = 0;
+        while self.run.len() < SEGMENTS_MAX {
+            let candidates = self.news.iter().zip(&self.next).enumerate();
+            let oldest = candidates
+                .filter_map(|(at, (topic, index))| Some((at, topics.get(*topic).window.get(*index)?)))
+                .min_by_key(|(_, event)| event.sequence);
+            let Some((at, event)) = oldest else { break };
+            bytes += event.frame(format).len();
+            if bytes > self.send_bytes_max && !self.run.is_empty() {
+                break;
+            }
+            self.run.push(event.clone());
+            self.next[at] += 1;
+        }
+        low
+    }
+
+    fn take_from_pool(&mut self) -> Rc<Batch> {
+        // The oldest is the likeliest to be free. Two looks are enough: what is held longer belongs to a slow socket.
+        for _ in 0..self.pool.len().min(2) {
+            let batch = self.pool.pop_front().expect("not empty");
+            if Rc::strong_count(&batch) == 1 {
+                return batch;
+            }
+            if self.pool.len() < POOL_MAX {
+                self.pool.push_back(batch);
+            }
+        }
+        Rc::new(Batch::empty(&self.ledger))
+    }
+
+    fn remember(&mut self, format: Format, low: u64, first: u64, head: u64, batch: &Rc<Batch>) {
+        let mut topics = Vec::new();
+        if self.cached.len() >= BATCHES_CACHED * Format::COUNT {
+            topics = self.cached.pop_back().expect("not empty").topics;
+        }
+        topics.clear();
+        topics.extend_from_slice(&self.news);
+        if self.pool.len() >= POOL_MAX {
+            self.pool.pop_front();
+        }
+        self.pool.push_back(batch.clone());
+        self.cached.push_front(Cached { format, topics, low, first, head, batch: batch.clone() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Limits;
+    use crate::event::Topic;
+    use crate::shard::fixtures::{encoded, encoded_with};
+
+    fn batches(send_bytes_max: usize) -> Batches {
+        Batches::new(send_bytes_max, &Ledger::default())
+    }
+
+    fn members(topics: &mut Topics, names: &[&str]) -> Vec<Membership> {
+        let of =
+            |name: &&str| Membership { topic: topics.intern(&Topic::new(name).expect("legal")), position: 0 };
+        names.iter().map(of).collect()
+    }
+
+    fn text(run: &Run) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while bytes.len() < run.batch.len() {
+            bytes.extend_from_slice(run.batch.bytes_at(bytes.len()));
+        }
+        bytes
+    }
+
+    fn frames(events: &[Arc<Encoded>], format: Format) -> Vec<u8> {
+        events.iter().flat_map(|event| event.frame(format).to_vec()).collect()
+    }
+
+    #[test]
+    fn connections_between_the_same_two_events_share_a_batch() {
+        let mut topics = Topics::new(&Limits::default());
+        let events = [encoded("a", 3), encoded("a", 7), encoded("a", 9)];
+        events.iter().for_each(|event| topics.push(event));
+        let members = members(&mut topics, &["a"]);
+        let mut batches = batches(1 << 20);
+        let one = batches.run_after(&topics, &members, Format::Sse, 3).expect("news");
+        let two = batches.run_after(&topics, &members, Format::Sse, 6).expect("news");
+        assert!(Rc::ptr_eq(&one.batch, &two.batch));
+        assert_eq!(text(&one), frames(&events[1..], Format::Sse));
+        assert_eq!((one.batch.to(), one.batch.frames(), one.more), (9, 2, false));
+        let three = batches.run_after(&topics, &members, Format::Sse, 7).expect("news");
+        assert!(!Rc::ptr_eq(&one.batch, &three.batch), "one event fewer");
+        let four = batches.run_after(&topics, &members, Format::WebSocket, 3).expect("news");
+        assert_eq!(text(&four), frames(&events[1..], Format::WebSocket));
+        assert!(batches.run_after(&topics, &members, Format::Sse, 9).is_none());
+        topics.push(&encoded("a", 12));
+        let five = batches.run_after(&topics, &members, Format::Sse, 3).expect("news");
+        assert_eq!(five.batch.to(), 12, "an outdated batch is not served again");
+    }
+
+    #[test]
+    fn events_of_several_topics_come_in_sequence_order() {
+        let mut topics = Topics::new(&Limits::default());
+        let events: Vec<_> =
+            [("b", 1), ("a", 2), ("c", 3), ("a", 4), ("b", 5)].map(|(topic, n)| encoded(topic, n)).into();
+        events.iter().for_each(|event| topics.push(event));
+        let abc = members(&mut topics, &["a", "b", "c"]);
+        let ab = members(&mut topics, &["a", "b"]);
+        let mut batches = batches(1 << 20);
+        let all = batches.run_after(&topics, &abc, Format::Sse, 0).expect("news");
+        assert_eq!(text(&all), frames(&events, Format::Sse));
+        let some = batches.run_after(&topics, &ab, Format::Sse, 0).expect("news");
+        let expected: Vec<_> = events.iter().filter(|event| event.sequence != 3).cloned().collect();
+        assert_eq!(text(&some), frames(&expected, Format::Sse), "another set of topics, another batch");
+        let late = batches.run_after(&topics, &abc, Format::Sse, 3).expect("news");
+        let same = batches.run_after(&topics, &ab, Format::Sse, 3).expect("news");
+        assert!(Rc::ptr_eq(&late.batch, &same.batch), "only a and b have news for either");
+    }
+
+    #[test]
+    fn a_send_is_bounded_and_large_frames_stay_where_they_are() {
+        let mut topics = Topics::new(&Limits::default());
+        for sequence in 1..=3 {
+            topics.push(&encoded_with("a", sequence, vec![b'x'; 5_000]));
+        }
+        let members = members(&mut topics, &["a"]);
+        let mut batches = batches(12_000);
+        let run = batches.run_after(&topics, &members, Format::WebSocket, 0).expect("news");
+        assert_eq!((run.batch.to(), run.more, run.batch.segments().map(<[_]>::len)), (2, true, Some(2)));
+        let rest = batches.run_after(&topics, &members, Format::WebSocket, 2).expect("news");
+        assert_eq!((rest.batch.to(), rest.more, rest.batch.segments().is_none()), (3, false, true));
+    }
+
+    #[test]
+    fn buffers_of_batches_that_nobody_holds_are_used_again() {
+        let mut topics = Topics::new(&Limits::default());
+        let members = members(&mut topics, &["a"]);
+        let mut batches = batches(1 << 20);
+        let mut seen = Vec::new();
+        for sequence in 1..200 {
+            topics.push(&encoded("a", sequence));
+            let run = batches.run_after(&topics, &members, Format::Sse, sequence - 1).expect("news");
+            seen.push(Rc::as_ptr(&run.batch));
+        }
+        seen.sort_unstable();
+        seen.dedup();
+        assert!(seen.len() <= POOL_MAX + 2, "{} batches for 199 runs", seen.len());
+    }
+}

@@ -1,0 +1,290 @@
+//! The slab of connections: one small entry per socket, indexed by slot.
+//!
+//! Entries live in chunks that are made when first needed and never move, so growing copies nothing and an idle
+//! connection costs one entry. What only some connections have (a partial head, several topics, an answer that waits) is
+//! boxed and gone again when it has served.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+
+use crate::egress::{Batch, Slot};
+use crate::shard::close::CloseReason;
+use crate::wire::Format;
+use crate::wire::websocket::Decoder;
+
+/// Index of a topic in the shard's table.
+pub type TopicIndex = u32;
+
+/// Entries per chunk.
+const CHUNK: usize = 256;
+
+/// Where a connection stands in its life; it only moves downwards, and from `Closing` back to `Vacant`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// No connection.
+    Vacant,
+    /// The request head is not complete.
+    Handshake,
+    /// A subscriber.
+    Open,
+    /// Only last words are still to be sent.
+    Finishing,
+    /// Our side has ended; the peer's end of stream is awaited, so that our last words are not lost to a reset.
+    Lingering,
+    /// Both directions are being shut down; sends and receives in the ring end.
+    Aborting,
+    /// The slot is being freed.
+    Closing,
+}
+
+/// A subscriber's place in one topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Membership {
+    /// Which topic.
+    pub topic: TopicIndex,
+    /// Where in that topic's list of subscribers.
+    pub position: u32,
+}
+
+/// The topics of a connection.
+#[derive(Debug, Default)]
+pub enum Memberships {
+    /// No subscriber (yet, or any more).
+    #[default]
+    None,
+    /// The usual case, without a box.
+    One(Membership),
+    /// Several, in the order of the request.
+    Many(Box<[Membership]>),
+}
+
+impl Memberships {
+    /// All of them.
+    pub fn as_slice(&self) -> &[Membership] {
+        match self {
+            Memberships::None => &[],
+            Memberships::One(one) => std::slice::from_ref(one),
+            Memberships::Many(many) => many,
+        }
+    }
+
+    /// All of them, to be moved.
+    pub fn as_mut_slice(&mut self) -> &mut [Membership] {
+        match self {
+            Memberships::None => &mut [],
+            Memberships::One(one) => std::slice::from_mut(one),
+            Memberships::Many(many) => many,
+        }
+    }
+}
+
+impl From<Vec<Membership>> for Memberships {
+    fn from(list: Vec<Membership>) -> Memberships {
+        match list.as_slice() {
+            [] => Memberships::None,
+            [one] => Memberships::One(*one),
+            _ => Memberships::Many(list.into_boxed_slice()),
+        }
+    }
+}
+
+/// The protocol state of one connection.
+#[derive(Debug)]
+pub enum Session {
+    /// Bytes of a request head that is not complete.
+    Handshake(Vec<u8>),
+    /// An event stream: nothing is expected from the client.
+    Sse,
+    /// WebSocket: frames from the client, parsed as they come.
+    WebSocket(Decoder),
+}
+
+/// An address in 18 bytes; IPv4 is kept as its IPv4-mapped form.
+#[derive(Debug, Clone, Copy)]
+#[repr(Rust, packed(2))]
+pub struct Peer {
+    ip: [u8; 16],
+    port: u16,
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Peer {
+        let ip = match address.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        Peer { ip: ip.octets(), port: address.port() }
+    }
+}
+
+impl From<Peer> for SocketAddr {
+    fn from(peer: Peer) -> SocketAddr {
+        SocketAddr::new(Ipv6Addr::from(peer.ip).to_canonical(), peer.port)
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// Every event of its topics up to this sequence has been handed to the kernel.
+    pub cursor: u64,
+    /// The cursor once the send in flight completes; `cursor <= pending`.
+    pub pending: u64,
+    /// Protocol state.
+    pub session: Session,
+    /// Topics and places in them.
+    pub memberships: Memberships,
+    /// An answer, notice or control frame that waits for the send in flight to end.
+    pub control: Option<Rc<Batch>>,
+    /// The batch that the kernel took only in part; its rest goes out before anything else.
+    pub partial: Option<Rc<Batch>>,
+    /// Bytes of the current batch that the kernel has taken; `offset < batch.len()`.
+    pub offset: u32,
+    /// Tick of the last change: accept, submission or completion of a send, start of lingering.
+    pub since: u32,
+    /// Where it stands.
+    pub phase: Phase,
+    /// What its frames look like; meaningful from `Open` on.
+    pub format: Format,
+    /// Why it ends; meaningful from `Finishing` on.
+    pub reason: CloseReason,
+    /// A receive is in the ring.
+    pub receiving: bool,
+    /// A send is in the ring.
+    pub sending: bool,
+    /// It is behind and no lap will come by: attend to it when the send in flight completes.
+    pub missed: bool,
+    /// It is in the shard's ready queue.
+    pub queued: bool,
+    /// The peer has ended its stream, or the socket failed: nothing more will be received.
+    pub ended: bool,
+    /// The kernel copies its zero-copy sends: use plain ones.
+    pub copies: bool,
+    /// A ping is unanswered.
+    pub pinged: bool,
+    /// The shutdown of both directions has been submitted.
+    pub shut: bool,
+    peer: Peer,
+}
+
+const _: () = assert!(std::mem::size_of::<Connection>() <= 160);
+
+impl Connection {
+    /// A connection that was just accepted.
+    fn new(peer: SocketAddr, tick: u32) -> Connection {
+        Connection {
+            cursor: 0,
+            pending: 0,
+            session: Session::Handshake(Vec::new()),
+            memberships: Memberships::None,
+            control: None,
+            partial: None,
+            offset: 0,
+            since: tick,
+            phase: Phase::Handshake,
+            format: Format::Sse,
+            reason: CloseReason::ClientGone,
+            receiving: false,
+            sending: false,
+            missed: false,
+            queued: false,
+            ended: false,
+            copies: false,
+            pinged: false,
+            shut: false,
+            peer: peer.into(),
+        }
+    }
+
+    fn vacant() -> Connection {
+        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+        Connection { phase: Phase::Vacant, ..Connection::new(nobody, 0) }
+    }
+
+    /// The peer's address.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer.into()
+    }
+}
+
+/// All connections of a shard.
+#[derive(Debug, Default)]
+pub struct Connections {
+    chunks: Vec<Box<[Connection]>>,
+    /// Entries that are not vacant.
+    len: usize,
+}
+
+impl Connections {
+    /// Takes `slot` for a new connection.
+    pub fn occupy(&mut self, slot: Slot, peer: SocketAddr, tick: u32) {
+        while self.capacity() <= slot as usize {
+            self.chunks.push((0..CHUNK).map(|_| Connection::vacant()).collect());
+        }
+        let entry = self.get_mut(slot);
+        assert!(entry.phase == Phase::Vacant, "the ring gives only free slots");
+        *entry = Connection::new(peer, tick);
+        self.len += 1;
+    }
+
+    /// Frees `slot`.
+    pub fn vacate(&mut self, slot: Slot) {
+        let entry = self.get_mut(slot);
+        assert!(entry.phase == Phase::Closing && !entry.queued, "only a closing connection is freed");
+        *entry = Connection::vacant();
+        self.len -= 1;
+    }
+
+    /// The entry of `slot`.
+    #[inline]
+    pub fn get(&self, slot: Slot) -> &Connection {
+        &self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+
+    /// The entry of `slot`.
+    #[inline]
+    pub fn get_mut(&mut self, slot: Slot) -> &mut Connection {
+        &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+
+    /// Connections now, in any phase but `Vacant`.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True if every entry is vacant.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Slots that have an entry, vacant ones included.
+    pub fn capacity(&self) -> usize {
+        self.chunks.len() * CHUNK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_reads_back_as_it_was() {
+        for text in ["127.0.0.1:80", "[2001:db8::1]:443", "[::1]:1"] {
+            let address: SocketAddr = text.parse().expect("an address");
+            assert_eq!(SocketAddr::from(Peer::from(address)), address);
+        }
+    }
+
+    #[test]
+    fn slots_are_taken_and_freed_in_any_order() {
+        let mut connections = Connections::default();
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        connections.occupy(700, peer, 3);
+        connections.occupy(0, peer, 4);
+        assert_eq!((connections.len(), connections.capacity()), (2, 768));
+        connections.get_mut(700).phase = Phase::Closing;
+        connections.vacate(700);
+        assert_eq!(connections.get(700).phase, Phase::Vacant);
+        assert_eq!((connections.get(0).since, connections.len()), (4, 1));
+    }
+}

@@ -1,0 +1,106 @@
+//! What completions mark: nothing here talks to the ring.
+
+use std::rc::Rc;
+
+use super::close::CloseReason;
+use super::connections::Phase;
+use super::state::State;
+use crate::egress::{Batch, Completion, ReceiveEnd, SendError, Slot};
+use crate::wire::Format;
+
+impl State {
+    /// One completion.
+    pub(super) fn handle_completion(&mut self, completion: Completion<'_>) {
+        match completion {
+            Completion::Accepted { slot, peer } => {
+                self.metrics.accepted += 1;
+                self.connections.occupy(slot, peer, self.tick);
+                self.mark_ready(slot);
+            }
+            Completion::TableFull => self.metrics.closed[CloseReason::Full.index()] += 1,
+            Completion::Received { slot, bytes } => self.handle_received(slot, bytes),
+            Completion::ReceiveEnded { slot, end } => self.handle_receive_end(slot, end),
+            Completion::Sent { slot, batch, result } => self.handle_sent(slot, batch, result),
+            Completion::Copied { slot } => self.connections.get_mut(slot).copies = true,
+            Completion::Closed { slot } => self.connections.vacate(slot),
+        }
+    }
+
+    fn handle_receive_end(&mut self, slot: Slot, end: ReceiveEnd) {
+        let connection = self.connections.get_mut(slot);
+        connection.receiving = false;
+        connection.ended = end != ReceiveEnd::NoBuffers;
+        match (end, connection.phase) {
+            (ReceiveEnd::EndOfStream, Phase::Handshake | Phase::Open | Phase::Lingering) => {
+                self.abort(slot, CloseReason::ClientGone);
+            }
+            (ReceiveEnd::Failed(_), _) => self.abort(slot, CloseReason::SocketError),
+            (ReceiveEnd::EndOfStream | ReceiveEnd::NoBuffers, _) => self.mark_ready(slot),
+        }
+    }
+
+    fn handle_sent(&mut self, slot: Slot, batch: Rc<Batch>, result: Result<usize, SendError>) {
+        let tick = self.tick;
+        let connection = self.connections.get_mut(slot);
+        let counters = &mut self.metrics.formats[connection.format.index()];
+        counters.sends_in_flight -= 1;
+        connection.sending = false;
+        let taken = match result {
+            Ok(taken) => taken,
+            Err(SendError::NoZeroCopy) => {
+                connection.copies = true;
+                connection.partial = Some(batch);
+                self.mark_ready(slot);
+                return;
+            }
+            Err(SendError::Gone(_)) => {
+                self.abort(slot, CloseReason::SocketError);
+                return;
+            }
+        };
+        counters.sends += 1;
+        counters.bytes += taken as u64;
+        connection.since = tick;
+        let sent = connection.offset as usize + taken;
+        if sent < batch.len() {
+            connection.offset = sent as u32;
+            connection.partial = Some(batch);
+            self.mark_ready(slot);
+            return;
+        }
+        connection.offset = 0;
+        connection.cursor = connection.pending;
+        let owes = connection.missed || connection.control.is_some() || connection.phase != Phase::Open;
+        connection.missed = false;
+        let format = connection.format;
+        if batch.frames() > 0 {
+            counters.frames += u64::from(batch.frames());
+            let completed = batch.completed.get();
+            batch.completed.set(completed + 1);
+            if completed == 0 {
+                self.completed[format.index()].push(batch);
+            }
+        }
+        if owes {
+            self.mark_ready(slot);
+        }
+    }
+
+    /// Records the latencies of what completed in this reap: once per batch and run of events, with counts.
+    pub(super) fn record_latencies(&mut self) {
+        for format in Format::ALL {
+            let histogram = &mut self.metrics.intake_to_written[format.index()];
+            for batch in self.completed[format.index()].drain(..) {
+                let sends = u64::from(batch.completed.replace(0));
+                for (intake, events) in batch.intakes() {
+                    let latency = self.now.ns_since(*intake);
+                    histogram.saturating_record_n(latency, sends * u64::from(*events));
+                }
+            }
+        }
+        for (intake, events) in self.offered.drain(..) {
+            let latency = self.now.ns_since(intake);
+            self.metrics.intake_to_last.saturating_record_n(latency, u64::from(events));
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! All that a shard knows except its ring: connections, topics, batches, counters, and the queue of those to attend to.
+//!
+//! Handlers of completions and messages work on this alone; whatever needs the ring is marked here and done in the
+//! bounded steps of a turn.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::batch::Batches;
+use super::close::CloseReason;
+use super::connections::{Connections, Memberships, Phase, TopicIndex};
+use super::topics::Topics;
+use crate::broadcast::{Demand, EncodedBatch, TopicQuery};
+use crate::clock::Stamp;
+use crate::config::Config;
+use crate::config::limits::TICK_MS;
+use crate::egress::{Batch, Ledger, Slot};
+use crate::event::Epoch;
+use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
+use crate::wire::{Format, http, sse, websocket};
+
+/// Bytes of answers that may wait behind a send in flight; more pongs than that are not owed (RFC 6455 §5.5.3).
+const CONTROL_BYTES_MAX: usize = 4 << 10;
+
+/// What a shard is told at start.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The shard's number, from 0.
+    pub number: usize,
+    /// The CPU it is pinned to.
+    pub cpu: usize,
+    /// Of the whole process.
+    pub config: Arc<Config>,
+    /// The process that gives the sequences.
+    pub epoch: Epoch,
+    /// Where to say which formats have subscribers.
+    pub demand: Arc<Demand>,
+    /// Subscribers that this shard takes.
+    pub connections_max: usize,
+}
+
+/// Batches that every connection of a format may need.
+#[derive(Debug)]
+pub(super) struct Answers {
+    pub sse_head: Rc<Batch>,
+    pub heartbeat: [Rc<Batch>; Format::COUNT],
+}
+
+/// A shard without its ring.
+#[derive(Debug)]
+pub struct State {
+    pub(super) setup: Setup,
+    pub(super) connections: Connections,
+    pub(super) topics: Topics,
+    pub(super) batches: Batches,
+    pub(super) ledger: Ledger,
+    pub(super) metrics: ShardMetrics,
+    pub(super) answers: Answers,
+    /// Slots to attend to, each at most once (`Connection::queued`).
+    pub(super) ready: VecDeque<Slot>,
+    /// Sequence of the newest event taken from the hub.
+    pub(super) sequence: u64,
+    /// Subscribers now, of any format.
+    pub(super) subscribers: usize,
+    /// Connections that serve or finish a subscriber or an answer: all but those in the handshake.
+    pub(super) drain_deadline: Option<Stamp>,
+    /// Batches of which sends completed in this reap, by format.
+    pub(super) completed: [Vec<Rc<Batch>>; Format::COUNT],
+    /// Runs of events that the elevator has offered to everybody, to be recorded after the next reap.
+    pub(super) offered: Vec<(Stamp, u32)>,
+    /// When this turn began.
+    pub(super) now: Stamp,
+    /// `now` in ticks of `TICK_MS` since `start`.
+    pub(super) tick: u32,
+    start: Stamp,
+}
+
+impl State {
+    pub(super) fn new(setup: Setup, now: Stamp) -> State {
+        let ledger = Ledger::default();
+        let cors = setup.config.cors_origin.as_deref();
+        let answers = Answers {
+            sse_head: Batch::answer(http::sse_head(cors), &ledger),
+            heartbeat: [
+                Batch::answer(Bytes::from_static(sse::HEARTBEAT), &ledger),
+                Batch::answer(Bytes::from_static(websocket::PING), &ledger),
+            ],
+        };
+        State {
+            connections: Connections::default(),
+            topics: Topics::new(&setup.config.limits),
+            batches: Batches::new(setup.config.limits.send_bytes_max, &ledger),
+            ledger,
+            metrics: ShardMetrics::default(),
+            answers,
+            ready: VecDeque::new(),
+            sequence: 0,
+            subscribers: 0,
+            drain_deadline: None,
+            completed: Default::default(),
+            offered: Vec::new(),
+            now,
+            tick: 0,
+            start: now,
+            setup,
+        }
+    }
+
+    /// Begins a turn: the time is `now` until the next one. Returns how many ticks have passed.
+    pub(super) fn begin_turn(&mut self, now: Stamp) -> u32 {
+        self.now = now;
+        let tick = (now.ns_since(self.start) / (TICK_MS * 1_000_000)) as u32;
+        let passed = tick - self.tick;
+        self.tick = tick;
+        passed
+    }
+
+    /// Puts a batch of events into the windows and sends the elevators round.
+    pub(super) fn take_events(&mut self, batch: &EncodedBatch) {
+        for event in &batch.events {
+            assert!(event.sequence > self.sequence, "the hub broadcasts in order");
+            self.sequence = event.sequence;
+            self.metrics.intake_to_shard.saturating_record(self.now.ns_since(event.intake));
+            self.topics.push(event);
+        }
+        self.metrics.events += batch.events.len() as u64;
+    }
+
+    /// Queues `slot` for attention, once.
+    pub(super) fn mark_ready(&mut self, slot: Slot) {
+        let connection = self.connections.get_mut(slot);
+        if !connection.queued {
+            connection.queued = true;
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// Queues bytes that only this connection gets, behind those that already wait.
+    pub(super) fn answer(&mut self, slot: Slot, bytes: impl Into<Bytes>) {
+        let bytes = bytes.into();
+        let control = &mut self.connections.get_mut(slot).control;
+        let batch = match control {
+            None => Batch::answer(bytes, &self.ledger),
+            Some(waiting) if waiting.len() + bytes.len() > CONTROL_BYTES_MAX => return,
+            Some(waiting) => Batch::answer([waiting.bytes_at(0), &bytes].concat(), &self.ledger),
+        };
+        *control = Some(batch);
+        self.mark_ready(slot);
+    }
+
+    /// Ends a connection after its last words: no more events, the peer gets what is queued and then the end of the stream.
+    pub(super) fn finish(&mut self, slot: Slot, reason: CloseReason) {
+        self.depart(slot, reason);
+        let tick = self.tick;
+        let connection = self.connections.get_mut(slot);
+        connection.phase = Phase::Finishing;
+        connection.since = tick;
+        self.mark_ready(slot);
+    }
+
+    /// Ends a connection at once.
+    pub(super) fn abort(&mut self, slot: Slot, reason: CloseReason) {
+        self.depart(slot, reason);
+        let connection = self.connections.get_mut(slot);
+        if connection.phase != Phase::Closing {
+            connection.phase = Phase::Aborting;
+            connection.control = None;
+            connection.partial = None;
+            self.mark_ready(slot);
+        }
+    }
+
+    /// Counts the end of a connection and takes a subscriber out of its topics; does nothing the second time.
+    fn depart(&mut self, slot: Slot, reason: CloseReason) {
+        let connection = self.connections.get_mut(slot);
+        let subscriber = match connection.phase {
+            Phase::Handshake => false,
+            Phase::Open => true,
+            _ => return,
+        };
+        connection.reason = reason;
+        self.metrics.closed[reason.index()] += 1;
+        tracing::debug!(peer = %connection.peer(), reason = reason.row().label, "closing");
+        if !subscriber {
+            return;
+        }
+        let format = connection.format;
+        while let Some(member) = self.pop_membership(slot) {
+            let Some((moved, under_way)) = self.topics.leave(member.topic, member.position, format) else {
+                continue;
+            };
+            let members = self.connections.get_mut(moved).memberships.as_mut_slice();
+            let place = members.iter_mut().find(|place| place.topic == member.topic);
+            place.expect("a subscriber knows its topics").position = member.position;
+            if under_way {
+                self.mark_ready(moved);
+            }
+        }
+        self.subscribers -= 1;
+        let counters = &mut self.metrics.formats[format.index()];
+        counters.connections -= 1;
+        if counters.connections == 0 {
+            self.setup.demand.end(format);
+        }
+    }
+
+    fn pop_membership(&mut self, slot: Slot) -> Option<super::connections::Membership> {
+        let memberships = &mut self.connections.get_mut(slot).memberships;
+        let last = *memberships.as_slice().last()?;
+        *memberships = match std::mem::take(memberships) {
+            Memberships::Many(many) => {
+                let mut many = many.into_vec();
+                many.pop();
+                Memberships::from(many)
+            }
+            Memberships::None | Memberships::One(_) => Memberships::None,
+        };
+        Some(last)
+    }
+
+    /// The answer to a scrape.
+    pub(super) fn report(&self, query: &TopicQuery, enters: u64) -> ShardReport {
+        let mut metrics = self.metrics.clone();
+        metrics.enters = enters;
+        metrics.connections = self.connections.len() as u64;
+        let topics = match query {
+            TopicQuery::None => Vec::new(),
+            TopicQuery::One(name) => {
+                self.topics.find(name).map(|index| self.topic_report(index)).into_iter().collect()
+            }
+            TopicQuery::All => self.topics.iter().map(topic_report).collect(),
+        };
+        ShardReport {
+            shard: self.setup.number,
+            cpu: self.setup.cpu,
+            metrics,
+            topics,
+            window_events: self.topics.window_events() as u64,
+            window_bytes: self.topics.window_bytes() as u64,
+        }
+    }
+
+    fn topic_report(&self, index: TopicIndex) -> TopicReport {
+        topic_report(self.topics.get(index))
+    }
+}
+
+fn topic_report(topic: &super::topics::TopicState) -> TopicReport {
+    TopicReport {
+        topic: topic.name.clone(),
+        subscribers: topic.by_format.map(u64::from),
+        window_events: topic.window.len() as u64,
+        window_bytes: topic.window.bytes() as u64,
+        oldest: topic.window.front().map_or(0, |event| event.sequence),
+        newest: if topic.window.is_empty() { 0 } else { topic.window.newest() },
+    }
+}

@@ -1,0 +1,249 @@
+//! What a client says: its request head, and afterwards its WebSocket frames.
+//!
+//! A head becomes a subscriber with a cursor, or an answer and the end. Resuming is starting with an older cursor;
+//! what the windows no longer hold is told as a gap before the first event.
+
+use super::close::CloseReason;
+use super::connections::{Membership, Memberships, Phase, Session};
+use super::state::State;
+use super::window::Window;
+use crate::egress::Slot;
+use crate::event::{EventId, Topic};
+use crate::wire::gap::{Gap, GapReason};
+use crate::wire::http::{Head, HeadLimits, Refusal, Subscribe};
+use crate::wire::websocket::{Incoming, Violation};
+use crate::wire::{Format, http, sse, websocket};
+
+/// Where a stream begins.
+struct ResumePoint {
+    cursor: u64,
+    /// What is missing between the event that the client named and the cursor.
+    gap: Option<Gap>,
+}
+
+impl State {
+    /// Bytes from the client of `slot`.
+    pub(super) fn handle_received(&mut self, slot: Slot, bytes: &mut [u8]) {
+        let connection = self.connections.get_mut(slot);
+        connection.pinged = false;
+        match connection.phase {
+            Phase::Handshake => {
+                let Session::Handshake(partial) = &mut connection.session else { return };
+                let mut whole = std::mem::take(partial);
+                if whole.is_empty() {
+                    if let Some(used) = self.handle_head(slot, bytes) {
+                        self.handle_frames(slot, &mut bytes[used..]);
+                    }
+                } else {
+                    whole.extend_from_slice(bytes);
+                    if let Some(used) = self.handle_head(slot, &whole) {
+                        self.handle_frames(slot, &mut whole[used..]);
+                    }
+                }
+            }
+            Phase::Open => self.handle_frames(slot, bytes),
+            // Whoever is being hung up on has said enough.
+            _ => {}
+        }
+    }
+
+    /// A request head, perhaps in part. Returns the bytes of a head that made a subscriber.
+    fn handle_head(&mut self, slot: Slot, bytes: &[u8]) -> Option<usize> {
+        let limits = HeadLimits {
+            head_bytes_max: self.setup.config.limits.handshake_bytes_max,
+            topics_max: self.setup.config.limits.topics_per_connection_max,
+        };
+        let cors = self.setup.config.cors_origin.clone();
+        match http::parse_head(bytes, &limits) {
+            Head::Partial => {
+                self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
+                None
+            }
+            Head::Subscribe(subscribe, used) => self.subscribe(slot, *subscribe).then_some(used),
+            Head::Health { head_only } => {
+                let accepting = self.drain_deadline.is_none();
+                self.answer(slot, http::health(accepting, head_only));
+                self.finish(slot, CloseReason::HealthAnswered);
+                None
+            }
+            Head::Preflight => {
+                self.answer(slot, http::preflight(cors.as_deref()));
+                self.finish(slot, CloseReason::HealthAnswered);
+                None
+            }
+            Head::Refused(refusal) => {
+                self.refuse(slot, &refusal);
+                None
+            }
+        }
+    }
+
+    /// Answers a request that makes no subscriber.
+    pub(super) fn refuse(&mut self, slot: Slot, refusal: &Refusal) {
+        tracing::debug!(
+            peer = %self.connections.get(slot).peer(),
+            reason = refusal.reason.row().label,
+            detail = refusal.detail,
+            "request refused"
+        );
+        let answer = http::refusal(refusal, self.setup.config.cors_origin.as_deref());
+        self.answer(slot, answer);
+        self.finish(slot, refusal.reason);
+    }
+
+    /// Makes the connection a subscriber; false if it was refused.
+    fn subscribe(&mut self, slot: Slot, request: Subscribe) -> bool {
+        let refusal = if self.drain_deadline.is_some() {
+            Some((CloseReason::Draining, "the server is draining"))
+        } else if self.subscribers >= self.setup.connections_max {
+            Some((CloseReason::Full, "the server has as many subscribers as it takes"))
+        } else {
+            None
+        };
+        if let Some((reason, detail)) = refusal {
+            self.refuse(slot, &Refusal { reason, detail: detail.into() });
+            return false;
+        }
+        let format = request.format;
+        let mut indexes: Vec<_> = request.topics.iter().map(|topic| self.topics.intern(topic)).collect();
+        // Sorted, so that all who have the same topics share their batches.
+        indexes.sort_unstable();
+        let members = indexes
+            .into_iter()
+            .map(|topic| Membership { topic, position: self.topics.join(topic, slot, format) });
+        let memberships = Memberships::from(members.collect::<Vec<_>>());
+        let start = self.resume_point(&memberships, request.last_event_id);
+
+        let connection = self.connections.get_mut(slot);
+        connection.phase = Phase::Open;
+        connection.format = format;
+        connection.memberships = memberships;
+        connection.cursor = start.cursor;
+        connection.pending = start.cursor;
+        connection.session = match format {
+            Format::Sse => Session::Sse,
+            Format::WebSocket => Session::WebSocket(Default::default()),
+        };
+        match request.accept {
+            Some(accept) => self.answer(slot, http::websocket_head(&accept)),
+            None => {
+                self.connections.get_mut(slot).control = Some(self.answers.sse_head.clone());
+                self.mark_ready(slot);
+            }
+        }
+        if let Some(gap) = start.gap {
+            self.tell_gap(slot, &gap);
+        }
+        self.subscribers += 1;
+        let counters = &mut self.metrics.formats[format.index()];
+        counters.opened += 1;
+        counters.connections += 1;
+        if counters.connections == 1 {
+            self.setup.demand.begin(format);
+        }
+        true
+    }
+
+    /// Where a subscriber of these topics begins: now, or after the event that it names.
+    fn resume_point(&self, memberships: &Memberships, last_event_id: Option<String>) -> ResumePoint {
+        let Some(after) = last_event_id else { return ResumePoint { cursor: self.sequence, gap: None } };
+        let windows = memberships.as_slice().iter().map(|member| &self.topics.get(member.topic).window);
+        let evicted = windows.map(Window::evicted).max().unwrap_or(0);
+        let (reason, named) = match self.sequence_of(memberships, &after) {
+            Some(sequence) if sequence >= evicted => return ResumePoint { cursor: sequence, gap: None },
+            Some(sequence) => (GapReason::Expired, sequence),
+            None => (GapReason::Unknown, 0),
+        };
+        // From here on every window is complete.
+        let topics = match reason {
+            GapReason::Unknown => self.names(memberships),
+            _ => self.lost_topics(memberships, named, evicted),
+        };
+        ResumePoint { cursor: evicted, gap: Some(Gap { after: Some(after), reason, topics }) }
+    }
+
+    fn names(&self, memberships: &Memberships) -> Vec<Topic> {
+        memberships.as_slice().iter().map(|member| self.topics.get(member.topic).name.clone()).collect()
+    }
+
+    /// Those of the topics that have or had events after `from` and up to `to`.
+    pub(super) fn lost_topics(&self, memberships: &Memberships, from: u64, to: u64) -> Vec<Topic> {
+        let topics = memberships.as_slice().iter().map(|member| self.topics.get(member.topic));
+        let lost = topics.filter(|topic| {
+            let window = &topic.window;
+            let held = window.get(window.index_after(from)).is_some_and(|event| event.sequence <= to);
+            held || window.evicted() > from
+        });
+        lost.map(|topic| topic.name.clone()).collect()
+    }
+
+    /// The sequence that a last event id stands for, if it is one of ours or of an event in these windows.
+    fn sequence_of(&self, memberships: &Memberships, id: &str) -> Option<u64> {
+        if let Ok(ours) = id.parse::<EventId>()
+            && ours.epoch == self.setup.epoch
+        {
+            return (ours.sequence <= self.sequence).then_some(ours.sequence);
+        }
+        let windows = memberships.as_slice().iter().map(|member| &self.topics.get(member.topic).window);
+        windows
+            .flat_map(|window| window.iter().rev())
+            .filter(|event| event.event.id.as_ref().is_some_and(|custom| custom.as_str() == id))
+            .map(|event| event.sequence)
+            .max()
+    }
+
+    /// Queues the notice of a gap.
+    pub(super) fn tell_gap(&mut self, slot: Slot, gap: &Gap) {
+        let format = self.connections.get(slot).format;
+        self.metrics.formats[format.index()].gaps += 1;
+        match format {
+            Format::Sse => self.answer(slot, sse::gap_notice(gap)),
+            Format::WebSocket => self.answer(slot, websocket::text_frame(&gap.json())),
+        }
+    }
+
+    /// WebSocket frames from the client of `slot`, perhaps in part.
+    fn handle_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
+        let connection = self.connections.get_mut(slot);
+        // An event stream takes nothing from its client.
+        let Session::WebSocket(decoder) = &mut connection.session else { return };
+        let message_bytes_max = self.setup.config.limits.message_in_bytes_max as u64;
+        let mut pong = None;
+        let mut closed = None;
+        let mut messages = 0;
+        let fed = decoder.feed(bytes, message_bytes_max, |incoming| match incoming {
+            // Only the latest ping is owed an answer (RFC 6455 §5.5.3).
+            Incoming::Ping(payload) => pong = Some(websocket::pong_frame(payload)),
+            Incoming::Pong => {}
+            Incoming::Message { .. } => messages += 1,
+            Incoming::Close { reply, .. } => closed = Some(reply),
+        });
+        self.metrics.formats[Format::WebSocket.index()].messages_in += messages;
+        if let Some(pong) = pong {
+            self.answer(slot, pong);
+        }
+        if let Some(reply) = closed {
+            let frame = websocket::close_frame(reply.unwrap_or(1000), "");
+            self.answer(slot, frame);
+            self.finish(slot, CloseReason::ClientGone);
+        } else if let Err(Violation { reason, detail }) = fed {
+            self.close_websocket(slot, reason, detail);
+        }
+    }
+
+    /// Hangs up on a WebSocket client with the close code of `reason`.
+    pub(super) fn close_websocket(&mut self, slot: Slot, reason: CloseReason, detail: &str) {
+        if let Some(code) = reason.row().websocket_code {
+            self.answer(slot, websocket::close_frame(code, detail));
+        }
+        self.finish(slot, reason);
+    }
+
+    /// Hangs up on a subscriber as its protocol wants it: a close frame, or the end of the stream.
+    pub(super) fn hang_up(&mut self, slot: Slot, reason: CloseReason, detail: &str) {
+        match self.connections.get(slot).format {
+            Format::Sse => self.finish(slot, reason),
+            Format::WebSocket => self.close_websocket(slot, reason, detail),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Time: heartbeats, limits of patience, and the drain. Everything is coarse: an entry is looked at once a second.
+
+use super::close::CloseReason;
+use super::connections::{Phase, Session};
+use super::state::State;
+use crate::config::limits::{LINGER_MS_MAX, TICK_MS};
+use crate::egress::Slot;
+use crate::wire::Format;
+use crate::wire::http::Refusal;
+
+/// The slab is walked once in this many ticks.
+const TICKS_PER_WALK: usize = (1_000 / TICK_MS) as usize;
+/// Milliseconds that a send may block while slow sends together hold more than `pinned_bytes_max`.
+const STALL_MS_UNDER_PRESSURE: u64 = 1_000;
+
+fn ticks(ms: u64) -> u32 {
+    ms.div_ceil(TICK_MS).min(u64::from(u32::MAX)) as u32
+}
+
+impl State {
+    /// `passed` ticks have gone by: walks that share of the slab and drops expired events.
+    pub(super) fn handle_ticks(&mut self, passed: u32) {
+        self.topics.expire(self.now);
+        if !self.topics.is_active() {
+            self.batches.forget();
+        }
+        let capacity = self.connections.capacity();
+        let shares = (passed as usize).min(TICKS_PER_WALK);
+        for share in 0..shares {
+            let part = (self.tick as usize - share) % TICKS_PER_WALK;
+            for slot in (part..capacity).step_by(TICKS_PER_WALK) {
+                self.check(slot as Slot);
+            }
+        }
+    }
+
+    /// Looks whether the patience with one connection is at its end, or a sign of life is due.
+    fn check(&mut self, slot: Slot) {
+        let limits = &self.setup.config.limits;
+        let pressed = self.ledger.bytes() > limits.pinned_bytes_max;
+        let stall_ms = if pressed { STALL_MS_UNDER_PRESSURE } else { limits.stall_ms_max };
+        let connection = self.connections.get_mut(slot);
+        let quiet = self.tick - connection.since;
+        match connection.phase {
+            Phase::Vacant | Phase::Aborting | Phase::Closing => {}
+            Phase::Handshake => {
+                if quiet >= ticks(limits.handshake_ms_max) {
+                    self.end_handshake(slot);
+                }
+            }
+            Phase::Open | Phase::Finishing if connection.sending => {
+                if quiet >= ticks(stall_ms) {
+                    self.abort(slot, CloseReason::Stalled);
+                }
+            }
+            Phase::Open => {
+                if quiet >= ticks(limits.heartbeat_ms) {
+                    self.beat(slot);
+                }
+            }
+            Phase::Finishing => {}
+            Phase::Lingering => {
+                if quiet >= ticks(LINGER_MS_MAX) {
+                    let reason = connection.reason;
+                    self.abort(slot, reason);
+                }
+            }
+        }
+    }
+
+    /// The request head did not come in time: 408, or just the end if nothing came at all.
+    fn end_handshake(&mut self, slot: Slot) {
+        let reason = CloseReason::HandshakeTimeout;
+        let silent =
+            matches!(&self.connections.get(slot).session, Session::Handshake(head) if head.is_empty());
+        if silent {
+            self.abort(slot, reason);
+        } else {
+            self.refuse(slot, &Refusal { reason, detail: "the request head did not arrive in time".into() });
+        }
+    }
+
+    /// A sign of life on an idle connection.
+    fn beat(&mut self, slot: Slot) {
+        let connection = self.connections.get_mut(slot);
+        if connection.pinged {
+            self.abort(slot, CloseReason::PingTimeout);
+            return;
+        }
+        let format = connection.format;
+        connection.pinged = format == Format::WebSocket;
+        if connection.control.is_none() {
+            connection.control = Some(self.answers.heartbeat[format.index()].clone());
+        }
+        self.mark_ready(slot);
+    }
+
+    /// One look at all connections of a draining shard. Subscribers who have everything are hung up on; at the deadline all
+    /// are. Returns true when nobody is left.
+    pub(super) fn drain(&mut self) -> bool {
+        let Some(deadline) = self.drain_deadline else { return false };
+        let overdue = self.now >= deadline;
+        let mut serving = false;
+        for slot in 0..self.connections.capacity() as Slot {
+            let connection = self.connections.get(slot);
+            match connection.phase {
+                Phase::Open if overdue => self.abort(slot, CloseReason::Draining),
+                Phase::Open => {
+                    serving = true;
+                    if !connection.sending {
+                        self.mark_ready(slot);
+                    }
+                }
+                Phase::Finishing | Phase::Lingering if overdue => self.abort(slot, CloseReason::Draining),
+                Phase::Finishing | Phase::Lingering => serving = true,
+                Phase::Vacant | Phase::Handshake | Phase::Aborting | Phase::Closing => {}
+            }
+        }
+        if !serving {
+            for slot in 0..self.connections.capacity() as Slot {
+                if self.connections.get(slot).phase == Phase::Handshake {
+                    self.abort(slot, CloseReason::Draining);
+                }
+            }
+        }
+        self.connections.is_empty()
+    }
+}

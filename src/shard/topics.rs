@@ -1,0 +1,500 @@
+//! The shard's table of topics: windows, subscribers, and the laps of the sweep.
+//!
+//! A lap is the elevator's way past all subscribers of one topic. Each push asks for a whole round from where the elevator is
+//! (`left` visits), so everybody is visited after every push, and whoever is visited gets all that has come by then.
+//!
+//! Invariants worth naming:
+//! - A topic is in `active` exactly while `lap.left > 0`.
+//! - What was pushed during the current and the previous round is all that a subscriber who keeps up can lack. The
+//!   table says it is [`Topics::saturated`] before that outgrows a window, and the shard takes no more until the elevator
+//!   has come round. So only those who wait for their own sockets can overrun.
+//! - Windows are bounded by events, bytes and age per topic and by bytes in all; `order` finds the oldest event of all.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::connections::TopicIndex;
+use super::window::Window;
+use crate::broadcast::Encoded;
+use crate::clock::Stamp;
+use crate::config::Limits;
+use crate::config::limits::WINDOW_BATCHES_MIN;
+use crate::egress::Slot;
+use crate::event::Topic;
+use crate::wire::Format;
+
+/// An event run that is done when the elevator has made its `due`-th visit.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    due: u64,
+    intake: Stamp,
+    events: u32,
+}
+
+/// The elevator of one topic.
+#[derive(Debug, Default)]
+pub struct Lap {
+    /// Next subscriber to visit; below the number of subscribers, or 0.
+    position: usize,
+    /// Visits until everybody has been offered what is there now.
+    left: usize,
+    /// Visits since the last round was complete.
+    visited: usize,
+    /// Visits ever.
+    visits: u64,
+    /// Events and bytes pushed since the last round was complete.
+    events: usize,
+    bytes: usize,
+    /// True while these reach the quota of a round.
+    saturated: bool,
+    /// Whose events reach their last subscriber when; dues never fall.
+    marks: VecDeque<Mark>,
+}
+
+/// One topic on one shard.
+#[derive(Debug)]
+pub struct TopicState {
+    /// The name.
+    pub name: Topic,
+    /// Recent events.
+    pub window: Window,
+    /// Slots of the subscribers, in no order.
+    pub subscribers: Vec<Slot>,
+    /// Subscribers by format.
+    pub by_format: [u32; Format::COUNT],
+    lap: Lap,
+}
+
+/// How much a round may bring, from the limits.
+#[derive(Debug, Clone, Copy)]
+struct Quota {
+    window_events: usize,
+    window_bytes: usize,
+    total_bytes: usize,
+    round_events: usize,
+    round_bytes: usize,
+    age_ns: u64,
+}
+
+/// All topics of a shard.
+#[derive(Debug)]
+pub struct Topics {
+    by_name: HashMap<Topic, TopicIndex>,
+    table: Vec<Option<TopicState>>,
+    free: Vec<TopicIndex>,
+    /// Topics whose lap is under way, in the order in which the sweep serves them.
+    active: VecDeque<TopicIndex>,
+    /// Every event in a window and some that left early, by sequence.
+    order: VecDeque<(u64, TopicIndex)>,
+    /// Events and bytes in all windows.
+    events: usize,
+    bytes: usize,
+    /// Topics whose lap is saturated.
+    saturated: usize,
+    /// Bytes pushed and not yet carried round, over all topics.
+    unswept_bytes: usize,
+    /// Newest sequence that left with a topic that is here no more.
+    forgotten: u64,
+    quota: Quota,
+}
+
+impl Topics {
+    /// An empty table.
+    pub fn new(limits: &Limits) -> Topics {
+        Topics {
+            by_name: HashMap::new(),
+            table: Vec::new(),
+            free: Vec::new(),
+            active: VecDeque::new(),
+            order: VecDeque::new(),
+            events: 0,
+            bytes: 0,
+            saturated: 0,
+            unswept_bytes: 0,
+            forgotten: 0,
+            quota: Quota {
+                window_events: limits.window_events_max,
+                window_bytes: limits.window_bytes_max,
+                total_bytes: limits.window_bytes_total_max,
+                round_events: limits.batch_events_max(),
+                round_bytes: limits.batch_bytes_max(),
+                age_ns: limits.window_ms_max.saturating_mul(1_000_000),
+            },
+        }
+    }
+
+    /// The index of `name`, made if it is new.
+    pub fn intern(&mut self, name: &Topic) -> TopicIndex {
+        if let Some(index) = self.by_name.get(name) {
+            return *index;
+        }
+        let topic = TopicState {
+            name: name.clone(),
+            window: Window::after(self.forgotten),
+            subscribers: Vec::new(),
+            by_format: [0; Format::COUNT],
+            lap: Lap::default(),
+        };
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.table[index as usize] = Some(topic);
+                index
+            }
+            None => {
+                self.table.push(Some(topic));
+                self.table.len() as TopicIndex - 1
+            }
+        };
+        self.by_name.insert(name.clone(), index);
+        index
+    }
+
+    /// The index of `name`, if it is known.
+    pub fn find(&self, name: &Topic) -> Option<TopicIndex> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The topic at `index`.
+    #[inline]
+    pub fn get(&self, index: TopicIndex) -> &TopicState {
+        self.table[index as usize].as_ref().expect("an index is held only while its topic lives")
+    }
+
+    #[inline]
+    fn get_mut(&mut self, index: TopicIndex) -> &mut TopicState {
+        self.table[index as usize].as_mut().expect("an index is held only while its topic lives")
+    }
+
+    /// All topics.
+    pub fn iter(&self) -> impl Iterator<Item = &TopicState> {
+        self.table.iter().flatten()
+    }
+
+    /// Events in all windows.
+    pub fn window_events(&self) -> usize {
+        self.events
+    }
+
+    /// Bytes in all windows.
+    pub fn window_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Puts an event into its topic's window and sends the elevator round.
+    pub fn push(&mut self, event: &Arc<Encoded>) {
+        let index = self.intern(&event.event.topic);
+        let weight = event.event.weight();
+        let quota = self.quota;
+        self.order.push_back((event.sequence, index));
+        self.events += 1;
+        self.bytes += weight;
+        let topic = self.get_mut(index);
+        topic.window.push(event.clone());
+        if !topic.subscribers.is_empty() {
+            let lap = &mut topic.lap;
+            let started = lap.left == 0;
+            lap.left = topic.subscribers.len();
+            lap.events += 1;
+            lap.bytes += weight;
+            lap.note(event.intake);
+            let saturates =
+                !lap.saturated && (lap.events >= quota.round_events || lap.bytes >= quota.round_bytes);
+            lap.saturated |= saturates;
+            self.saturated += usize::from(saturates);
+            self.unswept_bytes += weight;
+            if started {
+                self.active.push_back(index);
+            }
+        }
+        let (window_events, window_bytes) = (quota.window_events, quota.window_bytes);
+        while self.get(index).window.len() > window_events || self.get(index).window.bytes() > window_bytes {
+            self.evict(index);
+        }
+        while self.bytes > quota.total_bytes {
+            self.evict_oldest();
+        }
+    }
+
+    /// True while taking more events could overrun subscribers that keep up.
+    pub fn saturated(&self) -> bool {
+        self.saturated > 0 || self.unswept_bytes >= self.quota.total_bytes / WINDOW_BATCHES_MIN
+    }
+
+    /// Drops what is older than the limit.
+    pub fn expire(&mut self, now: Stamp) {
+        while let Some((sequence, index)) = self.order.front().copied() {
+            let front = self.table[index as usize].as_ref().and_then(|topic| topic.window.front());
+            match front {
+                Some(event) if event.sequence == sequence => {
+                    if now.ns_since(event.intake) <= self.quota.age_ns {
+                        break;
+                    }
+                    self.evict_oldest();
+                }
+                _ => {
+                    self.order.pop_front();
+                }
+            }
+        }
+    }
+
+    /// Drops the oldest event of one topic.
+    fn evict(&mut self, index: TopicIndex) {
+        let weight = self.get_mut(index).window.evict();
+        self.events -= 1;
+        self.bytes -= weight;
+        // Events leave `order` when they come to its front; those evicted early must not pile up behind it.
+        if self.order.len() > 2 * self.events + 1_024 {
+            let table = &self.table;
+            self.order.retain(|(sequence, index)| {
+                table[*index as usize].as_ref().is_some_and(|topic| topic.window.evicted() < *sequence)
+            });
+        }
+    }
+
+    /// Drops the oldest event of all.
+    fn evict_oldest(&mut self) {
+        while let Some((sequence, index)) = self.order.pop_front() {
+            let front = self.table[index as usize].as_ref().and_then(|topic| topic.window.front());
+            if front.is_some_and(|event| event.sequence == sequence) {
+                self.evict(index);
+                self.forget_if_unused(index);
+                return;
+            }
+        }
+    }
+
+    /// Removes a topic that has neither subscribers nor events.
+    fn forget_if_unused(&mut self, index: TopicIndex) {
+        let topic = self.get(index);
+        if topic.subscribers.is_empty() && topic.window.is_empty() {
+            self.forgotten = self.forgotten.max(topic.window.evicted());
+            let topic = self.table[index as usize].take().expect("checked above");
+            self.by_name.remove(&topic.name);
+            self.free.push(index);
+        }
+    }
+
+    /// Adds a subscriber and returns its position.
+    pub fn join(&mut self, index: TopicIndex, slot: Slot, format: Format) -> u32 {
+        let topic = self.get_mut(index);
+        topic.subscribers.push(slot);
+        topic.by_format[format.index()] += 1;
+        topic.subscribers.len() as u32 - 1
+    }
+
+    /// Removes the subscriber at `position`. Returns who moved there from the end of the list, if anybody, and whether a
+    /// lap is under way that may miss the one who moved.
+    pub fn leave(&mut self, index: TopicIndex, position: u32, format: Format) -> Option<(Slot, bool)> {
+        let topic = self.get_mut(index);
+        topic.by_format[format.index()] -= 1;
+        topic.subscribers.swap_remove(position as usize);
+        let moved = topic.subscribers.get(position as usize).copied();
+        let lap = &mut topic.lap;
+        let under_way = lap.left > 0;
+        if lap.position >= topic.subscribers.len() {
+            lap.position = 0;
+        }
+        lap.left = lap.left.min(topic.subscribers.len());
+        if under_way && lap.left == 0 {
+            self.active.retain(|active| *active != index);
+            self.end_lap(index);
+        }
+        self.forget_if_unused(index);
+        moved.map(|slot| (slot, under_way))
+    }
+
+    /// The topic that the sweep serves next.
+    pub fn next_active(&self) -> Option<TopicIndex> {
+        self.active.front().copied()
+    }
+
+    /// True while a lap is under way somewhere.
+    pub fn is_active(&self) -> bool {
+        !self.active.is_empty()
+    }
+
+    /// Lets another topic have its turn.
+    pub fn rotate(&mut self) {
+        self.active.rotate_left(usize::from(self.active.len() > 1));
+    }
+
+    /// Moves the elevator of an active topic on by one and returns whom it passes. Runs of events that have now been
+    /// offered to everybody are told to `done` with their intake and number. The lap ends with the last visit.
+    #[inline]
+    pub fn visit(&mut self, index: TopicIndex, done: &mut Vec<(Stamp, u32)>) -> Slot {
+        let topic = self.get_mut(index);
+        let length = topic.subscribers.len();
+        let lap = &mut topic.lap;
+        let slot = topic.subscribers[lap.position];
+        lap.position = if lap.position + 1 == length { 0 } else { lap.position + 1 };
+        lap.left -= 1;
+        lap.visited += 1;
+        lap.visits += 1;
+        let left = lap.left;
+        let round = lap.visited >= length;
+        while lap.marks.front().is_some_and(|mark| mark.due <= lap.visits) {
+            let mark = lap.marks.pop_front().expect("looked at above");
+            done.push((mark.intake, mark.events));
+        }
+        if left == 0 {
+            let front = self.active.pop_front();
+            assert!(front == Some(index), "the sweep serves the front of the active topics");
+            self.end_lap(index);
+        } else if round {
+            self.end_round(index);
+        }
+        slot
+    }
+
+    /// The elevator has come round once.
+    fn end_round(&mut self, index: TopicIndex) {
+        let lap = &mut self.get_mut(index).lap;
+        let (bytes, saturated) = (lap.bytes, lap.saturated);
+        lap.visited = 0;
+        lap.events = 0;
+        lap.bytes = 0;
+        lap.saturated = false;
+        self.unswept_bytes -= bytes;
+        self.saturated -= usize::from(saturated);
+    }
+
+    /// Everybody has been visited since the last push. The next lap starts elsewhere, so that nobody is always last.
+    fn end_lap(&mut self, index: TopicIndex) {
+        self.end_round(index);
+        let topic = self.get_mut(index);
+        topic.lap.marks.clear();
+        let length = topic.subscribers.len();
+        topic.lap.position = if length == 0 { 0 } else { (topic.lap.position + length / 3 + 1) % length };
+    }
+}
+
+impl Lap {
+    /// Remembers that an event taken in at `intake` is done after a whole round from here.
+    fn note(&mut self, intake: Stamp) {
+        let due = self.visits + self.left as u64;
+        match self.marks.back_mut() {
+            Some(last) if last.due == due && last.intake == intake => last.events += 1,
+            _ => self.marks.push_back(Mark { due, intake, events: 1 }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::fixtures::{encoded, encoded_with};
+
+    fn topics(change: impl FnOnce(&mut Limits)) -> Topics {
+        let mut limits = Limits::default();
+        change(&mut limits);
+        Topics::new(&limits)
+    }
+
+    fn topic(name: &str) -> Topic {
+        Topic::new(name).expect("a legal topic")
+    }
+
+    #[test]
+    fn every_push_sends_the_elevator_past_everybody() {
+        let mut topics = topics(|_| ());
+        let index = topics.intern(&topic("a"));
+        for slot in 0..5 {
+            topics.join(index, slot, Format::Sse);
+        }
+        let mut done = Vec::new();
+        topics.push(&encoded("a", 1));
+        let first: Vec<Slot> = (0..3).map(|_| topics.visit(index, &mut done)).collect();
+        topics.push(&encoded("a", 2));
+        let mut rest = Vec::new();
+        while topics.next_active().is_some() {
+            rest.push(topics.visit(index, &mut done));
+        }
+        let mut after_second = rest.clone();
+        after_second.sort_unstable();
+        assert_eq!(first, [0, 1, 2]);
+        assert_eq!(after_second, [0, 1, 2, 3, 4], "everybody once after the last push");
+        assert_eq!(done, [(Stamp(1), 1), (Stamp(2), 1)]);
+    }
+
+    #[test]
+    fn the_next_lap_starts_elsewhere() {
+        let mut topics = topics(|_| ());
+        let index = topics.intern(&topic("a"));
+        for slot in 0..9 {
+            topics.join(index, slot, Format::Sse);
+        }
+        let mut starts = Vec::new();
+        for sequence in 1..4 {
+            topics.push(&encoded("a", sequence));
+            starts.push(topics.visit(index, &mut Vec::new()));
+            while topics.is_active() {
+                topics.visit(index, &mut Vec::new());
+            }
+        }
+        starts.dedup();
+        assert_eq!(starts.len(), 3);
+    }
+
+    #[test]
+    fn a_round_that_brings_a_quarter_of_the_window_saturates_until_the_elevator_is_round() {
+        let mut topics = topics(|limits| limits.window_events_max = 16);
+        let index = topics.intern(&topic("a"));
+        for slot in 0..2 {
+            topics.join(index, slot, Format::Sse);
+        }
+        for sequence in 1..=4 {
+            assert!(!topics.saturated());
+            topics.push(&encoded("a", sequence));
+        }
+        assert!(topics.saturated());
+        topics.visit(index, &mut Vec::new());
+        assert!(topics.saturated());
+        topics.visit(index, &mut Vec::new());
+        assert!(!topics.saturated());
+        topics.push(&encoded("unheard", 5));
+        assert!(!topics.is_active(), "nobody listens");
+    }
+
+    #[test]
+    fn windows_are_bounded_by_events_bytes_age_and_total() {
+        let mut topics = topics(|limits| {
+            limits.window_events_max = 4;
+            limits.window_bytes_max = 1_000;
+            limits.window_bytes_total_max = 1_500;
+            limits.window_ms_max = 1;
+        });
+        for sequence in 1..=6 {
+            topics.push(&encoded("few", sequence));
+        }
+        let few = topics.find(&topic("few")).expect("known");
+        assert_eq!((topics.get(few).window.len(), topics.get(few).window.evicted()), (4, 2));
+        topics.push(&encoded_with("large", 7, vec![b'x'; 600]));
+        topics.push(&encoded_with("large", 8, vec![b'x'; 600]));
+        let large = topics.find(&topic("large")).expect("known");
+        assert_eq!(topics.get(large).window.len(), 1, "two do not fit into 1,000 bytes");
+        topics.push(&encoded_with("other", 9, vec![b'x'; 888]));
+        assert!(topics.find(&topic("few")).is_none(), "the oldest of all made room and left no topic behind");
+        assert_eq!(topics.window_events(), 2);
+        topics.expire(Stamp(9 + 1_000_001));
+        assert_eq!((topics.window_events(), topics.window_bytes()), (0, 0));
+        let again = topics.intern(&topic("few"));
+        assert_eq!(topics.get(again).window.evicted(), 9, "a forgotten topic may have had events up to here");
+    }
+
+    #[test]
+    fn whoever_moves_during_a_lap_is_named() {
+        let mut topics = topics(|_| ());
+        let index = topics.intern(&topic("a"));
+        for slot in 10..13 {
+            topics.join(index, slot, Format::WebSocket);
+        }
+        assert_eq!(topics.leave(index, 0, Format::WebSocket), Some((12, false)));
+        topics.push(&encoded("a", 1));
+        assert_eq!(topics.visit(index, &mut Vec::new()), 12);
+        assert_eq!(topics.leave(index, 0, Format::WebSocket), Some((11, true)));
+        assert_eq!(topics.leave(index, 0, Format::WebSocket), None);
+        assert!(!topics.is_active(), "nobody is left to visit");
+        assert!(!topics.saturated());
+    }
+}

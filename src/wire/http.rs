@@ -1,1 +1,0 @@
-//! Request heads and answers of the data plane.

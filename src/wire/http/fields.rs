@@ -1,0 +1,162 @@
+//! The header fields of a request that decide something (RFC 9110 §5, RFC 6455 §4.2.1); all others are ignored.
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD as BASE64};
+use sha1::{Digest as _, Sha1};
+
+use super::target::checked_id;
+use super::{Refusal, refuse};
+use crate::shard::close::CloseReason;
+
+/// Appended to the client's key before it is hashed (RFC 6455 §1.3).
+const WEBSOCKET_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// Characters of base64 for the 16 bytes of a key.
+const KEY_CHARACTERS: usize = 24;
+
+/// Decodes a key. Some clients put random characters where only zero bits may be left over; the key is hashed as
+/// text, so that does no harm.
+const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
+
+/// The fields of one request head, in order.
+pub(super) struct Fields<'a, 'b>(pub(super) &'a [httparse::Header<'b>]);
+
+impl<'b> Fields<'_, 'b> {
+    /// The values of every field called `name`, without surrounding white space.
+    fn all(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+        self.0
+            .iter()
+            .filter(move |field| field.name.eq_ignore_ascii_case(name))
+            .map(|field| field.value.trim_ascii())
+    }
+
+    /// The value of the field called `name`, which may come only once.
+    fn one(&self, name: &str) -> Result<Option<&'b [u8]>, Refusal> {
+        let mut values = self.all(name);
+        let value = values.next();
+        if values.next().is_some() {
+            return Err(bad(format!("the {name} header field comes twice")));
+        }
+        Ok(value)
+    }
+
+    /// The comma-separated members of every field called `name` (RFC 9110 §5.6.1).
+    fn members(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+        self.all(name)
+            .flat_map(|value| value.split(|byte| *byte == b','))
+            .map(<[u8]>::trim_ascii)
+            .filter(|member| !member.is_empty())
+    }
+
+    /// True if a field called `name` lists `token`, in any case.
+    fn lists(&self, name: &str, token: &str) -> bool {
+        self.members(name).any(|member| member.eq_ignore_ascii_case(token.as_bytes()))
+    }
+
+    /// A request of HTTP/1.1 has exactly one `Host` (RFC 9112 §3.2).
+    pub(super) fn check_host(&self, http_1_0: bool) -> Result<(), Refusal> {
+        match self.one("Host")? {
+            None if !http_1_0 => Err(bad("the Host header field is missing")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses requests that announce a body (RFC 9112 §6).
+    pub(super) fn check_no_body(&self) -> Result<(), Refusal> {
+        let body = || refuse(CloseReason::BodyNotAllowed, "a request body is not wanted here");
+        if self.all("Transfer-Encoding").next().is_some() {
+            return Err(body());
+        }
+        for length in self.all("Content-Length") {
+            if length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
+                return Err(bad("the Content-Length header field is not a number"));
+            }
+            if length.iter().any(|digit| *digit != b'0') {
+                return Err(body());
+            }
+        }
+        Ok(())
+    }
+
+    /// The id that an `EventSource` had last; `None` if the field is absent or empty.
+    pub(super) fn last_event_id(&self) -> Result<Option<String>, Refusal> {
+        const NAME: &str = "Last-Event-ID";
+        let Some(value) = self.one(NAME)? else { return Ok(None) };
+        let id =
+            std::str::from_utf8(value).map_err(|_| bad(format!("the {NAME} header field is not UTF-8")))?;
+        checked_id(id).map_err(|error| bad(format!("the {NAME} header field is none: {error}")))
+    }
+
+    /// Refuses clients that say that they cannot read `text/event-stream`. Of the media ranges that match it the most
+    /// specific decides (RFC 9110 §12.5.1); no `Accept`, or an empty one, accepts everything.
+    pub(super) fn check_accepts_event_stream(&self) -> Result<(), Refusal> {
+        let mut given = false;
+        // How specific the deciding range is, and whether it admits the type.
+        let mut decision = (0, false);
+        for member in self.members("Accept") {
+            given = true;
+            let mut parts = member.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+            let range = parts.next().unwrap_or_default();
+            let specific = if range.eq_ignore_ascii_case(b"text/event-stream") {
+                3
+            } else if range.eq_ignore_ascii_case(b"text/*") {
+                2
+            } else if range == b"*/*" {
+                1
+            } else {
+                continue;
+            };
+            decision = decision.max((specific, !parts.any(is_weight_zero)));
+        }
+        if given && !decision.1 {
+            let detail = "the Accept header field admits no text/event-stream";
+            return Err(refuse(CloseReason::NotAcceptable, detail));
+        }
+        Ok(())
+    }
+
+    /// Checks the opening handshake (RFC 6455 §4.2.1) and gives the value of `Sec-WebSocket-Accept`.
+    pub(super) fn websocket_accept(&self) -> Result<[u8; 28], Refusal> {
+        let upgrade = |detail: &str| refuse(CloseReason::UpgradeRequired, detail);
+        if !self.lists("Upgrade", "websocket") {
+            return Err(upgrade("this path speaks WebSocket: Upgrade: websocket is missing"));
+        }
+        if !self.lists("Connection", "upgrade") {
+            return Err(upgrade("this path speaks WebSocket: Connection: Upgrade is missing"));
+        }
+        if self.one("Sec-WebSocket-Version")? != Some(b"13") {
+            return Err(upgrade("Sec-WebSocket-Version is not 13"));
+        }
+        let Some(key) = self.one("Sec-WebSocket-Key")? else {
+            return Err(bad("the Sec-WebSocket-Key header field is missing"));
+        };
+        if !is_key(key) {
+            return Err(bad("the Sec-WebSocket-Key header field is not base64 of 16 bytes"));
+        }
+        let digest = Sha1::new().chain_update(key).chain_update(WEBSOCKET_GUID).finalize();
+        let mut accept = [0; 28];
+        BASE64.encode_slice(digest, &mut accept).expect("20 bytes are 28 characters of base64");
+        Ok(accept)
+    }
+}
+
+/// True for a parameter `q=0`, `q=0.0` and so on (RFC 9110 §12.4.2).
+fn is_weight_zero(parameter: &[u8]) -> bool {
+    let [b'q' | b'Q', weight @ ..] = parameter else { return false };
+    weight.strip_prefix(b"=0").is_some_and(|rest| rest.iter().all(|byte| matches!(byte, b'.' | b'0')))
+}
+
+/// True for base64 of 16 bytes.
+fn is_key(key: &[u8]) -> bool {
+    // The decoder wants room for characters that might not be padding.
+    let mut bytes = [0; KEY_CHARACTERS / 4 * 3];
+    key.len() == KEY_CHARACTERS && KEY_BASE64.decode_slice(key, &mut bytes) == Ok(16)
+}
+
+fn bad(detail: impl Into<String>) -> Refusal {
+    refuse(CloseReason::BadRequest, detail)
+}

@@ -1,0 +1,387 @@
+//! Promise: whatever sockets, peers and schedules do, every subscriber sees a gap-free ordered sequence of its topics'
+//! events, or is told of the gap, or is hung up on.
+//!
+//! Set-up: one shard on the simulated ring. A seed decides everything: who connects, to which topics, in which
+//! protocol, with which last id; what is published when; which sends are taken in part, wait, or fail; in which order completions come;
+//! who stalls, pings, resets and leaves; how much a window holds. The test plays the hub and the peers.
+//!
+//! Expectation: checked per peer from its own bytes, see [`Peer`]. A failing seed is printed; run it alone with
+//! `FANWAVE_SIM_SEED=<seed> cargo test --test simulation`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fanwave::broadcast::{Demand, Encoded, EncodedBatch, Message, Outbox, Refused, path};
+use fanwave::clock::Stamp;
+use fanwave::config::{Config, Limits, OverrunPolicy};
+use fanwave::egress::Slot;
+use fanwave::egress::sim::{Dice, SimRing, Weather};
+use fanwave::event::{Data, Epoch, Event, EventId, Topic};
+use fanwave::shard::close::CLOSE_TABLE;
+use fanwave::shard::{Setup, Shard, Turn};
+
+mod support;
+use support::peer::{Ending, Heard, Peer, Protocol};
+
+const EPOCH: Epoch = Epoch(12_345);
+const TOPICS: [&str; 4] = ["a", "b", "c", "d/e"];
+const SOCKETS: usize = 24;
+
+/// The world of one seed.
+struct World {
+    dice: Dice,
+    shard: Shard<SimRing>,
+    outbox: Outbox,
+    /// A message that the shard's queue had no room for.
+    stuck: Option<Message>,
+    now: Stamp,
+    window_events: usize,
+    policy: OverrunPolicy,
+    /// Topic of every event, by sequence - 1.
+    log: Vec<usize>,
+    peers: Vec<Option<Peer>>,
+    /// Last ids of peers that left, to resume from.
+    left: Vec<(Vec<usize>, u64)>,
+}
+
+fn config(window_events: usize, policy: OverrunPolicy, dice: &mut Dice) -> Arc<Config> {
+    let limits = Limits {
+        window_events_max: window_events,
+        // Some sends carry a few frames only, some frames go out as zero copy.
+        send_bytes_max: [4 << 10, 20 << 10, 256 << 10][dice.roll(3) as usize],
+        zero_copy_bytes_min: [0, 6 << 10][dice.roll(2) as usize],
+        heartbeat_ms: 2_000,
+        stall_ms_max: 30_000,
+        shard_queue_batches_max: 1 + dice.roll(4) as usize,
+        ..Limits::default()
+    };
+    Arc::new(Config {
+        listen: Vec::new(),
+        control: Vec::new(),
+        shard_cpus: vec![0],
+        cors_origin: None,
+        overrun: policy,
+        limits,
+    })
+}
+
+fn build(config: Arc<Config>, weather: Weather, seed: u64, now: Stamp) -> (Outbox, Shard<SimRing>) {
+    let (outbox, inbox) = path(config.limits.shard_queue_batches_max).expect("eventfd");
+    let ring = SimRing::new(SOCKETS, weather, seed ^ 0xfa).recording();
+    let demand = Arc::new(Demand::default());
+    let setup = Setup { number: 0, cpu: 0, config, epoch: EPOCH, demand, connections_max: SOCKETS };
+    (outbox, Shard::new(setup, ring, inbox, now))
+}
+
+impl World {
+    fn new(seed: u64, weather: Weather) -> World {
+        let mut dice = Dice::new(seed);
+        let window_events = [4, 8, 64, 1_024][dice.roll(4) as usize];
+        let policy = if dice.chance(1, 3) { OverrunPolicy::Skip } else { OverrunPolicy::Close };
+        let config = config(window_events, policy, &mut dice);
+        let now = Stamp(1_000_000_000);
+        let (outbox, shard) = build(config, weather, seed, now);
+        World {
+            dice,
+            shard,
+            outbox,
+            stuck: None,
+            now,
+            window_events,
+            policy,
+            log: Vec::new(),
+            peers: (0..SOCKETS).map(|_| None).collect(),
+            left: Vec::new(),
+        }
+    }
+
+    fn some_topics(&mut self) -> Vec<usize> {
+        let count = 1 + self.dice.roll(3) as usize;
+        let mut topics: Vec<usize> =
+            (0..count).map(|_| self.dice.roll(TOPICS.len() as u64) as usize).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
+    }
+
+    fn connect(&mut self) {
+        let protocol = if self.dice.chance(1, 2) { Protocol::Sse } else { Protocol::WebSocket };
+        let (topics, after) = match self.left.pop() {
+            Some((topics, sequence)) if self.dice.chance(3, 4) => (topics, Some(sequence)),
+            _ => (self.some_topics(), None),
+        };
+        let Some(slot) = self.shard.ring_mut().connect() else { return };
+        let taken = self.shard.metrics().events;
+        let names: Vec<&str> = topics.iter().map(|topic| TOPICS[*topic]).collect();
+        let after_id = after.map(|sequence| EventId { epoch: EPOCH, sequence }.to_string());
+        let head = support::peer::request(protocol, &names, after_id.as_deref());
+        self.shard.ring_mut().peer_sends(slot, head.as_bytes());
+        self.peers[slot as usize] = Some(Peer::new(protocol, topics, after, taken));
+    }
+
+    fn publish(&mut self) {
+        if self.stuck.is_some() {
+            return;
+        }
+        let most = (self.window_events / 4).clamp(1, 8) as u64;
+        let count = 1 + self.dice.roll(most);
+        let events = (0..count).map(|_| {
+            let topic = self.dice.roll(TOPICS.len() as u64) as usize;
+            self.log.push(topic);
+            let sequence = self.log.len() as u64;
+            let padding = match self.dice.roll(12) {
+                0 => 9_000,
+                1 => 1_000,
+                _ => self.dice.roll(40) as usize,
+            };
+            let event = Event {
+                topic: Topic::new(TOPICS[topic]).expect("legal"),
+                data: Data::text(Bytes::from(format!("{sequence} {}", "x".repeat(padding)))).expect("UTF-8"),
+                name: None,
+                id: None,
+                retry_ms: None,
+            };
+            Arc::new(Encoded::new(event, EPOCH, sequence, self.now))
+        });
+        let batch = EncodedBatch { events: events.collect() };
+        self.stuck = Some(Message::Batch(Arc::new(batch)));
+        self.offer();
+    }
+
+    fn offer(&mut self) {
+        let Some(message) = self.stuck.take() else { return };
+        match self.outbox.try_send(message) {
+            Ok(()) => {}
+            Err(Refused::Full(message)) => self.stuck = Some(message),
+            Err(Refused::Gone(_)) => panic!("the shard is there"),
+        }
+    }
+
+    fn turn(&mut self, ms: u64) -> Turn {
+        self.now = Stamp(self.now.0 + ms * 1_000_000);
+        let turn = self.shard.turn(self.now).expect("the simulated ring does not fail");
+        for slot in 0..SOCKETS {
+            self.listen_to(slot);
+        }
+        turn
+    }
+
+    /// The peer of `slot` reads what has come, and is checked.
+    fn listen_to(&mut self, slot: usize) {
+        let Some(peer) = &mut self.peers[slot] else { return };
+        let bytes = self.shard.ring_mut().peer_takes(slot as Slot);
+        for heard in peer.hear(&bytes) {
+            let newest = self.log.len() as u64;
+            match heard {
+                Heard::Opened => peer.opened_at = Some(newest),
+                Heard::Event(sequence) => check_event(peer, sequence, &self.log),
+                Heard::Gap => check_gap(peer, &self.log, self.window_events),
+                Heard::Refused(line) => panic!("refused: {line}"),
+            }
+        }
+        for _ in 0..std::mem::take(&mut peer.pongs_owed) {
+            self.shard.ring_mut().peer_sends(slot as Slot, &support::peer::masked(0xa, b""));
+        }
+        if self.shard.ring_mut().ended(slot as Slot) {
+            self.peer_ended(slot);
+        }
+    }
+
+    fn peer_ended(&mut self, slot: usize) {
+        let Some(peer) = self.peers[slot].take() else { return };
+        if !peer.left && peer.opened_at.is_some() {
+            // Nobody is hung up on without a reason: overrun needs a slow socket, or a window smaller than all that is published.
+            let slow = peer.was_stalled || self.window_events < 1_024;
+            let legal = match peer.ending() {
+                Ending::CloseFrame(1013) | Ending::EndOfStream => slow && self.policy == OverrunPolicy::Close,
+                Ending::CloseFrame(_) => false,
+            };
+            let closed = &self.shard.metrics().closed;
+            let closed = CLOSE_TABLE.iter().filter(|row| closed[row.reason.index()] > 0);
+            let reasons: Vec<_> = closed.map(|row| row.label).collect();
+            assert!(legal, "slot {slot} was hung up on: {:?}, reasons so far: {reasons:?}", peer.ending());
+        }
+        if let Some(last) = peer.last {
+            self.left.push((peer.topics, last));
+        }
+        self.shard.ring_mut().peer_closes(slot as Slot);
+    }
+
+    /// One thing happens to a peer.
+    fn meddle(&mut self) {
+        let slot = self.dice.roll(SOCKETS as u64) as usize;
+        let Some(peer) = &mut self.peers[slot] else { return };
+        let ring = self.shard.ring_mut();
+        match self.dice.roll(8) {
+            0 | 1 => {
+                peer.was_stalled = true;
+                ring.stall(slot as Slot, true);
+            }
+            2..=4 => ring.stall(slot as Slot, false),
+            5 => {
+                peer.left = true;
+                ring.peer_resets(slot as Slot);
+            }
+            6 => {
+                peer.left = true;
+                ring.peer_closes(slot as Slot);
+            }
+            _ if peer.protocol == Protocol::WebSocket && peer.opened_at.is_some() => {
+                peer.pings += 1;
+                ring.peer_sends(slot as Slot, &support::peer::masked(0x9, b"still there?"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Everybody may read again; afterwards nobody may lack anything.
+    fn settle(&mut self) {
+        for slot in 0..SOCKETS {
+            self.shard.ring_mut().stall(slot as Slot, false);
+        }
+        let mut idle = 0;
+        for _ in 0..20_000 {
+            self.offer();
+            idle = if self.turn(1) == Turn::Idle && self.stuck.is_none() { idle + 1 } else { 0 };
+            if idle > 50 {
+                break;
+            }
+        }
+        assert!(idle > 50, "the shard comes to rest");
+        for (slot, peer) in self.peers.iter().enumerate() {
+            let Some(peer) = peer else { continue };
+            if peer.left {
+                continue;
+            }
+            let opened = peer.opened_at.unwrap_or_else(|| {
+                panic!("slot {slot} stayed and was not let in: {peer:?} {:?}", self.shard)
+            });
+            let newest = newest_of(&peer.topics, &self.log, self.log.len() as u64);
+            let expected = newest.filter(|newest| peer.last.is_some() || *newest > opened);
+            if expected.is_some() && !peer.gap_pending {
+                assert_eq!(peer.last.max(peer.after), expected, "slot {slot} has everything: {peer:?}");
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        let deadline = self.now.plus(std::time::Duration::from_secs(60));
+        self.outbox.try_send(Message::Drain { deadline }).expect("room at rest");
+        for _ in 0..200_000 {
+            self.now = Stamp(self.now.0 + 1_000_000);
+            if self.shard.turn(self.now).expect("no failure") == Turn::Ended {
+                return;
+            }
+            for slot in 0..SOCKETS as Slot {
+                if self.shard.ring_mut().ended(slot) {
+                    self.shard.ring_mut().peer_closes(slot);
+                }
+            }
+        }
+        panic!("the drain comes to an end");
+    }
+}
+
+/// Sequence of the newest event of these topics among the first `until`.
+fn newest_of(topics: &[usize], log: &[usize], until: u64) -> Option<u64> {
+    (1..=until).rev().find(|sequence| topics.contains(&log[*sequence as usize - 1]))
+}
+
+/// An event must be the next one of the peer's topics, or follow a gap notice.
+fn check_event(peer: &mut Peer, sequence: u64, log: &[usize]) {
+    assert!(peer.topics.contains(&log[sequence as usize - 1]), "an event of another topic: {sequence}");
+    let before = newest_of(&peer.topics, log, sequence - 1);
+    match peer.last.or(peer.after) {
+        _ if std::mem::take(&mut peer.gap_pending) => {
+            assert!(peer.last.is_none_or(|last| sequence > last), "order holds across a gap");
+        }
+        Some(last) => assert!(
+            before.is_none_or(|before| before <= last) && sequence > last,
+            "after {last} comes the next event, not {sequence} (before it: {before:?}): {peer:?}"
+        ),
+        None => {
+            let opened = peer.opened_at.expect("events follow the head");
+            assert!(
+                before.is_none_or(|before| before <= opened),
+                "{before:?} was published after the head was there"
+            );
+        }
+    }
+    peer.last = Some(sequence);
+}
+
+/// A gap may be told only where a window can have lost something.
+fn check_gap(peer: &mut Peer, log: &[usize], window_events: usize) {
+    let seen = peer.last.or(peer.after).unwrap_or(peer.connected_at);
+    let lost = peer.topics.iter().any(|topic| {
+        log[seen.min(log.len() as u64) as usize..].iter().filter(|other| *other == topic).count()
+            > window_events
+    });
+    assert!(lost, "a gap after {seen} although every window still holds what came since");
+    peer.gap_pending = true;
+}
+
+fn run(seed: u64, weather: Weather) {
+    let mut world = World::new(seed, weather);
+    for _ in 0..400 {
+        match world.dice.roll(10) {
+            0 => world.connect(),
+            1..=3 => world.publish(),
+            4 => world.meddle(),
+            _ => {
+                world.offer();
+                let ms = if world.dice.chance(1, 50) { 900 } else { world.dice.roll(5) };
+                world.turn(ms);
+            }
+        }
+    }
+    world.settle();
+    world.drain();
+}
+
+#[test]
+fn every_subscriber_sees_a_gap_free_sequence_or_an_explicit_gap() {
+    let seeds = match std::env::var("FANWAVE_SIM_SEED") {
+        Ok(seed) => {
+            let seed: u64 = seed.parse().expect("FANWAVE_SIM_SEED is a number");
+            seed..seed + 1
+        }
+        Err(_) => 0..500,
+    };
+    for seed in seeds {
+        let outcome = std::panic::catch_unwind(|| run(seed, Weather::Rough));
+        if let Err(panic) = outcome {
+            eprintln!("FANWAVE_SIM_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// Publishing at full speed into the smallest window overruns nobody whose socket has room: the shard takes no more
+/// than its elevators carry round.
+#[test]
+fn a_fast_publisher_overruns_nobody_who_keeps_up() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, Weather::Fair);
+        world.window_events = 4;
+        let mut config = (*config(4, OverrunPolicy::Close, &mut world.dice)).clone();
+        config.limits.send_bytes_max = 256 << 10;
+        (world.outbox, world.shard) = build(Arc::new(config), Weather::Fair, seed, world.now);
+        for _ in 0..SOCKETS {
+            world.connect();
+        }
+        for _ in 0..8 {
+            world.turn(1);
+        }
+        for _ in 0..2_000 {
+            world.publish();
+            world.offer();
+            world.turn(0);
+        }
+        world.settle();
+        let metrics = world.shard.metrics();
+        assert_eq!(metrics.formats.iter().map(|format| format.overruns).sum::<u64>(), 0, "seed {seed}");
+        assert!(metrics.events > 1_000, "the shard took what was published: {}", metrics.events);
+        assert_eq!(world.peers.iter().flatten().count(), SOCKETS, "everybody is still there");
+    }
+}

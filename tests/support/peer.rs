@@ -1,0 +1,200 @@
+//! A subscriber that is handed its bytes: it reads heads, event streams and WebSocket frames on its own account, so
+//! that the server's codecs are not checked against themselves.
+
+/// How a peer subscribes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Server-Sent Events.
+    Sse,
+    /// WebSocket, raw.
+    WebSocket,
+}
+
+/// What a peer read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// The head of the answer: it is subscribed.
+    Opened,
+    /// An event; its data begins with its sequence.
+    Event(u64),
+    /// A gap notice.
+    Gap,
+    /// Another answer than expected, by its first line.
+    Refused(String),
+}
+
+/// How the stream ended, as far as the peer can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Just the end.
+    EndOfStream,
+    /// A WebSocket close frame with this code.
+    CloseFrame(u16),
+}
+
+/// One subscriber and what it knows.
+#[derive(Debug)]
+pub struct Peer {
+    pub protocol: Protocol,
+    /// Its topics, as the test numbers them.
+    pub topics: Vec<usize>,
+    /// The last sequence that it named when it connected.
+    pub after: Option<u64>,
+    /// Newest sequence that the server had taken when it connected: its stream starts here or later.
+    pub connected_at: u64,
+    /// Newest sequence published when it read the head of the answer.
+    pub opened_at: Option<u64>,
+    /// Last sequence that it read.
+    pub last: Option<u64>,
+    /// It was told of a gap, and no event has come since.
+    pub gap_pending: bool,
+    /// It has stopped reading at least once.
+    pub was_stalled: bool,
+    /// It reset or closed its side.
+    pub left: bool,
+    /// Pings that it sent.
+    pub pings: u32,
+    /// Pings that it got and has not answered.
+    pub pongs_owed: u32,
+    buffer: Vec<u8>,
+    close_code: Option<u16>,
+}
+
+impl Peer {
+    pub fn new(protocol: Protocol, topics: Vec<usize>, after: Option<u64>, connected_at: u64) -> Peer {
+        Peer {
+            protocol,
+            topics,
+            after,
+            connected_at,
+            opened_at: None,
+            last: None,
+            gap_pending: false,
+            was_stalled: false,
+            left: false,
+            pings: 0,
+            pongs_owed: 0,
+            buffer: Vec::new(),
+            close_code: None,
+        }
+    }
+
+    pub fn ending(&self) -> Ending {
+        self.close_code.map_or(Ending::EndOfStream, Ending::CloseFrame)
+    }
+
+    /// Reads `bytes` and says what they were.
+    pub fn hear(&mut self, bytes: &[u8]) -> Vec<Heard> {
+        self.buffer.extend_from_slice(bytes);
+        let mut heard = Vec::new();
+        if self.opened_at.is_none() {
+            let Some(end) = find(&self.buffer, b"\r\n\r\n") else { return heard };
+            let head = String::from_utf8(self.buffer.drain(..end + 4).collect()).expect("a head is ASCII");
+            let expected = match self.protocol {
+                Protocol::Sse => "HTTP/1.1 200 ",
+                Protocol::WebSocket => "HTTP/1.1 101 ",
+            };
+            if !head.starts_with(expected) {
+                let line = head.lines().next().unwrap_or_default();
+                return vec![Heard::Refused(line.to_string())];
+            }
+            heard.push(Heard::Opened);
+        }
+        match self.protocol {
+            Protocol::Sse => self.hear_stream(&mut heard),
+            Protocol::WebSocket => self.hear_frames(&mut heard),
+        }
+        heard
+    }
+
+    fn hear_stream(&mut self, heard: &mut Vec<Heard>) {
+        while let Some(end) = find(&self.buffer, b"\n\n") {
+            let block = String::from_utf8(self.buffer.drain(..end + 2).collect()).expect("a stream is UTF-8");
+            if block.starts_with(':') {
+                continue;
+            }
+            if block.contains("event: fanwave-gap\n") {
+                heard.push(Heard::Gap);
+                continue;
+            }
+            let data = block.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event has data");
+            let id = block.lines().find_map(|line| line.strip_prefix("id: ")).expect("an event has an id");
+            let sequence = sequence(data);
+            assert!(id.ends_with(&format!("-{sequence}")), "id {id} of event {sequence}");
+            heard.push(Heard::Event(sequence));
+        }
+    }
+
+    fn hear_frames(&mut self, heard: &mut Vec<Heard>) {
+        while let Some((opcode, payload)) = self.next_frame() {
+            assert!(self.close_code.is_none(), "nothing follows a close frame");
+            match opcode {
+                0x1 => {
+                    let text = String::from_utf8(payload).expect("a text message is UTF-8");
+                    heard.push(if text.starts_with("{\"gap\":") {
+                        Heard::Gap
+                    } else {
+                        Heard::Event(sequence(&text))
+                    });
+                }
+                0x8 => self.close_code = Some(u16::from_be_bytes([payload[0], payload[1]])),
+                0x9 => {
+                    assert!(payload.is_empty(), "our pings carry nothing");
+                    self.pongs_owed += 1;
+                }
+                0xa => assert!(self.pings > 0 && payload == b"still there?", "a pong echoes a ping"),
+                opcode => panic!("unexpected opcode {opcode}"),
+            }
+        }
+    }
+
+    fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        let [first, second, ..] = *self.buffer.as_slice() else { return None };
+        assert!(first & 0xf0 == 0x80 && second & 0x80 == 0, "a server's frame is whole and unmasked");
+        let (header, length) = match second {
+            126 => (4, usize::from(u16::from_be_bytes([*self.buffer.get(2)?, *self.buffer.get(3)?]))),
+            127 => (10, u64::from_be_bytes(self.buffer.get(2..10)?.try_into().expect("8 bytes")) as usize),
+            short => (2, usize::from(short)),
+        };
+        if self.buffer.len() < header + length {
+            return None;
+        }
+        let frame: Vec<u8> = self.buffer.drain(..header + length).collect();
+        Some((first & 0x0f, frame[header..].to_vec()))
+    }
+}
+
+/// The sequence at the beginning of an event's data.
+fn sequence(data: &str) -> u64 {
+    let number = data.split(' ').next().expect("split gives one part at least");
+    number.parse().unwrap_or_else(|_| panic!("data begins with its sequence: {data:.40}"))
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+/// A request head.
+pub fn request(protocol: Protocol, topics: &[&str], after: Option<&str>) -> String {
+    let (path, upgrade) = match protocol {
+        Protocol::Sse => ("sse", ""),
+        Protocol::WebSocket => (
+            "ws",
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+        ),
+    };
+    let mut query: Vec<String> = topics.iter().map(|topic| format!("topic={topic}")).collect();
+    query.extend(after.map(|id| format!("last-event-id={id}")));
+    format!("GET /{path}?{} HTTP/1.1\r\nHost: test\r\n{upgrade}\r\n", query.join("&"))
+}
+
+/// A client's frame, masked.
+pub fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    assert!(payload.len() < 126, "short frames only");
+    let mask = [0x12, 0x34, 0x56, 0x78];
+    let mut frame = vec![0x80 | opcode, 0x80 | payload.len() as u8];
+    frame.extend_from_slice(&mask);
+    frame.extend(payload.iter().enumerate().map(|(at, byte)| byte ^ mask[at % 4]));
+    frame
+}
