@@ -35,7 +35,10 @@ pub struct CpuSample {
     threads_ns: BTreeMap<u32, u64>,
     process_ns: u64,
     ksoftirqd_ns: u64,
+    /// Interrupt time of the CPU that is in no thread's time; 0 where the kernel charges it to threads.
     softirq_ns: u64,
+    /// Time in which the CPU was not idle, whoever used it, in whole ticks.
+    cpu_busy_ns: u64,
 }
 
 impl CpuMeter {
@@ -58,15 +61,18 @@ impl CpuMeter {
             }
         }
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let softirq_ns = match self.interrupts_apart {
-            true => softirq_ns(&fs::read_to_string("/proc/stat")?, self.cpu)?,
-            false => 0,
-        };
+        let cpu = CpuTimes::read(&fs::read_to_string("/proc/stat")?, self.cpu)?;
         let ksoftirqd_ns = match self.ksoftirqd {
             Some(pid) => schedstat(&fs::read_to_string(format!("/proc/{pid}/schedstat"))?)?.0,
             None => 0,
         };
-        Ok(CpuSample { threads_ns, process_ns: process_ns(&stat)?, ksoftirqd_ns, softirq_ns })
+        Ok(CpuSample {
+            threads_ns,
+            process_ns: process_ns(&stat)?,
+            ksoftirqd_ns,
+            softirq_ns: if self.interrupts_apart { cpu.interrupts_ns } else { 0 },
+            cpu_busy_ns: cpu.busy_ns,
+        })
     }
 }
 
@@ -82,6 +88,13 @@ impl CpuSample {
         };
         own + self.ksoftirqd_ns.saturating_sub(earlier.ksoftirqd_ns)
             + self.softirq_ns.saturating_sub(earlier.softirq_ns)
+    }
+}
+
+impl CpuSample {
+    /// Nanoseconds since `earlier` in which the CPU was busy with something other than the process.
+    pub fn others_since(&self, earlier: &CpuSample) -> u64 {
+        (self.cpu_busy_ns.saturating_sub(earlier.cpu_busy_ns)).saturating_sub(self.since(earlier))
     }
 }
 
@@ -105,13 +118,29 @@ fn process_ns(stat: &str) -> Result<u64> {
     }
 }
 
-fn softirq_ns(stat: &str, cpu: usize) -> Result<u64> {
-    let name = format!("cpu{cpu} ");
-    let line = stat.lines().find_map(|line| line.strip_prefix(&name)).context("/proc/stat lacks the CPU")?;
-    let mut ticks = line.split_ascii_whitespace().skip(5).map(str::parse::<u64>);
-    match (ticks.next(), ticks.next()) {
-        (Some(Ok(hard)), Some(Ok(soft))) => Ok((hard + soft) * TICK_NS),
-        _ => Err(anyhow!("/proc/stat has no interrupt times")),
+/// What one CPU did since the machine started, in whole ticks.
+#[derive(Debug, PartialEq, Eq)]
+struct CpuTimes {
+    /// Everything but idle and waiting for I/O; time that a hypervisor took included.
+    busy_ns: u64,
+    /// Hardware and software interrupts.
+    interrupts_ns: u64,
+}
+
+impl CpuTimes {
+    /// From `/proc/stat`: user, nice, system, idle, iowait, irq, softirq, steal.
+    fn read(stat: &str, cpu: usize) -> Result<CpuTimes> {
+        let name = format!("cpu{cpu} ");
+        let line =
+            stat.lines().find_map(|line| line.strip_prefix(&name)).context("/proc/stat lacks the CPU")?;
+        let ticks: Vec<u64> = line.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
+        let &[user, nice, system, _, _, hard, soft, steal, ..] = &ticks[..] else {
+            return Err(anyhow!("/proc/stat has too few times"));
+        };
+        Ok(CpuTimes {
+            busy_ns: (user + nice + system + hard + soft + steal) * TICK_NS,
+            interrupts_ns: (hard + soft) * TICK_NS,
+        })
     }
 }
 
@@ -155,6 +184,8 @@ pub struct Memory {
     pub rss_own: u64,
     /// `Pss` of `smaps_rollup`: everything resident, shared pages in proportion.
     pub pss: u64,
+    /// `AnonHugePages` of `smaps_rollup`: the part that comes in huge pages, whole or not at all.
+    pub huge: u64,
 }
 
 /// Reads the memory of a process.
@@ -165,7 +196,11 @@ pub fn memory(pid: u32) -> Result<Memory> {
         .with_context(|| format!("reading smaps_rollup of process {pid}"))?;
     let rss = kilobytes(&status, "VmRSS:")?;
     let file = kilobytes(&status, "RssFile:")?;
-    Ok(Memory { rss_own: rss.saturating_sub(file), pss: kilobytes(&rollup, "Pss:")? })
+    Ok(Memory {
+        rss_own: rss.saturating_sub(file),
+        pss: kilobytes(&rollup, "Pss:")?,
+        huge: kilobytes(&rollup, "AnonHugePages:")?,
+    })
 }
 
 /// The value of a `Name:   123 kB` line, in bytes.
@@ -181,12 +216,8 @@ mod tests {
     use super::*;
 
     fn sample(threads: &[(u32, u64)], process_ns: u64) -> CpuSample {
-        CpuSample {
-            threads_ns: threads.iter().copied().collect(),
-            process_ns,
-            ksoftirqd_ns: 0,
-            softirq_ns: 0,
-        }
+        let threads_ns = threads.iter().copied().collect();
+        CpuSample { threads_ns, process_ns, ksoftirqd_ns: 0, softirq_ns: 0, cpu_busy_ns: 0 }
     }
 
     #[test]
@@ -211,12 +242,22 @@ mod tests {
     }
 
     #[test]
+    fn the_cpu_time_of_others_is_what_the_process_did_not_use() {
+        let before = sample(&[(1, 0)], 0);
+        let after = CpuSample { cpu_busy_ns: 70, ..sample(&[(1, 50)], 0) };
+        assert_eq!(after.others_since(&before), 20);
+        let after = CpuSample { cpu_busy_ns: 40, ..sample(&[(1, 50)], 0) };
+        assert_eq!(after.others_since(&before), 0);
+    }
+
+    #[test]
     fn proc_files_are_read_at_the_right_fields() {
         let stat = "12 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 300 40 0 0";
         assert_eq!(process_ns(stat).expect("well formed"), 340 * TICK_NS);
         let machine = "cpu  9 9 9 9 9 9 9 9\ncpu1 1 2 3 4 5 6 7 8\ncpu10 0 0 0 0 0 0 0 0\n";
-        assert_eq!(softirq_ns(machine, 1).expect("well formed"), 13 * TICK_NS);
-        assert!(softirq_ns(machine, 2).is_err());
+        let times = CpuTimes { busy_ns: 27 * TICK_NS, interrupts_ns: 13 * TICK_NS };
+        assert_eq!(CpuTimes::read(machine, 1).expect("well formed"), times);
+        assert!(CpuTimes::read(machine, 2).is_err());
         assert_eq!(schedstat("12 34 5\n").expect("well formed"), (12, 34));
         assert!(schedstat("").is_err());
         assert_eq!(kilobytes("Rss: 8 kB\nPss:      4 kB\n", "Pss:").expect("well formed"), 4_096);

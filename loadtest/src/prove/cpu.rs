@@ -27,6 +27,9 @@ const FLOOR_FIRST: usize = 1_000_000;
 /// Above this share of their CPU the receivers, not the server, set the deliveries per second.
 const RECEIVER_SHARE_HIGH: f64 = 0.95;
 
+/// Above this share of the sender's CPU other programs disturb a cell.
+const OTHERS_SHARE_HIGH: f64 = 0.05;
+
 /// Options of `cpu`.
 #[derive(Debug, Clone, Args)]
 pub struct CpuArgs {
@@ -56,6 +59,9 @@ pub struct CpuArgs {
     /// How the server's events are published
     #[arg(long, default_value = "stream")]
     way: Way,
+    /// Check every connection's stamps too, beside its bytes; costs the receivers CPU
+    #[arg(long)]
+    audit: bool,
 }
 
 /// One way of sending, measured against the floor.
@@ -72,6 +78,8 @@ struct Cell {
     server_deliveries_per_second: Spread,
     floor_deliveries_per_second: Spread,
     receiver_share: Spread,
+    /// Share of the sender's CPU that others used, over the legs of both.
+    others_share: Spread,
     floor_legs: Vec<Leg>,
     server_legs: Vec<Leg>,
 }
@@ -127,7 +135,7 @@ fn series(
         path: path(protocol),
         first: 0,
         cpu: Some(common.receiver_cpu),
-        audit: false,
+        audit: args.audit,
         stalled_buffer: None,
     });
     fleet.open(connections)?;
@@ -199,15 +207,27 @@ impl Cell {
             server_deliveries_per_second: rate(&server_legs),
             floor_deliveries_per_second: rate(&floor_legs),
             receiver_share: Spread::of(server_legs.iter().map(|leg| leg.receiver_share)),
+            others_share: Spread::of(floor_legs.iter().chain(&server_legs).map(|leg| leg.others_share)),
             floor_legs,
             server_legs,
         }
     }
 
+    /// The cell in words.
+    fn name(&self) -> String {
+        format!(
+            "{}, {} connections, {} in flight ({})",
+            self.protocol.label(),
+            grouped(self.connections as u64),
+            self.in_flight,
+            self.window.label()
+        )
+    }
+
     fn row(&self) -> Vec<String> {
         vec![
             self.protocol.label().into(),
-            if self.in_flight == 1 { "-".into() } else { format!("{:?}", self.window).to_lowercase() },
+            if self.in_flight == 1 { "-".into() } else { self.window.label().into() },
             grouped(self.connections as u64),
             self.in_flight.to_string(),
             format!("{:.3}", self.floor_us_per_delivery.median),
@@ -240,22 +260,20 @@ fn show(bench: &Bench, cells: &[Cell]) {
         "\nµs = CPU of the sender per delivery, median; ratio = server / floor of each pair; floor: one send(2) per",
     );
     say("socket of as many frames as are in flight; receivers = share of their CPU while the server sent.");
-    for (deep, ratio) in throughput_gains(cells) {
-        say(&format!(
-            "{}, {} connections, {:?}: 256 in flight carry {ratio:.1} times the deliveries/s of 16",
-            deep.protocol.label(),
-            grouped(deep.connections as u64),
-            deep.window,
-        ));
+    for (deep, gain) in throughput_gains(cells) {
+        say(&format!("{}: {gain:.1} times the deliveries/s of 16 in flight", deep.name()));
     }
-    for cell in cells.iter().filter(|cell| cell.receiver_share.median > RECEIVER_SHARE_HIGH) {
-        say(&format!(
-            "WARNING: the receivers' CPU was full: the deliveries/s of {}, {} connections, {} in flight ({:?}) are theirs",
-            cell.protocol.label(),
-            grouped(cell.connections as u64),
-            cell.in_flight,
-            cell.window
-        ));
+    for cell in cells {
+        if cell.receiver_share.median > RECEIVER_SHARE_HIGH {
+            say(&format!(
+                "WARNING: {}: the receivers' CPU was full, the deliveries/s are theirs",
+                cell.name()
+            ));
+        }
+        if cell.others_share.median > OTHERS_SHARE_HIGH {
+            let share = cell.others_share.median * 100.0;
+            say(&format!("WARNING: {}: other programs used {share:.0} % of the sender's CPU", cell.name()));
+        }
     }
 }
 
@@ -292,6 +310,7 @@ mod tests {
             deliveries_per_second,
             frame_bytes: 200.0,
             receiver_share: 0.5,
+            others_share: 0.0,
         }
     }
 

@@ -30,6 +30,16 @@ pub enum Window {
     Sliding,
 }
 
+impl Window {
+    /// The word in tables.
+    pub fn label(self) -> &'static str {
+        match self {
+            Window::Burst => "burst",
+            Window::Sliding => "sliding",
+        }
+    }
+}
+
 /// What a leg showed.
 #[derive(Debug, Clone, Serialize)]
 pub struct Leg {
@@ -49,6 +59,8 @@ pub struct Leg {
     pub frame_bytes: f64,
     /// Share of one CPU that the receivers used; near 1 they were the bottleneck.
     pub receiver_share: f64,
+    /// Share of the sender's CPU that other programs used, or a hypervisor took; to a clock tick.
+    pub others_share: f64,
 }
 
 /// Runs `send` between two readings of the CPU. `send` gets the time to stop at and gives the events it sent.
@@ -64,7 +76,8 @@ fn measure(
     let events = send(start + time)?;
     let seconds = start.elapsed().as_secs_f64();
     std::thread::sleep(SETTLE);
-    let cpu_ns = meter.sample()?.since(&before);
+    let after = meter.sample()?;
+    let cpu_ns = after.since(&before);
     let deliveries = events * connections as u64;
     Ok(Leg {
         events,
@@ -75,6 +88,7 @@ fn measure(
         deliveries_per_second: deliveries as f64 / seconds,
         frame_bytes: 0.0,
         receiver_share: 0.0,
+        others_share: after.others_since(&before) as f64 / 1e9 / seconds,
     })
 }
 

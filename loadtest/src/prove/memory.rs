@@ -22,6 +22,8 @@ use crate::usage::Memory;
 const SETTLED: Duration = Duration::from_millis(500);
 /// How long to wait for that.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
+/// The usual huge page: what one of them adds is not a connection's need but its granule.
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// Options of `memory`.
 #[derive(Debug, Clone, Args)]
@@ -87,6 +89,14 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
     let (few, many) =
         (format!("{} idle", grouped(args.few as u64)), format!("{} idle", grouped(args.many as u64)));
     table(2, &["protocol", "memory", "empty", &few, &many, "after an event", "per idle connection"], &rows);
+    for reading in readings.iter().filter(|reading| reading.at_many.huge > reading.at_few.huge) {
+        let step = HUGE_PAGE_BYTES as f64 / (reading.many - reading.few) as f64;
+        say(&format!(
+            "{}: {} KiB of the growth are huge pages, each a step of {step:.0} B per connection",
+            reading.protocol.label(),
+            grouped((reading.at_many.huge - reading.at_few.huge) >> 10)
+        ));
+    }
     save(bench.common.json.as_deref(), "memory", &bench.machine, &readings)
 }
 
@@ -134,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_cost_of_a_connection_is_the_difference_over_those_between() {
-        let memory = |rss_own| Memory { rss_own, pss: 0 };
+        let memory = |rss_own| Memory { rss_own, pss: 0, huge: 0 };
         let reading = Reading {
             protocol: Protocol::Sse,
             few: 10,
