@@ -60,6 +60,8 @@ pub struct State {
     pub(super) ready: VecDeque<Slot>,
     /// Sequence of the newest event taken from the hub.
     pub(super) sequence: u64,
+    /// `sequence` at the last tick.
+    pub(super) sequence_at_tick: u64,
     /// Subscribers now, of any format.
     pub(super) subscribers: usize,
     /// Connections that serve or finish a subscriber or an answer: all but those in the handshake.
@@ -95,6 +97,7 @@ impl State {
             answers,
             ready: VecDeque::new(),
             sequence: 0,
+            sequence_at_tick: 0,
             subscribers: 0,
             drain_deadline: None,
             completed: Default::default(),

@@ -21,9 +21,11 @@ impl State {
     /// `passed` ticks have gone by: walks that share of the slab and drops expired events.
     pub(super) fn handle_ticks(&mut self, passed: u32) {
         self.topics.expire(self.now);
-        if !self.topics.is_active() {
+        // A whole tick without events: nobody asks for the same run again soon.
+        if !self.topics.is_active() && self.sequence == self.sequence_at_tick {
             self.batches.forget();
         }
+        self.sequence_at_tick = self.sequence;
         let capacity = self.connections.capacity();
         let shares = (passed as usize).min(TICKS_PER_WALK);
         for share in 0..shares {
