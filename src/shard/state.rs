@@ -64,7 +64,7 @@ pub struct State {
     pub(super) sequence_at_tick: u64,
     /// Subscribers now, of any format.
     pub(super) subscribers: usize,
-    /// Connections that serve or finish a subscriber or an answer: all but those in the handshake.
+    /// When the drain is over; `None` while serving.
     pub(super) drain_deadline: Option<Stamp>,
     /// Batches of which sends completed in this reap, by format.
     pub(super) completed: [Vec<Rc<Batch>>; Format::COUNT],
@@ -163,9 +163,11 @@ impl State {
     /// Ends a connection at once.
     pub(super) fn abort(&mut self, slot: Slot, reason: CloseReason) {
         self.depart(slot, reason);
+        let tick = self.tick;
         let connection = self.connections.get_mut(slot);
         if connection.phase != Phase::Closing {
             connection.phase = Phase::Aborting;
+            connection.since = tick;
             connection.control = None;
             connection.partial = None;
             self.mark_ready(slot);

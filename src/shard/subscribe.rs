@@ -120,6 +120,7 @@ impl State {
 
         let connection = self.connections.get_mut(slot);
         connection.phase = Phase::Open;
+        connection.subscribed = true;
         connection.format = format;
         connection.memberships = memberships;
         connection.cursor = start.cursor;
@@ -153,6 +154,8 @@ impl State {
         let Some(after) = last_event_id else { return ResumePoint { cursor: self.sequence, gap: None } };
         let windows = memberships.as_slice().iter().map(|member| &self.topics.get(member.topic).window);
         let evicted = windows.map(Window::evicted).max().unwrap_or(0);
+        let members = memberships.as_slice().iter();
+        let floor = members.map(|member| self.topics.resume_floor(member.topic)).max().unwrap_or(0);
         let (reason, named) = match self.sequence_of(memberships, &after) {
             Some(sequence) if sequence >= evicted => return ResumePoint { cursor: sequence, gap: None },
             Some(sequence) => (GapReason::Expired, sequence),
@@ -161,9 +164,9 @@ impl State {
         // From here on every window is complete.
         let topics = match reason {
             GapReason::Unknown => self.names(memberships),
-            _ => self.lost_topics(memberships, named, evicted),
+            _ => self.lost_topics(memberships, named, floor),
         };
-        ResumePoint { cursor: evicted, gap: Some(Gap { after: Some(after), reason, topics }) }
+        ResumePoint { cursor: floor, gap: Some(Gap { after: Some(after), reason, topics }) }
     }
 
     fn names(&self, memberships: &Memberships) -> Vec<Topic> {
