@@ -44,7 +44,13 @@ impl Encoded {
 
     /// The wire bytes in `format`, encoded on the first call.
     pub fn frame(&self, format: Format) -> &Bytes {
-        self.frames[format.index()].get_or_init(|| format.encode(&self.event, self.epoch, self.sequence))
+        self.frames[format.index()].get_or_init(|| {
+            let frame = format.encode(&self.event, self.epoch, self.sequence);
+            // The first clone of a vector's `Bytes` allocates the count that all clones share. It is made here, so that
+            // no shard pays for it between broadcast and submit.
+            drop(frame.clone());
+            frame
+        })
     }
 
     /// The process that gave the sequence.

@@ -1,1 +1,146 @@
-fn main() {}
+//! `loadtest`: measures a fan-out server from outside, with the kernel's floor beside every figure.
+//!
+//! One coordinator (this process) starts everything else: the server under test, the floor's sender, and the receiver
+//! processes that hold the subscribers' sockets. Sender and receivers are pinned to different CPUs. The reading order
+//! is that of a measurement: `prove/` (the commands) uses `server`, `publisher` and `fleet`, a fleet drives `receiver`
+//! processes over a `link`, and a receiver splits bytes with `framing` and checks them with `audit`. `usage` reads
+//! what a process cost. The server is driven through its public interfaces only.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use machine::Machine;
+use prove::{Bench, Common};
+
+mod audit;
+mod fleet;
+mod floor;
+mod framing;
+mod http;
+mod link;
+mod machine;
+mod process;
+mod prove;
+mod publisher;
+mod receiver;
+mod report;
+mod server;
+mod stamp;
+mod usage;
+
+/// Measures a fan-out server from outside, with the kernel's floor beside every figure.
+///
+/// Each command starts what it needs on loopback, checks every delivery, prints a table and ends by itself. Sender and
+/// receivers are pinned to two CPUs; leave those alone meanwhile. Absolute figures drift with the machine: compare
+/// ratios within one run.
+#[derive(Debug, Parser)]
+#[command(name = "loadtest", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What this kernel charges for a bare send(2) loop over the same kind of sockets
+    Floor {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: prove::floor::FloorArgs,
+    },
+    /// CPU per delivery of the server, interleaved with the floor
+    Cpu {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: prove::cpu::CpuArgs,
+    },
+    /// System calls of the server per 1,000 deliveries (needs strace)
+    Syscalls {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: prove::syscalls::SyscallsArgs,
+    },
+    /// Resident memory of the server per idle connection
+    Memory {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: prove::memory::MemoryArgs,
+    },
+    /// Very many idle subscribers, and events that reach every one of them
+    Scale {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: prove::scale::ScaleArgs,
+    },
+    /// What one stalled reader costs the others and the server
+    Isolation {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: prove::isolation::IsolationArgs,
+    },
+    /// A receiver process (started by the other commands)
+    #[command(hide = true)]
+    Receiver,
+    /// The floor's sender process (started by the other commands)
+    #[command(hide = true)]
+    FloorSender,
+    /// Become another program, pinned to a CPU (started by the other commands)
+    #[command(hide = true)]
+    Pin {
+        #[arg(long)]
+        cpu: Option<usize>,
+        #[arg(long)]
+        parent: u32,
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("loadtest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Floor { common, args } => prove::floor::run(&bench(common)?, &args)?,
+        Command::Cpu { common, args } => prove::cpu::run(&bench(common)?, &args)?,
+        Command::Syscalls { common, args } => prove::syscalls::run(&bench(common)?, &args)?,
+        Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
+        Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
+        Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
+        Command::Receiver => return receiver::run(),
+        Command::FloorSender => floor::run()?,
+        Command::Pin { cpu, parent, command } => return Err(process::become_pinned(cpu, parent, &command)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prepares a measurement with this process beside the receivers.
+fn bench(common: Common) -> Result<Bench> {
+    let receiver_cpu = common.receiver_cpu;
+    process::check_cpus(common.sender_cpu, receiver_cpu)?;
+    let bench = unpinned(common)?;
+    process::pin_self(receiver_cpu)?;
+    Ok(bench)
+}
+
+/// Prepares a measurement in which CPUs do not matter.
+fn unpinned(common: Common) -> Result<Bench> {
+    let descriptors = process::raise_descriptor_limit()?;
+    Ok(Bench { machine: Machine::describe(descriptors), common })
+}

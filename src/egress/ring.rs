@@ -5,7 +5,8 @@
 //!   [`Completion::Accepted`] and free again after [`Completion::Closed`].
 //! - One send per slot is in the ring at a time; the ring holds its batch until the kernel has let go of the bytes.
 //! - A receive is armed once and delivers until [`Completion::ReceiveEnded`].
-//! - A slot may be closed only while neither a send nor a receive of it is in the ring.
+//! - A slot may be closed only while neither a send, a receive nor an end of stream of it is in the ring: the kernel may look
+//!   a socket up late, and would meet whoever has the slot by then.
 //! - Completions only report. Whoever handles them marks what is to be done and asks the ring later.
 
 use std::net::SocketAddr;
@@ -76,20 +77,16 @@ pub enum Completion<'a> {
         /// Whose send.
         slot: Slot,
     },
+    /// The end of our stream is on its way to the peer of this slot, or its socket had no stream any more.
+    StreamEnded {
+        /// Whose stream.
+        slot: Slot,
+    },
     /// The slot is free.
     Closed {
         /// Which slot.
         slot: Slot,
     },
-}
-
-/// Which directions to shut down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ShutdownHow {
-    /// No more sends: the peer sees the end of the stream.
-    Write,
-    /// No more of anything: pending sends and receives of the slot end.
-    Both,
 }
 
 /// The ring itself failed: a fault of the operator's system or ours, never of one connection.
@@ -115,8 +112,11 @@ pub trait EgressRing {
     /// Arms the receive of `slot`.
     fn receive(&mut self, slot: Slot);
 
-    /// Shuts one or both directions down.
-    fn shutdown(&mut self, slot: Slot, how: ShutdownHow);
+    /// Ends our side of the stream: the peer reads what was sent and then the end.
+    fn end_stream(&mut self, slot: Slot);
+
+    /// Ends the send and the receive of `slot` that are in the ring; both complete, with an error if they had not finished.
+    fn cancel(&mut self, slot: Slot);
 
     /// Closes the socket and frees the slot.
     fn close(&mut self, slot: Slot);

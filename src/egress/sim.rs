@@ -11,11 +11,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use super::batch::Batch;
-use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, ShutdownHow, Slot};
+use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, Slot};
 use crate::config::limits::SUBMISSIONS_MAX;
 
 const ECONNRESET: i32 = 104;
 const EPIPE: i32 = 32;
+const ECANCELED: i32 = 125;
 
 /// How the sockets behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,8 +74,12 @@ struct Socket {
     reset: bool,
     /// The peer reads nothing: sends wait.
     stalled: bool,
-    shut_write: bool,
-    shut_both: bool,
+    /// Our side has ended its stream.
+    ended: bool,
+    /// An end of stream is in the ring.
+    ending: bool,
+    /// What is in the ring is to end.
+    cancelled: bool,
     closing: bool,
     /// True exactly while the slot is in `SimRing::busy`.
     busy: bool,
@@ -87,6 +92,7 @@ enum Event {
     ReceiveEnded(ReceiveEnd),
     Sent(Rc<Batch>, Result<usize, SendError>),
     Copied,
+    StreamEnded,
     Closed,
 }
 
@@ -99,6 +105,8 @@ pub struct SimRing {
     dice: Dice,
     sockets: Vec<Socket>,
     queued: usize,
+    /// Requests that fit before a submit.
+    submissions_max: usize,
     /// Slots on which something may happen at the next submit.
     busy: Vec<Slot>,
     done: VecDeque<(Slot, Event)>,
@@ -117,6 +125,7 @@ impl SimRing {
             dice: Dice::new(seed),
             sockets: (0..sockets_max).map(|_| Socket::default()).collect(),
             queued: 0,
+            submissions_max: SUBMISSIONS_MAX as usize,
             busy: Vec::new(),
             done: VecDeque::new(),
             accepted: VecDeque::new(),
@@ -128,6 +137,11 @@ impl SimRing {
     /// The same ring, keeping what the peers get.
     pub fn recording(self) -> SimRing {
         SimRing { recording: true, ..self }
+    }
+
+    /// The same ring with room for fewer requests, so that a sweep stops in mid-lap.
+    pub fn with_room(self, submissions_max: usize) -> SimRing {
+        SimRing { submissions_max, ..self }
     }
 
     /// A peer connects; `None` if the table is full.
@@ -173,7 +187,7 @@ impl SimRing {
     /// True once our side ended the stream of `slot`.
     pub fn ended(&self, slot: Slot) -> bool {
         let socket = &self.sockets[slot as usize];
-        !socket.open || socket.shut_write || socket.shut_both
+        !socket.open || socket.ended || socket.cancelled
     }
 
     /// Bytes that the kernel took for `slot` in all.
@@ -194,12 +208,14 @@ impl SimRing {
             if self.sockets[slot].open {
                 self.step_send(slot);
                 self.step_receive(slot);
+                self.step_end(slot);
+                self.sockets[slot].cancelled = false;
                 self.step_close(slot);
             }
             let socket = &mut self.sockets[slot];
             let receivable =
-                !socket.inbound.is_empty() || socket.peer_ended || socket.reset || socket.shut_both;
-            if socket.send.is_some() || socket.closing || (socket.receiving && receivable) {
+                !socket.inbound.is_empty() || socket.peer_ended || socket.reset || socket.cancelled;
+            if socket.send.is_some() || socket.closing || socket.ending || (socket.receiving && receivable) {
                 index += 1;
             } else {
                 socket.busy = false;
@@ -224,10 +240,11 @@ impl SimRing {
         if socket.send.is_none() {
             return;
         }
-        let errno = match (socket.reset, socket.shut_both || socket.shut_write) {
-            (true, _) => Some(ECONNRESET),
-            (false, true) => Some(EPIPE),
-            (false, false) => None,
+        let errno = match (socket.reset, socket.cancelled, socket.ended) {
+            (true, _, _) => Some(ECONNRESET),
+            (false, true, _) => Some(ECANCELED),
+            (false, false, true) => Some(EPIPE),
+            (false, false, false) => None,
         };
         if let Some(errno) = errno {
             let batch = socket.send.take().expect("checked above").batch;
@@ -275,8 +292,8 @@ impl SimRing {
         }
         let ended = if socket.reset {
             Some(ReceiveEnd::Failed(ECONNRESET))
-        } else if socket.shut_both {
-            Some(ReceiveEnd::EndOfStream)
+        } else if socket.cancelled {
+            Some(ReceiveEnd::Failed(ECANCELED))
         } else if !socket.inbound.is_empty() {
             let rough = self.weather == Weather::Rough;
             let all = socket.inbound.len();
@@ -290,6 +307,17 @@ impl SimRing {
         if let Some(end) = ended {
             self.sockets[slot].receiving = false;
             self.done.push_back((slot as Slot, Event::ReceiveEnded(end)));
+        }
+    }
+
+    fn step_end(&mut self, slot: usize) {
+        // The kernel hands an end of stream to a worker, which may take its time.
+        let late = self.weather == Weather::Rough && self.dice.chance(1, 2);
+        let socket = &mut self.sockets[slot];
+        if socket.ending && !late {
+            socket.ending = false;
+            socket.ended = true;
+            self.done.push_back((slot as Slot, Event::StreamEnded));
         }
     }
 
@@ -319,7 +347,7 @@ impl SimRing {
 
 impl EgressRing for SimRing {
     fn room(&self) -> usize {
-        SUBMISSIONS_MAX as usize - self.queued
+        self.submissions_max - self.queued
     }
 
     fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, zero_copy: bool) {
@@ -338,20 +366,27 @@ impl EgressRing for SimRing {
         socket.receiving = true;
     }
 
-    fn shutdown(&mut self, slot: Slot, how: ShutdownHow) {
+    fn end_stream(&mut self, slot: Slot) {
         self.queue();
         let socket = self.touch(slot);
-        assert!(socket.open, "a shutdown needs an open slot");
-        match how {
-            ShutdownHow::Write => socket.shut_write = true,
-            ShutdownHow::Both => socket.shut_both = true,
-        }
+        assert!(socket.open && !socket.ended, "a stream ends once");
+        socket.ending = true;
+    }
+
+    fn cancel(&mut self, slot: Slot) {
+        self.queue();
+        let socket = self.touch(slot);
+        assert!(socket.open, "an open slot is cancelled");
+        socket.cancelled = true;
     }
 
     fn close(&mut self, slot: Slot) {
         self.queue();
         let socket = self.touch(slot);
-        assert!(socket.open && socket.send.is_none() && !socket.receiving, "a quiet slot is closed");
+        assert!(
+            socket.open && socket.send.is_none() && !socket.receiving && !socket.ending,
+            "a quiet slot is closed"
+        );
         socket.closing = true;
     }
 
@@ -378,6 +413,7 @@ impl EgressRing for SimRing {
                 Event::ReceiveEnded(end) => handle(Completion::ReceiveEnded { slot, end }),
                 Event::Sent(batch, result) => handle(Completion::Sent { slot, batch, result }),
                 Event::Copied => handle(Completion::Copied { slot }),
+                Event::StreamEnded => handle(Completion::StreamEnded { slot }),
                 Event::Closed => {
                     self.sockets[slot as usize].open = false;
                     handle(Completion::Closed { slot });

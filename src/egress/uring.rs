@@ -21,7 +21,7 @@ use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::batch::Batch;
-use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, ShutdownHow, Slot};
+use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, Slot};
 use crate::config::limits::{ACCEPTS_ARMED, COMPLETIONS_MAX, SUBMISSIONS_MAX};
 use buffers::{BUFFER_GROUP, ReceiveBuffers};
 
@@ -38,8 +38,9 @@ enum Op {
     Receive = 2,
     Send = 3,
     SendZeroCopy = 4,
-    Shutdown = 5,
+    EndStream = 5,
     Close = 6,
+    Cancel = 7,
 }
 
 impl Op {
@@ -53,8 +54,9 @@ impl Op {
             2 => Op::Receive,
             3 => Op::Send,
             4 => Op::SendZeroCopy,
-            5 => Op::Shutdown,
+            5 => Op::EndStream,
             6 => Op::Close,
+            7 => Op::Cancel,
             _ => return None,
         };
         Some((op, user_data as u32))
@@ -284,16 +286,14 @@ impl EgressRing for Uring {
         self.push(&entry.user_data(Op::Receive.user_data(slot)));
     }
 
-    fn shutdown(&mut self, slot: Slot, how: ShutdownHow) {
-        let how = match how {
-            ShutdownHow::Write => libc::SHUT_WR,
-            ShutdownHow::Both => libc::SHUT_RDWR,
-        };
-        let entry = opcode::Shutdown::new(Fixed(slot), how)
-            .build()
-            .flags(squeue::Flags::SKIP_SUCCESS)
-            .user_data(Op::Shutdown.user_data(slot));
-        self.push(&entry);
+    fn end_stream(&mut self, slot: Slot) {
+        let entry = opcode::Shutdown::new(Fixed(slot), libc::SHUT_WR).build();
+        self.push(&entry.user_data(Op::EndStream.user_data(slot)));
+    }
+
+    fn cancel(&mut self, slot: Slot) {
+        let entry = opcode::AsyncCancel2::new(CancelBuilder::fd(Fixed(slot)).all()).build();
+        self.push(&entry.user_data(Op::Cancel.user_data(slot)));
     }
 
     fn close(&mut self, slot: Slot) {
@@ -339,7 +339,8 @@ impl EgressRing for Uring {
                     handle(Completion::Sent { slot: index, batch, result: plain_result(entry.result()) });
                 }
                 Op::SendZeroCopy => self.zero_copy_sent(index, &entry, handle),
-                Op::Shutdown => {} // a socket that is already unconnected
+                Op::EndStream => handle(Completion::StreamEnded { slot: index }),
+                Op::Cancel => {} // what it cancelled tells for itself
                 Op::Close => {
                     self.open -= 1;
                     handle(Completion::Closed { slot: index });

@@ -183,7 +183,7 @@ curl -N http://{data}/sse/news
 curl -d 'hello' http://{control}/topics/news
 curl -d 'hello' 'http://{control}/topics/news?event=greeting&id=1&retry=5000'
 curl --data-binary @photo.jpg -H 'Content-Type: application/octet-stream' http://{control}/topics/photos
-echo '{{\"topic\":\"news\",\"data\":\"hello\"}}' | curl -N -X POST -T . http://{control}/publish
+echo '{{\"topic\":\"news\",\"data\":\"hello\"}}' | curl -N -X POST -T - http://{control}/publish
 curl http://{control}/topics/news
 curl http://{control}/stats
 ",

@@ -418,6 +418,20 @@ mod tests {
     }
 
     #[test]
+    fn an_event_is_encoded_before_it_leaves_for_the_formats_that_have_subscribers() {
+        let (mut intake, inboxes) = intake(1, 8, &Limits::default());
+        for (wanted, absent) in [(None, 2), (Some(Format::Sse), 1), (Some(Format::WebSocket), 0)] {
+            if let Some(format) = wanted {
+                intake.demand.begin(format);
+            }
+            intake.accept(event("x"), Stamp(0)).expect("room");
+            intake.flush();
+            let sent = format!("{:?}", inboxes[0].try_recv());
+            assert_eq!(sent.matches("<uninit>").count(), absent, "{sent}");
+        }
+    }
+
+    #[test]
     fn nothing_is_accepted_while_draining() {
         let (mut intake, inboxes) = intake(1, 8, &Limits::default());
         intake.accept(event("x"), Stamp(0)).expect("room");

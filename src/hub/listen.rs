@@ -101,6 +101,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, router: Router, hub
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(CONTROL_HEAD_MS_MAX))
+        .max_header_size(hub.config.limits.handshake_bytes_max)
         .max_buf_size(CONTROL_BUFFER_BYTES_MAX)
         // A client that has sent its request and half-closed still gets its answer.
         .half_close(true)

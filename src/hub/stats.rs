@@ -146,7 +146,7 @@ impl Hub {
                 bytes: counters.bytes,
                 batches: counters.batches,
                 queue: Amount { events: queue_events as u64, bytes: queue_bytes as u64 },
-                topics: intake.topics().len(),
+                topics: intake.topics().count(),
                 refused: counters.refused.clone(),
                 shard_queue_stalls: counters.stalls,
             },

@@ -83,7 +83,7 @@ impl TopicTable {
     }
 
     /// How many topics are remembered.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.slots.len()
     }
 
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(names(&table), ["a", "d", "e"]);
         table.record(&event("f"), 7, 1);
         assert_eq!(names(&table), ["d", "e", "f"]);
-        assert_eq!(table.len(), 3);
+        assert_eq!(table.count(), 3);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::connections::{Membership, TopicIndex};
 use super::topics::Topics;
 use crate::broadcast::Encoded;
@@ -17,6 +19,9 @@ use crate::wire::Format;
 
 /// Batches kept for their buffers.
 const POOL_MAX: usize = 16;
+/// Smallest buffers. They grow to powers of two, so that after a few runs each buffer fits every usual run.
+const BUFFER_BYTES_MIN: usize = 4 << 10;
+const BUFFER_SEGMENTS_MIN: usize = 32;
 
 /// A batch and the cursors that it serves.
 #[derive(Debug)]
@@ -45,6 +50,9 @@ pub struct Run {
 pub struct Batches {
     cached: VecDeque<Cached>,
     pool: VecDeque<Rc<Batch>>,
+    /// Buffers of former batches that wait for a payload of their kind; at most `POOL_MAX` of each.
+    spare_bytes: Vec<Vec<u8>>,
+    spare_segments: Vec<Vec<Bytes>>,
     ledger: Ledger,
     send_bytes_max: usize,
     /// The events of the run being built.
@@ -61,6 +69,8 @@ impl Batches {
         Batches {
             cached: VecDeque::with_capacity(BATCHES_CACHED * Format::COUNT + 1),
             pool: VecDeque::with_capacity(POOL_MAX + 1),
+            spare_bytes: Vec::new(),
+            spare_segments: Vec::new(),
             ledger: ledger.clone(),
             send_bytes_max,
             run: Vec::new(),
@@ -87,14 +97,13 @@ impl Batches {
                 head = head.max(newest);
             }
         }
-        if self.news.is_empty() {
-            return None;
-        }
+        let first = *self.news.first()?;
         let hit = self.cached.iter().find(|cached| {
             cached.format == format
                 && cached.head == head
                 && (cached.low..cached.first).contains(&cursor)
-                && cached.topics == self.news
+                && cached.topics[0] == first
+                && cached.topics[1..] == self.news[1..]
         });
         if let Some(cached) = hit {
             return Some(Run { batch: cached.batch.clone(), more: cached.batch.to() < head });
@@ -105,6 +114,9 @@ impl Batches {
     /// Forgets all remembered batches, so that their memory is free when the last send of each is done.
     pub fn forget(&mut self) {
         self.cached.clear();
+        self.pool.clear();
+        self.spare_bytes.clear();
+        self.spare_segments.clear();
     }
 
     fn build(&mut self, topics: &Topics, format: Format, cursor: u64, head: u64) -> Run {
@@ -112,7 +124,11 @@ impl Batches {
         let first = self.run.first().expect("there is news").sequence;
         let mut shared = self.take_from_pool();
         let batch = Rc::get_mut(&mut shared).expect("the pool gives batches that nobody else holds");
-        let mut buffer = batch.recycle();
+        match batch.recycle() {
+            Payload::Contiguous(bytes) => keep(&mut self.spare_bytes, bytes),
+            Payload::Vectored(segments) => keep(&mut self.spare_segments, segments),
+            Payload::Frame(_) => {}
+        }
         for event in &self.run {
             batch.note(event.intake);
         }
@@ -120,12 +136,20 @@ impl Batches {
         let payload = match self.run.as_slice() {
             [event] => Payload::Frame(event.frame(format).clone()),
             run if run.iter().all(|event| event.frame(format).len() <= CONTIGUOUS_FRAME_BYTES_MAX) => {
+                let mut bytes = self.spare_bytes.pop().unwrap_or_default();
+                let len = run.iter().map(|event| event.frame(format).len()).sum::<usize>();
+                bytes.reserve(len.next_power_of_two().max(BUFFER_BYTES_MIN));
                 for event in run {
-                    buffer.extend_from_slice(event.frame(format));
+                    bytes.extend_from_slice(event.frame(format));
                 }
-                Payload::Contiguous(buffer)
+                Payload::Contiguous(bytes)
             }
-            run => Payload::Vectored(run.iter().map(|event| event.frame(format).clone()).collect()),
+            run => {
+                let mut segments = self.spare_segments.pop().unwrap_or_default();
+                segments.reserve(run.len().next_power_of_two().max(BUFFER_SEGMENTS_MIN));
+                segments.extend(run.iter().map(|event| event.frame(format).clone()));
+                Payload::Vectored(segments)
+            }
         };
         batch.fill(payload, to);
         self.run.clear();
@@ -188,6 +212,14 @@ impl Batches {
         }
         self.pool.push_back(batch.clone());
         self.cached.push_front(Cached { format, topics, low, first, head, batch: batch.clone() });
+    }
+}
+
+/// Keeps the buffer of a batch that nobody holds any more, emptied.
+fn keep<T>(spare: &mut Vec<Vec<T>>, mut buffer: Vec<T>) {
+    if buffer.capacity() > 0 && spare.len() < POOL_MAX {
+        buffer.clear();
+        spare.push(buffer);
     }
 }
 

@@ -24,8 +24,8 @@ pub enum CloseReason {
     NotAcceptable,
     /// A WebSocket path without a proper upgrade (RFC 6455 §4.2.1).
     UpgradeRequired,
-    /// A probe of `/healthz` was answered.
-    HealthAnswered,
+    /// A request that makes no subscriber got its answer: a health check, a CORS preflight.
+    Answered,
     /// The request body is not wanted.
     BodyNotAllowed,
     /// No room: a connection limit is reached.
@@ -82,7 +82,7 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         row(MethodNotAllowed, "method_not_allowed", None, Some(405)),
         row(NotAcceptable, "not_acceptable", None, Some(406)),
         row(UpgradeRequired, "upgrade_required", None, Some(426)),
-        row(HealthAnswered, "health_answered", None, Some(200)),
+        row(Answered, "answered", None, Some(200)),
         row(BodyNotAllowed, "body_not_allowed", None, Some(413)),
         row(Full, "full", Some(1013), Some(503)),
         row(Draining, "draining", Some(1001), Some(503)),

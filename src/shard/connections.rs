@@ -31,7 +31,7 @@ pub enum Phase {
     Finishing,
     /// Our side has ended; the peer's end of stream is awaited, so that our last words are not lost to a reset.
     Lingering,
-    /// Both directions are being shut down; sends and receives in the ring end.
+    /// What is in the ring for it is ending; nothing more is said.
     Aborting,
     /// The slot is being freed.
     Closing,
@@ -162,8 +162,12 @@ pub struct Connection {
     pub copies: bool,
     /// A ping is unanswered.
     pub pinged: bool,
-    /// The shutdown of both directions has been submitted.
-    pub shut: bool,
+    /// An end of our stream is in the ring.
+    pub ending: bool,
+    /// What is in the ring was asked to end.
+    pub cancelled: bool,
+    /// It is or was a subscriber.
+    pub subscribed: bool,
     peer: Peer,
 }
 
@@ -191,7 +195,9 @@ impl Connection {
             ended: false,
             copies: false,
             pinged: false,
-            shut: false,
+            ending: false,
+            cancelled: false,
+            subscribed: false,
             peer: peer.into(),
         }
     }

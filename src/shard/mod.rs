@@ -62,7 +62,7 @@ impl<R: EgressRing> Shard<R> {
         if ticks > 0 {
             state.handle_ticks(ticks);
         }
-        if state.drain_deadline.is_some() && (ticks > 0 || reaped > 0) && state.drain() {
+        if (ticks > 0 || reaped > 0 || messages > 0) && state.drain() {
             return Ok(Turn::Ended);
         }
         let asked = state.sweep(&mut self.ring);
@@ -85,10 +85,7 @@ impl<R: EgressRing> Shard<R> {
                     // Whoever asked may have gone; then nobody misses the answer.
                     let _ = answer.send(self.state.report(&query, self.ring.enters()));
                 }
-                Message::Drain { deadline } => {
-                    self.state.drain_deadline = Some(deadline);
-                    self.state.drain();
-                }
+                Message::Drain { deadline } => self.state.drain_deadline = Some(deadline),
             }
         }
         taken

@@ -22,6 +22,10 @@ impl State {
             Completion::ReceiveEnded { slot, end } => self.handle_receive_end(slot, end),
             Completion::Sent { slot, batch, result } => self.handle_sent(slot, batch, result),
             Completion::Copied { slot } => self.connections.get_mut(slot).copies = true,
+            Completion::StreamEnded { slot } => {
+                self.connections.get_mut(slot).ending = false;
+                self.mark_ready(slot);
+            }
             Completion::Closed { slot } => self.connections.vacate(slot),
         }
     }

@@ -22,9 +22,6 @@ use crate::event::Epoch;
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 use crate::wire::{Format, http, sse, websocket};
 
-/// Bytes of answers that may wait behind a send in flight; more pongs than that are not owed (RFC 6455 §5.5.3).
-const CONTROL_BYTES_MAX: usize = 4 << 10;
-
 /// What a shard is told at start.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -63,9 +60,11 @@ pub struct State {
     pub(super) ready: VecDeque<Slot>,
     /// Sequence of the newest event taken from the hub.
     pub(super) sequence: u64,
+    /// `sequence` at the last tick.
+    pub(super) sequence_at_tick: u64,
     /// Subscribers now, of any format.
     pub(super) subscribers: usize,
-    /// Connections that serve or finish a subscriber or an answer: all but those in the handshake.
+    /// When the drain is over; `None` while serving.
     pub(super) drain_deadline: Option<Stamp>,
     /// Batches of which sends completed in this reap, by format.
     pub(super) completed: [Vec<Rc<Batch>>; Format::COUNT],
@@ -98,6 +97,7 @@ impl State {
             answers,
             ready: VecDeque::new(),
             sequence: 0,
+            sequence_at_tick: 0,
             subscribers: 0,
             drain_deadline: None,
             completed: Default::default(),
@@ -144,7 +144,6 @@ impl State {
         let control = &mut self.connections.get_mut(slot).control;
         let batch = match control {
             None => Batch::answer(bytes, &self.ledger),
-            Some(waiting) if waiting.len() + bytes.len() > CONTROL_BYTES_MAX => return,
             Some(waiting) => Batch::answer([waiting.bytes_at(0), &bytes].concat(), &self.ledger),
         };
         *control = Some(batch);
@@ -164,9 +163,11 @@ impl State {
     /// Ends a connection at once.
     pub(super) fn abort(&mut self, slot: Slot, reason: CloseReason) {
         self.depart(slot, reason);
+        let tick = self.tick;
         let connection = self.connections.get_mut(slot);
         if connection.phase != Phase::Closing {
             connection.phase = Phase::Aborting;
+            connection.since = tick;
             connection.control = None;
             connection.partial = None;
             self.mark_ready(slot);

@@ -14,6 +14,10 @@ use crate::wire::http::{Head, HeadLimits, Refusal, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
 use crate::wire::{Format, http, sse, websocket};
 
+/// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the latest is owed a pong
+/// (RFC 6455 §5.5.3), and a client that does not read must not make us remember.
+const PONGS_BYTES_MAX: usize = 4 << 10;
+
 /// Where a stream begins.
 struct ResumePoint {
     cursor: u64,
@@ -63,12 +67,12 @@ impl State {
             Head::Health { head_only } => {
                 let accepting = self.drain_deadline.is_none();
                 self.answer(slot, http::health(accepting, head_only));
-                self.finish(slot, CloseReason::HealthAnswered);
+                self.finish(slot, CloseReason::Answered);
                 None
             }
             Head::Preflight => {
                 self.answer(slot, http::preflight(cors.as_deref()));
-                self.finish(slot, CloseReason::HealthAnswered);
+                self.finish(slot, CloseReason::Answered);
                 None
             }
             Head::Refused(refusal) => {
@@ -116,6 +120,7 @@ impl State {
 
         let connection = self.connections.get_mut(slot);
         connection.phase = Phase::Open;
+        connection.subscribed = true;
         connection.format = format;
         connection.memberships = memberships;
         connection.cursor = start.cursor;
@@ -149,6 +154,8 @@ impl State {
         let Some(after) = last_event_id else { return ResumePoint { cursor: self.sequence, gap: None } };
         let windows = memberships.as_slice().iter().map(|member| &self.topics.get(member.topic).window);
         let evicted = windows.map(Window::evicted).max().unwrap_or(0);
+        let members = memberships.as_slice().iter();
+        let floor = members.map(|member| self.topics.resume_floor(member.topic)).max().unwrap_or(0);
         let (reason, named) = match self.sequence_of(memberships, &after) {
             Some(sequence) if sequence >= evicted => return ResumePoint { cursor: sequence, gap: None },
             Some(sequence) => (GapReason::Expired, sequence),
@@ -157,9 +164,9 @@ impl State {
         // From here on every window is complete.
         let topics = match reason {
             GapReason::Unknown => self.names(memberships),
-            _ => self.lost_topics(memberships, named, evicted),
+            _ => self.lost_topics(memberships, named, floor),
         };
-        ResumePoint { cursor: evicted, gap: Some(Gap { after: Some(after), reason, topics }) }
+        ResumePoint { cursor: floor, gap: Some(Gap { after: Some(after), reason, topics }) }
     }
 
     fn names(&self, memberships: &Memberships) -> Vec<Topic> {
@@ -219,7 +226,10 @@ impl State {
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
         self.metrics.formats[Format::WebSocket.index()].messages_in += messages;
-        if let Some(pong) = pong {
+        let waiting = self.connections.get(slot).control.as_ref().map_or(0, |batch| batch.len());
+        if let Some(pong) = pong
+            && waiting <= PONGS_BYTES_MAX
+        {
             self.answer(slot, pong);
         }
         if let Some(reply) = closed {

@@ -10,7 +10,6 @@ use super::connections::Phase;
 use super::state::State;
 use crate::config::OverrunPolicy;
 use crate::config::limits::SWEEP_VISITS_MAX;
-use crate::egress::ring::ShutdownHow;
 use crate::egress::{Batch, EgressRing, Slot};
 use crate::event::EventId;
 use crate::wire::gap::{Gap, GapReason};
@@ -59,6 +58,7 @@ impl State {
             connection.missed = true;
             self.metrics.formats[connection.format.index()].deferred += 1;
         } else if connection.control.is_some() || connection.partial.is_some() {
+            connection.missed = true;
             self.mark_ready(slot);
         } else {
             self.send_news(slot, ring);
@@ -137,7 +137,12 @@ impl State {
 
     /// The rest of a send, then answers, then events.
     fn attend_open(&mut self, slot: Slot, ring: &mut impl EgressRing) {
-        if self.connections.get(slot).sending || self.send_owed(slot, ring) {
+        let connection = self.connections.get_mut(slot);
+        if connection.sending {
+            connection.missed = true;
+            return;
+        }
+        if self.send_owed(slot, ring) {
             return;
         }
         self.send_news(slot, ring);
@@ -150,13 +155,18 @@ impl State {
     /// Sends the rest of a batch or a waiting answer; false if there is neither.
     fn send_owed(&mut self, slot: Slot, ring: &mut impl EgressRing) -> bool {
         let connection = self.connections.get_mut(slot);
-        if let Some(batch) = connection.partial.take() {
-            self.submit_send(slot, &batch, ring);
-            return true;
-        }
-        let Some(batch) = connection.control.take() else { return false };
-        connection.pending = connection.cursor;
-        // The completion looks for news: an elevator may have passed while the answer waited.
+        let batch = match (connection.partial.take(), connection.control.take()) {
+            (Some(batch), waiting) => {
+                connection.control = waiting;
+                batch
+            }
+            (None, Some(batch)) => {
+                connection.pending = connection.cursor;
+                batch
+            }
+            (None, None) => return false,
+        };
+        // The completion looks for news: an elevator may have passed while this waited.
         connection.missed = true;
         self.submit_send(slot, &batch, ring);
         true
@@ -175,18 +185,19 @@ impl State {
         } else {
             connection.phase = Phase::Lingering;
             connection.since = tick;
-            ring.shutdown(slot, ShutdownHow::Write);
+            connection.ending = true;
+            ring.end_stream(slot);
         }
     }
 
     fn attend_aborting(&mut self, slot: Slot, ring: &mut impl EgressRing) {
         let connection = self.connections.get_mut(slot);
         if connection.receiving || connection.sending {
-            if !connection.shut {
-                connection.shut = true;
-                ring.shutdown(slot, ShutdownHow::Both);
+            if !connection.cancelled {
+                connection.cancelled = true;
+                ring.cancel(slot);
             }
-        } else {
+        } else if !connection.ending {
             connection.phase = Phase::Closing;
             ring.close(slot);
         }

@@ -13,6 +13,9 @@ const TICKS_PER_WALK: usize = (1_000 / TICK_MS) as usize;
 /// Milliseconds that a send may block while slow sends together hold more than `pinned_bytes_max`.
 const STALL_MS_UNDER_PRESSURE: u64 = 1_000;
 
+/// Milliseconds after which a cancellation that did not end everything is asked again.
+const CANCEL_MS: u64 = 1_000;
+
 fn ticks(ms: u64) -> u32 {
     ms.div_ceil(TICK_MS).min(u64::from(u32::MAX)) as u32
 }
@@ -21,9 +24,11 @@ impl State {
     /// `passed` ticks have gone by: walks that share of the slab and drops expired events.
     pub(super) fn handle_ticks(&mut self, passed: u32) {
         self.topics.expire(self.now);
-        if !self.topics.is_active() {
+        // A whole tick without events: nobody asks for the same run again soon.
+        if !self.topics.is_active() && self.sequence == self.sequence_at_tick {
             self.batches.forget();
         }
+        self.sequence_at_tick = self.sequence;
         let capacity = self.connections.capacity();
         let shares = (passed as usize).min(TICKS_PER_WALK);
         for share in 0..shares {
@@ -42,7 +47,15 @@ impl State {
         let connection = self.connections.get_mut(slot);
         let quiet = self.tick - connection.since;
         match connection.phase {
-            Phase::Vacant | Phase::Aborting | Phase::Closing => {}
+            Phase::Vacant | Phase::Closing => {}
+            Phase::Aborting => {
+                // A cancellation finds nothing in the moment in which a request is between two waits: ask again.
+                if quiet >= ticks(CANCEL_MS) {
+                    connection.cancelled = false;
+                    connection.since = self.tick;
+                    self.mark_ready(slot as Slot);
+                }
+            }
             Phase::Handshake => {
                 if quiet >= ticks(limits.handshake_ms_max) {
                     self.end_handshake(slot);
@@ -96,33 +109,25 @@ impl State {
     }
 
     /// One look at all connections of a draining shard. Subscribers who have everything are hung up on; at the deadline all
-    /// are. Returns true when nobody is left.
+    /// are. Returns true when no subscriber is left; whoever else is there was told to go elsewhere, or asked nothing yet.
     pub(super) fn drain(&mut self) -> bool {
         let Some(deadline) = self.drain_deadline else { return false };
         let overdue = self.now >= deadline;
         let mut serving = false;
         for slot in 0..self.connections.capacity() as Slot {
             let connection = self.connections.get(slot);
-            match connection.phase {
-                Phase::Open if overdue => self.abort(slot, CloseReason::Draining),
-                Phase::Open => {
-                    serving = true;
-                    if !connection.sending {
-                        self.mark_ready(slot);
-                    }
-                }
-                Phase::Finishing | Phase::Lingering if overdue => self.abort(slot, CloseReason::Draining),
-                Phase::Finishing | Phase::Lingering => serving = true,
-                Phase::Vacant | Phase::Handshake | Phase::Aborting | Phase::Closing => {}
+            if !connection.subscribed {
+                continue;
             }
-        }
-        if !serving {
-            for slot in 0..self.connections.capacity() as Slot {
-                if self.connections.get(slot).phase == Phase::Handshake {
+            serving = true;
+            match connection.phase {
+                Phase::Open | Phase::Finishing | Phase::Lingering if overdue => {
                     self.abort(slot, CloseReason::Draining);
                 }
+                Phase::Open if !connection.sending => self.mark_ready(slot),
+                _ => {}
             }
         }
-        self.connections.is_empty()
+        !serving
     }
 }

@@ -215,6 +215,20 @@ impl Topics {
         }
     }
 
+    /// The oldest cursor from which a subscriber that was told of a gap goes on with every event of this topic. While the
+    /// window is nearly full that leaves out its oldest quarter, which could be gone before the first send.
+    pub fn resume_floor(&self, index: TopicIndex) -> u64 {
+        let window = &self.get(index).window;
+        let nearly = |used: usize, max: usize| used > max - max / 4;
+        let quota = &self.quota;
+        let pressed = nearly(window.len(), quota.window_events)
+            || nearly(window.bytes(), quota.window_bytes)
+            || nearly(self.bytes, quota.total_bytes);
+        let skipped = if pressed { window.len() / 4 } else { 0 };
+        let last_skipped = skipped.checked_sub(1).and_then(|last| window.get(last));
+        last_skipped.map_or(window.evicted(), |event| event.sequence)
+    }
+
     /// True while taking more events could overrun subscribers that keep up.
     pub fn saturated(&self) -> bool {
         self.saturated > 0 || self.unswept_bytes >= self.quota.total_bytes / WINDOW_BATCHES_MIN
@@ -279,6 +293,8 @@ impl Topics {
     pub fn join(&mut self, index: TopicIndex, slot: Slot, format: Format) -> u32 {
         let topic = self.get_mut(index);
         topic.subscribers.push(slot);
+        // The newcomer takes a visit of the round; whoever the round ends with must not go without.
+        topic.lap.left += usize::from(topic.lap.left > 0);
         topic.by_format[format.index()] += 1;
         topic.subscribers.len() as u32 - 1
     }

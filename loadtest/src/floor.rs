@@ -1,0 +1,174 @@
+//! The floor: what this kernel charges for sending the same bytes over the same kind of sockets.
+//!
+//! The sender is a process of its own that accepts plain TCP connections on loopback and, per burst, does one bare
+//! `send(2)` of the same buffer on each of them, one after the other. Nothing else runs in it: no protocol, no queue,
+//! no event loop. Sockets are blocking, with TCP_NODELAY and the system's buffer sizes, as a server has them.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto};
+use serde::{Deserialize, Serialize};
+
+use crate::fleet::{Fleet, FleetPlan};
+use crate::framing::Protocol;
+use crate::link::{Lines, Link, write_line};
+use crate::receiver::handshake::GREETING;
+
+/// Connections waiting to be accepted; the receivers never have as many handshakes under way.
+const BACKLOG: i32 = 4_096;
+/// The longest time until the sender process has done an order other than a burst.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of one burst. Far above what a socket takes at once, and no burden on memory.
+const BURST_BYTES_MAX: usize = 64 << 20;
+
+/// What the coordinator asks of the sender process.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+enum Order {
+    /// Accept this many connections. Answered by [`Word::Accepted`].
+    Accept {
+        /// How many.
+        connections: usize,
+    },
+    /// Send so many bytes per burst from here on.
+    Burst {
+        /// Bytes of one `send(2)`.
+        bytes: usize,
+    },
+    /// Send one burst on every connection.
+    Go,
+}
+
+/// What the sender process says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "snake_case")]
+enum Word {
+    /// Where it listens; said once, at the start.
+    Listening {
+        /// Address.
+        address: SocketAddr,
+    },
+    /// All connections are accepted.
+    Accepted,
+}
+
+/// The sender process: obeys orders on standard input until it ends.
+pub fn run() -> Result<()> {
+    let listener = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        Some(ipproto::TCP),
+    )?;
+    rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
+    rustix::net::bind(&listener, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    let address = rustix::net::getsockname(&listener)?;
+    write_line(std::io::stdout(), &Word::Listening { address: address.try_into()? })?;
+
+    let stdin = std::io::stdin();
+    let mut lines = Lines::default();
+    let mut sockets: Vec<OwnedFd> = Vec::new();
+    let mut burst = Vec::new();
+    while lines.fill(&stdin)? {
+        while let Some(order) = lines.next()? {
+            match order {
+                Order::Accept { connections } => {
+                    for _ in 0..connections {
+                        let socket = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC)?;
+                        send_all(&socket, &[GREETING])?;
+                        sockets.push(socket);
+                    }
+                    write_line(std::io::stdout(), &Word::Accepted)?;
+                }
+                Order::Burst { bytes } => burst = vec![b'x'; bytes],
+                Order::Go => {
+                    for socket in &sockets {
+                        send_all(socket, &burst)?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn send_all(socket: &OwnedFd, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("the floor's send"),
+        }
+    }
+    Ok(())
+}
+
+/// The floor's sender and its receivers, connected.
+pub struct Floor {
+    // Dropped in this order: receivers first, so that none sees its sender go.
+    fleet: Fleet,
+    sender: Link,
+    /// Bytes of one frame and frames of one burst, as the sender knows them.
+    shape: (usize, u64),
+}
+
+impl Floor {
+    /// Starts the sender on `sender_cpu` and `connections` subscribers on `receiver_cpu`.
+    pub fn start(connections: usize, sender_cpu: usize, receiver_cpu: usize, first: usize) -> Result<Floor> {
+        crate::process::check_sockets("the floor's sender", connections as u64)?;
+        let mut sender = Link::start("floor-sender", Some(sender_cpu))?;
+        let target = match sender.next(Instant::now() + ANSWER_LIMIT)? {
+            Some(Word::Listening { address }) => address,
+            other => bail!("the floor's sender did not start: {other:?}"),
+        };
+        sender.send(&Order::Accept { connections })?;
+        let mut fleet = Fleet::new(FleetPlan {
+            target,
+            protocol: Protocol::Raw,
+            path: String::new(),
+            first,
+            cpu: Some(receiver_cpu),
+            audit: false,
+            stalled_buffer: None,
+        });
+        fleet.open(connections)?;
+        match sender.next(Instant::now() + ANSWER_LIMIT)? {
+            Some(Word::Accepted) => Ok(Floor { fleet, sender, shape: (0, 0) }),
+            other => bail!("the floor's sender did not accept {connections} connections: {other:?}"),
+        }
+    }
+
+    /// Process id of the sender.
+    pub fn pid(&self) -> u32 {
+        self.sender.pid()
+    }
+
+    /// The floor's subscribers.
+    pub fn fleet(&mut self) -> &mut Fleet {
+        &mut self.fleet
+    }
+
+    /// From here on a burst is `frames` frames of `frame_bytes` each. Zeroes the receivers' counters.
+    pub fn shape(&mut self, frame_bytes: usize, frames: u64) -> Result<()> {
+        let bytes = frame_bytes.saturating_mul(frames as usize);
+        if bytes > BURST_BYTES_MAX {
+            bail!("{frames} frames of {frame_bytes} bytes in flight are more than {BURST_BYTES_MAX} bytes");
+        }
+        self.sender.send(&Order::Burst { bytes })?;
+        self.shape = (frame_bytes, frames);
+        self.fleet.zero(1, frame_bytes)
+    }
+
+    /// Sends one burst to every subscriber and waits until all have it.
+    pub fn burst(&mut self, limit: Duration) -> Result<()> {
+        let target = self.fleet.complete() + self.shape.1;
+        self.sender.send(&Order::Go)?;
+        self.fleet.wait_for(target, limit, target)?;
+        Ok(())
+    }
+}

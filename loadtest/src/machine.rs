@@ -1,0 +1,109 @@
+//! Where and from what a figure comes: machine, kernel, commit, command line, date.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+/// Everything that a reader needs to judge a figure or to repeat it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// `model name` of the first CPU.
+    pub cpu: String,
+    /// CPUs that this process may use.
+    pub cpus: usize,
+    /// Total memory in bytes.
+    pub memory_bytes: u64,
+    /// Release and version of the running kernel.
+    pub kernel: String,
+    /// Descriptors per process.
+    pub descriptors: u64,
+    /// Date and time in UTC, RFC 3339.
+    pub date: String,
+    /// Commit of the working directory, with `-dirty` if it has changes; absent outside of a repository.
+    pub commit: Option<String>,
+    /// The command line as given.
+    pub command: Vec<String>,
+}
+
+impl Machine {
+    /// Describes this machine now.
+    pub fn describe(descriptors: u64) -> Machine {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        Machine {
+            cpu: field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| "unknown".into()),
+            cpus: crate::process::cpus_allowed().len(),
+            memory_bytes: field(&read("/proc/meminfo"), "MemTotal")
+                .and_then(|text| text.trim_end_matches(" kB").parse::<u64>().ok())
+                .unwrap_or(0)
+                * 1_024,
+            kernel: format!(
+                "Linux {} {}",
+                read("/proc/sys/kernel/osrelease").trim(),
+                read("/proc/sys/kernel/version").trim()
+            ),
+            descriptors,
+            date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            commit: commit(),
+            command: command_line(std::env::args()),
+        }
+    }
+
+    /// One line for the head of a report.
+    pub fn line(&self) -> String {
+        format!(
+            "{}, {} CPUs, {} GiB, {}, {}, commit {}",
+            self.cpu,
+            self.cpus,
+            self.memory_bytes >> 30,
+            self.kernel.split(" #").next().unwrap_or(&self.kernel),
+            self.date,
+            self.commit.as_deref().unwrap_or("unknown")
+        )
+    }
+}
+
+/// The arguments, programs by their file name: where they lie says nothing about a figure.
+fn command_line(args: impl Iterator<Item = String>) -> Vec<String> {
+    args.map(|arg| match Path::new(&arg).file_name() {
+        Some(name) if arg.starts_with('/') => name.to_string_lossy().into_owned(),
+        _ => arg,
+    })
+    .collect()
+}
+
+fn field(text: &str, name: &str) -> Option<String> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+fn commit() -> Option<String> {
+    let git = |args: &[&str]| {
+        let output = Command::new("git").args(args).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
+    let dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
+    Some(if dirty { format!("{commit}-dirty") } else { commit })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_what_stands_behind_the_colon() {
+        let text = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n";
+        assert_eq!(field(text, "model name").as_deref(), Some("Some CPU @ 2 GHz"));
+        assert_eq!(field(text, "absent"), None);
+    }
+
+    #[test]
+    fn a_command_line_does_not_tell_where_programs_lie() {
+        let args = ["/somewhere/loadtest", "cpu", "--server", "/elsewhere/fanwave", "--size", "200"];
+        let shown = command_line(args.iter().map(|arg| (*arg).to_string()));
+        assert_eq!(shown, ["loadtest", "cpu", "--server", "fanwave", "--size", "200"]);
+    }
+}

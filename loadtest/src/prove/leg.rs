@@ -1,0 +1,156 @@
+//! One leg of a comparison: a few seconds of sending by one sender, and what they cost it.
+//!
+//! A leg warms up first, unmeasured, then sends until its time is over, waits until everything has arrived, and
+//! checks the arrival to the byte. CPU is read before and after, with the sender quiet.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::ARRIVE_LIMIT;
+use crate::fleet::Fleet;
+use crate::floor::Floor;
+use crate::publisher::Publisher;
+use crate::usage::CpuMeter;
+
+/// Time of the unmeasured beginning of a leg.
+const WARM_UP: Duration = Duration::from_millis(150);
+/// Time that a sender gets to go quiet, so that its work after the last arrival is counted.
+const SETTLE: Duration = Duration::from_millis(3);
+
+/// How several events are kept in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Window {
+    /// Publish so many at once, wait until all have arrived everywhere, repeat.
+    Burst,
+    /// Publish more whenever some have arrived, so that about so many are always under way.
+    Sliding,
+}
+
+impl Window {
+    /// The word in tables.
+    pub fn label(self) -> &'static str {
+        match self {
+            Window::Burst => "burst",
+            Window::Sliding => "sliding",
+        }
+    }
+}
+
+/// What a leg showed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Leg {
+    /// Events sent.
+    pub events: u64,
+    /// Events × connections.
+    pub deliveries: u64,
+    /// From the first publish to the last arrival.
+    pub seconds: f64,
+    /// CPU of the sender's process.
+    pub cpu_ns: u64,
+    /// CPU of the sender per delivery, in microseconds.
+    pub us_per_delivery: f64,
+    /// Deliveries per second of wall time.
+    pub deliveries_per_second: f64,
+    /// Mean bytes on the wire per event and connection.
+    pub frame_bytes: f64,
+    /// Share of one CPU that the receivers used; near 1 they were the bottleneck.
+    pub receiver_share: f64,
+    /// Share of the sender's CPU that other programs used, or a hypervisor took; to a clock tick.
+    pub others_share: f64,
+}
+
+/// Runs `send` between two readings of the CPU. `send` gets the time to stop at and gives the events it sent.
+fn measure(
+    meter: &CpuMeter,
+    connections: usize,
+    time: Duration,
+    send: impl FnOnce(Instant) -> Result<u64>,
+) -> Result<Leg> {
+    std::thread::sleep(SETTLE);
+    let before = meter.sample()?;
+    let start = Instant::now();
+    let events = send(start + time)?;
+    let seconds = start.elapsed().as_secs_f64();
+    std::thread::sleep(SETTLE);
+    let after = meter.sample()?;
+    let cpu_ns = after.since(&before);
+    let deliveries = events * connections as u64;
+    Ok(Leg {
+        events,
+        deliveries,
+        seconds,
+        cpu_ns,
+        us_per_delivery: cpu_ns as f64 / 1_000.0 / deliveries as f64,
+        deliveries_per_second: deliveries as f64 / seconds,
+        frame_bytes: 0.0,
+        receiver_share: 0.0,
+        others_share: after.others_since(&before) as f64 / 1e9 / seconds,
+    })
+}
+
+/// A leg of the floor: bursts of `frames` frames of `frame_bytes`, each after the one before has arrived everywhere.
+pub fn floor_leg(
+    floor: &mut Floor,
+    meter: &CpuMeter,
+    frame_bytes: usize,
+    frames: u64,
+    time: Duration,
+) -> Result<Leg> {
+    floor.shape(frame_bytes, frames)?;
+    let connections = floor.fleet().connections();
+    let send = |floor: &mut Floor, until: Instant| -> Result<u64> {
+        let mut events = 0;
+        while events == 0 || Instant::now() < until {
+            floor.burst(ARRIVE_LIMIT)?;
+            events += frames;
+        }
+        Ok(events)
+    };
+    let warm = send(floor, Instant::now() + WARM_UP)?;
+    let receivers_before = floor.fleet().report(0)?.totals.cpu_ns;
+    let mut leg = measure(meter, connections, time, |until| send(floor, until))?;
+    let events = warm + leg.events;
+    let totals = floor.fleet().check(events, events)?.totals;
+    leg.frame_bytes = totals.scout_bytes as f64 / events as f64;
+    leg.receiver_share = (totals.cpu_ns - receivers_before) as f64 / 1e9 / leg.seconds;
+    Ok(leg)
+}
+
+/// A leg of the server: `in_flight` events under way, as `window` says.
+pub fn server_leg(
+    fleet: &mut Fleet,
+    publisher: &mut Publisher,
+    meter: &CpuMeter,
+    in_flight: u64,
+    window: Window,
+    time: Duration,
+) -> Result<Leg> {
+    fleet.zero(publisher.next(), 0)?;
+    let connections = fleet.connections();
+    let mut sent = 0;
+    let mut send = |fleet: &mut Fleet, publisher: &mut Publisher, until: Instant| -> Result<u64> {
+        let first = sent;
+        let mut arrived = sent;
+        while sent == first || Instant::now() < until {
+            let room = in_flight - (sent - arrived);
+            publisher.publish(room)?;
+            sent += room;
+            let target = if window == Window::Burst { sent } else { arrived + 1 };
+            arrived = fleet.wait_for(target, ARRIVE_LIMIT, publisher.next() - 1)?;
+        }
+        fleet.wait_for(sent, ARRIVE_LIMIT, publisher.next() - 1)?;
+        Ok(sent - first)
+    };
+    let warm = send(fleet, publisher, Instant::now() + WARM_UP)?;
+    let receivers_before = fleet.report(0)?.totals.cpu_ns;
+    let mut leg = measure(meter, connections, time, |until| send(fleet, publisher, until))?;
+    let events = warm + leg.events;
+    let totals = fleet.check(events, publisher.next() - 1)?.totals;
+    leg.frame_bytes = totals.scout_bytes as f64 / events as f64;
+    leg.receiver_share = (totals.cpu_ns - receivers_before) as f64 / 1e9 / leg.seconds;
+    Ok(leg)
+}

@@ -1,0 +1,77 @@
+//! The proofs: each command measures one promise of the server and prints the figure beside what was promised.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::framing::Protocol;
+use crate::machine::Machine;
+use crate::publisher::Publisher;
+
+pub mod cpu;
+pub mod floor;
+pub mod isolation;
+pub mod leg;
+pub mod memory;
+pub mod scale;
+pub mod syscalls;
+
+/// The topic of every proof.
+pub const TOPIC: &str = "loadtest";
+/// The longest time from a publish to its arrival on every connection.
+pub const ARRIVE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// CPU of the sender: the server or the floor
+    #[arg(long, value_name = "CPU", default_value_t = 0)]
+    pub sender_cpu: usize,
+    /// CPU of the receivers and of the coordinator
+    #[arg(long, value_name = "CPU", default_value_t = 1)]
+    pub receiver_cpu: usize,
+    /// Save the results with machine, commit and command line as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Options of commands that start a server.
+#[derive(Debug, Clone, Args)]
+pub struct ServerArgs {
+    /// The fanwave program; it is started as `PROGRAM serve …` for this measurement alone
+    #[arg(long = "server", value_name = "PROGRAM")]
+    pub program: PathBuf,
+    /// A further argument for `serve`; repeatable
+    #[arg(long = "server-arg", value_name = "ARG", allow_hyphen_values = true)]
+    pub more: Vec<String>,
+}
+
+/// What a command knows beside its own options.
+#[derive(Debug)]
+pub struct Bench {
+    /// Where it runs.
+    pub machine: Machine,
+    /// Options of every command.
+    pub common: Common,
+}
+
+/// The subscriber path of the proofs' topic.
+pub fn path(protocol: Protocol) -> String {
+    format!("/{}/{TOPIC}", protocol.label())
+}
+
+/// Publishes `events` events one by one, each after the one before has arrived everywhere. `arrived` waits until so
+/// many events since zero have arrived.
+pub fn publish_one_by_one(
+    publisher: &mut Publisher,
+    events: u64,
+    mut arrived: impl FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    for event in 1..=events {
+        publisher.publish(1)?;
+        arrived(event, publisher.next() - 1)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Opening one subscriber connection: connect, request, response head.
+//!
+//! Non-blocking: [`Handshake::go_on`] does what is possible and is called again when the socket is ready. The raw
+//! protocol has one greeting byte in place of a head, so that an opening never runs ahead of the floor's accepts.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result, anyhow, bail};
+use memchr::memmem;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
+
+use super::Setup;
+use crate::framing::Protocol;
+
+/// The byte that the floor sends on each connection that it has accepted.
+pub const GREETING: u8 = b'!';
+/// Bytes of a response head that are read before giving up.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// The nonce of RFC 6455 §1.3 and the answer that it demands: a load test needs no surprise.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// A connection that is not open yet.
+#[derive(Debug)]
+pub struct Handshake {
+    /// What is still to be sent of the request.
+    request: Vec<u8>,
+    /// What has come of the response's head.
+    head: Vec<u8>,
+}
+
+/// How far a handshake is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The socket must get ready first.
+    Waiting,
+    /// Open; these bytes followed the head.
+    Done(Vec<u8>),
+}
+
+/// Begins a connection. Loopback targets get the `block`th source address of 127.0.0.0/8, so that ports do not run out.
+pub fn start(setup: &Setup, block: usize) -> Result<(OwnedFd, Handshake)> {
+    let family = if setup.target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))
+        .context("opening a socket: too many descriptors are open")?;
+    rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
+    if let Some(bytes) = setup.stalled_buffer {
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
+    }
+    if let IpAddr::V4(target) = setup.target.ip()
+        && target.is_loopback()
+    {
+        let source = SocketAddr::from((source_address(block)?, 0));
+        rustix::net::bind(&socket, &source)
+            .with_context(|| format!("no free port at source address {source}"))?;
+    }
+    match rustix::net::connect(&socket, &setup.target) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(error) => return Err(refused(setup, error)),
+    }
+    Ok((socket, Handshake { request: request(setup), head: Vec::new() }))
+}
+
+fn refused(setup: &Setup, error: Errno) -> anyhow::Error {
+    anyhow!("cannot connect to {}: {error}; is the server running?", setup.target)
+}
+
+/// 127.1.0.1 and those after it.
+fn source_address(block: usize) -> Result<Ipv4Addr> {
+    let number = block + 1;
+    if number >= 250 << 16 {
+        bail!("the source addresses of 127.0.0.0/8 are used up");
+    }
+    Ok(Ipv4Addr::new(127, 1 + (number >> 16) as u8, (number >> 8) as u8, number as u8))
+}
+
+fn request(setup: &Setup) -> Vec<u8> {
+    let (path, host) = (&setup.path, setup.target);
+    match setup.protocol {
+        Protocol::Sse => {
+            format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n").into_bytes()
+        }
+        Protocol::Ws => format!(
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+        )
+        .into_bytes(),
+        Protocol::Raw => Vec::new(),
+    }
+}
+
+impl Handshake {
+    /// Sends and reads as far as the socket lets it.
+    pub fn go_on(&mut self, socket: &OwnedFd, setup: &Setup, buffer: &mut [u8]) -> Result<Step> {
+        if let Err(error) = rustix::net::sockopt::socket_error(socket)? {
+            return Err(refused(setup, error));
+        }
+        while !self.request.is_empty() {
+            match rustix::net::send(socket, &self.request, SendFlags::NOSIGNAL) {
+                Ok(sent) => drop(self.request.drain(..sent)),
+                Err(Errno::AGAIN | Errno::NOTCONN) => return Ok(Step::Waiting),
+                Err(error) => return Err(refused(setup, error)),
+            }
+        }
+        // A stalled reader shall leave the stream's bytes in the socket: it reads the head in small pieces.
+        let piece = if setup.stalled_buffer.is_some() { 1 } else { buffer.len() };
+        loop {
+            match rustix::net::recv(socket, &mut buffer[..piece], RecvFlags::empty()) {
+                Ok((0, _)) => bail!("{} closed within the handshake{}", setup.target, self.said()),
+                Ok((read, _)) => self.head.extend_from_slice(&buffer[..read]),
+                Err(Errno::AGAIN | Errno::NOTCONN) => return Ok(Step::Waiting),
+                Err(error) => return Err(refused(setup, error)),
+            }
+            if let Some(end) = head_end(setup.protocol, &self.head)? {
+                let rest = self.head.split_off(end);
+                return Ok(Step::Done(rest));
+            }
+        }
+    }
+
+    fn said(&self) -> String {
+        match self.head.is_empty() {
+            true => String::new(),
+            false => format!(", after {:?}", String::from_utf8_lossy(&self.head)),
+        }
+    }
+}
+
+/// Where the head ends, if all of it is here; an error if the server refused.
+fn head_end(protocol: Protocol, bytes: &[u8]) -> Result<Option<usize>> {
+    if protocol == Protocol::Raw {
+        return match bytes[0] {
+            GREETING => Ok(Some(1)),
+            other => bail!("the floor greeted with byte {other}"),
+        };
+    }
+    let Some(end) = memmem::find(bytes, b"\r\n\r\n") else {
+        if bytes.len() > HEAD_BYTES_MAX {
+            bail!("the server's response head has more than {HEAD_BYTES_MAX} bytes");
+        }
+        return Ok(None);
+    };
+    let head = String::from_utf8_lossy(&bytes[..end]);
+    let status = head.lines().next().unwrap_or_default();
+    let wanted = if protocol == Protocol::Ws { "101" } else { "200" };
+    if status.split(' ').nth(1) != Some(wanted) || !status.starts_with("HTTP/1.") {
+        let body = String::from_utf8_lossy(&bytes[end + 4..]);
+        bail!(
+            "the server refused a subscriber: {status}: {}",
+            body.lines().next().unwrap_or_default().trim()
+        );
+    }
+    if protocol == Protocol::Ws {
+        let accept = head.lines().filter_map(|line| line.split_once(':')).find_map(|(name, value)| {
+            name.eq_ignore_ascii_case("sec-websocket-accept").then(|| value.trim().to_owned())
+        });
+        if accept.as_deref() != Some(ACCEPT) {
+            bail!("the server's Sec-WebSocket-Accept is {accept:?}, not {ACCEPT:?}");
+        }
+    }
+    Ok(Some(end + 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_ends_at_the_blank_line_and_the_rest_is_stream() {
+        let bytes = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hi\n\n";
+        let end = head_end(Protocol::Sse, bytes).expect("200").expect("whole");
+        assert_eq!(&bytes[end..], b": hi\n\n");
+        assert_eq!(head_end(Protocol::Sse, &bytes[..30]).expect("no error yet"), None);
+    }
+
+    #[test]
+    fn a_refusal_is_told_with_its_status_and_reason() {
+        let error =
+            head_end(Protocol::Sse, b"HTTP/1.1 503 Service Unavailable\r\n\r\nfull\n").expect_err("503");
+        assert!(error.to_string().contains("503") && error.to_string().contains("full"), "{error}");
+        assert!(head_end(Protocol::Ws, b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+        assert!(head_end(Protocol::Sse, b"SSH-2.0 200\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_websocket_answer_must_carry_the_right_accept_value() {
+        let answer =
+            |accept: &str| format!("HTTP/1.1 101 X\r\nsec-websocket-accept: {accept}\r\n\r\n").into_bytes();
+        assert!(head_end(Protocol::Ws, &answer(ACCEPT)).expect("right").is_some());
+        assert!(head_end(Protocol::Ws, &answer("wrong")).is_err());
+        assert!(head_end(Protocol::Ws, b"HTTP/1.1 101 X\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn source_addresses_are_many_and_distinct() {
+        assert_eq!(source_address(0).expect("valid"), Ipv4Addr::new(127, 1, 0, 1));
+        assert_eq!(source_address(255).expect("valid"), Ipv4Addr::new(127, 1, 1, 0));
+        assert_eq!(source_address(65_535).expect("valid"), Ipv4Addr::new(127, 2, 0, 0));
+        assert!(source_address(250 << 16).is_err());
+    }
+}

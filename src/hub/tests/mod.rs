@@ -1,0 +1,231 @@
+//! Promises of the hub as its callers see it: the router without a socket, and `run` over real loopback sockets.
+//!
+//! Shards are tasks that read the real broadcast path and tell what they saw. A shard that shall be stuck is simply
+//! not started, so nothing here waits for time to pass.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use serde_json::Value;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tower::ServiceExt;
+
+use super::{Hub, ShardEnd, control};
+use crate::broadcast::{Encoded, Inbox, Message, TopicQuery, path};
+use crate::config::{Config, Limits, OverrunPolicy};
+use crate::event::{Epoch, Topic};
+use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
+
+mod drain;
+mod publishing;
+mod scraping;
+mod streaming;
+
+const EPOCH: Epoch = Epoch(1_700_000_000_000);
+/// `EPOCH` as ids show it.
+const EPOCH_TEXT: &str = "loyw3v28";
+
+fn config(shards: usize, limits: Limits) -> Arc<Config> {
+    Arc::new(Config {
+        listen: Vec::new(),
+        control: Vec::new(),
+        shard_cpus: (0..shards).collect(),
+        cors_origin: None,
+        overrun: OverrunPolicy::Close,
+        limits,
+    })
+}
+
+/// A hub whose shards are not started yet; its stalled queues are retried.
+struct Bench {
+    hub: Arc<Hub>,
+    router: Router,
+    inboxes: Vec<Inbox>,
+}
+
+fn bench(shards: usize, limits: Limits) -> Bench {
+    let (outboxes, inboxes) =
+        (0..shards).map(|_| path(limits.shard_queue_batches_max).expect("eventfd")).unzip();
+    let hub = Arc::new(Hub::new(config(shards, limits), EPOCH, outboxes, Arc::default()));
+    tokio::spawn(super::retry_stalls(hub.clone()));
+    Bench { router: control::router(hub.clone()), hub, inboxes }
+}
+
+impl Bench {
+    async fn get(&self, uri: &str) -> Answer {
+        self.ask(Request::get(uri).body(Body::empty())).await
+    }
+
+    async fn post(&self, uri: &str, body: impl Into<Body>) -> Answer {
+        self.ask(Request::post(uri).body(body.into())).await
+    }
+
+    async fn ask(&self, request: axum::http::Result<Request<Body>>) -> Answer {
+        let request = request.expect("a request");
+        let response = self.router.clone().oneshot(request).await.expect("infallible");
+        let (head, body) = response.into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX).await.expect("a whole body");
+        Answer {
+            status: head.status,
+            headers: head.headers,
+            body: String::from_utf8(body.into()).expect("UTF-8"),
+        }
+    }
+
+    /// Starts shard `number`, the first one that is not started.
+    fn start_shard(&mut self, number: usize) -> mpsc::UnboundedReceiver<Seen> {
+        start_shard(self.inboxes.remove(0), number, None)
+    }
+}
+
+/// A whole answer.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    fn json_lines(&self) -> Vec<Value> {
+        json_lines(&self.body)
+    }
+
+    #[track_caller]
+    fn assert_error(&self, status: StatusCode, word: &str) {
+        assert_eq!(self.status, status, "{}", self.body);
+        let error = self.json()["error"].as_str().expect("an error").to_string();
+        assert!(error.contains(word), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+/// What a shard saw, in order.
+#[derive(Debug)]
+enum Seen {
+    Event(Arc<Encoded>),
+    Drain,
+}
+
+/// Reads `inbox` until it is told to drain, then says that it ended.
+fn start_shard(
+    inbox: Inbox,
+    number: usize,
+    ends: Option<mpsc::UnboundedSender<ShardEnd>>,
+) -> mpsc::UnboundedReceiver<Seen> {
+    let (tell, seen) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let bell = inbox.doorbell().as_fd().try_clone_to_owned().expect("a descriptor");
+        #[expect(deprecated, reason = "its replacement is unsafe; an OwnedFd keeps what it asks for")]
+        let bell = AsyncFd::new(bell).expect("an eventfd can be polled");
+        let mut topics: Vec<TopicReport> = Vec::new();
+        loop {
+            match inbox.try_recv() {
+                Some(Message::Batch(batch)) => {
+                    for encoded in &batch.events {
+                        note(&mut topics, encoded);
+                        let _ = tell.send(Seen::Event(encoded.clone()));
+                    }
+                }
+                Some(Message::Report(query, answer)) => {
+                    let _ = answer.send(report(number, &topics, &query));
+                }
+                Some(Message::Drain { .. }) => {
+                    let _ = tell.send(Seen::Drain);
+                    if let Some(ends) = &ends {
+                        let _ = ends.send(ShardEnd { shard: number, result: Ok(()) });
+                    }
+                    return;
+                }
+                None if inbox.may_sleep() => {
+                    let mut rung = bell.readable().await.expect("the runtime lives");
+                    rustix::io::read(bell.get_ref(), &mut [0; 8]).expect("a rung doorbell");
+                    rung.clear_ready();
+                    inbox.doorbell().awake();
+                }
+                None => {}
+            }
+        }
+    });
+    seen
+}
+
+fn note(topics: &mut Vec<TopicReport>, encoded: &Encoded) {
+    let topic = &encoded.event.topic;
+    let at = topics.iter().position(|report| report.topic == *topic).unwrap_or_else(|| {
+        topics.push(topic_report(topic.as_str(), 0));
+        topics.len() - 1
+    });
+    topics[at].window_events += 1;
+    topics[at].window_bytes += encoded.event.data.bytes().len() as u64;
+    topics[at].newest = encoded.sequence;
+}
+
+fn topic_report(topic: &str, newest: u64) -> TopicReport {
+    let topic = Topic::new(topic).expect("a topic");
+    TopicReport { topic, subscribers: [1, 2], window_events: 0, window_bytes: 0, oldest: 0, newest }
+}
+
+/// Shard `number` has that many connections and one latency of as many milliseconds; "quiet" is a topic with
+/// subscribers and without events.
+fn report(number: usize, topics: &[TopicReport], query: &TopicQuery) -> ShardReport {
+    let mut metrics = ShardMetrics { connections: number as u64, ..ShardMetrics::default() };
+    metrics.formats[0].frames = 10 + number as u64;
+    metrics.closed[0] = 1;
+    metrics.intake_to_shard.saturating_record(1_000_000 * (number as u64 + 1));
+    let known = topics.iter().cloned().chain([topic_report("quiet", 0)]);
+    let topics = match query {
+        TopicQuery::None => Vec::new(),
+        TopicQuery::One(topic) => known.filter(|report| report.topic == *topic).collect(),
+        TopicQuery::All => known.collect(),
+    };
+    ShardReport {
+        shard: number,
+        cpu: number,
+        metrics,
+        topics,
+        window_events: 5 + number as u64,
+        window_bytes: 0,
+    }
+}
+
+/// The next event that the shard saw.
+async fn event(seen: &mut mpsc::UnboundedReceiver<Seen>) -> Arc<Encoded> {
+    match seen.recv().await {
+        Some(Seen::Event(encoded)) => encoded,
+        other => panic!("not an event: {other:?}"),
+    }
+}
+
+/// The sequences and data of the next `count` events that the shard saw.
+async fn events(seen: &mut mpsc::UnboundedReceiver<Seen>, count: usize) -> Vec<(u64, String)> {
+    let mut events = Vec::new();
+    while events.len() < count {
+        let encoded = event(seen).await;
+        let data = String::from_utf8(encoded.event.data.bytes().to_vec()).expect("text");
+        events.push((encoded.sequence, data));
+    }
+    events
+}
+
+/// Lets every other task run until `done`, which must come without a wait for time.
+async fn until(mut done: impl FnMut() -> bool) {
+    for _ in 0..100_000 {
+        if done() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("it did not come to that");
+}
