@@ -68,7 +68,8 @@ async fn closed(slow: Protocol) {
             matches!(&said, Said::Gap(gap) if gap["reason"] == "expired" && gap["after"] == *id),
             "{said:?}"
         );
-        assert_eq!(number_of(&again.text().await), next + 1 - WINDOW, "then what the window holds");
+        // Of a full window all but the oldest quarter, which could be gone before the first send.
+        assert_eq!(number_of(&again.text().await), next + 1 - WINDOW + WINDOW / 4);
     }
 }
 

@@ -106,33 +106,41 @@ impl Subscriber {
 
     /// What the server says next.
     pub async fn next(&mut self) -> Said {
-        let what = match self.protocol {
-            Protocol::Sse => "something on an event stream",
-            Protocol::WebSocket => "something on a WebSocket",
-        };
-        within(what, async {
+        within(self.awaited(), self.said()).await
+    }
+
+    /// What the server says next besides signs of life; pings are answered.
+    pub async fn news(&mut self) -> Said {
+        // One patience for all of it: signs of life are no progress.
+        within(self.awaited(), async {
             loop {
-                if let Some(said) = self.parse() {
-                    return said;
-                }
-                if let Some(end) = self.fill().await {
-                    assert!(self.at == self.buffer.len(), "the end comes between two events");
-                    return end;
+                match self.said().await {
+                    Said::Alive(payload) if self.protocol == Protocol::WebSocket => {
+                        self.send(&masked(0xa, &payload)).await;
+                    }
+                    Said::Alive(_) => {}
+                    said => return said,
                 }
             }
         })
         .await
     }
 
-    /// What the server says next besides signs of life; pings are answered.
-    pub async fn news(&mut self) -> Said {
+    fn awaited(&self) -> &'static str {
+        match self.protocol {
+            Protocol::Sse => "something on an event stream",
+            Protocol::WebSocket => "something on a WebSocket",
+        }
+    }
+
+    async fn said(&mut self) -> Said {
         loop {
-            match self.next().await {
-                Said::Alive(payload) if self.protocol == Protocol::WebSocket => {
-                    self.send(&masked(0xa, &payload)).await;
-                }
-                Said::Alive(_) => {}
-                said => return said,
+            if let Some(said) = self.parse() {
+                return said;
+            }
+            if let Some(end) = self.fill().await {
+                assert!(self.at == self.buffer.len(), "the end comes between two events");
+                return end;
             }
         }
     }
