@@ -14,10 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, path};
 use crate::config::limits::{COMPLETIONS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX};
-use crate::config::{Config, ControlAddress};
+use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::Slot;
 use crate::egress::listener::listen;
-use crate::egress::uring::UringOptions;
+use crate::egress::uring::{UringOptions, frees_direct_descriptors};
 use crate::event::Epoch;
 use crate::hub::{self, ControlListener, HubError, ShardEnd};
 use crate::runtime::{ShardStart, spawn_shard};
@@ -86,6 +86,11 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     let (control_addresses, control) = bind_control(&config.control)?;
     let (listen, listeners) = bind_data(&config)?;
 
+    let direct = match config.sockets {
+        Sockets::Auto => frees_direct_descriptors(),
+        Sockets::Direct => true,
+        Sockets::Plain => false,
+    };
     let demand = Arc::new(Demand::default());
     let (end_sender, shard_ends) = tokio::sync::mpsc::unbounded_channel();
     let mut outboxes = Vec::new();
@@ -104,7 +109,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             demand: demand.clone(),
             connections_max,
         };
-        let ring = UringOptions { listeners, sockets_max: sockets_max as u32 };
+        let ring = UringOptions { listeners, sockets_max: sockets_max as u32, direct };
         let (ready, ended) = (ready_sender.clone(), end_sender.clone());
         let handle = spawn_shard(
             ShardStart { setup, ring, inbox },

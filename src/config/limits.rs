@@ -15,7 +15,8 @@ pub struct Limits {
     pub handshake_ms_max: u64,
     /// Topics of one connection. Each costs 8 bytes per connection and a place in the topic's list.
     pub topics_per_connection_max: usize,
-    /// Topics known to the hub. Bounds what publishers can make us remember: about 200 bytes each, per shard.
+    /// Topics that the hub remembers, and that each shard knows before subscribers of further ones get 503. About 300 bytes
+    /// each, in the hub and per shard.
     pub topics_max: usize,
     /// Bytes of one published event's data.
     pub message_bytes_max: usize,
@@ -44,7 +45,8 @@ pub struct Limits {
     pub zero_copy_bytes_min: usize,
     /// Milliseconds between signs of life on an idle connection: an SSE comment, a WebSocket ping.
     pub heartbeat_ms: u64,
-    /// Milliseconds that one send may make no end before the connection is closed as stalled.
+    /// Milliseconds that one send may take before the connection is closed as stalled. A subscriber slower than a send
+    /// (`send_bytes_max`, or one larger event) in this time is too slow.
     pub stall_ms_max: u64,
     /// Milliseconds that a drain may take before the rest is cut off.
     pub drain_ms_max: u64,
@@ -142,7 +144,7 @@ impl Limits {
             self.window_bytes_max as u64,
             "all windows together hold at least one (--window-bytes-max)",
         )?;
-        at_least("window-ms-max", self.window_ms_max, 1, "a window holds the event that is being sent")?;
+        at_least("window-ms-max", self.window_ms_max, 1_000, "a window holds events until they are sent")?;
         at_least(
             "hub-queue-events-max",
             self.hub_queue_events_max as u64,

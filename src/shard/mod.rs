@@ -55,17 +55,18 @@ impl<R: EgressRing> Shard<R> {
     pub fn turn(&mut self, now: Stamp) -> Result<Turn, RingError> {
         let Shard { ring, inbox: _, state } = self;
         let ticks = state.begin_turn(now);
-        let reaped = ring.reap(&mut |completion| state.handle_completion(completion));
+        ring.reap(&mut |completion| state.handle_completion(completion));
         state.record_latencies();
         let messages = self.take_messages();
         let state = &mut self.state;
         if ticks > 0 {
+            self.ring.retry_accepts();
             state.handle_ticks(ticks);
         }
-        if (ticks > 0 || reaped > 0 || messages > 0) && state.drain() {
+        let asked = state.sweep(&mut self.ring);
+        if (ticks > 0 || !asked) && state.drain() {
             return Ok(Turn::Ended);
         }
-        let asked = state.sweep(&mut self.ring);
         if asked || self.ring.wants_submit() {
             self.ring.submit()?;
         }
