@@ -528,3 +528,6 @@ impl Uring {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
