@@ -486,3 +486,6 @@ impl Uring {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
