@@ -23,6 +23,7 @@ enum Seen {
     ReceiveEnded(Slot, ReceiveEnd),
     Sent(Slot, Result<usize, SendError>),
     Copied(Slot),
+    StreamEnded(Slot),
     Closed(Slot),
 }
 
@@ -66,6 +67,7 @@ impl Rig {
                 Completion::ReceiveEnded { slot, end } => Seen::ReceiveEnded(slot, end),
                 Completion::Sent { slot, result, .. } => Seen::Sent(slot, result),
                 Completion::Copied { slot } => Seen::Copied(slot),
+                Completion::StreamEnded { slot } => Seen::StreamEnded(slot),
                 Completion::Closed { slot } => Seen::Closed(slot),
             });
         });
@@ -169,6 +171,18 @@ fn batch(payload: Payload) -> Rc<Batch> {
     let mut batch = Batch::empty(&Ledger::default());
     batch.fill(payload, 1);
     Rc::new(batch)
+}
+
+/// What `peer` reads until it sees an end: of the stream, or by a reset.
+fn read_to_some_end(mut peer: TcpStream) -> Vec<u8> {
+    peer.set_nonblocking(false).expect("a mode");
+    peer.set_read_timeout(Some(PATIENCE)).expect("a mode");
+    let mut bytes = Vec::new();
+    match peer.read_to_end(&mut bytes) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "no end: {error}"),
+    }
+    bytes
 }
 
 /// Makes the kernel answer with a reset when `peer` is dropped.
@@ -347,14 +361,17 @@ fn a_send_to_a_peer_that_is_gone_says_so() {
 }
 
 #[test]
-fn shutting_the_write_side_down_ends_the_stream_and_the_peer_may_still_speak() {
+fn the_end_of_our_stream_follows_the_last_words_and_the_peer_may_still_speak() {
     let mut rig = Rig::new(4);
     let (mut peer, slot) = rig.peer();
     let last = batch(Payload::Contiguous(b"last words".to_vec()));
     rig.ring.receive(slot);
     rig.ring.send(slot, &last, 0, false);
     assert_eq!(rig.sent(slot), Ok(10));
-    rig.ring.shutdown(slot, ShutdownHow::Write);
+    rig.ring.end_stream(slot);
+    rig.wait("the end of our stream", |seen| {
+        matches!(seen, Seen::StreamEnded(ended) if *ended == slot).then_some(())
+    });
     assert_eq!(rig.read(&mut peer, 100), b"last words", "then the stream ends");
     peer.write_all(b"bye").expect("room in the socket");
     peer.shutdown(Shutdown::Write).expect("a socket");
@@ -368,21 +385,48 @@ fn shutting_the_write_side_down_ends_the_stream_and_the_peer_may_still_speak() {
 }
 
 #[test]
-fn shutting_both_sides_down_ends_what_is_in_the_ring() {
+fn a_stream_that_the_peer_has_reset_ends_too() {
     let mut rig = Rig::new(4);
-    let (_peer, slot) = rig.peer();
+    let (peer, slot) = rig.peer();
     rig.ring.receive(slot);
-    let large = batch(Payload::Contiguous(pattern(24 << 20, 3)));
-    rig.ring.send(slot, &large, 0, false);
     rig.settle();
-    rig.ring.shutdown(slot, ShutdownHow::Both);
-    assert_eq!(rig.receive_end(slot), ReceiveEnd::EndOfStream);
-    match rig.sent(slot) {
-        Ok(taken) => assert!(taken < large.len(), "cut short"),
-        Err(error) => assert_eq!(error, SendError::Gone(libc::EPIPE)),
-    }
-    assert_eq!(Rc::strong_count(&large), 1);
+    reset_on_close(&peer);
+    drop(peer);
+    assert_eq!(rig.receive_end(slot), ReceiveEnd::Failed(libc::ECONNRESET));
+    rig.ring.end_stream(slot);
+    rig.wait("the end of our stream", |seen| {
+        matches!(seen, Seen::StreamEnded(ended) if *ended == slot).then_some(())
+    });
     rig.close(slot);
+}
+
+#[test]
+fn cancelling_ends_the_send_and_the_receive_of_one_slot_and_of_no_other() {
+    for zero_copy in [false, true] {
+        let mut rig = Rig::new(4);
+        let (peer, slot) = rig.peer();
+        let (mut other, other_slot) = rig.peer();
+        let bytes = pattern(24 << 20, 3);
+        let large = batch(Payload::Contiguous(bytes.clone()));
+        for slot in [slot, other_slot] {
+            rig.ring.receive(slot);
+            rig.ring.send(slot, &large, 0, zero_copy);
+        }
+        rig.settle();
+        assert!(rig.seen.is_empty(), "all wait: {:?}", rig.seen);
+        rig.ring.cancel(slot);
+        assert_eq!(rig.receive_end(slot), ReceiveEnd::Failed(libc::ECANCELED));
+        match rig.sent(slot) {
+            Ok(taken) => assert!(taken < large.len(), "cut short"),
+            Err(error) => assert_eq!(error, SendError::Gone(libc::ECANCELED)),
+        }
+        rig.close(slot);
+        // What the kernel had taken arrives, and then an end of some kind.
+        let got = read_to_some_end(peer);
+        assert!(got.len() < bytes.len() && got == bytes[..got.len()], "{} bytes arrived", got.len());
+        assert!(rig.read(&mut other, bytes.len()) == bytes, "the other's send goes on");
+        assert_eq!(rig.sent(other_slot), Ok(bytes.len()));
+    }
 }
 
 #[test]
@@ -486,9 +530,12 @@ fn more_bytes_than_receive_buffers_are_delivered_in_order_and_without_loss() {
 
 #[test]
 fn a_ring_with_everything_in_flight_ends_cleanly() {
-    let large = batch(Payload::Contiguous(pattern(8 << 20, 3)));
-    let vectored =
-        batch(Payload::Vectored((0..500).map(|seed| Bytes::from(pattern(16 << 10, seed))).collect()));
+    let whole = pattern(8 << 20, 3);
+    let large = batch(Payload::Contiguous(whole.clone()));
+    let segments = pattern(8 << 20, 4);
+    let vectored = Bytes::from(segments.clone());
+    let vectored = (0..512).map(|number| vectored.slice(number << 14..(number + 1) << 14)).collect();
+    let vectored = batch(Payload::Vectored(vectored));
     for _ in 0..50 {
         let mut rig = Rig::new(8);
         let mut peers: Vec<_> = (0..4).map(|_| rig.peer()).collect();
@@ -500,14 +547,13 @@ fn a_ring_with_everything_in_flight_ends_cleanly() {
         rig.ring.submit().expect("a submit does not fail");
         assert!(rig.ring.in_kernel());
         drop(rig);
-        for (mut peer, slot) in peers {
-            peer.set_nonblocking(false).expect("a mode");
-            peer.set_read_timeout(Some(PATIENCE)).expect("a mode");
-            let ended = io::copy(&mut peer, &mut io::sink());
+        for (number, (peer, _)) in peers.into_iter().enumerate() {
+            let expected = if number < 2 { &whole } else { &segments };
+            let got = read_to_some_end(peer);
             assert!(
-                ended.as_ref().is_ok_and(|taken| *taken < 8 << 20)
-                    || ended.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset),
-                "the peer of slot {slot} sees an end: {ended:?}"
+                got.len() < expected.len() && got == expected[..got.len()],
+                "{} bytes arrived",
+                got.len()
             );
         }
     }
@@ -521,16 +567,12 @@ fn a_ring_with_zero_copy_sends_in_flight_ends_without_freeing_their_bytes() {
         let bytes = pattern(8 << 20, round);
         let large = batch(Payload::Contiguous(bytes.clone()));
         let mut rig = Rig::new(4);
-        let (mut peer, slot) = rig.peer();
+        let (peer, slot) = rig.peer();
         rig.ring.send(slot, &large, 0, true);
         rig.settle();
         drop(rig);
         drop(large);
-        peer.set_nonblocking(false).expect("a mode");
-        peer.set_read_timeout(Some(PATIENCE)).expect("a mode");
-        let mut got = Vec::new();
-        // An end or a reset: either way, what arrived is what was sent.
-        let _ = peer.read_to_end(&mut got);
+        let got = read_to_some_end(peer);
         assert!(got.len() < bytes.len() && got == bytes[..got.len()], "{} bytes arrived", got.len());
     }
 }
