@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwave::broadcast::{Demand, EncodedBatch, Message, Outbox, path};
 use fanwave::clock::Stamp;
-use fanwave::config::{Config, Limits, OverrunPolicy};
+use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
 use fanwave::egress::EgressRing;
 use fanwave::egress::sim::{SimRing, Weather};
 use fanwave::event::Topic;
@@ -56,6 +56,7 @@ impl Crowd {
             shard_cpus: vec![0],
             cors_origin: None,
             overrun: OverrunPolicy::Close,
+            sockets: Sockets::Auto,
             limits,
         });
         let demand = Arc::new(Demand::default());

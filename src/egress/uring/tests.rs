@@ -37,10 +37,10 @@ struct Rig {
 
 impl Rig {
     fn new(sockets_max: u32) -> Rig {
-        Rig::on(&["127.0.0.1:0"], sockets_max)
+        Rig::on(&["127.0.0.1:0"], sockets_max, true)
     }
 
-    fn on(addresses: &[&str], sockets_max: u32) -> Rig {
+    fn on(addresses: &[&str], sockets_max: u32, direct: bool) -> Rig {
         let doorbell = Doorbell::new().expect("an eventfd");
         let (addresses, listeners) = addresses
             .iter()
@@ -50,7 +50,7 @@ impl Rig {
                 (bound, listeners.remove(0))
             })
             .unzip();
-        let options = UringOptions { listeners, sockets_max };
+        let options = UringOptions { listeners, sockets_max, direct };
         let ring = Uring::new(options, doorbell.as_fd()).expect("this kernel makes the ring");
         Rig { ring, doorbell, addresses, seen: Vec::new() }
     }
@@ -62,7 +62,7 @@ impl Rig {
         self.ring.reap(&mut |completion| {
             seen.push(match completion {
                 Completion::Accepted { slot, peer } => Seen::Accepted(slot, peer),
-                Completion::TableFull => panic!("no more accepts are armed than the table has room for"),
+                Completion::AcceptFailed(errno) => panic!("accept failed with errno {errno}"),
                 Completion::Received { slot, bytes } => Seen::Received(slot, bytes.to_vec()),
                 Completion::ReceiveEnded { slot, end } => Seen::ReceiveEnded(slot, end),
                 Completion::Sent { slot, result, .. } => Seen::Sent(slot, result),
@@ -196,7 +196,7 @@ fn every_listener_accepts_and_names_the_peer() {
     if std::net::TcpListener::bind("[::1]:0").is_ok() {
         addresses.push("[::1]:0");
     }
-    let mut rig = Rig::on(&addresses, 16);
+    let mut rig = Rig::on(&addresses, 16, true);
     for address in rig.addresses.clone() {
         let peer = TcpStream::connect(address).expect("the listener's backlog has room");
         assert_eq!(rig.accepted().1, peer.local_addr().expect("an address"));
@@ -227,6 +227,29 @@ fn a_receive_delivers_every_byte_and_then_the_end_of_the_stream() {
     assert_eq!(rig.receive_end(slot), ReceiveEnd::EndOfStream);
     assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
     rig.close(slot);
+}
+
+#[test]
+fn plain_descriptors_serve_as_well() {
+    let mut rig = Rig::on(&["127.0.0.1:0"], 4_096, false);
+    let (mut peer, slot) = rig.peer();
+    rig.ring.receive(slot);
+    peer.write_all(b"hello").expect("room in the socket");
+    let hello = rig.wait("the peer's words", |seen| match seen {
+        Seen::Received(from, bytes) if *from == slot => Some(bytes.clone()),
+        _ => None,
+    });
+    assert_eq!(hello, b"hello");
+    for zero_copy in [false, true] {
+        let answer = batch(Payload::Contiguous(pattern(20_000, 1)));
+        rig.ring.send(slot, &answer, 0, zero_copy);
+        assert!(rig.read(&mut peer, 20_000) == pattern(20_000, 1));
+        assert_eq!(rig.sent(slot), Ok(20_000));
+    }
+    rig.ring.cancel(slot);
+    assert_eq!(rig.receive_end(slot), ReceiveEnd::Failed(libc::ECANCELED));
+    rig.close(slot);
+    assert_eq!(rig.read(&mut peer, 1), b"", "the close reached the peer");
 }
 
 /// One frame, a contiguous run, and a vectored run, each from the start and from the middle.
