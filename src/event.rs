@@ -14,6 +14,10 @@ pub const TOPIC_BYTES_MAX: usize = 255;
 /// Longest publisher-given id and longest event name, in bytes of UTF-8.
 pub const FIELD_BYTES_MAX: usize = 255;
 
+/// What an event costs besides its own bytes: the structures of its frames and its place in a window. Measured with a million
+/// events of one byte: 273 bytes each.
+pub const EVENT_BYTES_FIXED: usize = 280;
+
 /// The address of events: 1 to 255 bytes of UTF-8 without control characters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Topic(Arc<str>);
@@ -171,10 +175,15 @@ pub struct Event {
 }
 
 impl Event {
-    /// Bytes that queues and windows count for this event: topic, data, name and id as published.
-    pub fn weight(&self) -> usize {
+    /// Bytes of topic, data, name and id as published.
+    pub fn published_bytes(&self) -> usize {
         let field = |field: &Option<Field>| field.as_ref().map_or(0, |field| field.as_str().len());
         self.topic.as_str().len() + self.data.bytes().len() + field(&self.name) + field(&self.id)
+    }
+
+    /// Bytes that queues and windows count for this event: those published, and what an event costs besides.
+    pub fn weight(&self) -> usize {
+        EVENT_BYTES_FIXED + self.published_bytes()
     }
 }
 

@@ -51,6 +51,8 @@ pub struct ShardMetrics {
     pub formats: [FormatCounters; Format::COUNT],
     /// Connections that were accepted, whatever became of them.
     pub accepted: u64,
+    /// Accepts that the kernel refused for want of resources.
+    pub accept_failures: u64,
     /// Connections now, those in the handshake or closing included.
     pub connections: u64,
     /// Connections ended, by reason.
@@ -75,6 +77,7 @@ impl Default for ShardMetrics {
         ShardMetrics {
             formats: Default::default(),
             accepted: 0,
+            accept_failures: 0,
             connections: 0,
             closed: [0; CloseReason::COUNT],
             events: 0,

@@ -13,11 +13,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, path};
-use crate::config::limits::{COMPLETIONS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX};
-use crate::config::{Config, ControlAddress};
+use crate::config::limits::{
+    COMPLETIONS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+};
+use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::Slot;
 use crate::egress::listener::listen;
-use crate::egress::uring::UringOptions;
+use crate::egress::uring::{UringOptions, frees_direct_descriptors};
 use crate::event::Epoch;
 use crate::hub::{self, ControlListener, HubError, ShardEnd};
 use crate::runtime::{ShardStart, spawn_shard};
@@ -70,8 +72,12 @@ const SOCKETS_SPARE: usize = 256;
 /// accepted.
 pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeError> {
     let config = Arc::new(config);
-    let sockets_max = sockets_per_shard(&config)?;
-    let connections_max = sockets_max - SOCKETS_SPARE.min(sockets_max / 2);
+    let direct = match config.sockets {
+        Sockets::Auto => frees_direct_descriptors(),
+        Sockets::Direct => true,
+        Sockets::Plain => false,
+    };
+    let Room { sockets_max, connections_max } = room(&config, direct)?;
     let epoch =
         Epoch(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -104,7 +110,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             demand: demand.clone(),
             connections_max,
         };
-        let ring = UringOptions { listeners, sockets_max: sockets_max as u32 };
+        let ring = UringOptions { listeners, sockets_max: sockets_max as u32, direct };
         let (ready, ended) = (ready_sender.clone(), end_sender.clone());
         let handle = spawn_shard(
             ShardStart { setup, ring, inbox },
@@ -151,8 +157,17 @@ fn signals() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Entries of each shard's table of sockets. The kernel allows as many as the process may have descriptors.
-fn sockets_per_shard(config: &Config) -> Result<usize, ServeError> {
+/// Room for connections.
+struct Room {
+    /// Sockets that each shard's ring can tell apart.
+    sockets_max: usize,
+    /// Subscribers that each shard takes; the rest of the sockets is for those who come too many and still get an answer.
+    connections_max: usize,
+}
+
+/// What the descriptor limit allows. The kernel bounds a table of direct descriptors by it, each shard's anew; plain descriptors
+/// are shared by all shards.
+fn room(config: &Config, direct: bool) -> Result<Room, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let hard = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if setrlimit(Resource::Nofile, hard).is_err() {
@@ -160,15 +175,19 @@ fn sockets_per_shard(config: &Config) -> Result<usize, ServeError> {
     }
     let descriptors = getrlimit(Resource::Nofile).current.map_or(SOCKETS_LIMIT, |limit| limit as usize);
     let descriptors = descriptors.min(SOCKETS_LIMIT);
-    match config.limits.connections_per_shard_max {
-        0 => Ok(descriptors),
-        wanted if wanted + SOCKETS_SPARE <= descriptors => Ok(wanted + SOCKETS_SPARE),
-        wanted => Err(ServeError::Hub(format!(
-            "--connections-per-shard-max {wanted} needs a descriptor limit of {}, it is {descriptors}: raise ulimit -n \
-             or use more shards",
-            wanted + SOCKETS_SPARE
-        ))),
+    let share = if direct { descriptors } else { descriptors / config.shard_cpus.len() };
+    let connections_max = match config.limits.connections_per_shard_max {
+        0 => share.saturating_sub(SOCKETS_SPARE).max(share / 2),
+        wanted => wanted,
+    };
+    if connections_max >= share {
+        return Err(ServeError::Hub(format!(
+            "--connections-per-shard-max {connections_max} is more than the descriptor limit of {descriptors} gives each shard \
+             ({share}): raise ulimit -n or use more shards"
+        )));
     }
+    let sockets_max = if direct { share.min(connections_max + SOCKETS_SPARE) } else { descriptors };
+    Ok(Room { sockets_max, connections_max })
 }
 
 /// The kernel's own bound on a table of direct descriptors (`IORING_MAX_FIXED_FILES`).
@@ -255,6 +274,7 @@ fn memory(config: &Config, sockets_max: usize) -> Vec<(&'static str, u64)> {
     let sum = |per_shard: usize| per_shard as u64 * shards;
     vec![
         ("connections, when all are in use", sum(sockets_max * per_socket)),
+        ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (shards + 1)),
         ("windows, as published", limits.window_bytes_total_max as u64),
         ("windows, encoded (SSE and WebSocket)", 2 * limits.window_bytes_total_max as u64),
         ("hub queue", limits.hub_queue_bytes_max as u64),

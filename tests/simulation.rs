@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fanwave::broadcast::{Demand, Encoded, EncodedBatch, Message, Outbox, Refused, path};
 use fanwave::clock::Stamp;
-use fanwave::config::{Config, Limits, OverrunPolicy};
+use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
 use fanwave::egress::Slot;
 use fanwave::egress::sim::{Dice, SimRing, Weather};
 use fanwave::event::{Data, Epoch, Event, EventId, Topic};
@@ -61,6 +61,7 @@ fn config(window_events: usize, policy: OverrunPolicy, dice: &mut Dice) -> Arc<C
         shard_cpus: vec![0],
         cors_origin: None,
         overrun: policy,
+        sockets: Sockets::Auto,
         limits,
     })
 }

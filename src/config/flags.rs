@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::units::{Count, Millis, Size};
-use super::{Config, ControlAddress, Limits, OverrunPolicy};
+use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets};
 use crate::client::{publish, tail};
 
 /// Publish once, every subscriber gets it: Server-Sent Events and WebSocket
@@ -68,6 +68,10 @@ pub struct ServeFlags {
 
     #[command(flatten)]
     limits: LimitFlags,
+    /// Where subscriber sockets live: direct descriptors of the rings, or plain ones; auto asks the kernel's version
+    #[arg(long, value_name = "auto|direct|plain", value_enum, default_value = "auto")]
+    #[arg(hide_possible_values = true, help_heading = "Connections")]
+    sockets: Sockets,
     /// Who falls out of the window: close it, to come back and resume, or skip to the newest event
     #[arg(long, value_name = "close|skip", value_enum, default_value = "close")]
     #[arg(hide_possible_values = true, help_heading = "Windows")]
@@ -183,6 +187,7 @@ impl ServeFlags {
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             cors_origin: self.cors_origin.0,
             overrun: self.overrun,
+            sockets: self.sockets,
             limits,
         })
     }

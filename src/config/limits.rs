@@ -15,7 +15,8 @@ pub struct Limits {
     pub handshake_ms_max: u64,
     /// Topics of one connection. Each costs 8 bytes per connection and a place in the topic's list.
     pub topics_per_connection_max: usize,
-    /// Topics known to the hub. Bounds what publishers can make us remember: about 200 bytes each, per shard.
+    /// Topics that the hub remembers, and that each shard knows before subscribers of further ones get 503.
+    /// About [`TOPIC_BYTES`] each, in the hub and per shard.
     pub topics_max: usize,
     /// Bytes of one published event's data.
     pub message_bytes_max: usize,
@@ -44,7 +45,8 @@ pub struct Limits {
     pub zero_copy_bytes_min: usize,
     /// Milliseconds between signs of life on an idle connection: an SSE comment, a WebSocket ping.
     pub heartbeat_ms: u64,
-    /// Milliseconds that one send may make no end before the connection is closed as stalled.
+    /// Milliseconds that one send may take before the connection is closed as stalled. A subscriber slower than a send
+    /// (`send_bytes_max`, or one larger event) in this time is too slow.
     pub stall_ms_max: u64,
     /// Milliseconds that a drain may take before the rest is cut off.
     pub drain_ms_max: u64,
@@ -79,6 +81,8 @@ impl Default for Limits {
 
 /// The most events in one broadcast. Large enough that a shard's wake-up is paid once per many events.
 pub const BATCH_EVENTS_MAX: usize = 256;
+/// What a topic costs besides its window, measured: its names, its entries in the tables, its lap.
+pub const TOPIC_BYTES: usize = 600;
 /// A window holds at least this many broadcasts, so that taking one never overruns a subscriber that keeps up.
 pub const WINDOW_BATCHES_MIN: usize = 4;
 
@@ -142,7 +146,7 @@ impl Limits {
             self.window_bytes_max as u64,
             "all windows together hold at least one (--window-bytes-max)",
         )?;
-        at_least("window-ms-max", self.window_ms_max, 1, "a window holds the event that is being sent")?;
+        at_least("window-ms-max", self.window_ms_max, 1_000, "a window holds events until they are sent")?;
         at_least(
             "hub-queue-events-max",
             self.hub_queue_events_max as u64,
@@ -183,6 +187,10 @@ pub const RECEIVE_BUFFERS: u16 = 256;
 pub const RECEIVE_BUFFER_BYTES: usize = 2_048;
 /// Connections waiting in the kernel's accept queue per listener (bounded by `net.core.somaxconn`).
 pub const LISTEN_BACKLOG: i32 = 4_096;
+/// Milliseconds that a start waits for a port that somebody else still has, and between two looks.
+pub const BIND_MS_MAX: u64 = 1_000;
+/// See [`BIND_MS_MAX`].
+pub const BIND_RETRY_MS: u64 = 10;
 /// Frames up to this many bytes are copied together into one contiguous batch; larger ones stay where they are
 /// and go out as iovecs.
 pub const CONTIGUOUS_FRAME_BYTES_MAX: usize = 4 << 10;

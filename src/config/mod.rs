@@ -54,6 +54,17 @@ pub enum OverrunPolicy {
     Skip,
 }
 
+/// Where subscriber sockets live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Sockets {
+    /// As direct descriptors where the kernel frees them at once (Linux 6.13), else as plain ones.
+    Auto,
+    /// In the rings' own tables: cheaper, and each shard has as many as the process may have descriptors.
+    Direct,
+    /// In the process's table of descriptors: all shards together have as many as the process may have.
+    Plain,
+}
+
 /// Everything `fanwave serve` needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -67,6 +78,8 @@ pub struct Config {
     pub cors_origin: Option<String>,
     /// What to do with those who cannot keep up.
     pub overrun: OverrunPolicy,
+    /// Where subscriber sockets live.
+    pub sockets: Sockets,
     /// Every bound.
     pub limits: Limits,
 }

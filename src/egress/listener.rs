@@ -5,11 +5,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use crate::config::limits::{LISTEN_BACKLOG, NOT_SENT_BYTES_MAX};
+use crate::config::limits::{BIND_MS_MAX, BIND_RETRY_MS, LISTEN_BACKLOG, NOT_SENT_BYTES_MAX};
 
 /// Idle time until the kernel probes whether the peer is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -26,9 +26,7 @@ pub fn listen(
     user_timeout: Duration,
 ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
     if address.port() != 0 {
-        let probe = socket(address)?;
-        probe.bind(&address.into())?;
-        probe.listen(1)?;
+        await_free(address)?;
     }
     let mut bound = address;
     let mut listeners = Vec::with_capacity(shards);
@@ -46,6 +44,21 @@ pub fn listen(
         listeners.push(socket.into());
     }
     Ok((bound, listeners))
+}
+
+/// Fails if somebody listens on `address`. A process that was killed keeps its ports until the kernel has taken its rings
+/// apart, so a port in use is looked at again for a while.
+fn await_free(address: SocketAddr) -> io::Result<()> {
+    let until = Instant::now() + Duration::from_millis(BIND_MS_MAX);
+    loop {
+        let probe = socket(address)?;
+        match probe.bind(&address.into()).and_then(|()| probe.listen(1)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(BIND_RETRY_MS));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {

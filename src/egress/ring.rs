@@ -47,8 +47,8 @@ pub enum Completion<'a> {
         /// Its address.
         peer: SocketAddr,
     },
-    /// A peer was turned away because the table of sockets is full.
-    TableFull,
+    /// The kernel could not accept for want of resources, by errno; asked again after [`EgressRing::retry_accepts`].
+    AcceptFailed(i32),
     /// The peer sent something. The bytes are gone after the call; they may be changed in place.
     Received {
         /// Whose bytes.
@@ -126,6 +126,9 @@ pub trait EgressRing {
 
     /// Hands all queued requests to the kernel and lets it finish what is finished.
     fn submit(&mut self) -> Result<(), RingError>;
+
+    /// Time has passed: accepts that failed for want of resources may be asked again.
+    fn retry_accepts(&mut self);
 
     /// Tells `handle` all completions that are there now; returns how many.
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize;

@@ -390,6 +390,8 @@ impl EgressRing for SimRing {
         socket.closing = true;
     }
 
+    fn retry_accepts(&mut self) {}
+
     fn wants_submit(&mut self) -> bool {
         !self.busy.is_empty()
     }

@@ -1,4 +1,4 @@
-//! The kernel's EgressRing: one io_uring per shard, direct descriptors, one provided-buffer ring.
+//! The kernel's EgressRing: one io_uring per shard, its sockets as direct descriptors, one provided-buffer ring.
 //!
 //! Why the `unsafe` here is sound, in one place (each block names the point it stands on):
 //! - S1, bytes of sends: the kernel reads them until the last completion of the send (the notification, for zero copy). The batch
@@ -13,7 +13,7 @@
 
 use std::cell::UnsafeCell;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -28,7 +28,7 @@ use buffers::{BUFFER_GROUP, ReceiveBuffers};
 mod buffers;
 mod setup;
 
-pub use setup::adopt_doorbell;
+pub use setup::{adopt_doorbell, frees_direct_descriptors};
 
 /// What a completion is about, in the top byte of its user data; the low half is a slot or an index.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,6 +99,8 @@ struct AcceptPlace {
 /// A zero-copy send between its submission and its notification.
 struct Lent {
     slot: Slot,
+    /// `closes` of the slot when the send was submitted.
+    closes: u8,
     batch: Rc<Batch>,
 }
 
@@ -107,22 +109,29 @@ struct Lent {
 pub struct UringOptions {
     /// Listeners of this shard; every one gets its share of the armed accepts.
     pub listeners: Vec<OwnedFd>,
-    /// Entries of the table of sockets, at most RLIMIT_NOFILE.
+    /// Sockets at most, and entries of the table of direct descriptors; at most RLIMIT_NOFILE.
     pub sockets_max: u32,
+    /// Accepted sockets are direct descriptors, entries of the ring's own table; else plain descriptors of the process.
+    pub direct: bool,
 }
 
 /// The shard's io_uring. Lives and dies on the shard's thread.
 pub struct Uring {
     ring: IoUring,
     listeners: Vec<OwnedFd>,
+    direct: bool,
     accepts: Box<[AcceptPlace]>,
     /// Accepts that are not in the kernel.
     accepts_idle: Vec<u32>,
+    /// Accepts that failed for want of resources and wait for `retry_accepts`.
+    accepts_failed: Vec<u32>,
     /// By slot: the batch of the plain send in the kernel.
     held: Vec<Option<Rc<Batch>>>,
     /// Zero-copy sends in the kernel, by index.
     lent: Vec<Option<Lent>>,
     lent_free: Vec<u32>,
+    /// By slot: how often it was closed, so that a late notification is not taken for a stranger's.
+    closes: Vec<u8>,
     buffers: ReceiveBuffers,
     /// Slots in use, at most `held.len()`.
     open: usize,
@@ -149,9 +158,11 @@ impl Uring {
     pub fn new(options: UringOptions, doorbell: BorrowedFd<'_>) -> Result<Uring, RingError> {
         let mut ring = setup::build(SUBMISSIONS_MAX, COMPLETIONS_MAX)?;
         setup::self_test(&mut ring, doorbell)?;
-        setup::sockets_table(&ring, options.sockets_max)?;
+        if options.direct {
+            setup::sockets_table(&ring, options.sockets_max)?;
+        }
         let buffers = ReceiveBuffers::register(&ring)?;
-        let accepts = (0..ACCEPTS_ARMED)
+        let accepts: Box<[AcceptPlace]> = (0..ACCEPTS_ARMED.max(options.listeners.len()))
             .map(|index| AcceptPlace {
                 // SAFETY: sockaddr_storage is plain old data for which all zeroes means "unspecified family".
                 address: UnsafeCell::new(unsafe { std::mem::zeroed() }),
@@ -162,11 +173,14 @@ impl Uring {
         Ok(Uring {
             ring,
             listeners: options.listeners,
+            direct: options.direct,
+            accepts_idle: (0..accepts.len() as u32).collect(),
+            accepts_failed: Vec::new(),
             accepts,
-            accepts_idle: (0..ACCEPTS_ARMED as u32).collect(),
             held: (0..options.sockets_max).map(|_| None).collect(),
             lent: Vec::new(),
             lent_free: Vec::new(),
+            closes: vec![0; options.sockets_max as usize],
             buffers,
             open: 0,
             receives: 0,
@@ -181,9 +195,14 @@ impl Uring {
         unsafe { self.ring.submission().push(entry) }.expect("the caller leaves room for what it submits");
     }
 
+    /// Accepts in the kernel.
+    fn accepts_armed(&self) -> usize {
+        self.accepts.len() - self.accepts_idle.len() - self.accepts_failed.len()
+    }
+
     /// True if an accept is idle and a slot free for whom it would bring.
     fn can_arm_accept(&self) -> bool {
-        let armed = self.accepts.len() - self.accepts_idle.len();
+        let armed = self.accepts_armed();
         !self.accepts_idle.is_empty() && self.open + armed < self.held.len()
     }
 
@@ -196,16 +215,23 @@ impl Uring {
             let length = place.length.get();
             // SAFETY: S3: this accept is not in the kernel, so nobody else touches its place.
             unsafe { *length = std::mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t };
-            let entry = opcode::Accept::new(listener, place.address.get().cast(), length)
-                .file_index(Some(DestinationSlot::auto_target()))
-                .build()
-                .user_data(Op::Accept.user_data(index));
-            self.push(&entry);
+            let accept = opcode::Accept::new(listener, place.address.get().cast(), length);
+            let accept = match self.direct {
+                true => accept.file_index(Some(DestinationSlot::auto_target())),
+                false => accept.flags(libc::SOCK_CLOEXEC),
+            };
+            self.push(&accept.build().user_data(Op::Accept.user_data(index)));
         }
     }
 
+    /// Queues one entry on the socket of `slot`, built for `socket(slot)`.
+    fn push_on_socket(&mut self, entry: squeue::Entry) {
+        let entry = if self.direct { entry.flags(squeue::Flags::FIXED_FILE) } else { entry };
+        self.push(&entry);
+    }
+
     fn lend(&mut self, slot: Slot, batch: &Rc<Batch>) -> u32 {
-        let lent = Some(Lent { slot, batch: batch.clone() });
+        let lent = Some(Lent { slot, closes: self.closes[slot as usize], batch: batch.clone() });
         match self.lent_free.pop() {
             Some(index) => {
                 self.lent[index as usize] = lent;
@@ -224,9 +250,13 @@ impl Uring {
     }
 
     fn in_kernel(&self) -> bool {
-        let accepts = self.accepts.len() - self.accepts_idle.len();
-        self.receives + self.sends + accepts > 0 || self.lent.len() > self.lent_free.len()
+        self.receives + self.sends + self.accepts_armed() > 0 || self.lent.len() > self.lent_free.len()
     }
+}
+
+/// The socket of `slot`, by its number; [`Uring::push_on_socket`] says of which kind.
+fn socket(slot: Slot) -> Fd {
+    Fd(slot as RawFd)
 }
 
 const SEND_FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
@@ -252,20 +282,20 @@ impl EgressRing for Uring {
         };
         let bytes = batch.bytes_at(offset);
         let entry = match (header, zero_copy) {
-            (None, false) => opcode::Send::new(Fixed(slot), bytes.as_ptr(), bytes.len() as u32)
+            (None, false) => opcode::Send::new(socket(slot), bytes.as_ptr(), bytes.len() as u32)
                 .flags(SEND_FLAGS)
                 .build()
                 .user_data(Op::Send.user_data(slot)),
-            (Some(header), false) => opcode::SendMsg::new(Fixed(slot), header)
+            (Some(header), false) => opcode::SendMsg::new(socket(slot), header)
                 .flags(SEND_FLAGS as u32)
                 .build()
                 .user_data(Op::Send.user_data(slot)),
-            (None, true) => opcode::SendZc::new(Fixed(slot), bytes.as_ptr(), bytes.len() as u32)
+            (None, true) => opcode::SendZc::new(socket(slot), bytes.as_ptr(), bytes.len() as u32)
                 .flags(SEND_FLAGS)
                 .zc_flags(ZERO_COPY_REPORT)
                 .build()
                 .user_data(Op::SendZeroCopy.user_data(self.lend(slot, batch))),
-            (Some(header), true) => opcode::SendMsgZc::new(Fixed(slot), header)
+            (Some(header), true) => opcode::SendMsgZc::new(socket(slot), header)
                 .flags(SEND_FLAGS as u32)
                 .ioprio(ZERO_COPY_REPORT)
                 .build()
@@ -277,29 +307,36 @@ impl EgressRing for Uring {
             *held = Some(batch.clone());
             self.sends += 1;
         }
-        self.push(&entry);
+        self.push_on_socket(entry);
     }
 
     fn receive(&mut self, slot: Slot) {
         self.receives += 1;
-        let entry = opcode::RecvMulti::new(Fixed(slot), BUFFER_GROUP).build();
-        self.push(&entry.user_data(Op::Receive.user_data(slot)));
+        let entry = opcode::RecvMulti::new(socket(slot), BUFFER_GROUP).build();
+        self.push_on_socket(entry.user_data(Op::Receive.user_data(slot)));
     }
 
     fn end_stream(&mut self, slot: Slot) {
-        let entry = opcode::Shutdown::new(Fixed(slot), libc::SHUT_WR).build();
-        self.push(&entry.user_data(Op::EndStream.user_data(slot)));
+        let entry = opcode::Shutdown::new(socket(slot), libc::SHUT_WR).build();
+        self.push_on_socket(entry.user_data(Op::EndStream.user_data(slot)));
     }
 
     fn cancel(&mut self, slot: Slot) {
-        let entry = opcode::AsyncCancel2::new(CancelBuilder::fd(Fixed(slot)).all()).build();
+        let requests = match self.direct {
+            true => CancelBuilder::fd(Fixed(slot)),
+            false => CancelBuilder::fd(socket(slot)),
+        };
+        let entry = opcode::AsyncCancel2::new(requests.all()).build();
         self.push(&entry.user_data(Op::Cancel.user_data(slot)));
     }
 
     fn close(&mut self, slot: Slot) {
         assert!(self.held[slot as usize].is_none(), "no send is in the kernel when a slot is closed");
-        let entry = opcode::Close::new(Fixed(slot)).build().user_data(Op::Close.user_data(slot));
-        self.push(&entry);
+        let close = match self.direct {
+            true => opcode::Close::new(Fixed(slot)),
+            false => opcode::Close::new(socket(slot)),
+        };
+        self.push(&close.build().user_data(Op::Close.user_data(slot)));
     }
 
     fn wants_submit(&mut self) -> bool {
@@ -320,6 +357,10 @@ impl EgressRing for Uring {
             }
             Err(source) => Err(RingError { what: "submitting to the io_uring", source, remedy: "" }),
         }
+    }
+
+    fn retry_accepts(&mut self) {
+        self.accepts_idle.append(&mut self.accepts_failed);
     }
 
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize {
@@ -343,6 +384,7 @@ impl EgressRing for Uring {
                 Op::Cancel => {} // what it cancelled tells for itself
                 Op::Close => {
                     self.open -= 1;
+                    self.closes[index as usize] = self.closes[index as usize].wrapping_add(1);
                     handle(Completion::Closed { slot: index });
                 }
             }
@@ -393,13 +435,13 @@ impl Uring {
             let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
             let peer = peer.as_socket().unwrap_or(unspecified);
             handle(Completion::Accepted { slot: result as Slot, peer });
-        } else if -result == libc::ENFILE {
-            handle(Completion::TableFull);
-        } else if !matches!(-result, libc::ECONNABORTED | libc::ECANCELED | libc::EINTR | libc::EAGAIN) {
-            let error = std::io::Error::from_raw_os_error(-result);
-            tracing::warn!(%error, "accept failed");
+            self.accepts_idle.push(index);
+        } else if matches!(-result, libc::ECONNABORTED | libc::ECANCELED | libc::EINTR | libc::EAGAIN) {
+            self.accepts_idle.push(index);
+        } else {
+            self.accepts_failed.push(index);
+            handle(Completion::AcceptFailed(-result));
         }
-        self.accepts_idle.push(index);
     }
 
     fn received(&mut self, slot: Slot, entry: &cqueue::Entry, handle: &mut dyn FnMut(Completion<'_>)) {
@@ -431,7 +473,7 @@ impl Uring {
             self.lent[index as usize].as_ref().expect("a zero-copy send is lent until its notification");
         let slot = lent.slot;
         if cqueue::notif(entry.flags()) {
-            if entry.result() as u32 & ZERO_COPY_COPIED != 0 {
+            if entry.result() as u32 & ZERO_COPY_COPIED != 0 && lent.closes == self.closes[slot as usize] {
                 handle(Completion::Copied { slot });
             }
         } else {
@@ -486,3 +528,6 @@ impl Uring {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,12 +80,6 @@ pub struct Intake {
     batch_bytes_max: usize,
 }
 
-/// Bytes of an event for every bound and count of the hub: data, topic, name and id.
-pub fn event_bytes(event: &Event) -> usize {
-    let field = |field: &Option<crate::event::Field>| field.as_ref().map_or(0, |text| text.as_str().len());
-    event.data.bytes().len() + event.topic.as_str().len() + field(&event.name) + field(&event.id)
-}
-
 impl Intake {
     /// An empty queue before the first event.
     pub fn new(epoch: Epoch, limits: &Limits, demand: Arc<Demand>, outboxes: Vec<Outbox>) -> Intake {
@@ -109,20 +103,20 @@ impl Intake {
         }
     }
 
-    /// True if an event of `bytes` would be taken now. An empty queue takes any event.
-    pub fn has_room(&self, bytes: usize) -> bool {
+    /// True if an event of this weight would be taken now. An empty queue takes any event.
+    pub fn has_room(&self, weight: usize) -> bool {
         self.events == 0
-            || (self.events < self.queue_events_max && self.bytes + bytes <= self.queue_bytes_max)
+            || (self.events < self.queue_events_max && self.bytes + weight <= self.queue_bytes_max)
     }
 
     /// Takes `event` in and returns its sequence. A batch's worth of queued events is flushed, less is left for
     /// [`Intake::flush`], so that the events of one body chunk travel together.
     pub fn accept(&mut self, event: Event, intake: Stamp) -> Result<u64, Refusal> {
-        let bytes = event_bytes(&event);
+        let (weight, bytes) = (event.weight(), event.published_bytes());
         if self.draining {
             return self.refuse(Refusal::draining());
         }
-        if !self.has_room(bytes) {
+        if !self.has_room(weight) {
             return self.refuse(Refusal::full());
         }
         if let Some(id) = &event.id
@@ -137,7 +131,7 @@ impl Intake {
         self.counters.events += 1;
         self.counters.bytes += bytes as u64;
         self.events += 1;
-        self.bytes += bytes;
+        self.bytes += weight;
         let encoded = Encoded::new(event, self.epoch, self.sequence, intake);
         for format in Format::ALL {
             if self.demand.wants(format) {
@@ -205,10 +199,10 @@ impl Intake {
 
     /// The oldest queued events, up to the bounds of a batch; a single event may exceed the bytes.
     fn next_batch(&mut self) -> Option<Sending> {
-        let mut bytes = event_bytes(&self.queued.front()?.event);
+        let mut bytes = self.queued.front()?.event.weight();
         let mut count = 1;
         for encoded in self.queued.iter().skip(1).take(self.batch_events_max - 1) {
-            let more = event_bytes(&encoded.event);
+            let more = encoded.event.weight();
             if bytes + more > self.batch_bytes_max {
                 break;
             }
@@ -270,7 +264,7 @@ mod tests {
 
     use super::*;
     use crate::broadcast::{Inbox, path};
-    use crate::event::{CustomId, Data, Topic};
+    use crate::event::{CustomId, Data, EVENT_BYTES_FIXED, Topic};
 
     const EPOCH: Epoch = Epoch(1_700_000_000_000);
 
@@ -330,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_batch_ends_at_its_bytes_but_holds_at_least_one_event() {
-        let limits = Limits { window_bytes_max: 40, ..Limits::default() };
+        let limits = Limits { window_bytes_max: 4 * (2 * EVENT_BYTES_FIXED + 10), ..Limits::default() };
         let (mut intake, inboxes) = intake(1, 64, &limits);
         for data in ["1234", "1234", "1", &"large".repeat(10), "1"] {
             intake.accept(event(data), Stamp(0)).expect("room");
@@ -383,11 +377,11 @@ mod tests {
 
     #[test]
     fn the_queue_is_bounded_in_bytes_too() {
-        let limits = Limits { hub_queue_bytes_max: 20, ..Limits::default() };
+        let limits = Limits { hub_queue_bytes_max: 3 * EVENT_BYTES_FIXED + 20, ..Limits::default() };
         let (mut intake, _inboxes) = intake(1, 1, &limits);
         intake.accept(event("12345678"), Stamp(0)).expect("room");
         intake.accept(event("12345678"), Stamp(0)).expect("room");
-        assert_eq!(intake.queue(), (2, 18));
+        assert_eq!(intake.queue(), (2, 2 * EVENT_BYTES_FIXED + 18));
         assert_eq!(intake.accept(event("12"), Stamp(0)), Err(Refusal::full()));
         assert_eq!(intake.accept(event("1"), Stamp(0)), Ok(3));
     }

@@ -34,7 +34,7 @@ mod stats;
 mod stream;
 mod topics;
 
-pub use self::intake::{Flushed, HubCounters, Intake, event_bytes};
+pub use self::intake::{Flushed, HubCounters, Intake};
 pub use self::listen::ControlListener;
 pub use self::refusal::{Refusal, RefusalCounts, RefusalReason};
 pub use self::topics::{TopicRecord, TopicTable};

@@ -63,6 +63,7 @@ struct ShardStats {
 #[derive(Serialize)]
 struct Counts {
     accepted: u64,
+    accept_failures: u64,
     connections: u64,
     closed: ByReason,
     events: u64,
@@ -163,6 +164,7 @@ fn counts_of(report: &ShardReport) -> Counts {
 fn counts(metrics: &ShardMetrics, window: Amount) -> Counts {
     Counts {
         accepted: metrics.accepted,
+        accept_failures: metrics.accept_failures,
         connections: metrics.connections,
         closed: ByReason(metrics.closed),
         events: metrics.events,
@@ -199,6 +201,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     let ShardMetrics {
         formats,
         accepted,
+        accept_failures,
         connections,
         closed,
         events,
@@ -215,6 +218,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         *total += one;
     }
     total.accepted += accepted;
+    total.accept_failures += accept_failures;
     total.connections += connections;
     total.events += events;
     total.enters += enters;

@@ -22,7 +22,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::publish::{Line, Lines, parse_line, parse_query};
-use super::{ERROR_LINES_MAX, Hub, Refusal, RefusalReason, Stage, event_bytes};
+use super::{ERROR_LINES_MAX, Hub, Refusal, RefusalReason, Stage};
 use crate::clock::Stamp;
 use crate::config::limits::LINGER_MS_MAX;
 use crate::event::{CustomId, Event};
@@ -183,9 +183,9 @@ impl Reading {
                 return Ok(());
             }
         };
-        let bytes = event_bytes(&event);
-        if !self.hub.intake().has_room(bytes) {
-            self.hub.wait_for_room(bytes).await.map_err(|_| number)?;
+        let weight = event.weight();
+        if !self.hub.intake().has_room(weight) {
+            self.hub.wait_for_room(weight).await.map_err(|_| number)?;
             *intake_at = Stamp::now();
         }
         let id = event.id.clone();

@@ -1,6 +1,6 @@
 //! One shard: all connections of one core, and the turn that serves them.
 //!
-//! A turn is: reap what the kernel finished, take what the hub sent, let time pass, sweep, submit. Each part is bounded and
+//! A turn is: take what the hub sent, reap what the kernel finished, let time pass, sweep, submit. Each part is bounded and
 //! works at its own pace; completions and messages only mark what is to be done. The shard neither sleeps nor
 //! reads the clock: whoever drives it (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
 
@@ -53,19 +53,20 @@ impl<R: EgressRing> Shard<R> {
 
     /// One turn at the time `now`.
     pub fn turn(&mut self, now: Stamp) -> Result<Turn, RingError> {
-        let Shard { ring, inbox: _, state } = self;
-        let ticks = state.begin_turn(now);
-        let reaped = ring.reap(&mut |completion| state.handle_completion(completion));
-        state.record_latencies();
+        let ticks = self.state.begin_turn(now);
+        // Before what clients say: whoever comes from another shard may name an event that waits here.
         let messages = self.take_messages();
         let state = &mut self.state;
+        self.ring.reap(&mut |completion| state.handle_completion(completion));
+        state.record_latencies();
         if ticks > 0 {
+            self.ring.retry_accepts();
             state.handle_ticks(ticks);
         }
-        if (ticks > 0 || reaped > 0 || messages > 0) && state.drain() {
+        let asked = state.sweep(&mut self.ring);
+        if (ticks > 0 || !asked) && state.drain() {
             return Ok(Turn::Ended);
         }
-        let asked = state.sweep(&mut self.ring);
         if asked || self.ring.wants_submit() {
             self.ring.submit()?;
         }

@@ -17,7 +17,10 @@ impl State {
                 self.connections.occupy(slot, peer, self.tick);
                 self.mark_ready(slot);
             }
-            Completion::TableFull => self.metrics.closed[CloseReason::Full.index()] += 1,
+            Completion::AcceptFailed(errno) => {
+                self.metrics.accept_failures += 1;
+                self.accept_errno = Some(errno);
+            }
             Completion::Received { slot, bytes } => self.handle_received(slot, bytes),
             Completion::ReceiveEnded { slot, end } => self.handle_receive_end(slot, end),
             Completion::Sent { slot, batch, result } => self.handle_sent(slot, batch, result),
@@ -47,7 +50,8 @@ impl State {
         let tick = self.tick;
         let connection = self.connections.get_mut(slot);
         let counters = &mut self.metrics.formats[connection.format.index()];
-        counters.sends_in_flight -= 1;
+        let subscribed = connection.subscribed;
+        counters.sends_in_flight -= u64::from(subscribed);
         connection.sending = false;
         let taken = match result {
             Ok(taken) => taken,
@@ -62,8 +66,10 @@ impl State {
                 return;
             }
         };
-        counters.sends += 1;
-        counters.bytes += taken as u64;
+        if subscribed {
+            counters.sends += 1;
+            counters.bytes += taken as u64;
+        }
         connection.since = tick;
         let sent = connection.offset as usize + taken;
         if sent < batch.len() {

@@ -66,6 +66,8 @@ pub struct State {
     pub(super) subscribers: usize,
     /// When the drain is over; `None` while serving.
     pub(super) drain_deadline: Option<Stamp>,
+    /// Why accepts failed since the last tick.
+    pub(super) accept_errno: Option<i32>,
     /// Batches of which sends completed in this reap, by format.
     pub(super) completed: [Vec<Rc<Batch>>; Format::COUNT],
     /// Runs of events that the elevator has offered to everybody, to be recorded after the next reap.
@@ -100,6 +102,7 @@ impl State {
             sequence_at_tick: 0,
             subscribers: 0,
             drain_deadline: None,
+            accept_errno: None,
             completed: Default::default(),
             offered: Vec::new(),
             now,

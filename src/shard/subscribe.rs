@@ -40,6 +40,12 @@ impl State {
                     }
                 } else {
                     whole.extend_from_slice(bytes);
+                    let limits = &self.setup.config.limits;
+                    if whole.len() < limits.handshake_bytes_max && !bytes.contains(&b'\n') {
+                        // No line has ended: what was not a head is none yet.
+                        *partial = whole;
+                        return;
+                    }
                     if let Some(used) = self.handle_head(slot, &whole) {
                         self.handle_frames(slot, &mut whole[used..]);
                     }
@@ -58,6 +64,7 @@ impl State {
             topics_max: self.setup.config.limits.topics_per_connection_max,
         };
         let cors = self.setup.config.cors_origin.clone();
+        let head_only = bytes.starts_with(b"HEAD ");
         match http::parse_head(bytes, &limits) {
             Head::Partial => {
                 self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
@@ -76,21 +83,21 @@ impl State {
                 None
             }
             Head::Refused(refusal) => {
-                self.refuse(slot, &refusal);
+                self.refuse(slot, &refusal, head_only);
                 None
             }
         }
     }
 
     /// Answers a request that makes no subscriber.
-    pub(super) fn refuse(&mut self, slot: Slot, refusal: &Refusal) {
+    pub(super) fn refuse(&mut self, slot: Slot, refusal: &Refusal, head_only: bool) {
         tracing::debug!(
             peer = %self.connections.get(slot).peer(),
             reason = refusal.reason.row().label,
             detail = refusal.detail,
             "request refused"
         );
-        let answer = http::refusal(refusal, self.setup.config.cors_origin.as_deref());
+        let answer = http::refusal(refusal, self.setup.config.cors_origin.as_deref(), head_only);
         self.answer(slot, answer);
         self.finish(slot, refusal.reason);
     }
@@ -101,11 +108,13 @@ impl State {
             Some((CloseReason::Draining, "the server is draining"))
         } else if self.subscribers >= self.setup.connections_max {
             Some((CloseReason::Full, "the server has as many subscribers as it takes"))
+        } else if !self.has_room_for(&request.topics) {
+            Some((CloseReason::Full, "the server knows as many topics as it takes"))
         } else {
             None
         };
         if let Some((reason, detail)) = refusal {
-            self.refuse(slot, &Refusal { reason, detail: detail.into() });
+            self.refuse(slot, &Refusal { reason, detail: detail.into() }, false);
             return false;
         }
         let format = request.format;
@@ -149,6 +158,12 @@ impl State {
         true
     }
 
+    /// True if the table of topics takes those of them that are new. Publishers are bounded by the windows instead.
+    fn has_room_for(&self, topics: &[Topic]) -> bool {
+        let new = topics.iter().filter(|topic| self.topics.find(topic).is_none()).count();
+        new == 0 || self.topics.len() + new <= self.setup.config.limits.topics_max
+    }
+
     /// Where a subscriber of these topics begins: now, or after the event that it names.
     fn resume_point(&self, memberships: &Memberships, last_event_id: Option<String>) -> ResumePoint {
         let Some(after) = last_event_id else { return ResumePoint { cursor: self.sequence, gap: None } };
@@ -189,14 +204,18 @@ impl State {
         if let Ok(ours) = id.parse::<EventId>()
             && ours.epoch == self.setup.epoch
         {
-            return (ours.sequence <= self.sequence).then_some(ours.sequence);
+            // Another shard may be ahead of us, by what our queue holds.
+            let limits = &self.setup.config.limits;
+            let ahead = (limits.shard_queue_batches_max + 1) * limits.batch_events_max();
+            return (ours.sequence <= self.sequence + ahead as u64).then_some(ours.sequence);
         }
         let windows = memberships.as_slice().iter().map(|member| &self.topics.get(member.topic).window);
         windows
             .flat_map(|window| window.iter().rev())
             .filter(|event| event.event.id.as_ref().is_some_and(|custom| custom.as_str() == id))
             .map(|event| event.sequence)
-            .max()
+            // Of several events with this id the oldest, so that nothing after the one that was meant is lost.
+            .min()
     }
 
     /// Queues the notice of a gap.

@@ -91,7 +91,7 @@ impl State {
             zero_copy_bytes_min > 0 && !connection.copies && batch.len() - offset >= zero_copy_bytes_min;
         connection.sending = true;
         connection.since = self.tick;
-        self.metrics.formats[connection.format.index()].sends_in_flight += 1;
+        self.metrics.formats[connection.format.index()].sends_in_flight += u64::from(connection.subscribed);
         ring.send(slot, batch, offset, zero_copy);
     }
 

@@ -24,6 +24,10 @@ impl State {
     /// `passed` ticks have gone by: walks that share of the slab and drops expired events.
     pub(super) fn handle_ticks(&mut self, passed: u32) {
         self.topics.expire(self.now);
+        if let Some(errno) = self.accept_errno.take() {
+            let error = std::io::Error::from_raw_os_error(errno);
+            tracing::warn!(shard = self.setup.number, %error, "cannot accept connections");
+        }
         // A whole tick without events: nobody asks for the same run again soon.
         if !self.topics.is_active() && self.sequence == self.sequence_at_tick {
             self.batches.forget();
@@ -89,7 +93,11 @@ impl State {
         if silent {
             self.abort(slot, reason);
         } else {
-            self.refuse(slot, &Refusal { reason, detail: "the request head did not arrive in time".into() });
+            self.refuse(
+                slot,
+                &Refusal { reason, detail: "the request head did not arrive in time".into() },
+                false,
+            );
         }
     }
 

@@ -23,6 +23,9 @@ use crate::egress::Slot;
 use crate::event::Topic;
 use crate::wire::Format;
 
+/// The most events that one call of `expire` drops.
+const EXPIRED_PER_TICK: usize = 16_384;
+
 /// An event run that is done when the elevator has made its `due`-th visit.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
@@ -93,6 +96,8 @@ pub struct Topics {
     saturated: usize,
     /// Bytes pushed and not yet carried round, over all topics.
     unswept_bytes: usize,
+    /// Bytes pushed to topics that nobody hears while laps were under way elsewhere; they may press out what those carry.
+    unheard_bytes: usize,
     /// Newest sequence that left with a topic that is here no more.
     forgotten: u64,
     quota: Quota,
@@ -111,6 +116,7 @@ impl Topics {
             bytes: 0,
             saturated: 0,
             unswept_bytes: 0,
+            unheard_bytes: 0,
             forgotten: 0,
             quota: Quota {
                 window_events: limits.window_events_max,
@@ -165,6 +171,16 @@ impl Topics {
         self.table[index as usize].as_mut().expect("an index is held only while its topic lives")
     }
 
+    /// Topics in the table.
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// True if no topic is known.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
     /// All topics.
     pub fn iter(&self) -> impl Iterator<Item = &TopicState> {
         self.table.iter().flatten()
@@ -205,6 +221,8 @@ impl Topics {
             if started {
                 self.active.push_back(index);
             }
+        } else if !self.active.is_empty() {
+            self.unheard_bytes += weight;
         }
         let (window_events, window_bytes) = (quota.window_events, quota.window_bytes);
         while self.get(index).window.len() > window_events || self.get(index).window.bytes() > window_bytes {
@@ -231,12 +249,14 @@ impl Topics {
 
     /// True while taking more events could overrun subscribers that keep up.
     pub fn saturated(&self) -> bool {
-        self.saturated > 0 || self.unswept_bytes >= self.quota.total_bytes / WINDOW_BATCHES_MIN
+        self.saturated > 0
+            || self.unswept_bytes + self.unheard_bytes >= self.quota.total_bytes / WINDOW_BATCHES_MIN
     }
 
-    /// Drops what is older than the limit.
+    /// Drops what is older than the limit, a bounded number of events at a time.
     pub fn expire(&mut self, now: Stamp) {
-        while let Some((sequence, index)) = self.order.front().copied() {
+        for _ in 0..EXPIRED_PER_TICK {
+            let Some((sequence, index)) = self.order.front().copied() else { break };
             let front = self.table[index as usize].as_ref().and_then(|topic| topic.window.front());
             match front {
                 Some(event) if event.sequence == sequence => {
@@ -312,6 +332,8 @@ impl Topics {
             lap.position = 0;
         }
         lap.left = lap.left.min(topic.subscribers.len());
+        // One visit fewer makes a round, perhaps one that was made.
+        lap.visited = lap.visited.saturating_sub(1);
         if under_way && lap.left == 0 {
             self.active.retain(|active| *active != index);
             self.end_lap(index);
@@ -349,7 +371,7 @@ impl Topics {
         lap.visits += 1;
         let left = lap.left;
         let round = lap.visited >= length;
-        while lap.marks.front().is_some_and(|mark| mark.due <= lap.visits) {
+        while lap.marks.front().is_some_and(|mark| mark.due <= lap.visits || left == 0) {
             let mark = lap.marks.pop_front().expect("looked at above");
             done.push((mark.intake, mark.events));
         }
@@ -378,6 +400,9 @@ impl Topics {
     /// Everybody has been visited since the last push. The next lap starts elsewhere, so that nobody is always last.
     fn end_lap(&mut self, index: TopicIndex) {
         self.end_round(index);
+        if self.active.is_empty() {
+            self.unheard_bytes = 0;
+        }
         let topic = self.get_mut(index);
         topic.lap.marks.clear();
         let length = topic.subscribers.len();
@@ -399,6 +424,7 @@ impl Lap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::EVENT_BYTES_FIXED;
     use crate::shard::fixtures::{encoded, encoded_with};
 
     fn topics(change: impl FnOnce(&mut Limits)) -> Topics {
@@ -476,8 +502,8 @@ mod tests {
     fn windows_are_bounded_by_events_bytes_age_and_total() {
         let mut topics = topics(|limits| {
             limits.window_events_max = 4;
-            limits.window_bytes_max = 1_000;
-            limits.window_bytes_total_max = 1_500;
+            limits.window_bytes_max = 1_000 + 4 * EVENT_BYTES_FIXED;
+            limits.window_bytes_total_max = 3_000;
             limits.window_ms_max = 1;
         });
         for sequence in 1..=6 {
@@ -485,11 +511,11 @@ mod tests {
         }
         let few = topics.find(&topic("few")).expect("known");
         assert_eq!((topics.get(few).window.len(), topics.get(few).window.evicted()), (4, 2));
-        topics.push(&encoded_with("large", 7, vec![b'x'; 600]));
-        topics.push(&encoded_with("large", 8, vec![b'x'; 600]));
+        topics.push(&encoded_with("large", 7, vec![b'x'; 1_000]));
+        topics.push(&encoded_with("large", 8, vec![b'x'; 1_000]));
         let large = topics.find(&topic("large")).expect("known");
-        assert_eq!(topics.get(large).window.len(), 1, "two do not fit into 1,000 bytes");
-        topics.push(&encoded_with("other", 9, vec![b'x'; 888]));
+        assert_eq!(topics.get(large).window.len(), 1, "two do not fit");
+        topics.push(&encoded_with("other", 9, vec![b'x'; 1_400]));
         assert!(topics.find(&topic("few")).is_none(), "the oldest of all made room and left no topic behind");
         assert_eq!(topics.window_events(), 2);
         topics.expire(Stamp(9 + 1_000_001));

@@ -15,8 +15,8 @@ use crate::egress::ring::RingError;
 /// The only buffer group of a ring.
 pub const BUFFER_GROUP: u16 = 0;
 
-/// The kernel wants the ring of entries on a page of its own.
-const PAGE: usize = 4_096;
+/// The kernel wants the ring of entries on a page of its own; no page of Linux is larger than this.
+const PAGE: usize = 64 << 10;
 
 /// Receive buffers and the ring of entries through which they change hands.
 pub struct ReceiveBuffers {

@@ -84,9 +84,18 @@ pub fn self_test(ring: &mut IoUring, doorbell: BorrowedFd<'_>) -> Result<(), Rin
     rustix::io::read(doorbell, &mut [0; 8])
         .map_err(|error| failed("reading the doorbell in the io_uring's self-test", error.into()))?;
     ring.completion().disable_eventfd();
-    // Saves the kernel a descriptor look-up per enter; older kernels go without.
-    let _ = ring.submitter().register_ring_fd();
     Ok(())
+}
+
+/// True if this kernel frees the sockets of closed direct descriptors at once. Before Linux 6.13 they are freed in the order in which
+/// they were closed, each only after every request that was under way then: one idle subscriber's receive would hold
+/// all sockets closed after it came.
+pub fn frees_direct_descriptors() -> bool {
+    let release = rustix::system::uname();
+    let release = release.release().to_string_lossy();
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(13))
 }
 
 /// Makes the sparse table of direct descriptors.

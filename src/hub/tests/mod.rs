@@ -16,7 +16,7 @@ use tower::ServiceExt;
 
 use super::{Hub, ShardEnd, control};
 use crate::broadcast::{Encoded, Inbox, Message, TopicQuery, path};
-use crate::config::{Config, Limits, OverrunPolicy};
+use crate::config::{Config, Limits, OverrunPolicy, Sockets};
 use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 
@@ -36,6 +36,7 @@ fn config(shards: usize, limits: Limits) -> Arc<Config> {
         shard_cpus: (0..shards).collect(),
         cors_origin: None,
         overrun: OverrunPolicy::Close,
+        sockets: Sockets::Auto,
         limits,
     })
 }

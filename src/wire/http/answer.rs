@@ -10,11 +10,11 @@ use super::Refusal;
 /// Seconds that a browser may remember a preflight; none remembers longer than two hours.
 const PREFLIGHT_SECONDS: u32 = 7_200;
 
-/// The answer to a refused request: status and one line of plain text.
+/// The answer to a refused request: status and one line of plain text, which `head_only` leaves out (RFC 9110 §9.3.2).
 ///
 /// # Panics
 /// If the reason has no HTTP status, because then it is no reason to refuse a request.
-pub fn refusal(refusal: &Refusal, cors: Option<&str>) -> Vec<u8> {
+pub fn refusal(refusal: &Refusal, cors: Option<&str>, head_only: bool) -> Vec<u8> {
     let status = refusal.reason.row().http_status.expect("a refused request has an HTTP status");
     let mut head = status_line(status);
     push_cors(&mut head, cors);
@@ -33,7 +33,7 @@ pub fn refusal(refusal: &Refusal, cors: Option<&str>) -> Vec<u8> {
         }
         _ => "close",
     };
-    plain_text(head, connection, &refusal.detail, false)
+    plain_text(head, connection, &refusal.detail, head_only)
 }
 
 /// The answer to `/healthz`: 200 `ok` while `accepting`, else 503 `draining`. `head_only` leaves the body out.
@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn refused(reason: CloseReason, cors: Option<&str>) -> String {
-        text(refusal(&Refusal { reason, detail: "wrong".into() }, cors))
+        text(refusal(&Refusal { reason, detail: "wrong".into() }, cors, false))
     }
 
     #[test]

@@ -1,0 +1,119 @@
+//! A shard on the simulated ring in fair weather, with subscribers who take everything at once.
+//!
+//! The caller plays the hub: it makes events outside of what is timed and counted, then has them delivered. What is
+//! timed includes the simulated ring; what is counted is all allocations inside the shard's turns.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fanwave::broadcast::{Demand, EncodedBatch, Message, Outbox, path};
+use fanwave::clock::Stamp;
+use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
+use fanwave::egress::EgressRing;
+use fanwave::egress::sim::{SimRing, Weather};
+use fanwave::event::Topic;
+use fanwave::shard::{Setup, Shard, Turn};
+use fanwave::wire::Format;
+
+use super::counting::counted;
+use super::events::{EPOCH, encoded};
+
+/// A subscriber: its format and its topics.
+pub type Subscription<'a> = (Format, &'a [&'a str]);
+
+/// A shard and all of its subscribers.
+pub struct Crowd {
+    shard: Shard<SimRing>,
+    outbox: Outbox,
+    sequence: u64,
+    now: Stamp,
+    /// How much time passes with each turn.
+    pub turn_time: Duration,
+    /// Print where the first allocation of a delivery happens.
+    pub trace: bool,
+}
+
+fn request((format, topics): &Subscription<'_>) -> String {
+    let query: Vec<String> = topics.iter().map(|topic| format!("topic={topic}")).collect();
+    let query = query.join("&");
+    match format {
+        Format::Sse => format!("GET /sse?{query} HTTP/1.1\r\nHost: bench\r\n\r\n"),
+        Format::WebSocket => format!(
+            "GET /ws?{query} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        ),
+    }
+}
+
+impl Crowd {
+    /// A shard with these subscribers, all of them let in and idle.
+    pub fn gather(limits: Limits, subscriptions: &[Subscription<'_>]) -> Crowd {
+        let (outbox, inbox) = path(limits.shard_queue_batches_max).expect("an eventfd");
+        let config = Arc::new(Config {
+            listen: Vec::new(),
+            control: Vec::new(),
+            shard_cpus: vec![0],
+            cors_origin: None,
+            overrun: OverrunPolicy::Close,
+            sockets: Sockets::Auto,
+            limits,
+        });
+        let demand = Arc::new(Demand::default());
+        let connections_max = subscriptions.len();
+        let setup = Setup { number: 0, cpu: 0, config, epoch: EPOCH, demand, connections_max };
+        let mut ring = SimRing::new(connections_max, Weather::Fair, 0);
+        for subscription in subscriptions {
+            let slot = ring.connect().expect("a slot per subscriber");
+            ring.peer_sends(slot, request(subscription).as_bytes());
+        }
+        let now = Stamp(1_000_000_000);
+        let mut crowd = Crowd {
+            shard: Shard::new(setup, ring, inbox, now),
+            outbox,
+            sequence: 0,
+            now,
+            turn_time: Duration::from_micros(1),
+            trace: false,
+        };
+        crowd.turns();
+        let open: u64 = crowd.shard.metrics().formats.iter().map(|format| format.connections).sum();
+        assert_eq!(open, connections_max as u64, "everybody was let in");
+        crowd
+    }
+
+    /// The hub's part: one message with one event of this text for each of `topics`, in order.
+    pub fn message<'a>(&mut self, topics: impl Iterator<Item = &'a Topic>, text: &Bytes) -> Message {
+        let intake = self.now;
+        let events = topics.map(|topic| {
+            self.sequence += 1;
+            encoded(topic, self.sequence, intake, text)
+        });
+        Message::Batch(Arc::new(EncodedBatch { events: events.collect() }))
+    }
+
+    /// Broadcasts `message` and turns the shard until it is idle; returns the allocations of the turns.
+    pub fn deliver(&mut self, message: Message) -> u64 {
+        self.outbox.try_send(message).expect("an idle shard's queue has room");
+        self.turns()
+    }
+
+    fn turns(&mut self) -> u64 {
+        let mut allocations = 0;
+        loop {
+            self.now = self.now.plus(self.turn_time);
+            let (turn, made) = counted(self.trace, || self.shard.turn(self.now));
+            allocations += made;
+            // The end of a turn without work is the time to look whether the last sends have completed.
+            let turn = turn.expect("the simulated ring does not fail");
+            if turn == Turn::Idle && self.shard.ring_mut().may_sleep() {
+                return allocations;
+            }
+        }
+    }
+
+    /// Frames that the sockets have taken so far.
+    pub fn frames(&self) -> u64 {
+        self.shard.metrics().formats.iter().map(|format| format.frames).sum()
+    }
+}

@@ -1,0 +1,28 @@
+//! Events as the hub hands them to the shards.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fanwave::broadcast::Encoded;
+use fanwave::clock::Stamp;
+use fanwave::event::{Data, Epoch, Event, Topic};
+use fanwave::wire::Format;
+
+/// An epoch as long as those of today.
+pub const EPOCH: Epoch = Epoch(1_700_000_000_000);
+
+/// An event with its frames in both formats, as the hub makes it where both have subscribers.
+pub fn encoded(topic: &Topic, sequence: u64, intake: Stamp, text: &Bytes) -> Arc<Encoded> {
+    let event = Event {
+        topic: topic.clone(),
+        data: Data::text(text.clone()).expect("the benchmarks' data is ASCII"),
+        name: None,
+        id: None,
+        retry_ms: None,
+    };
+    let encoded = Encoded::new(event, EPOCH, sequence, intake);
+    for format in Format::ALL {
+        encoded.frame(format);
+    }
+    Arc::new(encoded)
+}
