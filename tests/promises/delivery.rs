@@ -39,7 +39,7 @@ fn topics_of(subscriber: usize) -> Vec<usize> {
 }
 
 fn protocol_of(subscriber: usize) -> Protocol {
-    if subscriber / 3 % 2 == 0 { Protocol::Sse } else { Protocol::WebSocket }
+    if (subscriber / 3).is_multiple_of(2) { Protocol::Sse } else { Protocol::WebSocket }
 }
 
 /// What one subscriber read: the number of every event, and its id if it has one.
