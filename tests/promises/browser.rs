@@ -95,8 +95,9 @@ struct Browser {
 
 impl Browser {
     fn open(url: &str) -> Browser {
-        let profile = std::env::temp_dir().join(format!("fanwave-browser-{}", std::process::id()));
-        std::fs::create_dir_all(&profile).expect("a temporary directory");
+        let profile = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("browser-profile");
+        // An earlier run may have left one behind.
+        let _ = std::fs::remove_dir_all(&profile);
         let name = NAMES.into_iter().find(|name| {
             Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
         });
@@ -119,7 +120,7 @@ impl Drop for Browser {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        // Its helper processes end with it, but maybe not before this; what they leave is small.
+        // Its helper processes end with it, but maybe not before this; the next run clears what they leave.
         let _ = std::fs::remove_dir_all(&self.profile);
     }
 }
