@@ -122,13 +122,13 @@ limit_flags! {
         message_in_bytes_max: Size;
         /// Between signs of life on an idle connection: SSE comment, WebSocket ping
         heartbeat_ms: Millis;
-        /// A send that makes no progress for this long ends its connection
+        /// A send that takes longer than this ends its connection
         stall_ms_max: Millis;
         /// From SIGTERM until the rest is cut off
         drain_ms_max: Millis;
     }
     "Windows" {
-        /// Topics known at a time, about 200 bytes each per shard
+        /// Topics known at a time, about 600 bytes each in the hub and per shard
         topics_max: Count;
         /// Data of one published event
         message_bytes_max: Size;
