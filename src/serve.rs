@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, path};
 use crate::config::limits::{
-    COMPLETIONS_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+    COMPLETIONS_MAX, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::Slot;
@@ -212,7 +212,7 @@ fn bind_error(address: &impl ToString) -> impl FnOnce(std::io::Error) -> ServeEr
 /// Binds every data plane address once per shard. Returns the addresses and, per shard, its listeners.
 fn bind_data(config: &Config) -> Result<(Vec<SocketAddr>, Vec<Vec<OwnedFd>>), ServeError> {
     let shards = config.shard_cpus.len();
-    let user_timeout = Duration::from_millis(config.limits.stall_ms_max);
+    let user_timeout = Duration::from_millis(config.limits.stall_ms_max + KERNEL_PATIENCE_MS);
     let mut addresses = Vec::new();
     let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
     for address in &config.listen {

@@ -1,8 +1,8 @@
 //! The floor: what this kernel charges for sending the same bytes over the same kind of sockets.
 //!
 //! The sender is a process of its own that accepts plain TCP connections on loopback and, per burst, does one bare
-//! `send(2)` of the same buffer on each of them, one after the other. Nothing else runs in it: no protocol, no queue,
-//! no event loop. Sockets are blocking, with TCP_NODELAY and the system's buffer sizes, as a server has them.
+//! `send(2)` of the same buffer on each of them, one after the other. Nothing else runs in it but the answer to each opening
+//! request: no protocol, no queue, no event loop. Sockets are blocking, with TCP_NODELAY and the system's buffer sizes, as a server has them.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
 use crate::link::{Lines, Link, write_line};
-use crate::receiver::handshake::GREETING;
+use crate::receiver::handshake::FLOOR_HEAD;
 
 /// Connections waiting to be accepted; the receivers never have as many handshakes under way.
 const BACKLOG: i32 = 4_096;
@@ -80,7 +80,8 @@ pub fn run() -> Result<()> {
                 Order::Accept { connections } => {
                     for _ in 0..connections {
                         let socket = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC)?;
-                        send_all(&socket, &[GREETING])?;
+                        read_head(&socket)?;
+                        send_all(&socket, FLOOR_HEAD)?;
                         sockets.push(socket);
                     }
                     write_line(std::io::stdout(), &Word::Accepted)?;
@@ -92,6 +93,21 @@ pub fn run() -> Result<()> {
                     }
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// Reads a request head and forgets it.
+fn read_head(socket: &OwnedFd) -> Result<()> {
+    let mut head = Vec::new();
+    let mut buffer = [0; 1_024];
+    while !head.ends_with(b"\r\n\r\n") {
+        match rustix::net::recv(socket, &mut buffer, RecvFlags::empty()) {
+            Ok((0, _)) => bail!("a receiver left before its request"),
+            Ok((read, _)) => head.extend_from_slice(&buffer[..read]),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("the floor's receive"),
         }
     }
     Ok(())

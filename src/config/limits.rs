@@ -173,12 +173,13 @@ impl Limits {
     }
 }
 
-/// Sends queued before one `io_uring_enter`. Amortises the call; bounds the time until completions are reaped.
-pub const SWEEP_VISITS_MAX: usize = 512;
+/// Sends queued before one `io_uring_enter`. Amortises the call, whose cost is gone in the noise from some tens on; few enough
+/// that the kernel's requests, the entries of both queues and the connections are still in the cache at the reap.
+pub const SWEEP_VISITS_MAX: usize = 128;
 /// Entries of the submission queue: a full sweep step plus as many receives, closes and accepts.
-pub const SUBMISSIONS_MAX: u32 = 2_048;
+pub const SUBMISSIONS_MAX: u32 = 512;
 /// Entries of the completion queue. The kernel keeps what does not fit and hands it over at the next enter.
-pub const COMPLETIONS_MAX: u32 = 16_384;
+pub const COMPLETIONS_MAX: u32 = 4_096;
 /// Accepts waiting in the kernel per shard, each with room for the peer's address.
 pub const ACCEPTS_ARMED: usize = 64;
 /// Receive buffers per shard, shared by all connections: idle ones hold none.
@@ -191,6 +192,9 @@ pub const LISTEN_BACKLOG: i32 = 4_096;
 pub const BIND_MS_MAX: u64 = 1_000;
 /// See [`BIND_MS_MAX`].
 pub const BIND_RETRY_MS: u64 = 10;
+/// Milliseconds that the kernel is more patient with a peer (`TCP_USER_TIMEOUT`) than `stall_ms_max`: it is the net below our
+/// own look at stalled sends, which knows the reason.
+pub const KERNEL_PATIENCE_MS: u64 = 5_000;
 /// Frames up to this many bytes are copied together into one contiguous batch; larger ones stay where they are
 /// and go out as iovecs.
 pub const CONTIGUOUS_FRAME_BYTES_MAX: usize = 4 << 10;

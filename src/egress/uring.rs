@@ -3,9 +3,9 @@
 //! Why the `unsafe` here is sound, in one place (each block names the point it stands on):
 //! - S1, bytes of sends: the kernel reads them until the last completion of the send (the notification, for zero copy). The batch
 //!   is held in `held` or `lent` until then, a shared [`Batch`] never changes, and its memory does not move.
-//! - S2, receive buffers and the buffer ring: owned by [`ReceiveBuffers`], which outlives the ring. The kernel writes a
+//! - S2, receive buffers and the buffer ring: owned by `ReceiveBuffers`, which outlives the ring. The kernel writes a
 //!   buffer only between its hand-over and the completion that names it.
-//! - S3, peer addresses: each armed accept owns one [`AcceptPlace`] until its completion.
+//! - S3, peer addresses: each armed accept owns one `AcceptPlace` until its completion.
 //! - S4, the end: `drop` cancels everything and waits for the completions; what the kernel has not let go of by then is leaked,
 //!   not freed.
 //!

@@ -99,8 +99,8 @@ impl Batches {
         }
         let first = *self.news.first()?;
         let hit = self.cached.iter().find(|cached| {
-            cached.format == format
-                && cached.head == head
+            cached.head == head
+                && cached.format == format
                 && (cached.low..cached.first).contains(&cursor)
                 && cached.topics[0] == first
                 && cached.topics[1..] == self.news[1..]

@@ -123,15 +123,12 @@ impl From<Peer> for SocketAddr {
     }
 }
 
-/// One connection.
+/// One connection. What a visit of the sweep touches comes first and fills one cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Connection {
     /// Every event of its topics up to this sequence has been handed to the kernel.
     pub cursor: u64,
-    /// The cursor once the send in flight completes; `cursor <= pending`.
-    pub pending: u64,
-    /// Protocol state.
-    pub session: Session,
     /// Topics and places in them.
     pub memberships: Memberships,
     /// An answer, notice or control frame that waits for the send in flight to end.
@@ -146,8 +143,6 @@ pub struct Connection {
     pub phase: Phase,
     /// What its frames look like; meaningful from `Open` on.
     pub format: Format,
-    /// Why it ends; meaningful from `Finishing` on.
-    pub reason: CloseReason,
     /// A receive is in the ring.
     pub receiving: bool,
     /// A send is in the ring.
@@ -156,29 +151,33 @@ pub struct Connection {
     pub missed: bool,
     /// It is in the shard's ready queue.
     pub queued: bool,
-    /// The peer has ended its stream, or the socket failed: nothing more will be received.
-    pub ended: bool,
     /// The kernel copies its zero-copy sends: use plain ones.
     pub copies: bool,
+    /// It is or was a subscriber.
+    pub subscribed: bool,
+    /// Protocol state.
+    pub session: Session,
+    /// Why it ends; meaningful from `Finishing` on.
+    pub reason: CloseReason,
+    /// The peer has ended its stream, or the socket failed: nothing more will be received.
+    pub ended: bool,
     /// A ping is unanswered.
     pub pinged: bool,
     /// An end of our stream is in the ring.
     pub ending: bool,
     /// What is in the ring was asked to end.
     pub cancelled: bool,
-    /// It is or was a subscriber.
-    pub subscribed: bool,
     peer: Peer,
 }
 
-const _: () = assert!(std::mem::size_of::<Connection>() <= 160);
+const _: () = assert!(std::mem::size_of::<Connection>() <= 128);
+const _: () = assert!(std::mem::offset_of!(Connection, session) <= 64);
 
 impl Connection {
     /// A connection that was just accepted.
     fn new(peer: SocketAddr, tick: u32) -> Connection {
         Connection {
             cursor: 0,
-            pending: 0,
             session: Session::Handshake(Vec::new()),
             memberships: Memberships::None,
             control: None,

@@ -79,7 +79,8 @@ impl State {
             return;
         }
         connection.offset = 0;
-        connection.cursor = connection.pending;
+        // An answer carries no events and moves nothing.
+        connection.cursor = connection.cursor.max(batch.to());
         let owes = connection.missed || connection.control.is_some() || connection.phase != Phase::Open;
         connection.missed = false;
         let format = connection.format;

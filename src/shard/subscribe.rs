@@ -133,7 +133,6 @@ impl State {
         connection.format = format;
         connection.memberships = memberships;
         connection.cursor = start.cursor;
-        connection.pending = start.cursor;
         connection.session = match format {
             Format::Sse => Session::Sse,
             Format::WebSocket => Session::WebSocket(Default::default()),

@@ -76,7 +76,6 @@ impl State {
         }
         let run = self.batches.run_after(&self.topics, members, connection.format, cursor);
         let Some(run) = run else { return };
-        connection.pending = run.batch.to();
         connection.missed = run.more;
         self.submit_send(slot, &run.batch, ring);
     }
@@ -111,7 +110,6 @@ impl State {
                 let gap = Gap { after: Some(after.to_string()), reason: GapReason::Overrun, topics };
                 let connection = self.connections.get_mut(slot);
                 connection.cursor = head;
-                connection.pending = head;
                 self.tell_gap(slot, &gap);
             }
         }
@@ -160,10 +158,7 @@ impl State {
                 connection.control = waiting;
                 batch
             }
-            (None, Some(batch)) => {
-                connection.pending = connection.cursor;
-                batch
-            }
+            (None, Some(batch)) => batch,
             (None, None) => return false,
         };
         // The completion looks for news: an elevator may have passed while this waited.

@@ -26,6 +26,9 @@ use crate::wire::Format;
 /// The most events that one call of `expire` drops.
 const EXPIRED_PER_TICK: usize = 16_384;
 
+/// A lap starts this part of a round further than the one before.
+const ROTATION: usize = 64;
+
 /// An event run that is done when the elevator has made its `due`-th visit.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
@@ -397,7 +400,9 @@ impl Topics {
         self.saturated -= usize::from(saturated);
     }
 
-    /// Everybody has been visited since the last push. The next lap starts elsewhere, so that nobody is always last.
+    /// Everybody has been visited since the last push. The next lap starts a little further, so that nobody is always last and
+    /// yet almost everybody is visited at even intervals: a socket that waits longer than usual lets its peer's delayed
+    /// acknowledgement time out, which costs more than a visit.
     fn end_lap(&mut self, index: TopicIndex) {
         self.end_round(index);
         if self.active.is_empty() {
@@ -406,7 +411,8 @@ impl Topics {
         let topic = self.get_mut(index);
         topic.lap.marks.clear();
         let length = topic.subscribers.len();
-        topic.lap.position = if length == 0 { 0 } else { (topic.lap.position + length / 3 + 1) % length };
+        topic.lap.position =
+            if length == 0 { 0 } else { (topic.lap.position + length / ROTATION + 1) % length };
     }
 }
 

@@ -23,17 +23,20 @@ pub struct Window {
     bytes: usize,
     /// Sequence of the newest event that is here no more; 0 if none ever left.
     evicted: u64,
+    /// Sequence of the newest event ever seen; `evicted <= newest`.
+    newest: u64,
 }
 
 impl Window {
     /// An empty window of a topic whose events up to `evicted` are unknown.
     pub fn after(evicted: u64) -> Window {
-        Window { evicted, ..Window::default() }
+        Window { evicted, newest: evicted, ..Window::default() }
     }
 
     /// Appends the newest event.
     pub fn push(&mut self, event: Arc<Encoded>) {
-        assert!(event.sequence > self.newest(), "sequences rise");
+        assert!(event.sequence > self.newest, "sequences rise");
+        self.newest = event.sequence;
         self.bytes += event.event.weight();
         self.events.push_back(event);
     }
@@ -49,7 +52,7 @@ impl Window {
 
     /// Sequence of the newest event ever seen here.
     pub fn newest(&self) -> u64 {
-        self.events.back().map_or(self.evicted, |event| event.sequence)
+        self.newest
     }
 
     /// Sequence of the newest event that is here no more.

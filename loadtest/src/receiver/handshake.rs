@@ -1,7 +1,8 @@
 //! Opening one subscriber connection: connect, request, response head.
 //!
 //! Non-blocking: [`Handshake::go_on`] does what is possible and is called again when the socket is ready. The raw
-//! protocol has one greeting byte in place of a head, so that an opening never runs ahead of the floor's accepts.
+//! protocol opens as WebSocket does, so that the floor's sockets are of the same kind as a server's: a connection that has
+//! only ever received acknowledges otherwise than one that has sent a request.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -14,8 +15,10 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use super::Setup;
 use crate::framing::Protocol;
 
-/// The byte that the floor sends on each connection that it has accepted.
-pub const GREETING: u8 = b'!';
+/// The floor's answer to any request head: as long as a WebSocket server's, so that its sockets have lived through the same.
+pub const FLOOR_HEAD: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 /// Bytes of a response head that are read before giving up.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// The nonce of RFC 6455 §1.3 and the answer that it demands: a load test needs no surprise.
@@ -83,12 +86,11 @@ fn request(setup: &Setup) -> Vec<u8> {
         Protocol::Sse => {
             format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n").into_bytes()
         }
-        Protocol::Ws => format!(
+        Protocol::Ws | Protocol::Raw => format!(
             "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
         )
         .into_bytes(),
-        Protocol::Raw => Vec::new(),
     }
 }
 
@@ -131,12 +133,6 @@ impl Handshake {
 
 /// Where the head ends, if all of it is here; an error if the server refused.
 fn head_end(protocol: Protocol, bytes: &[u8]) -> Result<Option<usize>> {
-    if protocol == Protocol::Raw {
-        return match bytes[0] {
-            GREETING => Ok(Some(1)),
-            other => bail!("the floor greeted with byte {other}"),
-        };
-    }
     let Some(end) = memmem::find(bytes, b"\r\n\r\n") else {
         if bytes.len() > HEAD_BYTES_MAX {
             bail!("the server's response head has more than {HEAD_BYTES_MAX} bytes");
@@ -145,7 +141,7 @@ fn head_end(protocol: Protocol, bytes: &[u8]) -> Result<Option<usize>> {
     };
     let head = String::from_utf8_lossy(&bytes[..end]);
     let status = head.lines().next().unwrap_or_default();
-    let wanted = if protocol == Protocol::Ws { "101" } else { "200" };
+    let wanted = if protocol == Protocol::Sse { "200" } else { "101" };
     if status.split(' ').nth(1) != Some(wanted) || !status.starts_with("HTTP/1.") {
         let body = String::from_utf8_lossy(&bytes[end + 4..]);
         bail!(
