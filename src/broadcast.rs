@@ -10,7 +10,7 @@
 //! Not here: what a shard does with a message, and who awaits the doorbell (`runtime`).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -217,25 +217,41 @@ impl Inbox {
     }
 }
 
-/// How many shards have subscribers of each format, so that the hub encodes only what has a use.
-/// Shards touch it when their first subscriber of a format comes and when the last one goes.
+/// What hub and shards tell each other outside of the queues; never touched per delivery.
 #[derive(Debug, Default)]
-pub struct Demand([AtomicU32; Format::COUNT]);
+pub struct Demand {
+    /// How many shards have subscribers of each format, so that the hub encodes only what has a use. Shards touch it when
+    /// their first subscriber of a format comes and when the last one goes.
+    shards: [AtomicU32; Format::COUNT],
+    /// The newest sequence that the hub has given. A shard asks when a client names an event that it does not know:
+    /// another shard may have been faster.
+    newest: AtomicU64,
+}
 
 impl Demand {
     /// One more shard has subscribers of `format`.
     pub fn begin(&self, format: Format) {
-        self.0[format.index()].fetch_add(1, Ordering::Relaxed);
+        self.shards[format.index()].fetch_add(1, Ordering::Relaxed);
     }
 
     /// One shard fewer has subscribers of `format`.
     pub fn end(&self, format: Format) {
-        self.0[format.index()].fetch_sub(1, Ordering::Relaxed);
+        self.shards[format.index()].fetch_sub(1, Ordering::Relaxed);
     }
 
     /// True while some shard has subscribers of `format`.
     pub fn wants(&self, format: Format) -> bool {
-        self.0[format.index()].load(Ordering::Relaxed) > 0
+        self.shards[format.index()].load(Ordering::Relaxed) > 0
+    }
+
+    /// The hub gave `sequence`, and has told no shard of it yet.
+    pub fn announce(&self, sequence: u64) {
+        self.newest.store(sequence, Ordering::Release);
+    }
+
+    /// The newest sequence that the hub has given.
+    pub fn newest(&self) -> u64 {
+        self.newest.load(Ordering::Acquire)
     }
 }
 

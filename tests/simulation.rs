@@ -32,6 +32,7 @@ struct World {
     dice: Dice,
     shard: Shard<SimRing>,
     outbox: Outbox,
+    demand: Arc<Demand>,
     /// A message that the shard's queue had no room for.
     stuck: Option<Message>,
     now: Stamp,
@@ -66,12 +67,17 @@ fn config(window_events: usize, policy: OverrunPolicy, dice: &mut Dice) -> Arc<C
     })
 }
 
-fn build(config: Arc<Config>, weather: Weather, seed: u64, now: Stamp) -> (Outbox, Shard<SimRing>) {
+fn build(
+    config: Arc<Config>,
+    weather: Weather,
+    seed: u64,
+    now: Stamp,
+    demand: Arc<Demand>,
+) -> (Outbox, Shard<SimRing>) {
     let (outbox, inbox) = path(config.limits.shard_queue_batches_max).expect("eventfd");
     // Little room in the ring makes sweeps stop in mid-lap.
     let room = [8, 20, 2_048][(seed % 3) as usize];
     let ring = SimRing::new(SOCKETS, weather, seed ^ 0xfa).recording().with_room(room);
-    let demand = Arc::new(Demand::default());
     let setup = Setup { number: 0, cpu: 0, config, epoch: EPOCH, demand, connections_max: SOCKETS };
     (outbox, Shard::new(setup, ring, inbox, now))
 }
@@ -83,11 +89,13 @@ impl World {
         let policy = if dice.chance(1, 3) { OverrunPolicy::Skip } else { OverrunPolicy::Close };
         let config = config(window_events, policy, &mut dice);
         let now = Stamp(1_000_000_000);
-        let (outbox, shard) = build(config, weather, seed, now);
+        let demand = Arc::new(Demand::default());
+        let (outbox, shard) = build(config, weather, seed, now, demand.clone());
         World {
             dice,
             shard,
             outbox,
+            demand,
             stuck: None,
             now,
             window_events,
@@ -132,6 +140,7 @@ impl World {
             let topic = self.dice.roll(TOPICS.len() as u64) as usize;
             self.log.push(topic);
             let sequence = self.log.len() as u64;
+            self.demand.announce(sequence);
             let padding = match self.dice.roll(12) {
                 0 => 9_000,
                 1 => 1_000,
@@ -369,7 +378,8 @@ fn a_fast_publisher_overruns_nobody_who_keeps_up() {
         world.window_events = 4;
         let mut config = (*config(4, OverrunPolicy::Close, &mut world.dice)).clone();
         config.limits.send_bytes_max = 256 << 10;
-        (world.outbox, world.shard) = build(Arc::new(config), Weather::Fair, seed, world.now);
+        (world.outbox, world.shard) =
+            build(Arc::new(config), Weather::Fair, seed, world.now, world.demand.clone());
         for _ in 0..SOCKETS {
             world.connect();
         }

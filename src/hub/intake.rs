@@ -127,6 +127,7 @@ impl Intake {
             return self.refuse(Refusal::new(RefusalReason::ReservedId, text));
         }
         self.sequence += 1;
+        self.demand.announce(self.sequence);
         self.topics.record(&event, self.sequence, bytes);
         self.counters.events += 1;
         self.counters.bytes += bytes as u64;

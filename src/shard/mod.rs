@@ -57,6 +57,9 @@ impl<R: EgressRing> Shard<R> {
         // Before what clients say: whoever comes from another shard may name an event that waits here.
         let messages = self.take_messages();
         let state = &mut self.state;
+        if !state.held_back.is_empty() {
+            state.ask_again();
+        }
         self.ring.reap(&mut |completion| state.handle_completion(completion));
         state.record_latencies();
         if ticks > 0 {

@@ -58,6 +58,8 @@ pub struct State {
     pub(super) answers: Answers,
     /// Slots to attend to, each at most once (`Connection::queued`).
     pub(super) ready: VecDeque<Slot>,
+    /// Who named an event that another shard may have had first: asked again when the sequence beside it is taken.
+    pub(super) held_back: Vec<(Slot, u64)>,
     /// Sequence of the newest event taken from the hub.
     pub(super) sequence: u64,
     /// `sequence` at the last tick.
@@ -98,6 +100,7 @@ impl State {
             metrics: ShardMetrics::default(),
             answers,
             ready: VecDeque::new(),
+            held_back: Vec::new(),
             sequence: 0,
             sequence_at_tick: 0,
             subscribers: 0,

@@ -18,6 +18,9 @@ use crate::wire::{Format, http, sse, websocket};
 /// (RFC 6455 §5.5.3), and a client that does not read must not make us remember.
 const PONGS_BYTES_MAX: usize = 4 << 10;
 
+/// Clients that may wait for an event on its way; whoever comes beyond is told of a gap.
+const HELD_BACK_MAX: usize = 1_024;
+
 /// Where a stream begins.
 struct ResumePoint {
     cursor: u64,
@@ -35,7 +38,7 @@ impl State {
                 let Session::Handshake(partial) = &mut connection.session else { return };
                 let mut whole = std::mem::take(partial);
                 if whole.is_empty() {
-                    if let Some(used) = self.handle_head(slot, bytes) {
+                    if let Some(used) = self.handle_head(slot, bytes, false) {
                         self.handle_frames(slot, &mut bytes[used..]);
                     }
                 } else {
@@ -46,7 +49,7 @@ impl State {
                         *partial = whole;
                         return;
                     }
-                    if let Some(used) = self.handle_head(slot, &whole) {
+                    if let Some(used) = self.handle_head(slot, &whole, false) {
                         self.handle_frames(slot, &mut whole[used..]);
                     }
                 }
@@ -58,7 +61,7 @@ impl State {
     }
 
     /// A request head, perhaps in part. Returns the bytes of a head that made a subscriber.
-    fn handle_head(&mut self, slot: Slot, bytes: &[u8]) -> Option<usize> {
+    fn handle_head(&mut self, slot: Slot, bytes: &[u8], asked_again: bool) -> Option<usize> {
         let limits = HeadLimits {
             head_bytes_max: self.setup.config.limits.handshake_bytes_max,
             topics_max: self.setup.config.limits.topics_per_connection_max,
@@ -68,6 +71,11 @@ impl State {
         match http::parse_head(bytes, &limits) {
             Head::Partial => {
                 self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
+                None
+            }
+            Head::Subscribe(subscribe, _) if !asked_again && self.must_wait(slot, &subscribe) => {
+                self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
+                self.held_back.push((slot, self.setup.demand.newest()));
                 None
             }
             Head::Subscribe(subscribe, used) => self.subscribe(slot, *subscribe).then_some(used),
@@ -85,6 +93,35 @@ impl State {
             Head::Refused(refusal) => {
                 self.refuse(slot, &refusal, head_only);
                 None
+            }
+        }
+    }
+
+    /// True if the request names an event by a publisher's id that no window here holds, while events are on their way to us.
+    fn must_wait(&self, slot: Slot, request: &Subscribe) -> bool {
+        let Some(id) = &request.last_event_id else { return false };
+        if self.held_back.len() >= HELD_BACK_MAX || self.held_back.iter().any(|held| held.0 == slot) {
+            return false;
+        }
+        let known = request.topics.iter().filter_map(|topic| self.topics.find(topic));
+        let members: Vec<_> = known.map(|topic| Membership { topic, position: 0 }).collect();
+        self.sequence < self.setup.demand.newest()
+            && self.sequence_of(&Memberships::from(members), id).is_none()
+    }
+
+    /// Asks those again who were held back for events that have come by now.
+    pub(super) fn ask_again(&mut self) {
+        let sequence = self.sequence;
+        let due: Vec<Slot> =
+            self.held_back.extract_if(.., |held| held.1 <= sequence).map(|held| held.0).collect();
+        for slot in due {
+            let connection = self.connections.get_mut(slot);
+            let Session::Handshake(head) = &mut connection.session else { continue };
+            let mut head = std::mem::take(head);
+            if connection.phase == Phase::Handshake
+                && let Some(used) = self.handle_head(slot, &head, true)
+            {
+                self.handle_frames(slot, &mut head[used..]);
             }
         }
     }
@@ -203,10 +240,8 @@ impl State {
         if let Ok(ours) = id.parse::<EventId>()
             && ours.epoch == self.setup.epoch
         {
-            // Another shard may be ahead of us, by what our queue holds.
-            let limits = &self.setup.config.limits;
-            let ahead = (limits.shard_queue_batches_max + 1) * limits.batch_events_max();
-            return (ours.sequence <= self.sequence + ahead as u64).then_some(ours.sequence);
+            // Another shard may be ahead of us.
+            return (ours.sequence <= self.setup.demand.newest()).then_some(ours.sequence);
         }
         let windows = memberships.as_slice().iter().map(|member| &self.topics.get(member.topic).window);
         windows
