@@ -4,7 +4,7 @@
 //! starts a server of its own with small limits. Nothing here waits for a time to pass: a test waits for a condition,
 //! and gives up with a clear message after `support::PATIENCE`.
 //!
-//! Tests that are ignored need a program that not every machine has; `tests/run` installs it and runs them.
+//! Tests that are ignored say why: most need a program that not every machine has, which `tests/run` installs.
 
 #[path = "support/live.rs"]
 mod support;

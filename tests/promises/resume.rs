@@ -122,9 +122,8 @@ async fn the_publishers_own_ids_are_resume_points() {
 }
 
 /// A subscriber that drops its connection every few events, wherever that may be in the stream, while a publisher
-/// goes on.
-#[tokio::test]
-async fn dropping_again_and_again_loses_and_doubles_nothing() {
+/// goes on. `id_of` is the query with which an event is published.
+async fn dropping(id_of: fn(usize) -> String) {
     const EVENTS: usize = 1_500;
     let server = Arc::new(Server::start(&["--shards", "2", "--window-events-max", "4096"]));
     let start = server.publish("t", "start").await;
@@ -132,9 +131,8 @@ async fn dropping_again_and_again_loses_and_doubles_nothing() {
         let server = server.clone();
         async move {
             for number in 0..EVENTS {
-                server
-                    .publish(["t", "u"][number % 2], format!("{number} {}", "x".repeat(number % 700)))
-                    .await;
+                let data = format!("{number} {}", "x".repeat(number % 700));
+                server.publish_with(["t", "u"][number % 2], &id_of(number), data).await;
             }
         }
     });
@@ -158,4 +156,15 @@ async fn dropping_again_and_again_loses_and_doubles_nothing() {
     publisher.await.expect("everything is published");
     assert!(round > 10, "the connection was dropped {round} times");
     assert_no_gaps(&server).await;
+}
+
+#[tokio::test]
+async fn dropping_again_and_again_loses_and_doubles_nothing() {
+    dropping(|_| String::new()).await;
+}
+
+#[tokio::test]
+#[ignore = "a shard that has not taken the event yet does not know the publisher's id and tells a gap"]
+async fn dropping_again_and_again_with_the_publishers_ids_loses_and_doubles_nothing() {
+    dropping(|number| format!("?id=order-no-{number}")).await;
 }
