@@ -164,7 +164,6 @@ async fn dropping_again_and_again_loses_and_doubles_nothing() {
 }
 
 #[tokio::test]
-#[ignore = "a shard that has not taken the event yet does not know the publisher's id and tells a gap"]
 async fn dropping_again_and_again_with_the_publishers_ids_loses_and_doubles_nothing() {
     dropping(|number| format!("?id=order-no-{number}")).await;
 }
