@@ -133,6 +133,8 @@ pub struct Uring {
     /// By slot: how often it was closed, so that a late notification is not taken for a stranger's.
     closes: Vec<u8>,
     buffers: ReceiveBuffers,
+    /// Entries that the submission queue takes before the next submit.
+    room: usize,
     /// Slots in use, at most `held.len()`.
     open: usize,
     /// Receives in the kernel.
@@ -182,6 +184,7 @@ impl Uring {
             lent_free: Vec::new(),
             closes: vec![0; options.sockets_max as usize],
             buffers,
+            room: SUBMISSIONS_MAX as usize,
             open: 0,
             receives: 0,
             sends: 0,
@@ -193,6 +196,7 @@ impl Uring {
     fn push(&mut self, entry: &squeue::Entry) {
         // SAFETY: S1, S2, S3: every pointer in an entry that this module builds stays valid until its completion.
         unsafe { self.ring.submission().push(entry) }.expect("the caller leaves room for what it submits");
+        self.room -= 1;
     }
 
     /// Accepts in the kernel.
@@ -267,9 +271,7 @@ const ZERO_COPY_COPIED: u32 = 1 << 31;
 
 impl EgressRing for Uring {
     fn room(&self) -> usize {
-        // SAFETY: nobody else submits to this ring: `&mut self` is needed to push, and `&self` is held here.
-        let queue = unsafe { self.ring.submission_shared() };
-        queue.capacity() - queue.len()
+        self.room
     }
 
     fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, zero_copy: bool) {
@@ -349,7 +351,11 @@ impl EgressRing for Uring {
     fn submit(&mut self) -> Result<(), RingError> {
         self.arm_accepts();
         self.enters += 1;
-        match self.ring.submit() {
+        let submitted = self.ring.submit();
+        let queue = self.ring.submission();
+        self.room = queue.capacity() - queue.len();
+        drop(queue);
+        match submitted {
             Ok(_) => Ok(()),
             // Interrupted, or completions must be reaped first: what is queued stays queued for the next call.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {

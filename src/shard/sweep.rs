@@ -6,12 +6,13 @@
 use std::rc::Rc;
 
 use super::close::CloseReason;
-use super::connections::Phase;
+use super::connections::{Connection, Phase};
 use super::state::State;
-use crate::config::OverrunPolicy;
 use crate::config::limits::SWEEP_VISITS_MAX;
+use crate::config::{Limits, OverrunPolicy};
 use crate::egress::{Batch, EgressRing, Slot};
 use crate::event::EventId;
+use crate::metrics::ShardMetrics;
 use crate::wire::gap::{Gap, GapReason};
 
 /// Visits that one topic gets before the next has its turn.
@@ -77,21 +78,15 @@ impl State {
         let run = self.batches.run_after(&self.topics, members, connection.format, cursor);
         let Some(run) = run else { return };
         connection.missed = run.more;
-        self.submit_send(slot, &run.batch, ring);
-    }
-
-    /// Hands a batch to the ring, from where the kernel stopped taking it.
-    #[inline]
-    fn submit_send(&mut self, slot: Slot, batch: &Rc<Batch>, ring: &mut impl EgressRing) {
-        let zero_copy_bytes_min = self.setup.config.limits.zero_copy_bytes_min;
-        let connection = self.connections.get_mut(slot);
-        let offset = connection.offset as usize;
-        let zero_copy =
-            zero_copy_bytes_min > 0 && !connection.copies && batch.len() - offset >= zero_copy_bytes_min;
-        connection.sending = true;
-        connection.since = self.tick;
-        self.metrics.formats[connection.format.index()].sends_in_flight += u64::from(connection.subscribed);
-        ring.send(slot, batch, offset, zero_copy);
+        submit_send(
+            connection,
+            slot,
+            &run.batch,
+            self.tick,
+            &self.setup.config.limits,
+            &mut self.metrics,
+            ring,
+        );
     }
 
     /// Events after the cursor are gone.
@@ -163,7 +158,7 @@ impl State {
         };
         // The completion looks for news: an elevator may have passed while this waited.
         connection.missed = true;
-        self.submit_send(slot, &batch, ring);
+        submit_send(connection, slot, &batch, self.tick, &self.setup.config.limits, &mut self.metrics, ring);
         true
     }
 
@@ -197,4 +192,25 @@ impl State {
             ring.close(slot);
         }
     }
+}
+
+/// Hands a batch to the ring, from where the kernel stopped taking it. The caller has looked the connection up.
+#[inline]
+fn submit_send(
+    connection: &mut Connection,
+    slot: Slot,
+    batch: &Rc<Batch>,
+    tick: u32,
+    limits: &Limits,
+    metrics: &mut ShardMetrics,
+    ring: &mut impl EgressRing,
+) {
+    let offset = connection.offset as usize;
+    let zero_copy_bytes_min = limits.zero_copy_bytes_min;
+    let zero_copy =
+        zero_copy_bytes_min > 0 && !connection.copies && batch.len() - offset >= zero_copy_bytes_min;
+    connection.sending = true;
+    connection.since = tick;
+    metrics.formats[connection.format.index()].sends_in_flight += u64::from(connection.subscribed);
+    ring.send(slot, batch, offset, zero_copy);
 }
