@@ -22,6 +22,7 @@ mod framing;
 mod http;
 mod link;
 mod machine;
+mod outcome;
 mod process;
 mod prove;
 mod publisher;
@@ -29,7 +30,9 @@ mod receiver;
 mod report;
 mod server;
 mod stamp;
+mod target;
 mod usage;
+mod workload;
 
 /// Measures a fan-out server from outside, with the kernel's floor beside every figure.
 ///

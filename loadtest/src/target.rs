@@ -1,0 +1,70 @@
+//! The server under test, whoever it is: where to subscribe, where and how to publish, which processes to charge.
+//!
+//! Where a path or subject holds `{topic}`, the name of a topic stands in its place (see [`topic_name`]).
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// A running server.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// `fanwave`, `nchan`, `nats`, or what the user called it.
+    pub name: String,
+    /// What it calls its version.
+    pub version: String,
+    /// Processes whose CPU and memory are its cost; empty if it is not on this machine.
+    pub pids: Vec<u32>,
+    /// CPUs it is pinned to; empty if unknown.
+    pub cpus: Vec<usize>,
+    /// Where subscribers connect.
+    pub subscribe: SocketAddr,
+    /// Path of a Server-Sent Events subscription with `{topic}`; absent if it has none.
+    pub sse_path: Option<String>,
+    /// Path of a WebSocket subscription with `{topic}`; absent if it has none.
+    pub ws_path: Option<String>,
+    /// What flows over its WebSockets.
+    pub dialect: Dialect,
+    /// Where publishers connect.
+    pub publish: SocketAddr,
+    /// How events are published.
+    pub way: Way,
+    /// Path or subject of a publish with `{topic}`; unused by [`Way::Stream`].
+    pub publish_path: String,
+}
+
+/// What flows over a server's WebSockets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dialect {
+    /// A message is an event's data.
+    #[default]
+    Plain,
+    /// The NATS client protocol in binary messages; a subscriber sends CONNECT and SUB and answers PING.
+    Nats,
+}
+
+/// How events are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// One endless `POST /publish`, one NDJSON line per event (fanwave).
+    Stream,
+    /// One POST per event on a kept connection; the body is the data.
+    Post,
+    /// One WebSocket per topic; a message is an event.
+    #[value(name = "ws")]
+    WebSocket,
+    /// `PUB` of the NATS client protocol over TCP.
+    Nats,
+}
+
+/// The name of topic `index`.
+pub fn topic_name(index: usize) -> String {
+    format!("loadtest-{index}")
+}
+
+/// `pattern` with `{topic}` replaced by the name of topic `index`.
+pub fn with_topic(pattern: &str, index: usize) -> String {
+    pattern.replace("{topic}", &topic_name(index))
+}

@@ -1,0 +1,107 @@
+//! What is to be done to a server: subscribers of several kinds, events at a pace, for a time. A scenario file is a
+//! [`Workload`] in TOML.
+
+use serde::{Deserialize, Serialize};
+
+use crate::framing::Protocol;
+
+/// One workload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    /// A short name: file names and titles use it.
+    pub name: String,
+    /// One sentence: what it stands for.
+    pub about: String,
+    /// Seconds of measurement, after everybody has connected and after the warm-up.
+    pub seconds: f64,
+    /// Seconds of publishing before the measurement.
+    #[serde(default = "one")]
+    pub warm_up_seconds: f64,
+    /// Topics; connection k subscribes to topic k mod topics, event k goes to topic k mod topics.
+    #[serde(default = "one_topic")]
+    pub topics: usize,
+    /// Bytes of one event's data, the stamp included.
+    pub payload_bytes: usize,
+    /// How events come.
+    pub publish: Pace,
+    /// Who listens.
+    pub subscribers: Vec<Crowd>,
+}
+
+/// How events come, over all topics together.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields, tag = "pace")]
+pub enum Pace {
+    /// Open loop: so many events per second at even intervals, stamped with the time when each was due.
+    Rate {
+        /// Events per second.
+        per_second: f64,
+    },
+    /// Open loop: so many events at once, again and again.
+    Burst {
+        /// Events at once.
+        events: u64,
+        /// Milliseconds from one burst to the next.
+        every_ms: u64,
+    },
+    /// Closed loop: so many events are kept under way until they have arrived everywhere.
+    InFlight {
+        /// Events under way.
+        events: u64,
+    },
+    /// Nothing is published but a few events at the end, which must reach everybody.
+    Idle {},
+}
+
+/// Subscribers of one kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Crowd {
+    /// What they speak.
+    pub protocol: Protocol,
+    /// How many.
+    pub connections: usize,
+    /// Handshakes started per second while they connect; as fast as the server answers if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp_per_second: Option<f64>,
+    /// What they do once they are connected.
+    #[serde(default)]
+    pub behaviour: Behaviour,
+}
+
+/// What subscribers do once they are connected.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields, tag = "kind")]
+pub enum Behaviour {
+    /// Read everything at once and stay.
+    #[default]
+    Steady,
+    /// Read no faster than this, through a small receive buffer.
+    Slow {
+        /// Bytes per second and connection.
+        bytes_per_second: u64,
+    },
+    /// Never read after the handshake.
+    Stalled,
+    /// Leave and come back as somebody new, all together at this rate.
+    Churn {
+        /// Connections replaced per second.
+        per_second: f64,
+    },
+    /// Drop a share of the connections at once, and reconnect them at once, resuming after the last event received.
+    Storm {
+        /// Seconds from the start of the measurement to the storm.
+        at_seconds: f64,
+        /// Share of the crowd, above 0 and at most 1.
+        share: f64,
+    },
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn one_topic() -> usize {
+    1
+}
