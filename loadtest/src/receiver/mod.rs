@@ -298,7 +298,7 @@ impl Receiver {
                 | epoll::EventFlags::ET;
             epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(index as u64), flags)?;
             let splitter = (setup.audit || index == 0)
-                .then(|| Box::new((Splitter::new(setup.protocol, usize::MAX), Audit::new(1))));
+                .then(|| Box::new((Splitter::new(setup.protocol, setup.dialect, usize::MAX), Audit::new(1))));
             self.connections.push(Connection { socket, bytes: 0, splitter });
             self.handshakes.insert(index, handshake);
         }
@@ -439,7 +439,7 @@ impl Receiver {
             if let Some(split) = &mut connection.splitter {
                 split.1 = Audit::new(next);
                 if setup.protocol == Protocol::Raw {
-                    split.0 = Splitter::new(Protocol::Raw, raw_frame_bytes);
+                    split.0 = Splitter::new(Protocol::Raw, setup.dialect, raw_frame_bytes);
                 }
             }
         }
