@@ -35,7 +35,7 @@ fn histogram(median_ns: f64, count: u64, mut seed: u64) -> Histogram<u64> {
     for _ in 0..count {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let even = (seed >> 11) as f64 / (1u64 << 53) as f64;
-        let spread = (even / (1.0 - even)).max(1e-9).powf(0.34);
+        let spread = (even / (1.0 - even)).max(1e-9).powf(0.16);
         let stall = if even > 0.9995 { 3.0 } else { 1.0 };
         histogram.saturating_record((median_ns * spread * stall) as u64);
     }
