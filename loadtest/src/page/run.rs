@@ -200,8 +200,8 @@ fn tiles(outcome: &Outcome) -> Vec<Tile> {
 }
 
 fn latency_pictures(page: &mut Page, outcome: &Outcome) {
-    let mut latencies = vec![("publish → each subscriber", &outcome.each)];
-    latencies.extend(outcome.last.as_ref().map(|last| ("publish → last subscriber", last)));
+    let mut latencies = vec![("publish → each", &outcome.each)];
+    latencies.extend(outcome.last.as_ref().map(|last| ("publish → last", last)));
     page.figure(
         &percentiles("Latency by percentile", "Latency by percentile, both axes logarithmic", &latencies),
         "from the time at which an event was due; further right is the tail",
