@@ -19,10 +19,12 @@ mod audit;
 mod fleet;
 mod floor;
 mod framing;
+mod hlog;
 mod http;
 mod link;
 mod machine;
 mod outcome;
+mod page;
 mod process;
 mod prove;
 mod publisher;
@@ -31,6 +33,7 @@ mod report;
 mod server;
 mod stamp;
 mod target;
+mod unit;
 mod usage;
 mod workload;
 
@@ -48,7 +51,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// What this kernel charges for a bare send(2) loop over the same kind of sockets
+    /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind of sockets
     Floor {
         #[command(flatten)]
         common: Common,
