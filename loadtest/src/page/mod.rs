@@ -222,7 +222,8 @@ pub fn escape(text: &str) -> String {
 }
 
 fn table(caption: &str, left: usize, head: &[String], rows: &[Vec<String>]) -> String {
-    let mut text = String::from("<div class=\"scroll\" tabindex=\"0\">\n<table>\n");
+    let mut text =
+        String::from("<div class=\"scroll\" tabindex=\"0\" role=\"group\" aria-label=\"table\">\n<table>\n");
     if !caption.is_empty() {
         push(&mut text, format_args!("<caption>{}</caption>\n", escape(caption)));
     }
