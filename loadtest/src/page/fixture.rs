@@ -23,7 +23,7 @@ pub fn machine() -> Machine {
         descriptors: 20_000,
         date: "2026-11-21T06:20:00Z".into(),
         commit: Some("15b80161234a".into()),
-        command: ["loadtest", "run", "ticker", "--html", "ticker.html", "--json", "ticker.json"]
+        command: ["loadtest", "run", "ticker", "--page", "ticker.html", "--json", "ticker.json"]
             .map(str::to_owned)
             .to_vec(),
     }

@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn the_footer_says_how_to_repeat_it() {
         let html = Page::new("t", "", &machine()).html();
-        assert!(html.contains("<code>loadtest run ticker --html ticker.html --json ticker.json</code>"));
+        assert!(html.contains("<code>loadtest run ticker --page ticker.html --json ticker.json</code>"));
         assert!(html.contains("15b80161234a") && html.contains("2026-11-21T06:20:00Z"));
     }
 }
