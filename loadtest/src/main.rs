@@ -93,6 +93,13 @@ enum Command {
         #[command(flatten)]
         args: prove::isolation::IsolationArgs,
     },
+    /// CPU per delivery of this load generator, beside a bare receive loop
+    Generator {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: prove::generator::GeneratorArgs,
+    },
     /// A receiver process (started by the other commands)
     #[command(hide = true)]
     Receiver,
@@ -129,6 +136,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
         Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
+        Command::Generator { common, args } => prove::generator::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::FloorSender => floor::run()?,
         Command::Pin { cpu, parent, command } => return Err(process::become_pinned(cpu, parent, &command)),

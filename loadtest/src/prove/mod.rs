@@ -12,6 +12,7 @@ use crate::publisher::Publisher;
 
 pub mod cpu;
 pub mod floor;
+pub mod generator;
 pub mod isolation;
 pub mod leg;
 pub mod memory;
