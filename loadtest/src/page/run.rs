@@ -278,14 +278,11 @@ fn course_pictures(page: &mut Page, outcome: &Outcome) {
     let picture = lines(&plot("Memory of the kernel", about, y(), vec![Line::new("kernel", kernel)]));
     page.figure(&picture, "slab and socket buffers of the whole machine: both ends of every connection");
 
-    let first = outcome.series.first().map(|interval| interval.connections);
-    if outcome.series.iter().any(|interval| Some(interval.connections) != first) {
-        let open = course(outcome, |interval| interval.connections as f64);
-        let y = Axis::linear("connections", Unit::Count);
-        let about = "Connections open at the end of each interval";
-        let picture = lines(&plot("Connections", about, y, vec![Line::new("open", open)]));
-        page.figure(&picture, "open at the end of each interval");
-    }
+    let open = course(outcome, |interval| interval.connections as f64);
+    let y = Axis::linear("connections", Unit::Count);
+    let about = "Connections open at the end of each interval";
+    let picture = lines(&plot("Connections", about, y, vec![Line::new("open", open)]));
+    page.figure(&picture, "open at the end of each interval");
 }
 
 #[cfg(test)]
@@ -305,6 +302,7 @@ mod tests {
             "CPU of the server",
             "Memory of the server",
             "Memory of the kernel",
+            "Connections",
         ] {
             assert!(page.contains(&format!("<strong>{title}</strong>")), "{title}");
         }
