@@ -118,15 +118,17 @@ fn draw(canvas: &mut Canvas, plot: &Bars, top: f64, bottom: f64) {
     let ticks = nice_ticks(plot.unit, 0.0, largest, 5);
     let scale = Scale::new((0.0, ticks[ticks.len() - 1]), false, (left, right));
     axis(canvas, plot, &ticks, &scale, (top, bottom));
+    let mut values = Vec::new();
     let mut y = top;
     for group in &plot.groups {
         if !group.label.is_empty() {
-            canvas.text("group", Anchor::Start, (0.0, y + 15.0), &shortened(&group.label, 70));
+            canvas.text("group", Anchor::Start, (0.0, y + 15.0), &shortened(&group.label, 56));
             y += HEADING;
         }
         for bar in &group.bars {
             let series = names.iter().position(|name| *name == bar.name).unwrap_or(0);
-            draw_bar(canvas, plot.unit, &scale, (left, y), series, bar);
+            let end = draw_bar(canvas, &scale, (left, y), series, bar);
+            values.push(((end + 5.0, y + BAR / 2.0 + 4.0), plot.unit.show(bar.value)));
             y += PITCH;
         }
         y += GAP;
@@ -136,6 +138,10 @@ fn draw(canvas: &mut Canvas, plot: &Bars, top: f64, bottom: f64) {
         canvas.line("limit", (x, top - 4.0), (x, bottom));
         let (anchor, shift) = if x > WIDTH / 2.0 { (Anchor::End, 4.0) } else { (Anchor::Start, -4.0) };
         canvas.text("limit-name", anchor, (x + shift, top - 8.0), &shortened(name, 40));
+    }
+    // Above all lines, so that they stay readable.
+    for (place, value) in values {
+        canvas.text("value", Anchor::Start, place, &value);
     }
 }
 
@@ -152,10 +158,11 @@ fn axis(canvas: &mut Canvas, plot: &Bars, ticks: &[f64], scale: &Scale, (top, bo
         }
     }
     let middle = (scale.at(0.0) + scale.at(ticks[ticks.len() - 1])) / 2.0;
-    canvas.text("axis", Anchor::Middle, (middle, bottom + 33.0), &shortened(&plot.label, 62));
+    canvas.text("axis", Anchor::Middle, (middle, bottom + 33.0), &shortened(&plot.label, 48));
 }
 
-fn draw_bar(canvas: &mut Canvas, unit: Unit, scale: &Scale, (left, y): (f64, f64), series: usize, bar: &Bar) {
+/// Draws a bar with its name and whisker; gives where both end.
+fn draw_bar(canvas: &mut Canvas, scale: &Scale, (left, y): (f64, f64), series: usize, bar: &Bar) -> f64 {
     let middle = y + BAR / 2.0;
     canvas.text("name", Anchor::End, (left - 6.0, middle + 4.0), &shortened(&bar.name, NAME_MAX));
     let mut end = scale.at(0.0);
@@ -170,7 +177,7 @@ fn draw_bar(canvas: &mut Canvas, unit: Unit, scale: &Scale, (left, y): (f64, f64
         canvas.line("whisker", (to, middle - 4.0), (to, middle + 4.0));
         end = end.max(to);
     }
-    canvas.text("value", Anchor::Start, (end + 5.0, middle + 4.0), &unit.show(bar.value));
+    end
 }
 
 fn figures(plot: &Bars) -> (Vec<String>, Vec<Vec<String>>) {
