@@ -153,7 +153,11 @@ fn a_server_that_is_absent_incomplete_or_ends_early_is_told_with_the_reason() {
 fn a_server_that_refuses_or_speaks_another_protocol_is_told_by_its_name() {
     let place = Place::new("refuses");
     let fanwave = place.script("fanwave", &ready_at(1));
-    let error = failure(&place.among_scripts(&with_tiny(&["--server", fanwave.to_str().expect("UTF-8"), "--rivals"])));
+    let error = failure(&place.among_scripts(&with_tiny(&[
+        "--server",
+        fanwave.to_str().expect("UTF-8"),
+        "--rivals",
+    ])));
     assert!(error.contains("fanwave") && error.contains("is the server running?"), "{error}");
 
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -166,7 +170,11 @@ fn a_server_that_refuses_or_speaks_another_protocol_is_told_by_its_name() {
         }
     });
     let fanwave = place.script("fanwave", &ready_at(port));
-    let error = failure(&place.among_scripts(&with_tiny(&["--server", fanwave.to_str().expect("UTF-8"), "--rivals"])));
+    let error = failure(&place.among_scripts(&with_tiny(&[
+        "--server",
+        fanwave.to_str().expect("UTF-8"),
+        "--rivals",
+    ])));
     assert!(error.contains("fanwave") && error.contains("SSH-2.0"), "{error}");
 }
 
@@ -200,11 +208,13 @@ fn rival_comparison_is_complete_and_leaves_nothing_behind() {
     };
     assert_eq!(names(&results["servers"]), ["fanwave", "nchan", "nats"]);
     let cells = results["cells"].as_array().expect("cells");
-    let shape: Vec<_> = cells.iter().map(|cell| (cell["protocol"].as_str(), cell["in_flight"].as_u64())).collect();
+    let shape: Vec<_> =
+        cells.iter().map(|cell| (cell["protocol"].as_str(), cell["in_flight"].as_u64())).collect();
     let (sse, ws) = (Some("sse"), Some("ws"));
     assert_eq!(shape, [(sse, Some(1)), (sse, Some(4)), (ws, Some(1)), (ws, Some(4))]);
     for cell in cells {
-        let all = if cell["protocol"] == "sse" { &["fanwave", "nchan"][..] } else { &["fanwave", "nchan", "nats"] };
+        let all =
+            if cell["protocol"] == "sse" { &["fanwave", "nchan"][..] } else { &["fanwave", "nchan", "nats"] };
         assert_eq!(names(&cell["servers"]), all);
         for column in cell["servers"].as_array().expect("columns") {
             assert!(column["us_per_delivery"]["median"].as_f64().is_some_and(|us| us > 0.0), "{column}");
@@ -214,7 +224,9 @@ fn rival_comparison_is_complete_and_leaves_nothing_behind() {
     }
     let memory = results["memory"].as_array().expect("readings");
     assert_eq!(memory.len(), 5);
-    assert!(memory.iter().all(|reading| reading["at_many"]["rss_own"].as_u64().is_some_and(|bytes| bytes > 0)));
+    assert!(
+        memory.iter().all(|reading| reading["at_many"]["rss_own"].as_u64().is_some_and(|bytes| bytes > 0))
+    );
 
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(table.contains("no Server-Sent Events"), "{table}");
