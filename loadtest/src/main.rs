@@ -52,6 +52,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// fanwave and its rivals under the same workload, beside the floor
+    Compare {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: compare::CompareArgs,
+    },
     /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind of sockets
     Floor {
         #[command(flatten)]
@@ -94,12 +101,12 @@ enum Command {
         #[command(flatten)]
         args: prove::isolation::IsolationArgs,
     },
-    /// fanwave and its rivals under the same workload, beside the floor
-    Compare {
+    /// CPU per delivery of this load generator, beside a bare receive loop
+    Generator {
         #[command(flatten)]
         common: Common,
         #[command(flatten)]
-        args: compare::CompareArgs,
+        args: prove::generator::GeneratorArgs,
     },
     /// A receiver process (started by the other commands)
     #[command(hide = true)]
@@ -134,13 +141,14 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
         Command::Floor { common, args } => prove::floor::run(&bench(common)?, &args)?,
         Command::Cpu { common, args } => prove::cpu::run(&bench(common)?, &args)?,
         Command::Syscalls { common, args } => prove::syscalls::run(&bench(common)?, &args)?,
         Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
         Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
-        Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
+        Command::Generator { common, args } => prove::generator::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),
         Command::FloorSender => floor::run()?,
