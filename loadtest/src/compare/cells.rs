@@ -314,7 +314,8 @@ impl Column {
 impl Cell {
     /// The cell in words.
     pub fn name(&self) -> String {
-        format!("{}, {} in flight", self.protocol.label(), self.in_flight)
+        let connections = grouped(self.connections as u64);
+        format!("{}, {connections} connections, {} in flight", self.protocol.label(), self.in_flight)
     }
 
     /// What makes its figures doubtful.

@@ -40,9 +40,9 @@ pub struct CompareArgs {
     /// What the subscribers speak
     #[arg(long, value_delimiter = ',', default_value = "sse,ws")]
     protocol: Vec<Protocol>,
-    /// Subscribers of each server
-    #[arg(long, default_value_t = 1_000)]
-    connections: usize,
+    /// Subscribers of each server, one series of cells for each number
+    #[arg(long, value_delimiter = ',', default_value = "1000")]
+    connections: Vec<usize>,
     /// Bytes of an event's data
     #[arg(long, value_name = "BYTES", default_value_t = 200)]
     size: usize,
@@ -90,7 +90,7 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     let choices = choices(args);
     let plan = cells::Plan {
         protocol: Protocol::Sse,
-        connections: args.connections,
+        connections: 0,
         payload_bytes: args.size,
         in_flight: &args.in_flight,
         rounds: args.pairs,
@@ -104,10 +104,13 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
         memory: Vec::new(),
         warnings: Vec::new(),
     };
-    for &protocol in &args.protocol {
-        let (servers, cells) = cells::series(bench, &choices, &cells::Plan { protocol, ..plan })?;
-        outcome.servers = servers;
-        outcome.cells.extend(cells);
+    for &connections in &args.connections {
+        for &protocol in &args.protocol {
+            let plan = cells::Plan { protocol, connections, ..plan };
+            let (servers, cells) = cells::series(bench, &choices, &plan)?;
+            outcome.servers = servers;
+            outcome.cells.extend(cells);
+        }
     }
     for &protocol in &args.protocol {
         for choice in &choices {
@@ -127,7 +130,7 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
 
 /// Refuses impossible options; gives the connections of the two readings of memory.
 fn check(args: &CompareArgs) -> Result<(usize, usize)> {
-    if args.pairs == 0 || args.connections == 0 || args.in_flight.contains(&0) {
+    if args.pairs == 0 || args.connections.contains(&0) || args.in_flight.contains(&0) {
         bail!("--pairs, --connections and --in-flight are at least 1");
     }
     if args.size < STAMP_BYTES {
