@@ -16,6 +16,7 @@ use machine::Machine;
 use prove::{Bench, Common};
 
 mod audit;
+mod compare;
 mod fleet;
 mod floor;
 mod framing;
@@ -51,6 +52,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// fanwave and its rivals under the same workload, beside the floor
+    Compare {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: compare::CompareArgs,
+    },
     /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind of sockets
     Floor {
         #[command(flatten)]
@@ -133,6 +141,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
         Command::Floor { common, args } => prove::floor::run(&bench(common)?, &args)?,
         Command::Cpu { common, args } => prove::cpu::run(&bench(common)?, &args)?,
         Command::Syscalls { common, args } => prove::syscalls::run(&bench(common)?, &args)?,
