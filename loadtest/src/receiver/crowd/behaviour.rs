@@ -32,6 +32,7 @@ impl Crowd {
         let now = now_ns();
         let returns = !self.started;
         (self.started, self.stopped) = (true, false);
+        self.timers.retain(|Reverse((_, task))| !matches!(task, Task::Churn | Task::Storm));
         match self.setup.behaviour {
             Behaviour::Churn { .. } if churn_per_second > 0.0 => {
                 self.churn = Some(Churn { start_ns: now, per_second: churn_per_second, due: 0 });
