@@ -28,6 +28,7 @@ mod prove;
 mod publisher;
 mod receiver;
 mod report;
+mod scenario;
 mod server;
 mod stamp;
 mod target;
