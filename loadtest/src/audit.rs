@@ -23,12 +23,21 @@ pub struct Findings {
     pub out_of_order: u64,
     /// Events without a stamp: not from this publisher.
     pub foreign: u64,
+    /// Notices of the server that events are missing; what a notice covers is not lost.
+    #[serde(default)]
+    pub gaps_told: u64,
 }
 
 impl Findings {
-    /// True if every event that arrived was the expected one.
+    /// Events that arrived wrongly or not at all without being told of.
+    pub fn faults(&self) -> u64 {
+        self.lost + self.duplicated + self.out_of_order + self.foreign
+    }
+
+    /// True if every event that arrived was the expected one. Subscribers that resume may be told of gaps: for those
+    /// [`faults`](Self::faults) is what counts.
     pub fn clean(&self) -> bool {
-        self.lost == 0 && self.duplicated == 0 && self.out_of_order == 0 && self.foreign == 0
+        self.faults() == 0 && self.gaps_told == 0
     }
 
     /// Adds the counts of other connections.
@@ -38,6 +47,7 @@ impl Findings {
         self.duplicated += other.duplicated;
         self.out_of_order += other.out_of_order;
         self.foreign += other.foreign;
+        self.gaps_told += other.gaps_told;
     }
 }
 

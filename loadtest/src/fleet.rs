@@ -12,7 +12,10 @@ use hdrhistogram::Histogram;
 use crate::framing::Protocol;
 use crate::link::{self, Link};
 use crate::process::sockets_per_process_max;
+pub use crate::receiver::LastArrival;
 use crate::receiver::{Order, Setup, Totals, Word, latency_histogram};
+use crate::target::Dialect;
+use crate::workload::Behaviour;
 
 /// The longest silence of a receiver that opens connections; it reports a stuck opening itself, earlier.
 const OPEN_LIMIT: Duration = Duration::from_secs(300);
@@ -28,16 +31,68 @@ pub struct FleetPlan {
     pub target: SocketAddr,
     /// What to speak.
     pub protocol: Protocol,
-    /// Path and query of the request.
+    /// What flows over its WebSockets.
+    pub dialect: Dialect,
+    /// Path and query of the request; may hold `{topic}`.
     pub path: String,
+    /// Topics: connection k, counted over all fleets, subscribes to topic k mod topics. At least 1.
+    pub topics: usize,
     /// Number of the first connection: fleets of one run use different source addresses.
     pub first: usize,
     /// CPU of the receivers.
     pub cpu: Option<usize>,
     /// Check every connection and record latencies.
     pub audit: bool,
-    /// Never read, with this receive buffer in bytes.
-    pub stalled_buffer: Option<usize>,
+    /// What the subscribers do once they are connected.
+    pub behaviour: Behaviour,
+    /// Handshakes started per second while they connect; as fast as the server answers if absent.
+    pub ramp_per_second: Option<f64>,
+    /// Receive buffer of each socket in bytes; the system's own (small ones for slow and stalled readers) if absent.
+    pub receive_buffer: Option<usize>,
+}
+
+impl FleetPlan {
+    /// Steady, unaudited subscribers of one topic; the rest is set by struct update.
+    pub fn steady(target: SocketAddr, protocol: Protocol, path: String) -> FleetPlan {
+        FleetPlan {
+            target,
+            protocol,
+            dialect: Dialect::Plain,
+            path,
+            topics: 1,
+            first: 0,
+            cpu: None,
+            audit: false,
+            behaviour: Behaviour::Steady,
+            ramp_per_second: None,
+            receive_buffer: None,
+        }
+    }
+}
+
+/// What happened since the last sample, over all receivers.
+#[derive(Debug, Clone, Default)]
+pub struct Sample {
+    /// Deliveries.
+    pub events: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Connections open now.
+    pub connections: u64,
+    /// From the stamp to each subscriber: nanoseconds and count; empty without audit.
+    pub latencies: Vec<(u64, u64)>,
+    /// Events that have reached all of the fleet's connections of their topic; only with audit and steady subscribers.
+    pub lasts: Vec<LastArrival>,
+    /// How many events each of `lasts` stands for: 1 unless there are too many to tell.
+    pub lasts_weight: u64,
+    /// Handshakes that ended.
+    pub opened: u64,
+    /// From the connect to the response head: nanoseconds and count.
+    pub handshakes: Vec<(u64, u64)>,
+    /// Connections that the server ended.
+    pub closed_by_server: u64,
+    /// CPU nanoseconds of the receivers.
+    pub cpu_ns: u64,
 }
 
 struct Member {
@@ -114,10 +169,13 @@ impl Fleet {
         link.send(&Order::Setup(Setup {
             target: self.plan.target,
             protocol: self.plan.protocol,
+            dialect: self.plan.dialect,
             path: self.plan.path.clone(),
+            topics: self.plan.topics,
             first: self.plan.first + self.connections(),
             audit: self.plan.audit,
-            stalled_buffer: self.plan.stalled_buffer,
+            behaviour: self.plan.behaviour,
+            receive_buffer: self.plan.receive_buffer,
         }))?;
         self.members.push(Member { link, connections: 0, complete: 0, answer: None });
         Ok(())
@@ -218,6 +276,23 @@ impl Fleet {
             }
         }
         Ok(merged)
+    }
+
+    /// The measurement begins: the clocks of churn and storm start here, and whoever the server has closed or will
+    /// close comes back.
+    pub fn start(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Churn ends and everybody who should reconnects; waits until all have.
+    pub fn stop(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What happened since the last sample.
+    pub fn sample(&mut self) -> Result<Sample> {
+        let totals = self.report(0)?.totals;
+        Ok(Sample { connections: totals.connections as u64, lasts_weight: 1, ..Sample::default() })
     }
 
     /// The counters, after checking that `events` arrived on every connection to the byte. A fleet with audit must

@@ -144,13 +144,9 @@ impl Floor {
         };
         sender.send(&Order::Accept { connections })?;
         let mut fleet = Fleet::new(FleetPlan {
-            target,
-            protocol: Protocol::Raw,
-            path: String::new(),
             first,
             cpu: Some(receiver_cpu),
-            audit: false,
-            stalled_buffer: None,
+            ..FleetPlan::steady(target, Protocol::Raw, String::new())
         });
         fleet.open(connections)?;
         match sender.next(Instant::now() + ANSWER_LIMIT)? {

@@ -21,7 +21,8 @@ pub struct Target {
     pub subscribe: SocketAddr,
     /// Path of a Server-Sent Events subscription with `{topic}`; absent if it has none.
     pub sse_path: Option<String>,
-    /// Path of a WebSocket subscription with `{topic}`; absent if it has none.
+    /// Path of a WebSocket subscription with `{topic}`; absent if it has none. With [`Dialect::Nats`] the subject is the
+    /// path without its first slash.
     pub ws_path: Option<String>,
     /// What flows over its WebSockets.
     pub dialect: Dialect,
@@ -57,6 +58,10 @@ pub enum Way {
     WebSocket,
     /// `PUB` of the NATS client protocol over TCP.
     Nats,
+    /// A program of the user's own, run by `sh -c`: the data of one event per line on its standard input. The path of
+    /// the publish is the command; where it holds `{topic}`, every topic has a process of its own.
+    #[value(skip)]
+    Command,
 }
 
 /// The name of topic `index`.

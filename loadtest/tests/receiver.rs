@@ -31,7 +31,7 @@ impl Receiver {
         let mut receiver = Receiver { child, stdin, stdout };
         receiver.order(json!({
             "do": "setup", "target": target.to_string(), "protocol": protocol, "path": "/x", "first": 0,
-            "audit": audit, "stalled_buffer": null,
+            "audit": audit, "dialect": "plain", "topics": 1, "behaviour": {"kind": "steady"}, "receive_buffer": null,
         }));
         receiver
     }
@@ -142,7 +142,7 @@ fn a_stream_without_faults_is_clean_on_every_connection_and_exact_to_the_byte() 
         for field in ["bytes_min", "bytes_max", "scout_bytes"] {
             assert_eq!(report[field], stream.len(), "{protocol} {field}");
         }
-        let findings = json!({"events": 36, "lost": 0, "duplicated": 0, "out_of_order": 0, "foreign": 0});
+        let findings = json!({"events": 36, "lost": 0, "duplicated": 0, "out_of_order": 0, "foreign": 0, "gaps_told": 0});
         assert_eq!(report["findings"], findings, "{protocol}");
         assert!(!report["latencies"].as_array().expect("a list").is_empty());
     }
@@ -197,7 +197,8 @@ fn each_planted_loss_duplicate_swap_and_stray_event_is_in_the_report() {
             break report;
         }
     };
-    let findings = json!({"events": 21, "lost": 1, "duplicated": 1, "out_of_order": 1, "foreign": 1});
+    let findings =
+        json!({"events": 21, "lost": 1, "duplicated": 1, "out_of_order": 1, "foreign": 1, "gaps_told": 0});
     assert_eq!(report["findings"], findings);
     assert_ne!(report["bytes_min"], report["bytes_max"]);
 }

@@ -130,13 +130,9 @@ fn series(
 ) -> Result<Vec<Cell>> {
     let common = &bench.common;
     let mut fleet = Fleet::new(FleetPlan {
-        target: server.listen,
-        protocol,
-        path: path(protocol),
-        first: 0,
         cpu: Some(common.receiver_cpu),
         audit: args.audit,
-        stalled_buffer: None,
+        ..FleetPlan::steady(server.listen, protocol, path(protocol))
     });
     fleet.open(connections)?;
     let mut floor = Floor::start(connections, common.sender_cpu, common.receiver_cpu, FLOOR_FIRST)?;

@@ -19,6 +19,7 @@ use crate::report::{Spread, grouped, progress, save, say, table};
 use crate::server::Server;
 use crate::stamp::now_ns;
 use crate::usage::Memory;
+use crate::workload::Behaviour;
 
 /// Receive buffer of the stalled reader; the kernel doubles it.
 const STALLED_BUFFER_BYTES: usize = 4_096;
@@ -115,17 +116,17 @@ fn leg(
     time: Duration,
 ) -> Result<Leg> {
     let plan = FleetPlan {
-        target: server.listen,
-        protocol,
-        path: path(protocol),
-        first: 0,
         cpu: Some(bench.common.receiver_cpu),
         audit: true,
-        stalled_buffer: None,
+        ..FleetPlan::steady(server.listen, protocol, path(protocol))
     };
     let mut healthy = Fleet::new(plan.clone());
-    let mut sleeper =
-        Fleet::new(FleetPlan { first: STALLED_FIRST, stalled_buffer: Some(STALLED_BUFFER_BYTES), ..plan });
+    let mut sleeper = Fleet::new(FleetPlan {
+        first: STALLED_FIRST,
+        behaviour: Behaviour::Stalled,
+        receive_buffer: Some(STALLED_BUFFER_BYTES),
+        ..plan
+    });
     // The stalled reader stands in the middle of the others.
     healthy.open(args.connections / 2)?;
     if stalled {

@@ -103,13 +103,9 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
 fn read(bench: &Bench, args: &MemoryArgs, server: &Server, protocol: Protocol) -> Result<Reading> {
     let empty = settled(server)?;
     let mut fleet = Fleet::new(FleetPlan {
-        target: server.listen,
-        protocol,
-        path: path(protocol),
-        first: 0,
         cpu: Some(bench.common.receiver_cpu),
         audit: true,
-        stalled_buffer: None,
+        ..FleetPlan::steady(server.listen, protocol, path(protocol))
     });
     fleet.open(args.few)?;
     let at_few = settled(server)?;

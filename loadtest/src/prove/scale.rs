@@ -109,13 +109,9 @@ fn measure(args: &ScaleArgs, server: &Server) -> Result<Outcome> {
         let connections = args.connections / parts + usize::from(at < args.connections % parts);
         progress(&format!("opening {} {} connections", grouped(connections as u64), protocol.label()));
         let mut fleet = Fleet::new(FleetPlan {
-            target: server.listen,
-            protocol,
-            path: path(protocol),
             first,
-            cpu: None,
             audit: true,
-            stalled_buffer: None,
+            ..FleetPlan::steady(server.listen, protocol, path(protocol))
         });
         fleet.open(connections)?;
         first += connections;

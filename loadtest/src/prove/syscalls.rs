@@ -111,13 +111,8 @@ fn table_of(rows: &[Vec<String>]) {
 
 fn count(bench: &Bench, args: &SyscallsArgs, server: &Server, protocol: Protocol) -> Result<Vec<Calls>> {
     let mut fleet = Fleet::new(FleetPlan {
-        target: server.listen,
-        protocol,
-        path: path(protocol),
-        first: 0,
         cpu: Some(bench.common.receiver_cpu),
-        audit: false,
-        stalled_buffer: None,
+        ..FleetPlan::steady(server.listen, protocol, path(protocol))
     });
     fleet.open(args.connections)?;
     let mut publisher = Publisher::connect(server.control, Way::Stream, TOPIC, args.size)?;

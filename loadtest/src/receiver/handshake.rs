@@ -14,6 +14,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use super::Setup;
 use crate::framing::Protocol;
+use crate::target::with_topic;
+use crate::workload::Behaviour;
 
 /// The floor's answer to any request head: as long as a WebSocket server's, so that its sockets have lived through the same.
 pub const FLOOR_HEAD: &[u8] =
@@ -43,20 +45,31 @@ pub enum Step {
     Done(Vec<u8>),
 }
 
-/// Begins a connection. Loopback targets get the `block`th source address of 127.0.0.0/8, so that ports do not run out.
-pub fn start(setup: &Setup, block: usize) -> Result<(OwnedFd, Handshake)> {
+/// One connection to be opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    /// Index of the topic.
+    pub topic: usize,
+    /// Which source address of 127.0.0.0/8 a loopback target sees, so that ports do not run out.
+    pub block: usize,
+    /// The id after which an event stream resumes.
+    pub last_event_id: Option<&'a str>,
+}
+
+/// Begins a connection.
+pub fn start(setup: &Setup, attempt: Attempt<'_>) -> Result<(OwnedFd, Handshake)> {
     let family = if setup.target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))
         .context("opening a socket: too many descriptors are open")?;
     rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
-    if let Some(bytes) = setup.stalled_buffer {
+    if let Some(bytes) = setup.receive_buffer {
         rustix::net::sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
     }
     if let IpAddr::V4(target) = setup.target.ip()
         && target.is_loopback()
     {
-        let source = SocketAddr::from((source_address(block)?, 0));
+        let source = SocketAddr::from((source_address(attempt.block)?, 0));
         rustix::net::bind(&socket, &source)
             .with_context(|| format!("no free port at source address {source}"))?;
     }
@@ -64,7 +77,7 @@ pub fn start(setup: &Setup, block: usize) -> Result<(OwnedFd, Handshake)> {
         Ok(()) | Err(Errno::INPROGRESS) => {}
         Err(error) => return Err(refused(setup, error)),
     }
-    Ok((socket, Handshake { request: request(setup), head: Vec::new() }))
+    Ok((socket, Handshake { request: request(setup, attempt), head: Vec::new() }))
 }
 
 fn refused(setup: &Setup, error: Errno) -> anyhow::Error {
@@ -80,11 +93,14 @@ fn source_address(block: usize) -> Result<Ipv4Addr> {
     Ok(Ipv4Addr::new(127, 1 + (number >> 16) as u8, (number >> 8) as u8, number as u8))
 }
 
-fn request(setup: &Setup) -> Vec<u8> {
-    let (path, host) = (&setup.path, setup.target);
+fn request(setup: &Setup, attempt: Attempt<'_>) -> Vec<u8> {
+    let (path, host) = (with_topic(&setup.path, attempt.topic), setup.target);
     match setup.protocol {
         Protocol::Sse => {
-            format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n").into_bytes()
+            let resume =
+                attempt.last_event_id.map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
+            format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n{resume}\r\n")
+                .into_bytes()
         }
         Protocol::Ws | Protocol::Raw => format!(
             "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -108,7 +124,7 @@ impl Handshake {
             }
         }
         // A stalled reader shall leave the stream's bytes in the socket: it reads the head in small pieces.
-        let piece = if setup.stalled_buffer.is_some() { 1 } else { buffer.len() };
+        let piece = if setup.behaviour == Behaviour::Stalled { 1 } else { buffer.len() };
         loop {
             match rustix::net::recv(socket, &mut buffer[..piece], RecvFlags::empty()) {
                 Ok((0, _)) => bail!("{} closed within the handshake{}", setup.target, self.said()),

@@ -28,10 +28,12 @@ use crate::audit::{Audit, Findings};
 use crate::framing::{Protocol, Splitter};
 use crate::link::{Lines, write_line};
 use crate::stamp::now_ns;
+use crate::target::Dialect;
+use crate::workload::Behaviour;
 
 pub mod handshake;
 
-use handshake::{Handshake, Step};
+use handshake::{Attempt, Handshake, Step};
 
 /// The shared read buffer. Larger than what a socket holds under the largest burst, so one read drains it.
 const READ_BYTES: usize = 1 << 20;
@@ -80,14 +82,33 @@ pub struct Setup {
     pub target: SocketAddr,
     /// What to speak.
     pub protocol: Protocol,
-    /// Path and query of the request; unused for [`Protocol::Raw`].
+    /// What flows over its WebSockets.
+    pub dialect: Dialect,
+    /// Path and query of the request, perhaps with `{topic}`; unused for [`Protocol::Raw`].
     pub path: String,
-    /// Number of the first connection over all receivers: spreads the source addresses.
+    /// Topics, at least 1.
+    pub topics: usize,
+    /// Number of the first connection over all receivers: spreads topics and source addresses.
     pub first: usize,
     /// Check every connection and record latencies.
     pub audit: bool,
-    /// Never read after the handshake, with this receive buffer in bytes.
-    pub stalled_buffer: Option<usize>,
+    /// What the subscribers do once they are connected.
+    pub behaviour: Behaviour,
+    /// Receive buffer of each socket in bytes.
+    pub receive_buffer: Option<usize>,
+}
+
+/// When an event had reached all connections of its topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastArrival {
+    /// Sequence within its topic, from 1.
+    pub event: u64,
+    /// Its topic.
+    pub topic: usize,
+    /// The time in its stamp.
+    pub stamp_ns: u64,
+    /// When it reached the last of them.
+    pub arrival_ns: u64,
 }
 
 /// What a receiver says.
@@ -264,8 +285,13 @@ impl Receiver {
         let setup = self.setup.as_ref().context("no setup was given")?;
         while self.connections.len() < opening.until && self.handshakes.len() < HANDSHAKES_MAX {
             let index = self.connections.len();
-            let block = (setup.first + index) / SOCKETS_PER_ADDRESS;
-            let (socket, handshake) = handshake::start(setup, block)?;
+            let number = setup.first + index;
+            let attempt = Attempt {
+                topic: number % setup.topics,
+                block: number / SOCKETS_PER_ADDRESS,
+                last_event_id: None,
+            };
+            let (socket, handshake) = handshake::start(setup, attempt)?;
             let flags = epoll::EventFlags::IN
                 | epoll::EventFlags::OUT
                 | epoll::EventFlags::RDHUP
@@ -317,7 +343,7 @@ impl Receiver {
         if let Some(opening) = &mut self.opening {
             opening.moved = Instant::now();
         }
-        if setup.stalled_buffer.is_some() {
+        if setup.behaviour == Behaviour::Stalled {
             epoll::delete(&self.epoll, socket)?;
             return Ok(());
         }
