@@ -16,13 +16,16 @@ use machine::Machine;
 use prove::{Bench, Common};
 
 mod audit;
+mod compare;
 mod fleet;
 mod floor;
 mod framing;
+mod hlog;
 mod http;
 mod link;
 mod machine;
 mod outcome;
+mod page;
 mod process;
 mod prove;
 mod publisher;
@@ -32,6 +35,7 @@ mod scenario;
 mod server;
 mod stamp;
 mod target;
+mod unit;
 mod usage;
 mod workload;
 
@@ -91,6 +95,13 @@ enum Command {
         #[command(flatten)]
         args: prove::isolation::IsolationArgs,
     },
+    /// fanwave and its rivals under the same workload, beside the floor
+    Compare {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: compare::CompareArgs,
+    },
     /// A receiver process (started by the other commands)
     #[command(hide = true)]
     Receiver,
@@ -127,6 +138,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
         Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
+        Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::FloorSender => floor::run()?,
         Command::Pin { cpu, parent, command } => return Err(process::become_pinned(cpu, parent, &command)),

@@ -73,9 +73,10 @@ pub struct Running {
 
 enum Process {
     Fanwave(Server),
-    // The program goes before its directory.
+    // Dropped in this order: the program, what may be left of it, its directory.
     Rival {
         program: Program,
+        _guard: Option<nchan::Guard>,
         _scratch: scratch::Scratch,
     },
     /// Not ours: it runs on when we are done.
@@ -126,7 +127,7 @@ impl Running {
     pub fn stop(self) -> Result<()> {
         match self.process {
             Process::Fanwave(server) => server.stop(),
-            Process::Rival { mut program, _scratch } => program.stop(|status| status.code().is_some()),
+            Process::Rival { mut program, .. } => program.stop(|status| status.code().is_some()),
             Process::Custom => Ok(()),
         }
     }
