@@ -102,7 +102,8 @@ impl Crowds {
             member.fleet.zero(1, 0)?;
         }
         let steady = members.iter().filter(|member| member.is_steady());
-        let groups = steady.map(|member| Group { first: member.first, connections: member.crowd.connections });
+        let groups =
+            steady.map(|member| Group { first: member.first, connections: member.crowd.connections });
         let lasts = Lasts::new(workload.topics, groups.collect());
         Ok(Crowds { members, topics: workload.topics, lasts })
     }
@@ -217,14 +218,23 @@ mod tests {
 
     #[test]
     fn what_is_owed_is_what_counting_one_by_one_gives() {
-        for (topics, first, connections, from, to) in
-            [(1, 0, 10, 0, 7), (3, 0, 10, 0, 7), (3, 2, 4, 2, 9), (5, 7, 3, 1, 100), (4, 1, 0, 0, 9), (2, 5, 9, 3, 3)]
-        {
+        for (topics, first, connections, from, to) in [
+            (1, 0, 10, 0, 7),
+            (3, 0, 10, 0, 7),
+            (3, 2, 4, 2, 9),
+            (5, 7, 3, 1, 100),
+            (4, 1, 0, 0, 9),
+            (2, 5, 9, 3, 3),
+        ] {
             let counted: usize = (from + 1..=to)
                 .map(|event| (event as usize - 1) % topics)
                 .map(|topic| (first..first + connections).filter(|k| k % topics == topic).count())
                 .sum();
-            assert_eq!(owed(topics, first, connections, from, to), counted as u64, "{topics} {first} {connections}");
+            assert_eq!(
+                owed(topics, first, connections, from, to),
+                counted as u64,
+                "{topics} {first} {connections}"
+            );
         }
     }
 }

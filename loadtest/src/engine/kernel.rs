@@ -35,7 +35,10 @@ mod tests {
 
     #[test]
     fn slab_and_queues_are_read_from_their_lines() {
-        assert_eq!(slab_bytes("MemTotal: 9 kB\nSlab:             614784 kB\nSReclaimable: 1 kB\n"), Some(629_538_816));
+        assert_eq!(
+            slab_bytes("MemTotal: 9 kB\nSlab:             614784 kB\nSReclaimable: 1 kB\n"),
+            Some(629_538_816)
+        );
         assert_eq!(slab_bytes("MemTotal: 9 kB\n"), None);
         let sockstat = "sockets: used 9\nTCP: inuse 6 orphan 0 tw 3 alloc 6 mem 109\nUDP: inuse 0 mem 7\n";
         assert_eq!(queued_pages(sockstat), Some(109));

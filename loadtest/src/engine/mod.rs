@@ -279,9 +279,9 @@ impl Stage<'_> {
             self.look(course.as_deref_mut())?;
             let now = self.crowds.complete();
             // Deliveries count as movement too: the last of many connections may be long in coming.
-            let delivering = course.as_ref().is_some_and(|course| {
-                course.series.last().is_some_and(|interval| interval.deliveries > 0)
-            });
+            let delivering = course
+                .as_ref()
+                .is_some_and(|course| course.series.last().is_some_and(|interval| interval.deliveries > 0));
             if now > seen || delivering {
                 moved = Instant::now();
             }
@@ -292,7 +292,8 @@ impl Stage<'_> {
 
     /// Lets those who came back reach the head.
     fn catch_up(&mut self, workload: &Workload) -> Result<()> {
-        let comes_back = |behaviour: &Behaviour| matches!(behaviour, Behaviour::Churn { .. } | Behaviour::Storm { .. });
+        let comes_back =
+            |behaviour: &Behaviour| matches!(behaviour, Behaviour::Churn { .. } | Behaviour::Storm { .. });
         if !workload.subscribers.iter().any(|crowd| comes_back(&crowd.behaviour)) {
             return Ok(());
         }
@@ -329,7 +330,8 @@ impl Course {
         let each = |after: u64, before: u64| (after as f64 - before as f64) / connections as f64;
         Some(Cost {
             cpu: cpu_ns as f64 / 1e9,
-            us_per_delivery: (deliveries > 0).then(|| (cpu_ns - quiet.cpu_ns) as f64 / 1e3 / deliveries as f64),
+            us_per_delivery: (deliveries > 0)
+                .then(|| (cpu_ns - quiet.cpu_ns) as f64 / 1e3 / deliveries as f64),
             rss_empty,
             rss_connected,
             rss_max: self.sums.rss_max.max(rss_connected),
