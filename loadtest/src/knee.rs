@@ -11,14 +11,14 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use crate::engine::verdict::{condemned, generator_full, publisher_late};
+use crate::engine::verdict::{condemned, generator_full, publisher_short};
 use crate::engine::{EngineOptions, measure};
-use crate::outcome::Outcome;
+use crate::outcome::{Interval, Outcome};
 use crate::page::svg::{Axis, Line, Lines, lines};
 use crate::page::{Notice, Page};
 use crate::prove::Bench;
 use crate::report::{grouped, progress, save, say, table};
-use crate::run::Files;
+use crate::run::{Files, shards_for};
 use crate::scenario::{self, Overrides};
 use crate::server::{self, ServerChoice};
 use crate::unit::Unit;
@@ -32,6 +32,10 @@ const STEPS_MAX: usize = 32;
 const BEHIND_SHARE: f64 = 0.25;
 /// Waiting that is no sign of falling behind, whatever the step's length.
 const BEHIND_SECONDS_MIN: f64 = 0.7;
+/// Steps warm up briefly: each is like the one before, but for its rate.
+const WARM_UP_SECONDS_MAX: f64 = 0.5;
+/// A publisher that is later than this share of the limit is the cause of what is measured.
+const LATE_SHARE: f64 = 0.5;
 /// Above this share of its one CPU the server is busy with nothing else.
 const SERVER_SHARE_FULL: f64 = 0.9;
 
@@ -42,13 +46,13 @@ pub struct KneeArgs {
     #[arg(value_name = "SCENARIO", default_value = "ticker")]
     scenario: String,
     /// The limit: publish to each subscriber, 99th percentile, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 50.0)]
+    #[arg(long, value_name = "MS", default_value_t = 50.0, allow_negative_numbers = true)]
     p99_ms: f64,
     /// Events per second of the first step
-    #[arg(long, value_name = "PER_SECOND", default_value_t = 10.0)]
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 10.0, allow_negative_numbers = true)]
     from: f64,
     /// Seconds of each step
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 3.0, allow_negative_numbers = true)]
     seconds: f64,
     /// Subscribers in all
     #[arg(long)]
@@ -132,6 +136,7 @@ pub fn run(bench: &Bench, args: &KneeArgs) -> Result<()> {
         bail!("{}: a knee needs subscribers who all stay and read; choose another scenario", workload.name);
     }
     workload.publish = Pace::Rate { per_second: args.from };
+    workload.warm_up_seconds = workload.warm_up_seconds.min(WARM_UP_SECONDS_MAX);
     scenario::check(&workload)?;
     let files = args.files.resolve(bench.common.json.as_deref(), "knee")?;
     let knee = search(bench, args, &workload)?;
@@ -159,7 +164,8 @@ fn search(bench: &Bench, args: &KneeArgs, workload: &Workload) -> Result<Knee> {
         }
         progress(&format!("knee: step {}, {per_second:.0} events/s", steps.len() + 1));
         let workload = Workload { publish: Pace::Rate { per_second }, ..workload.clone() };
-        let mut running = server::start(&args.server, Some(bench.common.sender_cpu), 1, &[])?;
+        let mut running =
+            server::start(&args.server, Some(bench.common.sender_cpu), shards_for(&workload), &[])?;
         let step = match measure(&mut running, &workload, &options) {
             Ok(outcome) => Step::of(per_second, outcome, args.p99_ms),
             // A server that carries nothing at all is a failure of the run, not a knee.
@@ -195,31 +201,30 @@ fn judge(outcome: &Outcome, p99_ms: f64) -> Option<(Limit, String)> {
     let p99 = outcome.each.at(0.99).unwrap_or(0) as f64 / 1e6;
     let waited = outcome.seconds - outcome.workload.seconds;
     let behind = waited > (outcome.workload.seconds * BEHIND_SHARE).max(BEHIND_SECONDS_MIN);
-    let late = publisher_late(outcome);
+    let lateness = outcome.lateness.at(0.99).unwrap_or(0) as f64 / 1e6;
+    // Latencies count from the time when an event was due, so lateness is a part of them.
+    let late = publisher_short(outcome) || lateness > p99_ms * LATE_SHARE;
     if !late && !behind && p99 <= p99_ms && condemned(outcome).is_none() && outcome.refused == 0 {
         return None;
     }
-    let server_full =
-        outcome.series.iter().filter(|interval| interval.server_share > SERVER_SHARE_FULL).count()
-            > outcome.series.len() / 2;
+    let full = |interval: &&Interval| interval.server_share > SERVER_SHARE_FULL;
+    let server_full = outcome.series.iter().filter(full).count() > outcome.series.len() / 2;
+    let generator = &outcome.generator;
     Some(if generator_full(outcome) && !server_full {
-        let generator = &outcome.generator;
         let share = (generator.receivers_share + generator.publisher_share) * 100.0;
         (Limit::Generator, format!("the generator's CPU was full ({share:.0} %)"))
     } else if let Some(cause) = condemned(outcome) {
         (Limit::Server, cause)
     } else if outcome.refused > 0 {
         (Limit::Server, format!("the server refused {} events", grouped(outcome.refused)))
+    } else if late && server_full {
+        (Limit::Server, format!("its CPU was full and it took events {lateness:.1} ms late at p99"))
+    } else if late {
+        (Limit::Publisher, format!("the publisher was {lateness:.1} ms late at p99"))
     } else if behind {
         (Limit::Behind, format!("the last deliveries came {waited:.1} s after the last publish was due"))
-    } else if p99 > p99_ms && !late {
-        (Limit::Latency, format!("p99 was {p99:.1} ms"))
     } else {
-        let lateness = outcome.lateness.at(0.99).unwrap_or(0) as f64 / 1e6;
-        let why = format!(
-            "the publisher was {lateness:.1} ms late at p99: the server took its events slowly, or its CPU was full"
-        );
-        (Limit::Publisher, why)
+        (Limit::Latency, format!("p99 was {p99:.1} ms"))
     })
 }
 

@@ -15,6 +15,7 @@ use crate::engine::{EngineOptions, measure};
 use crate::hlog;
 use crate::outcome::{Latency, Outcome};
 use crate::page::run_page;
+use crate::process::sockets_per_process_max;
 use crate::prove::Bench;
 use crate::report::{grouped, outcome_table, progress, save, say, table};
 use crate::scenario::{self, Limits, Overrides};
@@ -37,6 +38,9 @@ pub struct RunArgs {
     overrides: Overrides,
     #[command(flatten)]
     server: ServerChoice,
+    /// Shards of a fanwave that is started here, all on the server's CPU [default: as many as its connections need]
+    #[arg(long)]
+    shards: Option<usize>,
     /// Leave out the floor before and after each scenario
     #[arg(long)]
     no_floor: bool,
@@ -63,6 +67,9 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
     if args.list {
         return list();
     }
+    if args.shards == Some(0) {
+        bail!("--shards 0: a server has at least 1");
+    }
     let names: Vec<String> = match args.all {
         true => scenario::built_in()?.into_iter().map(|workload| workload.name).collect(),
         false => args.scenarios.clone(),
@@ -84,7 +91,11 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
     };
     let mut outcomes = Vec::new();
     for workload in &workloads {
-        let mut running = server::start(&args.server, Some(bench.common.sender_cpu), 1, &[])?;
+        let shards = args.shards.unwrap_or_else(|| shards_for(workload));
+        if shards > 1 {
+            progress(&format!("{}: the server gets {shards} shards on its CPU", workload.name));
+        }
+        let mut running = server::start(&args.server, Some(bench.common.sender_cpu), shards, &[])?;
         outcomes.push(measure(&mut running, workload, &options)?);
         running.stop()?;
     }
@@ -103,6 +114,14 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
         bail!("{}", bad.join("; "));
     }
     Ok(())
+}
+
+/// Shards that a fanwave needs to hold the workload's connections under the descriptor limit, which bounds each shard; a
+/// tenth is for shards that get more than their share.
+pub fn shards_for(workload: &Workload) -> usize {
+    let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+    let room = sockets_per_process_max().max(1) as usize;
+    (connections + connections / 10).div_ceil(room).max(1)
 }
 
 fn list() -> Result<()> {

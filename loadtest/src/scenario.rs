@@ -53,13 +53,13 @@ const FILES_SPARE: u64 = 10_000;
 #[derive(Debug, Clone, Default, Args)]
 pub struct Overrides {
     /// Seconds of measurement, in place of the scenario's
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub seconds: Option<f64>,
     /// Subscribers in all: scales every crowd of the scenario, and its topics if it has fewer subscribers then
     #[arg(long)]
     pub connections: Option<usize>,
     /// Events per second, for scenarios that publish at a rate or in bursts
-    #[arg(long, value_name = "PER_SECOND")]
+    #[arg(long, value_name = "PER_SECOND", allow_negative_numbers = true)]
     pub rate: Option<f64>,
     /// Bytes of one event's data, at least the stamp's 36
     #[arg(long, value_name = "BYTES")]

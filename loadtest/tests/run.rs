@@ -31,8 +31,17 @@ fn every_scenario_against_fanwave_loses_nothing_and_repeats_nothing() {
     let fanwave = Path::new(env!("CARGO_BIN_EXE_loadtest")).with_file_name("fanwave");
     assert!(fanwave.is_file(), "{} is missing: run `cargo build` first", fanwave.display());
     let folder = scratch("all");
-    let output =
-        loadtest(&["run", "--all", "--seconds", "1.5", "--connections", "60", "--no-floor", "--out", &folder]);
+    let output = loadtest(&[
+        "run",
+        "--all",
+        "--seconds",
+        "1.5",
+        "--connections",
+        "60",
+        "--no-floor",
+        "--out",
+        &folder,
+    ]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let document = json(&format!("{folder}/run.json"));
     let outcomes = document["results"].as_array().expect("a list");
@@ -119,7 +128,20 @@ fn the_knee_is_found_at_the_capacity_that_was_planted() {
     let (file, out) = (small_scenario("knee", 5, 1.0), scratch("knee.json"));
     let [sse, events, to, publish] = &at(address);
     let output = loadtest(&[
-        "knee", &file, "--from", "30", "--seconds", "2", "--p99-ms", "100", "--json", &out, sse, events, to, publish,
+        "knee",
+        &file,
+        "--from",
+        "30",
+        "--seconds",
+        "2",
+        "--p99-ms",
+        "100",
+        "--json",
+        &out,
+        sse,
+        events,
+        to,
+        publish,
     ]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let knee = &json(&out)["results"];
@@ -135,7 +157,16 @@ fn the_scenarios_are_listed_without_measuring() {
     let output = loadtest(&["run", "--list"]);
     assert!(output.status.success());
     let said = text(&output.stdout);
-    for name in ["ticker", "chat-room", "score-push", "many-topics", "burst", "reconnect-storm", "slow-readers", "idle-mass"] {
+    for name in [
+        "ticker",
+        "chat-room",
+        "score-push",
+        "many-topics",
+        "burst",
+        "reconnect-storm",
+        "slow-readers",
+        "idle-mass",
+    ] {
         assert!(said.lines().any(|line| line.starts_with(name)), "{name}: {said}");
     }
 }

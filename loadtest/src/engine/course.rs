@@ -178,18 +178,22 @@ impl Course {
     fn tell(&self, receivers_share: f64) {
         let Some(last) = self.series.last() else { return };
         let per_second = |count: u64| grouped((count as f64 / last.seconds).round() as u64);
+        let latencies = match last.deliveries {
+            0 => String::new(),
+            _ => format!(", p50 {:.2} ms, p99 {:.2} ms", last.p50_ns as f64 / 1e6, last.p99_ns as f64 / 1e6),
+        };
+        let server = match &self.server_last {
+            Some(_) => format!(", server {:.0} %", last.server_share * 100.0),
+            None => String::new(),
+        };
         progress(&format!(
-            "{}: {:.0} of {:.0} s, {} connections, {} events/s, {} deliveries/s, p50 {:.2} ms, p99 {:.2} ms, server {:.0} %, \
-             receivers {:.0} %",
+            "{}: {:.0} of {} s, {} connections, {} events/s, {} deliveries/s{latencies}{server}, receivers {:.0} %",
             self.name,
             last.at,
             self.planned_seconds,
             grouped(last.connections),
             per_second(last.published),
             per_second(last.deliveries),
-            last.p50_ns as f64 / 1e6,
-            last.p99_ns as f64 / 1e6,
-            last.server_share * 100.0,
             receivers_share * 100.0
         ));
     }

@@ -61,9 +61,15 @@ pub struct Heard {
 }
 
 impl Crowds {
-    /// Opens every crowd, one after the other, and counts from event 1 on.
-    pub fn open(target: &Target, workload: &Workload, cpu: Option<usize>) -> Result<Crowds> {
+    /// Opens every crowd, one after the other, and counts from event 1 on. Gives the handshakes' times beside it:
+    /// nanoseconds and count.
+    pub fn open(
+        target: &Target,
+        workload: &Workload,
+        cpu: Option<usize>,
+    ) -> Result<(Crowds, Vec<(u64, u64)>)> {
         let mut members: Vec<Member> = Vec::new();
+        let mut handshakes = Vec::new();
         let mut first = 0;
         for crowd in &workload.subscribers {
             let path = match crowd.protocol {
@@ -95,6 +101,8 @@ impl Crowds {
                 ..FleetPlan::steady(target.subscribe, crowd.protocol, path)
             });
             fleet.open(crowd.connections)?;
+            // Counting anew forgets them.
+            handshakes.extend(fleet.sample()?.handshakes);
             members.push(Member { fleet, crowd: crowd.clone(), first });
             first += crowd.connections;
         }
@@ -105,7 +113,7 @@ impl Crowds {
         let groups =
             steady.map(|member| Group { first: member.first, connections: member.crowd.connections });
         let lasts = Lasts::new(workload.topics, groups.collect());
-        Ok(Crowds { members, topics: workload.topics, lasts })
+        Ok((Crowds { members, topics: workload.topics, lasts }, handshakes))
     }
 
     /// Connections that were asked for.

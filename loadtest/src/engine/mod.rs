@@ -19,7 +19,7 @@ use crate::report::progress;
 use crate::scenario::{self, Limits};
 use crate::server::Running;
 use crate::usage::interrupts_are_apart;
-use crate::workload::{Behaviour, Pace, Workload};
+use crate::workload::{Pace, Workload};
 
 use beside::Beside;
 use course::{Course, record};
@@ -46,8 +46,6 @@ const LATE_LIMIT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Time that server and kernel get to put away what connecting needed, before memory is read.
 const SETTLE: Duration = Duration::from_millis(300);
-/// Subscribers that came back get so long without any delivery to be at the head.
-const CAUGHT_UP: Duration = Duration::from_millis(300);
 /// Events at the end of an idle run, one after the other.
 const IDLE_EVENTS: u64 = 5;
 
@@ -92,10 +90,10 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     let cpu = Some(options.receiver_cpu);
     let empty = Held::now(running)?;
     let opening = Instant::now();
-    let mut crowds = Crowds::open(&running.target, workload, cpu)?;
+    let (crowds, handshakes) = Crowds::open(&running.target, workload, cpu)?;
     let opened_seconds = opening.elapsed().as_secs_f64();
     let mut openings = latency_histogram();
-    record(&mut openings, &crowds.sample()?.handshakes);
+    record(&mut openings, &handshakes);
     std::thread::sleep(SETTLE);
     let connected = Held::now(running)?;
     let mut beside = Beside::new(crowds.connections(), options.sender_cpu, options.receiver_cpu, apart);
@@ -113,7 +111,6 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     stage.arrive(Some(&mut course))?;
     course.sample(&mut stage)?;
     stage.crowds.stop()?;
-    stage.catch_up(workload)?;
 
     let last = stage.source.published();
     let (findings, others) = stage.crowds.findings(last)?;
@@ -288,22 +285,6 @@ impl Stage<'_> {
             seen = now;
         }
         Ok(())
-    }
-
-    /// Lets those who came back reach the head.
-    fn catch_up(&mut self, workload: &Workload) -> Result<()> {
-        let comes_back =
-            |behaviour: &Behaviour| matches!(behaviour, Behaviour::Churn { .. } | Behaviour::Storm { .. });
-        if !workload.subscribers.iter().any(|crowd| comes_back(&crowd.behaviour)) {
-            return Ok(());
-        }
-        let limit = Instant::now() + QUIET_LIMIT;
-        loop {
-            std::thread::sleep(CAUGHT_UP);
-            if self.crowds.sample()?.deliveries == 0 || Instant::now() > limit {
-                return Ok(());
-            }
-        }
     }
 }
 

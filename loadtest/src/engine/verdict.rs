@@ -23,7 +23,7 @@ pub fn generator_full(outcome: &Outcome) -> bool {
 }
 
 /// Events that the pace asks for, if it asks for a number.
-pub fn planned(outcome: &Outcome) -> Option<f64> {
+fn planned(outcome: &Outcome) -> Option<f64> {
     let seconds = outcome.workload.seconds;
     match outcome.workload.publish {
         Pace::Rate { per_second } => Some(per_second * seconds),
@@ -32,13 +32,15 @@ pub fn planned(outcome: &Outcome) -> Option<f64> {
     }
 }
 
-/// True if the publisher did not publish what was planned, or not when it was due.
-pub fn publisher_late(outcome: &Outcome) -> bool {
-    let short = planned(outcome).is_some_and(|planned| {
-        // One event more or less is a matter of where the seconds end.
-        (outcome.published as f64) < planned * PUBLISHED_SHARE_LOW - 1.0
-    });
-    short || outcome.lateness.at(0.99).is_some_and(|ns| ns > LATENESS_P99_NS_HIGH)
+/// True if the publisher did not publish all that was planned.
+pub fn publisher_short(outcome: &Outcome) -> bool {
+    // One event more or less is a matter of where the seconds end.
+    planned(outcome).is_some_and(|planned| (outcome.published as f64) < planned * PUBLISHED_SHARE_LOW - 1.0)
+}
+
+/// True if the publisher fell short or did not publish when it was due.
+fn publisher_late(outcome: &Outcome) -> bool {
+    publisher_short(outcome) || outcome.lateness.at(0.99).is_some_and(|ns| ns > LATENESS_P99_NS_HIGH)
 }
 
 /// What makes the figures doubtful. `others_share` is other programs' share of the server's CPUs, `owed` the
