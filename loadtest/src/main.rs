@@ -70,7 +70,7 @@ enum Command {
         #[command(flatten)]
         args: Box<knee::KneeArgs>,
     },
-    /// What this kernel charges for a bare send(2) loop over the same kind of sockets
+    /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind of sockets
     Floor {
         #[command(flatten)]
         common: Common,
@@ -122,6 +122,9 @@ enum Command {
     /// A receiver process (started by the other commands)
     #[command(hide = true)]
     Receiver,
+    /// A publisher process on an open loop (started by the other commands)
+    #[command(hide = true)]
+    Publisher,
     /// The floor's sender process (started by the other commands)
     #[command(hide = true)]
     FloorSender,
@@ -159,6 +162,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
         Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
+        Command::Publisher => return publisher::run(),
         Command::FloorSender => floor::run()?,
         Command::Pin { cpu, parent, command } => return Err(process::become_pinned(cpu, parent, &command)),
     }

@@ -154,7 +154,7 @@ impl Page {
     }
 
     /// A table with a caption (may be empty). The first `left` columns lean left and head their rows; rows may be
-    /// shorter than the head.
+    /// shorter than the head, not longer.
     pub fn table(&mut self, caption: &str, left: usize, head: &[&str], rows: &[Vec<String>]) {
         let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
         self.body.push_str(&table(caption, left, &head, rows));
@@ -234,8 +234,8 @@ fn table(caption: &str, left: usize, head: &[String], rows: &[Vec<String>]) -> S
     text.push_str("</tr></thead>\n<tbody>\n");
     for row in rows {
         text.push_str("<tr>");
-        for (column, cell) in row.iter().enumerate() {
-            let cell = escape(cell);
+        for column in 0..head.len() {
+            let cell = row.get(column).map_or_else(String::new, |cell| escape(cell));
             match column {
                 0 if left > 0 => {
                     push(&mut text, format_args!("<th scope=\"row\" class=\"left\">{cell}</th>"))
@@ -251,4 +251,136 @@ fn table(caption: &str, left: usize, head: &[String], rows: &[Vec<String>]) -> S
 
 fn push(text: &mut String, part: std::fmt::Arguments<'_>) {
     text.write_fmt(part).expect("a String takes everything");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::{check, machine};
+    use super::svg::{Axis, Bar, Bars, Group, Line, Lines, bars, lines};
+    use super::*;
+    use crate::report::Spread;
+    use crate::unit::Unit;
+
+    fn comparison() -> Picture {
+        let group = |label: &str, medians: [f64; 3]| Group {
+            label: label.into(),
+            bars: ["fanwave", "nchan", "nats-server"]
+                .into_iter()
+                .zip(medians)
+                .map(|(name, median)| {
+                    Bar::spread(name, &Spread { median, min: median * 0.94, max: median * 1.08 })
+                })
+                .collect(),
+        };
+        bars(&Bars {
+            title: "CPU per delivery".into(),
+            about: "Three servers, two workloads".into(),
+            label: "times a bare send(2) loop".into(),
+            unit: Unit::Ratio,
+            groups: vec![
+                group("Server-Sent Events, one event at a time", [0.87, 2.31, f64::NAN]),
+                group("WebSocket, 16 events in flight", [0.97, 1.84, 1.71]),
+            ],
+            reference: Some((1.0, "floor".into())),
+        })
+    }
+
+    fn knee() -> Picture {
+        let points: Vec<_> =
+            (1..=14).map(|step| (f64::from(step) * 250.0, 4e6 + 1e4 * f64::from(step).powf(3.9))).collect();
+        lines(&Lines {
+            title: "The knee".into(),
+            about: "99th percentile of latency at rising rates".into(),
+            x: Axis::linear("events per second", Unit::PerSecond),
+            y: Axis::log("publish → each subscriber, p99", Unit::Nanoseconds),
+            lines: vec![Line::new("measured", points.clone()), Line::dots("held out", points[9..].to_vec())],
+            limits: vec![(50e6, "limit: 50 ms".into())],
+        })
+    }
+
+    #[test]
+    fn a_page_of_everything_is_well_formed() {
+        let mut page =
+            Page::new("fanwave and its rivals", "The same workload, pinned alike, interleaved.", &machine());
+        page.notice(Notice::Good, "30,000 deliveries checked");
+        page.notice(Notice::Bad, "3 lost");
+        page.warnings(&["the receivers used 97 % of their CPU: they were the bottleneck".into()]);
+        page.tiles(&[Tile::new("a", "1 ms", ""), Tile::new("b", "2 ms", "more or less")]);
+        page.tiles(&[]);
+        page.section("CPU");
+        page.text("Less is better.");
+        page.figure(&comparison(), "whiskers: smallest and largest of five pairs");
+        page.figure(&knee(), "");
+        page.part("In figures");
+        page.table(
+            "Ratios",
+            1,
+            &["server", "ratio"],
+            &[vec!["fanwave".into(), "0.87".into()], vec!["nchan".into()]],
+        );
+        page.figure(&comparison(), "again, below the table");
+        let html = page.html();
+        check(&html);
+        assert_eq!(html.matches("<div class=\"pictures\">").count(), 2, "neighbours share a row");
+        assert_eq!(html.matches("<figure>").count(), 3);
+        if let Some(file) = std::env::var_os("LOADTEST_EXAMPLE_COMPARISON") {
+            std::fs::write(file, html).expect("the file can be written");
+        }
+    }
+
+    #[test]
+    fn a_page_loads_nothing_and_runs_nothing() {
+        let html = Page::new("t", "", &machine()).html();
+        assert!(html.contains("default-src 'none'"));
+        for forbidden in ["<script", "http://", "https://", "@import", "url("] {
+            assert!(!html.contains(forbidden), "{forbidden}");
+        }
+    }
+
+    #[test]
+    fn text_from_outside_is_escaped_wherever_it_stands() {
+        let evil = "<script>'\"&\u{0}</p>";
+        let mut machine = machine();
+        machine.cpu = evil.into();
+        machine.commit = Some(evil.into());
+        machine.command = vec![evil.into()];
+        let mut page = Page::new(evil, evil, &machine);
+        page.notice(Notice::Warning, evil);
+        page.section(evil);
+        page.part(evil);
+        page.text(evil);
+        page.tiles(&[Tile::new(evil, evil, evil)]);
+        page.table(evil, 1, &[evil], &[vec![evil.into()]]);
+        let lines = lines(&Lines {
+            title: evil.into(),
+            about: evil.into(),
+            x: Axis::linear(evil, Unit::Count),
+            y: Axis::linear(evil, Unit::Count),
+            lines: vec![Line::new(evil, vec![(1.0, 1.0)]), Line::dots(evil, vec![(1.0, 1.0)])],
+            limits: vec![(1.0, evil.into())],
+        });
+        page.figure(&lines, evil);
+        let bar = Bar::new(evil, 1.0);
+        page.figure(
+            &bars(&Bars {
+                title: evil.into(),
+                about: evil.into(),
+                label: evil.into(),
+                unit: Unit::Count,
+                groups: vec![Group { label: evil.into(), bars: vec![bar] }],
+                reference: Some((1.0, evil.into())),
+            }),
+            evil,
+        );
+        let html = page.html();
+        check(&html);
+        assert!(!html.contains('\u{0}') && html.contains("&lt;script&gt;&#39;&quot;&amp;\u{fffd}"));
+    }
+
+    #[test]
+    fn the_footer_says_how_to_repeat_it() {
+        let html = Page::new("t", "", &machine()).html();
+        assert!(html.contains("<code>loadtest run ticker --html ticker.html --json ticker.json</code>"));
+        assert!(html.contains("15b80161234a") && html.contains("2026-11-21T06:20:00Z"));
+    }
 }

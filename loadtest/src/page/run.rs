@@ -1,7 +1,10 @@
 //! The page of `run` and whoever else has outcomes: one outcome in full, several side by side first.
 
+use std::collections::BTreeSet;
+
 use super::svg::{Axis, Bar, Bars, Group, Line, Lines, bars, lines, percentiles};
 use super::{Notice, Page, Tile};
+use crate::audit::Findings;
 use crate::machine::Machine;
 use crate::outcome::{Interval, Latency, Outcome};
 use crate::report::{audit_line, grouped, latency_rows, outcome_rows};
@@ -12,35 +15,60 @@ const COMPARED_MAX: usize = 6;
 
 /// The page of one or several outcomes.
 pub fn run_page(outcomes: &[Outcome], machine: &Machine) -> String {
-    let mut page = match outcomes {
-        [one] => Page::new(&name(one), &one.workload.about, machine),
-        _ => Page::new("loadtest", &format!("{} runs, one after the other", outcomes.len()), machine),
+    let [outcome] = outcomes else { return many(outcomes, machine) };
+    let mut page = Page::new(&name(outcome), &outcome.workload.about, machine);
+    page.notice(kind(&outcome.findings), &audit_line(&outcome.findings));
+    page.warnings(&outcome.warnings);
+    one(&mut page, outcome, Page::section);
+    page.html()
+}
+
+fn many(outcomes: &[Outcome], machine: &Machine) -> String {
+    let about = match outcomes {
+        [] => "Nothing was measured.".to_owned(),
+        _ => format!("{} runs, one after the other.", outcomes.len()),
     };
-    for outcome in outcomes {
-        notices(&mut page, outcome, outcomes.len() > 1);
+    let mut page = Page::new("loadtest", &about, machine);
+    let names = names(outcomes);
+    let all_good = outcomes.iter().all(|outcome| kind(&outcome.findings) == Notice::Good);
+    if all_good && !outcomes.is_empty() {
+        let mut together = Findings::default();
+        outcomes.iter().for_each(|outcome| together.add(&outcome.findings));
+        page.notice(Notice::Good, &format!("all runs: {}", audit_line(&together)));
     }
-    if outcomes.len() > 1 {
-        overview(&mut page, outcomes);
-    }
-    for outcome in outcomes {
-        if outcomes.len() > 1 {
-            page.section(&name(outcome));
-            page.text(&outcome.workload.about);
+    for (name, outcome) in names.iter().zip(outcomes) {
+        if !all_good {
+            page.notice(kind(&outcome.findings), &format!("{name}: {}", audit_line(&outcome.findings)));
         }
-        page.tiles(&tiles(outcome));
-        latency_pictures(&mut page, outcome);
-        course_pictures(&mut page, outcome);
-        page.part("Everything");
-        let rows: Vec<_> =
-            outcome_rows(outcome).into_iter().map(|(what, figure)| vec![what, figure]).collect();
-        page.table("", 2, &["what", "figure"], &rows);
-        let (head, rows) = latency_rows(outcome);
-        page.table("", 1, &head, &rows);
+        let named: Vec<String> =
+            outcome.warnings.iter().map(|warning| format!("{name}: {warning}")).collect();
+        page.warnings(&named);
     }
-    if outcomes.is_empty() {
-        page.text("Nothing was measured.");
+    if !outcomes.is_empty() {
+        overview(&mut page, &names, outcomes);
+    }
+    for (name, outcome) in names.iter().zip(outcomes) {
+        page.section(name);
+        page.text(&outcome.workload.about);
+        one(&mut page, outcome, Page::part);
     }
     page.html()
+}
+
+/// Everything of one outcome, under headings made by `heading`.
+fn one(page: &mut Page, outcome: &Outcome, heading: fn(&mut Page, &str)) {
+    page.tiles(&tiles(outcome));
+    heading(page, "Latency");
+    latency_pictures(page, outcome);
+    if !outcome.series.is_empty() {
+        heading(page, "The course of the run");
+        course_pictures(page, outcome);
+    }
+    heading(page, "Everything");
+    let rows: Vec<_> = outcome_rows(outcome).into_iter().map(|(what, figure)| vec![what, figure]).collect();
+    page.table("", 2, &["what", "figure"], &rows);
+    let (head, rows) = latency_rows(outcome);
+    page.table("", 1, &head, &rows);
 }
 
 /// Workload and server.
@@ -48,23 +76,30 @@ fn name(outcome: &Outcome) -> String {
     format!("{} · {} {}", outcome.workload.name, outcome.server, outcome.version)
 }
 
-fn notices(page: &mut Page, outcome: &Outcome, named: bool) {
-    let prefix = if named { format!("{}: ", name(outcome)) } else { String::new() };
-    let kind = match (outcome.findings.clean(), outcome.findings.events) {
+/// What tells outcomes apart, as short as it can be.
+fn names(outcomes: &[Outcome]) -> Vec<String> {
+    let distinct = |of: fn(&Outcome) -> String| {
+        let names: Vec<String> = outcomes.iter().map(of).collect();
+        let different: BTreeSet<&String> = names.iter().collect();
+        (different.len() == names.len()).then_some(names)
+    };
+    let server = |outcome: &Outcome| format!("{} {}", outcome.server, outcome.version);
+    distinct(server)
+        .or_else(|| distinct(|outcome| outcome.workload.name.clone()))
+        .unwrap_or_else(|| outcomes.iter().map(name).collect())
+}
+
+fn kind(findings: &Findings) -> Notice {
+    match (findings.clean(), findings.events) {
         (false, _) => Notice::Bad,
         (true, 0) => Notice::Warning,
         (true, _) => Notice::Good,
-    };
-    page.notice(kind, &format!("{prefix}{}", audit_line(&outcome.findings)));
-    for warning in &outcome.warnings {
-        page.notice(Notice::Warning, &format!("{prefix}{warning}"));
     }
 }
 
 /// Several outcomes beside each other.
-fn overview(page: &mut Page, outcomes: &[Outcome]) {
+fn overview(page: &mut Page, names: &[String], outcomes: &[Outcome]) {
     page.section("Side by side");
-    let names: Vec<String> = outcomes.iter().map(name).collect();
     let each: Vec<(&str, &Latency)> =
         names.iter().map(String::as_str).zip(outcomes.iter().map(|outcome| &outcome.each)).collect();
     for some in each.chunks(COMPARED_MAX) {
@@ -165,9 +200,8 @@ fn tiles(outcome: &Outcome) -> Vec<Tile> {
 }
 
 fn latency_pictures(page: &mut Page, outcome: &Outcome) {
-    page.part("Latency");
-    let mut latencies = vec![("publish → each subscriber", &outcome.each)];
-    latencies.extend(outcome.last.as_ref().map(|last| ("publish → last subscriber", last)));
+    let mut latencies = vec![("publish → each", &outcome.each)];
+    latencies.extend(outcome.last.as_ref().map(|last| ("publish → last", last)));
     page.figure(
         &percentiles("Latency by percentile", "Latency by percentile, both axes logarithmic", &latencies),
         "from the time at which an event was due; further right is the tail",
@@ -194,7 +228,7 @@ fn latency_pictures(page: &mut Page, outcome: &Outcome) {
 }
 
 fn time() -> Axis {
-    Axis::linear("time from the start of the measurement", Unit::Seconds)
+    Axis::linear("time into the measurement", Unit::Seconds)
 }
 
 /// One figure over the run.
@@ -203,10 +237,6 @@ fn course(outcome: &Outcome, of: impl Fn(&Interval) -> f64) -> Vec<(f64, f64)> {
 }
 
 fn course_pictures(page: &mut Page, outcome: &Outcome) {
-    if outcome.series.is_empty() {
-        return;
-    }
-    page.part("The course of the run");
     let plot = |title: &str, about: &str, y: Axis, lines: Vec<Line>| Lines {
         title: title.to_owned(),
         about: about.to_owned(),
@@ -284,7 +314,7 @@ mod tests {
         let outcomes = [outcome("fanwave"), outcome("nchan"), outcome("nats")];
         let page = run_page(&outcomes, &machine());
         check(&page);
-        assert!(page.contains("Side by side") && page.contains("<h2>ticker · nchan 1.0"));
+        assert!(page.contains("Side by side") && page.contains("<h2>nchan 1.0.4</h2>"));
         if let Some(file) = std::env::var_os("LOADTEST_EXAMPLE_PAGES") {
             std::fs::write(file, page).expect("the file can be written");
         }

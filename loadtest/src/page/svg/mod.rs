@@ -2,7 +2,7 @@
 //!
 //! A [`Picture`] has a name, a description and its figures as a table, so that who cannot see it loses nothing. Series
 //! differ in colour (told apart by colour-blind people too, see `style.css`), in dashes and in markers. A picture is
-//! 480 units wide whatever it shows: text stays readable on a phone and two fit side by side on a screen. Values that
+//! 420 units wide whatever it shows: text stays readable on a phone and two fit side by side on a screen. Values that
 //! are not finite, or not above zero on a logarithmic axis, leave a gap; no coordinate ever is NaN.
 
 use super::{escape, push};
@@ -16,13 +16,15 @@ mod percentiles;
 mod scale;
 
 /// Width of every picture, in its own units.
-const WIDTH: f64 = 480.0;
+const WIDTH: f64 = 420.0;
+/// Room above a plot for the name of its y axis.
+const AXIS_NAME: f64 = 27.0;
 /// Colours, dashes and markers before they repeat.
 const STYLES: usize = 6;
 /// Dashes of a line, by series.
 const DASHES: [&str; STYLES] = ["", "7 4", "2 3", "10 3 2 3", "5 2", "1 4"];
 /// Mean width of a character of 12 units' height, generously: text is measured by no one here.
-const CHARACTER: f64 = 6.6;
+const CHARACTER: f64 = 7.3;
 
 /// A finished picture.
 #[derive(Debug, Clone)]

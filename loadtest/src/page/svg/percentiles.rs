@@ -6,12 +6,12 @@
 
 use super::lines::{Frame, ends, left_of, x_label, y_axis};
 use super::scale::{Scale, log_ticks};
-use super::{Anchor, Canvas, Picture, WIDTH, nothing, text_width};
+use super::{AXIS_NAME, Anchor, Canvas, Picture, WIDTH, nothing, text_width};
 use crate::outcome::Latency;
 use crate::unit::Unit;
 
 /// Height of the plot itself.
-const PLOT: f64 = 220.0;
+const PLOT: f64 = 200.0;
 /// Room right of the plot.
 const RIGHT: f64 = 24.0;
 /// Steps narrower than this, in units of the picture, are drawn as one.
@@ -44,7 +44,7 @@ fn ticks(end: f64) -> Vec<(f64, String)> {
 pub fn percentiles(title: &str, about: &str, latencies: &[(&str, &Latency)]) -> Picture {
     let mut canvas = Canvas::default();
     let names: Vec<&str> = latencies.iter().map(|(name, _)| *name).collect();
-    let top = canvas.legend(&names, &vec![true; names.len()], 0.0) + 22.0;
+    let top = canvas.legend(&names, &vec![true; names.len()], 0.0) + AXIS_NAME;
     let height = top + PLOT + 42.0;
     let values =
         || latencies.iter().flat_map(|(_, latency)| &latency.recorded).filter(|(_, count)| *count > 0);
