@@ -98,14 +98,23 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
     let mut started = Vec::new();
     for choice in choices {
         let running = server::start(choice, Some(common.sender_cpu), 1, &[])?;
-        progress(&format!("{}: {} {} is ready", plan.protocol.label(), running.target.name, running.target.version));
+        progress(&format!(
+            "{}: {} {} is ready",
+            plan.protocol.label(),
+            running.target.name,
+            running.target.version
+        ));
         started.push(running);
     }
     let entries = started.iter().map(|running| entry(&running.target)).collect();
     let mut ring = Vec::new();
     for (at, mut running) in started.into_iter().enumerate() {
         let Some(path) = running.target.path(plan.protocol).map(str::to_owned) else {
-            progress(&format!("{} does not speak {}: its cells stay empty", running.target.name, plan.protocol.label()));
+            progress(&format!(
+                "{} does not speak {}: its cells stay empty",
+                running.target.name,
+                plan.protocol.label()
+            ));
             running.stop()?;
             continue;
         };
@@ -266,18 +275,14 @@ impl Watch {
 
 /// The servers' columns with their ratios. The first one is fanwave if it takes part.
 fn columns(ring: &[Entrant], legs: Vec<Vec<Leg>>, floor: &[Leg]) -> Vec<Column> {
-    let fanwave = ring
-        .iter()
-        .position(|entrant| entrant.running.target.name == "fanwave")
-        .map(|at| legs[at].clone());
+    let fanwave =
+        ring.iter().position(|entrant| entrant.running.target.name == "fanwave").map(|at| legs[at].clone());
     let mut columns = Vec::new();
     for (entrant, legs) in ring.iter().zip(legs) {
         let (name, measured) = (&entrant.running.target.name, entrant.meter.is_some());
         let to_floor = measured.then(|| ratio(&legs, floor));
-        let fanwave_to_it = fanwave
-            .as_ref()
-            .filter(|_| measured && name != "fanwave")
-            .map(|fanwave| ratio(fanwave, &legs));
+        let fanwave_to_it =
+            fanwave.as_ref().filter(|_| measured && name != "fanwave").map(|fanwave| ratio(fanwave, &legs));
         let column = Column::new(name, legs, measured, entrant.idle_share_max);
         columns.push(Column { to_floor, fanwave_to_it, ..column });
     }

@@ -56,7 +56,7 @@ pub struct CompareArgs {
     #[arg(long, default_value_t = 3.0)]
     seconds_per_leg: f64,
     /// Idle subscribers at the two readings of memory
-    #[arg(long, value_name = "FEW,MANY", value_delimiter = ',', num_args = 2, default_value = "1000,9000")]
+    #[arg(long, value_name = "FEW,MANY", value_delimiter = ',', default_value = "1000,9000")]
     memory_connections: Vec<usize>,
     /// Save the report as one HTML file that needs nothing but a browser
     #[arg(long, value_name = "FILE")]

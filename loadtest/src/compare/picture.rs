@@ -1,8 +1,8 @@
 //! The page of a comparison: bars beside the floor, and the tables.
 
+use super::Comparison;
 use super::cells::{Cell, Column};
 use super::show::{CPU_HEAD, MEMORY_HEAD, cpu_note, cpu_rows, full_name, memory_note, memory_rows};
-use super::Comparison;
 use crate::machine::Machine;
 use crate::page::Page;
 use crate::page::svg::{Bar, Bars, Group, bars};
@@ -12,7 +12,8 @@ use crate::unit::Unit;
 pub fn page(outcome: &Comparison, machine: &Machine) -> String {
     let names: Vec<String> =
         outcome.servers.iter().map(|server| format!("{} {}", server.name, server.version)).collect();
-    let about = format!("{}: the same workload, on the same CPU, in turns, beside the floor.", names.join(", "));
+    let about =
+        format!("{}: the same workload, on the same CPU, in turns, beside the floor.", names.join(", "));
     let mut page = Page::new("Comparison", &about, machine);
     page.warnings(&outcome.warnings);
     page.section("CPU per delivery");
@@ -43,12 +44,17 @@ fn caption(cell: &Cell) -> String {
 }
 
 fn heading(cell: &Cell) -> String {
-    let events = if cell.in_flight == 1 { "one event at a time".into() } else { format!("{} events at once", cell.in_flight) };
+    let events = if cell.in_flight == 1 {
+        "one event at a time".into()
+    } else {
+        format!("{} events at once", cell.in_flight)
+    };
     format!("{}, {events}", full_name(cell.protocol))
 }
 
 fn cpu_bars(cell: &Cell) -> Bars {
-    let measured = cell.servers.iter().filter_map(|column| Some(Bar::spread(&column.name, &column.us_per_delivery?)));
+    let measured =
+        cell.servers.iter().filter_map(|column| Some(Bar::spread(&column.name, &column.us_per_delivery?)));
     Bars {
         title: heading(cell),
         about: "CPU microseconds per delivery of each server, and the floor".into(),
@@ -69,7 +75,9 @@ fn rate_bars(outcome: &Comparison) -> Bars {
     };
     Bars {
         title: "Deliveries per second".into(),
-        about: "Deliveries per second of each server and of the floor, in groups by protocol and events at once".into(),
+        about:
+            "Deliveries per second of each server and of the floor, in groups by protocol and events at once"
+                .into(),
         label: "deliveries per second".into(),
         unit: Unit::PerSecond,
         groups: outcome.cells.iter().map(group).collect(),
