@@ -119,6 +119,13 @@ enum Command {
         #[command(flatten)]
         args: compare::CompareArgs,
     },
+    /// CPU per delivery of this load generator, beside a bare receive loop
+    Generator {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: prove::generator::GeneratorArgs,
+    },
     /// A receiver process (started by the other commands)
     #[command(hide = true)]
     Receiver,
@@ -161,6 +168,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
         Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
+        Command::Generator { common, args } => prove::generator::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),
         Command::FloorSender => floor::run()?,
