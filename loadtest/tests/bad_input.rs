@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use toy::{answer, answer_all_with, at, loadtest, scratch, small_scenario};
 
-#[allow(dead_code, reason = "another test program uses the rest of it")]
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod toy;
 
 /// Checks the form of a refusal and gives its line.

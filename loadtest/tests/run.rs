@@ -10,6 +10,7 @@ use std::path::Path;
 use serde_json::Value;
 use toy::{Deed, at, fan_out, loadtest, scratch, small_scenario};
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod toy;
 
 fn json(file: &str) -> Value {

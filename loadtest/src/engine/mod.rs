@@ -44,8 +44,6 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 const LATE_LIMIT: Duration = Duration::from_secs(60);
 /// From one look at the receivers' words to the next: often enough that no pipe fills.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// Time that server and kernel get to put away what connecting needed, before memory is read.
-const SETTLE: Duration = Duration::from_millis(300);
 /// Events at the end of an idle run, one after the other.
 const IDLE_EVENTS: u64 = 5;
 
@@ -94,7 +92,6 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     let opened_seconds = opening.elapsed().as_secs_f64();
     let mut openings = latency_histogram();
     record(&mut openings, &handshakes);
-    std::thread::sleep(SETTLE);
     let connected = Held::now(running)?;
     let mut beside = Beside::new(crowds.connections(), options.sender_cpu, options.receiver_cpu, apart);
     let source = Source::start(&running.target, workload, cpu)?;
@@ -169,7 +166,9 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
 
 impl Held {
     fn now(running: &Running) -> Result<Held> {
-        Ok(Held { server: running.memory()?.map(|memory| memory.rss_own), kernel: kernel::bytes()? })
+        // The server, too, puts things away while the kernel does.
+        let kernel = kernel::settled_bytes()?;
+        Ok(Held { server: running.memory()?.map(|memory| memory.rss_own), kernel })
     }
 }
 
