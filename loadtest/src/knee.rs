@@ -1,7 +1,8 @@
 //! `loadtest knee`: the highest rate that a server carries.
 //!
-//! The rate doubles from step to step, on an open loop, until a step fails; then the gap between the highest rate that
-//! held and the lowest that failed is halved until it is within 5 %. A step holds if p99 stays below the limit, if
+//! The rate doubles from step to step, on an open loop, until a rate fails; then the gap between the highest rate that
+//! held and the lowest that failed is halved until it is within 5 %. A rate fails if two steps at it fail, so that one
+//! disturbance of the machine is no knee. A step holds if p99 stays below the limit, if
 //! all that was published arrived soon after its end, and if the publisher kept its pace. A step that the generator
 //! could not drive says so: then the knee is the generator's, not the server's.
 //!
@@ -26,8 +27,8 @@ use crate::workload::{Behaviour, Pace, Workload};
 
 /// The search ends when the lowest rate that failed is at most this much above the highest that held.
 const WITHIN: f64 = 1.05;
-/// Steps at most: enough to double from 1 to a million and then to bisect to 5 %.
-const STEPS_MAX: usize = 32;
+/// Steps at most: enough to double from 1 to a million, to bisect to 5 % and to repeat what fails.
+const STEPS_MAX: usize = 40;
 /// A share of the step's time beyond which waiting for the last arrivals means that deliveries fell behind.
 const BEHIND_SHARE: f64 = 0.25;
 /// Waiting that is no sign of falling behind, whatever the step's length.
@@ -146,7 +147,10 @@ pub fn run(bench: &Bench, args: &KneeArgs) -> Result<()> {
     save(files.json.as_deref(), "knee", &bench.machine, &knee)?;
     match knee.held {
         Some(_) => Ok(()),
-        None => bail!("already {} events/s broke: {}; give a lower --from", args.from, knee.steps[0].why),
+        None => {
+            let why = knee.steps.last().map_or("", |step| step.why.as_str());
+            bail!("already {} events/s broke: {why}; give a lower --from", args.from)
+        }
     }
 }
 
@@ -177,11 +181,16 @@ fn search(bench: &Bench, args: &KneeArgs, workload: &Workload) -> Result<Knee> {
         if step.broke.is_none() {
             running.stop()?;
         }
-        search.take(per_second, step.broke.is_none());
+        let again = steps.last().is_some_and(|before: &Step| before.per_second == per_second);
+        if step.broke.is_none() || again {
+            search.take(per_second, step.broke.is_none());
+        } else {
+            progress(&format!("knee: {per_second:.0} events/s broke ({}); once more", step.why));
+        }
         steps.push(step);
     }
     let failed = search.failed;
-    let limit = failed.and_then(|rate| steps.iter().find(|step| step.per_second == rate)?.broke);
+    let limit = failed.and_then(|rate| steps.iter().rfind(|step| step.per_second == rate)?.broke);
     Ok(Knee { p99_ms: args.p99_ms, held: search.held, failed, limit, steps })
 }
 
@@ -266,18 +275,18 @@ impl Knee {
         let why = self
             .steps
             .iter()
-            .find(|step| Some(step.per_second) == self.failed)
+            .rfind(|step| Some(step.per_second) == self.failed)
             .map_or(String::new(), |step| step.why.clone());
         match (self.held, self.failed) {
             (Some(held), Some(failed)) => format!(
                 "knee: {} events/s ({} deliveries/s) held with p99 at most {} ms; {} events/s broke: {why}",
-                grouped(held as u64),
-                grouped(deliveries(held) as u64),
+                grouped(held.round() as u64),
+                grouped(deliveries(held).round() as u64),
                 self.p99_ms,
-                grouped(failed as u64)
+                grouped(failed.round() as u64)
             ),
             (Some(held), None) => {
-                format!("no knee up to {} events/s ({STEPS_MAX} steps)", grouped(held as u64))
+                format!("no knee up to {} events/s ({STEPS_MAX} steps)", grouped(held.round() as u64))
             }
             _ => format!("no rate held: {why}"),
         }

@@ -40,6 +40,8 @@ const ARRIVE_LIMIT: Duration = Duration::from_secs(20);
 const QUIET_LIMIT: Duration = Duration::from_secs(5);
 /// The longest wait for arrivals after the last publish.
 const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+/// The wait for arrivals where nobody is steady.
+const GRACE: Duration = Duration::from_secs(1);
 /// A publisher may be late by so much, because the server takes its events slowly.
 const LATE_LIMIT: Duration = Duration::from_secs(60);
 /// From one look at the receivers' words to the next: often enough that no pipe fills.
@@ -266,8 +268,16 @@ impl Stage<'_> {
         }
     }
 
-    /// Waits until every steady subscriber has all that was published, or until nothing more comes.
+    /// Waits until every steady subscriber has all that was published, or until nothing more comes. Nobody can say what
+    /// subscribers of other kinds should have: if all are, they get a moment.
     fn arrive(&mut self, mut course: Option<&mut Course>) -> Result<()> {
+        if !self.crowds.any_steady() {
+            let until = Instant::now() + GRACE;
+            while Instant::now() < until {
+                self.look(course.as_deref_mut())?;
+            }
+            return Ok(());
+        }
         let events = self.source.published();
         let limit = Instant::now() + DRAIN_LIMIT;
         let (mut seen, mut moved) = (self.crowds.complete(), Instant::now());
