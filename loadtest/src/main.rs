@@ -70,6 +70,13 @@ enum Command {
         #[command(flatten)]
         args: Box<knee::KneeArgs>,
     },
+    /// fanwave and its rivals under the same workload, beside the floor
+    Compare {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: compare::CompareArgs,
+    },
     /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind of sockets
     Floor {
         #[command(flatten)]
@@ -111,13 +118,6 @@ enum Command {
         common: Common,
         #[command(flatten)]
         args: prove::isolation::IsolationArgs,
-    },
-    /// fanwave and its rivals under the same workload, beside the floor
-    Compare {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: compare::CompareArgs,
     },
     /// CPU per delivery of this load generator, beside a bare receive loop
     Generator {
@@ -161,13 +161,13 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run { common, args } => run::run(&bench(common)?, &args)?,
         Command::Knee { common, args } => knee::run(&bench(common)?, &args)?,
+        Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
         Command::Floor { common, args } => prove::floor::run(&bench(common)?, &args)?,
         Command::Cpu { common, args } => prove::cpu::run(&bench(common)?, &args)?,
         Command::Syscalls { common, args } => prove::syscalls::run(&bench(common)?, &args)?,
         Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
         Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
-        Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
         Command::Generator { common, args } => prove::generator::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),

@@ -36,7 +36,7 @@ fn every_scenario_against_fanwave_loses_nothing_and_repeats_nothing() {
         "run",
         "--all",
         "--seconds",
-        "1.5",
+        "1",
         "--connections",
         "60",
         "--no-floor",
