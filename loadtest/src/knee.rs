@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::engine::verdict::{condemned, generator_full, publisher_short};
 use crate::engine::{EngineOptions, measure};
+use crate::framing::Protocol;
 use crate::outcome::{Interval, Outcome};
 use crate::page::svg::{Axis, Line, Lines, lines};
 use crate::page::{Notice, Page};
@@ -61,6 +62,9 @@ pub struct KneeArgs {
     /// Bytes of one event's data, at least the stamp's 36
     #[arg(long, value_name = "BYTES")]
     payload_bytes: Option<usize>,
+    /// What all subscribers speak, in place of the scenario's
+    #[arg(long)]
+    protocol: Option<Protocol>,
     #[command(flatten)]
     server: ServerChoice,
     #[command(flatten)]
@@ -130,6 +134,7 @@ pub fn run(bench: &Bench, args: &KneeArgs) -> Result<()> {
         seconds: Some(args.seconds),
         connections: args.connections,
         payload_bytes: args.payload_bytes,
+        protocol: args.protocol,
         rate: None,
     };
     let mut workload = scenario::load(&args.scenario, &overrides)?;
@@ -222,10 +227,10 @@ fn judge(outcome: &Outcome, p99_ms: f64) -> Option<(Limit, String)> {
     Some(if generator_full(outcome) && !server_full {
         let share = (generator.receivers_share + generator.publisher_share) * 100.0;
         (Limit::Generator, format!("the generator's CPU was full ({share:.0} %)"))
-    } else if let Some(cause) = condemned(outcome) {
-        (Limit::Server, cause)
     } else if outcome.refused > 0 {
         (Limit::Server, format!("the server refused {} events", grouped(outcome.refused)))
+    } else if let Some(cause) = condemned(outcome) {
+        (Limit::Server, cause)
     } else if late && server_full {
         (Limit::Server, format!("its CPU was full and it took events {lateness:.1} ms late at p99"))
     } else if late {
@@ -372,6 +377,9 @@ fn page(bench: &Bench, args: &KneeArgs, workload: &Workload, knee: &Knee) -> Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::Findings;
+    use crate::outcome::{Generator, Latency};
+    use crate::page::fixture::outcome;
 
     /// Searches for a known capacity; gives the rates tried and the end.
     fn find(first: f64, capacity: f64) -> (Vec<f64>, Search) {
@@ -405,5 +413,32 @@ mod tests {
     fn a_first_rate_that_fails_ends_the_search() {
         let (tried, search) = find(10.0, 5.0);
         assert_eq!((tried, search.held), (vec![10.0], None));
+    }
+
+    #[test]
+    fn each_cause_of_a_broken_step_is_told_apart() {
+        let good = outcome("fanwave");
+        assert!(judge(&good, 1_000.0).is_none());
+        let late = Latency { quantiles: vec![(0.99, 800_000_000)], ..Latency::default() };
+        let lost = Findings { events: 9, lost: 1, ..Findings::default() };
+        let busy = |share: f64| Generator { receivers: 1, receivers_share: share, publisher_share: 0.0 };
+        let mut full = outcome("fanwave");
+        full.series.iter_mut().for_each(|interval| interval.server_share = 0.99);
+        full.lateness = late.clone();
+        for (outcome, p99_ms, limit) in [
+            (good.clone(), 1.0, Limit::Latency),
+            (Outcome { seconds: 45.0, ..good.clone() }, 1_000.0, Limit::Behind),
+            (Outcome { findings: lost, ..good.clone() }, 1_000.0, Limit::Server),
+            (Outcome { refused: 3, ..good.clone() }, 1_000.0, Limit::Server),
+            (full, 1_000.0, Limit::Server),
+            (Outcome { lateness: late, ..good.clone() }, 1_000.0, Limit::Publisher),
+            (Outcome { published: 2_000, ..good.clone() }, 1_000.0, Limit::Publisher),
+            (Outcome { generator: busy(0.97), ..good.clone() }, 1.0, Limit::Generator),
+        ] {
+            let (broke, why) = judge(&outcome, p99_ms).expect("broken");
+            assert_eq!(broke, limit, "{why}");
+        }
+        let fast = Outcome { generator: busy(0.97), ..good };
+        assert!(judge(&fast, 1_000.0).is_none(), "a busy generator breaks nothing by itself");
     }
 }

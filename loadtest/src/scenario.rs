@@ -64,6 +64,9 @@ pub struct Overrides {
     /// Bytes of one event's data, at least the stamp's 36
     #[arg(long, value_name = "BYTES")]
     pub payload_bytes: Option<usize>,
+    /// What all subscribers speak, in place of the scenario's: for servers that speak only one of them
+    #[arg(long)]
+    pub protocol: Option<Protocol>,
 }
 
 /// Every scenario that is part of the program, checked by the tests.
@@ -179,6 +182,9 @@ impl Overrides {
         }
         if let Some(bytes) = self.payload_bytes {
             workload.payload_bytes = bytes;
+        }
+        if let Some(protocol) = self.protocol {
+            workload.subscribers.iter_mut().for_each(|crowd| crowd.protocol = protocol);
         }
         Ok(())
     }
@@ -485,11 +491,17 @@ mod tests {
             connections: 80,
             ..workload.subscribers[0].clone()
         });
-        let flags =
-            Overrides { seconds: Some(4.0), connections: Some(50), rate: Some(7.0), payload_bytes: Some(64) };
+        let flags = Overrides {
+            seconds: Some(4.0),
+            connections: Some(50),
+            rate: Some(7.0),
+            payload_bytes: Some(64),
+            protocol: Some(Protocol::Ws),
+        };
         flags.apply(&mut workload).expect("possible");
         assert_eq!((workload.seconds, workload.payload_bytes), (4.0, 64));
         assert_eq!(workload.publish, Pace::Rate { per_second: 7.0 });
+        assert!(workload.subscribers.iter().all(|crowd| crowd.protocol == Protocol::Ws));
         let crowds: Vec<_> = workload.subscribers.iter().map(|crowd| crowd.connections).collect();
         assert_eq!(crowds, [5, 5, 40]);
         assert_eq!(workload.subscribers[1].behaviour, Behaviour::Storm { at_seconds: 2.0, share: 1.0 });

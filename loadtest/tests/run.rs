@@ -32,17 +32,8 @@ fn every_scenario_against_fanwave_loses_nothing_and_repeats_nothing() {
     let fanwave = Path::new(env!("CARGO_BIN_EXE_loadtest")).with_file_name("fanwave");
     assert!(fanwave.is_file(), "{} is missing: run `cargo build` first", fanwave.display());
     let folder = scratch("all");
-    let output = loadtest(&[
-        "run",
-        "--all",
-        "--seconds",
-        "1",
-        "--connections",
-        "60",
-        "--no-floor",
-        "--out",
-        &folder,
-    ]);
+    let output =
+        loadtest(&["run", "--all", "--seconds", "1", "--connections", "60", "--no-floor", "--out", &folder]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let document = json(&format!("{folder}/run.json"));
     let outcomes = document["results"].as_array().expect("a list");

@@ -79,7 +79,7 @@ impl Crowds {
             };
             let Some(path) = path else {
                 bail!(
-                    "{} offers no {} subscriptions; choose a workload of the other protocol",
+                    "{} offers no {} subscriptions; give --protocol with the other one",
                     target.name,
                     crowd.protocol.label()
                 );

@@ -11,13 +11,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use hdrhistogram::Histogram;
 
+use crate::audit::Findings;
 use crate::outcome::{Cost, Generator, Handshakes, Latency, Outcome};
 use crate::process::raise_descriptor_limit;
 use crate::receiver::latency_histogram;
 use crate::report::progress;
 use crate::scenario::{self, Limits};
 use crate::server::Running;
+use crate::target::Target;
 use crate::usage::interrupts_are_apart;
 use crate::workload::{Pace, Workload};
 
@@ -74,6 +77,15 @@ struct Held {
     kernel: u64,
 }
 
+/// How everybody connected.
+struct Opening {
+    empty: Held,
+    connected: Held,
+    seconds: f64,
+    /// From the connect to the response head, in nanoseconds.
+    handshakes: Histogram<u64>,
+}
+
 /// Does `workload` to the server and tells what it showed. Errors are one line and mean that there is no outcome.
 pub fn measure(running: &mut Running, workload: &Workload, options: &EngineOptions) -> Result<Outcome> {
     scenario::check(workload)?;
@@ -88,13 +100,7 @@ pub fn measure(running: &mut Running, workload: &Workload, options: &EngineOptio
 fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) -> Result<Outcome> {
     let apart = interrupts_are_apart()?;
     let cpu = Some(options.receiver_cpu);
-    let empty = Held::now(running)?;
-    let opening = Instant::now();
-    let (crowds, handshakes) = Crowds::open(&running.target, workload, cpu)?;
-    let opened_seconds = opening.elapsed().as_secs_f64();
-    let mut openings = latency_histogram();
-    record(&mut openings, &handshakes);
-    let connected = Held::now(running)?;
+    let (crowds, opening) = connect(running, workload, cpu)?;
     let mut beside = Beside::new(crowds.connections(), options.sender_cpu, options.receiver_cpu, apart);
     let source = Source::start(&running.target, workload, cpu)?;
     let mut stage = Stage { running, crowds, source };
@@ -106,29 +112,61 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     let mut course = Course::begin(&mut stage, apart, &workload.name, workload.seconds)?;
     let before = stage.source.published();
     stage.crowds.start()?;
-    let quiet_cost = stage.publish(workload, workload.seconds, Some(&mut course))?;
+    let quiet = stage.publish(workload, workload.seconds, Some(&mut course))?;
     stage.arrive(Some(&mut course))?;
     course.sample(&mut stage)?;
     stage.crowds.stop()?;
 
     let last = stage.source.published();
-    let (findings, others) = stage.crowds.findings(last)?;
-    let owed = stage.crowds.owed(before, last);
+    let audit = stage.crowds.findings(last)?;
     let Stage { running, crowds, source } = stage;
     source.finish()?;
     if let (true, Some(bytes)) = (options.floor, course.frame_bytes().or(warm_frame)) {
         beside.measure(bytes)?;
     }
+    let cost = course.cost(quiet, &opening, crowds.connections());
+    let others_share = course.server_cpu().map_or(0.0, |(_, others)| others as f64 / 1e9 / course.seconds());
+    let mut outcome = outcome(&running.target, workload, &crowds, opening, course, audit);
+    outcome.published = last - before;
+    outcome.floor = beside.cost(cost.as_ref().and_then(|cost| cost.us_per_delivery));
+    outcome.cost = cost;
+    outcome.warnings = verdict::warnings(&outcome, others_share, crowds.owed(before, last));
+    for warning in &outcome.warnings {
+        progress(&format!("WARNING: {}: {warning}", workload.name));
+    }
+    Ok(outcome)
+}
 
-    let cost = course.cost(quiet_cost, empty, connected, crowds.connections());
-    let sums = &course.sums;
-    let seconds = course.seconds();
-    let mut outcome = Outcome {
+/// Connects everybody, with memory before and after.
+fn connect(running: &Running, workload: &Workload, cpu: Option<usize>) -> Result<(Crowds, Opening)> {
+    let empty = Held::now(running)?;
+    let start = Instant::now();
+    let (crowds, times) = Crowds::open(&running.target, workload, cpu)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let mut handshakes = latency_histogram();
+    record(&mut handshakes, &times);
+    let connected = Held::now(running)?;
+    Ok((crowds, Opening { empty, connected, seconds, handshakes }))
+}
+
+/// What course and audit tell; the rest is filled in by the caller.
+fn outcome(
+    target: &Target,
+    workload: &Workload,
+    crowds: &Crowds,
+    opening: Opening,
+    course: Course,
+    (findings, others): (Findings, Findings),
+) -> Outcome {
+    let (sums, seconds) = (&course.sums, course.seconds());
+    let mut handshakes = opening.handshakes;
+    handshakes += &course.handshakes;
+    Outcome {
         workload: workload.clone(),
-        server: running.target.name.clone(),
-        version: running.target.version.clone(),
+        server: target.name.clone(),
+        version: target.version.clone(),
         seconds,
-        published: last - before,
+        published: 0,
         refused: sums.refused,
         deliveries: sums.steady,
         bytes: sums.bytes,
@@ -139,31 +177,21 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
         lateness: Latency::of(&course.lateness),
         handshakes: Handshakes {
             opened: crowds.connections() as u64,
-            seconds: opened_seconds,
+            seconds: opening.seconds,
             again: sums.opened,
             closed_by_server: sums.closed_by_server,
-            latency: {
-                openings += &course.handshakes;
-                Latency::of(&openings)
-            },
+            latency: Latency::of(&handshakes),
         },
-        floor: beside.cost(cost.as_ref().and_then(|cost| cost.us_per_delivery)),
-        cost,
+        cost: None,
+        floor: None,
         generator: Generator {
             receivers: crowds.receivers(),
             receivers_share: sums.receivers_ns as f64 / 1e9 / seconds,
             publisher_share: sums.publisher_ns as f64 / 1e9 / seconds,
         },
         warnings: Vec::new(),
-        series: Vec::new(),
-    };
-    let others_share = course.server_cpu().map(|(_, others)| others as f64 / 1e9 / seconds);
-    outcome.series = std::mem::take(&mut course.series);
-    outcome.warnings = verdict::warnings(&outcome, others_share.unwrap_or(0.0), owed);
-    for warning in &outcome.warnings {
-        progress(&format!("WARNING: {}: {warning}", workload.name));
+        series: course.series,
     }
-    Ok(outcome)
 }
 
 impl Held {
@@ -312,8 +340,9 @@ impl Course {
     }
 
     /// What the server cost. What it used while nothing was published is not charged to deliveries.
-    fn cost(&self, quiet: Option<Quiet>, empty: Held, connected: Held, connections: usize) -> Option<Cost> {
+    fn cost(&self, quiet: Option<Quiet>, opening: &Opening, connections: usize) -> Option<Cost> {
         let (cpu_ns, _) = self.server_cpu()?;
+        let Opening { empty, connected, .. } = opening;
         let (rss_empty, rss_connected) = (empty.server?, connected.server?);
         let quiet = quiet.unwrap_or(Quiet { cpu_ns: 0, deliveries: 0 });
         let deliveries = self.sums.deliveries - quiet.deliveries;

@@ -113,32 +113,15 @@ pub fn condemned(outcome: &Outcome) -> Option<String> {
 mod tests {
     use super::*;
     use crate::audit::Findings;
-    use crate::outcome::{Generator, Handshakes, Interval, Latency};
+    use crate::outcome::{Generator, Interval, Latency};
+    use crate::page::fixture;
     use crate::scenario;
 
+    /// A good outcome of a built-in scenario.
     fn outcome(name: &str) -> Outcome {
         let workload = scenario::load(name, &scenario::Overrides::default()).expect("built in");
-        Outcome {
-            workload,
-            server: "s".into(),
-            version: "1".into(),
-            seconds: 8.0,
-            published: 160,
-            refused: 0,
-            deliveries: 320_000,
-            bytes: 1,
-            findings: Findings { events: 320_000, ..Findings::default() },
-            others: Findings::default(),
-            each: Latency::default(),
-            last: None,
-            lateness: Latency::default(),
-            handshakes: Handshakes::default(),
-            cost: None,
-            floor: None,
-            generator: Generator::default(),
-            warnings: Vec::new(),
-            series: Vec::new(),
-        }
+        let published = (20.0 * workload.seconds) as u64;
+        Outcome { workload, published, deliveries: 320_000, ..fixture::outcome("fanwave") }
     }
 
     #[test]
