@@ -3,8 +3,11 @@
 //! Where a path or subject holds `{topic}`, the name of a topic stands in its place (see [`topic_name`]).
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::framing::Protocol;
 
 /// A running server.
 #[derive(Debug, Clone)]
@@ -32,6 +35,26 @@ pub struct Target {
     pub way: Way,
     /// Path or subject of a publish with `{topic}`; unused by [`Way::Stream`].
     pub publish_path: String,
+}
+
+impl Target {
+    /// Path of a subscription with `{topic}`; `None` if the server does not speak the protocol.
+    pub fn path(&self, protocol: Protocol) -> Option<&str> {
+        match protocol {
+            Protocol::Sse => self.sse_path.as_deref(),
+            Protocol::Ws => self.ws_path.as_deref(),
+            Protocol::Raw => None,
+        }
+    }
+
+    /// How long after a subscriber has connected the server may say something that nobody published: a NATS server
+    /// sends its first PING 2 s after the opening.
+    pub fn talks_after_connect(&self) -> Duration {
+        match self.dialect {
+            Dialect::Plain => Duration::ZERO,
+            Dialect::Nats => Duration::from_secs(3),
+        }
+    }
 }
 
 /// What flows over a server's WebSockets.
