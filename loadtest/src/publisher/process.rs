@@ -3,8 +3,8 @@
 //! One thread keeps to the schedule; the other takes orders and tells counters, so that neither an order nor a slow reader of
 //! the answers delays an event. Every event is stamped with the time at which it was due. Whatever makes the process
 //! late, a stopped process or a server that does not read, shows in the latencies: all events that have become due
-//! meanwhile go out at once, with the times they should have gone. The thread sleeps to the nanosecond that the kernel
-//! grants and never spins.
+//! meanwhile go out at once, with the times they should have gone. The thread sleeps without timer slack; a processor that
+//! has gone idle takes tens of microseconds to wake, so before an event that stands alone it wakes that much too early and spins.
 
 use std::num::NonZeroU64;
 use std::process::ExitCode;
@@ -28,6 +28,9 @@ use crate::workload::Pace;
 const LEAD_NS: u64 = 1_000_000;
 /// The longest silence between the publisher and its server, while nothing is due.
 const TEND_EVERY: Duration = Duration::from_secs(10);
+/// How long before its time the thread is awake, and from which pause on: at most 4 % of a CPU for being on time.
+const SPIN_NS: u64 = 40_000;
+const SPIN_PAUSE_NS: u64 = 1_000_000;
 /// How long the process may take to connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to answer an order, and to end the publishing.
@@ -191,10 +194,18 @@ fn keep_to(schedule: &Schedule, publisher: &mut Publisher, shared: &Shared) -> R
         let now = now_ns();
         let next = schedule.due(published.events);
         if next > now {
-            let tend_at = now + TEND_EVERY.as_nanos() as u64;
-            sleep_until(next.min(tend_at))?;
-            if next > tend_at {
-                publisher.tend()?;
+            match next - now {
+                long if long > TEND_EVERY.as_nanos() as u64 => {
+                    sleep_until(now + TEND_EVERY.as_nanos() as u64)?;
+                    publisher.tend()?;
+                }
+                SPIN_PAUSE_NS.. => {
+                    sleep_until(next - SPIN_NS)?;
+                    while now_ns() < next {
+                        std::hint::spin_loop();
+                    }
+                }
+                _ => sleep_until(next)?,
             }
             continue;
         }
@@ -215,9 +226,12 @@ fn keep_to(schedule: &Schedule, publisher: &mut Publisher, shared: &Shared) -> R
 
 fn sleep_until(ns: u64) -> Result<()> {
     let time = Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 };
-    match rustix::thread::clock_nanosleep_absolute(ClockId::Monotonic, &time) {
-        Ok(()) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error).context("sleeping until the next event is due"),
+    loop {
+        match rustix::thread::clock_nanosleep_absolute(ClockId::Monotonic, &time) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("sleeping until the next event is due"),
+        }
     }
 }
 
