@@ -28,9 +28,9 @@ use crate::workload::Pace;
 const LEAD_NS: u64 = 1_000_000;
 /// The longest silence between the publisher and its server, while nothing is due.
 const TEND_EVERY: Duration = Duration::from_secs(10);
-/// How long before its time the thread is awake, and from which pause on: at most 4 % of a CPU for being on time.
-const SPIN_NS: u64 = 40_000;
-const SPIN_PAUSE_NS: u64 = 1_000_000;
+/// How long before its time the thread is awake, and from which pause on: at most 10 % of a CPU for being on time.
+const SPIN_NS: u64 = 50_000;
+const SPIN_PAUSE_NS: u64 = 500_000;
 /// How long the process may take to connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to answer an order, and to end the publishing.
@@ -263,7 +263,7 @@ pub struct PublishProcess {
     link: Link,
     /// Events of all schedules that are done.
     published: u64,
-    /// Those of the present one that samples have told.
+    /// Events of all samples.
     sampled: u64,
     state: State,
 }
@@ -289,18 +289,13 @@ impl PublishProcess {
         }
     }
 
-    /// Process id.
-    pub fn pid(&self) -> u32 {
-        self.link.pid()
-    }
-
     /// The number, from 1 over all topics, of the event that comes after all that have been published; while a schedule is
     /// being kept, as far as samples have told.
     pub fn next(&self) -> u64 {
-        self.published + self.sampled + 1
+        self.published.max(self.sampled) + 1
     }
 
-    /// Publishes at `pace` for `seconds`; [`wait`](Self::wait) or [`poll`](Self::poll) tell when that is done.
+    /// Publishes at `pace` for `seconds`; [`poll`](Self::poll) tells when that is done.
     pub fn go(&mut self, pace: Pace, seconds: f64) -> Result<()> {
         if let State::Publishing = self.state {
             bail!("the publisher is still publishing");
@@ -316,9 +311,7 @@ impl PublishProcess {
         self.order(&Order::Sample)?;
         match self.answer(Instant::now() + ANSWER_LIMIT)? {
             Some(Word::Sample(sample)) => {
-                if let State::Publishing = self.state {
-                    self.sampled += sample.published;
-                }
+                self.sampled += sample.published;
                 Ok(sample)
             }
             Some(other) => Err(unexpected(&other)),
@@ -328,20 +321,8 @@ impl PublishProcess {
 
     /// What the last [`go`](Self::go) has published, if it is done. Does not wait.
     pub fn poll(&mut self) -> Result<Option<Published>> {
-        self.done_by(Instant::now())
-    }
-
-    /// Waits until what the last [`go`](Self::go) asked for has been published.
-    pub fn wait(&mut self, limit: Duration) -> Result<Published> {
-        match self.done_by(Instant::now() + limit)? {
-            Some(published) => Ok(published),
-            None => bail!("the publisher was not done within {limit:?}"),
-        }
-    }
-
-    fn done_by(&mut self, deadline: Instant) -> Result<Option<Published>> {
         if let State::Publishing = self.state
-            && let Some(word) = self.take(deadline)?
+            && let Some(word) = self.take(Instant::now())?
             && let Some(word) = self.note(word)?
         {
             return Err(unexpected(&word));
@@ -391,7 +372,6 @@ impl PublishProcess {
         match word {
             Word::Done(published) => {
                 self.published += published.events;
-                self.sampled = 0;
                 self.state = State::Done(published);
                 Ok(None)
             }
