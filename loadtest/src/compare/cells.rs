@@ -150,7 +150,7 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
 }
 
 fn entry(target: &Target) -> Entry {
-    Entry { name: target.name.clone(), version: target.version.clone() }
+    Entry { name: target.name.clone(), version: target.version.clone(), cpus: target.cpus.clone() }
 }
 
 /// Adds whose error it is, and why if the server has ended.

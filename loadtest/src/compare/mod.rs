@@ -6,7 +6,7 @@
 //! [`show`] and [`picture`] tell the outcome.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -68,6 +68,8 @@ pub struct CompareArgs {
 struct Entry {
     name: String,
     version: String,
+    /// CPUs that it is pinned to; empty if it is not, or if that is not known.
+    cpus: Vec<usize>,
 }
 
 /// The outcome.
@@ -86,6 +88,9 @@ struct Comparison {
 pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     let time = leg_time(args.seconds_per_leg)?;
     let (few, many) = check(args)?;
+    for file in [&args.page, &bench.common.json].into_iter().flatten() {
+        check_directory(file)?;
+    }
     let apart = interrupts_are_apart()?;
     let choices = choices(args);
     let plan = cells::Plan {
@@ -118,7 +123,8 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
         }
     }
     memory::relate(&mut outcome.memory);
-    outcome.warnings = outcome.cells.iter().flat_map(Cell::warnings).collect();
+    outcome.warnings = unpinned(&outcome.servers, bench.common.sender_cpu);
+    outcome.warnings.extend(outcome.cells.iter().flat_map(Cell::warnings));
     if let Some(file) = &args.page {
         fs::write(file, picture::page(&outcome, &bench.machine))
             .with_context(|| format!("writing {}", file.display()))?;
@@ -126,6 +132,17 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     save(bench.common.json.as_deref(), "compare", &bench.machine, &outcome)?;
     show::show(bench, &outcome);
     Ok(())
+}
+
+/// Servers that do not run under the conditions of the others.
+fn unpinned(servers: &[Entry], cpu: usize) -> Vec<String> {
+    let elsewhere = servers.iter().filter(|server| server.cpus != [cpu]);
+    elsewhere
+        .map(|server| {
+            let name = &server.name;
+            format!("{name} is not pinned to CPU {cpu} as the others are: `taskset -acp {cpu} PID` pins it")
+        })
+        .collect()
 }
 
 /// Refuses impossible options; gives the connections of the two readings of memory.
@@ -143,6 +160,16 @@ fn check(args: &CompareArgs) -> Result<(usize, usize)> {
         bail!("--memory-connections {few},{many}: the first number is at least 1 and less than the second");
     }
     Ok((few, many))
+}
+
+/// Refuses a file for which there is no directory, before minutes are spent on what it shall hold.
+fn check_directory(file: &Path) -> Result<()> {
+    match file.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() && !directory.is_dir() => {
+            bail!("cannot write {}: make the directory {} first", file.display(), directory.display())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Everybody who takes part, fanwave first.
@@ -181,6 +208,16 @@ mod tests {
         assert_eq!(rivals("--rivals"), [None]);
         let own = choices(&args("--rivals --subscribe-sse http://h/ --publish-to http://h/"));
         assert_eq!(own.iter().map(|choice| choice.custom.is_given()).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn a_server_on_other_cpus_is_warned_of() {
+        let entry = |cpus: &[usize]| Entry { name: "mine".into(), version: "1".into(), cpus: cpus.to_vec() };
+        assert_eq!(unpinned(&[entry(&[0])], 0), Vec::<String>::new());
+        for cpus in [&[][..], &[1], &[0, 1]] {
+            let warnings = unpinned(&[entry(cpus)], 0);
+            assert!(warnings.len() == 1 && warnings[0].contains("taskset"), "{warnings:?}");
+        }
     }
 
     #[test]

@@ -135,7 +135,7 @@ pub mod tests {
     use crate::compare::memory::tests::reading;
 
     pub fn outcome() -> Comparison {
-        let entry = |name: &str| Entry { name: name.into(), version: "1.2.3".into() };
+        let entry = |name: &str| Entry { name: name.into(), version: "1.2.3".into(), cpus: vec![0] };
         let mut memory =
             vec![reading("fanwave", Protocol::Ws, 147.0), reading("<nchan>", Protocol::Ws, 7_350.0)];
         crate::compare::memory::relate(&mut memory);
