@@ -1,11 +1,11 @@
 //! Claim: the latencies that a run reports are what the subscribers saw, counted from the time each event was due.
 //!
-//! Set-up: `loadtest publisher` and `loadtest receiver` as children, spoken to in JSON lines, with a server of our own
-//! between them in this process, which takes events as NATS does and passes them on as event streams, after a delay that
-//! a test decides. Expectation: every event is in the histogram with at least the delay that it really had, and no
-//! delay is hidden by a publisher that was held up together with the server's answer: what was due meanwhile
-//! counts from when it was due. Lower bounds are exact; upper bounds leave room for a busy machine, but not for another
-//! unit, another percentile, or a stamp of another time.
+//! Set-up: `loadtest publisher` and `loadtest receiver` as children, spoken to in JSON lines, with a server of our
+//! own between them in this process, which takes events as NATS does and passes them on as event streams, after a
+//! delay that a test decides. Expectation: every event is in the histogram with at least the delay that it really
+//! had, and no delay is hidden by a publisher that was held up together with the server's answer: what was due
+//! meanwhile counts from when it was due. Lower bounds are exact; upper bounds leave room for a busy machine, but
+//! not for another unit, another percentile, or a stamp of another time.
 
 mod role;
 
@@ -29,8 +29,8 @@ fn now_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// A server that passes each event on to the subscribers of its topic, to the `s`th one, from 0, of topic `t` no earlier than
-/// `delay(t, s)` nanoseconds after the time in its stamp.
+/// A server that passes each event on to the subscribers of its topic, to the `s`th one, from 0, of topic `t` no
+/// earlier than `delay(t, s)` nanoseconds after the time in its stamp.
 struct DelayServer {
     publish: SocketAddr,
     subscribe: SocketAddr,

@@ -1,10 +1,11 @@
 //! The publisher process: an open loop with a clock of its own, which nothing else holds up.
 //!
-//! One thread keeps to the schedule; the other takes orders and tells counters, so that neither an order nor a slow reader of
-//! the answers delays an event. Every event is stamped with the time at which it was due. Whatever makes the process
-//! late, a stopped process or a server that does not read, shows in the latencies: all events that have become due
-//! meanwhile go out at once, with the times they should have gone. The thread sleeps without timer slack; a processor that
-//! has gone idle takes tens of microseconds to wake, so before an event that stands alone it wakes that much too early and spins.
+//! One thread keeps to the schedule; the other takes orders and tells counters, so that neither an order nor a slow
+//! reader of the answers delays an event. Every event is stamped with the time at which it was due. Whatever makes
+//! the process late, a stopped process or a server that does not read, shows in the latencies: all events that have
+//! become due meanwhile go out at once, with the times they should have gone. The thread sleeps without timer
+//! slack; a processor that has gone idle takes tens of microseconds to wake, so before an event that stands alone
+//! it wakes that much too early and spins.
 
 use std::num::NonZeroU64;
 use std::process::ExitCode;
@@ -289,8 +290,8 @@ impl PublishProcess {
         }
     }
 
-    /// The number, from 1 over all topics, of the event that comes after all that have been published; while a schedule is
-    /// being kept, as far as samples have told.
+    /// The number, from 1 over all topics, of the event that comes after all that have been published; while a
+    /// schedule is being kept, as far as samples have told.
     pub fn next(&self) -> u64 {
         self.published.max(self.sampled) + 1
     }
