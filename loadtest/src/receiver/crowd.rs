@@ -119,6 +119,15 @@ struct Opening {
     left: usize,
 }
 
+/// Churn under way.
+#[derive(Debug, Clone, Copy)]
+struct Churn {
+    start_ns: u64,
+    per_second: f64,
+    /// How many members' time has come so far.
+    due: u64,
+}
+
 /// The subscribers of one receiver.
 #[derive(Debug)]
 pub struct Crowd {
@@ -143,7 +152,7 @@ pub struct Crowd {
     started: bool,
     /// Churn and storm are over.
     stopped: bool,
-    churn: (u64, f64, u64),
+    churn: Option<Churn>,
     /// Members whose return ends the stop.
     awaited: HashSet<u32>,
     /// What the ring reported of members' receives, and members that the server closed by a frame.
@@ -185,7 +194,7 @@ impl Crowd {
             ages: VecDeque::new(),
             started: false,
             stopped: false,
-            churn: (0, 0.0, 0),
+            churn: None,
             awaited: HashSet::new(),
             ended: Vec::new(),
             closing: Vec::new(),
