@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde_json::Value;
 
+use crate::fleet::SOCKETS_PER_RECEIVER_MAX;
 use crate::framing::Protocol;
 use crate::process::sockets_per_process_max;
 use crate::stamp::STAMP_BYTES;
@@ -42,8 +43,6 @@ const RATE_MAX: f64 = 10e6;
 const AT_ONCE_BYTES_MAX: u64 = 1 << 30;
 /// Receiver processes that are started at most; one holds up to 19,000 sockets where the descriptor limit allows.
 const RECEIVERS_MAX: u64 = 64;
-/// Sockets of one receiver process at most, whatever the limit allows.
-const SOCKETS_PER_RECEIVER_MAX: u64 = 19_000;
 /// Sockets that share a source address on loopback.
 const SOCKETS_PER_ADDRESS: u64 = 1_000;
 /// Files that the rest of the machine may have open.
