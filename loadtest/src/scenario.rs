@@ -31,6 +31,24 @@ const BUILT_IN: [(&str, &str); 8] = [
     ("idle-mass", include_str!("../scenarios/idle-mass.toml")),
 ];
 
+/// The form of a scenario, for `run --help`.
+pub const FORM: &str = r#"A scenario file:
+  name = "mine"              # letters, digits, hyphens
+  about = "One sentence"
+  seconds = 10               # measured, after the warm-up
+  warm_up_seconds = 1
+  topics = 1                 # event k goes to topic k mod topics, connection k listens to topic k mod topics
+  payload_bytes = 200        # of one event's data, at least 36
+  [publish]
+  pace = "rate"              # or "burst" (events, every_ms), "in_flight" (events), "idle"
+  per_second = 100
+  [[subscribers]]            # one table for each kind of subscribers
+  protocol = "sse"           # or "ws"
+  connections = 1000
+  ramp_per_second = 5000     # may be left out
+  behaviour = { kind = "steady" } # or "slow" (bytes_per_second), "stalled", "churn" (per_second), "storm" (at_seconds, share)
+"#;
+
 /// The longest measurement: a day is a soak test, more is a typing error.
 const SECONDS_MAX: f64 = 86_400.0;
 /// The largest payload, beyond what servers take.
@@ -417,6 +435,12 @@ mod tests {
             check(&workload).unwrap_or_else(|error| panic!("{name}: {error:#}"));
             assert_eq!(load(name, &Overrides::default()).expect("found"), workload);
         }
+    }
+
+    #[test]
+    fn the_form_in_the_help_is_a_scenario() {
+        let (_, text) = FORM.split_once('\n').expect("a title");
+        check(&parse(text, "help").expect("well formed")).expect("possible");
     }
 
     #[test]
