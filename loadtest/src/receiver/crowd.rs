@@ -338,7 +338,8 @@ impl Crowd {
     /// A watched socket is ready.
     pub fn ready(&mut self, number: u32, wires: &mut Wires) -> Result<()> {
         let Some((handshake, begun)) = self.handshakes.get_mut(&number) else {
-            // Only stalled readers are watched once they are open, and only for their end.
+            // Only stalled readers are watched once they are open, and only for their end. They learn of it by a reset: the
+            // end of the stream waits behind what they do not read.
             return match self.members[number as usize].state {
                 State::Open => self.closed(number, "the server ended the stream"),
                 _ => Ok(()),
