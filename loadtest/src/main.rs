@@ -23,6 +23,7 @@ mod http;
 mod link;
 mod machine;
 mod outcome;
+mod plan;
 mod process;
 mod prove;
 mod publisher;
@@ -90,6 +91,13 @@ enum Command {
         #[command(flatten)]
         args: prove::isolation::IsolationArgs,
     },
+    /// How many servers a given number of subscribers and events needs
+    Plan {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: plan::PlanArgs,
+    },
     /// A receiver process (started by the other commands)
     #[command(hide = true)]
     Receiver,
@@ -126,6 +134,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
         Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
+        Command::Plan { common, args } => plan::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::FloorSender => floor::run()?,
         Command::Pin { cpu, parent, command } => return Err(process::become_pinned(cpu, parent, &command)),

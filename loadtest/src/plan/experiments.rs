@@ -1,0 +1,397 @@
+//! Measures the points of a design: what a server's CPU and memory are while it does a known amount of work.
+//!
+//! Events are published open loop, at even intervals. Every leg waits until all of its events have arrived on every
+//! connection and checks the bytes; a leg with a loss is an error, not a figure. Heartbeats, which nobody published,
+//! are counted by their bytes. Memory of the kernel is the machine's, both ends of every connection in it, as the
+//! difference from the same server without connections.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::design::{Design, Group, Load};
+use super::kernel::kernel_bytes;
+use crate::fleet::{Fleet, FleetPlan};
+use crate::framing::Protocol;
+use crate::prove::{ARRIVE_LIMIT, TOPIC, path};
+use crate::publisher::{Publisher, Way};
+use crate::report::progress;
+use crate::server::Server;
+use crate::usage::{CpuMeter, CpuSample, interrupts_are_apart};
+
+/// Publishing before a leg is measured.
+const WARM_UP: Duration = Duration::from_millis(200);
+/// Time that the server gets to go quiet, so that its work after the last arrival is counted.
+const SETTLE: Duration = Duration::from_millis(5);
+/// Time between two looks at memory that shall have come to rest, the change that counts as none, and the patience.
+const MEMORY_LOOK: Duration = Duration::from_millis(100);
+const MEMORY_STILL_BYTES: u64 = 64 << 10;
+const MEMORY_LIMIT: Duration = Duration::from_secs(2);
+/// Idle time for heartbeats: several of them, since the server looks at each connection once a second.
+const HEARTBEATS_TIME: Duration = Duration::from_secs(4);
+/// Time that a server gets to let go of connections whose clients are gone.
+const CLOSE_TIME: Duration = Duration::from_millis(600);
+/// `:` and a blank line.
+const SSE_HEARTBEAT_BYTES: u64 = 3;
+/// The server's defaults (`--window-events-max`, `--window-bytes-max`).
+const WINDOW_EVENTS: u64 = 1_024;
+const WINDOW_BYTES: u64 = 8 << 20;
+
+/// What a server did in a leg.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Events went out.
+    Load,
+    /// Nothing but heartbeats, if there were any.
+    Idle,
+    /// Connections came.
+    Open,
+    /// Connections went.
+    Close,
+}
+
+/// The CPU of one leg, and the work it was for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CpuRow {
+    /// Round, from 0.
+    pub round: usize,
+    /// What was done.
+    pub kind: Kind,
+    /// What the subscribers speak.
+    pub protocol: Protocol,
+    /// Connections.
+    pub connections: usize,
+    /// Topics they are spread over.
+    pub topics: usize,
+    /// Length of the leg.
+    pub seconds: f64,
+    /// Events per second as asked for; 0 without events.
+    pub rate: f64,
+    /// Events published.
+    pub events: u64,
+    /// Event × connection.
+    pub deliveries: u64,
+    /// Bytes of one event's data.
+    pub payload_bytes: usize,
+    /// Bytes on the wire per delivery.
+    pub frame_bytes: f64,
+    /// Connections opened.
+    pub handshakes: u64,
+    /// Connections closed.
+    pub closes: u64,
+    /// Heartbeats sent.
+    pub heartbeats: u64,
+    /// CPU of the server, nanoseconds.
+    pub cpu_ns: u64,
+    /// Share of one CPU that the receivers used.
+    pub receiver_share: f64,
+    /// Share of the server's CPU that others used.
+    pub others_share: f64,
+}
+
+/// Memory at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemoryRow {
+    /// Round, from 0.
+    pub round: usize,
+    /// What the subscribers speak.
+    pub protocol: Protocol,
+    /// Connections open.
+    pub connections: usize,
+    /// Most events that the window has held so far.
+    pub window_events: u64,
+    /// Most bytes of data that the window has held so far.
+    pub window_bytes: u64,
+    /// Resident user-space memory of the server.
+    pub user_bytes: u64,
+    /// Kernel memory of both ends: growth since the server was empty. Negative if others gave back more.
+    pub kernel_bytes: i64,
+}
+
+/// All rows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// CPU.
+    pub cpu: Vec<CpuRow>,
+    /// Memory.
+    pub memory: Vec<MemoryRow>,
+}
+
+/// Where and with what is measured.
+#[derive(Debug)]
+pub struct Stand<'a> {
+    /// The fanwave program.
+    pub program: &'a Path,
+    /// Further arguments for `serve`.
+    pub more: &'a [String],
+    /// CPU of the server.
+    pub server_cpu: usize,
+    /// CPU of the receivers.
+    pub receiver_cpu: usize,
+}
+
+/// Measures the whole design.
+pub fn measure(stand: &Stand<'_>, design: &Design) -> Result<Measured> {
+    let apart = interrupts_are_apart()?;
+    let mut measured = Measured::default();
+    let schedule = design.schedule();
+    let groups = schedule.iter().flatten().count();
+    let mut done = 0;
+    for (round, groups_of_round) in schedule.iter().enumerate() {
+        for group in groups_of_round {
+            done += 1;
+            progress(&format!(
+                "group {done} of {groups} (round {} of {}): {} {}, {}",
+                round + 1,
+                design.rounds,
+                group.connections,
+                group.protocol.label(),
+                match group.heartbeat_ms {
+                    Some(ms) => format!("idle, a heartbeat every {ms} ms"),
+                    None => format!("{} loads", group.loads.len()),
+                }
+            ));
+            measure_group(stand, group, round, Duration::from_secs_f64(design.seconds), apart, &mut measured)?;
+        }
+    }
+    Ok(measured)
+}
+
+/// Measures one group on a server of its own, into `measured`.
+pub fn measure_group(
+    stand: &Stand<'_>,
+    group: &Group,
+    round: usize,
+    time: Duration,
+    apart: bool,
+    measured: &mut Measured,
+) -> Result<()> {
+    let mut more = stand.more.to_vec();
+    if let Some(ms) = group.heartbeat_ms {
+        // The last one given counts.
+        more.extend(["--heartbeat-ms".into(), ms.to_string()]);
+    }
+    let mut server = Server::start(stand.program, Some(stand.server_cpu), 1, &more)?;
+    let meter = CpuMeter::new(server.pid(), stand.server_cpu, apart);
+    let outcome = Leg { server: &server, meter, group, round, window: Window::default(), kernel_empty: 0 }
+        .run(stand, time, measured);
+    outcome.map_err(|error| server.explain(error))?;
+    server.stop()
+}
+
+/// A group under measurement.
+struct Leg<'a> {
+    server: &'a Server,
+    meter: CpuMeter,
+    group: &'a Group,
+    round: usize,
+    window: Window,
+    kernel_empty: u64,
+}
+
+impl Leg<'_> {
+    fn run(mut self, stand: &Stand<'_>, time: Duration, measured: &mut Measured) -> Result<()> {
+        let group = self.group;
+        let mut fleet = Fleet::new(FleetPlan {
+            cpu: Some(stand.receiver_cpu),
+            topics: group.topics,
+            ..FleetPlan::steady(self.server.listen, group.protocol, path(group.protocol))
+        });
+        self.kernel_empty = still_kernel_bytes()?;
+        measured.memory.push(self.memory(0)?);
+
+        let (before, start) = (self.meter.sample()?, Instant::now());
+        fleet.open(group.connections)?;
+        sleep(SETTLE);
+        let mut row = self.row(Kind::Open, &before, start)?;
+        row.handshakes = group.connections as u64;
+        measured.cpu.push(row);
+        still_kernel_bytes()?;
+        measured.memory.push(self.memory(group.connections)?);
+
+        measured.cpu.push(self.idle(&mut fleet, time)?);
+        if !group.loads.is_empty() {
+            for load in &group.loads {
+                measured.cpu.push(self.load(&mut fleet, load, time)?);
+            }
+            still_kernel_bytes()?;
+            measured.memory.push(self.memory(group.connections)?);
+        }
+
+        let (before, start) = (self.meter.sample()?, Instant::now());
+        drop(fleet);
+        sleep(CLOSE_TIME);
+        let mut row = self.row(Kind::Close, &before, start)?;
+        row.closes = group.connections as u64;
+        measured.cpu.push(row);
+        Ok(())
+    }
+
+    /// A row with the CPU since `before`, the work yet to be filled in.
+    fn row(&self, kind: Kind, before: &CpuSample, start: Instant) -> Result<CpuRow> {
+        let after = self.meter.sample()?;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(CpuRow {
+            round: self.round,
+            kind,
+            protocol: self.group.protocol,
+            connections: self.group.connections,
+            topics: self.group.topics,
+            seconds,
+            rate: 0.0,
+            events: 0,
+            deliveries: 0,
+            payload_bytes: 0,
+            frame_bytes: 0.0,
+            handshakes: 0,
+            closes: 0,
+            heartbeats: 0,
+            cpu_ns: after.since(before),
+            receiver_share: 0.0,
+            others_share: after.others_since(before) as f64 / 1e9 / seconds,
+        })
+    }
+
+    fn memory(&self, connections: usize) -> Result<MemoryRow> {
+        Ok(MemoryRow {
+            round: self.round,
+            protocol: self.group.protocol,
+            connections,
+            window_events: self.window.events_max,
+            window_bytes: self.window.bytes_max,
+            user_bytes: self.server.memory()?.rss_own,
+            kernel_bytes: kernel_bytes()? as i64 - self.kernel_empty as i64,
+        })
+    }
+
+    /// Waits with idle connections; heartbeats are counted by their bytes.
+    fn idle(&self, fleet: &mut Fleet, time: Duration) -> Result<CpuRow> {
+        let time = if self.group.heartbeat_ms.is_some() { HEARTBEATS_TIME } else { time };
+        fleet.zero(1, 0)?;
+        let receivers = fleet.report(0)?.totals.cpu_ns;
+        let (before, start) = (self.meter.sample()?, Instant::now());
+        wait_until(fleet, start + time)?;
+        let mut row = self.row(Kind::Idle, &before, start)?;
+        let totals = fleet.report(0)?.totals;
+        row.heartbeats = totals.bytes / SSE_HEARTBEAT_BYTES;
+        row.receiver_share = (totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds;
+        Ok(row)
+    }
+
+    /// Publishes at a rate, a warm-up first, and checks the arrival of everything.
+    fn load(&mut self, fleet: &mut Fleet, load: &Load, time: Duration) -> Result<CpuRow> {
+        let mut publisher = Publisher::connect(self.server.control, Way::Stream, TOPIC, load.bytes)?;
+        fleet.zero(publisher.next(), 0)?;
+        let warm = publish_at(fleet, &mut publisher, load.rate, WARM_UP)?;
+        let receivers = fleet.report(0)?.totals.cpu_ns;
+        sleep(SETTLE);
+        let (before, start) = (self.meter.sample()?, Instant::now());
+        let events = publish_at(fleet, &mut publisher, load.rate, time)?;
+        sleep(SETTLE);
+        let mut row = self.row(Kind::Load, &before, start)?;
+        let all = warm + events;
+        let totals = fleet.check(all, publisher.next() - 1)?.totals;
+        publisher.finish().context("after a leg")?;
+        self.window.publish(all, load.bytes as u64);
+        row.rate = load.rate;
+        row.events = events;
+        row.deliveries = events * (self.group.connections / self.group.topics) as u64;
+        row.payload_bytes = load.bytes;
+        row.frame_bytes = totals.scout_bytes as f64 / all as f64;
+        row.receiver_share = (totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds;
+        Ok(row)
+    }
+}
+
+/// Publishes at even intervals for `time` and waits until everything has arrived. What is late goes out at once.
+fn publish_at(fleet: &mut Fleet, publisher: &mut Publisher, rate: f64, time: Duration) -> Result<u64> {
+    let arrived = fleet.complete();
+    let start = Instant::now();
+    let events = (time.as_secs_f64() * rate).ceil().max(1.0) as u64;
+    let mut sent = 0;
+    while sent < events {
+        wait_until(fleet, start + Duration::from_secs_f64(sent as f64 / rate))?;
+        let due = ((start.elapsed().as_secs_f64() * rate) as u64 + 1).clamp(sent + 1, events);
+        publisher.publish(due - sent)?;
+        sent = due;
+    }
+    wait_until(fleet, start + Duration::from_secs_f64(events as f64 / rate))?;
+    fleet.wait_for(arrived + events, ARRIVE_LIMIT, publisher.next() - 1)?;
+    Ok(events)
+}
+
+/// Waits, taking the receivers' words meanwhile: one that fails ends the wait.
+fn wait_until(fleet: &mut Fleet, until: Instant) -> Result<()> {
+    while fleet.pump(until)? {}
+    Ok(())
+}
+
+/// Kernel memory once it has come to rest, or when the patience is over.
+fn still_kernel_bytes() -> Result<u64> {
+    let deadline = Instant::now() + MEMORY_LIMIT;
+    let mut before = kernel_bytes()?;
+    loop {
+        sleep(MEMORY_LOOK);
+        let now = kernel_bytes()?;
+        if now.abs_diff(before) < MEMORY_STILL_BYTES || Instant::now() > deadline {
+            return Ok(now);
+        }
+        before = now;
+    }
+}
+
+/// What the server's window of the one topic has held.
+#[derive(Debug, Default)]
+struct Window {
+    /// Runs of events of one size, oldest first.
+    runs: VecDeque<(u64, u64)>,
+    events_max: u64,
+    bytes_max: u64,
+}
+
+impl Window {
+    fn publish(&mut self, events: u64, bytes_each: u64) {
+        let kept = events.min(WINDOW_EVENTS).min(WINDOW_BYTES / bytes_each.max(1));
+        self.runs.push_back((kept, bytes_each));
+        loop {
+            let events: u64 = self.runs.iter().map(|run| run.0).sum();
+            let bytes: u64 = self.runs.iter().map(|run| run.0 * run.1).sum();
+            let over_events = events.saturating_sub(WINDOW_EVENTS);
+            let over_bytes = bytes.saturating_sub(WINDOW_BYTES);
+            let Some(oldest) = self.runs.front_mut() else { return };
+            let gone = over_events.max(over_bytes.div_ceil(oldest.1.max(1))).min(oldest.0);
+            if gone == 0 {
+                self.events_max = self.events_max.max(events);
+                self.bytes_max = self.bytes_max.max(bytes);
+                return;
+            }
+            oldest.0 -= gone;
+            if oldest.0 == 0 {
+                self.runs.pop_front();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_holds_the_newest_events_within_both_bounds_and_its_peak_is_kept() {
+        let mut window = Window::default();
+        window.publish(100, 200);
+        assert_eq!((window.events_max, window.bytes_max), (100, 20_000));
+        window.publish(2_000, 200);
+        assert_eq!((window.events_max, window.bytes_max), (1_024, 204_800));
+        window.publish(10, 1 << 20);
+        assert_eq!(window.events_max, 1_024);
+        assert_eq!(window.runs.back(), Some(&(8, 1 << 20)));
+        assert!(window.bytes_max <= WINDOW_BYTES && window.bytes_max >= 8 << 20, "{}", window.bytes_max);
+    }
+}
