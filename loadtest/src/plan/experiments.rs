@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::design::{Design, Group, Load};
+use super::fit::rounded;
 use super::kernel::kernel_bytes;
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
@@ -235,7 +236,7 @@ impl Leg<'_> {
     /// A row with the CPU since `before`, the work yet to be filled in.
     fn row(&self, kind: Kind, before: &CpuSample, start: Instant) -> Result<CpuRow> {
         let after = self.meter.sample()?;
-        let seconds = start.elapsed().as_secs_f64();
+        let seconds = rounded(start.elapsed().as_secs_f64());
         Ok(CpuRow {
             round: self.round,
             kind,
@@ -253,7 +254,7 @@ impl Leg<'_> {
             heartbeats: 0,
             cpu_ns: after.since(before),
             receiver_share: 0.0,
-            others_share: after.others_since(before) as f64 / 1e9 / seconds,
+            others_share: rounded(after.others_since(before) as f64 / 1e9 / seconds),
         })
     }
 
@@ -279,7 +280,7 @@ impl Leg<'_> {
         let mut row = self.row(Kind::Idle, &before, start)?;
         let totals = fleet.report(0)?.totals;
         row.heartbeats = totals.bytes / SSE_HEARTBEAT_BYTES;
-        row.receiver_share = (totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds;
+        row.receiver_share = rounded((totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds);
         Ok(row)
     }
 
@@ -302,8 +303,8 @@ impl Leg<'_> {
         row.events = events;
         row.deliveries = events * (self.group.connections / self.group.topics) as u64;
         row.payload_bytes = load.bytes;
-        row.frame_bytes = totals.scout_bytes as f64 / all as f64;
-        row.receiver_share = (totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds;
+        row.frame_bytes = rounded(totals.scout_bytes as f64 / all as f64);
+        row.receiver_share = rounded((totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds);
         Ok(row)
     }
 }

@@ -94,11 +94,29 @@ impl Fit {
         let terms = names.iter().enumerate().map(|(at, name)| {
             let mut column: Vec<f64> = resamples.iter().map(|resample| resample[at]).collect();
             let (low, high) = interval(&mut column);
-            Term { name: (*name).to_owned(), value: values[at], error: errors[at], low, high }
+            let [value, error, low, high] = [values[at], errors[at], low, high].map(rounded);
+            Term { name: (*name).to_owned(), value, error, low, high }
         });
-        let relative: Vec<f64> =
-            rows.iter().zip(&fitted).map(|(row, fitted)| (row.y - fitted) / fitted.max(row.sigma)).collect();
-        Ok(Fit { terms: terms.collect(), resamples, scatter: scatter(rows, &relative), residuals: relative })
+        let relative = |(row, fitted): (&Row, &f64)| rounded((row.y - fitted) / fitted.max(row.sigma));
+        let relative: Vec<f64> = rows.iter().zip(&fitted).map(relative).collect();
+        let scatter = rounded(scatter(rows, &relative));
+        Ok(Fit { terms: terms.collect(), resamples, scatter, residuals: relative })
+    }
+
+    /// Refuses a fit of other terms, or with numbers that no fit has.
+    pub fn check(&self, names: &[&str]) -> Result<()> {
+        if !self.terms.iter().map(|term| term.name.as_str()).eq(names.iter().copied()) {
+            bail!("its terms are not {}", names.join(", "));
+        }
+        if self.resamples.iter().any(|resample| resample.len() != names.len()) {
+            bail!("a resample has too many or too few coefficients");
+        }
+        let terms = self.terms.iter().flat_map(|term| [term.value, term.error, term.low, term.high]);
+        let costs = terms.chain(self.resamples.iter().flatten().copied()).chain([self.scatter]);
+        if costs.into_iter().any(|cost| !cost.is_finite() || cost < 0.0) {
+            bail!("a coefficient is negative or no number");
+        }
+        Ok(())
     }
 
     /// The value of a coefficient.
@@ -119,6 +137,22 @@ impl Fit {
             high: value + (high - value).max(0.0).hypot(noise),
         }
     }
+}
+
+/// What the best fit leaves unexplained: the sum of the residuals' sizes. The rows need not be independent.
+pub fn loss(rows: &[Row], terms: usize) -> f64 {
+    let (values, _) = robust(rows, terms);
+    rows.iter().map(|row| ((row.y - dot(&row.x, &values)) / row.sigma).abs()).sum()
+}
+
+/// Nine digits: more than a measurement has, and few enough that JSON gives back the same number.
+pub fn rounded(value: f64) -> f64 {
+    to_digits(value, 9)
+}
+
+/// The nearest number of so many decimal digits.
+pub fn to_digits(value: f64, digits: usize) -> f64 {
+    format!("{value:.*e}", digits - 1).parse().unwrap_or(value)
 }
 
 /// How large the residuals of the rows that stand well above their own noise are.
@@ -221,6 +255,7 @@ fn normal_equations(rows: &[Row], weights: &[f64], terms: usize) -> (Vec<Vec<f64
     let weighted = || rows.iter().zip(weights).map(|(row, weight)| (row, weight / (row.sigma * row.sigma)));
     let scale: Vec<f64> = (0..terms)
         .map(|at| weighted().map(|(row, weight)| weight * row.x[at] * row.x[at]).sum::<f64>().sqrt())
+        .map(|length| if length > 0.0 { length } else { 1.0 })
         .collect();
     let mut gram = vec![vec![0.0; terms]; terms];
     let mut right = vec![0.0; terms];
@@ -305,7 +340,7 @@ fn bootstrap(rows: &[Row], fitted: &[f64], residuals: &[f64], terms: usize, seed
                     Row { y: fitted + inflate * residual * row.sigma, ..row.clone() }
                 })
                 .collect();
-            robust(&drawn, terms).0
+            robust(&drawn, terms).0.into_iter().map(rounded).collect()
         })
         .collect()
 }

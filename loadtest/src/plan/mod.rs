@@ -3,6 +3,7 @@ pub mod design;
 pub mod experiments;
 pub mod fit;
 pub mod kernel;
+pub mod model;
 pub mod random;
 
 use std::path::PathBuf;
