@@ -110,7 +110,13 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             demand: demand.clone(),
             connections_max,
         };
-        let ring = UringOptions { listeners, sockets_max: sockets_max as u32, direct };
+        let ring = UringOptions {
+            listeners,
+            sockets_max: sockets_max as u32,
+            direct,
+            receive_buffers: RECEIVE_BUFFERS,
+            receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
+        };
         let (ready, ended) = (ready_sender.clone(), end_sender.clone());
         let handle = spawn_shard(
             ShardStart { setup, ring, inbox },

@@ -4,6 +4,9 @@
 //! that was skipped and comes later is out of order, not lost; a number that comes again is a duplicate. The list of
 //! skipped numbers exists only while something is missing and is bounded: beyond it a late event counts as a
 //! duplicate while its loss stays counted, so an audit can overstate a disaster but never hide one.
+//!
+//! A subscriber that joins a stream under way takes its first event for the beginning. One that resumes goes on as if its
+//! connection had never broken, but what the server told it that it misses is not lost.
 
 use serde::{Deserialize, Serialize};
 
@@ -57,42 +60,106 @@ pub struct Audit {
     /// The number expected next; all below have arrived or are counted as lost.
     next: u64,
     missing: Vec<u64>,
+    /// Which numbers the next event may leave out.
+    leave: Leave,
     found: Findings,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    /// None.
+    Nothing,
+    /// Those from the expected one on, as the server told.
+    Told,
+    /// Whatever was before: it is the first event.
+    Everything,
 }
 
 impl Audit {
     /// Expects `next` as the first event.
     pub fn new(next: u64) -> Audit {
-        Audit { next, missing: Vec::new(), found: Findings::default() }
+        Audit { next, missing: Vec::new(), leave: Leave::Nothing, found: Findings::default() }
     }
 
-    /// Takes the next event of the connection: its number, or `None` if it carried no stamp.
-    pub fn take(&mut self, sequence: Option<u64>) {
+    /// Takes whatever event comes first for the beginning.
+    pub fn joining() -> Audit {
+        Audit { leave: Leave::Everything, ..Audit::new(0) }
+    }
+
+    /// The connection is a new subscriber from here on. What was found stays.
+    pub fn rejoin(&mut self) {
+        self.leave = Leave::Everything;
+        self.missing.clear();
+    }
+
+    /// True until the first event of a subscriber that joined.
+    pub fn is_joining(&self) -> bool {
+        self.leave == Leave::Everything
+    }
+
+    /// Forgets what was found and expects what it expected.
+    pub fn forget(&mut self) {
+        self.found = Findings::default();
+    }
+
+    /// The server told that events are missing here.
+    pub fn gap(&mut self) {
+        self.found.gaps_told += 1;
+        if self.leave == Leave::Nothing {
+            self.leave = Leave::Told;
+        }
+    }
+
+    /// Takes the next event of the connection: its number, or `None` if it carried no stamp. True if it was not here before.
+    #[inline]
+    pub fn take(&mut self, sequence: Option<u64>) -> bool {
         self.found.events += 1;
-        let Some(sequence) = sequence else {
-            self.found.foreign += 1;
-            return;
-        };
-        if sequence >= self.next {
-            let skipped = sequence - self.next;
-            self.found.lost += skipped;
-            let room = MISSING_MAX.saturating_sub(self.missing.len()) as u64;
-            self.missing.extend(self.next..self.next + skipped.min(room));
-            self.next = sequence + 1;
+        match sequence {
+            Some(sequence) if sequence == self.next && self.leave == Leave::Nothing => {
+                self.next = sequence.saturating_add(1);
+                true
+            }
+            Some(sequence) => self.take_unexpected(sequence),
+            None => {
+                self.found.foreign += 1;
+                false
+            }
+        }
+    }
+
+    fn take_unexpected(&mut self, sequence: u64) -> bool {
+        if self.leave == Leave::Everything || sequence >= self.next {
+            if self.leave == Leave::Nothing {
+                let skipped = sequence - self.next;
+                self.found.lost = self.found.lost.saturating_add(skipped);
+                let room = MISSING_MAX.saturating_sub(self.missing.len()) as u64;
+                self.missing.extend(self.next..self.next + skipped.min(room));
+            }
+            self.leave = Leave::Nothing;
+            self.next = sequence.saturating_add(1);
+            true
         } else if let Some(at) = self.missing.iter().position(|&missing| missing == sequence) {
             self.missing.swap_remove(at);
             self.found.lost -= 1;
             self.found.out_of_order += 1;
+            true
         } else {
             self.found.duplicated += 1;
+            false
         }
     }
 
-    /// What was found, if `last` was the last event published: those never seen at the end are lost too.
-    pub fn findings(&self, last: u64) -> Findings {
-        let mut found = self.found;
-        found.lost += (last + 1).saturating_sub(self.next);
-        found
+    /// What was found so far.
+    pub fn found(&self) -> Findings {
+        self.found
+    }
+
+    /// Events never seen at the end, if `last` was the last event published. None before a joining subscriber's first.
+    pub fn tail(&self, last: u64) -> u64 {
+        match self.leave {
+            Leave::Everything => 0,
+            _ => last.saturating_add(1).saturating_sub(self.next),
+        }
     }
 }
 
@@ -105,7 +172,9 @@ mod tests {
         for &sequence in sequences {
             audit.take(Some(sequence));
         }
-        audit.findings(last)
+        let mut found = audit.found();
+        found.lost += audit.tail(last);
+        found
     }
 
     #[test]
@@ -139,7 +208,7 @@ mod tests {
     fn a_loss_beyond_what_is_remembered_is_still_counted() {
         let mut audit = Audit::new(1);
         audit.take(Some(1_000_000));
-        assert_eq!(audit.findings(1_000_000).lost, 999_999);
+        assert_eq!(audit.found().lost, 999_999);
         assert_eq!(audit.missing.len(), MISSING_MAX);
     }
 
@@ -147,7 +216,45 @@ mod tests {
     fn an_event_of_someone_else_is_foreign() {
         let mut audit = Audit::new(1);
         audit.take(None);
-        assert!(!audit.findings(0).clean());
-        assert_eq!(audit.findings(0).foreign, 1);
+        assert!(!audit.found().clean());
+        assert_eq!(audit.found().foreign, 1);
+    }
+
+    #[test]
+    fn a_subscriber_that_joins_begins_with_its_first_event_and_is_audited_from_there() {
+        let mut audit = Audit::joining();
+        assert_eq!(audit.tail(100), 0, "nothing was owed yet");
+        for sequence in [41, 42, 44] {
+            assert!(audit.take(Some(sequence)));
+        }
+        assert_eq!((audit.found().lost, audit.tail(46)), (1, 2));
+        audit.rejoin();
+        assert!(audit.is_joining() && audit.take(Some(7)) && !audit.is_joining());
+        assert_eq!((audit.found().lost, audit.found().duplicated, audit.tail(7)), (1, 0, 0));
+    }
+
+    #[test]
+    fn what_a_told_gap_covers_is_not_lost_but_a_duplicate_behind_it_is_found() {
+        let mut audit = Audit::new(1);
+        audit.take(Some(1));
+        audit.gap();
+        audit.take(Some(10));
+        assert_eq!(audit.found(), Findings { events: 2, gaps_told: 1, ..Findings::default() });
+        assert!(!audit.found().clean(), "a gap is not the expected event");
+        assert_eq!(audit.found().faults(), 0);
+        audit.gap();
+        assert!(!audit.take(Some(10)), "it was here");
+        audit.take(Some(12));
+        audit.take(Some(14));
+        assert_eq!((audit.found().duplicated, audit.found().lost), (1, 1));
+    }
+
+    #[test]
+    fn the_largest_number_there_is_does_no_harm() {
+        let mut audit = Audit::new(1);
+        audit.take(Some(u64::MAX));
+        audit.take(Some(u64::MAX));
+        assert_eq!(audit.found().events, 2);
+        assert_eq!(audit.tail(u64::MAX), 0);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The sender is a process of its own that accepts plain TCP connections on loopback and, per burst, does one bare
 //! `send(2)` of the same buffer on each of them, one after the other. Nothing else runs in it but the answer to each opening
-//! request: no protocol, no queue, no event loop. Sockets are blocking, with TCP_NODELAY and the system's buffer sizes, as a server has them.
+//! request: no protocol, no queue, no event loop. The same bytes can be sent by io_uring instead (see `ring`). Sockets are blocking, with TCP_NODELAY and the system's buffer sizes, as a server has them.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -17,6 +17,21 @@ use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
 use crate::link::{Lines, Link, write_line};
 use crate::receiver::handshake::FLOOR_HEAD;
+use ring::Ring;
+pub use ring::SENDS_PER_ENTER;
+
+mod ring;
+
+/// How the sender sends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sends {
+    /// One `send(2)` per socket.
+    #[default]
+    Loop,
+    /// io_uring SENDs, many per system call.
+    Ring,
+}
 
 /// Connections waiting to be accepted; the receivers never have as many handshakes under way.
 const BACKLOG: i32 = 4_096;
@@ -41,6 +56,11 @@ enum Order {
     },
     /// Send one burst on every connection.
     Go,
+    /// Send so from here on; all connections are there. Answered by [`Word::Ready`].
+    By {
+        /// How.
+        sends: Sends,
+    },
 }
 
 /// What the sender process says.
@@ -54,6 +74,8 @@ enum Word {
     },
     /// All connections are accepted.
     Accepted,
+    /// The next burst may come.
+    Ready,
 }
 
 /// The sender process: obeys orders on standard input until it ends.
@@ -74,6 +96,7 @@ pub fn run() -> Result<()> {
     let mut lines = Lines::default();
     let mut sockets: Vec<OwnedFd> = Vec::new();
     let mut burst = Vec::new();
+    let mut ring: Option<Ring> = None;
     while lines.fill(&stdin)? {
         while let Some(order) = lines.next()? {
             match order {
@@ -86,11 +109,26 @@ pub fn run() -> Result<()> {
                     }
                     write_line(std::io::stdout(), &Word::Accepted)?;
                 }
-                Order::Burst { bytes } => burst = vec![b'x'; bytes],
-                Order::Go => {
-                    for socket in &sockets {
-                        send_all(socket, &burst)?;
+                Order::Burst { bytes } => {
+                    burst = vec![b'x'; bytes];
+                    if let Some(ring) = &mut ring {
+                        ring.load(&burst);
                     }
+                }
+                Order::Go => match &mut ring {
+                    Some(ring) => ring.send_all(&sockets)?,
+                    None => {
+                        for socket in &sockets {
+                            send_all(socket, &burst)?;
+                        }
+                    }
+                },
+                Order::By { sends } => {
+                    ring = match sends {
+                        Sends::Loop => None,
+                        Sends::Ring => Some(Ring::new(&sockets, &burst)?),
+                    };
+                    write_line(std::io::stdout(), &Word::Ready)?;
                 }
             }
         }
@@ -163,6 +201,15 @@ impl Floor {
     /// The floor's subscribers.
     pub fn fleet(&mut self) -> &mut Fleet {
         &mut self.fleet
+    }
+
+    /// From here on the sender sends so. Fails with the cause where io_uring is not to be had.
+    pub fn sends_by(&mut self, sends: Sends) -> Result<()> {
+        self.sender.send(&Order::By { sends })?;
+        match self.sender.next(Instant::now() + ANSWER_LIMIT)? {
+            Some(Word::Ready) => Ok(()),
+            other => bail!("the floor's sender did not change over to {sends:?}: {other:?}"),
+        }
     }
 
     /// From here on a burst is `frames` frames of `frame_bytes` each. Zeroes the receivers' counters.

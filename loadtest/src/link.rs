@@ -34,15 +34,21 @@ impl Lines {
         match rustix::io::read(from, &mut chunk[..]) {
             Ok(0) => Ok(false),
             Ok(read) => {
-                self.buffer.extend_from_slice(&chunk[..read]);
-                if self.buffer.len() > LINE_BYTES_MAX {
-                    bail!("a line of more than {LINE_BYTES_MAX} bytes between our own processes");
-                }
+                self.push(&chunk[..read])?;
                 Ok(true)
             }
             Err(rustix::io::Errno::INTR) => Ok(true),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Takes bytes that were read elsewhere.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() > LINE_BYTES_MAX {
+            bail!("a line of more than {LINE_BYTES_MAX} bytes between our own processes");
+        }
+        Ok(())
     }
 
     /// The next whole line as JSON, if there is one.

@@ -16,13 +16,16 @@ use machine::Machine;
 use prove::{Bench, Common};
 
 mod audit;
+mod compare;
 mod fleet;
 mod floor;
 mod framing;
+mod hlog;
 mod http;
 mod link;
 mod machine;
 mod outcome;
+mod page;
 mod plan;
 mod process;
 mod prove;
@@ -32,6 +35,7 @@ mod report;
 mod server;
 mod stamp;
 mod target;
+mod unit;
 mod usage;
 mod workload;
 
@@ -49,7 +53,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// What this kernel charges for a bare send(2) loop over the same kind of sockets
+    /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind of sockets
     Floor {
         #[command(flatten)]
         common: Common,
@@ -98,6 +102,13 @@ enum Command {
         #[command(flatten)]
         args: plan::PlanArgs,
     },
+    /// fanwave and its rivals under the same workload, beside the floor
+    Compare {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: compare::CompareArgs,
+    },
     /// A receiver process (started by the other commands)
     #[command(hide = true)]
     Receiver,
@@ -135,6 +146,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
         Command::Plan { common, args } => plan::run(&bench(common)?, &args)?,
+        Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::FloorSender => floor::run()?,
         Command::Pin { cpu, parent, command } => return Err(process::become_pinned(cpu, parent, &command)),

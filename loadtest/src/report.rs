@@ -8,7 +8,14 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::audit::Findings;
 use crate::machine::Machine;
+use crate::outcome::{Cost, FloorCost, Latency, Outcome};
+use crate::unit::Unit;
+use crate::workload::{Behaviour, Crowd};
+
+/// Columns of a terminal that every report fits.
+const COLUMNS: usize = 100;
 
 /// One line of output.
 #[expect(clippy::print_stdout, reason = "the one place where a command's results leave it")]
@@ -65,6 +72,215 @@ fn layout(left: usize, head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
         .collect()
 }
 
+/// Prints one run: what was done, what came of it, what it cost, and what makes it doubtful.
+pub fn outcome_table(outcome: &Outcome) {
+    for line in outcome_lines(outcome) {
+        say(&line);
+    }
+}
+
+fn outcome_lines(outcome: &Outcome) -> Vec<String> {
+    let workload = &outcome.workload;
+    let mut lines = wrapped("", &format!("{}: {}", workload.name, workload.about));
+    lines.push(String::new());
+    let rows = outcome_rows(outcome);
+    let width = rows.iter().map(|(what, _)| what.chars().count()).max().unwrap_or(0);
+    for (what, figure) in &rows {
+        lines.extend(wrapped(&format!("{what:<width$}  "), figure));
+    }
+    lines.push(String::new());
+    let (head, rows) = latency_rows(outcome);
+    lines.extend(layout(1, &head, &rows));
+    if !outcome.warnings.is_empty() {
+        lines.push(String::new());
+    }
+    for warning in &outcome.warnings {
+        lines.extend(wrapped("WARNING  ", warning));
+    }
+    lines
+}
+
+/// What one run showed, latencies apart: what it is and the figures in words.
+pub fn outcome_rows(outcome: &Outcome) -> Vec<(String, String)> {
+    let workload = &outcome.workload;
+    let seconds = outcome.seconds;
+    let mut rows = Vec::new();
+    let mut row = |what: &str, figure: String| rows.push((what.to_owned(), figure));
+    row("server", format!("{} {}", outcome.server, outcome.version));
+    row("subscribers", workload.subscribers.iter().map(crowd).collect::<Vec<_>>().join("; "));
+    row(
+        "published",
+        format!(
+            "{} events of {} bytes on {} in {} ({}); {} refused",
+            grouped(outcome.published),
+            grouped(workload.payload_bytes as u64),
+            counted(workload.topics as u64, "topic"),
+            Unit::Seconds.show(seconds),
+            Unit::PerSecond.show(outcome.published as f64 / seconds),
+            grouped(outcome.refused)
+        ),
+    );
+    row(
+        "delivered",
+        format!(
+            "{} ({}), {} on the wire",
+            grouped(outcome.deliveries),
+            Unit::PerSecond.show(outcome.deliveries as f64 / seconds),
+            Unit::BytesPerSecond.show(outcome.bytes as f64 / seconds)
+        ),
+    );
+    row("audit", audit_line(&outcome.findings));
+    if outcome.others != Findings::default() {
+        row("audit, others", audit_line(&outcome.others));
+    }
+    let handshakes = &outcome.handshakes;
+    row(
+        "handshakes",
+        format!(
+            "{} before the measurement in {} ({}); {} within it; {} closed by the server",
+            grouped(handshakes.opened),
+            Unit::Seconds.show(handshakes.seconds),
+            Unit::PerSecond.show(handshakes.opened as f64 / handshakes.seconds),
+            grouped(handshakes.again),
+            grouped(handshakes.closed_by_server)
+        ),
+    );
+    match &outcome.cost {
+        Some(cost) => {
+            row("CPU", cpu_line(cost, outcome.floor.as_ref(), seconds));
+            row(
+                "memory",
+                format!(
+                    "per connection {} in user space, {} in the kernel (both ends); the server's {} empty, {} \
+                     connected, {} at most",
+                    Unit::Bytes.show(cost.rss_per_connection),
+                    Unit::Bytes.show(cost.kernel_per_connection),
+                    Unit::Bytes.show(cost.rss_empty as f64),
+                    Unit::Bytes.show(cost.rss_connected as f64),
+                    Unit::Bytes.show(cost.rss_max as f64)
+                ),
+            );
+        }
+        None => row("CPU and memory", "unknown: the server's processes are not on this machine".to_owned()),
+    }
+    let generator = &outcome.generator;
+    row(
+        "generator",
+        format!(
+            "{} used {} of one CPU, the publisher {}",
+            counted(generator.receivers as u64, "receiver"),
+            Unit::Share.show(generator.receivers_share),
+            Unit::Share.show(generator.publisher_share)
+        ),
+    );
+    rows
+}
+
+fn cpu_line(cost: &Cost, floor: Option<&FloorCost>, seconds: f64) -> String {
+    let mut text = format!("{:.2} s ({} of one CPU)", cost.cpu, Unit::Share.show(cost.cpu / seconds));
+    if let Some(us) = cost.us_per_delivery {
+        text.push_str(&format!(", {} per delivery", Unit::CpuMicroseconds.show(us)));
+    }
+    if let Some(floor) = floor {
+        let ratio = floor.ratio.map_or_else(String::new, |ratio| format!(" = {}", Unit::Ratio.show(ratio)));
+        text.push_str(&format!(
+            "{ratio} the floor of {} at {} connections",
+            Unit::CpuMicroseconds.show(floor.us_per_delivery),
+            grouped(floor.connections as u64)
+        ));
+    }
+    text
+}
+
+/// Subscribers of one kind, in words.
+fn crowd(crowd: &Crowd) -> String {
+    let behaviour = match crowd.behaviour {
+        Behaviour::Steady => String::new(),
+        Behaviour::Slow { bytes_per_second } => {
+            format!(", reading {} each", Unit::BytesPerSecond.show(bytes_per_second as f64))
+        }
+        Behaviour::Stalled => ", stalled".to_owned(),
+        Behaviour::Churn { per_second } => {
+            format!(", {} leaving and coming", Unit::PerSecond.show(per_second))
+        }
+        Behaviour::Storm { at_seconds, share } => {
+            format!(", {} reconnecting at {}", Unit::Share.show(share), Unit::Seconds.show(at_seconds))
+        }
+    };
+    format!("{} {}{behaviour}", grouped(crowd.connections as u64), crowd.protocol.label())
+}
+
+fn counted(count: u64, noun: &str) -> String {
+    format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
+}
+
+/// What the audit found, in words.
+pub fn audit_line(findings: &Findings) -> String {
+    if *findings == Findings::default() {
+        return "nothing arrived that could be checked".to_owned();
+    }
+    let mut line = format!(
+        "{} deliveries checked: {} lost, {} duplicated, {} out of order",
+        grouped(findings.events),
+        grouped(findings.lost),
+        grouped(findings.duplicated),
+        grouped(findings.out_of_order)
+    );
+    if findings.foreign > 0 {
+        line.push_str(&format!(", {} without a stamp of this program", grouped(findings.foreign)));
+    }
+    line
+}
+
+/// The latencies of one run as a table, one distribution per row; those without values are left out.
+pub fn latency_rows(outcome: &Outcome) -> ([&'static str; 9], Vec<Vec<String>>) {
+    let head = ["latency", "mean", "median", "p90", "p99", "p99.9", "p99.99", "largest", "values"];
+    let all = [
+        ("publish → each", Some(&outcome.each)),
+        ("publish → last", outcome.last.as_ref()),
+        ("late by (publisher)", Some(&outcome.lateness)),
+        ("handshake", Some(&outcome.handshakes.latency)),
+    ];
+    let rows = all.into_iter().filter_map(|(what, latency)| latency_row(what, latency?)).collect();
+    (head, rows)
+}
+
+fn latency_row(what: &str, latency: &Latency) -> Option<Vec<String>> {
+    if latency.count == 0 {
+        return None;
+    }
+    let at = |quantile| latency.at(quantile).map_or(f64::NAN, |ns| ns as f64);
+    let times = [latency.mean_ns].into_iter().chain([0.5, 0.9, 0.99, 0.999, 0.9999, 1.0].map(at));
+    let times = times.map(|ns| Unit::Nanoseconds.show(ns));
+    Some(
+        std::iter::once(what.to_owned())
+            .chain(times)
+            .chain([Unit::Count.show(latency.count as f64)])
+            .collect(),
+    )
+}
+
+/// Text in lines of at most [`COLUMNS`], the first after `head`, the others set in as far; a longer word stays whole.
+fn wrapped(head: &str, text: &str) -> Vec<String> {
+    let indent = " ".repeat(head.chars().count());
+    let mut lines = Vec::new();
+    let mut line = head.to_owned();
+    let mut empty = true;
+    for word in text.split_whitespace() {
+        if !empty && line.chars().count() + 1 + word.chars().count() > COLUMNS {
+            lines.push(std::mem::replace(&mut line, indent.clone()));
+            empty = true;
+        }
+        if !empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        empty = false;
+    }
+    lines.push(line.trim_end().to_owned());
+    lines
+}
+
 /// The median and the extremes of a few figures.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
@@ -108,6 +324,93 @@ pub fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page::fixture::outcome;
+
+    fn text(outcome: &Outcome) -> String {
+        let lines = outcome_lines(outcome);
+        for line in &lines {
+            assert!(line.chars().count() <= COLUMNS, "{} columns: {line}", line.chars().count());
+        }
+        lines.join("\n")
+    }
+
+    /// The same as one line: where lines break is of no account.
+    fn flat(text: &str) -> String {
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_run_is_one_table_that_fits_a_terminal() {
+        let text = text(&outcome("fanwave"));
+        for part in [
+            "server fanwave 1.0.4",
+            "subscribers 10,000 sse",
+            "3,000 events of 200 bytes on 1 topic in 30.0 s (100/s); 0 refused",
+            "30,000,000 deliveries checked: 0 lost, 0 duplicated, 0 out of order",
+            "2.81 µs per delivery = 0.930 × the floor of 3.02 µs at 10,000 connections",
+            "per connection 412 B in user space, 9.61 KiB in the kernel",
+            "1 receiver used 61 % of one CPU, the publisher 1 %",
+        ] {
+            assert!(flat(&text).contains(part), "{part} in\n{text}");
+        }
+        for row in ["publish → each", "publish → last", "late by (publisher)", "handshake"] {
+            assert!(text.contains(row), "{row} in\n{text}");
+        }
+        assert!(!text.contains("WARNING"));
+    }
+
+    #[test]
+    fn what_is_missing_is_not_invented() {
+        let mut empty = outcome("fanwave");
+        (empty.cost, empty.floor, empty.last) = (None, None, None);
+        (empty.each, empty.lateness) = (Latency::default(), Latency::default());
+        empty.handshakes = crate::outcome::Handshakes::default();
+        (empty.seconds, empty.published, empty.deliveries) = (0.0, 0, 0);
+        let text = text(&empty);
+        assert!(text.contains("unknown: the server's processes"));
+        assert!(!text.contains("NaN") && !text.contains("inf") && !text.contains("publish → last"), "{text}");
+    }
+
+    #[test]
+    fn losses_and_warnings_are_told_whole_within_the_columns() {
+        let mut bad = outcome("fanwave");
+        bad.findings.lost = 12_345;
+        bad.findings.foreign = 1;
+        bad.others = Findings { events: 5, duplicated: 2, ..Findings::default() };
+        bad.warnings = vec!["word ".repeat(60)];
+        let crowd = |behaviour| Crowd { behaviour, ..bad.workload.subscribers[0].clone() };
+        bad.workload.subscribers = vec![
+            crowd(Behaviour::Slow { bytes_per_second: 2_000 }),
+            crowd(Behaviour::Stalled),
+            crowd(Behaviour::Churn { per_second: 50.0 }),
+            crowd(Behaviour::Storm { at_seconds: 5.0, share: 0.5 }),
+        ];
+        let text = text(&bad);
+        let flat = flat(&text);
+        for part in [
+            "12,345 lost",
+            "1 without a stamp",
+            "audit, others",
+            "2 duplicated",
+            "reading 2 kB/s each",
+            "stalled",
+            "50/s leaving and coming",
+            "50 % reconnecting at 5 s",
+        ] {
+            assert!(flat.contains(part), "{part} in\n{text}");
+        }
+        assert_eq!((text.matches("word").count(), text.matches("WARNING").count()), (60, 1));
+    }
+
+    #[test]
+    fn a_word_longer_than_a_line_stays_whole() {
+        let word = "x".repeat(200);
+        assert_eq!(
+            wrapped("a ", &format!("b {word} c")),
+            ["a b".to_owned(), format!("  {word}"), "  c".into()]
+        );
+        assert_eq!(wrapped("", ""), [""]);
+    }
 
     #[test]
     fn the_median_is_the_middle() {

@@ -48,17 +48,25 @@ fn write_hex(value: u64, out: &mut [u8]) {
     }
 }
 
+/// Sixteen lower-case hex digits, eight at a time: a receiver reads two such numbers per delivery.
 fn read_hex(digits: &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for &digit in digits {
-        let digit = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            _ => return None,
-        };
-        value = value << 4 | u64::from(digit);
+    let (high, low) = digits.split_at_checked(8)?;
+    Some(read_hex_half(high)? << 32 | read_hex_half(low)?)
+}
+
+fn read_hex_half(digits: &[u8]) -> Option<u64> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let text = u64::from_be_bytes(digits.try_into().ok()?);
+    // The low nibble, and 9 more where bit 6 says that it is a letter.
+    let values = (text & (ONES * 0x0f)) + (text >> 6 & ONES) * 9;
+    // Whatever was no digit differs from the digits that its value is written with.
+    let letters = (values + ONES * 6) >> 4 & ONES;
+    if values + ONES * 0x30 + letters * 0x27 != text {
+        return None;
     }
-    Some(value)
+    let pairs = (values | values >> 4) & 0x00ff_00ff_00ff_00ff;
+    let quads = (pairs | pairs >> 8) & 0x0000_ffff_0000_ffff;
+    Some((quads | quads >> 16) & 0xffff_ffff)
 }
 
 #[cfg(test)]
@@ -85,6 +93,20 @@ mod tests {
             let mut broken = bytes;
             broken[at] = b'G';
             assert_eq!(Stamp::read(&broken), None, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn every_byte_that_is_no_lower_case_hex_digit_is_refused_at_every_place() {
+        for at in 0..16 {
+            for byte in 0..=u8::MAX {
+                let mut digits = *b"0123456789abcdef";
+                digits[at] = byte;
+                let expected = matches!(byte, b'0'..=b'9' | b'a'..=b'f')
+                    .then(|| u64::from_str_radix(std::str::from_utf8(&digits).expect("ASCII"), 16))
+                    .map(|value| value.expect("hex digits"));
+                assert_eq!(read_hex(&digits), expected, "{byte:#x} at {at}");
+            }
         }
     }
 

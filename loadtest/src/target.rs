@@ -3,8 +3,11 @@
 //! Where a path or subject holds `{topic}`, the name of a topic stands in its place (see [`topic_name`]).
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::framing::Protocol;
 
 /// A running server.
 #[derive(Debug, Clone)]
@@ -21,7 +24,8 @@ pub struct Target {
     pub subscribe: SocketAddr,
     /// Path of a Server-Sent Events subscription with `{topic}`; absent if it has none.
     pub sse_path: Option<String>,
-    /// Path of a WebSocket subscription with `{topic}`; absent if it has none.
+    /// Path of a WebSocket subscription with `{topic}`; absent if it has none. With [`Dialect::Nats`] the subject is the
+    /// path without its first slash.
     pub ws_path: Option<String>,
     /// What flows over its WebSockets.
     pub dialect: Dialect,
@@ -31,6 +35,26 @@ pub struct Target {
     pub way: Way,
     /// Path or subject of a publish with `{topic}`; unused by [`Way::Stream`].
     pub publish_path: String,
+}
+
+impl Target {
+    /// Path of a subscription with `{topic}`; `None` if the server does not speak the protocol.
+    pub fn path(&self, protocol: Protocol) -> Option<&str> {
+        match protocol {
+            Protocol::Sse => self.sse_path.as_deref(),
+            Protocol::Ws => self.ws_path.as_deref(),
+            Protocol::Raw => None,
+        }
+    }
+
+    /// How long after a subscriber has connected the server may say something that nobody published: a NATS server
+    /// sends its first PING 2 s after the opening.
+    pub fn talks_after_connect(&self) -> Duration {
+        match self.dialect {
+            Dialect::Plain => Duration::ZERO,
+            Dialect::Nats => Duration::from_secs(3),
+        }
+    }
 }
 
 /// What flows over a server's WebSockets.
@@ -57,6 +81,10 @@ pub enum Way {
     WebSocket,
     /// `PUB` of the NATS client protocol over TCP.
     Nats,
+    /// A program of the user's own, run by `sh -c`: the data of one event per line on its standard input. The path of
+    /// the publish is the command; where it holds `{topic}`, every topic has a process of its own.
+    #[value(skip)]
+    Command,
 }
 
 /// The name of topic `index`.

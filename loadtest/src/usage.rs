@@ -18,13 +18,15 @@ use serde::Serialize;
 /// `/proc/PID/stat` counts in ticks of 1/100 s: `USER_HZ` is 100 on every architecture that Linux has today but Alpha.
 const TICK_NS: u64 = 10_000_000;
 
-/// Reads the CPU time of one process, and of the softirq work done for it elsewhere on the CPU it is pinned to.
+/// Reads the CPU time of a server's processes, and of the softirq work done for them elsewhere on the CPUs they are
+/// pinned to.
 #[derive(Debug, Clone)]
 pub struct CpuMeter {
-    pid: u32,
-    /// The CPU whose interrupt time counts as the process's.
-    cpu: usize,
-    ksoftirqd: Option<u32>,
+    pids: Vec<u32>,
+    /// The CPUs whose interrupt time counts as the processes'.
+    cpus: Vec<usize>,
+    /// `ksoftirqd` of each of them.
+    ksoftirqd: Vec<u32>,
     /// True if the kernel keeps interrupt time out of the threads' time.
     interrupts_apart: bool,
 }
@@ -44,34 +46,55 @@ pub struct CpuSample {
 impl CpuMeter {
     /// A meter for the process `pid`, which is pinned to `cpu`.
     pub fn new(pid: u32, cpu: usize, interrupts_apart: bool) -> CpuMeter {
-        CpuMeter { pid, cpu, ksoftirqd: find_process(&format!("ksoftirqd/{cpu}")), interrupts_apart }
+        CpuMeter::over(&[pid], &[cpu], interrupts_apart)
     }
 
-    /// Reads the process's CPU time up to now.
-    pub fn sample(&self) -> Result<CpuSample> {
-        let pid = self.pid;
-        let mut threads_ns = BTreeMap::new();
-        let tasks =
-            fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} has ended"))?;
-        for task in tasks.flatten() {
-            let Some(tid) = task.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            // A thread may end between the listing and the reading; the difference of two samples notices.
-            if let Ok(text) = fs::read_to_string(task.path().join("schedstat")) {
-                threads_ns.insert(tid, schedstat(&text)?.0);
-            }
+    /// A meter for several processes, which are pinned to `cpus`. Without CPUs only the processes' own time is read,
+    /// and others are not seen.
+    pub fn over(pids: &[u32], cpus: &[usize], interrupts_apart: bool) -> CpuMeter {
+        CpuMeter {
+            pids: pids.to_vec(),
+            cpus: cpus.to_vec(),
+            ksoftirqd: cpus.iter().filter_map(|cpu| find_process(&format!("ksoftirqd/{cpu}"))).collect(),
+            interrupts_apart,
         }
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let cpu = CpuTimes::read(&fs::read_to_string("/proc/stat")?, self.cpu)?;
-        let ksoftirqd_ns = match self.ksoftirqd {
-            Some(pid) => schedstat(&fs::read_to_string(format!("/proc/{pid}/schedstat"))?)?.0,
-            None => 0,
-        };
+    }
+
+    /// Reads the processes' CPU time up to now.
+    pub fn sample(&self) -> Result<CpuSample> {
+        let mut threads_ns = BTreeMap::new();
+        let mut total_ns = 0;
+        for pid in &self.pids {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+                .with_context(|| format!("process {pid} has ended"))?;
+            for task in tasks.flatten() {
+                let Some(tid) = task.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                    continue;
+                };
+                // A thread may end between the listing and the reading; the difference of two samples notices.
+                if let Ok(text) = fs::read_to_string(task.path().join("schedstat")) {
+                    threads_ns.insert(tid, schedstat(&text)?.0);
+                }
+            }
+            total_ns += process_ns(&fs::read_to_string(format!("/proc/{pid}/stat"))?)?;
+        }
+        let machine = fs::read_to_string("/proc/stat")?;
+        let (mut interrupts_ns, mut cpu_busy_ns) = (0, 0);
+        for &cpu in &self.cpus {
+            let times = CpuTimes::read(&machine, cpu)?;
+            interrupts_ns += times.interrupts_ns;
+            cpu_busy_ns += times.busy_ns;
+        }
+        let mut ksoftirqd_ns = 0;
+        for pid in &self.ksoftirqd {
+            ksoftirqd_ns += schedstat(&fs::read_to_string(format!("/proc/{pid}/schedstat"))?)?.0;
+        }
         Ok(CpuSample {
             threads_ns,
-            process_ns: process_ns(&stat)?,
+            process_ns: total_ns,
             ksoftirqd_ns,
-            softirq_ns: if self.interrupts_apart { cpu.interrupts_ns } else { 0 },
-            cpu_busy_ns: cpu.busy_ns,
+            softirq_ns: if self.interrupts_apart { interrupts_ns } else { 0 },
+            cpu_busy_ns,
         })
     }
 }
@@ -186,6 +209,17 @@ pub struct Memory {
     pub pss: u64,
     /// `AnonHugePages` of `smaps_rollup`: the part that comes in huge pages, whole or not at all.
     pub huge: u64,
+}
+
+impl Memory {
+    /// The memory of two processes.
+    pub fn plus(&self, other: &Memory) -> Memory {
+        Memory {
+            rss_own: self.rss_own + other.rss_own,
+            pss: self.pss + other.pss,
+            huge: self.huge + other.huge,
+        }
+    }
 }
 
 /// Reads the memory of a process.

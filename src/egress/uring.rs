@@ -12,12 +12,14 @@
 //! Not here: when to do what (the shard), and what bytes mean (wire).
 
 use std::cell::UnsafeCell;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
+use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::batch::Batch;
@@ -107,12 +109,17 @@ struct Lent {
 /// What the ring needs to know at start.
 #[derive(Debug)]
 pub struct UringOptions {
-    /// Listeners of this shard; every one gets its share of the armed accepts.
+    /// Listeners of this shard; every one gets its share of the armed accepts. Without any the ring serves sockets that
+    /// were opened elsewhere.
     pub listeners: Vec<OwnedFd>,
     /// Sockets at most, and entries of the table of direct descriptors; at most RLIMIT_NOFILE.
     pub sockets_max: u32,
     /// Accepted sockets are direct descriptors, entries of the ring's own table; else plain descriptors of the process.
     pub direct: bool,
+    /// Receive buffers, shared by all sockets: a power of two.
+    pub receive_buffers: u16,
+    /// Bytes of one receive buffer, at least 1.
+    pub receive_buffer_bytes: usize,
 }
 
 /// The shard's io_uring. Lives and dies on the shard's thread.
@@ -163,8 +170,12 @@ impl Uring {
         if options.direct {
             setup::sockets_table(&ring, options.sockets_max)?;
         }
-        let buffers = ReceiveBuffers::register(&ring)?;
-        let accepts: Box<[AcceptPlace]> = (0..ACCEPTS_ARMED.max(options.listeners.len()))
+        let buffers = ReceiveBuffers::register(&ring, options.receive_buffers, options.receive_buffer_bytes)?;
+        let accepts = match options.listeners.len() {
+            0 => 0,
+            listeners => ACCEPTS_ARMED.max(listeners),
+        };
+        let accepts: Box<[AcceptPlace]> = (0..accepts)
             .map(|index| AcceptPlace {
                 // SAFETY: sockaddr_storage is plain old data for which all zeroes means "unspecified family".
                 address: UnsafeCell::new(unsafe { std::mem::zeroed() }),
@@ -190,6 +201,44 @@ impl Uring {
             sends: 0,
             enters: 0,
         })
+    }
+
+    /// Hands all queued requests to the kernel and waits until a completion can be reaped, at most `limit`; without one for as
+    /// long as it takes. One system call.
+    pub fn submit_and_wait(&mut self, limit: Option<Duration>) -> Result<(), RingError> {
+        self.arm_accepts();
+        if !self.ring.completion().is_empty() {
+            return self.submit();
+        }
+        self.enters += 1;
+        let submitted = match limit {
+            None => self.ring.submit_and_wait(1),
+            Some(limit) => {
+                let limit = Timespec::from(limit);
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&limit))
+            }
+        };
+        self.after_enter(submitted)
+    }
+
+    /// Counts the room again and sorts out what is no failure.
+    fn after_enter(&mut self, submitted: io::Result<usize>) -> Result<(), RingError> {
+        let queue = self.ring.submission();
+        self.room = queue.capacity() - queue.len();
+        drop(queue);
+        match submitted {
+            Ok(_) => Ok(()),
+            // Out of time, interrupted, or completions must be reaped first: what is queued stays queued for the next call.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                ) =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(RingError { what: "submitting to the io_uring", source, remedy: "" }),
+        }
     }
 
     /// Queues one entry; the caller has checked `room`.
@@ -352,17 +401,7 @@ impl EgressRing for Uring {
         self.arm_accepts();
         self.enters += 1;
         let submitted = self.ring.submit();
-        let queue = self.ring.submission();
-        self.room = queue.capacity() - queue.len();
-        drop(queue);
-        match submitted {
-            Ok(_) => Ok(()),
-            // Interrupted, or completions must be reaped first: what is queued stays queued for the next call.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
-                Ok(())
-            }
-            Err(source) => Err(RingError { what: "submitting to the io_uring", source, remedy: "" }),
-        }
+        self.after_enter(submitted)
     }
 
     fn retry_accepts(&mut self) {

@@ -1,4 +1,8 @@
 //! `loadtest floor`: what this kernel charges for the same bytes, without any server.
+//!
+//! Two senders take turns on the same sockets: a bare `send(2)` loop, which is the floor of all reports, and io_uring
+//! SENDs through the server's own ring. Legs alternate, so that a drift of the machine falls on both; the ratio is that
+//! of each pair.
 
 use std::time::Duration;
 
@@ -8,7 +12,7 @@ use serde::Serialize;
 
 use super::Bench;
 use super::leg::{Leg, floor_leg};
-use crate::floor::Floor;
+use crate::floor::{Floor, SENDS_PER_ENTER, Sends};
 use crate::report::{Spread, grouped, progress, save, say, table};
 use crate::usage::{CpuMeter, interrupts_are_apart};
 
@@ -21,10 +25,10 @@ pub struct FloorArgs {
     /// Bytes of one frame on the wire
     #[arg(long, value_name = "BYTES", default_value_t = 200)]
     frame: usize,
-    /// Frames per send(2)
+    /// Frames per send
     #[arg(long, value_delimiter = ',', default_value = "1,16,256")]
     burst: Vec<u64>,
-    /// Legs per cell
+    /// Pairs of legs per cell
     #[arg(long, default_value_t = 5)]
     legs: usize,
     /// Seconds of one leg
@@ -36,9 +40,15 @@ pub struct FloorArgs {
 struct Cell {
     connections: usize,
     frames_per_send: u64,
+    /// Of the `send(2)` loop.
     us_per_delivery: Spread,
     deliveries_per_second: Spread,
+    ring_us_per_delivery: Spread,
+    ring_deliveries_per_second: Spread,
+    /// io_uring / `send(2)` loop, CPU per delivery, over the pairs.
+    ring_ratio: Spread,
     legs: Vec<Leg>,
+    ring_legs: Vec<Leg>,
 }
 
 /// Measures and prints.
@@ -49,19 +59,35 @@ pub fn run(bench: &Bench, args: &FloorArgs) -> Result<()> {
     let time = super::cpu::leg_time(args.seconds_per_leg)?;
     let cells = measure(bench, args, time)?;
     say(&format!("{}\n", bench.machine.line()));
-    let rows: Vec<_> = cells
-        .iter()
-        .map(|cell| {
-            vec![
-                grouped(cell.connections as u64),
-                cell.frames_per_send.to_string(),
-                cell.us_per_delivery.show(3),
-                grouped(cell.deliveries_per_second.median as u64),
-            ]
-        })
-        .collect();
-    table(0, &["connections", "frames per send", "µs CPU per delivery (min to max)", "deliveries/s"], &rows);
+    let rows: Vec<_> = cells.iter().map(row).collect();
+    let head = [
+        "sockets",
+        "frames",
+        "send(2) µs/delivery",
+        "per second",
+        "io_uring µs",
+        "per second",
+        "io_uring / send(2)",
+    ];
+    table(0, &head, &rows);
+    say(&format!(
+        "\nCPU per delivery, deliveries per second: median (smallest to largest) of {} pairs; {SENDS_PER_ENTER} io_uring \
+         sends per system call",
+        args.legs
+    ));
     save(bench.common.json.as_deref(), "floor", &bench.machine, &cells)
+}
+
+fn row(cell: &Cell) -> Vec<String> {
+    vec![
+        grouped(cell.connections as u64),
+        cell.frames_per_send.to_string(),
+        cell.us_per_delivery.show(3),
+        grouped(cell.deliveries_per_second.median as u64),
+        format!("{:.3}", cell.ring_us_per_delivery.median),
+        grouped(cell.ring_deliveries_per_second.median as u64),
+        cell.ring_ratio.show(2),
+    ]
 }
 
 fn measure(bench: &Bench, args: &FloorArgs, time: Duration) -> Result<Vec<Cell>> {
@@ -71,17 +97,34 @@ fn measure(bench: &Bench, args: &FloorArgs, time: Duration) -> Result<Vec<Cell>>
     let mut cells = Vec::new();
     for &frames in &args.burst {
         progress(&format!("floor: {} connections, {frames} frames per send", args.connections));
-        let mut legs = Vec::new();
+        let (mut legs, mut ring_legs) = (Vec::new(), Vec::new());
         for _ in 0..args.legs {
-            legs.push(floor_leg(&mut floor, &meter, args.frame, frames, time)?);
+            for (sends, legs) in [(Sends::Loop, &mut legs), (Sends::Ring, &mut ring_legs)] {
+                floor.sends_by(sends)?;
+                legs.push(floor_leg(&mut floor, &meter, args.frame, frames, time)?);
+            }
         }
-        cells.push(Cell {
-            connections: args.connections,
-            frames_per_send: frames,
-            us_per_delivery: Spread::of(legs.iter().map(|leg| leg.us_per_delivery)),
-            deliveries_per_second: Spread::of(legs.iter().map(|leg| leg.deliveries_per_second)),
-            legs,
-        });
+        cells.push(Cell::new(args.connections, frames, legs, ring_legs));
     }
     Ok(cells)
+}
+
+impl Cell {
+    /// Over pairs of legs, one of each sender.
+    fn new(connections: usize, frames_per_send: u64, legs: Vec<Leg>, ring_legs: Vec<Leg>) -> Cell {
+        let us = |legs: &[Leg]| Spread::of(legs.iter().map(|leg| leg.us_per_delivery));
+        let rate = |legs: &[Leg]| Spread::of(legs.iter().map(|leg| leg.deliveries_per_second));
+        let pairs = legs.iter().zip(&ring_legs);
+        Cell {
+            connections,
+            frames_per_send,
+            us_per_delivery: us(&legs),
+            deliveries_per_second: rate(&legs),
+            ring_us_per_delivery: us(&ring_legs),
+            ring_deliveries_per_second: rate(&ring_legs),
+            ring_ratio: Spread::of(pairs.map(|(one, ring)| ring.us_per_delivery / one.us_per_delivery)),
+            legs,
+            ring_legs,
+        }
+    }
 }

@@ -101,32 +101,32 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
 }
 
 fn read(bench: &Bench, args: &MemoryArgs, server: &Server, protocol: Protocol) -> Result<Reading> {
-    let empty = settled(server)?;
+    let empty = settled(|| server.memory())?;
     let mut fleet = Fleet::new(FleetPlan {
         cpu: Some(bench.common.receiver_cpu),
         audit: true,
         ..FleetPlan::steady(server.listen, protocol, path(protocol))
     });
     fleet.open(args.few)?;
-    let at_few = settled(server)?;
+    let at_few = settled(|| server.memory())?;
     fleet.open(args.many - args.few)?;
-    let at_many = settled(server)?;
+    let at_many = settled(|| server.memory())?;
     let mut publisher = Publisher::connect(server.control, Way::Stream, TOPIC, 200)?;
     fleet.zero(publisher.next(), 0)?;
     publish_one_by_one(&mut publisher, 1, |event, last| fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop))?;
     fleet.check(1, 1)?;
     publisher.finish()?;
-    let after_event = settled(server)?;
+    let after_event = settled(|| server.memory())?;
     Ok(Reading { protocol, few: args.few, many: args.many, empty, at_few, at_many, after_event })
 }
 
-/// The server's memory once it has stopped changing, or when the limit is over.
-fn settled(server: &Server) -> Result<Memory> {
+/// A server's memory, read by `read`, once it has stopped changing, or when the limit is over.
+pub fn settled(read: impl Fn() -> Result<Memory>) -> Result<Memory> {
     let deadline = Instant::now() + SETTLE_LIMIT;
-    let mut before = server.memory()?;
+    let mut before = read()?;
     loop {
         std::thread::sleep(SETTLED);
-        let now = server.memory()?;
+        let now = read()?;
         if now.rss_own == before.rss_own || Instant::now() > deadline {
             return Ok(now);
         }

@@ -13,8 +13,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
 
 use super::Setup;
-use crate::framing::Protocol;
-use crate::target::with_topic;
+use crate::framing::{Protocol, Splitter, nats};
+use crate::target::{Dialect, with_topic};
 use crate::workload::Behaviour;
 
 /// The floor's answer to any request head: as long as a WebSocket server's, so that its sockets have lived through the same.
@@ -32,8 +32,20 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 pub struct Handshake {
     /// What is still to be sent of the request.
     request: Vec<u8>,
-    /// What has come of the response's head.
+    /// What has come of the response's head, and of what follows it as long as the opening is not over.
     head: Vec<u8>,
+    opening: Opening,
+}
+
+/// What the client still has to say and hear after the response's head.
+#[derive(Debug)]
+enum Opening {
+    /// Nothing.
+    None,
+    /// This, once the head is here; then the server's `PONG` is awaited.
+    Nats(Vec<u8>),
+    /// The `PONG`; the splitter has been fed what followed the head so far.
+    Pong(Box<Splitter>),
 }
 
 /// How far a handshake is.
@@ -41,7 +53,7 @@ pub struct Handshake {
 pub enum Step {
     /// The socket must get ready first.
     Waiting,
-    /// Open; these bytes followed the head.
+    /// Open; these bytes followed the head, and a new splitter is to be fed all of them.
     Done(Vec<u8>),
 }
 
@@ -77,7 +89,14 @@ pub fn start(setup: &Setup, attempt: Attempt<'_>) -> Result<(OwnedFd, Handshake)
         Ok(()) | Err(Errno::INPROGRESS) => {}
         Err(error) => return Err(refused(setup, error)),
     }
-    Ok((socket, Handshake { request: request(setup, attempt), head: Vec::new() }))
+    let opening = match (setup.protocol, setup.dialect) {
+        (Protocol::Ws, Dialect::Nats) => {
+            let path = with_topic(&setup.path, attempt.topic);
+            Opening::Nats(nats::opening(nats::subject_of(&path)))
+        }
+        _ => Opening::None,
+    };
+    Ok((socket, Handshake { request: request(setup, attempt), head: Vec::new(), opening }))
 }
 
 fn refused(setup: &Setup, error: Errno) -> anyhow::Error {
@@ -116,27 +135,52 @@ impl Handshake {
         if let Err(error) = rustix::net::sockopt::socket_error(socket)? {
             return Err(refused(setup, error));
         }
-        while !self.request.is_empty() {
-            match rustix::net::send(socket, &self.request, SendFlags::NOSIGNAL) {
-                Ok(sent) => drop(self.request.drain(..sent)),
-                Err(Errno::AGAIN | Errno::NOTCONN) => return Ok(Step::Waiting),
-                Err(error) => return Err(refused(setup, error)),
-            }
+        if !self.send(socket, setup)? {
+            return Ok(Step::Waiting);
         }
         // A stalled reader shall leave the stream's bytes in the socket: it reads the head in small pieces.
         let piece = if setup.behaviour == Behaviour::Stalled { 1 } else { buffer.len() };
         loop {
             match rustix::net::recv(socket, &mut buffer[..piece], RecvFlags::empty()) {
                 Ok((0, _)) => bail!("{} closed within the handshake{}", setup.target, self.said()),
-                Ok((read, _)) => self.head.extend_from_slice(&buffer[..read]),
+                Ok((read, _)) => {
+                    if let Opening::Pong(splitter) = &mut self.opening {
+                        self.head.extend_from_slice(&buffer[..read]);
+                        if heard(splitter, &buffer[..read])? {
+                            return Ok(Step::Done(std::mem::take(&mut self.head)));
+                        }
+                        continue;
+                    }
+                    self.head.extend_from_slice(&buffer[..read]);
+                }
                 Err(Errno::AGAIN | Errno::NOTCONN) => return Ok(Step::Waiting),
                 Err(error) => return Err(refused(setup, error)),
             }
             if let Some(end) = head_end(setup.protocol, &self.head)? {
                 let rest = self.head.split_off(end);
-                return Ok(Step::Done(rest));
+                let Opening::Nats(opening) = std::mem::replace(&mut self.opening, Opening::None) else {
+                    return Ok(Step::Done(rest));
+                };
+                let mut splitter = Box::new(Splitter::new(setup.protocol, setup.dialect, 0));
+                heard(&mut splitter, &rest)?;
+                (self.request, self.head, self.opening) = (opening, rest, Opening::Pong(splitter));
+                if !self.send(socket, setup)? {
+                    return Ok(Step::Waiting);
+                }
             }
         }
+    }
+
+    /// Sends what is left of the request; false if the socket must get ready first.
+    fn send(&mut self, socket: &OwnedFd, setup: &Setup) -> Result<bool> {
+        while !self.request.is_empty() {
+            match rustix::net::send(socket, &self.request, SendFlags::NOSIGNAL) {
+                Ok(sent) => drop(self.request.drain(..sent)),
+                Err(Errno::AGAIN | Errno::NOTCONN) => return Ok(false),
+                Err(error) => return Err(refused(setup, error)),
+            }
+        }
+        Ok(true)
     }
 
     fn said(&self) -> String {
@@ -144,6 +188,14 @@ impl Handshake {
             true => String::new(),
             false => format!(", after {:?}", String::from_utf8_lossy(&self.head)),
         }
+    }
+}
+
+/// True if the server's `PONG` is among these bytes.
+fn heard(splitter: &mut Splitter, bytes: &[u8]) -> Result<bool> {
+    match splitter.feed(bytes, |_| ()) {
+        Ok(fed) => Ok(fed.pongs > 0),
+        Err(cause) => bail!("the subscription failed: {cause}"),
     }
 }
 

@@ -50,7 +50,13 @@ impl Rig {
                 (bound, listeners.remove(0))
             })
             .unzip();
-        let options = UringOptions { listeners, sockets_max, direct };
+        let options = UringOptions {
+            listeners,
+            sockets_max,
+            direct,
+            receive_buffers: RECEIVE_BUFFERS,
+            receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
+        };
         let ring = Uring::new(options, doorbell.as_fd()).expect("this kernel makes the ring");
         Rig { ring, doorbell, addresses, seen: Vec::new() }
     }
@@ -250,6 +256,83 @@ fn plain_descriptors_serve_as_well() {
     assert_eq!(rig.receive_end(slot), ReceiveEnd::Failed(libc::ECANCELED));
     rig.close(slot);
     assert_eq!(rig.read(&mut peer, 1), b"", "the close reached the peer");
+}
+
+/// A ring of sockets that were opened elsewhere, with few and small buffers: the socket's descriptor is its slot.
+#[test]
+fn a_ring_without_listeners_receives_on_sockets_of_others_into_buffers_of_the_size_asked_for() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let own = TcpStream::connect(address).expect("the backlog has room");
+    let (mut peer, _) = listener.accept().expect("a peer");
+    let doorbell = Doorbell::new().expect("an eventfd");
+    let options = UringOptions {
+        listeners: Vec::new(),
+        sockets_max: 1_024,
+        direct: false,
+        receive_buffers: 4,
+        receive_buffer_bytes: 100,
+    };
+    let ring = Uring::new(options, doorbell.as_fd()).expect("this kernel makes the ring");
+    let mut rig = Rig { ring, doorbell, addresses: vec![address], seen: Vec::new() };
+    assert!(!rig.ring.wants_submit(), "there is no accept to arm");
+    let slot = own.as_raw_fd() as Slot;
+    let bytes = pattern(1_000, 1);
+    peer.write_all(&bytes).expect("room in the socket");
+    peer.shutdown(Shutdown::Write).expect("a socket");
+    rig.ring.receive(slot);
+    let (mut received, mut starved) = (Vec::new(), 0);
+    loop {
+        let seen = rig.wait("bytes or an end", |seen| match seen {
+            Seen::Received(from, bytes) if *from == slot => Some(Ok(bytes.clone())),
+            Seen::ReceiveEnded(from, end) if *from == slot => Some(Err(*end)),
+            _ => None,
+        });
+        match seen {
+            Ok(bytes) => {
+                assert!(bytes.len() <= 100, "{} bytes in a buffer of 100", bytes.len());
+                received.extend(bytes);
+            }
+            Err(ReceiveEnd::NoBuffers) => {
+                starved += 1;
+                rig.ring.receive(slot);
+            }
+            Err(end) => {
+                assert_eq!(end, ReceiveEnd::EndOfStream);
+                break;
+            }
+        }
+    }
+    assert_eq!(received, bytes);
+    assert!(starved > 0, "four buffers of 100 bytes do not take 1,000 bytes at once");
+}
+
+#[test]
+fn a_waiting_submit_ends_with_the_first_completion_or_the_limit() {
+    let mut rig = Rig::new(4);
+    let (peer, slot) = rig.peer();
+    rig.ring.receive(slot);
+    rig.settle();
+
+    let limit = Duration::from_millis(30);
+    let start = Instant::now();
+    rig.ring.submit_and_wait(Some(limit)).expect("a submit does not fail");
+    assert!(start.elapsed() >= limit, "nothing has happened");
+    assert!(rig.ring.ring.completion().is_empty());
+
+    for limit in [Some(PATIENCE), None] {
+        let start = Instant::now();
+        let writer = std::thread::spawn({
+            let mut peer = peer.try_clone().expect("a descriptor");
+            move || peer.write_all(b"word").expect("room in the socket")
+        });
+        rig.ring.submit_and_wait(limit).expect("a submit does not fail");
+        assert!(start.elapsed() < PATIENCE && !rig.ring.ring.completion().is_empty(), "the word ended it");
+        writer.join().expect("it has written");
+        // What can be reaped already is not waited for.
+        rig.ring.submit_and_wait(None).expect("a submit does not fail");
+        rig.wait("the word", |seen| matches!(seen, Seen::Received(..)).then_some(()));
+    }
 }
 
 /// One frame, a contiguous run, and a vectored run, each from the start and from the middle.

@@ -1,0 +1,198 @@
+//! `loadtest compare`: fanwave and its rivals under the same workload, in the same minutes, beside the floor.
+//!
+//! For one protocol all servers run at once on one CPU, each with subscribers of its own, and take turns: floor,
+//! fanwave, nchan, NATS, floor, … While one is measured the others are idle, which is checked. So a drift of the
+//! machine falls on all, and only ratios of one round count. [`cells`] measures CPU, [`memory`] idle connections,
+//! [`show`] and [`picture`] tell the outcome.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+
+use crate::framing::Protocol;
+use crate::prove::Bench;
+use crate::prove::cpu::leg_time;
+use crate::report::save;
+use crate::server::{CustomArgs, FanwaveArgs, Rival, ServerChoice};
+use crate::stamp::STAMP_BYTES;
+use crate::usage::interrupts_are_apart;
+use cells::Cell;
+use memory::Reading;
+
+mod cells;
+mod memory;
+mod picture;
+mod show;
+
+/// Options of `compare`.
+#[derive(Debug, Clone, Args)]
+pub struct CompareArgs {
+    #[command(flatten)]
+    fanwave: FanwaveArgs,
+    /// Servers beside fanwave (loadtest/rivals/install installs them); none if nothing follows
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 0.., default_value = "nchan,nats")]
+    rivals: Vec<Rival>,
+    #[command(flatten)]
+    custom: CustomArgs,
+    /// What the subscribers speak
+    #[arg(long, value_delimiter = ',', default_value = "sse,ws")]
+    protocol: Vec<Protocol>,
+    /// Subscribers of each server
+    #[arg(long, default_value_t = 1_000)]
+    connections: usize,
+    /// Bytes of an event's data
+    #[arg(long, value_name = "BYTES", default_value_t = 200)]
+    size: usize,
+    /// Events published at once, the next ones when all have arrived everywhere
+    #[arg(long, value_delimiter = ',', default_value = "1,16")]
+    in_flight: Vec<u64>,
+    /// Rounds, in each of which every server and the floor have one leg
+    #[arg(long, default_value_t = 5)]
+    pairs: usize,
+    /// Seconds of one leg
+    #[arg(long, default_value_t = 3.0)]
+    seconds_per_leg: f64,
+    /// Idle subscribers at the two readings of memory
+    #[arg(long, value_name = "FEW,MANY", value_delimiter = ',', default_value = "1000,9000")]
+    memory_connections: Vec<usize>,
+    /// Save the report as one HTML file that needs nothing but a browser
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
+}
+
+/// A server that took part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Entry {
+    name: String,
+    version: String,
+}
+
+/// The outcome.
+#[derive(Debug, Serialize)]
+struct Comparison {
+    /// fanwave first.
+    servers: Vec<Entry>,
+    payload_bytes: usize,
+    cells: Vec<Cell>,
+    memory: Vec<Reading>,
+    /// What makes the figures doubtful.
+    warnings: Vec<String>,
+}
+
+/// Measures everything, prints the tables and saves what was asked for.
+pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
+    let time = leg_time(args.seconds_per_leg)?;
+    let (few, many) = check(args)?;
+    let apart = interrupts_are_apart()?;
+    let choices = choices(args);
+    let plan = cells::Plan {
+        protocol: Protocol::Sse,
+        connections: args.connections,
+        payload_bytes: args.size,
+        in_flight: &args.in_flight,
+        rounds: args.pairs,
+        time,
+        apart,
+    };
+    let mut outcome = Comparison {
+        servers: Vec::new(),
+        payload_bytes: args.size,
+        cells: Vec::new(),
+        memory: Vec::new(),
+        warnings: Vec::new(),
+    };
+    for &protocol in &args.protocol {
+        let (servers, cells) = cells::series(bench, &choices, &cells::Plan { protocol, ..plan })?;
+        outcome.servers = servers;
+        outcome.cells.extend(cells);
+    }
+    for &protocol in &args.protocol {
+        for choice in &choices {
+            outcome.memory.extend(memory::read(bench, choice, protocol, few, many)?);
+        }
+    }
+    memory::relate(&mut outcome.memory);
+    outcome.warnings = outcome.cells.iter().flat_map(Cell::warnings).collect();
+    if let Some(file) = &args.page {
+        fs::write(file, picture::page(&outcome, &bench.machine))
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
+    save(bench.common.json.as_deref(), "compare", &bench.machine, &outcome)?;
+    show::show(bench, &outcome);
+    Ok(())
+}
+
+/// Refuses impossible options; gives the connections of the two readings of memory.
+fn check(args: &CompareArgs) -> Result<(usize, usize)> {
+    if args.pairs == 0 || args.connections == 0 || args.in_flight.contains(&0) {
+        bail!("--pairs, --connections and --in-flight are at least 1");
+    }
+    if args.size < STAMP_BYTES {
+        bail!("a payload holds a stamp of {STAMP_BYTES} bytes; --size {} is too small", args.size);
+    }
+    let &[few, many] = &args.memory_connections[..] else {
+        bail!("--memory-connections takes two numbers, for example 1000,9000");
+    };
+    if few == 0 || few >= many {
+        bail!("--memory-connections {few},{many}: the first number is at least 1 and less than the second");
+    }
+    Ok((few, many))
+}
+
+/// Everybody who takes part, fanwave first.
+fn choices(args: &CompareArgs) -> Vec<ServerChoice> {
+    let mut choices = vec![ServerChoice { fanwave: args.fanwave.clone(), ..ServerChoice::default() }];
+    for &rival in &args.rivals {
+        choices.push(ServerChoice { rival: Some(rival), ..ServerChoice::default() });
+    }
+    if args.custom.is_given() {
+        choices.push(ServerChoice { custom: args.custom.clone(), ..ServerChoice::default() });
+    }
+    choices
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CompareArgs,
+    }
+
+    fn args(line: &str) -> CompareArgs {
+        Line::try_parse_from(format!("compare {line}").split_whitespace()).expect(line).args
+    }
+
+    #[test]
+    fn fanwave_comes_first_and_everybody_who_was_asked_for_takes_part() {
+        let rivals = |line: &str| choices(&args(line)).iter().map(|choice| choice.rival).collect::<Vec<_>>();
+        assert_eq!(rivals(""), [None, Some(Rival::Nchan), Some(Rival::Nats)]);
+        assert_eq!(rivals("--rivals nats"), [None, Some(Rival::Nats)]);
+        assert_eq!(rivals("--rivals"), [None]);
+        let own = choices(&args("--rivals --subscribe-sse http://h/ --publish-to http://h/"));
+        assert_eq!(own.iter().map(|choice| choice.custom.is_given()).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn impossible_options_are_told_by_name() {
+        for (line, option) in [
+            ("--pairs 0", "--pairs"),
+            ("--connections 0", "--connections"),
+            ("--in-flight 1,0", "--in-flight"),
+            ("--size 8", "--size 8"),
+            ("--memory-connections 9,9", "--memory-connections 9,9"),
+            ("--memory-connections 0,9", "--memory-connections"),
+        ] {
+            let error = check(&args(line)).expect_err(line).to_string();
+            assert!(error.contains(option), "{error}");
+        }
+        assert_eq!(check(&args("")).expect("the defaults are possible"), (1_000, 9_000));
+    }
+}

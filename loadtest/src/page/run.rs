@@ -1,0 +1,372 @@
+//! The page of `run` and whoever else has outcomes: one outcome in full, several side by side first.
+
+use std::collections::BTreeSet;
+
+use super::svg::{Axis, Bar, Bars, Group, Line, Lines, bars, lines, percentiles};
+use super::{Notice, Page, Tile};
+use crate::audit::Findings;
+use crate::machine::Machine;
+use crate::outcome::{Interval, Latency, Outcome};
+use crate::report::{audit_line, grouped, latency_rows, outcome_rows};
+use crate::unit::Unit;
+
+/// Distributions in one picture: more cannot be told apart.
+const COMPARED_MAX: usize = 6;
+
+/// The page of one or several outcomes.
+pub fn run_page(outcomes: &[Outcome], machine: &Machine) -> String {
+    let [outcome] = outcomes else { return many(outcomes, machine) };
+    let mut page = Page::new(&name(outcome), &outcome.workload.about, machine);
+    page.notice(kind(&outcome.findings), &audit_line(&outcome.findings));
+    page.warnings(&outcome.warnings);
+    one(&mut page, outcome, Page::section);
+    page.html()
+}
+
+fn many(outcomes: &[Outcome], machine: &Machine) -> String {
+    let about = match outcomes {
+        [] => "Nothing was measured.".to_owned(),
+        _ => format!("{} runs, one after the other.", outcomes.len()),
+    };
+    let mut page = Page::new("loadtest", &about, machine);
+    let names = names(outcomes);
+    let all_good = outcomes.iter().all(|outcome| kind(&outcome.findings) == Notice::Good);
+    if all_good && !outcomes.is_empty() {
+        let mut together = Findings::default();
+        outcomes.iter().for_each(|outcome| together.add(&outcome.findings));
+        page.notice(Notice::Good, &format!("all runs: {}", audit_line(&together)));
+    }
+    for (name, outcome) in names.iter().zip(outcomes) {
+        if !all_good {
+            page.notice(kind(&outcome.findings), &format!("{name}: {}", audit_line(&outcome.findings)));
+        }
+        let named: Vec<String> =
+            outcome.warnings.iter().map(|warning| format!("{name}: {warning}")).collect();
+        page.warnings(&named);
+    }
+    if !outcomes.is_empty() {
+        overview(&mut page, &names, outcomes);
+    }
+    for (name, outcome) in names.iter().zip(outcomes) {
+        page.section(name);
+        page.text(&outcome.workload.about);
+        one(&mut page, outcome, Page::part);
+    }
+    page.html()
+}
+
+/// Everything of one outcome, under headings made by `heading`.
+fn one(page: &mut Page, outcome: &Outcome, heading: fn(&mut Page, &str)) {
+    page.tiles(&tiles(outcome));
+    heading(page, "Latency");
+    latency_pictures(page, outcome);
+    if !outcome.series.is_empty() {
+        heading(page, "The course of the run");
+        course_pictures(page, outcome);
+    }
+    heading(page, "Everything");
+    let rows: Vec<_> = outcome_rows(outcome).into_iter().map(|(what, figure)| vec![what, figure]).collect();
+    page.table("", 2, &["what", "figure"], &rows);
+    let (head, rows) = latency_rows(outcome);
+    page.table("", 1, &head, &rows);
+}
+
+/// Workload and server.
+fn name(outcome: &Outcome) -> String {
+    format!("{} · {} {}", outcome.workload.name, outcome.server, outcome.version)
+}
+
+/// What tells outcomes apart, as short as it can be.
+fn names(outcomes: &[Outcome]) -> Vec<String> {
+    let distinct = |of: fn(&Outcome) -> String| {
+        let names: Vec<String> = outcomes.iter().map(of).collect();
+        let different: BTreeSet<&String> = names.iter().collect();
+        (different.len() == names.len()).then_some(names)
+    };
+    let server = |outcome: &Outcome| format!("{} {}", outcome.server, outcome.version);
+    distinct(server)
+        .or_else(|| distinct(|outcome| outcome.workload.name.clone()))
+        .unwrap_or_else(|| outcomes.iter().map(name).collect())
+}
+
+fn kind(findings: &Findings) -> Notice {
+    match (findings.clean(), findings.events) {
+        (false, _) => Notice::Bad,
+        (true, 0) => Notice::Warning,
+        (true, _) => Notice::Good,
+    }
+}
+
+/// Several outcomes beside each other.
+fn overview(page: &mut Page, names: &[String], outcomes: &[Outcome]) {
+    page.section("Side by side");
+    let each: Vec<(&str, &Latency)> =
+        names.iter().map(String::as_str).zip(outcomes.iter().map(|outcome| &outcome.each)).collect();
+    for some in each.chunks(COMPARED_MAX) {
+        let about = "Latency from publish to each subscriber by percentile, one line per run";
+        page.figure(
+            &percentiles("Publish to each subscriber", about, some),
+            "by percentile; further right is the tail",
+        );
+    }
+    let ratios: Vec<Bar> = names
+        .iter()
+        .zip(outcomes)
+        .filter_map(|(name, outcome)| Some(Bar::new(name, outcome.floor.as_ref()?.ratio?)))
+        .collect();
+    if !ratios.is_empty() {
+        let picture = bars(&Bars {
+            title: "CPU per delivery".into(),
+            about: "The server's CPU per delivery as a multiple of the kernel's floor".into(),
+            label: "times a bare send(2) loop".into(),
+            unit: Unit::Ratio,
+            groups: vec![Group { label: String::new(), bars: ratios }],
+            reference: Some((1.0, "floor".into())),
+        });
+        page.figure(&picture, "beside what this kernel charges for the same bytes");
+    }
+    let rows: Vec<Vec<String>> = names
+        .iter()
+        .zip(outcomes)
+        .map(|(name, outcome)| {
+            let cost = outcome.cost.as_ref();
+            let percentile = |latency: &Latency| show_at(latency, 0.99);
+            vec![
+                name.clone(),
+                Unit::PerSecond.show(rate(outcome.deliveries, outcome.seconds)),
+                percentile(&outcome.each),
+                outcome.last.as_ref().map_or_else(none, percentile),
+                cost.and_then(|cost| cost.us_per_delivery)
+                    .map_or_else(none, |us| Unit::CpuMicroseconds.show(us)),
+                cost.map_or_else(none, |cost| Unit::Bytes.show(cost.rss_per_connection)),
+            ]
+        })
+        .collect();
+    let head = ["run", "deliveries", "p99 each", "p99 last", "CPU per delivery", "memory per connection"];
+    page.table("", 1, &head, &rows);
+}
+
+fn none() -> String {
+    "–".to_owned()
+}
+
+fn rate(count: u64, seconds: f64) -> f64 {
+    count as f64 / seconds
+}
+
+fn show_at(latency: &Latency, quantile: f64) -> String {
+    latency.at(quantile).map_or_else(none, |ns| Unit::Nanoseconds.show(ns as f64))
+}
+
+fn tiles(outcome: &Outcome) -> Vec<Tile> {
+    let mut tiles = vec![
+        Tile::new(
+            "deliveries",
+            Unit::PerSecond.show(rate(outcome.deliveries, outcome.seconds)),
+            format!("{} in {}", grouped(outcome.deliveries), Unit::Seconds.show(outcome.seconds)),
+        ),
+        Tile::new(
+            "publish → each, p99",
+            show_at(&outcome.each, 0.99),
+            format!("median {}, p99.9 {}", show_at(&outcome.each, 0.5), show_at(&outcome.each, 0.999)),
+        ),
+    ];
+    if let Some(last) = &outcome.last {
+        let note = format!("median {}, p99.9 {}", show_at(last, 0.5), show_at(last, 0.999));
+        tiles.push(Tile::new("publish → last, p99", show_at(last, 0.99), note));
+    }
+    if let Some(cost) = &outcome.cost {
+        if let Some(us) = cost.us_per_delivery {
+            let ratio = outcome.floor.as_ref().and_then(|floor| floor.ratio);
+            let note =
+                ratio.map_or_else(String::new, |ratio| format!("{} the floor", Unit::Ratio.show(ratio)));
+            tiles.push(Tile::new("CPU per delivery", Unit::CpuMicroseconds.show(us), note));
+        }
+        tiles.push(Tile::new(
+            "memory per connection",
+            Unit::Bytes.show(cost.rss_per_connection),
+            format!("and {} in the kernel", Unit::Bytes.show(cost.kernel_per_connection)),
+        ));
+    }
+    let handshakes = &outcome.handshakes;
+    if handshakes.opened > 0 {
+        tiles.push(Tile::new(
+            "connections",
+            grouped(handshakes.opened),
+            format!("{} while opening", Unit::PerSecond.show(rate(handshakes.opened, handshakes.seconds))),
+        ));
+    }
+    tiles
+}
+
+fn latency_pictures(page: &mut Page, outcome: &Outcome) {
+    let mut latencies = vec![("publish → each", &outcome.each)];
+    latencies.extend(outcome.last.as_ref().map(|last| ("publish → last", last)));
+    page.figure(
+        &percentiles("Latency by percentile", "Latency by percentile, both axes logarithmic", &latencies),
+        "from the time at which an event was due; further right is the tail",
+    );
+    if outcome.series.is_empty() {
+        return;
+    }
+    let line = |name: &str, of: fn(&Interval) -> u64| {
+        Line::new(name, course(outcome, |interval| of(interval) as f64))
+    };
+    let picture = lines(&Lines {
+        title: "Latency over time".into(),
+        about: "Median, 99th percentile and largest latency to each subscriber, per interval".into(),
+        x: time(),
+        y: Axis::log("publish → each subscriber", Unit::Nanoseconds),
+        lines: vec![
+            line("median", |interval| interval.p50_ns),
+            line("p99", |interval| interval.p99_ns),
+            line("largest", |interval| interval.max_ns),
+        ],
+        limits: Vec::new(),
+    });
+    page.figure(&picture, "per interval; a gap is an interval in which nothing came");
+}
+
+fn time() -> Axis {
+    Axis::linear("time from the start of the measurement", Unit::Seconds)
+}
+
+/// One figure over the run.
+fn course(outcome: &Outcome, of: impl Fn(&Interval) -> f64) -> Vec<(f64, f64)> {
+    outcome.series.iter().map(|interval| (interval.at, of(interval))).collect()
+}
+
+fn course_pictures(page: &mut Page, outcome: &Outcome) {
+    let plot = |title: &str, about: &str, y: Axis, lines: Vec<Line>| Lines {
+        title: title.to_owned(),
+        about: about.to_owned(),
+        x: time(),
+        y,
+        lines,
+        limits: Vec::new(),
+    };
+    let deliveries = course(outcome, |interval| rate(interval.deliveries, interval.seconds));
+    let y = Axis::linear("deliveries per second", Unit::PerSecond);
+    let about = "Deliveries per second to all subscribers, per interval";
+    let picture = lines(&plot("Throughput", about, y, vec![Line::new("deliveries", deliveries)]));
+    page.figure(&picture, "event × subscriber");
+
+    let published = course(outcome, |interval| rate(interval.published, interval.seconds));
+    let y = Axis::linear("events per second", Unit::PerSecond);
+    let about = "Events published per second, per interval";
+    let picture = lines(&plot("Published", about, y, vec![Line::new("events", published)]));
+    page.figure(&picture, "over all topics");
+
+    if outcome.cost.is_some() {
+        let y = Axis::linear("share of one CPU", Unit::Share);
+        let server = course(outcome, |interval| interval.server_share);
+        let about = "CPU of the server as a share of one CPU, per interval";
+        let picture = lines(&plot("CPU of the server", about, y, vec![Line::new(&outcome.server, server)]));
+        page.figure(&picture, "user, system and softirq time of its processes");
+    }
+    let mut memory = Vec::new();
+    if outcome.cost.is_some() {
+        memory.push(Line::new("server, user space", course(outcome, |interval| interval.server_rss as f64)));
+    }
+    let kernel = course(outcome, |interval| interval.kernel_bytes as f64);
+    memory.push(Line::new("kernel, whole machine", kernel));
+    let y = Axis::linear("memory", Unit::Bytes);
+    let about =
+        "Resident memory of the server, and kernel memory for sockets and their buffers of the machine";
+    page.figure(
+        &lines(&plot("Memory", about, y, memory)),
+        "the kernel's part holds both ends of every connection",
+    );
+
+    let first = outcome.series.first().map(|interval| interval.connections);
+    if outcome.series.iter().any(|interval| Some(interval.connections) != first) {
+        let open = course(outcome, |interval| interval.connections as f64);
+        let y = Axis::linear("connections", Unit::Count);
+        let about = "Connections open at the end of each interval";
+        let picture = lines(&plot("Connections", about, y, vec![Line::new("open", open)]));
+        page.figure(&picture, "open at the end of each interval");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{check, machine, outcome};
+    use super::*;
+
+    #[test]
+    fn the_page_of_a_run_shows_every_picture_and_is_well_formed() {
+        let page = run_page(&[outcome("fanwave")], &machine());
+        check(&page);
+        for title in
+            ["Latency by percentile", "Latency over time", "Throughput", "CPU of the server", "Memory"]
+        {
+            assert!(page.contains(&format!("<strong>{title}</strong>")), "{title}");
+        }
+        assert!(page.contains("0 lost, 0 duplicated, 0 out of order"));
+        // Who changes how a page looks finds the example here.
+        if let Some(file) = std::env::var_os("LOADTEST_EXAMPLE_PAGE") {
+            std::fs::write(file, page).expect("the file can be written");
+        }
+    }
+
+    #[test]
+    fn several_outcomes_stand_side_by_side() {
+        let outcomes = [outcome("fanwave"), outcome("nchan"), outcome("nats")];
+        let page = run_page(&outcomes, &machine());
+        check(&page);
+        assert!(page.contains("Side by side") && page.contains("<h2>nchan 1.0.4</h2>"));
+        if let Some(file) = std::env::var_os("LOADTEST_EXAMPLE_PAGES") {
+            std::fs::write(file, page).expect("the file can be written");
+        }
+    }
+
+    #[test]
+    fn an_audit_that_failed_and_warnings_stand_above_all_figures() {
+        let mut bad = outcome("fanwave");
+        bad.findings.lost = 3;
+        bad.warnings = vec!["the generator used 97 % of its CPU".into()];
+        let page = run_page(&[bad], &machine());
+        check(&page);
+        let place = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text} is on the page"));
+        assert!(place("class=\"notice bad\"") < place("class=\"tiles\""));
+        assert!(place("3 lost") < place("class=\"tiles\""));
+        assert!(place("97 %") < place("class=\"tiles\""));
+        assert!(!page.contains("class=\"notice good\""));
+    }
+
+    #[test]
+    fn an_outcome_without_anything_in_it_is_a_page_without_nonsense() {
+        let mut empty = outcome("fanwave");
+        empty.series.clear();
+        empty.each = Latency::default();
+        empty.last = None;
+        empty.cost = None;
+        empty.floor = None;
+        empty.lateness = Latency::default();
+        empty.handshakes = crate::outcome::Handshakes::default();
+        empty.findings = crate::audit::Findings::default();
+        (empty.seconds, empty.deliveries, empty.published, empty.bytes) = (0.0, 0, 0, 0);
+        check(&run_page(&[empty.clone()], &machine()));
+        check(&run_page(&[empty, outcome("nchan")], &machine()));
+        check(&run_page(&[], &machine()));
+    }
+
+    #[test]
+    fn a_series_of_one_interval_is_drawn() {
+        let mut short = outcome("fanwave");
+        short.series.truncate(1);
+        let page = run_page(&[short], &machine());
+        check(&page);
+        assert!(!page.contains("nothing was measured"));
+    }
+
+    #[test]
+    fn names_that_are_markup_stay_text() {
+        let mut hostile = outcome("<script>alert(1)</script>");
+        hostile.workload.name = "</title><img src=x onerror=alert(2)>".into();
+        hostile.warnings = vec!["\" onload=\"x' &<b>".into()];
+        let page = run_page(&[hostile.clone(), hostile], &machine());
+        check(&page);
+        assert!(page.contains("&lt;script&gt;") && page.contains("onerror=alert(2)&gt;"));
+    }
+}

@@ -1,0 +1,717 @@
+//! The subscribers of one receiver: their sockets, what each got, and how they come, go and come back.
+//!
+//! A member is one subscriber; over time it may have several connections, one at a time. It is `Connecting` while its
+//! handshake is under way (watched by epoll), `Open`, `Leaving` from the cancellation of its receive until the ring says that it
+//! ended, and `Away` otherwise. Steady members never leave: one that the server ends is a failure. The others come back
+//! after a short pause, an event stream with the id of the last whole event that it had, and the audit of such a
+//! member goes on over the break; a WebSocket, and whoever replaces a member that churn took away, begins anew.
+//!
+//! Whatever has a time (ramp, slow reads, reconnects, churn, the storm) waits in one queue of timers. What the ring
+//! reports while it is reaped is only noted and done in [`Crowd::settle`].
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use fanwave::egress::{ReceiveEnd, Slot};
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+use super::handshake::{self, Attempt, Handshake, Step};
+use super::tally::{Counting, SampleWord, Tally, events_of_topic};
+use super::wires::{Wires, slot};
+use super::{Setup, Totals};
+use crate::audit::{Audit, Findings};
+use crate::framing::{Protocol, Splitter, same_bytes_everywhere};
+use crate::stamp::now_ns;
+use crate::workload::Behaviour;
+
+/// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is dropped.
+const HANDSHAKES_MAX: usize = 256;
+/// Handshakes of which none ends for so long have failed.
+const STUCK_MAX: Duration = Duration::from_secs(15);
+/// How often stuck handshakes are looked for.
+const STUCK_LOOK: Duration = Duration::from_secs(1);
+/// Sockets that share a source address. Far below the ports of one address, also while old ones are in TIME_WAIT.
+const SOCKETS_PER_ADDRESS: usize = 1_000;
+/// Each connection of a member comes from another address, this many further on, so that those which it left behind in
+/// TIME_WAIT do not use up the ports of one; after so many it begins again.
+const ADDRESSES_PER_GENERATION: usize = 1 << 14;
+const GENERATIONS: usize = 900;
+/// How long a member that the server closed stays away, in nanoseconds.
+const PAUSE_NS: u64 = 200_000_000;
+/// Bytes read at once outside of the ring.
+const READ_BYTES: usize = 64 << 10;
+/// The shortest and the longest time between two reads of a slow reader, and the bytes of one between those.
+const SLOW_READ_NS: (u64, u64) = (5_000_000, 100_000_000);
+const SLOW_READ_BYTES: u64 = 2_048;
+/// Receive buffer of slow and stalled readers: small, so that what they leave unread stays with the server.
+const SMALL_BUFFER_BYTES: usize = 4_096;
+const SECOND_NS: f64 = 1e9;
+/// How the reason of a splitter begins where the server ended a WebSocket by its own will.
+const CLOSED: &str = "the server closed the WebSocket";
+
+const NOBODY: u32 = u32::MAX;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Away,
+    Connecting,
+    Open,
+    /// Left; comes back at this time.
+    Leaving {
+        back_ns: u64,
+        resumes: bool,
+    },
+}
+
+#[derive(Debug)]
+struct Member {
+    socket: Option<OwnedFd>,
+    state: State,
+    topic: u32,
+    /// Connections before this one.
+    generation: u32,
+    /// True for the one of its topic whose events tell where all connections' events end.
+    scout: bool,
+    /// Bytes after the handshake, since zero.
+    bytes: u64,
+    split: Option<Box<Split>>,
+}
+
+#[derive(Debug)]
+struct Split {
+    splitter: Splitter,
+    audit: Audit,
+    /// The id after which it resumes; empty if it does not.
+    resume: String,
+}
+
+/// What is to be done at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Task {
+    /// Start the handshakes that the ramp allows.
+    Ramp,
+    /// Connect a member again.
+    Reconnect(u32),
+    /// Read for a slow member, in this generation of it.
+    Read(u32, u32),
+    /// Replace the oldest member.
+    Churn,
+    /// Break the storm's share of all connections.
+    Storm,
+}
+
+/// New members on their way.
+#[derive(Debug)]
+struct Opening {
+    start: Instant,
+    start_ns: u64,
+    per_second: Option<f64>,
+    /// Members whose handshake was asked for, and all.
+    asked: usize,
+    members: std::ops::Range<usize>,
+    /// Members that are not open yet.
+    left: usize,
+}
+
+/// The subscribers of one receiver.
+#[derive(Debug)]
+pub struct Crowd {
+    setup: Setup,
+    counting: Counting,
+    members: Vec<Member>,
+    /// Members by the slot of their socket, or [`NOBODY`].
+    by_slot: Vec<u32>,
+    tally: Tally,
+    open: u64,
+    opening: Option<Opening>,
+    /// Members to be connected as soon as a handshake ends.
+    wanted: VecDeque<u32>,
+    /// Under way, with the time of their start.
+    handshakes: HashMap<u32, (Handshake, u64)>,
+    /// When a handshake last ended, or the first of those under way began.
+    moved: Instant,
+    timers: BinaryHeap<Reverse<(u64, Task)>>,
+    /// Members with their generation, oldest connection first; for churn only.
+    ages: VecDeque<(u32, u32)>,
+    /// From the start of the measurement on, whoever is away comes back.
+    started: bool,
+    /// Churn and storm are over.
+    stopped: bool,
+    churn: (u64, f64, u64),
+    /// Members whose return ends the stop.
+    awaited: HashSet<u32>,
+    /// What the ring reported of members' receives, and members that the server closed by a frame.
+    ended: Vec<(u32, ReceiveEnd)>,
+    closing: Vec<u32>,
+    failed: Option<anyhow::Error>,
+    buffer: Vec<u8>,
+}
+
+/// How often a slow reader reads, in nanoseconds, and how many bytes at most.
+fn slow_read(bytes_per_second: u64) -> (u64, usize) {
+    let rate = bytes_per_second.max(1) as f64;
+    let (shortest, longest) = SLOW_READ_NS;
+    let between = (SLOW_READ_BYTES as f64 / rate * SECOND_NS).clamp(shortest as f64, longest as f64);
+    let between = between.max(SECOND_NS / rate);
+    ((between as u64), ((rate * between / SECOND_NS) as usize).max(1))
+}
+
+impl Crowd {
+    /// Nobody yet.
+    pub fn new(mut setup: Setup) -> Crowd {
+        setup.topics = setup.topics.max(1);
+        let small = match setup.behaviour {
+            Behaviour::Slow { bytes_per_second } => {
+                Some(SMALL_BUFFER_BYTES.max(2 * slow_read(bytes_per_second).1))
+            }
+            Behaviour::Stalled => Some(SMALL_BUFFER_BYTES),
+            _ => None,
+        };
+        setup.receive_buffer = setup.receive_buffer.or(small);
+        let counting = match setup.behaviour {
+            Behaviour::Steady if setup.audit => Counting::Events,
+            Behaviour::Steady if !same_bytes_everywhere(setup.protocol, setup.dialect) => Counting::Events,
+            Behaviour::Steady => Counting::Bytes,
+            _ => Counting::Deliveries,
+        };
+        Crowd {
+            counting,
+            members: Vec::new(),
+            by_slot: Vec::new(),
+            tally: Tally::new(counting, setup.audit, setup.topics),
+            open: 0,
+            opening: None,
+            wanted: VecDeque::new(),
+            handshakes: HashMap::new(),
+            moved: Instant::now(),
+            timers: BinaryHeap::new(),
+            ages: VecDeque::new(),
+            started: false,
+            stopped: false,
+            churn: (0, 0.0, 0),
+            awaited: HashSet::new(),
+            ended: Vec::new(),
+            closing: Vec::new(),
+            failed: None,
+            buffer: vec![0; READ_BYTES],
+            setup,
+        }
+    }
+
+    /// What it receives, and how.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// The counters.
+    pub fn tally(&mut self) -> &mut Tally {
+        &mut self.tally
+    }
+
+    /// Asks for so many members more, at this rate if one is given.
+    pub fn add(&mut self, more: usize, per_second: Option<f64>) {
+        let first = self.members.len();
+        for index in first..first + more {
+            let topic = ((self.setup.first + index) % self.setup.topics) as u32;
+            let first_of_topic = self.tally.join(topic);
+            let scout = first_of_topic && self.counting != Counting::Deliveries;
+            let split = (scout || self.counting != Counting::Bytes).then(|| {
+                let audit = match self.setup.behaviour {
+                    Behaviour::Steady => Audit::new(self.tally.first_of(topic)),
+                    _ => Audit::joining(),
+                };
+                Box::new(Split { splitter: self.splitter(usize::MAX), audit, resume: String::new() })
+            });
+            self.members.push(Member {
+                socket: None,
+                state: State::Away,
+                topic,
+                generation: 0,
+                scout,
+                bytes: 0,
+                split,
+            });
+        }
+        let now = now_ns();
+        self.opening = Some(Opening {
+            start: Instant::now(),
+            start_ns: now,
+            per_second,
+            asked: 0,
+            members: first..first + more,
+            left: more,
+        });
+        self.timers.push(Reverse((now, Task::Ramp)));
+    }
+
+    fn splitter(&self, raw_frame_bytes: usize) -> Splitter {
+        Splitter::new(self.setup.protocol, self.setup.dialect, raw_frame_bytes)
+    }
+
+    /// Seconds that the opening took, once all members asked for are open.
+    pub fn all_opened(&mut self) -> Option<f64> {
+        let opening = self.opening.take_if(|opening| opening.left == 0)?;
+        Some(opening.start.elapsed().as_secs_f64())
+    }
+
+    /// The measurement begins; so many members per second are replaced from here on.
+    pub fn start(&mut self, churn_per_second: f64) {
+        let now = now_ns();
+        (self.started, self.stopped) = (true, false);
+        match self.setup.behaviour {
+            Behaviour::Churn { .. } if churn_per_second > 0.0 => {
+                self.churn = (now, churn_per_second, 0);
+                self.schedule_churn();
+            }
+            Behaviour::Storm { at_seconds, .. } => {
+                self.timers.push(Reverse((now + (at_seconds * SECOND_NS) as u64, Task::Storm)));
+            }
+            _ => {}
+        }
+        for number in 0..self.members.len() as u32 {
+            if self.members[number as usize].state == State::Away {
+                self.timers.push(Reverse((now + PAUSE_NS, Task::Reconnect(number))));
+            }
+        }
+    }
+
+    /// Churn and storm are over; whoever is not here now is waited for.
+    pub fn stop(&mut self) {
+        self.stopped = true;
+        if self.started {
+            let away = |number: &u32| self.members[*number as usize].state != State::Open;
+            self.awaited = (0..self.members.len() as u32).filter(away).collect();
+        }
+    }
+
+    /// True once everybody is back whom the stop waits for.
+    pub fn all_back(&self) -> bool {
+        self.awaited.is_empty()
+    }
+
+    /// True while there are sockets that epoll watches.
+    pub fn watches(&self) -> bool {
+        !self.handshakes.is_empty() || self.setup.behaviour == Behaviour::Stalled
+    }
+
+    /// How long nothing is to be done unless something arrives.
+    pub fn rest(&self) -> Option<Duration> {
+        let look = (!self.handshakes.is_empty()).then_some(STUCK_LOOK);
+        let timer =
+            self.timers.peek().map(|Reverse((due, _))| Duration::from_nanos(due.saturating_sub(now_ns())));
+        look.into_iter().chain(timer).min()
+    }
+
+    /// Does everything whose time has come, and starts handshakes as far as there is room for them.
+    pub fn advance(&mut self, wires: &mut Wires) -> Result<()> {
+        let now = if self.timers.is_empty() { 0 } else { now_ns() };
+        while let Some(&Reverse((due, task))) = self.timers.peek()
+            && due <= now
+        {
+            self.timers.pop();
+            match task {
+                Task::Ramp => self.ramp(now),
+                Task::Reconnect(number) => self.wanted.push_back(number),
+                Task::Read(number, generation) => self.read_slowly(number, generation, now)?,
+                Task::Churn => self.replace_oldest(now, wires)?,
+                Task::Storm => self.storm(now, wires)?,
+            }
+        }
+        if self.handshakes.is_empty() {
+            self.moved = Instant::now();
+        }
+        while self.handshakes.len() < HANDSHAKES_MAX
+            && let Some(number) = self.wanted.pop_front()
+        {
+            self.connect(number, wires)?;
+        }
+        if self.moved.elapsed() > STUCK_MAX {
+            bail!(
+                "no handshake ended within {STUCK_MAX:?}: {} of {} connections to {} are open",
+                self.open,
+                self.members.len(),
+                self.setup.target
+            );
+        }
+        Ok(())
+    }
+
+    fn ramp(&mut self, now: u64) {
+        let Some(opening) = &mut self.opening else { return };
+        let all = opening.members.len();
+        let allowed = match opening.per_second {
+            Some(rate) => (((now - opening.start_ns) as f64 / SECOND_NS * rate) as usize + 1).min(all),
+            None => all,
+        };
+        self.wanted.extend((opening.asked..allowed).map(|at| (opening.members.start + at) as u32));
+        opening.asked = allowed;
+        if let Some(rate) = opening.per_second
+            && allowed < all
+        {
+            let due = opening.start_ns + (allowed as f64 / rate * SECOND_NS) as u64;
+            self.timers.push(Reverse((due, Task::Ramp)));
+        }
+    }
+
+    fn connect(&mut self, number: u32, wires: &mut Wires) -> Result<()> {
+        let member = &mut self.members[number as usize];
+        let index = self.setup.first + number as usize;
+        let resume = member.split.as_ref().map(|split| split.resume.as_str()).filter(|id| !id.is_empty());
+        let attempt = Attempt {
+            topic: member.topic as usize,
+            block: index / SOCKETS_PER_ADDRESS
+                + member.generation as usize % GENERATIONS * ADDRESSES_PER_GENERATION,
+            last_event_id: resume,
+        };
+        let begun = now_ns();
+        let (socket, handshake) = handshake::start(&self.setup, attempt)?;
+        wires.watch(
+            &socket,
+            number,
+            EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
+        )?;
+        member.socket = Some(socket);
+        member.state = State::Connecting;
+        self.handshakes.insert(number, (handshake, begun));
+        Ok(())
+    }
+
+    /// A watched socket is ready.
+    pub fn ready(&mut self, number: u32, wires: &mut Wires) -> Result<()> {
+        let Some((handshake, begun)) = self.handshakes.get_mut(&number) else {
+            // Only stalled readers are watched once they are open, and only for their end.
+            return match self.members[number as usize].state {
+                State::Open => self.closed(number, "the server ended the stream"),
+                _ => Ok(()),
+            };
+        };
+        let member = &mut self.members[number as usize];
+        let socket = member.socket.as_ref().context("a handshake has a socket")?;
+        let rest = match handshake.go_on(socket, &self.setup, &mut self.buffer)? {
+            Step::Waiting => return Ok(()),
+            Step::Done(rest) => rest,
+        };
+        let now = now_ns();
+        self.tally.opened(now.saturating_sub(*begun));
+        self.handshakes.remove(&number);
+        self.moved = Instant::now();
+        wires.unwatch(socket)?;
+        member.state = State::Open;
+        self.open += 1;
+        self.awaited.remove(&number);
+        if let Some(opening) = &mut self.opening
+            && member.generation == 0
+        {
+            opening.left -= 1;
+        }
+        match self.setup.behaviour {
+            Behaviour::Stalled => wires.watch(socket, number, EventFlags::RDHUP | EventFlags::ET)?,
+            Behaviour::Slow { bytes_per_second } => {
+                let due = now + slow_read(bytes_per_second).0;
+                self.timers.push(Reverse((due, Task::Read(number, member.generation))));
+            }
+            Behaviour::Steady | Behaviour::Churn { .. } | Behaviour::Storm { .. } => {
+                let slot = slot(socket) as usize;
+                if self.by_slot.len() <= slot {
+                    self.by_slot.resize(slot + 1, NOBODY);
+                }
+                self.by_slot[slot] = number;
+                wires.receive(socket)?;
+            }
+        }
+        if matches!(self.setup.behaviour, Behaviour::Churn { .. }) {
+            self.ages.push_back((number, member.generation));
+        }
+        if rest.is_empty() { Ok(()) } else { self.arrived(number, &rest) }
+    }
+
+    /// The ring received something.
+    #[inline]
+    pub fn received(&mut self, slot: Slot, bytes: &[u8]) {
+        let Some(&number) = self.by_slot.get(slot as usize) else { return };
+        if number != NOBODY
+            && let Err(error) = self.arrived(number, bytes)
+        {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    /// The ring ended a receive.
+    pub fn receive_ended(&mut self, slot: Slot, end: ReceiveEnd) {
+        match self.by_slot.get(slot as usize) {
+            Some(&number) if number != NOBODY => self.ended.push((number, end)),
+            _ => {}
+        }
+    }
+
+    fn arrived(&mut self, number: u32, bytes: &[u8]) -> Result<()> {
+        let member = &mut self.members[number as usize];
+        let (topic, before) = (member.topic, member.bytes);
+        member.bytes += bytes.len() as u64;
+        self.tally.add_bytes(topic, bytes.len() as u64);
+        let Some(split) = &mut member.split else { return Ok(()) };
+        let by_bytes = self.counting == Counting::Bytes;
+        let now = if by_bytes { 0 } else { now_ns() };
+        let Split { splitter, audit, .. } = &mut **split;
+        let (tally, scout) = (&mut self.tally, member.scout);
+        let fed = splitter.feed(bytes, |event| {
+            if scout {
+                tally.scouted(topic, before + event.at as u64);
+            }
+            if by_bytes {
+                return;
+            }
+            if event.gap {
+                audit.gap();
+            } else {
+                let is_new = audit.take(event.stamp.map(|stamp| stamp.sequence));
+                tally.delivered(topic, event.stamp, is_new, now);
+            }
+        });
+        match fed {
+            Ok(fed) if fed.pings == 0 => Ok(()),
+            Ok(_) => {
+                let answers = split.splitter.answers();
+                let socket = member.socket.as_ref().context("who is pinged has a socket")?;
+                // A full send buffer means a server that does not read; it will say so itself.
+                match rustix::net::send(socket, &answers, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                    Ok(_) | Err(Errno::AGAIN | Errno::PIPE | Errno::CONNRESET) => Ok(()),
+                    Err(error) => Err(error).context("answering a ping"),
+                }
+            }
+            Err(cause) if cause.starts_with(CLOSED) && self.setup.behaviour != Behaviour::Steady => {
+                self.closing.push(number);
+                Ok(())
+            }
+            Err(cause) => Err(anyhow!("connection {number}: {cause} after {before} bytes")),
+        }
+    }
+
+    /// Does what the last reap only noted.
+    pub fn settle(&mut self, wires: &mut Wires) -> Result<()> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        for (number, end) in std::mem::take(&mut self.ended) {
+            let member = &self.members[number as usize];
+            match (member.state, end) {
+                (State::Leaving { back_ns, resumes }, _) => self.come_back(number, back_ns, resumes),
+                (State::Open, ReceiveEnd::NoBuffers) => match &member.socket {
+                    Some(socket) => wires.receive(socket)?,
+                    None => continue,
+                },
+                (State::Open, ReceiveEnd::EndOfStream) => {
+                    self.closed(number, "the server ended the stream")?;
+                }
+                (State::Open, ReceiveEnd::Failed(errno)) => {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    self.closed(number, &format!("the connection broke: {error}"))?;
+                }
+                (State::Away | State::Connecting, _) => {}
+            }
+        }
+        for number in std::mem::take(&mut self.closing) {
+            if self.members[number as usize].state == State::Open {
+                self.tally.closed_by_server();
+                self.leave(number, now_ns() + PAUSE_NS, true, wires)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The server ended a connection whose receive is not in the ring any more.
+    fn closed(&mut self, number: u32, what: &str) -> Result<()> {
+        if self.setup.behaviour == Behaviour::Steady {
+            let bytes = self.members[number as usize].bytes;
+            bail!("connection {number}: {what} after {bytes} bytes");
+        }
+        self.tally.closed_by_server();
+        self.come_back(number, now_ns() + PAUSE_NS, true);
+        Ok(())
+    }
+
+    /// Ends an open connection from our side, to come back at a time.
+    fn leave(&mut self, number: u32, back_ns: u64, resumes: bool, wires: &mut Wires) -> Result<()> {
+        let member = &mut self.members[number as usize];
+        let Some(socket) = &member.socket else { return Ok(()) };
+        if matches!(self.setup.behaviour, Behaviour::Slow { .. } | Behaviour::Stalled) {
+            self.come_back(number, back_ns, resumes);
+            return Ok(());
+        }
+        wires.cancel(socket)?;
+        member.state = State::Leaving { back_ns, resumes };
+        Ok(())
+    }
+
+    /// Closes a socket that is not in the ring any more and plans the next connection.
+    fn come_back(&mut self, number: u32, back_ns: u64, resumes: bool) {
+        let fresh = self.splitter(usize::MAX);
+        let member = &mut self.members[number as usize];
+        if let Some(socket) = member.socket.take()
+            && let Some(entry) = self.by_slot.get_mut(slot(&socket) as usize)
+            && *entry == number
+        {
+            *entry = NOBODY;
+        }
+        member.state = State::Away;
+        member.generation += 1;
+        self.open -= 1;
+        if let Some(split) = &mut member.split {
+            split.resume.clear();
+            let id = std::str::from_utf8(split.splitter.last_id()).unwrap_or_default();
+            // A connection that broke before its first event resumes where the one before would have.
+            if resumes && !id.is_empty() && !id.contains(char::is_control) {
+                split.resume.push_str(id);
+            } else {
+                split.audit.rejoin();
+            }
+            split.splitter = fresh;
+        }
+        if self.started {
+            self.timers.push(Reverse((back_ns, Task::Reconnect(number))));
+        }
+    }
+
+    fn read_slowly(&mut self, number: u32, generation: u32, now: u64) -> Result<()> {
+        let Behaviour::Slow { bytes_per_second } = self.setup.behaviour else { return Ok(()) };
+        let member = &self.members[number as usize];
+        let Some(socket) = &member.socket else { return Ok(()) };
+        if member.state != State::Open || member.generation != generation {
+            return Ok(());
+        }
+        let (between, bytes) = slow_read(bytes_per_second);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let piece = bytes.min(buffer.len());
+        let read = rustix::net::recv(socket, &mut buffer[..piece], RecvFlags::DONTWAIT);
+        let outcome = match read {
+            Ok((0, _)) => self.closed(number, "the server ended the stream"),
+            Ok((read, _)) => self.arrived(number, &buffer[..read]),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            Err(error) => self.closed(number, &format!("the connection broke: {error}")),
+        };
+        self.buffer = buffer;
+        if self.members[number as usize].state == State::Open {
+            self.timers.push(Reverse((now + between, Task::Read(number, generation))));
+        }
+        outcome
+    }
+
+    fn schedule_churn(&mut self) {
+        let (start, rate, done) = self.churn;
+        let due = start + ((done + 1) as f64 / rate * SECOND_NS) as u64;
+        self.timers.push(Reverse((due, Task::Churn)));
+    }
+
+    fn replace_oldest(&mut self, now: u64, wires: &mut Wires) -> Result<()> {
+        if self.stopped {
+            return Ok(());
+        }
+        self.churn.2 += 1;
+        self.schedule_churn();
+        while let Some((number, generation)) = self.ages.pop_front() {
+            let member = &self.members[number as usize];
+            if member.state == State::Open && member.generation == generation {
+                return self.leave(number, now, false, wires);
+            }
+        }
+        Ok(())
+    }
+
+    fn storm(&mut self, now: u64, wires: &mut Wires) -> Result<()> {
+        let Behaviour::Storm { share, .. } = self.setup.behaviour else { return Ok(()) };
+        if self.stopped {
+            return Ok(());
+        }
+        for number in 0..self.members.len() as u32 {
+            let up_to = |members: u32| (f64::from(members) * share.clamp(0.0, 1.0)).round();
+            if up_to(number + 1) > up_to(number) && self.members[number as usize].state == State::Open {
+                self.leave(number, now, true, wires)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets all counters to zero; `next` is the number of the event expected first. Of those who do not stay, whoever has
+    /// received something expects what follows it.
+    pub fn zero(&mut self, next: u64, raw_frame_bytes: usize) {
+        self.tally.zero(next);
+        for at in 0..self.members.len() {
+            let raw = (self.setup.protocol == Protocol::Raw).then(|| self.splitter(raw_frame_bytes));
+            let member = &mut self.members[at];
+            member.bytes = 0;
+            let Some(split) = &mut member.split else { continue };
+            if let Some(raw) = raw {
+                split.splitter = raw;
+            }
+            let late = matches!(self.setup.behaviour, Behaviour::Slow { .. } | Behaviour::Stalled);
+            let steady = self.setup.behaviour == Behaviour::Steady;
+            if steady || (split.audit.is_joining() && member.state == State::Open && !late) {
+                split.audit = Audit::new(self.tally.first_of(member.topic));
+            } else {
+                split.audit.forget();
+            }
+        }
+    }
+
+    /// The counters since zero, `last` being the number of the last event published.
+    pub fn report(&self, last: u64) -> Totals {
+        let (mut findings, mut tail, mut uneven) = (Findings::default(), 0, 0);
+        let late = matches!(self.setup.behaviour, Behaviour::Slow { .. } | Behaviour::Stalled);
+        for member in &self.members {
+            uneven += usize::from(member.bytes != self.tally.scout(member.topic).1);
+            if self.counting == Counting::Bytes {
+                continue;
+            }
+            let Some(split) = &member.split else { continue };
+            findings.add(&split.audit.found());
+            if !late {
+                let last = events_of_topic(last, member.topic as usize, self.setup.topics);
+                tail += split.audit.tail(last);
+            }
+        }
+        findings.lost += tail;
+        let bytes = || self.members.iter().map(|member| member.bytes);
+        let scout = self.members.first().map_or((0, 0), |member| self.tally.scout(member.topic));
+        Totals {
+            connections: self.members.len(),
+            bytes: self.tally.bytes(),
+            bytes_min: bytes().min().unwrap_or(0),
+            bytes_max: bytes().max().unwrap_or(0),
+            uneven,
+            scout_bytes: scout.1,
+            scout_events: scout.0,
+            deliveries: self.tally.deliveries(),
+            findings,
+            tail,
+            latencies: self.tally.latencies(),
+            cpu_ns: super::cpu_ns(),
+        }
+    }
+
+    /// What happened since the last sample, the CPU time excepted.
+    pub fn sample(&mut self) -> SampleWord {
+        SampleWord { connections: self.open, ..self.tally.sample() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_reads_keep_to_their_rate_in_pieces_that_are_neither_tiny_nor_large() {
+        for rate in [1, 5, 100, 2_048, 20_000, 400_000, 10_000_000] {
+            let (between, bytes) = slow_read(rate);
+            let kept = bytes as f64 * SECOND_NS / between as f64;
+            assert!((0.9..=1.0).contains(&(kept / rate as f64)), "{rate} became {kept}");
+            assert!(between >= SLOW_READ_NS.0);
+        }
+        assert_eq!(slow_read(20_000), (100_000_000, 2_000));
+        assert_eq!(slow_read(0).1, 1);
+    }
+}

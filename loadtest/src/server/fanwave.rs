@@ -1,0 +1,120 @@
+//! A fanwave process of our own.
+//!
+//! Ready is when it has printed `data plane <address>` and `control plane <address>`. The proofs use it as a
+//! [`Server`]; the commands that drive any server use it as a `Running`.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::program::Program;
+use crate::http;
+use crate::target::{Dialect, Target, Way};
+use crate::usage::{Memory, memory};
+
+/// Heartbeats would be bytes that nobody published: they are as rare as fanwave allows.
+const HEARTBEAT: [&str; 2] = ["--heartbeat-ms", "600000"];
+
+/// A running fanwave. Dropping it kills it.
+pub struct Server {
+    program: Program,
+    /// Data plane.
+    pub listen: SocketAddr,
+    /// Control plane.
+    pub control: SocketAddr,
+}
+
+impl Server {
+    /// Starts `program serve` on free loopback ports, on `cpu` alone if one is given, with `shards` shards, and waits
+    /// until it is ready. Heartbeats are turned off in effect, unless `more` asks for them.
+    pub fn start(program: &Path, cpu: Option<usize>, shards: usize, more: &[String]) -> Result<Server> {
+        let mut args: Vec<OsString> =
+            ["serve", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--shards"]
+                .into_iter()
+                .map(OsString::from)
+                .collect();
+        args.push(shards.to_string().into());
+        if !more.iter().any(|arg| arg.starts_with(HEARTBEAT[0])) {
+            args.extend(HEARTBEAT.map(OsString::from));
+        }
+        if let Some(cpu) = cpu {
+            args.extend(["--cpus".into(), cpu.to_string().into()]);
+        }
+        args.extend(more.iter().map(OsString::from));
+        let name = format!("the server {}", program.display());
+        let mut program = Program::start(&name, cpu, program.as_os_str(), &args)?;
+        let (mut listen, mut control) = (None, None);
+        let (listen, control) = program.wait_ready(|line| {
+            listen = listen.or_else(|| address_of(line, "data plane"));
+            control = control.or_else(|| address_of(line, "control plane"));
+            listen.zip(control)
+        })?;
+        Ok(Server { program, listen, control })
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.program.pid()
+    }
+
+    /// Memory now.
+    pub fn memory(&self) -> Result<Memory> {
+        memory(self.pid())
+    }
+
+    /// `GET /stats`.
+    pub fn stats(&self) -> Result<serde_json::Value> {
+        let answer = http::get(self.control, "/stats")?;
+        serde_json::from_slice(&answer.body).context("/stats is no JSON")
+    }
+
+    /// Adds to an error what the server said, if it has ended.
+    pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        self.program.explain(error)
+    }
+
+    /// SIGTERM, and exit code 0 within the limit.
+    pub fn stop(mut self) -> Result<()> {
+        self.program.stop(|status| status.success())
+    }
+
+    /// Where to subscribe and to publish.
+    pub fn target(&self, version: String, cpus: Vec<usize>) -> Target {
+        Target {
+            name: "fanwave".into(),
+            version,
+            pids: vec![self.pid()],
+            cpus,
+            subscribe: self.listen,
+            sse_path: Some("/sse/{topic}".into()),
+            ws_path: Some("/ws/{topic}".into()),
+            dialect: Dialect::Plain,
+            publish: self.control,
+            way: Way::Stream,
+            publish_path: "/topics/{topic}".into(),
+        }
+    }
+}
+
+/// The address in a line such as `data plane   127.0.0.1:8080`.
+fn address_of(line: &str, label: &str) -> Option<SocketAddr> {
+    let rest = line.trim().strip_prefix(label)?;
+    rest.split_whitespace()
+        .find_map(|word| word.trim_start_matches("http://").trim_end_matches([',', '/']).parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_from_the_lines_that_a_server_prints() {
+        let address = Some(SocketAddr::from(([127, 0, 0, 1], 8_080)));
+        assert_eq!(address_of("data plane     127.0.0.1:8080", "data plane"), address);
+        assert_eq!(address_of("  data plane http://127.0.0.1:8080/ (2 shards)", "data plane"), address);
+        assert_eq!(address_of("control plane 127.0.0.1:8080", "data plane"), None);
+        assert_eq!(address_of("data plane nowhere", "data plane"), None);
+    }
+}

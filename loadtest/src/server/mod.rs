@@ -1,0 +1,189 @@
+//! The server under test: which one, started where, and how to reach it.
+//!
+//! Three are started here, on free loopback ports, with their own directories, on the CPU that is asked for, and are
+//! killed and removed when a [`Running`] is dropped: fanwave, nchan (a module of nginx) and NATS. A fourth, the user's
+//! own, runs already and is named by URLs. What was started is asked for its version before anything is measured.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+pub use custom::CustomArgs;
+pub use fanwave::Server;
+
+use crate::process::cpus_allowed;
+use crate::target::Target;
+use crate::usage::{CpuMeter, Memory, memory};
+use program::Program;
+
+mod custom;
+mod fanwave;
+mod nats;
+mod nchan;
+mod program;
+mod scratch;
+
+/// What to tell a user who lacks a rival.
+const INSTALL: &str = "install it with loadtest/rivals/install (Debian, as root)";
+
+/// Which server to measure: a fanwave of our own unless a rival or URLs are given.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ServerChoice {
+    #[command(flatten)]
+    pub fanwave: FanwaveArgs,
+    /// Measure this server in place of fanwave; loadtest/rivals/install installs it
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["program", "more"])]
+    pub rival: Option<Rival>,
+    #[command(flatten)]
+    pub custom: CustomArgs,
+}
+
+/// How fanwave is started.
+#[derive(Debug, Clone, Default, Args)]
+pub struct FanwaveArgs {
+    /// The fanwave program, started as `PROGRAM serve …` for this measurement alone [default: the `fanwave` beside
+    /// this program]
+    #[arg(long = "server", value_name = "PROGRAM")]
+    pub program: Option<PathBuf>,
+    /// A further argument for `serve`; repeatable
+    #[arg(long = "server-arg", value_name = "ARG", allow_hyphen_values = true)]
+    pub more: Vec<String>,
+}
+
+/// Servers that Debian packages and that do what fanwave does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rival {
+    /// The nchan module in nginx: Server-Sent Events and WebSocket.
+    Nchan,
+    /// nats-server: the NATS client protocol in WebSockets.
+    Nats,
+}
+
+/// A server under test. Dropping it kills it, if it was started here, and removes its files.
+pub struct Running {
+    /// Where it is.
+    pub target: Target,
+    process: Process,
+}
+
+enum Process {
+    Fanwave(Server),
+    // Dropped in this order: the program, what may be left of it, its directory.
+    Rival {
+        program: Program,
+        _guard: Option<nchan::Guard>,
+        _scratch: scratch::Scratch,
+    },
+    /// Not ours: it runs on when we are done.
+    Custom,
+}
+
+/// Starts the chosen server on `cpu` alone if one is given, and waits until it is ready. `shards` and `more` (further
+/// arguments of `fanwave serve`) are fanwave's; rivals have one worker. A server named by URLs is only looked up.
+pub fn start(choice: &ServerChoice, cpu: Option<usize>, shards: usize, more: &[String]) -> Result<Running> {
+    if choice.custom.is_given() {
+        if choice.rival.is_some() || choice.fanwave.program.is_some() {
+            bail!("a server named by URLs runs already: leave out --server and --rival");
+        }
+        return Ok(Running { target: choice.custom.target()?, process: Process::Custom });
+    }
+    match choice.rival {
+        Some(Rival::Nchan) => nchan::start(cpu),
+        Some(Rival::Nats) => nats::start(cpu),
+        None => {
+            let program = choice.fanwave.program()?;
+            let version =
+                version_of(program.as_os_str(), &["--version"], "build it with `cargo build --release`")?;
+            let more = [&choice.fanwave.more, more].concat();
+            let server = Server::start(&program, cpu, shards, &more)?;
+            let target = server.target(version, cpu.into_iter().collect());
+            Ok(Running { target, process: Process::Fanwave(server) })
+        }
+    }
+}
+
+impl FanwaveArgs {
+    /// The program that was given, or the one beside our own executable.
+    pub fn program(&self) -> Result<PathBuf> {
+        if let Some(program) = &self.program {
+            return Ok(program.clone());
+        }
+        let own = std::env::current_exe().context("finding this program's own file")?;
+        let beside = own.with_file_name("fanwave");
+        if !beside.is_file() {
+            bail!("there is no fanwave beside {}: name one with --server PROGRAM", own.display());
+        }
+        Ok(beside)
+    }
+}
+
+impl Running {
+    /// Ends it if it was started here. A server that ends otherwise than it should is an error.
+    pub fn stop(self) -> Result<()> {
+        match self.process {
+            Process::Fanwave(server) => server.stop(),
+            Process::Rival { mut program, .. } => program.stop(|status| status.code().is_some()),
+            Process::Custom => Ok(()),
+        }
+    }
+
+    /// Adds to an error what the server said, if it has ended.
+    pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        match &mut self.process {
+            Process::Fanwave(server) => server.explain(error),
+            Process::Rival { program, .. } => program.explain(error),
+            Process::Custom => error,
+        }
+    }
+
+    /// Its memory now, over all of its processes; `None` if its processes are not known.
+    pub fn memory(&self) -> Result<Option<Memory>> {
+        let mut sum: Option<Memory> = None;
+        for &pid in &self.target.pids {
+            let more = memory(pid)?;
+            sum = Some(sum.map_or(more, |sum| sum.plus(&more)));
+        }
+        Ok(sum)
+    }
+
+    /// Reads its CPU time; `None` if its processes are not known. `apart` is what
+    /// [`crate::usage::interrupts_are_apart`] says.
+    pub fn meter(&self, apart: bool) -> Option<CpuMeter> {
+        let Target { pids, cpus, .. } = &self.target;
+        (!pids.is_empty()).then(|| CpuMeter::over(pids, cpus, apart))
+    }
+}
+
+/// The first line that a program says of its version, without the program's own name.
+fn version_of(program: &OsStr, args: &[&str], remedy: &str) -> Result<String> {
+    let shown = Path::new(program).display();
+    let output =
+        Command::new(program).args(args).output().with_context(|| format!("cannot run {shown}; {remedy}"))?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    match text.lines().find(|line| !line.trim().is_empty()) {
+        Some(line) if output.status.success() => Ok(bare_version(line)),
+        line => {
+            bail!("`{shown} {}` failed: {}; {remedy}", args.join(" "), line.unwrap_or("it printed nothing"))
+        }
+    }
+}
+
+/// The word that begins with a digit in a line such as `nginx version: nginx/1.22.1`; the whole line if there is none.
+fn bare_version(line: &str) -> String {
+    line.split([' ', '/'])
+        .map(|word| word.trim_start_matches('v'))
+        .find(|word| word.starts_with(|first: char| first.is_ascii_digit()))
+        .unwrap_or(line)
+        .to_owned()
+}
+
+/// The CPUs of a process that are fewer than ours may be; none if it may use all of them.
+fn pinned_to(allowed: &[usize]) -> Vec<usize> {
+    if cpus_allowed().iter().all(|cpu| allowed.contains(cpu)) { Vec::new() } else { allowed.to_vec() }
+}

@@ -1,0 +1,164 @@
+//! nchan, a module of nginx, as a rival: one nginx worker on one CPU.
+//!
+//! The configuration is `loadtest/rivals/nchan.conf`, filled in and put into a directory of its own. nginx's worker
+//! outlives a master that is killed, so a guard ends it whenever this program ends, however it ends.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::program::Program;
+use super::scratch::Scratch;
+use super::{INSTALL, Process, Running, version_of};
+use crate::process::sockets_per_process_max;
+use crate::target::{Dialect, Target, Way};
+
+const CONFIG: &str = include_str!("../../rivals/nchan.conf");
+/// Ports tried: another program may take one between our choice and nginx's start.
+const PORTS_MAX: usize = 3;
+
+/// Ends processes when it is dropped, and when this program dies: it waits for the end of its standard input.
+pub struct Guard {
+    shell: Child,
+}
+
+impl Guard {
+    fn of(pid: u32) -> Result<Guard> {
+        let script = "cat > /dev/null; kill -KILL \"$0\" 2> /dev/null; :";
+        let shell = Command::new("sh")
+            .args(["-c", script, &pid.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("starting sh")?;
+        Ok(Guard { shell })
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // It ends with its input; an error means that it has ended already.
+        drop(self.shell.stdin.take());
+        let _ = self.shell.wait();
+    }
+}
+
+/// Starts nginx with nchan on `cpu` alone if one is given, and waits until its worker is there.
+pub fn start(cpu: Option<usize>) -> Result<Running> {
+    let nginx = version_of("nginx".as_ref(), &["-v"], INSTALL)?;
+    let modules = modules_path()?;
+    if !fs::exists(format!("{modules}/ngx_nchan_module.so")).unwrap_or(false) {
+        bail!("nginx {nginx} has no nchan in {modules}; {INSTALL}");
+    }
+    let mut tries = 1;
+    let (scratch, program, worker, address) = loop {
+        match try_start(cpu, &modules) {
+            Err(error) if tries < PORTS_MAX && format!("{error:#}").contains("bind()") => tries += 1,
+            outcome => break outcome?,
+        }
+    };
+    let guard = Guard::of(worker)?;
+    let target = Target {
+        name: "nchan".into(),
+        version: format!("{} in nginx {nginx}", package_version()),
+        // The master sleeps; it costs nothing.
+        pids: vec![worker],
+        cpus: cpu.into_iter().collect(),
+        subscribe: address,
+        sse_path: Some("/sse?topic={topic}".into()),
+        ws_path: Some("/ws?topic={topic}".into()),
+        dialect: Dialect::Plain,
+        publish: address,
+        way: Way::WebSocket,
+        publish_path: "/publish?topic={topic}".into(),
+    };
+    Ok(Running { target, process: Process::Rival { program, _guard: Some(guard), _scratch: scratch } })
+}
+
+fn try_start(cpu: Option<usize>, modules: &str) -> Result<(Scratch, Program, u32, SocketAddr)> {
+    let scratch = Scratch::new("nchan")?;
+    let address = free_address()?;
+    let config =
+        config(modules, address.port(), sockets_per_process_max(), rustix::process::geteuid().is_root());
+    let file = scratch.write("nginx.conf", &config)?;
+    let args = ["-e".into(), "stderr".into(), "-p".into(), scratch.path().into(), "-c".into(), file.into()];
+    let mut program = Program::start("nginx", cpu, "nginx".as_ref(), &args)?;
+    let worker = program.wait_ready(started_worker)?;
+    Ok((scratch, program, worker, address))
+}
+
+fn config(modules: &str, port: u16, connections: u64, root: bool) -> String {
+    CONFIG
+        .replace("@MODULES@", modules)
+        // A worker of root's nginx is another user by default, who may not write into the directory.
+        .replace("@USER@", if root { "user root;" } else { "" })
+        .replace("@CONNECTIONS@", &connections.to_string())
+        .replace("@PORT@", &port.to_string())
+}
+
+/// The worker's process id in a line such as `… [notice] 7#7: start worker process 9`.
+fn started_worker(line: &str) -> Option<u32> {
+    line.rsplit_once("start worker process ")?.1.trim().parse().ok()
+}
+
+/// A loopback address that is free now.
+fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("finding a free port")?;
+    Ok(listener.local_addr()?)
+}
+
+/// Where this nginx has its modules: it tells how it was built.
+fn modules_path() -> Result<String> {
+    let output = Command::new("nginx").arg("-V").output().context("running nginx -V")?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    Ok(modules_in(&text).unwrap_or("/usr/lib/nginx/modules").to_owned())
+}
+
+fn modules_in(built: &str) -> Option<&str> {
+    built.split_whitespace().find_map(|word| word.strip_prefix("--modules-path="))
+}
+
+/// nchan does not tell its version; its package does.
+fn package_version() -> String {
+    match Command::new("dpkg-query").args(["-W", "-f", "${Version}", "libnginx-mod-nchan"]).output() {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        Err(error) if error.kind() != ErrorKind::NotFound => format!("of unknown version ({error})"),
+        _ => "of unknown version".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_is_filled_in_completely() {
+        let text = config("/m", 81, 500, true);
+        assert!(
+            !text.replace("words in @...@", "").to_lowercase().contains('@')
+                || text.matches('@').count() == 2
+        );
+        for line in [
+            "load_module /m/ngx_nchan_module.so;",
+            "user root;",
+            "listen 127.0.0.1:81 ",
+            "worker_connections 500;",
+        ] {
+            assert!(text.contains(line), "{line}");
+        }
+        assert!(!config("/m", 81, 500, false).contains("user"));
+    }
+
+    #[test]
+    fn what_nginx_says_of_itself_is_understood() {
+        let line = "2026/11/21 06:21:29 [notice] 13891#13891: start worker process 13893";
+        assert_eq!(started_worker(line), Some(13_893));
+        assert_eq!(started_worker("2026/11/21 06:21:29 [notice] 13891#13891: start worker processes"), None);
+        assert_eq!(modules_in("configure arguments: --a=b --modules-path=/x/y --c"), Some("/x/y"));
+        assert_eq!(modules_in("configure arguments: --a=b"), None);
+    }
+}

@@ -1,0 +1,145 @@
+//! A server's process: started on a CPU, its output watched, ended when it is dropped.
+//!
+//! The last lines of its output are kept, so that an early end is told with the server's own reason. Ready is when its
+//! output has said everything that the caller waits for.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+
+use crate::process::{Child, describe};
+
+/// How long a server may take to be ready.
+pub const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long a server may take to end after SIGTERM.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long an error waits for the end of a server that may be the cause.
+const END_LIMIT: Duration = Duration::from_millis(300);
+/// Lines of its output that are kept for an error.
+const LINES_KEPT: usize = 6;
+
+/// A running server process. Dropping it kills it.
+pub struct Program {
+    child: Child,
+    /// What errors call it, for example `fanwave`.
+    name: String,
+    last_lines: LastLines,
+    told: Receiver<String>,
+}
+
+type LastLines = Arc<Mutex<VecDeque<String>>>;
+
+impl Program {
+    /// Starts `program` with `args` on `cpu` alone if one is given.
+    pub fn start(name: &str, cpu: Option<usize>, program: &OsStr, args: &[OsString]) -> Result<Program> {
+        let stdio = [Stdio::null(), Stdio::piped(), Stdio::piped()];
+        let mut child = Child::start(name, cpu, program, args, stdio)?;
+        let last_lines = LastLines::default();
+        let (tell, told) = channel();
+        let stdout = child.pipes().stdout.take().context("the server's output is a pipe")?;
+        let stderr = child.pipes().stderr.take().context("the server's errors are a pipe")?;
+        watch(stdout, Arc::clone(&last_lines), tell.clone());
+        watch(stderr, Arc::clone(&last_lines), tell);
+        Ok(Program { child, name: name.to_owned(), last_lines, told })
+    }
+
+    /// Waits until `ready`, fed with each line of output, gives something; an error if it ends or stays silent before.
+    pub fn wait_ready<T>(&mut self, mut ready: impl FnMut(&str) -> Option<T>) -> Result<T> {
+        let deadline = Instant::now() + START_LIMIT;
+        while let Ok(line) = self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if let Some(found) = ready(&line) {
+                // Whatever comes from here on is kept for errors only.
+                self.told = channel().1;
+                return Ok(found);
+            }
+        }
+        Err(self.not_started())
+    }
+
+    /// Ends it and says why it is not ready.
+    pub fn not_started(&mut self) -> anyhow::Error {
+        let end = match self.child.stop(Signal::KILL, STOP_LIMIT) {
+            Ok(status) if status.code().is_some() => describe(status),
+            _ => format!("not ready within {START_LIMIT:?}"),
+        };
+        anyhow::anyhow!("{} did not start: {end}: {}", self.name, shown(&self.last_lines))
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.ended()
+    }
+
+    /// Adds to an error what the server said, if it has ended. Its sockets close before its end can be seen.
+    pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let deadline = Instant::now() + END_LIMIT;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.ended() {
+                let (name, said) = (&self.name, shown(&self.last_lines));
+                return error.context(format!("{name} ended ({}): {said}", describe(status)));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        error
+    }
+
+    /// SIGTERM, and an end that `well` accepts within the limit.
+    pub fn stop(&mut self, well: impl FnOnce(ExitStatus) -> bool) -> Result<()> {
+        let status = self.child.stop(Signal::TERM, STOP_LIMIT)?;
+        if !well(status) {
+            let (name, said) = (&self.name, shown(&self.last_lines));
+            bail!("{name} ended badly after SIGTERM ({}): {said}", describe(status));
+        }
+        Ok(())
+    }
+}
+
+/// Copies lines away until the stream ends, so that the server never blocks on its output.
+fn watch(from: impl Read + Send + 'static, last_lines: LastLines, tell: Sender<String>) {
+    thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            let mut kept = last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.push_back(line.clone());
+            if kept.len() > LINES_KEPT {
+                kept.pop_front();
+            }
+            drop(kept);
+            // Nobody listens any more once the server is ready.
+            let _ = tell.send(line);
+        }
+    });
+}
+
+fn shown(last_lines: &LastLines) -> String {
+    let kept = last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+    match kept.is_empty() {
+        true => "it printed nothing".into(),
+        false => kept.iter().map(String::as_str).collect::<Vec<_>>().join(" | "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_shown_in_their_order() {
+        let lines = LastLines::default();
+        assert_eq!(shown(&lines), "it printed nothing");
+        lines.lock().expect("not poisoned").extend(["a".to_string(), "b".to_string()]);
+        assert_eq!(shown(&lines), "a | b");
+    }
+}
