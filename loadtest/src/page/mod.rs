@@ -154,7 +154,7 @@ impl Page {
     }
 
     /// A table with a caption (may be empty). The first `left` columns lean left and head their rows; rows may be
-    /// shorter than the head.
+    /// shorter than the head, not longer.
     pub fn table(&mut self, caption: &str, left: usize, head: &[&str], rows: &[Vec<String>]) {
         let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
         self.body.push_str(&table(caption, left, &head, rows));
@@ -234,8 +234,8 @@ fn table(caption: &str, left: usize, head: &[String], rows: &[Vec<String>]) -> S
     text.push_str("</tr></thead>\n<tbody>\n");
     for row in rows {
         text.push_str("<tr>");
-        for (column, cell) in row.iter().enumerate() {
-            let cell = escape(cell);
+        for column in 0..head.len() {
+            let cell = row.get(column).map_or_else(String::new, |cell| escape(cell));
             match column {
                 0 if left > 0 => {
                     push(&mut text, format_args!("<th scope=\"row\" class=\"left\">{cell}</th>"))

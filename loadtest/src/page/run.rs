@@ -228,7 +228,7 @@ fn latency_pictures(page: &mut Page, outcome: &Outcome) {
 }
 
 fn time() -> Axis {
-    Axis::linear("time from the start of the measurement", Unit::Seconds)
+    Axis::linear("time into the measurement", Unit::Seconds)
 }
 
 /// One figure over the run.

@@ -74,7 +74,7 @@ pub fn bars(plot: &Bars) -> Picture {
     let rows: f64 =
         plot.groups.iter().map(|group| heading(group) + group.bars.len() as f64 * PITCH + GAP).sum();
     let bottom = top + rows;
-    let height = (bottom + 40.0).max(90.0);
+    let height = (bottom + 32.0).max(90.0);
     if plot.groups.iter().any(|group| !group.bars.is_empty()) {
         draw(&mut canvas, plot, top, bottom);
     } else {
@@ -117,7 +117,7 @@ fn draw(canvas: &mut Canvas, plot: &Bars, top: f64, bottom: f64) {
         .fold(0.0, f64::max);
     let ticks = nice_ticks(plot.unit, 0.0, largest, 5);
     let scale = Scale::new((0.0, ticks[ticks.len() - 1]), false, (left, right));
-    axis(canvas, plot, &ticks, &scale, (top, bottom));
+    let reference = plot.reference.as_ref().filter(|(value, _)| value.is_finite());
     let mut values = Vec::new();
     let mut y = top;
     for group in &plot.groups {
@@ -125,17 +125,25 @@ fn draw(canvas: &mut Canvas, plot: &Bars, top: f64, bottom: f64) {
             canvas.text("group", Anchor::Start, (0.0, y + 15.0), &shortened(&group.label, 56));
             y += HEADING;
         }
+        // Lines run along the bars only, so that none crosses a heading.
+        let across = (y - 3.0, y + group.bars.len() as f64 * PITCH - 2.0);
+        for (at, &tick) in ticks.iter().enumerate() {
+            vertical(canvas, if at == 0 { "base" } else { "grid" }, scale.at(tick), across);
+        }
         for bar in &group.bars {
             let series = names.iter().position(|name| *name == bar.name).unwrap_or(0);
             let end = draw_bar(canvas, &scale, (left, y), series, bar);
             values.push(((end + 5.0, y + BAR / 2.0 + 4.0), plot.unit.show(bar.value)));
             y += PITCH;
         }
+        if let Some((value, _)) = reference {
+            vertical(canvas, "limit", scale.at(*value), across);
+        }
         y += GAP;
     }
-    if let Some((value, name)) = plot.reference.as_ref().filter(|(value, _)| value.is_finite()) {
+    axis(canvas, plot, &ticks, &scale, bottom - GAP);
+    if let Some((value, name)) = reference {
         let x = scale.at(*value);
-        canvas.line("limit", (x, top - 4.0), (x, bottom));
         let (anchor, shift) = if x > WIDTH / 2.0 { (Anchor::End, 4.0) } else { (Anchor::Start, -4.0) };
         canvas.text("limit-name", anchor, (x + shift, top - 8.0), &shortened(name, 40));
     }
@@ -145,12 +153,15 @@ fn draw(canvas: &mut Canvas, plot: &Bars, top: f64, bottom: f64) {
     }
 }
 
-fn axis(canvas: &mut Canvas, plot: &Bars, ticks: &[f64], scale: &Scale, (top, bottom): (f64, f64)) {
+fn vertical(canvas: &mut Canvas, class: &str, x: f64, (from, to): (f64, f64)) {
+    canvas.line(class, (x, from), (x, to));
+}
+
+/// Numbers and name of the axis beneath `bottom`.
+fn axis(canvas: &mut Canvas, plot: &Bars, ticks: &[f64], scale: &Scale, bottom: f64) {
     let mut free_from = 0.0;
-    for (at, &tick) in ticks.iter().enumerate() {
-        let x = scale.at(tick);
-        canvas.line(if at == 0 { "base" } else { "grid" }, (x, top), (x, bottom));
-        let label = plot.unit.tick(tick);
+    for &tick in ticks {
+        let (x, label) = (scale.at(tick), plot.unit.tick(tick));
         let half = text_width(&label) / 2.0;
         if x - half >= free_from {
             canvas.text("label", Anchor::Middle, (x, bottom + 16.0), &label);
@@ -172,9 +183,12 @@ fn draw_bar(canvas: &mut Canvas, scale: &Scale, (left, y): (f64, f64), series: u
     }
     if let Some((min, max)) = bar.range.filter(|(min, max)| min.is_finite() && max.is_finite() && min < max) {
         let (from, to) = (scale.at(min), scale.at(max));
-        canvas.line("whisker", (from, middle), (to, middle));
-        canvas.line("whisker", (from, middle - 4.0), (from, middle + 4.0));
-        canvas.line("whisker", (to, middle - 4.0), (to, middle + 4.0));
+        // First wide in the colour of the sheet: seen on every bar.
+        for class in ["halo", "whisker"] {
+            canvas.line(class, (from, middle), (to, middle));
+            vertical(canvas, class, from, (middle - 4.0, middle + 4.0));
+            vertical(canvas, class, to, (middle - 4.0, middle + 4.0));
+        }
         end = end.max(to);
     }
     end
