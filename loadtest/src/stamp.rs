@@ -59,9 +59,9 @@ fn read_hex_half(digits: &[u8]) -> Option<u64> {
     let text = u64::from_be_bytes(digits.try_into().ok()?);
     // The low nibble, and 9 more where bit 6 says that it is a letter.
     let values = (text & (ONES * 0x0f)) + (text >> 6 & ONES) * 9;
-    // Whatever was no digit differs from the digits that its value is written with.
+    // Whatever was no digit has a value beyond 15 or differs from the digit that its value is written with.
     let letters = (values + ONES * 6) >> 4 & ONES;
-    if values + ONES * 0x30 + letters * 0x27 != text {
+    if values & (ONES * 0xf0) != 0 || values + ONES * 0x30 + letters * 0x27 != text {
         return None;
     }
     let pairs = (values | values >> 4) & 0x00ff_00ff_00ff_00ff;
