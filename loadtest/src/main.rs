@@ -145,7 +145,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
         Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
-        Command::Plan { common, args } => plan::run(&bench(common)?, &args)?,
+        Command::Plan { common, args } => plan::run(common, &args)?,
         Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::FloorSender => floor::run()?,

@@ -87,6 +87,7 @@ impl Design {
                 group(ws, 500, None, &[load(50.0, 200), load(300.0, 200)]),
                 group(ws, 4_000, None, &[load(8.0, 200), load(35.0, 200), load(35.0, 2_000)]),
                 group(sse, 4_000, None, &[load(8.0, 200), load(35.0, 200)]),
+                group(ws, 2_000, Some(1_000), &[]),
                 group(sse, 2_000, Some(1_000), &[]),
             ]
         } else {
@@ -96,6 +97,7 @@ impl Design {
                 group(ws, 4_000, None, &[load(3.0, 200), load(10.0, 200), load(35.0, 200), load(25.0, 4_000)]),
                 group(sse, 1_000, None, &[load(10.0, 200), load(150.0, 200)]),
                 group(sse, 4_000, None, &[load(10.0, 200), load(35.0, 200), load(25.0, 2_000)]),
+                group(ws, 4_000, Some(1_000), &[]),
                 group(sse, 4_000, Some(1_000), &[]),
             ]
         };

@@ -6,7 +6,6 @@
 //! difference from the same server without connections.
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ use crate::framing::Protocol;
 use crate::prove::{ARRIVE_LIMIT, TOPIC, path};
 use crate::publisher::{Publisher, Way};
 use crate::report::progress;
-use crate::server::Server;
+use crate::server::{self, FanwaveArgs, Running, ServerChoice};
 use crate::usage::{CpuMeter, CpuSample, interrupts_are_apart};
 
 /// Publishing before a leg is measured.
@@ -36,8 +35,9 @@ const MEMORY_LIMIT: Duration = Duration::from_secs(2);
 const HEARTBEATS_TIME: Duration = Duration::from_secs(4);
 /// Time that a server gets to let go of connections whose clients are gone.
 const CLOSE_TIME: Duration = Duration::from_millis(600);
-/// `:` and a blank line.
+/// A heartbeat on the wire: `:` and a blank line, or a ping without data (RFC 6455 §5.5.2).
 const SSE_HEARTBEAT_BYTES: u64 = 3;
+const WS_HEARTBEAT_BYTES: u64 = 2;
 /// The server's defaults (`--window-events-max`, `--window-bytes-max`).
 const WINDOW_EVENTS: u64 = 1_024;
 const WINDOW_BYTES: u64 = 8 << 20;
@@ -126,10 +126,8 @@ pub struct Measured {
 /// Where and with what is measured.
 #[derive(Debug)]
 pub struct Stand<'a> {
-    /// The fanwave program.
-    pub program: &'a Path,
-    /// Further arguments for `serve`.
-    pub more: &'a [String],
+    /// How fanwave is started.
+    pub fanwave: &'a FanwaveArgs,
     /// CPU of the server.
     pub server_cpu: usize,
     /// CPU of the receivers.
@@ -172,22 +170,20 @@ pub fn measure_group(
     apart: bool,
     measured: &mut Measured,
 ) -> Result<()> {
-    let mut more = stand.more.to_vec();
-    if let Some(ms) = group.heartbeat_ms {
-        // The last one given counts.
-        more.extend(["--heartbeat-ms".into(), ms.to_string()]);
-    }
-    let mut server = Server::start(stand.program, Some(stand.server_cpu), 1, &more)?;
-    let meter = CpuMeter::new(server.pid(), stand.server_cpu, apart);
-    let outcome = Leg { server: &server, meter, group, round, window: Window::default(), kernel_empty: 0 }
-        .run(stand, time, measured);
+    let heartbeat = group.heartbeat_ms.map(|ms| ["--heartbeat-ms".to_owned(), ms.to_string()]);
+    let choice = ServerChoice { fanwave: stand.fanwave.clone(), ..ServerChoice::default() };
+    let more = heartbeat.as_ref().map_or(&[][..], |heartbeat| heartbeat);
+    let mut server = server::start(&choice, Some(stand.server_cpu), 1, more)?;
+    let meter = server.meter(apart).context("the server's processes are known")?;
+    let leg = Leg { server: &server, meter, group, round, window: Window::default(), kernel_empty: 0 };
+    let outcome = leg.run(stand, time, measured);
     outcome.map_err(|error| server.explain(error))?;
     server.stop()
 }
 
 /// A group under measurement.
 struct Leg<'a> {
-    server: &'a Server,
+    server: &'a Running,
     meter: CpuMeter,
     group: &'a Group,
     round: usize,
@@ -201,7 +197,9 @@ impl Leg<'_> {
         let mut fleet = Fleet::new(FleetPlan {
             cpu: Some(stand.receiver_cpu),
             topics: group.topics,
-            ..FleetPlan::steady(self.server.listen, group.protocol, path(group.protocol))
+            // Who answers pings must find them between the events.
+            audit: group.heartbeat_ms.is_some(),
+            ..FleetPlan::steady(self.server.target.subscribe, group.protocol, path(group.protocol))
         });
         self.kernel_empty = still_kernel_bytes()?;
         measured.memory.push(self.memory(0)?);
@@ -265,7 +263,7 @@ impl Leg<'_> {
             connections,
             window_events: self.window.events_max,
             window_bytes: self.window.bytes_max,
-            user_bytes: self.server.memory()?.rss_own,
+            user_bytes: self.server.memory()?.context("the server's processes are known")?.rss_own,
             kernel_bytes: kernel_bytes()? as i64 - self.kernel_empty as i64,
         })
     }
@@ -279,14 +277,18 @@ impl Leg<'_> {
         wait_until(fleet, start + time)?;
         let mut row = self.row(Kind::Idle, &before, start)?;
         let totals = fleet.report(0)?.totals;
-        row.heartbeats = totals.bytes / SSE_HEARTBEAT_BYTES;
+        let heartbeat_bytes = match self.group.protocol {
+            Protocol::Ws => WS_HEARTBEAT_BYTES,
+            _ => SSE_HEARTBEAT_BYTES,
+        };
+        row.heartbeats = totals.bytes / heartbeat_bytes;
         row.receiver_share = rounded((totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds);
         Ok(row)
     }
 
     /// Publishes at a rate, a warm-up first, and checks the arrival of everything.
     fn load(&mut self, fleet: &mut Fleet, load: &Load, time: Duration) -> Result<CpuRow> {
-        let mut publisher = Publisher::connect(self.server.control, Way::Stream, TOPIC, load.bytes)?;
+        let mut publisher = Publisher::connect(self.server.target.publish, Way::Stream, TOPIC, load.bytes)?;
         fleet.zero(publisher.next(), 0)?;
         let warm = publish_at(fleet, &mut publisher, load.rate, WARM_UP)?;
         let receivers = fleet.report(0)?.totals.cpu_ns;

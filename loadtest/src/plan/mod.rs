@@ -1,32 +1,118 @@
-//! plan
-pub mod design;
-pub mod experiments;
-pub mod fit;
-pub mod kernel;
-pub mod model;
-pub mod random;
+//! `loadtest plan`: how many servers a number of subscribers and events needs.
+//!
+//! A few minutes of measuring (`design`, `experiments`) give points, least squares (`fit`) make them a cost `model`,
+//! which is saved as JSON. A `question` is then answered (`answer`) from a saved model by arithmetic alone, on any
+//! machine. `held_out` measures a point outside of the fit and tells how wrong the prediction was. `show` words it.
 
+use std::fs;
 use std::path::PathBuf;
-use anyhow::Result;
+
+use anyhow::{Context, Result};
 use clap::Args;
-use crate::prove::{Bench, ServerArgs};
+use serde::Serialize;
+
+use self::answer::Answer;
+use self::design::Design;
+use self::experiments::Stand;
+use self::held_out::{HeldOut, HeldOutArgs};
+use self::model::Model;
+use self::question::QuestionArgs;
+use crate::machine::Machine;
+use crate::process::raise_descriptor_limit;
+use crate::prove::Common;
+use crate::report::save;
+use crate::server::FanwaveArgs;
+
+mod answer;
+mod design;
+mod experiments;
+mod fit;
+mod held_out;
+mod kernel;
+mod model;
+mod question;
+mod random;
+mod show;
 
 /// Options of `plan`.
 #[derive(Debug, Clone, Args)]
 pub struct PlanArgs {
     #[command(flatten)]
-    server: ServerArgs,
-    #[arg(long)]
-    points: Option<PathBuf>,
+    fanwave: FanwaveArgs,
+    /// Answer from this saved model instead of measuring one
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["save", "quick", "points"])]
+    model: Option<PathBuf>,
+    /// Save the measured model
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Measure fewer points: about one minute in place of four
     #[arg(long)]
     quick: bool,
+    /// Measure the points of this TOML file
+    #[arg(long, value_name = "FILE", conflicts_with = "quick")]
+    points: Option<PathBuf>,
+    /// Write a page (HTML) with the model and the answer
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
+    #[command(flatten)]
+    question: QuestionArgs,
+    #[command(flatten)]
+    held_out: HeldOutArgs,
 }
 
-pub fn run(bench: &Bench, args: &PlanArgs) -> Result<()> {
-    let design = match &args.points { Some(file) => design::Design::read(file)?, None => design::Design::usual(args.quick) };
-    let stand = experiments::Stand { program: &args.server.program, more: &args.server.more, server_cpu: bench.common.sender_cpu, receiver_cpu: bench.common.receiver_cpu };
-    let start = std::time::Instant::now();
-    let measured = experiments::measure(&stand, &design)?;
-    crate::report::say(&format!("{:?}", start.elapsed()));
-    crate::report::save(bench.common.json.as_deref(), "plan", &bench.machine, &measured)
+/// What `--json` saves.
+#[derive(Debug, Serialize)]
+struct Plan<'a> {
+    /// Absent where the model was read from a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a Model>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_out: Option<&'a HeldOut>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer: Option<&'a Answer>,
+}
+
+/// Measures or reads a model, and answers.
+pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
+    // What cannot be answered is refused before minutes are spent on measuring.
+    let question = args.question.question()?;
+    let loaded = args.model.as_deref().map(Model::load).transpose()?;
+    let design = match &args.points {
+        Some(file) => Design::read(file)?,
+        None => Design::usual(args.quick),
+    };
+    let stand = Stand {
+        fanwave: &args.fanwave,
+        server_cpu: common.sender_cpu,
+        receiver_cpu: common.receiver_cpu,
+    };
+    // Only who measures needs two CPUs.
+    let machine = match loaded.is_none() || args.held_out.held_out {
+        true => crate::bench(common.clone())?.machine,
+        false => Machine::describe(raise_descriptor_limit()?),
+    };
+    let measured = loaded.is_none();
+    let model = match loaded {
+        Some(model) => model,
+        None => {
+            let measured = experiments::measure(&stand, &design)?;
+            Model::of(machine.clone(), design, measured)?
+        }
+    };
+    if let Some(file) = &args.save {
+        model.save(file)?;
+    }
+    let held_out = match args.held_out.held_out {
+        true => Some(held_out::run(&stand, &model, &args.held_out)?),
+        false => None,
+    };
+    let answer = question.map(|question| answer::answer(&model, &question)).transpose()?;
+    show::print(&model, held_out.as_ref(), answer.as_ref());
+    if let Some(file) = &args.page {
+        let page = show::page(&model, &machine, held_out.as_ref(), answer.as_ref());
+        fs::write(file, page).with_context(|| format!("writing {}", file.display()))?;
+    }
+    let plan =
+        Plan { model: measured.then_some(&model), held_out: held_out.as_ref(), answer: answer.as_ref() };
+    save(common.json.as_deref(), "plan", &machine, &plan)
 }

@@ -22,7 +22,7 @@ use crate::machine::Machine;
 /// The form of the file; another one is refused.
 const VERSION: u32 = 1;
 /// Terms of the CPU, in microseconds each. The order is that of [`Work::amounts`].
-pub const CPU_TERMS: [(&str, &str); 12] = [
+pub const CPU_TERMS: [(&str, &str); 13] = [
     ("base", "a second of a running shard"),
     ("publish", "an event taken in"),
     ("delivery_ws", "a WebSocket delivery"),
@@ -31,7 +31,8 @@ pub const CPU_TERMS: [(&str, &str); 12] = [
     ("spread", "more for a delivery among many connections"),
     ("kilobyte", "1,000 bytes delivered"),
     ("idle", "1,000 open connections for a second"),
-    ("heartbeat", "a heartbeat"),
+    ("heartbeat_ws", "a ping and its pong"),
+    ("heartbeat_sse", "a heartbeat of SSE"),
     ("handshake_ws", "a WebSocket handshake"),
     ("handshake_sse", "an SSE handshake"),
     ("close", "a connection that ends"),
@@ -118,7 +119,8 @@ pub struct Work {
 }
 
 impl Work {
-    fn of(row: &CpuRow) -> Work {
+    /// What a measured leg did.
+    pub fn of(row: &CpuRow) -> Work {
         Work {
             protocol: row.protocol,
             seconds: row.seconds,
@@ -150,7 +152,8 @@ impl Work {
             self.deliveries * spread,
             self.deliveries * self.frame_bytes / 1_000.0,
             self.connections / 1_000.0 * self.seconds,
-            self.heartbeats,
+            only(Protocol::Ws, self.heartbeats),
+            only(Protocol::Sse, self.heartbeats),
             only(Protocol::Ws, self.handshakes),
             only(Protocol::Sse, self.handshakes),
             self.closes,

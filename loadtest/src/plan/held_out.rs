@@ -1,0 +1,179 @@
+//! A point outside of the fit: predicted first, measured then, and the error said plainly.
+//!
+//! By default four times the connections of the largest group that was fitted, with another size and another rate
+//! than any that was. Each round has a server of its own; the medians of the rounds are compared.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+
+use super::design::{Design, Group, Load};
+use super::experiments::{CpuRow, Kind, Measured, MemoryRow, Stand, measure_group};
+use super::fit::Estimate;
+use super::model::{Model, Work};
+use crate::framing::Protocol;
+use crate::process::check_sockets;
+use crate::report::{Spread, progress};
+use crate::usage::interrupts_are_apart;
+
+/// How much larger than what was fitted.
+const TIMES: f64 = 4.0;
+/// Rates to choose from; none of them is in the usual designs.
+const RATES: [f64; 8] = [1.0, 2.0, 4.0, 6.0, 14.0, 28.0, 70.0, 200.0];
+/// The share of a core that the chosen rate shall keep busy at most, as predicted.
+const SHARE: f64 = 0.55;
+/// Seconds of one leg.
+const SECONDS: f64 = 3.0;
+/// What a prediction is allowed to be off.
+pub const ERROR_MAX: f64 = 0.15;
+
+/// Options of `--held-out`.
+#[derive(Debug, Clone, Args)]
+pub struct HeldOutArgs {
+    /// Measure a point outside of the fit and compare it with the prediction
+    #[arg(long)]
+    pub held_out: bool,
+    /// Its connections [default: 4 × the largest that was fitted]
+    #[arg(long, value_name = "N", requires = "held_out")]
+    pub held_out_connections: Option<usize>,
+    /// Its events per second [default: chosen so that a core is about half busy]
+    #[arg(long, value_name = "R", requires = "held_out")]
+    pub held_out_rate: Option<f64>,
+    /// Its bytes of an event's data
+    #[arg(long, value_name = "B", requires = "held_out", default_value_t = 500)]
+    pub held_out_bytes: usize,
+    /// What its subscribers speak
+    #[arg(long, value_name = "PROTOCOL", requires = "held_out", default_value = "ws")]
+    pub held_out_protocol: Protocol,
+    /// Rounds
+    #[arg(long, value_name = "N", requires = "held_out", default_value_t = 3)]
+    pub held_out_rounds: usize,
+}
+
+/// One figure of the comparison.
+#[derive(Debug, Clone, Serialize)]
+pub struct Compared {
+    /// What it is.
+    pub what: &'static str,
+    /// As the model says: seconds per second, or bytes.
+    pub predicted: Estimate,
+    /// As it was, over the rounds.
+    pub measured: Spread,
+    /// (predicted - measured) / measured, of the median.
+    pub error: f64,
+}
+
+/// The comparison.
+#[derive(Debug, Clone, Serialize)]
+pub struct HeldOut {
+    /// What was measured.
+    pub group: Group,
+    /// CPU, user memory, kernel memory.
+    pub compared: Vec<Compared>,
+    /// The rows.
+    pub measured: Measured,
+}
+
+impl HeldOut {
+    /// True if every prediction is near enough.
+    pub fn holds(&self) -> bool {
+        self.compared.iter().all(|compared| compared.error.abs() <= ERROR_MAX)
+    }
+}
+
+/// Measures the point and compares.
+pub fn run(stand: &Stand<'_>, model: &Model, args: &HeldOutArgs) -> Result<HeldOut> {
+    let group = point(model, args)?;
+    check_sockets("the held-out point", group.connections as u64)?;
+    let apart = interrupts_are_apart()?;
+    let mut measured = Measured::default();
+    for round in 0..args.held_out_rounds {
+        let load = group.loads[0];
+        progress(&format!(
+            "held out, round {} of {}: {} {}, {} events/s of {} bytes",
+            round + 1,
+            args.held_out_rounds,
+            group.connections,
+            group.protocol.label(),
+            load.rate,
+            load.bytes
+        ));
+        measure_group(stand, &group, round, Duration::from_secs_f64(SECONDS), apart, &mut measured)?;
+    }
+    let compared = compare(model, &measured)?;
+    Ok(HeldOut { group, compared, measured })
+}
+
+fn point(model: &Model, args: &HeldOutArgs) -> Result<Group> {
+    if !(1..=100).contains(&args.held_out_rounds) {
+        bail!("--held-out-rounds {} is not between 1 and 100", args.held_out_rounds);
+    }
+    let connections = args.held_out_connections.unwrap_or((TIMES * model.domain.connections.1) as usize);
+    let protocol = args.held_out_protocol;
+    let bytes = args.held_out_bytes;
+    let busy = |rate: f64| {
+        let work = Work {
+            protocol,
+            seconds: 1.0,
+            connections: connections as f64,
+            events: rate,
+            deliveries: rate * connections as f64,
+            rate,
+            frame_bytes: model.frame_bytes(protocol, bytes as f64),
+            handshakes: 0.0,
+            closes: 0.0,
+            heartbeats: 0.0,
+        };
+        model.cpu(&work).value
+    };
+    let chosen = RATES.into_iter().rfind(|rate| busy(*rate) <= SHARE).unwrap_or(RATES[0]);
+    let rate = args.held_out_rate.unwrap_or(chosen);
+    let group = Group { protocol, connections, topics: 1, heartbeat_ms: None, loads: vec![Load { rate, bytes }] };
+    let design = Design { group: vec![group.clone()], ..model.design.clone() };
+    design.check().context("the held-out point")?;
+    Ok(group)
+}
+
+fn compare(model: &Model, measured: &Measured) -> Result<Vec<Compared>> {
+    let loads: Vec<&CpuRow> = measured.cpu.iter().filter(|row| row.kind == Kind::Load).collect();
+    let idle: Vec<&MemoryRow> =
+        measured.memory.iter().filter(|row| row.connections > 0 && row.window_events == 0).collect();
+    let after: Vec<&MemoryRow> = measured.memory.iter().filter(|row| row.window_events > 0).collect();
+    let (Some(load), Some(connected), Some(loaded)) = (loads.first(), idle.first(), after.first()) else {
+        bail!("the held-out point gave no figures");
+    };
+    let work = Work::of(load);
+    let per_second = 1.0 / work.seconds;
+    let connections = connected.connections as f64;
+    let window = (loaded.window_events as f64, loaded.window_bytes as f64);
+    let protocol = load.protocol;
+    let one = |what, predicted: Estimate, measured: Vec<f64>| {
+        let measured = Spread::of(measured);
+        let error = (predicted.value - measured.median) / measured.median;
+        Compared { what, predicted, measured, error }
+    };
+    Ok(vec![
+        one(
+            "CPU, share of a core",
+            model.cpu(&work).times(per_second),
+            loads.iter().map(|row| row.cpu_ns as f64 / 1e9 / row.seconds).collect(),
+        ),
+        one(
+            "user memory, idle",
+            model.user(protocol, 1.0, connections, (0.0, 0.0)),
+            idle.iter().map(|row| row.user_bytes as f64).collect(),
+        ),
+        one(
+            "user memory, after events",
+            model.user(protocol, 1.0, connections, window),
+            after.iter().map(|row| row.user_bytes as f64).collect(),
+        ),
+        one(
+            "kernel memory, both ends",
+            model.kernel(protocol, 1.0, connections),
+            idle.iter().map(|row| row.kernel_bytes as f64).collect(),
+        ),
+    ])
+}
