@@ -20,6 +20,10 @@ pub struct Answer {
     pub status: u16,
     /// The body, without chunks.
     pub body: Vec<u8>,
+    /// True if the connection takes no further request.
+    pub close: bool,
+    /// True if it says when to try again (`Retry-After`).
+    pub retry_after: bool,
 }
 
 impl Answer {
@@ -57,15 +61,16 @@ pub fn get(address: SocketAddr, path: &str) -> Result<Answer> {
 
 /// Reads one answer; what may follow it on the connection must not have been asked for yet.
 pub fn read_answer(socket: &mut TcpStream) -> Result<Answer> {
-    read_from(BufReader::new(socket))
+    read_next(&mut BufReader::new(socket))
 }
 
 /// Parses an answer that is here as a whole.
 pub fn parse_answer(bytes: &[u8]) -> Result<Answer> {
-    read_from(bytes)
+    read_next(&mut &*bytes)
 }
 
-fn read_from(mut from: impl BufRead) -> Result<Answer> {
+/// Reads the next one of several answers on a connection.
+pub fn read_next(mut from: &mut impl BufRead) -> Result<Answer> {
     let status_line = read_line(&mut from)?;
     let status = status_line
         .strip_prefix("HTTP/1.")
@@ -73,7 +78,8 @@ fn read_from(mut from: impl BufRead) -> Result<Answer> {
         .and_then(|code| code.parse().ok())
         .ok_or_else(|| anyhow!("not an HTTP answer: {status_line:?}"))?;
     let mut length = None;
-    let mut chunked = false;
+    let (mut chunked, mut retry_after) = (false, false);
+    let mut close = status_line.starts_with("HTTP/1.0");
     loop {
         let line = read_line(&mut from)?;
         let Some((name, value)) = line.split_once(':') else { break };
@@ -81,6 +87,10 @@ fn read_from(mut from: impl BufRead) -> Result<Answer> {
             length = Some(value.trim().parse::<usize>().context("Content-Length")?);
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
             chunked = value.trim().eq_ignore_ascii_case("chunked");
+        } else if name.eq_ignore_ascii_case("connection") {
+            close = value.trim().eq_ignore_ascii_case("close");
+        } else if name.eq_ignore_ascii_case("retry-after") {
+            retry_after = true;
         }
     }
     let mut body = Vec::new();
@@ -97,8 +107,9 @@ fn read_from(mut from: impl BufRead) -> Result<Answer> {
         read_exactly(&mut from, length, &mut body)?;
     } else if status != 204 {
         from.take(BODY_BYTES_MAX as u64).read_to_end(&mut body)?;
+        close = true;
     }
-    Ok(Answer { status, body })
+    Ok(Answer { status, body, close, retry_after })
 }
 
 fn read_line(from: &mut impl BufRead) -> Result<String> {

@@ -112,6 +112,9 @@ enum Command {
     /// A receiver process (started by the other commands)
     #[command(hide = true)]
     Receiver,
+    /// A publisher process on an open loop (started by the other commands)
+    #[command(hide = true)]
+    Publisher,
     /// The floor's sender process (started by the other commands)
     #[command(hide = true)]
     FloorSender,
@@ -148,6 +151,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Plan { common, args } => plan::run(common, &args)?,
         Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
+        Command::Publisher => return publisher::run(),
         Command::FloorSender => floor::run()?,
         Command::Pin { cpu, parent, command } => return Err(process::become_pinned(cpu, parent, &command)),
     }

@@ -14,7 +14,8 @@ use crate::stamp::{STAMP_BYTES, Stamp};
 pub const TEXT: u8 = 1;
 /// See [`TEXT`].
 pub const BINARY: u8 = 2;
-const CLOSE: u8 = 8;
+/// See [`TEXT`].
+pub const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
 /// The largest payload of a control frame.

@@ -11,13 +11,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::leg::{Leg, Window, floor_leg, server_leg};
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, TOPIC, path};
+use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::floor::Floor;
 use crate::framing::Protocol;
-use crate::publisher::{Publisher, Way};
 use crate::report::{Spread, grouped, progress, save, say, table};
 use crate::server::Server;
+use crate::target::Way;
 use crate::usage::{CpuMeter, interrupts_are_apart};
 
 /// Events that are published before anything is measured: they show the frame's length and touch every page once.
@@ -136,7 +136,7 @@ fn series(
     });
     fleet.open(connections)?;
     let mut floor = Floor::start(connections, common.sender_cpu, common.receiver_cpu, FLOOR_FIRST)?;
-    let mut publisher = Publisher::connect(server.control, args.way, TOPIC, args.size)?;
+    let mut publisher = super::publisher(server, args.way, args.size)?;
     let server_meter = CpuMeter::new(server.pid(), common.sender_cpu, apart);
     let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, apart);
 

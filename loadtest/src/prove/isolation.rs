@@ -11,13 +11,14 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, TOPIC, path};
+use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
-use crate::publisher::{Publisher, Way};
+use crate::publisher::Publisher;
 use crate::report::{Spread, grouped, progress, save, say, table};
 use crate::server::Server;
 use crate::stamp::now_ns;
+use crate::target::Way;
 use crate::usage::Memory;
 use crate::workload::Behaviour;
 
@@ -133,7 +134,7 @@ fn leg(
         sleeper.open(1)?;
     }
     healthy.open(args.connections - args.connections / 2)?;
-    let mut publisher = Publisher::connect(server.control, Way::Stream, TOPIC, args.size)?;
+    let mut publisher = super::publisher(server, Way::Stream, args.size)?;
     healthy.zero(publisher.next(), 0)?;
     super::publish_one_by_one(&mut publisher, WARM_UP_EVENTS, |event, last| {
         healthy.wait_for(event, ARRIVE_LIMIT, last).map(drop)

@@ -10,12 +10,12 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, TOPIC, path, publish_one_by_one};
+use super::{ARRIVE_LIMIT, Bench, ServerArgs, path, publish_one_by_one};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
-use crate::publisher::{Publisher, Way};
 use crate::report::{grouped, progress, save, say, table};
 use crate::server::Server;
+use crate::target::Way;
 use crate::usage::Memory;
 
 /// Memory has settled when it did not change for so long.
@@ -111,7 +111,7 @@ fn read(bench: &Bench, args: &MemoryArgs, server: &Server, protocol: Protocol) -
     let at_few = settled(|| server.memory())?;
     fleet.open(args.many - args.few)?;
     let at_many = settled(|| server.memory())?;
-    let mut publisher = Publisher::connect(server.control, Way::Stream, TOPIC, 200)?;
+    let mut publisher = super::publisher(server, Way::Stream, 200)?;
     fleet.zero(publisher.next(), 0)?;
     publish_one_by_one(&mut publisher, 1, |event, last| fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop))?;
     fleet.check(1, 1)?;

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::framing::Protocol;
 use crate::machine::Machine;
-use crate::publisher::Publisher;
+use crate::publisher::{PublishPlan, Publisher};
+use crate::server::Server;
+use crate::target::{Way, with_topic};
 
 pub mod cpu;
 pub mod floor;
@@ -18,8 +20,6 @@ pub mod memory;
 pub mod scale;
 pub mod syscalls;
 
-/// The topic of every proof.
-pub const TOPIC: &str = "loadtest";
 /// The longest time from a publish to its arrival on every connection.
 pub const ARRIVE_LIMIT: Duration = Duration::from_secs(20);
 
@@ -59,7 +59,16 @@ pub struct Bench {
 
 /// The subscriber path of the proofs' topic.
 pub fn path(protocol: Protocol) -> String {
-    format!("/{}/{TOPIC}", protocol.label())
+    with_topic(&format!("/{}/{{topic}}", protocol.label()), 0)
+}
+
+/// A publisher of the proofs' topic.
+pub fn publisher(server: &Server, way: Way, payload_bytes: usize) -> Result<Publisher> {
+    if !matches!(way, Way::Stream | Way::Post) {
+        bail!("fanwave takes stamped events by stream or post; give --way stream or --way post");
+    }
+    let path = "/topics/{topic}".into();
+    Publisher::connect(&PublishPlan { address: server.control, way, path, topics: 1, payload_bytes })
 }
 
 /// Publishes `events` events one by one, each after the one before has arrived everywhere. `arrived` waits until so

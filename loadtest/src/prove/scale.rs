@@ -10,13 +10,13 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, TOPIC, path};
+use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
-use crate::publisher::{Publisher, Way};
 use crate::receiver::latency_histogram;
 use crate::report::{grouped, progress, save, say};
 use crate::server::Server;
+use crate::target::Way;
 use crate::usage::Memory;
 
 /// Options of `scale`.
@@ -123,7 +123,7 @@ fn measure(args: &ScaleArgs, server: &Server) -> Result<Outcome> {
     let stats = server.stats()?;
     check_count(&stats, args.connections)?;
 
-    let mut publisher = Publisher::connect(server.control, Way::Stream, TOPIC, args.size)?;
+    let mut publisher = super::publisher(server, Way::Stream, args.size)?;
     for fleet in &mut fleets {
         fleet.zero(publisher.next(), 0)?;
     }

@@ -15,13 +15,13 @@ use clap::Args;
 use rustix::process::Signal;
 use serde::Serialize;
 
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, TOPIC, path, publish_one_by_one};
+use super::{ARRIVE_LIMIT, Bench, ServerArgs, path, publish_one_by_one};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
 use crate::process::Child;
-use crate::publisher::{Publisher, Way};
 use crate::report::{grouped, progress, save, say, table};
 use crate::server::Server;
+use crate::target::Way;
 
 /// Events before strace is attached.
 const WARM_UP_EVENTS: u64 = 20;
@@ -115,7 +115,7 @@ fn count(bench: &Bench, args: &SyscallsArgs, server: &Server, protocol: Protocol
         ..FleetPlan::steady(server.listen, protocol, path(protocol))
     });
     fleet.open(args.connections)?;
-    let mut publisher = Publisher::connect(server.control, Way::Stream, TOPIC, args.size)?;
+    let mut publisher = super::publisher(server, Way::Stream, args.size)?;
     fleet.zero(publisher.next(), 0)?;
     publish_one_by_one(&mut publisher, WARM_UP_EVENTS, |event, last| {
         fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop)

@@ -121,12 +121,17 @@ fn request(setup: &Setup, attempt: Attempt<'_>) -> Vec<u8> {
             format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n{resume}\r\n")
                 .into_bytes()
         }
-        Protocol::Ws | Protocol::Raw => format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
-        )
-        .into_bytes(),
+        Protocol::Ws | Protocol::Raw => websocket_request(&path, host),
     }
+}
+
+/// The request that opens a WebSocket; its answer ends where [`head_end`] says.
+pub fn websocket_request(path: &str, host: SocketAddr) -> Vec<u8> {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+    )
+    .into_bytes()
 }
 
 impl Handshake {
@@ -200,7 +205,7 @@ fn heard(splitter: &mut Splitter, bytes: &[u8]) -> Result<bool> {
 }
 
 /// Where the head ends, if all of it is here; an error if the server refused.
-fn head_end(protocol: Protocol, bytes: &[u8]) -> Result<Option<usize>> {
+pub fn head_end(protocol: Protocol, bytes: &[u8]) -> Result<Option<usize>> {
     let Some(end) = memmem::find(bytes, b"\r\n\r\n") else {
         if bytes.len() > HEAD_BYTES_MAX {
             bail!("the server's response head has more than {HEAD_BYTES_MAX} bytes");
@@ -213,7 +218,7 @@ fn head_end(protocol: Protocol, bytes: &[u8]) -> Result<Option<usize>> {
     if status.split(' ').nth(1) != Some(wanted) || !status.starts_with("HTTP/1.") {
         let body = String::from_utf8_lossy(&bytes[end + 4..]);
         bail!(
-            "the server refused a subscriber: {status}: {}",
+            "the server refused the connection: {status}: {}",
             body.lines().next().unwrap_or_default().trim()
         );
     }

@@ -1,0 +1,227 @@
+//! A WebSocket per topic; a message is an event, in a masked text frame. A batch is one write per topic.
+//!
+//! What the server answers to a message is read and passed over, its pings are answered, its closing is an error. In
+//! the end each socket is closed as RFC 6455 §7.1.2 wants it, so that the server has read everything before.
+
+use anyhow::{Context, Result, anyhow};
+
+use super::pipe::Pipe;
+use super::{Batch, PublishPlan, Refusals, Sink, Template};
+use crate::framing::websocket::{CLOSE, TEXT, client_frame, client_head};
+use crate::framing::{Protocol, Splitter};
+use crate::receiver::handshake::{head_end, websocket_request};
+use crate::target::{Dialect, with_topic};
+
+/// Status 1000: nothing is wrong.
+const CLOSE_NORMAL: [u8; 2] = [3, 232];
+
+/// The open sockets.
+#[derive(Debug)]
+pub struct WebSockets {
+    sockets: Vec<Socket>,
+    template: Template,
+}
+
+#[derive(Debug)]
+struct Socket {
+    pipe: Pipe,
+    splitter: Splitter,
+    /// What is to be written.
+    out: Vec<u8>,
+}
+
+impl WebSockets {
+    /// Connects one after the other.
+    pub fn connect(plan: &PublishPlan) -> Result<WebSockets> {
+        plan.check_lines("WebSocket")?;
+        let template = Template::new(plan, |_| client_head(TEXT, plan.payload_bytes), plan.filler());
+        let sockets = (0..plan.topics).map(|topic| Socket::connect(plan, topic)).collect::<Result<_>>()?;
+        Ok(WebSockets { sockets, template })
+    }
+}
+
+impl Socket {
+    fn connect(plan: &PublishPlan, topic: usize) -> Result<Socket> {
+        let mut pipe = Pipe::connect(plan.address)?;
+        let request = websocket_request(&with_topic(&plan.path, topic), plan.address);
+        let mut head = Vec::new();
+        pipe.send(&request, |_| Ok(()))?;
+        let mut end = None;
+        pipe.hear_until(|heard| {
+            head.extend_from_slice(heard);
+            end = head_end(Protocol::Ws, &head)?;
+            Ok(end.is_some())
+        })
+        .context("opening the publisher's WebSocket")?;
+        let end = end.with_context(|| {
+            let said = String::from_utf8_lossy(&head);
+            format!("the server closed the publisher's WebSocket within the handshake, after {said:?}")
+        })?;
+        let splitter = Splitter::new(Protocol::Ws, Dialect::Plain, 0);
+        let mut socket = Socket { pipe, splitter, out: Vec::new() };
+        hear(&mut socket.splitter, &head[end..])?;
+        Ok(socket)
+    }
+
+    fn tend(&mut self) -> Result<()> {
+        let Socket { pipe, splitter, out } = self;
+        pipe.hear(|heard| hear(splitter, heard))?;
+        out.extend(splitter.answers());
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let Socket { pipe, splitter, out } = self;
+        let written = pipe.send(out, |heard| hear(splitter, heard));
+        out.clear();
+        written
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.out.extend(client_frame(CLOSE, &CLOSE_NORMAL));
+        self.write()?;
+        let Socket { pipe, splitter, .. } = self;
+        // The server's close frame comes as the splitter's error; its hanging up is as good.
+        pipe.hear_until(|heard| Ok(hear(splitter, heard).is_err())).map(drop)
+    }
+}
+
+fn hear(splitter: &mut Splitter, heard: &[u8]) -> Result<()> {
+    splitter.feed(heard, |_| ()).map(drop).map_err(|cause| anyhow!(cause))
+}
+
+impl Sink for WebSockets {
+    fn send(&mut self, batch: Batch<'_>) -> Result<Refusals> {
+        for topic in batch.topics() {
+            self.sockets[topic].tend().context("publishing")?;
+        }
+        for event in batch.events() {
+            self.template.put(event, &mut self.sockets[event.0].out);
+        }
+        for topic in batch.topics() {
+            self.sockets[topic].write().context("publishing")?;
+        }
+        Ok(Refusals::default())
+    }
+
+    fn tend(&mut self) -> Result<()> {
+        for socket in &mut self.sockets {
+            socket.tend()?;
+            socket.write()?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>, _events: u64, _refused: u64) -> Result<()> {
+        self.sockets.iter_mut().try_for_each(Socket::close).context("closing the publisher's WebSocket")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc::{TryRecvError, channel};
+    use std::thread::spawn;
+    use std::time::Duration;
+
+    use super::super::Publisher;
+    use super::*;
+    use crate::framing::websocket::tests::server_frame;
+    use crate::stamp::Stamp;
+    use crate::target::Way;
+
+    const OPEN: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+    fn plan(listener: &TcpListener) -> PublishPlan {
+        let address = listener.local_addr().expect("bound");
+        PublishPlan { address, way: Way::WebSocket, path: "/p/{topic}".into(), topics: 2, payload_bytes: 40 }
+    }
+
+    /// Accepts one publisher; gives its request line too.
+    fn accept(listener: &TcpListener) -> (TcpStream, String) {
+        let (mut socket, _) = listener.accept().expect("it comes");
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            socket.read_exact(&mut byte).expect("a whole head");
+            head.push(byte[0]);
+        }
+        socket.write_all(OPEN).expect("it reads");
+        let head = String::from_utf8(head).expect("text");
+        (socket, head.lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// Reads one short masked frame: its first byte and its payload.
+    fn frame(socket: &mut TcpStream) -> (u8, Vec<u8>) {
+        let mut head = [0; 6];
+        socket.read_exact(&mut head).expect("a frame");
+        assert_eq!((head[1] & 0x80, &head[2..]), (0x80, &[0; 4][..]), "masked");
+        let mut payload = vec![0; usize::from(head[1] & 0x7f)];
+        socket.read_exact(&mut payload).expect("a payload");
+        (head[0], payload)
+    }
+
+    #[test]
+    fn each_topic_has_a_socket_whose_answers_are_passed_over_and_whose_pings_are_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let plan = plan(&listener);
+        let (answer, answered) = channel();
+        let server = spawn(move || {
+            let mut sockets = [accept(&listener), accept(&listener)];
+            let mut seen = Vec::new();
+            for (at, sequence) in [(0, 1), (1, 1), (0, 2)] {
+                let (socket, request) = &mut sockets[at];
+                let (first, payload) = frame(socket);
+                assert_eq!(first, 0x81);
+                assert_eq!(Stamp::read(&payload).map(|stamp| stamp.sequence), Some(sequence));
+                seen.push(request.clone());
+                socket.write_all(&server_frame(0x81, b"queued messages: 1")).expect("it reads");
+            }
+            let (socket, _) = &mut sockets[0];
+            socket.write_all(&server_frame(0x89, b"there?")).expect("it reads");
+            socket.set_read_timeout(Some(Duration::from_secs(10))).expect("not zero");
+            assert_eq!(frame(socket), (0x8a, b"there?".to_vec()));
+            answer.send(()).expect("it waits");
+            for (socket, _) in &mut sockets {
+                assert_eq!(frame(socket), (0x88, CLOSE_NORMAL.to_vec()));
+                socket.write_all(&server_frame(0x88, &CLOSE_NORMAL)).expect("it reads");
+            }
+            seen
+        });
+        let mut publisher = Publisher::connect(&plan).expect("it answers");
+        publisher.publish(3).expect("it reads");
+        while let Err(TryRecvError::Empty) = answered.try_recv() {
+            publisher.tend().expect("nothing is wrong");
+            std::thread::yield_now();
+        }
+        publisher.finish().expect("it closes");
+        let request = |topic: usize| format!("GET /p/loadtest-{topic} HTTP/1.1");
+        assert_eq!(server.join().expect("no panic"), [request(0), request(1), request(0)]);
+    }
+
+    #[test]
+    fn a_server_that_closes_or_refuses_is_told_with_its_reason() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let plan = PublishPlan { topics: 1, ..plan(&listener) };
+        let server = spawn(move || {
+            let (mut socket, _) = accept(&listener);
+            socket.write_all(&server_frame(0x88, b"\x03\xf0not yours")).expect("it reads");
+            let (mut socket, _) = listener.accept().expect("it comes");
+            socket.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\nno entry\n").expect("it reads");
+            socket.read_to_end(&mut Vec::new()).expect("it leaves");
+        });
+        let mut publisher = Publisher::connect(&plan).expect("it answers");
+        let error = loop {
+            // The close frame takes a moment to come.
+            if let Err(error) = publisher.publish(1) {
+                break format!("{error:#}");
+            }
+        };
+        assert!(error.contains("1008 not yours"), "{error}");
+        let error = format!("{:#}", Publisher::connect(&plan).expect_err("refused"));
+        assert!(error.contains("403 Forbidden: no entry"), "{error}");
+        server.join().expect("no panic");
+    }
+}
