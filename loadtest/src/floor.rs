@@ -19,8 +19,11 @@ use crate::link::{Lines, Link, write_line};
 use crate::receiver::handshake::FLOOR_HEAD;
 use ring::Ring;
 pub use ring::SENDS_PER_ENTER;
+pub use stamped::Shape;
+use stamped::{SSE_HEAD, Stamped};
 
 mod ring;
+mod stamped;
 
 /// How the sender sends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +57,8 @@ enum Order {
         /// Bytes of one `send(2)`.
         bytes: usize,
     },
+    /// Send bursts of stamped frames from here on, numbered from 1.
+    Stamped(Shape),
     /// Send one burst on every connection.
     Go,
     /// Send so from here on; all connections are there. Answered by [`Word::Ready`].
@@ -96,6 +101,7 @@ pub fn run() -> Result<()> {
     let mut lines = Lines::default();
     let mut sockets: Vec<OwnedFd> = Vec::new();
     let mut burst = Vec::new();
+    let mut stamped: Option<Stamped> = None;
     let mut ring: Option<Ring> = None;
     while lines.fill(&stdin)? {
         while let Some(order) = lines.next()? {
@@ -103,26 +109,33 @@ pub fn run() -> Result<()> {
                 Order::Accept { connections } => {
                     for _ in 0..connections {
                         let socket = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC)?;
-                        read_head(&socket)?;
-                        send_all(&socket, FLOOR_HEAD)?;
+                        let wants_stream = read_head(&socket)?;
+                        send_all(&socket, if wants_stream { SSE_HEAD } else { FLOOR_HEAD })?;
                         sockets.push(socket);
                     }
                     write_line(std::io::stdout(), &Word::Accepted)?;
                 }
                 Order::Burst { bytes } => {
-                    burst = vec![b'x'; bytes];
+                    (burst, stamped) = (vec![b'x'; bytes], None);
                     if let Some(ring) = &mut ring {
                         ring.load(&burst);
                     }
                 }
-                Order::Go => match &mut ring {
-                    Some(ring) => ring.send_all(&sockets)?,
-                    None => {
-                        for socket in &sockets {
-                            send_all(socket, &burst)?;
-                        }
+                Order::Stamped(shape) => stamped = Some(Stamped::new(shape)),
+                Order::Go => {
+                    if let Some(stamped) = &mut stamped {
+                        stamped.load(&mut burst);
                     }
-                },
+                    match &mut ring {
+                        Some(ring) => {
+                            if stamped.is_some() {
+                                ring.load(&burst);
+                            }
+                            ring.send_all(&sockets)?;
+                        }
+                        None => sockets.iter().try_for_each(|socket| send_all(socket, &burst))?,
+                    }
+                }
                 Order::By { sends } => {
                     ring = match sends {
                         Sends::Loop => None,
@@ -136,8 +149,8 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Reads a request head and forgets it.
-fn read_head(socket: &OwnedFd) -> Result<()> {
+/// Reads a request head and forgets it; true if it asked for an event stream.
+fn read_head(socket: &OwnedFd) -> Result<bool> {
     let mut head = Vec::new();
     let mut buffer = [0; 1_024];
     while !head.ends_with(b"\r\n\r\n") {
@@ -148,7 +161,7 @@ fn read_head(socket: &OwnedFd) -> Result<()> {
             Err(error) => return Err(error).context("the floor's receive"),
         }
     }
-    Ok(())
+    Ok(memchr::memmem::find(&head, b"text/event-stream").is_some())
 }
 
 fn send_all(socket: &OwnedFd, mut bytes: &[u8]) -> Result<()> {
@@ -174,6 +187,19 @@ pub struct Floor {
 impl Floor {
     /// Starts the sender on `sender_cpu` and `connections` subscribers on `receiver_cpu`.
     pub fn start(connections: usize, sender_cpu: usize, receiver_cpu: usize, first: usize) -> Result<Floor> {
+        Floor::start_for(connections, sender_cpu, |target| FleetPlan {
+            first,
+            cpu: Some(receiver_cpu),
+            ..FleetPlan::steady(target, Protocol::Raw, String::new())
+        })
+    }
+
+    /// Starts the sender on `sender_cpu` and subscribers as `plan` describes them for its address.
+    pub fn start_for(
+        connections: usize,
+        sender_cpu: usize,
+        plan: impl FnOnce(SocketAddr) -> FleetPlan,
+    ) -> Result<Floor> {
         crate::process::check_sockets("the floor's sender", connections as u64)?;
         let mut sender = Link::start("floor-sender", Some(sender_cpu))?;
         let target = match sender.next(Instant::now() + ANSWER_LIMIT)? {
@@ -181,11 +207,7 @@ impl Floor {
             other => bail!("the floor's sender did not start: {other:?}"),
         };
         sender.send(&Order::Accept { connections })?;
-        let mut fleet = Fleet::new(FleetPlan {
-            first,
-            cpu: Some(receiver_cpu),
-            ..FleetPlan::steady(target, Protocol::Raw, String::new())
-        });
+        let mut fleet = Fleet::new(plan(target));
         fleet.open(connections)?;
         match sender.next(Instant::now() + ANSWER_LIMIT)? {
             Some(Word::Accepted) => Ok(Floor { fleet, sender, shape: (0, 0) }),
@@ -220,6 +242,17 @@ impl Floor {
         }
         self.sender.send(&Order::Burst { bytes })?;
         self.shape = (frame_bytes, frames);
+        self.fleet.zero(1, frame_bytes)
+    }
+
+    /// From here on a burst is stamped frames, numbered from 1. Zeroes the receivers' counters.
+    pub fn shape_stamped(&mut self, shape: Shape) -> Result<()> {
+        let frame_bytes = shape.frame_bytes();
+        if frame_bytes.saturating_mul(shape.frames as usize) > BURST_BYTES_MAX {
+            bail!("{} events in one burst are more than {BURST_BYTES_MAX} bytes", shape.frames);
+        }
+        self.sender.send(&Order::Stamped(shape))?;
+        self.shape = (frame_bytes, shape.frames);
         self.fleet.zero(1, frame_bytes)
     }
 

@@ -109,6 +109,13 @@ enum Command {
         #[command(flatten)]
         args: compare::CompareArgs,
     },
+    /// CPU per delivery of this load generator, beside a bare receive loop
+    Generator {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: prove::generator::GeneratorArgs,
+    },
     /// A receiver process (started by the other commands)
     #[command(hide = true)]
     Receiver,
@@ -150,6 +157,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
         Command::Plan { common, args } => plan::run(common, &args)?,
         Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
+        Command::Generator { common, args } => prove::generator::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),
         Command::FloorSender => floor::run()?,

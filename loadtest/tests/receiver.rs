@@ -2,14 +2,18 @@
 //!
 //! Set-up: `loadtest receiver` as a child, spoken to in JSON lines, against a server of our own in this process that
 //! sends exactly what a test says, faults included. Expectation: each planted loss, duplicate, swap and stray
-//! byte is in the report, a stream without faults is clean, and a server that refuses or hangs up ends the process
-//! with its reason.
+//! byte is in the report, also over a break that a subscriber resumes; a stream without faults is clean; subscribers come,
+//! go and read as they were told; and a server that refuses, hangs up or talks nonsense ends the process with its reason.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+/// How long anything may take before the test fails.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Receiver {
     child: Child,
@@ -19,8 +23,18 @@ struct Receiver {
 
 impl Receiver {
     fn start(target: SocketAddr, protocol: &str, audit: bool) -> Receiver {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_loadtest"))
-            .arg("receiver")
+        Receiver::with(target, json!({"protocol": protocol, "audit": audit}))
+    }
+
+    /// One of steady subscribers to `/x`, but for what `more` says.
+    fn with(target: SocketAddr, more: Value) -> Receiver {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+        command.arg("receiver");
+        Receiver::spawn(command, target, more)
+    }
+
+    fn spawn(mut command: Command, target: SocketAddr, more: Value) -> Receiver {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -29,10 +43,14 @@ impl Receiver {
         let stdin = child.stdin.take().expect("piped");
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut receiver = Receiver { child, stdin, stdout };
-        receiver.order(json!({
-            "do": "setup", "target": target.to_string(), "protocol": protocol, "path": "/x", "first": 0,
-            "audit": audit, "dialect": "plain", "topics": 1, "behaviour": {"kind": "steady"}, "receive_buffer": null,
-        }));
+        let mut setup = json!({
+            "do": "setup", "target": target.to_string(), "protocol": "sse", "path": "/x", "first": 0, "audit": true,
+            "dialect": "plain", "topics": 1, "behaviour": {"kind": "steady"}, "receive_buffer": null,
+        });
+        for (name, value) in more.as_object().expect("an object") {
+            setup[name] = value.clone();
+        }
+        receiver.order(setup);
         receiver
     }
 
@@ -70,6 +88,38 @@ impl Receiver {
         assert_eq!(self.word()["say"], "zeroed");
     }
 
+    fn started(&mut self) {
+        self.order(json!({"do": "start", "churn_per_second": 0.0}));
+        assert_eq!(self.word()["say"], "started");
+    }
+
+    fn stop(&mut self) {
+        self.order(json!({"do": "stop"}));
+    }
+
+    fn sample(&mut self) -> Value {
+        self.order(json!({"do": "sample"}));
+        self.word()
+    }
+
+    /// The report in which so many events have arrived, however often it has to be asked for.
+    fn report_of(&mut self, last: u64, events: u64) -> Value {
+        self.report_with(last, "events", events)
+    }
+
+    /// The report with this finding.
+    fn report_with(&mut self, last: u64, finding: &str, value: u64) -> Value {
+        let start = Instant::now();
+        loop {
+            let report = self.report(last);
+            assert_eq!(report["say"], "report", "{report}");
+            if report["findings"][finding].as_u64() == Some(value) {
+                return report;
+            }
+            assert!(start.elapsed() < PATIENCE, "no {finding} of {value}: {report}");
+        }
+    }
+
     fn report(&mut self, last: u64) -> Value {
         self.order(json!({"do": "report", "last": last}));
         self.word()
@@ -89,8 +139,15 @@ fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Accepts one subscriber and answers its request head.
+/// Accepts one subscriber of `/x` and answers its request head.
 fn subscriber(listener: &TcpListener, answer: &str) -> TcpStream {
+    let (socket, head) = request(listener, answer);
+    assert!(head.starts_with("GET /x HTTP/1.1\r\n"), "{head}");
+    socket
+}
+
+/// Accepts one subscriber and answers its request head, which is given too.
+fn request(listener: &TcpListener, answer: &str) -> (TcpStream, String) {
     let (mut socket, _) = listener.accept().expect("a subscriber comes");
     let mut head = Vec::new();
     let mut byte = [0];
@@ -98,9 +155,34 @@ fn subscriber(listener: &TcpListener, answer: &str) -> TcpStream {
         socket.read_exact(&mut byte).expect("a whole head");
         head.push(byte[0]);
     }
-    assert!(head.starts_with(b"GET /x HTTP/1.1\r\n"));
     socket.write_all(answer.as_bytes()).expect("the subscriber reads");
-    socket
+    (socket, String::from_utf8(head).expect("text"))
+}
+
+/// Waits until the subscriber has left.
+fn left(socket: &mut TcpStream) {
+    match socket.read(&mut [0; 64]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        other => panic!("the subscriber is still there: {other:?}"),
+    }
+}
+
+fn stream(sequences: impl IntoIterator<Item = u64>, frame: fn(u64) -> Vec<u8>) -> Vec<u8> {
+    sequences.into_iter().flat_map(frame).collect()
+}
+
+fn findings(events: u64, lost: u64, duplicated: u64, gaps_told: u64) -> Value {
+    json!({"events": events, "lost": lost, "duplicated": duplicated, "out_of_order": 0, "foreign": 0,
+        "gaps_told": gaps_told})
+}
+
+const STORM: &str = r#"{"kind": "storm", "at_seconds": 0.0, "share": 1.0}"#;
+const GAP: &[u8] =
+    b"event: fanwave-gap\ndata: {\"gap\":{\"after\":null,\"reason\":\"overrun\",\"topics\":[]}}\n\n";
+
+fn storm() -> Value {
+    serde_json::from_str(STORM).expect("JSON")
 }
 
 const SSE_OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
@@ -232,4 +314,295 @@ fn a_server_that_hangs_up_or_is_absent_ends_the_receiver_with_the_reason() {
     receiver.open(1);
     let word = receiver.word();
     assert!(word["cause"].as_str().expect("text").contains("is the server running?"), "{word}");
+}
+
+#[test]
+fn each_topic_is_expected_on_its_connections_alone_and_the_last_arrival_of_each_event_is_told() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"topics": 3, "first": 3, "path": "/t/{topic}"}));
+    receiver.open(4);
+    let mut sockets = Vec::new();
+    for topic in [0, 1, 2, 0] {
+        let (socket, head) = request(&listener, SSE_OK);
+        assert!(head.starts_with(&format!("GET /t/loadtest-{topic} ")), "{head}");
+        sockets.push(socket);
+    }
+    assert_eq!(receiver.word()["say"], "opened");
+    // Event 5 is the second of topic 1.
+    receiver.order(json!({"do": "zero", "next": 5, "raw_frame_bytes": 0}));
+    assert_eq!(receiver.word()["say"], "zeroed");
+    for (at, sequences) in [(0, 3..=3), (1, 2..=3), (2, 2..=2)] {
+        sockets[at].write_all(&stream(sequences, sse)).expect("room");
+    }
+    // Events 5 and 6 are here, 7 is not: one connection of topic 0 lacks it.
+    receiver.wait_for(2);
+    sockets[3].write_all(&sse(3)).expect("room");
+    receiver.wait_for(4);
+    assert_eq!(receiver.report(8)["findings"], findings(5, 0, 0, 0));
+    assert_eq!(receiver.report(9)["findings"]["lost"], 1, "event 9 has not come");
+    let sample = receiver.sample();
+    let mut lasts: Vec<(u64, u64)> = sample["lasts"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|last| (last["topic"].as_u64().expect("a topic"), last["event"].as_u64().expect("an event")))
+        .collect();
+    lasts.sort_unstable();
+    assert_eq!(lasts, [(0, 3), (1, 2), (1, 3), (2, 2)]);
+    assert_eq!((&sample["events"], &sample["connections"]), (&json!(5), &json!(4)));
+    assert_eq!(sample["closed_by_server"], 0);
+    assert_eq!(receiver.sample()["lasts"], json!([]), "told once");
+}
+
+#[test]
+fn after_a_storm_event_streams_resume_and_the_audit_goes_on_over_the_break() {
+    // What the server sends after the break, and what is found then.
+    let cases: [(&[u64], bool, Value); 4] = [
+        (&[4, 5], false, findings(10, 0, 0, 0)),
+        (&[5], false, findings(8, 2, 0, 0)),
+        (&[3, 4, 5], false, findings(12, 0, 2, 0)),
+        (&[5], true, findings(8, 0, 0, 2)),
+    ];
+    for (sequences, gap, expected) in cases {
+        let (listener, address) = listener();
+        let mut receiver = Receiver::with(address, json!({"behaviour": storm()}));
+        receiver.open(2);
+        let mut sockets: Vec<_> = (0..2).map(|_| subscriber(&listener, SSE_OK)).collect();
+        receiver.opened();
+        for socket in &mut sockets {
+            socket.write_all(&stream(1..=3, sse)).expect("room");
+            // The start of an event that never ends must not be taken for one.
+            socket.write_all(b"id: 4\ndata: ~fw").expect("room");
+        }
+        receiver.report_of(3, 6);
+        receiver.started();
+        sockets.iter_mut().for_each(left);
+        receiver.stop();
+        let mut sockets = Vec::new();
+        for _ in 0..2 {
+            let (mut socket, head) = request(&listener, SSE_OK);
+            assert!(head.contains("\r\nLast-Event-ID: 3\r\n"), "{head}");
+            if gap {
+                socket.write_all(GAP).expect("room");
+            }
+            socket.write_all(&stream(sequences.iter().copied(), sse)).expect("room");
+            sockets.push(socket);
+        }
+        assert_eq!(receiver.word()["say"], "stopped");
+        let events = expected["events"].as_u64().expect("a number");
+        assert_eq!(receiver.report_of(5, events)["findings"], expected, "{sequences:?}");
+        let sample = receiver.sample();
+        assert_eq!((&sample["opened"], &sample["closed_by_server"]), (&json!(2), &json!(0)));
+        assert!(!sample["handshakes"].as_array().expect("a list").is_empty());
+    }
+}
+
+#[test]
+fn after_a_storm_websockets_begin_anew_and_are_audited_from_there() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"protocol": "ws", "behaviour": storm()}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, WS_OK);
+    receiver.opened();
+    socket.write_all(&stream(1..=3, ws)).expect("room");
+    receiver.report_of(3, 3);
+    receiver.started();
+    left(&mut socket);
+    let (mut socket, head) = request(&listener, WS_OK);
+    assert!(!head.contains("Last-Event-ID"), "{head}");
+    socket.write_all(&stream([8, 9, 11], ws)).expect("room");
+    assert_eq!(receiver.report_of(11, 6)["findings"], findings(6, 1, 0, 0));
+}
+
+#[test]
+fn a_told_gap_is_counted_on_steady_connections_and_is_no_loss() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::start(address, "ws", true);
+    receiver.open(1);
+    let mut socket = subscriber(&listener, WS_OK);
+    receiver.opened();
+    socket.write_all(&ws(1)).expect("room");
+    let notice = br#"{"gap":{"after":null,"reason":"overrun","topics":[]}}"#;
+    socket.write_all(&[&[0x81, notice.len() as u8], &notice[..]].concat()).expect("room");
+    socket.write_all(&ws(9)).expect("room");
+    assert_eq!(receiver.report_of(9, 2)["findings"], findings(2, 0, 0, 1));
+}
+
+#[test]
+fn churn_replaces_the_oldest_by_somebody_new() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"behaviour": {"kind": "churn", "per_second": 20.0}}));
+    receiver.open(3);
+    let mut sockets: Vec<_> = (0..3).map(|_| subscriber(&listener, SSE_OK)).collect();
+    receiver.opened();
+    for socket in &mut sockets {
+        socket.write_all(&stream(1..=2, sse)).expect("room");
+    }
+    receiver.report_of(2, 6);
+    receiver.order(json!({"do": "start", "churn_per_second": 20.0}));
+    assert_eq!(receiver.word()["say"], "started");
+    // A whole round, the newest last, and the newcomers after those who were there.
+    for round in 0..6 {
+        left(&mut sockets[0]);
+        sockets.remove(0);
+        let (mut socket, head) = request(&listener, SSE_OK);
+        assert!(!head.contains("Last-Event-ID"), "a newcomer: {head}");
+        // The first newcomer misses an event behind its first one.
+        let sequences = if round == 0 { vec![7, 9] } else { vec![7, 8, 9] };
+        socket.write_all(&stream(sequences, sse)).expect("room");
+        sockets.push(socket);
+    }
+    receiver.stop();
+    // Whoever was on the way when the churn ended has still to be answered.
+    loop {
+        listener.set_nonblocking(true).expect("a mode");
+        if let Ok((socket, _)) = listener.accept() {
+            socket.set_nonblocking(false).expect("a mode");
+            (&socket).write_all(SSE_OK.as_bytes()).expect("the subscriber reads");
+            sockets.push(socket);
+        }
+        receiver.order(json!({"do": "report", "last": 9}));
+        let word = receiver.word();
+        if word["say"] == "stopped" {
+            break;
+        }
+    }
+    assert_eq!(receiver.word()["say"], "report");
+    let report = receiver.report_with(9, "lost", 1);
+    assert_eq!(report["findings"]["duplicated"], 0, "{report}");
+    let sample = receiver.sample();
+    assert_eq!((&sample["connections"], &sample["closed_by_server"]), (&json!(3), &json!(0)));
+    assert!(sample["opened"].as_u64() >= Some(6), "{sample}");
+}
+
+#[test]
+fn a_slow_reader_keeps_to_its_rate_and_resumes_where_the_server_closed_it() {
+    const RATE: u64 = 4_000;
+    let (listener, address) = listener();
+    let behaviour = json!({"kind": "slow", "bytes_per_second": RATE});
+    let mut receiver = Receiver::with(address, json!({"behaviour": behaviour}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, SSE_OK);
+    receiver.opened();
+    receiver.started();
+    let start = Instant::now();
+    socket.write_all(&stream(1..=30, sse)).expect("room");
+    let events = loop {
+        let report = receiver.report(30);
+        let bytes = report["bytes"].as_u64().expect("a number");
+        // One piece is read in the moment between the two looks at the clock.
+        let allowed = RATE as f64 * (start.elapsed().as_secs_f64() + 0.2);
+        assert!((bytes as f64) <= allowed, "{bytes} bytes after {:?}", start.elapsed());
+        assert_eq!(report["findings"]["lost"], 0, "what is still on its way is not lost");
+        if let Some(events @ 10..) = report["findings"]["events"].as_u64() {
+            break events;
+        }
+    };
+    assert!(events < 30, "all at once is not slow");
+    // The server loses patience.
+    socket.shutdown(std::net::Shutdown::Write).expect("a socket");
+    let (mut socket, head) = request(&listener, SSE_OK);
+    assert!(head.contains("\r\nLast-Event-ID: 30\r\n"), "{head}");
+    socket.write_all(&sse(31)).expect("room");
+    assert_eq!(receiver.report_of(31, 31)["findings"], findings(31, 0, 0, 0));
+    assert_eq!(receiver.sample()["closed_by_server"], 1);
+}
+
+#[test]
+fn a_stalled_reader_reads_nothing_and_its_end_is_counted() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"behaviour": {"kind": "stalled"}}));
+    receiver.open(1);
+    let socket = subscriber(&listener, SSE_OK);
+    receiver.opened();
+    receiver.started();
+    // Far more than its receive buffer; the rest stays in our own socket.
+    socket.set_nonblocking(true).expect("a mode");
+    let all = vec![b'x'; 64 << 20];
+    let mut taken = 0;
+    while let Ok(more) = (&socket).write(&all) {
+        taken += more;
+    }
+    assert!(taken > 0 && taken < all.len(), "{taken} bytes");
+    assert_eq!(receiver.report(0)["bytes"], 0);
+    assert_eq!(receiver.sample()["closed_by_server"], 0);
+    socket.set_nonblocking(false).expect("a mode");
+    reset(socket);
+    let _back = subscriber(&listener, SSE_OK);
+    assert_eq!(receiver.sample()["closed_by_server"], 1);
+}
+
+/// Ends a connection at once, whatever is still under way on it.
+fn reset(socket: TcpStream) {
+    rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).expect("a socket");
+}
+
+#[test]
+fn a_websocket_that_the_server_closes_is_counted_and_comes_back_unless_it_is_steady() {
+    let (listener, address) = listener();
+    let behaviour = json!({"kind": "churn", "per_second": 0.001});
+    let mut receiver = Receiver::with(address, json!({"protocol": "ws", "behaviour": behaviour}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, WS_OK);
+    receiver.opened();
+    receiver.started();
+    socket.write_all(&[ws(1), vec![0x88, 6, 0x03, 0xf5], b"slow".to_vec()].concat()).expect("room");
+    drop(socket);
+    let mut socket = subscriber(&listener, WS_OK);
+    socket.write_all(&ws(5)).expect("room");
+    assert_eq!(receiver.report_of(5, 2)["findings"], findings(2, 0, 0, 0));
+    assert_eq!(receiver.sample()["closed_by_server"], 1);
+}
+
+#[test]
+fn a_ramp_is_as_slow_as_asked_for() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::start(address, "sse", false);
+    receiver.order(json!({"do": "open", "connections": 11, "per_second": 40.0}));
+    let sockets: Vec<_> = (0..11).map(|_| subscriber(&listener, SSE_OK)).collect();
+    let word = receiver.word();
+    assert_eq!((word["say"].as_str(), sockets.len()), (Some("opened"), 11));
+    let seconds = word["seconds"].as_f64().expect("a number");
+    assert!((0.25..5.0).contains(&seconds), "10 of 11 come later than the first: {seconds} s");
+}
+
+#[test]
+fn garbage_and_a_server_that_closes_early_end_the_receiver_with_the_reason() {
+    let cases: [(&str, &str, &[u8], &str); 5] = [
+        ("sse", "", b"", "closed within the handshake"),
+        ("sse", "HTTP/1.1 200 OK\r\n", b"", "closed within the handshake"),
+        ("sse", "SSH-2.0-server 200\r\n\r\n", b"", "SSH-2.0"),
+        ("ws", WS_OK, &[0x81, 0x81, 0, 0, 0, 0, 0], "masked"),
+        ("sse", SSE_OK, b"data: x\n\n", "ended the stream"),
+    ];
+    for (protocol, answer, then, expected) in cases {
+        let (listener, address) = listener();
+        let mut receiver = Receiver::start(address, protocol, true);
+        receiver.open(1);
+        let mut socket = subscriber(&listener, answer);
+        socket.write_all(then).expect("room");
+        socket.shutdown(std::net::Shutdown::Write).expect("a socket");
+        let mut word = receiver.word();
+        if word["say"] == "opened" {
+            word = receiver.word();
+        }
+        assert_eq!(word["say"], "failed", "{answer:?}");
+        let cause = word["cause"].as_str().expect("text");
+        assert!(cause.contains(expected) && !cause.contains('\n'), "{cause}");
+        assert!(!receiver.child.wait().expect("it ends").success());
+    }
+}
+
+#[test]
+fn a_descriptor_limit_is_named_with_its_remedy() {
+    let (listener, address) = listener();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 40; exec \"$0\" receiver", env!("CARGO_BIN_EXE_loadtest")]);
+    let mut receiver = Receiver::spawn(command, address, json!({}));
+    receiver.open(100);
+    let word = receiver.word();
+    assert_eq!(word["say"], "failed");
+    assert!(word["cause"].as_str().expect("text").contains("ulimit"), "{word}");
+    assert!(!receiver.child.wait().expect("it ends").success());
+    drop(listener);
 }

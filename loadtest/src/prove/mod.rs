@@ -14,6 +14,7 @@ use crate::target::{Way, with_topic};
 
 pub mod cpu;
 pub mod floor;
+pub mod generator;
 pub mod isolation;
 pub mod leg;
 pub mod memory;

@@ -72,8 +72,9 @@ pub struct Attempt<'a> {
 pub fn start(setup: &Setup, attempt: Attempt<'_>) -> Result<(OwnedFd, Handshake)> {
     let family = if setup.target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))
-        .context("opening a socket: too many descriptors are open")?;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP)).context(
+        "opening a socket failed; if its descriptors are used up, raise the limit with `ulimit -n`",
+    )?;
     rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
     if let Some(bytes) = setup.receive_buffer {
         rustix::net::sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
