@@ -53,6 +53,20 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// fanwave and its rivals under the same workload, beside the floor
+    Compare {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: compare::CompareArgs,
+    },
+    /// How many servers a number of subscribers and events needs: measures a cost model, answers from it
+    Plan {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: plan::PlanArgs,
+    },
     /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind of sockets
     Floor {
         #[command(flatten)]
@@ -95,20 +109,6 @@ enum Command {
         #[command(flatten)]
         args: prove::isolation::IsolationArgs,
     },
-    /// How many servers a given number of subscribers and events needs
-    Plan {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: plan::PlanArgs,
-    },
-    /// fanwave and its rivals under the same workload, beside the floor
-    Compare {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: compare::CompareArgs,
-    },
     /// CPU per delivery of this load generator, beside a bare receive loop
     Generator {
         #[command(flatten)]
@@ -149,14 +149,14 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
+        Command::Plan { common, args } => plan::run(common, &args)?,
         Command::Floor { common, args } => prove::floor::run(&bench(common)?, &args)?,
         Command::Cpu { common, args } => prove::cpu::run(&bench(common)?, &args)?,
         Command::Syscalls { common, args } => prove::syscalls::run(&bench(common)?, &args)?,
         Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
         Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
-        Command::Plan { common, args } => plan::run(common, &args)?,
-        Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
         Command::Generator { common, args } => prove::generator::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),

@@ -148,18 +148,7 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<(String, String)> {
     match &outcome.cost {
         Some(cost) => {
             row("CPU", cpu_line(cost, outcome.floor.as_ref(), seconds));
-            row(
-                "memory",
-                format!(
-                    "per connection {} in user space, {} in the kernel (both ends); the server's {} empty, {} \
-                     connected, {} at most",
-                    Unit::Bytes.show(cost.rss_per_connection),
-                    Unit::Bytes.show(cost.kernel_per_connection),
-                    Unit::Bytes.show(cost.rss_empty as f64),
-                    Unit::Bytes.show(cost.rss_connected as f64),
-                    Unit::Bytes.show(cost.rss_max as f64)
-                ),
-            );
+            row("memory", memory_line(cost));
         }
         None => row("CPU and memory", "unknown: the server's processes are not on this machine".to_owned()),
     }
@@ -174,6 +163,17 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<(String, String)> {
         ),
     );
     rows
+}
+
+fn memory_line(cost: &Cost) -> String {
+    format!(
+        "per connection {} in user space, {} in the kernel (both ends); the server's {} empty, {} connected, {} at most",
+        Unit::Bytes.show(cost.rss_per_connection),
+        Unit::Bytes.show(cost.kernel_per_connection),
+        Unit::Bytes.show(cost.rss_empty as f64),
+        Unit::Bytes.show(cost.rss_connected as f64),
+        Unit::Bytes.show(cost.rss_max as f64)
+    )
 }
 
 fn cpu_line(cost: &Cost, floor: Option<&FloorCost>, seconds: f64) -> String {

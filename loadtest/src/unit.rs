@@ -75,7 +75,7 @@ impl Unit {
             return "–".to_owned();
         }
         let exact =
-            matches!(self, Unit::Count | Unit::PerSecond) && value >= 1_000.0 && value < 10.0 * MILLION;
+            matches!(self, Unit::Count | Unit::PerSecond) && (1_000.0..10.0 * MILLION).contains(&value);
         if exact {
             return format!("{}{}", grouped(value.round() as u64), self.steps()[0].1);
         }

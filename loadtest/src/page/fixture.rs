@@ -23,7 +23,7 @@ pub fn machine() -> Machine {
         descriptors: 20_000,
         date: "2026-11-21T06:20:00Z".into(),
         commit: Some("15b80161234a".into()),
-        command: ["loadtest", "run", "ticker", "--html", "ticker.html", "--json", "ticker.json"]
+        command: ["loadtest", "run", "ticker", "--page", "ticker.html", "--json", "ticker.json"]
             .map(str::to_owned)
             .to_vec(),
     }
@@ -148,7 +148,7 @@ pub fn check(page: &str) {
         let tag = &rest[..end];
         rest = &rest[end + 1..];
         assert!(!tag.contains('<'), "a bare < in {tag:?}");
-        assert!(tag.matches('"').count() % 2 == 0, "quotes of {tag:?} are balanced");
+        assert!(tag.matches('"').count().is_multiple_of(2), "quotes of {tag:?} are balanced");
         if let Some(name) = tag.strip_prefix('/') {
             assert_eq!(open.pop(), Some(name), "tags are balanced");
             continue;

@@ -222,7 +222,8 @@ pub fn escape(text: &str) -> String {
 }
 
 fn table(caption: &str, left: usize, head: &[String], rows: &[Vec<String>]) -> String {
-    let mut text = String::from("<div class=\"scroll\" tabindex=\"0\">\n<table>\n");
+    let mut text =
+        String::from("<div class=\"scroll\" tabindex=\"0\" role=\"group\" aria-label=\"table\">\n<table>\n");
     if !caption.is_empty() {
         push(&mut text, format_args!("<caption>{}</caption>\n", escape(caption)));
     }
@@ -380,7 +381,7 @@ mod tests {
     #[test]
     fn the_footer_says_how_to_repeat_it() {
         let html = Page::new("t", "", &machine()).html();
-        assert!(html.contains("<code>loadtest run ticker --html ticker.html --json ticker.json</code>"));
+        assert!(html.contains("<code>loadtest run ticker --page ticker.html --json ticker.json</code>"));
         assert!(html.contains("15b80161234a") && html.contains("2026-11-21T06:20:00Z"));
     }
 }

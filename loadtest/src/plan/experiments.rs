@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::design::{Design, Group, Load};
@@ -17,16 +17,19 @@ use super::fit::rounded;
 use super::kernel::kernel_bytes;
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
-use crate::prove::{ARRIVE_LIMIT, TOPIC, path};
-use crate::publisher::{Publisher, Way};
+use crate::prove::ARRIVE_LIMIT;
+use crate::publisher::{PublishPlan, PublishProcess};
 use crate::report::progress;
 use crate::server::{self, FanwaveArgs, Running, ServerChoice};
 use crate::usage::{CpuMeter, CpuSample, interrupts_are_apart};
+use crate::workload::Pace;
 
 /// Publishing before a leg is measured.
 const WARM_UP: Duration = Duration::from_millis(200);
 /// Time that the server gets to go quiet, so that its work after the last arrival is counted.
 const SETTLE: Duration = Duration::from_millis(5);
+/// Time between two looks at a publisher that is publishing.
+const PUBLISH_LOOK: Duration = Duration::from_millis(10);
 /// Time between two looks at memory that shall have come to rest, the change that counts as none, and the patience.
 const MEMORY_LOOK: Duration = Duration::from_millis(100);
 const MEMORY_STILL_BYTES: u64 = 64 << 10;
@@ -199,7 +202,7 @@ impl Leg<'_> {
             topics: group.topics,
             // Who answers pings must find them between the events.
             audit: group.heartbeat_ms.is_some(),
-            ..FleetPlan::steady(self.server.target.subscribe, group.protocol, path(group.protocol))
+            ..FleetPlan::steady(self.server.target.subscribe, group.protocol, self.path()?)
         });
         self.kernel_empty = still_kernel_bytes()?;
         measured.memory.push(self.memory(0)?);
@@ -216,7 +219,7 @@ impl Leg<'_> {
         measured.cpu.push(self.idle(&mut fleet, time)?);
         if !group.loads.is_empty() {
             for load in &group.loads {
-                measured.cpu.push(self.load(&mut fleet, load, time)?);
+                measured.cpu.push(self.load(&mut fleet, load, stand.receiver_cpu, time)?);
             }
             still_kernel_bytes()?;
             measured.memory.push(self.memory(group.connections)?);
@@ -287,8 +290,16 @@ impl Leg<'_> {
     }
 
     /// Publishes at a rate, a warm-up first, and checks the arrival of everything.
-    fn load(&mut self, fleet: &mut Fleet, load: &Load, time: Duration) -> Result<CpuRow> {
-        let mut publisher = Publisher::connect(self.server.target.publish, Way::Stream, TOPIC, load.bytes)?;
+    fn load(&mut self, fleet: &mut Fleet, load: &Load, cpu: usize, time: Duration) -> Result<CpuRow> {
+        let target = &self.server.target;
+        let plan = PublishPlan {
+            address: target.publish,
+            way: target.way,
+            path: target.publish_path.clone(),
+            topics: self.group.topics,
+            payload_bytes: load.bytes,
+        };
+        let mut publisher = PublishProcess::start(&plan, Some(cpu))?;
         fleet.zero(publisher.next(), 0)?;
         let warm = publish_at(fleet, &mut publisher, load.rate, WARM_UP)?;
         let receivers = fleet.report(0)?.totals.cpu_ns;
@@ -309,23 +320,36 @@ impl Leg<'_> {
         row.receiver_share = rounded((totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds);
         Ok(row)
     }
+
+    /// Where the group subscribes.
+    fn path(&self) -> Result<String> {
+        let target = &self.server.target;
+        let path = match self.group.protocol {
+            Protocol::Sse => &target.sse_path,
+            _ => &target.ws_path,
+        };
+        path.clone().context("the server does not speak this protocol")
+    }
 }
 
-/// Publishes at even intervals for `time` and waits until everything has arrived. What is late goes out at once.
-fn publish_at(fleet: &mut Fleet, publisher: &mut Publisher, rate: f64, time: Duration) -> Result<u64> {
+/// Publishes at even intervals for `time`, one event at least, and waits until everything has arrived and the interval
+/// of the last event is over: its acknowledgements belong to it.
+fn publish_at(fleet: &mut Fleet, publisher: &mut PublishProcess, rate: f64, time: Duration) -> Result<u64> {
     let arrived = fleet.complete();
     let start = Instant::now();
-    let events = (time.as_secs_f64() * rate).ceil().max(1.0) as u64;
-    let mut sent = 0;
-    while sent < events {
-        wait_until(fleet, start + Duration::from_secs_f64(sent as f64 / rate))?;
-        let due = ((start.elapsed().as_secs_f64() * rate) as u64 + 1).clamp(sent + 1, events);
-        publisher.publish(due - sent)?;
-        sent = due;
+    publisher.go(Pace::Rate { per_second: rate }, time.as_secs_f64().max(1.0 / rate))?;
+    let published = loop {
+        if let Some(published) = publisher.poll()? {
+            break published;
+        }
+        fleet.pump(Instant::now() + PUBLISH_LOOK)?;
+    };
+    if published.refused > 0 {
+        bail!("the server refused {} of {} events: ask for a lower rate", published.refused, published.events);
     }
-    wait_until(fleet, start + Duration::from_secs_f64(events as f64 / rate))?;
-    fleet.wait_for(arrived + events, ARRIVE_LIMIT, publisher.next() - 1)?;
-    Ok(events)
+    wait_until(fleet, start + Duration::from_secs_f64(published.events as f64 / rate))?;
+    fleet.wait_for(arrived + published.events, ARRIVE_LIMIT, publisher.next() - 1)?;
+    Ok(published.events)
 }
 
 /// Waits, taking the receivers' words meanwhile: one that fails ends the wait.

@@ -187,3 +187,68 @@ fn bare_version(line: &str) -> String {
 fn pinned_to(allowed: &[usize]) -> Vec<usize> {
     if cpus_allowed().iter().all(|cpu| allowed.contains(cpu)) { Vec::new() } else { allowed.to_vec() }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        choice: ServerChoice,
+    }
+
+    fn choice(line: &str) -> Result<ServerChoice, clap::Error> {
+        Line::try_parse_from(format!("run {line}").split_whitespace()).map(|line| line.choice)
+    }
+
+    fn refused(line: &str) -> String {
+        let choice = choice(line).expect(line);
+        match start(&choice, None, 1, &[]) {
+            Ok(_) => panic!("{line} was started"),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn two_servers_at_once_are_refused() {
+        assert!(choice("--rival nats --server x").is_err());
+        assert!(choice("--publish-to http://h/ --publish-command x").is_err());
+        let urls = "--subscribe-sse http://127.0.0.1:1/ --publish-to http://127.0.0.1:1/";
+        assert!(refused(&format!("{urls} --rival nats")).contains("leave out"));
+        assert!(refused(&format!("{urls} --server x")).contains("leave out"));
+    }
+
+    #[test]
+    fn a_server_named_by_urls_is_found_and_left_alone() {
+        let urls = "--subscribe-sse http://127.0.0.1:7/e --publish-to ws://127.0.0.1:9/p --server-name mine";
+        let pid = std::process::id();
+        let choice = choice(&format!("{urls} --pid {pid}")).expect("complete");
+        let running = start(&choice, None, 1, &[]).expect("nothing is asked of it yet");
+        assert_eq!((running.target.name.as_str(), running.target.subscribe.port()), ("mine", 7));
+        assert!(running.memory().expect("we are alive").is_some_and(|memory| memory.rss_own > 0));
+        assert!(running.meter(false).is_some());
+        running.stop().expect("nothing is stopped");
+    }
+
+    #[test]
+    fn a_program_that_is_absent_or_no_server_is_told_with_the_remedy() {
+        let absent = refused("--server /nowhere/fanwave");
+        assert!(absent.contains("cannot run /nowhere/fanwave") && absent.contains("cargo build"), "{absent}");
+        assert!(refused("--server /bin/false").contains("failed"));
+    }
+
+    #[test]
+    fn versions_are_the_words_that_begin_with_a_digit() {
+        for (line, version) in [
+            ("nginx version: nginx/1.22.1", "1.22.1"),
+            ("nats-server: v2.9.10", "2.9.10"),
+            ("fanwave 0.1.0", "0.1.0"),
+            ("something else", "something else"),
+        ] {
+            assert_eq!(bare_version(line), version);
+        }
+    }
+}
