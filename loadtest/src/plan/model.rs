@@ -56,7 +56,7 @@ const KERNEL_NOISE_BYTES: f64 = (1 << 20) as f64;
 const SHARE_MAX: f64 = 0.85;
 
 /// A fitted model with everything that it was fitted to.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
     version: u32,
@@ -360,4 +360,233 @@ fn kernel_rows(rows: &[MemoryRow]) -> Vec<Row> {
         Row { x: vec![1.0, ws, sse], y, sigma: (MEMORY_NOISE * y).hypot(KERNEL_NOISE_BYTES) }
     };
     fresh.map(row).collect()
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::plan::random::Random;
+
+    /// CPU microseconds, in the order of [`CPU_TERMS`].
+    const CPU_TRUTH: [f64; 13] =
+        [700.0, 12.0, 2.0, 2.1, 2.5, 0.4, 0.3, 30.0, 7.0, 5.0, 13.0, 12.0, 9.0];
+    const USER_TRUTH: [f64; 6] = [1.3e6, 0.6e6, 145.0, 135.0, 550.0, 1.5];
+    const KERNEL_TRUTH: [f64; 3] = [0.5e6, 8_700.0, 8_600.0];
+    /// Interval at which half of `apart` is paid.
+    const APART_TRUTH: f64 = 43.0;
+
+    fn machine() -> Machine {
+        Machine::describe(20_000)
+    }
+
+    /// What the usual design would show on a machine that is exactly as the model says, but for noise of this relative size.
+    fn planted(noise: f64) -> Measured {
+        let mut random = Random::new(7);
+        let mut noisy = move |exact: f64| {
+            let normal: f64 = (0..12).map(|_| random.below(1_000_000) as f64 / 1e6).sum::<f64>() - 6.0;
+            exact * (1.0 + noise * normal)
+        };
+        let dot = |x: &[f64], truth: &[f64]| x.iter().zip(truth).map(|(x, truth)| x * truth).sum::<f64>();
+        let mut measured = Measured::default();
+        for (round, groups) in Design::usual(false).schedule().iter().enumerate() {
+            for group in groups {
+                let idle = CpuRow {
+                    round,
+                    kind: Kind::Idle,
+                    protocol: group.protocol,
+                    connections: group.connections,
+                    topics: 1,
+                    seconds: 1.5,
+                    rate: 0.0,
+                    events: 0,
+                    deliveries: 0,
+                    payload_bytes: 0,
+                    frame_bytes: 0.0,
+                    handshakes: 0,
+                    closes: 0,
+                    heartbeats: if group.heartbeat_ms.is_some() { group.connections as u64 } else { 0 },
+                    cpu_ns: 0,
+                    receiver_share: 0.1,
+                    others_share: 0.0,
+                };
+                let connections = group.connections as u64;
+                let mut rows = vec![
+                    CpuRow { kind: Kind::Open, seconds: 0.3, handshakes: connections, heartbeats: 0, ..idle.clone() },
+                    CpuRow { kind: Kind::Close, seconds: 0.6, closes: connections, heartbeats: 0, ..idle.clone() },
+                ];
+                rows.extend(group.loads.iter().map(|load| {
+                    let events = (load.rate * 1.5).ceil() as u64;
+                    CpuRow {
+                        kind: Kind::Load,
+                        rate: load.rate,
+                        events,
+                        deliveries: events * connections,
+                        payload_bytes: load.bytes,
+                        frame_bytes: load.bytes as f64 + if group.protocol == Protocol::Sse { 30.0 } else { 4.0 },
+                        ..idle.clone()
+                    }
+                }));
+                rows.push(idle);
+                for mut row in rows {
+                    let us = dot(&Work::of(&row).amounts(APART_TRUTH), &CPU_TRUTH);
+                    row.cpu_ns = noisy(us * 1e3) as u64;
+                    measured.cpu.push(row);
+                }
+                let loaded: u64 = group.loads.iter().map(|load| (load.rate * 1.7) as u64).sum();
+                let bytes: u64 = group.loads.iter().map(|load| (load.rate * 1.7) as u64 * load.bytes as u64).sum();
+                for (connections, window_events, window_bytes) in
+                    [(0, 0, 0), (group.connections, 0, 0), (group.connections, loaded, bytes)]
+                {
+                    let mut row = MemoryRow {
+                        round,
+                        protocol: group.protocol,
+                        connections,
+                        window_events,
+                        window_bytes,
+                        user_bytes: 0,
+                        kernel_bytes: 0,
+                    };
+                    row.user_bytes = noisy(dot(&user_rows(&[row.clone()])[0].x, &USER_TRUTH)) as u64;
+                    let (ws, sse) = by_protocol(group.protocol, connections as f64);
+                    row.kernel_bytes = noisy(dot(&[1.0, ws, sse], &KERNEL_TRUTH)) as i64;
+                    measured.memory.push(row);
+                }
+            }
+        }
+        measured
+    }
+
+    /// A model of planted points.
+    pub fn model(noise: f64) -> Model {
+        Model::of(machine(), Design::usual(false), planted(noise)).expect("a regular design")
+    }
+
+    #[test]
+    fn the_usual_design_finds_planted_costs_and_its_intervals_cover_most_of_them() {
+        let model = model(0.03);
+        let mut covered = 0;
+        let truth = CPU_TRUTH.iter().chain(&USER_TRUTH).chain(&KERNEL_TRUTH);
+        let terms = || model.cpu.terms.iter().chain(&model.user.terms).chain(&model.kernel.terms);
+        for (term, truth) in terms().zip(truth) {
+            covered += u32::from(term.low <= *truth && *truth <= term.high);
+        }
+        let all = terms().count() as u32;
+        assert!(covered * 10 >= all * 8, "{covered} of {all} are covered: {:?}", model.cpu.terms);
+        for (name, truth) in [("handshake_ws", 13.0), ("close", 9.0), ("heartbeat_ws", 7.0)] {
+            let value = model.cpu.value(name);
+            assert!((value / truth - 1.0).abs() < 0.1, "{name} {value}");
+        }
+        assert!((30.0..=62.0).contains(&model.apart_ms), "{}", model.apart_ms);
+    }
+
+    #[test]
+    fn four_times_the_connections_are_predicted_within_fifteen_percent_from_noisy_points() {
+        let model = model(0.05);
+        let work = Work {
+            protocol: Protocol::Ws,
+            seconds: 1.0,
+            connections: 16_000.0,
+            events: 6.0,
+            deliveries: 96_000.0,
+            rate: 6.0,
+            frame_bytes: 504.0,
+            handshakes: 0.0,
+            closes: 0.0,
+            heartbeats: 0.0,
+        };
+        let truth: f64 = work.amounts(APART_TRUTH).iter().zip(CPU_TRUTH).map(|(x, truth)| x * truth).sum();
+        let predicted = model.cpu(&work);
+        assert!((predicted.value * 1e6 / truth - 1.0).abs() < 0.15, "{predicted:?} for {truth} µs");
+        assert!(predicted.low < predicted.value && predicted.value < predicted.high, "{predicted:?}");
+        let user = model.user(Protocol::Ws, 1.0, 16_000.0, (0.0, 0.0)).value;
+        assert!((user / (1.9e6 + 145.0 * 16_000.0) - 1.0).abs() < 0.15, "{user}");
+        let kernel = model.kernel(Protocol::Ws, 1.0, 16_000.0).value;
+        assert!((kernel / (0.5e6 + 8_700.0 * 16_000.0) - 1.0).abs() < 0.15, "{kernel}");
+    }
+
+    #[test]
+    fn a_full_core_is_left_out_and_nothing_else_to_fit_is_refused() {
+        let mut measured = planted(0.0);
+        let at = measured.cpu.iter().position(|row| row.kind == Kind::Load).expect("there are loads");
+        measured.cpu[at].cpu_ns = 1_450_000_000;
+        let model = Model::of(machine(), Design::usual(false), measured.clone()).expect("enough is left");
+        assert_eq!(model.left_out(), 1);
+        assert!(model.domain.share < 0.85, "{:?}", model.domain);
+        measured.cpu.iter_mut().for_each(|row| row.receiver_share = 0.99);
+        let error = Model::of(machine(), Design::usual(false), measured).expect_err("all full").to_string();
+        assert!(error.contains("lower rates"), "{error}");
+    }
+
+    #[test]
+    fn a_design_without_one_protocol_is_refused_with_the_term_that_it_cannot_tell() {
+        let mut measured = planted(0.01);
+        measured.cpu.retain(|row| row.protocol == Protocol::Ws);
+        let error = Model::of(machine(), Design::usual(false), measured).expect_err("no SSE").to_string();
+        assert!(error.contains("\"delivery_sse\"") && !error.contains('\n'), "{error}");
+    }
+
+    fn file(name: &str) -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("fanwave-model-{}-{name}.json", std::process::id()))
+    }
+
+    /// What loading a file with this text says.
+    fn refused(name: &str, text: &str) -> String {
+        let file = file(name);
+        fs::write(&file, text).expect("writable");
+        let error = format!("{:#}", Model::load(&file).expect_err("refused"));
+        fs::remove_file(&file).expect("removable");
+        assert!(!error.contains('\n'), "{error}");
+        error
+    }
+
+    #[test]
+    fn a_saved_model_is_the_same_when_it_is_loaded() {
+        let model = model(0.03);
+        let file = file("same");
+        model.save(&file).expect("writable");
+        let loaded = Model::load(&file).expect("our own");
+        fs::remove_file(&file).expect("removable");
+        assert_eq!(loaded, model);
+    }
+
+    #[test]
+    fn a_file_that_is_absent_broken_of_another_version_or_with_impossible_numbers_is_refused_in_one_line() {
+        let absent = format!("{:#}", Model::load(Path::new("no-such-model.json")).expect_err("absent"));
+        assert!(absent.contains("no-such-model.json") && absent.contains("--save"), "{absent}");
+        assert!(refused("json", "{\"version\": 1,").contains("no model"));
+        assert!(refused("other", "[]").contains("no model"));
+        assert!(refused("version", "{\"version\": 99}").contains("version 99"));
+        assert!(refused("part", "{\"version\": 1}").contains("broken"));
+        let text = serde_json::to_string(&model(0.03)).expect("serializable");
+        assert!(refused("typo", &text.replace("\"apart_ms\"", "\"apart\"")).contains("apart"));
+        assert!(refused("terms", &text.replace("\"publish\"", "\"publsih\"")).contains("terms"));
+        let mut negative = model(0.03);
+        negative.cpu.terms[2].value = -1.0;
+        let text = serde_json::to_string(&negative).expect("serializable");
+        assert!(refused("negative", &text).contains("negative"));
+        let mut nothing = model(0.03);
+        nothing.apart_ms = 0.0;
+        assert!(refused("zero", &serde_json::to_string(&nothing).expect("serializable")).contains("impossible"));
+        nothing.apart_ms = f64::NAN;
+        assert!(refused("nan", &serde_json::to_string(&nothing).expect("serializable")).contains("broken"));
+    }
+
+    #[test]
+    fn frames_are_as_long_as_the_standards_say() {
+        let model = model(0.0);
+        let ws = |bytes| model.frame_bytes(Protocol::Ws, bytes);
+        assert_eq!((ws(125.0), ws(126.0), ws(65_535.0), ws(65_536.0)), (127.0, 130.0, 65_539.0, 65_546.0));
+        assert_eq!(model.frame_bytes(Protocol::Sse, 200.0), 230.0);
+    }
+
+    #[test]
+    fn what_lies_outside_of_the_measured_range_is_said() {
+        let domain = Domain { connections: (250.0, 4_000.0), rate: (3.0, 600.0), bytes: (200.0, 4_000.0), share: 0.5 };
+        assert!(domain.outside(4_000.0, 3.0, 200.0).is_empty());
+        assert!(domain.outside(4_000.0, 0.0, 0.0).is_empty());
+        let notes = domain.outside(16_000.0, 0.5, 5_000.0);
+        assert_eq!(notes.len(), 3);
+        assert_eq!(notes[0], "16,000 connections per shard lie outside the measured 250 to 4,000");
+        assert_eq!(notes[1], "0.5 events/s per connection lie outside the measured 3 to 600");
+    }
 }
