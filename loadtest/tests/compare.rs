@@ -4,9 +4,10 @@
 //! Servers that misbehave are shell scripts which stand in for the real programs on a PATH of their own.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -255,6 +256,66 @@ fn rival_servers_die_with_a_comparison_that_is_killed() {
     comparison.kill().expect("it runs");
     comparison.wait().expect("it ended");
     until(|| (!is_nginx(worker)).then_some(()));
+}
+
+/// A fanwave of the test's own, which plays a server that runs already.
+struct Own {
+    process: Child,
+    data: String,
+    control: String,
+}
+
+impl Own {
+    fn start() -> Own {
+        let arguments = ["serve", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--shards", "1"];
+        let mut process =
+            Command::new(fanwave()).args(arguments).stdout(Stdio::piped()).spawn().expect("fanwave runs");
+        let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines().map_while(Result::ok);
+        let mut address = |label: &str| {
+            let line = lines.find(|line| line.trim_start().starts_with(label)).expect("it tells its address");
+            let words = line.split_whitespace();
+            let word =
+                words.map(|word| word.trim_start_matches("http://")).find(|word| word.starts_with("127."));
+            word.expect("an address").to_owned()
+        };
+        let (data, control) = (address("data plane"), address("control plane"));
+        Own { process, data, control }
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+#[ignore = "needs fanwave beside loadtest: cargo build --workspace"]
+fn rival_named_by_urls_is_measured_however_events_are_published_to_it() {
+    let place = Place::new("urls");
+    let own = Own::start();
+    let server = fanwave();
+    let server = server.to_str().expect("UTF-8");
+    let (sse, ws) = (format!("http://{}/sse/{{topic}}", own.data), format!("ws://{}/ws/{{topic}}", own.data));
+    let (pid, json) = (own.process.id().to_string(), place.root.join("compare.json"));
+    let post = format!("http://{}/topics/{{topic}}", own.control);
+    let command = format!("{server} publish --server http://{} --lines {{topic}}", own.control);
+    for (way, how) in [("--publish-to", post.as_str()), ("--publish-command", command.as_str())] {
+        let urls = ["--subscribe-sse", &sse, "--subscribe-ws", &ws, way, how, "--pid", &pid];
+        let rest = ["--server-name", "mine", "--server", server, "--rivals", "--json"];
+        let args = with_tiny(&[&urls[..], &rest, &[json.to_str().expect("UTF-8")]].concat());
+        let output = place.compare(&everywhere(), &args).output().expect("loadtest runs");
+        assert!(output.status.success(), "{way}: {}", String::from_utf8_lossy(&output.stderr));
+        let document: Value = serde_json::from_slice(&fs::read(&json).expect("saved")).expect("JSON");
+        assert_eq!(document["results"]["memory"].as_array().map(Vec::len), Some(4), "{way}");
+        for cell in document["results"]["cells"].as_array().expect("cells") {
+            assert_eq!(cell["servers"][1]["name"], "mine", "{way}");
+            let cost = cell["servers"][1]["fanwave_to_it"]["median"].as_f64();
+            assert!(cost.is_some_and(|ratio| ratio > 0.0), "{way}: {cell}");
+        }
+    }
+    assert!(Path::new(&format!("/proc/{pid}/stat")).exists(), "it runs on");
 }
 
 /// Asks again and again, for at most 20 s.

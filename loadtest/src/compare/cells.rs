@@ -150,7 +150,7 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
 }
 
 fn entry(target: &Target) -> Entry {
-    Entry { name: target.name.clone(), version: target.version.clone() }
+    Entry { name: target.name.clone(), version: target.version.clone(), cpus: target.cpus.clone() }
 }
 
 /// Adds whose error it is, and why if the server has ended.
@@ -314,7 +314,8 @@ impl Column {
 impl Cell {
     /// The cell in words.
     pub fn name(&self) -> String {
-        format!("{}, {} in flight", self.protocol.label(), self.in_flight)
+        let connections = grouped(self.connections as u64);
+        format!("{}, {connections} connections, {} in flight", self.protocol.label(), self.in_flight)
     }
 
     /// What makes its figures doubtful.

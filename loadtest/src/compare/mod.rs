@@ -40,9 +40,9 @@ pub struct CompareArgs {
     /// What the subscribers speak
     #[arg(long, value_delimiter = ',', default_value = "sse,ws")]
     protocol: Vec<Protocol>,
-    /// Subscribers of each server
-    #[arg(long, default_value_t = 1_000)]
-    connections: usize,
+    /// Subscribers of each server, one series of cells for each number
+    #[arg(long, value_delimiter = ',', default_value = "1000")]
+    connections: Vec<usize>,
     /// Bytes of an event's data
     #[arg(long, value_name = "BYTES", default_value_t = 200)]
     size: usize,
@@ -68,6 +68,8 @@ pub struct CompareArgs {
 struct Entry {
     name: String,
     version: String,
+    /// CPUs that it is pinned to; empty if it is not, or if that is not known.
+    cpus: Vec<usize>,
 }
 
 /// The outcome.
@@ -90,7 +92,7 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     let choices = choices(args);
     let plan = cells::Plan {
         protocol: Protocol::Sse,
-        connections: args.connections,
+        connections: 0,
         payload_bytes: args.size,
         in_flight: &args.in_flight,
         rounds: args.pairs,
@@ -104,10 +106,13 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
         memory: Vec::new(),
         warnings: Vec::new(),
     };
-    for &protocol in &args.protocol {
-        let (servers, cells) = cells::series(bench, &choices, &cells::Plan { protocol, ..plan })?;
-        outcome.servers = servers;
-        outcome.cells.extend(cells);
+    for &connections in &args.connections {
+        for &protocol in &args.protocol {
+            let plan = cells::Plan { protocol, connections, ..plan };
+            let (servers, cells) = cells::series(bench, &choices, &plan)?;
+            outcome.servers = servers;
+            outcome.cells.extend(cells);
+        }
     }
     for &protocol in &args.protocol {
         for choice in &choices {
@@ -115,7 +120,8 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
         }
     }
     memory::relate(&mut outcome.memory);
-    outcome.warnings = outcome.cells.iter().flat_map(Cell::warnings).collect();
+    outcome.warnings = unpinned(&outcome.servers, bench.common.sender_cpu);
+    outcome.warnings.extend(outcome.cells.iter().flat_map(Cell::warnings));
     if let Some(file) = &args.page {
         fs::write(file, picture::page(&outcome, &bench.machine))
             .with_context(|| format!("writing {}", file.display()))?;
@@ -125,9 +131,20 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     Ok(())
 }
 
+/// Servers that do not run under the conditions of the others.
+fn unpinned(servers: &[Entry], cpu: usize) -> Vec<String> {
+    let elsewhere = servers.iter().filter(|server| server.cpus != [cpu]);
+    elsewhere
+        .map(|server| {
+            let name = &server.name;
+            format!("{name} is not pinned to CPU {cpu} as the others are: `taskset -acp {cpu} PID` pins it")
+        })
+        .collect()
+}
+
 /// Refuses impossible options; gives the connections of the two readings of memory.
 fn check(args: &CompareArgs) -> Result<(usize, usize)> {
-    if args.pairs == 0 || args.connections == 0 || args.in_flight.contains(&0) {
+    if args.pairs == 0 || args.connections.contains(&0) || args.in_flight.contains(&0) {
         bail!("--pairs, --connections and --in-flight are at least 1");
     }
     if args.size < STAMP_BYTES {
@@ -178,6 +195,16 @@ mod tests {
         assert_eq!(rivals("--rivals"), [None]);
         let own = choices(&args("--rivals --subscribe-sse http://h/ --publish-to http://h/"));
         assert_eq!(own.iter().map(|choice| choice.custom.is_given()).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn a_server_on_other_cpus_is_warned_of() {
+        let entry = |cpus: &[usize]| Entry { name: "mine".into(), version: "1".into(), cpus: cpus.to_vec() };
+        assert_eq!(unpinned(&[entry(&[0])], 0), Vec::<String>::new());
+        for cpus in [&[][..], &[1], &[0, 1]] {
+            let warnings = unpinned(&[entry(cpus)], 0);
+            assert!(warnings.len() == 1 && warnings[0].contains("taskset"), "{warnings:?}");
+        }
     }
 
     #[test]

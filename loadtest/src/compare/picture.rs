@@ -1,11 +1,13 @@
 //! The page of a comparison: bars beside the floor, and the tables.
 
-use super::Comparison;
 use super::cells::{Cell, Column};
 use super::show::{CPU_HEAD, MEMORY_HEAD, cpu_note, cpu_rows, full_name, memory_note, memory_rows};
+use super::{Comparison, Entry};
+use crate::framing::Protocol;
 use crate::machine::Machine;
 use crate::page::Page;
 use crate::page::svg::{Bar, Bars, Group, bars};
+use crate::report::{Spread, grouped};
 use crate::unit::Unit;
 
 /// The comparison as one HTML document.
@@ -18,9 +20,9 @@ pub fn page(outcome: &Comparison, machine: &Machine) -> String {
     page.warnings(&outcome.warnings);
     page.section("CPU per delivery");
     for cell in &outcome.cells {
-        page.figure(&bars(&cpu_bars(cell)), &caption(cell));
+        page.figure(&bars(&cpu_bars(outcome, cell)), &caption(cell));
     }
-    page.table("CPU per delivery", 3, &CPU_HEAD, &cpu_rows(outcome));
+    page.table("CPU per delivery", 4, &CPU_HEAD, &cpu_rows(outcome));
     page.text(&cpu_note(outcome));
     page.section("Deliveries per second");
     page.figure(&bars(&rate_bars(outcome)), "Of one CPU, the receivers on another.");
@@ -43,34 +45,51 @@ fn caption(cell: &Cell) -> String {
     }
 }
 
-fn heading(cell: &Cell) -> String {
-    let events = if cell.in_flight == 1 {
-        "one event at a time".into()
-    } else {
-        format!("{} events at once", cell.in_flight)
+fn heading(outcome: &Comparison, cell: &Cell) -> String {
+    let events = match cell.in_flight {
+        1 => "one event at a time".into(),
+        many => format!("{many} events at once"),
     };
-    format!("{}, {events}", full_name(cell.protocol))
+    let sizes = outcome.cells.iter().any(|other| other.connections != cell.connections);
+    let size =
+        if sizes { format!(", {} connections", grouped(cell.connections as u64)) } else { String::new() };
+    format!("{}, {events}{size}", full_name(cell.protocol))
 }
 
-fn cpu_bars(cell: &Cell) -> Bars {
-    let measured =
-        cell.servers.iter().filter_map(|column| Some(Bar::spread(&column.name, &column.us_per_delivery?)));
+/// A bar for every server, so that all pictures have the same colours; without a figure where it has none.
+fn server_bars<'a>(
+    outcome: &'a Comparison,
+    cell: &'a Cell,
+    figure: impl Fn(&Column) -> Option<Spread> + 'a,
+) -> impl Iterator<Item = Bar> + 'a {
+    outcome.servers.iter().map(move |server| {
+        let column = cell.servers.iter().find(|column| column.name == server.name);
+        match column.and_then(&figure) {
+            Some(spread) => Bar::spread(&server.name, &spread),
+            None => Bar::new(&server.name, f64::NAN),
+        }
+    })
+}
+
+fn cpu_bars(outcome: &Comparison, cell: &Cell) -> Bars {
     Bars {
-        title: heading(cell),
+        title: heading(outcome, cell),
         about: "CPU microseconds per delivery of each server, and the floor".into(),
         label: "CPU per delivery".into(),
         unit: Unit::CpuMicroseconds,
-        groups: vec![Group { label: String::new(), bars: measured.collect() }],
+        groups: vec![Group {
+            label: String::new(),
+            bars: server_bars(outcome, cell, |column| column.us_per_delivery).collect(),
+        }],
         reference: cell.floor.us_per_delivery.map(|us| (us.median, "floor".into())),
     }
 }
 
 fn rate_bars(outcome: &Comparison) -> Bars {
     let group = |cell: &Cell| Group {
-        label: heading(cell),
-        bars: std::iter::once(&cell.floor)
-            .chain(&cell.servers)
-            .map(|column| Bar::spread(&column.name, &column.deliveries_per_second))
+        label: heading(outcome, cell),
+        bars: server_bars(outcome, cell, |column| Some(column.deliveries_per_second))
+            .chain([Bar::spread("floor", &cell.floor.deliveries_per_second)])
             .collect(),
     };
     Bars {
@@ -87,12 +106,18 @@ fn rate_bars(outcome: &Comparison) -> Bars {
 
 fn memory_bars(outcome: &Comparison) -> Bars {
     let mut groups: Vec<Group> = Vec::new();
-    for reading in &outcome.memory {
-        let label = full_name(reading.protocol);
-        let bar = Bar::new(&reading.server, reading.per_connection);
-        match groups.iter_mut().find(|group| group.label == label) {
-            Some(group) => group.bars.push(bar),
-            None => groups.push(Group { label: label.into(), bars: vec![bar] }),
+    for protocol in [Protocol::Sse, Protocol::Ws] {
+        let of = |server: &Entry| {
+            let mut readings = outcome.memory.iter();
+            let reading =
+                readings.find(|reading| reading.protocol == protocol && reading.server == server.name);
+            Bar::new(&server.name, reading.map_or(f64::NAN, |reading| reading.per_connection))
+        };
+        if outcome.memory.iter().any(|reading| reading.protocol == protocol) {
+            groups.push(Group {
+                label: full_name(protocol).into(),
+                bars: outcome.servers.iter().map(of).collect(),
+            });
         }
     }
     Bars {

@@ -8,8 +8,9 @@ use crate::prove::Bench;
 use crate::report::{Spread, grouped, say, table};
 
 /// Heads of the table of CPU.
-pub const CPU_HEAD: [&str; 8] = [
+pub const CPU_HEAD: [&str; 9] = [
     "protocol",
+    "connections",
     "in flight",
     "server",
     "µs per delivery",
@@ -29,7 +30,7 @@ pub fn show(bench: &Bench, outcome: &Comparison) {
         say(&format!("{:<8} {}", server.name, server.version));
     }
     say("");
-    table(3, &CPU_HEAD, &cpu_rows(outcome));
+    table(4, &CPU_HEAD, &cpu_rows(outcome));
     say(&format!("\n{}", cpu_note(outcome)));
     if !outcome.memory.is_empty() {
         say("");
@@ -43,12 +44,10 @@ pub fn show(bench: &Bench, outcome: &Comparison) {
 
 /// How to read the table of CPU.
 pub fn cpu_note(outcome: &Comparison) -> String {
-    let connections = outcome.cells.first().map_or(0, |cell| cell.connections);
     format!(
-        "{} subscribers of each server, events of {} bytes; µs = CPU of the server, median of the rounds; ratios are taken \
+        "Every server has its own subscribers; events of {} bytes; µs = CPU of the server, median of the rounds; ratios are taken \
          within each round; floor: one send(2) per socket of as many frames as are in flight; receivers = share of their \
          CPU meanwhile.",
-        grouped(connections as u64),
         outcome.payload_bytes
     )
 }
@@ -74,6 +73,7 @@ pub fn cpu_rows(outcome: &Comparison) -> Vec<Vec<String>> {
                 Some(column) => rows.push(cpu_row(cell, column)),
                 None => rows.push(vec![
                     cell.protocol.label().into(),
+                    grouped(cell.connections as u64),
                     cell.in_flight.to_string(),
                     server.name.clone(),
                     format!("no {}", full_name(cell.protocol)),
@@ -88,6 +88,7 @@ fn cpu_row(cell: &Cell, column: &Column) -> Vec<String> {
     let ratio = |spread: &Option<Spread>| spread.map_or_else(|| "-".into(), |spread| spread.show(2));
     vec![
         cell.protocol.label().into(),
+        grouped(cell.connections as u64),
         cell.in_flight.to_string(),
         column.name.clone(),
         column.us_per_delivery.map_or_else(|| "not known".into(), |us| format!("{:.3}", us.median)),
@@ -134,7 +135,7 @@ pub mod tests {
     use crate::compare::memory::tests::reading;
 
     pub fn outcome() -> Comparison {
-        let entry = |name: &str| Entry { name: name.into(), version: "1.2.3".into() };
+        let entry = |name: &str| Entry { name: name.into(), version: "1.2.3".into(), cpus: vec![0] };
         let mut memory =
             vec![reading("fanwave", Protocol::Ws, 147.0), reading("<nchan>", Protocol::Ws, 7_350.0)];
         crate::compare::memory::relate(&mut memory);
@@ -150,11 +151,11 @@ pub mod tests {
     #[test]
     fn every_server_has_a_row_in_every_cell_even_if_it_cannot_have_a_figure() {
         let rows = cpu_rows(&outcome());
-        let names: Vec<&str> = rows.iter().map(|row| row[2].as_str()).collect();
+        let names: Vec<&str> = rows.iter().map(|row| row[3].as_str()).collect();
         assert_eq!(names, ["floor", "fanwave", "<nchan>", "nats"]);
-        assert_eq!(rows[3][3], "no WebSocket");
-        assert_eq!(rows[2][5], "0.50 (0.50 to 0.50)");
-        assert_eq!(rows[1][5], "-");
+        assert_eq!(rows[3][4], "no WebSocket");
+        assert_eq!(rows[2][6], "0.50 (0.50 to 0.50)");
+        assert_eq!(rows[1][6], "-");
     }
 
     #[test]

@@ -71,8 +71,7 @@ pub fn run(bench: &Bench, args: &FloorArgs) -> Result<()> {
     ];
     table(0, &head, &rows);
     say(&format!(
-        "\nCPU per delivery, deliveries per second: median (smallest to largest) of {} pairs; {SENDS_PER_ENTER} io_uring \
-         sends per system call",
+        "\nCPU per delivery; median (smallest to largest) of {} pairs; {SENDS_PER_ENTER} io_uring sends per system call",
         args.legs
     ));
     save(bench.common.json.as_deref(), "floor", &bench.machine, &cells)

@@ -4,7 +4,7 @@
 //! outlives a master that is killed, so a guard ends it whenever this program ends, however it ends.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 
@@ -20,22 +20,29 @@ const CONFIG: &str = include_str!("../../rivals/nchan.conf");
 /// Ports tried: another program may take one between our choice and nginx's start.
 const PORTS_MAX: usize = 3;
 
-/// Ends processes when it is dropped, and when this program dies: it waits for the end of its standard input.
+/// Ends a group of processes when it is dropped, and when this program dies: it waits for the end of its input.
 pub struct Guard {
     shell: Child,
 }
 
 impl Guard {
-    fn of(pid: u32) -> Result<Guard> {
-        let script = "cat > /dev/null; kill -KILL \"$0\" 2> /dev/null; :";
+    /// A guard of nobody yet. It is there before those whom it guards, so that there is no moment without it.
+    fn new() -> Result<Guard> {
+        let script = "read group && { cat > /dev/null; kill -s KILL -- \"-$group\"; }";
         let shell = Command::new("sh")
-            .args(["-c", script, &pid.to_string()])
+            .args(["-c", script])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .context("starting sh")?;
         Ok(Guard { shell })
+    }
+
+    /// From here on it guards the process group `group`.
+    fn watch(&mut self, group: u32) -> Result<()> {
+        let input = self.shell.stdin.as_mut().context("the guard's input is a pipe")?;
+        writeln!(input, "{group}").context("telling the guard")
     }
 }
 
@@ -55,13 +62,12 @@ pub fn start(cpu: Option<usize>) -> Result<Running> {
         bail!("nginx {nginx} has no nchan in {modules}; {INSTALL}");
     }
     let mut tries = 1;
-    let (scratch, program, worker, address) = loop {
+    let (scratch, guard, program, worker, address) = loop {
         match try_start(cpu, &modules) {
             Err(error) if tries < PORTS_MAX && format!("{error:#}").contains("bind()") => tries += 1,
             outcome => break outcome?,
         }
     };
-    let guard = Guard::of(worker)?;
     let target = Target {
         name: "nchan".into(),
         version: format!("{} in nginx {nginx}", package_version()),
@@ -79,16 +85,21 @@ pub fn start(cpu: Option<usize>) -> Result<Running> {
     Ok(Running { target, process: Process::Rival { program, _guard: Some(guard), _scratch: scratch } })
 }
 
-fn try_start(cpu: Option<usize>, modules: &str) -> Result<(Scratch, Program, u32, SocketAddr)> {
+fn try_start(cpu: Option<usize>, modules: &str) -> Result<(Scratch, Guard, Program, u32, SocketAddr)> {
     let scratch = Scratch::new("nchan")?;
     let address = free_address()?;
     let config =
         config(modules, address.port(), sockets_per_process_max(), rustix::process::geteuid().is_root());
     let file = scratch.write("nginx.conf", &config)?;
-    let args = ["-e".into(), "stderr".into(), "-p".into(), scratch.path().into(), "-c".into(), file.into()];
-    let mut program = Program::start("nginx", cpu, "nginx".as_ref(), &args)?;
+    let options =
+        ["-e".into(), "stderr".into(), "-p".into(), scratch.path().into(), "-c".into(), file.into()];
+    let args = [&["nginx".into()], &options[..]].concat();
+    let mut guard = Guard::new()?;
+    // `setsid` becomes nginx, which is then the first of a process group of its own.
+    let mut program = Program::start("nginx", cpu, "setsid".as_ref(), &args)?;
+    guard.watch(program.pid())?;
     let worker = program.wait_ready(started_worker)?;
-    Ok((scratch, program, worker, address))
+    Ok((scratch, guard, program, worker, address))
 }
 
 fn config(modules: &str, port: u16, connections: u64, root: bool) -> String {

@@ -78,11 +78,6 @@ impl Program {
         self.child.pid()
     }
 
-    /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.ended()
-    }
-
     /// Adds to an error what the server said, if it has ended. Its sockets close before its end can be seen.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
         let deadline = Instant::now() + END_LIMIT;

@@ -108,13 +108,20 @@ pub fn lines(plot: &Lines) -> Picture {
         let x_ticks = plot.x.ticks(all().map(|(x, _)| x));
         let y_ticks = plot.y.ticks(all().map(|(_, y)| y).chain(plot.limits.iter().map(|&(y, _)| y)));
         let frame = frame(&mut canvas, (&plot.x, &x_ticks), (&plot.y, &y_ticks), top);
-        for (limit, name) in plot.limits.iter().filter(|(limit, _)| frame.y.has(*limit)) {
+        let limits = || plot.limits.iter().filter(|(limit, _)| frame.y.has(*limit));
+        for (limit, _) in limits() {
             let y = frame.y.at(*limit);
             canvas.line("limit", (frame.left, y), (WIDTH - RIGHT, y));
-            canvas.text("limit-name", Anchor::End, (WIDTH - RIGHT - 2.0, y - 4.0), &shortened(name, 48));
         }
         for (series, line) in plot.lines.iter().enumerate() {
             draw(&mut canvas, &frame, series, line);
+        }
+        let places: Vec<_> = all()
+            .filter(|&(x, y)| frame.x.has(x) && frame.y.has(y))
+            .map(|(x, y)| (frame.x.at(x), frame.y.at(y)))
+            .collect();
+        for (limit, name) in limits() {
+            limit_name(&mut canvas, &frame, &places, frame.y.at(*limit), &shortened(name, 40));
         }
     } else {
         nothing(&mut canvas, height);
@@ -193,6 +200,23 @@ pub fn y_axis(canvas: &mut Canvas, frame: &Frame, ticks: &[f64], labels: &[Strin
 pub fn x_label(canvas: &mut Canvas, frame: &Frame, name: &str, bottom: f64) {
     let middle = (frame.left + WIDTH - RIGHT) / 2.0;
     canvas.text("axis", Anchor::Middle, (middle, bottom + 34.0), &shortened(name, 48));
+}
+
+/// Names a limit at the end of its line where fewer of the points are in the way.
+fn limit_name(canvas: &mut Canvas, frame: &Frame, points: &[(f64, f64)], y: f64, name: &str) {
+    let (from, to) = (frame.left, WIDTH - RIGHT);
+    let width = text_width(name);
+    let crowd = |low: f64, high: f64| {
+        points
+            .iter()
+            .filter(|point| (low..high).contains(&point.0) && (y - point.1 + 8.0).abs() < 16.0)
+            .count()
+    };
+    let (anchor, x) = match crowd(from, from + width) <= crowd(to - width, to) {
+        true => (Anchor::Start, from + 4.0),
+        false => (Anchor::End, to - 2.0),
+    };
+    canvas.text("limit-name", anchor, (x, y - 4.0), name);
 }
 
 fn draw(canvas: &mut Canvas, frame: &Frame, series: usize, line: &Line) {
@@ -286,6 +310,17 @@ mod tests {
         let whole = plot(vec![(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (4.0, 2.0)], true).svg("p");
         let broken = plot(vec![(1.0, 2.0), (2.0, 0.0), (3.0, 2.0), (4.0, 2.0)], true).svg("p");
         assert_eq!((whole.matches('L').count(), broken.matches('L').count()), (3, 1));
+    }
+
+    #[test]
+    fn the_name_of_a_limit_stands_where_no_line_is() {
+        let anchor = |points: Vec<(f64, f64)>| {
+            let svg = plot(points, false).svg("p");
+            let text = svg.split("<text class=\"limit-name\" text-anchor=\"").nth(1).expect("a name");
+            text.split('"').next().map(str::to_owned)
+        };
+        assert_eq!(anchor(vec![(0.0, 1.0), (8.0, 50.0), (10.0, 55.0)]).as_deref(), Some("start"));
+        assert_eq!(anchor(vec![(0.0, 55.0), (0.5, 52.0), (10.0, 1.0)]).as_deref(), Some("end"));
     }
 
     #[test]
