@@ -320,3 +320,126 @@ fn extrapolates(model: &Model, question: &Question, connections: f64, share: f64
     }
     notes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::model::tests::exact;
+    use crate::plan::question::tests::asked;
+
+    /// Half of `apart` is paid at one event per second. Microseconds: base 1,000, publish 100, delivery 2 and 2 more
+    /// apart, heartbeat of SSE 5, handshake and close 10. Bytes: 1 MB, 0.5 MB per shard, 100 per connection, 500 and 1
+    /// per event and byte in windows, 8,000 in the kernel at both ends.
+    fn model() -> Model {
+        let cpu = [1_000.0, 100.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 5.0, 5.0, 10.0, 10.0, 10.0];
+        let user = [1e6, 0.5e6, 100.0, 100.0, 500.0, 1.0];
+        let mut model = exact(cpu, user, [0.0, 8_000.0, 8_000.0]);
+        model.apart_ms = 1_000.0;
+        model.sse_overhead_bytes = 30.0;
+        model
+    }
+
+    fn answered(line: &str) -> Result<Answer> {
+        answer(&model(), &asked(line).expect("possible").expect("asked"))
+    }
+
+    #[track_caller]
+    fn near(value: f64, expected: f64) {
+        assert!((value - expected).abs() <= 1e-6 * expected.abs(), "{value} is not {expected}");
+    }
+
+    #[test]
+    fn a_million_websockets_come_out_as_worked_by_hand() {
+        let answer = answered("--subscribers 1000000 --rate 1 --bytes 200 --churn 1000").expect("possible");
+        // 1,000,000 deliveries of 3 µs and 1,000 changes of 20 µs; each shard 1,100 µs more: 3.02 + 0.0011 k <= 0.5 k.
+        assert_eq!(answer.cores, 7.0);
+        let nodes = [("cores", 2.0), ("memory", 1.0), ("network", 1.0), ("descriptors", 1.0)];
+        assert_eq!(answer.nodes_by, nodes);
+        assert_eq!((answer.nodes, answer.nodes_in_all), (2.0, 3.0));
+        near(answer.cpu.value, 3.0288);
+        near(answer.share_without_spare, 3.0288 / 8.0);
+        near(answer.share, 3.0332 / 12.0);
+        assert_eq!((answer.connections_per_node, answer.connections_per_shard), (500_000.0, 125_000.0));
+        // 300 events of 200 bytes are in the window after its 300 s; the topic is known five times.
+        near(answer.user_per_node.value, 1e6 + 4.0 * 0.5e6 + 50e6 + 300.0 * 700.0 + 5.0 * 600.0);
+        near(answer.kernel_per_node.value, 500_000.0 * 4_000.0);
+        near(answer.under_way_per_node, 500_000.0 * (204.0 + 768.0));
+        near(answer.bits_out, 8.0 * 1e6 * (204.0 + 90.0));
+        near(answer.bits_in, 8.0 * (1e6 * 90.0 + 2.0 * (200.0 + 90.0)));
+        near(answer.packets_out, 1e6);
+        near(answer.packets_in, 1e6 + 2.0);
+        assert_eq!(answer.heartbeats, 0.0);
+        assert_eq!((answer.descriptors_per_node, answer.addresses), (500_100.0, 18.0));
+        // 20 µs for each of a million, on 0.9 × 8 cores of which 3.0288 are busy.
+        near(answer.storm_seconds.value, 20.0 / (7.2 - 3.0288));
+        assert!(answer.extrapolates.iter().any(|note| note.contains("125,000 connections per shard")));
+    }
+
+    #[test]
+    fn large_events_on_many_topics_take_several_packets_and_idle_streams_get_heartbeats() {
+        let answer =
+            answered("--subscribers 10000 --topics 100 --rate 1 --bytes 5000 --protocol sse").expect("possible");
+        near(answer.deliveries, 100.0);
+        near(answer.heartbeats, 10_000.0 / 15.0);
+        // 5,030 bytes are 4 packets, acknowledged by 2.
+        near(answer.bits_out, 8.0 * (100.0 * 5_030.0 + 400.0 * 90.0 + 10_000.0 / 15.0 * 93.0));
+        near(answer.packets_out, 400.0 + 10_000.0 / 15.0);
+        near(answer.packets_in, 200.0 + 10_000.0 / 15.0 + 4.0);
+        assert_eq!((answer.nodes, answer.nodes_in_all), (1.0, 2.0));
+        // 3 events of each topic in 300 s; the hub and 4 shards know each topic.
+        near(answer.user_per_node.value, 1e6 + 2e6 + 1e6 + 300.0 * 5_500.0 + 100.0 * 5.0 * 600.0);
+        near(answer.under_way_per_node, 100.0 * (5_030.0 + 768.0));
+    }
+
+    #[test]
+    fn memory_network_and_descriptors_each_can_ask_for_the_most_nodes() {
+        let first = |line: &str| {
+            let answer = answered(line).expect("possible");
+            let most = answer.nodes_by.iter().max_by(|a, b| a.1.total_cmp(&b.1)).copied();
+            (most.map(|most| most.0), answer.nodes)
+        };
+        // 4,100 bytes each, and about 3 MB: 2 GiB hold 523,000 of them.
+        assert_eq!(first("--subscribers 1000000 --rate 0 --node-memory 2"), (Some("memory"), 2.0));
+        // 8 × 1,094 bytes × 100,000 per second are 0.875 Gbit/s; 0.1 Gbit/s are planned for each node.
+        let line = "--subscribers 10000 --rate 10 --bytes 1000 --node-network 0.2 --node-cores 64";
+        assert_eq!(first(line), (Some("network"), 9.0));
+        let line = "--subscribers 3000000 --rate 0 --node-cores 64 --node-memory 1000";
+        assert_eq!(first(line), (Some("descriptors"), 3.0));
+    }
+
+    #[test]
+    fn windows_are_bounded_by_events_bytes_age_and_the_total() {
+        let held = |line: &str| window(&asked(line).expect("possible").expect("asked"), &Limits::default());
+        assert_eq!(held("--subscribers 10 --rate 1 --bytes 200"), (300.0, 60_000.0));
+        assert_eq!(held("--subscribers 10 --rate 100 --bytes 200").0, 1_024.0);
+        assert_eq!(held("--subscribers 10 --rate 100 --bytes 1048576").0, 8.0);
+        let (events, bytes) = held("--subscribers 1000 --topics 1000 --rate 100000 --bytes 1048576");
+        assert_eq!((events, bytes), (256.0, 256.0 * 1_048_576.0));
+        assert_eq!(held("--subscribers 10 --rate 0"), (0.0, 0.0));
+    }
+
+    #[test]
+    fn more_events_than_a_shard_can_take_in_are_refused_in_one_line() {
+        let error = answered("--subscribers 10 --topics 10 --rate 10000").expect_err("100 µs each").to_string();
+        assert!(error.contains("10000 events/s") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn the_upper_end_of_the_interval_decides_on_nodes() {
+        let question = asked("--subscribers 1000000 --rate 1").expect("possible").expect("asked");
+        let mut model = model();
+        let sure = answer(&model, &question).expect("possible");
+        model.cpu.scatter = 0.3;
+        let unsure = answer(&model, &question).expect("possible");
+        near(unsure.cpu.value, sure.cpu.value);
+        assert!(unsure.cores > sure.cores && unsure.cpu.high > 1.4 * unsure.cpu.value, "{:?}", unsure.cpu);
+    }
+
+    #[test]
+    fn the_fewest_that_are_enough_are_found() {
+        for least in [1.0, 2.0, 3.0, 7.0, 1_000.0, 999_999.0, CORES_MAX] {
+            assert_eq!(fewest(CORES_MAX, |number| number >= least), Some(least));
+        }
+        assert_eq!(fewest(CORES_MAX, |_| false), None);
+    }
+}

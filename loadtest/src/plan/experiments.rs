@@ -34,6 +34,9 @@ const PUBLISH_LOOK: Duration = Duration::from_millis(10);
 const MEMORY_LOOK: Duration = Duration::from_millis(100);
 const MEMORY_STILL_BYTES: u64 = 64 << 10;
 const MEMORY_LIMIT: Duration = Duration::from_secs(2);
+/// A leg in which others took more than this share of the server's CPU is tried again, and how often it is tried at all.
+pub const OTHERS_SHARE_MAX: f64 = 0.1;
+const LEG_TRIES: usize = 3;
 /// Idle time for heartbeats: several of them, since the server looks at each connection once a second.
 const HEARTBEATS_TIME: Duration = Duration::from_secs(4);
 /// Time that a server gets to let go of connections whose clients are gone.
@@ -216,10 +219,10 @@ impl Leg<'_> {
         still_kernel_bytes()?;
         measured.memory.push(self.memory(group.connections)?);
 
-        measured.cpu.push(self.idle(&mut fleet, time)?);
+        measured.cpu.push(quiet(|| self.idle(&mut fleet, time))?);
         if !group.loads.is_empty() {
             for load in &group.loads {
-                measured.cpu.push(self.load(&mut fleet, load, stand.receiver_cpu, time)?);
+                measured.cpu.push(quiet(|| self.load(&mut fleet, load, stand.receiver_cpu, time))?);
             }
             still_kernel_bytes()?;
             measured.memory.push(self.memory(group.connections)?);
@@ -332,6 +335,21 @@ impl Leg<'_> {
     }
 }
 
+/// The leg, again if other programs took too much of the server's CPU meanwhile: the least disturbed of a few.
+fn quiet(mut leg: impl FnMut() -> Result<CpuRow>) -> Result<CpuRow> {
+    let mut best = leg()?;
+    for _ in 1..LEG_TRIES {
+        if best.others_share <= OTHERS_SHARE_MAX {
+            break;
+        }
+        let again = leg()?;
+        if again.others_share < best.others_share {
+            best = again;
+        }
+    }
+    Ok(best)
+}
+
 /// Publishes at even intervals for `time`, one event at least, and waits until everything has arrived and the interval
 /// of the last event is over: its acknowledgements belong to it.
 fn publish_at(fleet: &mut Fleet, publisher: &mut PublishProcess, rate: f64, time: Duration) -> Result<u64> {
@@ -408,6 +426,44 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disturbed_leg_is_tried_again_and_the_least_disturbed_counts() {
+        let tries = |shares: &[f64]| {
+            let mut left = shares.iter();
+            let leg = || {
+                let others_share = *left.next().expect("no more tries than shares");
+                Ok(CpuRow { others_share, ..row() })
+            };
+            let share = quiet(leg).expect("no error").others_share;
+            (share, left.len())
+        };
+        assert_eq!(tries(&[0.02, 0.5]), (0.02, 1));
+        assert_eq!(tries(&[0.5, 0.05, 0.0]), (0.05, 1));
+        assert_eq!(tries(&[0.5, 0.3, 0.4]), (0.3, 0));
+    }
+
+    fn row() -> CpuRow {
+        CpuRow {
+            round: 0,
+            kind: Kind::Load,
+            protocol: Protocol::Ws,
+            connections: 1,
+            topics: 1,
+            seconds: 1.0,
+            rate: 1.0,
+            events: 1,
+            deliveries: 1,
+            payload_bytes: 200,
+            frame_bytes: 204.0,
+            handshakes: 0,
+            closes: 0,
+            heartbeats: 0,
+            cpu_ns: 1,
+            receiver_share: 0.0,
+            others_share: 0.0,
+        }
+    }
 
     #[test]
     fn a_window_holds_the_newest_events_within_both_bounds_and_its_peak_is_kept() {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::design::Design;
-use super::experiments::{CpuRow, Kind, Measured, MemoryRow};
+use super::experiments::{CpuRow, Kind, Measured, MemoryRow, OTHERS_SHARE_MAX};
 use super::fit::{self, Estimate, Fit, Row};
 use crate::framing::Protocol;
 use crate::machine::Machine;
@@ -191,6 +191,11 @@ impl Model {
         self.measured.cpu.iter().filter(|row| saturated(row)).count()
     }
 
+    /// The share of the fitted legs in which other programs took much of the server's CPU.
+    pub fn disturbed(&self) -> f64 {
+        disturbed(&self.measured)
+    }
+
     /// CPU seconds for the work.
     pub fn cpu(&self, work: &Work) -> Estimate {
         self.cpu.predict(&work.amounts(self.apart_ms)).times(1e-6)
@@ -313,6 +318,13 @@ fn number(value: f64) -> String {
     if value >= 100.0 { crate::report::grouped(value.round() as u64) } else { format!("{}", fit::to_digits(value, 3)) }
 }
 
+/// The share of the legs with events in which other programs took much of the server's CPU.
+pub fn disturbed(measured: &Measured) -> f64 {
+    let legs = || measured.cpu.iter().filter(|row| row.kind == Kind::Load);
+    let disturbed = legs().filter(|row| row.others_share > OTHERS_SHARE_MAX).count();
+    disturbed as f64 / legs().count().max(1) as f64
+}
+
 fn share(row: &CpuRow) -> f64 {
     row.cpu_ns as f64 / 1e9 / row.seconds
 }
@@ -364,6 +376,8 @@ fn kernel_rows(rows: &[MemoryRow]) -> Vec<Row> {
 
 #[cfg(test)]
 pub mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::plan::random::Random;
 
@@ -456,14 +470,31 @@ pub mod tests {
         measured
     }
 
-    /// A model of planted points.
-    pub fn model(noise: f64) -> Model {
-        Model::of(machine(), Design::usual(false), planted(noise)).expect("a regular design")
+    /// A model of planted points with noise of 3 %; fitted once for all tests.
+    pub fn model() -> Model {
+        static MODEL: LazyLock<Model> = LazyLock::new(|| {
+            Model::of(machine(), Design::usual(false), planted(0.03)).expect("a regular design")
+        });
+        MODEL.clone()
+    }
+
+    /// A model with these costs and no uncertainty.
+    pub fn exact(cpu: [f64; 13], user: [f64; 6], kernel: [f64; 3]) -> Model {
+        let mut model = model();
+        let fits = [(&mut model.cpu, &cpu[..]), (&mut model.user, &user), (&mut model.kernel, &kernel)];
+        for (fit, values) in fits {
+            for (term, value) in fit.terms.iter_mut().zip(values) {
+                (term.value, term.low, term.high) = (*value, *value, *value);
+            }
+            fit.resamples.iter_mut().for_each(|resample| resample.copy_from_slice(values));
+            fit.scatter = 0.0;
+        }
+        model
     }
 
     #[test]
     fn the_usual_design_finds_planted_costs_and_its_intervals_cover_most_of_them() {
-        let model = model(0.03);
+        let model = model();
         let mut covered = 0;
         let truth = CPU_TRUTH.iter().chain(&USER_TRUTH).chain(&KERNEL_TRUTH);
         let terms = || model.cpu.terms.iter().chain(&model.user.terms).chain(&model.kernel.terms);
@@ -481,7 +512,7 @@ pub mod tests {
 
     #[test]
     fn four_times_the_connections_are_predicted_within_fifteen_percent_from_noisy_points() {
-        let model = model(0.05);
+        let model = model();
         let work = Work {
             protocol: Protocol::Ws,
             seconds: 1.0,
@@ -506,12 +537,15 @@ pub mod tests {
 
     #[test]
     fn a_full_core_is_left_out_and_nothing_else_to_fit_is_refused() {
-        let mut measured = planted(0.0);
+        let mut measured = planted(0.01);
         let at = measured.cpu.iter().position(|row| row.kind == Kind::Load).expect("there are loads");
         measured.cpu[at].cpu_ns = 1_450_000_000;
         let model = Model::of(machine(), Design::usual(false), measured.clone()).expect("enough is left");
         assert_eq!(model.left_out(), 1);
         assert!(model.domain.share < 0.85, "{:?}", model.domain);
+        assert_eq!(model.disturbed(), 0.0);
+        measured.cpu.iter_mut().for_each(|row| row.others_share = 0.2);
+        assert_eq!(disturbed(&measured), 1.0);
         measured.cpu.iter_mut().for_each(|row| row.receiver_share = 0.99);
         let error = Model::of(machine(), Design::usual(false), measured).expect_err("all full").to_string();
         assert!(error.contains("lower rates"), "{error}");
@@ -541,7 +575,7 @@ pub mod tests {
 
     #[test]
     fn a_saved_model_is_the_same_when_it_is_loaded() {
-        let model = model(0.03);
+        let model = model();
         let file = file("same");
         model.save(&file).expect("writable");
         let loaded = Model::load(&file).expect("our own");
@@ -557,14 +591,14 @@ pub mod tests {
         assert!(refused("other", "[]").contains("no model"));
         assert!(refused("version", "{\"version\": 99}").contains("version 99"));
         assert!(refused("part", "{\"version\": 1}").contains("broken"));
-        let text = serde_json::to_string(&model(0.03)).expect("serializable");
+        let text = serde_json::to_string(&model()).expect("serializable");
         assert!(refused("typo", &text.replace("\"apart_ms\"", "\"apart\"")).contains("apart"));
         assert!(refused("terms", &text.replace("\"publish\"", "\"publsih\"")).contains("terms"));
-        let mut negative = model(0.03);
+        let mut negative = model();
         negative.cpu.terms[2].value = -1.0;
         let text = serde_json::to_string(&negative).expect("serializable");
         assert!(refused("negative", &text).contains("negative"));
-        let mut nothing = model(0.03);
+        let mut nothing = model();
         nothing.apart_ms = 0.0;
         assert!(refused("zero", &serde_json::to_string(&nothing).expect("serializable")).contains("impossible"));
         nothing.apart_ms = f64::NAN;
@@ -573,7 +607,7 @@ pub mod tests {
 
     #[test]
     fn frames_are_as_long_as_the_standards_say() {
-        let model = model(0.0);
+        let model = model();
         let ws = |bytes| model.frame_bytes(Protocol::Ws, bytes);
         assert_eq!((ws(125.0), ws(126.0), ws(65_535.0), ws(65_536.0)), (127.0, 130.0, 65_539.0, 65_546.0));
         assert_eq!(model.frame_bytes(Protocol::Sse, 200.0), 230.0);

@@ -4,7 +4,7 @@ use super::answer::Answer;
 use super::experiments::{CpuRow, Kind};
 use super::fit::{Estimate, Term};
 use super::held_out::{Compared, ERROR_MAX, HeldOut};
-use super::model::{CPU_TERMS, KERNEL_TERMS, Model, USER_TERMS, Work};
+use super::model::{CPU_TERMS, KERNEL_TERMS, Model, USER_TERMS, Work, disturbed};
 use crate::framing::Protocol;
 use crate::machine::Machine;
 use crate::page::svg::{Axis, Line, Lines, lines};
@@ -12,6 +12,8 @@ use crate::page::{Notice, Page, Tile};
 use crate::report::{say, table};
 use crate::unit::Unit;
 
+/// Above this share of disturbed legs the figures are doubtful.
+const DISTURBED_MAX: f64 = 0.2;
 const COST_HEAD: [&str; 4] = ["cost of", "best", "90 % interval", "standard error"];
 const HELD_OUT_HEAD: [&str; 5] = ["held out", "predicted", "90 % interval", "measured (min to max)", "error"];
 const ANSWER_HEAD: [&str; 3] = ["needed", "", "how"];
@@ -82,6 +84,7 @@ fn model_notes(model: &Model) -> Vec<String> {
          Kernel memory is of both ends; a plan takes half of it for the server."
             .to_owned(),
     ];
+    notes.extend(disturbed_note(model.disturbed()));
     if model.left_out() > 0 {
         notes.push(format!(
             "{} measured points are not in the fit: a core was full, and deliveries merged.",
@@ -89,6 +92,16 @@ fn model_notes(model: &Model) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// A warning if other programs were at work.
+fn disturbed_note(share: f64) -> Option<String> {
+    (share > DISTURBED_MAX).then(|| {
+        format!(
+            "WARNING: in {} of the legs other programs took part of the server's CPU: measure on a quiet machine",
+            Unit::Share.show(share)
+        )
+    })
 }
 
 fn held_out_rows(held_out: &HeldOut) -> Vec<Vec<String>> {
@@ -252,6 +265,7 @@ pub fn print(model: &Model, held_out: Option<&HeldOut>, answer: Option<&Answer>)
         say(&format!("\nheld out: {}\n", held_out_title(held_out)));
         table(1, &HELD_OUT_HEAD, &held_out_rows(held_out));
         say(&format!("\n{}", held_out_verdict(held_out)));
+        disturbed_note(disturbed(&held_out.measured)).iter().for_each(|note| say(note));
     }
     if let Some(answer) = answer {
         say(&format!("{}\n", asked(answer)));
