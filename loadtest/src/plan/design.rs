@@ -93,8 +93,18 @@ impl Design {
         } else {
             vec![
                 group(ws, 250, None, &[load(100.0, 200), load(600.0, 200)]),
-                group(ws, 1_000, None, &[load(10.0, 200), load(50.0, 200), load(150.0, 200), load(100.0, 2_000)]),
-                group(ws, 4_000, None, &[load(3.0, 200), load(10.0, 200), load(35.0, 200), load(25.0, 4_000)]),
+                group(
+                    ws,
+                    1_000,
+                    None,
+                    &[load(10.0, 200), load(50.0, 200), load(150.0, 200), load(100.0, 2_000)],
+                ),
+                group(
+                    ws,
+                    4_000,
+                    None,
+                    &[load(3.0, 200), load(10.0, 200), load(35.0, 200), load(25.0, 4_000)],
+                ),
                 group(sse, 1_000, None, &[load(10.0, 200), load(150.0, 200)]),
                 group(sse, 4_000, None, &[load(10.0, 200), load(35.0, 200), load(25.0, 2_000)]),
                 group(ws, 4_000, Some(1_000), &[]),

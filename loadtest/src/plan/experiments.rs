@@ -161,7 +161,14 @@ pub fn measure(stand: &Stand<'_>, design: &Design) -> Result<Measured> {
                     None => format!("{} loads", group.loads.len()),
                 }
             ));
-            measure_group(stand, group, round, Duration::from_secs_f64(design.seconds), apart, &mut measured)?;
+            measure_group(
+                stand,
+                group,
+                round,
+                Duration::from_secs_f64(design.seconds),
+                apart,
+                &mut measured,
+            )?;
         }
     }
     Ok(measured)
@@ -363,7 +370,11 @@ fn publish_at(fleet: &mut Fleet, publisher: &mut PublishProcess, rate: f64, time
         fleet.pump(Instant::now() + PUBLISH_LOOK)?;
     };
     if published.refused > 0 {
-        bail!("the server refused {} of {} events: ask for a lower rate", published.refused, published.events);
+        bail!(
+            "the server refused {} of {} events: ask for a lower rate",
+            published.refused,
+            published.events
+        );
     }
     wait_until(fleet, start + Duration::from_secs_f64(published.events as f64 / rate))?;
     fleet.wait_for(arrived + published.events, ARRIVE_LIMIT, publisher.next() - 1)?;

@@ -170,7 +170,11 @@ fn check(about: &str, names: &[&str], rows: &[Row]) -> Result<()> {
         bail!("the {about} has a measured value that is no number");
     }
     if rows.len() <= names.len() {
-        bail!("the {about} has {} terms and only {} measured values: measure more points", names.len(), rows.len());
+        bail!(
+            "the {about} has {} terms and only {} measured values: measure more points",
+            names.len(),
+            rows.len()
+        );
     }
     if let Some(at) = dependent_column(rows, names.len()) {
         bail!(
@@ -210,8 +214,7 @@ fn robust(rows: &[Row], terms: usize) -> (Vec<f64>, Vec<f64>) {
     let mut weights = vec![1.0; rows.len()];
     let mut values = non_negative(rows, &weights, terms);
     for _ in 0..REWEIGHTINGS {
-        let residuals: Vec<f64> =
-            rows.iter().map(|row| (row.y - dot(&row.x, &values)) / row.sigma).collect();
+        let residuals: Vec<f64> = rows.iter().map(|row| (row.y - dot(&row.x, &values)) / row.sigma).collect();
         let limit = HUBER * deviation(residuals.iter().copied());
         for (weight, residual) in weights.iter_mut().zip(&residuals) {
             *weight = if residual.abs() <= limit { 1.0 } else { limit / residual.abs() };
@@ -316,7 +319,8 @@ fn standard_errors(rows: &[Row], weights: &[f64], values: &[f64], residuals: &[f
         })
         .collect();
     let inverse = eliminate(matrix, size);
-    let squares: f64 = residuals.iter().zip(weights).map(|(residual, weight)| weight * residual * residual).sum();
+    let squares: f64 =
+        residuals.iter().zip(weights).map(|(residual, weight)| weight * residual * residual).sum();
     let variance = squares / (rows.len() - size).max(1) as f64;
     let mut errors = vec![0.0; values.len()];
     for (at, &term) in free.iter().enumerate() {
@@ -393,7 +397,8 @@ mod tests {
         let truth = [3.0, 0.5, 20.0];
         let mut covered = 0;
         for seed in 1..=20 {
-            let fit = Fit::of("test", &["a", "b", "c"], &planted(&truth, 0.03, 60, seed), seed).expect("regular");
+            let fit =
+                Fit::of("test", &["a", "b", "c"], &planted(&truth, 0.03, 60, seed), seed).expect("regular");
             for (term, truth) in fit.terms.iter().zip(truth) {
                 assert!((term.value - truth).abs() < 5.0 * term.error, "{term:?} for {truth}");
                 covered += u32::from(term.low <= truth && truth <= term.high);
@@ -445,13 +450,20 @@ mod tests {
         for row in &mut rows {
             row.x[2] = 0.0;
         }
-        assert!(Fit::of("test", &["a", "b", "c"], &rows, 1).expect_err("never varied").to_string().contains("\"c\""));
+        assert!(
+            Fit::of("test", &["a", "b", "c"], &rows, 1)
+                .expect_err("never varied")
+                .to_string()
+                .contains("\"c\"")
+        );
     }
 
     #[test]
     fn too_few_values_and_values_that_are_no_numbers_are_refused() {
         let rows = planted(&[1.0, 2.0], 0.0, 2, 1);
-        assert!(Fit::of("test", &["a", "b"], &rows, 1).expect_err("few").to_string().contains("measure more"));
+        assert!(
+            Fit::of("test", &["a", "b"], &rows, 1).expect_err("few").to_string().contains("measure more")
+        );
         let mut rows = planted(&[1.0, 2.0], 0.0, 9, 1);
         rows[4].y = f64::NAN;
         assert!(Fit::of("test", &["a", "b"], &rows, 1).expect_err("NaN").to_string().contains("no number"));

@@ -130,7 +130,8 @@ fn point(model: &Model, args: &HeldOutArgs) -> Result<Group> {
     };
     let chosen = RATES.into_iter().rfind(|rate| busy(*rate) <= SHARE).unwrap_or(RATES[0]);
     let rate = args.held_out_rate.unwrap_or(chosen);
-    let group = Group { protocol, connections, topics: 1, heartbeat_ms: None, loads: vec![Load { rate, bytes }] };
+    let group =
+        Group { protocol, connections, topics: 1, heartbeat_ms: None, loads: vec![Load { rate, bytes }] };
     let design = Design { group: vec![group.clone()], ..model.design.clone() };
     design.check().context("the held-out point")?;
     Ok(group)

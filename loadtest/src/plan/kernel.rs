@@ -12,11 +12,7 @@ use anyhow::{Context, Result, bail};
 /// Kernel memory of the machine now, in bytes.
 pub fn kernel_bytes() -> Result<u64> {
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("reading {path}"));
-    parse(
-        &read("/proc/meminfo")?,
-        &read("/proc/net/sockstat")?,
-        rustix::param::page_size() as u64,
-    )
+    parse(&read("/proc/meminfo")?, &read("/proc/net/sockstat")?, rustix::param::page_size() as u64)
 }
 
 fn parse(meminfo: &str, sockstat: &str, page_bytes: u64) -> Result<u64> {
@@ -44,7 +40,8 @@ mod tests {
     use super::*;
 
     const MEMINFO: &str = "MemTotal: 9 kB\nSlab:      10 kB\nPageTables:   2 kB\nVmallocUsed:  1 kB\n";
-    const SOCKSTAT: &str = "sockets: used 14\nTCP: inuse 1 orphan 0 tw 0 alloc 1 mem 88\nUDP: inuse 0 mem 7\n";
+    const SOCKSTAT: &str =
+        "sockets: used 14\nTCP: inuse 1 orphan 0 tw 0 alloc 1 mem 88\nUDP: inuse 0 mem 7\n";
 
     #[test]
     fn kilobytes_and_pages_add_up_in_bytes() {

@@ -81,11 +81,8 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
         Some(file) => Design::read(file)?,
         None => Design::usual(args.quick),
     };
-    let stand = Stand {
-        fanwave: &args.fanwave,
-        server_cpu: common.sender_cpu,
-        receiver_cpu: common.receiver_cpu,
-    };
+    let stand =
+        Stand { fanwave: &args.fanwave, server_cpu: common.sender_cpu, receiver_cpu: common.receiver_cpu };
     // Only who measures needs two CPUs.
     let machine = match loaded.is_none() || args.held_out.held_out {
         true => crate::bench(common.clone())?.machine,

@@ -183,7 +183,18 @@ impl Model {
         let sse_overhead_bytes = fit::rounded(overheads.iter().sum::<f64>() / overheads.len().max(1) as f64);
         let domain = Domain::of(&loads);
         let version = VERSION;
-        Ok(Model { version, machine, design, apart_ms, sse_overhead_bytes, cpu, user, kernel, domain, measured })
+        Ok(Model {
+            version,
+            machine,
+            design,
+            apart_ms,
+            sse_overhead_bytes,
+            cpu,
+            user,
+            kernel,
+            domain,
+            measured,
+        })
     }
 
     /// Points that were measured and not fitted, since the machine was full.
@@ -235,8 +246,9 @@ impl Model {
     /// Reads a saved model. What this program did not write is refused in one line.
     pub fn load(file: &Path) -> Result<Model> {
         let name = file.display();
-        let text = fs::read_to_string(file)
-            .with_context(|| format!("reading the model {name} (measure one with `loadtest plan --save {name}`)"))?;
+        let text = fs::read_to_string(file).with_context(|| {
+            format!("reading the model {name} (measure one with `loadtest plan --save {name}`)")
+        })?;
         #[derive(Deserialize)]
         struct Head {
             version: u32,
@@ -248,7 +260,8 @@ impl Model {
                 head.version
             );
         }
-        let model: Model = serde_json::from_str(&text).with_context(|| format!("the model {name} is broken"))?;
+        let model: Model =
+            serde_json::from_str(&text).with_context(|| format!("the model {name} is broken"))?;
         model.check().with_context(|| format!("the model {name} is broken"))?;
         Ok(model)
     }
@@ -299,7 +312,12 @@ impl Domain {
     pub fn outside(&self, connections: f64, rate: f64, bytes: f64) -> Vec<String> {
         let one = |what: &str, value: f64, (low, high): (f64, f64)| {
             (value > 0.0 && !(low..=high).contains(&value)).then(|| {
-                format!("{} {what} lie outside the measured {} to {}", number(value), number(low), number(high))
+                format!(
+                    "{} {what} lie outside the measured {} to {}",
+                    number(value),
+                    number(low),
+                    number(high)
+                )
             })
         };
         [
@@ -315,7 +333,11 @@ impl Domain {
 
 /// A number in words: whole if it is large, three digits if it is small.
 fn number(value: f64) -> String {
-    if value >= 100.0 { crate::report::grouped(value.round() as u64) } else { format!("{}", fit::to_digits(value, 3)) }
+    if value >= 100.0 {
+        crate::report::grouped(value.round() as u64)
+    } else {
+        format!("{}", fit::to_digits(value, 3))
+    }
 }
 
 /// The share of the legs with events in which other programs took much of the server's CPU.
@@ -382,8 +404,7 @@ pub mod tests {
     use crate::plan::random::Random;
 
     /// CPU microseconds, in the order of [`CPU_TERMS`].
-    const CPU_TRUTH: [f64; 13] =
-        [700.0, 12.0, 2.0, 2.1, 2.5, 0.4, 0.3, 30.0, 7.0, 5.0, 13.0, 12.0, 9.0];
+    const CPU_TRUTH: [f64; 13] = [700.0, 12.0, 2.0, 2.1, 2.5, 0.4, 0.3, 30.0, 7.0, 5.0, 13.0, 12.0, 9.0];
     const USER_TRUTH: [f64; 6] = [1.3e6, 0.6e6, 145.0, 135.0, 550.0, 1.5];
     const KERNEL_TRUTH: [f64; 3] = [0.5e6, 8_700.0, 8_600.0];
     /// Interval at which half of `apart` is paid.
@@ -425,8 +446,20 @@ pub mod tests {
                 };
                 let connections = group.connections as u64;
                 let mut rows = vec![
-                    CpuRow { kind: Kind::Open, seconds: 0.3, handshakes: connections, heartbeats: 0, ..idle.clone() },
-                    CpuRow { kind: Kind::Close, seconds: 0.6, closes: connections, heartbeats: 0, ..idle.clone() },
+                    CpuRow {
+                        kind: Kind::Open,
+                        seconds: 0.3,
+                        handshakes: connections,
+                        heartbeats: 0,
+                        ..idle.clone()
+                    },
+                    CpuRow {
+                        kind: Kind::Close,
+                        seconds: 0.6,
+                        closes: connections,
+                        heartbeats: 0,
+                        ..idle.clone()
+                    },
                 ];
                 rows.extend(group.loads.iter().map(|load| {
                     let events = (load.rate * 1.5).ceil() as u64;
@@ -436,7 +469,8 @@ pub mod tests {
                         events,
                         deliveries: events * connections,
                         payload_bytes: load.bytes,
-                        frame_bytes: load.bytes as f64 + if group.protocol == Protocol::Sse { 30.0 } else { 4.0 },
+                        frame_bytes: load.bytes as f64
+                            + if group.protocol == Protocol::Sse { 30.0 } else { 4.0 },
                         ..idle.clone()
                     }
                 }));
@@ -447,7 +481,8 @@ pub mod tests {
                     measured.cpu.push(row);
                 }
                 let loaded: u64 = group.loads.iter().map(|load| (load.rate * 1.7) as u64).sum();
-                let bytes: u64 = group.loads.iter().map(|load| (load.rate * 1.7) as u64 * load.bytes as u64).sum();
+                let bytes: u64 =
+                    group.loads.iter().map(|load| (load.rate * 1.7) as u64 * load.bytes as u64).sum();
                 for (connections, window_events, window_bytes) in
                     [(0, 0, 0), (group.connections, 0, 0), (group.connections, loaded, bytes)]
                 {
@@ -600,7 +635,9 @@ pub mod tests {
         assert!(refused("negative", &text).contains("negative"));
         let mut nothing = model();
         nothing.apart_ms = 0.0;
-        assert!(refused("zero", &serde_json::to_string(&nothing).expect("serializable")).contains("impossible"));
+        assert!(
+            refused("zero", &serde_json::to_string(&nothing).expect("serializable")).contains("impossible")
+        );
         nothing.apart_ms = f64::NAN;
         assert!(refused("nan", &serde_json::to_string(&nothing).expect("serializable")).contains("broken"));
     }
@@ -615,7 +652,8 @@ pub mod tests {
 
     #[test]
     fn what_lies_outside_of_the_measured_range_is_said() {
-        let domain = Domain { connections: (250.0, 4_000.0), rate: (3.0, 600.0), bytes: (200.0, 4_000.0), share: 0.5 };
+        let domain =
+            Domain { connections: (250.0, 4_000.0), rate: (3.0, 600.0), bytes: (200.0, 4_000.0), share: 0.5 };
         assert!(domain.outside(4_000.0, 3.0, 200.0).is_empty());
         assert!(domain.outside(4_000.0, 0.0, 0.0).is_empty());
         let notes = domain.outside(16_000.0, 0.5, 5_000.0);

@@ -134,7 +134,8 @@ pub mod tests {
     #[test]
     fn nothing_is_asked_without_subscribers() {
         assert_eq!(asked("--rate 5").expect("possible"), None);
-        let question = asked("--subscribers 100000 --rate 2.5 --protocol sse").expect("possible").expect("asked");
+        let question =
+            asked("--subscribers 100000 --rate 2.5 --protocol sse").expect("possible").expect("asked");
         assert_eq!((question.subscribers, question.rate, question.bytes), (100_000.0, 2.5, 200.0));
         assert_eq!(question.protocol, Protocol::Sse);
     }

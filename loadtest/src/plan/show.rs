@@ -48,10 +48,9 @@ fn cost_rows(model: &Model) -> Vec<Vec<String>> {
         let what = if *name == "process" { what.to_owned() } else { format!("user memory: {what}") };
         row(&what, Unit::Bytes, term)
     });
-    let kernel = KERNEL_TERMS
-        .iter()
-        .zip(&model.kernel.terms)
-        .map(|(name, term)| row(&format!("kernel memory, both ends: {}", memory_term(name)), Unit::Bytes, term));
+    let kernel = KERNEL_TERMS.iter().zip(&model.kernel.terms).map(|(name, term)| {
+        row(&format!("kernel memory, both ends: {}", memory_term(name)), Unit::Bytes, term)
+    });
     cpu.chain(user).chain(kernel).collect()
 }
 
@@ -149,12 +148,7 @@ fn held_out_verdict(held_out: &HeldOut) -> String {
 fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
     let question = &answer.question;
     let range = |unit: Unit, estimate: Estimate| {
-        format!(
-            "{} ({} to {})",
-            unit.show(estimate.value),
-            unit.show(estimate.low),
-            unit.show(estimate.high)
-        )
+        format!("{} ({} to {})", unit.show(estimate.value), unit.show(estimate.low), unit.show(estimate.high))
     };
     let count = |value: f64| Unit::Count.show(value);
     let by = answer.nodes_by.iter().map(|(what, nodes)| format!("{} by {what}", count(*nodes)));
@@ -278,7 +272,8 @@ pub fn print(model: &Model, held_out: Option<&HeldOut>, answer: Option<&Answer>)
 
 /// Everything as one HTML document.
 pub fn page(model: &Model, machine: &Machine, held_out: Option<&HeldOut>, answer: Option<&Answer>) -> String {
-    let about = format!("What fanwave costs and how many servers are needed. Model: {}.", model.machine.line());
+    let about =
+        format!("What fanwave costs and how many servers are needed. Model: {}.", model.machine.line());
     let mut page = Page::new("Capacity plan", &about, machine);
     if let Some(answer) = answer {
         for note in &answer.extrapolates {
@@ -318,9 +313,12 @@ fn tiles(answer: &Answer) -> [Tile; 4] {
             Unit::Count.show(answer.cpu.value),
             format!("{} to {}", Unit::Count.show(answer.cpu.low), Unit::Count.show(answer.cpu.high)),
         ),
-        Tile::new("Memory per node", Unit::Bytes.show(
-            answer.user_per_node.value + answer.kernel_per_node.value + answer.under_way_per_node,
-        ), "user space and kernel"),
+        Tile::new(
+            "Memory per node",
+            Unit::Bytes
+                .show(answer.user_per_node.value + answer.kernel_per_node.value + answer.under_way_per_node),
+            "user space and kernel",
+        ),
         Tile::new("Network out", format!("{:.2} Gbit/s", answer.bits_out / 1e9), "all nodes"),
     ]
 }
@@ -358,10 +356,14 @@ fn delivery_plot(model: &Model) -> Lines {
         };
         (rate, model.cpu(&work).value * 1e6 / work.deliveries)
     });
-    lines.push(Line::new(format!("ws, model at {} connections", Unit::Count.show(connections)), curve.collect()));
+    lines.push(Line::new(
+        format!("ws, model at {} connections", Unit::Count.show(connections)),
+        curve.collect(),
+    ));
     Lines {
         title: "CPU per delivery".into(),
-        about: "CPU microseconds per delivery over events per second, measured and as the model has it".into(),
+        about: "CPU microseconds per delivery over events per second, measured and as the model has it"
+            .into(),
         x: Axis::log("events/s of a connection", Unit::Count),
         y: Axis::linear("CPU per delivery", Unit::CpuMicroseconds),
         lines,
