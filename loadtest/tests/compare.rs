@@ -103,6 +103,8 @@ fn impossible_arguments_are_told_by_name_and_nothing_is_measured() {
         (&["--memory-connections", "9,9"], "--memory-connections 9,9"),
         (&["--seconds-per-leg", "0"], "--seconds-per-leg 0"),
         (&["--sender-cpu", "9999"], "--sender-cpu 9999"),
+        (&["--page", "/nowhere/at/all.html"], "make the directory /nowhere/at"),
+        (&["--json", "/nowhere/at/all.json"], "make the directory /nowhere/at"),
         (&["--rivals", "redis"], "--help"),
         (&["--server", "/nowhere/fanwave"], "cannot run /nowhere/fanwave"),
     ] {

@@ -6,7 +6,7 @@
 //! [`show`] and [`picture`] tell the outcome.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -88,6 +88,9 @@ struct Comparison {
 pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     let time = leg_time(args.seconds_per_leg)?;
     let (few, many) = check(args)?;
+    for file in [&args.page, &bench.common.json].into_iter().flatten() {
+        check_directory(file)?;
+    }
     let apart = interrupts_are_apart()?;
     let choices = choices(args);
     let plan = cells::Plan {
@@ -157,6 +160,16 @@ fn check(args: &CompareArgs) -> Result<(usize, usize)> {
         bail!("--memory-connections {few},{many}: the first number is at least 1 and less than the second");
     }
     Ok((few, many))
+}
+
+/// Refuses a file for which there is no directory, before minutes are spent on what it shall hold.
+fn check_directory(file: &Path) -> Result<()> {
+    match file.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() && !directory.is_dir() => {
+            bail!("cannot write {}: make the directory {} first", file.display(), directory.display())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Everybody who takes part, fanwave first.

@@ -322,15 +322,12 @@ impl Crowd {
                 Task::Storm => self.storm(now, wires)?,
             }
         }
-        if self.handshakes.is_empty() {
-            self.moved = Instant::now();
-        }
         while self.handshakes.len() < HANDSHAKES_MAX
             && let Some(number) = self.wanted.pop_front()
         {
             self.connect(number, wires)?;
         }
-        if self.moved.elapsed() > STUCK_MAX {
+        if !self.handshakes.is_empty() && self.moved.elapsed() > STUCK_MAX {
             bail!(
                 "no handshake ended within {STUCK_MAX:?}: {} of {} connections to {} are open",
                 self.open,
@@ -377,6 +374,9 @@ impl Crowd {
         )?;
         member.socket = Some(socket);
         member.state = State::Connecting;
+        if self.handshakes.is_empty() {
+            self.moved = Instant::now();
+        }
         self.handshakes.insert(number, (handshake, begun));
         Ok(())
     }
@@ -562,12 +562,14 @@ impl Crowd {
         member.generation += 1;
         self.open -= 1;
         if let Some(split) = &mut member.split {
-            split.resume.clear();
             let id = std::str::from_utf8(split.splitter.last_id()).unwrap_or_default();
-            // A connection that broke before its first event resumes where the one before would have.
-            if resumes && !id.is_empty() && !id.contains(char::is_control) {
-                split.resume.push_str(id);
-            } else {
+            if !resumes {
+                split.resume.clear();
+            } else if !id.is_empty() && !id.contains(char::is_control) {
+                split.resume.replace_range(.., id);
+            }
+            // A connection that broke before its first event resumes where the one before it would have.
+            if split.resume.is_empty() {
                 split.audit.rejoin();
             }
             split.splitter = fresh;
