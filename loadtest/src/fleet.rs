@@ -4,7 +4,6 @@
 //! limit; a receiver that fails, ends or falls silent ends the run with its cause. What is said of "every connection"
 //! (completion, last arrivals) holds for steady subscribers: those who come and go are counted and audited, and not waited for.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -14,10 +13,15 @@ use hdrhistogram::Histogram;
 use crate::framing::{Protocol, same_bytes_everywhere};
 use crate::link::{self, Link};
 use crate::process::sockets_per_process_max;
-pub use crate::receiver::LastArrival;
-use crate::receiver::{Order, SampleWord, Setup, Totals, Word, events_of_topic, is_told, latency_histogram};
+use crate::receiver::{Order, Setup, Totals, Word, events_of_topic, latency_histogram};
 use crate::target::Dialect;
 use crate::workload::Behaviour;
+use sample::Lasts;
+
+mod sample;
+
+pub use crate::receiver::LastArrival;
+pub use sample::Sample;
 
 /// The longest silence of a receiver that opens connections; it reports a stuck opening itself, earlier.
 const OPEN_LIMIT: Duration = Duration::from_secs(300);
@@ -27,8 +31,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const TAIL_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks at what is still on its way.
 const TAIL_LOOK: Duration = Duration::from_millis(20);
-/// Last arrivals that wait for the word of further receivers. Beyond it something was lost, and the audit tells what.
-const PENDING_MAX: usize = 1 << 18;
 /// Sockets of one receiver process, whatever the limit allows: keeps one process's share of a large run small.
 const SOCKETS_PER_RECEIVER_MAX: u64 = 19_000;
 
@@ -81,31 +83,6 @@ impl FleetPlan {
     }
 }
 
-/// What happened since the last sample, over all receivers.
-#[derive(Debug, Clone, Default)]
-pub struct Sample {
-    /// Deliveries.
-    pub events: u64,
-    /// Bytes.
-    pub bytes: u64,
-    /// Connections open at present.
-    pub connections: u64,
-    /// From the stamp to each subscriber: nanoseconds and count; empty without audit.
-    pub latencies: Vec<(u64, u64)>,
-    /// Events that have reached all of the fleet's connections of their topic; only with audit and steady subscribers.
-    pub lasts: Vec<LastArrival>,
-    /// How many events each of `lasts` stands for: 1 unless there are too many to tell.
-    pub lasts_weight: u64,
-    /// Handshakes that ended.
-    pub opened: u64,
-    /// From the connect to the response head: nanoseconds and count.
-    pub handshakes: Vec<(u64, u64)>,
-    /// Connections that the server ended.
-    pub closed_by_server: u64,
-    /// CPU nanoseconds of the receivers.
-    pub cpu_ns: u64,
-}
-
 struct Member {
     link: Link,
     connections: usize,
@@ -118,8 +95,8 @@ struct Member {
 pub struct Fleet {
     plan: FleetPlan,
     members: Vec<Member>,
-    /// Events that some receivers have told as arrived everywhere: how many of them, and the last arrival.
-    pending: HashMap<(usize, u64), (usize, LastArrival)>,
+    /// Events that have not arrived in all receivers.
+    lasts: Lasts,
 }
 
 /// Counters over all receivers since zero.
@@ -134,7 +111,7 @@ pub struct FleetTotals {
 impl Fleet {
     /// A fleet without connections.
     pub fn new(plan: FleetPlan) -> Fleet {
-        Fleet { plan, members: Vec::new(), pending: HashMap::new() }
+        Fleet { plan, members: Vec::new(), lasts: Lasts::default() }
     }
 
     /// Connections now.
@@ -210,7 +187,7 @@ impl Fleet {
     /// Sets all counters to zero; `next` is the number of the event expected first, over all topics. Nothing may be in
     /// flight to steady subscribers.
     pub fn zero(&mut self, next: u64, raw_frame_bytes: usize) -> Result<()> {
-        self.pending.clear();
+        self.lasts = Lasts::default();
         for member in &mut self.members {
             member.link.send(&Order::Zero { next, raw_frame_bytes })?;
         }
@@ -352,61 +329,15 @@ impl Fleet {
 
     /// What happened since the last sample (or since zero).
     pub fn sample(&mut self) -> Result<Sample> {
-        let mut merged = Sample { lasts_weight: 1, ..Sample::default() };
-        let (mut latencies, mut handshakes) = (latency_histogram(), latency_histogram());
-        let mut shift = 0;
-        let mut told = Vec::new();
+        let mut samples = Vec::new();
         for word in self.ask_all(|_, _| Order::Sample, ANSWER_LIMIT)? {
-            let sample: SampleWord = match word {
-                Word::Sample(sample) => sample,
+            match word {
+                Word::Sample(sample) => samples.push(sample),
                 other => return Err(unexpected(&other)),
-            };
-            merged.events += sample.events;
-            merged.bytes += sample.bytes;
-            merged.connections += sample.connections;
-            merged.opened += sample.opened;
-            merged.closed_by_server += sample.closed_by_server;
-            merged.cpu_ns += sample.cpu_ns;
-            for (histogram, values) in
-                [(&mut latencies, &sample.latencies), (&mut handshakes, &sample.handshakes)]
-            {
-                values.iter().for_each(|&(value, count)| histogram.saturating_record_n(value, count));
-            }
-            shift = shift.max(sample.lasts_shift);
-            told.extend(sample.lasts);
-        }
-        merged.latencies = recorded(&latencies);
-        merged.handshakes = recorded(&handshakes);
-        merged.lasts = self.merge_lasts(told, shift);
-        merged.lasts_weight = 1 << shift;
-        Ok(merged)
-    }
-
-    /// The events that have arrived in all receivers which have connections of their topic. Receivers may tell different
-    /// selections; only what all of them tell can be merged.
-    fn merge_lasts(&mut self, told: Vec<LastArrival>, shift: u32) -> Vec<LastArrival> {
-        let topics = self.plan.topics;
-        let is_told = |event, topic| is_told(event, topic, topics, shift);
-        if self.members.len() == 1 {
-            return told;
-        }
-        let mut merged = Vec::new();
-        for last in told.into_iter().filter(|last| is_told(last.event, last.topic)) {
-            let key = (last.topic, last.event);
-            let (receivers, latest) = self.pending.entry(key).or_insert((0, last));
-            *receivers += 1;
-            latest.arrival_ns = latest.arrival_ns.max(last.arrival_ns);
-            let (receivers, latest) = (*receivers, *latest);
-            if receivers == receivers_of(last.topic, topics, self.plan.first, &self.members) {
-                self.pending.remove(&key);
-                merged.push(latest);
             }
         }
-        self.pending.retain(|&(topic, event), _| is_told(event, topic));
-        if self.pending.len() > PENDING_MAX {
-            self.pending.clear();
-        }
-        merged
+        let receivers: Vec<usize> = self.members.iter().map(|member| member.connections).collect();
+        Ok(Sample::merge(samples, &mut self.lasts, self.plan.topics, self.plan.first, &receivers))
     }
 
     /// The counters, after checking that `events` arrived over all topics on every connection to the byte. A fleet with
@@ -416,42 +347,25 @@ impl Fleet {
         let same_bytes = same_bytes_everywhere(self.plan.protocol, self.plan.dialect);
         let expected = Expected {
             events: (self.plan.topics == 1).then_some(events),
-            deliveries: self.expected_deliveries(events, last),
+            deliveries: deliveries(self.plan.topics, self.plan.first, self.connections(), events, last),
             same_bytes,
             audited: self.plan.audit,
         };
         check_totals(&report.totals, &expected)?;
         Ok(report)
     }
-
-    /// Deliveries that the last `events` events up to number `last` make.
-    fn expected_deliveries(&self, events: u64, last: u64) -> u64 {
-        let (topics, all) = (self.plan.topics, self.connections());
-        (0..topics.min(all))
-            .map(|offset| {
-                let topic = (self.plan.first + offset) % topics;
-                let connections = (all - offset).div_ceil(topics) as u64;
-                let before = events_of_topic(last - events.min(last), topic, topics);
-                (events_of_topic(last, topic, topics) - before) * connections
-            })
-            .sum()
-    }
 }
 
-/// How many of the receivers, whose connections follow each other from number `first` on, have connections of `topic`.
-fn receivers_of(topic: usize, topics: usize, first: usize, members: &[Member]) -> usize {
-    let mut from = first;
-    let mut receivers = 0;
-    for member in members {
-        let to_topic = (topic + topics - from % topics) % topics;
-        receivers += usize::from(to_topic < member.connections);
-        from += member.connections;
-    }
-    receivers
-}
-
-fn recorded(histogram: &Histogram<u64>) -> Vec<(u64, u64)> {
-    histogram.iter_recorded().map(|value| (value.value_iterated_to(), value.count_at_value())).collect()
+/// What the last `events` events up to number `last` make on `connections` connections from number `first` on.
+fn deliveries(topics: usize, first: usize, connections: usize, events: u64, last: u64) -> u64 {
+    (0..topics.min(connections))
+        .map(|offset| {
+            let topic = (first + offset) % topics;
+            let subscribers = (connections - offset).div_ceil(topics) as u64;
+            let before = events_of_topic(last - events.min(last), topic, topics);
+            (events_of_topic(last, topic, topics) - before) * subscribers
+        })
+        .sum()
 }
 
 /// What a fleet must have received.
@@ -576,6 +490,15 @@ mod tests {
         }
         let short = Findings { events: 29, ..Findings::default() };
         assert!(check(&Totals { findings: short, ..totals() }, 3, true).is_err());
+    }
+
+    #[test]
+    fn each_event_is_expected_once_per_connection_of_its_topic() {
+        assert_eq!(deliveries(1, 7, 10, 3, 50), 30);
+        // Connections 4, 5, 6, 7 of topics 1, 2, 0, 1; events 5, 6, 7 go to topics 1, 2, 0.
+        assert_eq!(deliveries(3, 4, 4, 3, 7), 4);
+        assert_eq!(deliveries(3, 4, 4, 1, 5), 2, "event 5 alone");
+        assert_eq!(deliveries(5, 0, 2, 5, 5), 2, "three topics have nobody");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use fanwave::egress::{ReceiveEnd, Slot};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 
 use super::handshake::{self, Attempt, Handshake, Step};
 use super::tally::{Counting, SampleWord, Tally, events_of_topic};
@@ -28,6 +28,9 @@ use crate::audit::{Audit, Findings};
 use crate::framing::{Protocol, Splitter, same_bytes_everywhere};
 use crate::stamp::now_ns;
 use crate::workload::Behaviour;
+use behaviour::slow_read;
+
+mod behaviour;
 
 /// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is dropped.
 const HANDSHAKES_MAX: usize = 256;
@@ -45,15 +48,13 @@ const GENERATIONS: usize = 900;
 const PAUSE_NS: u64 = 200_000_000;
 /// Bytes read at once outside of the ring.
 const READ_BYTES: usize = 64 << 10;
-/// The shortest and the longest time between two reads of a slow reader, and the bytes of one between those.
-const SLOW_READ_NS: (u64, u64) = (5_000_000, 100_000_000);
-const SLOW_READ_BYTES: u64 = 2_048;
 /// Receive buffer of slow and stalled readers: small, so that what they leave unread stays with the server.
 const SMALL_BUFFER_BYTES: usize = 4_096;
 const SECOND_NS: f64 = 1e9;
 /// How the reason of a splitter begins where the server ended a WebSocket by its own will.
 const CLOSED: &str = "the server closed the WebSocket";
 
+/// No member.
 const NOBODY: u32 = u32::MAX;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,15 +151,6 @@ pub struct Crowd {
     closing: Vec<u32>,
     failed: Option<anyhow::Error>,
     buffer: Vec<u8>,
-}
-
-/// How often a slow reader reads, in nanoseconds, and how many bytes at most.
-fn slow_read(bytes_per_second: u64) -> (u64, usize) {
-    let rate = bytes_per_second.max(1) as f64;
-    let (shortest, longest) = SLOW_READ_NS;
-    let between = (SLOW_READ_BYTES as f64 / rate * SECOND_NS).clamp(shortest as f64, longest as f64);
-    let between = between.max(SECOND_NS / rate);
-    ((between as u64), ((rate * between / SECOND_NS) as usize).max(1))
 }
 
 impl Crowd {
@@ -259,36 +251,6 @@ impl Crowd {
         Some(opening.start.elapsed().as_secs_f64())
     }
 
-    /// The measurement begins; so many members per second are replaced from here on.
-    pub fn start(&mut self, churn_per_second: f64) {
-        let now = now_ns();
-        (self.started, self.stopped) = (true, false);
-        match self.setup.behaviour {
-            Behaviour::Churn { .. } if churn_per_second > 0.0 => {
-                self.churn = (now, churn_per_second, 0);
-                self.schedule_churn();
-            }
-            Behaviour::Storm { at_seconds, .. } => {
-                self.timers.push(Reverse((now + (at_seconds * SECOND_NS) as u64, Task::Storm)));
-            }
-            _ => {}
-        }
-        for number in 0..self.members.len() as u32 {
-            if self.members[number as usize].state == State::Away {
-                self.timers.push(Reverse((now + PAUSE_NS, Task::Reconnect(number))));
-            }
-        }
-    }
-
-    /// Churn and storm are over; whoever is not here now is waited for.
-    pub fn stop(&mut self) {
-        self.stopped = true;
-        if self.started {
-            let away = |number: &u32| self.members[*number as usize].state != State::Open;
-            self.awaited = (0..self.members.len() as u32).filter(away).collect();
-        }
-    }
-
     /// True once everybody is back whom the stop waits for.
     pub fn all_back(&self) -> bool {
         self.awaited.is_empty()
@@ -336,23 +298,6 @@ impl Crowd {
             );
         }
         Ok(())
-    }
-
-    fn ramp(&mut self, now: u64) {
-        let Some(opening) = &mut self.opening else { return };
-        let all = opening.members.len();
-        let allowed = match opening.per_second {
-            Some(rate) => (((now - opening.start_ns) as f64 / SECOND_NS * rate) as usize + 1).min(all),
-            None => all,
-        };
-        self.wanted.extend((opening.asked..allowed).map(|at| (opening.members.start + at) as u32));
-        opening.asked = allowed;
-        if let Some(rate) = opening.per_second
-            && allowed < all
-        {
-            let due = opening.start_ns + (allowed as f64 / rate * SECOND_NS) as u64;
-            self.timers.push(Reverse((due, Task::Ramp)));
-        }
     }
 
     fn connect(&mut self, number: u32, wires: &mut Wires) -> Result<()> {
@@ -579,65 +524,6 @@ impl Crowd {
         }
     }
 
-    fn read_slowly(&mut self, number: u32, generation: u32, now: u64) -> Result<()> {
-        let Behaviour::Slow { bytes_per_second } = self.setup.behaviour else { return Ok(()) };
-        let member = &self.members[number as usize];
-        let Some(socket) = &member.socket else { return Ok(()) };
-        if member.state != State::Open || member.generation != generation {
-            return Ok(());
-        }
-        let (between, bytes) = slow_read(bytes_per_second);
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let piece = bytes.min(buffer.len());
-        let read = rustix::net::recv(socket, &mut buffer[..piece], RecvFlags::DONTWAIT);
-        let outcome = match read {
-            Ok((0, _)) => self.closed(number, "the server ended the stream"),
-            Ok((read, _)) => self.arrived(number, &buffer[..read]),
-            Err(Errno::AGAIN | Errno::INTR) => Ok(()),
-            Err(error) => self.closed(number, &format!("the connection broke: {error}")),
-        };
-        self.buffer = buffer;
-        if self.members[number as usize].state == State::Open {
-            self.timers.push(Reverse((now + between, Task::Read(number, generation))));
-        }
-        outcome
-    }
-
-    fn schedule_churn(&mut self) {
-        let (start, rate, done) = self.churn;
-        let due = start + ((done + 1) as f64 / rate * SECOND_NS) as u64;
-        self.timers.push(Reverse((due, Task::Churn)));
-    }
-
-    fn replace_oldest(&mut self, now: u64, wires: &mut Wires) -> Result<()> {
-        if self.stopped {
-            return Ok(());
-        }
-        self.churn.2 += 1;
-        self.schedule_churn();
-        while let Some((number, generation)) = self.ages.pop_front() {
-            let member = &self.members[number as usize];
-            if member.state == State::Open && member.generation == generation {
-                return self.leave(number, now, false, wires);
-            }
-        }
-        Ok(())
-    }
-
-    fn storm(&mut self, now: u64, wires: &mut Wires) -> Result<()> {
-        let Behaviour::Storm { share, .. } = self.setup.behaviour else { return Ok(()) };
-        if self.stopped {
-            return Ok(());
-        }
-        for number in 0..self.members.len() as u32 {
-            let up_to = |members: u32| (f64::from(members) * share.clamp(0.0, 1.0)).round();
-            if up_to(number + 1) > up_to(number) && self.members[number as usize].state == State::Open {
-                self.leave(number, now, true, wires)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Sets all counters to zero; `next` is the number of the event expected first. Of those who do not stay, whoever has
     /// received something expects what follows it.
     pub fn zero(&mut self, next: u64, raw_frame_bytes: usize) {
@@ -698,22 +584,5 @@ impl Crowd {
     /// What happened since the last sample, the CPU time excepted.
     pub fn sample(&mut self) -> SampleWord {
         SampleWord { connections: self.open, ..self.tally.sample() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slow_reads_keep_to_their_rate_in_pieces_that_are_neither_tiny_nor_large() {
-        for rate in [1, 5, 100, 2_048, 20_000, 400_000, 10_000_000] {
-            let (between, bytes) = slow_read(rate);
-            let kept = bytes as f64 * SECOND_NS / between as f64;
-            assert!((0.9..=1.0).contains(&(kept / rate as f64)), "{rate} became {kept}");
-            assert!(between >= SLOW_READ_NS.0);
-        }
-        assert_eq!(slow_read(20_000), (100_000_000, 2_000));
-        assert_eq!(slow_read(0).1, 1);
     }
 }

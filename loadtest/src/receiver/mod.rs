@@ -31,7 +31,7 @@ pub mod handshake;
 mod tally;
 mod wires;
 
-pub use tally::{SampleWord, events_of_topic, is_told};
+pub use tally::{SampleWord, events_of_topic, is_told, recorded};
 
 /// Longest latency that the histogram tells apart, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
