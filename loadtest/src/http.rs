@@ -149,6 +149,24 @@ mod tests {
     }
 
     #[test]
+    fn answers_in_a_row_are_read_one_by_one_with_what_they_say_of_the_connection() {
+        let mut from: &[u8] = b"HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok\
+            HTTP/1.1 503 Busy\r\nretry-after: 1\r\nContent-Length: 0\r\n\r\n\
+            HTTP/1.1 200 OK\r\nconnection: Close\r\nContent-Length: 0\r\n\r\n\
+            HTTP/1.0 204 No Content\r\n\r\n\
+            HTTP/1.1 200 OK\r\n\r\nto the end";
+        let mut next = || {
+            let answer = read_next(&mut from).expect("well formed");
+            (answer.status, answer.close, answer.retry_after)
+        };
+        assert_eq!(next(), (202, false, false));
+        assert_eq!(next(), (503, false, true));
+        assert_eq!(next(), (200, true, false));
+        assert_eq!(next(), (204, true, false));
+        assert_eq!(next(), (200, true, false));
+    }
+
+    #[test]
     fn a_truncated_answer_and_a_foreign_protocol_are_errors() {
         for text in ["", "SSH-2.0\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe", "HTTP/1.1 2"] {
             assert!(parse_answer(text.as_bytes()).is_err(), "{text}");

@@ -82,11 +82,7 @@ fn take(publisher: TcpStream, mut event: impl FnMut(String) -> bool) {
     while from.read_line(&mut line).is_ok_and(|read| read > 0) {
         match line.trim_end() {
             "PING" => from.get_mut().write_all(b"PONG\r\n").expect("the publisher reads"),
-            payload if payload.starts_with("~fw") => {
-                if !event(payload.to_owned()) {
-                    return;
-                }
-            }
+            payload if payload.starts_with("~fw") && !event(payload.to_owned()) => return,
             _ => {}
         }
         line.clear();
@@ -209,7 +205,7 @@ fn the_percentiles_are_those_of_the_delays_that_the_server_made() {
     // 700 of 1,000 events take 5 ms, 280 take 50 ms, 20 take 200 ms.
     fn delay(event: u64, _subscriber: usize) -> u64 {
         match event {
-            _ if event % 50 == 0 => 200 * MS,
+            _ if event.is_multiple_of(50) => 200 * MS,
             _ if event % 10 < 3 => 50 * MS,
             _ => 5 * MS,
         }
@@ -276,11 +272,11 @@ fn a_publisher_that_was_stopped_for_a_second_hides_nothing_of_it() {
     let server = DelayServer::start(|_, _| 0);
     let (mut publisher, mut receiver) = roles(&server, 1);
     go(&mut publisher, RATE as f64, 4.0);
-    let pid = Pid::from_raw(publisher.pid() as i32).expect("a process id");
+    let pid = Pid::from_raw(publisher.child.id() as i32).expect("a process id");
     // Somewhere within the four seconds; how far is of no matter.
     thread::sleep(Duration::from_secs(1));
     kill_process(pid, Signal::STOP).expect("it lives");
-    wait_stopped(publisher.pid());
+    wait_stopped(publisher.child.id());
     let stopped = now_ns();
     while now_ns() < stopped + STALL {
         thread::sleep(Duration::from_millis(5));

@@ -139,7 +139,7 @@ impl Parser {
                 // Subject, subscription, perhaps a reply subject, and the payload's bytes.
                 let count = words.clone().count();
                 let bytes: usize = words
-                    .last()
+                    .next_back()
                     .filter(|_| count == 3 || count == 4)
                     .and_then(|word| std::str::from_utf8(word).ok()?.parse().ok())
                     .ok_or_else(|| format!("the server sent a broken NATS line {}", shown(line)))?;

@@ -22,7 +22,7 @@ mod schedule;
 mod stream;
 mod websocket;
 
-pub use process::{PublishProcess, PublishSample, Published, run};
+pub use process::{PublishProcess, PublishSample, run};
 
 /// The largest payload, beyond what servers take.
 const PAYLOAD_BYTES_MAX: usize = 16 << 20;

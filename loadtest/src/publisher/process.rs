@@ -292,14 +292,14 @@ impl PublishProcess {
             bail!("the publisher is still publishing");
         }
         Schedule::new(pace, seconds, 0)?;
-        self.link.send(&Order::Go { pace, seconds })?;
+        self.order(&Order::Go { pace, seconds })?;
         self.state = State::Publishing;
         Ok(())
     }
 
     /// What happened since the last sample.
     pub fn sample(&mut self) -> Result<PublishSample> {
-        self.link.send(&Order::Sample)?;
+        self.order(&Order::Sample)?;
         match self.answer(Instant::now() + ANSWER_LIMIT)? {
             Some(Word::Sample(sample)) => {
                 if let State::Publishing = self.state {
@@ -327,7 +327,8 @@ impl PublishProcess {
 
     fn done_by(&mut self, deadline: Instant) -> Result<Option<Published>> {
         if let State::Publishing = self.state
-            && let Some(word) = self.answer_or_done(deadline)?
+            && let Some(word) = self.take(deadline)?
+            && let Some(word) = self.note(word)?
         {
             return Err(unexpected(&word));
         }
@@ -340,12 +341,21 @@ impl PublishProcess {
 
     /// Ends the publishing; checks, where the way allows it, that the server took every event that it did not refuse.
     pub fn finish(mut self) -> Result<()> {
-        self.link.send(&Order::Finish)?;
+        self.order(&Order::Finish)?;
         match self.answer(Instant::now() + ANSWER_LIMIT)? {
             Some(Word::Finished) => Ok(()),
             Some(other) => Err(unexpected(&other)),
             None => bail!("the publisher did not end within {ANSWER_LIMIT:?}"),
         }
+    }
+
+    fn order(&mut self, order: &Order) -> Result<()> {
+        let Err(error) = self.link.send(order) else { return Ok(()) };
+        // Who does not listen any more has perhaps said why.
+        while let Ok(Some(word)) = self.take(Instant::now()) {
+            self.note(word)?;
+        }
+        Err(error.context("the publisher"))
     }
 
     /// The next word that is the answer to an order.
@@ -356,14 +366,6 @@ impl PublishProcess {
             }
         }
         Ok(None)
-    }
-
-    /// The next word, or nothing once the publishing is done.
-    fn answer_or_done(&mut self, deadline: Instant) -> Result<Option<Word>> {
-        match self.take(deadline)? {
-            Some(word) => self.note(word),
-            None => Ok(None),
-        }
     }
 
     fn take(&mut self, deadline: Instant) -> Result<Option<Word>> {

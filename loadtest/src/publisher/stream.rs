@@ -13,6 +13,9 @@ use crate::target::topic_name;
 /// Bytes of the answer that are kept; refusals end the publishing long before.
 const SAID_BYTES_MAX: usize = 1 << 20;
 
+/// How an answer begins.
+const HTTP: &[u8] = b"HTTP/1.";
+
 /// The open request.
 #[derive(Debug)]
 pub struct Stream {
@@ -41,7 +44,7 @@ impl Stream {
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let Stream { pipe, said, .. } = self;
-        pipe.send(bytes, |heard| note(said, heard)).map_err(|error| with_words(said, error))
+        pipe.send(bytes, |heard| note(said, heard))
     }
 }
 
@@ -52,6 +55,9 @@ fn note(said: &mut Vec<u8>, heard: &[u8]) -> Result<()> {
     }
     said.extend_from_slice(heard);
     let text = String::from_utf8_lossy(said);
+    if !said.starts_with(&HTTP[..said.len().min(HTTP.len())]) {
+        bail!("the server does not speak HTTP: {:?}", text.lines().next().unwrap_or_default());
+    }
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return Ok(()) };
     let status = head.lines().next().unwrap_or_default();
     if status.split(' ').nth(1).is_none_or(|code| !code.starts_with('2')) {
@@ -61,14 +67,6 @@ fn note(said: &mut Vec<u8>, heard: &[u8]) -> Result<()> {
     match body.lines().find(|line| line.starts_with("{\"line\"")) {
         Some(line) => bail!("the server refused an event: {line}"),
         None => Ok(()),
-    }
-}
-
-/// Adds what the server has said to an error that does not tell it.
-fn with_words(said: &[u8], error: anyhow::Error) -> anyhow::Error {
-    match String::from_utf8_lossy(said).trim() {
-        "" => error,
-        text => error.context(format!("the server said {text:?}")),
     }
 }
 
@@ -89,7 +87,7 @@ impl Sink for Stream {
 
     fn tend(&mut self) -> Result<()> {
         let Stream { pipe, said, .. } = self;
-        pipe.hear(|heard| note(said, heard)).map_err(|error| with_words(said, error))
+        pipe.hear(|heard| note(said, heard))
     }
 
     fn finish(mut self: Box<Self>, events: u64, refused: u64) -> Result<()> {
@@ -120,7 +118,96 @@ fn check_summary(status: u16, body: &str, events: u64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc::channel;
+    use std::thread::spawn;
+
+    use super::super::Publisher;
     use super::*;
+    use crate::stamp::Stamp;
+    use crate::target::Way;
+
+    fn plan(listener: &TcpListener) -> PublishPlan {
+        let address = listener.local_addr().expect("bound");
+        PublishPlan { address, way: Way::Stream, path: String::new(), topics: 2, payload_bytes: 40 }
+    }
+
+    fn accept(listener: &TcpListener) -> BufReader<TcpStream> {
+        let mut from = BufReader::new(listener.accept().expect("it comes").0);
+        assert_eq!(line(&mut from), "POST /publish HTTP/1.1");
+        while !line(&mut from).is_empty() {}
+        from
+    }
+
+    fn line(from: &mut impl BufRead) -> String {
+        let mut line = String::new();
+        from.read_line(&mut line).expect("text");
+        line.trim_end().to_owned()
+    }
+
+    #[test]
+    fn a_batch_is_one_chunk_of_lines_and_the_summary_is_asked_for_in_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let plan = plan(&listener);
+        let server = spawn(move || {
+            let mut from = accept(&listener);
+            let mut chunks = Vec::new();
+            loop {
+                let bytes = usize::from_str_radix(&line(&mut from), 16).expect("a chunk's size");
+                let mut chunk = vec![0; bytes];
+                from.read_exact(&mut chunk).expect("a chunk");
+                line(&mut from);
+                if bytes == 0 {
+                    break;
+                }
+                chunks.push(String::from_utf8(chunk).expect("text"));
+            }
+            let answer = "HTTP/1.1 200 OK\r\n\r\n{\"accepted\":4}\n";
+            from.get_mut().write_all(answer.as_bytes()).expect("it reads");
+            chunks
+        });
+        let mut publisher = Publisher::connect(&plan).expect("it listens");
+        publisher.publish(3).expect("it reads");
+        publisher.publish(1).expect("it reads");
+        publisher.finish().expect("all accepted");
+        let chunks = server.join().expect("no panic");
+        assert_eq!(chunks.len(), 2);
+        let events = chunks.concat();
+        let events = events.lines().map(|line| {
+            let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let data = event["data"].as_str().expect("text");
+            assert_eq!(data.len(), 40);
+            let stamp = Stamp::read(data.as_bytes()).expect("stamped");
+            (event["topic"].as_str().expect("text").to_owned(), stamp.sequence)
+        });
+        let expected = [("loadtest-0", 1), ("loadtest-1", 1), ("loadtest-0", 2), ("loadtest-1", 2)];
+        assert_eq!(events.collect::<Vec<_>>(), expected.map(|(topic, at)| (topic.to_owned(), at)));
+    }
+
+    #[test]
+    fn a_refusal_ends_the_publishing_with_the_servers_words() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let plan = plan(&listener);
+        let (leave, left) = channel::<()>();
+        let server = spawn(move || {
+            let mut from = accept(&listener);
+            let answer = "HTTP/1.1 503 Service Unavailable\r\n\r\n{\"error\":\"draining\"}\n";
+            from.get_mut().write_all(answer.as_bytes()).expect("it reads");
+            // Open until the publisher has understood: its error is not a broken connection.
+            assert!(left.recv().is_err());
+        });
+        let mut publisher = Publisher::connect(&plan).expect("it listens");
+        let error = loop {
+            // The answer takes a moment to come.
+            if let Err(error) = publisher.publish(1) {
+                break format!("{error:#}");
+            }
+        };
+        drop(leave);
+        assert!(error.contains("503 Service Unavailable {\"error\":\"draining\"}"), "{error}");
+        server.join().expect("no panic");
+    }
 
     #[test]
     fn a_summary_that_counts_every_event_is_accepted() {
@@ -147,5 +234,8 @@ mod tests {
         let error =
             note(&mut Vec::new(), b"HTTP/1.1 503 Busy\r\n\r\n{\"error\":\"draining\"}").expect_err("refused");
         assert!(error.to_string().contains("503 Busy {\"error\":\"draining\"}"), "{error}");
+        note(&mut Vec::new(), b"HTT").expect("a head so far");
+        let error = note(&mut Vec::new(), b"SSH-2.0\r\n").expect_err("foreign");
+        assert!(error.to_string().contains("SSH-2.0"), "{error}");
     }
 }

@@ -207,6 +207,7 @@ mod tests {
         let plan = PublishPlan { topics: 1, ..plan(&listener) };
         let server = spawn(move || {
             let (mut socket, _) = accept(&listener);
+            frame(&mut socket);
             socket.write_all(&server_frame(0x88, b"\x03\xf0not yours")).expect("it reads");
             let (mut socket, _) = listener.accept().expect("it comes");
             socket.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\nno entry\n").expect("it reads");

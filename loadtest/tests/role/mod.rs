@@ -1,15 +1,20 @@
 //! A role of `loadtest` as a child process, spoken to in JSON lines.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 
 use serde_json::Value;
 
 /// The child; dropping it kills it.
 pub struct Role {
-    child: Child,
+    pub child: Child,
     stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
+    /// Its words, read by a thread of their own: a role that cannot speak would stop.
+    words: Receiver<Value>,
+    /// Words that came while another one was awaited.
+    kept: Vec<Value>,
 }
 
 impl Role {
@@ -22,27 +27,34 @@ impl Role {
             .expect("the role starts");
         let stdin = child.stdin.take().expect("piped");
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
-        Role { child, stdin, stdout }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+        let (tell, words) = channel();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let word = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
+                if tell.send(word).is_err() {
+                    break;
+                }
+            }
+        });
+        Role { child, stdin, words, kept: Vec::new() }
     }
 
     pub fn order(&mut self, order: &Value) {
         writeln!(self.stdin, "{order}").expect("the role listens");
     }
 
-    /// The next word of this kind; words of progress before it are passed over.
+    /// The next word of this kind; others are kept for later, but a failure is one here too.
     pub fn word(&mut self, say: &str) -> Value {
+        if let Some(at) = self.kept.iter().position(|word| word["say"] == say) {
+            return self.kept.remove(at);
+        }
         loop {
-            let mut line = String::new();
-            self.stdout.read_line(&mut line).expect("the role speaks");
-            let word: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
+            let word = self.words.recv().expect("the role speaks");
             if word["say"] == say {
                 return word;
             }
-            assert_eq!(word["say"], "progress", "{word} in place of {say}");
+            assert_ne!(word["say"], "failed", "{word} in place of {say}");
+            self.kept.push(word);
         }
     }
 
