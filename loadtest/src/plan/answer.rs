@@ -10,8 +10,9 @@ use fanwave::config::limits::TOPIC_BYTES;
 use serde::Serialize;
 
 use super::fit::Estimate;
-use super::model::{Model, Work};
+use super::model::Model;
 use super::question::Question;
+use super::work::Work;
 use crate::framing::Protocol;
 
 /// TCP payload of one packet: an Ethernet frame of 1,500 bytes less IPv4, TCP and its timestamps.

@@ -1,7 +1,7 @@
 //! `loadtest plan`: how many servers a number of subscribers and events needs.
 //!
-//! A few minutes of measuring (`design`, `experiments`) give points, least squares (`fit`) make them a cost `model`,
-//! which is saved as JSON. A `question` is then answered (`answer`) from a saved model by arithmetic alone, on any
+//! A few minutes of measuring (`design`, `experiments`) give points, least squares (`fit`) make them a cost `model` of
+//! a shard's `work`, which is saved as JSON. A `question` is then answered (`answer`) from a saved model by arithmetic alone, on any
 //! machine. `held_out` measures a point outside of the fit and tells how wrong the prediction was. `show` words it.
 
 use std::fs;
@@ -33,6 +33,7 @@ mod model;
 mod question;
 mod random;
 mod show;
+mod work;
 
 /// Options of `plan`.
 #[derive(Debug, Clone, Args)]

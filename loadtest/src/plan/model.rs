@@ -1,11 +1,8 @@
 //! The cost model: what a server's work costs in CPU and memory, fitted to measured points, saved as JSON.
 //!
-//! CPU is a sum over the work done: events, deliveries, bytes, heartbeats, handshakes, connections that end. Two
-//! things make deliveries differ. One that comes long after the last on its connection is acknowledged by itself and
-//! finds cold caches; the model lets this cost rise with the interval from 0 to all of it around the delay of a TCP
-//! acknowledgement (`apart`). More connections may find less in the caches (`spread`, saturating). What the model does
-//! not hold: near a full core deliveries to one connection merge and each costs less, so such points are left out of
-//! the fit and a prediction there is an upper bound.
+//! CPU is a sum over the work done (`work`). Memory is a sum over the process, its shards, connections and windows.
+//! What the model does not hold: near a full core deliveries to one connection merge and each costs less, so such
+//! points are left out of the fit and a prediction there is an upper bound.
 
 use std::fs;
 use std::path::Path;
@@ -16,36 +13,20 @@ use serde::{Deserialize, Serialize};
 use super::design::Design;
 use super::experiments::{CpuRow, Kind, Measured, MemoryRow, OTHERS_SHARE_MAX};
 use super::fit::{self, Estimate, Fit, Row};
+use super::work::{CPU_TERMS, Work};
 use crate::framing::Protocol;
 use crate::machine::Machine;
 
 /// The form of the file; another one is refused.
 const VERSION: u32 = 1;
-/// Terms of the CPU, in microseconds each. The order is that of [`Work::amounts`].
-pub const CPU_TERMS: [(&str, &str); 13] = [
-    ("base", "a second of a running shard"),
-    ("publish", "an event taken in"),
-    ("delivery_ws", "a WebSocket delivery"),
-    ("delivery_sse", "an SSE delivery"),
-    ("apart", "more for a delivery long after the last"),
-    ("spread", "more for a delivery among many connections"),
-    ("kilobyte", "1,000 bytes delivered"),
-    ("idle", "1,000 open connections for a second"),
-    ("heartbeat_ws", "a ping and its pong"),
-    ("heartbeat_sse", "a heartbeat of SSE"),
-    ("handshake_ws", "a WebSocket handshake"),
-    ("handshake_sse", "an SSE handshake"),
-    ("close", "a connection that ends"),
-];
 /// Terms of user-space memory, in bytes each.
 pub const USER_TERMS: [&str; 6] =
     ["process", "shard", "connection_ws", "connection_sse", "window_event", "window_byte"];
 /// Terms of kernel memory of both ends on loopback, in bytes each.
 pub const KERNEL_TERMS: [&str; 3] = ["shard", "connection_ws", "connection_sse"];
-/// Connections at which half of `spread` is paid: the middle of what a shard usually holds.
-const SPREAD_CONNECTIONS: f64 = 4_000.0;
-/// Candidates for the interval at which half of `apart` is paid, in milliseconds; Linux acknowledges within 40.
-const APART_MS: [f64; 9] = [20.0, 25.0, 30.0, 36.0, 43.0, 52.0, 62.0, 75.0, 90.0];
+/// Candidates for the interval at which half of `apart` is paid, in milliseconds: around the 40 within which Linux
+/// acknowledges. Far from there a fit would only follow noise.
+const APART_MS: [f64; 5] = [30.0, 36.0, 43.0, 52.0, 62.0];
 /// What a CPU figure is uncertain by: relative, and microseconds per second of a leg.
 const CPU_NOISE: (f64, f64) = (0.05, 500.0);
 /// What a memory figure is uncertain by: relative, and bytes (of user space, of the kernel).
@@ -91,74 +72,6 @@ pub struct Domain {
     pub bytes: (f64, f64),
     /// The largest share of one core that was used.
     pub share: f64,
-}
-
-/// What one shard does in some time.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Work {
-    /// What the subscribers speak.
-    pub protocol: Protocol,
-    /// Length in seconds.
-    pub seconds: f64,
-    /// Open connections.
-    pub connections: f64,
-    /// Events taken in, over all topics.
-    pub events: f64,
-    /// Event × connection.
-    pub deliveries: f64,
-    /// Events per second of one connection.
-    pub rate: f64,
-    /// Bytes on the wire per delivery.
-    pub frame_bytes: f64,
-    /// Connections opened.
-    pub handshakes: f64,
-    /// Connections closed.
-    pub closes: f64,
-    /// Heartbeats sent.
-    pub heartbeats: f64,
-}
-
-impl Work {
-    /// What a measured leg did.
-    pub fn of(row: &CpuRow) -> Work {
-        Work {
-            protocol: row.protocol,
-            seconds: row.seconds,
-            // While they come or go, half of them are there on average.
-            connections: row.connections as f64
-                * if matches!(row.kind, Kind::Load | Kind::Idle) { 1.0 } else { 0.5 },
-            events: row.events as f64,
-            deliveries: row.deliveries as f64,
-            rate: row.rate / row.topics as f64,
-            frame_bytes: row.frame_bytes,
-            handshakes: row.handshakes as f64,
-            closes: row.closes as f64,
-            heartbeats: row.heartbeats as f64,
-        }
-    }
-
-    /// How much of each of [`CPU_TERMS`].
-    fn amounts(&self, apart_ms: f64) -> Vec<f64> {
-        let only = |protocol, amount| if self.protocol == protocol { amount } else { 0.0 };
-        let interval_ms = if self.rate > 0.0 { 1_000.0 / self.rate } else { 0.0 };
-        let apart = interval_ms * interval_ms / (interval_ms * interval_ms + apart_ms * apart_ms);
-        let spread = self.connections / (self.connections + SPREAD_CONNECTIONS);
-        vec![
-            self.seconds,
-            self.events,
-            only(Protocol::Ws, self.deliveries),
-            only(Protocol::Sse, self.deliveries),
-            self.deliveries * apart,
-            self.deliveries * spread,
-            self.deliveries * self.frame_bytes / 1_000.0,
-            self.connections / 1_000.0 * self.seconds,
-            only(Protocol::Ws, self.heartbeats),
-            only(Protocol::Sse, self.heartbeats),
-            only(Protocol::Ws, self.handshakes),
-            only(Protocol::Sse, self.handshakes),
-            self.closes,
-        ]
-    }
 }
 
 impl Model {
