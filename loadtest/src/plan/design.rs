@@ -71,7 +71,8 @@ impl Design {
     /// Connections span a factor of 16 and rates are chosen so that one core is busy between a few percent and about
     /// half: the range in which a server is planned to run. Rates below and above 25/s are both there because a lone
     /// delivery, acknowledged by itself, costs more than one that follows the last within the delay of an
-    /// acknowledgement.
+    /// acknowledgement. Three numbers of connections are the fewest that tell what an event costs from what many
+    /// connections cost.
     pub fn usual(quick: bool) -> Design {
         let load = |rate: f64, bytes: usize| Load { rate, bytes };
         let group = |protocol, connections, heartbeat_ms, loads: &[Load]| Group {
@@ -85,6 +86,7 @@ impl Design {
         let group = if quick {
             vec![
                 group(ws, 500, None, &[load(50.0, 200), load(300.0, 200)]),
+                group(ws, 1_500, None, &[load(100.0, 200)]),
                 group(ws, 4_000, None, &[load(8.0, 200), load(35.0, 200), load(35.0, 2_000)]),
                 group(sse, 4_000, None, &[load(8.0, 200), load(35.0, 200)]),
                 group(ws, 2_000, Some(1_000), &[]),

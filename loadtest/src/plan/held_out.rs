@@ -10,14 +10,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::design::{Design, Group, Load};
-use super::experiments::{CpuRow, Kind, Measured, MemoryRow, Stand, measure_group};
+use super::experiments::{CpuRow, Kind, Measured, MemoryRow, Notebook, Stand, measure_group};
 use super::fit::Estimate;
 use super::model::Model;
 use super::work::Work;
 use crate::framing::Protocol;
 use crate::process::check_sockets;
 use crate::report::{Spread, progress};
-use crate::usage::interrupts_are_apart;
 
 /// How much larger than what was fitted.
 const TIMES: f64 = 4.0;
@@ -88,8 +87,7 @@ impl HeldOut {
 pub fn run(stand: &Stand<'_>, model: &Model, args: &HeldOutArgs) -> Result<HeldOut> {
     let group = point(model, args)?;
     check_sockets("the held-out point", group.connections as u64)?;
-    let apart = interrupts_are_apart()?;
-    let mut measured = Measured::default();
+    let mut notebook = Notebook::default();
     for round in 0..args.held_out_rounds {
         let load = group.loads[0];
         progress(&format!(
@@ -101,8 +99,9 @@ pub fn run(stand: &Stand<'_>, model: &Model, args: &HeldOutArgs) -> Result<HeldO
             load.rate,
             load.bytes
         ));
-        measure_group(stand, &group, round, Duration::from_secs_f64(SECONDS), apart, &mut measured)?;
+        measure_group(stand, &group, round, Duration::from_secs_f64(SECONDS), &mut notebook)?;
     }
+    let measured = notebook.measured;
     let compared = compare(model, &measured)?;
     Ok(HeldOut { group, compared, measured })
 }

@@ -82,8 +82,7 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
         Some(file) => Design::read(file)?,
         None => Design::usual(args.quick),
     };
-    let stand =
-        Stand { fanwave: &args.fanwave, server_cpu: common.sender_cpu, receiver_cpu: common.receiver_cpu };
+    let stand = || Stand::new(&args.fanwave, common.sender_cpu, common.receiver_cpu);
     // Only who measures needs two CPUs.
     let machine = match loaded.is_none() || args.held_out.held_out {
         true => crate::bench(common.clone())?.machine,
@@ -93,7 +92,7 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
     let model = match loaded {
         Some(model) => model,
         None => {
-            let measured = experiments::measure(&stand, &design)?;
+            let measured = experiments::measure(&stand()?, &design)?;
             Model::of(machine.clone(), design, measured)?
         }
     };
@@ -101,7 +100,7 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
         model.save(file)?;
     }
     let held_out = match args.held_out.held_out {
-        true => Some(held_out::run(&stand, &model, &args.held_out)?),
+        true => Some(held_out::run(&stand()?, &model, &args.held_out)?),
         false => None,
     };
     let answer = question.map(|question| answer::answer(&model, &question)).transpose()?;

@@ -314,6 +314,7 @@ pub mod tests {
     use std::sync::LazyLock;
 
     use super::*;
+    use crate::plan::design::{Group, Load};
     use crate::plan::random::Random;
 
     /// CPU microseconds, in the order of [`CPU_TERMS`].
@@ -327,90 +328,36 @@ pub mod tests {
         Machine::describe(20_000)
     }
 
-    /// What the usual design would show on a machine that is exactly as the model says, but for noise of this relative size.
-    fn planted(noise: f64) -> Measured {
-        let mut random = Random::new(7);
-        let mut noisy = move |exact: f64| {
-            let normal: f64 = (0..12).map(|_| random.below(1_000_000) as f64 / 1e6).sum::<f64>() - 6.0;
-            exact * (1.0 + noise * normal)
-        };
-        let dot = |x: &[f64], truth: &[f64]| x.iter().zip(truth).map(|(x, truth)| x * truth).sum::<f64>();
+    /// Numbers with noise of a relative size.
+    struct Noise(Random, f64);
+
+    impl Noise {
+        fn on(&mut self, exact: f64) -> f64 {
+            let uniform = |random: &mut Random| random.below(1_000_000) as f64 / 1e6;
+            let normal: f64 = (0..12).map(|_| uniform(&mut self.0)).sum::<f64>() - 6.0;
+            exact * (1.0 + self.1 * normal)
+        }
+    }
+
+    fn dot(x: &[f64], truth: &[f64]) -> f64 {
+        x.iter().zip(truth).map(|(x, truth)| x * truth).sum()
+    }
+
+    /// What a design would show on a machine that is exactly as the model says, but for noise of this relative size.
+    fn planted(design: &Design, noise: f64) -> Measured {
+        let mut noise = Noise(Random::new(7), noise);
         let mut measured = Measured::default();
-        for (round, groups) in Design::usual(false).schedule().iter().enumerate() {
+        for (round, groups) in design.schedule().iter().enumerate() {
             for group in groups {
-                let idle = CpuRow {
-                    round,
-                    kind: Kind::Idle,
-                    protocol: group.protocol,
-                    connections: group.connections,
-                    topics: 1,
-                    seconds: 1.5,
-                    rate: 0.0,
-                    events: 0,
-                    deliveries: 0,
-                    payload_bytes: 0,
-                    frame_bytes: 0.0,
-                    handshakes: 0,
-                    closes: 0,
-                    heartbeats: if group.heartbeat_ms.is_some() { group.connections as u64 } else { 0 },
-                    cpu_ns: 0,
-                    receiver_share: 0.1,
-                    others_share: 0.0,
-                };
-                let connections = group.connections as u64;
-                let mut rows = vec![
-                    CpuRow {
-                        kind: Kind::Open,
-                        seconds: 0.3,
-                        handshakes: connections,
-                        heartbeats: 0,
-                        ..idle.clone()
-                    },
-                    CpuRow {
-                        kind: Kind::Close,
-                        seconds: 0.6,
-                        closes: connections,
-                        heartbeats: 0,
-                        ..idle.clone()
-                    },
-                ];
-                rows.extend(group.loads.iter().map(|load| {
-                    let events = (load.rate * 1.5).ceil() as u64;
-                    CpuRow {
-                        kind: Kind::Load,
-                        rate: load.rate,
-                        events,
-                        deliveries: events * connections,
-                        payload_bytes: load.bytes,
-                        frame_bytes: load.bytes as f64
-                            + if group.protocol == Protocol::Sse { 30.0 } else { 4.0 },
-                        ..idle.clone()
-                    }
-                }));
-                rows.push(idle);
-                for mut row in rows {
+                for mut row in cpu_legs(group, round) {
                     let us = dot(&Work::of(&row).amounts(APART_TRUTH), &CPU_TRUTH);
-                    row.cpu_ns = noisy(us * 1e3) as u64;
+                    row.cpu_ns = noise.on(us * 1e3) as u64;
                     measured.cpu.push(row);
                 }
-                let loaded: u64 = group.loads.iter().map(|load| (load.rate * 1.7) as u64).sum();
-                let bytes: u64 =
-                    group.loads.iter().map(|load| (load.rate * 1.7) as u64 * load.bytes as u64).sum();
-                for (connections, window_events, window_bytes) in
-                    [(0, 0, 0), (group.connections, 0, 0), (group.connections, loaded, bytes)]
-                {
-                    let mut row = MemoryRow {
-                        round,
-                        protocol: group.protocol,
-                        connections,
-                        window_events,
-                        window_bytes,
-                        user_bytes: 0,
-                        kernel_bytes: 0,
-                    };
-                    row.user_bytes = noisy(dot(&user_rows(&[row.clone()])[0].x, &USER_TRUTH)) as u64;
-                    let (ws, sse) = by_protocol(group.protocol, connections as f64);
-                    row.kernel_bytes = noisy(dot(&[1.0, ws, sse], &KERNEL_TRUTH)) as i64;
+                for mut row in memory_looks(group, round) {
+                    row.user_bytes = noise.on(dot(&user_rows(&[row.clone()])[0].x, &USER_TRUTH)) as u64;
+                    let (ws, sse) = by_protocol(group.protocol, row.connections as f64);
+                    row.kernel_bytes = noise.on(dot(&[1.0, ws, sse], &KERNEL_TRUTH)) as i64;
                     measured.memory.push(row);
                 }
             }
@@ -418,10 +365,72 @@ pub mod tests {
         measured
     }
 
+    /// The legs of a group, without their CPU.
+    fn cpu_legs(group: &Group, round: usize) -> Vec<CpuRow> {
+        let connections = group.connections as u64;
+        let idle = CpuRow {
+            round,
+            kind: Kind::Idle,
+            protocol: group.protocol,
+            connections: group.connections,
+            topics: 1,
+            seconds: 1.5,
+            rate: 0.0,
+            events: 0,
+            deliveries: 0,
+            payload_bytes: 0,
+            frame_bytes: 0.0,
+            handshakes: 0,
+            closes: 0,
+            heartbeats: 0,
+            cpu_ns: 0,
+            receiver_share: 0.1,
+            others_share: 0.0,
+        };
+        let overhead = if group.protocol == Protocol::Sse { 30.0 } else { 4.0 };
+        let loads = group.loads.iter().map(|load| {
+            let events = (load.rate * 1.5).ceil() as u64;
+            CpuRow {
+                kind: Kind::Load,
+                rate: load.rate,
+                events,
+                deliveries: events * connections,
+                payload_bytes: load.bytes,
+                frame_bytes: load.bytes as f64 + overhead,
+                ..idle.clone()
+            }
+        });
+        let heartbeats = if group.heartbeat_ms.is_some() { connections } else { 0 };
+        let others = [
+            CpuRow { kind: Kind::Open, seconds: 0.3, handshakes: connections, ..idle.clone() },
+            CpuRow { kind: Kind::Close, seconds: 0.6, closes: connections, ..idle.clone() },
+            CpuRow { heartbeats, ..idle.clone() },
+        ];
+        loads.chain(others).collect()
+    }
+
+    /// The looks at the memory of a group, without what is seen.
+    fn memory_looks(group: &Group, round: usize) -> [MemoryRow; 3] {
+        let events = |load: &Load| (load.rate * 1.7) as u64;
+        let look = |connections, window_events, window_bytes| MemoryRow {
+            round,
+            protocol: group.protocol,
+            connections,
+            window_events,
+            window_bytes,
+            user_bytes: 0,
+            kernel_bytes: 0,
+        };
+        let window_events = group.loads.iter().map(events).sum();
+        let window_bytes = group.loads.iter().map(|load| events(load) * load.bytes as u64).sum();
+        [look(0, 0, 0), look(group.connections, 0, 0), look(group.connections, window_events, window_bytes)]
+    }
+
     /// A model of planted points with noise of 3 %; fitted once for all tests.
     pub fn model() -> Model {
         static MODEL: LazyLock<Model> = LazyLock::new(|| {
-            Model::of(machine(), Design::usual(false), planted(0.03)).expect("a regular design")
+            Model::of(machine(), Design::usual(false), planted(&Design::usual(false), 0.03))
+                .expect("a regular design")
         });
         MODEL.clone()
     }
@@ -484,8 +493,16 @@ pub mod tests {
     }
 
     #[test]
+    fn the_quick_design_tells_all_terms_apart_too() {
+        let design = Design::usual(true);
+        let model = Model::of(machine(), design.clone(), planted(&design, 0.01)).expect("a regular design");
+        let delivery = model.cpu.terms[2].value;
+        assert!((delivery / CPU_TRUTH[2] - 1.0).abs() < 0.25, "{delivery}");
+    }
+
+    #[test]
     fn a_full_core_is_left_out_and_nothing_else_to_fit_is_refused() {
-        let mut measured = planted(0.01);
+        let mut measured = planted(&Design::usual(false), 0.01);
         let at = measured.cpu.iter().position(|row| row.kind == Kind::Load).expect("there are loads");
         measured.cpu[at].cpu_ns = 1_450_000_000;
         let model = Model::of(machine(), Design::usual(false), measured.clone()).expect("enough is left");
@@ -501,7 +518,7 @@ pub mod tests {
 
     #[test]
     fn a_design_without_one_protocol_is_refused_with_the_term_that_it_cannot_tell() {
-        let mut measured = planted(0.01);
+        let mut measured = planted(&Design::usual(false), 0.01);
         measured.cpu.retain(|row| row.protocol == Protocol::Ws);
         let error = Model::of(machine(), Design::usual(false), measured).expect_err("no SSE").to_string();
         assert!(error.contains("\"delivery_sse\"") && !error.contains('\n'), "{error}");

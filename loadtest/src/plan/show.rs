@@ -371,3 +371,67 @@ fn delivery_plot(model: &Model) -> Lines {
         limits: Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::fixture;
+    use crate::plan::answer::answer;
+    use crate::plan::design::{Group, Load};
+    use crate::plan::experiments::Measured;
+    use crate::plan::model::tests::model;
+    use crate::plan::question::tests::asked;
+    use crate::report::Spread;
+
+    fn held_out(error: f64) -> HeldOut {
+        let compared = Compared {
+            what: "CPU, share of a core",
+            predicted: Estimate { value: 0.4, low: 0.35, high: 0.45 },
+            measured: Spread { median: 0.5, min: 0.4, max: 0.6 },
+            error,
+        };
+        let loads = vec![Load { rate: 6.0, bytes: 500 }];
+        let group =
+            Group { protocol: Protocol::Ws, connections: 16_000, topics: 1, heartbeat_ms: None, loads };
+        HeldOut { group, compared: vec![compared], measured: Measured::default() }
+    }
+
+    #[test]
+    fn a_page_holds_the_answer_the_held_out_point_and_the_model_and_is_well_formed() {
+        let model = model();
+        let question = asked("--subscribers 1000000 --rate 2").expect("possible").expect("asked");
+        let answer = answer(&model, &question).expect("possible");
+        let page = page(&model, &fixture::machine(), Some(&held_out(-0.2)), Some(&answer));
+        fixture::check(&page);
+        for part in
+            ["How many servers", "ulimit -n", "Extrapolated", "-20.0 %", "A WebSocket", "off: do not plan"]
+        {
+            assert!(page.to_lowercase().contains(&part.to_lowercase()), "{part}");
+        }
+    }
+
+    #[test]
+    fn a_prediction_within_the_promise_is_said_to_hold_and_one_beyond_is_not() {
+        assert!(held_out_verdict(&held_out(0.15)).starts_with("Every prediction is within 15 %"));
+        assert!(held_out_verdict(&held_out(-0.151)).contains("more than 15 % off"));
+        assert_eq!(held_out_rows(&held_out(-0.2))[0][4], "-20.0 %");
+    }
+
+    #[test]
+    fn units_are_those_that_people_read() {
+        let model = model();
+        let question = asked("--subscribers 100000 --rate 10 --bytes 196").expect("possible").expect("asked");
+        let answer = answer(&model, &question).expect("possible");
+        let rows = answer_rows(&answer);
+        let value = |what: &str| rows.iter().find(|row| row[0] == what).map(|row| row[1].clone());
+        // 1,000,000 deliveries/s of 200 + 90 bytes.
+        assert_eq!(value("network out").as_deref(), Some("2.32 Gbit/s"));
+        assert_eq!(value("deliveries").as_deref(), Some("1,000,000/s"));
+    }
+
+    #[test]
+    fn doubtful_measurements_are_warned_of() {
+        assert_eq!(disturbed_note(0.1), None);
+        assert!(disturbed_note(0.5).expect("doubtful").contains("quiet machine"));
+    }
+}
