@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::design::{Design, Group, Load};
 use super::experiments::{CpuRow, Kind, Measured, MemoryRow, Notebook, Stand, measure_group};
-use super::fit::Estimate;
-use super::model::Model;
+use super::fit::{Estimate, rounded};
+use super::model::{Checked, Model};
 use super::work::Work;
 use crate::framing::Protocol;
 use crate::process::check_sockets;
@@ -77,6 +77,18 @@ pub struct HeldOut {
 }
 
 impl HeldOut {
+    /// What a model keeps of it.
+    pub fn checked(&self) -> Checked {
+        let load = self.group.loads.first();
+        let errors = self.compared.iter().map(|compared| compared.error.abs());
+        Checked {
+            connections: self.group.connections as f64,
+            rate: load.map_or(0.0, |load| load.rate),
+            bytes: load.map_or(0.0, |load| load.bytes as f64),
+            error: rounded(errors.fold(0.0, f64::max)),
+        }
+    }
+
     /// True if every prediction is near enough.
     pub fn holds(&self) -> bool {
         self.compared.iter().all(|compared| compared.error.abs() <= ERROR_MAX)

@@ -89,7 +89,7 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
         false => Machine::describe(raise_descriptor_limit()?),
     };
     let measured = loaded.is_none();
-    let model = match loaded {
+    let mut model = match loaded {
         Some(model) => model,
         None => {
             let measured = experiments::measure(&stand()?, &design)?;
@@ -103,6 +103,13 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
         true => Some(held_out::run(&stand()?, &model, &args.held_out)?),
         false => None,
     };
+    if let Some(held_out) = &held_out {
+        model.checked = Some(held_out.checked());
+    }
+    // Saved before too: a held-out point that fails does not lose the measured ones.
+    if let (Some(file), Some(_)) = (&args.save, &held_out) {
+        model.save(file)?;
+    }
     let answer = question.map(|question| answer::answer(&model, &question)).transpose()?;
     show::print(&model, held_out.as_ref(), answer.as_ref());
     if let Some(file) = &args.page {

@@ -55,8 +55,11 @@ pub struct Model {
     pub user: Fit,
     /// Kernel memory of both ends in bytes; see [`KERNEL_TERMS`].
     pub kernel: Fit,
-    /// Where the model has been checked against points.
+    /// The range of the points.
     pub domain: Domain,
+    /// How a point outside of that range was predicted, if one was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checked: Option<Checked>,
     /// The points.
     pub measured: Measured,
 }
@@ -72,6 +75,19 @@ pub struct Domain {
     pub bytes: (f64, f64),
     /// The largest share of one core that was used.
     pub share: f64,
+}
+
+/// A point outside of the fit that was predicted and measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Checked {
+    /// Its connections.
+    pub connections: f64,
+    /// Its events per second.
+    pub rate: f64,
+    /// Bytes of one event's data.
+    pub bytes: f64,
+    /// The largest error of CPU, user memory and kernel memory, as a share of what was measured; at least 0.
+    pub error: f64,
 }
 
 impl Model {
@@ -106,6 +122,7 @@ impl Model {
             user,
             kernel,
             domain,
+            checked: None,
             measured,
         })
     }
@@ -200,7 +217,11 @@ impl Model {
             domain.bytes.1,
             domain.share,
         ];
-        if !numbers.iter().all(|number| number.is_finite() && *number >= 0.0) || self.apart_ms == 0.0 {
+        let checked =
+            self.checked.iter().flat_map(|point| [point.connections, point.rate, point.bytes, point.error]);
+        if !numbers.into_iter().chain(checked).all(|number| number.is_finite() && number >= 0.0)
+            || self.apart_ms == 0.0
+        {
             bail!("it has a number that is impossible");
         }
         Ok(())
@@ -540,7 +561,8 @@ pub mod tests {
 
     #[test]
     fn a_saved_model_is_the_same_when_it_is_loaded() {
-        let model = model();
+        let mut model = model();
+        model.checked = Some(Checked { connections: 16_000.0, rate: 6.0, bytes: 500.0, error: 0.07 });
         let file = file("same");
         model.save(&file).expect("writable");
         let loaded = Model::load(&file).expect("our own");

@@ -84,6 +84,7 @@ fn model_notes(model: &Model) -> Vec<String> {
          Kernel memory is of both ends; a plan takes half of it for the server."
             .to_owned(),
     ];
+    notes.extend(checked_note(model));
     notes.extend(disturbed_note(model.disturbed()));
     if model.left_out() > 0 {
         notes.push(format!(
@@ -92,6 +93,19 @@ fn model_notes(model: &Model) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// How far a point outside of the fit was off.
+fn checked_note(model: &Model) -> Option<String> {
+    let point = model.checked.as_ref()?;
+    Some(format!(
+        "A point outside of the fit ({} connections on one shard, {} events/s of {} bytes) was predicted with an error of \
+         at most {:.0} %.",
+        Unit::Count.show(point.connections),
+        point.rate,
+        point.bytes,
+        point.error * 100.0
+    ))
 }
 
 /// A warning if other programs were at work.
@@ -267,6 +281,7 @@ pub fn print(model: &Model, held_out: Option<&HeldOut>, answer: Option<&Answer>)
         table(3, &ANSWER_HEAD, &answer_rows(answer));
         say("");
         answer.extrapolates.iter().for_each(|note| say(&format!("EXTRAPOLATED: {note}")));
+        checked_note(model).iter().for_each(|note| say(note));
         say("In parentheses: 90 % intervals. A core is one of the model's machine.");
     }
 }
@@ -398,7 +413,8 @@ mod tests {
 
     #[test]
     fn a_page_holds_the_answer_the_held_out_point_and_the_model_and_is_well_formed() {
-        let model = model();
+        let mut model = model();
+        model.checked = Some(held_out(-0.2).checked());
         let question = asked("--subscribers 1000000 --rate 2").expect("possible").expect("asked");
         let answer = answer(&model, &question).expect("possible");
         let page = page(&model, &fixture::machine(), Some(&held_out(-0.2)), Some(&answer));
