@@ -66,7 +66,7 @@ fn one() -> usize {
 }
 
 impl Design {
-    /// The usual design: about four minutes, or about one.
+    /// The usual design: about three minutes, or half of it.
     ///
     /// Connections span a factor of 16 and rates are chosen so that one core is busy between a few percent and about
     /// half: the range in which a server is planned to run. Rates below and above 25/s are both there because a lone
@@ -87,7 +87,7 @@ impl Design {
             vec![
                 group(ws, 500, None, &[load(50.0, 200), load(300.0, 200)]),
                 group(ws, 1_500, None, &[load(100.0, 200)]),
-                group(ws, 4_000, None, &[load(8.0, 200), load(35.0, 200), load(35.0, 2_000)]),
+                group(ws, 4_000, None, &[load(4.0, 200), load(35.0, 200), load(35.0, 2_000)]),
                 group(sse, 4_000, None, &[load(8.0, 200), load(35.0, 200)]),
                 group(ws, 2_000, Some(1_000), &[]),
                 group(sse, 2_000, Some(1_000), &[]),

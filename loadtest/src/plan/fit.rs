@@ -59,7 +59,7 @@ pub struct Fit {
     pub resamples: Vec<Vec<f64>>,
     /// Standard deviation of the residuals relative to the value, over rows that are well above their own noise.
     pub scatter: f64,
-    /// (measured - fitted) / fitted of each row, in their order.
+    /// (measured - fitted) / fitted of each fitted row, in their order; / its uncertainty where that is larger.
     pub residuals: Vec<f64>,
 }
 

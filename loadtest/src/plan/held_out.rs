@@ -15,11 +15,10 @@ use super::fit::{Estimate, rounded};
 use super::model::{Checked, Model};
 use super::work::Work;
 use crate::framing::Protocol;
-use crate::process::check_sockets;
 use crate::report::{Spread, progress};
 
 /// How much larger than what was fitted.
-const TIMES: f64 = 4.0;
+const TIMES: usize = 4;
 /// Rates to choose from; none of them is in the usual designs.
 const RATES: [f64; 8] = [1.0, 2.0, 4.0, 6.0, 14.0, 28.0, 70.0, 200.0];
 /// The share of a core that the chosen rate shall keep busy at most, as predicted.
@@ -50,6 +49,13 @@ pub struct HeldOutArgs {
     /// Rounds
     #[arg(long, value_name = "N", requires = "held_out", default_value_t = 3)]
     pub held_out_rounds: usize,
+}
+
+impl HeldOutArgs {
+    /// Connections of the point where `largest` is the largest group of the fit.
+    pub fn connections(&self, largest: usize) -> usize {
+        self.held_out_connections.unwrap_or(largest.saturating_mul(TIMES))
+    }
 }
 
 /// One figure of the comparison.
@@ -98,7 +104,6 @@ impl HeldOut {
 /// Measures the point and compares.
 pub fn run(stand: &Stand<'_>, model: &Model, args: &HeldOutArgs) -> Result<HeldOut> {
     let group = point(model, args)?;
-    check_sockets("the held-out point", group.connections as u64)?;
     let mut notebook = Notebook::default();
     for round in 0..args.held_out_rounds {
         let load = group.loads[0];
@@ -122,7 +127,7 @@ fn point(model: &Model, args: &HeldOutArgs) -> Result<Group> {
     if !(1..=100).contains(&args.held_out_rounds) {
         bail!("--held-out-rounds {} is not between 1 and 100", args.held_out_rounds);
     }
-    let connections = args.held_out_connections.unwrap_or((TIMES * model.domain.connections.1) as usize);
+    let connections = args.connections(model.domain.connections.1 as usize);
     let protocol = args.held_out_protocol;
     let bytes = args.held_out_bytes;
     let busy = |rate: f64| {
@@ -189,4 +194,94 @@ fn compare(model: &Model, measured: &Measured) -> Result<Vec<Compared>> {
             idle.iter().map(|row| row.kernel_bytes as f64).collect(),
         ),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::model::tests::exact;
+
+    fn args() -> HeldOutArgs {
+        HeldOutArgs {
+            held_out: true,
+            held_out_connections: None,
+            held_out_rate: None,
+            held_out_bytes: 500,
+            held_out_protocol: Protocol::Ws,
+            held_out_rounds: 3,
+        }
+    }
+
+    /// 1,000 µs per second and 5 µs per delivery; 1 MB, 100 bytes per connection; 8,000 bytes in the kernel.
+    fn model() -> Model {
+        let cpu = [1_000.0, 0.0, 5.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+        exact(cpu, [1e6, 0.0, 100.0, 100.0, 500.0, 1.0], [0.0, 8_000.0, 8_000.0])
+    }
+
+    #[test]
+    fn the_point_is_four_times_the_largest_group_at_about_half_a_core() {
+        let group = point(&model(), &args()).expect("possible");
+        assert_eq!((group.connections, group.topics), (16_000, 1));
+        // 16,000 × 6 × 5 µs are 0.48 of a core, 14 per second would be more than one.
+        assert_eq!(group.loads, [Load { rate: 6.0, bytes: 500 }]);
+        let asked = HeldOutArgs { held_out_connections: Some(9), held_out_rate: Some(0.5), ..args() };
+        let group = point(&model(), &asked).expect("possible");
+        assert_eq!((group.connections, group.loads[0].rate), (9, 0.5));
+    }
+
+    #[test]
+    fn an_impossible_point_is_refused() {
+        for wrong in [
+            HeldOutArgs { held_out_rounds: 0, ..args() },
+            HeldOutArgs { held_out_connections: Some(0), ..args() },
+            HeldOutArgs { held_out_rate: Some(f64::NAN), ..args() },
+            HeldOutArgs { held_out_bytes: 1, ..args() },
+        ] {
+            assert!(point(&model(), &wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn predictions_are_compared_with_the_medians_of_the_rounds() {
+        let load = |round, cpu_ns| CpuRow {
+            round,
+            kind: Kind::Load,
+            protocol: Protocol::Ws,
+            connections: 1_000,
+            topics: 1,
+            seconds: 2.0,
+            rate: 10.0,
+            events: 20,
+            deliveries: 20_000,
+            payload_bytes: 500,
+            frame_bytes: 504.0,
+            handshakes: 0,
+            closes: 0,
+            heartbeats: 0,
+            cpu_ns,
+            receiver_share: 0.1,
+            others_share: 0.0,
+        };
+        let memory = |window_events, user_bytes, kernel_bytes| MemoryRow {
+            round: 0,
+            protocol: Protocol::Ws,
+            connections: 1_000,
+            window_events,
+            window_bytes: 500 * window_events,
+            user_bytes,
+            kernel_bytes,
+        };
+        let measured = Measured {
+            cpu: vec![load(0, 90_000_000), load(1, 102_000_000), load(2, 300_000_000)],
+            memory: vec![memory(0, 1_000_000, 10_000_000), memory(20, 1_120_000, 0)],
+        };
+        let compared = compare(&model(), &measured).expect("complete");
+        let errors: Vec<f64> = compared.iter().map(|compared| compared.error).collect();
+        // 0.102 CPU seconds in 2; 1.1 MB to 1.0; 1.12 MB with 20 events of 500 bytes; 8 MB to 10.
+        for (error, expected) in errors.iter().zip([0.0, 0.1, 0.0, -0.2]) {
+            assert!((error - expected).abs() < 1e-9, "{errors:?}");
+        }
+        assert_eq!(compared[0].measured, Spread { median: 0.051, min: 0.045, max: 0.15 });
+        assert!(compare(&model(), &Measured::default()).is_err());
+    }
 }

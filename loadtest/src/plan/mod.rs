@@ -4,8 +4,8 @@
 //! a shard's `work`, which is saved as JSON. A `question` is then answered (`answer`) from a saved model by arithmetic alone, on any
 //! machine. `held_out` measures a point outside of the fit and tells how wrong the prediction was. `show` words it.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -18,7 +18,7 @@ use self::held_out::{HeldOut, HeldOutArgs};
 use self::model::Model;
 use self::question::QuestionArgs;
 use crate::machine::Machine;
-use crate::process::raise_descriptor_limit;
+use crate::process::{check_sockets, raise_descriptor_limit};
 use crate::prove::Common;
 use crate::report::save;
 use crate::server::FanwaveArgs;
@@ -46,7 +46,7 @@ pub struct PlanArgs {
     /// Save the measured model
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
-    /// Measure fewer points: about one minute in place of four
+    /// Measure fewer points, in about half the time
     #[arg(long)]
     quick: bool,
     /// Measure the points of this TOML file
@@ -88,6 +88,18 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
         true => crate::bench(common.clone())?.machine,
         false => Machine::describe(raise_descriptor_limit()?),
     };
+    for file in [&args.save, &args.page].into_iter().flatten() {
+        check_writable(file)?;
+    }
+    let largest = match &loaded {
+        Some(model) => model.domain.connections.1 as usize,
+        None => design.group.iter().map(|group| group.connections).max().unwrap_or(0),
+    };
+    match args.held_out.held_out {
+        true => check_sockets("the held-out point", args.held_out.connections(largest) as u64)?,
+        false if loaded.is_none() => check_sockets("the largest group", largest as u64)?,
+        false => {}
+    }
     let measured = loaded.is_none();
     let mut model = match loaded {
         Some(model) => model,
@@ -119,4 +131,34 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
     let plan =
         Plan { model: measured.then_some(&model), held_out: held_out.as_ref(), answer: answer.as_ref() };
     save(common.json.as_deref(), "plan", &machine, &plan)
+}
+
+/// Refuses a file that cannot be written before minutes are spent on what shall be in it.
+fn check_writable(file: &Path) -> Result<()> {
+    let existed = file.exists();
+    let opened = OpenOptions::new().create(true).append(true).open(file);
+    opened.with_context(|| format!("{} cannot be written", file.display()))?;
+    if !existed {
+        fs::remove_file(file).with_context(|| format!("removing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_refused_by_name_and_one_that_can_is_left_as_it_was() {
+        let error =
+            format!("{:#}", check_writable(Path::new("no-such-directory/model.json")).expect_err("no place"));
+        assert!(error.contains("no-such-directory/model.json") && !error.contains('\n'), "{error}");
+        let file = std::env::temp_dir().join(format!("fanwave-writable-{}", std::process::id()));
+        check_writable(&file).expect("writable");
+        assert!(!file.exists());
+        fs::write(&file, "kept").expect("writable");
+        check_writable(&file).expect("writable");
+        assert_eq!(fs::read_to_string(&file).expect("readable"), "kept");
+        fs::remove_file(&file).expect("removable");
+    }
 }
