@@ -17,11 +17,13 @@ use prove::{Bench, Common};
 
 mod audit;
 mod compare;
+mod engine;
 mod fleet;
 mod floor;
 mod framing;
 mod hlog;
 mod http;
+mod knee;
 mod link;
 mod machine;
 mod outcome;
@@ -32,6 +34,8 @@ mod prove;
 mod publisher;
 mod receiver;
 mod report;
+mod run;
+mod scenario;
 mod server;
 mod stamp;
 mod target;
@@ -53,6 +57,20 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Scenarios against a server: latencies, cost, memory, and whether every event arrived once and in order
+    Run {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: Box<run::RunArgs>,
+    },
+    /// The highest rate that a server carries before latencies or deliveries break
+    Knee {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: Box<knee::KneeArgs>,
+    },
     /// fanwave and its rivals under the same workload, beside the floor
     Compare {
         #[command(flatten)]
@@ -149,6 +167,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Run { common, args } => run::run(&bench(common)?, &args)?,
+        Command::Knee { common, args } => knee::run(&bench(common)?, &args)?,
         Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
         Command::Plan { common, args } => plan::run(common, &args)?,
         Command::Floor { common, args } => prove::floor::run(&bench(common)?, &args)?,

@@ -1,9 +1,9 @@
 //! Claim: a publisher process keeps to its schedule and tells what it did, and a program of the user's own gets every
 //! event.
 //!
-//! Set-up: `loadtest publisher` as a child, spoken to in JSON lines, that publishes to a shell command. Expectation: the
-//! command reads each event once, with the sequences and times of the schedule; samples add up; a command that ends
-//! early ends the process with its exit code.
+//! Set-up: `loadtest publisher` as a child, spoken to in JSON lines, that publishes to a shell command.
+//! Expectation: the command reads each event once, with the sequences and times of the schedule; samples add up; a
+//! command that ends early ends the process with its exit code.
 
 mod role;
 

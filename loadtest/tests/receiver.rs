@@ -609,3 +609,25 @@ fn a_descriptor_limit_is_named_with_its_remedy() {
     assert!(!receiver.child.wait().expect("it ends").success());
     drop(listener);
 }
+
+#[test]
+fn the_bare_loop_counts_bytes_and_tells_when_all_connections_must_have_an_event() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"protocol": "ws", "bare": true}));
+    receiver.open(2);
+    let mut sockets: Vec<_> = (0..2).map(|_| subscriber(&listener, WS_OK)).collect();
+    assert_eq!(receiver.word()["say"], "opened");
+    let event = ws(1);
+    receiver.order(json!({"do": "zero", "next": 1, "raw_frame_bytes": event.len()}));
+    assert_eq!(receiver.word()["say"], "zeroed");
+    for (round, frame) in [&event, &ws(2)].into_iter().enumerate() {
+        for socket in &mut sockets {
+            socket.write_all(frame).expect("room");
+        }
+        assert_eq!(receiver.any_word(), json!({"say": "progress", "events": round + 1}));
+    }
+    assert_eq!(receiver.report(2)["bytes"], 4 * event.len());
+    drop(sockets.pop());
+    let word = receiver.word();
+    assert!(word["cause"].as_str().expect("text").contains("lost connection"), "{word}");
+}

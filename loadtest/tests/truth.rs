@@ -1,16 +1,17 @@
 //! Claim: the latencies that a run reports are what the subscribers saw, counted from the time each event was due.
 //!
-//! Set-up: `loadtest publisher` and `loadtest receiver` as children, spoken to in JSON lines, with a server of our own
-//! between them in this process, which takes events as NATS does and passes them on as event streams, after a delay that
-//! a test decides. Expectation: every event is in the histogram with at least the delay that it really had, and no
-//! delay is hidden by a publisher that was held up together with the server's answer: what was due meanwhile
-//! counts from when it was due. Lower bounds are exact; upper bounds leave room for a busy machine, but not for another
-//! unit, another percentile, or a stamp of another time.
+//! Set-up: `loadtest publisher` and `loadtest receiver` as children, spoken to in JSON lines, with a server of our
+//! own between them in this process, which takes events as NATS does and passes them on as event streams, after a
+//! delay that a test decides. Expectation: every event is in the histogram with at least the delay that it really
+//! had, and no delay is hidden by a publisher that was held up together with the server's answer: what was due
+//! meanwhile counts from when it was due. Lower bounds are exact; upper bounds leave room for a busy machine, but
+//! not for another unit, another percentile, or a stamp of another time.
 
 mod role;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,23 +29,22 @@ fn now_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// A server whose subscriber `s` (in the order they came) gets event `k` no earlier than `delay(k, s)` nanoseconds after
-/// the time in its stamp.
+/// A server that passes each event on to the subscribers of its topic, to the `s`th one, from 0, of topic `t` no
+/// earlier than `delay(t, s)` nanoseconds after the time in its stamp.
 struct DelayServer {
     publish: SocketAddr,
     subscribe: SocketAddr,
 }
 
 impl DelayServer {
-    fn start(delay: fn(u64, usize) -> u64) -> DelayServer {
+    fn start(delay: fn(usize, usize) -> u64) -> DelayServer {
         let publish = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let subscribe = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let addresses = [&publish, &subscribe].map(|listener| listener.local_addr().expect("bound"));
         let (joined, subscribers) = channel();
         thread::spawn(move || {
             for socket in subscribe.incoming() {
-                let socket = welcome(socket.expect("a subscriber comes"));
-                if joined.send(socket).is_err() {
+                if joined.send(welcome(socket.expect("a subscriber comes"))).is_err() {
                     break;
                 }
             }
@@ -53,50 +53,60 @@ impl DelayServer {
             let (publisher, _) = publish.accept().expect("the publisher comes");
             let (give, events) = channel();
             thread::spawn(move || pass_on(&events, &subscribers, delay));
-            take(publisher, |payload| give.send(payload).is_ok());
+            take(publisher, |topic, payload| give.send((topic, payload)).is_ok());
         });
         DelayServer { publish: addresses[0], subscribe: addresses[1] }
     }
 }
 
-/// Answers a subscriber's request.
-fn welcome(mut socket: TcpStream) -> TcpStream {
+/// The number at the end of a topic's name.
+fn topic(name: &str) -> usize {
+    name.rsplit_once('-').expect("a topic").1.parse().expect("a number")
+}
+
+/// Answers a subscriber's request; gives its topic too.
+fn welcome(mut socket: TcpStream) -> (usize, TcpStream) {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
         socket.read_exact(&mut byte).expect("a whole head");
         head.push(byte[0]);
     }
+    let head = String::from_utf8(head).expect("text");
+    let path = head.split(' ').nth(1).expect("a path");
     socket.set_nodelay(true).expect("a TCP socket");
     socket
         .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         .expect("the subscriber reads");
-    socket
+    (topic(path), socket)
 }
 
 /// Takes events as NATS does until the publisher leaves.
-fn take(publisher: TcpStream, mut event: impl FnMut(String) -> bool) {
+fn take(publisher: TcpStream, mut event: impl FnMut(usize, String) -> bool) {
     let mut from = BufReader::new(publisher);
     from.get_mut().write_all(b"INFO {}\r\n").expect("the publisher reads");
     let mut line = String::new();
+    let mut to = 0;
     while from.read_line(&mut line).is_ok_and(|read| read > 0) {
         match line.trim_end() {
             "PING" => from.get_mut().write_all(b"PONG\r\n").expect("the publisher reads"),
-            payload if payload.starts_with("~fw") && !event(payload.to_owned()) => return,
+            publish if publish.starts_with("PUB ") => {
+                to = topic(publish.rsplit_once(' ').expect("a length").0)
+            }
+            payload if payload.starts_with("~fw") && !event(to, payload.to_owned()) => return,
             _ => {}
         }
         line.clear();
     }
 }
 
-/// The sequence or the time in a payload's stamp.
-fn stamp(payload: &str, at: usize) -> u64 {
-    u64::from_str_radix(&payload[at..at + 16], 16).expect("a stamp")
-}
-
-/// Writes each event to each subscriber when its time has come.
-fn pass_on(events: &Receiver<String>, subscribers: &Receiver<TcpStream>, delay: fn(u64, usize) -> u64) {
-    let mut sockets: Vec<TcpStream> = Vec::new();
+/// Writes each event to each subscriber of its topic when its time has come.
+fn pass_on(
+    events: &Receiver<(usize, String)>,
+    subscribers: &Receiver<(usize, TcpStream)>,
+    delay: fn(usize, usize) -> u64,
+) {
+    let mut sockets: Vec<(usize, TcpStream)> = Vec::new();
     let mut waiting: Vec<(u64, usize, String)> = Vec::new();
     let mut open = true;
     while open || !waiting.is_empty() {
@@ -104,12 +114,13 @@ fn pass_on(events: &Receiver<String>, subscribers: &Receiver<TcpStream>, delay: 
         let wait =
             first.map_or(Duration::from_secs(60), |at| Duration::from_nanos(at.saturating_sub(now_ns())));
         match events.recv_timeout(wait) {
-            Ok(payload) => {
+            Ok((to, payload)) => {
                 sockets.extend(subscribers.try_iter());
-                for subscriber in 0..sockets.len() {
-                    let at = stamp(&payload, 19) + delay(stamp(&payload, 3), subscriber);
-                    waiting.push((at, subscriber, payload.clone()));
-                }
+                let stamp = u64::from_str_radix(&payload[19..35], 16).expect("a stamp");
+                let of_topic = (0..sockets.len()).filter(|&at| sockets[at].0 == to);
+                waiting.extend(
+                    of_topic.enumerate().map(|(nth, at)| (stamp + delay(to, nth), at, payload.clone())),
+                );
             }
             Err(RecvTimeoutError::Timeout) => {}
             // Without a publisher the waiting events still go out, as the clock says.
@@ -119,27 +130,28 @@ fn pass_on(events: &Receiver<String>, subscribers: &Receiver<TcpStream>, delay: 
             }
         }
         let now = now_ns();
-        for (_, subscriber, payload) in waiting.extract_if(.., |event| event.0 <= now) {
+        for (_, at, payload) in waiting.extract_if(.., |event| event.0 <= now) {
             // A receiver that has seen enough may be gone.
-            let _ = sockets[subscriber].write_all(format!("data: {payload}\n\n").as_bytes());
+            let _ = sockets[at].1.write_all(format!("data: {payload}\n\n").as_bytes());
         }
     }
 }
 
-/// A publisher and a receiver with `connections` subscribers of the server.
-fn roles(server: &DelayServer, connections: usize) -> (Role, Role) {
+/// A publisher and a receiver with `connections` subscribers of `topics` topics of the server.
+fn roles(server: &DelayServer, connections: usize, topics: usize) -> (Role, Role) {
     let mut receiver = Role::start("receiver");
     receiver.order(&json!({
-        "do": "setup", "target": server.subscribe.to_string(), "protocol": "sse", "dialect": "plain", "path": "/x",
-        "topics": 1, "first": 0, "audit": true, "behaviour": {"kind": "steady"}, "receive_buffer": null,
+        "do": "setup", "target": server.subscribe.to_string(), "protocol": "sse", "dialect": "plain",
+        "path": "/{topic}", "topics": topics, "first": 0, "audit": true, "behaviour": {"kind": "steady"},
+        "receive_buffer": null,
     }));
     receiver.ask(&json!({"do": "open", "connections": connections}), "opened");
     receiver.ask(&json!({"do": "zero", "next": 1, "raw_frame_bytes": 0}), "zeroed");
     let mut publisher = Role::start("publisher");
     publisher.ask(
         &json!({
-            "do": "connect", "address": server.publish.to_string(), "way": "nats", "path": "{topic}", "topics": 1,
-            "payload_bytes": 100,
+            "do": "connect", "address": server.publish.to_string(), "way": "nats", "path": "{topic}",
+            "topics": topics, "payload_bytes": 100,
         }),
         "connected",
     );
@@ -200,23 +212,17 @@ fn assert_within(what: &str, ns: u64, lowest_ms: u64, limit_ms: u64) {
     assert!(ns < limit_ms * MS, "{what} is {ns} ns, in truth about {lowest_ms} ms");
 }
 
-#[test]
-fn the_percentiles_are_those_of_the_delays_that_the_server_made() {
-    // 700 of 1,000 events take 5 ms, 280 take 50 ms, 20 take 200 ms.
-    fn delay(event: u64, _subscriber: usize) -> u64 {
-        match event {
-            _ if event.is_multiple_of(50) => 200 * MS,
-            _ if event % 10 < 3 => 50 * MS,
-            _ => 5 * MS,
-        }
+/// 35 of 50 topics take 5 ms, 14 take 50 ms, one takes 200 ms; each topic has one subscriber.
+fn delay_of_50(topic: usize, _subscriber: usize) -> u64 {
+    match topic {
+        0 => 200 * MS,
+        1..15 => 50 * MS,
+        _ => 5 * MS,
     }
-    let server = DelayServer::start(delay);
-    let (mut publisher, mut receiver) = roles(&server, 1);
-    go(&mut publisher, 250.0, 4.0);
-    assert_eq!(publisher.word("done")["events"], 1_000);
-    let report = report(&mut receiver, 1_000, 1_000);
-    assert_eq!(report["findings"]["duplicated"], 0, "{report}");
-    let told = Told::of(&report["latencies"]);
+}
+
+/// The percentiles of 1,000 events over the 50 topics: 700 at 5 ms, 280 at 50 ms, 20 at 200 ms.
+fn assert_as_delayed(told: &Told) {
     assert_eq!(told.count(), 1_000);
     assert_eq!(told.at_least(5 * MS), 1_000);
     assert!(told.at_least(50 * MS) >= 300);
@@ -228,12 +234,57 @@ fn the_percentiles_are_those_of_the_delays_that_the_server_made() {
 }
 
 #[test]
+fn the_percentiles_are_those_of_the_delays_that_the_server_made() {
+    let server = DelayServer::start(delay_of_50);
+    let (mut publisher, mut receiver) = roles(&server, 50, 50);
+    go(&mut publisher, 250.0, 4.0);
+    assert_eq!(publisher.word("done")["events"], 1_000);
+    let report = report(&mut receiver, 1_000, 1_000);
+    for fault in ["lost", "duplicated", "out_of_order", "foreign"] {
+        assert_eq!(report["findings"][fault], 0, "{report}");
+    }
+    assert_as_delayed(&Told::of(&report["latencies"]));
+}
+
+#[test]
+fn a_run_reports_the_delays_that_the_server_made() {
+    let server = DelayServer::start(delay_of_50);
+    let base = std::env::temp_dir().join(format!("loadtest-truth-{}", std::process::id()));
+    let file = |end: &str| base.with_extension(end).to_str().expect("text").to_owned();
+    let scenario = "name = \"truth\"\nabout = \"Known delays\"\nseconds = 4\nwarm_up_seconds = 0.4\ntopics = 50\n\
+        payload_bytes = 100\n[publish]\npace = \"rate\"\nper_second = 250\n[[subscribers]]\nprotocol = \"sse\"\n\
+        connections = 50\n";
+    std::fs::write(file("toml"), scenario).expect("a temporary file");
+    let run = Command::new(env!("CARGO_BIN_EXE_loadtest"))
+        .args(["run", &file("toml"), "--no-floor", "--json", &file("json")])
+        .args(["--subscribe-sse", &format!("http://{}/{{topic}}", server.subscribe)])
+        .args(["--publish-to", &format!("nats://{}/{{topic}}", server.publish)])
+        .output()
+        .expect("it starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(run.status.success(), "{}{}", text(&run.stdout), text(&run.stderr));
+    let saved: Value = serde_json::from_slice(&std::fs::read(file("json")).expect("saved")).expect("JSON");
+    ["toml", "json"].iter().for_each(|end| std::fs::remove_file(file(end)).expect("ours"));
+    let outcome = &saved["results"][0];
+    assert_eq!((&outcome["published"], &outcome["deliveries"]), (&json!(1_000), &json!(1_000)), "{outcome}");
+    // Each topic has one subscriber, who is the last one too.
+    for latency in ["each", "last"].map(|name| &outcome[name]) {
+        let told = Told::of(&latency["recorded"]);
+        assert_as_delayed(&told);
+        let quantiles: Vec<(f64, u64)> = serde_json::from_value(latency["quantiles"].clone()).expect("pairs");
+        for (quantile, percent) in [(0.5, 50), (0.9, 90), (0.99, 99), (1.0, 100)] {
+            assert!(quantiles.contains(&(quantile, told.percentile(percent))), "{percent} %: {quantiles:?}");
+        }
+    }
+}
+
+#[test]
 fn the_last_subscriber_of_an_event_is_the_slowest_one() {
-    fn delay(_event: u64, subscriber: usize) -> u64 {
+    fn delay(_topic: usize, subscriber: usize) -> u64 {
         [5 * MS, 80 * MS, 20 * MS][subscriber]
     }
     let server = DelayServer::start(delay);
-    let (mut publisher, mut receiver) = roles(&server, 3);
+    let (mut publisher, mut receiver) = roles(&server, 3, 1);
     go(&mut publisher, 100.0, 1.0);
     publisher.word("done");
     let told = Told::of(&report(&mut receiver, 100, 300)["latencies"]);
@@ -270,7 +321,7 @@ fn a_publisher_that_was_stopped_for_a_second_hides_nothing_of_it() {
     const EVENTS: u64 = 4 * RATE;
     const STALL: u64 = 1_000 * MS;
     let server = DelayServer::start(|_, _| 0);
-    let (mut publisher, mut receiver) = roles(&server, 1);
+    let (mut publisher, mut receiver) = roles(&server, 1, 1);
     go(&mut publisher, RATE as f64, 4.0);
     let pid = Pid::from_raw(publisher.child.id() as i32).expect("a process id");
     // Somewhere within the four seconds; how far is of no matter.

@@ -1,8 +1,10 @@
-//! The NATS client protocol (docs.nats.io, "NATS client protocol"): as it flows over plain TCP and, in binary messages, over WebSocket.
+//! The NATS client protocol (docs.nats.io, "NATS client protocol"): as it flows over plain TCP and, in binary
+//! messages, over WebSocket.
 //!
-//! [`Parser`] is fed the protocol's own bytes, cut anywhere; [`NatsSplitter`] takes them out of WebSocket frames first.
-//! The borders of frames and those of messages have nothing to do with each other. A `MSG` is an event, its payload begins with the
-//! stamp. Headers (`HMSG`) are not asked for and so an error, as is anything else that the protocol does not know.
+//! [`Parser`] is fed the protocol's own bytes, cut anywhere; [`NatsSplitter`] takes them out of WebSocket frames
+//! first. The borders of frames and those of messages have nothing to do with each other. A `MSG` is an event, its
+//! payload begins with the stamp. Headers (`HMSG`) are not asked for and so an error, as is anything else that the
+//! protocol does not know.
 
 use super::websocket::{BINARY, Frames, client_frame};
 use super::{EventEnd, Fed};
@@ -31,7 +33,8 @@ pub fn opening(subject: &str) -> Vec<u8> {
     client_frame(BINARY, text.as_bytes())
 }
 
-/// The subject that stands for the path of a WebSocket subscription, `/loadtest-0` for example: the path without its slash.
+/// The subject that stands for the path of a WebSocket subscription, `/loadtest-0` for example: the path without
+/// its slash.
 pub fn subject_of(path: &str) -> &str {
     path.trim_start_matches('/')
 }

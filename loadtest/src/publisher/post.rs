@@ -1,5 +1,5 @@
-//! One POST per event on a kept connection. Events that are due together travel as pipelined requests in one write (RFC 9112
-//! §9.3.2), and are answered one by one.
+//! One POST per event on a kept connection. Events that are due together travel as pipelined requests in one write
+//! (RFC 9112 §9.3.2), and are answered one by one.
 //!
 //! A server that is busy (503 with `Retry-After`) has refused an event, and the publishing goes on. Any other answer
 //! than success ends it. A server may end the connection after any answer; what it has not answered is then sent again

@@ -119,6 +119,15 @@ struct Opening {
     left: usize,
 }
 
+/// Churn under way.
+#[derive(Debug, Clone, Copy)]
+struct Churn {
+    start_ns: u64,
+    per_second: f64,
+    /// How many members' time has come so far.
+    due: u64,
+}
+
 /// The subscribers of one receiver.
 #[derive(Debug)]
 pub struct Crowd {
@@ -143,7 +152,7 @@ pub struct Crowd {
     started: bool,
     /// Churn and storm are over.
     stopped: bool,
-    churn: (u64, f64, u64),
+    churn: Option<Churn>,
     /// Members whose return ends the stop.
     awaited: HashSet<u32>,
     /// What the ring reported of members' receives, and members that the server closed by a frame.
@@ -185,7 +194,7 @@ impl Crowd {
             ages: VecDeque::new(),
             started: false,
             stopped: false,
-            churn: (0, 0.0, 0),
+            churn: None,
             awaited: HashSet::new(),
             ended: Vec::new(),
             closing: Vec::new(),
@@ -329,7 +338,8 @@ impl Crowd {
     /// A watched socket is ready.
     pub fn ready(&mut self, number: u32, wires: &mut Wires) -> Result<()> {
         let Some((handshake, begun)) = self.handshakes.get_mut(&number) else {
-            // Only stalled readers are watched once they are open, and only for their end.
+            // Only stalled readers are watched once they are open, and only for their end. They learn of it by a reset: the
+            // end of the stream waits behind what they do not read.
             return match self.members[number as usize].state {
                 State::Open => self.closed(number, "the server ended the stream"),
                 _ => Ok(()),

@@ -1,11 +1,14 @@
 //! What members do by the clock: ramp up, read slowly, are replaced one by one, or storm back all at once.
+//!
+//! Churn and ramp keep to a schedule from their start: what is late is done at once and delays nothing that comes after.
+
+use std::cmp::Reverse;
 
 use anyhow::Result;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use std::cmp::Reverse;
 
-use super::{Crowd, PAUSE_NS, SECOND_NS, State, Task};
+use super::{Churn, Crowd, PAUSE_NS, SECOND_NS, State, Task};
 use crate::receiver::wires::Wires;
 use crate::stamp::now_ns;
 use crate::workload::Behaviour;
@@ -27,19 +30,23 @@ impl Crowd {
     /// The measurement begins; so many members per second are replaced from here on.
     pub fn start(&mut self, churn_per_second: f64) {
         let now = now_ns();
+        let returns = !self.started;
         (self.started, self.stopped) = (true, false);
+        self.timers.retain(|Reverse((_, task))| !matches!(task, Task::Churn | Task::Storm));
         match self.setup.behaviour {
             Behaviour::Churn { .. } if churn_per_second > 0.0 => {
-                self.churn = (now, churn_per_second, 0);
+                self.churn = Some(Churn { start_ns: now, per_second: churn_per_second, due: 0 });
                 self.schedule_churn();
             }
             Behaviour::Storm { at_seconds, .. } => {
-                self.timers.push(Reverse((now + (at_seconds * SECOND_NS) as u64, Task::Storm)));
+                let due = now.saturating_add((at_seconds * SECOND_NS) as u64);
+                self.timers.push(Reverse((due, Task::Storm)));
             }
             _ => {}
         }
+        // Later on whoever goes away has a time to come back.
         for number in 0..self.members.len() as u32 {
-            if self.members[number as usize].state == State::Away {
+            if returns && self.members[number as usize].state == State::Away {
                 self.timers.push(Reverse((now + PAUSE_NS, Task::Reconnect(number))));
             }
         }
@@ -96,16 +103,17 @@ impl Crowd {
     }
 
     fn schedule_churn(&mut self) {
-        let (start, rate, done) = self.churn;
-        let due = start + ((done + 1) as f64 / rate * SECOND_NS) as u64;
-        self.timers.push(Reverse((due, Task::Churn)));
+        if let Some(churn) = &mut self.churn {
+            churn.due += 1;
+            let after = churn.due as f64 / churn.per_second * SECOND_NS;
+            self.timers.push(Reverse((churn.start_ns.saturating_add(after as u64), Task::Churn)));
+        }
     }
 
     pub(super) fn replace_oldest(&mut self, now: u64, wires: &mut Wires) -> Result<()> {
         if self.stopped {
             return Ok(());
         }
-        self.churn.2 += 1;
         self.schedule_churn();
         while let Some((number, generation)) = self.ages.pop_front() {
             let member = &self.members[number as usize];

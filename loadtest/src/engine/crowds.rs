@@ -1,0 +1,248 @@
+//! The subscribers of a workload: one fleet per crowd, numbered through, so that connection k subscribes to topic
+//! k mod topics whichever fleet holds it.
+//!
+//! Steady crowds are the measure: their deliveries count, and waiting for arrival means waiting for them. The others
+//! (slow, stalled, churning, storming) are load, and are told apart in everything this module gives. If nobody is
+//! steady, the latencies are those of everybody who reads.
+//!
+//! Not here: what an event's latency says about a run; that is `course`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::lasts::{Group, Lasts};
+use crate::audit::Findings;
+use crate::fleet::{Fleet, FleetPlan};
+use crate::framing::Protocol;
+use crate::report::{grouped, progress};
+use crate::target::Target;
+use crate::workload::{Behaviour, Crowd, Workload};
+
+struct Member {
+    fleet: Fleet,
+    crowd: Crowd,
+    /// Number of its first connection.
+    first: usize,
+}
+
+/// All fleets of a run.
+pub struct Crowds {
+    members: Vec<Member>,
+    topics: usize,
+    lasts: Lasts,
+}
+
+/// What was heard of all crowds since the last time.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// Deliveries to steady subscribers.
+    pub steady: u64,
+    /// Deliveries to all.
+    pub deliveries: u64,
+    /// Bytes of steady subscribers.
+    pub steady_bytes: u64,
+    /// Bytes of all.
+    pub bytes: u64,
+    /// Connections open now.
+    pub connections: u64,
+    /// Stamp to each subscriber that is measured: nanoseconds and count.
+    pub latencies: Vec<(u64, u64)>,
+    /// Stamp to the last steady subscriber: nanoseconds and the number of events it stands for.
+    pub lasts: Vec<(u64, u64)>,
+    /// Handshakes that ended.
+    pub opened: u64,
+    /// From the connect to the response head: nanoseconds and count.
+    pub handshakes: Vec<(u64, u64)>,
+    /// Connections that the server ended.
+    pub closed_by_server: u64,
+    /// CPU nanoseconds of the receivers.
+    pub cpu_ns: u64,
+}
+
+impl Crowds {
+    /// Opens every crowd, one after the other, and counts from event 1 on. Gives the handshakes' times beside it:
+    /// nanoseconds and count.
+    pub fn open(
+        target: &Target,
+        workload: &Workload,
+        cpu: Option<usize>,
+    ) -> Result<(Crowds, Vec<(u64, u64)>)> {
+        let mut members: Vec<Member> = Vec::new();
+        let mut handshakes = Vec::new();
+        let mut first = 0;
+        for crowd in &workload.subscribers {
+            let path = match crowd.protocol {
+                Protocol::Sse => target.sse_path.clone(),
+                Protocol::Ws => target.ws_path.clone(),
+                Protocol::Raw => None,
+            };
+            let Some(path) = path else {
+                bail!(
+                    "{} offers no {} subscriptions; give --protocol with the other one",
+                    target.name,
+                    crowd.protocol.label()
+                );
+            };
+            progress(&format!(
+                "{}: opening {} {} connections",
+                workload.name,
+                grouped(crowd.connections as u64),
+                crowd.protocol.label()
+            ));
+            let mut fleet = Fleet::new(FleetPlan {
+                dialect: target.dialect,
+                topics: workload.topics,
+                first,
+                cpu,
+                audit: true,
+                behaviour: crowd.behaviour,
+                ramp_per_second: crowd.ramp_per_second,
+                ..FleetPlan::steady(target.subscribe, crowd.protocol, path)
+            });
+            fleet.open(crowd.connections)?;
+            // Counting anew forgets them.
+            handshakes.extend(fleet.sample()?.handshakes);
+            members.push(Member { fleet, crowd: crowd.clone(), first });
+            first += crowd.connections;
+        }
+        for member in &mut members {
+            member.fleet.zero(1, 0)?;
+        }
+        let steady = members.iter().filter(|member| member.is_steady());
+        let groups =
+            steady.map(|member| Group { first: member.first, connections: member.crowd.connections });
+        let lasts = Lasts::new(workload.topics, groups.collect());
+        Ok((Crowds { members, topics: workload.topics, lasts }, handshakes))
+    }
+
+    /// Connections that were asked for.
+    pub fn connections(&self) -> usize {
+        self.members.iter().map(|member| member.crowd.connections).sum()
+    }
+
+    /// Receiver processes.
+    pub fn receivers(&self) -> usize {
+        self.members.iter().map(|member| member.fleet.receivers()).sum()
+    }
+
+    /// The clocks of churn and storms start.
+    pub fn start(&mut self) -> Result<()> {
+        self.members.iter_mut().try_for_each(|member| member.fleet.start())
+    }
+
+    /// Churn ends, everybody who should is connected again.
+    pub fn stop(&mut self) -> Result<()> {
+        self.members.iter_mut().try_for_each(|member| member.fleet.stop())
+    }
+
+    /// Takes the words that the receivers have said, without waiting, so that none of them blocks on a full pipe.
+    pub fn drain(&mut self) -> Result<()> {
+        let now = Instant::now();
+        self.members.iter_mut().try_for_each(|member| member.fleet.pump(now).map(drop))
+    }
+
+    /// True if any crowd is steady.
+    pub fn any_steady(&self) -> bool {
+        self.members.iter().any(Member::is_steady)
+    }
+
+    /// Events that have reached every steady subscriber of their topics; none is missing if nobody is steady.
+    pub fn complete(&self) -> u64 {
+        let steady = self.members.iter().filter(|member| member.is_steady());
+        steady.map(|member| member.fleet.complete()).min().unwrap_or(u64::MAX)
+    }
+
+    /// Waits until `events` have reached every steady subscriber. `last` is the last event published.
+    pub fn wait_for(&mut self, events: u64, limit: Duration, last: u64) -> Result<()> {
+        let steady = self.members.iter_mut().filter(|member| member.is_steady());
+        steady.into_iter().try_for_each(|member| member.fleet.wait_for(events, limit, last).map(drop))
+    }
+
+    /// What happened since the last time.
+    pub fn sample(&mut self) -> Result<Heard> {
+        let any_steady = self.any_steady();
+        let mut heard = Heard::default();
+        for member in &mut self.members {
+            let sample = member.fleet.sample()?;
+            heard.deliveries += sample.events;
+            heard.bytes += sample.bytes;
+            heard.connections += sample.connections;
+            heard.opened += sample.opened;
+            heard.handshakes.extend(sample.handshakes);
+            heard.closed_by_server += sample.closed_by_server;
+            heard.cpu_ns += sample.cpu_ns;
+            if member.is_steady() {
+                heard.steady += sample.events;
+                heard.steady_bytes += sample.bytes;
+                self.lasts.take(&sample.lasts, sample.lasts_weight, &mut heard.lasts);
+            }
+            if member.is_steady() || !any_steady {
+                heard.latencies.extend(sample.latencies);
+            }
+        }
+        Ok(heard)
+    }
+
+    /// What the audits found, steady crowds and others; `last` is the last event published.
+    pub fn findings(&mut self, last: u64) -> Result<(Findings, Findings)> {
+        let (mut steady, mut others) = (Findings::default(), Findings::default());
+        for member in &mut self.members {
+            let found = member.fleet.report(last).context("the audit at the end")?.totals.findings;
+            if member.is_steady() { steady.add(&found) } else { others.add(&found) }
+        }
+        Ok((steady, others))
+    }
+
+    /// Deliveries that the events after `from` up to `to` owe to the steady subscribers.
+    pub fn owed(&self, from: u64, to: u64) -> u64 {
+        let steady = self.members.iter().filter(|member| member.is_steady());
+        steady.map(|member| owed(self.topics, member.first, member.crowd.connections, from, to)).sum()
+    }
+}
+
+impl Member {
+    fn is_steady(&self) -> bool {
+        self.crowd.behaviour == Behaviour::Steady
+    }
+}
+
+/// Deliveries of the events after `from` up to `to` to connections `first` and those after it: event k goes to topic
+/// (k - 1) mod topics, connection k listens to topic k mod topics.
+fn owed(topics: usize, first: usize, connections: usize, from: u64, to: u64) -> u64 {
+    let events_up_to = |last: u64, topic: usize| (last + (topics - 1 - topic) as u64) / topics as u64;
+    (0..topics)
+        .map(|topic| {
+            let ahead = (topic + topics - first % topics) % topics;
+            let listeners = connections.saturating_sub(ahead).div_ceil(topics) as u64;
+            listeners * (events_up_to(to, topic) - events_up_to(from, topic))
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_owed_is_what_counting_one_by_one_gives() {
+        for (topics, first, connections, from, to) in [
+            (1, 0, 10, 0, 7),
+            (3, 0, 10, 0, 7),
+            (3, 2, 4, 2, 9),
+            (5, 7, 3, 1, 100),
+            (4, 1, 0, 0, 9),
+            (2, 5, 9, 3, 3),
+        ] {
+            let counted: usize = (from + 1..=to)
+                .map(|event| (event as usize - 1) % topics)
+                .map(|topic| (first..first + connections).filter(|k| k % topics == topic).count())
+                .sum();
+            assert_eq!(
+                owed(topics, first, connections, from, to),
+                counted as u64,
+                "{topics} {first} {connections}"
+            );
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What makes an outcome doubtful, and what makes it bad.
+//!
+//! A warning leaves the figures standing and says whose they may be: the generator's, the publisher's, other
+//! programs'. A condemned outcome is one whose subscribers did not get what was published.
+
+use crate::outcome::Outcome;
+use crate::workload::{Behaviour, Pace};
+
+/// Above this share of its CPU the generator, not the server, may set the figures.
+const GENERATOR_SHARE_HIGH: f64 = 0.9;
+/// Above this share of the server's CPU other programs disturb a run.
+const OTHERS_SHARE_HIGH: f64 = 0.05;
+/// A publisher that is later than this for 1 event in 100 is part of the latencies.
+const LATENESS_P99_NS_HIGH: u64 = 5_000_000;
+/// Below this share of what was planned the publisher did not keep its pace.
+const PUBLISHED_SHARE_LOW: f64 = 0.98;
+/// An interval this long was not of the measurement's own choosing.
+const INTERVAL_SECONDS_HIGH: f64 = 1.0;
+
+/// True if receivers and publisher together filled their CPU.
+pub fn generator_full(outcome: &Outcome) -> bool {
+    outcome.generator.receivers_share + outcome.generator.publisher_share > GENERATOR_SHARE_HIGH
+}
+
+/// Events that the pace asks for, if it asks for a number.
+fn planned(outcome: &Outcome) -> Option<f64> {
+    let seconds = outcome.workload.seconds;
+    match outcome.workload.publish {
+        Pace::Rate { per_second } => Some(per_second * seconds),
+        Pace::Burst { events, every_ms } => Some((seconds * 1e3 / every_ms as f64).floor() * events as f64),
+        Pace::InFlight { .. } | Pace::Idle {} => None,
+    }
+}
+
+/// True if the publisher did not publish all that was planned.
+pub fn publisher_short(outcome: &Outcome) -> bool {
+    // One event more or less is a matter of where the seconds end.
+    planned(outcome).is_some_and(|planned| (outcome.published as f64) < planned * PUBLISHED_SHARE_LOW - 1.0)
+}
+
+/// True if the publisher fell short or did not publish when it was due.
+fn publisher_late(outcome: &Outcome) -> bool {
+    publisher_short(outcome) || outcome.lateness.at(0.99).is_some_and(|ns| ns > LATENESS_P99_NS_HIGH)
+}
+
+/// What makes the figures doubtful. `others_share` is other programs' share of the server's CPUs, `owed` the
+/// deliveries that arithmetic expects.
+pub fn warnings(outcome: &Outcome, others_share: f64, owed: u64) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if generator_full(outcome) {
+        let generator = &outcome.generator;
+        warnings.push(format!(
+            "the generator's CPU was full (receivers {:.0} %, publisher {:.0} %): rates and latencies are its own, not the \
+             server's; use fewer connections or a lower rate",
+            generator.receivers_share * 100.0,
+            generator.publisher_share * 100.0
+        ));
+    }
+    if publisher_late(outcome) {
+        warnings.push(format!(
+            "the publisher was late: {} of {:.0} events, p99 {:.1} ms behind its schedule; the latencies include that",
+            outcome.published,
+            planned(outcome).unwrap_or(0.0),
+            outcome.lateness.at(0.99).unwrap_or(0) as f64 / 1e6
+        ));
+    }
+    if others_share > OTHERS_SHARE_HIGH {
+        warnings.push(format!(
+            "other programs used {:.0} % of the server's CPU; stop them and run again",
+            others_share * 100.0
+        ));
+    }
+    if let Some(longest) = outcome.series.iter().map(|interval| interval.seconds).reduce(f64::max)
+        && longest > INTERVAL_SECONDS_HIGH
+    {
+        warnings.push(format!("the measurement was interrupted: one interval took {longest:.1} s"));
+    }
+    if outcome.refused > 0 {
+        warnings.push(format!("the server refused {} events; they count as lost", outcome.refused));
+    }
+    if outcome.deliveries != owed && outcome.findings.clean() {
+        warnings.push(format!(
+            "{} deliveries to steady subscribers were counted, {owed} were due: some fell outside of the measured time",
+            outcome.deliveries
+        ));
+    }
+    if let Some(cause) = condemned(outcome) {
+        warnings.push(cause);
+    }
+    warnings
+}
+
+/// Why an outcome is bad, if it is: subscribers who must get everything exactly once and in order did not. Slow and
+/// stalled readers, who lose by definition, are not judged.
+pub fn condemned(outcome: &Outcome) -> Option<String> {
+    let loses = |behaviour: &Behaviour| matches!(behaviour, Behaviour::Slow { .. } | Behaviour::Stalled);
+    let judged = !outcome.workload.subscribers.iter().any(|crowd| loses(&crowd.behaviour));
+    let (steady, others) = (&outcome.findings, &outcome.others);
+    let (who, found) = if !steady.clean() {
+        ("steady", steady)
+    } else if judged && others.faults() > 0 {
+        ("returning", others)
+    } else {
+        return None;
+    };
+    Some(format!(
+        "the audit of the {who} subscribers found {} lost, {} duplicated, {} out of order, {} foreign, {} gaps in {} deliveries",
+        found.lost, found.duplicated, found.out_of_order, found.foreign, found.gaps_told, found.events
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Findings;
+    use crate::outcome::{Generator, Interval, Latency};
+    use crate::page::fixture;
+    use crate::scenario;
+
+    /// A good outcome of a built-in scenario.
+    fn outcome(name: &str) -> Outcome {
+        let workload = scenario::load(name, &scenario::Overrides::default()).expect("built in");
+        let published = (20.0 * workload.seconds) as u64;
+        Outcome { workload, published, deliveries: 320_000, ..fixture::outcome("fanwave") }
+    }
+
+    #[test]
+    fn an_undisturbed_outcome_has_no_warnings() {
+        assert_eq!(warnings(&outcome("ticker"), 0.0, 320_000), [""; 0]);
+    }
+
+    #[test]
+    fn each_disturbance_has_its_warning() {
+        let generator = Generator { receivers: 1, receivers_share: 0.7, publisher_share: 0.3 };
+        let late = Latency { quantiles: vec![(0.99, 9_000_000)], ..Latency::default() };
+        let long = Interval { seconds: 2.5, ..Interval::default() };
+        let lost = Findings { events: 9, lost: 1, ..Findings::default() };
+        for (outcome, others, owed, word) in [
+            (Outcome { generator, ..outcome("ticker") }, 0.0, 320_000, "generator's CPU was full"),
+            (Outcome { lateness: late, ..outcome("ticker") }, 0.0, 320_000, "publisher was late"),
+            (Outcome { published: 120, ..outcome("ticker") }, 0.0, 320_000, "120 of 160"),
+            (Outcome { series: vec![long], ..outcome("ticker") }, 0.0, 320_000, "interrupted"),
+            (Outcome { refused: 2, ..outcome("ticker") }, 0.0, 320_000, "refused 2"),
+            (Outcome { findings: lost, ..outcome("ticker") }, 0.0, 320_000, "1 lost"),
+            (outcome("ticker"), 0.2, 320_000, "other programs used 20 %"),
+            (outcome("ticker"), 0.0, 320_001, "320001 were due"),
+        ] {
+            let said = warnings(&outcome, others, owed);
+            assert!(said.len() == 1 && said[0].contains(word), "{word}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn only_subscribers_who_must_get_everything_condemn_an_outcome() {
+        let faults = Findings { events: 9, duplicated: 1, ..Findings::default() };
+        let gap = Findings { events: 9, gaps_told: 1, ..Findings::default() };
+        assert!(condemned(&Outcome { findings: faults, ..outcome("slow-readers") }).is_some());
+        assert!(condemned(&Outcome { findings: gap, ..outcome("ticker") }).is_some());
+        assert!(condemned(&Outcome { others: faults, ..outcome("slow-readers") }).is_none());
+        assert!(condemned(&Outcome { others: faults, ..outcome("reconnect-storm") }).is_some());
+        assert!(condemned(&Outcome { others: gap, ..outcome("reconnect-storm") }).is_none());
+    }
+}

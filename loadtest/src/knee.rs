@@ -1,0 +1,444 @@
+//! `loadtest knee`: the highest rate that a server carries.
+//!
+//! The rate doubles from step to step, on an open loop, until a rate fails; then the gap between the highest rate that
+//! held and the lowest that failed is halved until it is within 5 %. A rate fails if two steps at it fail, so that one
+//! disturbance of the machine is no knee. A step holds if p99 stays below the limit, if
+//! all that was published arrived soon after its end, and if the publisher kept its pace. A step that the generator
+//! could not drive says so: then the knee is the generator's, not the server's.
+//!
+//! The search itself ([`Search`]) takes verdicts and gives rates; it knows no server and no clock.
+
+use anyhow::{Result, bail};
+use clap::Args;
+use serde::Serialize;
+
+use crate::engine::verdict::{condemned, generator_full, publisher_short};
+use crate::engine::{EngineOptions, measure};
+use crate::framing::Protocol;
+use crate::outcome::{Interval, Outcome};
+use crate::page::svg::{Axis, Line, Lines, lines};
+use crate::page::{Notice, Page};
+use crate::prove::Bench;
+use crate::report::{grouped, progress, save, say, table};
+use crate::run::{Files, shards_for};
+use crate::scenario::{self, Overrides};
+use crate::server::{self, ServerChoice};
+use crate::unit::Unit;
+use crate::workload::{Behaviour, Pace, Workload};
+
+/// The search ends when the lowest rate that failed is at most this much above the highest that held.
+const WITHIN: f64 = 1.05;
+/// Steps at most: enough to double from 1 to a million, to bisect to 5 % and to repeat what fails.
+const STEPS_MAX: usize = 40;
+/// A share of the step's time beyond which waiting for the last arrivals means that deliveries fell behind.
+const BEHIND_SHARE: f64 = 0.25;
+/// Waiting that is no sign of falling behind, whatever the step's length.
+const BEHIND_SECONDS_MIN: f64 = 0.7;
+/// Steps warm up briefly: each is like the one before, but for its rate.
+const WARM_UP_SECONDS_MAX: f64 = 0.5;
+/// A publisher that is later than this share of the limit is the cause of what is measured.
+const LATE_SHARE: f64 = 0.5;
+/// Above this share of its one CPU the server is busy with nothing else.
+const SERVER_SHARE_FULL: f64 = 0.9;
+
+/// Options of `knee`.
+#[derive(Debug, Clone, Args)]
+pub struct KneeArgs {
+    /// The scenario whose subscribers and payload are used; its own pace is not
+    #[arg(value_name = "SCENARIO", default_value = "ticker")]
+    scenario: String,
+    /// The limit: publish to each subscriber, 99th percentile, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 50.0, allow_negative_numbers = true)]
+    p99_ms: f64,
+    /// Events per second of the first step
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 10.0, allow_negative_numbers = true)]
+    from: f64,
+    /// Seconds of each step
+    #[arg(long, default_value_t = 3.0, allow_negative_numbers = true)]
+    seconds: f64,
+    /// Subscribers in all
+    #[arg(long)]
+    connections: Option<usize>,
+    /// Bytes of one event's data, at least the stamp's 36
+    #[arg(long, value_name = "BYTES")]
+    payload_bytes: Option<usize>,
+    /// What all subscribers speak, in place of the scenario's
+    #[arg(long)]
+    protocol: Option<Protocol>,
+    #[command(flatten)]
+    server: ServerChoice,
+    #[command(flatten)]
+    files: Files,
+}
+
+/// What ended the rise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Limit {
+    /// The latency's 99th percentile.
+    Latency,
+    /// Deliveries came later and later.
+    Behind,
+    /// The server ended connections, lost events or refused them.
+    Server,
+    /// The publisher did not keep its pace.
+    Publisher,
+    /// The generator's CPU was full.
+    Generator,
+}
+
+impl Limit {
+    /// The word in tables.
+    fn label(self) -> &'static str {
+        match self {
+            Limit::Latency => "latency",
+            Limit::Behind => "fell behind",
+            Limit::Server => "server failed",
+            Limit::Publisher => "publisher late",
+            Limit::Generator => "generator full",
+        }
+    }
+}
+
+/// One rate that was tried.
+#[derive(Debug, Serialize)]
+struct Step {
+    per_second: f64,
+    /// What broke; absent if the step held.
+    broke: Option<Limit>,
+    /// In words; empty if the step held.
+    why: String,
+    /// Absent if the step ended with an error.
+    outcome: Option<Outcome>,
+}
+
+/// The knee and the way to it.
+#[derive(Debug, Serialize)]
+struct Knee {
+    p99_ms: f64,
+    /// Highest events per second that held; absent if the first step did not.
+    held: Option<f64>,
+    /// Lowest that failed; absent if none did.
+    failed: Option<f64>,
+    /// What broke there.
+    limit: Option<Limit>,
+    steps: Vec<Step>,
+}
+
+/// Searches and tells.
+pub fn run(bench: &Bench, args: &KneeArgs) -> Result<()> {
+    if !(args.p99_ms.is_finite() && args.p99_ms > 0.0) {
+        bail!("--p99-ms {} is no limit; give milliseconds above 0", args.p99_ms);
+    }
+    let overrides = Overrides {
+        seconds: Some(args.seconds),
+        connections: args.connections,
+        payload_bytes: args.payload_bytes,
+        protocol: args.protocol,
+        rate: None,
+    };
+    let mut workload = scenario::load(&args.scenario, &overrides)?;
+    if workload.subscribers.iter().any(|crowd| crowd.behaviour != Behaviour::Steady) {
+        bail!("{}: a knee needs subscribers who all stay and read; choose another scenario", workload.name);
+    }
+    workload.publish = Pace::Rate { per_second: args.from };
+    workload.warm_up_seconds = workload.warm_up_seconds.min(WARM_UP_SECONDS_MAX);
+    scenario::check(&workload)?;
+    let files = args.files.resolve(bench.common.json.as_deref(), "knee")?;
+    let knee = search(bench, args, &workload)?;
+    show(bench, args, &workload, &knee);
+    let outcomes: Vec<Outcome> = knee.steps.iter().filter_map(|step| step.outcome.clone()).collect();
+    files.write(&outcomes, || page(bench, args, &workload, &knee))?;
+    save(files.json.as_deref(), "knee", &bench.machine, &knee)?;
+    match knee.held {
+        Some(_) => Ok(()),
+        None => {
+            let why = knee.steps.last().map_or("", |step| step.why.as_str());
+            bail!("already {} events/s broke: {why}; give a lower --from", args.from)
+        }
+    }
+}
+
+fn search(bench: &Bench, args: &KneeArgs, workload: &Workload) -> Result<Knee> {
+    let options = EngineOptions {
+        sender_cpu: bench.common.sender_cpu,
+        receiver_cpu: bench.common.receiver_cpu,
+        floor: false,
+    };
+    let mut search = Search::from(args.from);
+    let mut steps = Vec::new();
+    while let Some(per_second) = search.next() {
+        if steps.len() == STEPS_MAX {
+            break;
+        }
+        progress(&format!("knee: step {}, {per_second:.0} events/s", steps.len() + 1));
+        let workload = Workload { publish: Pace::Rate { per_second }, ..workload.clone() };
+        let mut running =
+            server::start(&args.server, Some(bench.common.sender_cpu), shards_for(&workload), &[])?;
+        let step = match measure(&mut running, &workload, &options) {
+            Ok(outcome) => Step::of(per_second, outcome, args.p99_ms),
+            // A server that carries nothing at all is a failure of the run, not a knee.
+            Err(error) if search.held.is_none() => return Err(error),
+            Err(error) => {
+                Step { per_second, broke: Some(Limit::Server), why: format!("{error:#}"), outcome: None }
+            }
+        };
+        if step.broke.is_none() {
+            running.stop()?;
+        }
+        let again = steps.last().is_some_and(|before: &Step| before.per_second == per_second);
+        if step.broke.is_none() || again {
+            search.take(per_second, step.broke.is_none());
+        } else {
+            progress(&format!("knee: {per_second:.0} events/s broke ({}); once more", step.why));
+        }
+        steps.push(step);
+    }
+    let failed = search.failed;
+    let limit = failed.and_then(|rate| steps.iter().rfind(|step| step.per_second == rate)?.broke);
+    Ok(Knee { p99_ms: args.p99_ms, held: search.held, failed, limit, steps })
+}
+
+impl Step {
+    fn of(per_second: f64, outcome: Outcome, p99_ms: f64) -> Step {
+        let (broke, why) = match judge(&outcome, p99_ms) {
+            Some((limit, why)) => (Some(limit), why),
+            None => (None, String::new()),
+        };
+        Step { per_second, broke, why, outcome: Some(outcome) }
+    }
+}
+
+/// What broke in a step, if anything did. Of several causes the generator's come first: it is then not known what the
+/// server would have done.
+fn judge(outcome: &Outcome, p99_ms: f64) -> Option<(Limit, String)> {
+    let p99 = outcome.each.at(0.99).unwrap_or(0) as f64 / 1e6;
+    let waited = outcome.seconds - outcome.workload.seconds;
+    let behind = waited > (outcome.workload.seconds * BEHIND_SHARE).max(BEHIND_SECONDS_MIN);
+    let lateness = outcome.lateness.at(0.99).unwrap_or(0) as f64 / 1e6;
+    // Latencies count from the time when an event was due, so lateness is a part of them.
+    let late = publisher_short(outcome) || lateness > p99_ms * LATE_SHARE;
+    if !late && !behind && p99 <= p99_ms && condemned(outcome).is_none() && outcome.refused == 0 {
+        return None;
+    }
+    let full = |interval: &&Interval| interval.server_share > SERVER_SHARE_FULL;
+    let server_full = outcome.series.iter().filter(full).count() > outcome.series.len() / 2;
+    let generator = &outcome.generator;
+    Some(if generator_full(outcome) && !server_full {
+        let share = (generator.receivers_share + generator.publisher_share) * 100.0;
+        (Limit::Generator, format!("the generator's CPU was full ({share:.0} %)"))
+    } else if outcome.refused > 0 {
+        (Limit::Server, format!("the server refused {} events", grouped(outcome.refused)))
+    } else if let Some(cause) = condemned(outcome) {
+        (Limit::Server, cause)
+    } else if late && server_full {
+        (Limit::Server, format!("its CPU was full and it took events {lateness:.1} ms late at p99"))
+    } else if late {
+        (Limit::Publisher, format!("the publisher was {lateness:.1} ms late at p99"))
+    } else if behind {
+        (Limit::Behind, format!("the last deliveries came {waited:.1} s after the last publish was due"))
+    } else {
+        (Limit::Latency, format!("p99 was {p99:.1} ms"))
+    })
+}
+
+/// Doubling, then bisecting.
+#[derive(Debug)]
+struct Search {
+    first: f64,
+    /// Highest rate that held.
+    held: Option<f64>,
+    /// Lowest rate that failed; above `held`.
+    failed: Option<f64>,
+}
+
+impl Search {
+    fn from(first: f64) -> Search {
+        Search { first, held: None, failed: None }
+    }
+
+    /// The next rate to try; none when the knee is known closely enough, or when the first rate fails.
+    fn next(&self) -> Option<f64> {
+        match (self.held, self.failed) {
+            (None, None) => Some(self.first),
+            (Some(held), None) => Some(held * 2.0),
+            (None, Some(_)) => None,
+            (Some(held), Some(failed)) => (failed > held * WITHIN).then(|| (held + failed) / 2.0),
+        }
+    }
+
+    fn take(&mut self, rate: f64, held: bool) {
+        *(if held { &mut self.held } else { &mut self.failed }) = Some(rate);
+    }
+}
+
+impl Knee {
+    /// The result in words.
+    fn sentence(&self, workload: &Workload) -> String {
+        let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+        let deliveries = |rate: f64| rate * connections as f64 / workload.topics as f64;
+        let why = self
+            .steps
+            .iter()
+            .rfind(|step| Some(step.per_second) == self.failed)
+            .map_or(String::new(), |step| step.why.clone());
+        match (self.held, self.failed) {
+            (Some(held), Some(failed)) => format!(
+                "knee: {} events/s ({} deliveries/s) held with p99 at most {} ms; {} events/s broke: {why}",
+                grouped(held.round() as u64),
+                grouped(deliveries(held).round() as u64),
+                self.p99_ms,
+                grouped(failed.round() as u64)
+            ),
+            (Some(held), None) => {
+                format!("no knee up to {} events/s ({STEPS_MAX} steps)", grouped(held.round() as u64))
+            }
+            _ => format!("no rate held: {why}"),
+        }
+    }
+
+    fn rows(&self) -> Vec<Vec<String>> {
+        self.steps
+            .iter()
+            .map(|step| {
+                let figure = |show: &dyn Fn(&Outcome) -> String| {
+                    step.outcome.as_ref().map_or_else(|| "-".to_owned(), show)
+                };
+                let percentile = |quantile: f64| {
+                    figure(&|outcome| format!("{:.2}", outcome.each.at(quantile).unwrap_or(0) as f64 / 1e6))
+                };
+                let share = |share: f64| format!("{:.0} %", share * 100.0);
+                vec![
+                    step.broke.map_or("held", Limit::label).to_owned(),
+                    grouped(step.per_second.round() as u64),
+                    figure(&|outcome| grouped((outcome.deliveries as f64 / outcome.seconds) as u64)),
+                    percentile(0.5),
+                    percentile(0.99),
+                    figure(&|outcome| {
+                        outcome.cost.as_ref().map_or("-".into(), |cost| share(cost.cpu / outcome.seconds))
+                    }),
+                    figure(&|outcome| {
+                        share(outcome.generator.receivers_share + outcome.generator.publisher_share)
+                    }),
+                ]
+            })
+            .collect()
+    }
+}
+
+const HEAD: [&str; 7] = ["result", "events/s", "deliveries/s", "p50 ms", "p99 ms", "server", "generator"];
+
+fn show(bench: &Bench, args: &KneeArgs, workload: &Workload, knee: &Knee) {
+    say(&format!("{}\n", bench.machine.line()));
+    say(&format!("{}: {}; steps of {} s\n", workload.name, workload.about, args.seconds));
+    table(1, &HEAD, &knee.rows());
+    say(&format!("\n{}", knee.sentence(workload)));
+    if matches!(knee.limit, Some(Limit::Generator | Limit::Publisher)) {
+        say(
+            "WARNING: the generator, not the server, set this knee: the server's own is higher or not known.",
+        );
+    }
+}
+
+fn page(bench: &Bench, args: &KneeArgs, workload: &Workload, knee: &Knee) -> String {
+    let mut page = Page::new(&format!("knee · {}", workload.name), &workload.about, &bench.machine);
+    let kind = match knee.limit {
+        Some(Limit::Generator | Limit::Publisher) => Notice::Warning,
+        _ if knee.held.is_some() => Notice::Good,
+        _ => Notice::Bad,
+    };
+    page.notice(kind, &knee.sentence(workload));
+    let mut measured: Vec<&Outcome> = knee.steps.iter().filter_map(|step| step.outcome.as_ref()).collect();
+    let rate = |outcome: &Outcome| match outcome.workload.publish {
+        Pace::Rate { per_second } => per_second,
+        _ => 0.0,
+    };
+    measured.sort_by(|a, b| rate(a).total_cmp(&rate(b)));
+    let line = |name: &str, quantile: f64| {
+        let seconds = |outcome: &Outcome| outcome.each.at(quantile).unwrap_or(0) as f64;
+        Line::new(name, measured.iter().map(|outcome| (rate(outcome), seconds(outcome))).collect())
+    };
+    page.figure(
+        &lines(&Lines {
+            title: "Latency by rate".into(),
+            about: "Publish to each subscriber, median and 99th percentile, at each rate that was tried"
+                .into(),
+            x: Axis::log("events published per second", Unit::PerSecond),
+            y: Axis::log("publish to each subscriber", Unit::Nanoseconds),
+            lines: vec![line("p99", 0.99), line("median", 0.5)],
+            limits: vec![(args.p99_ms * 1e6, format!("limit {} ms", args.p99_ms))],
+        }),
+        "where p99 leaves the ground is the knee",
+    );
+    page.table("Every step, in order", 1, &HEAD, &knee.rows());
+    page.html()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Findings;
+    use crate::outcome::{Generator, Latency};
+    use crate::page::fixture::outcome;
+
+    /// Searches for a known capacity; gives the rates tried and the end.
+    fn find(first: f64, capacity: f64) -> (Vec<f64>, Search) {
+        let mut search = Search::from(first);
+        let mut tried = Vec::new();
+        while let Some(rate) = search.next() {
+            assert!(tried.len() < STEPS_MAX, "{tried:?}");
+            tried.push(rate);
+            search.take(rate, rate <= capacity);
+        }
+        (tried, search)
+    }
+
+    #[test]
+    fn the_search_doubles_then_bisects_to_within_5_percent() {
+        let (tried, search) = find(10.0, 333.0);
+        assert_eq!(tried[..7], [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0]);
+        let (held, failed) = (search.held.expect("held"), search.failed.expect("failed"));
+        assert!(held <= 333.0 && 333.0 < failed && failed <= held * 1.05, "{held} {failed}");
+    }
+
+    #[test]
+    fn any_capacity_is_found_within_the_steps() {
+        for capacity in [1.0, 7.3, 1_000.0, 999_999.0] {
+            let (_, search) = find(1.0, capacity);
+            assert!(search.held.expect("held") * 1.05 >= capacity, "{capacity}");
+        }
+    }
+
+    #[test]
+    fn a_first_rate_that_fails_ends_the_search() {
+        let (tried, search) = find(10.0, 5.0);
+        assert_eq!((tried, search.held), (vec![10.0], None));
+    }
+
+    #[test]
+    fn each_cause_of_a_broken_step_is_told_apart() {
+        let good = outcome("fanwave");
+        assert!(judge(&good, 1_000.0).is_none());
+        let late = Latency { quantiles: vec![(0.99, 800_000_000)], ..Latency::default() };
+        let lost = Findings { events: 9, lost: 1, ..Findings::default() };
+        let busy = |share: f64| Generator { receivers: 1, receivers_share: share, publisher_share: 0.0 };
+        let mut full = outcome("fanwave");
+        full.series.iter_mut().for_each(|interval| interval.server_share = 0.99);
+        full.lateness = late.clone();
+        for (outcome, p99_ms, limit) in [
+            (good.clone(), 1.0, Limit::Latency),
+            (Outcome { seconds: 45.0, ..good.clone() }, 1_000.0, Limit::Behind),
+            (Outcome { findings: lost, ..good.clone() }, 1_000.0, Limit::Server),
+            (Outcome { refused: 3, ..good.clone() }, 1_000.0, Limit::Server),
+            (full, 1_000.0, Limit::Server),
+            (Outcome { lateness: late, ..good.clone() }, 1_000.0, Limit::Publisher),
+            (Outcome { published: 2_000, ..good.clone() }, 1_000.0, Limit::Publisher),
+            (Outcome { generator: busy(0.97), ..good.clone() }, 1.0, Limit::Generator),
+        ] {
+            let (broke, why) = judge(&outcome, p99_ms).expect("broken");
+            assert_eq!(broke, limit, "{why}");
+        }
+        let fast = Outcome { generator: busy(0.97), ..good };
+        assert!(judge(&fast, 1_000.0).is_none(), "a busy generator breaks nothing by itself");
+    }
+}

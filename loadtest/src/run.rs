@@ -1,0 +1,224 @@
+//! `loadtest run`: scenarios against a server, each with a server of its own, told as table, JSON, page and interval log.
+//!
+//! Everything that can be known to be wrong is said before the first server starts; files are written and tables printed
+//! after the last scenario, so a run that fails leaves no results. Subscribers who did not get what was published are
+//! a failure too, but then the figures are shown, since they say what went wrong.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::engine::verdict::condemned;
+use crate::engine::{EngineOptions, measure};
+use crate::hlog;
+use crate::outcome::{Latency, Outcome};
+use crate::page::run_page;
+use crate::process::sockets_per_process_max;
+use crate::prove::Bench;
+use crate::report::{grouped, outcome_table, progress, save, say, table};
+use crate::scenario::{self, Limits, Overrides};
+use crate::server::{self, ServerChoice};
+use crate::workload::Workload;
+
+/// Options of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Scenarios: names of built-in ones, or paths of TOML files
+    #[arg(value_name = "SCENARIO", required_unless_present_any = ["list", "all"])]
+    scenarios: Vec<String>,
+    /// List the built-in scenarios
+    #[arg(long)]
+    list: bool,
+    /// Every built-in scenario, one after the other
+    #[arg(long, conflicts_with = "scenarios")]
+    all: bool,
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(flatten)]
+    server: ServerChoice,
+    /// Shards of a fanwave that is started here, all on the server's CPU [default: as many as its connections need]
+    #[arg(long)]
+    shards: Option<usize>,
+    /// Leave out the floor before and after each scenario
+    #[arg(long)]
+    no_floor: bool,
+    #[command(flatten)]
+    files: Files,
+}
+
+/// Where results go beside the terminal; `--json` is an option of every command.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Files {
+    /// Save a self-contained HTML page
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
+    /// Save the latencies as an HdrHistogram interval log
+    #[arg(long, value_name = "FILE")]
+    hlog: Option<PathBuf>,
+    /// Save all of them in this directory, as run.json, run.html and run.hlog
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["json", "page", "hlog"])]
+    out: Option<PathBuf>,
+}
+
+/// Runs the scenarios. The error of a run whose audit found something is told after its tables.
+pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
+    if args.list {
+        return list();
+    }
+    if args.shards == Some(0) {
+        bail!("--shards 0: a server has at least 1");
+    }
+    let names: Vec<String> = match args.all {
+        true => scenario::built_in()?.into_iter().map(|workload| workload.name).collect(),
+        false => args.scenarios.clone(),
+    };
+    let workloads =
+        names.iter().map(|name| scenario::load(name, &args.overrides)).collect::<Result<Vec<Workload>>>()?;
+    // A server that runs already may be elsewhere; the engine asks where before it connects.
+    for workload in workloads.iter().filter(|_| !args.server.custom.is_given()) {
+        let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+        Limits::read().check(connections as u64, true).with_context(|| workload.name.clone())?;
+    }
+    let files = args.files.resolve(bench.common.json.as_deref(), "run")?;
+    if args.no_floor {
+        progress("--no-floor: the kernel's floor is not measured, so no figure has a ratio to it");
+    }
+    let options = EngineOptions {
+        sender_cpu: bench.common.sender_cpu,
+        receiver_cpu: bench.common.receiver_cpu,
+        floor: !args.no_floor,
+    };
+    let mut outcomes = Vec::new();
+    for workload in &workloads {
+        let shards = args.shards.unwrap_or_else(|| shards_for(workload));
+        if shards > 1 {
+            progress(&format!("{}: the server gets {shards} shards on its CPU", workload.name));
+        }
+        let mut running = server::start(&args.server, Some(bench.common.sender_cpu), shards, &[])?;
+        outcomes.push(measure(&mut running, workload, &options)?);
+        running.stop()?;
+    }
+    say(&bench.machine.line());
+    for outcome in &outcomes {
+        say("");
+        outcome_table(outcome);
+    }
+    files.write(&outcomes, || run_page(&outcomes, &bench.machine))?;
+    save(files.json.as_deref(), "run", &bench.machine, &outcomes)?;
+    let bad: Vec<String> = outcomes
+        .iter()
+        .filter_map(|outcome| condemned(outcome).map(|cause| format!("{}: {cause}", outcome.workload.name)))
+        .collect();
+    if !bad.is_empty() {
+        bail!("{}", bad.join("; "));
+    }
+    Ok(())
+}
+
+/// Shards that a fanwave needs to hold the workload's connections under the descriptor limit, which bounds each shard; a
+/// tenth is for shards that get more than their share.
+pub fn shards_for(workload: &Workload) -> usize {
+    let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+    let room = sockets_per_process_max().max(1) as usize;
+    (connections + connections / 10).div_ceil(room).max(1)
+}
+
+fn list() -> Result<()> {
+    let rows: Vec<_> = scenario::built_in()?
+        .into_iter()
+        .map(|workload| {
+            let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+            vec![workload.name, workload.about, grouped(connections as u64)]
+        })
+        .collect();
+    table(2, &["scenario", "about", "connections"], &rows);
+    Ok(())
+}
+
+/// The files to write, settled and found possible.
+pub struct Destinations {
+    /// JSON document.
+    pub json: Option<PathBuf>,
+    page: Option<PathBuf>,
+    hlog: Option<PathBuf>,
+}
+
+impl Files {
+    /// Settles where to write, `--out` included, and refuses places where nothing can be written before time is spent.
+    pub fn resolve(&self, json: Option<&Path>, stem: &str) -> Result<Destinations> {
+        let files = match &self.out {
+            Some(out) => {
+                fs::create_dir_all(out).with_context(|| format!("--out {}", out.display()))?;
+                let file = |suffix: &str| Some(out.join(format!("{stem}.{suffix}")));
+                Destinations { json: file("json"), page: file("html"), hlog: file("hlog") }
+            }
+            None => Destinations {
+                json: json.map(Path::to_owned),
+                page: self.page.clone(),
+                hlog: self.hlog.clone(),
+            },
+        };
+        for file in [&files.json, &files.page, &files.hlog].into_iter().flatten() {
+            let folder = match file.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => folder,
+                _ => Path::new("."),
+            };
+            if file.is_dir() || !folder.is_dir() {
+                bail!("{} cannot be written: name a file in a directory that is there", file.display());
+            }
+        }
+        Ok(files)
+    }
+}
+
+impl Destinations {
+    /// Writes page and interval log; `page` makes the former.
+    pub fn write(&self, outcomes: &[Outcome], page: impl FnOnce() -> String) -> Result<()> {
+        if let Some(file) = &self.page {
+            fs::write(file, page()).with_context(|| format!("writing {}", file.display()))?;
+        }
+        if let Some(file) = &self.hlog {
+            let tagged = tagged(outcomes);
+            let lines: Vec<(&str, f64, f64, &Latency)> = tagged
+                .iter()
+                .map(|(tag, seconds, latency)| (tag.as_str(), 0.0, *seconds, *latency))
+                .collect();
+            hlog::write(file, &lines)?;
+        }
+        Ok(())
+    }
+}
+
+/// Every latency with its tag and its seconds; scenarios are told apart by their place and name if there are several.
+fn tagged(outcomes: &[Outcome]) -> Vec<(String, f64, &Latency)> {
+    let mut tagged = Vec::new();
+    for (at, outcome) in outcomes.iter().enumerate() {
+        let prefix = match outcomes.len() {
+            1 => String::new(),
+            _ => format!("{}-{}-", at + 1, outcome.workload.name),
+        };
+        let kinds = [("each", Some(&outcome.each)), ("last", outcome.last.as_ref())];
+        for (kind, latency) in kinds {
+            if let Some(latency) = latency.filter(|latency| latency.count > 0) {
+                tagged.push((format!("{prefix}{kind}"), outcome.seconds, latency));
+            }
+        }
+    }
+    tagged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_where_nothing_can_be_written_is_refused_before_anything_runs() {
+        let absent = Files { page: Some("absent-directory/x.html".into()), ..Files::default() };
+        assert!(absent.resolve(None, "run").err().expect("absent").to_string().contains("absent-directory"));
+        assert!(Files::default().resolve(Some(Path::new("/")), "run").is_err());
+        let here = Files { hlog: Some("x.hlog".into()), ..Files::default() };
+        assert!(here.resolve(Some(Path::new("x.json")), "run").expect("possible").json.is_some());
+    }
+}

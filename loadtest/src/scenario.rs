@@ -1,0 +1,539 @@
+//! Scenarios: a [`Workload`] as a small TOML file, read, changed by flags and checked before anything is started.
+//!
+//! The scenarios of `loadtest/scenarios/` are part of the program and found by their name; whatever looks like a path
+//! is read as a file. A mistake is one line: file, line or key, what is wrong, what is right. Whether this machine can
+//! hold the connections is arithmetic over [`Limits`], done here too, with the figures in the message.
+//!
+//! Not here: what only a server can know (which protocols it speaks) and what only running it can show.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use serde_json::Value;
+
+use crate::framing::Protocol;
+use crate::process::sockets_per_process_max;
+use crate::stamp::STAMP_BYTES;
+use crate::workload::{Behaviour, Crowd, Pace, Workload};
+
+/// The scenarios that are part of the program.
+const BUILT_IN: [(&str, &str); 8] = [
+    ("ticker", include_str!("../scenarios/ticker.toml")),
+    ("chat-room", include_str!("../scenarios/chat-room.toml")),
+    ("score-push", include_str!("../scenarios/score-push.toml")),
+    ("many-topics", include_str!("../scenarios/many-topics.toml")),
+    ("burst", include_str!("../scenarios/burst.toml")),
+    ("reconnect-storm", include_str!("../scenarios/reconnect-storm.toml")),
+    ("slow-readers", include_str!("../scenarios/slow-readers.toml")),
+    ("idle-mass", include_str!("../scenarios/idle-mass.toml")),
+];
+
+/// The longest measurement: a day is a soak test, more is a typing error.
+const SECONDS_MAX: f64 = 86_400.0;
+/// The largest payload, beyond what servers take.
+const PAYLOAD_BYTES_MAX: usize = 16 << 20;
+/// The most topics: each costs the publisher and every receiver a table entry.
+const TOPICS_MAX: usize = 1_000_000;
+/// Events per second beyond which no publisher can go.
+const RATE_MAX: f64 = 10e6;
+/// Bytes published at once, by a burst or to fill a window: they are built in memory.
+const AT_ONCE_BYTES_MAX: u64 = 1 << 30;
+/// Receiver processes that are started at most; one holds up to 19,000 sockets where the descriptor limit allows.
+const RECEIVERS_MAX: u64 = 64;
+/// Sockets of one receiver process at most, whatever the limit allows.
+const SOCKETS_PER_RECEIVER_MAX: u64 = 19_000;
+/// Sockets that share a source address on loopback.
+const SOCKETS_PER_ADDRESS: u64 = 1_000;
+/// Files that the rest of the machine may have open.
+const FILES_SPARE: u64 = 10_000;
+
+/// Flags that change a scenario.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Overrides {
+    /// Seconds of measurement, in place of the scenario's
+    #[arg(long, allow_negative_numbers = true)]
+    pub seconds: Option<f64>,
+    /// Subscribers in all: scales every crowd of the scenario, and its topics if it has fewer subscribers then
+    #[arg(long)]
+    pub connections: Option<usize>,
+    /// Events per second, for scenarios that publish at a rate or in bursts
+    #[arg(long, value_name = "PER_SECOND", allow_negative_numbers = true)]
+    pub rate: Option<f64>,
+    /// Bytes of one event's data, at least the stamp's 36
+    #[arg(long, value_name = "BYTES")]
+    pub payload_bytes: Option<usize>,
+    /// What all subscribers speak, in place of the scenario's: for servers that speak only one of them
+    #[arg(long)]
+    pub protocol: Option<Protocol>,
+}
+
+/// Every scenario that is part of the program, checked by the tests.
+pub fn built_in() -> Result<Vec<Workload>> {
+    BUILT_IN.iter().map(|(name, text)| parse(text, &format!("scenario {name}"))).collect()
+}
+
+/// Finds, reads, changes and checks a scenario: a name, or a path (it holds a `/` or ends in `.toml`).
+pub fn load(name_or_path: &str, overrides: &Overrides) -> Result<Workload> {
+    let is_path = name_or_path.contains('/') || name_or_path.ends_with(".toml");
+    let mut workload = if is_path {
+        let text = fs::read_to_string(Path::new(name_or_path))
+            .with_context(|| format!("reading the scenario {name_or_path}"))?;
+        parse(&text, name_or_path)?
+    } else {
+        let (_, text) = BUILT_IN.iter().find(|(name, _)| *name == name_or_path).ok_or_else(|| {
+            let names: Vec<_> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+            anyhow!(
+                "there is no scenario {name_or_path:?}; built in: {}; a file needs a path or .toml",
+                names.join(", ")
+            )
+        })?;
+        parse(text, &format!("scenario {name_or_path}"))?
+    };
+    overrides
+        .apply(&mut workload)
+        .and_then(|()| check(&workload))
+        .with_context(|| name_or_path.to_owned())?;
+    Ok(workload)
+}
+
+/// Reads a workload; `file` is what errors call it. The numbers are not checked yet.
+fn parse(text: &str, file: &str) -> Result<Workload> {
+    let at = |error: &toml::de::Error| match error.span() {
+        Some(span) => format!("{file}: line {}", line_of(text, span.start, quoted(error.message()))),
+        None => file.to_owned(),
+    };
+    let said = |error: toml::de::Error| anyhow!("{}: {}", at(&error), error.message().replace('\n', "; "));
+    let given: toml::Table = toml::from_str(text).map_err(said)?;
+    let workload: Workload = toml::from_str(text).map_err(said)?;
+    // Kinds without options take any key silently; what does not come out again was not understood.
+    if let Some(key) = unknown_key(&serde_json::to_value(given)?, &serde_json::to_value(&workload)?) {
+        bail!("{file}: line {}: `{key}` means nothing here; remove it", line_of(text, 0, Some(&key)));
+    }
+    Ok(workload)
+}
+
+/// The word in the first pair of backquotes.
+fn quoted(message: &str) -> Option<&str> {
+    let (_, rest) = message.split_once('`')?;
+    rest.split_once('`').map(|(word, _)| word)
+}
+
+/// The line number of `start`, or of the first line from there on that sets `key` or holds it as a value: for nested
+/// tables an error tells only where the outermost one begins.
+fn line_of(text: &str, start: usize, key: Option<&str>) -> usize {
+    let first = text.get(..start).unwrap_or_default().matches('\n').count();
+    let names = |line: &str| {
+        let Some(key) = key else { return false };
+        let code = line.split('#').next().unwrap_or_default();
+        code.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '-')).any(|word| word == key)
+    };
+    text.lines().skip(first).position(names).map_or(first, |further| first + further) + 1
+}
+
+/// The first key of `given` that `known` lacks.
+fn unknown_key(given: &Value, known: &Value) -> Option<String> {
+    match (given, known) {
+        (Value::Object(given), Value::Object(known)) => {
+            given.iter().find_map(|(key, value)| match known.get(key) {
+                None => Some(key.clone()),
+                Some(known) => unknown_key(value, known),
+            })
+        }
+        (Value::Array(given), Value::Array(known)) => {
+            given.iter().zip(known).find_map(|(given, known)| unknown_key(given, known))
+        }
+        _ => None,
+    }
+}
+
+impl Overrides {
+    fn apply(&self, workload: &mut Workload) -> Result<()> {
+        if let Some(seconds) = self.seconds {
+            if !(seconds.is_finite() && seconds > 0.0) {
+                bail!("--seconds {seconds} is no time; give a number above 0");
+            }
+            // A storm keeps its place in the course of the measurement.
+            let factor = seconds / workload.seconds;
+            for crowd in &mut workload.subscribers {
+                if let Behaviour::Storm { at_seconds, .. } = &mut crowd.behaviour {
+                    *at_seconds *= factor;
+                }
+            }
+            workload.seconds = seconds;
+        }
+        if let Some(connections) = self.connections {
+            scale(workload, connections)?;
+        }
+        if let Some(rate) = self.rate {
+            if !(rate.is_finite() && rate > 0.0) {
+                bail!("--rate {rate} is no rate; give a number of events per second above 0");
+            }
+            match &mut workload.publish {
+                Pace::Rate { per_second } => *per_second = rate,
+                Pace::Burst { events, every_ms } => {
+                    *every_ms = (*events as f64 * 1e3 / rate).round().max(1.0) as u64;
+                }
+                Pace::InFlight { .. } | Pace::Idle {} => {
+                    bail!("--rate does not fit: this scenario publishes neither at a rate nor in bursts");
+                }
+            }
+        }
+        if let Some(bytes) = self.payload_bytes {
+            workload.payload_bytes = bytes;
+        }
+        if let Some(protocol) = self.protocol {
+            workload.subscribers.iter_mut().for_each(|crowd| crowd.protocol = protocol);
+        }
+        Ok(())
+    }
+}
+
+/// Scales the crowds to `connections` in all, their churn with them, and the topics down to the subscribers.
+fn scale(workload: &mut Workload, connections: usize) -> Result<()> {
+    let total: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+    let crowds = workload.subscribers.len();
+    if connections < crowds || total == 0 {
+        bail!(
+            "--connections {connections} is too few for {crowds} crowds of subscribers; give at least {crowds}"
+        );
+    }
+    let share = |of: usize| ((of as u128 * connections as u128 / total as u128) as usize).max(1);
+    let largest = (0..crowds).max_by_key(|&at| workload.subscribers[at].connections).unwrap_or(0);
+    let others: usize =
+        (0..crowds).filter(|&at| at != largest).map(|at| share(workload.subscribers[at].connections)).sum();
+    if others >= connections {
+        bail!("--connections {connections} is too few for the proportions of {crowds} crowds; give more");
+    }
+    for (at, crowd) in workload.subscribers.iter_mut().enumerate() {
+        let before = crowd.connections;
+        crowd.connections = if at == largest { connections - others } else { share(before) };
+        if let Behaviour::Churn { per_second } = &mut crowd.behaviour {
+            *per_second *= crowd.connections as f64 / before as f64;
+        }
+    }
+    if connections < total {
+        workload.topics = workload.topics.min(share(workload.topics));
+    }
+    Ok(())
+}
+
+/// Refuses numbers that nobody can do, by key, with what is possible.
+pub fn check(workload: &Workload) -> Result<()> {
+    let name_ok = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if workload.name.is_empty() || !workload.name.chars().all(name_ok) {
+        bail!("name = {:?} names files; give letters, digits and hyphens", workload.name);
+    }
+    if !(workload.seconds.is_finite() && workload.seconds > 0.0 && workload.seconds <= SECONDS_MAX) {
+        bail!(
+            "seconds = {} is no time to measure; give a number above 0, at most {SECONDS_MAX}",
+            workload.seconds
+        );
+    }
+    let warm_up = workload.warm_up_seconds;
+    if !(warm_up.is_finite() && (0.0..=SECONDS_MAX).contains(&warm_up)) {
+        bail!("warm_up_seconds = {warm_up} is no time; give 0 to {SECONDS_MAX}");
+    }
+    if workload.topics == 0 || workload.topics > TOPICS_MAX {
+        bail!("topics = {}; give 1 to {TOPICS_MAX}", workload.topics);
+    }
+    if workload.payload_bytes < STAMP_BYTES || workload.payload_bytes > PAYLOAD_BYTES_MAX {
+        bail!(
+            "payload_bytes = {}: each event carries a stamp of {STAMP_BYTES} bytes; give {STAMP_BYTES} to {PAYLOAD_BYTES_MAX}",
+            workload.payload_bytes
+        );
+    }
+    check_pace(workload)?;
+    if workload.subscribers.is_empty() {
+        bail!("nobody subscribes; add a table [[subscribers]] with protocol and connections");
+    }
+    for (at, crowd) in workload.subscribers.iter().enumerate() {
+        check_crowd(crowd, workload.seconds).with_context(|| format!("[[subscribers]] number {}", at + 1))?;
+    }
+    let total: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+    if workload.topics > total {
+        bail!(
+            "topics = {} but only {total} connections: nobody would receive some topics; give at most {total} topics",
+            workload.topics
+        );
+    }
+    Ok(())
+}
+
+fn check_pace(workload: &Workload) -> Result<()> {
+    let at_once = |events: u64| -> Result<()> {
+        let bytes = events.saturating_mul(workload.payload_bytes as u64);
+        if events == 0 || bytes > AT_ONCE_BYTES_MAX {
+            bail!(
+                "publish.events = {events} of {} bytes at once; give at least 1 event and at most {AT_ONCE_BYTES_MAX} bytes",
+                workload.payload_bytes
+            );
+        }
+        Ok(())
+    };
+    match workload.publish {
+        Pace::Rate { per_second } if !(per_second > 0.0 && per_second <= RATE_MAX) => {
+            bail!("publish.per_second = {per_second} is no rate; give a number above 0, at most {RATE_MAX}")
+        }
+        Pace::Burst { every_ms: 0, .. } => {
+            bail!("publish.every_ms = 0 leaves no time between bursts; give at least 1")
+        }
+        Pace::Burst { events, .. } | Pace::InFlight { events } => at_once(events),
+        Pace::Rate { .. } | Pace::Idle {} => Ok(()),
+    }?;
+    let steady = workload.subscribers.iter().any(|crowd| crowd.behaviour == Behaviour::Steady);
+    if matches!(workload.publish, Pace::InFlight { .. }) && !steady {
+        bail!(
+            "publish.pace = \"in_flight\" waits for arrivals at steady subscribers; add a crowd that is steady"
+        );
+    }
+    Ok(())
+}
+
+fn check_crowd(crowd: &Crowd, seconds: f64) -> Result<()> {
+    if crowd.protocol == Protocol::Raw {
+        bail!("protocol = \"raw\" is the floor's own; give \"sse\" or \"ws\"");
+    }
+    if crowd.connections == 0 {
+        bail!("connections = 0; give at least 1, or remove the table");
+    }
+    let positive = |key: &str, number: f64| match number.is_finite() && number > 0.0 {
+        true => Ok(()),
+        false => Err(anyhow!("{key} = {number} is no rate; give a number above 0")),
+    };
+    if let Some(ramp) = crowd.ramp_per_second {
+        positive("ramp_per_second", ramp)?;
+    }
+    match crowd.behaviour {
+        Behaviour::Steady | Behaviour::Stalled => Ok(()),
+        Behaviour::Slow { bytes_per_second: 0 } => {
+            bail!("behaviour.bytes_per_second = 0 is what `kind = \"stalled\"` says; give at least 1")
+        }
+        Behaviour::Slow { .. } => Ok(()),
+        Behaviour::Churn { per_second } => positive("behaviour.per_second", per_second),
+        Behaviour::Storm { at_seconds, share } => {
+            if !(share > 0.0 && share <= 1.0) {
+                bail!("behaviour.share = {share} is no share; give a number above 0, at most 1");
+            }
+            if !(at_seconds >= 0.0 && at_seconds < seconds) {
+                bail!(
+                    "behaviour.at_seconds = {at_seconds} is outside of the {seconds} seconds of measurement"
+                );
+            }
+            Ok(())
+        }
+    }
+}
+
+/// What this machine allows; read once, so that the arithmetic can be tested.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Sockets that one process may hold.
+    pub sockets_per_process: u64,
+    /// Open files of the whole machine (`fs.file-max`).
+    pub files: u64,
+    /// Ports of one address (`net.ipv4.ip_local_port_range`).
+    pub ports: u64,
+}
+
+impl Limits {
+    /// Of this machine now. What cannot be read does not limit.
+    pub fn read() -> Limits {
+        let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+        let ports = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok().and_then(|text| {
+            let mut ends = text.split_ascii_whitespace().map_while(|end| end.parse::<u64>().ok());
+            Some((ends.next()?, ends.next()?))
+        });
+        Limits {
+            sockets_per_process: sockets_per_process_max(),
+            files: number("/proc/sys/fs/file-max").unwrap_or(u64::MAX),
+            ports: ports.map_or(u64::MAX, |(low, high)| (high + 1).saturating_sub(low)),
+        }
+    }
+
+    /// Refuses more connections than descriptors or ports allow. On `loopback` every thousand connections have a
+    /// source address of their own; elsewhere all share one.
+    pub fn check(&self, connections: u64, loopback: bool) -> Result<()> {
+        let each = self.sockets_per_process.min(SOCKETS_PER_RECEIVER_MAX);
+        if each == 0 || connections.div_ceil(each) > RECEIVERS_MAX {
+            bail!(
+                "{connections} connections are too many: the descriptor limit leaves {each} sockets to a process, and \
+                 {RECEIVERS_MAX} receiver processes hold {}; raise it with `ulimit -Hn` (as root) or give --connections",
+                RECEIVERS_MAX * each
+            );
+        }
+        // On loopback the server's ends are open files of this machine too.
+        let files = if loopback { 2 * connections } else { connections } + FILES_SPARE;
+        if files > self.files {
+            bail!(
+                "{connections} connections are too many: their ends and {FILES_SPARE} spare ones are {files} open files, \
+                 the machine allows {}; raise it with `sysctl -w fs.file-max={files}` or give --connections",
+                self.files
+            );
+        }
+        let (need, why) = match loopback {
+            true => (
+                connections.min(SOCKETS_PER_ADDRESS),
+                "each source address of 127.0.0.0/8 carries up to 1,000",
+            ),
+            false => (connections, "all come from one source address"),
+        };
+        if need > self.ports {
+            bail!(
+                "{connections} connections are too many: {why} and needs {need} ports, ip_local_port_range has {}; \
+                 widen it with `sysctl -w net.ipv4.ip_local_port_range=\"1024 65535\"` or give --connections",
+                self.ports
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "name = \"small\"\nabout = \"x\"\nseconds = 2\npayload_bytes = 100\n\n[publish]\n\
+                         pace = \"rate\"\nper_second = 10\n\n[[subscribers]]\nprotocol = \"sse\"\nconnections = 10\n";
+
+    fn small() -> Workload {
+        parse(SMALL, "small.toml").expect("a scenario")
+    }
+
+    fn refusal(text: &str) -> String {
+        let error = match parse(text, "f.toml") {
+            Ok(workload) => check(&workload).expect_err("a mistake"),
+            Err(error) => error,
+        };
+        let line = format!("{error:#}");
+        assert!(!line.contains('\n'), "{line}");
+        line
+    }
+
+    #[test]
+    fn every_built_in_scenario_can_be_done_under_its_own_name() {
+        for ((name, _), workload) in BUILT_IN.iter().zip(built_in().expect("all are well formed")) {
+            assert_eq!(*name, workload.name);
+            check(&workload).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            assert_eq!(load(name, &Overrides::default()).expect("found"), workload);
+        }
+    }
+
+    #[test]
+    fn a_typing_error_is_named_with_its_line_at_every_depth() {
+        for (from, to, line, word) in [
+            ("seconds", "secnods", 3, "secnods"),
+            ("per_second", "per_secnod", 8, "per_secnod"),
+            ("\"rate\"", "\"rat\"", 7, "rat"),
+            ("connections", "conections", 12, "conections"),
+            ("\"sse\"", "\"ssl\"", 11, "ssl"),
+            ("connections = 10", "connections = \"ten\"", 12, "ten"),
+            (
+                "connections = 10",
+                "connections = 10\nbehaviour = { kind = \"steady\", speed = 3 }",
+                13,
+                "speed",
+            ),
+            (
+                "connections = 10",
+                "connections = 10\nbehaviour = { kind = \"storm\", share = 1 }",
+                13,
+                "at_seconds",
+            ),
+            ("connections = 10", "connections == 10", 12, ""),
+        ] {
+            let said = refusal(&SMALL.replace(from, to));
+            assert!(said.starts_with(&format!("f.toml: line {line}: ")), "{to}: {said}");
+            assert!(said.contains(word), "{to}: {said}");
+        }
+    }
+
+    #[test]
+    fn an_impossible_number_is_named_by_its_key() {
+        for (from, to, key) in [
+            ("seconds = 2", "seconds = nan", "seconds = NaN"),
+            ("seconds = 2", "seconds = 0", "seconds = 0"),
+            ("seconds = 2", "seconds = 2\ntopics = 0", "topics = 0"),
+            ("seconds = 2", "seconds = 2\ntopics = 11", "topics = 11"),
+            ("seconds = 2", "seconds = 2\nwarm_up_seconds = -1", "warm_up_seconds = -1"),
+            ("payload_bytes = 100", "payload_bytes = 35", "payload_bytes = 35"),
+            ("per_second = 10", "per_second = 0", "publish.per_second = 0"),
+            ("per_second = 10", "per_second = inf", "publish.per_second = inf"),
+            ("per_second = 10", "per_second = nan", "publish.per_second = NaN"),
+            ("connections = 10", "connections = 0", "connections = 0"),
+            ("connections = 10", "connections = 10\nramp_per_second = 0", "ramp_per_second = 0"),
+            (
+                "connections = 10",
+                "connections = 10\nbehaviour = { kind = \"storm\", at_seconds = 1, share = 1.5 }",
+                "share = 1.5",
+            ),
+            (
+                "connections = 10",
+                "connections = 10\nbehaviour = { kind = \"storm\", at_seconds = 2, share = 1 }",
+                "at_seconds = 2",
+            ),
+            ("name = \"small\"", "name = \"../x\"", "name = \"../x\""),
+        ] {
+            let said = refusal(&SMALL.replace(from, to));
+            assert!(said.contains(key), "{to}: {said}");
+        }
+    }
+
+    #[test]
+    fn flags_change_time_crowds_rate_and_size() {
+        let mut workload = small();
+        let storm = Behaviour::Storm { at_seconds: 1.0, share: 1.0 };
+        let churn = Behaviour::Churn { per_second: 4.0 };
+        workload.subscribers.push(Crowd { behaviour: storm, ..workload.subscribers[0].clone() });
+        workload.subscribers.push(Crowd {
+            behaviour: churn,
+            connections: 80,
+            ..workload.subscribers[0].clone()
+        });
+        let flags = Overrides {
+            seconds: Some(4.0),
+            connections: Some(50),
+            rate: Some(7.0),
+            payload_bytes: Some(64),
+            protocol: Some(Protocol::Ws),
+        };
+        flags.apply(&mut workload).expect("possible");
+        assert_eq!((workload.seconds, workload.payload_bytes), (4.0, 64));
+        assert_eq!(workload.publish, Pace::Rate { per_second: 7.0 });
+        assert!(workload.subscribers.iter().all(|crowd| crowd.protocol == Protocol::Ws));
+        let crowds: Vec<_> = workload.subscribers.iter().map(|crowd| crowd.connections).collect();
+        assert_eq!(crowds, [5, 5, 40]);
+        assert_eq!(workload.subscribers[1].behaviour, Behaviour::Storm { at_seconds: 2.0, share: 1.0 });
+        assert_eq!(workload.subscribers[2].behaviour, Behaviour::Churn { per_second: 2.0 });
+        let few = Overrides { connections: Some(2), ..Overrides::default() };
+        assert!(few.apply(&mut workload).expect_err("3 crowds").to_string().contains("--connections 2"));
+        workload.publish = Pace::Idle {};
+        let rate = Overrides { rate: Some(1.0), ..Overrides::default() };
+        assert!(rate.apply(&mut workload).expect_err("idle").to_string().contains("--rate"));
+    }
+
+    #[test]
+    fn more_connections_than_the_machine_allows_are_refused_with_the_arithmetic() {
+        let limits = Limits { sockets_per_process: 100, files: 20_000, ports: 500 };
+        for (connections, loopback, words) in [
+            (6_401, true, ["6401 connections", "hold 6400", "ulimit"]),
+            (5_001, true, ["5001 connections", "20002 open files", "fs.file-max"]),
+            (501, true, ["501 connections", "has 500", "ip_local_port_range"]),
+            (501, false, ["501 connections", "one source address", "ip_local_port_range"]),
+        ] {
+            let said = limits.check(connections, loopback).expect_err("too many").to_string();
+            assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        }
+        limits.check(500, true).expect("possible");
+        assert!(Limits { sockets_per_process: 0, ..limits }.check(1, true).is_err());
+    }
+
+    #[test]
+    fn a_name_that_is_not_built_in_and_a_file_that_is_absent_are_told() {
+        let none = Overrides::default();
+        let said = format!("{:#}", load("tickr", &none).expect_err("a typing error"));
+        assert!(said.contains("tickr") && said.contains("ticker"), "{said}");
+        assert!(format!("{:#}", load("./absent.toml", &none).expect_err("absent")).contains("./absent.toml"));
+    }
+}
