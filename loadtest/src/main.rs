@@ -58,6 +58,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Scenarios against a server: latencies, cost, memory, and whether every event arrived once and in order
+    #[command(after_long_help = scenario::FORM)]
     Run {
         #[command(flatten)]
         common: Common,
