@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::design::{Design, Group, Load};
 use super::fit::rounded;
-use super::kernel::kernel_bytes;
+use crate::engine::kernel;
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
 use crate::prove::ARRIVE_LIMIT;
@@ -30,10 +30,6 @@ const WARM_UP: Duration = Duration::from_millis(200);
 const SETTLE: Duration = Duration::from_millis(5);
 /// Time between two looks at a publisher that is publishing.
 const PUBLISH_LOOK: Duration = Duration::from_millis(10);
-/// Time between two looks at memory that shall have come to rest, the change that counts as none, and the patience.
-const MEMORY_LOOK: Duration = Duration::from_millis(100);
-const MEMORY_STILL_BYTES: u64 = 64 << 10;
-const MEMORY_LIMIT: Duration = Duration::from_secs(2);
 /// A leg in which others took more than this share of the server's CPU is tried again.
 pub const OTHERS_SHARE_MAX: f64 = 0.1;
 /// Tries of one leg, and repetitions over all legs: on a machine that is never quiet they would only take time.
@@ -233,7 +229,7 @@ impl Leg<'_> {
             audit: group.heartbeat_ms.is_some(),
             ..FleetPlan::steady(self.server.target.subscribe, group.protocol, self.path()?)
         });
-        self.kernel_empty = still_kernel_bytes()?;
+        self.kernel_empty = kernel::settled_bytes()?;
         measured.memory.push(self.memory(0)?);
 
         let (before, start) = (self.meter.sample()?, Instant::now());
@@ -242,7 +238,7 @@ impl Leg<'_> {
         let mut row = self.row(Kind::Open, &before, start)?;
         row.handshakes = group.connections as u64;
         measured.cpu.push(row);
-        still_kernel_bytes()?;
+        kernel::settled_bytes()?;
         measured.memory.push(self.memory(group.connections)?);
 
         measured.cpu.push(quiet(repetitions, || self.idle(&mut fleet, time))?);
@@ -252,7 +248,7 @@ impl Leg<'_> {
                     .cpu
                     .push(quiet(repetitions, || self.load(&mut fleet, load, stand.receiver_cpu, time))?);
             }
-            still_kernel_bytes()?;
+            kernel::settled_bytes()?;
             measured.memory.push(self.memory(group.connections)?);
         }
 
@@ -298,7 +294,7 @@ impl Leg<'_> {
             window_events: self.window.events_max,
             window_bytes: self.window.bytes_max,
             user_bytes: self.server.memory()?.context("the server's processes are known")?.rss_own,
-            kernel_bytes: kernel_bytes()? as i64 - self.kernel_empty as i64,
+            kernel_bytes: kernel::bytes()? as i64 - self.kernel_empty as i64,
         })
     }
 
@@ -408,20 +404,6 @@ fn publish_at(fleet: &mut Fleet, publisher: &mut PublishProcess, rate: f64, time
 fn wait_until(fleet: &mut Fleet, until: Instant) -> Result<()> {
     while fleet.pump(until)? {}
     Ok(())
-}
-
-/// Kernel memory once it has come to rest, or when the patience is over.
-fn still_kernel_bytes() -> Result<u64> {
-    let deadline = Instant::now() + MEMORY_LIMIT;
-    let mut before = kernel_bytes()?;
-    loop {
-        sleep(MEMORY_LOOK);
-        let now = kernel_bytes()?;
-        if now.abs_diff(before) < MEMORY_STILL_BYTES || Instant::now() > deadline {
-            return Ok(now);
-        }
-        before = now;
-    }
 }
 
 /// What the server's window of the one topic has held.

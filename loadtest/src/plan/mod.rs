@@ -28,7 +28,6 @@ mod design;
 mod experiments;
 mod fit;
 mod held_out;
-mod kernel;
 mod model;
 mod question;
 mod random;
