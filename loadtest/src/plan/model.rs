@@ -296,7 +296,9 @@ fn by_protocol(protocol: Protocol, connections: f64) -> (f64, f64) {
 fn cpu_rows(rows: &[&CpuRow], apart_ms: f64) -> Vec<Row> {
     let row = |row: &&CpuRow| {
         let y = row.cpu_ns as f64 / 1e3;
-        let sigma = (CPU_NOISE.0 * y).hypot(CPU_NOISE.1 * row.seconds);
+        // A leg in which the server had to share its CPU says less.
+        let disturbed = 1.0 + row.others_share / OTHERS_SHARE_MAX;
+        let sigma = (CPU_NOISE.0 * y).hypot(CPU_NOISE.1 * row.seconds) * disturbed;
         Row { x: Work::of(row).amounts(apart_ms), y, sigma }
     };
     rows.iter().map(row).collect()
