@@ -28,6 +28,7 @@ mod link;
 mod machine;
 mod outcome;
 mod page;
+mod plan;
 mod process;
 mod prove;
 mod publisher;
@@ -77,6 +78,13 @@ enum Command {
         common: Common,
         #[command(flatten)]
         args: compare::CompareArgs,
+    },
+    /// How many servers a number of subscribers and events needs: measures a cost model, answers from it
+    Plan {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: plan::PlanArgs,
     },
     /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind of sockets
     Floor {
@@ -163,6 +171,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run { common, args } => run::run(&bench(common)?, &args)?,
         Command::Knee { common, args } => knee::run(&bench(common)?, &args)?,
         Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
+        Command::Plan { common, args } => plan::run(common, &args)?,
         Command::Floor { common, args } => prove::floor::run(&bench(common)?, &args)?,
         Command::Cpu { common, args } => prove::cpu::run(&bench(common)?, &args)?,
         Command::Syscalls { common, args } => prove::syscalls::run(&bench(common)?, &args)?,
