@@ -1,10 +1,15 @@
 //! `loadtest`: measures a fan-out server from outside, with the kernel's floor beside every figure.
 //!
-//! One coordinator (this process) starts everything else: the server under test, the floor's sender, and the receiver
-//! processes that hold the subscribers' sockets. Sender and receivers are pinned to different CPUs. The reading order
-//! is that of a measurement: `prove/` (the commands) uses `server`, `publisher` and `fleet`, a fleet drives `receiver`
-//! processes over a `link`, and a receiver splits bytes with `framing` and checks them with `audit`. `usage` reads
-//! what a process cost. The server is driven through its public interfaces only.
+//! One coordinator (this process) starts everything else as processes pinned to CPUs: the server under test, the floor's
+//! sender, receivers that hold the subscribers' sockets, a publisher with a clock of its own. Servers are driven through
+//! their public interfaces only.
+//!
+//! Reading order: `workload` (what is asked), `target` (of whom), `outcome` (what it showed) are the vocabulary. Commands:
+//! `run` and `knee` do a `scenario` by way of `engine`; `compare` puts rivals side by side; `plan` fits a cost model and
+//! answers from it; `prove/` measures one promise each. They stand on `server` (starts who is measured), `publisher`, and
+//! `fleet`, which drives `receiver` processes over a `link`; a receiver splits bytes with `framing` and checks them with
+//! `audit`. `floor` and `usage` say what the kernel and a process cost. Results leave through `report` (tables, JSON), `page`
+//! (HTML), `hlog`, with their units in `unit`.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
