@@ -129,7 +129,9 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
     }
     let plan =
         Plan { model: measured.then_some(&model), held_out: held_out.as_ref(), answer: answer.as_ref() };
-    save(common.json.as_deref(), "plan", &machine, &plan)
+    save(common.json.as_deref(), "plan", &machine, &plan)?;
+    // Last: what was measured is shown and saved even where the prediction was wrong.
+    held_out.iter().try_for_each(HeldOut::require)
 }
 
 /// Refuses a file that cannot be written before minutes are spent on what shall be in it.
