@@ -189,8 +189,11 @@ fn traffic(model: &Model, question: &Question) -> Traffic {
     let acks = deliveries * (segments(frame_bytes) / SEGMENTS_PER_ACK).ceil();
     let (heartbeat_bytes, answers) =
         if question.protocol == Protocol::Ws { (PING_BYTES, 1.0) } else { (COMMENT_BYTES, 0.0) };
-    let bytes_out =
-        deliveries * frame_bytes + packets * PACKET_BYTES + heartbeats * (heartbeat_bytes + PACKET_BYTES);
+    // The kernel acknowledges each pong, at most by a packet of its own.
+    let acks_out = heartbeats * answers;
+    let bytes_out = deliveries * frame_bytes
+        + heartbeats * heartbeat_bytes
+        + (packets + heartbeats + acks_out) * PACKET_BYTES;
     // A heartbeat is acknowledged, by the pong where there is one; a pong is masked, 6 bytes (RFC 6455 §5.2).
     let acks_in = acks + heartbeats;
     let bytes_in = acks_in * PACKET_BYTES + heartbeats * answers * 6.0;
@@ -200,7 +203,7 @@ fn traffic(model: &Model, question: &Question) -> Traffic {
         heartbeats,
         frame_bytes,
         bits_out: 8.0 * bytes_out,
-        packets_out: packets + heartbeats,
+        packets_out: packets + heartbeats + acks_out,
         packets_in: acks_in,
         bits_in_per_node: 8.0 * publish_bytes,
         bits_in_acks: 8.0 * bytes_in,
@@ -397,6 +400,17 @@ mod tests {
         // 3 events of each topic in 300 s; the hub and 4 shards know each topic.
         near(answer.user_per_node.value, 1e6 + 2e6 + 1e6 + 300.0 * 5_500.0 + 100.0 * 5.0 * 600.0);
         near(answer.under_way_per_node, 100.0 * (5_030.0 + 768.0));
+    }
+
+    #[test]
+    fn a_websocket_heartbeat_is_a_ping_a_pong_and_an_acknowledgement() {
+        let answer = answered("--subscribers 15000 --rate 0").expect("possible");
+        near(answer.heartbeats, 1_000.0);
+        near(answer.bits_out, 8.0 * 1_000.0 * (2.0 + 90.0 + 90.0));
+        near(answer.packets_out, 2_000.0);
+        // The pong acknowledges the ping.
+        near(answer.bits_in, 8.0 * 1_000.0 * (6.0 + 90.0));
+        near(answer.packets_in, 1_000.0);
     }
 
     #[test]
