@@ -23,8 +23,8 @@ const PACKET_BYTES: f64 = 90.0;
 const SEGMENTS_PER_ACK: f64 = 2.0;
 /// What the kernel keeps beside the bytes of one event under way: its buffer's head and rounding.
 const BUFFER_BYTES: f64 = 768.0;
-/// Descriptors beside the sockets, as fanwave keeps free.
-const DESCRIPTORS_SPARE: f64 = 100.0;
+/// Sockets that fanwave keeps free per shard, for whoever comes too many.
+const SOCKETS_SPARE: f64 = 256.0;
 /// Local ports of one source address towards one server address (`net.ipv4.ip_local_port_range`, Linux's default).
 const PORTS: f64 = 28_232.0;
 /// No plan needs more.
@@ -44,7 +44,7 @@ pub struct Answer {
     pub cpu: Estimate,
     /// Cores at the planned utilisation, by the upper end of the CPU; whole.
     pub cores: f64,
-    /// Nodes by cores, by memory, by network and by descriptors; the largest counts.
+    /// Nodes by cores, by memory, by network and by direct descriptors; the largest counts.
     pub nodes_by: [(&'static str, f64); 4],
     /// Nodes needed, the largest of `nodes_by`.
     pub nodes: f64,
@@ -78,8 +78,13 @@ pub struct Answer {
     pub packets_out: f64,
     /// Packets per second that all receive.
     pub packets_in: f64,
-    /// Descriptors that `ulimit -n` must give the server's process on one node.
-    pub descriptors_per_node: f64,
+    /// What `ulimit -n` must be on one node with direct descriptors (Linux 6.13 on): it bounds each shard's table, and
+    /// those take none of the process's.
+    pub descriptors_direct: f64,
+    /// What it must be with plain descriptors, which all shards share.
+    pub descriptors_plain: f64,
+    /// Nodes needed with plain descriptors: `nodes`, or more.
+    pub nodes_plain: f64,
     /// Source addresses that a load generator or proxy needs towards one node.
     pub addresses: f64,
     /// Seconds in which everybody is back after a storm, by CPU alone.
@@ -115,7 +120,10 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         let memory = memory(model, question, &limits, &traffic, nodes);
         memory.0.high + memory.1.high + memory.2 <= question.node_memory * GIB
     });
-    let by_descriptors = (question.subscribers / (DESCRIPTORS_MOST - DESCRIPTORS_SPARE)).ceil();
+    let direct_most = question.node_cores * (DESCRIPTORS_MOST - SOCKETS_SPARE);
+    let plain_most = DESCRIPTORS_MOST - question.node_cores * SOCKETS_SPARE;
+    let by_descriptors = (question.subscribers / direct_most).ceil();
+    let by_plain = (question.subscribers / plain_most.max(1.0)).ceil();
     let (Some(by_network), Some(by_memory)) = (by_network, by_memory) else {
         bail!(
             "no number of nodes is enough: the events alone fill a node's network or memory; give larger nodes"
@@ -158,7 +166,9 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         bits_in: traffic.bits_in_acks + nodes * traffic.bits_in_per_node,
         packets_out: traffic.packets_out,
         packets_in: traffic.packets_in + nodes * question.rate * segments(question.bytes),
-        descriptors_per_node: connections_per_node + DESCRIPTORS_SPARE,
+        descriptors_direct: connections_per_shard + SOCKETS_SPARE,
+        descriptors_plain: question.node_cores * (connections_per_shard + SOCKETS_SPARE),
+        nodes_plain: nodes.max(by_plain),
         addresses: (connections_per_node / PORTS).ceil(),
         storm_seconds: storm,
         extrapolates: extrapolates(model, question, connections_per_shard, share_without_spare),
@@ -167,7 +177,8 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
 
 /// Bytes of a GiB.
 const GIB: f64 = (1_u64 << 30) as f64;
-/// Descriptors of one process that Linux gives at most without more settings (`fs.nr_open`).
+/// Descriptors of one process that Linux gives at most without more settings (`fs.nr_open`), and entries that a table
+/// of direct descriptors has at most.
 const DESCRIPTORS_MOST: f64 = 1_048_576.0;
 
 fn segments(bytes: f64) -> f64 {
@@ -380,7 +391,9 @@ mod tests {
         near(answer.packets_out, 1e6);
         near(answer.packets_in, 1e6 + 2.0);
         assert_eq!(answer.heartbeats, 0.0);
-        assert_eq!((answer.descriptors_per_node, answer.addresses), (500_100.0, 18.0));
+        // 256 sockets of each shard are spare; plain descriptors of four shards come out of one limit.
+        assert_eq!((answer.descriptors_direct, answer.descriptors_plain), (125_256.0, 501_024.0));
+        assert_eq!((answer.addresses, answer.nodes_plain), (18.0, 2.0));
         // 20 µs for each of a million, on 0.9 × 8 cores of which 3.0288 are busy.
         near(answer.storm_seconds.value, 20.0 / (7.2 - 3.0288));
         assert!(answer.extrapolates.iter().any(|note| note.contains("125,000 connections per shard")));
@@ -425,8 +438,11 @@ mod tests {
         // 8 × 1,094 bytes × 100,000 per second are 0.875 Gbit/s; 0.1 Gbit/s are planned for each node.
         let line = "--subscribers 10000 --rate 10 --bytes 1000 --node-network 0.2 --node-cores 64";
         assert_eq!(first(line), (Some("network"), 9.0));
-        let line = "--subscribers 3000000 --rate 0 --node-cores 64 --node-memory 1000";
-        assert_eq!(first(line), (Some("descriptors"), 3.0));
+        let line = "--subscribers 3000000 --rate 0 --heartbeat 600 --node-memory 1000 --node-cores";
+        assert_eq!(first(&format!("{line} 1")), (Some("descriptors"), 3.0));
+        // Each shard has a table of its own, unless descriptors are plain.
+        assert_eq!(first(&format!("{line} 64")).1, 1.0);
+        assert_eq!(answered(&format!("{line} 64")).expect("possible").nodes_plain, 3.0);
     }
 
     #[test]

@@ -226,11 +226,7 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
             Unit::PerSecond.show(answer.deliveries),
             format!("and {} heartbeats/s, all nodes", count(answer.heartbeats)),
         ),
-        (
-            "descriptors",
-            format!("ulimit -n {:.0}", answer.descriptors_per_node),
-            format!("per node; --connections-per-shard-max {:.0} or more", answer.connections_per_shard),
-        ),
+        ("descriptors", format!("ulimit -n {:.0}", answer.descriptors_direct), descriptors(answer)),
         (
             "source addresses",
             count(answer.addresses),
@@ -243,6 +239,18 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
         ),
     ];
     rows.into_iter().map(|(what, value, how)| vec![what.to_owned(), value, how]).collect()
+}
+
+/// Where the limit of descriptors holds, and what it is otherwise.
+fn descriptors(answer: &Answer) -> String {
+    let mut how = format!(
+        "per node, direct descriptors (Linux 6.13 on); plain ones {:.0}; --connections-per-shard-max {:.0} or more",
+        answer.descriptors_plain, answer.connections_per_shard
+    );
+    if answer.nodes_plain > answer.nodes {
+        how += &format!("; plain ones need {} nodes", Unit::Count.show(answer.nodes_plain));
+    }
+    how
 }
 
 /// The question in a sentence.
