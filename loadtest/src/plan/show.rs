@@ -234,8 +234,11 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
         ),
         (
             "after a storm",
-            range(Unit::Seconds, answer.storm_seconds),
-            "until all are back at once, by CPU, events going on".into(),
+            answer.storm_seconds.map_or("never".into(), |seconds| range(Unit::Seconds, seconds)),
+            match answer.storm_seconds {
+                Some(_) => "until all are back at once, by CPU, events going on".into(),
+                None => "no free CPU: the events fill the cores; lower --utilisation".into(),
+            },
         ),
     ];
     rows.into_iter().map(|(what, value, how)| vec![what.to_owned(), value, how]).collect()
@@ -451,6 +454,16 @@ mod tests {
         // 1,000,000 deliveries/s of 200 + 90 bytes.
         assert_eq!(value("network out").as_deref(), Some("2.32 Gbit/s"));
         assert_eq!(value("deliveries").as_deref(), Some("1,000,000/s"));
+    }
+
+    #[test]
+    fn a_storm_that_finds_no_free_cpu_is_said_to_never_end() {
+        let question = asked("--subscribers 100000 --rate 10").expect("possible").expect("asked");
+        let mut answer = answer(&model(), &question).expect("possible");
+        answer.storm_seconds = None;
+        let rows = answer_rows(&answer);
+        let storm = rows.iter().find(|row| row[0] == "after a storm").expect("told");
+        assert!(storm[1] == "never" && storm[2].starts_with("no free CPU"), "{storm:?}");
     }
 
     #[test]
