@@ -353,11 +353,11 @@ mod tests {
     use crate::plan::question::tests::asked;
 
     /// Half of `apart` is paid at one event per second. Microseconds: base 1,000, publish 100, delivery 2 and 2 more
-    /// apart, heartbeat of SSE 5, handshake and close 10. Bytes: 1 MB, 0.5 MB per shard, 100 per connection, 500 and 1
+    /// apart, heartbeat of SSE 5, handshake and close 10. Bytes: 1 MB, 0.3 MB per shard and 0.2 in use, 100 per connection, 500 and 1
     /// per event and byte in windows, 8,000 in the kernel at both ends.
     fn model() -> Model {
         let cpu = [1_000.0, 100.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 5.0, 5.0, 10.0, 10.0, 10.0];
-        let user = [1e6, 0.5e6, 100.0, 100.0, 500.0, 1.0];
+        let user = [1e6, 0.3e6, 0.2e6, 100.0, 100.0, 500.0, 1.0];
         let mut model = exact(cpu, user, [0.0, 8_000.0, 8_000.0]);
         model.apart_ms = 1_000.0;
         model.sse_overhead_bytes = 30.0;

@@ -230,7 +230,7 @@ mod tests {
     /// 1,000 µs per second and 5 µs per delivery; 1 MB, 100 bytes per connection; 8,000 bytes in the kernel.
     fn model() -> Model {
         let cpu = [1_000.0, 0.0, 5.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
-        exact(cpu, [1e6, 0.0, 100.0, 100.0, 500.0, 1.0], [0.0, 8_000.0, 8_000.0])
+        exact(cpu, [1e6, 0.0, 0.0, 100.0, 100.0, 500.0, 1.0], [0.0, 8_000.0, 8_000.0])
     }
 
     #[test]
@@ -280,6 +280,7 @@ mod tests {
         let memory = |window_events, user_bytes, kernel_bytes| MemoryRow {
             round: 0,
             protocol: Protocol::Ws,
+            shards: 1,
             connections: 1_000,
             window_events,
             window_bytes: 500 * window_events,

@@ -23,7 +23,8 @@ const ANSWER_HEAD: [&str; 3] = ["needed", "", "how"];
 fn memory_term(name: &str) -> &'static str {
     match name {
         "process" => "user memory: the process without connections",
-        "shard" => "a shard in use",
+        "shard" => "a shard",
+        "shard_used" => "a shard's first use",
         "connection_ws" => "a WebSocket",
         "connection_sse" => "an SSE stream",
         "window_event" => "an event in a window",
