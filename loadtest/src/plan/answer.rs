@@ -9,6 +9,7 @@ use fanwave::config::Limits;
 use fanwave::config::limits::TOPIC_BYTES;
 use serde::Serialize;
 
+use super::caveats::{self, Caveat};
 use super::fit::Estimate;
 use super::model::Model;
 use super::question::Question;
@@ -89,8 +90,10 @@ pub struct Answer {
     pub addresses: f64,
     /// Seconds in which everybody is back after a storm, by CPU alone; none if the events leave no CPU for it.
     pub storm_seconds: Option<Estimate>,
-    /// Where the answer goes beyond what was measured, and what it takes for granted.
+    /// Where the answer goes beyond what was measured.
     pub extrapolates: Vec<String>,
+    /// What to know of the model behind it.
+    pub caveats: Vec<Caveat>,
 }
 
 /// What flows.
@@ -171,6 +174,7 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         nodes_plain: nodes.max(by_plain),
         addresses: (connections_per_node / PORTS).ceil(),
         storm_seconds: storm,
+        caveats: caveats::of_answer(model, question.node_cores),
         extrapolates: extrapolates(model, question, connections_per_shard, share_without_spare),
     })
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::design::Design;
 use super::experiments::{CpuRow, Kind, Measured, MemoryRow, OTHERS_SHARE_MAX};
 use super::fit::{self, Estimate, Fit, Row};
+use super::held_out::ERROR_MAX;
 use super::work::{CPU_TERMS, Work};
 use crate::framing::Protocol;
 use crate::machine::Machine;
@@ -88,6 +89,13 @@ pub struct Checked {
     pub bytes: f64,
     /// The largest error of CPU, user memory and kernel memory, as a share of what was measured; at least 0.
     pub error: f64,
+}
+
+impl Checked {
+    /// True if the predictions were near enough.
+    pub fn holds(&self) -> bool {
+        self.error <= ERROR_MAX
+    }
 }
 
 impl Model {
