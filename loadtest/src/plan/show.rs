@@ -212,14 +212,14 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
 
 /// Where the limit of descriptors holds, and what it is otherwise.
 fn descriptors(answer: &Answer) -> String {
-    let mut how = format!(
-        "per node, direct descriptors (Linux 6.13 on); plain ones {:.0}; --connections-per-shard-max {:.0} or more",
-        answer.descriptors_plain, answer.connections_per_shard
-    );
-    if answer.nodes_plain > answer.nodes {
-        how += &format!("; plain ones need {} nodes", Unit::Count.show(answer.nodes_plain));
-    }
-    how
+    let plain = match answer.nodes_plain > answer.nodes {
+        true => format!("need {} nodes", Unit::Count.show(answer.nodes_plain)),
+        false => format!("{:.0}", answer.descriptors_plain),
+    };
+    format!(
+        "per node, direct descriptors (Linux 6.13 on); plain ones {plain}; --connections-per-shard-max {:.0} or more",
+        answer.connections_per_shard
+    )
 }
 
 /// The question in a sentence.
@@ -440,6 +440,18 @@ mod tests {
         // 1,000,000 deliveries/s of 200 + 90 bytes.
         assert_eq!(value("network out").as_deref(), Some("2.32 Gbit/s"));
         assert_eq!(value("deliveries").as_deref(), Some("1,000,000/s"));
+    }
+
+    #[test]
+    fn both_limits_of_descriptors_are_said_or_the_nodes_that_plain_ones_need() {
+        let how = |line: &str| {
+            let question = asked(line).expect("possible").expect("asked");
+            descriptors(&answer(&model(), &question).expect("possible"))
+        };
+        let few = how("--subscribers 400000 --rate 0 --node-memory 1000");
+        assert!(few.contains("plain ones 401024;"), "{few}");
+        let many = how("--subscribers 3000000 --rate 0 --node-cores 64 --node-memory 1000");
+        assert!(many.contains("plain ones need 3 nodes;"), "{many}");
     }
 
     #[test]
