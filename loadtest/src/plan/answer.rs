@@ -9,6 +9,7 @@ use fanwave::config::Limits;
 use fanwave::config::limits::TOPIC_BYTES;
 use serde::Serialize;
 
+use super::caveats::{self, Caveat};
 use super::fit::Estimate;
 use super::model::Model;
 use super::question::Question;
@@ -23,8 +24,8 @@ const PACKET_BYTES: f64 = 90.0;
 const SEGMENTS_PER_ACK: f64 = 2.0;
 /// What the kernel keeps beside the bytes of one event under way: its buffer's head and rounding.
 const BUFFER_BYTES: f64 = 768.0;
-/// Descriptors beside the sockets, as fanwave keeps free.
-const DESCRIPTORS_SPARE: f64 = 100.0;
+/// Sockets that fanwave keeps free per shard, for whoever comes too many.
+const SOCKETS_SPARE: f64 = 256.0;
 /// Local ports of one source address towards one server address (`net.ipv4.ip_local_port_range`, Linux's default).
 const PORTS: f64 = 28_232.0;
 /// No plan needs more.
@@ -44,7 +45,7 @@ pub struct Answer {
     pub cpu: Estimate,
     /// Cores at the planned utilisation, by the upper end of the CPU; whole.
     pub cores: f64,
-    /// Nodes by cores, by memory, by network and by descriptors; the largest counts.
+    /// Nodes by cores, by memory, by network and by direct descriptors; the largest counts.
     pub nodes_by: [(&'static str, f64); 4],
     /// Nodes needed, the largest of `nodes_by`.
     pub nodes: f64,
@@ -78,14 +79,21 @@ pub struct Answer {
     pub packets_out: f64,
     /// Packets per second that all receive.
     pub packets_in: f64,
-    /// Descriptors that `ulimit -n` must give the server's process on one node.
-    pub descriptors_per_node: f64,
+    /// What `ulimit -n` must be on one node with direct descriptors (Linux 6.13 on): it bounds each shard's table, and
+    /// those take none of the process's.
+    pub descriptors_direct: f64,
+    /// What it must be with plain descriptors, which all shards share.
+    pub descriptors_plain: f64,
+    /// Nodes needed with plain descriptors: `nodes`, or more.
+    pub nodes_plain: f64,
     /// Source addresses that a load generator or proxy needs towards one node.
     pub addresses: f64,
-    /// Seconds in which everybody is back after a storm, by CPU alone.
-    pub storm_seconds: Estimate,
-    /// Where the answer goes beyond what was measured, and what it takes for granted.
+    /// Seconds in which everybody is back after a storm, by CPU alone; none if the events leave no CPU for it.
+    pub storm_seconds: Option<Estimate>,
+    /// Where the answer goes beyond what was measured.
     pub extrapolates: Vec<String>,
+    /// What to know of the model behind it.
+    pub caveats: Vec<Caveat>,
 }
 
 /// What flows.
@@ -115,7 +123,10 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         let memory = memory(model, question, &limits, &traffic, nodes);
         memory.0.high + memory.1.high + memory.2 <= question.node_memory * GIB
     });
-    let by_descriptors = (question.subscribers / (DESCRIPTORS_MOST - DESCRIPTORS_SPARE)).ceil();
+    let direct_most = question.node_cores * (DESCRIPTORS_MOST - SOCKETS_SPARE);
+    let plain_most = DESCRIPTORS_MOST - question.node_cores * SOCKETS_SPARE;
+    let by_descriptors = (question.subscribers / direct_most).ceil();
+    let by_plain = (question.subscribers / plain_most.max(1.0)).ceil();
     let (Some(by_network), Some(by_memory)) = (by_network, by_memory) else {
         bail!(
             "no number of nodes is enough: the events alone fill a node's network or memory; give larger nodes"
@@ -158,16 +169,20 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         bits_in: traffic.bits_in_acks + nodes * traffic.bits_in_per_node,
         packets_out: traffic.packets_out,
         packets_in: traffic.packets_in + nodes * question.rate * segments(question.bytes),
-        descriptors_per_node: connections_per_node + DESCRIPTORS_SPARE,
+        descriptors_direct: connections_per_shard + SOCKETS_SPARE,
+        descriptors_plain: question.node_cores * (connections_per_shard + SOCKETS_SPARE),
+        nodes_plain: nodes.max(by_plain),
         addresses: (connections_per_node / PORTS).ceil(),
         storm_seconds: storm,
+        caveats: caveats::of_answer(model, question.node_cores),
         extrapolates: extrapolates(model, question, connections_per_shard, share_without_spare),
     })
 }
 
 /// Bytes of a GiB.
 const GIB: f64 = (1_u64 << 30) as f64;
-/// Descriptors of one process that Linux gives at most without more settings (`fs.nr_open`).
+/// Descriptors of one process that Linux gives at most without more settings (`fs.nr_open`), and entries that a table
+/// of direct descriptors has at most.
 const DESCRIPTORS_MOST: f64 = 1_048_576.0;
 
 fn segments(bytes: f64) -> f64 {
@@ -189,8 +204,11 @@ fn traffic(model: &Model, question: &Question) -> Traffic {
     let acks = deliveries * (segments(frame_bytes) / SEGMENTS_PER_ACK).ceil();
     let (heartbeat_bytes, answers) =
         if question.protocol == Protocol::Ws { (PING_BYTES, 1.0) } else { (COMMENT_BYTES, 0.0) };
-    let bytes_out =
-        deliveries * frame_bytes + packets * PACKET_BYTES + heartbeats * (heartbeat_bytes + PACKET_BYTES);
+    // The kernel acknowledges each pong, at most by a packet of its own.
+    let acks_out = heartbeats * answers;
+    let bytes_out = deliveries * frame_bytes
+        + heartbeats * heartbeat_bytes
+        + (packets + heartbeats + acks_out) * PACKET_BYTES;
     // A heartbeat is acknowledged, by the pong where there is one; a pong is masked, 6 bytes (RFC 6455 §5.2).
     let acks_in = acks + heartbeats;
     let bytes_in = acks_in * PACKET_BYTES + heartbeats * answers * 6.0;
@@ -200,7 +218,7 @@ fn traffic(model: &Model, question: &Question) -> Traffic {
         heartbeats,
         frame_bytes,
         bits_out: 8.0 * bytes_out,
-        packets_out: packets + heartbeats,
+        packets_out: packets + heartbeats + acks_out,
         packets_in: acks_in,
         bits_in_per_node: 8.0 * publish_bytes,
         bits_in_acks: 8.0 * bytes_in,
@@ -297,9 +315,12 @@ fn window(question: &Question, limits: &Limits) -> (f64, f64) {
     (events, events * question.bytes)
 }
 
-/// Seconds until all subscribers are back, on the cores that the events leave free.
-fn storm(model: &Model, question: &Question, busy: f64, cores: f64) -> Estimate {
-    let free = (STORM_SHARE * cores - busy).max(0.01 * cores);
+/// Seconds until all subscribers are back, on the cores that the events leave free; none if they leave none.
+fn storm(model: &Model, question: &Question, busy: f64, cores: f64) -> Option<Estimate> {
+    let free = STORM_SHARE * cores - busy;
+    if free <= 0.0 {
+        return None;
+    }
     let nothing = Work {
         protocol: question.protocol,
         seconds: 0.0,
@@ -312,7 +333,7 @@ fn storm(model: &Model, question: &Question, busy: f64, cores: f64) -> Estimate 
         closes: question.subscribers,
         heartbeats: 0.0,
     };
-    model.cpu(&nothing).times(1.0 / free)
+    Some(model.cpu(&nothing).times(1.0 / free))
 }
 
 fn extrapolates(model: &Model, question: &Question, connections: f64, share: f64) -> Vec<String> {
@@ -336,11 +357,11 @@ mod tests {
     use crate::plan::question::tests::asked;
 
     /// Half of `apart` is paid at one event per second. Microseconds: base 1,000, publish 100, delivery 2 and 2 more
-    /// apart, heartbeat of SSE 5, handshake and close 10. Bytes: 1 MB, 0.5 MB per shard, 100 per connection, 500 and 1
+    /// apart, heartbeat of SSE 5, handshake and close 10. Bytes: 1 MB, 0.3 MB per shard and 0.2 in use, 100 per connection, 500 and 1
     /// per event and byte in windows, 8,000 in the kernel at both ends.
     fn model() -> Model {
         let cpu = [1_000.0, 100.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 5.0, 5.0, 10.0, 10.0, 10.0];
-        let user = [1e6, 0.5e6, 100.0, 100.0, 500.0, 1.0];
+        let user = [1e6, 0.3e6, 0.2e6, 100.0, 100.0, 500.0, 1.0];
         let mut model = exact(cpu, user, [0.0, 8_000.0, 8_000.0]);
         model.apart_ms = 1_000.0;
         model.sse_overhead_bytes = 30.0;
@@ -377,9 +398,11 @@ mod tests {
         near(answer.packets_out, 1e6);
         near(answer.packets_in, 1e6 + 2.0);
         assert_eq!(answer.heartbeats, 0.0);
-        assert_eq!((answer.descriptors_per_node, answer.addresses), (500_100.0, 18.0));
+        // 256 sockets of each shard are spare; plain descriptors of four shards come out of one limit.
+        assert_eq!((answer.descriptors_direct, answer.descriptors_plain), (125_256.0, 501_024.0));
+        assert_eq!((answer.addresses, answer.nodes_plain), (18.0, 2.0));
         // 20 µs for each of a million, on 0.9 × 8 cores of which 3.0288 are busy.
-        near(answer.storm_seconds.value, 20.0 / (7.2 - 3.0288));
+        near(answer.storm_seconds.expect("cores are free").value, 20.0 / (7.2 - 3.0288));
         assert!(answer.extrapolates.iter().any(|note| note.contains("125,000 connections per shard")));
     }
 
@@ -400,6 +423,25 @@ mod tests {
     }
 
     #[test]
+    fn a_websocket_heartbeat_is_a_ping_a_pong_and_an_acknowledgement() {
+        let answer = answered("--subscribers 15000 --rate 0").expect("possible");
+        near(answer.heartbeats, 1_000.0);
+        near(answer.bits_out, 8.0 * 1_000.0 * (2.0 + 90.0 + 90.0));
+        near(answer.packets_out, 2_000.0);
+        // The pong acknowledges the ping.
+        near(answer.bits_in, 8.0 * 1_000.0 * (6.0 + 90.0));
+        near(answer.packets_in, 1_000.0);
+    }
+
+    #[test]
+    fn a_storm_never_ends_on_cores_that_the_events_fill() {
+        // 306,000 deliveries of 3 µs fill 0.918 of the one core; a storm may bring it to 0.9.
+        let line = "--subscribers 306000 --rate 1 --node-cores 1 --utilisation 0.95";
+        let answer = answered(line).expect("possible");
+        assert_eq!((answer.nodes, answer.storm_seconds), (1.0, None));
+    }
+
+    #[test]
     fn memory_network_and_descriptors_each_can_ask_for_the_most_nodes() {
         let first = |line: &str| {
             let answer = answered(line).expect("possible");
@@ -411,8 +453,11 @@ mod tests {
         // 8 × 1,094 bytes × 100,000 per second are 0.875 Gbit/s; 0.1 Gbit/s are planned for each node.
         let line = "--subscribers 10000 --rate 10 --bytes 1000 --node-network 0.2 --node-cores 64";
         assert_eq!(first(line), (Some("network"), 9.0));
-        let line = "--subscribers 3000000 --rate 0 --node-cores 64 --node-memory 1000";
-        assert_eq!(first(line), (Some("descriptors"), 3.0));
+        let line = "--subscribers 3000000 --rate 0 --heartbeat 600 --node-memory 1000 --node-cores";
+        assert_eq!(first(&format!("{line} 1")), (Some("descriptors"), 3.0));
+        // Each shard has a table of its own, unless descriptors are plain.
+        assert_eq!(first(&format!("{line} 64")).1, 1.0);
+        assert_eq!(answered(&format!("{line} 64")).expect("possible").nodes_plain, 3.0);
     }
 
     #[test]

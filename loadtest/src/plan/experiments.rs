@@ -37,6 +37,8 @@ const LEG_TRIES: usize = 3;
 const REPETITIONS_MAX: usize = 12;
 /// Idle time for heartbeats: several of them, since the server looks at each connection once a second.
 const HEARTBEATS_TIME: Duration = Duration::from_secs(4);
+/// Shards of the server that is started empty once per round: what a shard takes before its first connection.
+pub const EMPTY_SHARDS: usize = 3;
 /// Time that a server gets to let go of connections whose clients are gone.
 const CLOSE_TIME: Duration = Duration::from_millis(600);
 /// A heartbeat on the wire: `:` and a blank line, or a ping without data (RFC 6455 §5.5.2).
@@ -106,6 +108,8 @@ pub struct MemoryRow {
     pub round: usize,
     /// What the subscribers speak.
     pub protocol: Protocol,
+    /// Shards of the server; connections are there with one shard only.
+    pub shards: usize,
     /// Connections open.
     pub connections: usize,
     /// Most events that the window has held so far.
@@ -170,6 +174,7 @@ pub fn measure(stand: &Stand<'_>, design: &Design) -> Result<Measured> {
     let groups = schedule.iter().flatten().count();
     let mut done = 0;
     for (round, groups_of_round) in schedule.iter().enumerate() {
+        notebook.measured.memory.push(measure_empty(stand, round)?);
         for group in groups_of_round {
             done += 1;
             progress(&format!(
@@ -187,6 +192,26 @@ pub fn measure(stand: &Stand<'_>, design: &Design) -> Result<Measured> {
         }
     }
     Ok(notebook.measured)
+}
+
+/// The memory of a server with several shards that nobody has connected to yet.
+fn measure_empty(stand: &Stand<'_>, round: usize) -> Result<MemoryRow> {
+    let choice = ServerChoice { fanwave: stand.fanwave.clone(), ..ServerChoice::default() };
+    let server = server::start(&choice, Some(stand.server_cpu), EMPTY_SHARDS, &[])?;
+    // As long as the empty server with one shard gets.
+    kernel::settled_bytes()?;
+    let row = MemoryRow {
+        round,
+        protocol: Protocol::Ws,
+        shards: EMPTY_SHARDS,
+        connections: 0,
+        window_events: 0,
+        window_bytes: 0,
+        user_bytes: server.memory()?.context("the server's processes are known")?.rss_own,
+        kernel_bytes: 0,
+    };
+    server.stop()?;
+    Ok(row)
 }
 
 /// Measures one group on a server of its own, into the notebook.
@@ -290,6 +315,7 @@ impl Leg<'_> {
         Ok(MemoryRow {
             round: self.round,
             protocol: self.group.protocol,
+            shards: 1,
             connections,
             window_events: self.window.events_max,
             window_bytes: self.window.bytes_max,

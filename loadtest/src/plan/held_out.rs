@@ -99,6 +99,21 @@ impl HeldOut {
     pub fn holds(&self) -> bool {
         self.compared.iter().all(|compared| compared.error.abs() <= ERROR_MAX)
     }
+
+    /// An error in one line if a prediction is too far off, with the worst one.
+    pub fn require(&self) -> Result<()> {
+        let worst = self.compared.iter().max_by(|a, b| a.error.abs().total_cmp(&b.error.abs()));
+        match worst {
+            Some(worst) if !self.holds() => bail!(
+                "the held-out prediction does not hold: {} is {:+.1} % off, more than {:.0} %: measure again on a quiet \
+                 machine, or plan nearer to the measured points",
+                worst.what,
+                worst.error * 100.0,
+                ERROR_MAX * 100.0
+            ),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Measures the point and compares.
@@ -215,7 +230,7 @@ mod tests {
     /// 1,000 µs per second and 5 µs per delivery; 1 MB, 100 bytes per connection; 8,000 bytes in the kernel.
     fn model() -> Model {
         let cpu = [1_000.0, 0.0, 5.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
-        exact(cpu, [1e6, 0.0, 100.0, 100.0, 500.0, 1.0], [0.0, 8_000.0, 8_000.0])
+        exact(cpu, [1e6, 0.0, 0.0, 100.0, 100.0, 500.0, 1.0], [0.0, 8_000.0, 8_000.0])
     }
 
     #[test]
@@ -242,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn predictions_are_compared_with_the_medians_of_the_rounds() {
+    fn predictions_are_compared_with_the_medians_of_the_rounds_and_one_too_far_off_is_an_error() {
         let load = |round, cpu_ns| CpuRow {
             round,
             kind: Kind::Load,
@@ -265,6 +280,7 @@ mod tests {
         let memory = |window_events, user_bytes, kernel_bytes| MemoryRow {
             round: 0,
             protocol: Protocol::Ws,
+            shards: 1,
             connections: 1_000,
             window_events,
             window_bytes: 500 * window_events,
@@ -283,5 +299,14 @@ mod tests {
         }
         assert_eq!(compared[0].measured, Spread { median: 0.051, min: 0.045, max: 0.15 });
         assert!(compare(&model(), &Measured::default()).is_err());
+        let group = point(&model(), &args()).expect("possible");
+        let mut held_out = HeldOut { group, compared, measured };
+        let error = held_out.require().expect_err("20 % off").to_string();
+        assert!(
+            error.contains("kernel memory, both ends is -20.0 % off") && !error.contains('\n'),
+            "{error}"
+        );
+        held_out.compared.pop();
+        held_out.require().expect("10 % off");
     }
 }

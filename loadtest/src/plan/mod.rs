@@ -2,7 +2,8 @@
 //!
 //! A few minutes of measuring (`design`, `experiments`) give points, least squares (`fit`) make them a cost `model` of
 //! a shard's `work`, which is saved as JSON. A `question` is then answered (`answer`) from a saved model by arithmetic alone, on any
-//! machine. `held_out` measures a point outside of the fit and tells how wrong the prediction was. `show` words it.
+//! machine. `held_out` measures a point outside of the fit and tells how wrong the prediction was. `caveats` says what to know of the
+//! model behind it, `show` words it all.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use crate::report::save;
 use crate::server::FanwaveArgs;
 
 mod answer;
+mod caveats;
 mod design;
 mod experiments;
 mod fit;
@@ -129,7 +131,9 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
     }
     let plan =
         Plan { model: measured.then_some(&model), held_out: held_out.as_ref(), answer: answer.as_ref() };
-    save(common.json.as_deref(), "plan", &machine, &plan)
+    save(common.json.as_deref(), "plan", &machine, &plan)?;
+    // Last: what was measured is shown and saved even where the prediction was wrong.
+    held_out.iter().try_for_each(HeldOut::require)
 }
 
 /// Refuses a file that cannot be written before minutes are spent on what shall be in it.

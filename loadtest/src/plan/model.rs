@@ -13,15 +13,16 @@ use serde::{Deserialize, Serialize};
 use super::design::Design;
 use super::experiments::{CpuRow, Kind, Measured, MemoryRow, OTHERS_SHARE_MAX};
 use super::fit::{self, Estimate, Fit, Row};
+use super::held_out::ERROR_MAX;
 use super::work::{CPU_TERMS, Work};
 use crate::framing::Protocol;
 use crate::machine::Machine;
 
 /// The form of the file; another one is refused.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Terms of user-space memory, in bytes each.
-pub const USER_TERMS: [&str; 6] =
-    ["process", "shard", "connection_ws", "connection_sse", "window_event", "window_byte"];
+pub const USER_TERMS: [&str; 7] =
+    ["process", "shard", "shard_used", "connection_ws", "connection_sse", "window_event", "window_byte"];
 /// Terms of kernel memory of both ends on loopback, in bytes each.
 pub const KERNEL_TERMS: [&str; 3] = ["shard", "connection_ws", "connection_sse"];
 /// Candidates for the interval at which half of `apart` is paid, in milliseconds: around the 40 within which Linux
@@ -90,6 +91,13 @@ pub struct Checked {
     pub error: f64,
 }
 
+impl Checked {
+    /// True if the predictions were near enough.
+    pub fn holds(&self) -> bool {
+        self.error <= ERROR_MAX
+    }
+}
+
 impl Model {
     /// Fits a model to what a design showed.
     pub fn of(machine: Machine, design: Design, measured: Measured) -> Result<Model> {
@@ -145,7 +153,7 @@ impl Model {
     /// User-space memory in bytes of a process whose shards hold so many connections together.
     pub fn user(&self, protocol: Protocol, shards: f64, connections: f64, window: (f64, f64)) -> Estimate {
         let (ws, sse) = by_protocol(protocol, connections);
-        self.user.predict(&[1.0, shards, ws, sse, window.0, window.1])
+        self.user.predict(&[1.0, shards, shards, ws, sse, window.0, window.1])
     }
 
     /// Kernel memory of both ends in bytes of so many connections.
@@ -314,8 +322,9 @@ fn user_rows(rows: &[MemoryRow]) -> Vec<Row> {
     let row = |row: &MemoryRow| {
         let (ws, sse) = by_protocol(row.protocol, row.connections as f64);
         let y = row.user_bytes as f64;
-        let used = f64::from(u8::from(row.connections > 0));
-        let x = vec![1.0, used, ws, sse, row.window_events as f64, row.window_bytes as f64];
+        let shards = row.shards as f64;
+        let used = if row.connections > 0 { shards } else { 0.0 };
+        let x = vec![1.0, shards, used, ws, sse, row.window_events as f64, row.window_bytes as f64];
         Row { x, y, sigma: (MEMORY_NOISE * y).hypot(USER_NOISE_BYTES) }
     };
     rows.iter().map(row).collect()
@@ -338,11 +347,12 @@ pub mod tests {
 
     use super::*;
     use crate::plan::design::{Group, Load};
+    use crate::plan::experiments::EMPTY_SHARDS;
     use crate::plan::random::Random;
 
     /// CPU microseconds, in the order of [`CPU_TERMS`].
     const CPU_TRUTH: [f64; 13] = [700.0, 12.0, 2.0, 2.1, 2.5, 0.4, 0.3, 30.0, 7.0, 5.0, 13.0, 12.0, 9.0];
-    const USER_TRUTH: [f64; 6] = [1.3e6, 0.6e6, 145.0, 135.0, 550.0, 1.5];
+    const USER_TRUTH: [f64; 7] = [0.9e6, 0.4e6, 0.6e6, 145.0, 135.0, 550.0, 1.5];
     const KERNEL_TRUTH: [f64; 3] = [0.5e6, 8_700.0, 8_600.0];
     /// Interval at which half of `apart` is paid.
     const APART_TRUTH: f64 = 43.0;
@@ -371,6 +381,11 @@ pub mod tests {
         let mut noise = Noise(Random::new(7), noise);
         let mut measured = Measured::default();
         for (round, groups) in design.schedule().iter().enumerate() {
+            measured.memory.push(MemoryRow {
+                shards: EMPTY_SHARDS,
+                user_bytes: noise.on(0.9e6 + EMPTY_SHARDS as f64 * 0.4e6) as u64,
+                ..memory_looks(&groups[0], round)[0].clone()
+            });
             for group in groups {
                 for mut row in cpu_legs(group, round) {
                     let us = dot(&Work::of(&row).amounts(APART_TRUTH), &CPU_TRUTH);
@@ -438,6 +453,7 @@ pub mod tests {
         let look = |connections, window_events, window_bytes| MemoryRow {
             round,
             protocol: group.protocol,
+            shards: 1,
             connections,
             window_events,
             window_bytes,
@@ -459,7 +475,7 @@ pub mod tests {
     }
 
     /// A model with these costs and no uncertainty.
-    pub fn exact(cpu: [f64; 13], user: [f64; 6], kernel: [f64; 3]) -> Model {
+    pub fn exact(cpu: [f64; 13], user: [f64; 7], kernel: [f64; 3]) -> Model {
         let mut model = model();
         let fits = [(&mut model.cpu, &cpu[..]), (&mut model.user, &user), (&mut model.kernel, &kernel)];
         for (fit, values) in fits {
@@ -511,6 +527,8 @@ pub mod tests {
         assert!(predicted.low < predicted.value && predicted.value < predicted.high, "{predicted:?}");
         let user = model.user(Protocol::Ws, 1.0, 16_000.0, (0.0, 0.0)).value;
         assert!((user / (1.9e6 + 145.0 * 16_000.0) - 1.0).abs() < 0.15, "{user}");
+        let several = model.user(Protocol::Ws, 6.0, 16_000.0, (0.0, 0.0)).value;
+        assert!((several / (0.9e6 + 6.0 * 1e6 + 145.0 * 16_000.0) - 1.0).abs() < 0.1, "{several}");
         let kernel = model.kernel(Protocol::Ws, 1.0, 16_000.0).value;
         assert!((kernel / (0.5e6 + 8_700.0 * 16_000.0) - 1.0).abs() < 0.15, "{kernel}");
     }
@@ -576,10 +594,10 @@ pub mod tests {
     fn a_file_that_is_absent_broken_of_another_version_or_with_impossible_numbers_is_refused_in_one_line() {
         let absent = format!("{:#}", Model::load(Path::new("no-such-model.json")).expect_err("absent"));
         assert!(absent.contains("no-such-model.json") && absent.contains("--save"), "{absent}");
-        assert!(refused("json", "{\"version\": 1,").contains("no model"));
+        assert!(refused("json", "{\"version\": 2,").contains("no model"));
         assert!(refused("other", "[]").contains("no model"));
         assert!(refused("version", "{\"version\": 99}").contains("version 99"));
-        assert!(refused("part", "{\"version\": 1}").contains("broken"));
+        assert!(refused("part", "{\"version\": 2}").contains("broken"));
         let text = serde_json::to_string(&model()).expect("serializable");
         assert!(refused("typo", &text.replace("\"apart_ms\"", "\"apart\"")).contains("apart"));
         assert!(refused("terms", &text.replace("\"publish\"", "\"publsih\"")).contains("terms"));

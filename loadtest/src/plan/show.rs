@@ -1,6 +1,7 @@
 //! A plan in words: the model's costs, the held-out point, and the answer, as tables and as a page.
 
 use super::answer::Answer;
+use super::caveats::{self, Caveat};
 use super::experiments::{CpuRow, Kind};
 use super::fit::{Estimate, Term};
 use super::held_out::{Compared, ERROR_MAX, HeldOut};
@@ -13,8 +14,6 @@ use crate::page::{Notice, Page, Tile};
 use crate::report::{say, table};
 use crate::unit::Unit;
 
-/// Above this share of disturbed legs the figures are doubtful.
-const DISTURBED_MAX: f64 = 0.2;
 const COST_HEAD: [&str; 4] = ["cost of", "best", "90 % interval", "standard error"];
 const HELD_OUT_HEAD: [&str; 5] = ["held out", "predicted", "90 % interval", "measured (min to max)", "error"];
 const ANSWER_HEAD: [&str; 3] = ["needed", "", "how"];
@@ -23,7 +22,8 @@ const ANSWER_HEAD: [&str; 3] = ["needed", "", "how"];
 fn memory_term(name: &str) -> &'static str {
     match name {
         "process" => "user memory: the process without connections",
-        "shard" => "a shard in use",
+        "shard" => "a shard",
+        "shard_used" => "a shard's first use",
         "connection_ws" => "a WebSocket",
         "connection_sse" => "an SSE stream",
         "window_event" => "an event in a window",
@@ -55,10 +55,11 @@ fn cost_rows(model: &Model) -> Vec<Vec<String>> {
     cpu.chain(user).chain(kernel).collect()
 }
 
-fn model_notes(model: &Model) -> Vec<String> {
+/// What the fit is made of.
+fn fit_notes(model: &Model) -> [String; 2] {
     let domain = &model.domain;
     let residual = |fit: &super::fit::Fit| Unit::Share.show(fit.scatter);
-    let mut notes = vec![
+    [
         format!(
             "Fitted to {} CPU and {} memory figures: {} to {} connections per shard, {} to {} events/s per connection, \
              {} to {} bytes, up to {} of a core. Typical residual: CPU {}, user memory {}, kernel memory {}.",
@@ -80,42 +81,7 @@ fn model_notes(model: &Model) -> Vec<String> {
              acknowledged by itself.",
             model.apart_ms
         ),
-        "Measured on loopback: a network card's interrupts come on top, and the receivers' half of TCP falls away. \
-         Kernel memory is of both ends; a plan takes half of it for the server."
-            .to_owned(),
-    ];
-    notes.extend(checked_note(model));
-    notes.extend(disturbed_note(model.disturbed()));
-    if model.left_out() > 0 {
-        notes.push(format!(
-            "{} measured points are not in the fit: a core was full, and deliveries merged.",
-            model.left_out()
-        ));
-    }
-    notes
-}
-
-/// How far a point outside of the fit was off.
-fn checked_note(model: &Model) -> Option<String> {
-    let point = model.checked.as_ref()?;
-    Some(format!(
-        "A point outside of the fit ({} connections on one shard, {} events/s of {} bytes) was predicted with an error of \
-         at most {:.0} %.",
-        Unit::Count.show(point.connections),
-        point.rate,
-        point.bytes,
-        point.error * 100.0
-    ))
-}
-
-/// A warning if other programs were at work.
-fn disturbed_note(share: f64) -> Option<String> {
-    (share > DISTURBED_MAX).then(|| {
-        format!(
-            "WARNING: in {} of the legs other programs took part of the server's CPU: measure on a quiet machine",
-            Unit::Share.show(share)
-        )
-    })
+    ]
 }
 
 fn held_out_rows(held_out: &HeldOut) -> Vec<Vec<String>> {
@@ -226,11 +192,7 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
             Unit::PerSecond.show(answer.deliveries),
             format!("and {} heartbeats/s, all nodes", count(answer.heartbeats)),
         ),
-        (
-            "descriptors",
-            format!("ulimit -n {:.0}", answer.descriptors_per_node),
-            format!("per node; --connections-per-shard-max {:.0} or more", answer.connections_per_shard),
-        ),
+        ("descriptors", format!("ulimit -n {:.0}", answer.descriptors_direct), descriptors(answer)),
         (
             "source addresses",
             count(answer.addresses),
@@ -238,11 +200,26 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
         ),
         (
             "after a storm",
-            range(Unit::Seconds, answer.storm_seconds),
-            "until all are back at once, by CPU, events going on".into(),
+            answer.storm_seconds.map_or("never".into(), |seconds| range(Unit::Seconds, seconds)),
+            match answer.storm_seconds {
+                Some(_) => "until all are back at once, by CPU, events going on".into(),
+                None => "no free CPU: the events fill the cores; lower --utilisation".into(),
+            },
         ),
     ];
     rows.into_iter().map(|(what, value, how)| vec![what.to_owned(), value, how]).collect()
+}
+
+/// Where the limit of descriptors holds, and what it is otherwise.
+fn descriptors(answer: &Answer) -> String {
+    let plain = match answer.nodes_plain > answer.nodes {
+        true => format!("need {} nodes", Unit::Count.show(answer.nodes_plain)),
+        false => format!("{:.0}", answer.descriptors_plain),
+    };
+    format!(
+        "per node, direct descriptors (Linux 6.13 on); plain ones {plain}; --connections-per-shard-max {:.0} or more",
+        answer.connections_per_shard
+    )
 }
 
 /// The question in a sentence.
@@ -268,20 +245,21 @@ pub fn print(model: &Model, held_out: Option<&HeldOut>, answer: Option<&Answer>)
     if answer.is_none() {
         table(1, &COST_HEAD, &cost_rows(model));
         say("");
-        model_notes(model).iter().for_each(|note| say(note));
+        fit_notes(model).iter().for_each(|note| say(note));
+        caveats::of_model(model).iter().for_each(|caveat| say(&caveat.line()));
     }
     if let Some(held_out) = held_out {
         say(&format!("\nheld out: {}\n", held_out_title(held_out)));
         table(1, &HELD_OUT_HEAD, &held_out_rows(held_out));
         say(&format!("\n{}", held_out_verdict(held_out)));
-        disturbed_note(disturbed(&held_out.measured)).iter().for_each(|note| say(note));
+        held_out_caveat(held_out).iter().for_each(|caveat| say(&caveat.line()));
     }
     if let Some(answer) = answer {
         say(&format!("{}\n", asked(answer)));
         table(3, &ANSWER_HEAD, &answer_rows(answer));
         say("");
         answer.extrapolates.iter().for_each(|note| say(&format!("EXTRAPOLATED: {note}")));
-        checked_note(model).iter().for_each(|note| say(note));
+        answer.caveats.iter().for_each(|caveat| say(&caveat.line()));
         say("In parentheses: 90 % intervals. A core is one of the model's machine.");
     }
 }
@@ -299,12 +277,14 @@ pub fn page(model: &Model, machine: &Machine, held_out: Option<&HeldOut>, answer
         page.text(&format!("{}.", asked(answer)));
         page.tiles(&tiles(answer));
         page.table("What is needed", 1, &ANSWER_HEAD, &answer_rows(answer));
+        show_caveats(&mut page, &answer.caveats);
     }
     if let Some(held_out) = held_out {
         page.section("A point outside of the fit");
         let kind = if held_out.holds() { Notice::Good } else { Notice::Warning };
         page.notice(kind, &held_out_verdict(held_out));
         page.table(&held_out_title(held_out), 1, &HELD_OUT_HEAD, &held_out_rows(held_out));
+        show_caveats(&mut page, held_out_caveat(held_out).as_slice());
     }
     page.section("The cost model");
     page.figure(
@@ -312,8 +292,25 @@ pub fn page(model: &Model, machine: &Machine, held_out: Option<&HeldOut>, answer
         "CPU per delivery by how often a connection hears something; points are measured legs of 200 bytes or so.",
     );
     page.table("Costs", 1, &COST_HEAD, &cost_rows(model));
-    model_notes(model).iter().for_each(|note| page.text(note));
+    fit_notes(model).iter().for_each(|note| page.text(note));
+    // With an answer they stand there.
+    if answer.is_none() {
+        show_caveats(&mut page, &caveats::of_model(model));
+    }
     page.html()
+}
+
+fn show_caveats(page: &mut Page, caveats: &[Caveat]) {
+    for caveat in caveats {
+        match caveat.warning {
+            true => page.notice(Notice::Warning, &caveat.text),
+            false => page.text(&caveat.text),
+        }
+    }
+}
+
+fn held_out_caveat(held_out: &HeldOut) -> Option<Caveat> {
+    caveats::disturbed(disturbed(&held_out.measured))
 }
 
 fn tiles(answer: &Answer) -> [Tile; 4] {
@@ -446,8 +443,38 @@ mod tests {
     }
 
     #[test]
-    fn doubtful_measurements_are_warned_of() {
-        assert_eq!(disturbed_note(0.1), None);
-        assert!(disturbed_note(0.5).expect("doubtful").contains("quiet machine"));
+    fn both_limits_of_descriptors_are_said_or_the_nodes_that_plain_ones_need() {
+        let how = |line: &str| {
+            let question = asked(line).expect("possible").expect("asked");
+            descriptors(&answer(&model(), &question).expect("possible"))
+        };
+        let few = how("--subscribers 400000 --rate 0 --node-memory 1000");
+        assert!(few.contains("plain ones 401024;"), "{few}");
+        let many = how("--subscribers 3000000 --rate 0 --node-cores 64 --node-memory 1000");
+        assert!(many.contains("plain ones need 3 nodes;"), "{many}");
+    }
+
+    #[test]
+    fn a_storm_that_finds_no_free_cpu_is_said_to_never_end() {
+        let question = asked("--subscribers 100000 --rate 10").expect("possible").expect("asked");
+        let mut answer = answer(&model(), &question).expect("possible");
+        answer.storm_seconds = None;
+        let rows = answer_rows(&answer);
+        let storm = rows.iter().find(|row| row[0] == "after a storm").expect("told");
+        assert!(storm[1] == "never" && storm[2].starts_with("no free CPU"), "{storm:?}");
+    }
+
+    #[test]
+    fn the_caveats_are_on_every_page_with_and_without_an_answer_and_once() {
+        let mut model = model();
+        model.measured.cpu.iter_mut().for_each(|row| row.others_share = 0.5);
+        let question = asked("--subscribers 100000 --rate 10").expect("possible").expect("asked");
+        let answer = answer(&model, &question).expect("possible");
+        for (answer, several) in [(Some(&answer), 1), (None, 0)] {
+            let page = page(&model, &fixture::machine(), None, answer);
+            let times = |part: &str| page.matches(part).count();
+            assert_eq!((times("Measured on loopback"), times("other programs")), (1, 1));
+            assert_eq!(times("CPU was measured with one shard"), several);
+        }
     }
 }
