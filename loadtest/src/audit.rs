@@ -97,9 +97,10 @@ impl Audit {
         self.leave == Leave::Everything
     }
 
-    /// Forgets what was found and expects what it expected.
+    /// Forgets what was found and expects what it expected. A number skipped before that comes now is a duplicate.
     pub fn forget(&mut self) {
         self.found = Findings::default();
+        self.missing.clear();
     }
 
     /// The server told that events are missing here.
@@ -247,6 +248,16 @@ mod tests {
         audit.take(Some(12));
         audit.take(Some(14));
         assert_eq!((audit.found().duplicated, audit.found().lost), (1, 1));
+    }
+
+    #[test]
+    fn a_number_that_was_skipped_before_forgetting_takes_no_loss_away() {
+        let mut audit = Audit::new(1);
+        audit.take(Some(1));
+        audit.take(Some(3));
+        audit.forget();
+        audit.take(Some(2));
+        assert_eq!((audit.found().lost, audit.found().out_of_order, audit.found().duplicated), (0, 0, 1));
     }
 
     #[test]
