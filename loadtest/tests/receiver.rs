@@ -190,7 +190,19 @@ const WS_OK: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nC
                      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 fn payload(sequence: u64) -> String {
-    format!("~fw{sequence:016x}{:016x}~and more", 1)
+    stamped(sequence, 1)
+}
+
+fn stamped(sequence: u64, time_ns: u64) -> String {
+    format!("~fw{sequence:016x}{time_ns:016x}~and more")
+}
+
+/// A time long after whatever a test does.
+const LATER_NS: u64 = 1 << 62;
+
+fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 fn sse(sequence: u64) -> Vec<u8> {
@@ -198,7 +210,10 @@ fn sse(sequence: u64) -> Vec<u8> {
 }
 
 fn ws(sequence: u64) -> Vec<u8> {
-    let payload = payload(sequence);
+    ws_of(payload(sequence))
+}
+
+fn ws_of(payload: String) -> Vec<u8> {
     let mut frame = vec![0x81, payload.len() as u8];
     frame.extend(payload.into_bytes());
     frame
@@ -412,6 +427,91 @@ fn after_a_storm_websockets_begin_anew_and_are_audited_from_there() {
     assert!(!head.contains("Last-Event-ID"), "{head}");
     socket.write_all(&stream([8, 9, 11], ws)).expect("room");
     assert_eq!(receiver.report_of(11, 6)["findings"], findings(6, 1, 0, 0));
+}
+
+#[test]
+fn what_a_subscriber_lacked_before_a_break_is_lost_although_it_begins_anew() {
+    let (listener, address) = listener();
+    let behaviour = json!({"kind": "storm", "at_seconds": 2.5, "share": 1.0});
+    let mut receiver = Receiver::with(address, json!({"behaviour": behaviour}));
+    receiver.open(2);
+    let mut sockets: Vec<_> = (0..2).map(|_| subscriber(&listener, SSE_OK)).collect();
+    receiver.opened();
+    // Nothing ever comes to the second one, which so has no id to resume after.
+    sockets[0].write_all(&stream(1..=3, sse)).expect("room");
+    receiver.report_of(3, 3);
+    receiver.started();
+    sockets.iter_mut().for_each(left);
+    for _ in 0..2 {
+        let (mut socket, head) = request(&listener, SSE_OK);
+        let sequences = if head.contains("Last-Event-ID: 3") { 4..=1_000 } else { 1_000..=1_000 };
+        socket.write_all(&stream(sequences, sse)).expect("room");
+        sockets.push(socket);
+    }
+    assert_eq!(receiver.report_of(1_000, 1_001)["findings"], findings(1_001, 3, 0, 0));
+}
+
+#[test]
+fn a_newcomer_that_gets_nothing_of_what_others_do_lost_it_and_a_quiet_time_is_no_loss() {
+    let (listener, address) = listener();
+    let behaviour = json!({"kind": "churn", "per_second": 1.0});
+    let mut receiver =
+        Receiver::with(address, json!({"protocol": "ws", "topics": 2, "behaviour": behaviour}));
+    receiver.open(2);
+    let mut sockets: Vec<_> = (0..2).map(|_| request(&listener, WS_OK).0).collect();
+    receiver.opened();
+    sockets[0].write_all(&ws(1)).expect("room");
+    sockets[1].write_all(&ws(1)).expect("room");
+    receiver.report_of(2, 2);
+    receiver.order(json!({"do": "start", "churn_per_second": 4.0}));
+    assert_eq!(receiver.word()["say"], "started");
+    left(&mut sockets[0]);
+    receiver.stop();
+    let _newcomer = request(&listener, WS_OK);
+    assert_eq!(receiver.word()["say"], "stopped");
+    assert_eq!(receiver.report(2)["findings"]["lost"], 0, "all is quiet");
+    // Event 4, of the other topic: event 5 is the newcomer's, and so must be the third of its topic.
+    sockets[1].write_all(&ws_of(stamped(2, LATER_NS))).expect("room");
+    assert_eq!(receiver.report_of(4, 3)["findings"], findings(3, 0, 0, 0));
+    assert_eq!(receiver.report(7)["tail"], 3, "events 5 and 7, and 6 of the other one");
+}
+
+#[test]
+fn where_nobody_gets_anything_after_a_break_the_last_event_published_tells() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"protocol": "ws", "behaviour": storm()}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, WS_OK);
+    receiver.opened();
+    // Ten events per second for four seconds.
+    let now = now_ns();
+    let frame = |sequence| ws_of(stamped(sequence, now - (41 - sequence) * 100_000_000));
+    socket.write_all(&(1..=41).flat_map(frame).collect::<Vec<u8>>()).expect("room");
+    receiver.report_of(41, 41);
+    receiver.started();
+    left(&mut socket);
+    receiver.stop();
+    let _back = subscriber(&listener, WS_OK);
+    assert_eq!(receiver.word()["say"], "stopped");
+    assert_eq!(receiver.report(60)["findings"]["lost"], 0, "all of them may be older than the subscription");
+    let lost = receiver.report(1_000)["findings"]["lost"].as_u64().expect("a number");
+    assert!((700..=918).contains(&lost), "{lost}");
+}
+
+#[test]
+fn a_gap_that_is_told_last_of_all_is_no_loss() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::start(address, "sse", true);
+    receiver.open(2);
+    let mut sockets: Vec<_> = (0..2).map(|_| subscriber(&listener, SSE_OK)).collect();
+    receiver.opened();
+    sockets[0].write_all(&stream(1..=5, sse)).expect("room");
+    sockets[1].write_all(&[sse(1), GAP.to_vec()].concat()).expect("room");
+    receiver.report_with(5, "gaps_told", 1);
+    assert_eq!(receiver.report_of(5, 6)["findings"], findings(6, 0, 0, 1));
+    let later = format!("data: {}\n\n", stamped(6, LATER_NS));
+    sockets[0].write_all(later.as_bytes()).expect("room");
+    assert_eq!(receiver.report_of(6, 7)["findings"], findings(7, 1, 0, 1), "what is published later is owed");
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! handshake is under way (watched by epoll), `Open`, `Leaving` from the cancellation of its receive until the ring says that it
 //! ended, and `Away` otherwise. Steady members never leave: one that the server ends is a failure. The others come back
 //! after a short pause, an event stream with the id of the last whole event that it had, and the audit of such a
-//! member goes on over the break; a WebSocket, and whoever replaces a member that churn took away, begins anew.
+//! member goes on over the break; a WebSocket, and whoever replaces a member that churn took away, begins anew. What these
+//! lacked when they left and what they are owed from the start is known from the others (`witness`).
 //!
 //! Whatever has a time (ramp, slow reads, reconnects, churn, the storm) waits in one queue of timers. What the ring
 //! reports while it is reaped is only noted and done in [`Crowd::settle`].
@@ -20,17 +21,19 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
+use super::Setup;
 use super::handshake::{self, Attempt, Handshake, Step};
-use super::tally::{Counting, SampleWord, Tally, events_of_topic};
+use super::tally::{Counting, Tally};
 use super::wires::{Wires, slot};
-use super::{Setup, Totals};
-use crate::audit::{Audit, Findings};
-use crate::framing::{Protocol, Splitter, same_bytes_everywhere};
+use super::witness::Witness;
+use crate::audit::Audit;
+use crate::framing::{Splitter, same_bytes_everywhere};
 use crate::stamp::now_ns;
 use crate::workload::Behaviour;
 use behaviour::slow_read;
 
 mod behaviour;
+mod report;
 
 /// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is dropped.
 const HANDSHAKES_MAX: usize = 256;
@@ -89,6 +92,8 @@ struct Split {
     audit: Audit,
     /// The id after which it resumes; empty if it does not.
     resume: String,
+    /// When its handshake ended, or it was last told of a gap: what was published later is owed.
+    since_ns: u64,
 }
 
 /// What is to be done at a time.
@@ -137,6 +142,7 @@ pub struct Crowd {
     /// Members by the slot of their socket, or [`NOBODY`].
     by_slot: Vec<u32>,
     tally: Tally,
+    witness: Witness,
     open: u64,
     opening: Option<Opening>,
     /// Members to be connected as soon as a handshake ends.
@@ -185,6 +191,7 @@ impl Crowd {
             members: Vec::new(),
             by_slot: Vec::new(),
             tally: Tally::new(counting, setup.audit, setup.topics),
+            witness: Witness::new(setup.topics),
             open: 0,
             opening: None,
             wanted: VecDeque::new(),
@@ -226,7 +233,12 @@ impl Crowd {
                     Behaviour::Steady => Audit::new(self.tally.first_of(topic)),
                     _ => Audit::joining(),
                 };
-                Box::new(Split { splitter: self.splitter(usize::MAX), audit, resume: String::new() })
+                Box::new(Split {
+                    splitter: self.splitter(usize::MAX),
+                    audit,
+                    resume: String::new(),
+                    since_ns: 0,
+                })
             });
             self.members.push(Member {
                 socket: None,
@@ -358,6 +370,13 @@ impl Crowd {
         wires.unwatch(socket)?;
         member.state = State::Open;
         self.open += 1;
+        if let Some(split) = &mut member.split
+            && split.audit.is_joining()
+            && !late(self.setup.behaviour)
+        {
+            split.since_ns = now;
+            self.witness.wait(now, number);
+        }
         self.awaited.remove(&number);
         if let Some(opening) = &mut self.opening
             && member.generation == 0
@@ -412,8 +431,9 @@ impl Crowd {
         let Some(split) = &mut member.split else { return Ok(()) };
         let by_bytes = self.counting == Counting::Bytes;
         let now = if by_bytes { 0 } else { now_ns() };
-        let Split { splitter, audit, .. } = &mut **split;
-        let (tally, scout) = (&mut self.tally, member.scout);
+        let Split { splitter, audit, since_ns, .. } = &mut **split;
+        let (tally, witness, scout) = (&mut self.tally, &mut self.witness, member.scout);
+        let late = late(self.setup.behaviour);
         let fed = splitter.feed(bytes, |event| {
             if scout {
                 tally.scouted(topic, before + event.at as u64);
@@ -423,12 +443,19 @@ impl Crowd {
             }
             if event.gap {
                 audit.gap();
-            } else {
-                let is_new = audit.take(event.stamp.map(|stamp| stamp.sequence));
-                tally.delivered(topic, event.stamp, is_new, now);
+                if !late {
+                    *since_ns = now;
+                    witness.wait(now, number);
+                }
+                return;
             }
+            if let Some(stamp) = event.stamp {
+                witness.saw(topic, stamp, now);
+            }
+            let is_new = audit.take(event.stamp.map(|stamp| stamp.sequence));
+            tally.delivered(topic, event.stamp, is_new, now);
         });
-        match fed {
+        let fed = match fed {
             Ok(fed) if fed.pings == 0 => Ok(()),
             Ok(_) => {
                 let answers = split.splitter.answers();
@@ -444,7 +471,17 @@ impl Crowd {
                 Ok(())
             }
             Err(cause) => Err(anyhow!("connection {number}: {cause} after {before} bytes")),
+        };
+        while let Some(owed) = self.witness.owed() {
+            let member = &mut self.members[owed.member as usize];
+            // Who left meanwhile, or was told of another gap, waits anew.
+            if let Some(split) = &mut member.split
+                && split.since_ns == owed.since_ns
+            {
+                split.audit.owe(self.witness.from(owed.number, member.topic));
+            }
         }
+        fed
     }
 
     /// Does what the last reap only noted.
@@ -494,7 +531,7 @@ impl Crowd {
     fn leave(&mut self, number: u32, back_ns: u64, resumes: bool, wires: &mut Wires) -> Result<()> {
         let member = &mut self.members[number as usize];
         let Some(socket) = &member.socket else { return Ok(()) };
-        if matches!(self.setup.behaviour, Behaviour::Slow { .. } | Behaviour::Stalled) {
+        if late(self.setup.behaviour) {
             self.come_back(number, back_ns, resumes);
             return Ok(());
         }
@@ -506,6 +543,7 @@ impl Crowd {
     /// Closes a socket that is not in the ring any more and plans the next connection.
     fn come_back(&mut self, number: u32, back_ns: u64, resumes: bool) {
         let fresh = self.splitter(usize::MAX);
+        let late = late(self.setup.behaviour);
         let member = &mut self.members[number as usize];
         if let Some(socket) = member.socket.take()
             && let Some(entry) = self.by_slot.get_mut(slot(&socket) as usize)
@@ -525,7 +563,10 @@ impl Crowd {
             }
             // A connection that broke before its first event resumes where the one before it would have.
             if split.resume.is_empty() {
-                split.audit.rejoin();
+                // Nobody knows what a slow reader would have come to.
+                let settled = if late { 0 } else { self.witness.settled(member.topic, now_ns()) };
+                split.audit.rejoin(settled);
+                split.since_ns = 0;
             }
             split.splitter = fresh;
         }
@@ -533,66 +574,9 @@ impl Crowd {
             self.timers.push(Reverse((back_ns, Task::Reconnect(number))));
         }
     }
+}
 
-    /// Sets all counters to zero; `next` is the number of the event expected first. Of those who do not stay, whoever has
-    /// received something expects what follows it.
-    pub fn zero(&mut self, next: u64, raw_frame_bytes: usize) {
-        self.tally.zero(next);
-        for at in 0..self.members.len() {
-            let raw = (self.setup.protocol == Protocol::Raw).then(|| self.splitter(raw_frame_bytes));
-            let member = &mut self.members[at];
-            member.bytes = 0;
-            let Some(split) = &mut member.split else { continue };
-            if let Some(raw) = raw {
-                split.splitter = raw;
-            }
-            let late = matches!(self.setup.behaviour, Behaviour::Slow { .. } | Behaviour::Stalled);
-            let steady = self.setup.behaviour == Behaviour::Steady;
-            if steady || (split.audit.is_joining() && member.state == State::Open && !late) {
-                split.audit = Audit::new(self.tally.first_of(member.topic));
-            } else {
-                split.audit.forget();
-            }
-        }
-    }
-
-    /// The counters since zero, `last` being the number of the last event published.
-    pub fn report(&self, last: u64) -> Totals {
-        let (mut findings, mut tail, mut uneven) = (Findings::default(), 0, 0);
-        let late = matches!(self.setup.behaviour, Behaviour::Slow { .. } | Behaviour::Stalled);
-        for member in &self.members {
-            uneven += usize::from(member.bytes != self.tally.scout(member.topic).1);
-            if self.counting == Counting::Bytes {
-                continue;
-            }
-            let Some(split) = &member.split else { continue };
-            findings.add(&split.audit.found());
-            if !late {
-                let last = events_of_topic(last, member.topic as usize, self.setup.topics);
-                tail += split.audit.tail(last);
-            }
-        }
-        findings.lost += tail;
-        let bytes = || self.members.iter().map(|member| member.bytes);
-        let scout = self.members.first().map_or((0, 0), |member| self.tally.scout(member.topic));
-        Totals {
-            connections: self.members.len(),
-            bytes: self.tally.bytes(),
-            bytes_min: bytes().min().unwrap_or(0),
-            bytes_max: bytes().max().unwrap_or(0),
-            uneven,
-            scout_bytes: scout.1,
-            scout_events: scout.0,
-            deliveries: self.tally.deliveries(),
-            findings,
-            tail,
-            latencies: self.tally.latencies(),
-            cpu_ns: super::cpu_ns(),
-        }
-    }
-
-    /// What happened since the last sample, the CPU time excepted.
-    pub fn sample(&mut self) -> SampleWord {
-        SampleWord { connections: self.open, ..self.tally.sample() }
-    }
+/// True for subscribers that leave in the socket what came long ago.
+fn late(behaviour: Behaviour) -> bool {
+    matches!(behaviour, Behaviour::Slow { .. } | Behaviour::Stalled)
 }

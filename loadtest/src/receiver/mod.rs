@@ -30,6 +30,7 @@ mod crowd;
 pub mod handshake;
 mod tally;
 mod wires;
+mod witness;
 
 pub use tally::{SampleWord, events_of_topic, is_told, recorded};
 
