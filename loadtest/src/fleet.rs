@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use hdrhistogram::Histogram;
 
-use crate::framing::{Protocol, same_bytes_everywhere};
+use crate::framing::Protocol;
 use crate::link::{self, Link};
 use crate::process::sockets_per_process_max;
 use crate::receiver::{Order, Setup, Totals, Word, events_of_topic, latency_histogram};
@@ -344,11 +344,10 @@ impl Fleet {
     /// audit must also have found nothing. `last` is the number of the last event published.
     pub fn check(&mut self, events: u64, last: u64) -> Result<FleetTotals> {
         let report = self.report(last)?;
-        let same_bytes = same_bytes_everywhere(self.plan.protocol, self.plan.dialect);
         let expected = Expected {
             events: (self.plan.topics == 1).then_some(events),
             deliveries: deliveries(self.plan.topics, self.plan.first, self.connections(), events, last),
-            same_bytes,
+            same_bytes: report.totals.same_bytes,
             audited: self.plan.audit,
         };
         check_totals(&report.totals, &expected)?;
@@ -424,6 +423,7 @@ impl FleetTotals {
         sum.bytes += other.bytes;
         sum.bytes_min = sum.bytes_min.min(other.bytes_min);
         sum.bytes_max = sum.bytes_max.max(other.bytes_max);
+        sum.same_bytes &= other.same_bytes;
         sum.uneven += other.uneven;
         sum.deliveries += other.deliveries;
         sum.findings.add(&other.findings);

@@ -186,6 +186,8 @@ fn storm() -> Value {
 }
 
 const SSE_OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+const SSE_CHUNKED: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 const WS_OK: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
@@ -207,6 +209,12 @@ fn now_ns() -> u64 {
 
 fn sse(sequence: u64) -> Vec<u8> {
     format!("id: {sequence}\ndata: {}\n\n", payload(sequence)).into_bytes()
+}
+
+/// The same in chunks of so many bytes.
+fn in_chunks(stream: &[u8], bytes: usize) -> Vec<u8> {
+    let chunk = |data: &[u8]| [format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat();
+    stream.chunks(bytes).flat_map(chunk).collect()
 }
 
 fn ws(sequence: u64) -> Vec<u8> {
@@ -243,6 +251,51 @@ fn a_stream_without_faults_is_clean_on_every_connection_and_exact_to_the_byte() 
         assert_eq!(report["findings"], findings, "{protocol}");
         assert!(!report["latencies"].as_array().expect("a list").is_empty());
     }
+}
+
+#[test]
+fn an_event_stream_in_chunks_is_counted_by_its_events_and_its_last_chunk_is_its_end() {
+    for audit in [false, true] {
+        let (listener, address) = listener();
+        let mut receiver = Receiver::start(address, "sse", audit);
+        receiver.open(2);
+        let mut sockets = [subscriber(&listener, SSE_CHUNKED), subscriber(&listener, SSE_CHUNKED)];
+        receiver.opened();
+        let stream = stream(1..=3, sse);
+        // Another cut for each connection: the bytes differ, the events do not.
+        sockets[0].write_all(&in_chunks(&stream, 7)).expect("room");
+        sockets[1].write_all(&in_chunks(&stream[..stream.len() - 1], 50)).expect("room");
+        receiver.wait_for(2);
+        sockets[1].write_all(&in_chunks(b"\n", 1)).expect("room");
+        receiver.wait_for(3);
+        let report = receiver.report(3);
+        assert_eq!((&report["deliveries"], &report["same_bytes"]), (&json!(6), &json!(false)));
+        assert_eq!(report["findings"], findings(6, 0, 0, 0));
+        sockets[1].write_all(b"0\r\n\r\n").expect("room");
+        let word = receiver.word();
+        assert!(
+            word["cause"].as_str().expect("text").contains("ended the stream by its last chunk"),
+            "{word}"
+        );
+    }
+}
+
+#[test]
+fn a_stream_in_chunks_resumes_after_its_last_whole_event() {
+    let (listener, address) = listener();
+    let behaviour = json!({"kind": "churn", "per_second": 0.001});
+    let mut receiver = Receiver::with(address, json!({"behaviour": behaviour}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, SSE_CHUNKED);
+    receiver.opened();
+    receiver.started();
+    socket.write_all(&in_chunks(&stream(1..=12, sse), 5)).expect("room");
+    socket.write_all(b"0\r\n\r\n").expect("room");
+    let (mut socket, head) = request(&listener, SSE_CHUNKED);
+    assert!(head.contains("\r\nLast-Event-ID: 12\r\n"), "{head}");
+    socket.write_all(&in_chunks(&stream(13..=14, sse), 20)).expect("room");
+    assert_eq!(receiver.report_of(14, 14)["findings"], findings(14, 0, 0, 0));
+    assert_eq!(receiver.sample()["closed_by_server"], 1);
 }
 
 #[test]

@@ -27,6 +27,7 @@ use super::tally::{Counting, Tally};
 use super::wires::{Wires, slot};
 use super::witness::Witness;
 use crate::audit::Audit;
+use crate::framing::chunked::ENDED;
 use crate::framing::{Splitter, same_bytes_everywhere};
 use crate::stamp::now_ns;
 use crate::workload::Behaviour;
@@ -138,6 +139,8 @@ struct Churn {
 pub struct Crowd {
     setup: Setup,
     counting: Counting,
+    /// All connections of a topic receive the same bytes.
+    same_bytes: bool,
     members: Vec<Member>,
     /// Members by the slot of their socket, or [`NOBODY`].
     by_slot: Vec<u32>,
@@ -180,14 +183,16 @@ impl Crowd {
             _ => None,
         };
         setup.receive_buffer = setup.receive_buffer.or(small);
+        let same_bytes = same_bytes_everywhere(setup.protocol, setup.dialect);
         let counting = match setup.behaviour {
             Behaviour::Steady if setup.audit => Counting::Events,
-            Behaviour::Steady if !same_bytes_everywhere(setup.protocol, setup.dialect) => Counting::Events,
+            Behaviour::Steady if !same_bytes => Counting::Events,
             Behaviour::Steady => Counting::Bytes,
             _ => Counting::Deliveries,
         };
         Crowd {
             counting,
+            same_bytes,
             members: Vec::new(),
             by_slot: Vec::new(),
             tally: Tally::new(counting, setup.audit, setup.topics),
@@ -233,12 +238,7 @@ impl Crowd {
                     Behaviour::Steady => Audit::new(self.tally.first_of(topic)),
                     _ => Audit::joining(),
                 };
-                Box::new(Split {
-                    splitter: self.splitter(usize::MAX),
-                    audit,
-                    resume: String::new(),
-                    since_ns: 0,
-                })
+                self.split(audit)
             });
             self.members.push(Member {
                 socket: None,
@@ -260,6 +260,10 @@ impl Crowd {
             left: more,
         });
         self.timers.push(Reverse((now, Task::Ramp)));
+    }
+
+    fn split(&self, audit: Audit) -> Box<Split> {
+        Box::new(Split { splitter: self.splitter(usize::MAX), audit, resume: String::new(), since_ns: 0 })
     }
 
     fn splitter(&self, raw_frame_bytes: usize) -> Splitter {
@@ -359,9 +363,9 @@ impl Crowd {
         };
         let member = &mut self.members[number as usize];
         let socket = member.socket.as_ref().context("a handshake has a socket")?;
-        let rest = match handshake.go_on(socket, &self.setup, &mut self.buffer)? {
+        let (rest, chunked) = match handshake.go_on(socket, &self.setup, &mut self.buffer)? {
             Step::Waiting => return Ok(()),
-            Step::Done(rest) => rest,
+            Step::Done { rest, chunked } => (rest, chunked),
         };
         let now = now_ns();
         self.tally.opened(now.saturating_sub(*begun));
@@ -401,7 +405,28 @@ impl Crowd {
         if matches!(self.setup.behaviour, Behaviour::Churn { .. }) {
             self.ages.push_back((number, member.generation));
         }
+        if chunked {
+            self.has_chunks(number);
+        }
         if rest.is_empty() { Ok(()) } else { self.arrived(number, &rest) }
+    }
+
+    /// What a member receives comes in chunks, which the server may cut otherwise on each connection.
+    fn has_chunks(&mut self, number: u32) {
+        self.same_bytes = false;
+        if self.counting == Counting::Bytes {
+            self.counting = Counting::Events;
+            self.tally.count_events();
+            for at in 0..self.members.len() {
+                if self.members[at].split.is_none() {
+                    let audit = Audit::new(self.tally.first_of(self.members[at].topic));
+                    self.members[at].split = Some(self.split(audit));
+                }
+            }
+        }
+        if let Some(split) = &mut self.members[number as usize].split {
+            split.splitter = Splitter::in_chunks();
+        }
     }
 
     /// The ring received something.
@@ -466,7 +491,10 @@ impl Crowd {
                     Err(error) => Err(error).context("answering a ping"),
                 }
             }
-            Err(cause) if cause.starts_with(CLOSED) && self.setup.behaviour != Behaviour::Steady => {
+            Err(cause)
+                if (cause.starts_with(CLOSED) || cause.starts_with(ENDED))
+                    && self.setup.behaviour != Behaviour::Steady =>
+            {
                 self.closing.push(number);
                 Ok(())
             }

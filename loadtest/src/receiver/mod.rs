@@ -155,6 +155,9 @@ pub struct Totals {
     pub bytes_min: u64,
     /// Bytes of the connection that received most.
     pub bytes_max: u64,
+    /// True if all connections of a topic receive the same bytes.
+    #[serde(default)]
+    pub same_bytes: bool,
     /// Connections that have more or fewer bytes than the whole events of their topic's first.
     pub uneven: usize,
     /// Bytes of the first connection up to the end of its last whole event.

@@ -169,6 +169,12 @@ impl Tally {
         }
     }
 
+    /// Counts by events from here on; nothing may have arrived since zero.
+    pub fn count_events(&mut self) {
+        self.counting = Counting::Events;
+        self.topics.iter_mut().for_each(|topic| topic.ends.clear());
+    }
+
     /// One connection more on `topic`; true if it is the topic's first, its scout.
     pub fn join(&mut self, topic: u32) -> bool {
         self.connections += 1;

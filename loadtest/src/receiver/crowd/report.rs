@@ -62,6 +62,7 @@ impl Crowd {
             bytes: self.tally.bytes(),
             bytes_min: bytes().min().unwrap_or(0),
             bytes_max: bytes().max().unwrap_or(0),
+            same_bytes: self.same_bytes,
             uneven,
             scout_bytes: scout.1,
             scout_events: scout.0,
