@@ -723,6 +723,25 @@ fn a_ramp_is_as_slow_as_asked_for() {
 }
 
 #[test]
+fn the_time_of_a_handshake_begins_when_it_was_due_and_not_when_there_was_room_for_it() {
+    const CONNECTIONS: usize = 300;
+    const HELD: Duration = Duration::from_millis(400);
+    let (listener, address) = listener();
+    let mut receiver = Receiver::start(address, "sse", false);
+    receiver.order(json!({"do": "open", "connections": CONNECTIONS, "per_second": 100_000.0}));
+    // As many as it opens at once; all others wait for one of these.
+    let mut sockets: Vec<_> = (0..256).map(|_| subscriber(&listener, "")).collect();
+    std::thread::sleep(HELD);
+    sockets.iter_mut().for_each(|socket| socket.write_all(SSE_OK.as_bytes()).expect("room"));
+    sockets.extend((256..CONNECTIONS).map(|_| subscriber(&listener, SSE_OK)));
+    assert_eq!(receiver.word()["say"], "opened");
+    let sample = receiver.sample();
+    let handshakes = sample["handshakes"].as_array().expect("a list").iter();
+    let long = handshakes.filter(|entry| entry[0].as_u64() >= Some(HELD.as_nanos() as u64 * 9 / 10));
+    assert_eq!(long.filter_map(|entry| entry[1].as_u64()).sum::<u64>(), CONNECTIONS as u64, "{sample}");
+}
+
+#[test]
 fn garbage_and_a_server_that_closes_early_end_the_receiver_with_the_reason() {
     let cases: [(&str, &str, &[u8], &str); 5] = [
         ("sse", "", b"", "closed within the handshake"),

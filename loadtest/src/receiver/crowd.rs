@@ -17,12 +17,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use fanwave::egress::{ReceiveEnd, Slot};
-use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use super::Setup;
-use super::handshake::{self, Attempt, Handshake, Step};
+use super::handshake::Handshake;
 use super::tally::{Counting, Tally};
 use super::wires::{Wires, slot};
 use super::witness::Witness;
@@ -34,14 +33,15 @@ use crate::workload::Behaviour;
 use behaviour::slow_read;
 
 mod behaviour;
+mod opening;
 mod report;
 
 /// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is dropped.
 const HANDSHAKES_MAX: usize = 256;
-/// Handshakes of which none ends for so long have failed.
-const STUCK_MAX: Duration = Duration::from_secs(15);
-/// How often stuck handshakes are looked for.
-const STUCK_LOOK: Duration = Duration::from_secs(1);
+/// A handshake that takes longer than so many nanoseconds has failed. A server that answers ten per second is still in time.
+const STUCK_NS: u64 = 30_000_000_000;
+/// How often stuck handshakes are looked for, in nanoseconds.
+const STUCK_LOOK_NS: u64 = 1_000_000_000;
 /// Sockets that share a source address. Far below the ports of one address, also while old ones are in TIME_WAIT.
 const SOCKETS_PER_ADDRESS: usize = 1_000;
 /// Each connection of a member comes from another address, this many further on, so that those which it left behind in
@@ -125,6 +125,15 @@ struct Opening {
     left: usize,
 }
 
+/// A handshake under way.
+#[derive(Debug)]
+struct Shaking {
+    handshake: Handshake,
+    /// When it was to begin, and when it did. due_ns <= begun_ns.
+    due_ns: u64,
+    begun_ns: u64,
+}
+
 /// Churn under way.
 #[derive(Debug, Clone, Copy)]
 struct Churn {
@@ -148,12 +157,12 @@ pub struct Crowd {
     witness: Witness,
     open: u64,
     opening: Option<Opening>,
-    /// Members to be connected as soon as a handshake ends.
-    wanted: VecDeque<u32>,
-    /// Under way, with the time of their start.
-    handshakes: HashMap<u32, (Handshake, u64)>,
-    /// When a handshake last ended, or the first of those under way began.
-    moved: Instant,
+    /// Members to be connected as soon as there is room, with the time at which that was due if it was due at one.
+    wanted: VecDeque<(u32, Option<u64>)>,
+    /// Under way.
+    handshakes: HashMap<u32, Shaking>,
+    /// When stuck handshakes are looked for next.
+    look_ns: u64,
     timers: BinaryHeap<Reverse<(u64, Task)>>,
     /// Members with their generation, oldest connection first; for churn only.
     ages: VecDeque<(u32, u32)>,
@@ -201,7 +210,7 @@ impl Crowd {
             opening: None,
             wanted: VecDeque::new(),
             handshakes: HashMap::new(),
-            moved: Instant::now(),
+            look_ns: 0,
             timers: BinaryHeap::new(),
             ages: VecDeque::new(),
             started: false,
@@ -224,42 +233,6 @@ impl Crowd {
     /// The counters.
     pub fn tally(&mut self) -> &mut Tally {
         &mut self.tally
-    }
-
-    /// Asks for so many members more, at this rate if one is given.
-    pub fn add(&mut self, more: usize, per_second: Option<f64>) {
-        let first = self.members.len();
-        for index in first..first + more {
-            let topic = ((self.setup.first + index) % self.setup.topics) as u32;
-            let first_of_topic = self.tally.join(topic);
-            let scout = first_of_topic && self.counting != Counting::Deliveries;
-            let split = (scout || self.counting != Counting::Bytes).then(|| {
-                let audit = match self.setup.behaviour {
-                    Behaviour::Steady => Audit::new(self.tally.first_of(topic)),
-                    _ => Audit::joining(),
-                };
-                self.split(audit)
-            });
-            self.members.push(Member {
-                socket: None,
-                state: State::Away,
-                topic,
-                generation: 0,
-                scout,
-                bytes: 0,
-                split,
-            });
-        }
-        let now = now_ns();
-        self.opening = Some(Opening {
-            start: Instant::now(),
-            start_ns: now,
-            per_second,
-            asked: 0,
-            members: first..first + more,
-            left: more,
-        });
-        self.timers.push(Reverse((now, Task::Ramp)));
     }
 
     fn split(&self, audit: Audit) -> Box<Split> {
@@ -288,7 +261,7 @@ impl Crowd {
 
     /// How long nothing is to be done unless something arrives.
     pub fn rest(&self) -> Option<Duration> {
-        let look = (!self.handshakes.is_empty()).then_some(STUCK_LOOK);
+        let look = (!self.handshakes.is_empty()).then_some(Duration::from_nanos(STUCK_LOOK_NS));
         let timer =
             self.timers.peek().map(|Reverse((due, _))| Duration::from_nanos(due.saturating_sub(now_ns())));
         look.into_iter().chain(timer).min()
@@ -296,137 +269,26 @@ impl Crowd {
 
     /// Does everything whose time has come, and starts handshakes as far as there is room for them.
     pub fn advance(&mut self, wires: &mut Wires) -> Result<()> {
-        let now = if self.timers.is_empty() { 0 } else { now_ns() };
+        let waits = !self.timers.is_empty() || !self.handshakes.is_empty();
+        let now = if waits { now_ns() } else { 0 };
         while let Some(&Reverse((due, task))) = self.timers.peek()
             && due <= now
         {
             self.timers.pop();
             match task {
                 Task::Ramp => self.ramp(now),
-                Task::Reconnect(number) => self.wanted.push_back(number),
+                Task::Reconnect(number) => self.wanted.push_back((number, Some(due))),
                 Task::Read(number, generation) => self.read_slowly(number, generation, now)?,
                 Task::Churn => self.replace_oldest(now, wires)?,
                 Task::Storm => self.storm(now, wires)?,
             }
         }
         while self.handshakes.len() < HANDSHAKES_MAX
-            && let Some(number) = self.wanted.pop_front()
+            && let Some((number, due_ns)) = self.wanted.pop_front()
         {
-            self.connect(number, wires)?;
+            self.connect(number, due_ns, wires)?;
         }
-        if !self.handshakes.is_empty() && self.moved.elapsed() > STUCK_MAX {
-            bail!(
-                "no handshake ended within {STUCK_MAX:?}: {} of {} connections to {} are open",
-                self.open,
-                self.members.len(),
-                self.setup.target
-            );
-        }
-        Ok(())
-    }
-
-    fn connect(&mut self, number: u32, wires: &mut Wires) -> Result<()> {
-        let member = &mut self.members[number as usize];
-        let index = self.setup.first + number as usize;
-        let resume = member.split.as_ref().map(|split| split.resume.as_str()).filter(|id| !id.is_empty());
-        let attempt = Attempt {
-            topic: member.topic as usize,
-            block: index / SOCKETS_PER_ADDRESS
-                + member.generation as usize % GENERATIONS * ADDRESSES_PER_GENERATION,
-            last_event_id: resume,
-        };
-        let begun = now_ns();
-        let (socket, handshake) = handshake::start(&self.setup, attempt)?;
-        wires.watch(
-            &socket,
-            number,
-            EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
-        )?;
-        member.socket = Some(socket);
-        member.state = State::Connecting;
-        if self.handshakes.is_empty() {
-            self.moved = Instant::now();
-        }
-        self.handshakes.insert(number, (handshake, begun));
-        Ok(())
-    }
-
-    /// A watched socket is ready.
-    pub fn ready(&mut self, number: u32, wires: &mut Wires) -> Result<()> {
-        let Some((handshake, begun)) = self.handshakes.get_mut(&number) else {
-            // Only stalled readers are watched once they are open, and only for their end. They learn of it by a reset: the
-            // end of the stream waits behind what they do not read.
-            return match self.members[number as usize].state {
-                State::Open => self.closed(number, "the server ended the stream"),
-                _ => Ok(()),
-            };
-        };
-        let member = &mut self.members[number as usize];
-        let socket = member.socket.as_ref().context("a handshake has a socket")?;
-        let (rest, chunked) = match handshake.go_on(socket, &self.setup, &mut self.buffer)? {
-            Step::Waiting => return Ok(()),
-            Step::Done { rest, chunked } => (rest, chunked),
-        };
-        let now = now_ns();
-        self.tally.opened(now.saturating_sub(*begun));
-        self.handshakes.remove(&number);
-        self.moved = Instant::now();
-        wires.unwatch(socket)?;
-        member.state = State::Open;
-        self.open += 1;
-        if let Some(split) = &mut member.split
-            && split.audit.is_joining()
-            && !late(self.setup.behaviour)
-        {
-            split.since_ns = now;
-            self.witness.wait(now, number);
-        }
-        self.awaited.remove(&number);
-        if let Some(opening) = &mut self.opening
-            && member.generation == 0
-        {
-            opening.left -= 1;
-        }
-        match self.setup.behaviour {
-            Behaviour::Stalled => wires.watch(socket, number, EventFlags::RDHUP | EventFlags::ET)?,
-            Behaviour::Slow { bytes_per_second } => {
-                let due = now + slow_read(bytes_per_second).0;
-                self.timers.push(Reverse((due, Task::Read(number, member.generation))));
-            }
-            Behaviour::Steady | Behaviour::Churn { .. } | Behaviour::Storm { .. } => {
-                let slot = slot(socket) as usize;
-                if self.by_slot.len() <= slot {
-                    self.by_slot.resize(slot + 1, NOBODY);
-                }
-                self.by_slot[slot] = number;
-                wires.receive(socket)?;
-            }
-        }
-        if matches!(self.setup.behaviour, Behaviour::Churn { .. }) {
-            self.ages.push_back((number, member.generation));
-        }
-        if chunked {
-            self.has_chunks(number);
-        }
-        if rest.is_empty() { Ok(()) } else { self.arrived(number, &rest) }
-    }
-
-    /// What a member receives comes in chunks, which the server may cut otherwise on each connection.
-    fn has_chunks(&mut self, number: u32) {
-        self.same_bytes = false;
-        if self.counting == Counting::Bytes {
-            self.counting = Counting::Events;
-            self.tally.count_events();
-            for at in 0..self.members.len() {
-                if self.members[at].split.is_none() {
-                    let audit = Audit::new(self.tally.first_of(self.members[at].topic));
-                    self.members[at].split = Some(self.split(audit));
-                }
-            }
-        }
-        if let Some(split) = &mut self.members[number as usize].split {
-            split.splitter = Splitter::in_chunks();
-        }
+        self.look_for_stuck(now)
     }
 
     /// The ring received something.

@@ -49,7 +49,7 @@ pub struct SampleWord {
     pub lasts_shift: u32,
     /// Handshakes that ended.
     pub opened: u64,
-    /// Nanoseconds from the connect to the response head, and count.
+    /// Nanoseconds from when the handshake was due to the response head, and count.
     pub handshakes: Vec<(u64, u64)>,
     /// Connections that the server ended.
     pub closed_by_server: u64,
