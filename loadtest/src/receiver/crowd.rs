@@ -35,6 +35,8 @@ use behaviour::slow_read;
 mod behaviour;
 mod opening;
 mod report;
+#[cfg(test)]
+mod tests;
 
 /// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is dropped.
 const HANDSHAKES_MAX: usize = 256;
@@ -261,6 +263,9 @@ impl Crowd {
 
     /// How long nothing is to be done unless something arrives.
     pub fn rest(&self) -> Option<Duration> {
+        if !self.ended.is_empty() {
+            return Some(Duration::ZERO);
+        }
         let look = (!self.handshakes.is_empty()).then_some(Duration::from_nanos(STUCK_LOOK_NS));
         let timer =
             self.timers.peek().map(|Reverse((due, _))| Duration::from_nanos(due.saturating_sub(now_ns())));
@@ -382,6 +387,8 @@ impl Crowd {
         for (number, end) in std::mem::take(&mut self.ended) {
             let member = &self.members[number as usize];
             match (member.state, end) {
+                // The receive ended by itself; its cancellation is still to come.
+                (State::Leaving { .. }, _) if wires.asks() => self.ended.push((number, end)),
                 (State::Leaving { back_ns, resumes }, _) => self.come_back(number, back_ns, resumes),
                 (State::Open, ReceiveEnd::NoBuffers) => match &member.socket {
                     Some(socket) => wires.receive(socket)?,
