@@ -299,6 +299,22 @@ fn a_stream_in_chunks_resumes_after_its_last_whole_event() {
 }
 
 #[test]
+fn the_connection_whose_bytes_count_for_all_is_audited() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::start(address, "sse", false);
+    receiver.open(2);
+    let mut sockets = [subscriber(&listener, SSE_OK), subscriber(&listener, SSE_OK)];
+    receiver.opened();
+    for socket in &mut sockets {
+        socket.write_all(&stream([1, 2, 4, 4], sse)).expect("room");
+    }
+    receiver.wait_for(4);
+    let report = receiver.report(4);
+    assert_eq!((&report["uneven"], &report["deliveries"]), (&json!(0), &json!(8)));
+    assert_eq!(report["findings"], findings(4, 1, 1, 0), "of the same length as it should be");
+}
+
+#[test]
 fn progress_waits_for_the_last_byte_of_the_last_connection() {
     let (listener, address) = listener();
     let mut receiver = Receiver::start(address, "sse", false);

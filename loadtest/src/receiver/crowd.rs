@@ -27,7 +27,7 @@ use super::wires::{Wires, slot};
 use super::witness::Witness;
 use crate::audit::Audit;
 use crate::framing::chunked::ENDED;
-use crate::framing::{Splitter, same_bytes_everywhere};
+use crate::framing::{Protocol, Splitter, same_bytes_everywhere};
 use crate::stamp::now_ns;
 use crate::workload::Behaviour;
 use behaviour::slow_read;
@@ -322,6 +322,7 @@ impl Crowd {
         self.tally.add_bytes(topic, bytes.len() as u64);
         let Some(split) = &mut member.split else { return Ok(()) };
         let by_bytes = self.counting == Counting::Bytes;
+        let raw = self.setup.protocol == Protocol::Raw;
         let now = if by_bytes { 0 } else { now_ns() };
         let Split { splitter, audit, since_ns, .. } = &mut **split;
         let (tally, witness, scout) = (&mut self.tally, &mut self.witness, member.scout);
@@ -330,15 +331,19 @@ impl Crowd {
             if scout {
                 tally.scouted(topic, before + event.at as u64);
             }
-            if by_bytes {
+            if raw {
                 return;
             }
             if event.gap {
                 audit.gap();
-                if !late {
+                if !late && !by_bytes {
                     *since_ns = now;
                     witness.wait(now, number);
                 }
+                return;
+            }
+            if by_bytes {
+                audit.take(event.stamp.map(|stamp| stamp.sequence));
                 return;
             }
             if let Some(stamp) = event.stamp {

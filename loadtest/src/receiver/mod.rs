@@ -166,7 +166,7 @@ pub struct Totals {
     pub scout_events: u64,
     /// Events delivered to all connections; without audit those that have arrived everywhere.
     pub deliveries: u64,
-    /// The audit's findings over all connections; all zero without audit.
+    /// The audit's findings over all connections; those of each topic's first one where arrival is counted in bytes.
     pub findings: Findings,
     /// Of the lost ones those at the end, which may still be on their way.
     pub tail: u64,

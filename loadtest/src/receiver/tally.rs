@@ -3,7 +3,9 @@
 //! There are two ways to know that an event has arrived everywhere. *By bytes*, whose cost does not depend on a protocol's
 //! framing: all connections of a topic receive the same bytes, so one of them, the scout, is split, and event k has
 //! arrived everywhere once all bytes of the topic together are connections × the scout's bytes at the end of event k. With one
-//! event in flight that is exact for every single connection; with more in flight it is the connections' average. *By
+//! event in flight that is exact for every single connection; with more in flight it is the connections' average. What a scout
+//! gets is audited; what counting cannot see is a fault of the same length on another connection: an event in place of
+//! another, two of them swapped, one lost and one twice. *By
 //! events*: every connection is split, and an event has arrived once every connection of its topic has it.
 //!
 //! Event k, from 1, goes to topic (k - 1) mod topics and carries the sequence (k - 1) / topics + 1.

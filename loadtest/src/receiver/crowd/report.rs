@@ -3,7 +3,7 @@
 use super::{Crowd, State, late};
 use crate::audit::{Audit, Findings};
 use crate::framing::Protocol;
-use crate::receiver::tally::{Counting, SampleWord, events_of_topic};
+use crate::receiver::tally::{SampleWord, events_of_topic};
 use crate::receiver::witness::Witness;
 use crate::receiver::{Totals, cpu_ns};
 use crate::workload::Behaviour;
@@ -38,10 +38,10 @@ impl Crowd {
         let (mut findings, mut tail, mut uneven) = (Findings::default(), 0, 0);
         for member in &self.members {
             uneven += usize::from(member.bytes != self.tally.scout(member.topic).1);
-            if self.counting == Counting::Bytes {
+            // Raw frames carry no stamps.
+            let Some(split) = member.split.as_ref().filter(|_| self.setup.protocol != Protocol::Raw) else {
                 continue;
-            }
-            let Some(split) = &member.split else { continue };
+            };
             findings.add(&split.audit.found());
             if late(self.setup.behaviour) {
                 continue;
