@@ -785,6 +785,20 @@ fn garbage_and_a_server_that_closes_early_end_the_receiver_with_the_reason() {
 }
 
 #[test]
+fn a_nats_server_that_talks_without_end_before_it_subscribes_is_given_up() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"protocol": "ws", "dialect": "nats"}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, WS_OK);
+    let talk = [vec![0x82, 100], b"+OK\r\n".repeat(20)].concat().repeat(8_000);
+    // Whether all of it finds room is the receiver's business.
+    let _ = socket.write_all(&talk);
+    let word = receiver.word();
+    assert_eq!(word["say"], "failed", "{word}");
+    assert!(word["cause"].as_str().expect("text").contains("no PONG"), "{word}");
+}
+
+#[test]
 fn a_descriptor_limit_is_named_with_its_remedy() {
     let (listener, address) = listener();
     let mut command = Command::new("sh");

@@ -23,6 +23,8 @@ pub const FLOOR_HEAD: &[u8] =
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 /// Bytes of a response head that are read before giving up.
 const HEAD_BYTES_MAX: usize = 16 << 10;
+/// Bytes of a NATS opening that are kept before giving up: more than the longest line that its parser takes.
+const OPENING_BYTES_MAX: usize = 256 << 10;
 /// The nonce of RFC 6455 §1.3 and the answer that it demands: a load test needs no surprise.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -159,6 +161,11 @@ impl Handshake {
                         self.head.extend_from_slice(&buffer[..read]);
                         if heard(splitter, &buffer[..read])? {
                             return Ok(Step::Done { rest: std::mem::take(&mut self.head), chunked: false });
+                        }
+                        if self.head.len() > OPENING_BYTES_MAX {
+                            bail!(
+                                "the server sent {OPENING_BYTES_MAX} bytes and no PONG to the subscription"
+                            );
                         }
                         continue;
                     }
