@@ -5,227 +5,15 @@
 //! byte is in the report, also over a break that a subscriber resumes; a stream without faults is clean; subscribers come,
 //! go and read as they were told; and a server that refuses, hangs up or talks nonsense ends the process with its reason.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rig::*;
 use serde_json::{Value, json};
 
-/// How long anything may take before the test fails.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-struct Receiver {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Receiver {
-    fn start(target: SocketAddr, protocol: &str, audit: bool) -> Receiver {
-        Receiver::with(target, json!({"protocol": protocol, "audit": audit}))
-    }
-
-    /// One of steady subscribers to `/x`, but for what `more` says.
-    fn with(target: SocketAddr, more: Value) -> Receiver {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
-        command.arg("receiver");
-        Receiver::spawn(command, target, more)
-    }
-
-    fn spawn(mut command: Command, target: SocketAddr, more: Value) -> Receiver {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the receiver starts");
-        let stdin = child.stdin.take().expect("piped");
-        let stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let mut receiver = Receiver { child, stdin, stdout };
-        let mut setup = json!({
-            "do": "setup", "target": target.to_string(), "protocol": "sse", "path": "/x", "first": 0, "audit": true,
-            "dialect": "plain", "topics": 1, "behaviour": {"kind": "steady"}, "receive_buffer": null,
-        });
-        for (name, value) in more.as_object().expect("an object") {
-            setup[name] = value.clone();
-        }
-        receiver.order(setup);
-        receiver
-    }
-
-    fn order(&mut self, order: Value) {
-        writeln!(self.stdin, "{order}").expect("the receiver listens");
-    }
-
-    /// The next word that is not progress.
-    fn word(&mut self) -> Value {
-        loop {
-            let word = self.any_word();
-            if word["say"] != "progress" {
-                return word;
-            }
-        }
-    }
-
-    fn any_word(&mut self) -> Value {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).expect("the receiver speaks");
-        serde_json::from_str(&line).expect("JSON")
-    }
-
-    fn wait_for(&mut self, events: u64) {
-        while self.any_word()["events"].as_u64() != Some(events) {}
-    }
-
-    fn open(&mut self, connections: usize) {
-        self.order(json!({"do": "open", "connections": connections}));
-    }
-
-    fn opened(&mut self) {
-        assert_eq!(self.word()["say"], "opened");
-        self.order(json!({"do": "zero", "next": 1, "raw_frame_bytes": 0}));
-        assert_eq!(self.word()["say"], "zeroed");
-    }
-
-    fn started(&mut self) {
-        self.order(json!({"do": "start", "churn_per_second": 0.0}));
-        assert_eq!(self.word()["say"], "started");
-    }
-
-    fn stop(&mut self) {
-        self.order(json!({"do": "stop"}));
-    }
-
-    fn sample(&mut self) -> Value {
-        self.order(json!({"do": "sample"}));
-        self.word()
-    }
-
-    /// The report in which so many events have arrived, however often it has to be asked for.
-    fn report_of(&mut self, last: u64, events: u64) -> Value {
-        self.report_with(last, "events", events)
-    }
-
-    /// The report with this finding.
-    fn report_with(&mut self, last: u64, finding: &str, value: u64) -> Value {
-        let start = Instant::now();
-        loop {
-            let report = self.report(last);
-            assert_eq!(report["say"], "report", "{report}");
-            if report["findings"][finding].as_u64() == Some(value) {
-                return report;
-            }
-            assert!(start.elapsed() < PATIENCE, "no {finding} of {value}: {report}");
-        }
-    }
-
-    fn report(&mut self, last: u64) -> Value {
-        self.order(json!({"do": "report", "last": last}));
-        self.word()
-    }
-}
-
-impl Drop for Receiver {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn listener() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound");
-    (listener, address)
-}
-
-/// Accepts one subscriber of `/x` and answers its request head.
-fn subscriber(listener: &TcpListener, answer: &str) -> TcpStream {
-    let (socket, head) = request(listener, answer);
-    assert!(head.starts_with("GET /x HTTP/1.1\r\n"), "{head}");
-    socket
-}
-
-/// Accepts one subscriber and answers its request head, which is given too.
-fn request(listener: &TcpListener, answer: &str) -> (TcpStream, String) {
-    let (mut socket, _) = listener.accept().expect("a subscriber comes");
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        socket.read_exact(&mut byte).expect("a whole head");
-        head.push(byte[0]);
-    }
-    socket.write_all(answer.as_bytes()).expect("the subscriber reads");
-    (socket, String::from_utf8(head).expect("text"))
-}
-
-/// Waits until the subscriber has left.
-fn left(socket: &mut TcpStream) {
-    match socket.read(&mut [0; 64]) {
-        Ok(0) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
-        other => panic!("the subscriber is still there: {other:?}"),
-    }
-}
-
-fn stream(sequences: impl IntoIterator<Item = u64>, frame: fn(u64) -> Vec<u8>) -> Vec<u8> {
-    sequences.into_iter().flat_map(frame).collect()
-}
-
-fn findings(events: u64, lost: u64, duplicated: u64, gaps_told: u64) -> Value {
-    json!({"events": events, "lost": lost, "duplicated": duplicated, "out_of_order": 0, "foreign": 0,
-        "gaps_told": gaps_told})
-}
-
-const STORM: &str = r#"{"kind": "storm", "at_seconds": 0.0, "share": 1.0}"#;
-const GAP: &[u8] =
-    b"event: fanwave-gap\ndata: {\"gap\":{\"after\":null,\"reason\":\"overrun\",\"topics\":[]}}\n\n";
-
-fn storm() -> Value {
-    serde_json::from_str(STORM).expect("JSON")
-}
-
-const SSE_OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
-const SSE_CHUNKED: &str =
-    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
-const WS_OK: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-
-fn payload(sequence: u64) -> String {
-    stamped(sequence, 1)
-}
-
-fn stamped(sequence: u64, time_ns: u64) -> String {
-    format!("~fw{sequence:016x}{time_ns:016x}~and more")
-}
-
-/// A time long after whatever a test does.
-const LATER_NS: u64 = 1 << 62;
-
-fn now_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-fn sse(sequence: u64) -> Vec<u8> {
-    format!("id: {sequence}\ndata: {}\n\n", payload(sequence)).into_bytes()
-}
-
-/// The same in chunks of so many bytes.
-fn in_chunks(stream: &[u8], bytes: usize) -> Vec<u8> {
-    let chunk = |data: &[u8]| [format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat();
-    stream.chunks(bytes).flat_map(chunk).collect()
-}
-
-fn ws(sequence: u64) -> Vec<u8> {
-    ws_of(payload(sequence))
-}
-
-fn ws_of(payload: String) -> Vec<u8> {
-    let mut frame = vec![0x81, payload.len() as u8];
-    frame.extend(payload.into_bytes());
-    frame
-}
+mod rig;
 
 #[test]
 fn a_stream_without_faults_is_clean_on_every_connection_and_exact_to_the_byte() {
@@ -315,6 +103,27 @@ fn the_connection_whose_bytes_count_for_all_is_audited() {
 }
 
 #[test]
+fn an_event_in_one_segment_with_the_response_head_counts_as_any_other() {
+    type Frame = fn(u64) -> Vec<u8>;
+    let cases = [("sse", SSE_OK, sse as Frame), ("ws", WS_OK, ws as Frame)];
+    for (audit, (protocol, head, frame)) in
+        [false, true].into_iter().flat_map(|audit| cases.map(|case| (audit, case)))
+    {
+        let (listener, address) = listener();
+        let mut receiver = Receiver::start(address, protocol, audit);
+        receiver.open(1);
+        let answer = [head.as_bytes(), &frame(1)].concat();
+        let mut socket = subscriber(&listener, answer);
+        receiver.wait_for(1);
+        socket.write_all(&frame(2)).expect("room");
+        receiver.wait_for(2);
+        let report = receiver.report(2);
+        assert_eq!(report["findings"], findings(2, 0, 0, 0), "{protocol}");
+        assert_eq!(report["bytes"], 2 * frame(1).len(), "{protocol}");
+    }
+}
+
+#[test]
 fn progress_waits_for_the_last_byte_of_the_last_connection() {
     let (listener, address) = listener();
     let mut receiver = Receiver::start(address, "sse", false);
@@ -324,15 +133,18 @@ fn progress_waits_for_the_last_byte_of_the_last_connection() {
     let (event, last) = (sse(1), sse(2));
     sockets[0].write_all(&event).expect("room");
     sockets[1].write_all(&event[..event.len() - 1]).expect("room");
-    // The answer to an order comes after whatever progress there was: there is none.
-    loop {
+    let report = |receiver: &mut Receiver| {
         receiver.order(json!({"do": "report", "last": 1}));
         let word = receiver.any_word();
         assert_eq!(word["say"], "report", "progress was told too early");
-        if word["bytes"].as_u64() == Some(2 * event.len() as u64 - 1) {
-            break;
-        }
+        word["bytes"].as_u64() == Some(2 * event.len() as u64 - 1)
+    };
+    let patience = Patience::new();
+    while !report(&mut receiver) {
+        patience.is_left("all bytes but one");
     }
+    // Progress is told after the orders of its turn are obeyed: there was none if none comes before the next report.
+    assert!(report(&mut receiver));
     sockets[1].write_all(&event[event.len() - 1..]).expect("room");
     assert_eq!(receiver.any_word(), json!({"say": "progress", "events": 1}));
     sockets[1].write_all(&last).expect("room");
@@ -357,7 +169,9 @@ fn each_planted_loss_duplicate_swap_and_stray_event_is_in_the_report() {
         bytes += stream.len() as u64;
         socket.write_all(&stream).expect("room");
     }
+    let patience = Patience::new();
     let report = loop {
+        patience.is_left("all bytes");
         let report = receiver.report(4);
         if report["bytes"].as_u64() == Some(bytes) {
             break report;
@@ -378,7 +192,7 @@ fn a_refusal_ends_the_receiver_with_the_servers_words() {
     let word = receiver.word();
     assert_eq!(word["say"], "failed");
     assert!(word["cause"].as_str().expect("text").contains("503"), "{word}");
-    assert!(!receiver.child.wait().expect("it ends").success());
+    assert!(!receiver.ended().success());
 }
 
 #[test]
@@ -623,7 +437,9 @@ fn churn_replaces_the_oldest_by_somebody_new() {
     }
     receiver.stop();
     // Whoever was on the way when the churn ended has still to be answered.
+    let patience = Patience::new();
     loop {
+        patience.is_left("the end of the churn");
         listener.set_nonblocking(true).expect("a mode");
         if let Ok((socket, _)) = listener.accept() {
             socket.set_nonblocking(false).expect("a mode");
@@ -656,7 +472,9 @@ fn a_slow_reader_keeps_to_its_rate_and_resumes_where_the_server_closed_it() {
     receiver.started();
     let start = Instant::now();
     socket.write_all(&stream(1..=30, sse)).expect("room");
+    let patience = Patience::new();
     let events = loop {
+        patience.is_left("ten events");
         let report = receiver.report(30);
         let bytes = report["bytes"].as_u64().expect("a number");
         // One piece is read in the moment between the two looks at the clock.
@@ -780,7 +598,7 @@ fn garbage_and_a_server_that_closes_early_end_the_receiver_with_the_reason() {
         assert_eq!(word["say"], "failed", "{answer:?}");
         let cause = word["cause"].as_str().expect("text");
         assert!(cause.contains(expected) && !cause.contains('\n'), "{cause}");
-        assert!(!receiver.child.wait().expect("it ends").success());
+        assert!(!receiver.ended().success());
     }
 }
 
@@ -808,7 +626,7 @@ fn a_descriptor_limit_is_named_with_its_remedy() {
     let word = receiver.word();
     assert_eq!(word["say"], "failed");
     assert!(word["cause"].as_str().expect("text").contains("ulimit"), "{word}");
-    assert!(!receiver.child.wait().expect("it ends").success());
+    assert!(!receiver.ended().success());
     drop(listener);
 }
 
