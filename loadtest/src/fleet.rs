@@ -32,7 +32,7 @@ const TAIL_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks at what is still on its way.
 const TAIL_LOOK: Duration = Duration::from_millis(20);
 /// Sockets of one receiver process, whatever the limit allows: keeps one process's share of a large run small.
-const SOCKETS_PER_RECEIVER_MAX: u64 = 19_000;
+pub const SOCKETS_PER_RECEIVER_MAX: u64 = 19_000;
 
 /// What to subscribe to, and how.
 #[derive(Debug, Clone)]

@@ -36,7 +36,7 @@ const BEHIND_SHARE: f64 = 0.25;
 const BEHIND_SECONDS_MIN: f64 = 0.7;
 /// Steps warm up briefly: each is like the one before, but for its rate.
 const WARM_UP_SECONDS_MAX: f64 = 0.5;
-/// A publisher that is later than this share of the limit is the cause of what is measured.
+/// A publisher whose lateness is more than this share of the latencies is their cause.
 const LATE_SHARE: f64 = 0.5;
 /// Above this share of its one CPU the server is busy with nothing else.
 const SERVER_SHARE_FULL: f64 = 0.9;
@@ -216,11 +216,12 @@ fn judge(outcome: &Outcome, p99_ms: f64) -> Option<(Limit, String)> {
     let waited = outcome.seconds - outcome.workload.seconds;
     let behind = waited > (outcome.workload.seconds * BEHIND_SHARE).max(BEHIND_SECONDS_MIN);
     let lateness = outcome.lateness.at(0.99).unwrap_or(0) as f64 / 1e6;
-    // Latencies count from the time when an event was due, so lateness is a part of them.
-    let late = publisher_short(outcome) || lateness > p99_ms * LATE_SHARE;
-    if !late && !behind && p99 <= p99_ms && condemned(outcome).is_none() && outcome.refused == 0 {
+    let short = publisher_short(outcome);
+    if !short && !behind && p99 <= p99_ms && condemned(outcome).is_none() && outcome.refused == 0 {
         return None;
     }
+    // Latencies count from the time when an event was due, so lateness is a part of them.
+    let late = short || (p99 > p99_ms && lateness > p99 * LATE_SHARE);
     let full = |interval: &&Interval| interval.server_share > SERVER_SHARE_FULL;
     let server_full = outcome.series.iter().filter(full).count() > outcome.series.len() / 2;
     let generator = &outcome.generator;
@@ -430,8 +431,8 @@ mod tests {
             (Outcome { seconds: 45.0, ..good.clone() }, 1_000.0, Limit::Behind),
             (Outcome { findings: lost, ..good.clone() }, 1_000.0, Limit::Server),
             (Outcome { refused: 3, ..good.clone() }, 1_000.0, Limit::Server),
-            (full, 1_000.0, Limit::Server),
-            (Outcome { lateness: late, ..good.clone() }, 1_000.0, Limit::Publisher),
+            (full, 1.0, Limit::Server),
+            (Outcome { lateness: late, ..good.clone() }, 1.0, Limit::Publisher),
             (Outcome { published: 2_000, ..good.clone() }, 1_000.0, Limit::Publisher),
             (Outcome { generator: busy(0.97), ..good.clone() }, 1.0, Limit::Generator),
         ] {

@@ -57,7 +57,7 @@ pub struct Files {
     /// Save the latencies as an HdrHistogram interval log
     #[arg(long, value_name = "FILE")]
     hlog: Option<PathBuf>,
-    /// Save all of them in this directory, as run.json, run.html and run.hlog
+    /// Save all three in this directory, named after the command: .json, .html and .hlog
     #[arg(long, value_name = "DIR", conflicts_with_all = ["json", "page", "hlog"])]
     out: Option<PathBuf>,
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde_json::Value;
 
+use crate::fleet::SOCKETS_PER_RECEIVER_MAX;
 use crate::framing::Protocol;
 use crate::process::sockets_per_process_max;
 use crate::stamp::STAMP_BYTES;
@@ -30,6 +31,24 @@ const BUILT_IN: [(&str, &str); 8] = [
     ("idle-mass", include_str!("../scenarios/idle-mass.toml")),
 ];
 
+/// The form of a scenario, for `run --help`.
+pub const FORM: &str = r#"A scenario file:
+  name = "mine"              # letters, digits, hyphens
+  about = "One sentence"
+  seconds = 10               # measured, after the warm-up
+  warm_up_seconds = 1
+  topics = 1                 # event k goes to topic k mod topics, connection k listens to topic k mod topics
+  payload_bytes = 200        # of one event's data, at least 36
+  [publish]
+  pace = "rate"              # or "burst" (events, every_ms), "in_flight" (events), "idle"
+  per_second = 100
+  [[subscribers]]            # one table for each kind of subscribers
+  protocol = "sse"           # or "ws"
+  connections = 1000
+  ramp_per_second = 5000     # may be left out
+  behaviour = { kind = "steady" } # or "slow" (bytes_per_second), "stalled", "churn" (per_second), "storm" (at_seconds, share)
+"#;
+
 /// The longest measurement: a day is a soak test, more is a typing error.
 const SECONDS_MAX: f64 = 86_400.0;
 /// The largest payload, beyond what servers take.
@@ -42,8 +61,6 @@ const RATE_MAX: f64 = 10e6;
 const AT_ONCE_BYTES_MAX: u64 = 1 << 30;
 /// Receiver processes that are started at most; one holds up to 19,000 sockets where the descriptor limit allows.
 const RECEIVERS_MAX: u64 = 64;
-/// Sockets of one receiver process at most, whatever the limit allows.
-const SOCKETS_PER_RECEIVER_MAX: u64 = 19_000;
 /// Sockets that share a source address on loopback.
 const SOCKETS_PER_ADDRESS: u64 = 1_000;
 /// Files that the rest of the machine may have open.
@@ -418,6 +435,12 @@ mod tests {
             check(&workload).unwrap_or_else(|error| panic!("{name}: {error:#}"));
             assert_eq!(load(name, &Overrides::default()).expect("found"), workload);
         }
+    }
+
+    #[test]
+    fn the_form_in_the_help_is_a_scenario() {
+        let (_, text) = FORM.split_once('\n').expect("a title");
+        check(&parse(text, "help").expect("well formed")).expect("possible");
     }
 
     #[test]

@@ -320,24 +320,26 @@ impl Cell {
 
     /// What makes its figures doubtful.
     pub fn warnings(&self) -> Vec<String> {
+        let columns = || std::iter::once(&self.floor).chain(&self.servers);
         let mut warnings = Vec::new();
-        let mut warn = |column: &Column, what: String| {
-            warnings.push(format!("{}, {}: {what}", self.name(), column.name));
-        };
-        for column in std::iter::once(&self.floor).chain(&self.servers) {
-            if column.receiver_share.median > RECEIVER_SHARE_HIGH {
-                warn(column, "the receivers' CPU was full, the deliveries/s are theirs".into());
-            }
-            let share = column.others_share.median;
-            if share > OTHERS_SHARE_HIGH {
-                warn(column, format!("other programs used {:.0} % of the sender's CPU", share * 100.0));
-            }
-            if column.idle_share_max > IDLE_SHARE_HIGH {
-                let share = column.idle_share_max * 100.0;
-                warn(column, format!("it used {share:.1} % of a CPU while others were measured"));
-            }
+        let full: Vec<&str> = columns()
+            .filter(|column| column.receiver_share.median > RECEIVER_SHARE_HIGH)
+            .map(|column| column.name.as_str())
+            .collect();
+        if !full.is_empty() {
+            let names = full.join(", ");
+            warnings.push(format!("the receivers' CPU was full: the deliveries/s of {names} are theirs"));
         }
-        warnings
+        let others = columns().map(|column| column.others_share.median).fold(0.0, f64::max);
+        if others > OTHERS_SHARE_HIGH {
+            let share = others * 100.0;
+            warnings.push(format!("other programs used up to {share:.0} % of the sender's CPU"));
+        }
+        for column in columns().filter(|column| column.idle_share_max > IDLE_SHARE_HIGH) {
+            let (name, share) = (&column.name, column.idle_share_max * 100.0);
+            warnings.push(format!("{name} used {share:.1} % of a CPU while others were measured"));
+        }
+        warnings.iter().map(|warning| format!("{}: {warning}", self.name())).collect()
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::fleet::SOCKETS_PER_RECEIVER_MAX;
 use crate::floor::Floor;
 use crate::outcome::FloorCost;
 use crate::process::sockets_per_process_max;
@@ -15,8 +16,6 @@ use crate::usage::CpuMeter;
 
 /// Time of one leg. Long enough for thousands of sends also over the most sockets.
 const LEG: Duration = Duration::from_millis(700);
-/// Sockets of the floor: one process holds them all.
-const CONNECTIONS_MAX: u64 = 19_000;
 /// The floor's subscribers are numbered from here on, beyond those of a run.
 const FIRST: usize = 4_000_000;
 
@@ -30,9 +29,9 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// For a run with so many connections.
+    /// For a run with so many connections; as many of them as one process holds.
     pub fn new(connections: usize, sender_cpu: usize, receiver_cpu: usize, interrupts_apart: bool) -> Beside {
-        let connections = connections.min(sockets_per_process_max().min(CONNECTIONS_MAX) as usize);
+        let connections = connections.min(sockets_per_process_max().min(SOCKETS_PER_RECEIVER_MAX) as usize);
         Beside { connections, sender_cpu, receiver_cpu, interrupts_apart, us_per_delivery: Vec::new() }
     }
 

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 /// Two readings this far apart tell whether memory is still being given back.
 const LOOK_AGAIN: Duration = Duration::from_millis(150);
 /// The longest wait for that.
-const SETTLE_MAX: Duration = Duration::from_millis(1_500);
+const SETTLE_MAX: Duration = Duration::from_millis(600);
 /// A change below this is no trend.
 const STEADY_BYTES: u64 = 128 << 10;
 

@@ -32,7 +32,7 @@ use source::Source;
 mod beside;
 mod course;
 mod crowds;
-mod kernel;
+pub mod kernel;
 mod lasts;
 mod source;
 pub mod verdict;
@@ -235,8 +235,10 @@ impl Stage<'_> {
 
     fn open_loop(&mut self, pace: Pace, seconds: f64, mut course: Option<&mut Course>) -> Result<()> {
         self.source.go(pace, seconds)?;
-        let limit = Instant::now() + Duration::from_secs_f64(seconds) + LATE_LIMIT;
-        while !self.source.is_done()? {
+        // The measured time is the whole of it, also where the last event is due long before its end.
+        let until = Instant::now() + Duration::from_secs_f64(seconds);
+        let limit = until + LATE_LIMIT;
+        while !self.source.is_done()? || Instant::now() < until {
             self.look(course.as_deref_mut())?;
             if Instant::now() > limit {
                 bail!(

@@ -20,7 +20,12 @@ pub enum Deed {
     Send,
     Drop,
     HangUp,
+    /// Stand still for [`STALL`], then send.
+    Stall,
 }
+
+/// How long a stall is.
+pub const STALL: Duration = Duration::from_millis(600);
 
 /// Starts a server that sends each published event to every subscriber, at most `capacity` events per second.
 pub fn fan_out(capacity: f64, deed: fn(u64, usize) -> Deed) -> SocketAddr {
@@ -94,6 +99,10 @@ fn deliver(
                 Deed::Send => stream.write_all(&frame).is_err(),
                 Deed::Drop => false,
                 Deed::HangUp => true,
+                Deed::Stall => {
+                    thread::sleep(STALL);
+                    stream.write_all(&frame).is_err()
+                }
             };
             if gone {
                 *subscriber = None;
