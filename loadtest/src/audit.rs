@@ -5,8 +5,9 @@
 //! skipped numbers exists only while something is missing and is bounded: beyond it a late event counts as a
 //! duplicate while its loss stays counted, so an audit can overstate a disaster but never hide one.
 //!
-//! A subscriber that joins a stream under way takes its first event for the beginning. One that resumes goes on as if its
-//! connection had never broken, but what the server told it that it misses is not lost.
+//! A subscriber that joins a stream under way takes its first event for the beginning, unless somebody who knows says
+//! from which event on it is owed. One that resumes goes on as if its connection had never broken, but what the server
+//! told it that it misses is not lost: it too is owed something only from an event that is said to be later.
 
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +63,8 @@ pub struct Audit {
     missing: Vec<u64>,
     /// Which numbers the next event may leave out.
     leave: Leave,
+    /// Unless it may leave out none: the first number that it may not. [`u64::MAX`] as long as none is known.
+    owed: u64,
     found: Findings,
 }
 
@@ -78,7 +81,7 @@ enum Leave {
 impl Audit {
     /// Expects `next` as the first event.
     pub fn new(next: u64) -> Audit {
-        Audit { next, missing: Vec::new(), leave: Leave::Nothing, found: Findings::default() }
+        Audit { next, missing: Vec::new(), leave: Leave::Nothing, owed: u64::MAX, found: Findings::default() }
     }
 
     /// Takes whatever event comes first for the beginning.
@@ -86,10 +89,24 @@ impl Audit {
         Audit { leave: Leave::Everything, ..Audit::new(0) }
     }
 
-    /// The connection is a new subscriber from here on. What was found stays.
-    pub fn rejoin(&mut self) {
-        self.leave = Leave::Everything;
+    /// The connection is a new subscriber from here on. What was found stays; whatever it should have had up to `settled`
+    /// and has not is lost.
+    pub fn rejoin(&mut self, settled: u64) {
+        self.found.lost = self.found.lost.saturating_add(self.tail(settled));
+        (self.leave, self.owed) = (Leave::Everything, u64::MAX);
         self.missing.clear();
+    }
+
+    /// A subscriber that waits for its first event, or for the first after a gap, is owed those from `first` on.
+    pub fn owe(&mut self, first: u64) {
+        if self.leave != Leave::Nothing {
+            self.owed = self.owed.min(first);
+        }
+    }
+
+    /// True while nobody knows from which event on something is owed.
+    pub fn owed_unknown(&self) -> bool {
+        self.leave != Leave::Nothing && self.owed == u64::MAX
     }
 
     /// True until the first event of a subscriber that joined.
@@ -97,14 +114,16 @@ impl Audit {
         self.leave == Leave::Everything
     }
 
-    /// Forgets what was found and expects what it expected.
+    /// Forgets what was found and expects what it expected. A number skipped before that comes now is a duplicate.
     pub fn forget(&mut self) {
         self.found = Findings::default();
+        self.missing.clear();
     }
 
     /// The server told that events are missing here.
     pub fn gap(&mut self) {
         self.found.gaps_told += 1;
+        self.owed = u64::MAX;
         if self.leave == Leave::Nothing {
             self.leave = Leave::Told;
         }
@@ -129,11 +148,11 @@ impl Audit {
 
     fn take_unexpected(&mut self, sequence: u64) -> bool {
         if self.leave == Leave::Everything || sequence >= self.next {
-            if self.leave == Leave::Nothing {
-                let skipped = sequence - self.next;
+            let first = self.first_owed();
+            if let Some(skipped) = sequence.checked_sub(first) {
                 self.found.lost = self.found.lost.saturating_add(skipped);
                 let room = MISSING_MAX.saturating_sub(self.missing.len()) as u64;
-                self.missing.extend(self.next..self.next + skipped.min(room));
+                self.missing.extend(first..first + skipped.min(room));
             }
             self.leave = Leave::Nothing;
             self.next = sequence.saturating_add(1);
@@ -154,12 +173,19 @@ impl Audit {
         self.found
     }
 
-    /// Events never seen at the end, if `last` was the last event published. None before a joining subscriber's first.
-    pub fn tail(&self, last: u64) -> u64 {
+    /// The first number that the next event may not leave out.
+    fn first_owed(&self) -> u64 {
         match self.leave {
-            Leave::Everything => 0,
-            _ => last.saturating_add(1).saturating_sub(self.next),
+            Leave::Nothing => self.next,
+            Leave::Told => self.owed.max(self.next),
+            Leave::Everything => self.owed,
         }
+    }
+
+    /// Events never seen at the end, if `last` was the last event published. None before a joining subscriber's first and
+    /// behind a told gap, as long as nobody said that some are owed.
+    pub fn tail(&self, last: u64) -> u64 {
+        last.saturating_add(1).saturating_sub(self.first_owed())
     }
 }
 
@@ -228,13 +254,55 @@ mod tests {
             assert!(audit.take(Some(sequence)));
         }
         assert_eq!((audit.found().lost, audit.tail(46)), (1, 2));
-        audit.rejoin();
+        audit.rejoin(44);
         assert!(audit.is_joining() && audit.take(Some(7)) && !audit.is_joining());
         assert_eq!((audit.found().lost, audit.found().duplicated, audit.tail(7)), (1, 0, 0));
     }
 
     #[test]
-    fn what_a_told_gap_covers_is_not_lost_but_a_duplicate_behind_it_is_found() {
+    fn what_a_subscriber_lacked_when_its_connection_ended_is_lost_although_it_begins_anew() {
+        let mut audit = Audit::new(1);
+        audit.rejoin(700);
+        assert_eq!((audit.found().lost, audit.tail(5_000)), (700, 0));
+        audit.rejoin(900);
+        assert_eq!(audit.found().lost, 700, "nothing was owed yet");
+        audit.take(Some(1_000));
+        audit.rejoin(990);
+        assert_eq!(audit.found().lost, 700);
+    }
+
+    #[test]
+    fn a_subscriber_that_is_owed_events_loses_them_whether_others_come_or_none() {
+        let mut audit = Audit::joining();
+        assert!(audit.owed_unknown());
+        audit.owe(50);
+        audit.owe(60);
+        assert_eq!((audit.tail(49), audit.tail(52), audit.owed_unknown()), (0, 3, false));
+        audit.take(Some(53));
+        audit.take(Some(52));
+        assert_eq!((audit.found().lost, audit.found().out_of_order, audit.tail(54)), (2, 1, 1));
+        audit.owe(1);
+        assert_eq!(audit.tail(54), 1, "its first event has come");
+        let mut early = Audit::joining();
+        early.owe(50);
+        early.take(Some(40));
+        assert_eq!(early.found().lost, 0, "more than it was owed");
+    }
+
+    #[test]
+    fn what_a_told_gap_covers_is_not_lost_at_the_end_either_but_what_is_later_is() {
+        let mut audit = Audit::new(1);
+        audit.take(Some(1));
+        audit.gap();
+        assert_eq!(audit.tail(10), 0);
+        audit.owe(9);
+        assert_eq!(audit.tail(10), 2);
+        audit.gap();
+        assert_eq!(audit.tail(10), 0, "told again");
+    }
+
+    #[test]
+    fn what_a_told_gap_covers_is_not_lost_but_is_not_lost_but_a_duplicate_behind_it_is_found() {
         let mut audit = Audit::new(1);
         audit.take(Some(1));
         audit.gap();
@@ -247,6 +315,16 @@ mod tests {
         audit.take(Some(12));
         audit.take(Some(14));
         assert_eq!((audit.found().duplicated, audit.found().lost), (1, 1));
+    }
+
+    #[test]
+    fn a_number_that_was_skipped_before_forgetting_takes_no_loss_away() {
+        let mut audit = Audit::new(1);
+        audit.take(Some(1));
+        audit.take(Some(3));
+        audit.forget();
+        audit.take(Some(2));
+        assert_eq!((audit.found().lost, audit.found().out_of_order, audit.found().duplicated), (0, 0, 1));
     }
 
     #[test]

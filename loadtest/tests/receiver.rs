@@ -5,204 +5,15 @@
 //! byte is in the report, also over a break that a subscriber resumes; a stream without faults is clean; subscribers come,
 //! go and read as they were told; and a server that refuses, hangs up or talks nonsense ends the process with its reason.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rig::*;
 use serde_json::{Value, json};
 
-/// How long anything may take before the test fails.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-struct Receiver {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Receiver {
-    fn start(target: SocketAddr, protocol: &str, audit: bool) -> Receiver {
-        Receiver::with(target, json!({"protocol": protocol, "audit": audit}))
-    }
-
-    /// One of steady subscribers to `/x`, but for what `more` says.
-    fn with(target: SocketAddr, more: Value) -> Receiver {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
-        command.arg("receiver");
-        Receiver::spawn(command, target, more)
-    }
-
-    fn spawn(mut command: Command, target: SocketAddr, more: Value) -> Receiver {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the receiver starts");
-        let stdin = child.stdin.take().expect("piped");
-        let stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let mut receiver = Receiver { child, stdin, stdout };
-        let mut setup = json!({
-            "do": "setup", "target": target.to_string(), "protocol": "sse", "path": "/x", "first": 0, "audit": true,
-            "dialect": "plain", "topics": 1, "behaviour": {"kind": "steady"}, "receive_buffer": null,
-        });
-        for (name, value) in more.as_object().expect("an object") {
-            setup[name] = value.clone();
-        }
-        receiver.order(setup);
-        receiver
-    }
-
-    fn order(&mut self, order: Value) {
-        writeln!(self.stdin, "{order}").expect("the receiver listens");
-    }
-
-    /// The next word that is not progress.
-    fn word(&mut self) -> Value {
-        loop {
-            let word = self.any_word();
-            if word["say"] != "progress" {
-                return word;
-            }
-        }
-    }
-
-    fn any_word(&mut self) -> Value {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).expect("the receiver speaks");
-        serde_json::from_str(&line).expect("JSON")
-    }
-
-    fn wait_for(&mut self, events: u64) {
-        while self.any_word()["events"].as_u64() != Some(events) {}
-    }
-
-    fn open(&mut self, connections: usize) {
-        self.order(json!({"do": "open", "connections": connections}));
-    }
-
-    fn opened(&mut self) {
-        assert_eq!(self.word()["say"], "opened");
-        self.order(json!({"do": "zero", "next": 1, "raw_frame_bytes": 0}));
-        assert_eq!(self.word()["say"], "zeroed");
-    }
-
-    fn started(&mut self) {
-        self.order(json!({"do": "start", "churn_per_second": 0.0}));
-        assert_eq!(self.word()["say"], "started");
-    }
-
-    fn stop(&mut self) {
-        self.order(json!({"do": "stop"}));
-    }
-
-    fn sample(&mut self) -> Value {
-        self.order(json!({"do": "sample"}));
-        self.word()
-    }
-
-    /// The report in which so many events have arrived, however often it has to be asked for.
-    fn report_of(&mut self, last: u64, events: u64) -> Value {
-        self.report_with(last, "events", events)
-    }
-
-    /// The report with this finding.
-    fn report_with(&mut self, last: u64, finding: &str, value: u64) -> Value {
-        let start = Instant::now();
-        loop {
-            let report = self.report(last);
-            assert_eq!(report["say"], "report", "{report}");
-            if report["findings"][finding].as_u64() == Some(value) {
-                return report;
-            }
-            assert!(start.elapsed() < PATIENCE, "no {finding} of {value}: {report}");
-        }
-    }
-
-    fn report(&mut self, last: u64) -> Value {
-        self.order(json!({"do": "report", "last": last}));
-        self.word()
-    }
-}
-
-impl Drop for Receiver {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn listener() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("bound");
-    (listener, address)
-}
-
-/// Accepts one subscriber of `/x` and answers its request head.
-fn subscriber(listener: &TcpListener, answer: &str) -> TcpStream {
-    let (socket, head) = request(listener, answer);
-    assert!(head.starts_with("GET /x HTTP/1.1\r\n"), "{head}");
-    socket
-}
-
-/// Accepts one subscriber and answers its request head, which is given too.
-fn request(listener: &TcpListener, answer: &str) -> (TcpStream, String) {
-    let (mut socket, _) = listener.accept().expect("a subscriber comes");
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        socket.read_exact(&mut byte).expect("a whole head");
-        head.push(byte[0]);
-    }
-    socket.write_all(answer.as_bytes()).expect("the subscriber reads");
-    (socket, String::from_utf8(head).expect("text"))
-}
-
-/// Waits until the subscriber has left.
-fn left(socket: &mut TcpStream) {
-    match socket.read(&mut [0; 64]) {
-        Ok(0) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
-        other => panic!("the subscriber is still there: {other:?}"),
-    }
-}
-
-fn stream(sequences: impl IntoIterator<Item = u64>, frame: fn(u64) -> Vec<u8>) -> Vec<u8> {
-    sequences.into_iter().flat_map(frame).collect()
-}
-
-fn findings(events: u64, lost: u64, duplicated: u64, gaps_told: u64) -> Value {
-    json!({"events": events, "lost": lost, "duplicated": duplicated, "out_of_order": 0, "foreign": 0,
-        "gaps_told": gaps_told})
-}
-
-const STORM: &str = r#"{"kind": "storm", "at_seconds": 0.0, "share": 1.0}"#;
-const GAP: &[u8] =
-    b"event: fanwave-gap\ndata: {\"gap\":{\"after\":null,\"reason\":\"overrun\",\"topics\":[]}}\n\n";
-
-fn storm() -> Value {
-    serde_json::from_str(STORM).expect("JSON")
-}
-
-const SSE_OK: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
-const WS_OK: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-
-fn payload(sequence: u64) -> String {
-    format!("~fw{sequence:016x}{:016x}~and more", 1)
-}
-
-fn sse(sequence: u64) -> Vec<u8> {
-    format!("id: {sequence}\ndata: {}\n\n", payload(sequence)).into_bytes()
-}
-
-fn ws(sequence: u64) -> Vec<u8> {
-    let payload = payload(sequence);
-    let mut frame = vec![0x81, payload.len() as u8];
-    frame.extend(payload.into_bytes());
-    frame
-}
+mod rig;
 
 #[test]
 fn a_stream_without_faults_is_clean_on_every_connection_and_exact_to_the_byte() {
@@ -231,6 +42,88 @@ fn a_stream_without_faults_is_clean_on_every_connection_and_exact_to_the_byte() 
 }
 
 #[test]
+fn an_event_stream_in_chunks_is_counted_by_its_events_and_its_last_chunk_is_its_end() {
+    for audit in [false, true] {
+        let (listener, address) = listener();
+        let mut receiver = Receiver::start(address, "sse", audit);
+        receiver.open(2);
+        let mut sockets = [subscriber(&listener, SSE_CHUNKED), subscriber(&listener, SSE_CHUNKED)];
+        receiver.opened();
+        let stream = stream(1..=3, sse);
+        // Another cut for each connection: the bytes differ, the events do not.
+        sockets[0].write_all(&in_chunks(&stream, 7)).expect("room");
+        sockets[1].write_all(&in_chunks(&stream[..stream.len() - 1], 50)).expect("room");
+        receiver.wait_for(2);
+        sockets[1].write_all(&in_chunks(b"\n", 1)).expect("room");
+        receiver.wait_for(3);
+        let report = receiver.report(3);
+        assert_eq!((&report["deliveries"], &report["same_bytes"]), (&json!(6), &json!(false)));
+        assert_eq!(report["findings"], findings(6, 0, 0, 0));
+        sockets[1].write_all(b"0\r\n\r\n").expect("room");
+        let word = receiver.word();
+        assert!(
+            word["cause"].as_str().expect("text").contains("ended the stream by its last chunk"),
+            "{word}"
+        );
+    }
+}
+
+#[test]
+fn a_stream_in_chunks_resumes_after_its_last_whole_event() {
+    let (listener, address) = listener();
+    let behaviour = json!({"kind": "churn", "per_second": 0.001});
+    let mut receiver = Receiver::with(address, json!({"behaviour": behaviour}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, SSE_CHUNKED);
+    receiver.opened();
+    receiver.started();
+    socket.write_all(&in_chunks(&stream(1..=12, sse), 5)).expect("room");
+    socket.write_all(b"0\r\n\r\n").expect("room");
+    let (mut socket, head) = request(&listener, SSE_CHUNKED);
+    assert!(head.contains("\r\nLast-Event-ID: 12\r\n"), "{head}");
+    socket.write_all(&in_chunks(&stream(13..=14, sse), 20)).expect("room");
+    assert_eq!(receiver.report_of(14, 14)["findings"], findings(14, 0, 0, 0));
+    assert_eq!(receiver.sample()["closed_by_server"], 1);
+}
+
+#[test]
+fn the_connection_whose_bytes_count_for_all_is_audited() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::start(address, "sse", false);
+    receiver.open(2);
+    let mut sockets = [subscriber(&listener, SSE_OK), subscriber(&listener, SSE_OK)];
+    receiver.opened();
+    for socket in &mut sockets {
+        socket.write_all(&stream([1, 2, 4, 4], sse)).expect("room");
+    }
+    receiver.wait_for(4);
+    let report = receiver.report(4);
+    assert_eq!((&report["uneven"], &report["deliveries"]), (&json!(0), &json!(8)));
+    assert_eq!(report["findings"], findings(4, 1, 1, 0), "of the same length as it should be");
+}
+
+#[test]
+fn an_event_in_one_segment_with_the_response_head_counts_as_any_other() {
+    type Frame = fn(u64) -> Vec<u8>;
+    let cases = [("sse", SSE_OK, sse as Frame), ("ws", WS_OK, ws as Frame)];
+    for (audit, (protocol, head, frame)) in
+        [false, true].into_iter().flat_map(|audit| cases.map(|case| (audit, case)))
+    {
+        let (listener, address) = listener();
+        let mut receiver = Receiver::start(address, protocol, audit);
+        receiver.open(1);
+        let answer = [head.as_bytes(), &frame(1)].concat();
+        let mut socket = subscriber(&listener, answer);
+        receiver.wait_for(1);
+        socket.write_all(&frame(2)).expect("room");
+        receiver.wait_for(2);
+        let report = receiver.report(2);
+        assert_eq!(report["findings"], findings(2, 0, 0, 0), "{protocol}");
+        assert_eq!(report["bytes"], 2 * frame(1).len(), "{protocol}");
+    }
+}
+
+#[test]
 fn progress_waits_for_the_last_byte_of_the_last_connection() {
     let (listener, address) = listener();
     let mut receiver = Receiver::start(address, "sse", false);
@@ -240,15 +133,18 @@ fn progress_waits_for_the_last_byte_of_the_last_connection() {
     let (event, last) = (sse(1), sse(2));
     sockets[0].write_all(&event).expect("room");
     sockets[1].write_all(&event[..event.len() - 1]).expect("room");
-    // The answer to an order comes after whatever progress there was: there is none.
-    loop {
+    let report = |receiver: &mut Receiver| {
         receiver.order(json!({"do": "report", "last": 1}));
         let word = receiver.any_word();
         assert_eq!(word["say"], "report", "progress was told too early");
-        if word["bytes"].as_u64() == Some(2 * event.len() as u64 - 1) {
-            break;
-        }
+        word["bytes"].as_u64() == Some(2 * event.len() as u64 - 1)
+    };
+    let patience = Patience::new();
+    while !report(&mut receiver) {
+        patience.is_left("all bytes but one");
     }
+    // Progress is told after the orders of its turn are obeyed: there was none if none comes before the next report.
+    assert!(report(&mut receiver));
     sockets[1].write_all(&event[event.len() - 1..]).expect("room");
     assert_eq!(receiver.any_word(), json!({"say": "progress", "events": 1}));
     sockets[1].write_all(&last).expect("room");
@@ -273,7 +169,9 @@ fn each_planted_loss_duplicate_swap_and_stray_event_is_in_the_report() {
         bytes += stream.len() as u64;
         socket.write_all(&stream).expect("room");
     }
+    let patience = Patience::new();
     let report = loop {
+        patience.is_left("all bytes");
         let report = receiver.report(4);
         if report["bytes"].as_u64() == Some(bytes) {
             break report;
@@ -294,7 +192,7 @@ fn a_refusal_ends_the_receiver_with_the_servers_words() {
     let word = receiver.word();
     assert_eq!(word["say"], "failed");
     assert!(word["cause"].as_str().expect("text").contains("503"), "{word}");
-    assert!(!receiver.child.wait().expect("it ends").success());
+    assert!(!receiver.ended().success());
 }
 
 #[test]
@@ -415,6 +313,91 @@ fn after_a_storm_websockets_begin_anew_and_are_audited_from_there() {
 }
 
 #[test]
+fn what_a_subscriber_lacked_before_a_break_is_lost_although_it_begins_anew() {
+    let (listener, address) = listener();
+    let behaviour = json!({"kind": "storm", "at_seconds": 2.5, "share": 1.0});
+    let mut receiver = Receiver::with(address, json!({"behaviour": behaviour}));
+    receiver.open(2);
+    let mut sockets: Vec<_> = (0..2).map(|_| subscriber(&listener, SSE_OK)).collect();
+    receiver.opened();
+    // Nothing ever comes to the second one, which so has no id to resume after.
+    sockets[0].write_all(&stream(1..=3, sse)).expect("room");
+    receiver.report_of(3, 3);
+    receiver.started();
+    sockets.iter_mut().for_each(left);
+    for _ in 0..2 {
+        let (mut socket, head) = request(&listener, SSE_OK);
+        let sequences = if head.contains("Last-Event-ID: 3") { 4..=1_000 } else { 1_000..=1_000 };
+        socket.write_all(&stream(sequences, sse)).expect("room");
+        sockets.push(socket);
+    }
+    assert_eq!(receiver.report_of(1_000, 1_001)["findings"], findings(1_001, 3, 0, 0));
+}
+
+#[test]
+fn a_newcomer_that_gets_nothing_of_what_others_do_lost_it_and_a_quiet_time_is_no_loss() {
+    let (listener, address) = listener();
+    let behaviour = json!({"kind": "churn", "per_second": 1.0});
+    let mut receiver =
+        Receiver::with(address, json!({"protocol": "ws", "topics": 2, "behaviour": behaviour}));
+    receiver.open(2);
+    let mut sockets: Vec<_> = (0..2).map(|_| request(&listener, WS_OK).0).collect();
+    receiver.opened();
+    sockets[0].write_all(&ws(1)).expect("room");
+    sockets[1].write_all(&ws(1)).expect("room");
+    receiver.report_of(2, 2);
+    receiver.order(json!({"do": "start", "churn_per_second": 4.0}));
+    assert_eq!(receiver.word()["say"], "started");
+    left(&mut sockets[0]);
+    receiver.stop();
+    let _newcomer = request(&listener, WS_OK);
+    assert_eq!(receiver.word()["say"], "stopped");
+    assert_eq!(receiver.report(2)["findings"]["lost"], 0, "all is quiet");
+    // Event 4, of the other topic: event 5 is the newcomer's, and so must be the third of its topic.
+    sockets[1].write_all(&ws_of(stamped(2, LATER_NS))).expect("room");
+    assert_eq!(receiver.report_of(4, 3)["findings"], findings(3, 0, 0, 0));
+    assert_eq!(receiver.report(7)["tail"], 3, "events 5 and 7, and 6 of the other one");
+}
+
+#[test]
+fn where_nobody_gets_anything_after_a_break_the_last_event_published_tells() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"protocol": "ws", "behaviour": storm()}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, WS_OK);
+    receiver.opened();
+    // Ten events per second for four seconds.
+    let now = now_ns();
+    let frame = |sequence| ws_of(stamped(sequence, now - (41 - sequence) * 100_000_000));
+    socket.write_all(&(1..=41).flat_map(frame).collect::<Vec<u8>>()).expect("room");
+    receiver.report_of(41, 41);
+    receiver.started();
+    left(&mut socket);
+    receiver.stop();
+    let _back = subscriber(&listener, WS_OK);
+    assert_eq!(receiver.word()["say"], "stopped");
+    assert_eq!(receiver.report(60)["findings"]["lost"], 0, "all of them may be older than the subscription");
+    let lost = receiver.report(1_000)["findings"]["lost"].as_u64().expect("a number");
+    assert!((700..=918).contains(&lost), "{lost}");
+}
+
+#[test]
+fn a_gap_that_is_told_last_of_all_is_no_loss() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::start(address, "sse", true);
+    receiver.open(2);
+    let mut sockets: Vec<_> = (0..2).map(|_| subscriber(&listener, SSE_OK)).collect();
+    receiver.opened();
+    sockets[0].write_all(&stream(1..=5, sse)).expect("room");
+    sockets[1].write_all(&[sse(1), GAP.to_vec()].concat()).expect("room");
+    receiver.report_with(5, "gaps_told", 1);
+    assert_eq!(receiver.report_of(5, 6)["findings"], findings(6, 0, 0, 1));
+    let later = format!("data: {}\n\n", stamped(6, LATER_NS));
+    sockets[0].write_all(later.as_bytes()).expect("room");
+    assert_eq!(receiver.report_of(6, 7)["findings"], findings(7, 1, 0, 1), "what is published later is owed");
+}
+
+#[test]
 fn a_told_gap_is_counted_on_steady_connections_and_is_no_loss() {
     let (listener, address) = listener();
     let mut receiver = Receiver::start(address, "ws", true);
@@ -454,7 +437,9 @@ fn churn_replaces_the_oldest_by_somebody_new() {
     }
     receiver.stop();
     // Whoever was on the way when the churn ended has still to be answered.
+    let patience = Patience::new();
     loop {
+        patience.is_left("the end of the churn");
         listener.set_nonblocking(true).expect("a mode");
         if let Ok((socket, _)) = listener.accept() {
             socket.set_nonblocking(false).expect("a mode");
@@ -487,7 +472,9 @@ fn a_slow_reader_keeps_to_its_rate_and_resumes_where_the_server_closed_it() {
     receiver.started();
     let start = Instant::now();
     socket.write_all(&stream(1..=30, sse)).expect("room");
+    let patience = Patience::new();
     let events = loop {
+        patience.is_left("ten events");
         let report = receiver.report(30);
         let bytes = report["bytes"].as_u64().expect("a number");
         // One piece is read in the moment between the two looks at the clock.
@@ -570,6 +557,25 @@ fn a_ramp_is_as_slow_as_asked_for() {
 }
 
 #[test]
+fn the_time_of_a_handshake_begins_when_it_was_due_and_not_when_there_was_room_for_it() {
+    const CONNECTIONS: usize = 300;
+    const HELD: Duration = Duration::from_millis(400);
+    let (listener, address) = listener();
+    let mut receiver = Receiver::start(address, "sse", false);
+    receiver.order(json!({"do": "open", "connections": CONNECTIONS, "per_second": 100_000.0}));
+    // As many as it opens at once; all others wait for one of these.
+    let mut sockets: Vec<_> = (0..256).map(|_| subscriber(&listener, "")).collect();
+    std::thread::sleep(HELD);
+    sockets.iter_mut().for_each(|socket| socket.write_all(SSE_OK.as_bytes()).expect("room"));
+    sockets.extend((256..CONNECTIONS).map(|_| subscriber(&listener, SSE_OK)));
+    assert_eq!(receiver.word()["say"], "opened");
+    let sample = receiver.sample();
+    let handshakes = sample["handshakes"].as_array().expect("a list").iter();
+    let long = handshakes.filter(|entry| entry[0].as_u64() >= Some(HELD.as_nanos() as u64 * 9 / 10));
+    assert_eq!(long.filter_map(|entry| entry[1].as_u64()).sum::<u64>(), CONNECTIONS as u64, "{sample}");
+}
+
+#[test]
 fn garbage_and_a_server_that_closes_early_end_the_receiver_with_the_reason() {
     let cases: [(&str, &str, &[u8], &str); 5] = [
         ("sse", "", b"", "closed within the handshake"),
@@ -592,8 +598,22 @@ fn garbage_and_a_server_that_closes_early_end_the_receiver_with_the_reason() {
         assert_eq!(word["say"], "failed", "{answer:?}");
         let cause = word["cause"].as_str().expect("text");
         assert!(cause.contains(expected) && !cause.contains('\n'), "{cause}");
-        assert!(!receiver.child.wait().expect("it ends").success());
+        assert!(!receiver.ended().success());
     }
+}
+
+#[test]
+fn a_nats_server_that_talks_without_end_before_it_subscribes_is_given_up() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"protocol": "ws", "dialect": "nats"}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, WS_OK);
+    let talk = [vec![0x82, 100], b"+OK\r\n".repeat(20)].concat().repeat(8_000);
+    // Whether all of it finds room is the receiver's business.
+    let _ = socket.write_all(&talk);
+    let word = receiver.word();
+    assert_eq!(word["say"], "failed", "{word}");
+    assert!(word["cause"].as_str().expect("text").contains("no PONG"), "{word}");
 }
 
 #[test]
@@ -606,7 +626,7 @@ fn a_descriptor_limit_is_named_with_its_remedy() {
     let word = receiver.word();
     assert_eq!(word["say"], "failed");
     assert!(word["cause"].as_str().expect("text").contains("ulimit"), "{word}");
-    assert!(!receiver.child.wait().expect("it ends").success());
+    assert!(!receiver.ended().success());
     drop(listener);
 }
 

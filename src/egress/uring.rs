@@ -221,6 +221,11 @@ impl Uring {
         self.after_enter(submitted)
     }
 
+    /// Entries that the kernel has not taken yet.
+    pub fn queued(&mut self) -> usize {
+        self.ring.submission().len()
+    }
+
     /// Counts the room again and sorts out what is no failure.
     fn after_enter(&mut self, submitted: io::Result<usize>) -> Result<(), RingError> {
         let queue = self.ring.submission();

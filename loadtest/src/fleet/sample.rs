@@ -30,7 +30,7 @@ pub struct Sample {
     pub lasts_weight: u64,
     /// Handshakes that ended.
     pub opened: u64,
-    /// From the connect to the response head: nanoseconds and count.
+    /// From the connect, or from when it was due at a time of its own, to the response head: nanoseconds and count.
     pub handshakes: Vec<(u64, u64)>,
     /// Connections that the server ended.
     pub closed_by_server: u64,

@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::stamp::Stamp;
 use crate::target::Dialect;
 
+pub mod chunked;
 pub mod nats;
 mod sse;
 pub mod websocket;
 
+use chunked::Chunks;
 use nats::NatsSplitter;
 use sse::SseSplitter;
 use websocket::WsSplitter;
@@ -43,7 +45,8 @@ impl Protocol {
 }
 
 /// True if all connections of a topic receive the same bytes, so that arrival may be counted in bytes. Where the server
-/// cuts its stream into frames as it likes, and says other things in between, only events count.
+/// cuts its stream into frames as it likes, and says other things in between, only events count; so they do where it
+/// cuts an event stream into chunks, which only its response head tells.
 pub fn same_bytes_everywhere(protocol: Protocol, dialect: Dialect) -> bool {
     !(protocol == Protocol::Ws && dialect == Dialect::Nats)
 }
@@ -76,6 +79,8 @@ const GAP_DATA: &[u8] = b"{\"gap\":";
 pub enum Splitter {
     /// Server-Sent Events.
     Sse(SseSplitter),
+    /// Server-Sent Events in chunks.
+    ChunkedSse(Chunks, SseSplitter),
     /// WebSocket; a message is an event.
     Ws(WsSplitter),
     /// The NATS client protocol in WebSocket messages.
@@ -98,11 +103,23 @@ impl Splitter {
         }
     }
 
+    /// A splitter of an event stream in chunks, at the first byte after the handshake.
+    pub fn in_chunks() -> Splitter {
+        Splitter::ChunkedSse(Chunks::default(), SseSplitter::default())
+    }
+
     /// Takes the bytes that arrived next. An error means that the server broke the protocol, said that it failed, or
     /// hung up within it.
-    pub fn feed(&mut self, bytes: &[u8], on_event: impl FnMut(EventEnd)) -> Result<Fed, String> {
+    pub fn feed(&mut self, bytes: &[u8], mut on_event: impl FnMut(EventEnd)) -> Result<Fed, String> {
         match self {
             Splitter::Sse(splitter) => splitter.feed(bytes, on_event),
+            Splitter::ChunkedSse(chunks, splitter) => {
+                let mut at = 0;
+                while let Some(data) = chunks.next(bytes, &mut at)? {
+                    let start = data.start;
+                    splitter.feed(&bytes[data], |event| on_event(EventEnd { at: start + event.at, ..event }));
+                }
+            }
             Splitter::Ws(splitter) => return splitter.feed(bytes, on_event),
             Splitter::Nats(splitter) => return splitter.feed(bytes, on_event),
             Splitter::Raw(splitter) => splitter.feed(bytes, on_event),
@@ -115,14 +132,14 @@ impl Splitter {
         match self {
             Splitter::Ws(splitter) => splitter.answers(),
             Splitter::Nats(splitter) => splitter.answers(),
-            Splitter::Sse(_) | Splitter::Raw(_) => Vec::new(),
+            Splitter::Sse(_) | Splitter::ChunkedSse(..) | Splitter::Raw(_) => Vec::new(),
         }
     }
 
     /// The `id` in force at the end of the last whole event, as `Last-Event-ID` wants it; empty if there is none.
     pub fn last_id(&self) -> &[u8] {
         match self {
-            Splitter::Sse(splitter) => splitter.last_id(),
+            Splitter::Sse(splitter) | Splitter::ChunkedSse(_, splitter) => splitter.last_id(),
             _ => &[],
         }
     }
@@ -182,6 +199,32 @@ mod tests {
             let mut splitter = Splitter::new(Protocol::Raw, Dialect::Plain, 10);
             let events = split(&mut splitter, &[0; 35], piece).expect("raw never fails");
             assert_eq!(events, [(10, None), (20, None), (30, None)]);
+        }
+    }
+
+    #[test]
+    fn events_in_chunks_are_those_without_wherever_the_chunks_are_cut() {
+        let mut stream = Vec::new();
+        for sequence in 1..=3 {
+            let data = String::from_utf8(payload(sequence, 90)).expect("ASCII");
+            stream.extend(format!("id: a-{sequence}\ndata: {data}\n\n").into_bytes());
+        }
+        for chunk in [1, 10, 16, 100, stream.len()] {
+            let mut coded = Vec::new();
+            for data in stream.chunks(chunk) {
+                coded.extend(format!("{:x}\r\n", data.len()).into_bytes());
+                coded.extend([data, b"\r\n"].concat());
+            }
+            for piece in [1, 9, coded.len()] {
+                let mut splitter = Splitter::in_chunks();
+                let events = split(&mut splitter, &coded, piece).expect("whole chunks");
+                assert_eq!(
+                    events.iter().map(|event| event.1).collect::<Vec<_>>(),
+                    [Some(1), Some(2), Some(3)]
+                );
+                assert!(events.iter().all(|&(end, _)| coded[end - 1] == b'\n'), "{events:?}");
+                assert_eq!(splitter.last_id(), b"a-3");
+            }
         }
     }
 

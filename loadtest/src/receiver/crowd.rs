@@ -4,7 +4,8 @@
 //! handshake is under way (watched by epoll), `Open`, `Leaving` from the cancellation of its receive until the ring says that it
 //! ended, and `Away` otherwise. Steady members never leave: one that the server ends is a failure. The others come back
 //! after a short pause, an event stream with the id of the last whole event that it had, and the audit of such a
-//! member goes on over the break; a WebSocket, and whoever replaces a member that churn took away, begins anew.
+//! member goes on over the break; a WebSocket, and whoever replaces a member that churn took away, begins anew. What these
+//! lacked when they left and what they are owed from the start is known from the others (`witness`).
 //!
 //! Whatever has a time (ramp, slow reads, reconnects, churn, the storm) waits in one queue of timers. What the ring
 //! reports while it is reaped is only noted and done in [`Crowd::settle`].
@@ -16,28 +17,33 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use fanwave::egress::{ReceiveEnd, Slot};
-use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
-use super::handshake::{self, Attempt, Handshake, Step};
-use super::tally::{Counting, SampleWord, Tally, events_of_topic};
+use super::Setup;
+use super::handshake::Handshake;
+use super::tally::{Counting, Tally};
 use super::wires::{Wires, slot};
-use super::{Setup, Totals};
-use crate::audit::{Audit, Findings};
+use super::witness::Witness;
+use crate::audit::Audit;
+use crate::framing::chunked::ENDED;
 use crate::framing::{Protocol, Splitter, same_bytes_everywhere};
 use crate::stamp::now_ns;
 use crate::workload::Behaviour;
 use behaviour::slow_read;
 
 mod behaviour;
+mod opening;
+mod report;
+#[cfg(test)]
+mod tests;
 
 /// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is dropped.
 const HANDSHAKES_MAX: usize = 256;
-/// Handshakes of which none ends for so long have failed.
-const STUCK_MAX: Duration = Duration::from_secs(15);
-/// How often stuck handshakes are looked for.
-const STUCK_LOOK: Duration = Duration::from_secs(1);
+/// A handshake that takes longer than so many nanoseconds has failed. A server that answers ten per second is still in time.
+const STUCK_NS: u64 = 30_000_000_000;
+/// How often stuck handshakes are looked for, in nanoseconds.
+const STUCK_LOOK_NS: u64 = 1_000_000_000;
 /// Sockets that share a source address. Far below the ports of one address, also while old ones are in TIME_WAIT.
 const SOCKETS_PER_ADDRESS: usize = 1_000;
 /// Each connection of a member comes from another address, this many further on, so that those which it left behind in
@@ -89,6 +95,8 @@ struct Split {
     audit: Audit,
     /// The id after which it resumes; empty if it does not.
     resume: String,
+    /// When its handshake ended, or it was last told of a gap: what was published later is owed.
+    since_ns: u64,
 }
 
 /// What is to be done at a time.
@@ -119,6 +127,15 @@ struct Opening {
     left: usize,
 }
 
+/// A handshake under way.
+#[derive(Debug)]
+struct Shaking {
+    handshake: Handshake,
+    /// When it was to begin, and when it did. due_ns <= begun_ns.
+    due_ns: u64,
+    begun_ns: u64,
+}
+
 /// Churn under way.
 #[derive(Debug, Clone, Copy)]
 struct Churn {
@@ -133,18 +150,21 @@ struct Churn {
 pub struct Crowd {
     setup: Setup,
     counting: Counting,
+    /// All connections of a topic receive the same bytes.
+    same_bytes: bool,
     members: Vec<Member>,
     /// Members by the slot of their socket, or [`NOBODY`].
     by_slot: Vec<u32>,
     tally: Tally,
+    witness: Witness,
     open: u64,
     opening: Option<Opening>,
-    /// Members to be connected as soon as a handshake ends.
-    wanted: VecDeque<u32>,
-    /// Under way, with the time of their start.
-    handshakes: HashMap<u32, (Handshake, u64)>,
-    /// When a handshake last ended, or the first of those under way began.
-    moved: Instant,
+    /// Members to be connected as soon as there is room, with the time at which that was due if it was due at one.
+    wanted: VecDeque<(u32, Option<u64>)>,
+    /// Under way.
+    handshakes: HashMap<u32, Shaking>,
+    /// When stuck handshakes are looked for next.
+    look_ns: u64,
     timers: BinaryHeap<Reverse<(u64, Task)>>,
     /// Members with their generation, oldest connection first; for churn only.
     ages: VecDeque<(u32, u32)>,
@@ -174,22 +194,25 @@ impl Crowd {
             _ => None,
         };
         setup.receive_buffer = setup.receive_buffer.or(small);
+        let same_bytes = same_bytes_everywhere(setup.protocol, setup.dialect);
         let counting = match setup.behaviour {
             Behaviour::Steady if setup.audit => Counting::Events,
-            Behaviour::Steady if !same_bytes_everywhere(setup.protocol, setup.dialect) => Counting::Events,
+            Behaviour::Steady if !same_bytes => Counting::Events,
             Behaviour::Steady => Counting::Bytes,
             _ => Counting::Deliveries,
         };
         Crowd {
             counting,
+            same_bytes,
             members: Vec::new(),
             by_slot: Vec::new(),
             tally: Tally::new(counting, setup.audit, setup.topics),
+            witness: Witness::new(setup.topics),
             open: 0,
             opening: None,
             wanted: VecDeque::new(),
             handshakes: HashMap::new(),
-            moved: Instant::now(),
+            look_ns: 0,
             timers: BinaryHeap::new(),
             ages: VecDeque::new(),
             started: false,
@@ -214,40 +237,8 @@ impl Crowd {
         &mut self.tally
     }
 
-    /// Asks for so many members more, at this rate if one is given.
-    pub fn add(&mut self, more: usize, per_second: Option<f64>) {
-        let first = self.members.len();
-        for index in first..first + more {
-            let topic = ((self.setup.first + index) % self.setup.topics) as u32;
-            let first_of_topic = self.tally.join(topic);
-            let scout = first_of_topic && self.counting != Counting::Deliveries;
-            let split = (scout || self.counting != Counting::Bytes).then(|| {
-                let audit = match self.setup.behaviour {
-                    Behaviour::Steady => Audit::new(self.tally.first_of(topic)),
-                    _ => Audit::joining(),
-                };
-                Box::new(Split { splitter: self.splitter(usize::MAX), audit, resume: String::new() })
-            });
-            self.members.push(Member {
-                socket: None,
-                state: State::Away,
-                topic,
-                generation: 0,
-                scout,
-                bytes: 0,
-                split,
-            });
-        }
-        let now = now_ns();
-        self.opening = Some(Opening {
-            start: Instant::now(),
-            start_ns: now,
-            per_second,
-            asked: 0,
-            members: first..first + more,
-            left: more,
-        });
-        self.timers.push(Reverse((now, Task::Ramp)));
+    fn split(&self, audit: Audit) -> Box<Split> {
+        Box::new(Split { splitter: self.splitter(usize::MAX), audit, resume: String::new(), since_ns: 0 })
     }
 
     fn splitter(&self, raw_frame_bytes: usize) -> Splitter {
@@ -272,7 +263,10 @@ impl Crowd {
 
     /// How long nothing is to be done unless something arrives.
     pub fn rest(&self) -> Option<Duration> {
-        let look = (!self.handshakes.is_empty()).then_some(STUCK_LOOK);
+        if !self.ended.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let look = (!self.handshakes.is_empty()).then_some(Duration::from_nanos(STUCK_LOOK_NS));
         let timer =
             self.timers.peek().map(|Reverse((due, _))| Duration::from_nanos(due.saturating_sub(now_ns())));
         look.into_iter().chain(timer).min()
@@ -280,109 +274,26 @@ impl Crowd {
 
     /// Does everything whose time has come, and starts handshakes as far as there is room for them.
     pub fn advance(&mut self, wires: &mut Wires) -> Result<()> {
-        let now = if self.timers.is_empty() { 0 } else { now_ns() };
+        let waits = !self.timers.is_empty() || !self.handshakes.is_empty();
+        let now = if waits { now_ns() } else { 0 };
         while let Some(&Reverse((due, task))) = self.timers.peek()
             && due <= now
         {
             self.timers.pop();
             match task {
                 Task::Ramp => self.ramp(now),
-                Task::Reconnect(number) => self.wanted.push_back(number),
+                Task::Reconnect(number) => self.wanted.push_back((number, Some(due))),
                 Task::Read(number, generation) => self.read_slowly(number, generation, now)?,
                 Task::Churn => self.replace_oldest(now, wires)?,
                 Task::Storm => self.storm(now, wires)?,
             }
         }
         while self.handshakes.len() < HANDSHAKES_MAX
-            && let Some(number) = self.wanted.pop_front()
+            && let Some((number, due_ns)) = self.wanted.pop_front()
         {
-            self.connect(number, wires)?;
+            self.connect(number, due_ns, wires)?;
         }
-        if !self.handshakes.is_empty() && self.moved.elapsed() > STUCK_MAX {
-            bail!(
-                "no handshake ended within {STUCK_MAX:?}: {} of {} connections to {} are open",
-                self.open,
-                self.members.len(),
-                self.setup.target
-            );
-        }
-        Ok(())
-    }
-
-    fn connect(&mut self, number: u32, wires: &mut Wires) -> Result<()> {
-        let member = &mut self.members[number as usize];
-        let index = self.setup.first + number as usize;
-        let resume = member.split.as_ref().map(|split| split.resume.as_str()).filter(|id| !id.is_empty());
-        let attempt = Attempt {
-            topic: member.topic as usize,
-            block: index / SOCKETS_PER_ADDRESS
-                + member.generation as usize % GENERATIONS * ADDRESSES_PER_GENERATION,
-            last_event_id: resume,
-        };
-        let begun = now_ns();
-        let (socket, handshake) = handshake::start(&self.setup, attempt)?;
-        wires.watch(
-            &socket,
-            number,
-            EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
-        )?;
-        member.socket = Some(socket);
-        member.state = State::Connecting;
-        if self.handshakes.is_empty() {
-            self.moved = Instant::now();
-        }
-        self.handshakes.insert(number, (handshake, begun));
-        Ok(())
-    }
-
-    /// A watched socket is ready.
-    pub fn ready(&mut self, number: u32, wires: &mut Wires) -> Result<()> {
-        let Some((handshake, begun)) = self.handshakes.get_mut(&number) else {
-            // Only stalled readers are watched once they are open, and only for their end. They learn of it by a reset: the
-            // end of the stream waits behind what they do not read.
-            return match self.members[number as usize].state {
-                State::Open => self.closed(number, "the server ended the stream"),
-                _ => Ok(()),
-            };
-        };
-        let member = &mut self.members[number as usize];
-        let socket = member.socket.as_ref().context("a handshake has a socket")?;
-        let rest = match handshake.go_on(socket, &self.setup, &mut self.buffer)? {
-            Step::Waiting => return Ok(()),
-            Step::Done(rest) => rest,
-        };
-        let now = now_ns();
-        self.tally.opened(now.saturating_sub(*begun));
-        self.handshakes.remove(&number);
-        self.moved = Instant::now();
-        wires.unwatch(socket)?;
-        member.state = State::Open;
-        self.open += 1;
-        self.awaited.remove(&number);
-        if let Some(opening) = &mut self.opening
-            && member.generation == 0
-        {
-            opening.left -= 1;
-        }
-        match self.setup.behaviour {
-            Behaviour::Stalled => wires.watch(socket, number, EventFlags::RDHUP | EventFlags::ET)?,
-            Behaviour::Slow { bytes_per_second } => {
-                let due = now + slow_read(bytes_per_second).0;
-                self.timers.push(Reverse((due, Task::Read(number, member.generation))));
-            }
-            Behaviour::Steady | Behaviour::Churn { .. } | Behaviour::Storm { .. } => {
-                let slot = slot(socket) as usize;
-                if self.by_slot.len() <= slot {
-                    self.by_slot.resize(slot + 1, NOBODY);
-                }
-                self.by_slot[slot] = number;
-                wires.receive(socket)?;
-            }
-        }
-        if matches!(self.setup.behaviour, Behaviour::Churn { .. }) {
-            self.ages.push_back((number, member.generation));
-        }
-        if rest.is_empty() { Ok(()) } else { self.arrived(number, &rest) }
+        self.look_for_stuck(now)
     }
 
     /// The ring received something.
@@ -411,24 +322,37 @@ impl Crowd {
         self.tally.add_bytes(topic, bytes.len() as u64);
         let Some(split) = &mut member.split else { return Ok(()) };
         let by_bytes = self.counting == Counting::Bytes;
+        let raw = self.setup.protocol == Protocol::Raw;
         let now = if by_bytes { 0 } else { now_ns() };
-        let Split { splitter, audit, .. } = &mut **split;
-        let (tally, scout) = (&mut self.tally, member.scout);
+        let Split { splitter, audit, since_ns, .. } = &mut **split;
+        let (tally, witness, scout) = (&mut self.tally, &mut self.witness, member.scout);
+        let late = late(self.setup.behaviour);
         let fed = splitter.feed(bytes, |event| {
             if scout {
                 tally.scouted(topic, before + event.at as u64);
             }
-            if by_bytes {
+            if raw {
                 return;
             }
             if event.gap {
                 audit.gap();
-            } else {
-                let is_new = audit.take(event.stamp.map(|stamp| stamp.sequence));
-                tally.delivered(topic, event.stamp, is_new, now);
+                if !late && !by_bytes {
+                    *since_ns = now;
+                    witness.wait(now, number);
+                }
+                return;
             }
+            if by_bytes {
+                audit.take(event.stamp.map(|stamp| stamp.sequence));
+                return;
+            }
+            if let Some(stamp) = event.stamp {
+                witness.saw(topic, stamp, now);
+            }
+            let is_new = audit.take(event.stamp.map(|stamp| stamp.sequence));
+            tally.delivered(topic, event.stamp, is_new, now);
         });
-        match fed {
+        let fed = match fed {
             Ok(fed) if fed.pings == 0 => Ok(()),
             Ok(_) => {
                 let answers = split.splitter.answers();
@@ -439,12 +363,25 @@ impl Crowd {
                     Err(error) => Err(error).context("answering a ping"),
                 }
             }
-            Err(cause) if cause.starts_with(CLOSED) && self.setup.behaviour != Behaviour::Steady => {
+            Err(cause)
+                if (cause.starts_with(CLOSED) || cause.starts_with(ENDED))
+                    && self.setup.behaviour != Behaviour::Steady =>
+            {
                 self.closing.push(number);
                 Ok(())
             }
             Err(cause) => Err(anyhow!("connection {number}: {cause} after {before} bytes")),
+        };
+        while let Some(owed) = self.witness.owed() {
+            let member = &mut self.members[owed.member as usize];
+            // Who left meanwhile, or was told of another gap, waits anew.
+            if let Some(split) = &mut member.split
+                && split.since_ns == owed.since_ns
+            {
+                split.audit.owe(self.witness.from(owed.number, member.topic));
+            }
         }
+        fed
     }
 
     /// Does what the last reap only noted.
@@ -455,6 +392,8 @@ impl Crowd {
         for (number, end) in std::mem::take(&mut self.ended) {
             let member = &self.members[number as usize];
             match (member.state, end) {
+                // The receive ended by itself; its cancellation is still to come.
+                (State::Leaving { .. }, _) if wires.asks() => self.ended.push((number, end)),
                 (State::Leaving { back_ns, resumes }, _) => self.come_back(number, back_ns, resumes),
                 (State::Open, ReceiveEnd::NoBuffers) => match &member.socket {
                     Some(socket) => wires.receive(socket)?,
@@ -494,7 +433,7 @@ impl Crowd {
     fn leave(&mut self, number: u32, back_ns: u64, resumes: bool, wires: &mut Wires) -> Result<()> {
         let member = &mut self.members[number as usize];
         let Some(socket) = &member.socket else { return Ok(()) };
-        if matches!(self.setup.behaviour, Behaviour::Slow { .. } | Behaviour::Stalled) {
+        if late(self.setup.behaviour) {
             self.come_back(number, back_ns, resumes);
             return Ok(());
         }
@@ -506,6 +445,7 @@ impl Crowd {
     /// Closes a socket that is not in the ring any more and plans the next connection.
     fn come_back(&mut self, number: u32, back_ns: u64, resumes: bool) {
         let fresh = self.splitter(usize::MAX);
+        let late = late(self.setup.behaviour);
         let member = &mut self.members[number as usize];
         if let Some(socket) = member.socket.take()
             && let Some(entry) = self.by_slot.get_mut(slot(&socket) as usize)
@@ -525,7 +465,10 @@ impl Crowd {
             }
             // A connection that broke before its first event resumes where the one before it would have.
             if split.resume.is_empty() {
-                split.audit.rejoin();
+                // Nobody knows what a slow reader would have come to.
+                let settled = if late { 0 } else { self.witness.settled(member.topic, now_ns()) };
+                split.audit.rejoin(settled);
+                split.since_ns = 0;
             }
             split.splitter = fresh;
         }
@@ -533,66 +476,9 @@ impl Crowd {
             self.timers.push(Reverse((back_ns, Task::Reconnect(number))));
         }
     }
+}
 
-    /// Sets all counters to zero; `next` is the number of the event expected first. Of those who do not stay, whoever has
-    /// received something expects what follows it.
-    pub fn zero(&mut self, next: u64, raw_frame_bytes: usize) {
-        self.tally.zero(next);
-        for at in 0..self.members.len() {
-            let raw = (self.setup.protocol == Protocol::Raw).then(|| self.splitter(raw_frame_bytes));
-            let member = &mut self.members[at];
-            member.bytes = 0;
-            let Some(split) = &mut member.split else { continue };
-            if let Some(raw) = raw {
-                split.splitter = raw;
-            }
-            let late = matches!(self.setup.behaviour, Behaviour::Slow { .. } | Behaviour::Stalled);
-            let steady = self.setup.behaviour == Behaviour::Steady;
-            if steady || (split.audit.is_joining() && member.state == State::Open && !late) {
-                split.audit = Audit::new(self.tally.first_of(member.topic));
-            } else {
-                split.audit.forget();
-            }
-        }
-    }
-
-    /// The counters since zero, `last` being the number of the last event published.
-    pub fn report(&self, last: u64) -> Totals {
-        let (mut findings, mut tail, mut uneven) = (Findings::default(), 0, 0);
-        let late = matches!(self.setup.behaviour, Behaviour::Slow { .. } | Behaviour::Stalled);
-        for member in &self.members {
-            uneven += usize::from(member.bytes != self.tally.scout(member.topic).1);
-            if self.counting == Counting::Bytes {
-                continue;
-            }
-            let Some(split) = &member.split else { continue };
-            findings.add(&split.audit.found());
-            if !late {
-                let last = events_of_topic(last, member.topic as usize, self.setup.topics);
-                tail += split.audit.tail(last);
-            }
-        }
-        findings.lost += tail;
-        let bytes = || self.members.iter().map(|member| member.bytes);
-        let scout = self.members.first().map_or((0, 0), |member| self.tally.scout(member.topic));
-        Totals {
-            connections: self.members.len(),
-            bytes: self.tally.bytes(),
-            bytes_min: bytes().min().unwrap_or(0),
-            bytes_max: bytes().max().unwrap_or(0),
-            uneven,
-            scout_bytes: scout.1,
-            scout_events: scout.0,
-            deliveries: self.tally.deliveries(),
-            findings,
-            tail,
-            latencies: self.tally.latencies(),
-            cpu_ns: super::cpu_ns(),
-        }
-    }
-
-    /// What happened since the last sample, the CPU time excepted.
-    pub fn sample(&mut self) -> SampleWord {
-        SampleWord { connections: self.open, ..self.tally.sample() }
-    }
+/// True for subscribers that leave in the socket what came long ago.
+fn late(behaviour: Behaviour) -> bool {
+    matches!(behaviour, Behaviour::Slow { .. } | Behaviour::Stalled)
 }

@@ -23,6 +23,8 @@ pub const FLOOR_HEAD: &[u8] =
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 /// Bytes of a response head that are read before giving up.
 const HEAD_BYTES_MAX: usize = 16 << 10;
+/// Bytes of a NATS opening that are kept before giving up: more than the longest line that its parser takes.
+const OPENING_BYTES_MAX: usize = 256 << 10;
 /// The nonce of RFC 6455 §1.3 and the answer that it demands: a load test needs no surprise.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -54,7 +56,12 @@ pub enum Step {
     /// The socket must get ready first.
     Waiting,
     /// Open; these bytes followed the head, and a new splitter is to be fed all of them.
-    Done(Vec<u8>),
+    Done {
+        /// The bytes.
+        rest: Vec<u8>,
+        /// True if they and all that follow come in chunks (RFC 9112 §7.1).
+        chunked: bool,
+    },
 }
 
 /// One connection to be opened.
@@ -153,7 +160,12 @@ impl Handshake {
                     if let Opening::Pong(splitter) = &mut self.opening {
                         self.head.extend_from_slice(&buffer[..read]);
                         if heard(splitter, &buffer[..read])? {
-                            return Ok(Step::Done(std::mem::take(&mut self.head)));
+                            return Ok(Step::Done { rest: std::mem::take(&mut self.head), chunked: false });
+                        }
+                        if self.head.len() > OPENING_BYTES_MAX {
+                            bail!(
+                                "the server sent {OPENING_BYTES_MAX} bytes and no PONG to the subscription"
+                            );
                         }
                         continue;
                     }
@@ -164,8 +176,9 @@ impl Handshake {
             }
             if let Some(end) = head_end(setup.protocol, &self.head)? {
                 let rest = self.head.split_off(end);
+                let chunked = setup.protocol == Protocol::Sse && is_chunked(&self.head)?;
                 let Opening::Nats(opening) = std::mem::replace(&mut self.opening, Opening::None) else {
-                    return Ok(Step::Done(rest));
+                    return Ok(Step::Done { rest, chunked });
                 };
                 let mut splitter = Box::new(Splitter::new(setup.protocol, setup.dialect, 0));
                 heard(&mut splitter, &rest)?;
@@ -234,6 +247,24 @@ pub fn head_end(protocol: Protocol, bytes: &[u8]) -> Result<Option<usize>> {
     Ok(Some(end + 4))
 }
 
+/// Whether a response's body comes in chunks; an error if in another transfer coding (RFC 9112 §6.1).
+fn is_chunked(head: &[u8]) -> Result<bool> {
+    let head = String::from_utf8_lossy(head);
+    let codings: Vec<&str> = head
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| name.eq_ignore_ascii_case("transfer-encoding"))
+        .flat_map(|(_, value)| value.split(','))
+        .map(str::trim)
+        .filter(|coding| !coding.is_empty())
+        .collect();
+    match codings[..] {
+        [] => Ok(false),
+        [coding] if coding.eq_ignore_ascii_case("chunked") => Ok(true),
+        _ => bail!("the server sends its stream in {}; only chunked is understood", codings.join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +293,15 @@ mod tests {
         assert!(head_end(Protocol::Ws, &answer(ACCEPT)).expect("right").is_some());
         assert!(head_end(Protocol::Ws, &answer("wrong")).is_err());
         assert!(head_end(Protocol::Ws, b"HTTP/1.1 101 X\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_chunked_body_is_known_by_its_head_and_other_codings_are_refused() {
+        let head = |line: &str| format!("HTTP/1.1 200 OK\r\n{line}\r\n\r\n").into_bytes();
+        assert!(is_chunked(&head("transfer-encoding:  Chunked ")).expect("a coding"));
+        assert!(!is_chunked(&head("Content-Type: text/event-stream")).expect("none"));
+        let error = is_chunked(&head("Transfer-Encoding: gzip, chunked")).expect_err("gzip");
+        assert!(error.to_string().contains("gzip, chunked"), "{error}");
     }
 
     #[test]

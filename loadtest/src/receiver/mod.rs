@@ -30,6 +30,7 @@ mod crowd;
 pub mod handshake;
 mod tally;
 mod wires;
+mod witness;
 
 pub use tally::{SampleWord, events_of_topic, is_told, recorded};
 
@@ -154,6 +155,9 @@ pub struct Totals {
     pub bytes_min: u64,
     /// Bytes of the connection that received most.
     pub bytes_max: u64,
+    /// True if all connections of a topic receive the same bytes.
+    #[serde(default)]
+    pub same_bytes: bool,
     /// Connections that have more or fewer bytes than the whole events of their topic's first.
     pub uneven: usize,
     /// Bytes of the first connection up to the end of its last whole event.
@@ -162,7 +166,7 @@ pub struct Totals {
     pub scout_events: u64,
     /// Events delivered to all connections; without audit those that have arrived everywhere.
     pub deliveries: u64,
-    /// The audit's findings over all connections; all zero without audit.
+    /// The audit's findings over all connections; those of each topic's first one where arrival is counted in bytes.
     pub findings: Findings,
     /// Of the lost ones those at the end, which may still be on their way.
     pub tail: u64,

@@ -3,7 +3,9 @@
 //! There are two ways to know that an event has arrived everywhere. *By bytes*, whose cost does not depend on a protocol's
 //! framing: all connections of a topic receive the same bytes, so one of them, the scout, is split, and event k has
 //! arrived everywhere once all bytes of the topic together are connections × the scout's bytes at the end of event k. With one
-//! event in flight that is exact for every single connection; with more in flight it is the connections' average. *By
+//! event in flight that is exact for every single connection; with more in flight it is the connections' average. What a scout
+//! gets is audited; what counting cannot see is a fault of the same length on another connection: an event in place of
+//! another, two of them swapped, one lost and one twice. *By
 //! events*: every connection is split, and an event has arrived once every connection of its topic has it.
 //!
 //! Event k, from 1, goes to topic (k - 1) mod topics and carries the sequence (k - 1) / topics + 1.
@@ -16,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::{LastArrival, latency_histogram};
 use crate::stamp::Stamp;
 
-/// Events of one topic that are followed at once. A sequence beyond comes from a broken or hostile stream.
-const PENDING_MAX: u64 = 1 << 20;
+/// Events that are followed at once, over all topics. A sequence beyond comes from a broken or hostile stream.
+const PENDING_MAX: usize = 1 << 20;
 /// Last arrivals told in one sample; beyond it every second one is left out, and so on.
 const LASTS_MAX: usize = 4_096;
 
@@ -49,7 +51,7 @@ pub struct SampleWord {
     pub lasts_shift: u32,
     /// Handshakes that ended.
     pub opened: u64,
-    /// Nanoseconds from the connect to the response head, and count.
+    /// Nanoseconds from when the handshake was due to the response head, and count.
     pub handshakes: Vec<(u64, u64)>,
     /// Connections that the server ended.
     pub closed_by_server: u64,
@@ -105,6 +107,8 @@ pub struct Tally {
     counting: Counting,
     audit: bool,
     topics: Vec<Topic>,
+    /// Entries of all topics' `pending`. 0 <= pending <= PENDING_MAX.
+    pending: usize,
     /// Topics with new bytes since the last look.
     dirty: Vec<u32>,
     connections: u64,
@@ -157,6 +161,7 @@ impl Tally {
             counting,
             audit,
             topics,
+            pending: 0,
             dirty: Vec::new(),
             connections: 0,
             next: 1,
@@ -167,6 +172,12 @@ impl Tally {
             latencies: latency_histogram(),
             recent: Recent::new(),
         }
+    }
+
+    /// Counts by events from here on; nothing may have arrived since zero.
+    pub fn count_events(&mut self) {
+        self.counting = Counting::Events;
+        self.topics.iter_mut().for_each(|topic| topic.ends.clear());
     }
 
     /// One connection more on `topic`; true if it is the topic's first, its scout.
@@ -222,19 +233,22 @@ impl Tally {
     fn follow(&mut self, number: u32, stamp: Stamp, now_ns: u64) {
         let topic = &mut self.topics[number as usize];
         let Some(at) = stamp.sequence.checked_sub(topic.first + topic.complete) else { return };
-        if at >= PENDING_MAX {
-            return;
+        if at >= topic.pending.len() as u64 {
+            let grown = (at - topic.pending.len() as u64).saturating_add(1);
+            if grown > (PENDING_MAX - self.pending) as u64 {
+                return;
+            }
+            self.pending += grown as usize;
+            topic.pending.resize(at as usize + 1, Pending::default());
         }
         let at = at as usize;
-        if at >= topic.pending.len() {
-            topic.pending.resize(at + 1, Pending::default());
-        }
         topic.pending[at].arrived += 1;
         if topic.pending[at].arrived < topic.connections {
             return;
         }
         while topic.pending.front().is_some_and(|event| event.arrived >= topic.connections) {
             topic.pending.pop_front();
+            self.pending -= 1;
             topic.complete += 1;
         }
         if self.audit {
@@ -308,6 +322,7 @@ impl Tally {
             *topic = Topic { connections, first, ..Topic::default() };
         }
         self.dirty.clear();
+        self.pending = 0;
         self.next = next.max(1);
         (self.complete, self.told, self.bytes, self.deliveries) = (0, 0, 0, 0);
         self.latencies.reset();
@@ -416,6 +431,26 @@ mod tests {
         tally.join(0);
         tally.delivered(0, stamp(u64::MAX), true, 150);
         assert!(tally.topics[0].pending.is_empty());
+    }
+
+    #[test]
+    fn all_topics_share_one_limit_of_followed_events_and_give_back_what_is_complete() {
+        let mut tally = Tally::new(Counting::Events, true, 3);
+        for topic in 0..3 {
+            tally.join(topic);
+        }
+        let half = PENDING_MAX as u64 / 2;
+        tally.delivered(0, stamp(half + 1), true, 150);
+        tally.delivered(1, stamp(half + 1), true, 150);
+        assert!(tally.topics[1].pending.is_empty(), "one too many");
+        tally.delivered(1, stamp(half - 1), true, 150);
+        tally.delivered(2, stamp(1), true, 150);
+        assert_eq!(tally.topics[2].complete, 0, "no room for it");
+        tally.delivered(1, stamp(1), true, 150);
+        tally.delivered(2, stamp(1), true, 150);
+        assert_eq!((tally.pending, tally.topics[2].complete), (PENDING_MAX - 1, 1));
+        tally.zero(1);
+        assert_eq!(tally.pending, 0);
     }
 
     #[test]

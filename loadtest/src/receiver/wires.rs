@@ -7,7 +7,7 @@
 //! `epoll_wait`, in which the ring's doorbell is one of the descriptors.
 //!
 //! A slot of the ring is the number of a plain descriptor. A descriptor is closed only after the ring has said that its
-//! receive ended, so that a number is never reused under a receive.
+//! receive ended and has taken the cancellation if there was one, so that a number is never reused under either.
 
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -47,6 +47,13 @@ pub struct Wires {
 impl Wires {
     /// Makes the ring and begins to listen to standard input.
     pub fn new() -> Result<Wires> {
+        let (orders, copied) = UnixStream::pair().context("making a pair of sockets")?;
+        std::thread::spawn(move || copy_orders(copied));
+        Wires::obeying(orders)
+    }
+
+    /// The same for orders that come by a socket.
+    pub fn obeying(orders: UnixStream) -> Result<Wires> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let doorbell = rustix::event::eventfd(0, flags).context("making an eventfd")?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("making an epoll")?;
@@ -59,8 +66,6 @@ impl Wires {
             receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
         };
         let ring = Uring::new(options, doorbell.as_fd())?;
-        let (orders, copied) = UnixStream::pair().context("making a pair of sockets")?;
-        std::thread::spawn(move || copy_orders(copied));
         let mut wires = Wires { ring, doorbell, epoll, orders, events: Vec::with_capacity(EPOLL_EVENTS) };
         let slot = wires.order_slot();
         wires.ring.receive(slot);
@@ -89,6 +94,12 @@ impl Wires {
         self.make_room()?;
         self.ring.cancel(slot(socket));
         Ok(())
+    }
+
+    /// True if the kernel has not taken all that was asked of the ring: a cancellation among it would hit whoever has the
+    /// descriptor's number by then.
+    pub fn asks(&mut self) -> bool {
+        self.ring.queued() > 0
     }
 
     fn make_room(&mut self) -> Result<()> {

@@ -4,8 +4,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
+
+/// How long a role may be silent.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The child; dropping it kills it.
 pub struct Role {
@@ -49,7 +53,7 @@ impl Role {
             return self.kept.remove(at);
         }
         loop {
-            let word = self.words.recv().expect("the role speaks");
+            let word = self.words.recv_timeout(PATIENCE).expect("the role speaks");
             if word["say"] == say {
                 return word;
             }

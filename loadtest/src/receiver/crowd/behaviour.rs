@@ -68,7 +68,11 @@ impl Crowd {
             Some(rate) => (((now - opening.start_ns) as f64 / SECOND_NS * rate) as usize + 1).min(all),
             None => all,
         };
-        self.wanted.extend((opening.asked..allowed).map(|at| (opening.members.start + at) as u32));
+        let due = |at: usize| {
+            opening.per_second.map(|rate| opening.start_ns + (at as f64 / rate * SECOND_NS) as u64)
+        };
+        let first = opening.members.start;
+        self.wanted.extend((opening.asked..allowed).map(|at| ((first + at) as u32, due(at))));
         opening.asked = allowed;
         if let Some(rate) = opening.per_second
             && allowed < all

@@ -1,0 +1,182 @@
+//! How members get their connections: asked for, begun as soon as there is room for a handshake, and open.
+//!
+//! The time of a handshake is what its user would wait: where it was due at a time (a ramp, a return, a replacement), it
+//! begins then, also if it has to wait for room; where connections are opened as fast as the server answers, with the
+//! connect.
+
+use std::cmp::Reverse;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use rustix::event::epoll::EventFlags;
+
+use super::behaviour::slow_read;
+use super::{
+    ADDRESSES_PER_GENERATION, Crowd, GENERATIONS, Member, NOBODY, Opening, SOCKETS_PER_ADDRESS,
+    STUCK_LOOK_NS, STUCK_NS, Shaking, State, Task, late,
+};
+use crate::audit::Audit;
+use crate::framing::Splitter;
+use crate::receiver::handshake::{self, Attempt, Step};
+use crate::receiver::tally::Counting;
+use crate::receiver::wires::{Wires, slot};
+use crate::stamp::now_ns;
+use crate::workload::Behaviour;
+
+impl Crowd {
+    /// Asks for so many members more, at this rate if one is given.
+    pub fn add(&mut self, more: usize, per_second: Option<f64>) {
+        let first = self.members.len();
+        for index in first..first + more {
+            let topic = ((self.setup.first + index) % self.setup.topics) as u32;
+            let first_of_topic = self.tally.join(topic);
+            let scout = first_of_topic && self.counting != Counting::Deliveries;
+            let split = (scout || self.counting != Counting::Bytes).then(|| {
+                let audit = match self.setup.behaviour {
+                    Behaviour::Steady => Audit::new(self.tally.first_of(topic)),
+                    _ => Audit::joining(),
+                };
+                self.split(audit)
+            });
+            self.members.push(Member {
+                socket: None,
+                state: State::Away,
+                topic,
+                generation: 0,
+                scout,
+                bytes: 0,
+                split,
+            });
+        }
+        let now = now_ns();
+        self.opening = Some(Opening {
+            start: Instant::now(),
+            start_ns: now,
+            per_second,
+            asked: 0,
+            members: first..first + more,
+            left: more,
+        });
+        self.timers.push(Reverse((now, Task::Ramp)));
+    }
+
+    /// Begins a handshake that was due at a time, or is now.
+    pub(super) fn connect(&mut self, number: u32, due_ns: Option<u64>, wires: &mut Wires) -> Result<()> {
+        let member = &mut self.members[number as usize];
+        let index = self.setup.first + number as usize;
+        let resume = member.split.as_ref().map(|split| split.resume.as_str()).filter(|id| !id.is_empty());
+        let attempt = Attempt {
+            topic: member.topic as usize,
+            block: index / SOCKETS_PER_ADDRESS
+                + member.generation as usize % GENERATIONS * ADDRESSES_PER_GENERATION,
+            last_event_id: resume,
+        };
+        let begun_ns = now_ns();
+        let (socket, handshake) = handshake::start(&self.setup, attempt)?;
+        wires.watch(
+            &socket,
+            number,
+            EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
+        )?;
+        member.socket = Some(socket);
+        member.state = State::Connecting;
+        self.handshakes.insert(number, Shaking { handshake, due_ns: due_ns.unwrap_or(begun_ns), begun_ns });
+        Ok(())
+    }
+
+    /// A watched socket is ready.
+    pub fn ready(&mut self, number: u32, wires: &mut Wires) -> Result<()> {
+        let Some(shaking) = self.handshakes.get_mut(&number) else {
+            // Only stalled readers are watched once they are open, and only for their end. They learn of it by a reset: the
+            // end of the stream waits behind what they do not read.
+            return match self.members[number as usize].state {
+                State::Open => self.closed(number, "the server ended the stream"),
+                _ => Ok(()),
+            };
+        };
+        let member = &mut self.members[number as usize];
+        let socket = member.socket.as_ref().context("a handshake has a socket")?;
+        let (rest, chunked) = match shaking.handshake.go_on(socket, &self.setup, &mut self.buffer)? {
+            Step::Waiting => return Ok(()),
+            Step::Done { rest, chunked } => (rest, chunked),
+        };
+        let now = now_ns();
+        self.tally.opened(now.saturating_sub(shaking.due_ns));
+        self.handshakes.remove(&number);
+        wires.unwatch(socket)?;
+        member.state = State::Open;
+        self.open += 1;
+        if let Some(split) = &mut member.split
+            && split.audit.is_joining()
+            && !late(self.setup.behaviour)
+        {
+            split.since_ns = now;
+            self.witness.wait(now, number);
+        }
+        self.awaited.remove(&number);
+        if let Some(opening) = &mut self.opening
+            && member.generation == 0
+        {
+            opening.left -= 1;
+        }
+        match self.setup.behaviour {
+            Behaviour::Stalled => wires.watch(socket, number, EventFlags::RDHUP | EventFlags::ET)?,
+            Behaviour::Slow { bytes_per_second } => {
+                let due = now + slow_read(bytes_per_second).0;
+                self.timers.push(Reverse((due, Task::Read(number, member.generation))));
+            }
+            Behaviour::Steady | Behaviour::Churn { .. } | Behaviour::Storm { .. } => {
+                let slot = slot(socket) as usize;
+                if self.by_slot.len() <= slot {
+                    self.by_slot.resize(slot + 1, NOBODY);
+                }
+                self.by_slot[slot] = number;
+                wires.receive(socket)?;
+            }
+        }
+        if matches!(self.setup.behaviour, Behaviour::Churn { .. }) {
+            self.ages.push_back((number, member.generation));
+        }
+        if chunked {
+            self.has_chunks(number);
+        }
+        if rest.is_empty() { Ok(()) } else { self.arrived(number, &rest) }
+    }
+
+    /// Fails if a handshake does not end.
+    pub(super) fn look_for_stuck(&mut self, now: u64) -> Result<()> {
+        if self.handshakes.is_empty() || now < self.look_ns {
+            return Ok(());
+        }
+        self.look_ns = now + STUCK_LOOK_NS;
+        let stuck = |shaking: &&Shaking| now.saturating_sub(shaking.begun_ns) > STUCK_NS;
+        match self.handshakes.values().filter(stuck).count() {
+            0 => Ok(()),
+            stuck => bail!(
+                "{stuck} handshakes did not end within {} s: {} of {} connections to {} are open",
+                STUCK_NS / 1_000_000_000,
+                self.open,
+                self.members.len(),
+                self.setup.target
+            ),
+        }
+    }
+
+    /// What a member receives comes in chunks, which the server may cut otherwise on each connection.
+    fn has_chunks(&mut self, number: u32) {
+        self.same_bytes = false;
+        if self.counting == Counting::Bytes {
+            self.counting = Counting::Events;
+            self.tally.count_events();
+            for at in 0..self.members.len() {
+                if self.members[at].split.is_none() {
+                    let audit = Audit::new(self.tally.first_of(self.members[at].topic));
+                    self.members[at].split = Some(self.split(audit));
+                }
+            }
+        }
+        if let Some(split) = &mut self.members[number as usize].split {
+            split.splitter = Splitter::in_chunks();
+        }
+    }
+}
