@@ -74,8 +74,10 @@ pub struct Handshakes {
     pub again: u64,
     /// Connections that the server closed within the measurement (too slow, for example).
     pub closed_by_server: u64,
-    /// From the connect to the response head.
+    /// From the connect to the response head, of those before the measurement.
     pub latency: Latency,
+    /// The same of those within it.
+    pub again_latency: Latency,
 }
 
 /// What the server cost.

@@ -239,7 +239,8 @@ pub fn latency_rows(outcome: &Outcome) -> ([&'static str; 9], Vec<Vec<String>>) 
         ("publish → each", Some(&outcome.each)),
         ("publish → last", outcome.last.as_ref()),
         ("late by (publisher)", Some(&outcome.lateness)),
-        ("handshake", Some(&outcome.handshakes.latency)),
+        ("handshake, before", Some(&outcome.handshakes.latency)),
+        ("handshake, within", Some(&outcome.handshakes.again_latency)),
     ];
     let rows = all.into_iter().filter_map(|(what, latency)| latency_row(what, latency?)).collect();
     (head, rows)
@@ -353,10 +354,19 @@ mod tests {
         ] {
             assert!(flat(&text).contains(part), "{part} in\n{text}");
         }
-        for row in ["publish → each", "publish → last", "late by (publisher)", "handshake"] {
+        for row in ["publish → each", "publish → last", "late by (publisher)", "handshake, before"] {
             assert!(text.contains(row), "{row} in\n{text}");
         }
-        assert!(!text.contains("WARNING"));
+        assert!(!text.contains("WARNING") && !text.contains("handshake, within"));
+        let mut storm = outcome("fanwave");
+        storm.handshakes.again_latency = storm.each.clone();
+        let text = self::text(&storm);
+        let figures = |head: &str| {
+            let row = text.lines().find_map(|line| line.strip_prefix(head)).expect("a row of its own");
+            row.trim_start().to_owned()
+        };
+        assert_eq!(figures("handshake, within"), figures("publish → each"));
+        assert_ne!(figures("handshake, within"), figures("handshake, before"));
     }
 
     #[test]

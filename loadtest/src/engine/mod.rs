@@ -159,8 +159,6 @@ fn outcome(
     (findings, others): (Findings, Findings),
 ) -> Outcome {
     let (sums, seconds) = (&course.sums, course.seconds());
-    let mut handshakes = opening.handshakes;
-    handshakes += &course.handshakes;
     Outcome {
         workload: workload.clone(),
         server: target.name.clone(),
@@ -180,7 +178,8 @@ fn outcome(
             seconds: opening.seconds,
             again: sums.opened,
             closed_by_server: sums.closed_by_server,
-            latency: Latency::of(&handshakes),
+            latency: Latency::of(&opening.handshakes),
+            again_latency: Latency::of(&course.handshakes),
         },
         cost: None,
         floor: None,

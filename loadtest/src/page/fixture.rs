@@ -108,6 +108,7 @@ pub fn outcome(server: &str) -> Outcome {
             again: 0,
             closed_by_server: 0,
             latency: Latency::of(&histogram(11e6, CONNECTIONS, 4)),
+            again_latency: Latency::default(),
         },
         cost: Some(Cost {
             cpu: 8.4 * slower,

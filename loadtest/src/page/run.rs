@@ -196,6 +196,17 @@ fn tiles(outcome: &Outcome) -> Vec<Tile> {
             format!("{} while opening", Unit::PerSecond.show(rate(handshakes.opened, handshakes.seconds))),
         ));
     }
+    if handshakes.again_latency.count > 0 {
+        tiles.push(Tile::new(
+            "handshake within the run, p99",
+            show_at(&handshakes.again_latency, 0.99),
+            format!(
+                "{} connections; before it {}",
+                grouped(handshakes.again),
+                show_at(&handshakes.latency, 0.99)
+            ),
+        ));
+    }
     tiles
 }
 
@@ -353,6 +364,16 @@ mod tests {
         check(&run_page(&[empty.clone()], &machine()));
         check(&run_page(&[empty, outcome("nchan")], &machine()));
         check(&run_page(&[], &machine()));
+    }
+
+    #[test]
+    fn handshakes_of_a_storm_stand_apart_from_those_before_it() {
+        let mut storm = outcome("fanwave");
+        assert!(!run_page(&[storm.clone()], &machine()).contains("handshake within the run"));
+        storm.handshakes.again_latency = storm.each.clone();
+        let page = run_page(&[storm], &machine());
+        check(&page);
+        assert!(page.contains("handshake within the run, p99") && page.contains("handshake, within"));
     }
 
     #[test]
