@@ -93,10 +93,11 @@ pub struct Cost {
     pub rss_connected: u64,
     /// At its highest.
     pub rss_max: u64,
-    /// Resident user-space memory per connection: (connected - empty) / connections.
-    pub rss_per_connection: f64,
-    /// Kernel memory of both ends per connection (slab and socket buffers of the machine), connected - empty.
-    pub kernel_per_connection: f64,
+    /// Resident user-space memory of each connection after the first few (of each kind of subscribers a quarter, at
+    /// most 500), so that what the server needs for any number is not in it; absent if there was none.
+    pub rss_per_further_connection: Option<f64>,
+    /// Kernel memory of both ends (slab and socket buffers of the machine) of each of these.
+    pub kernel_per_further_connection: Option<f64>,
 }
 
 /// The floor beside the run.

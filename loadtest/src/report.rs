@@ -166,10 +166,16 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<(String, String)> {
 }
 
 fn memory_line(cost: &Cost) -> String {
+    let further = match (cost.rss_per_further_connection, cost.kernel_per_further_connection) {
+        (Some(user), Some(kernel)) => format!(
+            "each further connection {} in user space, {} in the kernel (both ends); ",
+            Unit::Bytes.show(user),
+            Unit::Bytes.show(kernel)
+        ),
+        _ => String::new(),
+    };
     format!(
-        "per connection {} in user space, {} in the kernel (both ends); the server's {} empty, {} connected, {} at most",
-        Unit::Bytes.show(cost.rss_per_connection),
-        Unit::Bytes.show(cost.kernel_per_connection),
+        "{further}the server's {} empty, {} connected, {} at most",
         Unit::Bytes.show(cost.rss_empty as f64),
         Unit::Bytes.show(cost.rss_connected as f64),
         Unit::Bytes.show(cost.rss_max as f64)
@@ -349,7 +355,7 @@ mod tests {
             "3,000 events of 200 bytes on 1 topic in 30.0 s (100/s); 0 refused",
             "30,000,000 deliveries checked: 0 lost, 0 duplicated, 0 out of order",
             "2.81 µs per delivery = 0.930 × the floor of 3.02 µs at 10,000 connections",
-            "per connection 412 B in user space, 9.61 KiB in the kernel",
+            "each further connection 412 B in user space, 9.61 KiB in the kernel",
             "1 receiver used 61 % of one CPU, the publisher 1 %",
         ] {
             assert!(flat(&text).contains(part), "{part} in\n{text}");

@@ -1,7 +1,7 @@
 //! One measurement: a workload against a running server, from the first connection to the last audit.
 //!
-//! The order is fixed: memory while nobody is there, everybody connects, memory again, warm-up, the floor, the
-//! measured time with a sample every half second, waiting until all that was published has arrived, the audit, the
+//! The order is fixed: memory while nobody is there, a few connect, memory again, the others connect, memory again,
+//! warm-up, the floor, the measured time with a sample every half second, waiting until all that was published has arrived, the audit, the
 //! floor again. The publisher is not told to wait for anybody within an open loop, so what falls behind shows as
 //! latency. A server that goes, refuses or falls silent is an error and there is no outcome; events that are missing
 //! in the end are findings, and an outcome with findings is [`condemned`](verdict::condemned).
@@ -70,17 +70,21 @@ pub struct Stage<'a> {
     source: Source,
 }
 
-/// Memory of server and kernel.
+/// Memory of server and kernel with so many connections.
 #[derive(Clone, Copy)]
 struct Held {
+    connections: usize,
     server: Option<u64>,
     kernel: u64,
 }
 
 /// How everybody connected.
 struct Opening {
-    empty: Held,
-    connected: Held,
+    /// The server's memory while nobody was connected.
+    empty: Option<u64>,
+    few: Held,
+    all: Held,
+    /// Seconds of connecting.
     seconds: f64,
     /// From the connect to the response head, in nanoseconds.
     handshakes: Histogram<u64>,
@@ -124,7 +128,7 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     if let (true, Some(bytes)) = (options.floor, course.frame_bytes().or(warm_frame)) {
         beside.measure(bytes)?;
     }
-    let cost = course.cost(quiet, &opening, crowds.connections());
+    let cost = course.cost(quiet, &opening);
     let others_share = course.server_cpu().map_or(0.0, |(_, others)| others as f64 / 1e9 / course.seconds());
     let mut outcome = outcome(&running.target, workload, &crowds, opening, course, audit);
     outcome.published = last - before;
@@ -137,16 +141,20 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     Ok(outcome)
 }
 
-/// Connects everybody, with memory before and after.
+/// Connects everybody, with memory before, with a few connected and after.
 fn connect(running: &Running, workload: &Workload, cpu: Option<usize>) -> Result<(Crowds, Opening)> {
-    let empty = Held::now(running)?;
+    let empty = running.memory()?.map(|memory| memory.rss_own);
     let start = Instant::now();
-    let (crowds, times) = Crowds::open(&running.target, workload, cpu)?;
-    let seconds = start.elapsed().as_secs_f64();
+    let mut crowds = Crowds::vanguard(&running.target, workload, cpu)?;
+    let mut took = start.elapsed();
+    let few = Held::now(running, crowds.opened())?;
+    let start = Instant::now();
+    let times = crowds.open_rest(&workload.name)?;
+    took += start.elapsed();
     let mut handshakes = latency_histogram();
     record(&mut handshakes, &times);
-    let connected = Held::now(running)?;
-    Ok((crowds, Opening { empty, connected, seconds, handshakes }))
+    let all = Held::now(running, crowds.opened())?;
+    Ok((crowds, Opening { empty, few, all, seconds: took.as_secs_f64(), handshakes }))
 }
 
 /// What course and audit tell; the rest is filled in by the caller.
@@ -194,10 +202,17 @@ fn outcome(
 }
 
 impl Held {
-    fn now(running: &Running) -> Result<Held> {
+    fn now(running: &Running, connections: usize) -> Result<Held> {
         // The server, too, puts things away while the kernel does.
         let kernel = kernel::settled_bytes()?;
-        Ok(Held { server: running.memory()?.map(|memory| memory.rss_own), kernel })
+        Ok(Held { connections, server: running.memory()?.map(|memory| memory.rss_own), kernel })
+    }
+
+    /// Bytes that each connection since `few` cost server and kernel; none if there was no further one.
+    fn each_since(&self, few: &Held) -> Option<(f64, f64)> {
+        let further = self.connections.checked_sub(few.connections).filter(|&further| further > 0)?;
+        let each = |after: u64, before: u64| (after as f64 - before as f64) / further as f64;
+        Some((each(self.server?, few.server?), each(self.kernel, few.kernel)))
     }
 }
 
@@ -341,13 +356,13 @@ impl Course {
     }
 
     /// What the server cost. What it used while nothing was published is not charged to deliveries.
-    fn cost(&self, quiet: Option<Quiet>, opening: &Opening, connections: usize) -> Option<Cost> {
+    fn cost(&self, quiet: Option<Quiet>, opening: &Opening) -> Option<Cost> {
         let (cpu_ns, _) = self.server_cpu()?;
-        let Opening { empty, connected, .. } = opening;
-        let (rss_empty, rss_connected) = (empty.server?, connected.server?);
+        let Opening { empty, few, all, .. } = opening;
+        let (rss_empty, rss_connected) = ((*empty)?, all.server?);
+        let further = all.each_since(few);
         let quiet = quiet.unwrap_or(Quiet { cpu_ns: 0, deliveries: 0 });
         let deliveries = self.sums.deliveries - quiet.deliveries;
-        let each = |after: u64, before: u64| (after as f64 - before as f64) / connections as f64;
         Some(Cost {
             cpu: cpu_ns as f64 / 1e9,
             us_per_delivery: (deliveries > 0)
@@ -355,8 +370,8 @@ impl Course {
             rss_empty,
             rss_connected,
             rss_max: self.sums.rss_max.max(rss_connected),
-            rss_per_connection: each(rss_connected, rss_empty),
-            kernel_per_connection: each(connected.kernel, empty.kernel),
+            rss_per_further_connection: further.map(|(server, _)| server),
+            kernel_per_further_connection: further.map(|(_, kernel)| kernel),
         })
     }
 }
@@ -365,4 +380,18 @@ impl Course {
 fn own_cpu_ns() -> u64 {
     let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_needs_for_any_number_is_not_charged_to_each_connection() {
+        let few = Held { connections: 50, server: Some(1_000_000), kernel: 9_000_000 };
+        let all = Held { connections: 1_050, server: Some(1_147_000), kernel: 18_000_000 };
+        assert_eq!(all.each_since(&few), Some((147.0, 9_000.0)));
+        assert_eq!(few.each_since(&few), None);
+        assert_eq!(all.each_since(&Held { server: None, ..few }), None);
+    }
 }

@@ -116,8 +116,8 @@ pub fn outcome(server: &str) -> Outcome {
             rss_empty: 9 << 20,
             rss_connected: 14 << 20,
             rss_max: 15 << 20,
-            rss_per_connection: 412.0 * slower,
-            kernel_per_connection: 9_840.0,
+            rss_per_further_connection: Some(412.0 * slower),
+            kernel_per_further_connection: Some(9_840.0),
         }),
         floor: Some(FloorCost {
             connections: CONNECTIONS as usize,

@@ -138,11 +138,13 @@ fn overview(page: &mut Page, names: &[String], outcomes: &[Outcome]) {
                 outcome.last.as_ref().map_or_else(none, percentile),
                 cost.and_then(|cost| cost.us_per_delivery)
                     .map_or_else(none, |us| Unit::CpuMicroseconds.show(us)),
-                cost.map_or_else(none, |cost| Unit::Bytes.show(cost.rss_per_connection)),
+                cost.and_then(|cost| cost.rss_per_further_connection)
+                    .map_or_else(none, |bytes| Unit::Bytes.show(bytes)),
             ]
         })
         .collect();
-    let head = ["run", "deliveries", "p99 each", "p99 last", "CPU per delivery", "memory per connection"];
+    let head =
+        ["run", "deliveries", "p99 each", "p99 last", "CPU per delivery", "memory, each further connection"];
     page.table("", 1, &head, &rows);
 }
 
@@ -182,11 +184,15 @@ fn tiles(outcome: &Outcome) -> Vec<Tile> {
                 ratio.map_or_else(String::new, |ratio| format!("{} the floor", Unit::Ratio.show(ratio)));
             tiles.push(Tile::new("CPU per delivery", Unit::CpuMicroseconds.show(us), note));
         }
-        tiles.push(Tile::new(
-            "memory per connection",
-            Unit::Bytes.show(cost.rss_per_connection),
-            format!("and {} in the kernel", Unit::Bytes.show(cost.kernel_per_connection)),
-        ));
+        if let (Some(user), Some(kernel)) =
+            (cost.rss_per_further_connection, cost.kernel_per_further_connection)
+        {
+            tiles.push(Tile::new(
+                "memory, each further connection",
+                Unit::Bytes.show(user),
+                format!("and {} in the kernel", Unit::Bytes.show(kernel)),
+            ));
+        }
     }
     let handshakes = &outcome.handshakes;
     if handshakes.opened > 0 {
