@@ -40,7 +40,7 @@ pub struct Outcome {
     pub handshakes: Handshakes,
     /// What the server cost; absent where its processes are not known.
     pub cost: Option<Cost>,
-    /// What the kernel alone charges for the same deliveries.
+    /// What the kernel alone charges for bare sends of the same frames at the same pace; absent if it was not measured.
     pub floor: Option<FloorCost>,
     /// What the generator cost.
     pub generator: Generator,
@@ -105,10 +105,16 @@ pub struct Cost {
 pub struct FloorCost {
     /// Connections of the floor; fewer than the run's where one process cannot hold as many.
     pub connections: usize,
-    /// CPU microseconds per delivery of one bare `send(2)` per event and socket.
+    /// Frames in one bare `send(2)` on each socket.
+    pub frames: u64,
+    /// Seconds from one such send to the next; 0 if they came back to back.
+    pub every_seconds: f64,
+    /// CPU microseconds per delivery.
     pub us_per_delivery: f64,
-    /// Server / floor.
+    /// Server / floor; absent where it would say nothing.
     pub ratio: Option<f64>,
+    /// Why not, if a comparison is not possible.
+    pub why_no_ratio: Option<String>,
 }
 
 /// The generator's own cost, as shares of one CPU within the measurement.

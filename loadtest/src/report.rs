@@ -189,11 +189,23 @@ fn cpu_line(cost: &Cost, floor: Option<&FloorCost>, seconds: f64) -> String {
     }
     if let Some(floor) = floor {
         let ratio = floor.ratio.map_or_else(String::new, |ratio| format!(" = {}", Unit::Ratio.show(ratio)));
+        let frames = match floor.frames {
+            1 => "one frame".to_owned(),
+            more => format!("{} frames at once", grouped(more)),
+        };
+        let pace = match floor.every_seconds {
+            0.0 => "back to back".to_owned(),
+            every => format!("every {}", Unit::Seconds.show(every)),
+        };
+        let link = if floor.ratio.is_some() { "" } else { ";" };
         text.push_str(&format!(
-            "{ratio} the floor of {} at {} connections",
+            "{link}{ratio} the floor of {} (bare sends on {} connections, {frames} on each {pace})",
             Unit::CpuMicroseconds.show(floor.us_per_delivery),
             grouped(floor.connections as u64)
         ));
+        if let Some(why) = &floor.why_no_ratio {
+            text.push_str(&format!("; no ratio to it: {why}"));
+        }
     }
     text
 }
@@ -354,7 +366,8 @@ mod tests {
             "subscribers 10,000 sse",
             "3,000 events of 200 bytes on 1 topic in 30.0 s (100/s); 0 refused",
             "30,000,000 deliveries checked: 0 lost, 0 duplicated, 0 out of order",
-            "2.81 µs per delivery = 0.930 × the floor of 3.02 µs at 10,000 connections",
+            "2.81 µs per delivery = 0.930 × the floor of 3.02 µs (bare sends on 10,000 connections, one frame on each \
+             every 10 ms)",
             "each further connection 412 B in user space, 9.61 KiB in the kernel",
             "1 receiver used 61 % of one CPU, the publisher 1 %",
         ] {

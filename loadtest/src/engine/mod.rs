@@ -105,12 +105,12 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     let apart = interrupts_are_apart()?;
     let cpu = Some(options.receiver_cpu);
     let (crowds, opening) = connect(running, workload, cpu)?;
-    let mut beside = Beside::new(crowds.connections(), options.sender_cpu, options.receiver_cpu, apart);
+    let mut beside = Beside::new(workload, options, apart);
     let source = Source::start(&running.target, workload, cpu)?;
     let mut stage = Stage { running, crowds, source };
 
     let warm_frame = stage.warm_up(workload)?;
-    if let (true, Some(bytes)) = (options.floor, warm_frame) {
+    if let Some(bytes) = warm_frame {
         beside.measure(bytes)?;
     }
     let mut course = Course::begin(&mut stage, apart, &workload.name, workload.seconds)?;
@@ -125,7 +125,7 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     let audit = stage.crowds.findings(last)?;
     let Stage { running, crowds, source } = stage;
     source.finish()?;
-    if let (true, Some(bytes)) = (options.floor, course.frame_bytes().or(warm_frame)) {
+    if let Some(bytes) = course.frame_bytes().or(warm_frame) {
         beside.measure(bytes)?;
     }
     let cost = course.cost(quiet, &opening);

@@ -121,8 +121,11 @@ pub fn outcome(server: &str) -> Outcome {
         }),
         floor: Some(FloorCost {
             connections: CONNECTIONS as usize,
+            frames: 1,
+            every_seconds: 0.01,
             us_per_delivery: 3.02,
             ratio: Some(0.93 * slower),
+            why_no_ratio: None,
         }),
         generator: Generator { receivers: 1, receivers_share: 0.61, publisher_share: 0.01 },
         warnings: Vec::new(),

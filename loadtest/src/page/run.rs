@@ -123,7 +123,10 @@ fn overview(page: &mut Page, names: &[String], outcomes: &[Outcome]) {
             groups: vec![Group { label: String::new(), bars: ratios }],
             reference: Some((1.0, "floor".into())),
         });
-        page.figure(&picture, "beside what this kernel charges for the same bytes");
+        page.figure(
+            &picture,
+            "beside what this kernel charges for bare sends of the same frames at the same pace",
+        );
     }
     let rows: Vec<Vec<String>> = names
         .iter()
