@@ -422,7 +422,7 @@ mod tests {
         assert!(judge(&good, 1_000.0).is_none());
         let late = Latency { quantiles: vec![(0.99, 800_000_000)], ..Latency::default() };
         let lost = Findings { events: 9, lost: 1, ..Findings::default() };
-        let busy = |share: f64| Generator { receivers: 1, receivers_share: share, publisher_share: 0.0 };
+        let busy = |share: f64| Generator { receivers: 1, receivers_share: share, ..Generator::default() };
         let mut full = outcome("fanwave");
         full.series.iter_mut().for_each(|interval| interval.server_share = 0.99);
         full.lateness = late.clone();

@@ -124,8 +124,14 @@ pub struct Generator {
     pub receivers: usize,
     /// Share of one CPU that they used together.
     pub receivers_share: f64,
+    /// CPU microseconds of the receivers per delivery; absent if nothing was delivered.
+    pub receivers_us_per_delivery: Option<f64>,
     /// Share of one CPU that the publisher used.
     pub publisher_share: f64,
+    /// Share of one CPU that the process used which directs both; 0 where it is the publisher itself.
+    pub coordinator_share: f64,
+    /// Share of the receivers' CPU that was busy, other programs included.
+    pub cpu_share: f64,
 }
 
 /// A slice of the run.
@@ -151,6 +157,8 @@ pub struct Interval {
     pub max_ns: u64,
     /// Share of one CPU that the server used.
     pub server_share: f64,
+    /// Share of the receivers' CPU that was busy, whoever used it.
+    pub generator_share: f64,
     /// Its resident user-space memory at the end.
     pub server_rss: u64,
     /// Kernel memory (slab and socket buffers) of the machine at the end.

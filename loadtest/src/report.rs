@@ -156,10 +156,15 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<(String, String)> {
     row(
         "generator",
         format!(
-            "{} used {} of one CPU, the publisher {}",
+            "{} used {} of one CPU{}, the publisher {}, the coordinator {}; their CPU was busy for {}",
             counted(generator.receivers as u64, "receiver"),
             Unit::Share.show(generator.receivers_share),
-            Unit::Share.show(generator.publisher_share)
+            generator
+                .receivers_us_per_delivery
+                .map_or_else(String::new, |us| format!(" ({} per delivery)", Unit::CpuMicroseconds.show(us))),
+            Unit::Share.show(generator.publisher_share),
+            Unit::Share.show(generator.coordinator_share),
+            Unit::Share.show(generator.cpu_share)
         ),
     );
     rows
@@ -369,7 +374,7 @@ mod tests {
             "2.81 µs per delivery = 0.930 × the floor of 3.02 µs (bare sends on 10,000 connections, one frame on each \
              every 10 ms)",
             "each further connection 412 B in user space, 9.61 KiB in the kernel",
-            "1 receiver used 61 % of one CPU, the publisher 1 %",
+            "1 receiver used 61 % of one CPU (0.610 µs per delivery), the publisher 1 %, the coordinator 0.500 %; their CPU was busy for 63 %",
         ] {
             assert!(flat(&text).contains(part), "{part} in\n{text}");
         }

@@ -113,7 +113,7 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     if let Some(bytes) = warm_frame {
         beside.measure(bytes)?;
     }
-    let mut course = Course::begin(&mut stage, apart, &workload.name, workload.seconds)?;
+    let mut course = Course::begin(&mut stage, apart, options.receiver_cpu, workload)?;
     let before = stage.source.published();
     stage.crowds.start()?;
     let quiet = stage.publish(workload, workload.seconds, Some(&mut course))?;
@@ -167,6 +167,7 @@ fn outcome(
     (findings, others): (Findings, Findings),
 ) -> Outcome {
     let (sums, seconds) = (&course.sums, course.seconds());
+    let share = |ns: u64| ns as f64 / 1e9 / seconds;
     Outcome {
         workload: workload.clone(),
         server: target.name.clone(),
@@ -193,8 +194,12 @@ fn outcome(
         floor: None,
         generator: Generator {
             receivers: crowds.receivers(),
-            receivers_share: sums.receivers_ns as f64 / 1e9 / seconds,
-            publisher_share: sums.publisher_ns as f64 / 1e9 / seconds,
+            receivers_share: share(sums.receivers_ns),
+            receivers_us_per_delivery: (sums.deliveries > 0)
+                .then(|| sums.receivers_ns as f64 / 1e3 / sums.deliveries as f64),
+            publisher_share: share(sums.publisher_ns),
+            coordinator_share: share(sums.own_ns),
+            cpu_share: share(sums.generator_busy_ns),
         },
         warnings: Vec::new(),
         series: course.series,

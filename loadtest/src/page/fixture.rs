@@ -81,6 +81,7 @@ pub fn outcome(server: &str) -> Outcome {
                 p50_ns: values.value_at_quantile(0.5),
                 p99_ns: (values.value_at_quantile(0.99) as f64 * hiccup) as u64,
                 max_ns: (values.max() as f64 * hiccup) as u64,
+                generator_share: 0.6 + 0.02 * (second % 4) as f64,
                 server_share: (0.27 + 0.01 * (second % 3) as f64) * slower,
                 server_rss: ((14 << 20) as f64 * slower) as u64 + second * 20_000,
                 kernel_bytes: (190 << 20) + (second % 5) * 3_000_000,
@@ -127,7 +128,14 @@ pub fn outcome(server: &str) -> Outcome {
             ratio: Some(0.93 * slower),
             why_no_ratio: None,
         }),
-        generator: Generator { receivers: 1, receivers_share: 0.61, publisher_share: 0.01 },
+        generator: Generator {
+            receivers: 1,
+            receivers_share: 0.61,
+            receivers_us_per_delivery: Some(0.61),
+            publisher_share: 0.01,
+            coordinator_share: 0.005,
+            cpu_share: 0.63,
+        },
         warnings: Vec::new(),
         series,
     }

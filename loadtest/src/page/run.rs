@@ -280,9 +280,16 @@ fn course_pictures(page: &mut Page, outcome: &Outcome) {
     if outcome.cost.is_some() {
         let y = Axis::linear("share of one CPU", Unit::Share);
         let server = course(outcome, |interval| interval.server_share);
-        let about = "CPU of the server as a share of one CPU, per interval";
-        let picture = lines(&plot("CPU of the server", about, y, vec![Line::new(&outcome.server, server)]));
-        page.figure(&picture, "user, system and softirq time of its processes");
+        let generator = course(outcome, |interval| interval.generator_share);
+        let about =
+            "CPU of the server and busy time of the generator's CPU as a share of one CPU, per interval";
+        let both = vec![Line::new(&outcome.server, server), Line::new("generator's CPU", generator)];
+        let picture = lines(&plot("CPU of the server", about, y, both));
+        page.figure(
+            &picture,
+            "user, system and softirq time of the server's processes; the generator's CPU is busy with receivers, \
+             publisher, coordinator and whatever else runs there",
+        );
     }
     // Apart: the machine's kernel memory is a hundred times that of a lean server.
     let y = || Axis::linear("memory", Unit::Bytes);
