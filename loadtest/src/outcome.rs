@@ -44,6 +44,8 @@ pub struct Outcome {
     pub floor: Option<FloorCost>,
     /// What the generator cost.
     pub generator: Generator,
+    /// Share of one CPU that other programs used on the server's CPUs.
+    pub others_share: f64,
     /// What makes the figures doubtful; empty is good.
     pub warnings: Vec<String>,
     /// The course of the run.

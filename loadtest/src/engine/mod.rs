@@ -129,12 +129,11 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
         beside.measure(bytes)?;
     }
     let cost = course.cost(quiet, &opening);
-    let others_share = course.server_cpu().map_or(0.0, |(_, others)| others as f64 / 1e9 / course.seconds());
     let mut outcome = outcome(&running.target, workload, &crowds, opening, course, audit);
     outcome.published = last - before;
     outcome.floor = beside.cost(cost.as_ref().and_then(|cost| cost.us_per_delivery));
     outcome.cost = cost;
-    outcome.warnings = verdict::warnings(&outcome, others_share, crowds.owed(before, last));
+    outcome.warnings = verdict::warnings(&outcome, crowds.owed(before, last));
     for warning in &outcome.warnings {
         progress(&format!("WARNING: {}: {warning}", workload.name));
     }
@@ -201,6 +200,7 @@ fn outcome(
             coordinator_share: share(sums.own_ns),
             cpu_share: share(sums.generator_busy_ns),
         },
+        others_share: course.server_cpu().map_or(0.0, |(_, others)| share(others)),
         warnings: Vec::new(),
         series: course.series,
     }

@@ -106,9 +106,16 @@ fn publisher_late(outcome: &Outcome) -> bool {
     publisher_short(outcome) || outcome.lateness.at(0.99).is_some_and(|ns| ns > LATENESS_P99_NS_HIGH)
 }
 
-/// What makes the figures doubtful. `others_share` is other programs' share of the server's CPUs, `owed` the
-/// deliveries that arithmetic expects.
-pub fn warnings(outcome: &Outcome, others_share: f64, owed: u64) -> Vec<String> {
+/// What other programs may have done to the figures.
+pub fn others_warning(outcome: &Outcome) -> Option<String> {
+    let share = outcome.others_share;
+    (share > OTHERS_SHARE_HIGH).then(|| {
+        format!("other programs used {:.0} % of the server's CPU; stop them and run again", share * 100.0)
+    })
+}
+
+/// What makes the figures doubtful. `owed` are the deliveries that arithmetic expects.
+pub fn warnings(outcome: &Outcome, owed: u64) -> Vec<String> {
     let mut warnings = Vec::new();
     warnings.extend(generator_warning(outcome));
     if publisher_late(outcome) {
@@ -119,12 +126,7 @@ pub fn warnings(outcome: &Outcome, others_share: f64, owed: u64) -> Vec<String> 
             outcome.lateness.at(0.99).unwrap_or(0) as f64 / 1e6
         ));
     }
-    if others_share > OTHERS_SHARE_HIGH {
-        warnings.push(format!(
-            "other programs used {:.0} % of the server's CPU; stop them and run again",
-            others_share * 100.0
-        ));
-    }
+    warnings.extend(others_warning(outcome));
     if let Some(longest) = outcome.series.iter().map(|interval| interval.seconds).reduce(f64::max)
         && longest > INTERVAL_SECONDS_HIGH
     {
@@ -181,7 +183,7 @@ mod tests {
 
     #[test]
     fn an_undisturbed_outcome_has_no_warnings() {
-        assert_eq!(warnings(&outcome("ticker"), 0.0, 320_000), [""; 0]);
+        assert_eq!(warnings(&outcome("ticker"), 320_000), [""; 0]);
     }
 
     #[test]
@@ -195,20 +197,20 @@ mod tests {
         let late = Latency { quantiles: vec![(0.99, 9_000_000)], ..Latency::default() };
         let long = Interval { seconds: 2.5, ..Interval::default() };
         let lost = Findings { events: 9, lost: 1, ..Findings::default() };
-        for (outcome, others, owed, word) in [
-            (Outcome { generator: full, ..outcome("ticker") }, 0.0, 320_000, "generator's CPU was full ("),
-            (Outcome { generator: foreign, ..outcome("ticker") }, 0.0, 320_000, "busy in all 95 %"),
-            (Outcome { generator: slow, ..outcome("ticker") }, 0.0, 320_000, "may be the generator's"),
-            (Outcome { series: vec![burst], ..outcome("ticker") }, 0.0, 320_000, "full in 1 of 1 intervals"),
-            (Outcome { lateness: late, ..outcome("ticker") }, 0.0, 320_000, "publisher was late"),
-            (Outcome { published: 120, ..outcome("ticker") }, 0.0, 320_000, "120 of 160"),
-            (Outcome { series: vec![long], ..outcome("ticker") }, 0.0, 320_000, "interrupted"),
-            (Outcome { refused: 2, ..outcome("ticker") }, 0.0, 320_000, "refused 2"),
-            (Outcome { findings: lost, ..outcome("ticker") }, 0.0, 320_000, "1 lost"),
-            (outcome("ticker"), 0.2, 320_000, "other programs used 20 %"),
-            (outcome("ticker"), 0.0, 320_001, "320001 were due"),
+        for (outcome, owed, word) in [
+            (Outcome { generator: full, ..outcome("ticker") }, 320_000, "generator's CPU was full ("),
+            (Outcome { generator: foreign, ..outcome("ticker") }, 320_000, "busy in all 95 %"),
+            (Outcome { generator: slow, ..outcome("ticker") }, 320_000, "may be the generator's"),
+            (Outcome { series: vec![burst], ..outcome("ticker") }, 320_000, "full in 1 of 1 intervals"),
+            (Outcome { lateness: late, ..outcome("ticker") }, 320_000, "publisher was late"),
+            (Outcome { published: 120, ..outcome("ticker") }, 320_000, "120 of 160"),
+            (Outcome { series: vec![long], ..outcome("ticker") }, 320_000, "interrupted"),
+            (Outcome { refused: 2, ..outcome("ticker") }, 320_000, "refused 2"),
+            (Outcome { findings: lost, ..outcome("ticker") }, 320_000, "1 lost"),
+            (Outcome { others_share: 0.2, ..outcome("ticker") }, 320_000, "other programs used 20 %"),
+            (outcome("ticker"), 320_001, "320001 were due"),
         ] {
-            let said = warnings(&outcome, others, owed);
+            let said = warnings(&outcome, owed);
             assert!(said.len() == 1 && said[0].contains(word), "{word}: {said:?}");
         }
     }

@@ -136,6 +136,7 @@ pub fn outcome(server: &str) -> Outcome {
             coordinator_share: 0.005,
             cpu_share: 0.63,
         },
+        others_share: 0.0,
         warnings: Vec::new(),
         series,
     }
