@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Everything that a reader needs to judge a figure or to repeat it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// `model name` of the first CPU.
     pub cpu: String,

@@ -1,10 +1,15 @@
 //! `loadtest`: measures a fan-out server from outside, with the kernel's floor beside every figure.
 //!
-//! One coordinator (this process) starts everything else: the server under test, the floor's sender, and the receiver
-//! processes that hold the subscribers' sockets. Sender and receivers are pinned to different CPUs. The reading order
-//! is that of a measurement: `prove/` (the commands) uses `server`, `publisher` and `fleet`, a fleet drives `receiver`
-//! processes over a `link`, and a receiver splits bytes with `framing` and checks them with `audit`. `usage` reads
-//! what a process cost. The server is driven through its public interfaces only.
+//! One coordinator (this process) starts everything else as processes pinned to CPUs: the server under test, the floor's
+//! sender, receivers that hold the subscribers' sockets, a publisher with a clock of its own. Servers are driven through
+//! their public interfaces only.
+//!
+//! Reading order: `workload` (what is asked), `target` (of whom), `outcome` (what it showed) are the vocabulary. Commands:
+//! `run` and `knee` do a `scenario` by way of `engine`; `compare` puts rivals side by side; `plan` fits a cost model and
+//! answers from it; `prove/` measures one promise each. They stand on `server` (starts who is measured), `publisher`, and
+//! `fleet`, which drives `receiver` processes over a `link`; a receiver splits bytes with `framing` and checks them with
+//! `audit`. `floor` and `usage` say what the kernel and a process cost. Results leave through `report` (tables, JSON), `page`
+//! (HTML), `hlog`, with their units in `unit`.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -28,6 +33,7 @@ mod link;
 mod machine;
 mod outcome;
 mod page;
+mod plan;
 mod process;
 mod prove;
 mod publisher;
@@ -77,6 +83,13 @@ enum Command {
         common: Common,
         #[command(flatten)]
         args: compare::CompareArgs,
+    },
+    /// How many servers a number of subscribers and events needs: measures a cost model, answers from it
+    Plan {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: plan::PlanArgs,
     },
     /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind of sockets
     Floor {
@@ -163,6 +176,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run { common, args } => run::run(&bench(common)?, &args)?,
         Command::Knee { common, args } => knee::run(&bench(common)?, &args)?,
         Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
+        Command::Plan { common, args } => plan::run(common, &args)?,
         Command::Floor { common, args } => prove::floor::run(&bench(common)?, &args)?,
         Command::Cpu { common, args } => prove::cpu::run(&bench(common)?, &args)?,
         Command::Syscalls { common, args } => prove::syscalls::run(&bench(common)?, &args)?,

@@ -1,7 +1,8 @@
 //! User-space memory per idle connection: a fresh server, first with few, then with many subscribers that hear nothing.
 //!
 //! The difference divided by the connections between the two readings; what a server takes once, for itself or in
-//! advance, is in neither. Afterwards one event shows that every connection is alive.
+//! advance, is in neither. Afterwards one event shows that every connection is alive. A server that was not started here
+//! has served others before and holds what they left: it is not read.
 
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ pub struct Reading {
     pub times_fanwave: Option<f64>,
 }
 
-/// Reads one server; `None` if it does not speak the protocol or its processes are not known.
+/// Reads one server; `None` if it does not speak the protocol or was not started here.
 pub fn read(
     bench: &Bench,
     choice: &ServerChoice,
@@ -44,10 +45,13 @@ pub fn read(
     few: usize,
     many: usize,
 ) -> Result<Option<Reading>> {
+    if choice.custom.is_given() {
+        progress("memory per connection shows in fresh servers only: the one that runs already is left out");
+        return Ok(None);
+    }
     let mut running = server::start(choice, Some(bench.common.sender_cpu), 1, &[])?;
-    let path = running.target.path(protocol).map(str::to_owned);
-    let reading = match (path, running.target.pids.is_empty()) {
-        (Some(path), false) => {
+    let reading = match running.target.path(protocol).map(str::to_owned) {
+        Some(path) => {
             progress(&format!(
                 "{}, {}: memory with {few} and {many} idle connections",
                 protocol.label(),
@@ -56,7 +60,7 @@ pub fn read(
             let outcome = stages(bench, &running, protocol, path, few, many);
             Some(outcome.map_err(|error| blame(&mut running, error))?)
         }
-        _ => None,
+        None => None,
     };
     running.stop()?;
     Ok(reading)
@@ -72,7 +76,7 @@ fn stages(
 ) -> Result<Reading> {
     let target = &running.target;
     let talk: Duration = target.talks_after_connect();
-    let now = || running.memory().map(|memory| memory.expect("the server's processes are known"));
+    let now = || running.memory().map(|memory| memory.expect("it was started here"));
     let empty = settled(now)?;
     let mut fleet = fleet(bench, target, protocol, path, 0);
     fleet.open(few)?;

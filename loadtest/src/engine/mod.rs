@@ -32,7 +32,7 @@ use source::Source;
 mod beside;
 mod course;
 mod crowds;
-mod kernel;
+pub mod kernel;
 mod lasts;
 mod source;
 pub mod verdict;

@@ -1,0 +1,163 @@
+//! `loadtest plan`: how many servers a number of subscribers and events needs.
+//!
+//! A few minutes of measuring (`design`, `experiments`) give points, least squares (`fit`) make them a cost `model` of
+//! a shard's `work`, which is saved as JSON. A `question` is then answered (`answer`) from a saved model by arithmetic alone, on any
+//! machine. `held_out` measures a point outside of the fit and tells how wrong the prediction was. `show` words it.
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde::Serialize;
+
+use self::answer::Answer;
+use self::design::Design;
+use self::experiments::Stand;
+use self::held_out::{HeldOut, HeldOutArgs};
+use self::model::Model;
+use self::question::QuestionArgs;
+use crate::machine::Machine;
+use crate::process::{check_sockets, raise_descriptor_limit};
+use crate::prove::Common;
+use crate::report::save;
+use crate::server::FanwaveArgs;
+
+mod answer;
+mod design;
+mod experiments;
+mod fit;
+mod held_out;
+mod model;
+mod question;
+mod random;
+mod show;
+mod work;
+
+/// Options of `plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    fanwave: FanwaveArgs,
+    /// Answer from this saved model instead of measuring one
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["save", "quick", "points"])]
+    model: Option<PathBuf>,
+    /// Save the measured model
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Measure fewer points, in about half the time
+    #[arg(long)]
+    quick: bool,
+    /// Measure the points of this TOML file
+    #[arg(long, value_name = "FILE", conflicts_with = "quick")]
+    points: Option<PathBuf>,
+    /// Write a page (HTML) with the model and the answer
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
+    #[command(flatten)]
+    question: QuestionArgs,
+    #[command(flatten)]
+    held_out: HeldOutArgs,
+}
+
+/// What `--json` saves.
+#[derive(Debug, Serialize)]
+struct Plan<'a> {
+    /// Absent where the model was read from a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a Model>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_out: Option<&'a HeldOut>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer: Option<&'a Answer>,
+}
+
+/// Measures or reads a model, and answers.
+pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
+    // What cannot be answered is refused before minutes are spent on measuring.
+    let question = args.question.question()?;
+    let loaded = args.model.as_deref().map(Model::load).transpose()?;
+    let design = match &args.points {
+        Some(file) => Design::read(file)?,
+        None => Design::usual(args.quick),
+    };
+    let stand = || Stand::new(&args.fanwave, common.sender_cpu, common.receiver_cpu);
+    // Only who measures needs two CPUs.
+    let machine = match loaded.is_none() || args.held_out.held_out {
+        true => crate::bench(common.clone())?.machine,
+        false => Machine::describe(raise_descriptor_limit()?),
+    };
+    for file in [&args.save, &args.page].into_iter().flatten() {
+        check_writable(file)?;
+    }
+    let largest = match &loaded {
+        Some(model) => model.domain.connections.1 as usize,
+        None => design.group.iter().map(|group| group.connections).max().unwrap_or(0),
+    };
+    match args.held_out.held_out {
+        true => check_sockets("the held-out point", args.held_out.connections(largest) as u64)?,
+        false if loaded.is_none() => check_sockets("the largest group", largest as u64)?,
+        false => {}
+    }
+    let measured = loaded.is_none();
+    let mut model = match loaded {
+        Some(model) => model,
+        None => {
+            let measured = experiments::measure(&stand()?, &design)?;
+            Model::of(machine.clone(), design, measured)?
+        }
+    };
+    if let Some(file) = &args.save {
+        model.save(file)?;
+    }
+    let held_out = match args.held_out.held_out {
+        true => Some(held_out::run(&stand()?, &model, &args.held_out)?),
+        false => None,
+    };
+    if let Some(held_out) = &held_out {
+        model.checked = Some(held_out.checked());
+    }
+    // Saved before too: a held-out point that fails does not lose the measured ones.
+    if let (Some(file), Some(_)) = (&args.save, &held_out) {
+        model.save(file)?;
+    }
+    let answer = question.map(|question| answer::answer(&model, &question)).transpose()?;
+    show::print(&model, held_out.as_ref(), answer.as_ref());
+    if let Some(file) = &args.page {
+        let page = show::page(&model, &machine, held_out.as_ref(), answer.as_ref());
+        fs::write(file, page).with_context(|| format!("writing {}", file.display()))?;
+    }
+    let plan =
+        Plan { model: measured.then_some(&model), held_out: held_out.as_ref(), answer: answer.as_ref() };
+    save(common.json.as_deref(), "plan", &machine, &plan)
+}
+
+/// Refuses a file that cannot be written before minutes are spent on what shall be in it.
+fn check_writable(file: &Path) -> Result<()> {
+    let existed = file.exists();
+    let opened = OpenOptions::new().create(true).append(true).open(file);
+    opened.with_context(|| format!("{} cannot be written", file.display()))?;
+    if !existed {
+        fs::remove_file(file).with_context(|| format!("removing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_refused_by_name_and_one_that_can_is_left_as_it_was() {
+        let error =
+            format!("{:#}", check_writable(Path::new("no-such-directory/model.json")).expect_err("no place"));
+        assert!(error.contains("no-such-directory/model.json") && !error.contains('\n'), "{error}");
+        let file = std::env::temp_dir().join(format!("fanwave-writable-{}", std::process::id()));
+        check_writable(&file).expect("writable");
+        assert!(!file.exists());
+        fs::write(&file, "kept").expect("writable");
+        check_writable(&file).expect("writable");
+        assert_eq!(fs::read_to_string(&file).expect("readable"), "kept");
+        fs::remove_file(&file).expect("removable");
+    }
+}

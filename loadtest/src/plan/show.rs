@@ -1,0 +1,453 @@
+//! A plan in words: the model's costs, the held-out point, and the answer, as tables and as a page.
+
+use super::answer::Answer;
+use super::experiments::{CpuRow, Kind};
+use super::fit::{Estimate, Term};
+use super::held_out::{Compared, ERROR_MAX, HeldOut};
+use super::model::{KERNEL_TERMS, Model, USER_TERMS, disturbed};
+use super::work::{CPU_TERMS, Work};
+use crate::framing::Protocol;
+use crate::machine::Machine;
+use crate::page::svg::{Axis, Line, Lines, lines};
+use crate::page::{Notice, Page, Tile};
+use crate::report::{say, table};
+use crate::unit::Unit;
+
+/// Above this share of disturbed legs the figures are doubtful.
+const DISTURBED_MAX: f64 = 0.2;
+const COST_HEAD: [&str; 4] = ["cost of", "best", "90 % interval", "standard error"];
+const HELD_OUT_HEAD: [&str; 5] = ["held out", "predicted", "90 % interval", "measured (min to max)", "error"];
+const ANSWER_HEAD: [&str; 3] = ["needed", "", "how"];
+
+/// What memory terms are, in words.
+fn memory_term(name: &str) -> &'static str {
+    match name {
+        "process" => "user memory: the process without connections",
+        "shard" => "a shard in use",
+        "connection_ws" => "a WebSocket",
+        "connection_sse" => "an SSE stream",
+        "window_event" => "an event in a window",
+        _ => "a byte of data in a window",
+    }
+}
+
+fn cost_rows(model: &Model) -> Vec<Vec<String>> {
+    let row = |what: &str, unit: Unit, term: &Term| {
+        vec![
+            what.to_owned(),
+            unit.show(term.value),
+            format!("{} to {}", unit.show(term.low), unit.show(term.high)),
+            unit.show(term.error),
+        ]
+    };
+    let cpu = CPU_TERMS
+        .iter()
+        .zip(&model.cpu.terms)
+        .map(|((_, what), term)| row(&format!("CPU: {what}"), Unit::CpuMicroseconds, term));
+    let user = USER_TERMS.iter().zip(&model.user.terms).map(|(name, term)| {
+        let what = memory_term(name);
+        let what = if *name == "process" { what.to_owned() } else { format!("user memory: {what}") };
+        row(&what, Unit::Bytes, term)
+    });
+    let kernel = KERNEL_TERMS.iter().zip(&model.kernel.terms).map(|(name, term)| {
+        row(&format!("kernel memory, both ends: {}", memory_term(name)), Unit::Bytes, term)
+    });
+    cpu.chain(user).chain(kernel).collect()
+}
+
+fn model_notes(model: &Model) -> Vec<String> {
+    let domain = &model.domain;
+    let residual = |fit: &super::fit::Fit| Unit::Share.show(fit.scatter);
+    let mut notes = vec![
+        format!(
+            "Fitted to {} CPU and {} memory figures: {} to {} connections per shard, {} to {} events/s per connection, \
+             {} to {} bytes, up to {} of a core. Typical residual: CPU {}, user memory {}, kernel memory {}.",
+            model.measured.cpu.len() - model.left_out(),
+            model.measured.memory.len(),
+            Unit::Count.show(domain.connections.0),
+            Unit::Count.show(domain.connections.1),
+            Unit::Count.show(domain.rate.0),
+            Unit::Count.show(domain.rate.1),
+            Unit::Count.show(domain.bytes.0),
+            Unit::Count.show(domain.bytes.1),
+            Unit::Share.show(domain.share),
+            residual(&model.cpu),
+            residual(&model.user),
+            residual(&model.kernel),
+        ),
+        format!(
+            "\"Long after the last\" is half paid at {} ms between deliveries on a connection: each is then \
+             acknowledged by itself.",
+            model.apart_ms
+        ),
+        "Measured on loopback: a network card's interrupts come on top, and the receivers' half of TCP falls away. \
+         Kernel memory is of both ends; a plan takes half of it for the server."
+            .to_owned(),
+    ];
+    notes.extend(checked_note(model));
+    notes.extend(disturbed_note(model.disturbed()));
+    if model.left_out() > 0 {
+        notes.push(format!(
+            "{} measured points are not in the fit: a core was full, and deliveries merged.",
+            model.left_out()
+        ));
+    }
+    notes
+}
+
+/// How far a point outside of the fit was off.
+fn checked_note(model: &Model) -> Option<String> {
+    let point = model.checked.as_ref()?;
+    Some(format!(
+        "A point outside of the fit ({} connections on one shard, {} events/s of {} bytes) was predicted with an error of \
+         at most {:.0} %.",
+        Unit::Count.show(point.connections),
+        point.rate,
+        point.bytes,
+        point.error * 100.0
+    ))
+}
+
+/// A warning if other programs were at work.
+fn disturbed_note(share: f64) -> Option<String> {
+    (share > DISTURBED_MAX).then(|| {
+        format!(
+            "WARNING: in {} of the legs other programs took part of the server's CPU: measure on a quiet machine",
+            Unit::Share.show(share)
+        )
+    })
+}
+
+fn held_out_rows(held_out: &HeldOut) -> Vec<Vec<String>> {
+    let unit = |compared: &Compared| if compared.what.starts_with("CPU") { Unit::Share } else { Unit::Bytes };
+    held_out
+        .compared
+        .iter()
+        .map(|compared| {
+            let (unit, predicted, measured) = (unit(compared), compared.predicted, compared.measured);
+            vec![
+                compared.what.to_owned(),
+                unit.show(predicted.value),
+                format!("{} to {}", unit.show(predicted.low), unit.show(predicted.high)),
+                format!(
+                    "{} ({} to {})",
+                    unit.show(measured.median),
+                    unit.show(measured.min),
+                    unit.show(measured.max)
+                ),
+                format!("{:+.1} %", compared.error * 100.0),
+            ]
+        })
+        .collect()
+}
+
+fn held_out_title(held_out: &HeldOut) -> String {
+    let load = held_out.group.loads.first();
+    format!(
+        "{} {} connections, {} events/s of {} bytes",
+        Unit::Count.show(held_out.group.connections as f64),
+        held_out.group.protocol.label(),
+        load.map_or(0.0, |load| load.rate),
+        load.map_or(0, |load| load.bytes)
+    )
+}
+
+fn held_out_verdict(held_out: &HeldOut) -> String {
+    let most = ERROR_MAX * 100.0;
+    match held_out.holds() {
+        true => format!("Every prediction is within {most:.0} % of what was measured."),
+        false => format!("A prediction is more than {most:.0} % off: do not plan so far outside of the fit."),
+    }
+}
+
+fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
+    let question = &answer.question;
+    let range = |unit: Unit, estimate: Estimate| {
+        format!("{} ({} to {})", unit.show(estimate.value), unit.show(estimate.low), unit.show(estimate.high))
+    };
+    let count = |value: f64| Unit::Count.show(value);
+    let by = answer.nodes_by.iter().map(|(what, nodes)| format!("{} by {what}", count(*nodes)));
+    let memory = Estimate {
+        value: answer.user_per_node.value + answer.kernel_per_node.value + answer.under_way_per_node,
+        low: answer.user_per_node.low + answer.kernel_per_node.low + answer.under_way_per_node,
+        high: answer.user_per_node.high + answer.kernel_per_node.high + answer.under_way_per_node,
+    };
+    let bits = |bits: f64| format!("{} Gbit/s", Unit::Ratio.show(bits / 1e9).trim_end_matches(" ×"));
+    let rows: Vec<(&str, String, String)> = vec![
+        ("CPU", range(Unit::Count, answer.cpu), "cores' worth of work, all nodes".into()),
+        (
+            "cores",
+            count(answer.cores),
+            format!("to keep each at most {} busy", Unit::Share.show(question.utilisation)),
+        ),
+        (
+            "nodes",
+            format!("{} + {} spare", count(answer.nodes), count(question.spare)),
+            by.collect::<Vec<_>>().join(", "),
+        ),
+        (
+            "cores busy",
+            Unit::Share.show(answer.share),
+            format!("{} when the spare nodes are missing", Unit::Share.show(answer.share_without_spare)),
+        ),
+        (
+            "connections",
+            format!("{} per node", count(answer.connections_per_node)),
+            format!(
+                "{} per shard, {} shards per node",
+                count(answer.connections_per_shard),
+                count(answer.shards_per_node)
+            ),
+        ),
+        ("memory per node", range(Unit::Bytes, memory), "user space, kernel, and what is under way".into()),
+        ("  user space", range(Unit::Bytes, answer.user_per_node), "resident, windows full".into()),
+        (
+            "  kernel",
+            range(Unit::Bytes, answer.kernel_per_node),
+            "sockets: half of both ends on loopback".into(),
+        ),
+        (
+            "  under way",
+            Unit::Bytes.show(answer.under_way_per_node),
+            "one event in the socket buffer of everybody; slow readers hold more".into(),
+        ),
+        (
+            "network out",
+            bits(answer.bits_out),
+            format!("all nodes, {} packets/s, TCP/IP and Ethernet included", count(answer.packets_out)),
+        ),
+        (
+            "network in",
+            bits(answer.bits_in),
+            format!("acknowledgements and publishes, {} packets/s", count(answer.packets_in)),
+        ),
+        (
+            "deliveries",
+            Unit::PerSecond.show(answer.deliveries),
+            format!("and {} heartbeats/s, all nodes", count(answer.heartbeats)),
+        ),
+        (
+            "descriptors",
+            format!("ulimit -n {:.0}", answer.descriptors_per_node),
+            format!("per node; --connections-per-shard-max {:.0} or more", answer.connections_per_shard),
+        ),
+        (
+            "source addresses",
+            count(answer.addresses),
+            "for a proxy or load generator towards one node (28,232 ports each)".into(),
+        ),
+        (
+            "after a storm",
+            range(Unit::Seconds, answer.storm_seconds),
+            "until all are back at once, by CPU, events going on".into(),
+        ),
+    ];
+    rows.into_iter().map(|(what, value, how)| vec![what.to_owned(), value, how]).collect()
+}
+
+/// The question in a sentence.
+fn asked(answer: &Answer) -> String {
+    let question = &answer.question;
+    format!(
+        "{} {} subscribers on {} topics, {} events/s of {} bytes, {}/s come and go; nodes of {} cores, {} GiB, {} Gbit/s",
+        Unit::Count.show(question.subscribers),
+        question.protocol.label(),
+        Unit::Count.show(question.topics),
+        question.rate,
+        question.bytes,
+        question.churn,
+        question.node_cores,
+        question.node_memory,
+        question.node_network
+    )
+}
+
+/// Prints everything that there is.
+pub fn print(model: &Model, held_out: Option<&HeldOut>, answer: Option<&Answer>) {
+    say(&format!("model: {}\n", model.machine.line()));
+    if answer.is_none() {
+        table(1, &COST_HEAD, &cost_rows(model));
+        say("");
+        model_notes(model).iter().for_each(|note| say(note));
+    }
+    if let Some(held_out) = held_out {
+        say(&format!("\nheld out: {}\n", held_out_title(held_out)));
+        table(1, &HELD_OUT_HEAD, &held_out_rows(held_out));
+        say(&format!("\n{}", held_out_verdict(held_out)));
+        disturbed_note(disturbed(&held_out.measured)).iter().for_each(|note| say(note));
+    }
+    if let Some(answer) = answer {
+        say(&format!("{}\n", asked(answer)));
+        table(3, &ANSWER_HEAD, &answer_rows(answer));
+        say("");
+        answer.extrapolates.iter().for_each(|note| say(&format!("EXTRAPOLATED: {note}")));
+        checked_note(model).iter().for_each(|note| say(note));
+        say("In parentheses: 90 % intervals. A core is one of the model's machine.");
+    }
+}
+
+/// Everything as one HTML document.
+pub fn page(model: &Model, machine: &Machine, held_out: Option<&HeldOut>, answer: Option<&Answer>) -> String {
+    let about =
+        format!("What fanwave costs and how many servers are needed. Model: {}.", model.machine.line());
+    let mut page = Page::new("Capacity plan", &about, machine);
+    if let Some(answer) = answer {
+        for note in &answer.extrapolates {
+            page.notice(Notice::Warning, &format!("Extrapolated: {note}."));
+        }
+        page.section("How many servers");
+        page.text(&format!("{}.", asked(answer)));
+        page.tiles(&tiles(answer));
+        page.table("What is needed", 1, &ANSWER_HEAD, &answer_rows(answer));
+    }
+    if let Some(held_out) = held_out {
+        page.section("A point outside of the fit");
+        let kind = if held_out.holds() { Notice::Good } else { Notice::Warning };
+        page.notice(kind, &held_out_verdict(held_out));
+        page.table(&held_out_title(held_out), 1, &HELD_OUT_HEAD, &held_out_rows(held_out));
+    }
+    page.section("The cost model");
+    page.figure(
+        &lines(&delivery_plot(model)),
+        "CPU per delivery by how often a connection hears something; points are measured legs of 200 bytes or so.",
+    );
+    page.table("Costs", 1, &COST_HEAD, &cost_rows(model));
+    model_notes(model).iter().for_each(|note| page.text(note));
+    page.html()
+}
+
+fn tiles(answer: &Answer) -> [Tile; 4] {
+    let question = &answer.question;
+    [
+        Tile::new(
+            "Nodes",
+            Unit::Count.show(answer.nodes_in_all),
+            format!("{} of them spare", Unit::Count.show(question.spare)),
+        ),
+        Tile::new(
+            "Cores at work",
+            Unit::Count.show(answer.cpu.value),
+            format!("{} to {}", Unit::Count.show(answer.cpu.low), Unit::Count.show(answer.cpu.high)),
+        ),
+        Tile::new(
+            "Memory per node",
+            Unit::Bytes
+                .show(answer.user_per_node.value + answer.kernel_per_node.value + answer.under_way_per_node),
+            "user space and kernel",
+        ),
+        Tile::new("Network out", format!("{:.2} Gbit/s", answer.bits_out / 1e9), "all nodes"),
+    ]
+}
+
+/// Measured legs beside the model's line, per number of connections.
+fn delivery_plot(model: &Model) -> Lines {
+    const RATES: usize = 40;
+    let small = |row: &&CpuRow| row.kind == Kind::Load && row.payload_bytes < 500 && row.topics == 1;
+    let rows: Vec<&CpuRow> = model.measured.cpu.iter().filter(small).collect();
+    let mut lines = Vec::new();
+    for protocol in [Protocol::Ws, Protocol::Sse] {
+        let mut points: Vec<(f64, f64)> = rows
+            .iter()
+            .filter(|row| row.protocol == protocol)
+            .map(|row| (row.rate, row.cpu_ns as f64 / 1e3 / row.deliveries as f64))
+            .collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        lines.push(Line::dots(format!("{}, measured", protocol.label()), points));
+    }
+    let (low, high) = model.domain.rate;
+    let connections = model.domain.connections.1;
+    let curve = (0..=RATES).map(|step| {
+        let rate = low * (high / low).powf(step as f64 / RATES as f64);
+        let work = Work {
+            protocol: Protocol::Ws,
+            seconds: 1.0,
+            connections,
+            events: rate,
+            deliveries: rate * connections,
+            rate,
+            frame_bytes: model.frame_bytes(Protocol::Ws, 200.0),
+            handshakes: 0.0,
+            closes: 0.0,
+            heartbeats: 0.0,
+        };
+        (rate, model.cpu(&work).value * 1e6 / work.deliveries)
+    });
+    lines.push(Line::new(
+        format!("ws, model at {} connections", Unit::Count.show(connections)),
+        curve.collect(),
+    ));
+    Lines {
+        title: "CPU per delivery".into(),
+        about: "CPU microseconds per delivery over events per second, measured and as the model has it"
+            .into(),
+        x: Axis::log("events/s of a connection", Unit::Count),
+        y: Axis::linear("CPU per delivery", Unit::CpuMicroseconds),
+        lines,
+        limits: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::fixture;
+    use crate::plan::answer::answer;
+    use crate::plan::design::{Group, Load};
+    use crate::plan::experiments::Measured;
+    use crate::plan::model::tests::model;
+    use crate::plan::question::tests::asked;
+    use crate::report::Spread;
+
+    fn held_out(error: f64) -> HeldOut {
+        let compared = Compared {
+            what: "CPU, share of a core",
+            predicted: Estimate { value: 0.4, low: 0.35, high: 0.45 },
+            measured: Spread { median: 0.5, min: 0.4, max: 0.6 },
+            error,
+        };
+        let loads = vec![Load { rate: 6.0, bytes: 500 }];
+        let group =
+            Group { protocol: Protocol::Ws, connections: 16_000, topics: 1, heartbeat_ms: None, loads };
+        HeldOut { group, compared: vec![compared], measured: Measured::default() }
+    }
+
+    #[test]
+    fn a_page_holds_the_answer_the_held_out_point_and_the_model_and_is_well_formed() {
+        let mut model = model();
+        model.checked = Some(held_out(-0.2).checked());
+        let question = asked("--subscribers 1000000 --rate 2").expect("possible").expect("asked");
+        let answer = answer(&model, &question).expect("possible");
+        let page = page(&model, &fixture::machine(), Some(&held_out(-0.2)), Some(&answer));
+        fixture::check(&page);
+        for part in
+            ["How many servers", "ulimit -n", "Extrapolated", "-20.0 %", "A WebSocket", "off: do not plan"]
+        {
+            assert!(page.to_lowercase().contains(&part.to_lowercase()), "{part}");
+        }
+    }
+
+    #[test]
+    fn a_prediction_within_the_promise_is_said_to_hold_and_one_beyond_is_not() {
+        assert!(held_out_verdict(&held_out(0.15)).starts_with("Every prediction is within 15 %"));
+        assert!(held_out_verdict(&held_out(-0.151)).contains("more than 15 % off"));
+        assert_eq!(held_out_rows(&held_out(-0.2))[0][4], "-20.0 %");
+    }
+
+    #[test]
+    fn units_are_those_that_people_read() {
+        let model = model();
+        let question = asked("--subscribers 100000 --rate 10 --bytes 196").expect("possible").expect("asked");
+        let answer = answer(&model, &question).expect("possible");
+        let rows = answer_rows(&answer);
+        let value = |what: &str| rows.iter().find(|row| row[0] == what).map(|row| row[1].clone());
+        // 1,000,000 deliveries/s of 200 + 90 bytes.
+        assert_eq!(value("network out").as_deref(), Some("2.32 Gbit/s"));
+        assert_eq!(value("deliveries").as_deref(), Some("1,000,000/s"));
+    }
+
+    #[test]
+    fn doubtful_measurements_are_warned_of() {
+        assert_eq!(disturbed_note(0.1), None);
+        assert!(disturbed_note(0.5).expect("doubtful").contains("quiet machine"));
+    }
+}
