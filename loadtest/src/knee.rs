@@ -1,7 +1,7 @@
 //! `loadtest knee`: the highest rate that a server carries.
 //!
 //! The rate doubles from step to step, on an open loop, until a rate fails; then the gap between the highest rate that
-//! held and the lowest that failed is halved until it is within 5 %. A rate fails if two steps at it fail, so that one
+//! held and the lowest that failed is halved until it is within 5 % (`--within`). A rate fails if two steps at it fail, so that one
 //! disturbance of the machine is no knee. A step holds if p99 stays below the limit, if
 //! all that was published arrived soon after its end, and if the publisher kept its pace. A step that the generator
 //! could not drive says so: then the knee is the generator's, not the server's. A server that ends, or refuses or ends
@@ -27,9 +27,9 @@ use crate::server::{self, ServerChoice};
 use crate::unit::Unit;
 use crate::workload::{Behaviour, Pace, Workload};
 
-/// The search ends when the lowest rate that failed is at most this much above the highest that held.
-const WITHIN: f64 = 1.05;
-/// Steps at most: enough to double from 1 to a million, to bisect to 5 % and to repeat what fails.
+/// The finest search: below it no machine gives the same answer twice.
+const WITHIN_PERCENT_MIN: f64 = 1.0;
+/// Steps at most: enough to double from 1 to a million, to bisect to 1 % and to repeat what fails.
 const STEPS_MAX: usize = 40;
 /// A share of the step's time beyond which waiting for the last arrivals means that deliveries fell behind.
 const BEHIND_SHARE: f64 = 0.25;
@@ -67,6 +67,9 @@ pub struct KneeArgs {
     /// Seconds of each step
     #[arg(long, default_value_t = 3.0, allow_negative_numbers = true)]
     seconds: f64,
+    /// The search ends when the lowest rate that failed is at most so many percent above the highest that held
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0, allow_negative_numbers = true)]
+    within: f64,
     /// Subscribers in all
     #[arg(long)]
     connections: Option<usize>,
@@ -145,6 +148,9 @@ pub fn run(bench: &Bench, args: &KneeArgs) -> Result<()> {
     if !(args.p99_ms.is_finite() && args.p99_ms > 0.0) {
         bail!("--p99-ms {} is no limit; give milliseconds above 0", args.p99_ms);
     }
+    if !(args.within.is_finite() && args.within >= WITHIN_PERCENT_MIN) {
+        bail!("--within {} is not possible; give {WITHIN_PERCENT_MIN} percent or more", args.within);
+    }
     let overrides = Overrides {
         seconds: Some(args.seconds),
         connections: args.connections,
@@ -179,8 +185,9 @@ fn search(bench: &Bench, args: &KneeArgs, workload: &Workload) -> Result<Knee> {
         sender_cpu: bench.common.sender_cpu,
         receiver_cpu: bench.common.receiver_cpu,
         floor: false,
+        memory: false,
     };
-    let mut search = Search::from(args.from);
+    let mut search = Search::from(args.from, args.within);
     let mut steps = Vec::new();
     while let Some(per_second) = search.next() {
         if steps.len() == STEPS_MAX {
@@ -316,6 +323,8 @@ fn judge(outcome: &Outcome, p99_ms: f64) -> Option<(Limit, String)> {
 #[derive(Debug)]
 struct Search {
     first: f64,
+    /// The gap at which it ends, as a factor.
+    within: f64,
     /// Highest rate that held.
     held: Option<f64>,
     /// Lowest rate that failed; above `held`.
@@ -323,8 +332,8 @@ struct Search {
 }
 
 impl Search {
-    fn from(first: f64) -> Search {
-        Search { first, held: None, failed: None }
+    fn from(first: f64, within_percent: f64) -> Search {
+        Search { first, within: 1.0 + within_percent / 100.0, held: None, failed: None }
     }
 
     /// The next rate to try; none when the knee is known closely enough, or when the first rate fails.
@@ -333,7 +342,7 @@ impl Search {
             (None, None) => Some(self.first),
             (Some(held), None) => Some(held * 2.0),
             (None, Some(_)) => None,
-            (Some(held), Some(failed)) => (failed > held * WITHIN).then(|| (held + failed) / 2.0),
+            (Some(held), Some(failed)) => (failed > held * self.within).then(|| (held + failed) / 2.0),
         }
     }
 
@@ -452,7 +461,11 @@ mod tests {
 
     /// Searches for a known capacity; gives the rates tried and the end.
     fn find(first: f64, capacity: f64) -> (Vec<f64>, Search) {
-        let mut search = Search::from(first);
+        find_within(5.0, first, capacity)
+    }
+
+    fn find_within(percent: f64, first: f64, capacity: f64) -> (Vec<f64>, Search) {
+        let mut search = Search::from(first, percent);
         let mut tried = Vec::new();
         while let Some(rate) = search.next() {
             assert!(tried.len() < STEPS_MAX, "{tried:?}");
@@ -468,6 +481,13 @@ mod tests {
         assert_eq!(tried[..7], [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0]);
         let (held, failed) = (search.held.expect("held"), search.failed.expect("failed"));
         assert!(held <= 333.0 && 333.0 < failed && failed <= held * 1.05, "{held} {failed}");
+    }
+
+    #[test]
+    fn a_coarser_search_ends_sooner() {
+        let (tried, search) = find_within(25.0, 50.0, 70.0);
+        assert_eq!(tried, [50.0, 100.0, 75.0, 62.5]);
+        assert_eq!((search.held, search.failed), (Some(62.5), Some(75.0)));
     }
 
     #[test]

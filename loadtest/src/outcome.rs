@@ -96,7 +96,7 @@ pub struct Cost {
     /// At its highest.
     pub rss_max: u64,
     /// Resident user-space memory of each connection after the first few (of each kind of subscribers a quarter, at
-    /// most 500), so that what the server needs for any number is not in it; absent if there was none.
+    /// most 500), so that what the server needs for any number is not in it; absent if there was none, or if it was not looked at.
     pub rss_per_further_connection: Option<f64>,
     /// Kernel memory of both ends (slab and socket buffers of the machine) of each of these.
     pub kernel_per_further_connection: Option<f64>,

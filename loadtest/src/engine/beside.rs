@@ -144,7 +144,8 @@ mod tests {
     use super::*;
     use crate::scenario::{Overrides, load};
 
-    const OPTIONS: EngineOptions = EngineOptions { sender_cpu: 0, receiver_cpu: 1, floor: true };
+    const OPTIONS: EngineOptions =
+        EngineOptions { sender_cpu: 0, receiver_cpu: 1, floor: true, memory: true };
 
     fn built_in(name: &str) -> Workload {
         load(name, &Overrides::default()).expect("built in")

@@ -61,6 +61,8 @@ pub struct EngineOptions {
     pub receiver_cpu: usize,
     /// Measure the floor before and after.
     pub floor: bool,
+    /// Find out what each connection costs in memory, which takes a second more to connect.
+    pub memory: bool,
 }
 
 /// Everything that moves during a run.
@@ -82,8 +84,10 @@ struct Held {
 struct Opening {
     /// The server's memory while nobody was connected.
     empty: Option<u64>,
-    few: Held,
-    all: Held,
+    /// Its memory with all connected.
+    full: Option<u64>,
+    /// With a few connected and with all, if it is to be known what one more costs.
+    few_and_all: Option<(Held, Held)>,
     /// Seconds of connecting.
     seconds: f64,
     /// From the connect to the response head, in nanoseconds.
@@ -104,7 +108,7 @@ pub fn measure(running: &mut Running, workload: &Workload, options: &EngineOptio
 fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) -> Result<Outcome> {
     let apart = interrupts_are_apart()?;
     let cpu = Some(options.receiver_cpu);
-    let (crowds, opening) = connect(running, workload, cpu)?;
+    let (crowds, opening) = connect(running, workload, options)?;
     let mut beside = Beside::new(workload, options, apart);
     let source = Source::start(&running.target, workload, cpu)?;
     let mut stage = Stage { running, crowds, source };
@@ -141,19 +145,24 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
 }
 
 /// Connects everybody, with memory before, with a few connected and after.
-fn connect(running: &Running, workload: &Workload, cpu: Option<usize>) -> Result<(Crowds, Opening)> {
-    let empty = running.memory()?.map(|memory| memory.rss_own);
+fn connect(running: &Running, workload: &Workload, options: &EngineOptions) -> Result<(Crowds, Opening)> {
+    let server = || Ok::<_, anyhow::Error>(running.memory()?.map(|memory| memory.rss_own));
+    let empty = server()?;
     let start = Instant::now();
-    let mut crowds = Crowds::vanguard(&running.target, workload, cpu)?;
+    let mut crowds = Crowds::vanguard(&running.target, workload, Some(options.receiver_cpu))?;
     let mut took = start.elapsed();
-    let few = Held::now(running, crowds.opened())?;
+    let few = options.memory.then(|| Held::now(running, crowds.opened())).transpose()?;
     let start = Instant::now();
     let times = crowds.open_rest(&workload.name)?;
     took += start.elapsed();
     let mut handshakes = latency_histogram();
     record(&mut handshakes, &times);
-    let all = Held::now(running, crowds.opened())?;
-    Ok((crowds, Opening { empty, few, all, seconds: took.as_secs_f64(), handshakes }))
+    let few_and_all = match few {
+        Some(few) => Some((few, Held::now(running, crowds.opened())?)),
+        None => None,
+    };
+    let full = server()?;
+    Ok((crowds, Opening { empty, full, few_and_all, seconds: took.as_secs_f64(), handshakes }))
 }
 
 /// What course and audit tell; the rest is filled in by the caller.
@@ -363,9 +372,8 @@ impl Course {
     /// What the server cost. What it used while nothing was published is not charged to deliveries.
     fn cost(&self, quiet: Option<Quiet>, opening: &Opening) -> Option<Cost> {
         let (cpu_ns, _) = self.server_cpu()?;
-        let Opening { empty, few, all, .. } = opening;
-        let (rss_empty, rss_connected) = ((*empty)?, all.server?);
-        let further = all.each_since(few);
+        let (rss_empty, rss_connected) = (opening.empty?, opening.full?);
+        let further = opening.few_and_all.and_then(|(few, all)| all.each_since(&few));
         let quiet = quiet.unwrap_or(Quiet { cpu_ns: 0, deliveries: 0 });
         let deliveries = self.sums.deliveries - quiet.deliveries;
         Some(Cost {
