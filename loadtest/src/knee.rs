@@ -1,21 +1,22 @@
 //! `loadtest knee`: the highest rate that a server carries.
 //!
 //! The rate doubles from step to step, on an open loop, until a rate fails; then the gap between the highest rate that
-//! held and the lowest that failed is halved until it is within 5 %. A rate fails if two steps at it fail, so that one
+//! held and the lowest that failed is halved until it is within 5 % (`--within`). A rate fails if two steps at it fail, so that one
 //! disturbance of the machine is no knee. A step holds if p99 stays below the limit, if
 //! all that was published arrived soon after its end, and if the publisher kept its pace. A step that the generator
-//! could not drive says so: then the knee is the generator's, not the server's.
+//! could not drive says so: then the knee is the generator's, not the server's. A server that ends, or refuses or ends
+//! connections, above a rate that held has found its limit; any other error ends the search without a knee.
 //!
 //! The search itself ([`Search`]) takes verdicts and gives rates; it knows no server and no clock.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use crate::engine::verdict::{condemned, generator_full, publisher_short};
+use crate::engine::verdict::{condemned, generator_full, others_warning, publisher_short};
 use crate::engine::{EngineOptions, measure};
 use crate::framing::Protocol;
-use crate::outcome::{Interval, Outcome};
+use crate::outcome::Outcome;
 use crate::page::svg::{Axis, Line, Lines, lines};
 use crate::page::{Notice, Page};
 use crate::prove::Bench;
@@ -26,9 +27,9 @@ use crate::server::{self, ServerChoice};
 use crate::unit::Unit;
 use crate::workload::{Behaviour, Pace, Workload};
 
-/// The search ends when the lowest rate that failed is at most this much above the highest that held.
-const WITHIN: f64 = 1.05;
-/// Steps at most: enough to double from 1 to a million, to bisect to 5 % and to repeat what fails.
+/// The finest search: below it no machine gives the same answer twice.
+const WITHIN_PERCENT_MIN: f64 = 1.0;
+/// Steps at most: enough to double from 1 to a million, to bisect to 1 % and to repeat what fails.
 const STEPS_MAX: usize = 40;
 /// A share of the step's time beyond which waiting for the last arrivals means that deliveries fell behind.
 const BEHIND_SHARE: f64 = 0.25;
@@ -38,6 +39,16 @@ const BEHIND_SECONDS_MIN: f64 = 0.7;
 const WARM_UP_SECONDS_MAX: f64 = 0.5;
 /// A publisher whose lateness is more than this share of the latencies is their cause.
 const LATE_SHARE: f64 = 0.5;
+/// What an error says if the server is its cause. Receivers and publishers are processes, whose errors come as text.
+const SERVER_CAUSES: [&str; 7] = [
+    "the connection broke",
+    "the server ended",
+    "the server refused",
+    "the server closed",
+    "the server broke",
+    "closed within the handshake",
+    "is the server running?",
+];
 /// Above this share of its one CPU the server is busy with nothing else.
 const SERVER_SHARE_FULL: f64 = 0.9;
 
@@ -56,6 +67,9 @@ pub struct KneeArgs {
     /// Seconds of each step
     #[arg(long, default_value_t = 3.0, allow_negative_numbers = true)]
     seconds: f64,
+    /// The search ends when the lowest rate that failed is at most so many percent above the highest that held
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0, allow_negative_numbers = true)]
+    within: f64,
     /// Subscribers in all
     #[arg(long)]
     connections: Option<usize>,
@@ -108,6 +122,8 @@ struct Step {
     broke: Option<Limit>,
     /// In words; empty if the step held.
     why: String,
+    /// What makes it doubtful that the server broke by itself; empty if the step held.
+    doubts: Vec<String>,
     /// Absent if the step ended with an error.
     outcome: Option<Outcome>,
 }
@@ -122,6 +138,8 @@ struct Knee {
     failed: Option<f64>,
     /// What broke there.
     limit: Option<Limit>,
+    /// What makes the knee doubtful; empty is good.
+    warnings: Vec<String>,
     steps: Vec<Step>,
 }
 
@@ -129,6 +147,9 @@ struct Knee {
 pub fn run(bench: &Bench, args: &KneeArgs) -> Result<()> {
     if !(args.p99_ms.is_finite() && args.p99_ms > 0.0) {
         bail!("--p99-ms {} is no limit; give milliseconds above 0", args.p99_ms);
+    }
+    if !(args.within.is_finite() && args.within >= WITHIN_PERCENT_MIN) {
+        bail!("--within {} is not possible; give {WITHIN_PERCENT_MIN} percent or more", args.within);
     }
     let overrides = Overrides {
         seconds: Some(args.seconds),
@@ -164,8 +185,9 @@ fn search(bench: &Bench, args: &KneeArgs, workload: &Workload) -> Result<Knee> {
         sender_cpu: bench.common.sender_cpu,
         receiver_cpu: bench.common.receiver_cpu,
         floor: false,
+        memory: false,
     };
-    let mut search = Search::from(args.from);
+    let mut search = Search::from(args.from, args.within);
     let mut steps = Vec::new();
     while let Some(per_second) = search.next() {
         if steps.len() == STEPS_MAX {
@@ -177,11 +199,7 @@ fn search(bench: &Bench, args: &KneeArgs, workload: &Workload) -> Result<Knee> {
             server::start(&args.server, Some(bench.common.sender_cpu), shards_for(&workload), &[])?;
         let step = match measure(&mut running, &workload, &options) {
             Ok(outcome) => Step::of(per_second, outcome, args.p99_ms),
-            // A server that carries nothing at all is a failure of the run, not a knee.
-            Err(error) if search.held.is_none() => return Err(error),
-            Err(error) => {
-                Step { per_second, broke: Some(Limit::Server), why: format!("{error:#}"), outcome: None }
-            }
+            Err(error) => Step::ended(per_second, search.held, &running.target.name, error)?,
         };
         if step.broke.is_none() {
             running.stop()?;
@@ -195,18 +213,76 @@ fn search(bench: &Bench, args: &KneeArgs, workload: &Workload) -> Result<Knee> {
         steps.push(step);
     }
     let failed = search.failed;
-    let limit = failed.and_then(|rate| steps.iter().rfind(|step| step.per_second == rate)?.broke);
-    Ok(Knee { p99_ms: args.p99_ms, held: search.held, failed, limit, steps })
+    let broken = failed.and_then(|rate| steps.iter().rfind(|step| step.per_second == rate));
+    let limit = broken.and_then(|step| step.broke);
+    let warnings = broken.map_or_else(Vec::new, |step| step.doubts.clone());
+    Ok(Knee { p99_ms: args.p99_ms, held: search.held, failed, limit, warnings, steps })
 }
 
 impl Step {
     fn of(per_second: f64, outcome: Outcome, p99_ms: f64) -> Step {
-        let (broke, why) = match judge(&outcome, p99_ms) {
-            Some((limit, why)) => (Some(limit), why),
-            None => (None, String::new()),
-        };
-        Step { per_second, broke, why, outcome: Some(outcome) }
+        match judge(&outcome, p99_ms) {
+            Some((limit, why)) => {
+                let doubts = doubts(&outcome, limit);
+                Step { per_second, broke: Some(limit), why, doubts, outcome: Some(outcome) }
+            }
+            None => Step {
+                per_second,
+                broke: None,
+                why: String::new(),
+                doubts: Vec::new(),
+                outcome: Some(outcome),
+            },
+        }
     }
+
+    /// A step that ended with an error: the server's limit if the server caused it and has carried a lower rate, and
+    /// otherwise no step but a failure of the run.
+    fn ended(per_second: f64, held: Option<f64>, server: &str, error: Error) -> Result<Step> {
+        let said = format!("{error:#}");
+        let caused = SERVER_CAUSES.iter().any(|cause| said.contains(cause))
+            // This is how a server's end is told.
+            || said.contains(&format!("{server} ended ("));
+        match held {
+            None => Err(error),
+            Some(held) if !caused => Err(error).with_context(|| {
+                format!(
+                    "no knee: {held:.0} events/s held, and at {per_second:.0} the measurement itself failed"
+                )
+            }),
+            Some(_) => Ok(Step {
+                per_second,
+                broke: Some(Limit::Server),
+                why: said,
+                doubts: Vec::new(),
+                outcome: None,
+            }),
+        }
+    }
+}
+
+/// What else may have broken a step that `limit` is said to have broken.
+fn doubts(outcome: &Outcome, limit: Limit) -> Vec<String> {
+    let mut doubts = Vec::new();
+    if matches!(limit, Limit::Generator | Limit::Publisher) {
+        doubts.push(
+            "the generator, not the server, set this knee: the server's own is higher or not known"
+                .to_owned(),
+        );
+    } else if generator_full(outcome) {
+        doubts.push(
+            "the generator's CPU was full too where the server broke: the server's own knee may be higher"
+                .to_owned(),
+        );
+    }
+    doubts.extend(others_warning(outcome).map(|warning| format!("where the server broke, {warning}")));
+    doubts
+}
+
+/// True if the server's one CPU was busy with nothing else most of the time.
+fn server_full(outcome: &Outcome) -> bool {
+    let full = outcome.series.iter().filter(|interval| interval.server_share > SERVER_SHARE_FULL);
+    full.count() > outcome.series.len() / 2
 }
 
 /// What broke in a step, if anything did. Of several causes the generator's come first: it is then not known what the
@@ -222,11 +298,11 @@ fn judge(outcome: &Outcome, p99_ms: f64) -> Option<(Limit, String)> {
     }
     // Latencies count from the time when an event was due, so lateness is a part of them.
     let late = short || (p99 > p99_ms && lateness > p99 * LATE_SHARE);
-    let full = |interval: &&Interval| interval.server_share > SERVER_SHARE_FULL;
-    let server_full = outcome.series.iter().filter(full).count() > outcome.series.len() / 2;
+    let server_full = server_full(outcome);
     let generator = &outcome.generator;
     Some(if generator_full(outcome) && !server_full {
-        let share = (generator.receivers_share + generator.publisher_share) * 100.0;
+        let own = generator.receivers_share + generator.publisher_share + generator.coordinator_share;
+        let share = own.max(generator.cpu_share) * 100.0;
         (Limit::Generator, format!("the generator's CPU was full ({share:.0} %)"))
     } else if outcome.refused > 0 {
         (Limit::Server, format!("the server refused {} events", grouped(outcome.refused)))
@@ -247,6 +323,8 @@ fn judge(outcome: &Outcome, p99_ms: f64) -> Option<(Limit, String)> {
 #[derive(Debug)]
 struct Search {
     first: f64,
+    /// The gap at which it ends, as a factor.
+    within: f64,
     /// Highest rate that held.
     held: Option<f64>,
     /// Lowest rate that failed; above `held`.
@@ -254,8 +332,8 @@ struct Search {
 }
 
 impl Search {
-    fn from(first: f64) -> Search {
-        Search { first, held: None, failed: None }
+    fn from(first: f64, within_percent: f64) -> Search {
+        Search { first, within: 1.0 + within_percent / 100.0, held: None, failed: None }
     }
 
     /// The next rate to try; none when the knee is known closely enough, or when the first rate fails.
@@ -264,7 +342,7 @@ impl Search {
             (None, None) => Some(self.first),
             (Some(held), None) => Some(held * 2.0),
             (None, Some(_)) => None,
-            (Some(held), Some(failed)) => (failed > held * WITHIN).then(|| (held + failed) / 2.0),
+            (Some(held), Some(failed)) => (failed > held * self.within).then(|| (held + failed) / 2.0),
         }
     }
 
@@ -334,10 +412,8 @@ fn show(bench: &Bench, args: &KneeArgs, workload: &Workload, knee: &Knee) {
     say(&format!("{}: {}; steps of {} s\n", workload.name, workload.about, args.seconds));
     table(1, &HEAD, &knee.rows());
     say(&format!("\n{}", knee.sentence(workload)));
-    if matches!(knee.limit, Some(Limit::Generator | Limit::Publisher)) {
-        say(
-            "WARNING: the generator, not the server, set this knee: the server's own is higher or not known.",
-        );
+    for warning in &knee.warnings {
+        say(&format!("WARNING: {warning}"));
     }
 }
 
@@ -349,6 +425,7 @@ fn page(bench: &Bench, args: &KneeArgs, workload: &Workload, knee: &Knee) -> Str
         _ => Notice::Bad,
     };
     page.notice(kind, &knee.sentence(workload));
+    page.warnings(&knee.warnings);
     let mut measured: Vec<&Outcome> = knee.steps.iter().filter_map(|step| step.outcome.as_ref()).collect();
     let rate = |outcome: &Outcome| match outcome.workload.publish {
         Pace::Rate { per_second } => per_second,
@@ -384,7 +461,11 @@ mod tests {
 
     /// Searches for a known capacity; gives the rates tried and the end.
     fn find(first: f64, capacity: f64) -> (Vec<f64>, Search) {
-        let mut search = Search::from(first);
+        find_within(5.0, first, capacity)
+    }
+
+    fn find_within(percent: f64, first: f64, capacity: f64) -> (Vec<f64>, Search) {
+        let mut search = Search::from(first, percent);
         let mut tried = Vec::new();
         while let Some(rate) = search.next() {
             assert!(tried.len() < STEPS_MAX, "{tried:?}");
@@ -400,6 +481,13 @@ mod tests {
         assert_eq!(tried[..7], [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0]);
         let (held, failed) = (search.held.expect("held"), search.failed.expect("failed"));
         assert!(held <= 333.0 && 333.0 < failed && failed <= held * 1.05, "{held} {failed}");
+    }
+
+    #[test]
+    fn a_coarser_search_ends_sooner() {
+        let (tried, search) = find_within(25.0, 50.0, 70.0);
+        assert_eq!(tried, [50.0, 100.0, 75.0, 62.5]);
+        assert_eq!((search.held, search.failed), (Some(62.5), Some(75.0)));
     }
 
     #[test]
@@ -422,7 +510,7 @@ mod tests {
         assert!(judge(&good, 1_000.0).is_none());
         let late = Latency { quantiles: vec![(0.99, 800_000_000)], ..Latency::default() };
         let lost = Findings { events: 9, lost: 1, ..Findings::default() };
-        let busy = |share: f64| Generator { receivers: 1, receivers_share: share, publisher_share: 0.0 };
+        let busy = |share: f64| Generator { receivers: 1, receivers_share: share, ..Generator::default() };
         let mut full = outcome("fanwave");
         full.series.iter_mut().for_each(|interval| interval.server_share = 0.99);
         full.lateness = late.clone();
@@ -441,5 +529,41 @@ mod tests {
         }
         let fast = Outcome { generator: busy(0.97), ..good };
         assert!(judge(&fast, 1_000.0).is_none(), "a busy generator breaks nothing by itself");
+    }
+
+    #[test]
+    fn a_knee_that_something_else_may_have_set_is_doubted() {
+        let good = outcome("fanwave");
+        let generator = Generator { cpu_share: 0.97, ..Generator::default() };
+        let both = Outcome { generator, ..good.clone() };
+        let disturbed = Outcome { others_share: 0.3, ..good.clone() };
+        assert!(doubts(&good, Limit::Latency).is_empty());
+        for (outcome, limit, word) in [
+            (&good, Limit::Publisher, "the generator, not the server"),
+            (&both, Limit::Generator, "the generator, not the server"),
+            (&both, Limit::Server, "full too"),
+            (&disturbed, Limit::Latency, "other programs used 30 %"),
+        ] {
+            let said = doubts(outcome, limit);
+            assert!(said.len() == 1 && said[0].contains(word), "{word}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn only_an_error_of_the_server_is_its_limit() {
+        let ended = |held, cause: &'static str| Step::ended(80.0, held, "fanwave", Error::msg(cause));
+        for cause in [
+            "receiver 0: connection 3: the server ended the stream after 99 bytes",
+            "the publisher: the server refused a publish: 503",
+            "fanwave ended (exit code 1): out of memory",
+        ] {
+            assert_eq!(ended(Some(40.0), cause).expect("its limit").broke, Some(Limit::Server), "{cause}");
+            assert!(ended(None, cause).is_err(), "a server that carries nothing has no knee");
+        }
+        for cause in ["receiver 0 ended (signal 9)", "no free port at source address 127.0.0.2"] {
+            let error = ended(Some(40.0), cause).expect_err("not the server's");
+            let said = format!("{error:#}");
+            assert!(said.contains("40 events/s held") && said.contains(cause), "{said}");
+        }
     }
 }

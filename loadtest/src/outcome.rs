@@ -40,10 +40,12 @@ pub struct Outcome {
     pub handshakes: Handshakes,
     /// What the server cost; absent where its processes are not known.
     pub cost: Option<Cost>,
-    /// What the kernel alone charges for the same deliveries.
+    /// What the kernel alone charges for bare sends of the same frames at the same pace; absent if it was not measured.
     pub floor: Option<FloorCost>,
     /// What the generator cost.
     pub generator: Generator,
+    /// Share of one CPU that other programs used on the server's CPUs.
+    pub others_share: f64,
     /// What makes the figures doubtful; empty is good.
     pub warnings: Vec<String>,
     /// The course of the run.
@@ -74,8 +76,10 @@ pub struct Handshakes {
     pub again: u64,
     /// Connections that the server closed within the measurement (too slow, for example).
     pub closed_by_server: u64,
-    /// From the connect to the response head.
+    /// From the connect to the response head, of those before the measurement.
     pub latency: Latency,
+    /// The same of those within it.
+    pub again_latency: Latency,
 }
 
 /// What the server cost.
@@ -91,10 +95,11 @@ pub struct Cost {
     pub rss_connected: u64,
     /// At its highest.
     pub rss_max: u64,
-    /// Resident user-space memory per connection: (connected - empty) / connections.
-    pub rss_per_connection: f64,
-    /// Kernel memory of both ends per connection (slab and socket buffers of the machine), connected - empty.
-    pub kernel_per_connection: f64,
+    /// Resident user-space memory of each connection after the first few (of each kind of subscribers a quarter, at
+    /// most 500), so that what the server needs for any number is not in it; absent if there was none, or if it was not looked at.
+    pub rss_per_further_connection: Option<f64>,
+    /// Kernel memory of both ends (slab and socket buffers of the machine) of each of these.
+    pub kernel_per_further_connection: Option<f64>,
 }
 
 /// The floor beside the run.
@@ -102,10 +107,16 @@ pub struct Cost {
 pub struct FloorCost {
     /// Connections of the floor; fewer than the run's where one process cannot hold as many.
     pub connections: usize,
-    /// CPU microseconds per delivery of one bare `send(2)` per event and socket.
+    /// Frames in one bare `send(2)` on each socket.
+    pub frames: u64,
+    /// Seconds from one such send to the next; 0 if they came back to back.
+    pub every_seconds: f64,
+    /// CPU microseconds per delivery.
     pub us_per_delivery: f64,
-    /// Server / floor.
+    /// Server / floor; absent where it would say nothing.
     pub ratio: Option<f64>,
+    /// Why not, if a comparison is not possible.
+    pub why_no_ratio: Option<String>,
 }
 
 /// The generator's own cost, as shares of one CPU within the measurement.
@@ -115,8 +126,14 @@ pub struct Generator {
     pub receivers: usize,
     /// Share of one CPU that they used together.
     pub receivers_share: f64,
+    /// CPU microseconds of the receivers per delivery; absent if nothing was delivered.
+    pub receivers_us_per_delivery: Option<f64>,
     /// Share of one CPU that the publisher used.
     pub publisher_share: f64,
+    /// Share of one CPU that the process used which directs both; 0 where it is the publisher itself.
+    pub coordinator_share: f64,
+    /// Share of the receivers' CPU that was busy, other programs included.
+    pub cpu_share: f64,
 }
 
 /// A slice of the run.
@@ -142,6 +159,8 @@ pub struct Interval {
     pub max_ns: u64,
     /// Share of one CPU that the server used.
     pub server_share: f64,
+    /// Share of the receivers' CPU that was busy, whoever used it.
+    pub generator_share: f64,
     /// Its resident user-space memory at the end.
     pub server_rss: u64,
     /// Kernel memory (slab and socket buffers) of the machine at the end.

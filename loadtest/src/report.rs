@@ -156,20 +156,31 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<(String, String)> {
     row(
         "generator",
         format!(
-            "{} used {} of one CPU, the publisher {}",
+            "{} used {} of one CPU{}, the publisher {}, the coordinator {}; their CPU was busy for {}",
             counted(generator.receivers as u64, "receiver"),
             Unit::Share.show(generator.receivers_share),
-            Unit::Share.show(generator.publisher_share)
+            generator
+                .receivers_us_per_delivery
+                .map_or_else(String::new, |us| format!(" ({} per delivery)", Unit::CpuMicroseconds.show(us))),
+            Unit::Share.show(generator.publisher_share),
+            Unit::Share.show(generator.coordinator_share),
+            Unit::Share.show(generator.cpu_share)
         ),
     );
     rows
 }
 
 fn memory_line(cost: &Cost) -> String {
+    let further = match (cost.rss_per_further_connection, cost.kernel_per_further_connection) {
+        (Some(user), Some(kernel)) => format!(
+            "each further connection {} in user space, {} in the kernel (both ends); ",
+            Unit::Bytes.show(user),
+            Unit::Bytes.show(kernel)
+        ),
+        _ => String::new(),
+    };
     format!(
-        "per connection {} in user space, {} in the kernel (both ends); the server's {} empty, {} connected, {} at most",
-        Unit::Bytes.show(cost.rss_per_connection),
-        Unit::Bytes.show(cost.kernel_per_connection),
+        "{further}the server's {} empty, {} connected, {} at most",
         Unit::Bytes.show(cost.rss_empty as f64),
         Unit::Bytes.show(cost.rss_connected as f64),
         Unit::Bytes.show(cost.rss_max as f64)
@@ -183,11 +194,23 @@ fn cpu_line(cost: &Cost, floor: Option<&FloorCost>, seconds: f64) -> String {
     }
     if let Some(floor) = floor {
         let ratio = floor.ratio.map_or_else(String::new, |ratio| format!(" = {}", Unit::Ratio.show(ratio)));
+        let frames = match floor.frames {
+            1 => "one frame".to_owned(),
+            more => format!("{} frames at once", grouped(more)),
+        };
+        let pace = match floor.every_seconds {
+            0.0 => "back to back".to_owned(),
+            every => format!("every {}", Unit::Seconds.show(every)),
+        };
+        let link = if floor.ratio.is_some() { "" } else { ";" };
         text.push_str(&format!(
-            "{ratio} the floor of {} at {} connections",
+            "{link}{ratio} the floor of {} (bare sends on {} connections, {frames} on each {pace})",
             Unit::CpuMicroseconds.show(floor.us_per_delivery),
             grouped(floor.connections as u64)
         ));
+        if let Some(why) = &floor.why_no_ratio {
+            text.push_str(&format!("; no ratio to it: {why}"));
+        }
     }
     text
 }
@@ -239,7 +262,8 @@ pub fn latency_rows(outcome: &Outcome) -> ([&'static str; 9], Vec<Vec<String>>) 
         ("publish → each", Some(&outcome.each)),
         ("publish → last", outcome.last.as_ref()),
         ("late by (publisher)", Some(&outcome.lateness)),
-        ("handshake", Some(&outcome.handshakes.latency)),
+        ("handshake, before", Some(&outcome.handshakes.latency)),
+        ("handshake, within", Some(&outcome.handshakes.again_latency)),
     ];
     let rows = all.into_iter().filter_map(|(what, latency)| latency_row(what, latency?)).collect();
     (head, rows)
@@ -347,16 +371,26 @@ mod tests {
             "subscribers 10,000 sse",
             "3,000 events of 200 bytes on 1 topic in 30.0 s (100/s); 0 refused",
             "30,000,000 deliveries checked: 0 lost, 0 duplicated, 0 out of order",
-            "2.81 µs per delivery = 0.930 × the floor of 3.02 µs at 10,000 connections",
-            "per connection 412 B in user space, 9.61 KiB in the kernel",
-            "1 receiver used 61 % of one CPU, the publisher 1 %",
+            "2.81 µs per delivery = 0.930 × the floor of 3.02 µs (bare sends on 10,000 connections, one frame on each \
+             every 10 ms)",
+            "each further connection 412 B in user space, 9.61 KiB in the kernel",
+            "1 receiver used 61 % of one CPU (0.610 µs per delivery), the publisher 1 %, the coordinator 0.500 %; their CPU was busy for 63 %",
         ] {
             assert!(flat(&text).contains(part), "{part} in\n{text}");
         }
-        for row in ["publish → each", "publish → last", "late by (publisher)", "handshake"] {
+        for row in ["publish → each", "publish → last", "late by (publisher)", "handshake, before"] {
             assert!(text.contains(row), "{row} in\n{text}");
         }
-        assert!(!text.contains("WARNING"));
+        assert!(!text.contains("WARNING") && !text.contains("handshake, within"));
+        let mut storm = outcome("fanwave");
+        storm.handshakes.again_latency = storm.each.clone();
+        let text = self::text(&storm);
+        let figures = |head: &str| {
+            let row = text.lines().find_map(|line| line.strip_prefix(head)).expect("a row of its own");
+            row.trim_start().to_owned()
+        };
+        assert_eq!(figures("handshake, within"), figures("publish → each"));
+        assert_ne!(figures("handshake, within"), figures("handshake, before"));
     }
 
     #[test]

@@ -89,6 +89,7 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
         sender_cpu: bench.common.sender_cpu,
         receiver_cpu: bench.common.receiver_cpu,
         floor: !args.no_floor,
+        memory: true,
     };
     let mut outcomes = Vec::new();
     for workload in &workloads {

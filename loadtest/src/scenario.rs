@@ -69,7 +69,7 @@ const FILES_SPARE: u64 = 10_000;
 /// Flags that change a scenario.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Overrides {
-    /// Seconds of measurement, in place of the scenario's
+    /// Seconds of measurement, in place of the scenario's; the warm-up is not longer then
     #[arg(long, allow_negative_numbers = true)]
     pub seconds: Option<f64>,
     /// Subscribers in all: scales every crowd of the scenario, and its topics if it has fewer subscribers then
@@ -179,6 +179,8 @@ impl Overrides {
                 }
             }
             workload.seconds = seconds;
+            // Who wants a short run has no use for a longer beginning.
+            workload.warm_up_seconds = workload.warm_up_seconds.min(seconds);
         }
         if let Some(connections) = self.connections {
             scale(workload, connections)?;
@@ -529,6 +531,10 @@ mod tests {
         assert_eq!(crowds, [5, 5, 40]);
         assert_eq!(workload.subscribers[1].behaviour, Behaviour::Storm { at_seconds: 2.0, share: 1.0 });
         assert_eq!(workload.subscribers[2].behaviour, Behaviour::Churn { per_second: 2.0 });
+        assert_eq!(workload.warm_up_seconds, 1.0);
+        let short = Overrides { seconds: Some(0.4), ..Overrides::default() };
+        short.apply(&mut workload).expect("possible");
+        assert_eq!((workload.seconds, workload.warm_up_seconds), (0.4, 0.4));
         let few = Overrides { connections: Some(2), ..Overrides::default() };
         assert!(few.apply(&mut workload).expect_err("3 crowds").to_string().contains("--connections 2"));
         workload.publish = Pace::Idle {};

@@ -167,6 +167,12 @@ impl CpuTimes {
     }
 }
 
+/// Nanoseconds since the machine started in which a CPU was not idle, whoever used it, in whole ticks.
+pub fn cpu_busy_ns(cpu: usize) -> Result<u64> {
+    let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+    Ok(CpuTimes::read(&stat, cpu)?.busy_ns)
+}
+
 fn find_process(name: &str) -> Option<u32> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;

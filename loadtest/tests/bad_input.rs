@@ -6,7 +6,7 @@
 
 use std::process::{Command, Output};
 
-use toy::{answer, answer_all_with, at, loadtest, scratch, small_scenario};
+use toy::{answer, answer_all_with, at, loadtest_among_others, scratch, small_scenario};
 
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod toy;
@@ -24,7 +24,7 @@ fn refusal(output: &Output) -> String {
 fn against(address: std::net::SocketAddr) -> String {
     let file = small_scenario(&format!("bad-{}", address.port()), 3, 10.0);
     let [sse, events, to, publish] = &at(address);
-    refusal(&loadtest(&["run", &file, "--no-floor", sse, events, to, publish]))
+    refusal(&loadtest_among_others(&["run", &file, "--no-floor", sse, events, to, publish]))
 }
 
 fn scenario(text: &str) -> String {
@@ -32,7 +32,7 @@ fn scenario(text: &str) -> String {
     let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let file = scratch(&format!("bad-{number}.toml"));
     std::fs::write(&file, text).expect("a file");
-    let output = loadtest(&["run", &file]);
+    let output = loadtest_among_others(&["run", &file]);
     let said = refusal(&output);
     // Nothing was started, so nothing but the refusal was said.
     assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{said}");
@@ -74,7 +74,7 @@ fn a_server_that_answers_garbage_is_told() {
 
 #[test]
 fn a_server_program_that_is_absent_is_named() {
-    let said = refusal(&loadtest(&["run", "ticker", "--server", "/absent/fanwave"]));
+    let said = refusal(&loadtest_among_others(&["run", "ticker", "--server", "/absent/fanwave"]));
     assert!(said.contains("/absent/fanwave"), "{said}");
 }
 
@@ -99,17 +99,19 @@ fn impossible_numbers_are_told_by_key_before_anything_starts() {
         let said = scenario(&GOOD.replace(from, to));
         assert!(said.contains(word), "{to}: {said}");
     }
-    let said = refusal(&loadtest(&["run", "ticker", "--rate", "-3"]));
+    let said = refusal(&loadtest_among_others(&["run", "ticker", "--rate", "-3"]));
     assert!(said.contains("--rate -3"), "{said}");
-    let said = refusal(&loadtest(&["knee", "--p99-ms", "0"]));
+    let said = refusal(&loadtest_among_others(&["knee", "--p99-ms", "0"]));
     assert!(said.contains("--p99-ms 0"), "{said}");
+    let said = refusal(&loadtest_among_others(&["knee", "--within", "0"]));
+    assert!(said.contains("--within 0"), "{said}");
 }
 
 #[test]
 fn a_scenario_that_is_not_there_is_told_with_those_that_are() {
-    let said = refusal(&loadtest(&["run", "tickr"]));
+    let said = refusal(&loadtest_among_others(&["run", "tickr"]));
     assert!(said.contains("tickr") && said.contains("ticker"), "{said}");
-    assert!(refusal(&loadtest(&["run", "absent.toml"])).contains("absent.toml"));
+    assert!(refusal(&loadtest_among_others(&["run", "absent.toml"])).contains("absent.toml"));
 }
 
 #[test]
@@ -125,6 +127,6 @@ fn a_descriptor_limit_is_told_with_the_arithmetic_and_the_remedy() {
 
 #[test]
 fn a_place_where_results_cannot_go_is_told_before_anything_starts() {
-    let said = refusal(&loadtest(&["run", "ticker", "--json", "/absent/directory/x.json"]));
+    let said = refusal(&loadtest_among_others(&["run", "ticker", "--json", "/absent/directory/x.json"]));
     assert!(said.contains("/absent/directory/x.json"), "{said}");
 }

@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use toy::{Deed, at, fan_out, loadtest, scratch, small_scenario};
+use toy::{Deed, at, fan_out, loadtest, loadtest_among_others, scratch, small_scenario};
 
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod toy;
@@ -32,8 +32,17 @@ fn every_scenario_against_fanwave_loses_nothing_and_repeats_nothing() {
     let fanwave = Path::new(env!("CARGO_BIN_EXE_loadtest")).with_file_name("fanwave");
     assert!(fanwave.is_file(), "{} is missing: run `cargo build` first", fanwave.display());
     let folder = scratch("all");
-    let output =
-        loadtest(&["run", "--all", "--seconds", "1", "--connections", "60", "--no-floor", "--out", &folder]);
+    let output = loadtest_among_others(&[
+        "run",
+        "--all",
+        "--seconds",
+        "0.6",
+        "--connections",
+        "60",
+        "--no-floor",
+        "--out",
+        &folder,
+    ]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let document = json(&format!("{folder}/run.json"));
     let outcomes = document["results"].as_array().expect("a list");
@@ -72,7 +81,7 @@ fn a_closed_loop_and_the_floor_beside_it_are_measured() {
                     [[subscribers]]\nprotocol = \"sse\"\nconnections = 20\n";
     std::fs::write(&file, scenario).expect("a file");
     let out = scratch("closed.json");
-    let output = loadtest(&["run", &file, "--json", &out]);
+    let output = loadtest_among_others(&["run", &file, "--json", &out]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let outcome = &json(&out)["results"][0];
     assert!(number(outcome, "/published") > 20);
@@ -91,7 +100,8 @@ fn a_lost_event_is_counted_told_and_fails_the_run() {
     });
     let (file, out) = (small_scenario("lossy", 5, 40.0), scratch("lossy.json"));
     let [sse, events, to, publish] = &at(address);
-    let output = loadtest(&["run", &file, "--no-floor", "--json", &out, sse, events, to, publish]);
+    let output =
+        loadtest_among_others(&["run", &file, "--no-floor", "--json", &out, sse, events, to, publish]);
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
     assert!(said.lines().last().expect("an error").contains("1 lost"), "{said}");
@@ -106,7 +116,8 @@ fn a_server_that_stands_still_shows_in_every_event_that_was_due_meanwhile() {
     });
     let (file, out) = (small_scenario("stalled", 5, 40.0), scratch("stalled.json"));
     let [sse, events, to, publish] = &at(address);
-    let output = loadtest(&["run", &file, "--no-floor", "--json", &out, sse, events, to, publish]);
+    let output =
+        loadtest_among_others(&["run", &file, "--no-floor", "--json", &out, sse, events, to, publish]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let outcome = &json(&out)["results"][0];
     // 24 of 60 events were due within 600 ms of standing still: they waited from all of it down to none.
@@ -124,7 +135,7 @@ fn a_server_that_ends_a_connection_ends_the_run_without_results() {
     });
     let file = small_scenario("ending", 5, 40.0);
     let [sse, events, to, publish] = &at(address);
-    let output = loadtest(&["run", &file, "--no-floor", sse, events, to, publish]);
+    let output = loadtest_among_others(&["run", &file, "--no-floor", sse, events, to, publish]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stdout), "");
     let said = text(&output.stderr);
@@ -134,36 +145,24 @@ fn a_server_that_ends_a_connection_ends_the_run_without_results() {
 
 #[test]
 fn the_knee_is_found_at_the_capacity_that_was_planted() {
-    let address = fan_out(100.0, |_, _| Deed::Send);
+    // 70 events/s are far below what any machine does, and 200 ms are far above what a busy one is late by; what is too
+    // much for the server is later than that within a second.
+    let address = fan_out(70.0, |_, _| Deed::Send);
     let (file, out) = (small_scenario("knee", 5, 1.0), scratch("knee.json"));
     let [sse, events, to, publish] = &at(address);
-    let output = loadtest(&[
-        "knee",
-        &file,
-        "--from",
-        "60",
-        "--seconds",
-        "1.5",
-        "--p99-ms",
-        "75",
-        "--json",
-        &out,
-        sse,
-        events,
-        to,
-        publish,
-    ]);
+    let limits = ["--from", "50", "--seconds", "1", "--p99-ms", "200", "--within", "25", "--json", &out];
+    let output = loadtest(&[&["knee", &file][..], &limits, &[sse, events, to, publish]].concat());
     assert!(output.status.success(), "{}", text(&output.stderr));
     let knee = &json(&out)["results"];
     let held = knee["held"].as_f64().expect("a knee");
-    assert!((85.0..=107.0).contains(&held), "{knee}");
+    assert!((50.0..=87.5).contains(&held), "{knee}");
     assert!(knee["limit"].is_string() && knee["failed"].as_f64() > Some(held), "{knee}");
     assert!(text(&output.stdout).contains("knee: "), "{}", text(&output.stdout));
 }
 
 #[test]
 fn the_scenarios_are_listed_without_measuring() {
-    let output = loadtest(&["run", "--list"]);
+    let output = loadtest_among_others(&["run", "--list"]);
     assert!(output.status.success());
     let said = text(&output.stdout);
     for name in [

@@ -14,7 +14,8 @@ use super::{Stage, kernel, own_cpu_ns};
 use crate::outcome::Interval;
 use crate::receiver::latency_histogram;
 use crate::report::{grouped, progress};
-use crate::usage::{CpuMeter, CpuSample};
+use crate::usage::{CpuMeter, CpuSample, cpu_busy_ns};
+use crate::workload::Workload;
 
 /// Time from one sample to the next.
 pub const SAMPLE_EVERY: Duration = Duration::from_millis(500);
@@ -43,6 +44,9 @@ pub struct Course {
     server_first: Option<CpuSample>,
     server_last: Option<CpuSample>,
     own_cpu_ns: u64,
+    /// CPU of the receivers, and how long it has been busy.
+    receiver_cpu: usize,
+    generator_busy_ns: u64,
     sampled: Instant,
     told: Instant,
 }
@@ -70,15 +74,22 @@ pub struct Sums {
     pub receivers_ns: u64,
     /// CPU nanoseconds of the publisher's process.
     pub publisher_ns: u64,
-    /// CPU nanoseconds of this process.
+    /// CPU nanoseconds of this process, unless it is the publisher.
     pub own_ns: u64,
+    /// Nanoseconds in which the receivers' CPU was busy.
+    pub generator_busy_ns: u64,
     /// The server's largest resident memory at a sample.
     pub rss_max: u64,
 }
 
 impl Course {
-    /// Forgets everything before and begins. `name` and `planned_seconds` are for the progress line.
-    pub fn begin(stage: &mut Stage<'_>, apart: bool, name: &str, planned_seconds: f64) -> Result<Course> {
+    /// Forgets everything before and begins. The workload's name and seconds are for the progress line.
+    pub fn begin(
+        stage: &mut Stage<'_>,
+        apart: bool,
+        receiver_cpu: usize,
+        workload: &Workload,
+    ) -> Result<Course> {
         stage.crowds.sample()?;
         stage.source.sample()?;
         let meter = stage.running.meter(apart);
@@ -92,12 +103,14 @@ impl Course {
             handshakes: latency_histogram(),
             sums: Sums::default(),
             series: Vec::new(),
-            name: name.to_owned(),
-            planned_seconds,
+            name: workload.name.clone(),
+            planned_seconds: workload.seconds,
             meter,
             server_first: server.clone(),
             server_last: server,
             own_cpu_ns: own_cpu_ns(),
+            receiver_cpu,
+            generator_busy_ns: cpu_busy_ns(receiver_cpu)?,
             sampled: now,
             told: now,
         })
@@ -126,7 +139,8 @@ impl Course {
         let server = self.meter.as_ref().map(CpuMeter::sample).transpose()?;
         let server_rss = stage.running.memory()?.map_or(0, |memory| memory.rss_own);
         let kernel_bytes = kernel::bytes()?;
-        let (now, own) = (Instant::now(), own_cpu_ns());
+        let (now, own, busy) = (Instant::now(), own_cpu_ns(), cpu_busy_ns(self.receiver_cpu)?);
+        let busy_ns = busy.saturating_sub(self.generator_busy_ns);
         let seconds = (now - self.sampled).as_secs_f64();
 
         let mut slice = latency_histogram();
@@ -146,7 +160,10 @@ impl Course {
         sums.closed_by_server += heard.closed_by_server;
         sums.receivers_ns += heard.cpu_ns;
         sums.publisher_ns += source.cpu_ns;
-        sums.own_ns += own.saturating_sub(self.own_cpu_ns);
+        if !stage.source.is_own() {
+            sums.own_ns += own.saturating_sub(self.own_cpu_ns);
+        }
+        sums.generator_busy_ns += busy_ns;
         sums.rss_max = sums.rss_max.max(server_rss);
         let server_ns = match (&server, &self.server_last) {
             (Some(now), Some(before)) => now.since(before),
@@ -163,10 +180,12 @@ impl Course {
             p99_ns: slice.value_at_quantile(0.99),
             max_ns: slice.max(),
             server_share: server_ns as f64 / 1e9 / seconds,
+            generator_share: busy_ns as f64 / 1e9 / seconds,
             server_rss,
             kernel_bytes,
         });
         (self.server_last, self.own_cpu_ns, self.sampled) = (server, own, now);
+        self.generator_busy_ns = busy;
         if self.told.elapsed() + SAMPLE_EVERY / 2 >= TELL_EVERY {
             self.told = now;
             self.tell(heard.cpu_ns as f64 / 1e9 / seconds);

@@ -19,6 +19,12 @@ use crate::report::{grouped, progress};
 use crate::target::Target;
 use crate::workload::{Behaviour, Crowd, Workload};
 
+/// One connection in so many opens first.
+const VANGUARD_SHARE: usize = 4;
+/// And not more of a crowd than this: beyond the handshakes that are under way at once, so that the buffers of as many
+/// are there when the memory is first read.
+const VANGUARD_MAX: usize = 500;
+
 struct Member {
     fleet: Fleet,
     crowd: Crowd,
@@ -61,15 +67,9 @@ pub struct Heard {
 }
 
 impl Crowds {
-    /// Opens every crowd, one after the other, and counts from event 1 on. Gives the handshakes' times beside it:
-    /// nanoseconds and count.
-    pub fn open(
-        target: &Target,
-        workload: &Workload,
-        cpu: Option<usize>,
-    ) -> Result<(Crowds, Vec<(u64, u64)>)> {
+    /// Opens the vanguard of every crowd: a few connections, with which a server makes what it needs for any number.
+    pub fn vanguard(target: &Target, workload: &Workload, cpu: Option<usize>) -> Result<Crowds> {
         let mut members: Vec<Member> = Vec::new();
-        let mut handshakes = Vec::new();
         let mut first = 0;
         for crowd in &workload.subscribers {
             let path = match crowd.protocol {
@@ -84,12 +84,6 @@ impl Crowds {
                     crowd.protocol.label()
                 );
             };
-            progress(&format!(
-                "{}: opening {} {} connections",
-                workload.name,
-                grouped(crowd.connections as u64),
-                crowd.protocol.label()
-            ));
             let mut fleet = Fleet::new(FleetPlan {
                 dialect: target.dialect,
                 topics: workload.topics,
@@ -100,20 +94,43 @@ impl Crowds {
                 ramp_per_second: crowd.ramp_per_second,
                 ..FleetPlan::steady(target.subscribe, crowd.protocol, path)
             });
-            fleet.open(crowd.connections)?;
-            // Counting anew forgets them.
-            handshakes.extend(fleet.sample()?.handshakes);
+            fleet.open(vanguard(crowd.connections))?;
             members.push(Member { fleet, crowd: crowd.clone(), first });
             first += crowd.connections;
-        }
-        for member in &mut members {
-            member.fleet.zero(1, 0)?;
         }
         let steady = members.iter().filter(|member| member.is_steady());
         let groups =
             steady.map(|member| Group { first: member.first, connections: member.crowd.connections });
         let lasts = Lasts::new(workload.topics, groups.collect());
-        Ok((Crowds { members, topics: workload.topics, lasts }, handshakes))
+        Ok(Crowds { members, topics: workload.topics, lasts })
+    }
+
+    /// Opens the rest of every crowd, one after the other, and counts from event 1 on. Gives the times of all
+    /// handshakes up to now: nanoseconds and count.
+    pub fn open_rest(&mut self, name: &str) -> Result<Vec<(u64, u64)>> {
+        let mut handshakes = Vec::new();
+        for Member { fleet, crowd, .. } in &mut self.members {
+            let rest = crowd.connections - fleet.connections();
+            if rest > 0 {
+                progress(&format!(
+                    "{name}: opening {} {} connections",
+                    grouped(crowd.connections as u64),
+                    crowd.protocol.label()
+                ));
+                fleet.open(rest)?;
+            }
+            // Counting anew forgets them.
+            handshakes.extend(fleet.sample()?.handshakes);
+        }
+        for member in &mut self.members {
+            member.fleet.zero(1, 0)?;
+        }
+        Ok(handshakes)
+    }
+
+    /// Connections that were opened so far.
+    pub fn opened(&self) -> usize {
+        self.members.iter().map(|member| member.fleet.connections()).sum()
     }
 
     /// Connections that were asked for.
@@ -207,6 +224,11 @@ impl Member {
     }
 }
 
+/// How many of a crowd's connections open before the memory is first read.
+fn vanguard(connections: usize) -> usize {
+    (connections / VANGUARD_SHARE).clamp(1, VANGUARD_MAX)
+}
+
 /// Deliveries of the events after `from` up to `to` to connections `first` and those after it: event k goes to topic
 /// (k - 1) mod topics, connection k listens to topic k mod topics.
 fn owed(topics: usize, first: usize, connections: usize, from: u64, to: u64) -> u64 {
@@ -223,6 +245,12 @@ fn owed(topics: usize, first: usize, connections: usize, from: u64, to: u64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vanguard_is_a_quarter_and_at_most_five_hundred() {
+        let sizes = [(1, 1), (7, 1), (200, 50), (2_000, 500), (1_000_000, 500)];
+        assert!(sizes.iter().all(|&(connections, first)| vanguard(connections) == first));
+    }
 
     #[test]
     fn what_is_owed_is_what_counting_one_by_one_gives() {

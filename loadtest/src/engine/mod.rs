@@ -1,7 +1,7 @@
 //! One measurement: a workload against a running server, from the first connection to the last audit.
 //!
-//! The order is fixed: memory while nobody is there, everybody connects, memory again, warm-up, the floor, the
-//! measured time with a sample every half second, waiting until all that was published has arrived, the audit, the
+//! The order is fixed: memory while nobody is there, a few connect, memory again, the others connect, memory again,
+//! warm-up, the floor, the measured time with a sample every half second, waiting until all that was published has arrived, the audit, the
 //! floor again. The publisher is not told to wait for anybody within an open loop, so what falls behind shows as
 //! latency. A server that goes, refuses or falls silent is an error and there is no outcome; events that are missing
 //! in the end are findings, and an outcome with findings is [`condemned`](verdict::condemned).
@@ -61,6 +61,8 @@ pub struct EngineOptions {
     pub receiver_cpu: usize,
     /// Measure the floor before and after.
     pub floor: bool,
+    /// Find out what each connection costs in memory, which takes a second more to connect.
+    pub memory: bool,
 }
 
 /// Everything that moves during a run.
@@ -70,17 +72,23 @@ pub struct Stage<'a> {
     source: Source,
 }
 
-/// Memory of server and kernel.
+/// Memory of server and kernel with so many connections.
 #[derive(Clone, Copy)]
 struct Held {
+    connections: usize,
     server: Option<u64>,
     kernel: u64,
 }
 
 /// How everybody connected.
 struct Opening {
-    empty: Held,
-    connected: Held,
+    /// The server's memory while nobody was connected.
+    empty: Option<u64>,
+    /// Its memory with all connected.
+    full: Option<u64>,
+    /// With a few connected and with all, if it is to be known what one more costs.
+    few_and_all: Option<(Held, Held)>,
+    /// Seconds of connecting.
     seconds: f64,
     /// From the connect to the response head, in nanoseconds.
     handshakes: Histogram<u64>,
@@ -100,16 +108,16 @@ pub fn measure(running: &mut Running, workload: &Workload, options: &EngineOptio
 fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) -> Result<Outcome> {
     let apart = interrupts_are_apart()?;
     let cpu = Some(options.receiver_cpu);
-    let (crowds, opening) = connect(running, workload, cpu)?;
-    let mut beside = Beside::new(crowds.connections(), options.sender_cpu, options.receiver_cpu, apart);
+    let (crowds, opening) = connect(running, workload, options)?;
+    let mut beside = Beside::new(workload, options, apart);
     let source = Source::start(&running.target, workload, cpu)?;
     let mut stage = Stage { running, crowds, source };
 
     let warm_frame = stage.warm_up(workload)?;
-    if let (true, Some(bytes)) = (options.floor, warm_frame) {
+    if let Some(bytes) = warm_frame {
         beside.measure(bytes)?;
     }
-    let mut course = Course::begin(&mut stage, apart, &workload.name, workload.seconds)?;
+    let mut course = Course::begin(&mut stage, apart, options.receiver_cpu, workload)?;
     let before = stage.source.published();
     stage.crowds.start()?;
     let quiet = stage.publish(workload, workload.seconds, Some(&mut course))?;
@@ -121,32 +129,40 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     let audit = stage.crowds.findings(last)?;
     let Stage { running, crowds, source } = stage;
     source.finish()?;
-    if let (true, Some(bytes)) = (options.floor, course.frame_bytes().or(warm_frame)) {
+    if let Some(bytes) = course.frame_bytes().or(warm_frame) {
         beside.measure(bytes)?;
     }
-    let cost = course.cost(quiet, &opening, crowds.connections());
-    let others_share = course.server_cpu().map_or(0.0, |(_, others)| others as f64 / 1e9 / course.seconds());
+    let cost = course.cost(quiet, &opening);
     let mut outcome = outcome(&running.target, workload, &crowds, opening, course, audit);
     outcome.published = last - before;
     outcome.floor = beside.cost(cost.as_ref().and_then(|cost| cost.us_per_delivery));
     outcome.cost = cost;
-    outcome.warnings = verdict::warnings(&outcome, others_share, crowds.owed(before, last));
+    outcome.warnings = verdict::warnings(&outcome, crowds.owed(before, last));
     for warning in &outcome.warnings {
         progress(&format!("WARNING: {}: {warning}", workload.name));
     }
     Ok(outcome)
 }
 
-/// Connects everybody, with memory before and after.
-fn connect(running: &Running, workload: &Workload, cpu: Option<usize>) -> Result<(Crowds, Opening)> {
-    let empty = Held::now(running)?;
+/// Connects everybody, with memory before, with a few connected and after.
+fn connect(running: &Running, workload: &Workload, options: &EngineOptions) -> Result<(Crowds, Opening)> {
+    let server = || Ok::<_, anyhow::Error>(running.memory()?.map(|memory| memory.rss_own));
+    let empty = server()?;
     let start = Instant::now();
-    let (crowds, times) = Crowds::open(&running.target, workload, cpu)?;
-    let seconds = start.elapsed().as_secs_f64();
+    let mut crowds = Crowds::vanguard(&running.target, workload, Some(options.receiver_cpu))?;
+    let mut took = start.elapsed();
+    let few = options.memory.then(|| Held::now(running, crowds.opened())).transpose()?;
+    let start = Instant::now();
+    let times = crowds.open_rest(&workload.name)?;
+    took += start.elapsed();
     let mut handshakes = latency_histogram();
     record(&mut handshakes, &times);
-    let connected = Held::now(running)?;
-    Ok((crowds, Opening { empty, connected, seconds, handshakes }))
+    let few_and_all = match few {
+        Some(few) => Some((few, Held::now(running, crowds.opened())?)),
+        None => None,
+    };
+    let full = server()?;
+    Ok((crowds, Opening { empty, full, few_and_all, seconds: took.as_secs_f64(), handshakes }))
 }
 
 /// What course and audit tell; the rest is filled in by the caller.
@@ -159,8 +175,7 @@ fn outcome(
     (findings, others): (Findings, Findings),
 ) -> Outcome {
     let (sums, seconds) = (&course.sums, course.seconds());
-    let mut handshakes = opening.handshakes;
-    handshakes += &course.handshakes;
+    let share = |ns: u64| ns as f64 / 1e9 / seconds;
     Outcome {
         workload: workload.clone(),
         server: target.name.clone(),
@@ -180,25 +195,38 @@ fn outcome(
             seconds: opening.seconds,
             again: sums.opened,
             closed_by_server: sums.closed_by_server,
-            latency: Latency::of(&handshakes),
+            latency: Latency::of(&opening.handshakes),
+            again_latency: Latency::of(&course.handshakes),
         },
         cost: None,
         floor: None,
         generator: Generator {
             receivers: crowds.receivers(),
-            receivers_share: sums.receivers_ns as f64 / 1e9 / seconds,
-            publisher_share: sums.publisher_ns as f64 / 1e9 / seconds,
+            receivers_share: share(sums.receivers_ns),
+            receivers_us_per_delivery: (sums.deliveries > 0)
+                .then(|| sums.receivers_ns as f64 / 1e3 / sums.deliveries as f64),
+            publisher_share: share(sums.publisher_ns),
+            coordinator_share: share(sums.own_ns),
+            cpu_share: share(sums.generator_busy_ns),
         },
+        others_share: course.server_cpu().map_or(0.0, |(_, others)| share(others)),
         warnings: Vec::new(),
         series: course.series,
     }
 }
 
 impl Held {
-    fn now(running: &Running) -> Result<Held> {
+    fn now(running: &Running, connections: usize) -> Result<Held> {
         // The server, too, puts things away while the kernel does.
         let kernel = kernel::settled_bytes()?;
-        Ok(Held { server: running.memory()?.map(|memory| memory.rss_own), kernel })
+        Ok(Held { connections, server: running.memory()?.map(|memory| memory.rss_own), kernel })
+    }
+
+    /// Bytes that each connection since `few` cost server and kernel; none if there was no further one.
+    fn each_since(&self, few: &Held) -> Option<(f64, f64)> {
+        let further = self.connections.checked_sub(few.connections).filter(|&further| further > 0)?;
+        let each = |after: u64, before: u64| (after as f64 - before as f64) / further as f64;
+        Some((each(self.server?, few.server?), each(self.kernel, few.kernel)))
     }
 }
 
@@ -342,13 +370,12 @@ impl Course {
     }
 
     /// What the server cost. What it used while nothing was published is not charged to deliveries.
-    fn cost(&self, quiet: Option<Quiet>, opening: &Opening, connections: usize) -> Option<Cost> {
+    fn cost(&self, quiet: Option<Quiet>, opening: &Opening) -> Option<Cost> {
         let (cpu_ns, _) = self.server_cpu()?;
-        let Opening { empty, connected, .. } = opening;
-        let (rss_empty, rss_connected) = (empty.server?, connected.server?);
+        let (rss_empty, rss_connected) = (opening.empty?, opening.full?);
+        let further = opening.few_and_all.and_then(|(few, all)| all.each_since(&few));
         let quiet = quiet.unwrap_or(Quiet { cpu_ns: 0, deliveries: 0 });
         let deliveries = self.sums.deliveries - quiet.deliveries;
-        let each = |after: u64, before: u64| (after as f64 - before as f64) / connections as f64;
         Some(Cost {
             cpu: cpu_ns as f64 / 1e9,
             us_per_delivery: (deliveries > 0)
@@ -356,8 +383,8 @@ impl Course {
             rss_empty,
             rss_connected,
             rss_max: self.sums.rss_max.max(rss_connected),
-            rss_per_connection: each(rss_connected, rss_empty),
-            kernel_per_connection: each(connected.kernel, empty.kernel),
+            rss_per_further_connection: further.map(|(server, _)| server),
+            kernel_per_further_connection: further.map(|(_, kernel)| kernel),
         })
     }
 }
@@ -366,4 +393,18 @@ impl Course {
 fn own_cpu_ns() -> u64 {
     let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_needs_for_any_number_is_not_charged_to_each_connection() {
+        let few = Held { connections: 50, server: Some(1_000_000), kernel: 9_000_000 };
+        let all = Held { connections: 1_050, server: Some(1_147_000), kernel: 18_000_000 };
+        assert_eq!(all.each_since(&few), Some((147.0, 9_000.0)));
+        assert_eq!(few.each_since(&few), None);
+        assert_eq!(all.each_since(&Held { server: None, ..few }), None);
+    }
 }

@@ -75,6 +75,11 @@ impl Source {
         }
     }
 
+    /// True if the publisher's CPU is this process's.
+    pub fn is_own(&self) -> bool {
+        matches!(self, Source::Own { .. })
+    }
+
     /// What happened since the last sample.
     pub fn sample(&mut self) -> Result<PublishSample> {
         match self {

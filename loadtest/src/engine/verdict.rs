@@ -3,7 +3,7 @@
 //! A warning leaves the figures standing and says whose they may be: the generator's, the publisher's, other
 //! programs'. A condemned outcome is one whose subscribers did not get what was published.
 
-use crate::outcome::Outcome;
+use crate::outcome::{Generator, Outcome};
 use crate::workload::{Behaviour, Pace};
 
 /// Above this share of its CPU the generator, not the server, may set the figures.
@@ -17,9 +17,72 @@ const PUBLISHED_SHARE_LOW: f64 = 0.98;
 /// An interval this long was not of the measurement's own choosing.
 const INTERVAL_SECONDS_HIGH: f64 = 1.0;
 
-/// True if receivers and publisher together filled their CPU.
+/// Receivers whose CPU per delivery is more than this share of the server's are hardly faster than it.
+const RECEIVERS_COST_HIGH: f64 = 0.9;
+/// Deliveries that fall due at the same moment, from which on it matters how fast the receivers take them.
+const AT_ONCE_HIGH: f64 = 100.0;
+/// An interval shorter than this is too short for the clock ticks in which the kernel counts busy time.
+const INTERVAL_SECONDS_LOW: f64 = 0.2;
+
+/// True if the generator's CPU was full, be it with receivers, publisher and coordinator or with other programs.
 pub fn generator_full(outcome: &Outcome) -> bool {
-    outcome.generator.receivers_share + outcome.generator.publisher_share > GENERATOR_SHARE_HIGH
+    let Generator { receivers_share, publisher_share, coordinator_share, cpu_share, .. } = outcome.generator;
+    (receivers_share + publisher_share + coordinator_share).max(cpu_share) > GENERATOR_SHARE_HIGH
+}
+
+/// How many intervals had the generator's CPU full, and how many there are.
+fn full_intervals(outcome: &Outcome) -> (usize, usize) {
+    let long = outcome.series.iter().filter(|interval| interval.seconds >= INTERVAL_SECONDS_LOW);
+    let full = long.clone().filter(|interval| interval.generator_share > GENERATOR_SHARE_HIGH);
+    (full.count(), long.count())
+}
+
+/// Deliveries that fall due at the same moment.
+fn at_once(outcome: &Outcome) -> f64 {
+    let workload = &outcome.workload;
+    let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+    let events = match workload.publish {
+        Pace::Rate { .. } | Pace::Idle {} => 1,
+        Pace::Burst { events, .. } | Pace::InFlight { events } => events,
+    };
+    events as f64 * connections as f64 / workload.topics as f64
+}
+
+/// The receivers' and the server's CPU microseconds per delivery, if the receivers are hardly faster: then deliveries
+/// that fall due together wait for the receivers as much as for the server, although nobody's CPU is full on average.
+fn slow_receivers(outcome: &Outcome) -> Option<(f64, f64)> {
+    let receivers = outcome.generator.receivers_us_per_delivery?;
+    let server = outcome.cost.as_ref()?.us_per_delivery?;
+    (outcome.each.count > 0 && at_once(outcome) >= AT_ONCE_HIGH && receivers >= server * RECEIVERS_COST_HIGH)
+        .then_some((receivers, server))
+}
+
+/// What the generator may have done to the figures.
+fn generator_warning(outcome: &Outcome) -> Option<String> {
+    if generator_full(outcome) {
+        let generator = &outcome.generator;
+        return Some(format!(
+            "the generator's CPU was full (receivers {:.0} %, publisher {:.0} %, coordinator {:.0} %, busy in all {:.0} %): \
+             rates and latencies are its own, not the server's; use fewer connections or a lower rate",
+            generator.receivers_share * 100.0,
+            generator.publisher_share * 100.0,
+            generator.coordinator_share * 100.0,
+            generator.cpu_share * 100.0
+        ));
+    }
+    let (full, all) = full_intervals(outcome);
+    if full > 0 {
+        return Some(format!(
+            "the generator's CPU was full in {full} of {all} intervals: the tail of the latencies may be its own; use fewer \
+             connections or a lower rate"
+        ));
+    }
+    slow_receivers(outcome).map(|(receivers, server)| {
+        format!(
+            "a delivery cost the receivers {receivers:.2} µs of CPU and the server {server:.2} µs: where many are due at \
+             once, the tail of the latencies may be the generator's"
+        )
+    })
 }
 
 /// Events that the pace asks for, if it asks for a number.
@@ -43,19 +106,18 @@ fn publisher_late(outcome: &Outcome) -> bool {
     publisher_short(outcome) || outcome.lateness.at(0.99).is_some_and(|ns| ns > LATENESS_P99_NS_HIGH)
 }
 
-/// What makes the figures doubtful. `others_share` is other programs' share of the server's CPUs, `owed` the
-/// deliveries that arithmetic expects.
-pub fn warnings(outcome: &Outcome, others_share: f64, owed: u64) -> Vec<String> {
+/// What other programs may have done to the figures.
+pub fn others_warning(outcome: &Outcome) -> Option<String> {
+    let share = outcome.others_share;
+    (share > OTHERS_SHARE_HIGH).then(|| {
+        format!("other programs used {:.0} % of the server's CPU; stop them and run again", share * 100.0)
+    })
+}
+
+/// What makes the figures doubtful. `owed` are the deliveries that arithmetic expects.
+pub fn warnings(outcome: &Outcome, owed: u64) -> Vec<String> {
     let mut warnings = Vec::new();
-    if generator_full(outcome) {
-        let generator = &outcome.generator;
-        warnings.push(format!(
-            "the generator's CPU was full (receivers {:.0} %, publisher {:.0} %): rates and latencies are its own, not the \
-             server's; use fewer connections or a lower rate",
-            generator.receivers_share * 100.0,
-            generator.publisher_share * 100.0
-        ));
-    }
+    warnings.extend(generator_warning(outcome));
     if publisher_late(outcome) {
         warnings.push(format!(
             "the publisher was late: {} of {:.0} events, p99 {:.1} ms behind its schedule; the latencies include that",
@@ -64,12 +126,7 @@ pub fn warnings(outcome: &Outcome, others_share: f64, owed: u64) -> Vec<String> 
             outcome.lateness.at(0.99).unwrap_or(0) as f64 / 1e6
         ));
     }
-    if others_share > OTHERS_SHARE_HIGH {
-        warnings.push(format!(
-            "other programs used {:.0} % of the server's CPU; stop them and run again",
-            others_share * 100.0
-        ));
-    }
+    warnings.extend(others_warning(outcome));
     if let Some(longest) = outcome.series.iter().map(|interval| interval.seconds).reduce(f64::max)
         && longest > INTERVAL_SECONDS_HIGH
     {
@@ -113,7 +170,7 @@ pub fn condemned(outcome: &Outcome) -> Option<String> {
 mod tests {
     use super::*;
     use crate::audit::Findings;
-    use crate::outcome::{Generator, Interval, Latency};
+    use crate::outcome::{Interval, Latency};
     use crate::page::fixture;
     use crate::scenario;
 
@@ -126,28 +183,44 @@ mod tests {
 
     #[test]
     fn an_undisturbed_outcome_has_no_warnings() {
-        assert_eq!(warnings(&outcome("ticker"), 0.0, 320_000), [""; 0]);
+        assert_eq!(warnings(&outcome("ticker"), 320_000), [""; 0]);
     }
 
     #[test]
     fn each_disturbance_has_its_warning() {
-        let generator = Generator { receivers: 1, receivers_share: 0.7, publisher_share: 0.3 };
+        let good = || outcome("ticker").generator;
+        let full =
+            Generator { receivers_share: 0.5, publisher_share: 0.3, coordinator_share: 0.15, ..good() };
+        let foreign = Generator { cpu_share: 0.95, ..good() };
+        let slow = Generator { receivers_us_per_delivery: Some(2.6), ..good() };
+        let burst = Interval { seconds: 0.5, generator_share: 0.97, ..Interval::default() };
         let late = Latency { quantiles: vec![(0.99, 9_000_000)], ..Latency::default() };
         let long = Interval { seconds: 2.5, ..Interval::default() };
         let lost = Findings { events: 9, lost: 1, ..Findings::default() };
-        for (outcome, others, owed, word) in [
-            (Outcome { generator, ..outcome("ticker") }, 0.0, 320_000, "generator's CPU was full"),
-            (Outcome { lateness: late, ..outcome("ticker") }, 0.0, 320_000, "publisher was late"),
-            (Outcome { published: 120, ..outcome("ticker") }, 0.0, 320_000, "120 of 160"),
-            (Outcome { series: vec![long], ..outcome("ticker") }, 0.0, 320_000, "interrupted"),
-            (Outcome { refused: 2, ..outcome("ticker") }, 0.0, 320_000, "refused 2"),
-            (Outcome { findings: lost, ..outcome("ticker") }, 0.0, 320_000, "1 lost"),
-            (outcome("ticker"), 0.2, 320_000, "other programs used 20 %"),
-            (outcome("ticker"), 0.0, 320_001, "320001 were due"),
+        for (outcome, owed, word) in [
+            (Outcome { generator: full, ..outcome("ticker") }, 320_000, "generator's CPU was full ("),
+            (Outcome { generator: foreign, ..outcome("ticker") }, 320_000, "busy in all 95 %"),
+            (Outcome { generator: slow, ..outcome("ticker") }, 320_000, "may be the generator's"),
+            (Outcome { series: vec![burst], ..outcome("ticker") }, 320_000, "full in 1 of 1 intervals"),
+            (Outcome { lateness: late, ..outcome("ticker") }, 320_000, "publisher was late"),
+            (Outcome { published: 120, ..outcome("ticker") }, 320_000, "120 of 160"),
+            (Outcome { series: vec![long], ..outcome("ticker") }, 320_000, "interrupted"),
+            (Outcome { refused: 2, ..outcome("ticker") }, 320_000, "refused 2"),
+            (Outcome { findings: lost, ..outcome("ticker") }, 320_000, "1 lost"),
+            (Outcome { others_share: 0.2, ..outcome("ticker") }, 320_000, "other programs used 20 %"),
+            (outcome("ticker"), 320_001, "320001 were due"),
         ] {
-            let said = warnings(&outcome, others, owed);
+            let said = warnings(&outcome, owed);
             assert!(said.len() == 1 && said[0].contains(word), "{word}: {said:?}");
         }
+    }
+
+    #[test]
+    fn slow_receivers_matter_where_many_deliveries_are_due_at_once() {
+        let generator = Generator { receivers_us_per_delivery: Some(2.6), ..outcome("ticker").generator };
+        let slow = |name: &str| slow_receivers(&Outcome { generator: generator.clone(), ..outcome(name) });
+        assert_eq!(slow("burst"), Some((2.6, 2.81)));
+        assert_eq!(slow("many-topics"), None);
     }
 
     #[test]

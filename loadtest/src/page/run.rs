@@ -123,7 +123,10 @@ fn overview(page: &mut Page, names: &[String], outcomes: &[Outcome]) {
             groups: vec![Group { label: String::new(), bars: ratios }],
             reference: Some((1.0, "floor".into())),
         });
-        page.figure(&picture, "beside what this kernel charges for the same bytes");
+        page.figure(
+            &picture,
+            "beside what this kernel charges for bare sends of the same frames at the same pace",
+        );
     }
     let rows: Vec<Vec<String>> = names
         .iter()
@@ -138,11 +141,13 @@ fn overview(page: &mut Page, names: &[String], outcomes: &[Outcome]) {
                 outcome.last.as_ref().map_or_else(none, percentile),
                 cost.and_then(|cost| cost.us_per_delivery)
                     .map_or_else(none, |us| Unit::CpuMicroseconds.show(us)),
-                cost.map_or_else(none, |cost| Unit::Bytes.show(cost.rss_per_connection)),
+                cost.and_then(|cost| cost.rss_per_further_connection)
+                    .map_or_else(none, |bytes| Unit::Bytes.show(bytes)),
             ]
         })
         .collect();
-    let head = ["run", "deliveries", "p99 each", "p99 last", "CPU per delivery", "memory per connection"];
+    let head =
+        ["run", "deliveries", "p99 each", "p99 last", "CPU per delivery", "memory, each further connection"];
     page.table("", 1, &head, &rows);
 }
 
@@ -182,11 +187,15 @@ fn tiles(outcome: &Outcome) -> Vec<Tile> {
                 ratio.map_or_else(String::new, |ratio| format!("{} the floor", Unit::Ratio.show(ratio)));
             tiles.push(Tile::new("CPU per delivery", Unit::CpuMicroseconds.show(us), note));
         }
-        tiles.push(Tile::new(
-            "memory per connection",
-            Unit::Bytes.show(cost.rss_per_connection),
-            format!("and {} in the kernel", Unit::Bytes.show(cost.kernel_per_connection)),
-        ));
+        if let (Some(user), Some(kernel)) =
+            (cost.rss_per_further_connection, cost.kernel_per_further_connection)
+        {
+            tiles.push(Tile::new(
+                "memory, each further connection",
+                Unit::Bytes.show(user),
+                format!("and {} in the kernel", Unit::Bytes.show(kernel)),
+            ));
+        }
     }
     let handshakes = &outcome.handshakes;
     if handshakes.opened > 0 {
@@ -194,6 +203,17 @@ fn tiles(outcome: &Outcome) -> Vec<Tile> {
             "connections",
             grouped(handshakes.opened),
             format!("{} while opening", Unit::PerSecond.show(rate(handshakes.opened, handshakes.seconds))),
+        ));
+    }
+    if handshakes.again_latency.count > 0 {
+        tiles.push(Tile::new(
+            "handshake within the run, p99",
+            show_at(&handshakes.again_latency, 0.99),
+            format!(
+                "{} connections; before it {}",
+                grouped(handshakes.again),
+                show_at(&handshakes.latency, 0.99)
+            ),
         ));
     }
     tiles
@@ -260,9 +280,16 @@ fn course_pictures(page: &mut Page, outcome: &Outcome) {
     if outcome.cost.is_some() {
         let y = Axis::linear("share of one CPU", Unit::Share);
         let server = course(outcome, |interval| interval.server_share);
-        let about = "CPU of the server as a share of one CPU, per interval";
-        let picture = lines(&plot("CPU of the server", about, y, vec![Line::new(&outcome.server, server)]));
-        page.figure(&picture, "user, system and softirq time of its processes");
+        let generator = course(outcome, |interval| interval.generator_share);
+        let about =
+            "CPU of the server and busy time of the generator's CPU as a share of one CPU, per interval";
+        let both = vec![Line::new(&outcome.server, server), Line::new("generator's CPU", generator)];
+        let picture = lines(&plot("CPU of the server", about, y, both));
+        page.figure(
+            &picture,
+            "user, system and softirq time of the server's processes; the generator's CPU is busy with receivers, \
+             publisher, coordinator and whatever else runs there",
+        );
     }
     // Apart: the machine's kernel memory is a hundred times that of a lean server.
     let y = || Axis::linear("memory", Unit::Bytes);
@@ -353,6 +380,16 @@ mod tests {
         check(&run_page(&[empty.clone()], &machine()));
         check(&run_page(&[empty, outcome("nchan")], &machine()));
         check(&run_page(&[], &machine()));
+    }
+
+    #[test]
+    fn handshakes_of_a_storm_stand_apart_from_those_before_it() {
+        let mut storm = outcome("fanwave");
+        assert!(!run_page(&[storm.clone()], &machine()).contains("handshake within the run"));
+        storm.handshakes.again_latency = storm.each.clone();
+        let page = run_page(&[storm], &machine());
+        check(&page);
+        assert!(page.contains("handshake within the run, p99") && page.contains("handshake, within"));
     }
 
     #[test]

@@ -100,13 +100,29 @@ pub fn floor_leg(
     frames: u64,
     time: Duration,
 ) -> Result<Leg> {
+    paced_floor_leg(floor, meter, frame_bytes, frames, Duration::ZERO, time)
+}
+
+/// The same with a burst due `every` so often; a floor that cannot keep to it sends them back to back. Warming up takes
+/// one such interval at least.
+pub fn paced_floor_leg(
+    floor: &mut Floor,
+    meter: &CpuMeter,
+    frame_bytes: usize,
+    frames: u64,
+    every: Duration,
+    time: Duration,
+) -> Result<Leg> {
     floor.shape(frame_bytes, frames)?;
     let connections = floor.fleet().connections();
     let send = |floor: &mut Floor, until: Instant| -> Result<u64> {
         let mut events = 0;
-        while events == 0 || Instant::now() < until {
+        let mut due = Instant::now() + every;
+        while events == 0 || due.max(Instant::now()) < until {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
             floor.burst(ARRIVE_LIMIT)?;
             events += frames;
+            due += every;
         }
         Ok(events)
     };

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -139,10 +139,22 @@ fn request(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
     Some((first, body))
 }
 
-/// Runs `loadtest` with these arguments to its end. One at a time: measurements share the machine's CPUs.
+/// Who measures time holds it alone: measurements share the machine's CPUs.
+static CPUS: RwLock<()> = RwLock::new(());
+
+/// Runs `loadtest` with these arguments to its end, with no other beside it.
 pub fn loadtest(args: &[&str]) -> Output {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = locked(&ONE);
+    let _alone = CPUS.write().unwrap_or_else(PoisonError::into_inner);
+    finished(args)
+}
+
+/// The same beside others of its kind: for what does not depend on how fast the machine is.
+pub fn loadtest_among_others(args: &[&str]) -> Output {
+    let _shared = CPUS.read().unwrap_or_else(PoisonError::into_inner);
+    finished(args)
+}
+
+fn finished(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loadtest")).args(args).output().expect("loadtest starts")
 }
 
