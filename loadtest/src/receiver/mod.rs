@@ -2,7 +2,7 @@
 //!
 //! One thread. A connection is opened by `handshake`, then its socket is in the io_uring of `wires` with a multishot receive
 //! until it ends; slow readers are read by the clock, stalled ones never. `crowd` knows who is subscribed and comes
-//! and goes, `tally` what arrived, and this module obeys the coordinator, one JSON line per order. `bare` is the loop that the
+//! and goes, `tally` what arrived, `witness` what others must have, and this module obeys the coordinator, one JSON line per order. `bare` is the loop that the
 //! receiver's own cost is measured against.
 //!
 //! Where TLS would go: between the socket and the splitter. `handshake` would first let a session speak on the socket, and

@@ -14,8 +14,8 @@ use std::collections::VecDeque;
 use super::tally::events_of_topic;
 use crate::stamp::Stamp;
 
-/// What a server may need to subscribe somebody or to bring an event to one that another has: longer than any in which a
-/// subscriber would not notice.
+/// What a server may need to subscribe somebody, or to bring an event to one that another has already: far longer than it
+/// takes in good order, and short beside a measurement. What is lost within it around a break is not seen.
 pub const GRACE_NS: u64 = 2_000_000_000;
 /// Between two looks that are remembered.
 const LOOK_NS: u64 = 100_000_000;
