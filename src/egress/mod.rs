@@ -1,13 +1,12 @@
 //! Submit and reap: the shard's own io_uring, which owns every subscriber socket.
 //!
 //! The shard speaks to the [`EgressRing`] trait; [`uring`] is the kernel's, [`sim`] the seeded double that tests and
-//! benchmarks drive. All `unsafe` of the crate lives in [`uring`].
+//! benchmarks drive. What the compiler cannot check of the crate is all in [`uring`].
 
 pub mod batch;
 pub mod listener;
 pub mod ring;
 pub mod sim;
-#[allow(unsafe_code)]
 pub mod uring;
 
 pub use batch::{Batch, Ledger, Payload};

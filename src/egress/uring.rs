@@ -11,6 +11,8 @@
 //!
 //! Not here: when to do what (the shard), and what bytes mean (wire).
 
+#![allow(unsafe_code)]
+
 use std::cell::UnsafeCell;
 use std::io;
 use std::net::SocketAddr;

@@ -128,7 +128,7 @@ fn start_shard(
     let (tell, seen) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let bell = inbox.doorbell().as_fd().try_clone_to_owned().expect("a descriptor");
-        #[expect(deprecated, reason = "its replacement is unsafe; an OwnedFd keeps what it asks for")]
+        #[expect(deprecated, reason = "its replacement takes a promise that an OwnedFd keeps by itself")]
         let bell = AsyncFd::new(bell).expect("an eventfd can be polled");
         let mut topics: Vec<TopicReport> = Vec::new();
         loop {
