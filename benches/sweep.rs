@@ -12,7 +12,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use fanwave::config::Limits;
 use fanwave::config::limits::SWEEP_VISITS_MAX;
 use fanwave::egress::sim::{SimRing, Weather};
-use fanwave::egress::{Batch, EgressRing, Ledger, Slot};
+use fanwave::egress::{Batch, EgressRing, Ledger, SendMode, Slot};
 use fanwave::event::Topic;
 use fanwave::wire::Format;
 
@@ -85,7 +85,7 @@ fn ring_alone(c: &mut Criterion) {
             b.iter(|| {
                 for slots in slots.chunks(SWEEP_VISITS_MAX) {
                     for slot in slots {
-                        ring.send(*slot, &batch, 0, false);
+                        ring.send(*slot, &batch, 0, SendMode::Instant);
                     }
                     ring.submit().expect("the simulated ring does not fail");
                     ring.reap(&mut |completion| drop(completion));

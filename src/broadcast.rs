@@ -77,13 +77,22 @@ pub enum TopicQuery {
     All,
 }
 
+/// A question of the control API to one shard.
+#[derive(Debug)]
+pub struct Scrape {
+    /// Which topics to tell of, beside the counters.
+    pub query: TopicQuery,
+    /// Where the answer goes. A shard that is gone drops it.
+    pub answer: oneshot::Sender<ShardReport>,
+}
+
 /// What the hub says to a shard.
 #[derive(Debug)]
 pub enum Message {
     /// Events to hand to the subscribers.
     Batch(Arc<EncodedBatch>),
-    /// Counters, histograms and topics, please. A shard that is gone drops the sender.
-    Report(TopicQuery, oneshot::Sender<ShardReport>),
+    /// Counters, histograms and topics, please.
+    Report(Scrape),
     /// Take no more subscribers, deliver what was accepted, close every connection, end by `deadline`.
     Drain {
         /// When to hang up on those that still have not taken everything.
@@ -260,7 +269,7 @@ mod tests {
     use super::*;
 
     fn report() -> Message {
-        Message::Report(TopicQuery::None, oneshot::channel().0)
+        Message::Report(Scrape { query: TopicQuery::None, answer: oneshot::channel().0 })
     }
 
     fn rung(bell: &Doorbell) -> bool {

@@ -30,9 +30,9 @@ pub struct FormatCounters {
     pub frames: u64,
     /// Bytes that the kernel took, heads and heartbeats included.
     pub bytes: u64,
-    /// Sends that completed.
+    /// Sends of which the kernel took some or all bytes.
     pub sends: u64,
-    /// Sends in the kernel now.
+    /// Sends that wait in the kernel for room in their socket now.
     pub sends_in_flight: u64,
     /// Visits of the sweep that found the connection's previous send still in the kernel.
     pub deferred: u64,

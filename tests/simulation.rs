@@ -17,6 +17,7 @@ use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
 use fanwave::egress::Slot;
 use fanwave::egress::sim::{Dice, SimRing, Weather};
 use fanwave::event::{Data, Epoch, Event, EventId, Topic};
+use fanwave::metrics::FormatCounters;
 use fanwave::shard::close::CLOSE_TABLE;
 use fanwave::shard::{Setup, Shard, Turn};
 
@@ -43,6 +44,9 @@ struct World {
     peers: Vec<Option<Peer>>,
     /// Last ids of peers that left, to resume from.
     left: Vec<(Vec<usize>, u64)>,
+    /// Events that peers read.
+    heard: u64,
+    draining: bool,
 }
 
 fn config(window_events: usize, policy: OverrunPolicy, dice: &mut Dice) -> Arc<Config> {
@@ -103,6 +107,8 @@ impl World {
             log: Vec::new(),
             peers: (0..SOCKETS).map(|_| None).collect(),
             left: Vec::new(),
+            heard: 0,
+            draining: false,
         }
     }
 
@@ -186,7 +192,10 @@ impl World {
             let newest = self.log.len() as u64;
             match heard {
                 Heard::Opened => peer.opened_at = Some(newest),
-                Heard::Event(sequence) => check_event(peer, sequence, &self.log),
+                Heard::Event(sequence) => {
+                    self.heard += 1;
+                    check_event(peer, sequence, &self.log);
+                }
                 Heard::Gap => check_gap(peer, &self.log, self.window_events),
                 Heard::Refused(line) => panic!("refused: {line}"),
             }
@@ -201,7 +210,14 @@ impl World {
 
     fn peer_ended(&mut self, slot: usize) {
         let Some(peer) = self.peers[slot].take() else { return };
-        if !peer.left && peer.opened_at.is_some() {
+        if self.draining && !peer.left && peer.opened_at.is_some() {
+            let legal = match peer.ending() {
+                Ending::CloseFrame(code) => code == 1001,
+                Ending::EndOfStream => peer.protocol == Protocol::Sse,
+            };
+            assert!(legal, "slot {slot} is told that the server goes: {:?}", peer.ending());
+            self.check_complete(slot, &peer);
+        } else if !peer.left && peer.opened_at.is_some() {
             // Nobody is hung up on without a reason: overrun needs a slow socket, or a window smaller than all that is published.
             let slow = peer.was_stalled || self.window_events < 1_024;
             let legal = match peer.ending() {
@@ -261,36 +277,53 @@ impl World {
         }
         assert!(idle > 50, "the shard comes to rest");
         for (slot, peer) in self.peers.iter().enumerate() {
-            let Some(peer) = peer else { continue };
-            if peer.left {
-                continue;
-            }
-            let opened = peer.opened_at.unwrap_or_else(|| {
-                panic!("slot {slot} stayed and was not let in: {peer:?} {:?}", self.shard)
-            });
-            let newest = newest_of(&peer.topics, &self.log, self.log.len() as u64);
-            let expected = newest.filter(|newest| peer.last.is_some() || *newest > opened);
-            if expected.is_some() && !peer.gap_pending {
-                assert_eq!(peer.last.max(peer.after), expected, "slot {slot} has everything: {peer:?}");
-            }
+            let Some(peer) = peer.as_ref().filter(|peer| !peer.left) else { continue };
+            assert!(
+                peer.opened_at.is_some(),
+                "slot {slot} stayed and was not let in: {peer:?} {:?}",
+                self.shard
+            );
+            self.check_complete(slot, peer);
+        }
+        self.check_counters();
+    }
+
+    /// A peer that was let in and stayed has all events of its topics.
+    fn check_complete(&self, slot: usize, peer: &Peer) {
+        let opened = peer.opened_at.expect("it was let in");
+        let newest = newest_of(&peer.topics, &self.log, self.log.len() as u64);
+        let expected = newest.filter(|newest| peer.last.is_some() || *newest > opened);
+        if expected.is_some() && !peer.gap_pending {
+            assert_eq!(peer.last.max(peer.after), expected, "slot {slot} has everything: {peer:?}");
         }
     }
 
+    /// At rest the counters say what the sockets took.
+    fn check_counters(&mut self) {
+        let formats = &self.shard.metrics().formats;
+        let sum = |count: fn(&FormatCounters) -> u64| formats.iter().map(count).sum::<u64>();
+        let (sends, bytes, frames) = (sum(|c| c.sends), sum(|c| c.bytes), sum(|c| c.frames));
+        assert_eq!(sum(|c| c.sends_in_flight), 0, "nobody is waited for");
+        assert!(frames <= self.heard, "{frames} frames are counted, {} events were read", self.heard);
+        let ring = self.shard.ring_mut();
+        assert_eq!((sends, bytes), (ring.sends, ring.bytes));
+    }
+
+    /// The last events are published and the shard is told to end: all who stayed get them before the end.
     fn drain(&mut self) {
+        self.publish();
         let deadline = self.now.plus(std::time::Duration::from_secs(60));
-        self.outbox.try_send(Message::Drain { deadline }).expect("room at rest");
-        for _ in 0..200_000 {
-            self.now = Stamp(self.now.0 + 1_000_000);
-            if self.shard.turn(self.now).expect("no failure") == Turn::Ended {
+        while self.stuck.is_some() || self.outbox.try_send(Message::Drain { deadline }).is_err() {
+            self.offer();
+            self.turn(0);
+        }
+        self.draining = true;
+        for _ in 0..50_000 {
+            if self.turn(1) == Turn::Ended {
                 return;
             }
-            for slot in 0..SOCKETS as Slot {
-                if self.shard.ring_mut().ended(slot) {
-                    self.shard.ring_mut().peer_closes(slot);
-                }
-            }
         }
-        panic!("the drain comes to an end");
+        panic!("the drain comes to an end before its deadline");
     }
 }
 

@@ -174,7 +174,7 @@ impl Limits {
 }
 
 /// Sends queued before one `io_uring_enter`. Amortises the call, whose cost is gone in the noise from some tens on; few enough
-/// that the kernel's requests, the entries of both queues and the connections are still in the cache at the reap.
+/// that the kernel's requests and the entries of the queue are still in the cache when they are used again.
 pub const SWEEP_VISITS_MAX: usize = 128;
 /// Entries of the submission queue: a full sweep step plus as many receives, closes and accepts.
 pub const SUBMISSIONS_MAX: u32 = 512;

@@ -57,7 +57,7 @@ pub struct Batch {
     frames: u32,
     /// How many events were taken in when: runs, in order. Their counts add up to `frames`.
     intakes: Vec<(Stamp, u32)>,
-    /// Sends of this batch that completed since the last reap was recorded.
+    /// Sends of this batch that were taken whole and are not in the latencies yet.
     pub(crate) completed: Cell<u32>,
     /// The kernel's view of a vectored payload, made at the first send.
     pub(super) header: OnceCell<MessageHeader>,

@@ -10,4 +10,4 @@ pub mod sim;
 pub mod uring;
 
 pub use batch::{Batch, Ledger, Payload};
-pub use ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, Slot};
+pub use ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, SendMode, Slot};

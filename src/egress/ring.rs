@@ -4,6 +4,8 @@
 //! - A [`Slot`] is a socket's index in the ring's table and the connection's index in the shard's slab. It is given by
 //!   [`Completion::Accepted`] and free again after [`Completion::Closed`].
 //! - One send per slot is in the ring at a time; the ring holds its batch until the kernel has let go of the bytes.
+//!   An instant send is in the ring until the next submit has returned, any other until its [`Completion::Sent`].
+//! - After a submit nothing is left in the queue, or there is no room: nothing overtakes an instant send that the kernel has not seen.
 //! - A receive is armed once and delivers until [`Completion::ReceiveEnded`].
 //! - A slot may be closed only while neither a send, a receive nor an end of stream of it is in the ring: the kernel may look
 //!   a socket up late, and would meet whoever has the slot by then.
@@ -16,6 +18,17 @@ use super::batch::Batch;
 
 /// A socket's index in the ring's table and the connection's index in the slab.
 pub type Slot = u32;
+
+/// What becomes of a send that meets a full socket buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendMode {
+    /// It ends: [`Completion::Short`] tells how much the socket took. A send that was taken whole completes silently.
+    Instant,
+    /// It waits in the ring for room, until every byte is taken.
+    Waiting,
+    /// It waits, and the kernel is asked to send the bytes from where they are.
+    ZeroCopy,
+}
 
 /// Why a send took no bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +76,16 @@ pub enum Completion<'a> {
         /// Why.
         end: ReceiveEnd,
     },
-    /// The send of this slot has ended.
+    /// The instant send of this slot was not taken whole.
+    Short {
+        /// Whose send.
+        slot: Slot,
+        /// What it sent.
+        batch: Rc<Batch>,
+        /// How many bytes from its offset on the kernel took, 0 if the socket had no room.
+        result: Result<usize, SendError>,
+    },
+    /// The waiting or zero-copy send of this slot has ended.
     Sent {
         /// Whose send.
         slot: Slot,
@@ -103,11 +125,12 @@ pub struct RingError {
 
 /// The sockets of one shard.
 pub trait EgressRing {
-    /// How many more requests fit before the next [`submit`](Self::submit).
+    /// How many more requests fit before the next [`submit`](Self::submit). None while the kernel has not taken all of the last
+    /// submit, or not told all that came of it.
     fn room(&self) -> usize;
 
-    /// Sends `batch` from byte `offset` on. `zero_copy` asks the kernel not to copy the bytes.
-    fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, zero_copy: bool);
+    /// Sends `batch` from byte `offset` on.
+    fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, mode: SendMode);
 
     /// Arms the receive of `slot`.
     fn receive(&mut self, slot: Slot);

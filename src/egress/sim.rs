@@ -1,8 +1,9 @@
 //! A ring without a kernel: sockets are queues, time is a turn, and one seed decides everything.
 //!
 //! Under [`Weather::Fair`] every send is taken whole at once, which is what benchmarks want. Under [`Weather::Rough`] sends are
-//! taken in part, wait for room, fail, and completions of different sockets arrive in any order; the order within one
-//! socket is the kernel's: bytes before the end of the stream, and nothing after `Closed`.
+//! taken in part, find or wait for room, fail, and completions of different sockets arrive in any order; the order within one
+//! socket is the kernel's: bytes before the end of the stream, and nothing after `Closed`. Now and then a submit takes nothing
+//! from the queue, as when the kernel lacks memory.
 //!
 //! The test plays the peer through `connect`, `peer_sends`, `peer_takes`, `peer_closes`, `peer_resets` and `stall`.
 
@@ -11,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use super::batch::Batch;
-use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, Slot};
+use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, SendMode, Slot};
 use crate::config::limits::SUBMISSIONS_MAX;
 
 const ECONNRESET: i32 = 104;
@@ -56,7 +57,17 @@ impl Dice {
 struct SendInRing {
     batch: Rc<Batch>,
     offset: usize,
-    zero_copy: bool,
+    mode: SendMode,
+}
+
+impl SendInRing {
+    /// Bytes that it asks the socket to take: all, or from the middle on the rest of one segment.
+    fn wanted(&self) -> usize {
+        match self.offset {
+            0 => self.batch.len(),
+            offset => self.batch.bytes_at(offset).len(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +101,7 @@ struct Socket {
 enum Event {
     Received(Vec<u8>),
     ReceiveEnded(ReceiveEnd),
+    Short(Rc<Batch>, Result<usize, SendError>),
     Sent(Rc<Batch>, Result<usize, SendError>),
     Copied,
     StreamEnded,
@@ -105,6 +117,8 @@ pub struct SimRing {
     dice: Dice,
     sockets: Vec<Socket>,
     queued: usize,
+    /// The last submit took nothing from the queue.
+    unsettled: bool,
     /// Requests that fit before a submit.
     submissions_max: usize,
     /// Slots on which something may happen at the next submit.
@@ -114,6 +128,8 @@ pub struct SimRing {
     enters: u64,
     /// Sends that the sockets took, whole or in part.
     pub sends: u64,
+    /// Bytes that the sockets took.
+    pub bytes: u64,
 }
 
 impl SimRing {
@@ -125,12 +141,14 @@ impl SimRing {
             dice: Dice::new(seed),
             sockets: (0..sockets_max).map(|_| Socket::default()).collect(),
             queued: 0,
+            unsettled: false,
             submissions_max: SUBMISSIONS_MAX as usize,
             busy: Vec::new(),
             done: VecDeque::new(),
             accepted: VecDeque::new(),
             enters: 0,
             sends: 0,
+            bytes: 0,
         }
     }
 
@@ -237,9 +255,7 @@ impl SimRing {
     fn step_send(&mut self, slot: usize) {
         let rough = self.weather == Weather::Rough;
         let socket = &mut self.sockets[slot];
-        if socket.send.is_none() {
-            return;
-        }
+        let Some(send) = socket.send.take() else { return };
         let errno = match (socket.reset, socket.cancelled, socket.ended) {
             (true, _, _) => Some(ECONNRESET),
             (false, true, _) => Some(ECANCELED),
@@ -247,27 +263,26 @@ impl SimRing {
             (false, false, false) => None,
         };
         if let Some(errno) = errno {
-            let batch = socket.send.take().expect("checked above").batch;
-            self.done.push_back((slot as Slot, Event::Sent(batch, Err(SendError::Gone(errno)))));
+            self.send_ends(slot, send, Err(SendError::Gone(errno)));
             return;
         }
         if socket.stalled || (rough && self.dice.chance(1, 4)) {
-            return; // EAGAIN: the kernel waits for room
-        }
-        let socket = &mut self.sockets[slot];
-        let zero_copy = socket.send.as_ref().is_some_and(|send| send.zero_copy);
-        if zero_copy && rough && self.dice.chance(1, 8) {
-            let batch = socket.send.take().expect("checked above").batch;
-            self.done.push_back((slot as Slot, Event::Sent(batch, Err(SendError::NoZeroCopy))));
+            // EAGAIN
+            match send.mode {
+                SendMode::Instant => self.send_ends(slot, send, Ok(0)),
+                SendMode::Waiting | SendMode::ZeroCopy => socket.send = Some(send),
+            }
             return;
         }
-        let send = socket.send.take().expect("checked above");
-        let bytes = send.batch.bytes_at(send.offset);
-        let whole = send.batch.len() - send.offset;
-        let mut taken = if send.offset == 0 { whole } else { bytes.len() };
+        if send.mode == SendMode::ZeroCopy && rough && self.dice.chance(1, 8) {
+            self.send_ends(slot, send, Err(SendError::NoZeroCopy));
+            return;
+        }
+        let mut taken = send.wanted();
         if rough && self.dice.chance(1, 5) {
             taken = 1 + self.dice.roll(taken as u64) as usize;
         }
+        let socket = &mut self.sockets[slot];
         socket.taken += taken as u64;
         if self.recording {
             let mut offset = send.offset;
@@ -279,9 +294,24 @@ impl SimRing {
             }
         }
         self.sends += 1;
-        self.done.push_back((slot as Slot, Event::Sent(send.batch, Ok(taken))));
-        if send.zero_copy {
-            self.done.push_back((slot as Slot, Event::Copied));
+        self.bytes += taken as u64;
+        self.send_ends(slot, send, Ok(taken));
+    }
+
+    /// Reports the end of a send as its mode wants it.
+    fn send_ends(&mut self, slot: usize, send: SendInRing, result: Result<usize, SendError>) {
+        let slot = slot as Slot;
+        let whole = result == Ok(send.wanted());
+        match send.mode {
+            SendMode::Instant if whole => {}
+            SendMode::Instant => self.done.push_back((slot, Event::Short(send.batch, result))),
+            SendMode::Waiting => self.done.push_back((slot, Event::Sent(send.batch, result))),
+            SendMode::ZeroCopy => {
+                self.done.push_back((slot, Event::Sent(send.batch, result)));
+                if result.is_ok() {
+                    self.done.push_back((slot, Event::Copied));
+                }
+            }
         }
     }
 
@@ -347,16 +377,16 @@ impl SimRing {
 
 impl EgressRing for SimRing {
     fn room(&self) -> usize {
-        self.submissions_max - self.queued
+        if self.unsettled { 0 } else { self.submissions_max - self.queued }
     }
 
-    fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, zero_copy: bool) {
+    fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, mode: SendMode) {
         self.queue();
         assert!(offset < batch.len(), "a send has bytes");
         let socket = self.touch(slot);
         assert!(socket.open, "a send needs an open slot");
         assert!(socket.send.is_none(), "one send in flight per connection");
-        socket.send = Some(SendInRing { batch: batch.clone(), offset, zero_copy });
+        socket.send = Some(SendInRing { batch: batch.clone(), offset, mode });
     }
 
     fn receive(&mut self, slot: Slot) {
@@ -398,8 +428,11 @@ impl EgressRing for SimRing {
 
     fn submit(&mut self) -> Result<(), RingError> {
         self.enters += 1;
-        self.queued = 0;
-        self.step();
+        self.unsettled = self.queued > 0 && self.weather == Weather::Rough && self.dice.chance(1, 32);
+        if !self.unsettled {
+            self.queued = 0;
+            self.step();
+        }
         Ok(())
     }
 
@@ -413,6 +446,7 @@ impl EgressRing for SimRing {
             match event {
                 Event::Received(mut bytes) => handle(Completion::Received { slot, bytes: &mut bytes }),
                 Event::ReceiveEnded(end) => handle(Completion::ReceiveEnded { slot, end }),
+                Event::Short(batch, result) => handle(Completion::Short { slot, batch, result }),
                 Event::Sent(batch, result) => handle(Completion::Sent { slot, batch, result }),
                 Event::Copied => handle(Completion::Copied { slot }),
                 Event::StreamEnded => handle(Completion::StreamEnded { slot }),

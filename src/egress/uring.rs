@@ -1,8 +1,9 @@
 //! The kernel's EgressRing: one io_uring per shard, its sockets as direct descriptors, one provided-buffer ring.
 //!
 //! Why the `unsafe` here is sound, in one place (each block names the point it stands on):
-//! - S1, bytes of sends: the kernel reads them until the last completion of the send (the notification, for zero copy). The batch
-//!   is held in `held` or `lent` until then, a shared [`Batch`] never changes, and its memory does not move.
+//! - S1, bytes of sends: the kernel reads them until the last completion of the send (the notification, for zero copy), and those
+//!   of an instant send only while it takes it from the queue. The batch is held in `held`, `lent` or `instant` until then, a
+//!   shared [`Batch`] never changes, and its memory does not move.
 //! - S2, receive buffers and the buffer ring: owned by `ReceiveBuffers`, which outlives the ring. The kernel writes a
 //!   buffer only between its hand-over and the completion that names it.
 //! - S3, peer addresses: each armed accept owns one `AcceptPlace` until its completion.
@@ -25,7 +26,7 @@ use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, Tim
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::batch::Batch;
-use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, Slot};
+use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, SendMode, Slot};
 use crate::config::limits::{ACCEPTS_ARMED, COMPLETIONS_MAX, SUBMISSIONS_MAX};
 use buffers::{BUFFER_GROUP, ReceiveBuffers};
 
@@ -45,6 +46,7 @@ enum Op {
     EndStream = 5,
     Close = 6,
     Cancel = 7,
+    SendInstant = 8,
 }
 
 impl Op {
@@ -61,6 +63,7 @@ impl Op {
             5 => Op::EndStream,
             6 => Op::Close,
             7 => Op::Cancel,
+            8 => Op::SendInstant,
             _ => return None,
         };
         Some((op, user_data as u32))
@@ -134,21 +137,23 @@ pub struct Uring {
     accepts_idle: Vec<u32>,
     /// Accepts that failed for want of resources and wait for `retry_accepts`.
     accepts_failed: Vec<u32>,
-    /// By slot: the batch of the plain send in the kernel.
+    /// By slot: the batch of the waiting send in the kernel.
     held: Vec<Option<Rc<Batch>>>,
+    /// Instant sends since the last reap, by index.
+    instant: Vec<(Slot, Rc<Batch>)>,
     /// Zero-copy sends in the kernel, by index.
     lent: Vec<Option<Lent>>,
     lent_free: Vec<u32>,
     /// By slot: how often it was closed, so that a late notification is not taken for a stranger's.
     closes: Vec<u8>,
     buffers: ReceiveBuffers,
-    /// Entries that the submission queue takes before the next submit.
+    /// Entries that the submission queue takes before the next submit; see [`EgressRing::room`].
     room: usize,
     /// Slots in use, at most `held.len()`.
     open: usize,
     /// Receives in the kernel.
     receives: usize,
-    /// Plain sends in the kernel.
+    /// Waiting sends in the kernel.
     sends: usize,
     enters: u64,
 }
@@ -193,6 +198,7 @@ impl Uring {
             accepts_failed: Vec::new(),
             accepts,
             held: (0..options.sockets_max).map(|_| None).collect(),
+            instant: Vec::with_capacity(SUBMISSIONS_MAX as usize),
             lent: Vec::new(),
             lent_free: Vec::new(),
             closes: vec![0; options.sockets_max as usize],
@@ -231,7 +237,8 @@ impl Uring {
     /// Counts the room again and sorts out what is no failure.
     fn after_enter(&mut self, submitted: io::Result<usize>) -> Result<(), RingError> {
         let queue = self.ring.submission();
-        self.room = queue.capacity() - queue.len();
+        let settled = queue.is_empty() && !queue.cq_overflow();
+        self.room = if settled { queue.capacity() } else { 0 };
         drop(queue);
         match submitted {
             Ok(_) => Ok(()),
@@ -284,7 +291,7 @@ impl Uring {
         }
     }
 
-    /// Queues one entry on the socket of `slot`, built for `socket(slot)`.
+    /// Queues one entry on the socket of a slot, built for `socket(slot)`.
     fn push_on_socket(&mut self, entry: squeue::Entry) {
         let entry = if self.direct { entry.flags(squeue::Flags::FIXED_FILE) } else { entry };
         self.push(&entry);
@@ -301,6 +308,19 @@ impl Uring {
                 self.lent.push(lent);
                 self.lent.len() as u32 - 1
             }
+        }
+    }
+
+    /// The kernel has read the bytes of all instant sends that it took from the queue, and has told which it did not take whole.
+    fn let_go_of_instant_sends(&mut self) {
+        if self.instant.is_empty() {
+            return;
+        }
+        let queue = self.ring.submission();
+        let over = queue.is_empty() && !queue.cq_overflow();
+        drop(queue);
+        if over {
+            self.instant.clear();
         }
     }
 
@@ -330,7 +350,7 @@ impl EgressRing for Uring {
         self.room
     }
 
-    fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, zero_copy: bool) {
+    fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, mode: SendMode) {
         assert!(offset < batch.len(), "a send has bytes");
         let header = match batch.segments() {
             Some(segments) if offset == 0 => {
@@ -339,32 +359,43 @@ impl EgressRing for Uring {
             _ => None,
         };
         let bytes = batch.bytes_at(offset);
-        let entry = match (header, zero_copy) {
-            (None, false) => opcode::Send::new(socket(slot), bytes.as_ptr(), bytes.len() as u32)
-                .flags(SEND_FLAGS)
-                .build()
-                .user_data(Op::Send.user_data(slot)),
-            (Some(header), false) => opcode::SendMsg::new(socket(slot), header)
-                .flags(SEND_FLAGS as u32)
-                .build()
-                .user_data(Op::Send.user_data(slot)),
-            (None, true) => opcode::SendZc::new(socket(slot), bytes.as_ptr(), bytes.len() as u32)
-                .flags(SEND_FLAGS)
-                .zc_flags(ZERO_COPY_REPORT)
-                .build()
-                .user_data(Op::SendZeroCopy.user_data(self.lend(slot, batch))),
-            (Some(header), true) => opcode::SendMsgZc::new(socket(slot), header)
-                .flags(SEND_FLAGS as u32)
-                .ioprio(ZERO_COPY_REPORT)
-                .build()
-                .user_data(Op::SendZeroCopy.user_data(self.lend(slot, batch))),
+        let flags = match mode {
+            SendMode::Instant => SEND_FLAGS | libc::MSG_DONTWAIT,
+            SendMode::Waiting | SendMode::ZeroCopy => SEND_FLAGS,
         };
-        if !zero_copy {
-            let held = &mut self.held[slot as usize];
-            assert!(held.is_none(), "one send in flight per connection");
-            *held = Some(batch.clone());
-            self.sends += 1;
-        }
+        let entry = match (header, mode) {
+            (None, SendMode::Instant | SendMode::Waiting) => {
+                opcode::Send::new(socket(slot), bytes.as_ptr(), bytes.len() as u32).flags(flags).build()
+            }
+            (Some(header), SendMode::Instant | SendMode::Waiting) => {
+                opcode::SendMsg::new(socket(slot), header).flags(flags as u32).build()
+            }
+            (None, SendMode::ZeroCopy) => {
+                opcode::SendZc::new(socket(slot), bytes.as_ptr(), bytes.len() as u32)
+                    .flags(flags)
+                    .zc_flags(ZERO_COPY_REPORT)
+                    .build()
+            }
+            (Some(header), SendMode::ZeroCopy) => opcode::SendMsgZc::new(socket(slot), header)
+                .flags(flags as u32)
+                .ioprio(ZERO_COPY_REPORT)
+                .build(),
+        };
+        let entry = match mode {
+            SendMode::Instant => {
+                self.instant.push((slot, batch.clone()));
+                let index = self.instant.len() as u32 - 1;
+                entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(Op::SendInstant.user_data(index))
+            }
+            SendMode::Waiting => {
+                let held = &mut self.held[slot as usize];
+                assert!(held.is_none(), "one send in flight per connection");
+                *held = Some(batch.clone());
+                self.sends += 1;
+                entry.user_data(Op::Send.user_data(slot))
+            }
+            SendMode::ZeroCopy => entry.user_data(Op::SendZeroCopy.user_data(self.lend(slot, batch))),
+        };
         self.push_on_socket(entry);
     }
 
@@ -431,6 +462,10 @@ impl EgressRing for Uring {
                     let batch = self.held[index as usize].take().expect("a send that completes was held");
                     handle(Completion::Sent { slot: index, batch, result: plain_result(entry.result()) });
                 }
+                Op::SendInstant => {
+                    let (slot, batch) = self.instant[index as usize].clone();
+                    handle(Completion::Short { slot, batch, result: instant_result(entry.result()) });
+                }
                 Op::SendZeroCopy => self.zero_copy_sent(index, &entry, handle),
                 Op::EndStream => handle(Completion::StreamEnded { slot: index }),
                 Op::Cancel => {} // what it cancelled tells for itself
@@ -442,6 +477,7 @@ impl EgressRing for Uring {
             }
         }
         self.buffers.publish();
+        self.let_go_of_instant_sends();
         reaped
     }
 
@@ -465,6 +501,13 @@ impl EgressRing for Uring {
 
     fn enters(&self) -> u64 {
         self.enters
+    }
+}
+
+fn instant_result(result: i32) -> Result<usize, SendError> {
+    match -result {
+        libc::EAGAIN => Ok(0),
+        _ => plain_result(result),
     }
 }
 

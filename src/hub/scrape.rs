@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Hub, SCRAPE_MS_MAX};
-use crate::broadcast::{Message, TopicQuery};
+use crate::broadcast::{Message, Scrape, TopicQuery};
 use crate::metrics::ShardReport;
 
 impl Hub {
@@ -23,7 +23,10 @@ impl Hub {
             .iter()
             .map(|outbox| {
                 let (answer, answered) = oneshot::channel();
-                outbox.try_send(Message::Report(query.clone(), answer)).ok().map(|()| answered)
+                outbox
+                    .try_send(Message::Report(Scrape { query: query.clone(), answer }))
+                    .ok()
+                    .map(|()| answered)
             })
             .collect();
         let deadline = Instant::now() + Duration::from_millis(SCRAPE_MS_MAX);

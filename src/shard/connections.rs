@@ -47,14 +47,11 @@ pub struct Membership {
 }
 
 /// The topics of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub enum Memberships {
-    /// No subscriber (yet, or any more).
-    #[default]
-    None,
     /// The usual case, without a box.
     One(Membership),
-    /// Several, in the order of the request.
+    /// Several, in the order of the request; empty (and not boxed) for no subscriber.
     Many(Box<[Membership]>),
 }
 
@@ -62,7 +59,6 @@ impl Memberships {
     /// All of them.
     pub fn as_slice(&self) -> &[Membership] {
         match self {
-            Memberships::None => &[],
             Memberships::One(one) => std::slice::from_ref(one),
             Memberships::Many(many) => many,
         }
@@ -71,17 +67,34 @@ impl Memberships {
     /// All of them, to be moved.
     pub fn as_mut_slice(&mut self) -> &mut [Membership] {
         match self {
-            Memberships::None => &mut [],
             Memberships::One(one) => std::slice::from_mut(one),
             Memberships::Many(many) => many,
         }
+    }
+
+    /// Takes the last one out.
+    pub fn pop(&mut self) -> Option<Membership> {
+        match std::mem::take(self) {
+            Memberships::One(one) => Some(one),
+            Memberships::Many(many) => {
+                let mut list = many.into_vec();
+                let last = list.pop();
+                *self = Memberships::from(list);
+                last
+            }
+        }
+    }
+}
+
+impl Default for Memberships {
+    fn default() -> Memberships {
+        Memberships::Many(Box::default())
     }
 }
 
 impl From<Vec<Membership>> for Memberships {
     fn from(list: Vec<Membership>) -> Memberships {
         match list.as_slice() {
-            [] => Memberships::None,
             [one] => Memberships::One(*one),
             _ => Memberships::Many(list.into_boxed_slice()),
         }
@@ -127,11 +140,11 @@ impl From<Peer> for SocketAddr {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Connection {
-    /// Every event of its topics up to this sequence has been handed to the kernel.
+    /// Every event of its topics up to this sequence has been handed to the kernel, or is in `partial`.
     pub cursor: u64,
     /// Topics and places in them.
     pub memberships: Memberships,
-    /// An answer, notice or control frame that waits for the send in flight to end.
+    /// An answer, notice or control frame that is still to be sent.
     pub control: Option<Rc<Batch>>,
     /// The batch that the kernel took only in part; its rest goes out before anything else.
     pub partial: Option<Rc<Batch>>,
@@ -139,15 +152,17 @@ pub struct Connection {
     pub offset: u32,
     /// Tick of the last change: accept, submission or completion of a send, start of lingering.
     pub since: u32,
+    /// The turn in which it was last given an instant send, which is in the ring until that turn ends.
+    pub turn: u64,
     /// Where it stands.
     pub phase: Phase,
     /// What its frames look like; meaningful from `Open` on.
     pub format: Format,
     /// A receive is in the ring.
     pub receiving: bool,
-    /// A send is in the ring.
+    /// A send waits in the ring for room in the socket.
     pub sending: bool,
-    /// It is behind and no lap will come by: attend to it when the send in flight completes.
+    /// It is behind and no lap will come by: attend to it when the waiting send completes.
     pub missed: bool,
     /// It is in the shard's ready queue.
     pub queued: bool,
@@ -179,11 +194,12 @@ impl Connection {
         Connection {
             cursor: 0,
             session: Session::Handshake(Vec::new()),
-            memberships: Memberships::None,
+            memberships: Memberships::default(),
             control: None,
             partial: None,
             offset: 0,
             since: tick,
+            turn: 0,
             phase: Phase::Handshake,
             format: Format::Sse,
             reason: CloseReason::ClientGone,

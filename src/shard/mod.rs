@@ -4,7 +4,7 @@
 //! works at its own pace; completions and messages only mark what is to be done. The shard neither sleeps nor
 //! reads the clock: whoever drives it (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
 
-use crate::broadcast::{Inbox, Message};
+use crate::broadcast::{Inbox, Message, Scrape};
 use crate::clock::Stamp;
 use crate::egress::{EgressRing, RingError};
 
@@ -55,13 +55,17 @@ impl<R: EgressRing> Shard<R> {
     pub fn turn(&mut self, now: Stamp) -> Result<Turn, RingError> {
         let ticks = self.state.begin_turn(now);
         // Before what clients say: whoever comes from another shard may name an event that waits here.
-        let messages = self.take_messages();
+        let (messages, scrapes) = self.take_messages();
         let state = &mut self.state;
         if !state.held_back.is_empty() {
             state.ask_again();
         }
         self.ring.reap(&mut |completion| state.handle_completion(completion));
         state.record_latencies();
+        for Scrape { query, answer } in scrapes {
+            // Whoever asked may have gone; then nobody misses the answer.
+            let _ = answer.send(state.report(&query, self.ring.enters()));
+        }
         if ticks > 0 {
             self.ring.retry_accepts();
             state.handle_ticks(ticks);
@@ -77,22 +81,21 @@ impl<R: EgressRing> Shard<R> {
         Ok(if more { Turn::Busy } else { Turn::Idle })
     }
 
-    /// Takes what the hub sent, unless subscribers that keep up could lose it.
-    fn take_messages(&mut self) -> usize {
+    /// Takes what the hub sent, unless subscribers that keep up could lose it. Returns how many messages, and the scrapes among
+    /// them: those are answered after the reap, when the counters are right.
+    fn take_messages(&mut self) -> (usize, Vec<Scrape>) {
         let mut taken = 0;
+        let mut scrapes = Vec::new();
         while taken < MESSAGES_PER_TURN && !self.state.topics.saturated() {
             let Some(message) = self.inbox.try_recv() else { break };
             taken += 1;
             match message {
                 Message::Batch(batch) => self.state.take_events(&batch),
-                Message::Report(query, answer) => {
-                    // Whoever asked may have gone; then nobody misses the answer.
-                    let _ = answer.send(self.state.report(&query, self.ring.enters()));
-                }
+                Message::Report(scrape) => scrapes.push(scrape),
                 Message::Drain { deadline } => self.state.drain_deadline = Some(deadline),
             }
         }
-        taken
+        (taken, scrapes)
     }
 
     /// True if the shard may await its doorbell: nothing is queued, reaped or sent meanwhile.

@@ -1,4 +1,4 @@
-//! What completions mark: nothing here talks to the ring.
+//! What completions mark, and what is counted as sent: nothing here talks to the ring.
 
 use std::rc::Rc;
 
@@ -23,6 +23,7 @@ impl State {
             }
             Completion::Received { slot, bytes } => self.handle_received(slot, bytes),
             Completion::ReceiveEnded { slot, end } => self.handle_receive_end(slot, end),
+            Completion::Short { slot, batch, result } => self.handle_short(slot, batch, result),
             Completion::Sent { slot, batch, result } => self.handle_sent(slot, batch, result),
             Completion::Copied { slot } => self.connections.get_mut(slot).copies = true,
             Completion::StreamEnded { slot } => {
@@ -44,6 +45,34 @@ impl State {
             (ReceiveEnd::Failed(_), _) => self.abort(slot, CloseReason::SocketError),
             (ReceiveEnd::EndOfStream | ReceiveEnd::NoBuffers, _) => self.mark_ready(slot),
         }
+    }
+
+    /// An instant send was counted as taken whole when it was submitted, and was not.
+    fn handle_short(&mut self, slot: Slot, batch: Rc<Batch>, result: Result<usize, SendError>) {
+        let connection = self.connections.get_mut(slot);
+        let counters = &mut self.metrics.formats[connection.format.index()];
+        let taken = result.unwrap_or(0);
+        if connection.subscribed {
+            counters.sends -= u64::from(taken == 0);
+            counters.bytes -= (batch.len() - taken) as u64;
+        }
+        if batch.frames() > 0 {
+            counters.frames -= u64::from(batch.frames());
+            // Recorded already, if the kernel took the send later than it was submitted.
+            batch.completed.set(batch.completed.get().saturating_sub(1));
+        }
+        match result {
+            Ok(taken) => self.keep_rest(slot, batch, taken),
+            Err(_) => self.abort(slot, CloseReason::SocketError),
+        }
+    }
+
+    /// The kernel has taken a batch up to `offset`; the rest goes out before anything else.
+    fn keep_rest(&mut self, slot: Slot, batch: Rc<Batch>, offset: usize) {
+        let connection = self.connections.get_mut(slot);
+        connection.offset = offset as u32;
+        connection.partial = Some(batch);
+        self.mark_ready(slot);
     }
 
     fn handle_sent(&mut self, slot: Slot, batch: Rc<Batch>, result: Result<usize, SendError>) {
@@ -73,9 +102,7 @@ impl State {
         connection.since = tick;
         let sent = connection.offset as usize + taken;
         if sent < batch.len() {
-            connection.offset = sent as u32;
-            connection.partial = Some(batch);
-            self.mark_ready(slot);
+            self.keep_rest(slot, batch, sent);
             return;
         }
         connection.offset = 0;
@@ -84,26 +111,33 @@ impl State {
         let owes = connection.missed || connection.control.is_some() || connection.phase != Phase::Open;
         connection.missed = false;
         let format = connection.format;
+        self.note_taken(format, batch);
+        if owes {
+            self.mark_ready(slot);
+        }
+    }
+
+    /// A socket has taken the whole batch.
+    #[inline]
+    pub(super) fn note_taken(&mut self, format: Format, batch: Rc<Batch>) {
         if batch.frames() > 0 {
-            counters.frames += u64::from(batch.frames());
+            self.metrics.formats[format.index()].frames += u64::from(batch.frames());
             let completed = batch.completed.get();
             batch.completed.set(completed + 1);
             if completed == 0 {
                 self.completed[format.index()].push(batch);
             }
         }
-        if owes {
-            self.mark_ready(slot);
-        }
     }
 
-    /// Records the latencies of what completed in this reap: once per batch and run of events, with counts.
+    /// Records the latencies of what was taken since the last turn: once per batch and run of events, with counts.
     pub(super) fn record_latencies(&mut self) {
         for format in Format::ALL {
             let histogram = &mut self.metrics.intake_to_written[format.index()];
             for batch in self.completed[format.index()].drain(..) {
                 let sends = u64::from(batch.completed.replace(0));
-                for (intake, events) in batch.intakes() {
+                // None, if all that were noted turned out to be short.
+                for (intake, events) in batch.intakes().iter().filter(|_| sends > 0) {
                     let latency = self.now.ns_since(*intake);
                     histogram.saturating_record_n(latency, sends * u64::from(*events));
                 }

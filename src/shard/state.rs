@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::batch::Batches;
 use super::close::CloseReason;
-use super::connections::{Connections, Memberships, Phase, TopicIndex};
+use super::connections::{Connections, Phase, TopicIndex};
 use super::topics::Topics;
 use crate::broadcast::{Demand, EncodedBatch, TopicQuery};
 use crate::clock::Stamp;
@@ -70,12 +70,14 @@ pub struct State {
     pub(super) drain_deadline: Option<Stamp>,
     /// Why accepts failed since the last tick.
     pub(super) accept_errno: Option<i32>,
-    /// Batches of which sends completed in this reap, by format.
+    /// Batches of which sends were taken whole since the last turn, by format.
     pub(super) completed: [Vec<Rc<Batch>>; Format::COUNT],
-    /// Runs of events that the elevator has offered to everybody, to be recorded after the next reap.
+    /// Runs of events that the elevator has offered to everybody, to be recorded in the next turn.
     pub(super) offered: Vec<(Stamp, u32)>,
     /// When this turn began.
     pub(super) now: Stamp,
+    /// The number of this turn, from 1.
+    pub(super) turn: u64,
     /// `now` in ticks of `TICK_MS` since `start`.
     pub(super) tick: u32,
     start: Stamp,
@@ -109,6 +111,7 @@ impl State {
             completed: Default::default(),
             offered: Vec::new(),
             now,
+            turn: 0,
             tick: 0,
             start: now,
             setup,
@@ -118,6 +121,7 @@ impl State {
     /// Begins a turn: the time is `now` until the next one. Returns how many ticks have passed.
     pub(super) fn begin_turn(&mut self, now: Stamp) -> u32 {
         self.now = now;
+        self.turn += 1;
         let tick = (now.ns_since(self.start) / (TICK_MS * 1_000_000)) as u32;
         let passed = tick - self.tick;
         self.tick = tick;
@@ -195,7 +199,7 @@ impl State {
             return;
         }
         let format = connection.format;
-        while let Some(member) = self.pop_membership(slot) {
+        while let Some(member) = self.connections.get_mut(slot).memberships.pop() {
             let Some((moved, under_way)) = self.topics.leave(member.topic, member.position, format) else {
                 continue;
             };
@@ -212,20 +216,6 @@ impl State {
         if counters.connections == 0 {
             self.setup.demand.end(format);
         }
-    }
-
-    fn pop_membership(&mut self, slot: Slot) -> Option<super::connections::Membership> {
-        let memberships = &mut self.connections.get_mut(slot).memberships;
-        let last = *memberships.as_slice().last()?;
-        *memberships = match std::mem::take(memberships) {
-            Memberships::Many(many) => {
-                let mut many = many.into_vec();
-                many.pop();
-                Memberships::from(many)
-            }
-            Memberships::None | Memberships::One(_) => Memberships::None,
-        };
-        Some(last)
     }
 
     /// The answer to a scrape.

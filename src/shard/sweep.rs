@@ -6,13 +6,12 @@
 use std::rc::Rc;
 
 use super::close::CloseReason;
-use super::connections::{Connection, Phase};
+use super::connections::Phase;
 use super::state::State;
+use crate::config::OverrunPolicy;
 use crate::config::limits::SWEEP_VISITS_MAX;
-use crate::config::{Limits, OverrunPolicy};
-use crate::egress::{Batch, EgressRing, Slot};
+use crate::egress::{Batch, EgressRing, SendMode, Slot};
 use crate::event::EventId;
-use crate::metrics::ShardMetrics;
 use crate::wire::gap::{Gap, GapReason};
 
 /// Visits that one topic gets before the next has its turn.
@@ -59,9 +58,11 @@ impl State {
             connection.missed = true;
             self.metrics.formats[connection.format.index()].deferred += 1;
         } else if connection.control.is_some() || connection.partial.is_some() {
-            connection.missed = true;
-            self.mark_ready(slot);
-        } else {
+            debug_assert!(
+                connection.queued,
+                "whoever is owed something is marked, and gets the news afterwards"
+            );
+        } else if connection.turn != self.turn {
             self.send_news(slot, ring);
         }
     }
@@ -77,16 +78,7 @@ impl State {
         }
         let run = self.batches.run_after(&self.topics, members, connection.format, cursor);
         let Some(run) = run else { return };
-        connection.missed = run.more;
-        submit_send(
-            connection,
-            slot,
-            &run.batch,
-            self.tick,
-            &self.setup.config.limits,
-            &mut self.metrics,
-            ring,
-        );
+        self.submit_send(slot, run.batch, SendMode::Instant, run.more, ring);
     }
 
     /// Events after the cursor are gone.
@@ -114,6 +106,7 @@ impl State {
     fn attend(&mut self, slot: Slot, ring: &mut impl EgressRing) {
         let connection = self.connections.get_mut(slot);
         connection.queued = false;
+        assert!(connection.turn != self.turn, "nothing is done beside the send of this turn");
         let listens =
             matches!(connection.phase, Phase::Handshake | Phase::Open | Phase::Finishing | Phase::Lingering);
         if listens && !connection.receiving && !connection.ended {
@@ -140,7 +133,8 @@ impl State {
         }
         self.send_news(slot, ring);
         let connection = self.connections.get(slot);
-        if self.drain_deadline.is_some() && connection.phase == Phase::Open && !connection.sending {
+        let has_everything = !connection.sending && connection.turn != self.turn;
+        if self.drain_deadline.is_some() && connection.phase == Phase::Open && has_everything {
             self.hang_up(slot, CloseReason::Draining, "the server is draining");
         }
     }
@@ -148,17 +142,16 @@ impl State {
     /// Sends the rest of a batch or a waiting answer; false if there is neither.
     fn send_owed(&mut self, slot: Slot, ring: &mut impl EgressRing) -> bool {
         let connection = self.connections.get_mut(slot);
-        let batch = match (connection.partial.take(), connection.control.take()) {
-            (Some(batch), waiting) => {
-                connection.control = waiting;
-                batch
+        let (batch, mode) = match (connection.partial.take(), connection.control.take()) {
+            (Some(batch), behind) => {
+                connection.control = behind;
+                (batch, SendMode::Waiting)
             }
-            (None, Some(batch)) => batch,
+            (None, Some(batch)) => (batch, SendMode::Instant),
             (None, None) => return false,
         };
-        // The completion looks for news: an elevator may have passed while this waited.
-        connection.missed = true;
-        submit_send(connection, slot, &batch, self.tick, &self.setup.config.limits, &mut self.metrics, ring);
+        // Whoever was owed this may be owed more: an elevator may have passed meanwhile.
+        self.submit_send(slot, batch, mode, true, ring);
         true
     }
 
@@ -192,25 +185,43 @@ impl State {
             ring.close(slot);
         }
     }
-}
 
-/// Hands a batch to the ring, from where the kernel stopped taking it. The caller has looked the connection up.
-#[inline]
-fn submit_send(
-    connection: &mut Connection,
-    slot: Slot,
-    batch: &Rc<Batch>,
-    tick: u32,
-    limits: &Limits,
-    metrics: &mut ShardMetrics,
-    ring: &mut impl EgressRing,
-) {
-    let offset = connection.offset as usize;
-    let zero_copy_bytes_min = limits.zero_copy_bytes_min;
-    let zero_copy =
-        zero_copy_bytes_min > 0 && !connection.copies && batch.len() - offset >= zero_copy_bytes_min;
-    connection.sending = true;
-    connection.since = tick;
-    metrics.formats[connection.format.index()].sends_in_flight += u64::from(connection.subscribed);
-    ring.send(slot, batch, offset, zero_copy);
+    /// Hands a batch to the ring, from where the kernel stopped taking it. `owes`: the connection needs attention again afterwards.
+    #[inline]
+    fn submit_send(
+        &mut self,
+        slot: Slot,
+        batch: Rc<Batch>,
+        mode: SendMode,
+        owes: bool,
+        ring: &mut impl EgressRing,
+    ) {
+        let connection = self.connections.get_mut(slot);
+        let offset = connection.offset as usize;
+        let zero_copy_bytes_min = self.setup.config.limits.zero_copy_bytes_min;
+        let zero_copy =
+            zero_copy_bytes_min > 0 && !connection.copies && batch.len() - offset >= zero_copy_bytes_min;
+        let mode = if zero_copy { SendMode::ZeroCopy } else { mode };
+        ring.send(slot, &batch, offset, mode);
+        connection.since = self.tick;
+        let format = connection.format;
+        let counters = &mut self.metrics.formats[format.index()];
+        if mode == SendMode::Instant {
+            // Almost every socket takes all of it, and then the ring is silent. `handle_short` puts right what it is told.
+            connection.turn = self.turn;
+            connection.cursor = connection.cursor.max(batch.to());
+            if connection.subscribed {
+                counters.sends += 1;
+                counters.bytes += batch.len() as u64;
+            }
+            self.note_taken(format, batch);
+            if owes {
+                self.mark_ready(slot);
+            }
+        } else {
+            connection.sending = true;
+            connection.missed = owes;
+            counters.sends_in_flight += u64::from(connection.subscribed);
+        }
+    }
 }

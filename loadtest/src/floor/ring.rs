@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fanwave::egress::uring::{Uring, UringOptions};
-use fanwave::egress::{Batch, Completion, EgressRing, Ledger, Slot};
+use fanwave::egress::{Batch, Completion, EgressRing, Ledger, SendMode, Slot};
 use rustix::event::{EventfdFlags, eventfd};
 
 /// Sends handed to the kernel with one `io_uring_enter`.
@@ -65,7 +65,7 @@ impl Ring {
                 if slot >= self.descriptors {
                     bail!("a socket came after the ring was made");
                 }
-                self.uring.send(slot, &self.burst, 0, false);
+                self.uring.send(slot, &self.burst, 0, SendMode::Waiting);
             }
             self.uring.submit()?;
             left -= self.reap()?;

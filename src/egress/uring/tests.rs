@@ -21,6 +21,7 @@ enum Seen {
     Accepted(Slot, SocketAddr),
     Received(Slot, Vec<u8>),
     ReceiveEnded(Slot, ReceiveEnd),
+    Short(Slot, Result<usize, SendError>),
     Sent(Slot, Result<usize, SendError>),
     Copied(Slot),
     StreamEnded(Slot),
@@ -71,6 +72,7 @@ impl Rig {
                 Completion::AcceptFailed(errno) => panic!("accept failed with errno {errno}"),
                 Completion::Received { slot, bytes } => Seen::Received(slot, bytes.to_vec()),
                 Completion::ReceiveEnded { slot, end } => Seen::ReceiveEnded(slot, end),
+                Completion::Short { slot, result, .. } => Seen::Short(slot, result),
                 Completion::Sent { slot, result, .. } => Seen::Sent(slot, result),
                 Completion::Copied { slot } => Seen::Copied(slot),
                 Completion::StreamEnded { slot } => Seen::StreamEnded(slot),
@@ -122,6 +124,13 @@ impl Rig {
     fn sent(&mut self, slot: Slot) -> Result<usize, SendError> {
         self.wait("the end of a send", |seen| match seen {
             Seen::Sent(sent, result) if *sent == slot => Some(*result),
+            _ => None,
+        })
+    }
+
+    fn short(&mut self, slot: Slot) -> Result<usize, SendError> {
+        self.wait("an instant send that is not taken whole", |seen| match seen {
+            Seen::Short(sent, result) if *sent == slot => Some(*result),
             _ => None,
         })
     }
@@ -246,9 +255,9 @@ fn plain_descriptors_serve_as_well() {
         _ => None,
     });
     assert_eq!(hello, b"hello");
-    for zero_copy in [false, true] {
+    for mode in [SendMode::Waiting, SendMode::ZeroCopy] {
         let answer = batch(Payload::Contiguous(pattern(20_000, 1)));
-        rig.ring.send(slot, &answer, 0, zero_copy);
+        rig.ring.send(slot, &answer, 0, mode);
         assert!(rig.read(&mut peer, 20_000) == pattern(20_000, 1));
         assert_eq!(rig.sent(slot), Ok(20_000));
     }
@@ -361,7 +370,7 @@ fn plain_sends_arrive_byte_for_byte() {
     let mut rig = Rig::new(4);
     let (mut peer, slot) = rig.peer();
     for (batch, expected, offset) in payloads() {
-        rig.ring.send(slot, &batch, offset, false);
+        rig.ring.send(slot, &batch, offset, SendMode::Waiting);
         assert!(rig.read(&mut peer, expected.len()) == expected, "offset {offset} of {batch:?}");
         assert_eq!(rig.sent(slot), Ok(expected.len()));
         assert_eq!(Rc::strong_count(&batch), 1, "the ring has let go of the batch");
@@ -370,11 +379,58 @@ fn plain_sends_arrive_byte_for_byte() {
 }
 
 #[test]
+fn instant_sends_arrive_byte_for_byte_and_silently() {
+    let mut rig = Rig::new(4);
+    let (mut peer, slot) = rig.peer();
+    for (batch, expected, offset) in payloads() {
+        rig.ring.send(slot, &batch, offset, SendMode::Instant);
+        rig.turn();
+        assert_eq!(Rc::strong_count(&batch), 1, "the ring has let go of the batch");
+        assert!(rig.read(&mut peer, expected.len()) == expected, "offset {offset} of {batch:?}");
+    }
+    assert!(rig.seen.is_empty(), "nothing was heard: {:?}", rig.seen);
+}
+
+#[test]
+fn an_instant_send_takes_what_there_is_room_for_and_says_how_much() {
+    let bytes = pattern(24 << 20, 3);
+    let segments = Bytes::from(bytes.clone());
+    let segments = (0..24).map(|number| segments.slice(number << 20..(number + 1) << 20)).collect();
+    for payload in [Payload::Contiguous(bytes.clone()), Payload::Vectored(segments)] {
+        let mut rig = Rig::new(4);
+        let (mut peer, slot) = rig.peer();
+        let (mut other, other_slot) = rig.peer();
+        let (large, small) = (batch(payload), batch(Payload::Contiguous(pattern(200, 1))));
+        rig.ring.send(other_slot, &small, 0, SendMode::Instant);
+        let mut taken = 0;
+        loop {
+            rig.ring.send(slot, &large, taken, SendMode::Instant);
+            rig.turn();
+            taken += match rig.seen.pop() {
+                None => large.bytes_at(taken).len(),
+                Some(Seen::Short(short, Ok(0))) if short == slot => break,
+                Some(Seen::Short(short, Ok(some))) if short == slot => some,
+                other => panic!("{other:?} after {taken} bytes"),
+            };
+            assert!(taken < bytes.len(), "the peer reads nothing");
+        }
+        assert!(taken > 0, "the first took what there was room for");
+        assert_eq!(rig.read(&mut other, 200), pattern(200, 1), "the other one's was taken whole");
+        assert_eq!((Rc::strong_count(&large), Rc::strong_count(&small)), (1, 1));
+        rig.ring.send(slot, &large, taken, SendMode::Waiting);
+        let rest = large.bytes_at(taken).len();
+        assert!(rig.read(&mut peer, taken + rest) == bytes[..taken + rest], "not a byte lost or twice");
+        assert_eq!(rig.sent(slot), Ok(rest));
+        assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
+    }
+}
+
+#[test]
 fn zero_copy_sends_arrive_byte_for_byte_and_loopback_says_that_it_copied() {
     let mut rig = Rig::new(4);
     let (mut peer, slot) = rig.peer();
     for (batch, expected, offset) in payloads() {
-        rig.ring.send(slot, &batch, offset, true);
+        rig.ring.send(slot, &batch, offset, SendMode::ZeroCopy);
         assert!(rig.read(&mut peer, expected.len()) == expected, "offset {offset} of {batch:?}");
         assert_eq!(rig.sent(slot), Ok(expected.len()));
         rig.wait("the word that it copied", |seen| {
@@ -392,13 +448,16 @@ fn one_batch_goes_to_many_peers_at_once() {
     let mut peers: Vec<_> = (0..32).map(|_| rig.peer()).collect();
     let segments: Vec<Vec<u8>> = (0..4).map(|seed| pattern(6_000, seed)).collect();
     let batch = batch(Payload::Vectored(segments.iter().cloned().map(Bytes::from).collect()));
+    let modes = [SendMode::Instant, SendMode::Waiting, SendMode::ZeroCopy];
     for (_, slot) in &peers {
-        rig.ring.send(*slot, &batch, 0, slot % 2 == 1);
+        rig.ring.send(*slot, &batch, 0, modes[*slot as usize % 3]);
     }
     let expected = segments.concat();
     for (peer, slot) in &mut peers {
         assert!(rig.read(peer, expected.len()) == expected, "slot {slot}");
-        assert_eq!(rig.sent(*slot), Ok(expected.len()));
+        if modes[*slot as usize % 3] != SendMode::Instant {
+            assert_eq!(rig.sent(*slot), Ok(expected.len()));
+        }
     }
 }
 
@@ -410,10 +469,10 @@ fn a_send_waits_in_the_ring_for_a_peer_that_does_not_read() {
     // More than both sockets' buffers hold.
     let bytes = pattern(24 << 20, 3);
     let large = batch(Payload::Contiguous(bytes.clone()));
-    rig.ring.send(slow_slot, &large, 0, false);
+    rig.ring.send(slow_slot, &large, 0, SendMode::Waiting);
     for number in 0..20 {
         let small = batch(Payload::Contiguous(pattern(200, number)));
-        rig.ring.send(quick_slot, &small, 0, false);
+        rig.ring.send(quick_slot, &small, 0, SendMode::Waiting);
         assert_eq!(rig.read(&mut quick, 200), pattern(200, number), "nobody waits for the slow one");
         assert_eq!(rig.sent(quick_slot), Ok(200));
     }
@@ -431,7 +490,7 @@ fn a_reset_ends_the_receive_and_the_send() {
     let (peer, slot) = rig.peer();
     rig.ring.receive(slot);
     let large = batch(Payload::Contiguous(pattern(24 << 20, 3)));
-    rig.ring.send(slot, &large, 0, false);
+    rig.ring.send(slot, &large, 0, SendMode::Waiting);
     rig.settle();
     assert!(rig.seen.is_empty(), "both wait: {:?}", rig.seen);
     reset_on_close(&peer);
@@ -441,7 +500,7 @@ fn a_reset_ends_the_receive_and_the_send() {
     let end = rig.receive_end(slot);
     assert!(matches!(end, ReceiveEnd::Failed(libc::ECONNRESET) | ReceiveEnd::EndOfStream), "{end:?}");
     if rig.sent(slot).is_ok() {
-        rig.ring.send(slot, &large, 0, false);
+        rig.ring.send(slot, &large, 0, SendMode::Waiting);
         assert!(matches!(rig.sent(slot), Err(SendError::Gone(libc::ECONNRESET | libc::EPIPE))));
     }
     assert_eq!(Rc::strong_count(&large), 1);
@@ -450,7 +509,7 @@ fn a_reset_ends_the_receive_and_the_send() {
 
 #[test]
 fn a_send_to_a_peer_that_is_gone_says_so() {
-    for zero_copy in [false, true] {
+    for mode in [SendMode::Waiting, SendMode::ZeroCopy] {
         let mut rig = Rig::new(4);
         let (peer, slot) = rig.peer();
         rig.ring.receive(slot);
@@ -459,11 +518,24 @@ fn a_send_to_a_peer_that_is_gone_says_so() {
         drop(peer);
         assert_eq!(rig.receive_end(slot), ReceiveEnd::Failed(libc::ECONNRESET));
         let small = batch(Payload::Contiguous(pattern(200, 1)));
-        rig.ring.send(slot, &small, 0, zero_copy);
+        rig.ring.send(slot, &small, 0, mode);
         assert!(matches!(rig.sent(slot), Err(SendError::Gone(libc::ECONNRESET | libc::EPIPE))));
         rig.close(slot);
-        assert_eq!(Rc::strong_count(&small), 1, "zero copy {zero_copy}");
+        assert_eq!(Rc::strong_count(&small), 1, "{mode:?}");
     }
+}
+
+#[test]
+fn an_instant_send_to_a_peer_that_is_gone_says_so() {
+    let mut rig = Rig::new(4);
+    let (peer, slot) = rig.peer();
+    reset_on_close(&peer);
+    drop(peer);
+    let small = batch(Payload::Contiguous(pattern(200, 1)));
+    rig.ring.send(slot, &small, 0, SendMode::Instant);
+    assert!(matches!(rig.short(slot), Err(SendError::Gone(libc::ECONNRESET | libc::EPIPE))));
+    rig.close(slot);
+    assert_eq!(Rc::strong_count(&small), 1);
 }
 
 #[test]
@@ -472,7 +544,7 @@ fn the_end_of_our_stream_follows_the_last_words_and_the_peer_may_still_speak() {
     let (mut peer, slot) = rig.peer();
     let last = batch(Payload::Contiguous(b"last words".to_vec()));
     rig.ring.receive(slot);
-    rig.ring.send(slot, &last, 0, false);
+    rig.ring.send(slot, &last, 0, SendMode::Waiting);
     assert_eq!(rig.sent(slot), Ok(10));
     rig.ring.end_stream(slot);
     rig.wait("the end of our stream", |seen| {
@@ -508,7 +580,7 @@ fn a_stream_that_the_peer_has_reset_ends_too() {
 
 #[test]
 fn cancelling_ends_the_send_and_the_receive_of_one_slot_and_of_no_other() {
-    for zero_copy in [false, true] {
+    for mode in [SendMode::Waiting, SendMode::ZeroCopy] {
         let mut rig = Rig::new(4);
         let (peer, slot) = rig.peer();
         let (mut other, other_slot) = rig.peer();
@@ -516,7 +588,7 @@ fn cancelling_ends_the_send_and_the_receive_of_one_slot_and_of_no_other() {
         let large = batch(Payload::Contiguous(bytes.clone()));
         for slot in [slot, other_slot] {
             rig.ring.receive(slot);
-            rig.ring.send(slot, &large, 0, zero_copy);
+            rig.ring.send(slot, &large, 0, mode);
         }
         rig.settle();
         assert!(rig.seen.is_empty(), "all wait: {:?}", rig.seen);
@@ -647,7 +719,7 @@ fn a_ring_with_everything_in_flight_ends_cleanly() {
         let mut peers: Vec<_> = (0..4).map(|_| rig.peer()).collect();
         for (number, (peer, slot)) in peers.iter_mut().enumerate() {
             rig.ring.receive(*slot);
-            rig.ring.send(*slot, if number < 2 { &large } else { &vectored }, 0, false);
+            rig.ring.send(*slot, if number < 2 { &large } else { &vectored }, 0, SendMode::Waiting);
             peer.write_all(b"not yet received").expect("room in the socket");
         }
         rig.ring.submit().expect("a submit does not fail");
@@ -674,7 +746,7 @@ fn a_ring_with_zero_copy_sends_in_flight_ends_without_freeing_their_bytes() {
         let large = batch(Payload::Contiguous(bytes.clone()));
         let mut rig = Rig::new(4);
         let (peer, slot) = rig.peer();
-        rig.ring.send(slot, &large, 0, true);
+        rig.ring.send(slot, &large, 0, SendMode::ZeroCopy);
         rig.settle();
         drop(rig);
         drop(large);

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tower::ServiceExt;
 
 use super::{Hub, ShardEnd, control};
-use crate::broadcast::{Encoded, Inbox, Message, TopicQuery, path};
+use crate::broadcast::{Encoded, Inbox, Message, Scrape, TopicQuery, path};
 use crate::config::{Config, Limits, OverrunPolicy, Sockets};
 use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
@@ -139,7 +139,7 @@ fn start_shard(
                         let _ = tell.send(Seen::Event(encoded.clone()));
                     }
                 }
-                Some(Message::Report(query, answer)) => {
+                Some(Message::Report(Scrape { query, answer })) => {
                     let _ = answer.send(report(number, &topics, &query));
                 }
                 Some(Message::Drain { .. }) => {

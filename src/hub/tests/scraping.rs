@@ -109,7 +109,10 @@ async fn a_shard_that_does_not_answer_is_told_and_hides_nothing_else() {
     let _seen = bench.start_shard(0);
     // Shard 1 never reads its queue, and the queue of shard 2 is full as well.
     bench.hub.intake().outboxes()[2]
-        .try_send(Message::Report(TopicQuery::None, tokio::sync::oneshot::channel().0))
+        .try_send(Message::Report(Scrape {
+            query: TopicQuery::None,
+            answer: tokio::sync::oneshot::channel().0,
+        }))
         .expect("room");
     let stats = bench.get("/stats").await.json();
     let states: Vec<&str> = stats["shards"]
