@@ -1,8 +1,8 @@
 //! The second floor: the same bytes over the same sockets, by io_uring SENDs.
 //!
 //! One entry per socket, a fixed number of them per `io_uring_enter`, through the server's own ring without anything of
-//! the server around it. A burst is over once every send has completed; a send that takes only a part of its bytes has
-//! failed, since the kernel is asked for all of them.
+//! the server around it. As in the server, the first try is silent unless the socket has too little room; the rest then goes
+//! out by a send that waits. A burst is over once every socket has taken all of it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -24,6 +24,10 @@ pub struct Ring {
     /// Descriptors that the ring has room for: all below this.
     descriptors: u32,
     burst: Rc<Batch>,
+    /// Sockets that have taken only so many bytes of the burst.
+    short: Vec<(Slot, usize)>,
+    /// Sends that wait in the kernel for room.
+    waiting: usize,
 }
 
 impl Ring {
@@ -41,7 +45,8 @@ impl Ring {
             receive_buffer_bytes: 1,
         };
         let uring = Uring::new(options, doorbell.as_fd()).context("the floor's io_uring")?;
-        Ok(Ring { uring, descriptors, burst: Batch::answer(burst.to_vec(), &Ledger::default()) })
+        let burst = Batch::answer(burst.to_vec(), &Ledger::default());
+        Ok(Ring { uring, descriptors, burst, short: Vec::new(), waiting: 0 })
     }
 
     /// From here on a burst is `bytes`.
@@ -55,29 +60,28 @@ impl Ring {
             return Ok(());
         }
         let limit = Instant::now() + BURST_LIMIT;
-        let mut left = sockets.len();
         for some in sockets.chunks(SENDS_PER_ENTER) {
             while self.uring.room() < some.len() {
-                left -= self.wait(limit)?;
+                self.wait(limit)?;
             }
             for socket in some {
                 let slot = socket.as_raw_fd() as Slot;
                 if slot >= self.descriptors {
                     bail!("a socket came after the ring was made");
                 }
-                self.uring.send(slot, &self.burst, 0, SendMode::Waiting);
+                self.uring.send(slot, &self.burst, 0, SendMode::Instant);
             }
             self.uring.submit()?;
-            left -= self.reap()?;
+            self.reap()?;
         }
-        while left > 0 {
-            left -= self.wait(limit)?;
+        while self.waiting > 0 || !self.short.is_empty() {
+            self.wait(limit)?;
         }
         Ok(())
     }
 
-    /// Waits for completions, not beyond `limit`; gives how many sends completed.
-    fn wait(&mut self, limit: Instant) -> Result<usize> {
+    /// Waits for a completion, not beyond `limit`.
+    fn wait(&mut self, limit: Instant) -> Result<()> {
         let time = limit.saturating_duration_since(Instant::now());
         if time.is_zero() {
             bail!("not every socket has taken its bytes within {BURST_LIMIT:?}");
@@ -86,22 +90,27 @@ impl Ring {
         self.reap()
     }
 
-    /// Sends that completed.
-    fn reap(&mut self) -> Result<usize> {
-        let wanted = self.burst.len();
-        let (mut sent, mut failed) = (0, None);
-        self.uring.reap(&mut |completion| {
-            if let Completion::Sent { result, .. } = completion {
-                match result {
-                    Ok(bytes) if bytes == wanted => sent += 1,
-                    other => failed = Some(other),
-                }
-            }
+    /// Hears what was not taken whole, and queues the rest of it.
+    fn reap(&mut self) -> Result<()> {
+        let bytes = self.burst.len();
+        let (short, waiting) = (&mut self.short, &mut self.waiting);
+        let mut failed = None;
+        self.uring.reap(&mut |completion| match completion {
+            Completion::Short { slot, result: Ok(taken), .. } => short.push((slot, taken)),
+            Completion::Sent { result: Ok(_), .. } => *waiting -= 1,
+            Completion::Short { result, .. } | Completion::Sent { result, .. } => failed = Some(result),
+            _ => {}
         });
-        match failed {
-            None => Ok(sent),
-            Some(result) => bail!("the floor's io_uring send of {wanted} bytes: {result:?}"),
+        if let Some(result) = failed {
+            bail!("the floor's io_uring send of {bytes} bytes: {result:?}");
         }
+        while self.uring.room() > 0
+            && let Some((slot, taken)) = self.short.pop()
+        {
+            self.uring.send(slot, &self.burst, taken, SendMode::Waiting);
+            self.waiting += 1;
+        }
+        Ok(())
     }
 }
 
