@@ -13,13 +13,10 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use crate::broadcast::{Doorbell, Inbox};
 use crate::clock::Stamp;
-use crate::config::limits::TICK_MS;
+use crate::config::limits::{EXECUTOR_IO_BYTES, TICK_MS};
 use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
 use crate::egress::{EgressRing, RingError};
 use crate::shard::{Setup, Shard, Turn};
-
-/// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
-const EXECUTOR_IO_BYTES: usize = 64 << 10;
 
 /// What one shard needs to start.
 #[derive(Debug)]

@@ -14,7 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, path};
 use crate::config::limits::{
-    COMPLETIONS_MAX, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+    COMPLETIONS_MAX, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SOCKETS_SPARE,
+    SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::Slot;
@@ -64,9 +65,6 @@ pub enum ServeError {
     #[error("hub: {0}")]
     Hub(String),
 }
-
-/// Sockets of a shard's table beyond its subscribers, so that whoever comes too many still gets an answer.
-const SOCKETS_SPARE: usize = 256;
 
 /// Serves until SIGTERM or SIGINT has drained everything. `started` is called once, before the first connection is
 /// accepted.

@@ -1,7 +1,7 @@
 //! Every number that bounds something, in one place: unit last in the name, reason and cost beside it.
 //!
-//! [`Limits`] are the operator's (each is a flag); the constants below them are ours. Relations that must hold
-//! between constants are asserted at compile time, relations between flags in [`Limits::check`].
+//! [`Limits`] are the operator's (each is a flag); the constants below them are ours: of a shard, then of the hub. Relations
+//! that must hold between constants are asserted at compile time, relations between flags in [`Limits::check`].
 
 /// What the operator may set. `Default` gives the values of a server without flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,6 +176,10 @@ impl Limits {
 /// Sends queued before one `io_uring_enter`. Amortises the call, whose cost is gone in the noise from some tens on; few enough
 /// that the kernel's requests, the entries of both queues and the connections are still in the cache at the reap.
 pub const SWEEP_VISITS_MAX: usize = 128;
+/// Sockets of a shard's table beyond its subscribers, so that whoever comes too many still gets an answer.
+pub const SOCKETS_SPARE: usize = 256;
+/// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
+pub const EXECUTOR_IO_BYTES: usize = 64 << 10;
 /// Entries of the submission queue: a full sweep step plus as many receives, closes and accepts.
 pub const SUBMISSIONS_MAX: u32 = 512;
 /// Entries of the completion queue. The kernel keeps what does not fit and hands it over at the next enter.
@@ -202,18 +206,59 @@ pub const CONTIGUOUS_FRAME_BYTES_MAX: usize = 4 << 10;
 pub const SEGMENTS_MAX: usize = 512;
 /// Recently built batches that a topic remembers per format, so that connections at the same cursor share one.
 pub const BATCHES_CACHED: usize = 4;
+/// Batches of a shard that are kept for their buffers, so that steady traffic does not allocate.
+pub const BATCHES_POOLED: usize = 16;
+/// Clients of a shard that may wait for an event on its way; whoever comes beyond is told of a gap. Each holds its request head.
+pub const HELD_BACK_MAX: usize = 1_024;
+/// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the latest is owed a pong
+/// (RFC 6455 §5.5.3), and a client that does not read must not make us remember.
+pub const PONGS_BYTES_MAX: usize = 4 << 10;
 /// Milliseconds between ticks: heartbeats, handshake limits, stalls.
 pub const TICK_MS: u64 = 250;
+/// Milliseconds that a send may block while slow sends together hold more than `pinned_bytes_max`.
+pub const STALL_MS_UNDER_PRESSURE: u64 = 1_000;
+/// Milliseconds after which a cancellation that did not end everything is asked again.
+pub const CANCEL_RETRY_MS: u64 = 1_000;
 /// Milliseconds that a closing connection waits for the peer's end of stream, so that our last words arrive.
 pub const LINGER_MS_MAX: u64 = 2_000;
 /// Bytes not yet sent that a socket queues before it counts as full (`TCP_NOTSENT_LOWAT`). Bounds what a slow
 /// subscriber holds in the kernel.
 pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
 
+/// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds far more work.
+pub const STALL_RETRY_MS: u64 = 1;
+/// Milliseconds beyond `drain_ms_max` that the shards have to say that they ended.
+pub const DRAIN_GRACE_MS: u64 = 2_000;
+/// Connections of one control listener; more wait in the kernel. Each may hold one message or NDJSON line.
+pub const CONTROL_CONNECTIONS_MAX: usize = 1_024;
+/// Milliseconds without accepting control connections after the kernel refused to, for example because descriptors ran out.
+pub const CONTROL_ACCEPT_RETRY_MS: u64 = 100;
+/// Milliseconds for a request head on a control connection, the idle time before it included.
+pub const CONTROL_HEAD_MS_MAX: u64 = 60_000;
+/// Milliseconds for the whole body of `POST /topics/{topic}`. Bounds how long a slow publisher holds its buffer.
+pub const CONTROL_BODY_MS_MAX: u64 = 60_000;
+/// Bytes of the receive buffer of one control connection: the most that one body chunk carries.
+pub const CONTROL_BUFFER_BYTES_MAX: usize = 256 << 10;
+/// Milliseconds that control connections have to end after the last shard has.
+pub const CONTROL_GRACE_MS: u64 = 500;
+/// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given back.
+pub const LINE_BYTES_KEPT: usize = 16 << 10;
+/// Error lines that wait for the publisher of one NDJSON stream to read them; further ones are only counted.
+pub const ERROR_LINES_MAX: usize = 256;
+/// Milliseconds that a shard has to answer a scrape.
+pub const SCRAPE_MS_MAX: u64 = 1_000;
+/// Scrapes under way at once; each holds the reports of all shards.
+pub const SCRAPES_MAX: usize = 2;
+/// Topics of one page of `GET /topics` without `limit`.
+pub const PAGE_TOPICS: usize = 1_000;
+/// Largest `limit`. Bounds the answer; the next page goes on after its last name.
+pub const PAGE_TOPICS_MAX: usize = 10_000;
+
 const _: () = assert!(SWEEP_VISITS_MAX * 2 <= SUBMISSIONS_MAX as usize);
 const _: () = assert!(SUBMISSIONS_MAX * 4 <= COMPLETIONS_MAX);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
 const _: () = assert!(SEGMENTS_MAX <= 1_024);
+const _: () = assert!(PAGE_TOPICS <= PAGE_TOPICS_MAX);
 
 #[cfg(test)]
 mod tests {
