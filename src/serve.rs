@@ -53,6 +53,9 @@ pub enum ServeError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The descriptor limit is too low for what the operator wants.
+    #[error("{0}")]
+    Descriptors(String),
     /// A shard could not start or failed later.
     #[error("shard {shard}: {cause}")]
     Shard {
@@ -185,7 +188,7 @@ fn room(config: &Config, direct: bool) -> Result<Room, ServeError> {
         wanted => wanted,
     };
     if connections_max >= share {
-        return Err(ServeError::Hub(format!(
+        return Err(ServeError::Descriptors(format!(
             "--connections-per-shard-max {connections_max} is more than the descriptor limit of {descriptors} gives each shard \
              ({share}): raise ulimit -n or use more shards"
         )));
@@ -275,14 +278,17 @@ fn memory(config: &Config, sockets_max: usize) -> Vec<(&'static str, u64)> {
     let per_socket = size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>();
     let rings = SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16;
     let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
-    let sum = |per_shard: usize| per_shard as u64 * shards;
+    let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
     vec![
         ("connections, when all are in use", sum(sockets_max * per_socket)),
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (shards + 1)),
         ("windows, as published", limits.window_bytes_total_max as u64),
-        ("windows, encoded (SSE and WebSocket)", 2 * limits.window_bytes_total_max as u64),
+        ("windows, encoded (SSE and WebSocket)", (limits.window_bytes_total_max as u64).saturating_mul(2)),
         ("hub queue", limits.hub_queue_bytes_max as u64),
-        ("shard queues (shared)", (limits.shard_queue_batches_max * limits.batch_bytes_max()) as u64),
+        (
+            "shard queues (shared)",
+            limits.shard_queue_batches_max.saturating_mul(limits.batch_bytes_max()) as u64,
+        ),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings + receive)),
     ]

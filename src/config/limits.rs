@@ -3,6 +3,8 @@
 //! [`Limits`] are the operator's (each is a flag); the constants below them are ours: of a shard, then of the hub. Relations
 //! that must hold between constants are asserted at compile time, relations between flags in [`Limits::check`].
 
+use crate::event::EVENT_BYTES_BESIDE_DATA_MAX;
+
 /// What the operator may set. `Default` gives the values of a server without flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -86,6 +88,14 @@ pub const TOPIC_BYTES: usize = 600;
 /// A window holds at least this many broadcasts, so that taking one never overruns a subscriber that keeps up.
 pub const WINDOW_BATCHES_MIN: usize = 4;
 
+/// The largest `message_bytes_max` and `send_bytes_max`. The kernel takes less than 2 GiB in one send; frames are a little longer
+/// than their data, or a third longer in base64.
+const SEND_BYTES_POSSIBLE: u64 = 1 << 30;
+/// The largest `shard_queue_batches_max`; the queue is allocated whole, about 40 bytes a place.
+const SHARD_QUEUE_BATCHES_POSSIBLE: u64 = 1 << 16;
+/// The largest time, 23 days: the kernel counts `TCP_USER_TIMEOUT` in 31 bits, `KERNEL_PATIENCE_MS` included.
+const MS_POSSIBLE: u64 = 2_000_000_000;
+
 impl Limits {
     /// The most events that the hub may put into one broadcast.
     pub fn batch_events_max(&self) -> usize {
@@ -102,74 +112,97 @@ impl Limits {
         self.message_bytes_max * 2 + (4 << 10)
     }
 
-    /// Checks the relations between limits; the error names both flags.
+    /// Checks the relations between limits; the error names the flag, and the other one if there is one.
     pub fn check(&self) -> Result<(), String> {
-        let at_least = |name: &str, value: u64, min: u64, why: &str| {
-            if value < min {
-                Err(format!("--{name} is {value}, at least {min} is needed: {why}"))
-            } else {
-                Ok(())
+        for (name, value, max, why) in self.maxima() {
+            if value > max {
+                return Err(format!("--{name} is {value}, at most {max} is possible: {why}"));
             }
-        };
-        let window_min = WINDOW_BATCHES_MIN as u64;
-        at_least(
-            "handshake-bytes-max",
-            self.handshake_bytes_max as u64,
-            512,
-            "a browser's request head has that",
-        )?;
-        at_least("handshake-ms-max", self.handshake_ms_max, 100, "a head needs a round trip")?;
-        at_least(
-            "topics-per-connection-max",
-            self.topics_per_connection_max as u64,
-            1,
-            "a subscriber has a topic",
-        )?;
-        at_least("topics-max", self.topics_max as u64, 1, "an event has a topic")?;
-        at_least("message-bytes-max", self.message_bytes_max as u64, 1, "an event has data")?;
-        at_least("message-in-bytes-max", self.message_in_bytes_max as u64, 1, "a message has bytes")?;
-        at_least(
-            "window-events-max",
-            self.window_events_max as u64,
-            window_min,
-            "a window holds several broadcasts",
-        )?;
-        at_least(
-            "window-bytes-max",
-            self.window_bytes_max as u64,
-            window_min * (self.message_bytes_max as u64 + 1_024),
-            "a window holds several of the largest events (--message-bytes-max)",
-        )?;
-        at_least(
-            "window-bytes-total-max",
-            self.window_bytes_total_max as u64,
-            self.window_bytes_max as u64,
-            "all windows together hold at least one (--window-bytes-max)",
-        )?;
-        at_least("window-ms-max", self.window_ms_max, 1_000, "a window holds events until they are sent")?;
-        at_least(
-            "hub-queue-events-max",
-            self.hub_queue_events_max as u64,
-            1,
-            "the hub queues what it accepts",
-        )?;
-        at_least(
-            "hub-queue-bytes-max",
-            self.hub_queue_bytes_max as u64,
-            self.message_bytes_max as u64 + 1_024,
-            "the hub queues at least one of the largest events (--message-bytes-max)",
-        )?;
-        at_least(
-            "shard-queue-batches-max",
-            self.shard_queue_batches_max as u64,
-            1,
-            "the queue holds a batch",
-        )?;
-        at_least("send-bytes-max", self.send_bytes_max as u64, 4 << 10, "a send carries at least a page")?;
-        at_least("pinned-bytes-max", self.pinned_bytes_max as u64, 1 << 20, "slow sends hold some batches")?;
-        at_least("heartbeat-ms", self.heartbeat_ms, 1_000, "timers tick once a second")?;
-        at_least("stall-ms-max", self.stall_ms_max, 1_000, "timers tick once a second")?;
+        }
+        for (name, value, min, why) in self.minima() {
+            if value < min {
+                return Err(format!("--{name} is {value}, at least {min} is needed: {why}"));
+            }
+        }
         Ok(())
+    }
+
+    /// Flag, value, largest value, reason.
+    fn maxima(&self) -> [(&'static str, u64, u64, &'static str); 9] {
+        let send = "the kernel takes less than 2 GiB in one send";
+        let time = "the kernel counts milliseconds in 31 bits";
+        [
+            ("message-bytes-max", self.message_bytes_max as u64, SEND_BYTES_POSSIBLE, send),
+            ("send-bytes-max", self.send_bytes_max as u64, SEND_BYTES_POSSIBLE, send),
+            ("topics-max", self.topics_max as u64, u32::MAX.into(), "topics are counted in 32 bits"),
+            (
+                "shard-queue-batches-max",
+                self.shard_queue_batches_max as u64,
+                SHARD_QUEUE_BATCHES_POSSIBLE,
+                "the queue's memory is taken at the start",
+            ),
+            ("handshake-ms-max", self.handshake_ms_max, MS_POSSIBLE, time),
+            ("window-ms-max", self.window_ms_max, MS_POSSIBLE, time),
+            ("heartbeat-ms", self.heartbeat_ms, MS_POSSIBLE, time),
+            ("stall-ms-max", self.stall_ms_max, MS_POSSIBLE, time),
+            ("drain-ms-max", self.drain_ms_max, MS_POSSIBLE, time),
+        ]
+    }
+
+    /// Flag, value, smallest value, reason; [`Limits::maxima`] are kept.
+    fn minima(&self) -> [(&'static str, u64, u64, &'static str); 17] {
+        let largest_event = (self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX) as u64;
+        let window_batches = WINDOW_BATCHES_MIN as u64;
+        let tick = "timers tick once a second";
+        [
+            (
+                "handshake-bytes-max",
+                self.handshake_bytes_max as u64,
+                512,
+                "a browser's request head has that",
+            ),
+            ("handshake-ms-max", self.handshake_ms_max, 100, "a head needs a round trip"),
+            (
+                "topics-per-connection-max",
+                self.topics_per_connection_max as u64,
+                1,
+                "a subscriber has a topic",
+            ),
+            ("topics-max", self.topics_max as u64, 1, "an event has a topic"),
+            ("message-bytes-max", self.message_bytes_max as u64, 1, "an event has data"),
+            ("message-in-bytes-max", self.message_in_bytes_max as u64, 1, "a message has bytes"),
+            (
+                "window-events-max",
+                self.window_events_max as u64,
+                window_batches,
+                "a window holds several broadcasts",
+            ),
+            (
+                "window-bytes-max",
+                self.window_bytes_max as u64,
+                window_batches * largest_event,
+                "a window holds several of the largest events (--message-bytes-max)",
+            ),
+            (
+                "window-bytes-total-max",
+                self.window_bytes_total_max as u64,
+                self.window_bytes_max as u64,
+                "all windows together hold at least one (--window-bytes-max)",
+            ),
+            ("window-ms-max", self.window_ms_max, 1_000, "a window holds events until they are sent"),
+            ("hub-queue-events-max", self.hub_queue_events_max as u64, 1, "the hub queues what it accepts"),
+            (
+                "hub-queue-bytes-max",
+                self.hub_queue_bytes_max as u64,
+                largest_event,
+                "the hub queues at least one of the largest events (--message-bytes-max)",
+            ),
+            ("shard-queue-batches-max", self.shard_queue_batches_max as u64, 1, "the queue holds a batch"),
+            ("send-bytes-max", self.send_bytes_max as u64, 4 << 10, "a send carries at least a page"),
+            ("pinned-bytes-max", self.pinned_bytes_max as u64, 1 << 20, "slow sends hold some batches"),
+            ("heartbeat-ms", self.heartbeat_ms, 1_000, tick),
+            ("stall-ms-max", self.stall_ms_max, 1_000, tick),
+        ]
     }
 }
 
@@ -259,6 +292,7 @@ const _: () = assert!(SUBMISSIONS_MAX * 4 <= COMPLETIONS_MAX);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
 const _: () = assert!(SEGMENTS_MAX <= 1_024);
 const _: () = assert!(PAGE_TOPICS <= PAGE_TOPICS_MAX);
+const _: () = assert!(MS_POSSIBLE + KERNEL_PATIENCE_MS <= i32::MAX as u64);
 
 #[cfg(test)]
 mod tests {
@@ -273,5 +307,21 @@ mod tests {
     fn a_window_too_small_for_its_events_is_refused_by_name() {
         let limits = Limits { window_bytes_max: 1 << 20, ..Limits::default() };
         assert!(limits.check().expect_err("too small").contains("--window-bytes-max"));
+    }
+
+    #[test]
+    fn what_would_overflow_is_refused_by_name() {
+        let most = |limits: Limits| limits.check().expect_err("too large");
+        let cases = [
+            ("topics-max", Limits { topics_max: usize::MAX, ..Limits::default() }),
+            ("message-bytes-max", Limits { message_bytes_max: usize::MAX, ..Limits::default() }),
+            ("send-bytes-max", Limits { send_bytes_max: 4 << 30, ..Limits::default() }),
+            ("shard-queue-batches-max", Limits { shard_queue_batches_max: 1 << 40, ..Limits::default() }),
+            ("stall-ms-max", Limits { stall_ms_max: 1 << 31, ..Limits::default() }),
+            ("drain-ms-max", Limits { drain_ms_max: u64::MAX, ..Limits::default() }),
+        ];
+        for (name, limits) in cases {
+            assert!(most(limits).starts_with(&format!("--{name} is ")), "{name}");
+        }
     }
 }
