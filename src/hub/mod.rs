@@ -206,8 +206,7 @@ impl Hub {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something to the intake, then wakes those whom it concerns: the retry if a shard's queue is full, those
-    /// who wait for room if the queue got shorter.
+    /// Does something to the intake, then wakes the retry if a shard's queue is full.
     fn change<T>(&self, change: impl FnOnce(&mut Intake) -> T) -> T {
         let mut intake = self.intake();
         let result = change(&mut intake);

@@ -229,7 +229,8 @@ impl State {
         lost.map(|topic| topic.name.clone()).collect()
     }
 
-    /// The sequence that a last event id stands for, if it is one of ours or of an event in these windows.
+    /// The sequence that a last event id stands for, if it is one of ours or of an event in these windows. Ours are taken at their
+    /// word: nobody remembers who got which event.
     fn sequence_of(&self, memberships: &Memberships, id: &str) -> Option<u64> {
         if let Ok(ours) = id.parse::<EventId>()
             && ours.epoch == self.setup.epoch
