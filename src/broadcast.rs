@@ -6,11 +6,12 @@
 //! - The doorbell is written only when its shard may be asleep, and never left out then: [`Inbox::may_sleep`] announces sleep
 //!   *before* it looks at the queue, [`Outbox::try_send`] looks for sleep *after* it filled the queue (`sleep`).
 //!
-//! Not here: what a shard does with a message, and who awaits the doorbell (`runtime`).
+//! Not here: what a shard does with a message, and who waits for the doorbell (`runtime`).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{self, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -115,6 +116,19 @@ impl Doorbell {
             // The only failure of a blocking eventfd write of 1 is an invalid descriptor, and we own this one.
             rustix::io::write(&self.eventfd, &1u64.to_ne_bytes())
                 .expect("a doorbell's eventfd takes a write");
+        }
+    }
+
+    /// Blocks the calling thread until it is rung, at most `limit`; a signal may end the wait early. Two system calls, one if
+    /// nobody rings. An error is a fault of the system's.
+    pub fn wait(&self, limit: Duration) -> std::io::Result<()> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        // A limit that no clock holds is none.
+        let limit = Timespec::try_from(limit).ok();
+        match poll(&mut [PollFd::new(self, PollFlags::IN)], limit.as_ref()) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) => rustix::io::read(&self.eventfd, &mut [0; 8]).map(|_| ()).map_err(Into::into),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -275,8 +289,8 @@ mod tests {
         assert!(inbox.may_sleep());
         outbox.try_send(report()).expect("room");
         assert!(rung(inbox.doorbell()));
-        let mut count = [0; 8];
-        rustix::io::read(inbox.doorbell().as_fd(), &mut count).expect("read");
+        inbox.doorbell().wait(Duration::MAX).expect("rung");
+        assert!(!rung(inbox.doorbell()), "whoever waited has heard it");
         outbox.try_send(report()).expect("room");
         assert!(!rung(inbox.doorbell()), "the shard was already woken");
     }
