@@ -145,6 +145,11 @@ impl Data {
         }
     }
 
+    /// Text that is known to be UTF-8.
+    pub fn string(text: String) -> Data {
+        Data { bytes: text.into(), binary: false }
+    }
+
     /// Bytes without a meaning to us.
     pub fn binary(bytes: Bytes) -> Data {
         Data { bytes, binary: true }

@@ -26,7 +26,7 @@ pub struct Limits {
     pub message_in_bytes_max: usize,
     /// Events of one topic's window. A subscriber that is further behind has overrun.
     pub window_events_max: usize,
-    /// Bytes of one topic's window: data, names and ids as published.
+    /// Bytes of one topic's window: what its events weigh, as published and besides ([`Event::weight`](crate::event::Event::weight)).
     pub window_bytes_max: usize,
     /// Age of an event in a window, in milliseconds.
     pub window_ms_max: u64,

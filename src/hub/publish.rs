@@ -165,7 +165,7 @@ fn text_of(data: &RawValue) -> Result<Data, Refusal> {
     } else {
         without_white_space(json)
     };
-    Ok(Data::text(text.into_bytes().into()).expect("a string is UTF-8"))
+    Ok(Data::string(text))
 }
 
 /// Valid JSON without the white space between its tokens.
