@@ -237,7 +237,7 @@ pub const KERNEL_PATIENCE_MS: u64 = 5_000;
 pub const CONTIGUOUS_FRAME_BYTES_MAX: usize = 4 << 10;
 /// Iovecs of one send; the kernel's `UIO_MAXIOV` is 1024.
 pub const SEGMENTS_MAX: usize = 512;
-/// Recently built batches that a topic remembers per format, so that connections at the same cursor share one.
+/// Recently built batches that a shard remembers per format, so that connections at the same cursor share one.
 pub const BATCHES_CACHED: usize = 4;
 /// Batches of a shard that are kept for their buffers, so that steady traffic does not allocate.
 pub const BATCHES_POOLED: usize = 16;
