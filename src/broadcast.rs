@@ -3,15 +3,15 @@
 //! Invariants worth naming:
 //! - The hub is the only sender, so every shard sees the same events in the same order.
 //! - A message is either in a queue or still with the hub; nothing is dropped on a full queue.
-//! - The doorbell is written only when its shard may be asleep: [`Inbox::may_sleep`] announces sleep *before* it
-//!   looks at the queue, [`Outbox::try_send`] looks for sleep *after* it filled the queue, and a SeqCst fence on both
-//!   sides makes sure that at least one of them sees the other.
+//! - The doorbell is written only when its shard may be asleep, and never left out then: [`Inbox::may_sleep`] announces sleep
+//!   *before* it looks at the queue, [`Outbox::try_send`] looks for sleep *after* it filled the queue (`sleep`).
 //!
-//! Not here: what a shard does with a message, and who awaits the doorbell (`runtime`).
+//! Not here: what a shard does with a message, and who waits for the doorbell (`runtime`).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{self, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -21,6 +21,10 @@ use crate::clock::Stamp;
 use crate::event::{Epoch, Event, Topic};
 use crate::metrics::ShardReport;
 use crate::wire::Format;
+
+mod sleep;
+
+use sleep::Sleep;
 
 /// One event with its sequence and its frames.
 #[derive(Debug)]
@@ -103,8 +107,7 @@ pub enum Message {
 /// The wake-up of one shard: an eventfd, and whether its shard may be asleep.
 #[derive(Debug)]
 pub struct Doorbell {
-    /// True from before the shard's last look at its queue until somebody rang or it woke by itself.
-    asleep: AtomicBool,
+    sleep: Sleep,
     eventfd: OwnedFd,
 }
 
@@ -113,32 +116,34 @@ impl Doorbell {
     pub fn new() -> std::io::Result<Doorbell> {
         use rustix::event::{EventfdFlags, eventfd};
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC)?;
-        Ok(Doorbell { asleep: AtomicBool::new(false), eventfd })
+        Ok(Doorbell { sleep: Sleep::default(), eventfd })
     }
 
-    /// Wakes the shard if it may be asleep. Costs one load while it is awake.
+    /// Wakes the shard if it may be asleep.
     pub fn ring(&self) {
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
-            self.ring_always();
+        if self.sleep.must_wake() {
+            // The only failure of a blocking eventfd write of 1 is an invalid descriptor, and we own this one.
+            rustix::io::write(&self.eventfd, &1u64.to_ne_bytes())
+                .expect("a doorbell's eventfd takes a write");
         }
     }
 
-    /// Makes the eventfd readable whatever the shard does.
-    pub fn ring_always(&self) {
-        // The only failure of a blocking eventfd write of 1 is an invalid descriptor, and we own this one.
-        rustix::io::write(&self.eventfd, &1u64.to_ne_bytes()).expect("a doorbell's eventfd takes a write");
+    /// Blocks the calling thread until it is rung, at most `limit`; a signal may end the wait early. Two system calls, one if
+    /// nobody rings. An error is a fault of the system's.
+    pub fn wait(&self, limit: Duration) -> std::io::Result<()> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        // A limit that no clock holds is none.
+        let limit = Timespec::try_from(limit).ok();
+        match poll(&mut [PollFd::new(self, PollFlags::IN)], limit.as_ref()) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) => rustix::io::read(&self.eventfd, &mut [0; 8]).map(|_| ()).map_err(Into::into),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The shard woke up, whoever rang.
     pub fn awake(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
-    }
-
-    /// Announces sleep; look at every source of work after this call.
-    fn announce_sleep(&self) {
-        self.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.sleep.end();
     }
 }
 
@@ -212,12 +217,7 @@ impl Inbox {
     /// Announces sleep and says whether the queue is empty, so that the shard may await its doorbell.
     /// On `false` the shard counts as awake again.
     pub fn may_sleep(&self) -> bool {
-        self.doorbell.announce_sleep();
-        if self.queue.is_empty() {
-            return true;
-        }
-        self.doorbell.awake();
-        false
+        self.doorbell.sleep.begin(|| self.queue.is_empty())
     }
 
     /// The wake-up of this shard.
@@ -298,8 +298,8 @@ mod tests {
         assert!(inbox.may_sleep());
         outbox.try_send(report()).expect("room");
         assert!(rung(inbox.doorbell()));
-        let mut count = [0; 8];
-        rustix::io::read(inbox.doorbell().as_fd(), &mut count).expect("read");
+        inbox.doorbell().wait(Duration::MAX).expect("rung");
+        assert!(!rung(inbox.doorbell()), "whoever waited has heard it");
         outbox.try_send(report()).expect("room");
         assert!(!rung(inbox.doorbell()), "the shard was already woken");
     }

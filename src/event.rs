@@ -17,6 +17,8 @@ pub const FIELD_BYTES_MAX: usize = 255;
 /// What an event costs besides its own bytes: the structures of its frames and its place in a window. Measured with a million
 /// events of one byte: 273 bytes each.
 pub const EVENT_BYTES_FIXED: usize = 280;
+/// The most that an event weighs besides its data: topic, name and id at their longest.
+pub const EVENT_BYTES_BESIDE_DATA_MAX: usize = EVENT_BYTES_FIXED + TOPIC_BYTES_MAX + 2 * FIELD_BYTES_MAX;
 
 /// The address of events: 1 to 255 bytes of UTF-8 without control characters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -141,6 +143,11 @@ impl Data {
             Ok(_) => Ok(Data { bytes, binary: false }),
             Err(error) => Err(error.valid_up_to()),
         }
+    }
+
+    /// Text that is known to be UTF-8.
+    pub fn string(text: String) -> Data {
+        Data { bytes: text.into(), binary: false }
     }
 
     /// Bytes without a meaning to us.

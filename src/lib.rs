@@ -1,11 +1,11 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
-// The journey of an event, in order.
+// The journey of an event: event, hub, broadcast, shard, egress.
 pub mod broadcast; // to every shard
-pub mod egress;
+pub mod egress; // submit and reap: every subscriber socket
 pub mod event; // what a publisher says
 pub mod hub; // publish: sequence, encode
-pub mod shard; // windows, cursors, sweep // submit and reap: every subscriber socket
+pub mod shard; // windows, cursors, sweep
 
 // What the stages stand on.
 pub mod clock;

@@ -99,7 +99,7 @@ pub struct TopicReport {
     pub subscribers: [u64; Format::COUNT],
     /// Events in the window.
     pub window_events: u64,
-    /// Bytes of the window: data and names as published.
+    /// Bytes of the window: what its events weigh ([`Event::weight`](crate::event::Event::weight)).
     pub window_bytes: u64,
     /// Sequence of the oldest event in the window, 0 if it is empty.
     pub oldest: u64,

@@ -1,25 +1,19 @@
-//! Everything that knows glommio: one pinned executor per shard, its timer, its sleep.
+//! Everything that knows glommio: one pinned executor per shard, its end, its sleep.
 //!
-//! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection; a cancelled task leaks, so
-//! tasks end by a flag before the executor does; sleeping and waking cost several system calls, so a shard
-//! sleeps only when nothing at all is left to do and one wake-up serves all that has come.
+//! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection, and a cancelled task leaks. So an
+//! executor has one task, the pump, and nobody waits while that blocks its thread: a shard sleeps on its doorbell in poll(2). A
+//! sleep in the executor's own reactor arms three timers on two more rings and takes about ten system calls, at every wake-up.
 
-use std::cell::Cell;
-use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use crate::broadcast::{Doorbell, Inbox};
 use crate::clock::Stamp;
-use crate::config::limits::TICK_MS;
-use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
+use crate::config::limits::{EXECUTOR_IO_BYTES, TICK_MS};
+use crate::egress::uring::{Uring, UringOptions};
 use crate::egress::{EgressRing, RingError};
 use crate::shard::{Setup, Shard, Turn};
-
-/// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
-const EXECUTOR_IO_BYTES: usize = 64 << 10;
 
 /// What one shard needs to start.
 #[derive(Debug)]
@@ -47,14 +41,14 @@ pub fn spawn_shard(
         .name(&format!("shard-{}", start.setup.number))
         .io_memory(EXECUTOR_IO_BYTES)
         .spawn(move || async move {
-            let result = run(start, ready).await;
+            let result = run(start, ready);
             ended(&result);
             result
         })
         .map_err(|error| format!("cannot start an executor on CPU {cpu}: {error}"))
 }
 
-async fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Result<(), String> {
+fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Result<(), String> {
     let doorbell = start.inbox.doorbell().clone();
     let ring = match Uring::new(start.ring, std::os::fd::AsFd::as_fd(&*doorbell)) {
         Ok(ring) => ring,
@@ -65,40 +59,23 @@ async fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Resul
     };
     let mut shard = Shard::new(start.setup, ring, start.inbox, Stamp::now());
     ready(Ok(()));
-    let ending = Rc::new(Cell::new(false));
-    let ticker = glommio::spawn_local(tick(doorbell.clone(), ending.clone())).detach();
-    let result = pump(&mut shard, &doorbell).await;
-    ending.set(true);
-    ticker.await;
-    result
+    pump(&mut shard, &doorbell)
 }
 
-/// Wakes a sleeping shard once per tick; one that is awake sees by itself that time has passed.
-async fn tick(doorbell: Arc<Doorbell>, ending: Rc<Cell<bool>>) {
-    while !ending.get() {
-        glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
-        doorbell.ring();
-    }
-}
-
-/// Turns while there is something to do, and sleeps on the doorbell when there is not.
-async fn pump<R: EgressRing>(shard: &mut Shard<R>, doorbell: &Doorbell) -> Result<(), String> {
-    let descriptor =
-        rustix::io::dup(doorbell).map_err(|error| format!("cannot copy the doorbell: {error}"))?;
-    let bell = adopt_doorbell(descriptor);
+/// Turns while there is something to do; sleeps on the doorbell when there is not, at most until the next tick.
+fn pump<R: EgressRing>(shard: &mut Shard<R>, doorbell: &Doorbell) -> Result<(), String> {
     loop {
         match shard.turn(Stamp::now()).map_err(|error: RingError| error.to_string())? {
-            Turn::Busy => glommio::executor().yield_if_needed().await,
+            Turn::Busy => {}
             Turn::Idle => {
                 if shard.may_sleep() {
-                    bell.read_at(0, 8)
-                        .await
-                        .map_err(|error| format!("cannot await the doorbell: {error}"))?;
+                    doorbell
+                        .wait(Duration::from_millis(TICK_MS))
+                        .map_err(|error| format!("cannot wait for the doorbell: {error}"))?;
                     shard.awake();
                 }
             }
-            Turn::Ended => break,
+            Turn::Ended => return Ok(()),
         }
     }
-    bell.close().await.map_err(|error| format!("cannot close the doorbell: {error}"))
 }

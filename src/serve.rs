@@ -14,7 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, path};
 use crate::config::limits::{
-    COMPLETIONS_MAX, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, KERNEL_PATIENCE_MS,
+    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SOCKETS_SPARE, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::Slot;
@@ -52,6 +53,9 @@ pub enum ServeError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The descriptor limit is too low for what the operator wants.
+    #[error("{0}")]
+    Descriptors(String),
     /// A shard could not start or failed later.
     #[error("shard {shard}: {cause}")]
     Shard {
@@ -64,9 +68,6 @@ pub enum ServeError {
     #[error("hub: {0}")]
     Hub(String),
 }
-
-/// Sockets of a shard's table beyond its subscribers, so that whoever comes too many still gets an answer.
-const SOCKETS_SPARE: usize = 256;
 
 /// Serves until SIGTERM or SIGINT has drained everything. `started` is called once, before the first connection is
 /// accepted.
@@ -187,7 +188,7 @@ fn room(config: &Config, direct: bool) -> Result<Room, ServeError> {
         wanted => wanted,
     };
     if connections_max >= share {
-        return Err(ServeError::Hub(format!(
+        return Err(ServeError::Descriptors(format!(
             "--connections-per-shard-max {connections_max} is more than the descriptor limit of {descriptors} gives each shard \
              ({share}): raise ulimit -n or use more shards"
         )));
@@ -277,14 +278,20 @@ fn memory(config: &Config, sockets_max: usize) -> Vec<(&'static str, u64)> {
     let per_socket = size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>();
     let rings = SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16;
     let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
-    let sum = |per_shard: usize| per_shard as u64 * shards;
+    let control = CONTROL_CONNECTIONS_MAX * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
+    let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
     vec![
         ("connections, when all are in use", sum(sockets_max * per_socket)),
+        ("request heads, when all come at once", sum(sockets_max.saturating_mul(limits.handshake_bytes_max))),
+        ("control connections, when all are in use", (control * config.control.len()) as u64),
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (shards + 1)),
         ("windows, as published", limits.window_bytes_total_max as u64),
-        ("windows, encoded (SSE and WebSocket)", 2 * limits.window_bytes_total_max as u64),
+        ("windows, encoded (SSE and WebSocket)", (limits.window_bytes_total_max as u64).saturating_mul(2)),
         ("hub queue", limits.hub_queue_bytes_max as u64),
-        ("shard queues (shared)", (limits.shard_queue_batches_max * limits.batch_bytes_max()) as u64),
+        (
+            "shard queues (shared)",
+            limits.shard_queue_batches_max.saturating_mul(limits.batch_bytes_max()) as u64,
+        ),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings + receive)),
     ]

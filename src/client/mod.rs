@@ -1,7 +1,7 @@
 //! The other ends: the publisher and the subscriber of the command line.
 //!
 //! Both are ordinary tokio programs over well-kept clients (reqwest, tungstenite); nothing of the server's data path
-//! is used but the parser of event streams. They write to the `Write`s that they are given, never to the process's
+//! is used but the parser of event streams and the name of a gap notice. They write to the `Write`s that they are given, never to the process's
 //! own, and they return when the work is done: the caller decides on the exit code.
 //!
 //! Not here: TLS. An `https:` or `wss:` address is refused with a remedy.

@@ -26,8 +26,10 @@ use super::{
 const ATTEMPTS_MAX: u32 = 5;
 /// The longest wait between two attempts, whatever the server asks for.
 const RETRY_TIME_MAX: Duration = Duration::from_secs(30);
-/// Standard input as one event; more is meant as lines, or is a mistake.
+/// Standard input, or a line of it, as one event; more is meant otherwise, or is a mistake.
 const EVENT_BYTES_MAX: usize = 64 << 20;
+/// One line of the answer to a stream of lines; a server that sends more is not one of ours.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// The flags of `fanwave publish`.
 #[derive(Debug, Clone, clap::Args)]
@@ -217,6 +219,12 @@ async fn publish_lines(
             summary = print_answer(&answer[..end], out, notes)?.or(summary);
             answer.drain(..=end);
         }
+        if answer.len() > ANSWER_BYTES_MAX {
+            return Err(ClientError::Unreachable(format!(
+                "{}: its answer is none of fanwave's",
+                server.name
+            )));
+        }
     }
     match summary {
         Some(Answer { error: Some(error), .. }) => Err(ClientError::Refused(error)),
@@ -281,8 +289,11 @@ fn line_stream(
     let start = (BufReader::new(input), 1u64, options, broken);
     futures_util::stream::try_unfold(start, |(mut input, number, options, broken)| async move {
         let mut line = Vec::new();
-        let json = match input.read_until(b'\n', &mut line).await {
+        let json = match (&mut input).take(EVENT_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line).await {
             Ok(0) => return Ok(None),
+            Ok(_) if line.len() > EVENT_BYTES_MAX => {
+                Err(format!("standard input line {number}: more than {EVENT_BYTES_MAX} bytes"))
+            }
             Ok(_) => {
                 encode_line(&line, &options).map_err(|cause| format!("standard input line {number}: {cause}"))
             }
@@ -499,8 +510,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_line_that_is_no_text_ends_the_stream_by_number() {
+    /// What ends a stream of these lines.
+    async fn end_of_lines(input: impl AsyncRead + Send + Unpin + 'static) -> String {
         let (listener, server) = listener().await;
         let serve = async {
             let mut stream = accept(&listener).await;
@@ -508,10 +519,20 @@ mod tests {
             let mut bytes = Vec::new();
             let _ = stream.read_to_end(&mut bytes).await;
         };
-        let input = &b"fine\n\xff\xfe\n"[..];
         let ((), (result, _, _)) = tokio::join!(serve, publish(&server, &["t", "--lines"], input));
-        let error = result.expect_err("not UTF-8").to_string();
+        result.expect_err("a line that cannot be sent").to_string()
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_no_text_ends_the_stream_by_number() {
+        let error = end_of_lines(&b"fine\n\xff\xfe\n"[..]).await;
         assert!(error.contains("line 2: not UTF-8 at byte 0") && error.contains("--binary"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_is_not_held() {
+        let error = end_of_lines((&b"fine\n"[..]).chain(tokio::io::repeat(b'x'))).await;
+        assert!(error.contains("line 2: more than 67108864 bytes"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Every number that bounds something, in one place: unit last in the name, reason and cost beside it.
 //!
-//! [`Limits`] are the operator's (each is a flag); the constants below them are ours. Relations that must hold
-//! between constants are asserted at compile time, relations between flags in [`Limits::check`].
+//! [`Limits`] are the operator's (each is a flag); the constants below them are ours: of a shard, then of the hub. Relations
+//! that must hold between constants are asserted at compile time, relations between flags in [`Limits::check`].
+
+use crate::event::EVENT_BYTES_BESIDE_DATA_MAX;
 
 /// What the operator may set. `Default` gives the values of a server without flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +26,7 @@ pub struct Limits {
     pub message_in_bytes_max: usize,
     /// Events of one topic's window. A subscriber that is further behind has overrun.
     pub window_events_max: usize,
-    /// Bytes of one topic's window: data, names and ids as published.
+    /// Bytes of one topic's window: what its events weigh, as published and besides ([`Event::weight`](crate::event::Event::weight)).
     pub window_bytes_max: usize,
     /// Age of an event in a window, in milliseconds.
     pub window_ms_max: u64,
@@ -86,6 +88,14 @@ pub const TOPIC_BYTES: usize = 600;
 /// A window holds at least this many broadcasts, so that taking one never overruns a subscriber that keeps up.
 pub const WINDOW_BATCHES_MIN: usize = 4;
 
+/// The largest `message_bytes_max` and `send_bytes_max`. The kernel takes less than 2 GiB in one send; frames are a little longer
+/// than their data, or a third longer in base64.
+const SEND_BYTES_POSSIBLE: u64 = 1 << 30;
+/// The largest `shard_queue_batches_max`; the queue is allocated whole, about 40 bytes a place.
+const SHARD_QUEUE_BATCHES_POSSIBLE: u64 = 1 << 16;
+/// The largest time, 23 days: the kernel counts `TCP_USER_TIMEOUT` in 31 bits, `KERNEL_PATIENCE_MS` included.
+const MS_POSSIBLE: u64 = 2_000_000_000;
+
 impl Limits {
     /// The most events that the hub may put into one broadcast.
     pub fn batch_events_max(&self) -> usize {
@@ -102,80 +112,107 @@ impl Limits {
         self.message_bytes_max * 2 + (4 << 10)
     }
 
-    /// Checks the relations between limits; the error names both flags.
+    /// Checks the relations between limits; the error names the flag, and the other one if there is one.
     pub fn check(&self) -> Result<(), String> {
-        let at_least = |name: &str, value: u64, min: u64, why: &str| {
-            if value < min {
-                Err(format!("--{name} is {value}, at least {min} is needed: {why}"))
-            } else {
-                Ok(())
+        for (name, value, max, why) in self.maxima() {
+            if value > max {
+                return Err(format!("--{name} is {value}, at most {max} is possible: {why}"));
             }
-        };
-        let window_min = WINDOW_BATCHES_MIN as u64;
-        at_least(
-            "handshake-bytes-max",
-            self.handshake_bytes_max as u64,
-            512,
-            "a browser's request head has that",
-        )?;
-        at_least("handshake-ms-max", self.handshake_ms_max, 100, "a head needs a round trip")?;
-        at_least(
-            "topics-per-connection-max",
-            self.topics_per_connection_max as u64,
-            1,
-            "a subscriber has a topic",
-        )?;
-        at_least("topics-max", self.topics_max as u64, 1, "an event has a topic")?;
-        at_least("message-bytes-max", self.message_bytes_max as u64, 1, "an event has data")?;
-        at_least("message-in-bytes-max", self.message_in_bytes_max as u64, 1, "a message has bytes")?;
-        at_least(
-            "window-events-max",
-            self.window_events_max as u64,
-            window_min,
-            "a window holds several broadcasts",
-        )?;
-        at_least(
-            "window-bytes-max",
-            self.window_bytes_max as u64,
-            window_min * (self.message_bytes_max as u64 + 1_024),
-            "a window holds several of the largest events (--message-bytes-max)",
-        )?;
-        at_least(
-            "window-bytes-total-max",
-            self.window_bytes_total_max as u64,
-            self.window_bytes_max as u64,
-            "all windows together hold at least one (--window-bytes-max)",
-        )?;
-        at_least("window-ms-max", self.window_ms_max, 1_000, "a window holds events until they are sent")?;
-        at_least(
-            "hub-queue-events-max",
-            self.hub_queue_events_max as u64,
-            1,
-            "the hub queues what it accepts",
-        )?;
-        at_least(
-            "hub-queue-bytes-max",
-            self.hub_queue_bytes_max as u64,
-            self.message_bytes_max as u64 + 1_024,
-            "the hub queues at least one of the largest events (--message-bytes-max)",
-        )?;
-        at_least(
-            "shard-queue-batches-max",
-            self.shard_queue_batches_max as u64,
-            1,
-            "the queue holds a batch",
-        )?;
-        at_least("send-bytes-max", self.send_bytes_max as u64, 4 << 10, "a send carries at least a page")?;
-        at_least("pinned-bytes-max", self.pinned_bytes_max as u64, 1 << 20, "slow sends hold some batches")?;
-        at_least("heartbeat-ms", self.heartbeat_ms, 1_000, "timers tick once a second")?;
-        at_least("stall-ms-max", self.stall_ms_max, 1_000, "timers tick once a second")?;
+        }
+        for (name, value, min, why) in self.minima() {
+            if value < min {
+                return Err(format!("--{name} is {value}, at least {min} is needed: {why}"));
+            }
+        }
         Ok(())
+    }
+
+    /// Flag, value, largest value, reason.
+    fn maxima(&self) -> [(&'static str, u64, u64, &'static str); 9] {
+        let send = "the kernel takes less than 2 GiB in one send";
+        let time = "the kernel counts milliseconds in 31 bits";
+        [
+            ("message-bytes-max", self.message_bytes_max as u64, SEND_BYTES_POSSIBLE, send),
+            ("send-bytes-max", self.send_bytes_max as u64, SEND_BYTES_POSSIBLE, send),
+            ("topics-max", self.topics_max as u64, u32::MAX.into(), "topics are counted in 32 bits"),
+            (
+                "shard-queue-batches-max",
+                self.shard_queue_batches_max as u64,
+                SHARD_QUEUE_BATCHES_POSSIBLE,
+                "the queue's memory is taken at the start",
+            ),
+            ("handshake-ms-max", self.handshake_ms_max, MS_POSSIBLE, time),
+            ("window-ms-max", self.window_ms_max, MS_POSSIBLE, time),
+            ("heartbeat-ms", self.heartbeat_ms, MS_POSSIBLE, time),
+            ("stall-ms-max", self.stall_ms_max, MS_POSSIBLE, time),
+            ("drain-ms-max", self.drain_ms_max, MS_POSSIBLE, time),
+        ]
+    }
+
+    /// Flag, value, smallest value, reason; [`Limits::maxima`] are kept.
+    fn minima(&self) -> [(&'static str, u64, u64, &'static str); 17] {
+        let largest_event = (self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX) as u64;
+        let window_batches = WINDOW_BATCHES_MIN as u64;
+        let tick = "timers tick once a second";
+        [
+            (
+                "handshake-bytes-max",
+                self.handshake_bytes_max as u64,
+                512,
+                "a browser's request head has that",
+            ),
+            ("handshake-ms-max", self.handshake_ms_max, 100, "a head needs a round trip"),
+            (
+                "topics-per-connection-max",
+                self.topics_per_connection_max as u64,
+                1,
+                "a subscriber has a topic",
+            ),
+            ("topics-max", self.topics_max as u64, 1, "an event has a topic"),
+            ("message-bytes-max", self.message_bytes_max as u64, 1, "an event has data"),
+            ("message-in-bytes-max", self.message_in_bytes_max as u64, 1, "a message has bytes"),
+            (
+                "window-events-max",
+                self.window_events_max as u64,
+                window_batches,
+                "a window holds several broadcasts",
+            ),
+            (
+                "window-bytes-max",
+                self.window_bytes_max as u64,
+                window_batches * largest_event,
+                "a window holds several of the largest events (--message-bytes-max)",
+            ),
+            (
+                "window-bytes-total-max",
+                self.window_bytes_total_max as u64,
+                self.window_bytes_max as u64,
+                "all windows together hold at least one (--window-bytes-max)",
+            ),
+            ("window-ms-max", self.window_ms_max, 1_000, "a window holds events until they are sent"),
+            ("hub-queue-events-max", self.hub_queue_events_max as u64, 1, "the hub queues what it accepts"),
+            (
+                "hub-queue-bytes-max",
+                self.hub_queue_bytes_max as u64,
+                largest_event,
+                "the hub queues at least one of the largest events (--message-bytes-max)",
+            ),
+            ("shard-queue-batches-max", self.shard_queue_batches_max as u64, 1, "the queue holds a batch"),
+            ("send-bytes-max", self.send_bytes_max as u64, 4 << 10, "a send carries at least a page"),
+            ("pinned-bytes-max", self.pinned_bytes_max as u64, 1 << 20, "slow sends hold some batches"),
+            ("heartbeat-ms", self.heartbeat_ms, 1_000, tick),
+            ("stall-ms-max", self.stall_ms_max, 1_000, tick),
+        ]
     }
 }
 
 /// Sends queued before one `io_uring_enter`. Amortises the call, whose cost is gone in the noise from some tens on; few enough
 /// that the kernel's requests and the entries of the queue are still in the cache when they are used again.
 pub const SWEEP_VISITS_MAX: usize = 128;
+/// Sockets of a shard's table beyond its subscribers, so that whoever comes too many still gets an answer.
+pub const SOCKETS_SPARE: usize = 256;
+/// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
+pub const EXECUTOR_IO_BYTES: usize = 64 << 10;
 /// Entries of the submission queue: a full sweep step plus as many receives, closes and accepts.
 pub const SUBMISSIONS_MAX: u32 = 512;
 /// Entries of the completion queue. The kernel keeps what does not fit and hands it over at the next enter.
@@ -200,20 +237,62 @@ pub const KERNEL_PATIENCE_MS: u64 = 5_000;
 pub const CONTIGUOUS_FRAME_BYTES_MAX: usize = 4 << 10;
 /// Iovecs of one send; the kernel's `UIO_MAXIOV` is 1024.
 pub const SEGMENTS_MAX: usize = 512;
-/// Recently built batches that a topic remembers per format, so that connections at the same cursor share one.
+/// Recently built batches that a shard remembers per format, so that connections at the same cursor share one.
 pub const BATCHES_CACHED: usize = 4;
+/// Batches of a shard that are kept for their buffers, so that steady traffic does not allocate.
+pub const BATCHES_POOLED: usize = 16;
+/// Clients of a shard that may wait for an event on its way; whoever comes beyond is told of a gap. Each holds its request head.
+pub const HELD_BACK_MAX: usize = 1_024;
+/// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the latest is owed a pong
+/// (RFC 6455 §5.5.3), and a client that does not read must not make us remember.
+pub const PONGS_BYTES_MAX: usize = 4 << 10;
 /// Milliseconds between ticks: heartbeats, handshake limits, stalls.
 pub const TICK_MS: u64 = 250;
+/// Milliseconds that a send may block while slow sends together hold more than `pinned_bytes_max`.
+pub const STALL_MS_UNDER_PRESSURE: u64 = 1_000;
+/// Milliseconds after which a cancellation that did not end everything is asked again.
+pub const CANCEL_RETRY_MS: u64 = 1_000;
 /// Milliseconds that a closing connection waits for the peer's end of stream, so that our last words arrive.
 pub const LINGER_MS_MAX: u64 = 2_000;
 /// Bytes not yet sent that a socket queues before it counts as full (`TCP_NOTSENT_LOWAT`). Bounds what a slow
 /// subscriber holds in the kernel.
 pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
 
+/// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds far more work.
+pub const STALL_RETRY_MS: u64 = 1;
+/// Milliseconds beyond `drain_ms_max` that the shards have to say that they ended.
+pub const DRAIN_GRACE_MS: u64 = 2_000;
+/// Connections of one control listener; more wait in the kernel. Each may hold one message or NDJSON line.
+pub const CONTROL_CONNECTIONS_MAX: usize = 1_024;
+/// Milliseconds without accepting control connections after the kernel refused to, for example because descriptors ran out.
+pub const CONTROL_ACCEPT_RETRY_MS: u64 = 100;
+/// Milliseconds for a request head on a control connection, the idle time before it included.
+pub const CONTROL_HEAD_MS_MAX: u64 = 60_000;
+/// Milliseconds for the whole body of `POST /topics/{topic}`. Bounds how long a slow publisher holds its buffer.
+pub const CONTROL_BODY_MS_MAX: u64 = 60_000;
+/// Bytes of the receive buffer of one control connection: the most that one body chunk carries.
+pub const CONTROL_BUFFER_BYTES_MAX: usize = 256 << 10;
+/// Milliseconds that control connections have to end after the last shard has.
+pub const CONTROL_GRACE_MS: u64 = 500;
+/// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given back.
+pub const LINE_BYTES_KEPT: usize = 16 << 10;
+/// Error lines that wait for the publisher of one NDJSON stream to read them; further ones are only counted.
+pub const ERROR_LINES_MAX: usize = 256;
+/// Milliseconds that a shard has to answer a scrape.
+pub const SCRAPE_MS_MAX: u64 = 1_000;
+/// Scrapes under way at once; each holds the reports of all shards.
+pub const SCRAPES_MAX: usize = 2;
+/// Topics of one page of `GET /topics` without `limit`.
+pub const PAGE_TOPICS: usize = 1_000;
+/// Largest `limit`. Bounds the answer; the next page goes on after its last name.
+pub const PAGE_TOPICS_MAX: usize = 10_000;
+
 const _: () = assert!(SWEEP_VISITS_MAX * 2 <= SUBMISSIONS_MAX as usize);
 const _: () = assert!(SUBMISSIONS_MAX * 4 <= COMPLETIONS_MAX);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
 const _: () = assert!(SEGMENTS_MAX <= 1_024);
+const _: () = assert!(PAGE_TOPICS <= PAGE_TOPICS_MAX);
+const _: () = assert!(MS_POSSIBLE + KERNEL_PATIENCE_MS <= i32::MAX as u64);
 
 #[cfg(test)]
 mod tests {
@@ -228,5 +307,21 @@ mod tests {
     fn a_window_too_small_for_its_events_is_refused_by_name() {
         let limits = Limits { window_bytes_max: 1 << 20, ..Limits::default() };
         assert!(limits.check().expect_err("too small").contains("--window-bytes-max"));
+    }
+
+    #[test]
+    fn what_would_overflow_is_refused_by_name() {
+        let most = |limits: Limits| limits.check().expect_err("too large");
+        let cases = [
+            ("topics-max", Limits { topics_max: usize::MAX, ..Limits::default() }),
+            ("message-bytes-max", Limits { message_bytes_max: usize::MAX, ..Limits::default() }),
+            ("send-bytes-max", Limits { send_bytes_max: 4 << 30, ..Limits::default() }),
+            ("shard-queue-batches-max", Limits { shard_queue_batches_max: 1 << 40, ..Limits::default() }),
+            ("stall-ms-max", Limits { stall_ms_max: 1 << 31, ..Limits::default() }),
+            ("drain-ms-max", Limits { drain_ms_max: u64::MAX, ..Limits::default() }),
+        ];
+        for (name, limits) in cases {
+            assert!(most(limits).starts_with(&format!("--{name} is ")), "{name}");
+        }
     }
 }

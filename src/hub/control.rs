@@ -21,7 +21,8 @@ use super::publish::{Options, check_size, parse_options, parse_query, parse_text
 use super::refusal::error_response;
 use super::stats::Stats;
 use super::stream::{discard, publish_stream};
-use super::{CONTROL_BODY_MS_MAX, Hub, Refusal, RefusalReason};
+use super::{Hub, Refusal, RefusalReason};
+use crate::config::limits::CONTROL_BODY_MS_MAX;
 use crate::event::{Data, Event, Topic};
 
 /// Where the path of one topic begins.

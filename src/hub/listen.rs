@@ -2,7 +2,7 @@
 //!
 //! `axum::serve` has no limit on the time of a request head, so hyper is driven here directly. Each listener has a
 //! bounded number of connections; beyond it new ones wait in the kernel. At the end each connection finishes the
-//! request it is in, and what has not ended after [`CONTROL_GRACE_MS`](super::CONTROL_GRACE_MS) is cut off.
+//! request it is in, and what has not ended after [`CONTROL_GRACE_MS`] is cut off.
 
 use std::io;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
-use super::{CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, CONTROL_GRACE_MS, CONTROL_HEAD_MS_MAX};
 use super::{Hub, Stage, control};
-
-/// Milliseconds without accepting after the kernel refused to, for example because descriptors ran out.
-const ACCEPT_RETRY_MS: u64 = 100;
+use crate::config::limits::{
+    CONTROL_ACCEPT_RETRY_MS, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, CONTROL_GRACE_MS,
+    CONTROL_HEAD_MS_MAX,
+};
 
 /// A control address, bound and non-blocking.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ async fn accept(listener: Listener, router: Router, hub: Arc<Hub>) {
             Ok(Socket::Unix(socket)) => connections.spawn(serve(socket, router.clone(), hub.clone())),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a control connection");
-                tokio::time::sleep(Duration::from_millis(ACCEPT_RETRY_MS)).await;
+                tokio::time::sleep(Duration::from_millis(CONTROL_ACCEPT_RETRY_MS)).await;
                 continue;
             }
         };

@@ -13,13 +13,9 @@ use super::refusal::{Refusal, RefusalReason};
 use super::stats::{Amount, ByFormat};
 use super::topics::TopicRecord;
 use crate::broadcast::TopicQuery;
+use crate::config::limits::{PAGE_TOPICS, PAGE_TOPICS_MAX};
 use crate::event::Topic;
 use crate::metrics::{ShardReport, TopicReport};
-
-/// Topics of one page without `limit`.
-const PAGE_TOPICS: usize = 1_000;
-/// Largest `limit`. Bounds the answer; the next page goes on after its last name.
-const PAGE_TOPICS_MAX: usize = 10_000;
 
 /// Which page of the list, in the order of names (by bytes).
 #[derive(Debug, PartialEq, Eq)]

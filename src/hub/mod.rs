@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 use crate::broadcast::{Demand, Message, Outbox, Refused};
 use crate::clock::Stamp;
 use crate::config::Config;
+use crate::config::limits::{DRAIN_GRACE_MS, SCRAPES_MAX, STALL_RETRY_MS};
 use crate::event::{CustomId, Epoch, Event, EventId};
 
 mod control;
@@ -38,27 +39,6 @@ pub use self::intake::{Flushed, HubCounters, Intake};
 pub use self::listen::ControlListener;
 pub use self::refusal::{Refusal, RefusalCounts, RefusalReason};
 pub use self::topics::{TopicRecord, TopicTable};
-
-/// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds far more work.
-pub const STALL_RETRY_MS: u64 = 1;
-/// Milliseconds beyond `drain_ms_max` that the shards have to say that they ended.
-pub const DRAIN_GRACE_MS: u64 = 2_000;
-/// Connections of one control listener; more wait in the kernel. Each may hold one message or NDJSON line.
-pub const CONTROL_CONNECTIONS_MAX: usize = 1_024;
-/// Milliseconds for a request head on a control connection, the idle time before it included.
-pub const CONTROL_HEAD_MS_MAX: u64 = 60_000;
-/// Milliseconds for the whole body of `POST /topics/{topic}`. Bounds how long a slow publisher holds its buffer.
-pub const CONTROL_BODY_MS_MAX: u64 = 60_000;
-/// Bytes of the receive buffer of one control connection: the most that one body chunk carries.
-pub const CONTROL_BUFFER_BYTES_MAX: usize = 256 << 10;
-/// Milliseconds that control connections have to end after the last shard has.
-pub const CONTROL_GRACE_MS: u64 = 500;
-/// Error lines that wait for the publisher of one NDJSON stream to read them; further ones are only counted.
-pub const ERROR_LINES_MAX: usize = 256;
-/// Milliseconds that a shard has to answer a scrape.
-pub const SCRAPE_MS_MAX: u64 = 1_000;
-/// Scrapes under way at once; each holds the reports of all shards.
-pub const SCRAPES_MAX: usize = 2;
 
 /// What the hub needs to run. The caller has bound the listeners and started the shards.
 #[derive(Debug)]
@@ -226,8 +206,7 @@ impl Hub {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something to the intake, then wakes those whom it concerns: the retry if a shard's queue is full, those
-    /// who wait for room if the queue got shorter.
+    /// Does something to the intake, then wakes the retry if a shard's queue is full.
     fn change<T>(&self, change: impl FnOnce(&mut Intake) -> T) -> T {
         let mut intake = self.intake();
         let result = change(&mut intake);

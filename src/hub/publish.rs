@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::refusal::{Refusal, RefusalReason};
+use crate::config::limits::LINE_BYTES_KEPT;
 use crate::event::{CustomId, Data, Event, EventName, Topic};
 
 /// What a publisher may say about an event besides its topic and data.
@@ -164,7 +165,7 @@ fn text_of(data: &RawValue) -> Result<Data, Refusal> {
     } else {
         without_white_space(json)
     };
-    Ok(Data::text(text.into_bytes().into()).expect("a string is UTF-8"))
+    Ok(Data::string(text))
 }
 
 /// Valid JSON without the white space between its tokens.
@@ -227,9 +228,6 @@ pub struct Lines {
     line_bytes_max: usize,
 }
 
-/// Capacity for a held line that is kept for the next one; larger ones are given back.
-const HELD_BYTES_KEPT: usize = 16 << 10;
-
 impl Lines {
     /// Before line 1.
     pub fn new(line_bytes_max: usize) -> Lines {
@@ -291,7 +289,7 @@ impl Lines {
         if self.delivered {
             self.delivered = false;
             self.held.clear();
-            self.held.shrink_to(HELD_BYTES_KEPT);
+            self.held.shrink_to(LINE_BYTES_KEPT);
         }
     }
 }

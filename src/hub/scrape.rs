@@ -1,6 +1,6 @@
 //! Asks every shard for its counters, histograms and topics.
 //!
-//! A scrape waits at most [`SCRAPE_MS_MAX`](super::SCRAPE_MS_MAX) for all shards together. A shard whose queue is
+//! A scrape waits at most [`SCRAPE_MS_MAX`] for all shards together. A shard whose queue is
 //! full, that has ended, or that does not answer in time is missing from the result; the others are not.
 
 use std::time::Duration;
@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Hub, SCRAPE_MS_MAX};
+use super::Hub;
 use crate::broadcast::{Message, Scrape, TopicQuery};
+use crate::config::limits::SCRAPE_MS_MAX;
 use crate::metrics::ShardReport;
 
 impl Hub {

@@ -22,9 +22,9 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::publish::{Line, Lines, parse_line, parse_query};
-use super::{ERROR_LINES_MAX, Hub, Refusal, RefusalReason, Stage};
+use super::{Hub, Refusal, RefusalReason, Stage};
 use crate::clock::Stamp;
-use crate::config::limits::LINGER_MS_MAX;
+use crate::config::limits::{ERROR_LINES_MAX, LINGER_MS_MAX};
 use crate::event::{CustomId, Event};
 
 /// Answers at once with a stream of error lines and, at the end, the summary.

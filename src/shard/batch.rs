@@ -13,12 +13,10 @@ use bytes::Bytes;
 use super::connections::{Membership, TopicIndex};
 use super::topics::Topics;
 use crate::broadcast::Encoded;
-use crate::config::limits::{BATCHES_CACHED, CONTIGUOUS_FRAME_BYTES_MAX, SEGMENTS_MAX};
+use crate::config::limits::{BATCHES_CACHED, BATCHES_POOLED, CONTIGUOUS_FRAME_BYTES_MAX, SEGMENTS_MAX};
 use crate::egress::{Batch, Ledger, Payload};
 use crate::wire::Format;
 
-/// Batches kept for their buffers.
-const POOL_MAX: usize = 16;
 /// Smallest buffers. They grow to powers of two, so that after a few runs each buffer fits every usual run.
 const BUFFER_BYTES_MIN: usize = 4 << 10;
 const BUFFER_SEGMENTS_MIN: usize = 32;
@@ -50,7 +48,7 @@ pub struct Run {
 pub struct Batches {
     cached: VecDeque<Cached>,
     pool: VecDeque<Rc<Batch>>,
-    /// Buffers of former batches that wait for a payload of their kind; at most `POOL_MAX` of each.
+    /// Buffers of former batches that wait for a payload of their kind; at most `BATCHES_POOLED` of each.
     spare_bytes: Vec<Vec<u8>>,
     spare_segments: Vec<Vec<Bytes>>,
     ledger: Ledger,
@@ -68,7 +66,7 @@ impl Batches {
     pub fn new(send_bytes_max: usize, ledger: &Ledger) -> Batches {
         Batches {
             cached: VecDeque::with_capacity(BATCHES_CACHED * Format::COUNT + 1),
-            pool: VecDeque::with_capacity(POOL_MAX + 1),
+            pool: VecDeque::with_capacity(BATCHES_POOLED + 1),
             spare_bytes: Vec::new(),
             spare_segments: Vec::new(),
             ledger: ledger.clone(),
@@ -193,7 +191,7 @@ impl Batches {
             if Rc::strong_count(&batch) == 1 {
                 return batch;
             }
-            if self.pool.len() < POOL_MAX {
+            if self.pool.len() < BATCHES_POOLED {
                 self.pool.push_back(batch);
             }
         }
@@ -207,7 +205,7 @@ impl Batches {
         }
         topics.clear();
         topics.extend_from_slice(&self.news);
-        if self.pool.len() >= POOL_MAX {
+        if self.pool.len() >= BATCHES_POOLED {
             self.pool.pop_front();
         }
         self.pool.push_back(batch.clone());
@@ -217,7 +215,7 @@ impl Batches {
 
 /// Keeps the buffer of a batch that nobody holds any more, emptied.
 fn keep<T>(spare: &mut Vec<Vec<T>>, mut buffer: Vec<T>) {
-    if buffer.capacity() > 0 && spare.len() < POOL_MAX {
+    if buffer.capacity() > 0 && spare.len() < BATCHES_POOLED {
         buffer.clear();
         spare.push(buffer);
     }
@@ -320,6 +318,6 @@ mod tests {
         }
         seen.sort_unstable();
         seen.dedup();
-        assert!(seen.len() <= POOL_MAX + 2, "{} batches for 199 runs", seen.len());
+        assert!(seen.len() <= BATCHES_POOLED + 2, "{} batches for 199 runs", seen.len());
     }
 }

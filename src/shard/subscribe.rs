@@ -7,19 +7,13 @@ use super::close::CloseReason;
 use super::connections::{Membership, Memberships, Phase, Session};
 use super::state::State;
 use super::window::Window;
+use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
 use crate::wire::gap::{Gap, GapReason};
 use crate::wire::http::{Head, HeadLimits, Refusal, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
 use crate::wire::{Format, http, sse, websocket};
-
-/// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the latest is owed a pong
-/// (RFC 6455 §5.5.3), and a client that does not read must not make us remember.
-const PONGS_BYTES_MAX: usize = 4 << 10;
-
-/// Clients that may wait for an event on its way; whoever comes beyond is told of a gap.
-const HELD_BACK_MAX: usize = 1_024;
 
 /// Where a stream begins.
 struct ResumePoint {
@@ -235,7 +229,8 @@ impl State {
         lost.map(|topic| topic.name.clone()).collect()
     }
 
-    /// The sequence that a last event id stands for, if it is one of ours or of an event in these windows.
+    /// The sequence that a last event id stands for, if it is one of ours or of an event in these windows. Ours are taken at their
+    /// word: nobody remembers who got which event.
     fn sequence_of(&self, memberships: &Memberships, id: &str) -> Option<u64> {
         if let Ok(ours) = id.parse::<EventId>()
             && ours.epoch == self.setup.epoch

@@ -3,18 +3,13 @@
 use super::close::CloseReason;
 use super::connections::{Phase, Session};
 use super::state::State;
-use crate::config::limits::{LINGER_MS_MAX, TICK_MS};
+use crate::config::limits::{CANCEL_RETRY_MS, LINGER_MS_MAX, STALL_MS_UNDER_PRESSURE, TICK_MS};
 use crate::egress::Slot;
 use crate::wire::Format;
 use crate::wire::http::Refusal;
 
 /// The slab is walked once in this many ticks.
 const TICKS_PER_WALK: usize = (1_000 / TICK_MS) as usize;
-/// Milliseconds that a send may block while slow sends together hold more than `pinned_bytes_max`.
-const STALL_MS_UNDER_PRESSURE: u64 = 1_000;
-
-/// Milliseconds after which a cancellation that did not end everything is asked again.
-const CANCEL_MS: u64 = 1_000;
 
 fn ticks(ms: u64) -> u32 {
     ms.div_ceil(TICK_MS).min(u64::from(u32::MAX)) as u32
@@ -54,7 +49,7 @@ impl State {
             Phase::Vacant | Phase::Closing => {}
             Phase::Aborting => {
                 // A cancellation finds nothing in the moment in which a request is between two waits: ask again.
-                if quiet >= ticks(CANCEL_MS) {
+                if quiet >= ticks(CANCEL_RETRY_MS) {
                     connection.cancelled = false;
                     connection.since = self.tick;
                     self.mark_ready(slot as Slot);

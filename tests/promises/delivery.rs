@@ -1,7 +1,8 @@
 //! Claim: every subscriber gets every event of its topics exactly once, in the one order in which they were accepted.
 //!
 //! Set-up: 1,000 subscribers, SSE and WebSocket mixed, of one to three of five topics, on two shards. Two NDJSON
-//! streams and two publishers of single events work at once. The windows hold everything, so nobody may overrun.
+//! streams and two publishers of single events work at once. The windows hold everything, so nobody may overrun. Once with the
+//! sockets that suit the kernel, once with plain ones.
 //!
 //! Expectation: a witness that has all topics sees gapless ids, and in them the order of each publisher. What
 //! every other subscriber sees is exactly what the witness saw of its topics, byte for byte.
@@ -12,7 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::support::{Protocol, Said, Server, Subscriber, within};
+use crate::support::{Protocol, Said, Server, Subscriber, until, within};
 
 const SUBSCRIBERS: usize = 1_000;
 const TOPICS: [&str; 5] = ["prices", "news/local", "räume", "d", "a b"];
@@ -104,9 +105,23 @@ fn raise_descriptor_limit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_mixed_subscribers_get_everything_once_and_in_order() {
+    a_thousand_get_everything("auto").await;
+}
+
+/// The same where sockets are descriptors of the process, as before Linux 6.13.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_on_plain_sockets_get_everything_once_and_in_order() {
+    let server = a_thousand_get_everything("plain").await;
+    // Every subscriber has read to the end and gone.
+    until("all descriptors to be closed", async || (server.descriptors() < SUBSCRIBERS / 10).then_some(()))
+        .await;
+}
+
+/// Runs the promise on a server with `--sockets` of this kind.
+async fn a_thousand_get_everything(sockets: &str) -> Arc<Server> {
     raise_descriptor_limit();
     let flags = ["--shards", "2", "--window-events-max", "8192", "--stall-ms-max", "120000"];
-    let server = Arc::new(Server::start(&flags));
+    let server = Arc::new(Server::start(&[&flags[..], &["--sockets", sockets]].concat()));
     let witness = Subscriber::connect(server.data, Protocol::Sse, &ENCODED).await;
     let witness = tokio::spawn(read_to_the_end(witness, TOPICS.len()));
     let mut readers = JoinSet::new();
@@ -118,6 +133,9 @@ async fn a_thousand_mixed_subscribers_get_everything_once_and_in_order() {
     let stats = server.stats().await;
     for shard in stats["shards"].as_array().expect("a list") {
         assert!(shard["connections"].as_u64() > Some(SUBSCRIBERS as u64 / 10), "both shards serve: {shard}");
+    }
+    if sockets == "plain" {
+        assert!(server.descriptors() > SUBSCRIBERS, "every subscriber is a descriptor of the process");
     }
 
     let streams = [stream(server.clone(), 0..STREAMED), stream(server.clone(), STREAMED..2 * STREAMED)];
@@ -148,6 +166,7 @@ async fn a_thousand_mixed_subscribers_get_everything_once_and_in_order() {
         assert_eq!(totals["formats"][protocol]["overruns"], 0);
         assert_eq!(totals["formats"][protocol]["gaps"], 0);
     }
+    server
 }
 
 /// The witness saw every event once, under gapless ids of one epoch, in the order of each publisher.

@@ -62,11 +62,12 @@ async fn a_second_server_on_the_same_port_is_refused() {
 
 #[test]
 fn what_makes_no_sense_is_refused_in_one_line() {
-    let cases: [(&[&str], &[&str]); 7] = [
+    let cases: [(&[&str], &[&str]); 8] = [
         (&["--cpus", "1000"], &["--cpus", "CPU 1000"]),
         (&["--window-events-max", "1"], &["--window-events-max", "at least 4"]),
         (&["--window-bytes-max", "1MiB"], &["--window-bytes-max", "--message-bytes-max"]),
         (&["--heartbeat-ms", "1"], &["--heartbeat-ms"]),
+        (&["--shard-queue-batches-max", "1000000000000"], &["--shard-queue-batches-max", "at most"]),
         (&["--config", "/nonexistent/fanwave.toml"], &["/nonexistent/fanwave.toml", "No such file"]),
         (&["--listen", "127.0.0.1:9", "--control", "127.0.0.1:9"], &["--control", "127.0.0.1:9"]),
         (&["--listen", "127.0.0.1:9", "--listen", "127.0.0.1:9"], &["--listen", "twice"]),

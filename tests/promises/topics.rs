@@ -35,7 +35,8 @@ async fn events_of_several_topics_come_in_one_order() {
     let mut lines = String::new();
     let mut expected = Vec::new();
     for number in 0..400usize {
-        let topic = ["a", "b", "unheard", "c", "a"][number * number % 5];
+        // Cubes leave every rest of five, in changing order.
+        let topic = ["a", "b", "unheard", "c", "a"][number.pow(3) % 5];
         lines.push_str(&format!("{{\"topic\":\"{topic}\",\"data\":\"{number}\"}}\n"));
         if topic != "unheard" {
             expected.push(number.to_string());

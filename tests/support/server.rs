@@ -126,6 +126,11 @@ impl Server {
         self.process.try_wait().expect("our own child").is_none()
     }
 
+    /// Descriptors that the process has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("our own child").count()
+    }
+
     /// URL of a path of the control API.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.control)

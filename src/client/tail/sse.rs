@@ -9,11 +9,10 @@ use reqwest::Url;
 
 use super::super::{ClientError, http_client, read_refusal, retry_after, root_cause};
 use super::{EVENT_BYTES_MAX, Ended, Output, Payload};
+use crate::wire::sse::GAP_EVENT;
 use crate::wire::sse_parser::{ParsedEvent, Parser};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-/// The name of the notice that events are missing.
-const GAP_EVENT: &str = "fanwave-gap";
 
 /// The stream: its parser outlives the connections, because id and reconnection time do.
 pub(super) struct Stream {

@@ -6,7 +6,8 @@ use axum::body::BodyDataStream;
 use futures_util::{StreamExt, stream};
 
 use super::*;
-use crate::hub::{ERROR_LINES_MAX, RefusalReason};
+use crate::config::limits::ERROR_LINES_MAX;
+use crate::hub::RefusalReason;
 
 /// A request whose body is fed through a channel while its answer is read.
 struct Open {
