@@ -128,15 +128,15 @@ impl Doorbell {
         }
     }
 
-    /// Blocks the calling thread until it is rung, at most `limit`; a signal may end the wait early. Two system calls, one if
-    /// nobody rings. An error is a fault of the system's.
-    pub fn wait(&self, limit: Duration) -> std::io::Result<()> {
+    /// Blocks the calling thread until it is rung, at most `limit`; true if it was. A signal may end the wait early. Two system
+    /// calls, one if nobody rings. An error is a fault of the system's.
+    pub fn wait(&self, limit: Duration) -> std::io::Result<bool> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         // A limit that no clock holds is none.
         let limit = Timespec::try_from(limit).ok();
         match poll(&mut [PollFd::new(self, PollFlags::IN)], limit.as_ref()) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Ok(_) => rustix::io::read(&self.eventfd, &mut [0; 8]).map(|_| ()).map_err(Into::into),
+            Ok(0) | Err(rustix::io::Errno::INTR) => Ok(false),
+            Ok(_) => rustix::io::read(&self.eventfd, &mut [0; 8]).map(|_| true).map_err(Into::into),
             Err(error) => Err(error.into()),
         }
     }
@@ -298,8 +298,8 @@ mod tests {
         assert!(inbox.may_sleep());
         outbox.try_send(report()).expect("room");
         assert!(rung(inbox.doorbell()));
-        inbox.doorbell().wait(Duration::MAX).expect("rung");
-        assert!(!rung(inbox.doorbell()), "whoever waited has heard it");
+        assert!(inbox.doorbell().wait(Duration::MAX).expect("an eventfd"));
+        assert!(!inbox.doorbell().wait(Duration::ZERO).expect("an eventfd"), "whoever waited has heard it");
         outbox.try_send(report()).expect("room");
         assert!(!rung(inbox.doorbell()), "the shard was already woken");
     }

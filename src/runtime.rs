@@ -1,17 +1,21 @@
-//! Everything that knows glommio: one pinned executor per shard, its end, its sleep.
+//! Everything that knows glommio: one pinned executor per shard, its timer, its sleep.
 //!
-//! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection, and a cancelled task leaks. So an
-//! executor has one task, the pump, and nobody waits while that blocks its thread: a shard sleeps on its doorbell in poll(2). A
-//! sleep in the executor's own reactor arms three timers on two more rings and takes about ten system calls, at every wake-up.
+//! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection; a cancelled task leaks, so
+//! tasks end by a flag before the executor does; sleeping in its reactor and waking cost about ten system calls. So a shard sleeps
+//! only when nothing at all is left to do, one wake-up serves all that has come, and a shard that has traffic dozes first: it blocks
+//! its thread in poll(2), which nobody on this executor minds for so short a time.
 
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use crate::broadcast::{Doorbell, Inbox};
 use crate::clock::Stamp;
-use crate::config::limits::{EXECUTOR_IO_BYTES, TICK_MS};
-use crate::egress::uring::{Uring, UringOptions};
+use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, TICK_MS};
+use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
 use crate::egress::{EgressRing, RingError};
 use crate::shard::{Setup, Shard, Turn};
 
@@ -41,14 +45,14 @@ pub fn spawn_shard(
         .name(&format!("shard-{}", start.setup.number))
         .io_memory(EXECUTOR_IO_BYTES)
         .spawn(move || async move {
-            let result = run(start, ready);
+            let result = run(start, ready).await;
             ended(&result);
             result
         })
         .map_err(|error| format!("cannot start an executor on CPU {cpu}: {error}"))
 }
 
-fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Result<(), String> {
+async fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Result<(), String> {
     let doorbell = start.inbox.doorbell().clone();
     let ring = match Uring::new(start.ring, std::os::fd::AsFd::as_fd(&*doorbell)) {
         Ok(ring) => ring,
@@ -59,23 +63,43 @@ fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Result<(), 
     };
     let mut shard = Shard::new(start.setup, ring, start.inbox, Stamp::now());
     ready(Ok(()));
-    pump(&mut shard, &doorbell)
+    let ending = Rc::new(Cell::new(false));
+    let ticker = glommio::spawn_local(tick(doorbell.clone(), ending.clone())).detach();
+    let result = pump(&mut shard, &doorbell).await;
+    ending.set(true);
+    ticker.await;
+    result
 }
 
-/// Turns while there is something to do; sleeps on the doorbell when there is not, at most until the next tick.
-fn pump<R: EgressRing>(shard: &mut Shard<R>, doorbell: &Doorbell) -> Result<(), String> {
+/// Wakes a sleeping shard once per tick; one that is awake sees by itself that time has passed.
+async fn tick(doorbell: Arc<Doorbell>, ending: Rc<Cell<bool>>) {
+    while !ending.get() {
+        glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
+        doorbell.ring();
+    }
+}
+
+/// Turns while there is something to do; when there is not, dozes and then sleeps on the doorbell.
+async fn pump<R: EgressRing>(shard: &mut Shard<R>, doorbell: &Doorbell) -> Result<(), String> {
+    let descriptor =
+        rustix::io::dup(doorbell).map_err(|error| format!("cannot copy the doorbell: {error}"))?;
+    let bell = adopt_doorbell(descriptor);
     loop {
         match shard.turn(Stamp::now()).map_err(|error: RingError| error.to_string())? {
-            Turn::Busy => {}
+            Turn::Busy => glommio::executor().yield_if_needed().await,
             Turn::Idle => {
                 if shard.may_sleep() {
-                    doorbell
-                        .wait(Duration::from_millis(TICK_MS))
-                        .map_err(|error| format!("cannot wait for the doorbell: {error}"))?;
+                    let rung = doorbell.wait(Duration::from_millis(DOZE_MS));
+                    if !rung.map_err(|error| format!("cannot wait for the doorbell: {error}"))? {
+                        bell.read_at(0, 8)
+                            .await
+                            .map_err(|error| format!("cannot await the doorbell: {error}"))?;
+                    }
                     shard.awake();
                 }
             }
-            Turn::Ended => return Ok(()),
+            Turn::Ended => break,
         }
     }
+    bell.close().await.map_err(|error| format!("cannot close the doorbell: {error}"))
 }
