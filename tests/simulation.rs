@@ -305,6 +305,12 @@ impl World {
         let (sends, bytes, frames) = (sum(|c| c.sends), sum(|c| c.bytes), sum(|c| c.frames));
         assert_eq!(sum(|c| c.sends_in_flight), 0, "nobody is waited for");
         assert!(frames <= self.heard, "{frames} frames are counted, {} events were read", self.heard);
+        let latencies: u64 = self.shard.metrics().intake_to_written.iter().map(|written| written.len()).sum();
+        let exact = !self.shard.ring_mut().refuses;
+        assert!(
+            latencies == frames || latencies > frames && !exact,
+            "{latencies} latencies of {frames} frames"
+        );
         let ring = self.shard.ring_mut();
         assert_eq!((sends, bytes), (ring.sends, ring.bytes));
     }

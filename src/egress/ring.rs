@@ -4,8 +4,8 @@
 //! - A [`Slot`] is a socket's index in the ring's table and the connection's index in the shard's slab. It is given by
 //!   [`Completion::Accepted`] and free again after [`Completion::Closed`].
 //! - One send per slot is in the ring at a time; the ring holds its batch until the kernel has let go of the bytes.
-//!   An instant send is in the ring until the next submit has returned, any other until its [`Completion::Sent`].
-//! - After a submit nothing is left in the queue, or there is no room: nothing overtakes an instant send that the kernel has not seen.
+//!   An instant send is over once a submit has returned and there is room again, any other with its [`Completion::Sent`].
+//! - After a submit that the kernel did not take whole there is no room: nothing overtakes an instant send that it has not seen.
 //! - A receive is armed once and delivers until [`Completion::ReceiveEnded`].
 //! - A slot may be closed only while neither a send, a receive nor an end of stream of it is in the ring: the kernel may look
 //!   a socket up late, and would meet whoever has the slot by then.

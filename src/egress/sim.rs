@@ -2,8 +2,8 @@
 //!
 //! Under [`Weather::Fair`] every send is taken whole at once, which is what benchmarks want. Under [`Weather::Rough`] sends are
 //! taken in part, find or wait for room, fail, and completions of different sockets arrive in any order; the order within one
-//! socket is the kernel's: bytes before the end of the stream, and nothing after `Closed`. Now and then a submit takes nothing
-//! from the queue, as when the kernel lacks memory.
+//! socket is the kernel's: bytes before the end of the stream, and nothing after `Closed`. In some rough weathers a submit takes
+//! nothing from the queue now and then, as when the kernel lacks memory.
 //!
 //! The test plays the peer through `connect`, `peer_sends`, `peer_takes`, `peer_closes`, `peer_resets` and `stall`.
 
@@ -117,6 +117,8 @@ pub struct SimRing {
     dice: Dice,
     sockets: Vec<Socket>,
     queued: usize,
+    /// Now and then a submit takes nothing from the queue: in every second rough weather.
+    pub refuses: bool,
     /// The last submit took nothing from the queue.
     unsettled: bool,
     /// Requests that fit before a submit.
@@ -135,10 +137,12 @@ pub struct SimRing {
 impl SimRing {
     /// A ring with room for `sockets_max` connections.
     pub fn new(sockets_max: usize, weather: Weather, seed: u64) -> SimRing {
+        let mut dice = Dice::new(seed);
         SimRing {
             weather,
             recording: false,
-            dice: Dice::new(seed),
+            refuses: weather == Weather::Rough && dice.chance(1, 2),
+            dice,
             sockets: (0..sockets_max).map(|_| Socket::default()).collect(),
             queued: 0,
             unsettled: false,
@@ -428,7 +432,7 @@ impl EgressRing for SimRing {
 
     fn submit(&mut self) -> Result<(), RingError> {
         self.enters += 1;
-        self.unsettled = self.queued > 0 && self.weather == Weather::Rough && self.dice.chance(1, 32);
+        self.unsettled = self.queued > 0 && self.refuses && self.dice.chance(1, 32);
         if !self.unsettled {
             self.queued = 0;
             self.step();

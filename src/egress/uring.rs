@@ -240,6 +240,15 @@ impl Uring {
         let settled = queue.is_empty() && !queue.cq_overflow();
         self.room = if settled { queue.capacity() } else { 0 };
         drop(queue);
+        if self.ring.completion().overflow() > 0 {
+            // What is lost may have told that a send was not taken whole: its stream could not be trusted any more.
+            let source = io::Error::from_raw_os_error(libc::ENOMEM);
+            return Err(RingError {
+                what: "the kernel lost completions of the io_uring",
+                source,
+                remedy: "",
+            });
+        }
         match submitted {
             Ok(_) => Ok(()),
             // Out of time, interrupted, or completions must be reaped first: what is queued stays queued for the next call.
@@ -432,7 +441,7 @@ impl EgressRing for Uring {
         let queue = self.ring.submission();
         let waiting = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
         drop(queue);
-        waiting || self.can_arm_accept()
+        waiting || self.room == 0 || self.can_arm_accept()
     }
 
     fn submit(&mut self) -> Result<(), RingError> {
@@ -506,7 +515,8 @@ impl EgressRing for Uring {
 
 fn instant_result(result: i32) -> Result<usize, SendError> {
     match -result {
-        libc::EAGAIN => Ok(0),
+        // No room in the socket, or no memory for a moment: a send that waits will do.
+        libc::EAGAIN | libc::ENOMEM | libc::ENOBUFS => Ok(0),
         _ => plain_result(result),
     }
 }

@@ -152,7 +152,8 @@ pub struct Connection {
     pub offset: u32,
     /// Tick of the last change: accept, submission or completion of a send, start of lingering.
     pub since: u32,
-    /// The turn in which it was last given an instant send, which is in the ring until that turn ends.
+    /// The turn in which it was last given an instant send. Nothing else is asked for it in that turn, and nothing in the next ones
+    /// while the ring has no room.
     pub turn: u64,
     /// Where it stands.
     pub phase: Phase,

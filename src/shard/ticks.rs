@@ -103,6 +103,8 @@ impl State {
             self.abort(slot, CloseReason::PingTimeout);
             return;
         }
+        // Should the ring have no room for it yet, the next look must not take it for an unanswered one.
+        connection.since = self.tick;
         let format = connection.format;
         connection.pinged = format == Format::WebSocket;
         if connection.control.is_none() {

@@ -426,6 +426,49 @@ fn an_instant_send_takes_what_there_is_room_for_and_says_how_much() {
 }
 
 #[test]
+fn instant_sends_that_the_kernel_has_not_seen_are_held() {
+    let mut rig = Rig::new(4);
+    let (_peer, slot) = rig.peer();
+    let small = batch(Payload::Contiguous(pattern(200, 1)));
+    rig.ring.send(slot, &small, 0, SendMode::Instant);
+    rig.ring.reap(&mut |completion| panic!("{completion:?} of what was not submitted"));
+    assert_eq!(Rc::strong_count(&small), 2);
+    rig.turn();
+    assert_eq!(Rc::strong_count(&small), 1);
+}
+
+/// More completions than the queue holds: until the last is told, nothing is let go of and nothing new is taken.
+#[test]
+fn a_completion_queue_that_overflows_stops_the_ring_until_all_is_told() {
+    let mut rig = Rig::new(4);
+    let (peer, slot) = rig.peer();
+    reset_on_close(&peer);
+    drop(peer);
+    let small = batch(Payload::Contiguous(pattern(200, 1)));
+    let mut sends = 0;
+    while rig.ring.room() > 0 {
+        assert!(sends <= COMPLETIONS_MAX + SUBMISSIONS_MAX, "the queue overflows");
+        for _ in 0..rig.ring.room() {
+            rig.ring.send(slot, &small, 0, SendMode::Instant);
+            sends += 1;
+        }
+        rig.ring.submit().expect("a submit does not fail");
+    }
+    assert!(sends > COMPLETIONS_MAX);
+    let mut told = 0;
+    while told < sends {
+        assert_eq!(Rc::strong_count(&small) as u32, sends + 1, "all are held while {told} are told");
+        rig.ring.reap(&mut |completion| match completion {
+            Completion::Short { slot: of, result: Err(SendError::Gone(_)), .. } if of == slot => told += 1,
+            other => panic!("{other:?}"),
+        });
+        assert!(told == sends || rig.ring.wants_submit(), "the rest comes with the next submit");
+        rig.ring.submit().expect("a submit does not fail");
+    }
+    assert_eq!((rig.ring.room(), Rc::strong_count(&small)), (SUBMISSIONS_MAX as usize, 1));
+}
+
+#[test]
 fn zero_copy_sends_arrive_byte_for_byte_and_loopback_says_that_it_copied() {
     let mut rig = Rig::new(4);
     let (mut peer, slot) = rig.peer();
