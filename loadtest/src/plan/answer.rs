@@ -321,19 +321,12 @@ fn storm(model: &Model, question: &Question, busy: f64, cores: f64) -> Option<Es
     if free <= 0.0 {
         return None;
     }
-    let nothing = Work {
-        protocol: question.protocol,
-        seconds: 0.0,
-        connections: 0.0,
-        events: 0.0,
-        deliveries: 0.0,
-        rate: 0.0,
-        frame_bytes: 0.0,
+    let everybody = Work {
         handshakes: question.subscribers,
         closes: question.subscribers,
-        heartbeats: 0.0,
+        ..Work::nothing(question.protocol)
     };
-    Some(model.cpu(&nothing).times(1.0 / free))
+    Some(model.cpu(&everybody).times(1.0 / free))
 }
 
 fn extrapolates(model: &Model, question: &Question, connections: f64, share: f64) -> Vec<String> {
@@ -353,7 +346,7 @@ fn extrapolates(model: &Model, question: &Question, connections: f64, share: f64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::model::tests::exact;
+    use crate::plan::planted::exact;
     use crate::plan::question::tests::asked;
 
     /// Half of `apart` is paid at one event per second. Microseconds: base 1,000, publish 100, delivery 2 and 2 more

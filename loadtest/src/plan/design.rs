@@ -7,9 +7,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use super::random::Random;
 use crate::framing::Protocol;
 use crate::stamp::STAMP_BYTES;
 
@@ -158,12 +160,12 @@ impl Design {
 
     /// The rounds in the order of measurement.
     pub fn schedule(&self) -> Vec<Vec<Group>> {
-        let mut random = Random::new(self.seed);
+        let mut random = SmallRng::seed_from_u64(self.seed);
         let round = |_| {
             let mut groups = self.group.clone();
-            random.shuffle(&mut groups);
+            groups.shuffle(&mut random);
             for group in &mut groups {
-                random.shuffle(&mut group.loads);
+                group.loads.shuffle(&mut random);
             }
             groups
         };

@@ -49,7 +49,7 @@ const WINDOW_EVENTS: u64 = 1_024;
 const WINDOW_BYTES: u64 = 8 << 20;
 
 /// What a server did in a leg.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Events went out.
@@ -99,6 +99,31 @@ pub struct CpuRow {
     pub receiver_share: f64,
     /// Share of the server's CPU that others used.
     pub others_share: f64,
+}
+
+impl CpuRow {
+    /// A leg of a group in which nothing came, went or was delivered, and that cost nothing.
+    pub fn nothing(round: usize, kind: Kind, group: &Group, seconds: f64) -> CpuRow {
+        CpuRow {
+            round,
+            kind,
+            protocol: group.protocol,
+            connections: group.connections,
+            topics: group.topics,
+            seconds,
+            rate: 0.0,
+            events: 0,
+            deliveries: 0,
+            payload_bytes: 0,
+            frame_bytes: 0.0,
+            handshakes: 0,
+            closes: 0,
+            heartbeats: 0,
+            cpu_ns: 0,
+            receiver_share: 0.0,
+            others_share: 0.0,
+        }
+    }
 }
 
 /// Memory at one moment.
@@ -291,23 +316,9 @@ impl Leg<'_> {
         let after = self.meter.sample()?;
         let seconds = rounded(start.elapsed().as_secs_f64());
         Ok(CpuRow {
-            round: self.round,
-            kind,
-            protocol: self.group.protocol,
-            connections: self.group.connections,
-            topics: self.group.topics,
-            seconds,
-            rate: 0.0,
-            events: 0,
-            deliveries: 0,
-            payload_bytes: 0,
-            frame_bytes: 0.0,
-            handshakes: 0,
-            closes: 0,
-            heartbeats: 0,
             cpu_ns: after.since(before),
-            receiver_share: 0.0,
             others_share: rounded(after.others_since(before) as f64 / 1e9 / seconds),
+            ..CpuRow::nothing(self.round, kind, self.group, seconds)
         })
     }
 
@@ -468,6 +479,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::planted::load_row;
 
     #[test]
     fn a_disturbed_leg_is_tried_again_and_the_least_disturbed_counts() {
@@ -475,7 +487,7 @@ mod tests {
             let mut left = shares.iter();
             let leg = || {
                 let others_share = *left.next().expect("no more tries than shares");
-                Ok(CpuRow { others_share, ..row() })
+                Ok(CpuRow { others_share, ..load_row(1, 1.0, 200) })
             };
             let share = quiet(&mut repetitions, leg).expect("no error").others_share;
             (share, left.len(), repetitions)
@@ -484,28 +496,6 @@ mod tests {
         assert_eq!(tries(3, &[0.5, 0.05, 0.0]), (0.05, 1, 2));
         assert_eq!(tries(3, &[0.5, 0.3, 0.4]), (0.3, 0, 1));
         assert_eq!(tries(1, &[0.5, 0.4, 0.3]), (0.4, 1, 0));
-    }
-
-    fn row() -> CpuRow {
-        CpuRow {
-            round: 0,
-            kind: Kind::Load,
-            protocol: Protocol::Ws,
-            connections: 1,
-            topics: 1,
-            seconds: 1.0,
-            rate: 1.0,
-            events: 1,
-            deliveries: 1,
-            payload_bytes: 200,
-            frame_bytes: 204.0,
-            handshakes: 0,
-            closes: 0,
-            heartbeats: 0,
-            cpu_ns: 1,
-            receiver_share: 0.0,
-            others_share: 0.0,
-        }
     }
 
     #[test]

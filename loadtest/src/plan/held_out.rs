@@ -146,18 +146,8 @@ fn point(model: &Model, args: &HeldOutArgs) -> Result<Group> {
     let protocol = args.held_out_protocol;
     let bytes = args.held_out_bytes;
     let busy = |rate: f64| {
-        let work = Work {
-            protocol,
-            seconds: 1.0,
-            connections: connections as f64,
-            events: rate,
-            deliveries: rate * connections as f64,
-            rate,
-            frame_bytes: model.frame_bytes(protocol, bytes as f64),
-            handshakes: 0.0,
-            closes: 0.0,
-            heartbeats: 0.0,
-        };
+        let frame_bytes = model.frame_bytes(protocol, bytes as f64);
+        let work = Work::second(protocol, connections as f64, rate, frame_bytes);
         model.cpu(&work).value
     };
     let chosen = RATES.into_iter().rfind(|rate| busy(*rate) <= SHARE).unwrap_or(RATES[0]);
@@ -214,7 +204,7 @@ fn compare(model: &Model, measured: &Measured) -> Result<Vec<Compared>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::model::tests::exact;
+    use crate::plan::planted::{exact, load_row, memory_row};
 
     fn args() -> HeldOutArgs {
         HeldOutArgs {
@@ -258,34 +248,11 @@ mod tests {
 
     #[test]
     fn predictions_are_compared_with_the_medians_of_the_rounds_and_one_too_far_off_is_an_error() {
-        let load = |round, cpu_ns| CpuRow {
-            round,
-            kind: Kind::Load,
-            protocol: Protocol::Ws,
-            connections: 1_000,
-            topics: 1,
-            seconds: 2.0,
-            rate: 10.0,
-            events: 20,
-            deliveries: 20_000,
-            payload_bytes: 500,
-            frame_bytes: 504.0,
-            handshakes: 0,
-            closes: 0,
-            heartbeats: 0,
-            cpu_ns,
-            receiver_share: 0.1,
-            others_share: 0.0,
-        };
-        let memory = |window_events, user_bytes, kernel_bytes| MemoryRow {
-            round: 0,
-            protocol: Protocol::Ws,
-            shards: 1,
-            connections: 1_000,
-            window_events,
-            window_bytes: 500 * window_events,
+        let load = |round, cpu_ns| CpuRow { round, cpu_ns, ..load_row(1_000, 10.0, 500) };
+        let memory = |events, user_bytes, kernel_bytes| MemoryRow {
             user_bytes,
             kernel_bytes,
+            ..memory_row(Protocol::Ws, 1_000, events, 500 * events)
         };
         let measured = Measured {
             cpu: vec![load(0, 90_000_000), load(1, 102_000_000), load(2, 300_000_000)],

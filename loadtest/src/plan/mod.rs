@@ -1,7 +1,7 @@
 //! `loadtest plan`: how many servers a number of subscribers and events needs.
 //!
-//! A few minutes of measuring (`design`, `experiments`) give points, least squares (`fit`) make them a cost `model` of
-//! a shard's `work`, which is saved as JSON. A `question` is then answered (`answer`) from a saved model by arithmetic alone, on any
+//! A few minutes of measuring (`design`, `experiments`) give points, their `rows` make by least squares (`fit`) a cost
+//! `model` of a shard's `work`, which is saved as JSON. A `question` is then answered (`answer`) from a saved model by arithmetic alone, on any
 //! machine. `held_out` measures a point outside of the fit and tells how wrong the prediction was. `caveats` says what to know of the
 //! model behind it, `show` words it all.
 
@@ -31,8 +31,10 @@ mod experiments;
 mod fit;
 mod held_out;
 mod model;
+#[cfg(test)]
+mod planted;
 mod question;
-mod random;
+mod rows;
 mod show;
 mod work;
 

@@ -61,10 +61,12 @@ fn fit_notes(model: &Model) -> [String; 2] {
     let residual = |fit: &super::fit::Fit| Unit::Share.show(fit.scatter);
     [
         format!(
-            "Fitted to {} CPU and {} memory figures: {} to {} connections per shard, {} to {} events/s per connection, \
+            "Fitted to {} points of CPU, {} of user and {} of kernel memory (medians of {} rounds): {} to {} connections per shard, {} to {} events/s per connection, \
              {} to {} bytes, up to {} of a core. Typical residual: CPU {}, user memory {}, kernel memory {}.",
-            model.measured.cpu.len() - model.left_out(),
-            model.measured.memory.len(),
+            model.cpu.residuals.len(),
+            model.user.residuals.len(),
+            model.kernel.residuals.len(),
+            model.design.rounds,
             Unit::Count.show(domain.connections.0),
             Unit::Count.show(domain.connections.1),
             Unit::Count.show(domain.rate.0),
@@ -355,18 +357,8 @@ fn delivery_plot(model: &Model) -> Lines {
     let connections = model.domain.connections.1;
     let curve = (0..=RATES).map(|step| {
         let rate = low * (high / low).powf(step as f64 / RATES as f64);
-        let work = Work {
-            protocol: Protocol::Ws,
-            seconds: 1.0,
-            connections,
-            events: rate,
-            deliveries: rate * connections,
-            rate,
-            frame_bytes: model.frame_bytes(Protocol::Ws, 200.0),
-            handshakes: 0.0,
-            closes: 0.0,
-            heartbeats: 0.0,
-        };
+        let frame_bytes = model.frame_bytes(Protocol::Ws, 200.0);
+        let work = Work::second(Protocol::Ws, connections, rate, frame_bytes);
         (rate, model.cpu(&work).value * 1e6 / work.deliveries)
     });
     lines.push(Line::new(
@@ -391,7 +383,7 @@ mod tests {
     use crate::plan::answer::answer;
     use crate::plan::design::{Group, Load};
     use crate::plan::experiments::Measured;
-    use crate::plan::model::tests::model;
+    use crate::plan::planted::model;
     use crate::plan::question::tests::asked;
     use crate::report::Spread;
 
