@@ -1,7 +1,7 @@
-//! From a model and a question to nodes: cores, memory, network, descriptors, ports, storms.
+//! From a model and a question to nodes: cores, memory, network, descriptors, ports, limits of the kernel, storms.
 //!
-//! Pure arithmetic, no measuring. Subscribers and topics are taken to be spread evenly over nodes and shards, and
-//! events to come at even intervals. Where the model gives an interval, nodes are counted with its upper end. The
+//! Pure arithmetic, no measuring. Subscribers and topics are taken to be spread evenly over nodes, by chance over a
+//! node's shards, and events to come at even intervals. Where the model gives an interval, nodes are counted with its upper end. The
 //! measured machine's core is the unit: a faster core needs fewer.
 
 use anyhow::{Result, bail};
@@ -24,8 +24,19 @@ const PACKET_BYTES: f64 = 90.0;
 const SEGMENTS_PER_ACK: f64 = 2.0;
 /// What the kernel keeps beside the bytes of one event under way: its buffer's head and rounding.
 const BUFFER_BYTES: f64 = 768.0;
+/// Bytes of a GiB.
+const GIB: f64 = (1_u64 << 30) as f64;
+/// Descriptors of one process that Linux gives at most without more settings (`fs.nr_open`), and entries that a table
+/// of direct descriptors has at most.
+const DESCRIPTORS_MOST: f64 = 1_048_576.0;
 /// Sockets that fanwave keeps free per shard, for whoever comes too many.
 const SOCKETS_SPARE: f64 = 256.0;
+/// Standard deviations from the mean that the fullest shard may be off: one in 30,000 is fuller.
+const SHARD_DEVIATIONS: f64 = 4.0;
+/// Seconds for which a firewall goes on tracking a connection that has ended (`nf_conntrack_tcp_timeout_time_wait`).
+const TRACKED_SECONDS: f64 = 120.0;
+/// Unit of `net.ipv4.tcp_mem`, and of what the kernel charges to one socket.
+const PAGE_BYTES: f64 = 4_096.0;
 /// Local ports of one source address towards one server address (`net.ipv4.ip_local_port_range`, Linux's default).
 const PORTS: f64 = 28_232.0;
 /// No plan needs more.
@@ -55,8 +66,10 @@ pub struct Answer {
     pub shards_per_node: f64,
     /// Connections of one node when none is spare.
     pub connections_per_node: f64,
-    /// Connections of one shard then (`--connections-per-shard-max`).
+    /// Connections of one shard then, on average.
     pub connections_per_shard: f64,
+    /// Connections of the fullest one (`--connections-per-shard-max`).
+    pub connections_per_shard_most: f64,
     /// Share of the cores in use when no node is missing, and when the spare ones are.
     pub share: f64,
     /// When the spare ones are missing.
@@ -84,8 +97,16 @@ pub struct Answer {
     pub descriptors_direct: f64,
     /// What it must be with plain descriptors, which all shards share.
     pub descriptors_plain: f64,
-    /// Nodes needed with plain descriptors: `nodes`, or more.
-    pub nodes_plain: f64,
+    /// Nodes needed with plain descriptors: `nodes`, or more; none if so many shards share too few.
+    pub nodes_plain: Option<f64>,
+    /// Open files of one node (`fs.file-max`, at least): every socket is one, whatever its descriptor.
+    pub files: f64,
+    /// Pages of one event on its way to everybody, as the kernel charges them to the sockets of one node
+    /// (`net.ipv4.tcp_mem`, the second number at least).
+    pub tcp_pages: f64,
+    /// Connections that a firewall on one node tracks (`net.netfilter.nf_conntrack_max`, at least): everybody's old and new
+    /// one after a storm, and those that ended lately.
+    pub tracked: f64,
     /// Source addresses that a load generator or proxy needs towards one node.
     pub addresses: f64,
     /// Seconds in which everybody is back after a storm, by CPU alone; none if the events leave no CPU for it.
@@ -123,11 +144,13 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         let memory = memory(model, question, &limits, &traffic, nodes);
         memory.0.high + memory.1.high + memory.2 <= question.node_memory * GIB
     });
-    let direct_most = question.node_cores * (DESCRIPTORS_MOST - SOCKETS_SPARE);
-    let plain_most = DESCRIPTORS_MOST - question.node_cores * SOCKETS_SPARE;
-    let by_descriptors = (question.subscribers / direct_most).ceil();
-    let by_plain = (question.subscribers / plain_most.max(1.0)).ceil();
-    let (Some(by_network), Some(by_memory)) = (by_network, by_memory) else {
+    let fullest_shard =
+        |nodes: f64| fullest_shard((question.subscribers / nodes).ceil(), question.node_cores);
+    let by_descriptors = nodes_for(|nodes| fullest_shard(nodes) + SOCKETS_SPARE <= DESCRIPTORS_MOST);
+    let by_plain =
+        nodes_for(|nodes| question.node_cores * (fullest_shard(nodes) + SOCKETS_SPARE) <= DESCRIPTORS_MOST);
+    let (Some(by_network), Some(by_memory), Some(by_descriptors)) = (by_network, by_memory, by_descriptors)
+    else {
         bail!(
             "no number of nodes is enough: the events alone fill a node's network or memory; give larger nodes"
         );
@@ -146,6 +169,8 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
     let (user, kernel, under_way) = memory(model, question, &limits, &traffic, nodes);
     let connections_per_node = (question.subscribers / nodes).ceil();
     let connections_per_shard = (connections_per_node / question.node_cores).ceil();
+    let connections_per_shard_most = fullest_shard(nodes);
+    let churn_per_node = question.churn / nodes;
     let share = cpu(in_all).value / (in_all * question.node_cores);
     let share_without_spare = busy.value / (nodes * question.node_cores);
     Ok(Answer {
@@ -158,6 +183,7 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         shards_per_node: question.node_cores,
         connections_per_node,
         connections_per_shard,
+        connections_per_shard_most,
         share,
         share_without_spare,
         user_per_node: user,
@@ -169,9 +195,12 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         bits_in: traffic.bits_in_acks + nodes * traffic.bits_in_per_node,
         packets_out: traffic.packets_out,
         packets_in: traffic.packets_in + nodes * question.rate * segments(question.bytes),
-        descriptors_direct: connections_per_shard + SOCKETS_SPARE,
-        descriptors_plain: question.node_cores * (connections_per_shard + SOCKETS_SPARE),
-        nodes_plain: nodes.max(by_plain),
+        descriptors_direct: connections_per_shard_most + SOCKETS_SPARE,
+        descriptors_plain: question.node_cores * (connections_per_shard_most + SOCKETS_SPARE),
+        nodes_plain: by_plain.map(|by_plain| nodes.max(by_plain)),
+        files: connections_per_node + question.node_cores * SOCKETS_SPARE,
+        tcp_pages: tcp_pages(question, &traffic, connections_per_node),
+        tracked: (2.0 * connections_per_node + churn_per_node * TRACKED_SECONDS).ceil(),
         addresses: (connections_per_node / PORTS).ceil(),
         storm_seconds: storm,
         caveats: caveats::of_answer(model, question.node_cores),
@@ -179,11 +208,13 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
     })
 }
 
-/// Bytes of a GiB.
-const GIB: f64 = (1_u64 << 30) as f64;
-/// Descriptors of one process that Linux gives at most without more settings (`fs.nr_open`), and entries that a table
-/// of direct descriptors has at most.
-const DESCRIPTORS_MOST: f64 = 1_048_576.0;
+/// Connections of the fullest of a node's shards. The kernel deals them out by a hash (`SO_REUSEPORT`), so their number
+/// is binomial.
+fn fullest_shard(connections: f64, shards: f64) -> f64 {
+    let mean = connections / shards;
+    let deviation = (mean * (1.0 - 1.0 / shards)).sqrt();
+    (mean + SHARD_DEVIATIONS * deviation).min(connections).ceil()
+}
 
 fn segments(bytes: f64) -> f64 {
     (bytes / SEGMENT_BYTES).ceil()
@@ -196,7 +227,7 @@ fn rate_per_connection(question: &Question) -> f64 {
 
 fn traffic(model: &Model, question: &Question) -> Traffic {
     let deliveries = question.subscribers * rate_per_connection(question);
-    // A connection that hears something more often than the heartbeat needs none.
+    // A connection that hears something more often than the heartbeat needs none; others take this many at most.
     let idle = rate_per_connection(question) * question.heartbeat < 1.0;
     let heartbeats = if idle { question.subscribers / question.heartbeat } else { 0.0 };
     let frame_bytes = model.frame_bytes(question.protocol, question.bytes);
@@ -304,6 +335,12 @@ fn memory(
     (user, kernel, under_way / question.topics)
 }
 
+/// Pages that the kernel charges for one event on its way: whole ones for each socket.
+fn tcp_pages(question: &Question, traffic: &Traffic, connections: f64) -> f64 {
+    let each = ((traffic.frame_bytes + BUFFER_BYTES) / PAGE_BYTES).ceil();
+    if question.rate > 0.0 { (connections / question.topics).ceil() * each } else { 0.0 }
+}
+
 /// Events and bytes that all windows hold in the end, with the server's default limits.
 fn window(question: &Question, limits: &Limits) -> (f64, f64) {
     let aged = rate_per_connection(question) * limits.window_ms_max as f64 / 1e3;
@@ -391,9 +428,14 @@ mod tests {
         near(answer.packets_out, 1e6);
         near(answer.packets_in, 1e6 + 2.0);
         assert_eq!(answer.heartbeats, 0.0);
-        // 256 sockets of each shard are spare; plain descriptors of four shards come out of one limit.
-        assert_eq!((answer.descriptors_direct, answer.descriptors_plain), (125_256.0, 501_024.0));
-        assert_eq!((answer.addresses, answer.nodes_plain), (18.0, 2.0));
+        // 125,000 + 4 √(500,000 × 1/4 × 3/4) in the fullest shard; 256 sockets of each are spare; plain descriptors of four
+        // shards come out of one limit.
+        assert_eq!(answer.connections_per_shard_most, 126_225.0);
+        assert_eq!((answer.descriptors_direct, answer.descriptors_plain), (126_481.0, 4.0 * 126_481.0));
+        assert_eq!((answer.addresses, answer.nodes_plain), (18.0, Some(2.0)));
+        assert_eq!(answer.files, 500_000.0 + 4.0 * 256.0);
+        // 204 + 768 bytes are a page of each socket; 500 of the 1,000 that leave per second are tracked for 120 s.
+        assert_eq!((answer.tcp_pages, answer.tracked), (500_000.0, 1_000_000.0 + 500.0 * 120.0));
         // 20 µs for each of a million, on 0.9 × 8 cores of which 3.0288 are busy.
         near(answer.storm_seconds.expect("cores are free").value, 20.0 / (7.2 - 3.0288));
         assert!(answer.extrapolates.iter().any(|note| note.contains("125,000 connections per shard")));
@@ -413,6 +455,7 @@ mod tests {
         // 3 events of each topic in 300 s; the hub and 4 shards know each topic.
         near(answer.user_per_node.value, 1e6 + 2e6 + 1e6 + 300.0 * 5_500.0 + 100.0 * 5.0 * 600.0);
         near(answer.under_way_per_node, 100.0 * (5_030.0 + 768.0));
+        assert_eq!(answer.tcp_pages, 100.0 * 2.0);
     }
 
     #[test]
@@ -450,7 +493,32 @@ mod tests {
         assert_eq!(first(&format!("{line} 1")), (Some("descriptors"), 3.0));
         // Each shard has a table of its own, unless descriptors are plain.
         assert_eq!(first(&format!("{line} 64")).1, 1.0);
-        assert_eq!(answered(&format!("{line} 64")).expect("possible").nodes_plain, 3.0);
+        assert_eq!(answered(&format!("{line} 64")).expect("possible").nodes_plain, Some(3.0));
+        // 4,096 shards with 256 spare ones each leave no plain descriptor for a subscriber.
+        assert_eq!(answered(&format!("{line} 4096")).expect("possible").nodes_plain, None);
+    }
+
+    #[test]
+    fn the_fullest_shard_has_four_standard_deviations_more_and_never_more_than_all() {
+        assert_eq!(fullest_shard(1_000.0, 1.0), 1_000.0);
+        // 10,000 + 4 √(40,000 × 1/4 × 3/4) = 10,346.4
+        assert_eq!(fullest_shard(40_000.0, 4.0), 10_347.0);
+        assert_eq!(fullest_shard(3.0, 64.0), 1.0);
+        assert_eq!(fullest_shard(1.0, 2.0), 1.0);
+    }
+
+    #[test]
+    fn a_frame_that_fills_a_packet_takes_one_and_a_byte_more_takes_another() {
+        // A WebSocket frame has 4 bytes of head here; 90 bytes of TCP, IP and Ethernet go with each packet.
+        for (bytes, packets, acks) in [(1_444, 1.0, 1.0), (1_445, 2.0, 1.0), (2_893, 3.0, 2.0)] {
+            let answer = answered(&format!("--subscribers 1000 --rate 1 --bytes {bytes}")).expect("possible");
+            near(answer.packets_out, 1_000.0 * packets);
+            near(answer.bits_out, 8.0 * 1_000.0 * (f64::from(bytes) + 4.0 + 90.0 * packets));
+            // The node's publishes are packets too.
+            let published = (f64::from(bytes) / 1_448.0).ceil();
+            near(answer.packets_in, 1_000.0 * acks + published);
+            near(answer.bits_in, 8.0 * (1_000.0 * acks * 90.0 + f64::from(bytes) + 90.0 * published));
+        }
     }
 
     #[test]
@@ -478,7 +546,14 @@ mod tests {
         let sure = answer(&model, &question).expect("possible");
         model.cpu.scatter = 0.3;
         let unsure = answer(&model, &question).expect("possible");
-        assert!(unsure.cores > sure.cores && unsure.cpu.high > 1.4 * unsure.cpu.value, "{:?}", unsure.cpu);
+        // 1.73 standard deviations either way: Student's t for 32 fitted points less 13 terms.
+        let (low, high) = (unsure.cpu.low / unsure.cpu.value, unsure.cpu.high / unsure.cpu.value);
+        assert!(
+            (low - (1.0 - 1.73 * 0.3)).abs() < 0.001 && (high - (1.0 + 1.73 * 0.3)).abs() < 0.001,
+            "{low} {high}"
+        );
+        // 1.519 × (3 + 0.0011 k) <= 0.5 k; without scatter 6.01.
+        assert_eq!((sure.cores, unsure.cores), (7.0, 10.0));
     }
 
     #[test]

@@ -119,7 +119,7 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
         false => None,
     };
     if let Some(held_out) = &held_out {
-        model.checked = Some(held_out.checked());
+        model.checked = held_out.checked();
     }
     // Saved before too: a held-out point that fails does not lose the measured ones.
     if let (Some(file), Some(_)) = (&args.save, &held_out) {

@@ -103,7 +103,7 @@ fn held_out_rows(held_out: &HeldOut) -> Vec<Vec<String>> {
                     unit.show(measured.min),
                     unit.show(measured.max)
                 ),
-                format!("{:+.1} %", compared.error * 100.0),
+                compared.error.map_or("–".into(), |error| format!("{:+.1} %", error * 100.0)),
             ]
         })
         .collect()
@@ -122,9 +122,12 @@ fn held_out_title(held_out: &HeldOut) -> String {
 
 fn held_out_verdict(held_out: &HeldOut) -> String {
     let most = ERROR_MAX * 100.0;
-    match held_out.holds() {
-        true => format!("Every prediction is within {most:.0} % of what was measured."),
-        false => format!("A prediction is more than {most:.0} % off: do not plan so far outside of the fit."),
+    match held_out.worst() {
+        Some(Compared { what, error: None, .. }) => {
+            format!("Not every prediction is checked: {what} did not grow. Measure again on a quiet machine.")
+        }
+        _ if held_out.holds() => format!("Every prediction is within {most:.0} % of what was measured."),
+        _ => format!("A prediction is more than {most:.0} % off: do not plan so far outside of the fit."),
     }
 }
 
@@ -162,8 +165,9 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
             "connections",
             format!("{} per node", count(answer.connections_per_node)),
             format!(
-                "{} per shard, {} shards per node",
+                "{} per shard, {} in the fullest; {} shards per node",
                 count(answer.connections_per_shard),
+                count(answer.connections_per_shard_most),
                 count(answer.shards_per_node)
             ),
         ),
@@ -196,6 +200,21 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
         ),
         ("descriptors", format!("ulimit -n {:.0}", answer.descriptors_direct), descriptors(answer)),
         (
+            "open files",
+            format!("fs.file-max {:.0}", answer.files),
+            "per node at least, whatever the descriptors".into(),
+        ),
+        (
+            "pages for TCP",
+            format!("tcp_mem {:.0}", answer.tcp_pages),
+            "net.ipv4.tcp_mem, its second number at least, per node: what is under way".into(),
+        ),
+        (
+            "tracked",
+            format!("nf_conntrack_max {:.0}", answer.tracked),
+            "per node at least, where a firewall tracks connections: old and new ones after a storm".into(),
+        ),
+        (
             "source addresses",
             count(answer.addresses),
             "for a proxy or load generator towards one node (28,232 ports each)".into(),
@@ -214,13 +233,14 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
 
 /// Where the limit of descriptors holds, and what it is otherwise.
 fn descriptors(answer: &Answer) -> String {
-    let plain = match answer.nodes_plain > answer.nodes {
-        true => format!("need {} nodes", Unit::Count.show(answer.nodes_plain)),
-        false => format!("{:.0}", answer.descriptors_plain),
+    let plain = match answer.nodes_plain {
+        Some(nodes) if nodes > answer.nodes => format!("need {} nodes", Unit::Count.show(nodes)),
+        Some(_) => format!("{:.0}", answer.descriptors_plain),
+        None => "are too few for so many shards".into(),
     };
     format!(
         "per node, direct descriptors (Linux 6.13 on); plain ones {plain}; --connections-per-shard-max {:.0} or more",
-        answer.connections_per_shard
+        answer.connections_per_shard_most
     )
 }
 
@@ -387,12 +407,12 @@ mod tests {
     use crate::plan::question::tests::asked;
     use crate::report::Spread;
 
-    fn held_out(error: f64) -> HeldOut {
+    fn held_out(error: impl Into<Option<f64>>) -> HeldOut {
         let compared = Compared {
             what: "CPU, share of a core",
             predicted: Estimate { value: 0.4, low: 0.35, high: 0.45 },
             measured: Spread { median: 0.5, min: 0.4, max: 0.6 },
-            error,
+            error: error.into(),
         };
         let loads = vec![Load { rate: 6.0, bytes: 500 }];
         let group =
@@ -403,7 +423,7 @@ mod tests {
     #[test]
     fn a_page_holds_the_answer_the_held_out_point_and_the_model_and_is_well_formed() {
         let mut model = model();
-        model.checked = Some(held_out(-0.2).checked());
+        model.checked = held_out(-0.2).checked();
         let question = asked("--subscribers 1000000 --rate 2").expect("possible").expect("asked");
         let answer = answer(&model, &question).expect("possible");
         let page = page(&model, &fixture::machine(), Some(&held_out(-0.2)), Some(&answer));
@@ -420,6 +440,8 @@ mod tests {
         assert!(held_out_verdict(&held_out(0.15)).starts_with("Every prediction is within 15 %"));
         assert!(held_out_verdict(&held_out(-0.151)).contains("more than 15 % off"));
         assert_eq!(held_out_rows(&held_out(-0.2))[0][4], "-20.0 %");
+        assert!(held_out_verdict(&held_out(None)).contains("CPU, share of a core did not grow"));
+        assert_eq!(held_out_rows(&held_out(None))[0][4], "–");
     }
 
     #[test]
@@ -441,9 +463,11 @@ mod tests {
             descriptors(&answer(&model(), &question).expect("possible"))
         };
         let few = how("--subscribers 400000 --rate 0 --node-memory 1000");
-        assert!(few.contains("plain ones 401024;"), "{few}");
+        assert!(few.contains("plain ones 405408;"), "{few}");
         let many = how("--subscribers 3000000 --rate 0 --node-cores 64 --node-memory 1000");
         assert!(many.contains("plain ones need 3 nodes;"), "{many}");
+        let none = how("--subscribers 3000000 --rate 0 --node-cores 4096 --node-memory 1000");
+        assert!(none.contains("plain ones are too few"), "{none}");
     }
 
     #[test]
