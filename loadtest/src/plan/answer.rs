@@ -6,7 +6,7 @@
 
 use anyhow::{Result, bail};
 use fanwave::config::Limits;
-use fanwave::config::limits::TOPIC_BYTES;
+use fanwave::config::limits::{TOPIC_BYTES, WINDOW_BATCHES_MIN};
 use serde::Serialize;
 
 use super::caveats::{self, Caveat};
@@ -107,6 +107,8 @@ pub struct Answer {
     /// Connections that a firewall on one node tracks (`net.netfilter.nf_conntrack_max`, at least): everybody's old and new
     /// one after a storm, and those that ended lately.
     pub tracked: f64,
+    /// Flags that fanwave needs because its defaults are other limits.
+    pub flags: Vec<String>,
     /// Source addresses that a load generator or proxy needs towards one node.
     pub addresses: f64,
     /// Seconds in which everybody is back after a storm, by CPU alone; none if the events leave no CPU for it.
@@ -133,7 +135,7 @@ struct Traffic {
 pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
     let traffic = traffic(model, question);
     let cores = cores(model, question, &traffic)?;
-    let limits = Limits::default();
+    let limits = limits(question);
     let by_cores = (cores / question.node_cores).ceil();
     let by_network = nodes_for(|nodes| {
         let out = traffic.bits_out / nodes;
@@ -201,11 +203,41 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         files: connections_per_node + question.node_cores * SOCKETS_SPARE,
         tcp_pages: tcp_pages(question, &traffic, connections_per_node),
         tracked: (2.0 * connections_per_node + churn_per_node * TRACKED_SECONDS).ceil(),
+        flags: flags(&limits),
         addresses: (connections_per_node / PORTS).ceil(),
         storm_seconds: storm,
         caveats: caveats::of_answer(model, question.node_cores),
         extrapolates: extrapolates(model, question, connections_per_shard, share_without_spare),
     })
+}
+
+/// fanwave's default limits, or as many topics, as large events and such heartbeats as are asked for.
+fn limits(question: &Question) -> Limits {
+    let default = Limits::default();
+    let message_bytes_max = default.message_bytes_max.max(question.bytes as usize);
+    Limits {
+        topics_max: default.topics_max.max(question.topics as usize),
+        message_bytes_max,
+        // As much as fanwave asks for: several events with their names and ids.
+        window_bytes_max: default.window_bytes_max.max(WINDOW_BATCHES_MIN * (message_bytes_max + 1_024)),
+        heartbeat_ms: (question.heartbeat * 1e3) as u64,
+        ..default
+    }
+}
+
+/// What of these limits is not the default, as flags.
+fn flags(limits: &Limits) -> Vec<String> {
+    let default = Limits::default();
+    [
+        ("topics-max", limits.topics_max, default.topics_max),
+        ("message-bytes-max", limits.message_bytes_max, default.message_bytes_max),
+        ("window-bytes-max", limits.window_bytes_max, default.window_bytes_max),
+        ("heartbeat-ms", limits.heartbeat_ms as usize, default.heartbeat_ms as usize),
+    ]
+    .into_iter()
+    .filter(|(_, needed, default)| needed != default)
+    .map(|(flag, needed, _)| format!("--{flag} {needed}"))
+    .collect()
 }
 
 /// Connections of the fullest of a node's shards. The kernel deals them out by a hash (`SO_REUSEPORT`), so their number
@@ -341,7 +373,7 @@ fn tcp_pages(question: &Question, traffic: &Traffic, connections: f64) -> f64 {
     if question.rate > 0.0 { (connections / question.topics).ceil() * each } else { 0.0 }
 }
 
-/// Events and bytes that all windows hold in the end, with the server's default limits.
+/// Events and bytes that all windows hold in the end.
 fn window(question: &Question, limits: &Limits) -> (f64, f64) {
     let aged = rate_per_connection(question) * limits.window_ms_max as f64 / 1e3;
     let of_topic = aged
@@ -530,6 +562,23 @@ mod tests {
         let (events, bytes) = held("--subscribers 1000 --topics 1000 --rate 100000 --bytes 1048576");
         assert_eq!((events, bytes), (256.0, 256.0 * 1_048_576.0));
         assert_eq!(held("--subscribers 10 --rate 0"), (0.0, 0.0));
+    }
+
+    #[test]
+    fn flags_are_those_without_which_fanwave_would_refuse_or_do_otherwise() {
+        let answer = |line: &str| answered(line).expect("possible");
+        assert!(answer("--subscribers 1000 --topics 100 --bytes 1048576").flags.is_empty());
+        let large = answer("--subscribers 200001 --topics 200000 --rate 0 --bytes 16777216 --heartbeat 30");
+        assert_eq!(
+            large.flags,
+            [
+                "--topics-max 200000",
+                "--message-bytes-max 16777216",
+                "--window-bytes-max 67112960",
+                "--heartbeat-ms 30000"
+            ]
+        );
+        limits(&large.question).check().expect("fanwave starts with them");
     }
 
     #[test]

@@ -136,7 +136,13 @@ impl Design {
         if !(0.1..=60.0).contains(&self.seconds) {
             bail!("seconds = {} is not between 0.1 and 60", self.seconds);
         }
+        if self.group.is_empty() {
+            bail!("it has no group: nothing would be measured");
+        }
         for group in &self.group {
+            if group.protocol == Protocol::Raw {
+                bail!("protocol = \"raw\" is no protocol of subscribers: give \"ws\" or \"sse\"");
+            }
             if group.connections == 0 || group.topics == 0 || group.topics > group.connections {
                 bail!("a group needs at least one connection, and one for each topic");
             }
@@ -211,6 +217,8 @@ mod tests {
         };
         assert!(with(|design| design.rounds = 2).contains("rounds"));
         assert!(with(|design| design.seconds = f64::NAN).contains("seconds"));
+        assert!(with(|design| design.group.clear()).contains("no group"));
+        assert!(with(|design| design.group[0].protocol = Protocol::Raw).contains("raw"));
         assert!(with(|design| design.group[0].connections = 0).contains("connection"));
         assert!(with(|design| design.group[0].topics = 501).contains("topic"));
         assert!(with(|design| design.group[0].loads[0].rate = -1.0).contains("rate"));

@@ -378,7 +378,7 @@ impl Leg<'_> {
         self.window.publish(all, load.bytes as u64);
         row.rate = load.rate;
         row.events = events;
-        row.deliveries = events * (self.group.connections / self.group.topics) as u64;
+        row.deliveries = events * self.group.connections as u64 / self.group.topics as u64;
         row.payload_bytes = load.bytes;
         row.frame_bytes = rounded(totals.scout_bytes as f64 / all as f64);
         row.receiver_share = rounded((totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds);

@@ -143,7 +143,6 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
         low: answer.user_per_node.low + answer.kernel_per_node.low + answer.under_way_per_node,
         high: answer.user_per_node.high + answer.kernel_per_node.high + answer.under_way_per_node,
     };
-    let bits = |bits: f64| format!("{} Gbit/s", Unit::Ratio.show(bits / 1e9).trim_end_matches(" ×"));
     let rows: Vec<(&str, String, String)> = vec![
         ("CPU", range(Unit::Count, answer.cpu), "cores' worth of work, all nodes".into()),
         (
@@ -185,12 +184,12 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
         ),
         (
             "network out",
-            bits(answer.bits_out),
+            Unit::BitsPerSecond.show(answer.bits_out),
             format!("all nodes, {} packets/s, TCP/IP and Ethernet included", count(answer.packets_out)),
         ),
         (
             "network in",
-            bits(answer.bits_in),
+            Unit::BitsPerSecond.show(answer.bits_in),
             format!("acknowledgements and publishes, {} packets/s", count(answer.packets_in)),
         ),
         (
@@ -214,6 +213,7 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
             format!("nf_conntrack_max {:.0}", answer.tracked),
             "per node at least, where a firewall tracks connections: old and new ones after a storm".into(),
         ),
+        ("flags", flags(answer), "of fanwave, where its defaults are other limits".into()),
         (
             "source addresses",
             count(answer.addresses),
@@ -242,6 +242,13 @@ fn descriptors(answer: &Answer) -> String {
         "per node, direct descriptors (Linux 6.13 on); plain ones {plain}; --connections-per-shard-max {:.0} or more",
         answer.connections_per_shard_most
     )
+}
+
+fn flags(answer: &Answer) -> String {
+    match answer.flags.is_empty() {
+        true => "none".into(),
+        false => answer.flags.join(" "),
+    }
 }
 
 /// The question in a sentence.
@@ -354,7 +361,7 @@ fn tiles(answer: &Answer) -> [Tile; 4] {
                 .show(answer.user_per_node.value + answer.kernel_per_node.value + answer.under_way_per_node),
             "user space and kernel",
         ),
-        Tile::new("Network out", format!("{:.2} Gbit/s", answer.bits_out / 1e9), "all nodes"),
+        Tile::new("Network out", Unit::BitsPerSecond.show(answer.bits_out), "all nodes"),
     ]
 }
 
