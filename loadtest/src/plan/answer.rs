@@ -1,8 +1,8 @@
 //! From a model and a question to nodes: cores, memory, network, descriptors, ports, limits of the kernel, storms.
 //!
 //! Pure arithmetic, no measuring. Subscribers and topics are taken to be spread evenly over nodes, by chance over a
-//! node's shards, and events to come at even intervals. Where the model gives an interval, nodes are counted with its upper end. The
-//! measured machine's core is the unit: a faster core needs fewer.
+//! node's shards, and events to come at even intervals. Where the model gives an interval, nodes are counted with its
+//! upper end. The measured machine's core is the unit: a faster core needs fewer.
 
 use anyhow::{Result, bail};
 use fanwave::config::Limits;
@@ -104,8 +104,8 @@ pub struct Answer {
     /// Pages of one event on its way to everybody, as the kernel charges them to the sockets of one node
     /// (`net.ipv4.tcp_mem`, the second number at least).
     pub tcp_pages: f64,
-    /// Connections that a firewall on one node tracks (`net.netfilter.nf_conntrack_max`, at least): everybody's old and new
-    /// one after a storm, and those that ended lately.
+    /// Connections that a firewall on one node tracks (`net.netfilter.nf_conntrack_max`, at least): everybody's old and
+    /// new one after a storm, and those that ended lately.
     pub tracked: f64,
     /// Flags that fanwave needs because its defaults are other limits.
     pub flags: Vec<String>,

@@ -4,8 +4,8 @@
 //! orders of magnitude, so residuals count relative to that uncertainty. A machine that does something else for a
 //! second gives a value far off; such a row gets less weight (Huber), it is not dropped. A cost cannot be negative:
 //! coefficients that would be are zero (Lawson and Hanson's active set). Intervals come from refits to values that are
-//! drawn anew around the fitted ones (a parametric bootstrap), with what the residuals leave uncertain: both the noise and
-//! what the terms do not explain. Rows must be independent of each other.
+//! drawn anew around the fitted ones (a parametric bootstrap), as far off as the residuals are: they hold both the
+//! noise and what the terms do not explain. Rows must be independent of each other.
 
 use anyhow::{Result, bail};
 use rand::rngs::SmallRng;
@@ -148,7 +148,7 @@ impl Fit {
     }
 }
 
-/// What the best fit leaves unexplained: the sum of the residuals' sizes. The terms need not be independent.
+/// What the best fit leaves unexplained: the sum of the residuals' sizes. For rows that [`check`] lets pass.
 pub fn loss(rows: &[Row], terms: usize) -> f64 {
     let (values, _) = robust(rows, terms);
     rows.iter().map(|row| ((row.y - dot(&row.x, &values)) / row.sigma).abs()).sum()
@@ -170,7 +170,7 @@ fn freedom(rows: usize, terms: usize) -> f64 {
 }
 
 /// How many standard deviations hold the interval's share of noise whose own size is known from so few values:
-/// Student's t by the expansion of Cornish and Fisher, 1 % off at 2 and better above.
+/// Student's t by the expansion of Cornish and Fisher, an eighth short at 1, 1 % at 2, and better above.
 fn student(freedom: f64) -> f64 {
     let z = |power| NORMAL.powi(power);
     let first = (z(3) + z(1)) / 4.0;
@@ -179,7 +179,8 @@ fn student(freedom: f64) -> f64 {
     NORMAL + first / freedom + second / freedom.powi(2) + third / freedom.powi(3)
 }
 
-fn check(about: &str, names: &[&str], rows: &[Row]) -> Result<()> {
+/// Refuses rows to which these terms cannot be fitted, in one line that says what is missing.
+pub fn check(about: &str, names: &[&str], rows: &[Row]) -> Result<()> {
     let usable = |row: &Row| {
         row.x.iter().chain([&row.y, &row.sigma]).all(|number| number.is_finite()) && row.sigma > 0.0
     };
@@ -371,11 +372,11 @@ fn redraw(
         .collect()
 }
 
-/// The interval that holds most of the values, which get sorted.
+/// The interval that holds most of the values, of which there is at least one; they get sorted.
 fn interval(values: &mut [f64]) -> (f64, f64) {
     values.sort_by(f64::total_cmp);
     let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
-    if values.is_empty() { (0.0, 0.0) } else { (at(INTERVAL.0), at(INTERVAL.1)) }
+    (at(INTERVAL.0), at(INTERVAL.1))
 }
 
 /// The standard deviation of the noise behind the residuals of a fit, outliers or not. The smallest do not count: a fit

@@ -103,6 +103,7 @@ impl Model {
             bail!("no measured point is below {SHARE_MAX} of a core: ask for lower rates");
         }
         let names = CPU_TERMS.map(|(name, _)| name);
+        fit::check("CPU model", &names, &rows::cpu(&used, APART_MS[0]))?;
         let apart_ms = best_apart_ms(&used);
         let cpu = Fit::of("CPU model", &names, &rows::cpu(&used, apart_ms), seed)?;
         let user = Fit::of("user memory model", &USER_TERMS, &rows::user(&measured.memory), seed)?;
@@ -391,6 +392,16 @@ mod tests {
         measured.cpu.iter_mut().for_each(|row| row.receiver_share = 0.99);
         let error = Model::of(machine(), Design::usual(false), measured).expect_err("all full").to_string();
         assert!(error.contains("lower rates"), "{error}");
+    }
+
+    #[test]
+    fn fewer_points_than_terms_are_refused_in_one_line() {
+        for connections in [250, 1_000] {
+            let mut measured = planted(&Design::usual(false), QUIET, 1);
+            measured.cpu.retain(|row| row.connections == connections && row.kind == Kind::Load);
+            let error = Model::of(machine(), Design::usual(false), measured).expect_err("few").to_string();
+            assert!(error.contains("measure more points") && !error.contains('\n'), "{error}");
+        }
     }
 
     #[test]

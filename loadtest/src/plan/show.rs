@@ -61,8 +61,9 @@ fn fit_notes(model: &Model) -> [String; 2] {
     let residual = |fit: &super::fit::Fit| Unit::Share.show(fit.scatter);
     [
         format!(
-            "Fitted to {} points of CPU, {} of user and {} of kernel memory (medians of {} rounds): {} to {} connections per shard, {} to {} events/s per connection, \
-             {} to {} bytes, up to {} of a core. Typical residual: CPU {}, user memory {}, kernel memory {}.",
+            "Fitted to {} points of CPU, {} of user and {} of kernel memory (medians of {} rounds): {} to {} connections \
+             per shard, {} to {} events/s per connection, {} to {} bytes, up to {} of a core. Typical residual: CPU {}, \
+             user memory {}, kernel memory {}.",
             model.cpu.residuals.len(),
             model.user.residuals.len(),
             model.kernel.residuals.len(),
