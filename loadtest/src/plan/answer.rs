@@ -1,4 +1,5 @@
-//! From a model and a question to nodes: cores, memory, network, descriptors, ports, limits of the kernel, storms.
+//! From a model and a question to nodes: cores, memory, network, descriptors, ports, storms. What must be set on a node is
+//! in `settings`.
 //!
 //! Pure arithmetic, no measuring. Subscribers and topics are taken to be spread evenly over nodes, by chance over a
 //! node's shards, and events to come at even intervals. Where the model gives an interval, nodes are counted with its
@@ -6,13 +7,14 @@
 
 use anyhow::{Result, bail};
 use fanwave::config::Limits;
-use fanwave::config::limits::{TOPIC_BYTES, WINDOW_BATCHES_MIN};
+use fanwave::config::limits::TOPIC_BYTES;
 use serde::Serialize;
 
 use super::caveats::{self, Caveat};
 use super::fit::Estimate;
 use super::model::Model;
 use super::question::Question;
+use super::settings::{self, BUFFER_BYTES, DESCRIPTORS_MOST, Settings};
 use super::work::Work;
 use crate::framing::Protocol;
 
@@ -22,21 +24,8 @@ const SEGMENT_BYTES: f64 = 1_448.0;
 const PACKET_BYTES: f64 = 90.0;
 /// Segments that one acknowledgement covers at least, unless it is the last.
 const SEGMENTS_PER_ACK: f64 = 2.0;
-/// What the kernel keeps beside the bytes of one event under way: its buffer's head and rounding.
-const BUFFER_BYTES: f64 = 768.0;
 /// Bytes of a GiB.
 const GIB: f64 = (1_u64 << 30) as f64;
-/// Descriptors of one process that Linux gives at most without more settings (`fs.nr_open`), and entries that a table
-/// of direct descriptors has at most.
-const DESCRIPTORS_MOST: f64 = 1_048_576.0;
-/// Sockets that fanwave keeps free per shard, for whoever comes too many.
-const SOCKETS_SPARE: f64 = 256.0;
-/// Standard deviations from the mean that the fullest shard may be off: one in 30,000 is fuller.
-const SHARD_DEVIATIONS: f64 = 4.0;
-/// Seconds for which a firewall goes on tracking a connection that has ended (`nf_conntrack_tcp_timeout_time_wait`).
-const TRACKED_SECONDS: f64 = 120.0;
-/// Unit of `net.ipv4.tcp_mem`, and of what the kernel charges to one socket.
-const PAGE_BYTES: f64 = 4_096.0;
 /// Local ports of one source address towards one server address (`net.ipv4.ip_local_port_range`, Linux's default).
 const PORTS: f64 = 28_232.0;
 /// No plan needs more.
@@ -68,8 +57,6 @@ pub struct Answer {
     pub connections_per_node: f64,
     /// Connections of one shard then, on average.
     pub connections_per_shard: f64,
-    /// Connections of the fullest one (`--connections-per-shard-max`).
-    pub connections_per_shard_most: f64,
     /// Share of the cores in use when no node is missing, and when the spare ones are.
     pub share: f64,
     /// When the spare ones are missing.
@@ -92,23 +79,10 @@ pub struct Answer {
     pub packets_out: f64,
     /// Packets per second that all receive.
     pub packets_in: f64,
-    /// What `ulimit -n` must be on one node with direct descriptors (Linux 6.13 on): it bounds each shard's table, and
-    /// those take none of the process's.
-    pub descriptors_direct: f64,
-    /// What it must be with plain descriptors, which all shards share.
-    pub descriptors_plain: f64,
     /// Nodes needed with plain descriptors: `nodes`, or more; none if so many shards share too few.
     pub nodes_plain: Option<f64>,
-    /// Open files of one node (`fs.file-max`, at least): every socket is one, whatever its descriptor.
-    pub files: f64,
-    /// Pages of one event on its way to everybody, as the kernel charges them to the sockets of one node
-    /// (`net.ipv4.tcp_mem`, the second number at least).
-    pub tcp_pages: f64,
-    /// Connections that a firewall on one node tracks (`net.netfilter.nf_conntrack_max`, at least): everybody's old and
-    /// new one after a storm, and those that ended lately.
-    pub tracked: f64,
-    /// Flags that fanwave needs because its defaults are other limits.
-    pub flags: Vec<String>,
+    /// What must be set on each node.
+    pub settings: Settings,
     /// Source addresses that a load generator or proxy needs towards one node.
     pub addresses: f64,
     /// Seconds in which everybody is back after a storm, by CPU alone; none if the events leave no CPU for it.
@@ -135,35 +109,9 @@ struct Traffic {
 pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
     let traffic = traffic(model, question);
     let cores = cores(model, question, &traffic)?;
-    let limits = limits(question);
-    let by_cores = (cores / question.node_cores).ceil();
-    let by_network = nodes_for(|nodes| {
-        let out = traffic.bits_out / nodes;
-        let inward = traffic.bits_in_acks / nodes + traffic.bits_in_per_node;
-        out.max(inward) <= question.utilisation * question.node_network * 1e9
-    });
-    let by_memory = nodes_for(|nodes| {
-        let memory = memory(model, question, &limits, &traffic, nodes);
-        memory.0.high + memory.1.high + memory.2 <= question.node_memory * GIB
-    });
-    let fullest_shard =
-        |nodes: f64| fullest_shard((question.subscribers / nodes).ceil(), question.node_cores);
-    let by_descriptors = nodes_for(|nodes| fullest_shard(nodes) + SOCKETS_SPARE <= DESCRIPTORS_MOST);
-    let by_plain =
-        nodes_for(|nodes| question.node_cores * (fullest_shard(nodes) + SOCKETS_SPARE) <= DESCRIPTORS_MOST);
-    let (Some(by_network), Some(by_memory), Some(by_descriptors)) = (by_network, by_memory, by_descriptors)
-    else {
-        bail!(
-            "no number of nodes is enough: the events alone fill a node's network or memory; give larger nodes"
-        );
-    };
-    let nodes_by = [
-        ("cores", by_cores),
-        ("memory", by_memory),
-        ("network", by_network),
-        ("descriptors", by_descriptors),
-    ];
-    let nodes = nodes_by.iter().map(|(_, nodes)| *nodes).fold(1.0, f64::max);
+    let limits = settings::limits(question);
+    let Nodes { by: nodes_by, all: nodes, plain: nodes_plain } =
+        nodes(model, question, &limits, &traffic, cores)?;
     let in_all = nodes + question.spare;
     let cpu = |nodes: f64| cpu(model, question, &traffic, nodes * question.node_cores);
     let busy = cpu(nodes);
@@ -171,8 +119,6 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
     let (user, kernel, under_way) = memory(model, question, &limits, &traffic, nodes);
     let connections_per_node = (question.subscribers / nodes).ceil();
     let connections_per_shard = (connections_per_node / question.node_cores).ceil();
-    let connections_per_shard_most = fullest_shard(nodes);
-    let churn_per_node = question.churn / nodes;
     let share = cpu(in_all).value / (in_all * question.node_cores);
     let share_without_spare = busy.value / (nodes * question.node_cores);
     Ok(Answer {
@@ -185,7 +131,6 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         shards_per_node: question.node_cores,
         connections_per_node,
         connections_per_shard,
-        connections_per_shard_most,
         share,
         share_without_spare,
         user_per_node: user,
@@ -197,13 +142,8 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         bits_in: traffic.bits_in_acks + nodes * traffic.bits_in_per_node,
         packets_out: traffic.packets_out,
         packets_in: traffic.packets_in + nodes * question.rate * segments(question.bytes),
-        descriptors_direct: connections_per_shard_most + SOCKETS_SPARE,
-        descriptors_plain: question.node_cores * (connections_per_shard_most + SOCKETS_SPARE),
-        nodes_plain: by_plain.map(|by_plain| nodes.max(by_plain)),
-        files: connections_per_node + question.node_cores * SOCKETS_SPARE,
-        tcp_pages: tcp_pages(question, &traffic, connections_per_node),
-        tracked: (2.0 * connections_per_node + churn_per_node * TRACKED_SECONDS).ceil(),
-        flags: flags(&limits),
+        nodes_plain,
+        settings: settings::of_node(question, &limits, traffic.frame_bytes, nodes),
         addresses: (connections_per_node / PORTS).ceil(),
         storm_seconds: storm,
         caveats: caveats::of_answer(model, question.node_cores),
@@ -211,41 +151,47 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
     })
 }
 
-/// fanwave's default limits, or as many topics, as large events and such heartbeats as are asked for.
-fn limits(question: &Question) -> Limits {
-    let default = Limits::default();
-    let message_bytes_max = default.message_bytes_max.max(question.bytes as usize);
-    Limits {
-        topics_max: default.topics_max.max(question.topics as usize),
-        message_bytes_max,
-        // As much as fanwave asks for: several events with their names and ids.
-        window_bytes_max: default.window_bytes_max.max(WINDOW_BATCHES_MIN * (message_bytes_max + 1_024)),
-        heartbeat_ms: (question.heartbeat * 1e3) as u64,
-        ..default
-    }
+/// How many nodes are needed.
+struct Nodes {
+    /// By what.
+    by: [(&'static str, f64); 4],
+    /// The most of these.
+    all: f64,
+    /// With plain descriptors.
+    plain: Option<f64>,
 }
 
-/// What of these limits is not the default, as flags.
-fn flags(limits: &Limits) -> Vec<String> {
-    let default = Limits::default();
-    [
-        ("topics-max", limits.topics_max, default.topics_max),
-        ("message-bytes-max", limits.message_bytes_max, default.message_bytes_max),
-        ("window-bytes-max", limits.window_bytes_max, default.window_bytes_max),
-        ("heartbeat-ms", limits.heartbeat_ms as usize, default.heartbeat_ms as usize),
-    ]
-    .into_iter()
-    .filter(|(_, needed, default)| needed != default)
-    .map(|(flag, needed, _)| format!("--{flag} {needed}"))
-    .collect()
-}
-
-/// Connections of the fullest of a node's shards. The kernel deals them out by a hash (`SO_REUSEPORT`), so their number
-/// is binomial.
-fn fullest_shard(connections: f64, shards: f64) -> f64 {
-    let mean = connections / shards;
-    let deviation = (mean * (1.0 - 1.0 / shards)).sqrt();
-    (mean + SHARD_DEVIATIONS * deviation).min(connections).ceil()
+fn nodes(
+    model: &Model,
+    question: &Question,
+    limits: &Limits,
+    traffic: &Traffic,
+    cores: f64,
+) -> Result<Nodes> {
+    let by_network = nodes_for(|nodes| {
+        let out = traffic.bits_out / nodes;
+        let inward = traffic.bits_in_acks / nodes + traffic.bits_in_per_node;
+        out.max(inward) <= question.utilisation * question.node_network * 1e9
+    });
+    let by_memory = nodes_for(|nodes| {
+        let (user, kernel, under_way) = memory(model, question, limits, traffic, nodes);
+        user.high + kernel.high + under_way <= question.node_memory * GIB
+    });
+    let by_direct = nodes_for(|nodes| settings::direct_descriptors(question, nodes) <= DESCRIPTORS_MOST);
+    let by_plain = nodes_for(|nodes| settings::plain_descriptors(question, nodes) <= DESCRIPTORS_MOST);
+    let (Some(by_network), Some(by_memory), Some(by_direct)) = (by_network, by_memory, by_direct) else {
+        bail!(
+            "no number of nodes is enough: the events alone fill a node's network or memory; give larger nodes"
+        );
+    };
+    let by = [
+        ("cores", (cores / question.node_cores).ceil()),
+        ("memory", by_memory),
+        ("network", by_network),
+        ("descriptors", by_direct),
+    ];
+    let all = by.iter().map(|(_, nodes)| *nodes).fold(1.0, f64::max);
+    Ok(Nodes { by, all, plain: by_plain.map(|by_plain| all.max(by_plain)) })
 }
 
 fn segments(bytes: f64) -> f64 {
@@ -367,12 +313,6 @@ fn memory(
     (user, kernel, under_way / question.topics)
 }
 
-/// Pages that the kernel charges for one event on its way: whole ones for each socket.
-fn tcp_pages(question: &Question, traffic: &Traffic, connections: f64) -> f64 {
-    let each = ((traffic.frame_bytes + BUFFER_BYTES) / PAGE_BYTES).ceil();
-    if question.rate > 0.0 { (connections / question.topics).ceil() * each } else { 0.0 }
-}
-
 /// Events and bytes that all windows hold in the end.
 fn window(question: &Question, limits: &Limits) -> (f64, f64) {
     let aged = rate_per_connection(question) * limits.window_ms_max as f64 / 1e3;
@@ -460,14 +400,7 @@ mod tests {
         near(answer.packets_out, 1e6);
         near(answer.packets_in, 1e6 + 2.0);
         assert_eq!(answer.heartbeats, 0.0);
-        // 125,000 + 4 √(500,000 × 1/4 × 3/4) in the fullest shard; 256 sockets of each are spare; plain descriptors of four
-        // shards come out of one limit.
-        assert_eq!(answer.connections_per_shard_most, 126_225.0);
-        assert_eq!((answer.descriptors_direct, answer.descriptors_plain), (126_481.0, 4.0 * 126_481.0));
         assert_eq!((answer.addresses, answer.nodes_plain), (18.0, Some(2.0)));
-        assert_eq!(answer.files, 500_000.0 + 4.0 * 256.0);
-        // 204 + 768 bytes are a page of each socket; 500 of the 1,000 that leave per second are tracked for 120 s.
-        assert_eq!((answer.tcp_pages, answer.tracked), (500_000.0, 1_000_000.0 + 500.0 * 120.0));
         // 20 µs for each of a million, on 0.9 × 8 cores of which 3.0288 are busy.
         near(answer.storm_seconds.expect("cores are free").value, 20.0 / (7.2 - 3.0288));
         assert!(answer.extrapolates.iter().any(|note| note.contains("125,000 connections per shard")));
@@ -487,7 +420,6 @@ mod tests {
         // 3 events of each topic in 300 s; the hub and 4 shards know each topic.
         near(answer.user_per_node.value, 1e6 + 2e6 + 1e6 + 300.0 * 5_500.0 + 100.0 * 5.0 * 600.0);
         near(answer.under_way_per_node, 100.0 * (5_030.0 + 768.0));
-        assert_eq!(answer.tcp_pages, 100.0 * 2.0);
     }
 
     #[test]
@@ -531,15 +463,6 @@ mod tests {
     }
 
     #[test]
-    fn the_fullest_shard_has_four_standard_deviations_more_and_never_more_than_all() {
-        assert_eq!(fullest_shard(1_000.0, 1.0), 1_000.0);
-        // 10,000 + 4 √(40,000 × 1/4 × 3/4) = 10,346.4
-        assert_eq!(fullest_shard(40_000.0, 4.0), 10_347.0);
-        assert_eq!(fullest_shard(3.0, 64.0), 1.0);
-        assert_eq!(fullest_shard(1.0, 2.0), 1.0);
-    }
-
-    #[test]
     fn a_frame_that_fills_a_packet_takes_one_and_a_byte_more_takes_another() {
         // A WebSocket frame has 4 bytes of head here; 90 bytes of TCP, IP and Ethernet go with each packet.
         for (bytes, packets, acks) in [(1_444, 1.0, 1.0), (1_445, 2.0, 1.0), (2_893, 3.0, 2.0)] {
@@ -562,23 +485,6 @@ mod tests {
         let (events, bytes) = held("--subscribers 1000 --topics 1000 --rate 100000 --bytes 1048576");
         assert_eq!((events, bytes), (256.0, 256.0 * 1_048_576.0));
         assert_eq!(held("--subscribers 10 --rate 0"), (0.0, 0.0));
-    }
-
-    #[test]
-    fn flags_are_those_without_which_fanwave_would_refuse_or_do_otherwise() {
-        let answer = |line: &str| answered(line).expect("possible");
-        assert!(answer("--subscribers 1000 --topics 100 --bytes 1048576").flags.is_empty());
-        let large = answer("--subscribers 200001 --topics 200000 --rate 0 --bytes 16777216 --heartbeat 30");
-        assert_eq!(
-            large.flags,
-            [
-                "--topics-max 200000",
-                "--message-bytes-max 16777216",
-                "--window-bytes-max 67112960",
-                "--heartbeat-ms 30000"
-            ]
-        );
-        limits(&large.question).check().expect("fanwave starts with them");
     }
 
     #[test]

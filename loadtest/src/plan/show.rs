@@ -132,11 +132,12 @@ fn held_out_verdict(held_out: &HeldOut) -> String {
     }
 }
 
+fn range(unit: Unit, estimate: Estimate) -> String {
+    format!("{} ({} to {})", unit.show(estimate.value), unit.show(estimate.low), unit.show(estimate.high))
+}
+
 fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
     let question = &answer.question;
-    let range = |unit: Unit, estimate: Estimate| {
-        format!("{} ({} to {})", unit.show(estimate.value), unit.show(estimate.low), unit.show(estimate.high))
-    };
     let count = |value: f64| Unit::Count.show(value);
     let by = answer.nodes_by.iter().map(|(what, nodes)| format!("{} by {what}", count(*nodes)));
     let memory = Estimate {
@@ -144,7 +145,7 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
         low: answer.user_per_node.low + answer.kernel_per_node.low + answer.under_way_per_node,
         high: answer.user_per_node.high + answer.kernel_per_node.high + answer.under_way_per_node,
     };
-    let rows: Vec<(&str, String, String)> = vec![
+    let rows = vec![
         ("CPU", range(Unit::Count, answer.cpu), "cores' worth of work, all nodes".into()),
         (
             "cores",
@@ -167,7 +168,7 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
             format!(
                 "{} per shard, {} in the fullest; {} shards per node",
                 count(answer.connections_per_shard),
-                count(answer.connections_per_shard_most),
+                count(answer.settings.connections_per_shard_most),
                 count(answer.shards_per_node)
             ),
         ),
@@ -198,26 +199,41 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
             Unit::PerSecond.show(answer.deliveries),
             format!("and {} heartbeats/s, all nodes", count(answer.heartbeats)),
         ),
-        ("descriptors", format!("ulimit -n {:.0}", answer.descriptors_direct), descriptors(answer)),
+    ];
+    let rows = rows.into_iter().chain(setting_rows(answer)).chain(crowd_rows(answer));
+    rows.map(|(what, value, how)| vec![what.to_owned(), value, how]).collect()
+}
+
+/// What must be set on each node.
+fn setting_rows(answer: &Answer) -> Vec<(&'static str, String, String)> {
+    let settings = &answer.settings;
+    vec![
+        ("descriptors", format!("ulimit -n {:.0}", settings.descriptors_direct), descriptors(answer)),
         (
             "open files",
-            format!("fs.file-max {:.0}", answer.files),
+            format!("fs.file-max {:.0}", settings.files),
             "per node at least, whatever the descriptors".into(),
         ),
         (
             "pages for TCP",
-            format!("tcp_mem {:.0}", answer.tcp_pages),
+            format!("tcp_mem {:.0}", settings.tcp_pages),
             "net.ipv4.tcp_mem, its second number at least, per node: what is under way".into(),
         ),
         (
             "tracked",
-            format!("nf_conntrack_max {:.0}", answer.tracked),
+            format!("nf_conntrack_max {:.0}", settings.tracked),
             "per node at least, where a firewall tracks connections: old and new ones after a storm".into(),
         ),
         ("flags", flags(answer), "of fanwave, where its defaults are other limits".into()),
+    ]
+}
+
+/// What many clients of one place need, and how long all take to come back.
+fn crowd_rows(answer: &Answer) -> Vec<(&'static str, String, String)> {
+    vec![
         (
             "source addresses",
-            count(answer.addresses),
+            Unit::Count.show(answer.addresses),
             "for a proxy or load generator towards one node (28,232 ports each)".into(),
         ),
         (
@@ -228,27 +244,26 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
                 None => "no free CPU: the events fill the cores; lower --utilisation".into(),
             },
         ),
-    ];
-    rows.into_iter().map(|(what, value, how)| vec![what.to_owned(), value, how]).collect()
+    ]
 }
 
 /// Where the limit of descriptors holds, and what it is otherwise.
 fn descriptors(answer: &Answer) -> String {
     let plain = match answer.nodes_plain {
         Some(nodes) if nodes > answer.nodes => format!("need {} nodes", Unit::Count.show(nodes)),
-        Some(_) => format!("{:.0}", answer.descriptors_plain),
+        Some(_) => format!("{:.0}", answer.settings.descriptors_plain),
         None => "are too few for so many shards".into(),
     };
     format!(
         "per node, direct descriptors (Linux 6.13 on); plain ones {plain}; --connections-per-shard-max {:.0} or more",
-        answer.connections_per_shard_most
+        answer.settings.connections_per_shard_most
     )
 }
 
 fn flags(answer: &Answer) -> String {
-    match answer.flags.is_empty() {
+    match answer.settings.flags.is_empty() {
         true => "none".into(),
-        false => answer.flags.join(" "),
+        false => answer.settings.flags.join(" "),
     }
 }
 
