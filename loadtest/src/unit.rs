@@ -16,6 +16,8 @@ pub enum Unit {
     Bytes,
     /// Bytes on the wire, per second.
     BytesPerSecond,
+    /// Bits on the wire, per second.
+    BitsPerSecond,
     /// Wall time in nanoseconds.
     Nanoseconds,
     /// CPU time in microseconds; shown in microseconds whatever its size, so that columns compare.
@@ -48,6 +50,9 @@ impl Unit {
             ],
             Unit::BytesPerSecond => {
                 &[(1.0, " B/s"), (THOUSAND, " kB/s"), (MILLION, " MB/s"), (BILLION, " GB/s")]
+            }
+            Unit::BitsPerSecond => {
+                &[(1.0, " bit/s"), (THOUSAND, " kbit/s"), (MILLION, " Mbit/s"), (BILLION, " Gbit/s")]
             }
             Unit::Nanoseconds => &[(1.0, " ns"), (THOUSAND, " µs"), (MILLION, " ms"), (BILLION, " s")],
             Unit::CpuMicroseconds => &[(1.0, " µs")],
@@ -137,6 +142,7 @@ mod tests {
             (Unit::Count, 0.0, "0"),
             (Unit::Seconds, 0.0021, "2.10 ms"),
             (Unit::BytesPerSecond, 52_428_800.0, "52.4 MB/s"),
+            (Unit::BitsPerSecond, 2_320_000_000.0, "2.32 Gbit/s"),
         ];
         for (unit, value, shown) in cases {
             assert_eq!(unit.show(value), shown);

@@ -11,6 +11,9 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
 use super::batch::Batch;
 use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, SendMode, Slot};
 use crate::config::limits::SUBMISSIONS_MAX;
@@ -28,23 +31,19 @@ pub enum Weather {
     Rough,
 }
 
-/// SplitMix64: small, seeded, good enough to choose among schedules.
+/// Chooses among schedules; the same seed chooses the same.
 #[derive(Debug, Clone)]
-pub struct Dice(u64);
+pub struct Dice(SmallRng);
 
 impl Dice {
     /// The dice of one seed.
     pub fn new(seed: u64) -> Dice {
-        Dice(seed)
+        Dice(SmallRng::seed_from_u64(seed))
     }
 
-    /// A number below `sides`.
+    /// A number below `sides`, which is at least 1.
     pub fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides.max(1)
+        self.0.random_range(..sides)
     }
 
     /// True `times` out of `of`.

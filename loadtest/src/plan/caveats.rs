@@ -41,7 +41,7 @@ pub fn of_model(model: &Model) -> Vec<Caveat> {
     let left_out = model.left_out();
     if left_out > 0 {
         caveats.push(Caveat::warning(format!(
-            "{left_out} measured points are not in the fit: a core was full, and deliveries merged."
+            "{left_out} measured legs are not in the fit: a core was full, and deliveries merged."
         )));
     }
     caveats.extend(checked(model));
@@ -94,7 +94,7 @@ pub fn disturbed(share: f64) -> Option<Caveat> {
 mod tests {
     use super::*;
     use crate::plan::model::Checked;
-    use crate::plan::model::tests::model;
+    use crate::plan::planted::model;
 
     #[test]
     fn doubtful_measurements_are_warned_of() {

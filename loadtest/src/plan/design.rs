@@ -7,9 +7,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use super::random::Random;
 use crate::framing::Protocol;
 use crate::stamp::STAMP_BYTES;
 
@@ -134,7 +136,13 @@ impl Design {
         if !(0.1..=60.0).contains(&self.seconds) {
             bail!("seconds = {} is not between 0.1 and 60", self.seconds);
         }
+        if self.group.is_empty() {
+            bail!("it has no group: nothing would be measured");
+        }
         for group in &self.group {
+            if group.protocol == Protocol::Raw {
+                bail!("protocol = \"raw\" is no protocol of subscribers: give \"ws\" or \"sse\"");
+            }
             if group.connections == 0 || group.topics == 0 || group.topics > group.connections {
                 bail!("a group needs at least one connection, and one for each topic");
             }
@@ -158,12 +166,12 @@ impl Design {
 
     /// The rounds in the order of measurement.
     pub fn schedule(&self) -> Vec<Vec<Group>> {
-        let mut random = Random::new(self.seed);
+        let mut random = SmallRng::seed_from_u64(self.seed);
         let round = |_| {
             let mut groups = self.group.clone();
-            random.shuffle(&mut groups);
+            groups.shuffle(&mut random);
             for group in &mut groups {
-                random.shuffle(&mut group.loads);
+                group.loads.shuffle(&mut random);
             }
             groups
         };
@@ -209,6 +217,8 @@ mod tests {
         };
         assert!(with(|design| design.rounds = 2).contains("rounds"));
         assert!(with(|design| design.seconds = f64::NAN).contains("seconds"));
+        assert!(with(|design| design.group.clear()).contains("no group"));
+        assert!(with(|design| design.group[0].protocol = Protocol::Raw).contains("raw"));
         assert!(with(|design| design.group[0].connections = 0).contains("connection"));
         assert!(with(|design| design.group[0].topics = 501).contains("topic"));
         assert!(with(|design| design.group[0].loads[0].rate = -1.0).contains("rate"));

@@ -10,6 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use fanwave::config::Limits;
 use serde::{Deserialize, Serialize};
 
 use super::design::{Design, Group, Load};
@@ -44,12 +45,9 @@ const CLOSE_TIME: Duration = Duration::from_millis(600);
 /// A heartbeat on the wire: `:` and a blank line, or a ping without data (RFC 6455 §5.5.2).
 const SSE_HEARTBEAT_BYTES: u64 = 3;
 const WS_HEARTBEAT_BYTES: u64 = 2;
-/// The server's defaults (`--window-events-max`, `--window-bytes-max`).
-const WINDOW_EVENTS: u64 = 1_024;
-const WINDOW_BYTES: u64 = 8 << 20;
 
 /// What a server did in a leg.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Events went out.
@@ -99,6 +97,31 @@ pub struct CpuRow {
     pub receiver_share: f64,
     /// Share of the server's CPU that others used.
     pub others_share: f64,
+}
+
+impl CpuRow {
+    /// A leg of a group in which nothing came, went or was delivered, and that cost nothing.
+    pub fn nothing(round: usize, kind: Kind, group: &Group, seconds: f64) -> CpuRow {
+        CpuRow {
+            round,
+            kind,
+            protocol: group.protocol,
+            connections: group.connections,
+            topics: group.topics,
+            seconds,
+            rate: 0.0,
+            events: 0,
+            deliveries: 0,
+            payload_bytes: 0,
+            frame_bytes: 0.0,
+            handshakes: 0,
+            closes: 0,
+            heartbeats: 0,
+            cpu_ns: 0,
+            receiver_share: 0.0,
+            others_share: 0.0,
+        }
+    }
 }
 
 /// Memory at one moment.
@@ -227,7 +250,7 @@ pub fn measure_group(
     let more = heartbeat.as_ref().map_or(&[][..], |heartbeat| heartbeat);
     let mut server = server::start(&choice, Some(stand.server_cpu), 1, more)?;
     let meter = server.meter(stand.apart).context("the server's processes are known")?;
-    let leg = Leg { server: &server, meter, group, round, window: Window::default(), kernel_empty: 0 };
+    let leg = Leg { server: &server, meter, group, round, window: Window::of(group.topics), kernel_empty: 0 };
     let outcome = leg.run(stand, time, notebook);
     outcome.map_err(|error| server.explain(error))?;
     server.stop()
@@ -291,23 +314,9 @@ impl Leg<'_> {
         let after = self.meter.sample()?;
         let seconds = rounded(start.elapsed().as_secs_f64());
         Ok(CpuRow {
-            round: self.round,
-            kind,
-            protocol: self.group.protocol,
-            connections: self.group.connections,
-            topics: self.group.topics,
-            seconds,
-            rate: 0.0,
-            events: 0,
-            deliveries: 0,
-            payload_bytes: 0,
-            frame_bytes: 0.0,
-            handshakes: 0,
-            closes: 0,
-            heartbeats: 0,
             cpu_ns: after.since(before),
-            receiver_share: 0.0,
             others_share: rounded(after.others_since(before) as f64 / 1e9 / seconds),
+            ..CpuRow::nothing(self.round, kind, self.group, seconds)
         })
     }
 
@@ -367,7 +376,7 @@ impl Leg<'_> {
         self.window.publish(all, load.bytes as u64);
         row.rate = load.rate;
         row.events = events;
-        row.deliveries = events * (self.group.connections / self.group.topics) as u64;
+        row.deliveries = events * self.group.connections as u64 / self.group.topics as u64;
         row.payload_bytes = load.bytes;
         row.frame_bytes = rounded(totals.scout_bytes as f64 / all as f64);
         row.receiver_share = rounded((totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds);
@@ -432,9 +441,12 @@ fn wait_until(fleet: &mut Fleet, until: Instant) -> Result<()> {
     Ok(())
 }
 
-/// What the server's window of the one topic has held.
-#[derive(Debug, Default)]
+/// What the server's windows have held together; events go round their topics.
+#[derive(Debug)]
 struct Window {
+    /// The most that they hold.
+    events_limit: u64,
+    bytes_limit: u64,
     /// Runs of events of one size, oldest first.
     runs: VecDeque<(u64, u64)>,
     events_max: u64,
@@ -442,14 +454,26 @@ struct Window {
 }
 
 impl Window {
+    /// Of so many topics, with the server's default limits.
+    fn of(topics: usize) -> Window {
+        let limits = Limits::default();
+        Window {
+            events_limit: (topics * limits.window_events_max) as u64,
+            bytes_limit: (topics * limits.window_bytes_max).min(limits.window_bytes_total_max) as u64,
+            runs: VecDeque::new(),
+            events_max: 0,
+            bytes_max: 0,
+        }
+    }
+
     fn publish(&mut self, events: u64, bytes_each: u64) {
-        let kept = events.min(WINDOW_EVENTS).min(WINDOW_BYTES / bytes_each.max(1));
+        let kept = events.min(self.events_limit).min(self.bytes_limit / bytes_each.max(1));
         self.runs.push_back((kept, bytes_each));
         loop {
             let events: u64 = self.runs.iter().map(|run| run.0).sum();
             let bytes: u64 = self.runs.iter().map(|run| run.0 * run.1).sum();
-            let over_events = events.saturating_sub(WINDOW_EVENTS);
-            let over_bytes = bytes.saturating_sub(WINDOW_BYTES);
+            let over_events = events.saturating_sub(self.events_limit);
+            let over_bytes = bytes.saturating_sub(self.bytes_limit);
             let Some(oldest) = self.runs.front_mut() else { return };
             let gone = over_events.max(over_bytes.div_ceil(oldest.1.max(1))).min(oldest.0);
             if gone == 0 {
@@ -468,6 +492,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::planted::load_row;
 
     #[test]
     fn a_disturbed_leg_is_tried_again_and_the_least_disturbed_counts() {
@@ -475,7 +500,7 @@ mod tests {
             let mut left = shares.iter();
             let leg = || {
                 let others_share = *left.next().expect("no more tries than shares");
-                Ok(CpuRow { others_share, ..row() })
+                Ok(CpuRow { others_share, ..load_row(1, 1.0, 200) })
             };
             let share = quiet(&mut repetitions, leg).expect("no error").others_share;
             (share, left.len(), repetitions)
@@ -486,31 +511,9 @@ mod tests {
         assert_eq!(tries(1, &[0.5, 0.4, 0.3]), (0.4, 1, 0));
     }
 
-    fn row() -> CpuRow {
-        CpuRow {
-            round: 0,
-            kind: Kind::Load,
-            protocol: Protocol::Ws,
-            connections: 1,
-            topics: 1,
-            seconds: 1.0,
-            rate: 1.0,
-            events: 1,
-            deliveries: 1,
-            payload_bytes: 200,
-            frame_bytes: 204.0,
-            handshakes: 0,
-            closes: 0,
-            heartbeats: 0,
-            cpu_ns: 1,
-            receiver_share: 0.0,
-            others_share: 0.0,
-        }
-    }
-
     #[test]
     fn a_window_holds_the_newest_events_within_both_bounds_and_its_peak_is_kept() {
-        let mut window = Window::default();
+        let mut window = Window::of(1);
         window.publish(100, 200);
         assert_eq!((window.events_max, window.bytes_max), (100, 20_000));
         window.publish(2_000, 200);
@@ -518,6 +521,9 @@ mod tests {
         window.publish(10, 1 << 20);
         assert_eq!(window.events_max, 1_024);
         assert_eq!(window.runs.back(), Some(&(8, 1 << 20)));
-        assert!(window.bytes_max <= WINDOW_BYTES && window.bytes_max >= 8 << 20, "{}", window.bytes_max);
+        assert_eq!(window.bytes_max, 8 << 20);
+        let mut several = Window::of(3);
+        several.publish(10_000, 200);
+        assert_eq!((several.events_max, several.bytes_max), (3 * 1_024, 3 * 1_024 * 200));
     }
 }

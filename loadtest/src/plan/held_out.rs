@@ -67,8 +67,16 @@ pub struct Compared {
     pub predicted: Estimate,
     /// As it was, over the rounds.
     pub measured: Spread,
-    /// (predicted - measured) / measured, of the median.
-    pub error: f64,
+    /// (predicted - measured) / measured, of the median. None if that is not above 0: the kernel's memory is the whole
+    /// machine's, and others may have given back as much as the point took.
+    pub error: Option<f64>,
+}
+
+impl Compared {
+    /// The error without its sign, the largest of all if there is none.
+    fn size(&self) -> f64 {
+        self.error.map_or(f64::INFINITY, f64::abs)
+    }
 }
 
 /// The comparison.
@@ -83,32 +91,38 @@ pub struct HeldOut {
 }
 
 impl HeldOut {
-    /// What a model keeps of it.
-    pub fn checked(&self) -> Checked {
+    /// What a model keeps of it: nothing if a figure could not be measured.
+    pub fn checked(&self) -> Option<Checked> {
         let load = self.group.loads.first();
-        let errors = self.compared.iter().map(|compared| compared.error.abs());
-        Checked {
+        Some(Checked {
             connections: self.group.connections as f64,
             rate: load.map_or(0.0, |load| load.rate),
             bytes: load.map_or(0.0, |load| load.bytes as f64),
-            error: rounded(errors.fold(0.0, f64::max)),
-        }
+            error: rounded(self.worst()?.error?.abs()),
+        })
+    }
+
+    /// The figure that is furthest off, or could not be measured.
+    pub fn worst(&self) -> Option<&Compared> {
+        self.compared.iter().max_by(|a, b| a.size().total_cmp(&b.size()))
     }
 
     /// True if every prediction is near enough.
     pub fn holds(&self) -> bool {
-        self.compared.iter().all(|compared| compared.error.abs() <= ERROR_MAX)
+        self.compared.iter().all(|compared| compared.size() <= ERROR_MAX)
     }
 
-    /// An error in one line if a prediction is too far off, with the worst one.
+    /// An error in one line if a prediction is too far off, with the worst one, or could not be compared.
     pub fn require(&self) -> Result<()> {
-        let worst = self.compared.iter().max_by(|a, b| a.error.abs().total_cmp(&b.error.abs()));
-        match worst {
-            Some(worst) if !self.holds() => bail!(
-                "the held-out prediction does not hold: {} is {:+.1} % off, more than {:.0} %: measure again on a quiet \
+        match self.worst() {
+            Some(Compared { what, error: None, .. }) => bail!(
+                "the held-out prediction is not checked: {what} did not grow, other programs gave back as much \
+                 meanwhile: measure again on a quiet machine, or more connections (--held-out-connections)"
+            ),
+            Some(Compared { what, error: Some(error), .. }) if error.abs() > ERROR_MAX => bail!(
+                "the held-out prediction does not hold: {what} is {:+.1} % off, more than {:.0} %: measure again on a quiet \
                  machine, or plan nearer to the measured points",
-                worst.what,
-                worst.error * 100.0,
+                error * 100.0,
                 ERROR_MAX * 100.0
             ),
             _ => Ok(()),
@@ -146,18 +160,8 @@ fn point(model: &Model, args: &HeldOutArgs) -> Result<Group> {
     let protocol = args.held_out_protocol;
     let bytes = args.held_out_bytes;
     let busy = |rate: f64| {
-        let work = Work {
-            protocol,
-            seconds: 1.0,
-            connections: connections as f64,
-            events: rate,
-            deliveries: rate * connections as f64,
-            rate,
-            frame_bytes: model.frame_bytes(protocol, bytes as f64),
-            handshakes: 0.0,
-            closes: 0.0,
-            heartbeats: 0.0,
-        };
+        let frame_bytes = model.frame_bytes(protocol, bytes as f64);
+        let work = Work::second(protocol, connections as f64, rate, frame_bytes);
         model.cpu(&work).value
     };
     let chosen = RATES.into_iter().rfind(|rate| busy(*rate) <= SHARE).unwrap_or(RATES[0]);
@@ -184,7 +188,7 @@ fn compare(model: &Model, measured: &Measured) -> Result<Vec<Compared>> {
     let protocol = load.protocol;
     let one = |what, predicted: Estimate, measured: Vec<f64>| {
         let measured = Spread::of(measured);
-        let error = (predicted.value - measured.median) / measured.median;
+        let error = (measured.median > 0.0).then(|| predicted.value / measured.median - 1.0);
         Compared { what, predicted, measured, error }
     };
     Ok(vec![
@@ -214,7 +218,7 @@ fn compare(model: &Model, measured: &Measured) -> Result<Vec<Compared>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::model::tests::exact;
+    use crate::plan::planted::{exact, load_row, memory_row};
 
     fn args() -> HeldOutArgs {
         HeldOutArgs {
@@ -258,42 +262,20 @@ mod tests {
 
     #[test]
     fn predictions_are_compared_with_the_medians_of_the_rounds_and_one_too_far_off_is_an_error() {
-        let load = |round, cpu_ns| CpuRow {
-            round,
-            kind: Kind::Load,
-            protocol: Protocol::Ws,
-            connections: 1_000,
-            topics: 1,
-            seconds: 2.0,
-            rate: 10.0,
-            events: 20,
-            deliveries: 20_000,
-            payload_bytes: 500,
-            frame_bytes: 504.0,
-            handshakes: 0,
-            closes: 0,
-            heartbeats: 0,
-            cpu_ns,
-            receiver_share: 0.1,
-            others_share: 0.0,
-        };
-        let memory = |window_events, user_bytes, kernel_bytes| MemoryRow {
-            round: 0,
-            protocol: Protocol::Ws,
-            shards: 1,
-            connections: 1_000,
-            window_events,
-            window_bytes: 500 * window_events,
+        let load = |round, cpu_ns| CpuRow { round, cpu_ns, ..load_row(1_000, 10.0, 500) };
+        let memory = |events, user_bytes, kernel_bytes| MemoryRow {
             user_bytes,
             kernel_bytes,
+            ..memory_row(Protocol::Ws, 1_000, events, 500 * events)
         };
         let measured = Measured {
             cpu: vec![load(0, 90_000_000), load(1, 102_000_000), load(2, 300_000_000)],
             memory: vec![memory(0, 1_000_000, 10_000_000), memory(20, 1_120_000, 0)],
         };
         let compared = compare(&model(), &measured).expect("complete");
-        let errors: Vec<f64> = compared.iter().map(|compared| compared.error).collect();
+        let errors: Vec<f64> = compared.iter().filter_map(|compared| compared.error).collect();
         // 0.102 CPU seconds in 2; 1.1 MB to 1.0; 1.12 MB with 20 events of 500 bytes; 8 MB to 10.
+        assert_eq!(errors.len(), 4);
         for (error, expected) in errors.iter().zip([0.0, 0.1, 0.0, -0.2]) {
             assert!((error - expected).abs() < 1e-9, "{errors:?}");
         }
@@ -301,6 +283,7 @@ mod tests {
         assert!(compare(&model(), &Measured::default()).is_err());
         let group = point(&model(), &args()).expect("possible");
         let mut held_out = HeldOut { group, compared, measured };
+        assert_eq!(held_out.checked().map(|checked| checked.error), Some(0.2));
         let error = held_out.require().expect_err("20 % off").to_string();
         assert!(
             error.contains("kernel memory, both ends is -20.0 % off") && !error.contains('\n'),
@@ -308,5 +291,30 @@ mod tests {
         );
         held_out.compared.pop();
         held_out.require().expect("10 % off");
+    }
+
+    #[test]
+    fn memory_that_did_not_grow_has_no_error_and_is_told_instead_of_an_infinite_one() {
+        let grown = |round, kernel_bytes| MemoryRow {
+            round,
+            user_bytes: 1_100_000,
+            kernel_bytes,
+            ..memory_row(Protocol::Ws, 1_000, 0, 0)
+        };
+        let loaded = MemoryRow { user_bytes: 1_120_000, ..memory_row(Protocol::Ws, 1_000, 20, 10_000) };
+        for nothing in [0, -4_096] {
+            let measured = Measured {
+                cpu: vec![CpuRow { cpu_ns: 102_000_000, ..load_row(1_000, 10.0, 500) }],
+                memory: vec![grown(0, nothing), grown(1, -9_000), grown(2, 8_000_000), loaded.clone()],
+            };
+            let compared = compare(&model(), &measured).expect("complete");
+            assert_eq!(compared[3].error, None);
+            let held_out = HeldOut { group: point(&model(), &args()).expect("possible"), compared, measured };
+            assert!(!held_out.holds() && held_out.checked().is_none());
+            let error = held_out.require().expect_err("not compared").to_string();
+            assert!(error.contains("kernel memory, both ends did not grow"), "{error}");
+            let json = serde_json::to_string(&held_out).expect("serializable");
+            assert!(json.contains(r#""error":null"#), "{json}");
+        }
     }
 }

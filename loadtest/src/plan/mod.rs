@@ -1,9 +1,10 @@
 //! `loadtest plan`: how many servers a number of subscribers and events needs.
 //!
-//! A few minutes of measuring (`design`, `experiments`) give points, least squares (`fit`) make them a cost `model` of
-//! a shard's `work`, which is saved as JSON. A `question` is then answered (`answer`) from a saved model by arithmetic alone, on any
-//! machine. `held_out` measures a point outside of the fit and tells how wrong the prediction was. `caveats` says what to know of the
-//! model behind it, `show` words it all.
+//! A few minutes of measuring (`design`, `experiments`) give points, whose `rows` make by least squares (`fit`) a cost
+//! `model` of a shard's `work`, which is saved as JSON. A `question` is then answered (`answer`) from a saved model by
+//! arithmetic alone, on any machine, with what must be set there (`settings`). `held_out` measures a point outside of
+//! the fit and tells how wrong the prediction was. `caveats` says what to know of the model behind it, `show` words it
+//! all. `planted` is what the tests stand on.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -31,8 +32,11 @@ mod experiments;
 mod fit;
 mod held_out;
 mod model;
+#[cfg(test)]
+mod planted;
 mod question;
-mod random;
+mod rows;
+mod settings;
 mod show;
 mod work;
 
@@ -117,7 +121,7 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
         false => None,
     };
     if let Some(held_out) = &held_out {
-        model.checked = Some(held_out.checked());
+        model.checked = held_out.checked();
     }
     // Saved before too: a held-out point that fails does not lose the measured ones.
     if let (Some(file), Some(_)) = (&args.save, &held_out) {

@@ -25,6 +25,7 @@ pub const CPU_TERMS: [(&str, &str); 13] = [
 ];
 /// Connections at which half of `spread` is paid: the middle of what a shard usually holds.
 const SPREAD_CONNECTIONS: f64 = 4_000.0;
+
 /// What one shard does in some time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Work {
@@ -51,6 +52,35 @@ pub struct Work {
 }
 
 impl Work {
+    /// No time, no connections, nothing done.
+    pub fn nothing(protocol: Protocol) -> Work {
+        Work {
+            protocol,
+            seconds: 0.0,
+            connections: 0.0,
+            events: 0.0,
+            deliveries: 0.0,
+            rate: 0.0,
+            frame_bytes: 0.0,
+            handshakes: 0.0,
+            closes: 0.0,
+            heartbeats: 0.0,
+        }
+    }
+
+    /// A second in which `rate` events of `frame_bytes` go to each of so many connections.
+    pub fn second(protocol: Protocol, connections: f64, rate: f64, frame_bytes: f64) -> Work {
+        Work {
+            seconds: 1.0,
+            connections,
+            events: rate,
+            deliveries: rate * connections,
+            rate,
+            frame_bytes,
+            ..Work::nothing(protocol)
+        }
+    }
+
     /// What a measured leg did.
     pub fn of(row: &CpuRow) -> Work {
         Work {
