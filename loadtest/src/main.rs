@@ -12,6 +12,7 @@
 //! (HTML), `hlog`, with their units in `unit`.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -165,7 +166,8 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("loadtest: {error:#}");
+            // Who has closed standard error learns it from the exit code.
+            let _ = writeln!(std::io::stderr(), "loadtest: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -189,6 +191,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::FloorSender => floor::run()?,
         Command::Pin { cpu, parent, command } => return Err(process::become_pinned(cpu, parent, &command)),
     }
+    report::said()?;
     Ok(ExitCode::SUCCESS)
 }
 

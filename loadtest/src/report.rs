@@ -1,14 +1,19 @@
 //! What a command prints and saves: lines and tables on standard output, one JSON document in a file.
 //!
-//! Nothing here is printed before it is complete: a run that fails leaves one line of error and no results.
+//! Nothing here is printed before it is complete: a run that fails leaves one line of error and no results. Whoever does
+//! not read what is printed spoils no measurement: progress that nobody takes is left out, and a standard output that has
+//! gone is told in the end ([`said`]), after files are saved.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::audit::Findings;
+use crate::link::has_room;
 use crate::machine::Machine;
 use crate::outcome::{Cost, FloorCost, Latency, Outcome};
 use crate::unit::Unit;
@@ -17,15 +22,32 @@ use crate::workload::{Behaviour, Crowd};
 /// Columns of a terminal that every report fits.
 const COLUMNS: usize = 100;
 
-/// One line of output.
-#[expect(clippy::print_stdout, reason = "the one place where a command's results leave it")]
+/// Why standard output took no more.
+static UNSAID: OnceLock<io::Error> = OnceLock::new();
+
+/// One line of output. That it cannot be written is told by [`said`].
 pub fn say(line: &str) {
-    println!("{line}");
+    if let Err(error) = writeln!(io::stdout(), "{line}") {
+        UNSAID.get_or_init(|| error);
+    }
 }
 
-/// What is being done, on standard error, so that results stay clean.
+/// An error if not everything that was to be said has been.
+pub fn said() -> Result<()> {
+    match UNSAID.get() {
+        Some(error) => bail!("the results are not printed to their end: standard output: {error}"),
+        None => Ok(()),
+    }
+}
+
+/// What is being done, on standard error, so that results stay clean. Left out if nobody reads it now: waiting would
+/// stop whatever is being measured.
 pub fn progress(line: &str) {
-    eprintln!("loadtest: {line}");
+    let errors = io::stderr();
+    if has_room(&errors) {
+        // Who has closed it does not want to know.
+        let _ = writeln!(errors.lock(), "loadtest: {line}");
+    }
 }
 
 /// The saved form of a run.

@@ -5,7 +5,7 @@
 //! byte is in the report, also over a break that a subscriber resumes; a stream without faults is clean; subscribers come,
 //! go and read as they were told; and a server that refuses, hangs up or talks nonsense ends the process with its reason.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -150,6 +150,22 @@ fn progress_waits_for_the_last_byte_of_the_last_connection() {
     sockets[1].write_all(&last).expect("room");
     sockets[0].write_all(&last).expect("room");
     assert_eq!(receiver.any_word(), json!({"say": "progress", "events": 2}));
+}
+
+#[test]
+fn a_receiver_whose_words_nobody_reads_goes_on_receiving_and_tells_the_newest_in_the_end() {
+    const EVENTS: u64 = 400;
+    let (listener, address) = listener();
+    let mut receiver = Receiver::deaf(address, json!({"protocol": "ws", "audit": false}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, WS_OK);
+    for event in 1..=EVENTS {
+        // Each event is taken by itself, as the answer to the ping behind it says.
+        socket.write_all(&[ws(event), vec![0x89, 0]].concat()).expect("room");
+        socket.read_exact(&mut [0; 6]).expect("it goes on");
+    }
+    receiver.hear();
+    receiver.wait_for(EVENTS);
 }
 
 #[test]
