@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use hdrhistogram::Histogram;
 
+use crate::fault::told;
 use crate::framing::Protocol;
 use crate::link::{self, Link};
 use crate::process::sockets_per_process_max;
@@ -250,7 +251,9 @@ impl Fleet {
         while let Some(word) = member.link.take().with_context(|| format!("receiver {at}"))? {
             match word {
                 Word::Progress { events } => member.complete = events,
-                Word::Failed { cause } => bail!("receiver {at}: {cause}"),
+                Word::Failed { cause, by_server } => {
+                    return Err(told(cause, by_server).context(format!("receiver {at}")));
+                }
                 answer => member.answer = Some(answer),
             }
         }

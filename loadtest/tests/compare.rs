@@ -153,6 +153,23 @@ fn a_server_that_is_absent_incomplete_or_ends_early_is_told_with_the_reason() {
 }
 
 #[test]
+fn a_server_that_was_killed_is_told_by_the_signal_and_not_by_what_it_had_printed() {
+    let place = Place::new("killed-early");
+    for (name, ready) in [
+        ("before", "echo a banner".to_owned()),
+        ("after", "echo a banner; echo data plane 127.0.0.1:1; echo control plane 127.0.0.1:1".to_owned()),
+    ] {
+        let fanwave = place.script(
+            name,
+            &format!("if [ \"$1\" = --version ]; then echo 1.0; exit; fi; {ready}; kill -s KILL $$"),
+        );
+        let fanwave = fanwave.to_str().expect("UTF-8");
+        let error = failure(&place.among_scripts(&with_tiny(&["--server", fanwave, "--rivals"])));
+        assert!(error.contains("signal 9 (SIGKILL)") && !error.contains("banner"), "{error}");
+    }
+}
+
+#[test]
 fn a_server_that_refuses_or_speaks_another_protocol_is_told_by_its_name() {
     let place = Place::new("refuses");
     let fanwave = place.script("fanwave", &ready_at(1));

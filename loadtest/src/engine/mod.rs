@@ -10,10 +10,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 
 use crate::audit::Findings;
+use crate::fault::server_fault;
 use crate::outcome::{Cost, Generator, Handshakes, Latency, Outcome};
 use crate::process::raise_descriptor_limit;
 use crate::receiver::latency_histogram;
@@ -269,11 +270,11 @@ impl Stage<'_> {
         while !self.source.is_done()? || Instant::now() < until {
             self.look(course.as_deref_mut())?;
             if Instant::now() > limit {
-                bail!(
+                return Err(server_fault(format!(
                     "the server takes events too slowly: {} were published within {seconds} + {LATE_LIMIT:?}; \
                      give a lower rate",
                     self.source.published()
-                );
+                )));
             }
         }
         Ok(())

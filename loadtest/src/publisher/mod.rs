@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::fault::server_fault;
 use crate::stamp::{STAMP_BYTES, Stamp, now_ns};
 use crate::target::Way;
 
@@ -211,7 +212,7 @@ impl Publisher {
         let refusals = self.send(&times);
         self.times = times;
         match refusals?.first {
-            Some(said) => bail!("the server refused a publish: {said}"),
+            Some(said) => Err(server_fault(format!("the server refused a publish: {said}"))),
             None => Ok(()),
         }
     }

@@ -7,9 +7,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+
+use crate::fault::{ServerFault, server_fault};
 
 /// How long a server may leave a publish unread, or unanswered.
 pub const STUCK_LIMIT: Duration = Duration::from_secs(20);
@@ -17,13 +19,21 @@ pub const STUCK_LIMIT: Duration = Duration::from_secs(20);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
+/// What is said of a server that hangs up.
+pub const CLOSED: &str = "the server closed the publisher's connection";
 
 /// A connection to a publishers' port, without Nagle's algorithm.
 pub fn connect(address: SocketAddr) -> Result<TcpStream> {
-    let socket = TcpStream::connect_timeout(&address, CONNECT_LIMIT)
-        .with_context(|| format!("cannot connect to {address} to publish; is the server running?"))?;
+    let socket = TcpStream::connect_timeout(&address, CONNECT_LIMIT).map_err(|error| {
+        server_fault(format!("cannot connect to {address} to publish: {error}; is the server running?"))
+    })?;
     socket.set_nodelay(true)?;
     Ok(socket)
+}
+
+/// What is said of a connection that does not end as it should.
+pub fn broke(error: impl Into<Error>) -> Error {
+    error.into().context(ServerFault("the server broke the publisher's connection".into()))
 }
 
 /// A non-blocking descriptor.
@@ -64,11 +74,11 @@ impl Pipe {
                     let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.limit);
                     let ready = self.wait(PollFlags::OUT, deadline)?;
                     if ready.is_empty() {
-                        bail!(
+                        return Err(server_fault(format!(
                             "the server has not read for {:?}; {} bytes of a publish are unsent",
                             self.limit,
                             bytes.len()
-                        );
+                        )));
                     }
                     if self.two_way && !ready.contains(PollFlags::OUT) {
                         self.hear(&mut hear)?;
@@ -80,7 +90,7 @@ impl Pipe {
                     if self.two_way {
                         self.hear(&mut hear)?;
                     }
-                    return Err(error).context("the server broke the publisher's connection");
+                    return Err(broke(error));
                 }
             }
         }
@@ -91,7 +101,7 @@ impl Pipe {
     pub fn hear(&mut self, mut hear: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match self.read(&mut hear)? {
             true => Ok(()),
-            false => Err(anyhow!("the server closed the publisher's connection")),
+            false => Err(server_fault(CLOSED)),
         }
     }
 
@@ -109,7 +119,7 @@ impl Pipe {
                 }
                 Err(Errno::AGAIN) => return Ok(true),
                 Err(Errno::INTR) => {}
-                Err(error) => return Err(error).context("the server broke the publisher's connection"),
+                Err(error) => return Err(broke(error)),
             }
         }
     }
@@ -120,7 +130,7 @@ impl Pipe {
         let mut done = false;
         while !done {
             if self.wait(PollFlags::IN, deadline)?.is_empty() {
-                bail!("the server did not answer within {:?}", self.limit);
+                return Err(server_fault(format!("the server did not answer within {:?}", self.limit)));
             }
             let open = self.read(&mut |bytes| {
                 done |= enough(bytes)?;

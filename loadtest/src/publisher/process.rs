@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::Schedule;
 use super::{PublishPlan, Publisher};
+use crate::fault::{is_by_server, told};
 use crate::link::{Lines, Link, write_line};
 use crate::receiver::latency_histogram;
 use crate::stamp::now_ns;
@@ -60,6 +61,8 @@ enum Word {
     /// It is over; the process ends.
     Failed {
         cause: String,
+        /// True if the server caused it.
+        by_server: bool,
     },
 }
 
@@ -119,7 +122,7 @@ fn say(word: &Word) -> Result<()> {
 }
 
 fn fail(error: &anyhow::Error) -> Result<()> {
-    say(&Word::Failed { cause: format!("{error:#}") })
+    say(&Word::Failed { cause: format!("{error:#}"), by_server: is_by_server(error) })
 }
 
 /// Takes orders until there are no more.
@@ -376,7 +379,7 @@ impl PublishProcess {
                 self.state = State::Done(published);
                 Ok(None)
             }
-            Word::Failed { cause } => bail!("the publisher: {cause}"),
+            Word::Failed { cause, by_server } => Err(told(cause, by_server).context("the publisher")),
             other => Ok(Some(other)),
         }
     }

@@ -3,10 +3,11 @@
 //! What the server answers to a message is read and passed over, its pings are answered, its closing is an error. In
 //! the end each socket is closed as RFC 6455 §7.1.2 wants it, so that the server has read everything before.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 
 use super::pipe::Pipe;
 use super::{Batch, PublishPlan, Refusals, Sink, Template};
+use crate::fault::server_fault;
 use crate::framing::websocket::{CLOSE, TEXT, client_frame, client_head};
 use crate::framing::{Protocol, Splitter};
 use crate::receiver::handshake::{head_end, websocket_request};
@@ -53,9 +54,11 @@ impl Socket {
             Ok(end.is_some())
         })
         .context("opening the publisher's WebSocket")?;
-        let end = end.with_context(|| {
+        let end = end.ok_or_else(|| {
             let said = String::from_utf8_lossy(&head);
-            format!("the server closed the publisher's WebSocket within the handshake, after {said:?}")
+            server_fault(format!(
+                "the server closed the publisher's WebSocket within the handshake, after {said:?}"
+            ))
         })?;
         let splitter = Splitter::new(Protocol::Ws, Dialect::Plain, 0);
         let mut socket = Socket { pipe, splitter, out: Vec::new() };
@@ -87,7 +90,7 @@ impl Socket {
 }
 
 fn hear(splitter: &mut Splitter, heard: &[u8]) -> Result<()> {
-    splitter.feed(heard, |_| ()).map(drop).map_err(|cause| anyhow!(cause))
+    splitter.feed(heard, |_| ()).map(drop).map_err(server_fault)
 }
 
 impl Sink for WebSockets {

@@ -20,6 +20,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Findings;
+use crate::fault::is_by_server;
 use crate::framing::Protocol;
 use crate::link::{Lines, has_room, write_line};
 use crate::target::Dialect;
@@ -146,6 +147,8 @@ pub enum Word {
     Failed {
         /// One line.
         cause: String,
+        /// True if the server caused it.
+        by_server: bool,
     },
 }
 
@@ -192,8 +195,8 @@ pub fn run() -> Result<ExitCode> {
     match Receiver::new().and_then(|mut receiver| receiver.serve()) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
-            let cause = format!("{error:#}");
-            say(&Word::Failed { cause }).map_err(|_| error)?;
+            let (cause, by_server) = (format!("{error:#}"), is_by_server(&error));
+            say(&Word::Failed { cause, by_server }).map_err(|_| error)?;
             Ok(ExitCode::FAILURE)
         }
     }
