@@ -444,12 +444,18 @@ fn churn_replaces_the_oldest_by_somebody_new() {
     for round in 0..6 {
         left(&mut sockets[0]);
         sockets.remove(0);
-        let (mut socket, head) = request(&listener, SSE_OK);
+        let (socket, head) = request(&listener, SSE_OK);
         assert!(!head.contains("Last-Event-ID"), "a newcomer: {head}");
-        // The first newcomer misses an event behind its first one.
-        let sequences = if round == 0 { vec![7, 9] } else { vec![7, 8, 9] };
-        socket.write_all(&stream(sequences, sse)).expect("room");
         sockets.push(socket);
+        for (at, socket) in sockets.iter_mut().enumerate() {
+            // The first newcomer misses an event behind its first one.
+            let sequences = if round == 0 && at == 2 {
+                vec![3, 5]
+            } else {
+                vec![3 * round + 3, 3 * round + 4, 3 * round + 5]
+            };
+            socket.write_all(&stream(sequences, sse)).expect("room");
+        }
     }
     receiver.stop();
     // Whoever was on the way when the churn ended has still to be answered.
@@ -462,18 +468,38 @@ fn churn_replaces_the_oldest_by_somebody_new() {
             (&socket).write_all(SSE_OK.as_bytes()).expect("the subscriber reads");
             sockets.push(socket);
         }
-        receiver.order(json!({"do": "report", "last": 9}));
+        receiver.order(json!({"do": "report", "last": 20}));
         let word = receiver.word();
         if word["say"] == "stopped" {
             break;
         }
     }
     assert_eq!(receiver.word()["say"], "report");
-    let report = receiver.report_with(9, "lost", 1);
+    let report = receiver.report_with(20, "lost", 1);
     assert_eq!(report["findings"]["duplicated"], 0, "{report}");
     let sample = receiver.sample();
     assert_eq!((&sample["connections"], &sample["closed_by_server"]), (&json!(3), &json!(0)));
     assert!(sample["opened"].as_u64() >= Some(6), "{sample}");
+}
+
+#[test]
+fn churn_takes_nobody_whose_break_would_hide_a_loss() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"behaviour": {"kind": "churn", "per_second": 5.0}}));
+    receiver.open(2);
+    let mut sockets: Vec<_> = (0..2).map(|_| subscriber(&listener, SSE_OK)).collect();
+    receiver.opened();
+    for socket in &mut sockets {
+        socket.write_all(&stream(1..=2, sse)).expect("room");
+    }
+    // The older one does not get the third.
+    sockets[1].write_all(&sse(3)).expect("room");
+    receiver.report_of(3, 5);
+    receiver.order(json!({"do": "start", "churn_per_second": 5.0}));
+    assert_eq!(receiver.word()["say"], "started");
+    left(&mut sockets[1]);
+    sockets[0].write_all(&sse(4)).expect("it is still there");
+    assert_eq!(receiver.report_of(4, 6)["findings"], findings(6, 1, 0, 0));
 }
 
 #[test]

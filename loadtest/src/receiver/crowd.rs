@@ -108,7 +108,7 @@ enum Task {
     Reconnect(u32),
     /// Read for a slow member, in this generation of it.
     Read(u32, u32),
-    /// Replace the oldest member.
+    /// Replace a member.
     Churn,
     /// Break the storm's share of all connections.
     Storm,
