@@ -50,6 +50,11 @@ pub fn progress(line: &str) {
     }
 }
 
+/// Text in lines that fit a terminal.
+pub fn paragraph(text: &str) {
+    wrapped("", text).iter().for_each(|line| say(line));
+}
+
 /// The saved form of a run.
 #[derive(Debug, Serialize)]
 struct Document<'a, T> {
@@ -169,7 +174,7 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<(String, String)> {
     );
     match &outcome.cost {
         Some(cost) => {
-            row("CPU", cpu_line(cost, outcome.floor.as_ref(), seconds));
+            row("CPU", cpu_line(cost, outcome.floor.as_ref(), seconds, workload.topics));
             row("memory", memory_line(cost));
         }
         None => row("CPU and memory", "unknown: the server's processes are not on this machine".to_owned()),
@@ -209,7 +214,7 @@ fn memory_line(cost: &Cost) -> String {
     )
 }
 
-fn cpu_line(cost: &Cost, floor: Option<&FloorCost>, seconds: f64) -> String {
+fn cpu_line(cost: &Cost, floor: Option<&FloorCost>, seconds: f64, topics: usize) -> String {
     let mut text = format!("{:.2} s ({} of one CPU)", cost.cpu, Unit::Share.show(cost.cpu / seconds));
     if let Some(us) = cost.us_per_delivery {
         text.push_str(&format!(", {} per delivery", Unit::CpuMicroseconds.show(us)));
@@ -225,8 +230,12 @@ fn cpu_line(cost: &Cost, floor: Option<&FloorCost>, seconds: f64) -> String {
             every => format!("every {}", Unit::Seconds.show(every)),
         };
         let link = if floor.ratio.is_some() { "" } else { ";" };
+        let together = match topics {
+            1 => "",
+            _ => ", on all at the same moment, where the server sends topic by topic",
+        };
         text.push_str(&format!(
-            "{link}{ratio} the floor of {} (bare sends on {} connections, {frames} on each {pace})",
+            "{link}{ratio} the floor of {} (bare sends on {} connections, {frames} on each {pace}{together})",
             Unit::CpuMicroseconds.show(floor.us_per_delivery),
             grouped(floor.connections as u64)
         ));
@@ -273,6 +282,9 @@ pub fn audit_line(findings: &Findings) -> String {
     );
     if findings.foreign > 0 {
         line.push_str(&format!(", {} without a stamp of this program", grouped(findings.foreign)));
+    }
+    if findings.gaps_told > 0 {
+        line.push_str(&format!("; {} told by the server", counted(findings.gaps_told, "gap")));
     }
     line
 }
@@ -432,7 +444,8 @@ mod tests {
         let mut bad = outcome("fanwave");
         bad.findings.lost = 12_345;
         bad.findings.foreign = 1;
-        bad.others = Findings { events: 5, duplicated: 2, ..Findings::default() };
+        bad.others = Findings { events: 5, duplicated: 2, gaps_told: 3, ..Findings::default() };
+        bad.workload.topics = 7;
         bad.warnings = vec!["word ".repeat(60)];
         let crowd = |behaviour| Crowd { behaviour, ..bad.workload.subscribers[0].clone() };
         bad.workload.subscribers = vec![
@@ -447,7 +460,8 @@ mod tests {
             "12,345 lost",
             "1 without a stamp",
             "audit, others",
-            "2 duplicated",
+            "2 duplicated, 0 out of order; 3 gaps told by the server",
+            "on each every 10 ms, on all at the same moment, where the server sends topic by topic)",
             "reading 2 kB/s each",
             "stalled",
             "50/s leaving and coming",

@@ -10,12 +10,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::leg::{Leg, Window, floor_leg, server_leg};
+use super::leg::{CHECKED, Leg, Window, floor_leg, server_leg};
 use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::floor::Floor;
 use crate::framing::Protocol;
-use crate::report::{Spread, grouped, progress, save, say, table};
+use crate::report::{Spread, grouped, paragraph, progress, save, say, table};
 use crate::server::Server;
 use crate::target::Way;
 use crate::usage::{CpuMeter, interrupts_are_apart};
@@ -114,7 +114,7 @@ pub fn run(bench: &Bench, args: &CpuArgs) -> Result<()> {
             server.stop()?;
         }
     }
-    show(bench, &cells);
+    show(bench, args, &cells);
     save(bench.common.json.as_deref(), "cpu", &bench.machine, &cells)
 }
 
@@ -236,7 +236,7 @@ impl Cell {
     }
 }
 
-fn show(bench: &Bench, cells: &[Cell]) {
+fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
     say(&format!("{}\n", bench.machine.line()));
     let rows: Vec<_> = cells.iter().map(Cell::row).collect();
     let head = [
@@ -256,6 +256,10 @@ fn show(bench: &Bench, cells: &[Cell]) {
         "\nµs = CPU of the sender per delivery, median; ratio = server / floor of each pair; floor: one send(2) per",
     );
     say("socket of as many frames as are in flight; receivers = share of their CPU while the server sent.");
+    match args.audit {
+        true => say("Every connection was checked to the byte and by its stamps."),
+        false => paragraph(&format!("{CHECKED} --audit checks the stamps of all.")),
+    }
     for (deep, gain) in throughput_gains(cells) {
         say(&format!("{}: {gain:.1} times the deliveries/s of 16 in flight", deep.name()));
     }

@@ -20,6 +20,10 @@ const WARM_UP: Duration = Duration::from_millis(150);
 /// Time that a sender gets to go quiet, so that its work after the last arrival is counted.
 const SETTLE: Duration = Duration::from_millis(3);
 
+/// What a comparison's checks can see, said beneath its figures.
+pub const CHECKED: &str = "Every connection was checked to the byte, and the first of each server by its stamps: on the others a fault that \
+    leaves the length as it should be (an event in place of another, two swapped) would not show.";
+
 /// How several events are kept in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
