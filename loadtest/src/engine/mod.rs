@@ -17,7 +17,7 @@ use crate::audit::Findings;
 use crate::fault::server_fault;
 use crate::outcome::{Cost, Generator, Handshakes, Latency, Outcome};
 use crate::process::raise_descriptor_limit;
-use crate::receiver::latency_histogram;
+use crate::receiver::{latency_histogram, record};
 use crate::report::progress;
 use crate::scenario::{self, Limits};
 use crate::server::Running;
@@ -26,7 +26,7 @@ use crate::usage::interrupts_are_apart;
 use crate::workload::{Pace, Workload};
 
 use beside::Beside;
-use course::{Course, record};
+use course::Course;
 use crowds::Crowds;
 use source::Source;
 
@@ -130,7 +130,7 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     let audit = stage.crowds.findings(last)?;
     let Stage { running, crowds, source } = stage;
     source.finish()?;
-    if let Some(bytes) = course.frame_bytes().or(warm_frame) {
+    if let Some(bytes) = course.sums.steady.frame_bytes().or(warm_frame) {
         beside.measure(bytes)?;
     }
     let cost = course.cost(quiet, &opening);
@@ -184,8 +184,8 @@ fn outcome(
         seconds,
         published: 0,
         refused: sums.refused,
-        deliveries: sums.steady,
-        bytes: sums.bytes,
+        deliveries: sums.steady.events,
+        bytes: sums.all.bytes,
         findings,
         others,
         each: Latency::of(&course.each),
@@ -194,8 +194,8 @@ fn outcome(
         handshakes: Handshakes {
             opened: crowds.connections() as u64,
             seconds: opening.seconds,
-            again: sums.opened,
-            closed_by_server: sums.closed_by_server,
+            again: sums.all.opened,
+            closed_by_server: sums.all.closed_by_server,
             latency: Latency::of(&opening.handshakes),
             again_latency: Latency::of(&course.handshakes),
         },
@@ -203,9 +203,9 @@ fn outcome(
         floor: None,
         generator: Generator {
             receivers: crowds.receivers(),
-            receivers_share: share(sums.receivers_ns),
-            receivers_us_per_delivery: (sums.deliveries > 0)
-                .then(|| sums.receivers_ns as f64 / 1e3 / sums.deliveries as f64),
+            receivers_share: share(sums.all.cpu_ns),
+            receivers_us_per_delivery: (sums.all.events > 0)
+                .then(|| sums.all.cpu_ns as f64 / 1e3 / sums.all.events as f64),
             publisher_share: share(sums.publisher_ns),
             coordinator_share: share(sums.own_ns),
             cpu_share: share(sums.generator_busy_ns),
@@ -241,8 +241,7 @@ impl Stage<'_> {
         progress(&format!("{}: warming up for {} s", workload.name, workload.warm_up_seconds));
         self.publish(workload, workload.warm_up_seconds, None)?;
         self.arrive(None)?;
-        let heard = self.crowds.sample()?;
-        Ok((heard.steady > 0).then(|| (heard.steady_bytes as f64 / heard.steady as f64).round() as usize))
+        Ok(self.crowds.sample()?.steady.frame_bytes())
     }
 
     /// Publishes for `seconds` as the workload says. For an idle run, gives the server's CPU nanoseconds and the
@@ -305,7 +304,7 @@ impl Stage<'_> {
         let quiet = match course {
             Some(course) => {
                 course.sample(self)?;
-                course.server_cpu().map(|(cpu_ns, _)| Quiet { cpu_ns, deliveries: course.sums.deliveries })
+                course.server_cpu().map(|(cpu_ns, _)| Quiet { cpu_ns, deliveries: course.sums.all.events })
             }
             None => None,
         };
@@ -364,19 +363,13 @@ pub struct Quiet {
 }
 
 impl Course {
-    /// Mean bytes of an event on the wire, if steady subscribers received any.
-    fn frame_bytes(&self) -> Option<usize> {
-        let sums = &self.sums;
-        (sums.steady > 0).then(|| (sums.steady_bytes as f64 / sums.steady as f64).round() as usize)
-    }
-
     /// What the server cost. What it used while nothing was published is not charged to deliveries.
     fn cost(&self, quiet: Option<Quiet>, opening: &Opening) -> Option<Cost> {
         let (cpu_ns, _) = self.server_cpu()?;
         let (rss_empty, rss_connected) = (opening.empty?, opening.full?);
         let further = opening.few_and_all.and_then(|(few, all)| all.each_since(&few));
         let quiet = quiet.unwrap_or(Quiet { cpu_ns: 0, deliveries: 0 });
-        let deliveries = self.sums.deliveries - quiet.deliveries;
+        let deliveries = self.sums.all.events - quiet.deliveries;
         Some(Cost {
             cpu: cpu_ns as f64 / 1e9,
             us_per_delivery: (deliveries > 0)
@@ -388,12 +381,6 @@ impl Course {
             kernel_per_further_connection: further.map(|(_, kernel)| kernel),
         })
     }
-}
-
-/// CPU nanoseconds of this process up to now.
-fn own_cpu_ns() -> u64 {
-    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64
 }
 
 #[cfg(test)]

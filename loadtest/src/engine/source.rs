@@ -6,9 +6,9 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::own_cpu_ns;
 use crate::publisher::{PublishPlan, PublishProcess, PublishSample, Publisher};
 use crate::target::Target;
+use crate::usage::own_cpu_ns;
 use crate::workload::{Pace, Workload};
 
 /// The publisher of a run.

@@ -24,6 +24,7 @@ use crate::fault::{is_by_server, told};
 use crate::link::{Lines, Link, write_line};
 use crate::receiver::latency_histogram;
 use crate::stamp::now_ns;
+use crate::usage::own_cpu_ns;
 use crate::workload::Pace;
 
 /// From the order to the first event, so that the order itself does not make it late.
@@ -131,7 +132,7 @@ fn serve() -> Result<()> {
     let mut lines = Lines::default();
     let shared = Arc::new(Mutex::new(Counters { published: 0, refused: 0, lateness: latency_histogram() }));
     let mut tasks: Option<Sender<Task>> = None;
-    let mut cpu_before = cpu_ns();
+    let mut cpu_before = own_cpu_ns();
     while lines.fill(&stdin)? {
         while let Some(order) = lines.next()? {
             let give = |task| {
@@ -147,7 +148,7 @@ fn serve() -> Result<()> {
                 Order::Go { pace, seconds } => give(Task::Go { pace, seconds })?,
                 Order::Finish => give(Task::Finish)?,
                 Order::Sample => {
-                    let cpu = cpu_ns();
+                    let cpu = own_cpu_ns();
                     say(&Word::Sample(sample(&shared, cpu - cpu_before)))?;
                     cpu_before = cpu;
                 }
@@ -254,11 +255,6 @@ fn sample(shared: &Shared, cpu_ns: u64) -> PublishSample {
         lateness: lateness.map(|value| (value.value_iterated_to(), value.count_at_value())).collect(),
         cpu_ns,
     }
-}
-
-fn cpu_ns() -> u64 {
-    let cpu = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
-    cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64
 }
 
 /// The coordinator's end of a publisher process.

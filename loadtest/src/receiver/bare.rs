@@ -8,8 +8,9 @@ use fanwave::egress::{Completion, EgressRing, ReceiveEnd};
 
 use super::crowd::Crowd;
 use super::wires::Wires;
-use super::{Order, Totals, Word, cpu_ns, say};
+use super::{Order, Totals, Word, say};
 use crate::link::Lines;
+use crate::usage::own_cpu_ns;
 
 /// Obeys [`Order::Zero`] and [`Order::Report`] until the orders end; the frame length that zeroing names is what one event is.
 pub fn serve(wires: &mut Wires, lines: &mut Lines, crowd: &Crowd) -> Result<()> {
@@ -51,7 +52,12 @@ pub fn serve(wires: &mut Wires, lines: &mut Lines, crowd: &Crowd) -> Result<()> 
                     say(&Word::Zeroed)?;
                 }
                 Order::Report { .. } => {
-                    say(&Word::Report(Totals { connections, bytes, cpu_ns: cpu_ns(), ..Totals::default() }))?;
+                    say(&Word::Report(Totals {
+                        connections,
+                        bytes,
+                        cpu_ns: own_cpu_ns(),
+                        ..Totals::default()
+                    }))?;
                 }
                 order => anyhow::bail!("the bare loop does not know {order:?}"),
             }

@@ -24,6 +24,7 @@ use crate::fault::is_by_server;
 use crate::framing::Protocol;
 use crate::link::{Lines, has_room, write_line};
 use crate::target::Dialect;
+use crate::usage::own_cpu_ns;
 use crate::workload::Behaviour;
 use crowd::Crowd;
 use wires::Wires;
@@ -35,7 +36,7 @@ mod tally;
 mod wires;
 mod witness;
 
-pub use tally::{SampleWord, events_of_topic, is_told, recorded};
+pub use tally::{Counts, SampleWord, is_told, listeners, owed, record, recorded};
 
 /// Longest latency that the histogram tells apart, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
@@ -227,7 +228,7 @@ impl Receiver {
             orders_failed: None,
             stopping: false,
             untold: None,
-            sampled_cpu_ns: cpu_ns(),
+            sampled_cpu_ns: own_cpu_ns(),
         })
     }
 
@@ -334,9 +335,9 @@ impl Receiver {
             }
             Order::Report { last } => say(&Word::Report(crowd.report(last)))?,
             Order::Sample => {
-                let used = cpu_ns();
+                let used = own_cpu_ns();
                 let mut sample = crowd.sample();
-                sample.cpu_ns = used - self.sampled_cpu_ns;
+                sample.counts.cpu_ns = used - self.sampled_cpu_ns;
                 self.sampled_cpu_ns = used;
                 say(&Word::Sample(sample))?;
             }
@@ -351,12 +352,6 @@ impl Receiver {
         }
         Ok(())
     }
-}
-
-/// CPU nanoseconds of this process since its start.
-fn cpu_ns() -> u64 {
-    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64
 }
 
 fn say(word: &Word) -> Result<()> {
