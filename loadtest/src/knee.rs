@@ -341,7 +341,7 @@ impl Search {
 impl Knee {
     /// The result in words.
     fn sentence(&self, workload: &Workload) -> String {
-        let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+        let connections = workload.connections();
         let deliveries = |rate: f64| rate * connections as f64 / workload.topics as f64;
         let why = self
             .steps

@@ -86,7 +86,7 @@ struct Comparison {
 
 /// Measures everything, prints the tables and saves what was asked for.
 pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
-    let time = leg_time(args.seconds_per_leg)?;
+    let time = leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     let (few, many) = check(args)?;
     for file in [&args.page, &bench.common.json].into_iter().flatten() {
         check_directory(file)?;

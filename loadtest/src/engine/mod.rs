@@ -99,8 +99,7 @@ struct Opening {
 pub fn measure(running: &mut Running, workload: &Workload, options: &EngineOptions) -> Result<Outcome> {
     scenario::check(workload)?;
     raise_descriptor_limit()?;
-    let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
-    Limits::read().check(connections as u64, running.target.subscribe.ip().is_loopback())?;
+    Limits::read().check(workload.connections() as u64, running.target.subscribe.ip().is_loopback())?;
     perform(running, workload, options)
         .map_err(|error| running.explain(error))
         .with_context(|| format!("{} against {}", workload.name, running.target.name))

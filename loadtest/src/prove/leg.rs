@@ -67,6 +67,24 @@ pub struct Leg {
     pub others_share: f64,
 }
 
+#[cfg(test)]
+impl Leg {
+    /// One event on one connection, undisturbed.
+    pub fn example(us_per_delivery: f64, deliveries_per_second: f64) -> Leg {
+        Leg {
+            events: 1,
+            deliveries: 1,
+            seconds: 1.0,
+            cpu_ns: 1,
+            us_per_delivery,
+            deliveries_per_second,
+            frame_bytes: 200.0,
+            receiver_share: 0.5,
+            others_share: 0.0,
+        }
+    }
+}
+
 /// Runs `send` between two readings of the CPU. `send` gets the time to stop at and gives the events it sent.
 fn measure(
     meter: &CpuMeter,
@@ -160,7 +178,8 @@ pub fn server_leg(
             publisher.publish(room)?;
             sent += room;
             let target = if window == Window::Burst { sent } else { arrived + 1 };
-            arrived = fleet.wait_for(target, ARRIVE_LIMIT, publisher.next() - 1)?;
+            // A server that repeats events seems to be ahead until the check tells.
+            arrived = fleet.wait_for(target, ARRIVE_LIMIT, publisher.next() - 1)?.min(sent);
         }
         fleet.wait_for(sent, ARRIVE_LIMIT, publisher.next() - 1)?;
         Ok(sent - first)

@@ -5,12 +5,14 @@
 //! own, runs already and is named by URLs. What was started is asked for its version before anything is measured.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use tempfile::TempDir;
 
 pub use custom::CustomArgs;
 pub use fanwave::Server;
@@ -25,7 +27,6 @@ mod fanwave;
 mod nats;
 mod nchan;
 mod program;
-mod scratch;
 
 /// What to tell a user who lacks a rival.
 const INSTALL: &str = "install it with loadtest/rivals/install (Debian, as root)";
@@ -77,7 +78,7 @@ enum Process {
     Rival {
         program: Program,
         _guard: Option<nchan::Guard>,
-        _scratch: scratch::Scratch,
+        _scratch: TempDir,
     },
     /// Not ours: it runs on when we are done.
     Custom,
@@ -181,6 +182,16 @@ fn bare_version(line: &str) -> String {
         .find(|word| word.starts_with(|first: char| first.is_ascii_digit()))
         .unwrap_or(line)
         .to_owned()
+}
+
+/// A directory for a server's files, with its configuration in it; gone with all of them when it is dropped.
+fn scratch(server: &str, config: &str) -> Result<(TempDir, PathBuf)> {
+    let prefix = format!("loadtest-{server}-");
+    let directory =
+        tempfile::Builder::new().prefix(&prefix).tempdir().context("making a temporary directory")?;
+    let file = directory.path().join(format!("{server}.conf"));
+    fs::write(&file, config).with_context(|| format!("writing {}", file.display()))?;
+    Ok((directory, file))
 }
 
 /// The CPUs of a process that are fewer than ours may be; none if it may use all of them.
