@@ -158,10 +158,10 @@ pub fn run(bench: &Bench, args: &KneeArgs) -> Result<()> {
     scenario::check(&workload)?;
     let files = args.files.resolve(bench.common.json.as_deref(), "knee")?;
     let knee = search(bench, args, &workload)?;
-    show(bench, args, &workload, &knee);
+    save(files.json.as_deref(), "knee", &bench.machine, &knee)?;
     let outcomes: Vec<Outcome> = knee.steps.iter().filter_map(|step| step.outcome.clone()).collect();
     files.write(&outcomes, || page(bench, args, &workload, &knee))?;
-    save(files.json.as_deref(), "knee", &bench.machine, &knee)?;
+    show(bench, args, &workload, &knee);
     match knee.held {
         Some(_) => Ok(()),
         None => {

@@ -207,6 +207,7 @@ fn bench(common: Common) -> Result<Bench> {
 
 /// Prepares a measurement in which CPUs do not matter.
 fn unpinned(common: Common) -> Result<Bench> {
+    common.json.as_deref().map_or(Ok(()), report::check_place)?;
     let descriptors = process::raise_descriptor_limit()?;
     Ok(Bench { machine: Machine::describe(descriptors), common })
 }

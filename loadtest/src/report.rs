@@ -64,6 +64,19 @@ struct Document<'a, T> {
     results: &'a T,
 }
 
+/// Refuses a file that cannot be written, before minutes are spent on what it shall hold.
+pub fn check_place(file: &Path) -> Result<()> {
+    if file.is_dir() {
+        bail!("{} is a directory: name a file in it", file.display());
+    }
+    match file.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() && !directory.is_dir() => {
+            bail!("cannot write {}: make the directory {} first", file.display(), directory.display())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Saves a run's results with the machine, if a file was asked for.
 pub fn save<T: Serialize>(file: Option<&Path>, command: &str, machine: &Machine, results: &T) -> Result<()> {
     let Some(file) = file else { return Ok(()) };

@@ -17,7 +17,7 @@ use crate::outcome::{Latency, Outcome};
 use crate::page::run_page;
 use crate::process::sockets_per_process_max;
 use crate::prove::Bench;
-use crate::report::{grouped, outcome_table, progress, save, say, table};
+use crate::report::{check_place, grouped, outcome_table, progress, save, say, table};
 use crate::scenario::{self, Limits, Overrides};
 use crate::server::{self, ServerChoice};
 use crate::workload::Workload;
@@ -100,13 +100,13 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
         outcomes.push(measure(&mut running, workload, &options)?);
         running.stop()?;
     }
+    save(files.json.as_deref(), "run", &bench.machine, &outcomes)?;
+    files.write(&outcomes, || run_page(&outcomes, &bench.machine))?;
     say(&bench.machine.line());
     for outcome in &outcomes {
         say("");
         outcome_table(outcome);
     }
-    files.write(&outcomes, || run_page(&outcomes, &bench.machine))?;
-    save(files.json.as_deref(), "run", &bench.machine, &outcomes)?;
     let bad: Vec<String> = outcomes
         .iter()
         .filter_map(|outcome| condemned(outcome).map(|cause| format!("{}: {cause}", outcome.workload.name)))
@@ -160,15 +160,10 @@ impl Files {
                 hlog: self.hlog.clone(),
             },
         };
-        for file in [&files.json, &files.page, &files.hlog].into_iter().flatten() {
-            let folder = match file.parent() {
-                Some(folder) if !folder.as_os_str().is_empty() => folder,
-                _ => Path::new("."),
-            };
-            if file.is_dir() || !folder.is_dir() {
-                bail!("{} cannot be written: name a file in a directory that is there", file.display());
-            }
-        }
+        [&files.json, &files.page, &files.hlog]
+            .into_iter()
+            .flatten()
+            .try_for_each(|file| check_place(file))?;
         Ok(files)
     }
 }

@@ -144,7 +144,7 @@ impl Crowds {
         self.members.iter_mut().try_for_each(|member| member.fleet.stop())
     }
 
-    /// Takes the words that the receivers have said, without waiting, so that none of them blocks on a full pipe.
+    /// Takes the words that the receivers have said, without waiting: a failure is among them.
     pub fn drain(&mut self) -> Result<()> {
         let now = Instant::now();
         self.members.iter_mut().try_for_each(|member| member.fleet.pump(now).map(drop))

@@ -1,10 +1,10 @@
 //! One measurement: a workload against a running server, from the first connection to the last audit.
 //!
 //! The order is fixed: memory while nobody is there, a few connect, memory again, the others connect, memory again,
-//! warm-up, the floor, the measured time with a sample every half second, waiting until all that was published has arrived, the audit, the
-//! floor again. The publisher is not told to wait for anybody within an open loop, so what falls behind shows as
-//! latency. A server that goes, refuses or falls silent is an error and there is no outcome; events that are missing
-//! in the end are findings, and an outcome with findings is [`condemned`](verdict::condemned).
+//! warm-up, the floor, the measured time with a sample every half second, waiting until all that was published has
+//! arrived, the audit, the floor again. The publisher is not told to wait for anybody within an open loop, so what falls
+//! behind shows as latency. A server that goes, refuses or falls silent is an error and there is no outcome; events that
+//! are missing in the end are findings, and an outcome with findings is [`condemned`](verdict::condemned).
 //!
 //! Not here: printing and saving (`run`), starting and stopping the server (`server`).
 
@@ -17,6 +17,7 @@ use crate::audit::Findings;
 use crate::fault::server_fault;
 use crate::outcome::{Cost, Generator, Handshakes, Latency, Outcome};
 use crate::process::raise_descriptor_limit;
+use crate::publisher::TEND_EVERY;
 use crate::receiver::{latency_histogram, record};
 use crate::report::progress;
 use crate::scenario::{self, Limits};
@@ -48,7 +49,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(1);
 /// A publisher may be late by so much, because the server takes its events slowly.
 const LATE_LIMIT: Duration = Duration::from_secs(60);
-/// From one look at the receivers' words to the next: often enough that no pipe fills.
+/// From one look at the receivers' words to the next.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Events at the end of an idle run, one after the other.
 const IDLE_EVENTS: u64 = 5;
@@ -297,8 +298,13 @@ impl Stage<'_> {
 
     fn idle(&mut self, seconds: f64, mut course: Option<&mut Course>) -> Result<Option<Quiet>> {
         let until = Instant::now() + Duration::from_secs_f64(seconds);
+        let mut tended = Instant::now();
         while Instant::now() < until {
             self.look(course.as_deref_mut())?;
+            if tended.elapsed() >= TEND_EVERY {
+                self.source.tend()?;
+                tended = Instant::now();
+            }
         }
         let quiet = match course {
             Some(course) => {

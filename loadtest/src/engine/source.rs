@@ -67,6 +67,14 @@ impl Source {
         }
     }
 
+    /// Keeps the connection alive while nothing is published; a process does so by itself.
+    pub fn tend(&mut self) -> Result<()> {
+        match self {
+            Source::Process(_) => Ok(()),
+            Source::Own { publisher, .. } => publisher.tend(),
+        }
+    }
+
     /// Events published since the start.
     pub fn published(&self) -> u64 {
         match self {

@@ -24,7 +24,7 @@ mod schedule;
 mod stream;
 mod websocket;
 
-pub use process::{PublishProcess, PublishSample, run};
+pub use process::{PublishProcess, PublishSample, TEND_EVERY, run};
 
 /// The largest payload, beyond what servers take.
 const PAYLOAD_BYTES_MAX: usize = 16 << 20;
@@ -230,7 +230,7 @@ impl Publisher {
         Ok(refusals)
     }
 
-    /// Reads what the server has said, and answers its pings. To be called every minute or so while nothing is
+    /// Reads what the server has said, and answers its pings. To be called every [`TEND_EVERY`] while nothing is
     /// published.
     pub fn tend(&mut self) -> Result<()> {
         self.sink.tend()

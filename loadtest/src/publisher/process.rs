@@ -30,7 +30,7 @@ use crate::workload::Pace;
 /// From the order to the first event, so that the order itself does not make it late.
 const LEAD_NS: u64 = 1_000_000;
 /// The longest silence between the publisher and its server, while nothing is due.
-const TEND_EVERY: Duration = Duration::from_secs(10);
+pub const TEND_EVERY: Duration = Duration::from_secs(10);
 /// How long before its time the thread is awake, and from which pause on: at most 10 % of a CPU for being on time.
 const SPIN_NS: u64 = 50_000;
 const SPIN_PAUSE_NS: u64 = 500_000;

@@ -114,6 +114,9 @@ fn refused(setup: &Setup, error: Errno) -> anyhow::Error {
         Errno::ADDRNOTAVAIL => anyhow!(
             "cannot connect to {target}: no port is left for it; widen net.ipv4.ip_local_port_range or use fewer connections"
         ),
+        Errno::CONNRESET | Errno::PIPE => {
+            server_fault(format!("{target} broke the connection within the handshake: {error}"))
+        }
         _ => server_fault(format!("cannot connect to {target}: {error}; is the server running?")),
     }
 }

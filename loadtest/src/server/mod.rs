@@ -88,8 +88,9 @@ enum Process {
 /// arguments of `fanwave serve`) are fanwave's; rivals have one worker. A server named by URLs is only looked up.
 pub fn start(choice: &ServerChoice, cpu: Option<usize>, shards: usize, more: &[String]) -> Result<Running> {
     if choice.custom.is_given() {
-        if choice.rival.is_some() || choice.fanwave.program.is_some() {
-            bail!("a server named by URLs runs already: leave out --server and --rival");
+        let FanwaveArgs { program, more } = &choice.fanwave;
+        if choice.rival.is_some() || program.is_some() || !more.is_empty() {
+            bail!("a server named by URLs runs already: leave out --server, --server-arg and --rival");
         }
         return Ok(Running { target: choice.custom.target()?, process: Process::Custom });
     }
@@ -230,6 +231,7 @@ mod tests {
         let urls = "--subscribe-sse http://127.0.0.1:1/ --publish-to http://127.0.0.1:1/";
         assert!(refused(&format!("{urls} --rival nats")).contains("leave out"));
         assert!(refused(&format!("{urls} --server x")).contains("leave out"));
+        assert!(refused(&format!("{urls} --server-arg x")).contains("leave out"));
     }
 
     #[test]
