@@ -240,7 +240,7 @@ pub fn memory(pid: u32) -> Result<Memory> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("process {pid} has ended"))?;
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-        .with_context(|| format!("reading smaps_rollup of process {pid}"))?;
+        .with_context(|| format!("reading the memory of process {pid}, which needs its user or root"))?;
     let rss = kilobytes(&status, "VmRSS:")?;
     let file = kilobytes(&status, "RssFile:")?;
     Ok(Memory {

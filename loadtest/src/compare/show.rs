@@ -50,7 +50,7 @@ pub fn cpu_note(outcome: &Comparison) -> String {
     format!(
         "Every server has its own subscribers; events of {} bytes; µs = CPU of the server, median of the rounds; ratios are taken \
          within each round; floor: one send(2) per socket of as many frames as are in flight; receivers = share of their \
-         CPU meanwhile. {CHECKED} NATS, whose bytes differ from one connection to the next, was checked by stamps alone, on all.",
+         CPU meanwhile. {CHECKED}",
         outcome.payload_bytes
     )
 }

@@ -21,8 +21,9 @@ const WARM_UP: Duration = Duration::from_millis(150);
 const SETTLE: Duration = Duration::from_millis(3);
 
 /// What a comparison's checks can see, said beneath its figures.
-pub const CHECKED: &str = "Every connection was checked to the byte, and the first of each server by its stamps: on the others a fault that \
-    leaves the length as it should be (an event in place of another, two swapped) would not show.";
+pub const CHECKED: &str = "Where all connections get the same bytes, each was checked to the byte and the first by its \
+    stamps: on the others a fault that leaves the length as it should be (an event in place of another, two swapped) would \
+    not show. Elsewhere (NATS, event streams in chunks) all were checked by their stamps.";
 
 /// How several events are kept in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]

@@ -3,11 +3,12 @@
 //! While the other end does not read, a [`Pipe`] goes on hearing what it says: a server whose answers nobody reads
 //! would in the end stop reading too.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, anyhow};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
@@ -24,8 +25,11 @@ pub const CLOSED: &str = "the server closed the publisher's connection";
 
 /// A connection to a publishers' port, without Nagle's algorithm.
 pub fn connect(address: SocketAddr) -> Result<TcpStream> {
-    let socket = TcpStream::connect_timeout(&address, CONNECT_LIMIT).map_err(|error| {
-        server_fault(format!("cannot connect to {address} to publish: {error}; is the server running?"))
+    let socket = TcpStream::connect_timeout(&address, CONNECT_LIMIT).map_err(|error| match error.kind() {
+        ErrorKind::AddrNotAvailable => anyhow!(
+            "cannot connect to {address} to publish: no port is left for it; widen net.ipv4.ip_local_port_range"
+        ),
+        _ => server_fault(format!("cannot connect to {address} to publish: {error}; is the server running?")),
     })?;
     socket.set_nodelay(true)?;
     Ok(socket)
@@ -74,11 +78,7 @@ impl Pipe {
                     let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.limit);
                     let ready = self.wait(PollFlags::OUT, deadline)?;
                     if ready.is_empty() {
-                        return Err(server_fault(format!(
-                            "the server has not read for {:?}; {} bytes of a publish are unsent",
-                            self.limit,
-                            bytes.len()
-                        )));
+                        return Err(self.unread(bytes.len()));
                     }
                     if self.two_way && !ready.contains(PollFlags::OUT) {
                         self.hear(&mut hear)?;
@@ -86,15 +86,25 @@ impl Pipe {
                 }
                 Err(Errno::INTR) => {}
                 Err(error) => {
-                    // What was said before the end is the better reason; nothing may have been.
-                    if self.two_way {
-                        self.hear(&mut hear)?;
+                    if !self.two_way {
+                        return Err(error.into());
                     }
+                    // What was said before the end is the better reason; nothing may have been.
+                    self.hear(&mut hear)?;
                     return Err(broke(error));
                 }
             }
         }
         Ok(())
+    }
+
+    /// What is said of an other end that does not read: a server, or the user's own program.
+    fn unread(&self, bytes: usize) -> Error {
+        let stuck = format!("has not read for {:?}; {bytes} bytes of a publish are unsent", self.limit);
+        match self.two_way {
+            true => server_fault(format!("the server {stuck}")),
+            false => anyhow!("it {stuck}"),
+        }
     }
 
     /// Hands what has come to `hear`, without waiting; an error at the end of the stream.

@@ -58,7 +58,10 @@ impl Program {
     /// Waits until `ready`, fed with each line of output, gives something; an error if it ends or stays silent before.
     pub fn wait_ready<T>(&mut self, mut ready: impl FnMut(&str) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + START_LIMIT;
-        while let Ok(line) = self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        // A server that talks without end is no more ready than a silent one.
+        while let Some(left) = deadline.checked_duration_since(Instant::now())
+            && let Ok(line) = self.told.recv_timeout(left)
+        {
             if let Some(found) = ready(&line) {
                 // Whatever comes from here on is kept for errors only.
                 self.told = channel().1;
