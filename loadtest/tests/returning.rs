@@ -233,26 +233,6 @@ fn churn_replaces_the_oldest_by_somebody_new() {
 }
 
 #[test]
-fn churn_takes_nobody_whose_break_would_hide_a_loss() {
-    let (listener, address) = listener();
-    let mut receiver = Receiver::with(address, json!({"behaviour": {"kind": "churn", "per_second": 5.0}}));
-    receiver.open(2);
-    let mut sockets: Vec<_> = (0..2).map(|_| subscriber(&listener, SSE_OK)).collect();
-    receiver.opened();
-    for socket in &mut sockets {
-        socket.write_all(&stream(1..=2, sse)).expect("room");
-    }
-    // The older one does not get the third.
-    sockets[1].write_all(&sse(3)).expect("room");
-    receiver.report_of(3, 5);
-    receiver.order(json!({"do": "start", "churn_per_second": 5.0}));
-    assert_eq!(receiver.word()["say"], "started");
-    left(&mut sockets[1]);
-    sockets[0].write_all(&sse(4)).expect("it is still there");
-    assert_eq!(receiver.report_of(4, 6)["findings"], findings(6, 1, 0, 0));
-}
-
-#[test]
 fn a_slow_reader_keeps_to_its_rate_and_resumes_where_the_server_closed_it() {
     const RATE: u64 = 4_000;
     let (listener, address) = listener();

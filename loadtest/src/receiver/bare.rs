@@ -1,7 +1,8 @@
 //! The bare multishot-receive loop: what this kernel charges for receiving, without looking at a single byte.
 //!
 //! Its sockets are opened as a receiver's are. From then on it takes what the ring received, adds up lengths, and tells the
-//! coordinator when so many bytes have come that every connection must have its events. Nothing else.
+//! coordinator when so many bytes have come that every connection must have its events. Nothing else: the coordinator
+//! reads while it waits for each burst, so its words find room.
 
 use anyhow::Result;
 use fanwave::egress::{Completion, EgressRing, ReceiveEnd};
