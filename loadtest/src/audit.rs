@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_told_gap_covers_is_not_lost_but_is_not_lost_but_a_duplicate_behind_it_is_found() {
+    fn what_a_told_gap_covers_is_not_lost_but_a_duplicate_behind_it_is_found() {
         let mut audit = Audit::new(1);
         audit.take(Some(1));
         audit.gap();

@@ -12,6 +12,8 @@ use anyhow::{Context, Result, anyhow, bail};
 const LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of a body that are read before giving up.
 const BODY_BYTES_MAX: usize = 64 << 20;
+/// Lines of a head that are read before giving up.
+const HEAD_LINES_MAX: usize = 1_000;
 
 /// What a server answered.
 #[derive(Debug, PartialEq, Eq)]
@@ -80,9 +82,12 @@ pub fn read_next(mut from: &mut impl BufRead) -> Result<Answer> {
     let mut length = None;
     let (mut chunked, mut retry_after) = (false, false);
     let mut close = status_line.starts_with("HTTP/1.0");
-    loop {
+    for lines in 0.. {
         let line = read_line(&mut from)?;
         let Some((name, value)) = line.split_once(':') else { break };
+        if lines == HEAD_LINES_MAX {
+            bail!("the answer's head has more than {HEAD_LINES_MAX} lines");
+        }
         if name.eq_ignore_ascii_case("content-length") {
             length = Some(value.trim().parse::<usize>().context("Content-Length")?);
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
@@ -168,6 +173,8 @@ mod tests {
 
     #[test]
     fn a_truncated_answer_and_a_foreign_protocol_are_errors() {
+        let endless = format!("HTTP/1.1 200 OK\r\n{}", "a: b\r\n".repeat(HEAD_LINES_MAX + 1));
+        assert!(parse_answer(endless.as_bytes()).expect_err("too long").to_string().contains("more than"));
         for text in ["", "SSH-2.0\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe", "HTTP/1.1 2"] {
             assert!(parse_answer(text.as_bytes()).is_err(), "{text}");
         }

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::engine::verdict::{condemned, generator_full, others_warning, publisher_short};
 use crate::engine::{EngineOptions, measure};
+use crate::fault::is_by_server;
 use crate::framing::Protocol;
 use crate::outcome::Outcome;
 use crate::page::svg::{Axis, Line, Lines, lines};
@@ -39,16 +40,6 @@ const BEHIND_SECONDS_MIN: f64 = 0.7;
 const WARM_UP_SECONDS_MAX: f64 = 0.5;
 /// A publisher whose lateness is more than this share of the latencies is their cause.
 const LATE_SHARE: f64 = 0.5;
-/// What an error says if the server is its cause. Receivers and publishers are processes, whose errors come as text.
-const SERVER_CAUSES: [&str; 7] = [
-    "the connection broke",
-    "the server ended",
-    "the server refused",
-    "the server closed",
-    "the server broke",
-    "closed within the handshake",
-    "is the server running?",
-];
 /// Above this share of its one CPU the server is busy with nothing else.
 const SERVER_SHARE_FULL: f64 = 0.9;
 
@@ -167,10 +158,10 @@ pub fn run(bench: &Bench, args: &KneeArgs) -> Result<()> {
     scenario::check(&workload)?;
     let files = args.files.resolve(bench.common.json.as_deref(), "knee")?;
     let knee = search(bench, args, &workload)?;
-    show(bench, args, &workload, &knee);
+    save(files.json.as_deref(), "knee", &bench.machine, &knee)?;
     let outcomes: Vec<Outcome> = knee.steps.iter().filter_map(|step| step.outcome.clone()).collect();
     files.write(&outcomes, || page(bench, args, &workload, &knee))?;
-    save(files.json.as_deref(), "knee", &bench.machine, &knee)?;
+    show(bench, args, &workload, &knee);
     match knee.held {
         Some(_) => Ok(()),
         None => {
@@ -199,7 +190,7 @@ fn search(bench: &Bench, args: &KneeArgs, workload: &Workload) -> Result<Knee> {
             server::start(&args.server, Some(bench.common.sender_cpu), shards_for(&workload), &[])?;
         let step = match measure(&mut running, &workload, &options) {
             Ok(outcome) => Step::of(per_second, outcome, args.p99_ms),
-            Err(error) => Step::ended(per_second, search.held, &running.target.name, error)?,
+            Err(error) => Step::ended(per_second, search.held, error)?,
         };
         if step.broke.is_none() {
             running.stop()?;
@@ -238,14 +229,10 @@ impl Step {
 
     /// A step that ended with an error: the server's limit if the server caused it and has carried a lower rate, and
     /// otherwise no step but a failure of the run.
-    fn ended(per_second: f64, held: Option<f64>, server: &str, error: Error) -> Result<Step> {
-        let said = format!("{error:#}");
-        let caused = SERVER_CAUSES.iter().any(|cause| said.contains(cause))
-            // This is how a server's end is told.
-            || said.contains(&format!("{server} ended ("));
+    fn ended(per_second: f64, held: Option<f64>, error: Error) -> Result<Step> {
         match held {
             None => Err(error),
-            Some(held) if !caused => Err(error).with_context(|| {
+            Some(held) if !is_by_server(&error) => Err(error).with_context(|| {
                 format!(
                     "no knee: {held:.0} events/s held, and at {per_second:.0} the measurement itself failed"
                 )
@@ -253,7 +240,7 @@ impl Step {
             Some(_) => Ok(Step {
                 per_second,
                 broke: Some(Limit::Server),
-                why: said,
+                why: format!("{error:#}"),
                 doubts: Vec::new(),
                 outcome: None,
             }),
@@ -354,7 +341,7 @@ impl Search {
 impl Knee {
     /// The result in words.
     fn sentence(&self, workload: &Workload) -> String {
-        let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+        let connections = workload.connections();
         let deliveries = |rate: f64| rate * connections as f64 / workload.topics as f64;
         let why = self
             .steps
@@ -456,6 +443,7 @@ fn page(bench: &Bench, args: &KneeArgs, workload: &Workload, knee: &Knee) -> Str
 mod tests {
     use super::*;
     use crate::audit::Findings;
+    use crate::fault::server_fault;
     use crate::outcome::{Generator, Latency};
     use crate::page::fixture::outcome;
 
@@ -551,19 +539,13 @@ mod tests {
 
     #[test]
     fn only_an_error_of_the_server_is_its_limit() {
-        let ended = |held, cause: &'static str| Step::ended(80.0, held, "fanwave", Error::msg(cause));
-        for cause in [
-            "receiver 0: connection 3: the server ended the stream after 99 bytes",
-            "the publisher: the server refused a publish: 503",
-            "fanwave ended (exit code 1): out of memory",
-        ] {
-            assert_eq!(ended(Some(40.0), cause).expect("its limit").broke, Some(Limit::Server), "{cause}");
-            assert!(ended(None, cause).is_err(), "a server that carries nothing has no knee");
-        }
-        for cause in ["receiver 0 ended (signal 9)", "no free port at source address 127.0.0.2"] {
-            let error = ended(Some(40.0), cause).expect_err("not the server's");
-            let said = format!("{error:#}");
-            assert!(said.contains("40 events/s held") && said.contains(cause), "{said}");
-        }
+        let refused = || server_fault("the server refused a publish: 503").context("ticker against x");
+        let step = Step::ended(80.0, Some(40.0), refused()).expect("its limit");
+        assert_eq!(step.broke, Some(Limit::Server));
+        assert!(step.why.contains("503"), "{}", step.why);
+        assert!(Step::ended(80.0, None, refused()).is_err(), "a server that carries nothing has no knee");
+        let own = Error::msg("no free port at source address 127.0.0.2");
+        let said = format!("{:#}", Step::ended(80.0, Some(40.0), own).expect_err("not the server's"));
+        assert!(said.contains("40 events/s held") && said.contains("127.0.0.2"), "{said}");
     }
 }

@@ -1,7 +1,9 @@
 //! JSON lines between the coordinator and its child processes, over the children's standard input and output.
 //!
 //! The coordinator gives orders, a child answers with words; both are serde types of the module that owns the child.
-//! A child ends when its input ends. Waiting is bounded everywhere: a deadline is an argument.
+//! A child ends when its input ends. Waiting for a word is bounded everywhere: a deadline is an argument. Writing waits for
+//! whoever reads, so each side writes only what the other has asked for or is about to read; what nobody need read now is
+//! written only where [`has_room`] says so.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -70,6 +72,13 @@ pub fn write_line(mut to: impl Write, value: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
+/// True if a line of less than a page can be written without waiting for whoever reads: a pipe that is ready has a page.
+pub fn has_room(to: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&to, PollFlags::OUT)];
+    // An end that is closed or cannot be asked is ready: writing to it tells why.
+    !matches!(rustix::event::poll(&mut fds, Some(&Timespec::default())), Ok(0))
+}
+
 /// The coordinator's end of one child.
 #[derive(Debug)]
 pub struct Link {
@@ -118,7 +127,7 @@ impl Link {
         }
     }
 
-    /// A word that is here already. Reads at most once.
+    /// A word that is here already.
     pub fn take<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
         self.next(Instant::now())
     }
@@ -161,5 +170,24 @@ mod tests {
         assert!(lines.next::<Vec<u8>>().is_err());
         drop(write);
         assert!(!lines.fill(&read).expect("readable"));
+    }
+
+    #[test]
+    fn a_full_pipe_has_no_room_until_somebody_reads_and_a_closed_one_is_not_waited_for() {
+        let (read, write) = rustix::pipe::pipe().expect("a pipe");
+        let mut lines = 0;
+        while has_room(&write) {
+            rustix::io::write(&write, &[b'x'; 40]).expect("room");
+            lines += 1;
+            assert!(lines < 1 << 20, "a pipe is bounded");
+        }
+        assert!(lines > 1);
+        let mut left = 40 * lines;
+        while left > 0 {
+            left -= rustix::io::read(&read, &mut vec![0; left][..]).expect("readable");
+        }
+        assert!(has_room(&write));
+        drop(read);
+        assert!(has_room(&write));
     }
 }

@@ -8,10 +8,11 @@
 //! `run` and `knee` do a `scenario` by way of `engine`; `compare` puts rivals side by side; `plan` fits a cost model and
 //! answers from it; `prove/` measures one promise each. They stand on `server` (starts who is measured), `publisher`, and
 //! `fleet`, which drives `receiver` processes over a `link`; a receiver splits bytes with `framing` and checks them with
-//! `audit`. `floor` and `usage` say what the kernel and a process cost. Results leave through `report` (tables, JSON), `page`
-//! (HTML), `hlog`, with their units in `unit`.
+//! `audit`. `floor` and `usage` say what the kernel and a process cost, `fault` whose error it is. Results leave through
+//! `report` (tables, JSON), `page` (HTML), `hlog`, with their units in `unit`.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -23,6 +24,7 @@ use prove::{Bench, Common};
 mod audit;
 mod compare;
 mod engine;
+mod fault;
 mod fleet;
 mod floor;
 mod framing;
@@ -165,7 +167,8 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("loadtest: {error:#}");
+            // Who has closed standard error learns it from the exit code.
+            let _ = writeln!(std::io::stderr(), "loadtest: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -189,6 +192,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::FloorSender => floor::run()?,
         Command::Pin { cpu, parent, command } => return Err(process::become_pinned(cpu, parent, &command)),
     }
+    report::said()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -203,6 +207,7 @@ fn bench(common: Common) -> Result<Bench> {
 
 /// Prepares a measurement in which CPUs do not matter.
 fn unpinned(common: Common) -> Result<Bench> {
+    common.json.as_deref().map_or(Ok(()), report::check_place)?;
     let descriptors = process::raise_descriptor_limit()?;
     Ok(Bench { machine: Machine::describe(descriptors), common })
 }

@@ -102,7 +102,8 @@ pub struct Cost {
     pub kernel_per_further_connection: Option<f64>,
 }
 
-/// The floor beside the run.
+/// The floor beside the run. Where the run has several topics, the server's sends go out topic by topic, the floor's on all
+/// connections at the same moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct FloorCost {
     /// Connections of the floor; fewer than the run's where one process cannot hold as many.

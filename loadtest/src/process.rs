@@ -6,7 +6,7 @@
 //! parent-death signal follows the *thread* that started the child: start children from the main thread only.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,10 @@ impl Child {
 
     /// Asks the child to end with `signal` and waits for it, at most `limit`.
     pub fn stop(&mut self, signal: Signal, limit: Duration) -> Result<ExitStatus> {
+        // Whose end was seen has no process id any more: another process may have it.
+        if let Some(status) = self.ended() {
+            return Ok(status);
+        }
         if let Some(pid) = Pid::from_raw(self.pid() as i32) {
             rustix::process::kill_process(pid, signal).with_context(|| format!("ending {}", self.name))?;
         }
@@ -90,10 +94,10 @@ impl Drop for Child {
 
 /// How a process ended, in words.
 pub fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => "an unknown end".into(),
+    match status.code() {
+        Some(code) => format!("exit code {code}"),
+        // The standard library knows its name: `signal: 9 (SIGKILL)`.
+        None => status.to_string().replace("signal: ", "signal "),
     }
 }
 

@@ -1,14 +1,19 @@
 //! What a command prints and saves: lines and tables on standard output, one JSON document in a file.
 //!
-//! Nothing here is printed before it is complete: a run that fails leaves one line of error and no results.
+//! Nothing here is printed before it is complete: a run that fails leaves one line of error and no results. Whoever does
+//! not read what is printed spoils no measurement: progress that nobody takes is left out, and a standard output that has
+//! gone is told in the end ([`said`]), after files are saved.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::audit::Findings;
+use crate::link::has_room;
 use crate::machine::Machine;
 use crate::outcome::{Cost, FloorCost, Latency, Outcome};
 use crate::unit::Unit;
@@ -17,15 +22,37 @@ use crate::workload::{Behaviour, Crowd};
 /// Columns of a terminal that every report fits.
 const COLUMNS: usize = 100;
 
-/// One line of output.
-#[expect(clippy::print_stdout, reason = "the one place where a command's results leave it")]
+/// Why standard output took no more.
+static UNSAID: OnceLock<io::Error> = OnceLock::new();
+
+/// One line of output. That it cannot be written is told by [`said`].
 pub fn say(line: &str) {
-    println!("{line}");
+    if let Err(error) = writeln!(io::stdout(), "{line}") {
+        UNSAID.get_or_init(|| error);
+    }
 }
 
-/// What is being done, on standard error, so that results stay clean.
+/// An error if not everything that was to be said has been.
+pub fn said() -> Result<()> {
+    match UNSAID.get() {
+        Some(error) => bail!("the results are not printed to their end: standard output: {error}"),
+        None => Ok(()),
+    }
+}
+
+/// What is being done, on standard error, so that results stay clean. Left out if nobody reads it now: waiting would
+/// stop whatever is being measured.
 pub fn progress(line: &str) {
-    eprintln!("loadtest: {line}");
+    let errors = io::stderr();
+    if has_room(&errors) {
+        // Who has closed it does not want to know.
+        let _ = writeln!(errors.lock(), "loadtest: {line}");
+    }
+}
+
+/// Text in lines that fit a terminal.
+pub fn paragraph(text: &str) {
+    wrapped("", text).iter().for_each(|line| say(line));
 }
 
 /// The saved form of a run.
@@ -35,6 +62,19 @@ struct Document<'a, T> {
     command: &'a str,
     machine: &'a Machine,
     results: &'a T,
+}
+
+/// Refuses a file that cannot be written, before minutes are spent on what it shall hold.
+pub fn check_place(file: &Path) -> Result<()> {
+    if file.is_dir() {
+        bail!("{} is a directory: name a file in it", file.display());
+    }
+    match file.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() && !directory.is_dir() => {
+            bail!("cannot write {}: make the directory {} first", file.display(), directory.display())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Saves a run's results with the machine, if a file was asked for.
@@ -147,7 +187,7 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<(String, String)> {
     );
     match &outcome.cost {
         Some(cost) => {
-            row("CPU", cpu_line(cost, outcome.floor.as_ref(), seconds));
+            row("CPU", cpu_line(cost, outcome.floor.as_ref(), seconds, workload.topics));
             row("memory", memory_line(cost));
         }
         None => row("CPU and memory", "unknown: the server's processes are not on this machine".to_owned()),
@@ -187,7 +227,7 @@ fn memory_line(cost: &Cost) -> String {
     )
 }
 
-fn cpu_line(cost: &Cost, floor: Option<&FloorCost>, seconds: f64) -> String {
+fn cpu_line(cost: &Cost, floor: Option<&FloorCost>, seconds: f64, topics: usize) -> String {
     let mut text = format!("{:.2} s ({} of one CPU)", cost.cpu, Unit::Share.show(cost.cpu / seconds));
     if let Some(us) = cost.us_per_delivery {
         text.push_str(&format!(", {} per delivery", Unit::CpuMicroseconds.show(us)));
@@ -203,8 +243,12 @@ fn cpu_line(cost: &Cost, floor: Option<&FloorCost>, seconds: f64) -> String {
             every => format!("every {}", Unit::Seconds.show(every)),
         };
         let link = if floor.ratio.is_some() { "" } else { ";" };
+        let together = match topics {
+            1 => "",
+            _ => ", on all at the same moment, where the server sends topic by topic",
+        };
         text.push_str(&format!(
-            "{link}{ratio} the floor of {} (bare sends on {} connections, {frames} on each {pace})",
+            "{link}{ratio} the floor of {} (bare sends on {} connections, {frames} on each {pace}{together})",
             Unit::CpuMicroseconds.show(floor.us_per_delivery),
             grouped(floor.connections as u64)
         ));
@@ -251,6 +295,9 @@ pub fn audit_line(findings: &Findings) -> String {
     );
     if findings.foreign > 0 {
         line.push_str(&format!(", {} without a stamp of this program", grouped(findings.foreign)));
+    }
+    if findings.gaps_told > 0 {
+        line.push_str(&format!("; {} told by the server", counted(findings.gaps_told, "gap")));
     }
     line
 }
@@ -410,7 +457,8 @@ mod tests {
         let mut bad = outcome("fanwave");
         bad.findings.lost = 12_345;
         bad.findings.foreign = 1;
-        bad.others = Findings { events: 5, duplicated: 2, ..Findings::default() };
+        bad.others = Findings { events: 5, duplicated: 2, gaps_told: 3, ..Findings::default() };
+        bad.workload.topics = 7;
         bad.warnings = vec!["word ".repeat(60)];
         let crowd = |behaviour| Crowd { behaviour, ..bad.workload.subscribers[0].clone() };
         bad.workload.subscribers = vec![
@@ -425,7 +473,8 @@ mod tests {
             "12,345 lost",
             "1 without a stamp",
             "audit, others",
-            "2 duplicated",
+            "2 duplicated, 0 out of order; 3 gaps told by the server",
+            "on each every 10 ms, on all at the same moment, where the server sends topic by topic)",
             "reading 2 kB/s each",
             "stalled",
             "50/s leaving and coming",

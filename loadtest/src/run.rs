@@ -17,7 +17,7 @@ use crate::outcome::{Latency, Outcome};
 use crate::page::run_page;
 use crate::process::sockets_per_process_max;
 use crate::prove::Bench;
-use crate::report::{grouped, outcome_table, progress, save, say, table};
+use crate::report::{check_place, grouped, outcome_table, progress, save, say, table};
 use crate::scenario::{self, Limits, Overrides};
 use crate::server::{self, ServerChoice};
 use crate::workload::Workload;
@@ -78,8 +78,7 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
         names.iter().map(|name| scenario::load(name, &args.overrides)).collect::<Result<Vec<Workload>>>()?;
     // A server that runs already may be elsewhere; the engine asks where before it connects.
     for workload in workloads.iter().filter(|_| !args.server.custom.is_given()) {
-        let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
-        Limits::read().check(connections as u64, true).with_context(|| workload.name.clone())?;
+        Limits::read().check(workload.connections() as u64, true).with_context(|| workload.name.clone())?;
     }
     let files = args.files.resolve(bench.common.json.as_deref(), "run")?;
     if args.no_floor {
@@ -101,13 +100,13 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
         outcomes.push(measure(&mut running, workload, &options)?);
         running.stop()?;
     }
+    save(files.json.as_deref(), "run", &bench.machine, &outcomes)?;
+    files.write(&outcomes, || run_page(&outcomes, &bench.machine))?;
     say(&bench.machine.line());
     for outcome in &outcomes {
         say("");
         outcome_table(outcome);
     }
-    files.write(&outcomes, || run_page(&outcomes, &bench.machine))?;
-    save(files.json.as_deref(), "run", &bench.machine, &outcomes)?;
     let bad: Vec<String> = outcomes
         .iter()
         .filter_map(|outcome| condemned(outcome).map(|cause| format!("{}: {cause}", outcome.workload.name)))
@@ -121,7 +120,7 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
 /// Shards that a fanwave needs to hold the workload's connections under the descriptor limit, which bounds each shard; a
 /// tenth is for shards that get more than their share.
 pub fn shards_for(workload: &Workload) -> usize {
-    let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+    let connections = workload.connections();
     let room = sockets_per_process_max().max(1) as usize;
     (connections + connections / 10).div_ceil(room).max(1)
 }
@@ -130,8 +129,8 @@ fn list() -> Result<()> {
     let rows: Vec<_> = scenario::built_in()?
         .into_iter()
         .map(|workload| {
-            let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
-            vec![workload.name, workload.about, grouped(connections as u64)]
+            let connections = grouped(workload.connections() as u64);
+            vec![workload.name, workload.about, connections]
         })
         .collect();
     table(2, &["scenario", "about", "connections"], &rows);
@@ -161,15 +160,10 @@ impl Files {
                 hlog: self.hlog.clone(),
             },
         };
-        for file in [&files.json, &files.page, &files.hlog].into_iter().flatten() {
-            let folder = match file.parent() {
-                Some(folder) if !folder.as_os_str().is_empty() => folder,
-                _ => Path::new("."),
-            };
-            if file.is_dir() || !folder.is_dir() {
-                bail!("{} cannot be written: name a file in a directory that is there", file.display());
-            }
-        }
+        [&files.json, &files.page, &files.hlog]
+            .into_iter()
+            .flatten()
+            .try_for_each(|file| check_place(file))?;
         Ok(files)
     }
 }

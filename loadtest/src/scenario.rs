@@ -57,6 +57,8 @@ const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 const TOPICS_MAX: usize = 1_000_000;
 /// Events per second beyond which no publisher can go.
 const RATE_MAX: f64 = 10e6;
+/// Handshakes per second, of a ramp or of churn, beyond which no machine can go.
+const HANDSHAKE_RATE_MAX: f64 = 1e6;
 /// Bytes published at once, by a burst or to fill a window: they are built in memory.
 const AT_ONCE_BYTES_MAX: u64 = 1 << 30;
 /// Receiver processes that are started at most; one holds up to 19,000 sockets where the descriptor limit allows.
@@ -211,7 +213,7 @@ impl Overrides {
 
 /// Scales the crowds to `connections` in all, their churn with them, and the topics down to the subscribers.
 fn scale(workload: &mut Workload, connections: usize) -> Result<()> {
-    let total: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+    let total = workload.connections();
     let crowds = workload.subscribers.len();
     if connections < crowds || total == 0 {
         bail!(
@@ -270,7 +272,7 @@ pub fn check(workload: &Workload) -> Result<()> {
     for (at, crowd) in workload.subscribers.iter().enumerate() {
         check_crowd(crowd, workload.seconds).with_context(|| format!("[[subscribers]] number {}", at + 1))?;
     }
-    let total: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+    let total = workload.connections();
     if workload.topics > total {
         bail!(
             "topics = {} but only {total} connections: nobody would receive some topics; give at most {total} topics",
@@ -317,9 +319,11 @@ fn check_crowd(crowd: &Crowd, seconds: f64) -> Result<()> {
     if crowd.connections == 0 {
         bail!("connections = 0; give at least 1, or remove the table");
     }
-    let positive = |key: &str, number: f64| match number.is_finite() && number > 0.0 {
+    let positive = |key: &str, number: f64| match number > 0.0 && number <= HANDSHAKE_RATE_MAX {
         true => Ok(()),
-        false => Err(anyhow!("{key} = {number} is no rate; give a number above 0")),
+        false => {
+            Err(anyhow!("{key} = {number} is no rate; give a number above 0, at most {HANDSHAKE_RATE_MAX}"))
+        }
     };
     if let Some(ramp) = crowd.ramp_per_second {
         positive("ramp_per_second", ramp)?;
@@ -488,6 +492,11 @@ mod tests {
             ("per_second = 10", "per_second = nan", "publish.per_second = NaN"),
             ("connections = 10", "connections = 0", "connections = 0"),
             ("connections = 10", "connections = 10\nramp_per_second = 0", "ramp_per_second = 0"),
+            (
+                "connections = 10",
+                "connections = 10\nbehaviour = { kind = \"churn\", per_second = 1e300 }",
+                "behaviour.per_second = 1000",
+            ),
             (
                 "connections = 10",
                 "connections = 10\nbehaviour = { kind = \"storm\", at_seconds = 1, share = 1.5 }",

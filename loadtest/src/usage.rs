@@ -173,6 +173,12 @@ pub fn cpu_busy_ns(cpu: usize) -> Result<u64> {
     Ok(CpuTimes::read(&stat, cpu)?.busy_ns)
 }
 
+/// CPU nanoseconds of this process since its start.
+pub fn own_cpu_ns() -> u64 {
+    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64
+}
+
 fn find_process(name: &str) -> Option<u32> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
@@ -189,6 +195,7 @@ pub fn interrupts_are_apart() -> Result<bool> {
     const APART_SHARE: f64 = 0.15;
     let socket = UdpSocket::bind("127.0.0.1:0").context("opening a loopback socket")?;
     socket.connect(socket.local_addr()?)?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     let mut least = f64::MAX;
     for _ in 0..TRIES {
         let before = schedstat(&fs::read_to_string("/proc/thread-self/schedstat")?)?;
@@ -233,7 +240,7 @@ pub fn memory(pid: u32) -> Result<Memory> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("process {pid} has ended"))?;
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-        .with_context(|| format!("reading smaps_rollup of process {pid}"))?;
+        .with_context(|| format!("reading the memory of process {pid}, which needs its user or root"))?;
     let rss = kilobytes(&status, "VmRSS:")?;
     let file = kilobytes(&status, "RssFile:")?;
     Ok(Memory {

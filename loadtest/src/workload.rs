@@ -29,6 +29,13 @@ pub struct Workload {
     pub subscribers: Vec<Crowd>,
 }
 
+impl Workload {
+    /// Subscribers of all kinds.
+    pub fn connections(&self) -> usize {
+        self.subscribers.iter().fold(0, |sum, crowd| sum.saturating_add(crowd.connections))
+    }
+}
+
 /// How events come, over all topics together.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields, tag = "pace")]

@@ -6,11 +6,13 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
 /// A directory for a test's files and for the temporary files of loadtest, in separate places.
@@ -153,6 +155,23 @@ fn a_server_that_is_absent_incomplete_or_ends_early_is_told_with_the_reason() {
 }
 
 #[test]
+fn a_server_that_was_killed_is_told_by_the_signal_and_not_by_what_it_had_printed() {
+    let place = Place::new("killed-early");
+    for (name, ready) in [
+        ("before", "echo a banner".to_owned()),
+        ("after", "echo a banner; echo data plane 127.0.0.1:1; echo control plane 127.0.0.1:1".to_owned()),
+    ] {
+        let fanwave = place.script(
+            name,
+            &format!("if [ \"$1\" = --version ]; then echo 1.0; exit; fi; {ready}; kill -s KILL $$"),
+        );
+        let fanwave = fanwave.to_str().expect("UTF-8");
+        let error = failure(&place.among_scripts(&with_tiny(&["--server", fanwave, "--rivals"])));
+        assert!(error.contains("signal 9 (SIGKILL)") && !error.contains("banner"), "{error}");
+    }
+}
+
+#[test]
 fn a_server_that_refuses_or_speaks_another_protocol_is_told_by_its_name() {
     let place = Place::new("refuses");
     let fanwave = place.script("fanwave", &ready_at(1));
@@ -240,24 +259,32 @@ fn rival_comparison_is_complete_and_leaves_nothing_behind() {
 
 #[test]
 #[ignore = "needs nchan: loadtest/rivals/install"]
-fn rival_servers_die_with_a_comparison_that_is_killed() {
+fn rival_servers_die_with_a_comparison_that_is_killed_or_interrupted_at_its_terminal() {
     let place = Place::new("killed");
     let server = fanwave();
     let server = server.to_str().expect("UTF-8");
     let args = ["--server", server, "--rivals", "nchan", "--connections", "20", "--pairs", "1000"];
-    let mut comparison = place
-        .compare(&everywhere(), &args)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("loadtest runs");
-    let worker = until(|| {
-        let master = children(comparison.id()).into_iter().find(|&pid| is_nginx(pid))?;
-        children(master).first().copied()
-    });
-    comparison.kill().expect("it runs");
-    comparison.wait().expect("it ended");
-    until(|| (!is_nginx(worker)).then_some(()));
+    for interrupted in [false, true] {
+        let mut comparison = place
+            .compare(&everywhere(), &args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("loadtest runs");
+        let worker = until(|| {
+            let master = children(comparison.id()).into_iter().find(|&pid| is_nginx(pid))?;
+            children(master).first().copied()
+        });
+        let pid = Pid::from_raw(comparison.id() as i32).expect("a process id");
+        match interrupted {
+            false => comparison.kill().expect("it runs"),
+            // As Ctrl-C does, to all that it has started in its group.
+            true => kill_process_group(pid, Signal::INT).expect("it runs"),
+        }
+        comparison.wait().expect("it ended");
+        until(|| (!is_nginx(worker)).then_some(()));
+    }
 }
 
 /// A fanwave of the test's own, which plays a server that runs already.

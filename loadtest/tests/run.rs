@@ -6,9 +6,10 @@
 //! found at the planted capacity.
 
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::Value;
-use toy::{Deed, at, fan_out, loadtest, loadtest_among_others, scratch, small_scenario};
+use toy::{Deed, at, fan_out, loadtest, loadtest_among_others, loadtest_into, scratch, small_scenario};
 
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod toy;
@@ -141,6 +142,27 @@ fn a_server_that_ends_a_connection_ends_the_run_without_results() {
     let said = text(&output.stderr);
     let error = said.lines().last().expect("an error");
     assert!(error.contains("ending against custom") && error.contains("ended the stream"), "{said}");
+}
+
+#[test]
+fn whoever_does_not_read_what_is_printed_holds_nothing_up_and_costs_no_results() {
+    let address = fan_out(1e6, |_, _| Deed::Send);
+    let (file, out) = (small_scenario("unread", 5, 40.0), scratch("unread.json"));
+    let [sse, events, to, publish] = &at(address);
+    let (_unread, full) = rustix::pipe::pipe().expect("a pipe");
+    let room = rustix::pipe::fcntl_getpipe_size(&full).expect("a pipe");
+    assert_eq!(rustix::io::write(&full, &vec![b'x'; room]), Ok(room));
+    let (reader, closed) = rustix::pipe::pipe().expect("a pipe");
+    drop(reader);
+    let args = ["run", &file, "--no-floor", "--json", &out, sse, events, to, publish];
+    let ended = loadtest_into(&args, Stdio::null(), full.into()).expect("it waits for nobody");
+    assert!(ended.success(), "{ended}");
+    let errors = scratch("unread.txt");
+    let ended = loadtest_into(&args, closed.into(), std::fs::File::create(&errors).expect("a file").into());
+    assert_eq!(ended.expect("it ends").code(), Some(1));
+    let said = std::fs::read_to_string(&errors).expect("ours");
+    assert!(said.lines().last().expect("an error").contains("standard output"), "{said}");
+    assert_eq!(json(&out)["results"][0]["findings"]["lost"], 0, "saved all the same");
 }
 
 #[test]

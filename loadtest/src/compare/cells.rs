@@ -348,17 +348,7 @@ pub mod tests {
     use super::*;
 
     fn leg(us_per_delivery: f64) -> Leg {
-        Leg {
-            events: 1,
-            deliveries: 1,
-            seconds: 1.0,
-            cpu_ns: 1,
-            us_per_delivery,
-            deliveries_per_second: 1e6 / us_per_delivery,
-            frame_bytes: 200.0,
-            receiver_share: 0.5,
-            others_share: 0.0,
-        }
+        Leg::example(us_per_delivery, 1e6 / us_per_delivery)
     }
 
     /// A cell in which fanwave costs what the floor costs and a rival twice as much.

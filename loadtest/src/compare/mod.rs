@@ -6,7 +6,7 @@
 //! [`show`] and [`picture`] tell the outcome.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::framing::Protocol;
 use crate::prove::Bench;
 use crate::prove::cpu::leg_time;
-use crate::report::save;
+use crate::report::{check_place, save};
 use crate::server::{CustomArgs, FanwaveArgs, Rival, ServerChoice};
 use crate::stamp::STAMP_BYTES;
 use crate::usage::interrupts_are_apart;
@@ -86,11 +86,9 @@ struct Comparison {
 
 /// Measures everything, prints the tables and saves what was asked for.
 pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
-    let time = leg_time(args.seconds_per_leg)?;
+    let time = leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     let (few, many) = check(args)?;
-    for file in [&args.page, &bench.common.json].into_iter().flatten() {
-        check_directory(file)?;
-    }
+    args.page.as_deref().map_or(Ok(()), check_place)?;
     let apart = interrupts_are_apart()?;
     let choices = choices(args);
     let plan = cells::Plan {
@@ -125,11 +123,11 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     memory::relate(&mut outcome.memory);
     outcome.warnings = unpinned(&outcome.servers, bench.common.sender_cpu);
     outcome.warnings.extend(outcome.cells.iter().flat_map(Cell::warnings));
+    save(bench.common.json.as_deref(), "compare", &bench.machine, &outcome)?;
     if let Some(file) = &args.page {
         fs::write(file, picture::page(&outcome, &bench.machine))
             .with_context(|| format!("writing {}", file.display()))?;
     }
-    save(bench.common.json.as_deref(), "compare", &bench.machine, &outcome)?;
     show::show(bench, &outcome);
     Ok(())
 }
@@ -153,6 +151,10 @@ fn check(args: &CompareArgs) -> Result<(usize, usize)> {
     if args.size < STAMP_BYTES {
         bail!("a payload holds a stamp of {STAMP_BYTES} bytes; --size {} is too small", args.size);
     }
+    let own = args.custom.server_name.as_str();
+    if args.custom.is_given() && ["floor", "fanwave", "nchan", "nats"].contains(&own) {
+        bail!("--server-name {own} is somebody else's in this comparison; give another name");
+    }
     let &[few, many] = &args.memory_connections[..] else {
         bail!("--memory-connections takes two numbers, for example 1000,9000");
     };
@@ -160,16 +162,6 @@ fn check(args: &CompareArgs) -> Result<(usize, usize)> {
         bail!("--memory-connections {few},{many}: the first number is at least 1 and less than the second");
     }
     Ok((few, many))
-}
-
-/// Refuses a file for which there is no directory, before minutes are spent on what it shall hold.
-fn check_directory(file: &Path) -> Result<()> {
-    match file.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() && !directory.is_dir() => {
-            bail!("cannot write {}: make the directory {} first", file.display(), directory.display())
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Everybody who takes part, fanwave first.
@@ -229,6 +221,7 @@ mod tests {
             ("--size 8", "--size 8"),
             ("--memory-connections 9,9", "--memory-connections 9,9"),
             ("--memory-connections 0,9", "--memory-connections"),
+            ("--pid 1 --server-name nats", "--server-name nats"),
         ] {
             let error = check(&args(line)).expect_err(line).to_string();
             assert!(error.contains(option), "{error}");

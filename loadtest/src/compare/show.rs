@@ -5,7 +5,8 @@ use super::cells::{Cell, Column};
 use super::memory::Reading;
 use crate::framing::Protocol;
 use crate::prove::Bench;
-use crate::report::{Spread, grouped, say, table};
+use crate::prove::leg::CHECKED;
+use crate::report::{Spread, grouped, paragraph, say, table};
 
 /// Heads of the table of CPU.
 pub const CPU_HEAD: [&str; 9] = [
@@ -31,11 +32,13 @@ pub fn show(bench: &Bench, outcome: &Comparison) {
     }
     say("");
     table(4, &CPU_HEAD, &cpu_rows(outcome));
-    say(&format!("\n{}", cpu_note(outcome)));
+    say("");
+    paragraph(&cpu_note(outcome));
     if !outcome.memory.is_empty() {
         say("");
         table(2, &MEMORY_HEAD, &memory_rows(&outcome.memory));
-        say(&format!("\n{}", memory_note(&outcome.memory)));
+        say("");
+        paragraph(&memory_note(&outcome.memory));
     }
     for warning in &outcome.warnings {
         say(&format!("WARNING: {warning}"));
@@ -47,7 +50,7 @@ pub fn cpu_note(outcome: &Comparison) -> String {
     format!(
         "Every server has its own subscribers; events of {} bytes; µs = CPU of the server, median of the rounds; ratios are taken \
          within each round; floor: one send(2) per socket of as many frames as are in flight; receivers = share of their \
-         CPU meanwhile.",
+         CPU meanwhile. {CHECKED}",
         outcome.payload_bytes
     )
 }

@@ -58,7 +58,7 @@ impl Beside {
     /// For a run of `workload`; over as many sockets as one process holds at most. Nothing is measured where the run
     /// publishes nothing to speak of, or where no floor is wanted.
     pub fn new(workload: &Workload, options: &EngineOptions, interrupts_apart: bool) -> Beside {
-        let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+        let connections = workload.connections();
         let steady = workload.subscribers.iter().all(|crowd| crowd.behaviour == Behaviour::Steady);
         Beside {
             connections: connections.min(sockets_per_process_max().min(SOCKETS_PER_RECEIVER_MAX) as usize),

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use hdrhistogram::Histogram;
 
-use super::{Stage, kernel, own_cpu_ns};
+use super::{Stage, kernel};
 use crate::outcome::Interval;
-use crate::receiver::latency_histogram;
+use crate::receiver::{Counts, latency_histogram, record};
 use crate::report::{grouped, progress};
-use crate::usage::{CpuMeter, CpuSample, cpu_busy_ns};
+use crate::usage::{CpuMeter, CpuSample, cpu_busy_ns, own_cpu_ns};
 use crate::workload::Workload;
 
 /// Time from one sample to the next.
@@ -58,20 +58,10 @@ pub struct Sums {
     pub published: u64,
     /// Events refused.
     pub refused: u64,
-    /// Deliveries to steady subscribers.
-    pub steady: u64,
-    /// Bytes of those.
-    pub steady_bytes: u64,
-    /// Deliveries to all.
-    pub deliveries: u64,
-    /// Bytes of all.
-    pub bytes: u64,
-    /// Handshakes.
-    pub opened: u64,
-    /// Connections that the server ended.
-    pub closed_by_server: u64,
-    /// CPU nanoseconds of the receivers.
-    pub receivers_ns: u64,
+    /// Of steady subscribers.
+    pub steady: Counts,
+    /// Of all.
+    pub all: Counts,
     /// CPU nanoseconds of the publisher's process.
     pub publisher_ns: u64,
     /// CPU nanoseconds of this process, unless it is the publisher.
@@ -152,13 +142,8 @@ impl Course {
         let sums = &mut self.sums;
         sums.published += source.published;
         sums.refused += source.refused;
-        sums.steady += heard.steady;
-        sums.steady_bytes += heard.steady_bytes;
-        sums.deliveries += heard.deliveries;
-        sums.bytes += heard.bytes;
-        sums.opened += heard.opened;
-        sums.closed_by_server += heard.closed_by_server;
-        sums.receivers_ns += heard.cpu_ns;
+        sums.steady.add(&heard.steady);
+        sums.all.add(&heard.all);
         sums.publisher_ns += source.cpu_ns;
         if !stage.source.is_own() {
             sums.own_ns += own.saturating_sub(self.own_cpu_ns);
@@ -173,8 +158,8 @@ impl Course {
             at: (now - self.begin).as_secs_f64(),
             seconds,
             published: source.published,
-            deliveries: heard.deliveries,
-            bytes: heard.bytes,
+            deliveries: heard.all.events,
+            bytes: heard.all.bytes,
             connections: heard.connections,
             p50_ns: slice.value_at_quantile(0.5),
             p99_ns: slice.value_at_quantile(0.99),
@@ -188,7 +173,7 @@ impl Course {
         self.generator_busy_ns = busy;
         if self.told.elapsed() + SAMPLE_EVERY / 2 >= TELL_EVERY {
             self.told = now;
-            self.tell(heard.cpu_ns as f64 / 1e9 / seconds);
+            self.tell(heard.all.cpu_ns as f64 / 1e9 / seconds);
         }
         Ok(())
     }
@@ -215,12 +200,5 @@ impl Course {
             per_second(last.deliveries),
             receivers_share * 100.0
         ));
-    }
-}
-
-/// Adds values with their counts.
-pub fn record(histogram: &mut Histogram<u64>, values: &[(u64, u64)]) {
-    for &(value, count) in values {
-        histogram.saturating_record_n(value, count);
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::fleet::LastArrival;
+use crate::receiver::listeners;
 
 /// Events that wait for a further group.
 const WAITING_MAX: usize = 1 << 18;
@@ -79,7 +80,7 @@ impl Lasts {
 impl Group {
     /// True if one of the connections subscribes to `topic`.
     fn has(&self, topic: usize, topics: usize) -> bool {
-        (topic + topics - self.first % topics) % topics < self.connections
+        listeners(topic, topics, self.first, self.connections) > 0
     }
 }
 

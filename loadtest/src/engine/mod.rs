@@ -1,22 +1,24 @@
 //! One measurement: a workload against a running server, from the first connection to the last audit.
 //!
 //! The order is fixed: memory while nobody is there, a few connect, memory again, the others connect, memory again,
-//! warm-up, the floor, the measured time with a sample every half second, waiting until all that was published has arrived, the audit, the
-//! floor again. The publisher is not told to wait for anybody within an open loop, so what falls behind shows as
-//! latency. A server that goes, refuses or falls silent is an error and there is no outcome; events that are missing
-//! in the end are findings, and an outcome with findings is [`condemned`](verdict::condemned).
+//! warm-up, the floor, the measured time with a sample every half second, waiting until all that was published has
+//! arrived, the audit, the floor again. The publisher is not told to wait for anybody within an open loop, so what falls
+//! behind shows as latency. A server that goes, refuses or falls silent is an error and there is no outcome; events that
+//! are missing in the end are findings, and an outcome with findings is [`condemned`](verdict::condemned).
 //!
 //! Not here: printing and saving (`run`), starting and stopping the server (`server`).
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 
 use crate::audit::Findings;
+use crate::fault::server_fault;
 use crate::outcome::{Cost, Generator, Handshakes, Latency, Outcome};
 use crate::process::raise_descriptor_limit;
-use crate::receiver::latency_histogram;
+use crate::publisher::TEND_EVERY;
+use crate::receiver::{latency_histogram, record};
 use crate::report::progress;
 use crate::scenario::{self, Limits};
 use crate::server::Running;
@@ -25,7 +27,7 @@ use crate::usage::interrupts_are_apart;
 use crate::workload::{Pace, Workload};
 
 use beside::Beside;
-use course::{Course, record};
+use course::Course;
 use crowds::Crowds;
 use source::Source;
 
@@ -47,7 +49,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(1);
 /// A publisher may be late by so much, because the server takes its events slowly.
 const LATE_LIMIT: Duration = Duration::from_secs(60);
-/// From one look at the receivers' words to the next: often enough that no pipe fills.
+/// From one look at the receivers' words to the next.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Events at the end of an idle run, one after the other.
 const IDLE_EVENTS: u64 = 5;
@@ -98,8 +100,7 @@ struct Opening {
 pub fn measure(running: &mut Running, workload: &Workload, options: &EngineOptions) -> Result<Outcome> {
     scenario::check(workload)?;
     raise_descriptor_limit()?;
-    let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
-    Limits::read().check(connections as u64, running.target.subscribe.ip().is_loopback())?;
+    Limits::read().check(workload.connections() as u64, running.target.subscribe.ip().is_loopback())?;
     perform(running, workload, options)
         .map_err(|error| running.explain(error))
         .with_context(|| format!("{} against {}", workload.name, running.target.name))
@@ -129,7 +130,7 @@ fn perform(running: &mut Running, workload: &Workload, options: &EngineOptions) 
     let audit = stage.crowds.findings(last)?;
     let Stage { running, crowds, source } = stage;
     source.finish()?;
-    if let Some(bytes) = course.frame_bytes().or(warm_frame) {
+    if let Some(bytes) = course.sums.steady.frame_bytes().or(warm_frame) {
         beside.measure(bytes)?;
     }
     let cost = course.cost(quiet, &opening);
@@ -183,8 +184,8 @@ fn outcome(
         seconds,
         published: 0,
         refused: sums.refused,
-        deliveries: sums.steady,
-        bytes: sums.bytes,
+        deliveries: sums.steady.events,
+        bytes: sums.all.bytes,
         findings,
         others,
         each: Latency::of(&course.each),
@@ -193,8 +194,8 @@ fn outcome(
         handshakes: Handshakes {
             opened: crowds.connections() as u64,
             seconds: opening.seconds,
-            again: sums.opened,
-            closed_by_server: sums.closed_by_server,
+            again: sums.all.opened,
+            closed_by_server: sums.all.closed_by_server,
             latency: Latency::of(&opening.handshakes),
             again_latency: Latency::of(&course.handshakes),
         },
@@ -202,9 +203,9 @@ fn outcome(
         floor: None,
         generator: Generator {
             receivers: crowds.receivers(),
-            receivers_share: share(sums.receivers_ns),
-            receivers_us_per_delivery: (sums.deliveries > 0)
-                .then(|| sums.receivers_ns as f64 / 1e3 / sums.deliveries as f64),
+            receivers_share: share(sums.all.cpu_ns),
+            receivers_us_per_delivery: (sums.all.events > 0)
+                .then(|| sums.all.cpu_ns as f64 / 1e3 / sums.all.events as f64),
             publisher_share: share(sums.publisher_ns),
             coordinator_share: share(sums.own_ns),
             cpu_share: share(sums.generator_busy_ns),
@@ -240,8 +241,7 @@ impl Stage<'_> {
         progress(&format!("{}: warming up for {} s", workload.name, workload.warm_up_seconds));
         self.publish(workload, workload.warm_up_seconds, None)?;
         self.arrive(None)?;
-        let heard = self.crowds.sample()?;
-        Ok((heard.steady > 0).then(|| (heard.steady_bytes as f64 / heard.steady as f64).round() as usize))
+        Ok(self.crowds.sample()?.steady.frame_bytes())
     }
 
     /// Publishes for `seconds` as the workload says. For an idle run, gives the server's CPU nanoseconds and the
@@ -269,11 +269,11 @@ impl Stage<'_> {
         while !self.source.is_done()? || Instant::now() < until {
             self.look(course.as_deref_mut())?;
             if Instant::now() > limit {
-                bail!(
+                return Err(server_fault(format!(
                     "the server takes events too slowly: {} were published within {seconds} + {LATE_LIMIT:?}; \
                      give a lower rate",
                     self.source.published()
-                );
+                )));
             }
         }
         Ok(())
@@ -298,13 +298,18 @@ impl Stage<'_> {
 
     fn idle(&mut self, seconds: f64, mut course: Option<&mut Course>) -> Result<Option<Quiet>> {
         let until = Instant::now() + Duration::from_secs_f64(seconds);
+        let mut tended = Instant::now();
         while Instant::now() < until {
             self.look(course.as_deref_mut())?;
+            if tended.elapsed() >= TEND_EVERY {
+                self.source.tend()?;
+                tended = Instant::now();
+            }
         }
         let quiet = match course {
             Some(course) => {
                 course.sample(self)?;
-                course.server_cpu().map(|(cpu_ns, _)| Quiet { cpu_ns, deliveries: course.sums.deliveries })
+                course.server_cpu().map(|(cpu_ns, _)| Quiet { cpu_ns, deliveries: course.sums.all.events })
             }
             None => None,
         };
@@ -363,19 +368,13 @@ pub struct Quiet {
 }
 
 impl Course {
-    /// Mean bytes of an event on the wire, if steady subscribers received any.
-    fn frame_bytes(&self) -> Option<usize> {
-        let sums = &self.sums;
-        (sums.steady > 0).then(|| (sums.steady_bytes as f64 / sums.steady as f64).round() as usize)
-    }
-
     /// What the server cost. What it used while nothing was published is not charged to deliveries.
     fn cost(&self, quiet: Option<Quiet>, opening: &Opening) -> Option<Cost> {
         let (cpu_ns, _) = self.server_cpu()?;
         let (rss_empty, rss_connected) = (opening.empty?, opening.full?);
         let further = opening.few_and_all.and_then(|(few, all)| all.each_since(&few));
         let quiet = quiet.unwrap_or(Quiet { cpu_ns: 0, deliveries: 0 });
-        let deliveries = self.sums.deliveries - quiet.deliveries;
+        let deliveries = self.sums.all.events - quiet.deliveries;
         Some(Cost {
             cpu: cpu_ns as f64 / 1e9,
             us_per_delivery: (deliveries > 0)
@@ -387,12 +386,6 @@ impl Course {
             kernel_per_further_connection: further.map(|(_, kernel)| kernel),
         })
     }
-}
-
-/// CPU nanoseconds of this process up to now.
-fn own_cpu_ns() -> u64 {
-    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64
 }
 
 #[cfg(test)]

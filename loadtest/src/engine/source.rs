@@ -6,9 +6,9 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::own_cpu_ns;
 use crate::publisher::{PublishPlan, PublishProcess, PublishSample, Publisher};
 use crate::target::Target;
+use crate::usage::own_cpu_ns;
 use crate::workload::{Pace, Workload};
 
 /// The publisher of a run.
@@ -64,6 +64,14 @@ impl Source {
         match self {
             Source::Process(_) => bail!("an open loop publishes by its own clock"),
             Source::Own { publisher, .. } => publisher.publish(events),
+        }
+    }
+
+    /// Keeps the connection alive while nothing is published; a process does so by itself.
+    pub fn tend(&mut self) -> Result<()> {
+        match self {
+            Source::Process(_) => Ok(()),
+            Source::Own { publisher, .. } => publisher.tend(),
         }
     }
 

@@ -40,7 +40,7 @@ fn full_intervals(outcome: &Outcome) -> (usize, usize) {
 /// Deliveries that fall due at the same moment.
 fn at_once(outcome: &Outcome) -> f64 {
     let workload = &outcome.workload;
-    let connections: usize = workload.subscribers.iter().map(|crowd| crowd.connections).sum();
+    let connections = workload.connections();
     let events = match workload.publish {
         Pace::Rate { .. } | Pace::Idle {} => 1,
         Pace::Burst { events, .. } | Pace::InFlight { events } => events,

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 
-use hdrhistogram::Histogram;
-
-use crate::receiver::{LastArrival, SampleWord, is_told, latency_histogram, recorded};
+use crate::receiver::{
+    Counts, LastArrival, SampleWord, is_told, latency_histogram, listeners, record, recorded,
+};
 
 /// Last arrivals that wait for the word of further receivers. Beyond it something was lost, and the audit tells what.
 const PENDING_MAX: usize = 1 << 18;
@@ -16,10 +16,8 @@ const PENDING_MAX: usize = 1 << 18;
 /// What happened since the last sample, over all receivers.
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
-    /// Deliveries.
-    pub events: u64,
-    /// Bytes.
-    pub bytes: u64,
+    /// What adds up.
+    pub counts: Counts,
     /// Connections open at present.
     pub connections: u64,
     /// From the stamp to each subscriber: nanoseconds and count; empty without audit.
@@ -28,14 +26,8 @@ pub struct Sample {
     pub lasts: Vec<LastArrival>,
     /// How many events each of `lasts` stands for: 1 unless there are too many to tell.
     pub lasts_weight: u64,
-    /// Handshakes that ended.
-    pub opened: u64,
     /// From the connect, or from when it was due at a time of its own, to the response head: nanoseconds and count.
     pub handshakes: Vec<(u64, u64)>,
-    /// Connections that the server ended.
-    pub closed_by_server: u64,
-    /// CPU nanoseconds of the receivers.
-    pub cpu_ns: u64,
 }
 
 /// Events that some of the receivers have told: how many of these, and the latest arrival.
@@ -58,12 +50,8 @@ impl Sample {
         let mut shift = 0;
         let mut told = Vec::new();
         for sample in samples {
-            merged.events += sample.events;
-            merged.bytes += sample.bytes;
+            merged.counts.add(&sample.counts);
             merged.connections += sample.connections;
-            merged.opened += sample.opened;
-            merged.closed_by_server += sample.closed_by_server;
-            merged.cpu_ns += sample.cpu_ns;
             record(&mut latencies, &sample.latencies);
             record(&mut handshakes, &sample.handshakes);
             shift = shift.max(sample.lasts_shift);
@@ -113,16 +101,11 @@ impl Lasts {
 fn receivers_of(topic: usize, topics: usize, first: usize, receivers: &[usize]) -> usize {
     let mut from = first;
     let mut found = 0;
-    for connections in receivers {
-        let until_topic = (topic + topics - from % topics) % topics;
-        found += usize::from(until_topic < *connections);
+    for &connections in receivers {
+        found += usize::from(listeners(topic, topics, from, connections) > 0);
         from += connections;
     }
     found
-}
-
-fn record(histogram: &mut Histogram<u64>, values: &[(u64, u64)]) {
-    values.iter().for_each(|&(value, count)| histogram.saturating_record_n(value, count));
 }
 
 #[cfg(test)]
@@ -134,7 +117,8 @@ mod tests {
     }
 
     fn word(lasts: &[LastArrival]) -> SampleWord {
-        SampleWord { events: 5, latencies: vec![(5_000, 2)], lasts: lasts.to_vec(), ..SampleWord::default() }
+        let counts = Counts { events: 5, ..Counts::default() };
+        SampleWord { counts, latencies: vec![(5_000, 2)], lasts: lasts.to_vec(), ..SampleWord::default() }
     }
 
     #[test]
@@ -145,7 +129,7 @@ mod tests {
         let mut merge = |words: Vec<SampleWord>| Sample::merge(words, &mut lasts, 3, 0, &receivers);
         let sample = merge(vec![word(&[last(1, 0, 70), last(1, 1, 20)]), word(&[last(1, 2, 30)]), word(&[])]);
         assert_eq!(sample.lasts, [last(1, 1, 20), last(1, 2, 30)]);
-        assert_eq!((sample.events, sample.lasts_weight), (15, 1));
+        assert_eq!((sample.counts.events, sample.lasts_weight), (15, 1));
         assert_eq!(sample.latencies.iter().map(|(_, count)| count).sum::<u64>(), 6);
         let sample = merge(vec![word(&[]), word(&[]), word(&[last(1, 0, 60)])]);
         assert_eq!(sample.lasts, [last(1, 0, 70)], "the later of both arrivals");

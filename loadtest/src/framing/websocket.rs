@@ -18,6 +18,8 @@ pub const BINARY: u8 = 2;
 pub const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
+/// How the reason begins where the server has sent a close frame.
+pub const CLOSED: &str = "the server closed the WebSocket";
 /// The largest payload of a control frame.
 const CONTROL_BYTES_MAX: u8 = 125;
 
@@ -161,11 +163,9 @@ fn close_reason(payload: &[u8]) -> String {
     match payload {
         [high, low, text @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);
-            format!("the server closed the WebSocket: {code} {}", String::from_utf8_lossy(text))
-                .trim_end()
-                .into()
+            format!("{CLOSED}: {code} {}", String::from_utf8_lossy(text)).trim_end().into()
         }
-        _ => "the server closed the WebSocket without a code".into(),
+        _ => format!("{CLOSED} without a code"),
     }
 }
 

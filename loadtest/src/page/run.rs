@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::svg::{Axis, Bar, Bars, Group, Line, Lines, bars, lines, percentiles};
 use super::{Notice, Page, Tile};
 use crate::audit::Findings;
+use crate::engine::verdict::condemned;
 use crate::machine::Machine;
 use crate::outcome::{Interval, Latency, Outcome};
 use crate::report::{audit_line, grouped, latency_rows, outcome_rows};
@@ -17,8 +18,9 @@ const COMPARED_MAX: usize = 6;
 pub fn run_page(outcomes: &[Outcome], machine: &Machine) -> String {
     let [outcome] = outcomes else { return many(outcomes, machine) };
     let mut page = Page::new(&name(outcome), &outcome.workload.about, machine);
-    page.notice(kind(&outcome.findings), &audit_line(&outcome.findings));
-    page.warnings(&outcome.warnings);
+    let (kind, text) = verdict(outcome);
+    page.notice(kind, &text);
+    page.warnings(&others(outcome, &text));
     one(&mut page, outcome, Page::section);
     page.html()
 }
@@ -30,18 +32,19 @@ fn many(outcomes: &[Outcome], machine: &Machine) -> String {
     };
     let mut page = Page::new("loadtest", &about, machine);
     let names = names(outcomes);
-    let all_good = outcomes.iter().all(|outcome| kind(&outcome.findings) == Notice::Good);
+    let all_good = outcomes.iter().all(|outcome| verdict(outcome).0 == Notice::Good);
     if all_good && !outcomes.is_empty() {
         let mut together = Findings::default();
         outcomes.iter().for_each(|outcome| together.add(&outcome.findings));
         page.notice(Notice::Good, &format!("all runs: {}", audit_line(&together)));
     }
     for (name, outcome) in names.iter().zip(outcomes) {
+        let (kind, text) = verdict(outcome);
         if !all_good {
-            page.notice(kind(&outcome.findings), &format!("{name}: {}", audit_line(&outcome.findings)));
+            page.notice(kind, &format!("{name}: {text}"));
         }
         let named: Vec<String> =
-            outcome.warnings.iter().map(|warning| format!("{name}: {warning}")).collect();
+            others(outcome, &text).iter().map(|warning| format!("{name}: {warning}")).collect();
         page.warnings(&named);
     }
     if !outcomes.is_empty() {
@@ -89,12 +92,22 @@ fn names(outcomes: &[Outcome]) -> Vec<String> {
         .unwrap_or_else(|| outcomes.iter().map(name).collect())
 }
 
-fn kind(findings: &Findings) -> Notice {
-    match (findings.clean(), findings.events) {
-        (false, _) => Notice::Bad,
-        (true, 0) => Notice::Warning,
-        (true, _) => Notice::Good,
+/// What the audit says of the run as a whole.
+fn verdict(outcome: &Outcome) -> (Notice, String) {
+    if let Some(cause) = condemned(outcome) {
+        return (Notice::Bad, cause);
     }
+    // Where nobody is steady, those who come and go are all there is.
+    let nobody = outcome.findings.events == 0;
+    let findings = if nobody { &outcome.others } else { &outcome.findings };
+    let good = findings.events > 0 && findings.faults() == 0;
+    let kind = if good { Notice::Good } else { Notice::Warning };
+    (kind, audit_line(findings))
+}
+
+/// The warnings that say something else than `told`.
+fn others(outcome: &Outcome, told: &str) -> Vec<String> {
+    outcome.warnings.iter().filter(|warning| *warning != told).cloned().collect()
 }
 
 /// Several outcomes beside each other.
@@ -125,7 +138,8 @@ fn overview(page: &mut Page, names: &[String], outcomes: &[Outcome]) {
         });
         page.figure(
             &picture,
-            "beside what this kernel charges for bare sends of the same frames at the same pace",
+            "beside what this kernel charges for bare sends of the same frames at the same pace; on all connections at \
+             the same moment, also where a server sends topic by topic",
         );
     }
     let rows: Vec<Vec<String>> = names
@@ -363,6 +377,18 @@ mod tests {
         assert!(place("3 lost") < place("class=\"tiles\""));
         assert!(place("97 %") < place("class=\"tiles\""));
         assert!(!page.contains("class=\"notice good\""));
+    }
+
+    #[test]
+    fn a_run_whose_returning_subscribers_lost_something_has_failed_and_says_so_once() {
+        let mut bad = outcome("fanwave");
+        bad.others = Findings { events: 9, lost: 4, ..Findings::default() };
+        bad.warnings = vec![condemned(&bad).expect("condemned")];
+        for page in [run_page(&[bad.clone()], &machine()), run_page(&[bad, outcome("nchan")], &machine())] {
+            check(&page);
+            assert_eq!(page.matches("class=\"notice bad\"").count(), 1);
+            assert_eq!(page.matches("the returning subscribers found 4 lost").count(), 1);
+        }
     }
 
     #[test]

@@ -10,12 +10,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::leg::{Leg, Window, floor_leg, server_leg};
+use super::leg::{CHECKED, Leg, Window, floor_leg, server_leg};
 use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::floor::Floor;
 use crate::framing::Protocol;
-use crate::report::{Spread, grouped, progress, save, say, table};
+use crate::report::{Spread, grouped, paragraph, progress, save, say, table};
 use crate::server::Server;
 use crate::target::Way;
 use crate::usage::{CpuMeter, interrupts_are_apart};
@@ -84,17 +84,17 @@ struct Cell {
     server_legs: Vec<Leg>,
 }
 
-/// A leg's time from its option.
-pub fn leg_time(seconds: f64) -> Result<Duration> {
+/// A leg's time from its option, whose name errors tell.
+pub fn leg_time(option: &str, seconds: f64) -> Result<Duration> {
     if !(0.1..=600.0).contains(&seconds) {
-        bail!("--seconds-per-leg {seconds} is not between 0.1 and 600");
+        bail!("{option} {seconds} is not possible; give 0.1 to 600 seconds");
     }
     Ok(Duration::from_secs_f64(seconds))
 }
 
 /// Measures every cell and prints the table.
 pub fn run(bench: &Bench, args: &CpuArgs) -> Result<()> {
-    let time = leg_time(args.seconds_per_leg)?;
+    let time = leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     if args.pairs == 0 || args.connections.contains(&0) || args.in_flight.contains(&0) {
         bail!("--pairs, --connections and --in-flight are at least 1");
     }
@@ -114,7 +114,7 @@ pub fn run(bench: &Bench, args: &CpuArgs) -> Result<()> {
             server.stop()?;
         }
     }
-    show(bench, &cells);
+    show(bench, args, &cells);
     save(bench.common.json.as_deref(), "cpu", &bench.machine, &cells)
 }
 
@@ -236,7 +236,7 @@ impl Cell {
     }
 }
 
-fn show(bench: &Bench, cells: &[Cell]) {
+fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
     say(&format!("{}\n", bench.machine.line()));
     let rows: Vec<_> = cells.iter().map(Cell::row).collect();
     let head = [
@@ -256,6 +256,10 @@ fn show(bench: &Bench, cells: &[Cell]) {
         "\nµs = CPU of the sender per delivery, median; ratio = server / floor of each pair; floor: one send(2) per",
     );
     say("socket of as many frames as are in flight; receivers = share of their CPU while the server sent.");
+    match args.audit {
+        true => say("Every connection was checked to the byte and by its stamps."),
+        false => paragraph(&format!("{CHECKED} --audit checks the stamps of all.")),
+    }
     for (deep, gain) in throughput_gains(cells) {
         say(&format!("{}: {gain:.1} times the deliveries/s of 16 in flight", deep.name()));
     }
@@ -296,24 +300,10 @@ fn throughput_gains(cells: &[Cell]) -> Vec<(&Cell, f64)> {
 mod tests {
     use super::*;
 
-    fn leg(us_per_delivery: f64, deliveries_per_second: f64) -> Leg {
-        Leg {
-            events: 1,
-            deliveries: 1,
-            seconds: 1.0,
-            cpu_ns: 1,
-            us_per_delivery,
-            deliveries_per_second,
-            frame_bytes: 200.0,
-            receiver_share: 0.5,
-            others_share: 0.0,
-        }
-    }
-
     #[test]
     fn the_ratio_is_the_median_over_pairs_not_of_medians() {
-        let floor = vec![leg(1.0, 1.0), leg(2.0, 1.0), leg(4.0, 1.0)];
-        let server = vec![leg(2.0, 1.0), leg(2.0, 1.0), leg(2.0, 1.0)];
+        let floor = vec![Leg::example(1.0, 1.0), Leg::example(2.0, 1.0), Leg::example(4.0, 1.0)];
+        let server = vec![Leg::example(2.0, 1.0), Leg::example(2.0, 1.0), Leg::example(2.0, 1.0)];
         let cell = Cell::new(Protocol::Sse, 10, 1, Window::Burst, floor, server);
         assert_eq!(cell.ratio, Spread { median: 1.0, min: 0.5, max: 2.0 });
     }
@@ -321,7 +311,14 @@ mod tests {
     #[test]
     fn the_gain_of_256_over_16_is_taken_within_one_series() {
         let cell = |protocol, in_flight, rate| {
-            Cell::new(protocol, 10, in_flight, Window::Sliding, vec![leg(1.0, 1.0)], vec![leg(1.0, rate)])
+            Cell::new(
+                protocol,
+                10,
+                in_flight,
+                Window::Sliding,
+                vec![Leg::example(1.0, 1.0)],
+                vec![Leg::example(1.0, rate)],
+            )
         };
         let cells =
             [cell(Protocol::Sse, 16, 2.0), cell(Protocol::Ws, 16, 5.0), cell(Protocol::Ws, 256, 15.0)];
@@ -332,8 +329,9 @@ mod tests {
     #[test]
     fn an_impossible_time_is_refused() {
         for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e9] {
-            assert!(leg_time(seconds).is_err(), "{seconds}");
+            let error = leg_time("--some-time", seconds).expect_err("impossible").to_string();
+            assert!(error.contains("--some-time"), "{error}");
         }
-        assert!(leg_time(0.5).is_ok());
+        assert!(leg_time("--some-time", 0.5).is_ok());
     }
 }

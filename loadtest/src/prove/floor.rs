@@ -56,7 +56,7 @@ pub fn run(bench: &Bench, args: &FloorArgs) -> Result<()> {
     if args.connections == 0 || args.frame == 0 || args.legs == 0 || args.burst.contains(&0) {
         bail!("--connections, --frame, --legs and --burst are at least 1");
     }
-    let time = super::cpu::leg_time(args.seconds_per_leg)?;
+    let time = super::cpu::leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     let cells = measure(bench, args, time)?;
     say(&format!("{}\n", bench.machine.line()));
     let rows: Vec<_> = cells.iter().map(row).collect();

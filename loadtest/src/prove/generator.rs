@@ -80,7 +80,7 @@ struct Leg {
 
 /// Measures, prints and saves; a broken promise is an error after that.
 pub fn run(bench: &Bench, args: &GeneratorArgs) -> Result<()> {
-    let time = super::cpu::leg_time(args.seconds_per_leg)?;
+    let time = super::cpu::leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     if args.connections == 0 || args.rounds == 0 || args.burst == 0 {
         bail!("--connections, --rounds and --burst are at least 1");
     }

@@ -80,7 +80,7 @@ struct Comparison {
 
 /// Measures and prints.
 pub fn run(bench: &Bench, args: &IsolationArgs) -> Result<()> {
-    let time = super::cpu::leg_time(args.seconds_per_stage)?;
+    let time = super::cpu::leg_time("--seconds-per-stage", args.seconds_per_stage)?;
     if args.connections == 0 || args.pairs == 0 || args.rate.is_empty() || args.rate.contains(&0) {
         bail!("--connections, --pairs and --rate are at least 1");
     }
@@ -155,7 +155,7 @@ fn stage(healthy: &mut Fleet, publisher: &mut Publisher, rate: u64, time: Durati
     let (start, start_ns) = (Instant::now(), now_ns());
     for event in 0..events {
         let due = Duration::from_secs_f64(event as f64 / rate as f64);
-        // Waiting takes in what the receivers say, so that their output never fills up.
+        // Waiting takes in what the receivers say.
         while start.elapsed() < due {
             healthy.pump(start + due)?;
         }

@@ -20,6 +20,11 @@ const WARM_UP: Duration = Duration::from_millis(150);
 /// Time that a sender gets to go quiet, so that its work after the last arrival is counted.
 const SETTLE: Duration = Duration::from_millis(3);
 
+/// What a comparison's checks can see, said beneath its figures.
+pub const CHECKED: &str = "Where all connections get the same bytes, each was checked to the byte and the first by its \
+    stamps: on the others a fault that leaves the length as it should be (an event in place of another, two swapped) would \
+    not show. Elsewhere (NATS, event streams in chunks) all were checked by their stamps.";
+
 /// How several events are kept in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -61,6 +66,24 @@ pub struct Leg {
     pub receiver_share: f64,
     /// Share of the sender's CPU that other programs used, or a hypervisor took; to a clock tick.
     pub others_share: f64,
+}
+
+#[cfg(test)]
+impl Leg {
+    /// One event on one connection, undisturbed.
+    pub fn example(us_per_delivery: f64, deliveries_per_second: f64) -> Leg {
+        Leg {
+            events: 1,
+            deliveries: 1,
+            seconds: 1.0,
+            cpu_ns: 1,
+            us_per_delivery,
+            deliveries_per_second,
+            frame_bytes: 200.0,
+            receiver_share: 0.5,
+            others_share: 0.0,
+        }
+    }
 }
 
 /// Runs `send` between two readings of the CPU. `send` gets the time to stop at and gives the events it sent.
@@ -156,7 +179,8 @@ pub fn server_leg(
             publisher.publish(room)?;
             sent += room;
             let target = if window == Window::Burst { sent } else { arrived + 1 };
-            arrived = fleet.wait_for(target, ARRIVE_LIMIT, publisher.next() - 1)?;
+            // A server that repeats events seems to be ahead until the check tells.
+            arrived = fleet.wait_for(target, ARRIVE_LIMIT, publisher.next() - 1)?.min(sent);
         }
         fleet.wait_for(sent, ARRIVE_LIMIT, publisher.next() - 1)?;
         Ok(sent - first)

@@ -15,11 +15,12 @@ use clap::Args;
 use rustix::process::Signal;
 use serde::Serialize;
 
+use super::leg::CHECKED;
 use super::{ARRIVE_LIMIT, Bench, ServerArgs, path, publish_one_by_one};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
 use crate::process::Child;
-use crate::report::{grouped, progress, save, say, table};
+use crate::report::{grouped, paragraph, progress, save, say, table};
 use crate::server::Server;
 use crate::target::Way;
 
@@ -102,6 +103,8 @@ pub fn run(bench: &Bench, args: &SyscallsArgs) -> Result<()> {
             .collect();
         table_of(&rows);
     }
+    say("");
+    paragraph(CHECKED);
     save(bench.common.json.as_deref(), "syscalls", &bench.machine, &counts)
 }
 

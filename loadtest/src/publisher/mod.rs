@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::fault::server_fault;
 use crate::stamp::{STAMP_BYTES, Stamp, now_ns};
 use crate::target::Way;
 
@@ -23,7 +24,7 @@ mod schedule;
 mod stream;
 mod websocket;
 
-pub use process::{PublishProcess, PublishSample, run};
+pub use process::{PublishProcess, PublishSample, TEND_EVERY, run};
 
 /// The largest payload, beyond what servers take.
 const PAYLOAD_BYTES_MAX: usize = 16 << 20;
@@ -211,7 +212,7 @@ impl Publisher {
         let refusals = self.send(&times);
         self.times = times;
         match refusals?.first {
-            Some(said) => bail!("the server refused a publish: {said}"),
+            Some(said) => Err(server_fault(format!("the server refused a publish: {said}"))),
             None => Ok(()),
         }
     }
@@ -229,7 +230,7 @@ impl Publisher {
         Ok(refusals)
     }
 
-    /// Reads what the server has said, and answers its pings. To be called every minute or so while nothing is
+    /// Reads what the server has said, and answers its pings. To be called every [`TEND_EVERY`] while nothing is
     /// published.
     pub fn tend(&mut self) -> Result<()> {
         self.sink.tend()

@@ -3,10 +3,11 @@
 //! The server's pings are answered, what it complains of (`-ERR`) is an error, and in the end a `PING` of our own asks
 //! whether it has read everything.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 
-use super::pipe::Pipe;
+use super::pipe::{CLOSED, Pipe};
 use super::{Batch, PublishPlan, Refusals, Sink, Template};
+use crate::fault::server_fault;
 use crate::framing::nats::{PING, PONG, Parser, connect_line};
 use crate::target::with_topic;
 
@@ -46,14 +47,14 @@ impl Nats {
         let Nats { pipe, parser, .. } = self;
         match pipe.hear_until(|heard| Ok(parse(parser, heard)? > 0))? {
             true => Ok(()),
-            false => bail!("the server closed the publisher's connection"),
+            false => Err(server_fault(CLOSED)),
         }
     }
 }
 
 /// Gives the `PONG`s.
 fn parse(parser: &mut Parser, heard: &[u8]) -> Result<u32> {
-    parser.feed(heard, |_, _| ()).map_err(|cause| anyhow!(cause))
+    parser.feed(heard, |_, _| ()).map_err(server_fault)
 }
 
 impl Sink for Nats {

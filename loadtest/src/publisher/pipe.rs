@@ -3,13 +3,16 @@
 //! While the other end does not read, a [`Pipe`] goes on hearing what it says: a server whose answers nobody reads
 //! would in the end stop reading too.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+
+use crate::fault::{ServerFault, server_fault};
 
 /// How long a server may leave a publish unread, or unanswered.
 pub const STUCK_LIMIT: Duration = Duration::from_secs(20);
@@ -17,13 +20,24 @@ pub const STUCK_LIMIT: Duration = Duration::from_secs(20);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
+/// What is said of a server that hangs up.
+pub const CLOSED: &str = "the server closed the publisher's connection";
 
 /// A connection to a publishers' port, without Nagle's algorithm.
 pub fn connect(address: SocketAddr) -> Result<TcpStream> {
-    let socket = TcpStream::connect_timeout(&address, CONNECT_LIMIT)
-        .with_context(|| format!("cannot connect to {address} to publish; is the server running?"))?;
+    let socket = TcpStream::connect_timeout(&address, CONNECT_LIMIT).map_err(|error| match error.kind() {
+        ErrorKind::AddrNotAvailable => anyhow!(
+            "cannot connect to {address} to publish: no port is left for it; widen net.ipv4.ip_local_port_range"
+        ),
+        _ => server_fault(format!("cannot connect to {address} to publish: {error}; is the server running?")),
+    })?;
     socket.set_nodelay(true)?;
     Ok(socket)
+}
+
+/// What is said of a connection that does not end as it should.
+pub fn broke(error: impl Into<Error>) -> Error {
+    error.into().context(ServerFault("the server broke the publisher's connection".into()))
 }
 
 /// A non-blocking descriptor.
@@ -64,11 +78,7 @@ impl Pipe {
                     let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.limit);
                     let ready = self.wait(PollFlags::OUT, deadline)?;
                     if ready.is_empty() {
-                        bail!(
-                            "the server has not read for {:?}; {} bytes of a publish are unsent",
-                            self.limit,
-                            bytes.len()
-                        );
+                        return Err(self.unread(bytes.len()));
                     }
                     if self.two_way && !ready.contains(PollFlags::OUT) {
                         self.hear(&mut hear)?;
@@ -76,22 +86,32 @@ impl Pipe {
                 }
                 Err(Errno::INTR) => {}
                 Err(error) => {
-                    // What was said before the end is the better reason; nothing may have been.
-                    if self.two_way {
-                        self.hear(&mut hear)?;
+                    if !self.two_way {
+                        return Err(error.into());
                     }
-                    return Err(error).context("the server broke the publisher's connection");
+                    // What was said before the end is the better reason; nothing may have been.
+                    self.hear(&mut hear)?;
+                    return Err(broke(error));
                 }
             }
         }
         Ok(())
     }
 
+    /// What is said of an other end that does not read: a server, or the user's own program.
+    fn unread(&self, bytes: usize) -> Error {
+        let stuck = format!("has not read for {:?}; {bytes} bytes of a publish are unsent", self.limit);
+        match self.two_way {
+            true => server_fault(format!("the server {stuck}")),
+            false => anyhow!("it {stuck}"),
+        }
+    }
+
     /// Hands what has come to `hear`, without waiting; an error at the end of the stream.
     pub fn hear(&mut self, mut hear: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match self.read(&mut hear)? {
             true => Ok(()),
-            false => Err(anyhow!("the server closed the publisher's connection")),
+            false => Err(server_fault(CLOSED)),
         }
     }
 
@@ -109,7 +129,7 @@ impl Pipe {
                 }
                 Err(Errno::AGAIN) => return Ok(true),
                 Err(Errno::INTR) => {}
-                Err(error) => return Err(error).context("the server broke the publisher's connection"),
+                Err(error) => return Err(broke(error)),
             }
         }
     }
@@ -120,7 +140,7 @@ impl Pipe {
         let mut done = false;
         while !done {
             if self.wait(PollFlags::IN, deadline)?.is_empty() {
-                bail!("the server did not answer within {:?}", self.limit);
+                return Err(server_fault(format!("the server did not answer within {:?}", self.limit)));
             }
             let open = self.read(&mut |bytes| {
                 done |= enough(bytes)?;

@@ -8,12 +8,13 @@
 use std::io::{BufReader, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-use super::pipe::{STUCK_LIMIT, connect};
+use super::pipe::{STUCK_LIMIT, broke, connect};
 use super::{Batch, PublishPlan, Refusals, Sink, Template};
+use crate::fault::{ServerFault, server_fault};
 use crate::http::{self, Answer};
 use crate::target::with_topic;
 
@@ -51,8 +52,8 @@ impl Post {
         self.out.clear();
         batch.events().for_each(|event| self.template.put(event, &mut self.out));
         self.socket.get_mut().write_all(&self.out).map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock => anyhow!("the server has not read for {STUCK_LIMIT:?}"),
-            _ => anyhow!(error).context("the server broke the publisher's connection"),
+            ErrorKind::WouldBlock => server_fault(format!("the server has not read for {STUCK_LIMIT:?}")),
+            _ => broke(error),
         })?;
         for answered in 1..=batch.times.len() {
             let answer = http::read_next(&mut self.socket).map_err(unanswered)?;
@@ -75,8 +76,10 @@ fn open(address: SocketAddr) -> Result<BufReader<TcpStream>> {
 
 fn unanswered(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
-        Some(ErrorKind::WouldBlock) => anyhow!("the server did not answer a publish within {STUCK_LIMIT:?}"),
-        _ => error.context("the server did not answer a publish"),
+        Some(ErrorKind::WouldBlock) => {
+            server_fault(format!("the server did not answer a publish within {STUCK_LIMIT:?}"))
+        }
+        _ => error.context(ServerFault("the server did not answer a publish".into())),
     }
 }
 
@@ -87,7 +90,7 @@ fn judge(answer: &Answer, refusals: &mut Refusals) -> Result<()> {
     }
     let said = format!("{} {}", answer.status, answer.first_line());
     if answer.status != 503 || !answer.retry_after {
-        bail!("the server refused a publish: {said}");
+        return Err(server_fault(format!("the server refused a publish: {said}")));
     }
     refusals.events += 1;
     refusals.first.get_or_insert(said);

@@ -20,15 +20,17 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::Schedule;
 use super::{PublishPlan, Publisher};
+use crate::fault::{is_by_server, told};
 use crate::link::{Lines, Link, write_line};
 use crate::receiver::latency_histogram;
 use crate::stamp::now_ns;
+use crate::usage::own_cpu_ns;
 use crate::workload::Pace;
 
 /// From the order to the first event, so that the order itself does not make it late.
 const LEAD_NS: u64 = 1_000_000;
 /// The longest silence between the publisher and its server, while nothing is due.
-const TEND_EVERY: Duration = Duration::from_secs(10);
+pub const TEND_EVERY: Duration = Duration::from_secs(10);
 /// How long before its time the thread is awake, and from which pause on: at most 10 % of a CPU for being on time.
 const SPIN_NS: u64 = 50_000;
 const SPIN_PAUSE_NS: u64 = 500_000;
@@ -60,6 +62,8 @@ enum Word {
     /// It is over; the process ends.
     Failed {
         cause: String,
+        /// True if the server caused it.
+        by_server: bool,
     },
 }
 
@@ -119,7 +123,7 @@ fn say(word: &Word) -> Result<()> {
 }
 
 fn fail(error: &anyhow::Error) -> Result<()> {
-    say(&Word::Failed { cause: format!("{error:#}") })
+    say(&Word::Failed { cause: format!("{error:#}"), by_server: is_by_server(error) })
 }
 
 /// Takes orders until there are no more.
@@ -128,7 +132,7 @@ fn serve() -> Result<()> {
     let mut lines = Lines::default();
     let shared = Arc::new(Mutex::new(Counters { published: 0, refused: 0, lateness: latency_histogram() }));
     let mut tasks: Option<Sender<Task>> = None;
-    let mut cpu_before = cpu_ns();
+    let mut cpu_before = own_cpu_ns();
     while lines.fill(&stdin)? {
         while let Some(order) = lines.next()? {
             let give = |task| {
@@ -144,7 +148,7 @@ fn serve() -> Result<()> {
                 Order::Go { pace, seconds } => give(Task::Go { pace, seconds })?,
                 Order::Finish => give(Task::Finish)?,
                 Order::Sample => {
-                    let cpu = cpu_ns();
+                    let cpu = own_cpu_ns();
                     say(&Word::Sample(sample(&shared, cpu - cpu_before)))?;
                     cpu_before = cpu;
                 }
@@ -251,11 +255,6 @@ fn sample(shared: &Shared, cpu_ns: u64) -> PublishSample {
         lateness: lateness.map(|value| (value.value_iterated_to(), value.count_at_value())).collect(),
         cpu_ns,
     }
-}
-
-fn cpu_ns() -> u64 {
-    let cpu = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
-    cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64
 }
 
 /// The coordinator's end of a publisher process.
@@ -376,7 +375,7 @@ impl PublishProcess {
                 self.state = State::Done(published);
                 Ok(None)
             }
-            Word::Failed { cause } => bail!("the publisher: {cause}"),
+            Word::Failed { cause, by_server } => Err(told(cause, by_server).context("the publisher")),
             other => Ok(Some(other)),
         }
     }

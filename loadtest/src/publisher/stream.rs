@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::pipe::Pipe;
 use super::{Batch, PublishPlan, Refusals, Sink, Template};
+use crate::fault::server_fault;
 use crate::http;
 use crate::target::topic_name;
 
@@ -62,10 +63,10 @@ fn note(said: &mut Vec<u8>, heard: &[u8]) -> Result<()> {
     let status = head.lines().next().unwrap_or_default();
     if status.split(' ').nth(1).is_none_or(|code| !code.starts_with('2')) {
         let line = body.lines().find(|line| line.len() > 8).unwrap_or_default();
-        bail!("the server refused the publish stream: {status} {line}");
+        return Err(server_fault(format!("the server refused the publish stream: {status} {line}")));
     }
     match body.lines().find(|line| line.starts_with("{\"line\"")) {
-        Some(line) => bail!("the server refused an event: {line}"),
+        Some(line) => Err(server_fault(format!("the server refused an event: {line}"))),
         None => Ok(()),
     }
 }
@@ -104,14 +105,16 @@ impl Sink for Stream {
 fn check_summary(status: u16, body: &str, events: u64) -> Result<()> {
     let first = body.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     if status / 100 != 2 {
-        bail!("the server refused the publish stream: {status} {first}");
+        return Err(server_fault(format!("the server refused the publish stream: {status} {first}")));
     }
     let last = body.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
     let summary: serde_json::Value = serde_json::from_str(last)
         .with_context(|| format!("the summary of the publish stream is no JSON: {last:?}"))?;
     match summary.get("accepted").and_then(serde_json::Value::as_u64) {
         Some(taken) if taken == events => Ok(()),
-        Some(taken) => bail!("{events} events were published, the server took {taken}: {first}"),
+        Some(taken) => {
+            Err(server_fault(format!("{events} events were published, the server took {taken}: {first}")))
+        }
         None => bail!("the summary of the publish stream does not say how many events were taken: {last}"),
     }
 }

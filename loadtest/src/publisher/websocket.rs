@@ -3,10 +3,13 @@
 //! What the server answers to a message is read and passed over, its pings are answered, its closing is an error. In
 //! the end each socket is closed as RFC 6455 §7.1.2 wants it, so that the server has read everything before.
 
-use anyhow::{Context, Result, anyhow};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
 
 use super::pipe::Pipe;
-use super::{Batch, PublishPlan, Refusals, Sink, Template};
+use super::{Batch, PublishPlan, Refusals, Sink, TEND_EVERY, Template};
+use crate::fault::server_fault;
 use crate::framing::websocket::{CLOSE, TEXT, client_frame, client_head};
 use crate::framing::{Protocol, Splitter};
 use crate::receiver::handshake::{head_end, websocket_request};
@@ -20,6 +23,8 @@ const CLOSE_NORMAL: [u8; 2] = [3, 232];
 pub struct WebSockets {
     sockets: Vec<Socket>,
     template: Template,
+    /// When all sockets were tended: each is when its topic comes, which may be seldom.
+    tended: Instant,
 }
 
 #[derive(Debug)]
@@ -36,7 +41,7 @@ impl WebSockets {
         plan.check_lines("WebSocket")?;
         let template = Template::new(plan, |_| client_head(TEXT, plan.payload_bytes), plan.filler());
         let sockets = (0..plan.topics).map(|topic| Socket::connect(plan, topic)).collect::<Result<_>>()?;
-        Ok(WebSockets { sockets, template })
+        Ok(WebSockets { sockets, template, tended: Instant::now() })
     }
 }
 
@@ -53,9 +58,11 @@ impl Socket {
             Ok(end.is_some())
         })
         .context("opening the publisher's WebSocket")?;
-        let end = end.with_context(|| {
+        let end = end.ok_or_else(|| {
             let said = String::from_utf8_lossy(&head);
-            format!("the server closed the publisher's WebSocket within the handshake, after {said:?}")
+            server_fault(format!(
+                "the server closed the publisher's WebSocket within the handshake, after {said:?}"
+            ))
         })?;
         let splitter = Splitter::new(Protocol::Ws, Dialect::Plain, 0);
         let mut socket = Socket { pipe, splitter, out: Vec::new() };
@@ -87,11 +94,14 @@ impl Socket {
 }
 
 fn hear(splitter: &mut Splitter, heard: &[u8]) -> Result<()> {
-    splitter.feed(heard, |_| ()).map(drop).map_err(|cause| anyhow!(cause))
+    splitter.feed(heard, |_| ()).map(drop).map_err(server_fault)
 }
 
 impl Sink for WebSockets {
     fn send(&mut self, batch: Batch<'_>) -> Result<Refusals> {
+        if self.tended.elapsed() >= TEND_EVERY {
+            self.tend().context("publishing")?;
+        }
         for topic in batch.topics() {
             self.sockets[topic].tend().context("publishing")?;
         }
@@ -105,6 +115,7 @@ impl Sink for WebSockets {
     }
 
     fn tend(&mut self) -> Result<()> {
+        self.tended = Instant::now();
         for socket in &mut self.sockets {
             socket.tend()?;
             socket.write()?;

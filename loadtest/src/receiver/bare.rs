@@ -1,15 +1,17 @@
 //! The bare multishot-receive loop: what this kernel charges for receiving, without looking at a single byte.
 //!
 //! Its sockets are opened as a receiver's are. From then on it takes what the ring received, adds up lengths, and tells the
-//! coordinator when so many bytes have come that every connection must have its events. Nothing else.
+//! coordinator when so many bytes have come that every connection must have its events. Nothing else: the coordinator
+//! reads while it waits for each burst, so its words find room.
 
 use anyhow::Result;
 use fanwave::egress::{Completion, EgressRing, ReceiveEnd};
 
 use super::crowd::Crowd;
 use super::wires::Wires;
-use super::{Order, Totals, Word, cpu_ns, say};
+use super::{Order, Totals, Word, say};
 use crate::link::Lines;
+use crate::usage::own_cpu_ns;
 
 /// Obeys [`Order::Zero`] and [`Order::Report`] until the orders end; the frame length that zeroing names is what one event is.
 pub fn serve(wires: &mut Wires, lines: &mut Lines, crowd: &Crowd) -> Result<()> {
@@ -51,7 +53,12 @@ pub fn serve(wires: &mut Wires, lines: &mut Lines, crowd: &Crowd) -> Result<()> 
                     say(&Word::Zeroed)?;
                 }
                 Order::Report { .. } => {
-                    say(&Word::Report(Totals { connections, bytes, cpu_ns: cpu_ns(), ..Totals::default() }))?;
+                    say(&Word::Report(Totals {
+                        connections,
+                        bytes,
+                        cpu_ns: own_cpu_ns(),
+                        ..Totals::default()
+                    }))?;
                 }
                 order => anyhow::bail!("the bare loop does not know {order:?}"),
             }

@@ -15,7 +15,7 @@ use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
 use fanwave::egress::{ReceiveEnd, Slot};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
@@ -26,7 +26,9 @@ use super::tally::{Counting, Tally};
 use super::wires::{Wires, slot};
 use super::witness::Witness;
 use crate::audit::Audit;
+use crate::fault::server_fault;
 use crate::framing::chunked::ENDED;
+use crate::framing::websocket::CLOSED;
 use crate::framing::{Protocol, Splitter, same_bytes_everywhere};
 use crate::stamp::now_ns;
 use crate::workload::Behaviour;
@@ -57,8 +59,6 @@ const READ_BYTES: usize = 64 << 10;
 /// Receive buffer of slow and stalled readers: small, so that what they leave unread stays with the server.
 const SMALL_BUFFER_BYTES: usize = 4_096;
 const SECOND_NS: f64 = 1e9;
-/// How the reason of a splitter begins where the server ended a WebSocket by its own will.
-const CLOSED: &str = "the server closed the WebSocket";
 
 /// No member.
 const NOBODY: u32 = u32::MAX;
@@ -108,7 +108,7 @@ enum Task {
     Reconnect(u32),
     /// Read for a slow member, in this generation of it.
     Read(u32, u32),
-    /// Replace the oldest member.
+    /// Replace a member.
     Churn,
     /// Break the storm's share of all connections.
     Storm,
@@ -370,7 +370,7 @@ impl Crowd {
                 self.closing.push(number);
                 Ok(())
             }
-            Err(cause) => Err(anyhow!("connection {number}: {cause} after {before} bytes")),
+            Err(cause) => Err(server_fault(format!("connection {number}: {cause} after {before} bytes"))),
         };
         while let Some(owed) = self.witness.owed() {
             let member = &mut self.members[owed.member as usize];
@@ -422,7 +422,7 @@ impl Crowd {
     fn closed(&mut self, number: u32, what: &str) -> Result<()> {
         if self.setup.behaviour == Behaviour::Steady {
             let bytes = self.members[number as usize].bytes;
-            bail!("connection {number}: {what} after {bytes} bytes");
+            return Err(server_fault(format!("connection {number}: {what} after {bytes} bytes")));
         }
         self.tally.closed_by_server();
         self.come_back(number, now_ns() + PAUSE_NS, true);

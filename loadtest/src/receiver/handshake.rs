@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
 
 use super::Setup;
+use crate::fault::server_fault;
 use crate::framing::{Protocol, Splitter, nats};
 use crate::target::{Dialect, with_topic};
 use crate::workload::Behaviour;
@@ -108,7 +109,16 @@ pub fn start(setup: &Setup, attempt: Attempt<'_>) -> Result<(OwnedFd, Handshake)
 }
 
 fn refused(setup: &Setup, error: Errno) -> anyhow::Error {
-    anyhow!("cannot connect to {}: {error}; is the server running?", setup.target)
+    let target = setup.target;
+    match error {
+        Errno::ADDRNOTAVAIL => anyhow!(
+            "cannot connect to {target}: no port is left for it; widen net.ipv4.ip_local_port_range or use fewer connections"
+        ),
+        Errno::CONNRESET | Errno::PIPE => {
+            server_fault(format!("{target} broke the connection within the handshake: {error}"))
+        }
+        _ => server_fault(format!("cannot connect to {target}: {error}; is the server running?")),
+    }
 }
 
 /// 127.1.0.1 and those after it.
@@ -155,7 +165,10 @@ impl Handshake {
         let piece = if setup.behaviour == Behaviour::Stalled { 1 } else { buffer.len() };
         loop {
             match rustix::net::recv(socket, &mut buffer[..piece], RecvFlags::empty()) {
-                Ok((0, _)) => bail!("{} closed within the handshake{}", setup.target, self.said()),
+                Ok((0, _)) => {
+                    let (target, said) = (setup.target, self.said());
+                    return Err(server_fault(format!("{target} closed within the handshake{said}")));
+                }
                 Ok((read, _)) => {
                     if let Opening::Pong(splitter) = &mut self.opening {
                         self.head.extend_from_slice(&buffer[..read]);
@@ -214,7 +227,7 @@ impl Handshake {
 fn heard(splitter: &mut Splitter, bytes: &[u8]) -> Result<bool> {
     match splitter.feed(bytes, |_| ()) {
         Ok(fed) => Ok(fed.pongs > 0),
-        Err(cause) => bail!("the subscription failed: {cause}"),
+        Err(cause) => Err(server_fault(format!("the subscription failed: {cause}"))),
     }
 }
 
@@ -231,10 +244,10 @@ pub fn head_end(protocol: Protocol, bytes: &[u8]) -> Result<Option<usize>> {
     let wanted = if protocol == Protocol::Sse { "200" } else { "101" };
     if status.split(' ').nth(1) != Some(wanted) || !status.starts_with("HTTP/1.") {
         let body = String::from_utf8_lossy(&bytes[end + 4..]);
-        bail!(
+        return Err(server_fault(format!(
             "the server refused the connection: {status}: {}",
             body.lines().next().unwrap_or_default().trim()
-        );
+        )));
     }
     if protocol == Protocol::Ws {
         let accept = head.lines().filter_map(|line| line.split_once(':')).find_map(|(name, value)| {

@@ -2,8 +2,9 @@
 //!
 //! One thread. A connection is opened by `handshake`, then its socket is in the io_uring of `wires` with a multishot receive
 //! until it ends; slow readers are read by the clock, stalled ones never. `crowd` knows who is subscribed and comes
-//! and goes, `tally` what arrived, `witness` what others must have, and this module obeys the coordinator, one JSON line per order. `bare` is the loop that the
-//! receiver's own cost is measured against.
+//! and goes, `tally` what arrived, `witness` what others must have, and this module obeys the coordinator, one JSON line
+//! per order. A coordinator that does not read holds no receive up: progress is told when there is room for it, the newest
+//! alone. `bare` is the loop that the receiver's own cost is measured against.
 //!
 //! Where TLS would go: between the socket and the splitter. `handshake` would first let a session speak on the socket, and
 //! `Crowd::arrived` would pass the bytes that the ring received through the member's session before it feeds the splitter;
@@ -11,6 +12,7 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fanwave::egress::{Completion, EgressRing, ReceiveEnd};
@@ -18,9 +20,11 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Findings;
+use crate::fault::is_by_server;
 use crate::framing::Protocol;
-use crate::link::{Lines, write_line};
+use crate::link::{Lines, has_room, write_line};
 use crate::target::Dialect;
+use crate::usage::own_cpu_ns;
 use crate::workload::Behaviour;
 use crowd::Crowd;
 use wires::Wires;
@@ -32,10 +36,13 @@ mod tally;
 mod wires;
 mod witness;
 
-pub use tally::{SampleWord, events_of_topic, is_told, recorded};
+pub use tally::{Counts, SampleWord, is_told, listeners, owed, record, recorded};
 
 /// Longest latency that the histogram tells apart, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
+
+/// How soon progress is told that there was no room for.
+const UNTOLD: Duration = Duration::from_millis(2);
 
 /// What the coordinator asks for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -141,6 +148,8 @@ pub enum Word {
     Failed {
         /// One line.
         cause: String,
+        /// True if the server caused it.
+        by_server: bool,
     },
 }
 
@@ -187,8 +196,8 @@ pub fn run() -> Result<ExitCode> {
     match Receiver::new().and_then(|mut receiver| receiver.serve()) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
-            let cause = format!("{error:#}");
-            say(&Word::Failed { cause }).map_err(|_| error)?;
+            let (cause, by_server) = (format!("{error:#}"), is_by_server(&error));
+            say(&Word::Failed { cause, by_server }).map_err(|_| error)?;
             Ok(ExitCode::FAILURE)
         }
     }
@@ -203,6 +212,8 @@ struct Receiver {
     over: bool,
     orders_failed: Option<anyhow::Error>,
     stopping: bool,
+    /// Progress that is to be told.
+    untold: Option<u64>,
     /// CPU time at the last sample.
     sampled_cpu_ns: u64,
 }
@@ -216,7 +227,8 @@ impl Receiver {
             over: false,
             orders_failed: None,
             stopping: false,
-            sampled_cpu_ns: cpu_ns(),
+            untold: None,
+            sampled_cpu_ns: own_cpu_ns(),
         })
     }
 
@@ -231,7 +243,11 @@ impl Receiver {
                 return Ok(());
             }
             let Some(crowd) = &mut self.crowd else { continue };
-            if let Some(events) = crowd.tally().progress() {
+            self.untold = crowd.tally().progress().or(self.untold);
+            if let Some(events) = self.untold
+                && has_room(std::io::stdout())
+            {
+                self.untold = None;
                 say(&Word::Progress { events })?;
             }
             if let Some(seconds) = crowd.all_opened() {
@@ -254,7 +270,7 @@ impl Receiver {
             None => self.wires.wait(None)?,
             Some(crowd) => {
                 crowd.advance(&mut self.wires)?;
-                let rest = crowd.rest();
+                let rest = crowd.rest().into_iter().chain(self.untold.map(|_| UNTOLD)).min();
                 match crowd.watches() {
                     true => ready = self.wires.wait_watching(rest)?,
                     false => self.wires.wait(rest)?,
@@ -314,13 +330,14 @@ impl Receiver {
             Order::Open { connections, per_second } => crowd.add(connections, per_second),
             Order::Zero { next, raw_frame_bytes } => {
                 crowd.zero(next, raw_frame_bytes);
+                self.untold = None;
                 say(&Word::Zeroed)?;
             }
             Order::Report { last } => say(&Word::Report(crowd.report(last)))?,
             Order::Sample => {
-                let used = cpu_ns();
+                let used = own_cpu_ns();
                 let mut sample = crowd.sample();
-                sample.cpu_ns = used - self.sampled_cpu_ns;
+                sample.counts.cpu_ns = used - self.sampled_cpu_ns;
                 self.sampled_cpu_ns = used;
                 say(&Word::Sample(sample))?;
             }
@@ -335,12 +352,6 @@ impl Receiver {
         }
         Ok(())
     }
-}
-
-/// CPU nanoseconds of this process since its start.
-fn cpu_ns() -> u64 {
-    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64
 }
 
 fn say(word: &Word) -> Result<()> {

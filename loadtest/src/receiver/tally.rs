@@ -34,13 +34,43 @@ pub enum Counting {
     Deliveries,
 }
 
-/// What happened since the last sample in one receiver.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct SampleWord {
+/// What adds up, over receivers, crowds and time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
     /// Deliveries.
     pub events: u64,
     /// Bytes.
     pub bytes: u64,
+    /// Handshakes that ended.
+    pub opened: u64,
+    /// Connections that the server ended.
+    pub closed_by_server: u64,
+    /// CPU nanoseconds of the receivers.
+    pub cpu_ns: u64,
+}
+
+impl Counts {
+    /// Adds others.
+    pub fn add(&mut self, more: &Counts) {
+        self.events += more.events;
+        self.bytes += more.bytes;
+        self.opened += more.opened;
+        self.closed_by_server += more.closed_by_server;
+        self.cpu_ns += more.cpu_ns;
+    }
+
+    /// Mean bytes of an event on the wire, if there was any.
+    pub fn frame_bytes(&self) -> Option<usize> {
+        (self.events > 0).then(|| (self.bytes as f64 / self.events as f64).round() as usize)
+    }
+}
+
+/// What happened since the last sample in one receiver.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct SampleWord {
+    /// What adds up.
+    #[serde(flatten)]
+    pub counts: Counts,
     /// Connections open now.
     pub connections: u64,
     /// Nanoseconds from the stamp to the arrival, and count.
@@ -49,14 +79,8 @@ pub struct SampleWord {
     pub lasts: Vec<LastArrival>,
     /// One of 2^shift events is in `lasts`; never falls.
     pub lasts_shift: u32,
-    /// Handshakes that ended.
-    pub opened: u64,
     /// Nanoseconds from when the handshake was due to the response head, and count.
     pub handshakes: Vec<(u64, u64)>,
-    /// Connections that the server ended.
-    pub closed_by_server: u64,
-    /// CPU nanoseconds of the process.
-    pub cpu_ns: u64,
 }
 
 /// How many of the first `events` events go to `topic`.
@@ -71,9 +95,30 @@ pub fn is_told(event: u64, topic: usize, topics: usize, shift: u32) -> bool {
     shift == 0 || number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - shift) == 0
 }
 
+/// How many of `connections` connections from number `first` on are of `topic`: connection k is of topic k mod topics.
+pub fn listeners(topic: usize, topics: usize, first: usize, connections: usize) -> usize {
+    let ahead = (topic + topics - first % topics) % topics;
+    connections.saturating_sub(ahead).div_ceil(topics)
+}
+
+/// Deliveries that the events after `from` up to `to` make on `connections` connections from number `first` on.
+pub fn owed(topics: usize, first: usize, connections: usize, from: u64, to: u64) -> u64 {
+    (0..topics)
+        .map(|topic| {
+            let events = events_of_topic(to, topic, topics) - events_of_topic(from.min(to), topic, topics);
+            events * listeners(topic, topics, first, connections) as u64
+        })
+        .sum()
+}
+
 /// The values and counts of a histogram.
 pub fn recorded(histogram: &Histogram<u64>) -> Vec<(u64, u64)> {
     histogram.iter_recorded().map(|value| (value.value_iterated_to(), value.count_at_value())).collect()
+}
+
+/// Adds values with their counts to a histogram.
+pub fn record(histogram: &mut Histogram<u64>, values: &[(u64, u64)]) {
+    values.iter().for_each(|&(value, count)| histogram.saturating_record_n(value, count));
 }
 
 #[derive(Debug, Default)]
@@ -89,16 +134,10 @@ struct Topic {
     first: u64,
     /// Events since zero that all connections have, without a gap.
     complete: u64,
-    /// Those after them, the first being `first + complete`; by events only.
-    pending: VecDeque<Pending>,
+    /// How many connections have each of those after them, the first being `first + complete`; by events only.
+    pending: VecDeque<u64>,
     /// True while it stands in `Tally::dirty`.
     dirty: bool,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Pending {
-    /// Connections that have it.
-    arrived: u64,
 }
 
 /// The counters of one receiver.
@@ -212,7 +251,8 @@ impl Tally {
     pub fn scouted(&mut self, topic: u32, end: u64) {
         let topic = &mut self.topics[topic as usize];
         topic.scout = (topic.scout.0 + 1, end);
-        if self.counting == Counting::Bytes {
+        // More come from a broken or hostile stream only; what has no end here is never complete.
+        if self.counting == Counting::Bytes && topic.ends.len() < PENDING_MAX {
             topic.ends.push_back(end);
         }
     }
@@ -239,14 +279,14 @@ impl Tally {
                 return;
             }
             self.pending += grown as usize;
-            topic.pending.resize(at as usize + 1, Pending::default());
+            topic.pending.resize(at as usize + 1, 0);
         }
         let at = at as usize;
-        topic.pending[at].arrived += 1;
-        if topic.pending[at].arrived < topic.connections {
+        topic.pending[at] += 1;
+        if topic.pending[at] < topic.connections {
             return;
         }
-        while topic.pending.front().is_some_and(|event| event.arrived >= topic.connections) {
+        while topic.pending.front().is_some_and(|arrived| *arrived >= topic.connections) {
             topic.pending.pop_front();
             self.pending -= 1;
             topic.complete += 1;
@@ -357,15 +397,18 @@ impl Tally {
         let recent = &mut self.recent;
         self.latencies.add(&recent.latencies).expect("both have the same bounds");
         let sample = SampleWord {
-            events: self.deliveries - recent.deliveries,
-            bytes: self.bytes - recent.bytes,
+            counts: Counts {
+                events: self.deliveries - recent.deliveries,
+                bytes: self.bytes - recent.bytes,
+                opened: std::mem::take(&mut recent.opened),
+                closed_by_server: std::mem::take(&mut recent.closed_by_server),
+                cpu_ns: 0,
+            },
+            connections: 0,
             latencies: recorded(&recent.latencies),
             lasts: std::mem::take(&mut recent.lasts),
             lasts_shift: recent.lasts_shift,
-            opened: std::mem::take(&mut recent.opened),
             handshakes: recorded(&recent.handshakes),
-            closed_by_server: std::mem::take(&mut recent.closed_by_server),
-            ..SampleWord::default()
         };
         (recent.bytes, recent.deliveries) = (self.bytes, self.deliveries);
         recent.latencies.reset();
@@ -390,6 +433,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_owed_is_what_counting_one_by_one_gives() {
+        for (topics, first, connections, from, to) in [
+            (1, 0, 10, 0, 7),
+            (1, 7, 10, 47, 50),
+            (3, 0, 10, 0, 7),
+            (3, 2, 4, 2, 9),
+            (3, 4, 4, 4, 7),
+            (5, 0, 2, 0, 5),
+            (5, 7, 3, 1, 100),
+            (4, 1, 0, 0, 9),
+            (2, 5, 9, 3, 3),
+        ] {
+            let counted: usize = (from + 1..=to)
+                .map(|event| (event as usize - 1) % topics)
+                .map(|topic| (first..first + connections).filter(|k| k % topics == topic).count())
+                .sum();
+            let case = (topics, first, connections, from, to);
+            assert_eq!(owed(topics, first, connections, from, to), counted as u64, "{case:?}");
+        }
+        assert_eq!((0..5).map(|topic| listeners(topic, 5, 3, 2)).collect::<Vec<_>>(), [0, 0, 0, 1, 1]);
+    }
+
+    #[test]
     fn by_events_an_event_is_complete_when_each_connection_of_its_topic_has_it() {
         let mut tally = Tally::new(Counting::Events, true, 2);
         assert_eq!([0, 0, 1].map(|topic| tally.join(topic)), [true, false, true]);
@@ -403,11 +469,11 @@ mod tests {
         tally.delivered(1, stamp(2), true, 170);
         assert_eq!(tally.progress(), Some(2));
         let sample = tally.sample();
-        assert_eq!(sample.events, 4);
+        assert_eq!(sample.counts.events, 4);
         let last = |event, topic, arrival_ns| LastArrival { event, topic, stamp_ns: 100, arrival_ns };
         assert_eq!(sample.lasts, [last(3, 0, 160), last(2, 1, 170)]);
         assert_eq!(sample.latencies.iter().map(|(_, count)| count).sum::<u64>(), 4);
-        assert_eq!(tally.sample().events, 0);
+        assert_eq!(tally.sample().counts.events, 0);
         assert_eq!(tally.latencies().iter().map(|(_, count)| count).sum::<u64>(), 4, "since zero");
     }
 

@@ -144,10 +144,9 @@ impl Wires {
                 number => ready.push(number as u32),
             }
         }
-        if !ready.is_empty() || !self.ring.wants_submit() {
-            return Ok(ready);
+        if ready.is_empty() && self.ring.wants_submit() {
+            self.ring.submit()?;
         }
-        self.ring.submit()?;
         Ok(ready)
     }
 }

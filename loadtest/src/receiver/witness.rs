@@ -4,19 +4,25 @@
 //! what it still lacked. Others can: events go round the topics by one count, so that an event of any topic says how far all
 //! of them are, and the time in its stamp says that it was published later than a handshake ended.
 //!
-//! What may be on its way is not owed: an event counts against a subscriber that breaks off once somebody has had it for
-//! [`GRACE_NS`], and against one that joined (or was told of a gap) if it is stamped so much later. Where nobody at all
-//! gets anything, the number last published speaks, less twice what the rate so far can have brought meanwhile.
-//! No I/O, no clock.
+//! What may be on its way is not owed. An event counts against a subscriber that joined (or was told of a gap) if it is
+//! stamped [`JOIN_NS`] later. It counts against one that breaks off once somebody has had it for [`GRACE_NS`]: what goes
+//! missing last of all in that time, with nothing behind it that would show it, is not seen. Churn avoids that: who
+//! lacks what another has does not leave before it is here or counts. Event streams that resume are audited over the break
+//! and need none of this; so it is WebSockets that storm, or that the server closes, whose last two seconds are in doubt.
+//! Where nobody at all gets anything, the number last published speaks, less twice what the rate so far can have brought
+//! meanwhile. No I/O, no clock.
 
 use std::collections::VecDeque;
 
 use super::tally::events_of_topic;
 use crate::stamp::Stamp;
 
-/// What a server may need to subscribe somebody, or to bring an event to one that another has already: far longer than it
-/// takes in good order, and short beside a measurement. What is lost within it around a break is not seen.
+/// What a server may need to bring an event to one that another has already: far longer than it takes in good order, and
+/// short beside a measurement.
 pub const GRACE_NS: u64 = 2_000_000_000;
+/// What a server may need after its answer until the subscription holds. Most need nothing; who is not subscribed after that
+/// misses events although its subscriber was told that it is there.
+pub const JOIN_NS: u64 = 250_000_000;
 /// Between two looks that are remembered.
 const LOOK_NS: u64 = 100_000_000;
 
@@ -97,7 +103,7 @@ impl Witness {
             self.looks.pop_front();
         }
         while let Some(&(since_ns, member)) = self.waiting.front()
-            && since_ns.saturating_add(GRACE_NS) < seen.stamp_ns
+            && since_ns.saturating_add(JOIN_NS) < seen.stamp_ns
         {
             self.waiting.pop_front();
             self.owed.push(Owed { member, since_ns, number: seen.number });
@@ -114,6 +120,11 @@ impl Witness {
         let old = |seen: &&Seen| seen.seen_ns.saturating_add(GRACE_NS) <= now_ns;
         let seen = self.newest.iter().chain(self.looks.iter().rev()).find(old);
         events_of_topic(seen.map_or(0, |seen| seen.number), topic as usize, self.topics)
+    }
+
+    /// Sequence of the topic's last event that was published before one that somebody has; 0 if there is none.
+    pub fn known(&self, topic: u32) -> u64 {
+        events_of_topic(self.newest.map_or(0, |seen| seen.number), topic as usize, self.topics)
     }
 
     /// Sequence of the first event of `topic` from event `number` on.
@@ -148,9 +159,9 @@ mod tests {
         let mut witness = Witness::new(3);
         witness.wait(10 * S, 7);
         witness.wait(20 * S, 8);
-        saw(&mut witness, 1, 4, 12 * S, 12 * S);
+        saw(&mut witness, 1, 4, 10 * S + JOIN_NS, 12 * S);
         assert_eq!(witness.owed(), None, "it may have been published before the subscription held");
-        saw(&mut witness, 1, 5, 12 * S + 1, 12 * S);
+        saw(&mut witness, 1, 5, 10 * S + JOIN_NS + 1, 12 * S);
         assert_eq!(witness.owed(), Some(Owed { member: 7, since_ns: 10 * S, number: 14 }));
         assert_eq!(witness.owed(), None);
         // Event 14 is the fifth of topic 1; those after it are of topics 2 and 0.
@@ -166,7 +177,7 @@ mod tests {
         }
         assert_eq!(witness.looks.len() as u64, GRACE_NS / LOOK_NS + 1);
         let now = 100 * LOOK_NS;
-        assert_eq!(witness.settled(1, now), 80);
+        assert_eq!((witness.settled(1, now), witness.known(1), witness.known(0)), (80, 100, 100));
         assert_eq!(witness.settled(0, now), 80);
         assert_eq!(witness.settled(1, now + GRACE_NS), 100);
         saw(&mut witness, 0, 200, 1, now + LOOK_NS / 2);

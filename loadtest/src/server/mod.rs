@@ -5,12 +5,14 @@
 //! own, runs already and is named by URLs. What was started is asked for its version before anything is measured.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use tempfile::TempDir;
 
 pub use custom::CustomArgs;
 pub use fanwave::Server;
@@ -25,7 +27,6 @@ mod fanwave;
 mod nats;
 mod nchan;
 mod program;
-mod scratch;
 
 /// What to tell a user who lacks a rival.
 const INSTALL: &str = "install it with loadtest/rivals/install (Debian, as root)";
@@ -77,7 +78,7 @@ enum Process {
     Rival {
         program: Program,
         _guard: Option<nchan::Guard>,
-        _scratch: scratch::Scratch,
+        _scratch: TempDir,
     },
     /// Not ours: it runs on when we are done.
     Custom,
@@ -87,8 +88,9 @@ enum Process {
 /// arguments of `fanwave serve`) are fanwave's; rivals have one worker. A server named by URLs is only looked up.
 pub fn start(choice: &ServerChoice, cpu: Option<usize>, shards: usize, more: &[String]) -> Result<Running> {
     if choice.custom.is_given() {
-        if choice.rival.is_some() || choice.fanwave.program.is_some() {
-            bail!("a server named by URLs runs already: leave out --server and --rival");
+        let FanwaveArgs { program, more } = &choice.fanwave;
+        if choice.rival.is_some() || program.is_some() || !more.is_empty() {
+            bail!("a server named by URLs runs already: leave out --server, --server-arg and --rival");
         }
         return Ok(Running { target: choice.custom.target()?, process: Process::Custom });
     }
@@ -183,6 +185,16 @@ fn bare_version(line: &str) -> String {
         .to_owned()
 }
 
+/// A directory for a server's files, with its configuration in it; gone with all of them when it is dropped.
+fn scratch(server: &str, config: &str) -> Result<(TempDir, PathBuf)> {
+    let prefix = format!("loadtest-{server}-");
+    let directory =
+        tempfile::Builder::new().prefix(&prefix).tempdir().context("making a temporary directory")?;
+    let file = directory.path().join(format!("{server}.conf"));
+    fs::write(&file, config).with_context(|| format!("writing {}", file.display()))?;
+    Ok((directory, file))
+}
+
 /// The CPUs of a process that are fewer than ours may be; none if it may use all of them.
 fn pinned_to(allowed: &[usize]) -> Vec<usize> {
     if cpus_allowed().iter().all(|cpu| allowed.contains(cpu)) { Vec::new() } else { allowed.to_vec() }
@@ -219,6 +231,7 @@ mod tests {
         let urls = "--subscribe-sse http://127.0.0.1:1/ --publish-to http://127.0.0.1:1/";
         assert!(refused(&format!("{urls} --rival nats")).contains("leave out"));
         assert!(refused(&format!("{urls} --server x")).contains("leave out"));
+        assert!(refused(&format!("{urls} --server-arg x")).contains("leave out"));
     }
 
     #[test]

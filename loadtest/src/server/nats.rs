@@ -8,8 +8,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 
 use super::program::Program;
-use super::scratch::Scratch;
-use super::{INSTALL, Process, Running, version_of};
+use super::{INSTALL, Process, Running, scratch, version_of};
 use crate::target::{Dialect, Target, Way};
 
 const CONFIG: &str = include_str!("../../rivals/nats.conf");
@@ -17,8 +16,7 @@ const CONFIG: &str = include_str!("../../rivals/nats.conf");
 /// Starts nats-server on `cpu` alone if one is given, and waits until it listens.
 pub fn start(cpu: Option<usize>) -> Result<Running> {
     let version = version_of("nats-server".as_ref(), &["--version"], INSTALL)?;
-    let scratch = Scratch::new("nats")?;
-    let file = scratch.write("nats.conf", CONFIG)?;
+    let (scratch, file) = scratch("nats", CONFIG)?;
     let mut args = Vec::new();
     if cpu.is_some() {
         args.push("GOMAXPROCS=1".into());

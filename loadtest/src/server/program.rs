@@ -6,15 +6,17 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::Signal;
 
+use crate::fault::ServerFault;
 use crate::process::{Child, describe};
 
 /// How long a server may take to be ready.
@@ -25,6 +27,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 const END_LIMIT: Duration = Duration::from_millis(300);
 /// Lines of its output that are kept for an error.
 const LINES_KEPT: usize = 6;
+/// Bytes of a line; a longer one counts as several.
+const LINE_BYTES_MAX: u64 = 4 << 10;
 
 /// A running server process. Dropping it kills it.
 pub struct Program {
@@ -54,7 +58,10 @@ impl Program {
     /// Waits until `ready`, fed with each line of output, gives something; an error if it ends or stays silent before.
     pub fn wait_ready<T>(&mut self, mut ready: impl FnMut(&str) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + START_LIMIT;
-        while let Ok(line) = self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        // A server that talks without end is no more ready than a silent one.
+        while let Some(left) = deadline.checked_duration_since(Instant::now())
+            && let Ok(line) = self.told.recv_timeout(left)
+        {
             if let Some(found) = ready(&line) {
                 // Whatever comes from here on is kept for errors only.
                 self.told = channel().1;
@@ -64,13 +71,34 @@ impl Program {
         Err(self.not_started())
     }
 
-    /// Ends it and says why it is not ready.
-    pub fn not_started(&mut self) -> anyhow::Error {
-        let end = match self.child.stop(Signal::KILL, STOP_LIMIT) {
-            Ok(status) if status.code().is_some() => describe(status),
-            _ => format!("not ready within {START_LIMIT:?}"),
+    /// Why it is not ready.
+    fn not_started(&mut self) -> anyhow::Error {
+        let why = match self.ended_soon() {
+            Some(status) => self.end(status),
+            None => format!("not ready within {START_LIMIT:?}: {}", shown(&self.last_lines)),
         };
-        anyhow::anyhow!("{} did not start: {end}: {}", self.name, shown(&self.last_lines))
+        anyhow!("{} did not start: {why}", self.name)
+    }
+
+    /// How it ended, if it does so by itself within a moment: its output and its sockets close before its end can be seen.
+    fn ended_soon(&mut self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + END_LIMIT;
+        loop {
+            let status = self.child.ended();
+            if status.is_some() || Instant::now() >= deadline {
+                return status;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// An end in words. Its last lines are its reason if it ended by itself; a panic does that by SIGABRT. Whoever was
+    /// killed has not said why.
+    fn end(&self, status: ExitStatus) -> String {
+        match status.signal() {
+            Some(signal) if signal != Signal::ABORT.as_raw() => describe(status),
+            _ => format!("{}: {}", describe(status), shown(&self.last_lines)),
+        }
     }
 
     /// Process id.
@@ -78,25 +106,19 @@ impl Program {
         self.child.pid()
     }
 
-    /// Adds to an error what the server said, if it has ended. Its sockets close before its end can be seen.
+    /// Adds to an error how the server ended, and what it said, if it has ended: then that is the cause.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
-        let deadline = Instant::now() + END_LIMIT;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.ended() {
-                let (name, said) = (&self.name, shown(&self.last_lines));
-                return error.context(format!("{name} ended ({}): {said}", describe(status)));
-            }
-            thread::sleep(Duration::from_millis(10));
+        match self.ended_soon() {
+            Some(status) => error.context(ServerFault(format!("{} ended: {}", self.name, self.end(status)))),
+            None => error,
         }
-        error
     }
 
     /// SIGTERM, and an end that `well` accepts within the limit.
     pub fn stop(&mut self, well: impl FnOnce(ExitStatus) -> bool) -> Result<()> {
         let status = self.child.stop(Signal::TERM, STOP_LIMIT)?;
         if !well(status) {
-            let (name, said) = (&self.name, shown(&self.last_lines));
-            bail!("{name} ended badly after SIGTERM ({}): {said}", describe(status));
+            bail!("{} ended badly after SIGTERM: {}", self.name, self.end(status));
         }
         Ok(())
     }
@@ -105,15 +127,20 @@ impl Program {
 /// Copies lines away until the stream ends, so that the server never blocks on its output.
 fn watch(from: impl Read + Send + 'static, last_lines: LastLines, tell: Sender<String>) {
     thread::spawn(move || {
-        for line in BufReader::new(from).lines().map_while(Result::ok) {
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        while from.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            // A server may print what is no UTF-8.
+            let text = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
+            line.clear();
             let mut kept = last_lines.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.push_back(line.clone());
+            kept.push_back(text.clone());
             if kept.len() > LINES_KEPT {
                 kept.pop_front();
             }
             drop(kept);
             // Nobody listens any more once the server is ready.
-            let _ = tell.send(line);
+            let _ = tell.send(text);
         }
     });
 }
@@ -136,5 +163,16 @@ mod tests {
         assert_eq!(shown(&lines), "it printed nothing");
         lines.lock().expect("not poisoned").extend(["a".to_string(), "b".to_string()]);
         assert_eq!(shown(&lines), "a | b");
+    }
+
+    #[test]
+    fn output_that_is_no_text_and_has_no_end_of_line_is_taken_to_its_end() {
+        let (lines, (tell, told)) = (LastLines::default(), channel());
+        let output =
+            [b"ready \xff\n".to_vec(), vec![b'x'; 10 * LINE_BYTES_MAX as usize], b"\nlast".to_vec()].concat();
+        watch(std::io::Cursor::new(output), lines, tell);
+        let told: Vec<String> = told.iter().collect();
+        assert_eq!((told[0].as_str(), told[told.len() - 1].as_str()), ("ready \u{fffd}", "last"));
+        assert!(told.iter().all(|line| line.len() as u64 <= LINE_BYTES_MAX));
     }
 }

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 /// How long anything may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The smallest pipe.
+const PIPE_BYTES: usize = 4_096;
 
 /// Fails once a test has waited for too long.
 pub struct Patience(Instant);
@@ -31,6 +33,8 @@ pub struct Receiver {
     stdin: ChildStdin,
     /// Its words, read by a thread of their own, so that no wait for one is without end.
     words: mpsc::Receiver<Value>,
+    /// Whether they are read: as soon as this is gone.
+    deaf: Option<mpsc::Sender<()>>,
 }
 
 impl Receiver {
@@ -45,7 +49,22 @@ impl Receiver {
         Receiver::spawn(command, target, more)
     }
 
-    pub fn spawn(mut command: Command, target: SocketAddr, more: Value) -> Receiver {
+    /// One whose words nobody reads, of which few find room, before [`Receiver::hear`].
+    pub fn deaf(target: SocketAddr, more: Value) -> Receiver {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+        command.arg("receiver");
+        Receiver::spawn_heard(command, target, more, false)
+    }
+
+    pub fn hear(&mut self) {
+        self.deaf = None;
+    }
+
+    pub fn spawn(command: Command, target: SocketAddr, more: Value) -> Receiver {
+        Receiver::spawn_heard(command, target, more, true)
+    }
+
+    fn spawn_heard(mut command: Command, target: SocketAddr, more: Value, heard: bool) -> Receiver {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -53,17 +72,23 @@ impl Receiver {
             .spawn()
             .expect("the receiver starts");
         let stdin = child.stdin.take().expect("piped");
-        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let stdout = child.stdout.take().expect("piped");
+        let (deaf, hears) = mpsc::channel();
+        if !heard {
+            rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES).expect("a pipe");
+        }
         let (tell, words) = mpsc::channel();
         std::thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
+            // Nothing is ever sent: it ends when the other side goes.
+            let _: Result<(), _> = hears.recv();
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let word = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
                 if tell.send(word).is_err() {
                     break;
                 }
             }
         });
-        let mut receiver = Receiver { child, stdin, words };
+        let mut receiver = Receiver { child, stdin, words, deaf: (!heard).then_some(deaf) };
         let mut setup = json!({
             "do": "setup", "target": target.to_string(), "protocol": "sse", "path": "/x", "first": 0, "audit": true,
             "dialect": "plain", "topics": 1, "behaviour": {"kind": "steady"}, "receive_buffer": null,

@@ -5,7 +5,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Output};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
@@ -152,6 +152,23 @@ pub fn loadtest(args: &[&str]) -> Output {
 pub fn loadtest_among_others(args: &[&str]) -> Output {
     let _shared = CPUS.read().unwrap_or_else(PoisonError::into_inner);
     finished(args)
+}
+
+/// Runs `loadtest` beside others with these for its output. None if it has not ended after a minute.
+pub fn loadtest_into(args: &[&str], stdout: Stdio, stderr: Stdio) -> Option<ExitStatus> {
+    let _shared = CPUS.read().unwrap_or_else(PoisonError::into_inner);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    let mut child = command.args(args).stdout(stdout).stderr(stderr).spawn().expect("loadtest starts");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().expect("a child") {
+            return Some(status);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().expect("it runs");
+    child.wait().expect("a child");
+    None
 }
 
 fn finished(args: &[&str]) -> Output {

@@ -1,6 +1,7 @@
 //! What members do by the clock: ramp up, read slowly, are replaced one by one, or storm back all at once.
 //!
 //! Churn and ramp keep to a schedule from their start: what is late is done at once and delays nothing that comes after.
+//! Churn takes the oldest first, but nobody whose break would hide a loss (`witness`).
 
 use std::cmp::Reverse;
 
@@ -8,7 +9,7 @@ use anyhow::Result;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-use super::{Churn, Crowd, PAUSE_NS, SECOND_NS, State, Task};
+use super::{Churn, Crowd, Member, PAUSE_NS, SECOND_NS, State, Task};
 use crate::receiver::wires::Wires;
 use crate::stamp::now_ns;
 use crate::workload::Behaviour;
@@ -16,6 +17,8 @@ use crate::workload::Behaviour;
 /// The shortest and the longest time between two reads of a slow reader, and the bytes of one between those.
 const SLOW_READ_NS: (u64, u64) = (5_000_000, 100_000_000);
 const SLOW_READ_BYTES: u64 = 2_048;
+/// How long churn waits where nobody may leave.
+const CHURN_AGAIN_NS: u64 = 5_000_000;
 
 /// How often a slow reader reads, in nanoseconds, and how many bytes at most.
 pub(super) fn slow_read(bytes_per_second: u64) -> (u64, usize) {
@@ -114,18 +117,44 @@ impl Crowd {
         }
     }
 
+    /// Replaces the oldest member that may leave.
     pub(super) fn replace_oldest(&mut self, now: u64, wires: &mut Wires) -> Result<()> {
         if self.stopped {
             return Ok(());
         }
-        self.schedule_churn();
-        while let Some((number, generation)) = self.ages.pop_front() {
-            let member = &self.members[number as usize];
-            if member.state == State::Open && member.generation == generation {
-                return self.leave(number, now, false, wires);
-            }
+        while self.ages.front().is_some_and(|age| !is_current(&self.members, *age)) {
+            self.ages.pop_front();
+        }
+        let leaves = |age: &(u32, u32)| is_current(&self.members, *age) && self.may_leave(age.0, now);
+        if let Some(at) = self.ages.iter().position(leaves)
+            && let Some((number, _)) = self.ages.remove(at)
+        {
+            self.schedule_churn();
+            return self.leave(number, now, false, wires);
+        }
+        match self.ages.is_empty() {
+            true => self.schedule_churn(),
+            // What they lack comes soon, or counts as lost soon.
+            false => self.timers.push(Reverse((now + CHURN_AGAIN_NS, Task::Churn))),
         }
         Ok(())
+    }
+
+    /// A member is open in this generation from here on.
+    pub(super) fn comes_of_age(&mut self, number: u32, generation: u32) {
+        if self.ages.len() > 2 * self.members.len() {
+            self.ages.retain(|age| is_current(&self.members, *age));
+        }
+        self.ages.push_back((number, generation));
+    }
+
+    /// True unless it lacks what another has and what may still be on its way: a break would hide whether it comes.
+    fn may_leave(&self, number: u32, now: u64) -> bool {
+        let member = &self.members[number as usize];
+        member.split.as_ref().is_none_or(|split| {
+            let lacks = |last: u64| split.audit.tail(last) > 0;
+            !lacks(self.witness.known(member.topic)) || lacks(self.witness.settled(member.topic, now))
+        })
     }
 
     pub(super) fn storm(&mut self, now: u64, wires: &mut Wires) -> Result<()> {
@@ -141,6 +170,12 @@ impl Crowd {
         }
         Ok(())
     }
+}
+
+/// True while the connection is the member's and open.
+fn is_current(members: &[Member], (number, generation): (u32, u32)) -> bool {
+    let member = &members[number as usize];
+    member.state == State::Open && member.generation == generation
 }
 
 #[cfg(test)]

@@ -135,7 +135,8 @@ impl Crowd {
             }
         }
         if matches!(self.setup.behaviour, Behaviour::Churn { .. }) {
-            self.ages.push_back((number, member.generation));
+            let generation = member.generation;
+            self.comes_of_age(number, generation);
         }
         if chunked {
             self.has_chunks(number);

@@ -3,9 +3,10 @@
 use super::{Crowd, State, late};
 use crate::audit::{Audit, Findings};
 use crate::framing::Protocol;
+use crate::receiver::Totals;
 use crate::receiver::tally::{SampleWord, events_of_topic};
 use crate::receiver::witness::Witness;
-use crate::receiver::{Totals, cpu_ns};
+use crate::usage::own_cpu_ns;
 use crate::workload::Behaviour;
 
 impl Crowd {
@@ -70,7 +71,7 @@ impl Crowd {
             findings,
             tail,
             latencies: self.tally.latencies(),
-            cpu_ns: cpu_ns(),
+            cpu_ns: own_cpu_ns(),
         }
     }
 

@@ -5,10 +5,11 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use fanwave::egress::EgressRing;
+use fanwave::egress::{Completion, EgressRing};
 
 use super::*;
 use crate::framing::Protocol;
+use crate::stamp::{STAMP_BYTES, Stamp};
 use crate::target::Dialect;
 
 /// A crowd, what it waits for, and its server.
@@ -17,6 +18,8 @@ struct Scene {
     wires: Wires,
     server: TcpListener,
     _orders: UnixStream,
+    /// The server's ends.
+    sockets: Vec<TcpStream>,
 }
 
 impl Scene {
@@ -35,7 +38,13 @@ impl Scene {
             receive_buffer: None,
             bare: false,
         });
-        Scene { crowd, wires: Wires::obeying(obeyed).expect("a ring"), server, _orders: orders }
+        Scene {
+            crowd,
+            wires: Wires::obeying(obeyed).expect("a ring"),
+            server,
+            _orders: orders,
+            sockets: Vec::new(),
+        }
     }
 
     /// Accepts a connection and reads its request.
@@ -59,6 +68,21 @@ impl Scene {
     fn look(&mut self) {
         for number in self.wires.wait_watching(Some(Duration::from_millis(10))).expect("waits") {
             self.crowd.ready(number, &mut self.wires).expect("goes on");
+        }
+    }
+
+    /// Takes what the ring receives until there were so many deliveries.
+    fn deliver_until(&mut self, deliveries: u64) {
+        let start = Instant::now();
+        let Scene { crowd, wires, .. } = self;
+        while crowd.tally.deliveries() < deliveries {
+            assert!(start.elapsed() < Duration::from_secs(10), "nothing arrives");
+            wires.wait(Some(Duration::from_millis(10))).expect("waits");
+            wires.ring.reap(&mut |completion| {
+                if let Completion::Received { slot, bytes } = completion {
+                    crowd.received(slot, bytes);
+                }
+            });
         }
     }
 
@@ -89,6 +113,37 @@ fn a_descriptor_is_not_closed_before_the_kernel_has_taken_its_cancellation() {
     wires.ring.submit().expect("the cancellation is in the kernel");
     crowd.settle(wires).expect("no failure");
     assert!(crowd.members[0].socket.is_none() && crowd.members[0].state == State::Away);
+}
+
+#[test]
+fn churn_takes_nobody_whose_break_would_hide_a_loss() {
+    const LATER_NS: u64 = 1 << 62;
+    let mut scene = Scene::new(Behaviour::Churn { per_second: 1.0 });
+    for open in 1..=2 {
+        scene.crowd.add(1, None);
+        let mut socket = scene.accept();
+        socket.write_all(OK).expect("room");
+        scene.turn_until(|crowd| crowd.open == open);
+        // The older one has one event less than the younger.
+        for sequence in 1..=open + 1 {
+            let mut stamp = [0; STAMP_BYTES];
+            Stamp { sequence, time_ns: 1 }.write(&mut stamp);
+            socket.write_all(&[b"data: ", &stamp[..], b"\n\n"].concat()).expect("room");
+        }
+        scene.sockets.push(socket);
+    }
+    scene.deliver_until(5);
+    let states = |crowd: &Crowd| [0, 1].map(|at: usize| crowd.members[at].state);
+    let left = |back_ns| State::Leaving { back_ns, resumes: false };
+    let Scene { crowd, wires, .. } = &mut scene;
+    // At the beginning of time the third event is new, whenever it came.
+    crowd.replace_oldest(0, wires).expect("room");
+    assert_eq!(states(crowd), [State::Open, left(0)], "the younger, who lacks nothing");
+    crowd.replace_oldest(0, wires).expect("room");
+    assert_eq!(states(crowd), [State::Open, left(0)], "nobody");
+    assert!(crowd.timers.iter().any(|Reverse((_, task))| *task == Task::Churn), "soon again");
+    crowd.replace_oldest(LATER_NS, wires).expect("room");
+    assert_eq!(states(crowd), [left(LATER_NS), left(0)], "it will not come any more");
 }
 
 #[test]
