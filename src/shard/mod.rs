@@ -6,6 +6,7 @@
 
 use crate::broadcast::{Inbox, Message, Scrape};
 use crate::clock::Stamp;
+use crate::config::limits::MESSAGES_PER_TURN_MAX;
 use crate::egress::{EgressRing, RingError};
 
 pub mod batch;
@@ -22,9 +23,6 @@ pub mod topics;
 pub mod window;
 
 pub use state::{Setup, State};
-
-/// Messages taken from the hub in one turn, at most.
-const MESSAGES_PER_TURN: usize = 16;
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +84,7 @@ impl<R: EgressRing> Shard<R> {
     fn take_messages(&mut self) -> (usize, Vec<Scrape>) {
         let mut taken = 0;
         let mut scrapes = Vec::new();
-        while taken < MESSAGES_PER_TURN && !self.state.topics.saturated() {
+        while taken < MESSAGES_PER_TURN_MAX && !self.state.topics.saturated() {
             let Some(message) = self.inbox.try_recv() else { break };
             taken += 1;
             match message {

@@ -9,13 +9,11 @@ use super::close::CloseReason;
 use super::connections::Phase;
 use super::state::State;
 use crate::config::OverrunPolicy;
-use crate::config::limits::SWEEP_VISITS_MAX;
+use crate::config::limits::{SWEEP_VISITS_MAX, TOPIC_VISITS_MAX};
 use crate::egress::{Batch, EgressRing, SendMode, Slot};
 use crate::event::EventId;
 use crate::wire::gap::{Gap, GapReason};
 
-/// Visits that one topic gets before the next has its turn.
-const QUANTUM: usize = 128;
 /// The most requests that attending to one connection submits.
 const REQUESTS_PER_CONNECTION: usize = 4;
 
@@ -32,7 +30,7 @@ impl State {
         let mut budget = SWEEP_VISITS_MAX;
         while budget > 0 {
             let Some(topic) = self.topics.next_active() else { break };
-            let mut quantum = QUANTUM.min(budget);
+            let mut quantum = TOPIC_VISITS_MAX.min(budget);
             while quantum > 0 && self.topics.next_active() == Some(topic) {
                 if ring.room() < REQUESTS_PER_CONNECTION {
                     return true;

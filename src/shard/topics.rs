@@ -18,16 +18,10 @@ use super::window::Window;
 use crate::broadcast::Encoded;
 use crate::clock::Stamp;
 use crate::config::Limits;
-use crate::config::limits::WINDOW_BATCHES_MIN;
+use crate::config::limits::{EXPIRED_PER_TICK_MAX, LAP_OVERLAP, WINDOW_BATCHES_MIN};
 use crate::egress::Slot;
 use crate::event::Topic;
 use crate::wire::Format;
-
-/// The most events that one call of `expire` drops.
-const EXPIRED_PER_TICK: usize = 16_384;
-
-/// A lap starts this part of a round further than the one before.
-const ROTATION: usize = 64;
 
 /// An event run that is done when the elevator has made its `due`-th visit.
 #[derive(Debug, Clone, Copy)]
@@ -258,7 +252,7 @@ impl Topics {
 
     /// Drops what is older than the limit, a bounded number of events at a time.
     pub fn expire(&mut self, now: Stamp) {
-        for _ in 0..EXPIRED_PER_TICK {
+        for _ in 0..EXPIRED_PER_TICK_MAX {
             let Some((sequence, index)) = self.order.front().copied() else { break };
             let front = self.table[index as usize].as_ref().and_then(|topic| topic.window.front());
             match front {
@@ -400,9 +394,8 @@ impl Topics {
         self.saturated -= usize::from(saturated);
     }
 
-    /// Everybody has been visited since the last push. The next lap starts a little further, so that nobody is always last and
-    /// yet almost everybody is visited at even intervals: a socket that waits longer than usual lets its peer's delayed
-    /// acknowledgement time out, which costs more than a visit.
+    /// Everybody has been visited since the last push. The next lap starts with those whom this one visited last, because their
+    /// sockets are still in the core's cache. So laps start somewhere else each time, and nobody is always last.
     fn end_lap(&mut self, index: TopicIndex) {
         self.end_round(index);
         if self.active.is_empty() {
@@ -411,8 +404,8 @@ impl Topics {
         let topic = self.get_mut(index);
         topic.lap.marks.clear();
         let length = topic.subscribers.len();
-        topic.lap.position =
-            if length == 0 { 0 } else { (topic.lap.position + length / ROTATION + 1) % length };
+        let again = LAP_OVERLAP.min(length.saturating_sub(1));
+        topic.lap.position = if length == 0 { 0 } else { (topic.lap.position + length - again) % length };
     }
 }
 
@@ -465,23 +458,36 @@ mod tests {
         assert_eq!(done, [(Stamp(1), 1), (Stamp(2), 1)]);
     }
 
+    /// Slots in the order in which one lap passes them.
+    fn lap(topics: &mut Topics, index: TopicIndex, sequence: u64) -> Vec<Slot> {
+        topics.push(&encoded("a", sequence));
+        let mut passed = Vec::new();
+        while topics.is_active() {
+            passed.push(topics.visit(index, &mut Vec::new()));
+        }
+        passed
+    }
+
     #[test]
-    fn the_next_lap_starts_elsewhere() {
-        let mut topics = topics(|_| ());
-        let index = topics.intern(&topic("a"));
-        for slot in 0..9 {
-            topics.join(index, slot, Format::Sse);
-        }
-        let mut starts = Vec::new();
-        for sequence in 1..4 {
-            topics.push(&encoded("a", sequence));
-            starts.push(topics.visit(index, &mut Vec::new()));
-            while topics.is_active() {
-                topics.visit(index, &mut Vec::new());
+    fn a_lap_starts_with_those_whom_the_last_one_visited_last_and_everybody_is_first_once() {
+        for subscribers in [1, 2, 9, LAP_OVERLAP, LAP_OVERLAP + 1, 512, 1_000] {
+            let mut topics = topics(|_| ());
+            let index = topics.intern(&topic("a"));
+            for slot in 0..subscribers {
+                topics.join(index, slot as Slot, Format::Sse);
             }
+            let mut before = lap(&mut topics, index, 1);
+            let mut first = vec![before[0]];
+            for sequence in 2..=subscribers as u64 {
+                let passed = lap(&mut topics, index, sequence);
+                let again = LAP_OVERLAP.min(subscribers - 1);
+                assert_eq!(passed[..again], before[subscribers - again..], "{subscribers} subscribers");
+                first.push(passed[0]);
+                before = passed;
+            }
+            first.sort_unstable();
+            assert!(first.iter().copied().eq(0..subscribers as Slot), "{subscribers} subscribers: {first:?}");
         }
-        starts.dedup();
-        assert_eq!(starts.len(), 3);
     }
 
     #[test]
