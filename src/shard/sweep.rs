@@ -47,7 +47,7 @@ impl State {
         ring.room() != room
     }
 
-    /// The elevator passes a subscriber.
+    /// The elevator passes a subscriber. Whoever got a send in this turn already has all there is, or is marked ready.
     #[inline]
     fn visit(&mut self, slot: Slot, ring: &mut impl EgressRing) {
         let connection = self.connections.get_mut(slot);
@@ -56,10 +56,8 @@ impl State {
             connection.missed = true;
             self.metrics.formats[connection.format.index()].deferred += 1;
         } else if connection.control.is_some() || connection.partial.is_some() {
-            debug_assert!(
-                connection.queued,
-                "whoever is owed something is marked, and gets the news afterwards"
-            );
+            // Its turn comes from the ready queue: first what it is owed, then the news.
+            debug_assert!(connection.queued, "whoever is owed something is marked");
         } else if connection.turn != self.turn {
             self.send_news(slot, ring);
         }
