@@ -5,6 +5,7 @@
 
 use fanwave::config::Limits;
 use fanwave::config::limits::WINDOW_BATCHES_MIN;
+use fanwave::event::EVENT_BYTES_BESIDE_DATA_MAX;
 use serde::Serialize;
 
 use super::question::Question;
@@ -97,7 +98,9 @@ pub fn limits(question: &Question) -> Limits {
         topics_max: default.topics_max.max(question.topics as usize),
         message_bytes_max,
         // As much as fanwave asks for: several events with their names and ids.
-        window_bytes_max: default.window_bytes_max.max(WINDOW_BATCHES_MIN * (message_bytes_max + 1_024)),
+        window_bytes_max: default
+            .window_bytes_max
+            .max(WINDOW_BATCHES_MIN * (message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX)),
         heartbeat_ms: (question.heartbeat * 1e3) as u64,
         ..default
     }
@@ -163,7 +166,7 @@ mod tests {
         let large = [
             "--topics-max 200000",
             "--message-bytes-max 16777216",
-            "--window-bytes-max 67112960",
+            "--window-bytes-max 67113044",
             "--heartbeat-ms 30000",
         ];
         assert_eq!(settings(line, 1.0, 1.0).flags, large);
