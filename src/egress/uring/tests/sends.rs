@@ -1,0 +1,241 @@
+//! Sends on the real ring: instant, waiting and zero-copy ones, of every kind of payload, to peers that read, that do not, and that
+//! are gone.
+
+use super::*;
+
+/// One frame, a contiguous run, and a vectored run, each from the start and from the middle.
+fn payloads() -> Vec<(Rc<Batch>, Vec<u8>, usize)> {
+    let segments: Vec<Vec<u8>> = [5_000, 9_000, 4_500].map(|length| pattern(length, length as u32)).into();
+    let mut list = Vec::new();
+    for offset in [0, 1, 5_000, 6_000] {
+        let bytes = pattern(20_000, offset as u32);
+        list.push((batch(Payload::Frame(bytes.clone().into())), bytes[offset..].to_vec(), offset));
+        list.push((batch(Payload::Contiguous(bytes.clone())), bytes[offset..].to_vec(), offset));
+        let vectored = segments.iter().cloned().map(Bytes::from).collect();
+        // From the middle on, a send carries the rest of one segment.
+        let whole = segments.concat();
+        let end = match offset {
+            0 => whole.len(),
+            1 => 5_000,
+            _ => 14_000,
+        };
+        list.push((batch(Payload::Vectored(vectored)), whole[offset..end].to_vec(), offset));
+    }
+    list
+}
+
+#[test]
+fn plain_sends_arrive_byte_for_byte() {
+    let mut rig = Rig::new(4);
+    let (mut peer, slot) = rig.peer();
+    for (batch, expected, offset) in payloads() {
+        rig.ring.send(slot, &batch, offset, SendMode::Waiting);
+        assert!(rig.read(&mut peer, expected.len()) == expected, "offset {offset} of {batch:?}");
+        assert_eq!(rig.sent(slot), Ok(expected.len()));
+        assert_eq!(Rc::strong_count(&batch), 1, "the ring has let go of the batch");
+    }
+    assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
+}
+
+#[test]
+fn instant_sends_arrive_byte_for_byte_and_silently() {
+    let mut rig = Rig::new(4);
+    let (mut peer, slot) = rig.peer();
+    for (batch, expected, offset) in payloads() {
+        rig.ring.send(slot, &batch, offset, SendMode::Instant);
+        rig.turn();
+        assert_eq!(Rc::strong_count(&batch), 1, "the ring has let go of the batch");
+        assert!(rig.read(&mut peer, expected.len()) == expected, "offset {offset} of {batch:?}");
+    }
+    assert!(rig.seen.is_empty(), "nothing was heard: {:?}", rig.seen);
+}
+
+#[test]
+fn an_instant_send_takes_what_there_is_room_for_and_says_how_much() {
+    let bytes = pattern(24 << 20, 3);
+    let segments = Bytes::from(bytes.clone());
+    let segments = (0..24).map(|number| segments.slice(number << 20..(number + 1) << 20)).collect();
+    for payload in [Payload::Contiguous(bytes.clone()), Payload::Vectored(segments)] {
+        let mut rig = Rig::new(4);
+        let (mut peer, slot) = rig.peer();
+        let (mut other, other_slot) = rig.peer();
+        let (large, small) = (batch(payload), batch(Payload::Contiguous(pattern(200, 1))));
+        rig.ring.send(other_slot, &small, 0, SendMode::Instant);
+        let mut taken = 0;
+        loop {
+            rig.ring.send(slot, &large, taken, SendMode::Instant);
+            rig.turn();
+            taken += match rig.seen.pop() {
+                None => large.bytes_at(taken).len(),
+                Some(Seen::Short(short, Ok(0))) if short == slot => break,
+                Some(Seen::Short(short, Ok(some))) if short == slot => some,
+                other => panic!("{other:?} after {taken} bytes"),
+            };
+            assert!(taken < bytes.len(), "the peer reads nothing");
+        }
+        assert!(taken > 0, "the first took what there was room for");
+        assert_eq!(rig.read(&mut other, 200), pattern(200, 1), "the other one's was taken whole");
+        assert_eq!((Rc::strong_count(&large), Rc::strong_count(&small)), (1, 1));
+        rig.ring.send(slot, &large, taken, SendMode::Waiting);
+        let rest = large.bytes_at(taken).len();
+        assert!(rig.read(&mut peer, taken + rest) == bytes[..taken + rest], "not a byte lost or twice");
+        assert_eq!(rig.sent(slot), Ok(rest));
+        assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
+    }
+}
+
+#[test]
+fn instant_sends_that_the_kernel_has_not_seen_are_held() {
+    let mut rig = Rig::new(4);
+    let (_peer, slot) = rig.peer();
+    let small = batch(Payload::Contiguous(pattern(200, 1)));
+    rig.ring.send(slot, &small, 0, SendMode::Instant);
+    rig.ring.reap(&mut |completion| panic!("{completion:?} of what was not submitted"));
+    assert_eq!(Rc::strong_count(&small), 2);
+    rig.turn();
+    assert_eq!(Rc::strong_count(&small), 1);
+}
+
+/// More completions than the queue holds: until the last is told, nothing is let go of and nothing new is taken.
+#[test]
+fn a_completion_queue_that_overflows_stops_the_ring_until_all_is_told() {
+    let mut rig = Rig::new(4);
+    let (peer, slot) = rig.peer();
+    reset_on_close(&peer);
+    drop(peer);
+    let small = batch(Payload::Contiguous(pattern(200, 1)));
+    let mut sends = 0;
+    while rig.ring.room() > 0 {
+        assert!(sends <= COMPLETIONS_MAX + SUBMISSIONS_MAX, "the queue overflows");
+        for _ in 0..rig.ring.room() {
+            rig.ring.send(slot, &small, 0, SendMode::Instant);
+            sends += 1;
+        }
+        rig.ring.submit().expect("a submit does not fail");
+    }
+    assert!(sends > COMPLETIONS_MAX);
+    let mut told = 0;
+    while told < sends {
+        assert_eq!(Rc::strong_count(&small) as u32, sends + 1, "all are held while {told} are told");
+        rig.ring.reap(&mut |completion| match completion {
+            Completion::Short { slot: of, result: Err(SendError::Gone(_)), .. } if of == slot => told += 1,
+            other => panic!("{other:?}"),
+        });
+        assert!(told == sends || rig.ring.wants_submit(), "the rest comes with the next submit");
+        rig.ring.submit().expect("a submit does not fail");
+    }
+    assert_eq!((rig.ring.room(), Rc::strong_count(&small)), (SUBMISSIONS_MAX as usize, 1));
+}
+
+#[test]
+fn zero_copy_sends_arrive_byte_for_byte_and_loopback_says_that_it_copied() {
+    let mut rig = Rig::new(4);
+    let (mut peer, slot) = rig.peer();
+    for (batch, expected, offset) in payloads() {
+        rig.ring.send(slot, &batch, offset, SendMode::ZeroCopy);
+        assert!(rig.read(&mut peer, expected.len()) == expected, "offset {offset} of {batch:?}");
+        assert_eq!(rig.sent(slot), Ok(expected.len()));
+        rig.wait("the word that it copied", |seen| {
+            matches!(seen, Seen::Copied(copied) if *copied == slot).then_some(())
+        });
+        assert_eq!(Rc::strong_count(&batch), 1, "the ring has let go of the batch");
+    }
+    assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
+}
+
+/// One batch, many peers: the message header of a vectored payload is shared.
+#[test]
+fn one_batch_goes_to_many_peers_at_once() {
+    let mut rig = Rig::new(32);
+    let mut peers: Vec<_> = (0..32).map(|_| rig.peer()).collect();
+    let segments: Vec<Vec<u8>> = (0..4).map(|seed| pattern(6_000, seed)).collect();
+    let batch = batch(Payload::Vectored(segments.iter().cloned().map(Bytes::from).collect()));
+    let modes = [SendMode::Instant, SendMode::Waiting, SendMode::ZeroCopy];
+    for (_, slot) in &peers {
+        rig.ring.send(*slot, &batch, 0, modes[*slot as usize % 3]);
+    }
+    let expected = segments.concat();
+    for (peer, slot) in &mut peers {
+        assert!(rig.read(peer, expected.len()) == expected, "slot {slot}");
+        if modes[*slot as usize % 3] != SendMode::Instant {
+            assert_eq!(rig.sent(*slot), Ok(expected.len()));
+        }
+    }
+}
+
+#[test]
+fn a_send_waits_in_the_ring_for_a_peer_that_does_not_read() {
+    let mut rig = Rig::new(4);
+    let (mut slow, slow_slot) = rig.peer();
+    let (mut quick, quick_slot) = rig.peer();
+    // More than both sockets' buffers hold.
+    let bytes = pattern(24 << 20, 3);
+    let large = batch(Payload::Contiguous(bytes.clone()));
+    rig.ring.send(slow_slot, &large, 0, SendMode::Waiting);
+    for number in 0..20 {
+        let small = batch(Payload::Contiguous(pattern(200, number)));
+        rig.ring.send(quick_slot, &small, 0, SendMode::Waiting);
+        assert_eq!(rig.read(&mut quick, 200), pattern(200, number), "nobody waits for the slow one");
+        assert_eq!(rig.sent(quick_slot), Ok(200));
+    }
+    rig.settle();
+    assert!(rig.seen.is_empty(), "the slow one's send has not ended: {:?}", rig.seen);
+    assert_eq!(Rc::strong_count(&large), 2, "the ring holds the batch");
+    assert!(rig.read(&mut slow, bytes.len()) == bytes, "every byte arrives once the peer reads");
+    assert_eq!(rig.sent(slow_slot), Ok(bytes.len()));
+    assert_eq!(Rc::strong_count(&large), 1);
+}
+
+#[test]
+fn a_reset_ends_the_receive_and_the_send() {
+    let mut rig = Rig::new(4);
+    let (peer, slot) = rig.peer();
+    rig.ring.receive(slot);
+    let large = batch(Payload::Contiguous(pattern(24 << 20, 3)));
+    rig.ring.send(slot, &large, 0, SendMode::Waiting);
+    rig.settle();
+    assert!(rig.seen.is_empty(), "both wait: {:?}", rig.seen);
+    reset_on_close(&peer);
+    drop(peer);
+    // The kernel tells the error once: whichever of the two hears it, the other sees an end. What the peer had taken
+    // of the send may be counted first; then the next send fails.
+    let end = rig.receive_end(slot);
+    assert!(matches!(end, ReceiveEnd::Failed(libc::ECONNRESET) | ReceiveEnd::EndOfStream), "{end:?}");
+    if rig.sent(slot).is_ok() {
+        rig.ring.send(slot, &large, 0, SendMode::Waiting);
+        assert!(matches!(rig.sent(slot), Err(SendError::Gone(libc::ECONNRESET | libc::EPIPE))));
+    }
+    assert_eq!(Rc::strong_count(&large), 1);
+    rig.close(slot);
+}
+
+#[test]
+fn a_send_to_a_peer_that_is_gone_says_so() {
+    for mode in [SendMode::Waiting, SendMode::ZeroCopy] {
+        let mut rig = Rig::new(4);
+        let (peer, slot) = rig.peer();
+        rig.ring.receive(slot);
+        rig.settle();
+        reset_on_close(&peer);
+        drop(peer);
+        assert_eq!(rig.receive_end(slot), ReceiveEnd::Failed(libc::ECONNRESET));
+        let small = batch(Payload::Contiguous(pattern(200, 1)));
+        rig.ring.send(slot, &small, 0, mode);
+        assert!(matches!(rig.sent(slot), Err(SendError::Gone(libc::ECONNRESET | libc::EPIPE))));
+        rig.close(slot);
+        assert_eq!(Rc::strong_count(&small), 1, "{mode:?}");
+    }
+}
+
+#[test]
+fn an_instant_send_to_a_peer_that_is_gone_says_so() {
+    let mut rig = Rig::new(4);
+    let (peer, slot) = rig.peer();
+    reset_on_close(&peer);
+    drop(peer);
+    let small = batch(Payload::Contiguous(pattern(200, 1)));
+    rig.ring.send(slot, &small, 0, SendMode::Instant);
+    assert!(matches!(rig.short(slot), Err(SendError::Gone(libc::ECONNRESET | libc::EPIPE))));
+    rig.close(slot);
+    assert_eq!(Rc::strong_count(&small), 1);
+}
