@@ -201,17 +201,24 @@ impl Floor {
         sender_cpu: usize,
         plan: impl FnOnce(SocketAddr) -> FleetPlan,
     ) -> Result<Floor> {
-        crate::process::check_sockets("the floor's sender", connections as u64)?;
         let mut sender = Link::start("floor-sender", Some(sender_cpu))?;
         let target = match sender.next(Instant::now() + ANSWER_LIMIT)? {
             Some(Word::Listening { address }) => address,
             other => bail!("the floor's sender did not start: {other:?}"),
         };
-        sender.send(&Order::Accept { connections })?;
-        let mut fleet = Fleet::new(plan(target));
-        fleet.open(connections)?;
-        match sender.next(Instant::now() + ANSWER_LIMIT)? {
-            Some(Word::Accepted) => Ok(Floor { fleet, sender, shape: (0, 0) }),
+        let mut floor = Floor { fleet: Fleet::new(plan(target)), sender, shape: (0, 0) };
+        floor.open(connections)?;
+        Ok(floor)
+    }
+
+    /// Connects `more` subscribers.
+    pub fn open(&mut self, more: usize) -> Result<()> {
+        let connections = self.fleet.connections() + more;
+        crate::process::check_sockets("the floor's sender", connections as u64)?;
+        self.sender.send(&Order::Accept { connections: more })?;
+        self.fleet.open(more)?;
+        match self.sender.next(Instant::now() + ANSWER_LIMIT)? {
+            Some(Word::Accepted) => Ok(()),
             other => bail!("the floor's sender did not accept {connections} connections: {other:?}"),
         }
     }

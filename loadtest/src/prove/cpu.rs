@@ -2,7 +2,8 @@
 //!
 //! Server and floor each keep their subscribers for the whole cell. Legs alternate, floor then server, so that a drift
 //! of the machine falls on both; only the ratio of a pair counts. The floor sends frames as long as the server's own,
-//! measured on the wire. With K events in flight the floor does one send of K frames per socket.
+//! measured on the wire. Their connections are opened in turns: whichever side had all of its sockets first would have
+//! them in worse memory, which at 9,000 connections costs it 2 to 4 % (measured with two floors side by side). With K events in flight the floor does one send of K frames per socket.
 
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ use crate::usage::{CpuMeter, interrupts_are_apart};
 const CALIBRATION_EVENTS: u64 = 8;
 /// The floor's subscribers are numbered from here on, beyond those of the server.
 const FLOOR_FIRST: usize = 1_000_000;
+/// Connections that one side opens before the other opens as many.
+const OPENED_IN_TURN: usize = 50;
 /// Above this share of their CPU the receivers, not the server, set the deliveries per second.
 const RECEIVER_SHARE_HIGH: f64 = 0.95;
 
@@ -134,8 +137,14 @@ fn series(
         audit: args.audit,
         ..FleetPlan::steady(server.listen, protocol, path(protocol))
     });
-    fleet.open(connections)?;
-    let mut floor = Floor::start(connections, common.sender_cpu, common.receiver_cpu, FLOOR_FIRST)?;
+    let mut floor = Floor::start(0, common.sender_cpu, common.receiver_cpu, FLOOR_FIRST)?;
+    let mut left = connections;
+    while left > 0 {
+        let some = left.min(OPENED_IN_TURN);
+        fleet.open(some)?;
+        floor.open(some)?;
+        left -= some;
+    }
     let mut publisher = super::publisher(server, args.way, args.size)?;
     let server_meter = CpuMeter::new(server.pid(), common.sender_cpu, apart);
     let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, apart);
