@@ -9,8 +9,9 @@ use super::Entry;
 use crate::fleet::{Fleet, FleetPlan};
 use crate::floor::Floor;
 use crate::framing::Protocol;
+use crate::process::check_sockets;
 use crate::prove::leg::{Leg, Window, floor_leg, server_leg};
-use crate::prove::{ARRIVE_LIMIT, Bench, publish_one_by_one};
+use crate::prove::{ARRIVE_LIMIT, Bench, open_in_turns, publish_one_by_one};
 use crate::publisher::{PublishPlan, Publisher};
 use crate::report::{Spread, grouped, progress};
 use crate::server::{self, Running, ServerChoice};
@@ -80,7 +81,13 @@ pub struct Column {
     pub legs: Vec<Leg>,
 }
 
-/// A server in the ring. Dropped in this order: nobody sees its peer go.
+/// A server whose subscribers connect. Dropped in this order: nobody sees its peer go.
+struct Seat {
+    fleet: Fleet,
+    running: Running,
+}
+
+/// A server in the ring. Dropped in this order too.
 struct Entrant {
     fleet: Fleet,
     publisher: Publisher,
@@ -107,8 +114,8 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
         started.push(running);
     }
     let entries = started.iter().map(|running| entry(&running.target)).collect();
-    let mut ring = Vec::new();
-    for (at, mut running) in started.into_iter().enumerate() {
+    let mut seats = Vec::new();
+    for (at, running) in started.into_iter().enumerate() {
         let Some(path) = running.target.path(plan.protocol).map(str::to_owned) else {
             progress(&format!(
                 "{} does not speak {}: its cells stay empty",
@@ -118,23 +125,23 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
             running.stop()?;
             continue;
         };
-        let entered = enter(bench, plan, &running.target, path, at * FLEET_SPAN);
-        let (fleet, publisher, frame_bytes) = entered.map_err(|error| blame(&mut running, error))?;
-        ring.push(Entrant {
-            fleet,
-            publisher,
-            meter: running.meter(plan.apart),
-            idle_meter: CpuMeter::over(&running.target.pids, &[], false),
-            idle_share_max: 0.0,
-            frame_bytes,
-            running,
-        });
+        let fleet = fleet(bench, &running.target, plan.protocol, path, at * FLEET_SPAN);
+        seats.push(Seat { fleet, running });
     }
-    if ring.is_empty() {
+    if seats.is_empty() {
         bail!("no server speaks {}", plan.protocol.label());
     }
+    // Before thousands are open rather than at the first too many.
+    check_sockets("the floor's sender", plan.connections as u64)?;
     let first = choices.len() * FLEET_SPAN;
-    let mut floor = Floor::start(plan.connections, common.sender_cpu, common.receiver_cpu, first)?;
+    let mut floor = Floor::start(0, common.sender_cpu, common.receiver_cpu, first)?;
+    open_in_turns(plan.connections, |some| {
+        for Seat { fleet, running } in &mut seats {
+            fleet.open(some).map_err(|error| blame(running, error))?;
+        }
+        floor.open(some)
+    })?;
+    let mut ring = seats.into_iter().map(|seat| enter(plan, seat)).collect::<Result<Vec<_>>>()?;
     let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, plan.apart);
     let mut cells = Vec::new();
     for &in_flight in plan.in_flight {
@@ -179,16 +186,24 @@ pub fn publish_plan(target: &Target, payload_bytes: usize) -> PublishPlan {
     }
 }
 
-/// Connects subscribers and publisher; gives the mean length of a frame on the wire too.
-fn enter(
-    bench: &Bench,
-    plan: &Plan<'_>,
-    target: &Target,
-    path: String,
-    first: usize,
-) -> Result<(Fleet, Publisher, f64)> {
-    let mut fleet = fleet(bench, target, plan.protocol, path, first);
-    fleet.open(plan.connections)?;
+/// Connects the publisher of a server whose subscribers are there.
+fn enter(plan: &Plan<'_>, seat: Seat) -> Result<Entrant> {
+    let Seat { mut fleet, mut running } = seat;
+    let calibrated = calibrate(plan, &running.target, &mut fleet);
+    let (publisher, frame_bytes) = calibrated.map_err(|error| blame(&mut running, error))?;
+    Ok(Entrant {
+        fleet,
+        publisher,
+        meter: running.meter(plan.apart),
+        idle_meter: CpuMeter::over(&running.target.pids, &[], false),
+        idle_share_max: 0.0,
+        frame_bytes,
+        running,
+    })
+}
+
+/// Publishes a few events; gives the publisher and the mean length of a frame on the wire.
+fn calibrate(plan: &Plan<'_>, target: &Target, fleet: &mut Fleet) -> Result<(Publisher, f64)> {
     std::thread::sleep(target.talks_after_connect());
     let mut publisher = Publisher::connect(&publish_plan(target, plan.payload_bytes))?;
     fleet.zero(publisher.next(), 0)?;
@@ -196,7 +211,7 @@ fn enter(
         fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop)
     })?;
     let totals = fleet.check(CALIBRATION_EVENTS, CALIBRATION_EVENTS)?.totals;
-    Ok((fleet, publisher, totals.scout_bytes as f64 / CALIBRATION_EVENTS as f64))
+    Ok((publisher, totals.scout_bytes as f64 / CALIBRATION_EVENTS as f64))
 }
 
 /// All rounds of one cell.

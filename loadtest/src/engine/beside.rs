@@ -3,7 +3,8 @@
 //! Its bursts come at the run's pace, since a delivery that comes alone costs more than one among many: caches are
 //! cold, and each is acknowledged by itself. Where a run has several topics, each of the floor's sockets gets as many
 //! frames as a subscriber, but all sockets get them at the same moment. Its sockets are open only meanwhile, so that they
-//! are in none of the run's figures. A server that merges events under way can be below the floor.
+//! are in none of the run's figures; opened last, they are a little cheaper than the run's (see `open_in_turns`). A server
+//! that merges events under way can be below the floor.
 //!
 //! Invariant: there is a ratio only where deliveries to readers who stay are all that the server did.
 

@@ -4,8 +4,7 @@
 //! of the machine falls on both; only the ratio of a pair counts. The floor sends frames as long as the server's own,
 //! measured on the wire. With K events in flight the floor does one send of K frames per socket.
 //!
-//! The connections of both are opened in turns. Whichever side opens all of its own first comes out dearer, at 9,000
-//! connections by 1 to 3 %, also where both sides are floors; probably its sockets lie worse in the kernel's memory.
+//! The connections of both are opened in turns, since the order counts: see [`open_in_turns`].
 
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::leg::{CHECKED, Leg, Window, floor_leg, server_leg};
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
+use super::{ARRIVE_LIMIT, Bench, ServerArgs, open_in_turns, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::floor::Floor;
 use crate::framing::Protocol;
@@ -28,8 +27,6 @@ use crate::usage::{CpuMeter, interrupts_are_apart};
 const CALIBRATION_EVENTS: u64 = 8;
 /// The floor's subscribers are numbered from here on, beyond those of the server.
 const FLOOR_FIRST: usize = 1_000_000;
-/// Connections that one side opens before the other opens as many.
-const OPENED_IN_TURN: usize = 50;
 /// Above this share of their CPU the receivers, not the server, set the deliveries per second.
 const RECEIVER_SHARE_HIGH: f64 = 0.95;
 
@@ -143,13 +140,10 @@ fn series(
     // Before thousands are open rather than at the first too many.
     check_sockets("the floor's sender", connections as u64)?;
     let mut floor = Floor::start(0, common.sender_cpu, common.receiver_cpu, FLOOR_FIRST)?;
-    let mut left = connections;
-    while left > 0 {
-        let some = left.min(OPENED_IN_TURN);
+    open_in_turns(connections, |some| {
         fleet.open(some)?;
-        floor.open(some)?;
-        left -= some;
-    }
+        floor.open(some)
+    })?;
     let mut publisher = super::publisher(server, args.way, args.size)?;
     let server_meter = CpuMeter::new(server.pid(), common.sender_cpu, apart);
     let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, apart);
