@@ -15,8 +15,8 @@ use crate::wire::websocket::Decoder;
 /// Index of a topic in the shard's table.
 pub type TopicIndex = u32;
 
-/// Entries per chunk.
-const CHUNK: usize = 256;
+/// Entries per chunk, one behind the other.
+pub const CHUNK: usize = 256;
 
 /// Where a connection stands in its life; it only moves downwards, and from `Closing` back to `Vacant`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Time: heartbeats, limits of patience, and the drain. Everything is coarse: an entry is looked at once a second.
 
 use super::close::CloseReason;
-use super::connections::{Phase, Session};
+use super::connections::{CHUNK, Phase, Session};
 use super::state::State;
 use crate::config::limits::{CANCEL_RETRY_MS, LINGER_MS_MAX, STALL_MS_UNDER_PRESSURE, TICK_MS};
 use crate::egress::Slot;
@@ -32,8 +32,11 @@ impl State {
         let shares = (passed as usize).min(TICKS_PER_WALK);
         for share in 0..shares {
             let part = (self.tick as usize - share) % TICKS_PER_WALK;
-            for slot in (part..capacity).step_by(TICKS_PER_WALK) {
-                self.check(slot as Slot);
+            // Whole chunks: the core sees neighbours coming and waits for none of them.
+            for first in (part * CHUNK..capacity).step_by(TICKS_PER_WALK * CHUNK) {
+                for slot in first..first + CHUNK {
+                    self.check(slot as Slot);
+                }
             }
         }
     }
