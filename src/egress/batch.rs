@@ -154,22 +154,26 @@ impl Batch {
     }
 
     /// The contiguous bytes from `offset` on: up to the end, or to the end of the segment that holds `offset`.
+    #[inline]
     pub fn bytes_at(&self, offset: usize) -> &[u8] {
         match &self.payload {
             Payload::Frame(bytes) => &bytes[offset..],
             Payload::Contiguous(bytes) => &bytes[offset..],
-            Payload::Vectored(segments) => {
-                let mut start = 0;
-                for segment in segments {
-                    if offset < start + segment.len() {
-                        return &segment[offset - start..];
-                    }
-                    start += segment.len();
-                }
-                &[]
-            }
+            Payload::Vectored(segments) => bytes_within(segments, offset),
         }
     }
+}
+
+/// The rest of the segment that holds `offset`.
+fn bytes_within(segments: &[Bytes], offset: usize) -> &[u8] {
+    let mut start = 0;
+    for segment in segments {
+        if offset < start + segment.len() {
+            return &segment[offset - start..];
+        }
+        start += segment.len();
+    }
+    &[]
 }
 
 impl Drop for Batch {

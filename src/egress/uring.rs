@@ -31,11 +31,14 @@ use crate::config::limits::{ACCEPTS_ARMED, COMPLETIONS_MAX, SUBMISSIONS_MAX};
 use buffers::{BUFFER_GROUP, ReceiveBuffers};
 
 mod buffers;
+mod prefetch;
 mod setup;
 
+pub use prefetch::prefetch;
 pub use setup::{adopt_doorbell, frees_direct_descriptors};
 
-/// What a completion is about, in the top byte of its user data; the low half is a slot or an index.
+/// What a completion is about, in the top byte of its user data; the low half is a slot or an index. In between, an instant send
+/// has the index of its batch.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Op {
@@ -52,6 +55,14 @@ enum Op {
 impl Op {
     fn user_data(self, index: u32) -> u64 {
         (self as u64) << 56 | u64::from(index)
+    }
+
+    fn user_data_with_batch(self, slot: Slot, batch: usize) -> u64 {
+        self.user_data(slot) | (batch as u64) << 32
+    }
+
+    fn batch(user_data: u64) -> usize {
+        (user_data >> 32) as usize & (INSTANT_BATCHES_MAX - 1)
     }
 
     fn of(user_data: u64) -> Option<(Op, u32)> {
@@ -94,6 +105,10 @@ impl MessageHeader {
         MessageHeader { _iovecs: iovecs, header }
     }
 }
+
+/// Batches of instant sends between two reaps at most: far more than sends fit into the queue.
+const INSTANT_BATCHES_MAX: usize = 1 << 24;
+const _: () = assert!((SUBMISSIONS_MAX as usize) < INSTANT_BATCHES_MAX);
 
 /// Where the kernel writes the address of the next peer.
 struct AcceptPlace {
@@ -139,8 +154,8 @@ pub struct Uring {
     accepts_failed: Vec<u32>,
     /// By slot: the batch of the waiting send in the kernel.
     held: Vec<Option<Rc<Batch>>>,
-    /// Instant sends since the last reap, by index.
-    instant: Vec<(Slot, Rc<Batch>)>,
+    /// Batches of the instant sends since the last reap, by index; neighbours share one.
+    instant: Vec<Rc<Batch>>,
     /// Zero-copy sends in the kernel, by index.
     lent: Vec<Option<Lent>>,
     lent_free: Vec<u32>,
@@ -392,9 +407,12 @@ impl EgressRing for Uring {
         };
         let entry = match mode {
             SendMode::Instant => {
-                self.instant.push((slot, batch.clone()));
-                let index = self.instant.len() as u32 - 1;
-                entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(Op::SendInstant.user_data(index))
+                if !self.instant.last().is_some_and(|last| Rc::ptr_eq(last, batch)) {
+                    assert!(self.instant.len() < INSTANT_BATCHES_MAX, "there is room for so many sends only");
+                    self.instant.push(batch.clone());
+                }
+                let user_data = Op::SendInstant.user_data_with_batch(slot, self.instant.len() - 1);
+                entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(user_data)
             }
             SendMode::Waiting => {
                 let held = &mut self.held[slot as usize];
@@ -472,8 +490,8 @@ impl EgressRing for Uring {
                     handle(Completion::Sent { slot: index, batch, result: plain_result(entry.result()) });
                 }
                 Op::SendInstant => {
-                    let (slot, batch) = self.instant[index as usize].clone();
-                    handle(Completion::Short { slot, batch, result: instant_result(entry.result()) });
+                    let batch = self.instant[Op::batch(entry.user_data())].clone();
+                    handle(Completion::Short { slot: index, batch, result: instant_result(entry.result()) });
                 }
                 Op::SendZeroCopy => self.zero_copy_sent(index, &entry, handle),
                 Op::EndStream => handle(Completion::StreamEnded { slot: index }),

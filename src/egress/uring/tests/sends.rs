@@ -89,9 +89,11 @@ fn instant_sends_that_the_kernel_has_not_seen_are_held() {
     let mut rig = Rig::new(4);
     let (_peer, slot) = rig.peer();
     let small = batch(Payload::Contiguous(pattern(200, 1)));
-    rig.ring.send(slot, &small, 0, SendMode::Instant);
+    for _ in 0..3 {
+        rig.ring.send(slot, &small, 0, SendMode::Instant);
+    }
     rig.ring.reap(&mut |completion| panic!("{completion:?} of what was not submitted"));
-    assert_eq!(Rc::strong_count(&small), 2);
+    assert_eq!(Rc::strong_count(&small), 2, "sends in a row share their hold");
     rig.turn();
     assert_eq!(Rc::strong_count(&small), 1);
 }
@@ -103,28 +105,33 @@ fn a_completion_queue_that_overflows_stops_the_ring_until_all_is_told() {
     let (peer, slot) = rig.peer();
     reset_on_close(&peer);
     drop(peer);
-    let small = batch(Payload::Contiguous(pattern(200, 1)));
+    // No two sends in a row share a batch, so each is held by itself.
+    let small = [1, 2].map(|seed| batch(Payload::Contiguous(pattern(200, seed))));
     let mut sends = 0;
     while rig.ring.room() > 0 {
-        assert!(sends <= COMPLETIONS_MAX + SUBMISSIONS_MAX, "the queue overflows");
+        assert!(sends <= COMPLETIONS_MAX as usize + SUBMISSIONS_MAX as usize, "the queue overflows");
         for _ in 0..rig.ring.room() {
-            rig.ring.send(slot, &small, 0, SendMode::Instant);
+            rig.ring.send(slot, &small[sends % 2], 0, SendMode::Instant);
             sends += 1;
         }
         rig.ring.submit().expect("a submit does not fail");
     }
-    assert!(sends > COMPLETIONS_MAX);
+    assert!(sends > COMPLETIONS_MAX as usize);
+    let held = || small.each_ref().map(|batch| Rc::strong_count(batch) - 1);
     let mut told = 0;
     while told < sends {
-        assert_eq!(Rc::strong_count(&small) as u32, sends + 1, "all are held while {told} are told");
+        assert_eq!(held(), [sends.div_ceil(2), sends / 2], "all are held while {told} are told");
         rig.ring.reap(&mut |completion| match completion {
-            Completion::Short { slot: of, result: Err(SendError::Gone(_)), .. } if of == slot => told += 1,
+            Completion::Short { slot: of, batch, result: Err(SendError::Gone(_)) } if of == slot => {
+                assert!(Rc::ptr_eq(&batch, &small[told % 2]), "each is told with its own batch");
+                told += 1;
+            }
             other => panic!("{other:?}"),
         });
         assert!(told == sends || rig.ring.wants_submit(), "the rest comes with the next submit");
         rig.ring.submit().expect("a submit does not fail");
     }
-    assert_eq!((rig.ring.room(), Rc::strong_count(&small)), (SUBMISSIONS_MAX as usize, 1));
+    assert_eq!((rig.ring.room(), held()), (SUBMISSIONS_MAX as usize, [0, 0]));
 }
 
 #[test]
