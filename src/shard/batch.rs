@@ -1,10 +1,11 @@
 //! Building batches, and remembering the last few so that connections at the same cursor share one.
 //!
-//! A run is "all events of these topics after the cursor, up to what one send carries". A remembered batch serves every
-//! cursor in `low..first`: from the event before the run up to (not including) the run's first event.
+//! A run is "all events of these topics after the cursor, up to what one send carries". It serves every cursor from the event
+//! before it up to (not including) its own first event.
 //! Buffers of batches that nobody holds any more are used again, so that steady traffic does not allocate.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -21,26 +22,38 @@ use crate::wire::Format;
 const BUFFER_BYTES_MIN: usize = 4 << 10;
 const BUFFER_SEGMENTS_MIN: usize = 32;
 
-/// A batch and the cursors that it serves.
-#[derive(Debug)]
-struct Cached {
-    format: Format,
-    /// The topics of the run: exactly those of the connection that had news, in its order.
-    topics: Vec<TopicIndex>,
-    low: u64,
-    first: u64,
-    /// Newest sequence of these topics when the run was built.
-    head: u64,
-    batch: Rc<Batch>,
-}
-
-/// A batch for one connection.
-#[derive(Debug)]
+/// What everybody lacks whose cursor stands between the same two events.
+#[derive(Debug, Clone)]
 pub struct Run {
     /// The bytes.
     pub batch: Rc<Batch>,
     /// Events of these topics remain beyond what one send carries.
     pub more: bool,
+    format: Format,
+    /// The topic of all its events, if they are of one.
+    topic: Option<TopicIndex>,
+    /// The cursors that it serves.
+    cursors: Range<u64>,
+}
+
+impl Run {
+    /// True if [`Batches::run_after`] would give this run again, as long as nothing has been pushed or evicted since it did. False for
+    /// subscribers of several topics: which of them have news takes a longer look.
+    #[inline]
+    pub fn serves(&self, memberships: &[Membership], format: Format, cursor: u64) -> bool {
+        let [only] = memberships else { return false };
+        self.topic == Some(only.topic) && self.format == format && self.cursors.contains(&cursor)
+    }
+}
+
+/// A run that is remembered.
+#[derive(Debug)]
+struct Cached {
+    /// The topics of the run: exactly those of the connection that had news, in its order.
+    topics: Vec<TopicIndex>,
+    /// Newest sequence of these topics when the run was built.
+    head: u64,
+    run: Run,
 }
 
 /// Builds and remembers batches.
@@ -78,7 +91,6 @@ impl Batches {
     }
 
     /// The run after `cursor` for a subscriber of these topics, or `None` if there is no news.
-    #[inline]
     pub fn run_after(
         &mut self,
         topics: &Topics,
@@ -98,13 +110,13 @@ impl Batches {
         let first = *self.news.first()?;
         let hit = self.cached.iter().find(|cached| {
             cached.head == head
-                && cached.format == format
-                && (cached.low..cached.first).contains(&cursor)
+                && cached.run.format == format
+                && cached.run.cursors.contains(&cursor)
                 && cached.topics[0] == first
                 && cached.topics[1..] == self.news[1..]
         });
         if let Some(cached) = hit {
-            return Some(Run { batch: cached.batch.clone(), more: cached.batch.to() < head });
+            return Some(cached.run.clone());
         }
         Some(self.build(topics, format, cursor, head))
     }
@@ -151,8 +163,10 @@ impl Batches {
         };
         batch.fill(payload, to);
         self.run.clear();
-        self.remember(format, low, first, head, &shared);
-        Run { more: to < head, batch: shared }
+        let topic = if let [only] = self.news.as_slice() { Some(*only) } else { None };
+        let run = Run { batch: shared, more: to < head, format, topic, cursors: low..first };
+        self.remember(&run, head);
+        run
     }
 
     /// Fills `run` with the events after `cursor` in sequence order, as many as one send carries, and returns the
@@ -198,7 +212,7 @@ impl Batches {
         Rc::new(Batch::empty(&self.ledger))
     }
 
-    fn remember(&mut self, format: Format, low: u64, first: u64, head: u64, batch: &Rc<Batch>) {
+    fn remember(&mut self, run: &Run, head: u64) {
         let mut topics = Vec::new();
         if self.cached.len() >= BATCHES_CACHED * Format::COUNT {
             topics = self.cached.pop_back().expect("not empty").topics;
@@ -208,8 +222,8 @@ impl Batches {
         if self.pool.len() >= BATCHES_POOLED {
             self.pool.pop_front();
         }
-        self.pool.push_back(batch.clone());
-        self.cached.push_front(Cached { format, topics, low, first, head, batch: batch.clone() });
+        self.pool.push_back(run.batch.clone());
+        self.cached.push_front(Cached { topics, head, run: run.clone() });
     }
 }
 

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
+use crate::egress::uring::prefetch;
 use crate::egress::{Batch, Slot};
 use crate::shard::close::CloseReason;
 use crate::wire::Format;
@@ -223,6 +224,20 @@ impl Connection {
         Connection { phase: Phase::Vacant, ..Connection::new(nobody, 0) }
     }
 
+    /// True if a send waits or something is to go out before any news.
+    #[inline]
+    pub fn is_owed(&self) -> bool {
+        self.sending || self.control.is_some() || self.partial.is_some()
+    }
+
+    /// It was given an instant send of events up to `to`, 0 for none.
+    #[inline]
+    pub fn handed(&mut self, to: u64, turn: u64, tick: u32) {
+        self.cursor = self.cursor.max(to);
+        self.turn = turn;
+        self.since = tick;
+    }
+
     /// The peer's address.
     pub fn peer(&self) -> SocketAddr {
         self.peer.into()
@@ -267,6 +282,12 @@ impl Connections {
     #[inline]
     pub fn get_mut(&mut self, slot: Slot) -> &mut Connection {
         &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+
+    /// Has the entry of `slot` brought into the cache, so that the visit to come need not wait for it.
+    #[inline]
+    pub fn prefetch(&self, slot: Slot) {
+        prefetch(self.get(slot));
     }
 
     /// Connections now, in any phase but `Vacant`.

@@ -111,21 +111,20 @@ impl State {
         let owes = connection.missed || connection.control.is_some() || connection.phase != Phase::Open;
         connection.missed = false;
         let format = connection.format;
-        self.note_taken(format, batch);
+        self.note_taken(format, &batch, 1);
         if owes {
             self.mark_ready(slot);
         }
     }
 
-    /// A socket has taken the whole batch.
-    #[inline]
-    pub(super) fn note_taken(&mut self, format: Format, batch: Rc<Batch>) {
-        if batch.frames() > 0 {
-            self.metrics.formats[format.index()].frames += u64::from(batch.frames());
+    /// So many sockets have taken the whole batch.
+    pub(super) fn note_taken(&mut self, format: Format, batch: &Rc<Batch>, sockets: u32) {
+        if batch.frames() > 0 && sockets > 0 {
+            self.metrics.formats[format.index()].frames += u64::from(batch.frames()) * u64::from(sockets);
             let completed = batch.completed.get();
-            batch.completed.set(completed + 1);
+            batch.completed.set(completed + sockets);
             if completed == 0 {
-                self.completed[format.index()].push(batch);
+                self.completed[format.index()].push(batch.clone());
             }
         }
     }

@@ -354,18 +354,33 @@ impl Topics {
         self.active.rotate_left(usize::from(self.active.len() > 1));
     }
 
-    /// Moves the elevator of an active topic on by one and returns whom it passes. Runs of events that have now been
-    /// offered to everybody are told to `done` with their intake and number. The lap ends with the last visit.
-    #[inline]
+    /// Whom the elevator of an active topic passes next: `most` at most, at least one, and not beyond the end of the list, of the
+    /// round or of the lap.
+    pub fn next_visits(&self, index: TopicIndex, most: usize) -> &[Slot] {
+        let topic = self.get(index);
+        let lap = &topic.lap;
+        let ahead = &topic.subscribers[lap.position..];
+        let round = topic.subscribers.len().saturating_sub(lap.visited).max(1);
+        &ahead[..ahead.len().min(round).min(lap.left).min(most)]
+    }
+
+    /// Moves the elevator of an active topic on by one and returns whom it passes; see `advance`.
     pub fn visit(&mut self, index: TopicIndex, done: &mut Vec<(Stamp, u32)>) -> Slot {
+        let slot = self.next_visits(index, 1)[0];
+        self.advance(index, 1, done);
+        slot
+    }
+
+    /// Moves the elevator of an active topic on, past so many of `next_visits`. Runs of events that have now been offered to
+    /// everybody are told to `done` with their intake and number. The lap ends with the last visit.
+    pub fn advance(&mut self, index: TopicIndex, passed: usize, done: &mut Vec<(Stamp, u32)>) {
         let topic = self.get_mut(index);
         let length = topic.subscribers.len();
         let lap = &mut topic.lap;
-        let slot = topic.subscribers[lap.position];
-        lap.position = if lap.position + 1 == length { 0 } else { lap.position + 1 };
-        lap.left -= 1;
-        lap.visited += 1;
-        lap.visits += 1;
+        lap.position = if lap.position + passed == length { 0 } else { lap.position + passed };
+        lap.left -= passed;
+        lap.visited += passed;
+        lap.visits += passed as u64;
         let left = lap.left;
         let round = lap.visited >= length;
         while lap.marks.front().is_some_and(|mark| mark.due <= lap.visits || left == 0) {
@@ -379,7 +394,6 @@ impl Topics {
         } else if round {
             self.end_round(index);
         }
-        slot
     }
 
     /// The elevator has come round once.
@@ -456,6 +470,36 @@ mod tests {
         assert_eq!(first, [0, 1, 2]);
         assert_eq!(after_second, [0, 1, 2, 3, 4], "everybody once after the last push");
         assert_eq!(done, [(Stamp(1), 1), (Stamp(2), 1)]);
+    }
+
+    #[test]
+    fn many_visits_at_once_are_as_many_one_by_one() {
+        let tables = || {
+            let mut topics = topics(|limits| limits.window_events_max = 16);
+            let index = topics.intern(&topic("a"));
+            for slot in 0..7 {
+                topics.join(index, slot, Format::Sse);
+            }
+            (topics, index)
+        };
+        let ((mut many, index), (mut one, _)) = (tables(), tables());
+        let (mut done_many, mut done_one) = (Vec::new(), Vec::new());
+        let mut sequence = 0;
+        for most in (1..=9).cycle().take(300) {
+            // Pushes meet the elevator in the middle of laps and between them.
+            if !many.saturated() && (most % 4 == 1 || !many.is_active()) {
+                sequence += 1;
+                many.push(&encoded("a", sequence));
+                one.push(&encoded("a", sequence));
+            }
+            let ahead = many.next_visits(index, most).to_vec();
+            assert!((1..=most).contains(&ahead.len()));
+            many.advance(index, ahead.len(), &mut done_many);
+            let visited: Vec<Slot> = ahead.iter().map(|_| one.visit(index, &mut done_one)).collect();
+            assert_eq!((ahead, &done_many), (visited, &done_one));
+            assert_eq!((many.is_active(), many.saturated()), (one.is_active(), one.saturated()));
+        }
+        assert!(done_many.len() > 30, "{} events were offered to everybody", done_many.len());
     }
 
     /// Slots in the order in which one lap passes them.
