@@ -1,7 +1,7 @@
 //! Submit and reap: the shard's own io_uring, which owns every subscriber socket.
 //!
 //! The shard speaks to the [`EgressRing`] trait; [`uring`] is the kernel's, [`sim`] the seeded double that tests and
-//! benchmarks drive. What the compiler cannot check of the crate is all in [`uring`].
+//! benchmarks drive. What the compiler cannot check of the crate is all in [`uring`], and only therefore [`prefetch`] is.
 
 pub mod batch;
 pub mod listener;
@@ -11,3 +11,4 @@ pub mod uring;
 
 pub use batch::{Batch, Ledger, Payload};
 pub use ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, SendMode, Slot};
+pub use uring::prefetch;

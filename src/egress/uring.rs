@@ -106,9 +106,9 @@ impl MessageHeader {
     }
 }
 
-/// Batches of instant sends between two reaps at most: far more than sends fit into the queue.
+/// Batches of instant sends at most, since the last reap that found all of them taken and told: as many as user data can tell apart.
+/// Whoever reaps after each submit never has more than the queue has entries.
 const INSTANT_BATCHES_MAX: usize = 1 << 24;
-const _: () = assert!((SUBMISSIONS_MAX as usize) < INSTANT_BATCHES_MAX);
 
 /// Where the kernel writes the address of the next peer.
 struct AcceptPlace {
@@ -154,7 +154,7 @@ pub struct Uring {
     accepts_failed: Vec<u32>,
     /// By slot: the batch of the waiting send in the kernel.
     held: Vec<Option<Rc<Batch>>>,
-    /// Batches of the instant sends since the last reap, by index; neighbours share one.
+    /// Batches of the instant sends since the last reap that let go of them, by index; neighbours share one.
     instant: Vec<Rc<Batch>>,
     /// Zero-copy sends in the kernel, by index.
     lent: Vec<Option<Lent>>,
@@ -408,7 +408,7 @@ impl EgressRing for Uring {
         let entry = match mode {
             SendMode::Instant => {
                 if !self.instant.last().is_some_and(|last| Rc::ptr_eq(last, batch)) {
-                    assert!(self.instant.len() < INSTANT_BATCHES_MAX, "there is room for so many sends only");
+                    assert!(self.instant.len() < INSTANT_BATCHES_MAX, "whoever sends also reaps");
                     self.instant.push(batch.clone());
                 }
                 let user_data = Op::SendInstant.user_data_with_batch(slot, self.instant.len() - 1);

@@ -7,8 +7,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
-use crate::egress::uring::prefetch;
-use crate::egress::{Batch, Slot};
+use crate::egress::{Batch, Slot, prefetch};
 use crate::shard::close::CloseReason;
 use crate::wire::Format;
 use crate::wire::websocket::Decoder;

@@ -148,7 +148,8 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
         cells.push(cell(plan, in_flight, &mut floor, &floor_meter, &mut ring)?);
     }
     for entrant in ring {
-        let Entrant { publisher, fleet, running, .. } = entrant;
+        // Variables are dropped from the last to the first: should the publisher fail, the fleet goes before its server.
+        let Entrant { running, fleet, publisher, .. } = entrant;
         publisher.finish().with_context(|| format!("{}: after all legs", running.target.name))?;
         drop(fleet);
         running.stop()?;
@@ -187,10 +188,10 @@ pub fn publish_plan(target: &Target, payload_bytes: usize) -> PublishPlan {
 }
 
 /// Connects the publisher of a server whose subscribers are there.
-fn enter(plan: &Plan<'_>, seat: Seat) -> Result<Entrant> {
-    let Seat { mut fleet, mut running } = seat;
-    let calibrated = calibrate(plan, &running.target, &mut fleet);
-    let (publisher, frame_bytes) = calibrated.map_err(|error| blame(&mut running, error))?;
+fn enter(plan: &Plan<'_>, mut seat: Seat) -> Result<Entrant> {
+    let calibrated = calibrate(plan, &seat.running.target, &mut seat.fleet);
+    let (publisher, frame_bytes) = calibrated.map_err(|error| blame(&mut seat.running, error))?;
+    let Seat { fleet, running } = seat;
     Ok(Entrant {
         fleet,
         publisher,
