@@ -176,7 +176,7 @@ pub fn check_sockets(what: &str, sockets: u64) -> Result<()> {
         bail!(
             "{what} needs {sockets} sockets in one process, the descriptor limit leaves {max}; \
              raise it with `ulimit -Hn {}` (as root) or ask for fewer connections",
-            sockets + DESCRIPTORS_SPARE
+            sockets.saturating_add(DESCRIPTORS_SPARE)
         );
     }
     Ok(())

@@ -9,7 +9,6 @@ use super::Entry;
 use crate::fleet::{Fleet, FleetPlan};
 use crate::floor::Floor;
 use crate::framing::Protocol;
-use crate::process::check_sockets;
 use crate::prove::leg::{Leg, Window, floor_leg, server_leg};
 use crate::prove::{ARRIVE_LIMIT, Bench, open_in_turns, publish_one_by_one};
 use crate::publisher::{PublishPlan, Publisher};
@@ -131,8 +130,6 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
     if seats.is_empty() {
         bail!("no server speaks {}", plan.protocol.label());
     }
-    // Before thousands are open rather than at the first too many.
-    check_sockets("the floor's sender", plan.connections as u64)?;
     let first = choices.len() * FLEET_SPAN;
     let mut floor = Floor::start(0, common.sender_cpu, common.receiver_cpu, first)?;
     open_in_turns(plan.connections, |some| {

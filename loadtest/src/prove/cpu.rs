@@ -17,7 +17,6 @@ use super::{ARRIVE_LIMIT, Bench, ServerArgs, open_in_turns, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::floor::Floor;
 use crate::framing::Protocol;
-use crate::process::check_sockets;
 use crate::report::{Spread, grouped, paragraph, progress, save, say, table};
 use crate::server::Server;
 use crate::target::Way;
@@ -137,8 +136,6 @@ fn series(
         audit: args.audit,
         ..FleetPlan::steady(server.listen, protocol, path(protocol))
     });
-    // Before thousands are open rather than at the first too many.
-    check_sockets("the floor's sender", connections as u64)?;
     let mut floor = Floor::start(0, common.sender_cpu, common.receiver_cpu, FLOOR_FIRST)?;
     open_in_turns(connections, |some| {
         fleet.open(some)?;

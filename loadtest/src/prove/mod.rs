@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::framing::Protocol;
 use crate::machine::Machine;
+use crate::process::check_sockets;
 use crate::publisher::{PublishPlan, Publisher};
 use crate::server::Server;
 use crate::target::{Way, with_topic};
@@ -77,8 +78,10 @@ pub fn publisher(server: &Server, way: Way, payload_bytes: usize) -> Result<Publ
 /// Opens `connections` connections on each of the sides that are to be compared; `open` opens so many more on every one of them.
 ///
 /// Whichever side opens all of its own first comes out dearer, at 9,000 connections by 1 to 3 %, also where both sides are
-/// floors; probably its sockets lie worse in the kernel's memory. So they are opened in turns.
+/// floors; probably its sockets lie worse in the kernel's memory. So they are opened in turns. One of the sides is a floor.
 pub fn open_in_turns(connections: usize, mut open: impl FnMut(usize) -> Result<()>) -> Result<()> {
+    // Before thousands are open rather than at the first too many.
+    check_sockets("the floor's sender", connections as u64)?;
     let mut left = connections;
     while left > 0 {
         let some = left.min(OPENED_IN_TURN);
@@ -100,4 +103,21 @@ pub fn publish_one_by_one(
         arrived(event, publisher.next() - 1)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_opened_some_at_a_time_and_no_more_than_there_is_room_for() {
+        let mut steps = Vec::new();
+        open_in_turns(120, |some| {
+            steps.push(some);
+            Ok(())
+        })
+        .expect("there is room for 120");
+        assert_eq!(steps, [50, 50, 20]);
+        open_in_turns(usize::MAX, |_| panic!("refused before the first is open")).expect_err("too many");
+    }
 }
