@@ -151,8 +151,8 @@ impl Fleet {
             let connections = left.min(per_member - member.connections);
             let share = connections as f64 / more as f64;
             let per_second = self.plan.ramp_per_second.map(|rate| rate * share);
-            member.link.send(&Order::Open { connections, per_second })?;
             member.connections += connections;
+            self.order(at, &Order::Open { connections, per_second })?;
             left -= connections;
             opening.push(at);
         }
@@ -185,12 +185,20 @@ impl Fleet {
         Ok(())
     }
 
+    /// Gives a receiver an order. One that has ended said why before it went.
+    fn order(&mut self, at: usize, order: &Order) -> Result<()> {
+        self.members[at].link.send(order).or_else(|error| {
+            self.take_words(at)?;
+            Err(error)
+        })
+    }
+
     /// Sets all counters to zero; `next` is the number of the event expected first, over all topics. Nothing may be in
     /// flight to steady subscribers.
     pub fn zero(&mut self, next: u64, raw_frame_bytes: usize) -> Result<()> {
         self.lasts = Lasts::default();
-        for member in &mut self.members {
-            member.link.send(&Order::Zero { next, raw_frame_bytes })?;
+        for at in 0..self.members.len() {
+            self.order(at, &Order::Zero { next, raw_frame_bytes })?;
         }
         for at in 0..self.members.len() {
             match self.answer(at, ANSWER_LIMIT)? {
@@ -300,8 +308,8 @@ impl Fleet {
     /// Gives every receiver an order, made from its connections and those of the fleet, and takes the answers.
     fn ask_all(&mut self, order: impl Fn(usize, usize) -> Order, limit: Duration) -> Result<Vec<Word>> {
         let all = self.connections();
-        for member in &mut self.members {
-            member.link.send(&order(member.connections, all))?;
+        for at in 0..self.members.len() {
+            self.order(at, &order(self.members[at].connections, all))?;
         }
         (0..self.members.len()).map(|at| self.answer(at, limit)).collect()
     }
