@@ -1,21 +1,18 @@
 //! Listeners of the data plane: one per shard and address, sharing the port (`SO_REUSEPORT`).
 //!
 //! What is set here is inherited by every accepted socket, so a new subscriber costs no further system call.
+//!
+//! There is no SO_KEEPALIVE: heartbeats find out who is gone, at the pace that the operator chose. Its probes would only come where
+//! heartbeats are rare, and `TCP_USER_TIMEOUT` takes the place of their count (tcp(7)): one lost probe would end a healthy connection.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::limits::{BIND_MS_MAX, BIND_RETRY_MS, LISTEN_BACKLOG, NOT_SENT_BYTES_MAX};
-
-/// Idle time until the kernel probes whether the peer is still there.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// Time between probes; the connection fails after three without an answer.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_PROBES: u32 = 3;
 
 /// Binds `address` once per shard. A port of 0 is chosen by the kernel once and then shared.
 ///
@@ -34,8 +31,6 @@ pub fn listen(
         let socket = socket(address)?;
         socket.set_reuse_port(true)?;
         socket.set_tcp_nodelay(true)?;
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
-        socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))?;
         socket.set_tcp_user_timeout(Some(user_timeout))?;
         socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)?;
         socket.bind(&bound.into())?;
