@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, path};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, KERNEL_PATIENCE_MS,
+    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, DESCRIPTORS_BESIDE, KERNEL_PATIENCE_MS,
     RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SOCKETS_SPARE, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::{Config, ControlAddress, Sockets};
@@ -78,7 +78,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         Sockets::Direct => true,
         Sockets::Plain => false,
     };
-    let Room { sockets_max, connections_max } = room(&config, direct)?;
+    let room = room(&config, direct)?;
     let epoch =
         Epoch(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -109,11 +109,12 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             config: config.clone(),
             epoch,
             demand: demand.clone(),
-            connections_max,
+            connections_max: room.connections_max,
         };
         let ring = UringOptions {
             listeners,
-            sockets_max: sockets_max as u32,
+            slots: room.slots as u32,
+            sockets_max: room.sockets_max as u32,
             direct,
             receive_buffers: RECEIVE_BUFFERS,
             receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
@@ -132,8 +133,8 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         listen,
         control: control_addresses,
         shard_cpus: config.shard_cpus.clone(),
-        connections_per_shard_max: connections_max,
-        memory: memory(&config, sockets_max),
+        connections_per_shard_max: room.connections_max,
+        memory: memory(&config, &room),
     });
     let setup = hub::Setup { config, epoch, outboxes, demand, control, shard_ends };
     let served = runtime.block_on(hub::run(setup, drain));
@@ -166,14 +167,16 @@ fn signals() -> std::io::Result<impl Future<Output = ()>> {
 
 /// Room for connections.
 struct Room {
-    /// Sockets that each shard's ring can tell apart.
+    /// Slots of each shard's ring.
+    slots: usize,
+    /// Sockets that each shard has open at a time.
     sockets_max: usize,
     /// Subscribers that each shard takes; the rest of the sockets is for those who come too many and still get an answer.
     connections_max: usize,
 }
 
 /// What the descriptor limit allows. The kernel bounds a table of direct descriptors by it, each shard's anew; plain descriptors
-/// are shared by all shards.
+/// are shared by all shards and the hub, whose share no flood of subscribers can take.
 fn room(config: &Config, direct: bool) -> Result<Room, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let hard = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -182,7 +185,8 @@ fn room(config: &Config, direct: bool) -> Result<Room, ServeError> {
     }
     let descriptors = getrlimit(Resource::Nofile).current.map_or(SOCKETS_LIMIT, |limit| limit as usize);
     let descriptors = descriptors.min(SOCKETS_LIMIT);
-    let share = if direct { descriptors } else { descriptors / config.shard_cpus.len() };
+    let hub = (config.control.len() * CONTROL_CONNECTIONS_MAX + DESCRIPTORS_BESIDE).min(descriptors / 4);
+    let share = if direct { descriptors } else { (descriptors - hub) / config.shard_cpus.len() };
     let connections_max = match config.limits.connections_per_shard_max {
         0 => share.saturating_sub(SOCKETS_SPARE).max(share / 2),
         wanted => wanted,
@@ -193,8 +197,10 @@ fn room(config: &Config, direct: bool) -> Result<Room, ServeError> {
              ({share}): raise ulimit -n or use more shards"
         )));
     }
-    let sockets_max = if direct { share.min(connections_max + SOCKETS_SPARE) } else { descriptors };
-    Ok(Room { sockets_max, connections_max })
+    let sockets_max = share.min(connections_max + SOCKETS_SPARE);
+    // A plain descriptor may have any number.
+    let slots = if direct { sockets_max } else { descriptors };
+    Ok(Room { slots, sockets_max, connections_max })
 }
 
 /// The kernel's own bound on a table of direct descriptors (`IORING_MAX_FIXED_FILES`).
@@ -272,7 +278,7 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
 }
 
 /// User-space memory at the limits, one line per owner.
-fn memory(config: &Config, sockets_max: usize) -> Vec<(&'static str, u64)> {
+fn memory(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
     let limits = &config.limits;
     let shards = config.shard_cpus.len() as u64;
     let per_socket = size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>();
@@ -281,8 +287,8 @@ fn memory(config: &Config, sockets_max: usize) -> Vec<(&'static str, u64)> {
     let control = CONTROL_CONNECTIONS_MAX * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
     vec![
-        ("connections, when all are in use", sum(sockets_max * per_socket)),
-        ("request heads, when all come at once", sum(sockets_max.saturating_mul(limits.handshake_bytes_max))),
+        ("connections, when all are in use", sum(room.slots * per_socket)),
+        ("request heads, when all come at once", sum(room.sockets_max.saturating_mul(limits.handshake_bytes_max))),
         ("control connections, when all are in use", (control * config.control.len()) as u64),
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (shards + 1)),
         ("windows, as published", limits.window_bytes_total_max as u64),

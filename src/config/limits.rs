@@ -211,6 +211,9 @@ impl Limits {
 pub const SWEEP_VISITS_MAX: usize = 128;
 /// Sockets of a shard's table beyond its subscribers, so that whoever comes too many still gets an answer.
 pub const SOCKETS_SPARE: usize = 256;
+/// Descriptors that are neither a subscriber's nor a control connection's: listeners, rings, doorbells, with room for dozens of shards.
+/// Where subscribers are plain descriptors too, these are kept for them.
+pub const DESCRIPTORS_BESIDE: usize = 512;
 /// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
 pub const EXECUTOR_IO_BYTES: usize = 64 << 10;
 /// Visits that one topic gets before the next has its turn.

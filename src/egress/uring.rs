@@ -132,7 +132,9 @@ pub struct UringOptions {
     /// Listeners of this shard; every one gets its share of the armed accepts. Without any the ring serves sockets that
     /// were opened elsewhere.
     pub listeners: Vec<OwnedFd>,
-    /// Sockets at most, and entries of the table of direct descriptors; at most RLIMIT_NOFILE.
+    /// Slots, and entries of the table of direct descriptors; at most RLIMIT_NOFILE. The slot of a plain descriptor is its number.
+    pub slots: u32,
+    /// Sockets open at a time; at most `slots`.
     pub sockets_max: u32,
     /// Accepted sockets are direct descriptors, entries of the ring's own table; else plain descriptors of the process.
     pub direct: bool,
@@ -164,8 +166,9 @@ pub struct Uring {
     buffers: ReceiveBuffers,
     /// Entries that the submission queue takes before the next submit; see [`EgressRing::room`].
     room: usize,
-    /// Slots in use, at most `held.len()`.
+    /// Slots in use, at most `sockets_max`.
     open: usize,
+    sockets_max: usize,
     /// Receives in the kernel.
     receives: usize,
     /// Waiting sends in the kernel.
@@ -190,7 +193,7 @@ impl Uring {
         let mut ring = setup::build(SUBMISSIONS_MAX, COMPLETIONS_MAX)?;
         setup::self_test(&mut ring, doorbell)?;
         if options.direct {
-            setup::sockets_table(&ring, options.sockets_max)?;
+            setup::sockets_table(&ring, options.slots)?;
         }
         let buffers = ReceiveBuffers::register(&ring, options.receive_buffers, options.receive_buffer_bytes)?;
         let accepts = match options.listeners.len() {
@@ -212,14 +215,15 @@ impl Uring {
             accepts_idle: (0..accepts.len() as u32).collect(),
             accepts_failed: Vec::new(),
             accepts,
-            held: (0..options.sockets_max).map(|_| None).collect(),
+            held: (0..options.slots).map(|_| None).collect(),
             instant: Vec::with_capacity(SUBMISSIONS_MAX as usize),
             lent: Vec::new(),
             lent_free: Vec::new(),
-            closes: vec![0; options.sockets_max as usize],
+            closes: vec![0; options.slots as usize],
             buffers,
             room: SUBMISSIONS_MAX as usize,
             open: 0,
+            sockets_max: options.sockets_max as usize,
             receives: 0,
             sends: 0,
             enters: 0,
@@ -294,7 +298,7 @@ impl Uring {
     /// True if an accept is idle and a slot free for whom it would bring.
     fn can_arm_accept(&self) -> bool {
         let armed = self.accepts_armed();
-        !self.accepts_idle.is_empty() && self.open + armed < self.held.len()
+        !self.accepts_idle.is_empty() && self.open + armed < self.sockets_max
     }
 
     /// Arms as many accepts as there are free slots.

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use fanwave::config::limits::SOCKETS_SPARE;
 use tokio::task::JoinSet;
 
 use crate::support::peer::request;
@@ -41,6 +42,23 @@ async fn connections_beyond_the_limit_are_refused_until_a_place_is_free() {
     let mut next = Subscriber::connect(server.data, Protocol::Sse, &["t"]).await;
     server.publish("t", "y").await;
     assert_eq!(next.text().await, "y");
+}
+
+#[tokio::test]
+async fn a_flood_of_connections_leaves_descriptors_to_publishers() {
+    let flags = ["--shards", "1", "--connections-per-shard-max", "4", "--sockets", "plain"];
+    let server = Server::start(&flags);
+    let mut flood = Vec::new();
+    for _ in 0..3 * SOCKETS_SPARE {
+        flood.push(tokio::net::TcpStream::connect(server.data).await.expect("the kernel's queue has room"));
+    }
+    crate::support::until("as many as the shard takes", async || {
+        (server.descriptors() > SOCKETS_SPARE).then_some(())
+    })
+    .await;
+    // An event has gone through the hub and the shard, which has taken since whom it would.
+    server.publish("t", "x").await;
+    assert!(server.descriptors() < 2 * SOCKETS_SPARE, "{} descriptors", server.descriptors());
 }
 
 const SUBSCRIBERS: usize = 300;

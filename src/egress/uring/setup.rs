@@ -99,8 +99,8 @@ pub fn frees_direct_descriptors() -> bool {
 }
 
 /// Makes the sparse table of direct descriptors.
-pub fn sockets_table(ring: &IoUring, sockets_max: u32) -> Result<(), RingError> {
-    ring.submitter().register_files_sparse(sockets_max).map_err(|source| {
+pub fn sockets_table(ring: &IoUring, slots: u32) -> Result<(), RingError> {
+    ring.submitter().register_files_sparse(slots).map_err(|source| {
         let remedy = match source.raw_os_error() {
             Some(libc::EMFILE) => "; raise ulimit -n or lower --connections-per-shard-max",
             Some(libc::ENOMEM) => "; lower --connections-per-shard-max",

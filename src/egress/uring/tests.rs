@@ -55,6 +55,7 @@ impl Rig {
             .unzip();
         let options = UringOptions {
             listeners,
+            slots: if direct { sockets_max } else { 20_000 },
             sockets_max,
             direct,
             receive_buffers: RECEIVE_BUFFERS,
@@ -279,6 +280,7 @@ fn a_ring_without_listeners_receives_on_sockets_of_others_into_buffers_of_the_si
     let doorbell = Doorbell::new().expect("an eventfd");
     let options = UringOptions {
         listeners: Vec::new(),
+        slots: 1_024,
         sockets_max: 1_024,
         direct: false,
         receive_buffers: 4,
