@@ -14,8 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, path};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, DESCRIPTORS_BESIDE, KERNEL_PATIENCE_MS,
-    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SOCKETS_SPARE, SUBMISSIONS_MAX, TOPIC_BYTES,
+    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, DESCRIPTORS_BESIDE,
+    KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SOCKETS_SPARE, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::Slot;
@@ -288,7 +288,10 @@ fn memory(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
     vec![
         ("connections, when all are in use", sum(room.slots * per_socket)),
-        ("request heads, when all come at once", sum(room.sockets_max.saturating_mul(limits.handshake_bytes_max))),
+        (
+            "request heads, when all come at once",
+            sum(room.sockets_max.saturating_mul(limits.handshake_bytes_max)),
+        ),
         ("control connections, when all are in use", (control * config.control.len()) as u64),
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (shards + 1)),
         ("windows, as published", limits.window_bytes_total_max as u64),
