@@ -14,9 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, path};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, DESCRIPTORS_BESIDE,
-    KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SOCKETS_SPARE, SUBMISSIONS_MAX, TOPIC_BYTES,
+    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, KERNEL_PATIENCE_MS,
+    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
+use crate::config::room::{Room, Sharers};
 use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::Slot;
 use crate::egress::listener::listen;
@@ -165,46 +166,22 @@ fn signals() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Room for connections.
-struct Room {
-    /// Slots of each shard's ring.
-    slots: usize,
-    /// Sockets that each shard has open at a time.
-    sockets_max: usize,
-    /// Subscribers that each shard takes; the rest of the sockets is for those who come too many and still get an answer.
-    connections_max: usize,
-}
-
-/// What the descriptor limit allows. The kernel bounds a table of direct descriptors by it, each shard's anew; plain descriptors
-/// are shared by all shards and the hub, whose share no flood of subscribers can take.
+/// What the descriptor limit, raised as far as it goes, allows.
 fn room(config: &Config, direct: bool) -> Result<Room, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let hard = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if setrlimit(Resource::Nofile, hard).is_err() {
         tracing::warn!(current = ?limit.current, "cannot raise the descriptor limit to its maximum");
     }
-    let descriptors = getrlimit(Resource::Nofile).current.map_or(SOCKETS_LIMIT, |limit| limit as usize);
-    let descriptors = descriptors.min(SOCKETS_LIMIT);
-    let hub = (config.control.len() * CONTROL_CONNECTIONS_MAX + DESCRIPTORS_BESIDE).min(descriptors / 4);
-    let share = if direct { descriptors } else { (descriptors - hub) / config.shard_cpus.len() };
-    let connections_max = match config.limits.connections_per_shard_max {
-        0 => share.saturating_sub(SOCKETS_SPARE).max(share / 2),
-        wanted => wanted,
+    let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
+    let sharers = Sharers {
+        shards: config.shard_cpus.len(),
+        listens: config.listen.len(),
+        controls: config.control.len(),
     };
-    if connections_max >= share {
-        return Err(ServeError::Descriptors(format!(
-            "--connections-per-shard-max {connections_max} is more than the descriptor limit of {descriptors} gives each shard \
-             ({share}): raise ulimit -n or use more shards"
-        )));
-    }
-    let sockets_max = share.min(connections_max + SOCKETS_SPARE);
-    // A plain descriptor may have any number.
-    let slots = if direct { sockets_max } else { descriptors };
-    Ok(Room { slots, sockets_max, connections_max })
+    Room::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)
+        .map_err(ServeError::Descriptors)
 }
-
-/// The kernel's own bound on a table of direct descriptors (`IORING_MAX_FIXED_FILES`).
-const SOCKETS_LIMIT: usize = 1 << 20;
 
 fn await_ready(ready: &Receiver<(usize, Result<(), String>)>, shards: usize) -> Result<(), ServeError> {
     for _ in 0..shards {

@@ -209,11 +209,14 @@ impl Limits {
 /// Sends queued before one `io_uring_enter`. Amortises the call, whose cost is gone in the noise from some tens on; few enough
 /// that the kernel's requests and the entries of the queue are still in the cache when they are used again.
 pub const SWEEP_VISITS_MAX: usize = 128;
-/// Sockets of a shard's table beyond its subscribers, so that whoever comes too many still gets an answer.
+/// Sockets of a shard beyond its subscribers, so that whoever comes too many still gets an answer.
 pub const SOCKETS_SPARE: usize = 256;
-/// Descriptors that are neither a subscriber's nor a control connection's: listeners, rings, doorbells, with room for dozens of shards.
-/// Where subscribers are plain descriptors too, these are kept for them.
-pub const DESCRIPTORS_BESIDE: usize = 512;
+/// The kernel's own bound on a table of direct descriptors (`IORING_MAX_FIXED_FILES`).
+pub const SOCKETS_LIMIT: usize = 1 << 20;
+/// Descriptors of a shard beside its listeners and subscribers: four rings, two doorbells, and one to spare.
+pub const DESCRIPTORS_OF_SHARD: usize = 8;
+/// Descriptors of the rest of the process without control connections: some twelve, and as many again for what is open for a moment.
+pub const DESCRIPTORS_OF_HUB: usize = 32;
 /// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
 pub const EXECUTOR_IO_BYTES: usize = 64 << 10;
 /// Visits that one topic gets before the next has its turn.

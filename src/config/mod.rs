@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 pub mod flags;
 pub mod limits;
+pub mod room;
 pub mod sources;
 pub mod units;
 
@@ -59,9 +60,9 @@ pub enum OverrunPolicy {
 pub enum Sockets {
     /// As direct descriptors where the kernel frees them at once (Linux 6.13), else as plain ones.
     Auto,
-    /// In the rings' own tables: cheaper, and each shard has as many as the process may have descriptors.
+    /// In the rings' own tables: each shard has as many as the process may have descriptors.
     Direct,
-    /// In the process's table of descriptors: all shards together have as many as the process may have.
+    /// In the process's table of descriptors: all shards share them, less what is kept for the server itself.
     Plain,
 }
 

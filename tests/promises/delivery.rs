@@ -9,11 +9,10 @@
 
 use std::sync::Arc;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::support::{Protocol, Said, Server, Subscriber, until, within};
+use crate::support::{Protocol, Said, Server, Subscriber, raise_descriptor_limit, until, within};
 
 const SUBSCRIBERS: usize = 1_000;
 const TOPICS: [&str; 5] = ["prices", "news/local", "räume", "d", "a b"];
@@ -95,12 +94,6 @@ async fn post(server: Arc<Server>, numbers: std::ops::Range<usize>) -> Vec<(usiz
         sequences.push((number, accepted.sequence));
     }
     sequences
-}
-
-/// The test holds as many descriptors as it has subscribers.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 #[allow(dead_code, reason = "what the simulation alone needs")]
 pub mod peer;
 pub mod raw;
@@ -22,6 +24,12 @@ pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
         Ok(result) => result,
         Err(_) => panic!("waited {PATIENCE:?} for {what}"),
     }
+}
+
+/// Raises this process's descriptor limit as far as it goes, for a test that holds hundreds of sockets.
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 /// Asks again and again until `condition` gives a value.

@@ -457,7 +457,7 @@ mod tests {
         assert_eq!(first(&format!("{line} 1")), (Some("descriptors"), 3.0));
         // Each shard has a table of its own, unless descriptors are plain.
         assert_eq!(first(&format!("{line} 64")).1, 1.0);
-        assert_eq!(answered(&format!("{line} 64")).expect("possible").nodes_plain, Some(3.0));
+        assert_eq!(answered(&format!("{line} 64")).expect("possible").nodes_plain, Some(4.0));
         // 4,096 shards with 256 spare ones each leave no plain descriptor for a subscriber.
         assert_eq!(answered(&format!("{line} 4096")).expect("possible").nodes_plain, None);
     }

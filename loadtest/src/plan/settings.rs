@@ -5,6 +5,7 @@
 
 use fanwave::config::Limits;
 use fanwave::config::limits::WINDOW_BATCHES_MIN;
+use fanwave::config::room::Sharers;
 use fanwave::event::EVENT_BYTES_BESIDE_DATA_MAX;
 use serde::Serialize;
 
@@ -71,9 +72,11 @@ pub fn direct_descriptors(question: &Question, nodes: f64) -> f64 {
     fullest_shard(connections(question, nodes), question.node_cores) + SOCKETS_SPARE
 }
 
-/// Plain descriptors of one of so many nodes: fanwave gives each shard the same part of them.
+/// Plain descriptors of one of so many nodes: fanwave gives each shard the same part of what it does not need itself.
 pub fn plain_descriptors(question: &Question, nodes: f64) -> f64 {
-    question.node_cores * direct_descriptors(question, nodes)
+    let sharers = Sharers { shards: question.node_cores as usize, listens: 1, controls: 1 };
+    let beside = sharers.own() + sharers.control_connections();
+    question.node_cores * direct_descriptors(question, nodes) + beside as f64
 }
 
 /// Connections of the fullest of a node's shards. The kernel deals them out by a hash (`SO_REUSEPORT`), so their number
@@ -136,7 +139,9 @@ mod tests {
         let node = settings("--subscribers 1000000 --rate 1 --churn 1000", 204.0, 2.0);
         // 125,000 + 4 √(500,000 × 1/4 × 3/4) in the fullest shard; 256 sockets of each are spare.
         assert_eq!(node.connections_per_shard_most, 126_225.0);
-        assert_eq!((node.descriptors_direct, node.descriptors_plain), (126_481.0, 4.0 * 126_481.0));
+        // The hub's own and those of four shards, and the control connections.
+        let beside = 32.0 + 4.0 * 9.0 + 1_024.0;
+        assert_eq!((node.descriptors_direct, node.descriptors_plain), (126_481.0, 4.0 * 126_481.0 + beside));
         assert_eq!(node.files, 500_000.0 + 4.0 * 256.0);
         // 204 + 768 bytes are a page of each socket; 500 of the 1,000 that leave per second are tracked for 120 s.
         assert_eq!((node.tcp_pages, node.tracked), (500_000.0, 1_000_000.0 + 500.0 * 120.0));

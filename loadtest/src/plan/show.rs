@@ -486,9 +486,9 @@ mod tests {
             descriptors(&answer(&model(), &question).expect("possible"))
         };
         let few = how("--subscribers 400000 --rate 0 --node-memory 1000");
-        assert!(few.contains("plain ones 405408;"), "{few}");
+        assert!(few.contains("plain ones 406500;"), "{few}");
         let many = how("--subscribers 3000000 --rate 0 --node-cores 64 --node-memory 1000");
-        assert!(many.contains("plain ones need 3 nodes;"), "{many}");
+        assert!(many.contains("plain ones need 4 nodes;"), "{many}");
         let none = how("--subscribers 3000000 --rate 0 --node-cores 4096 --node-memory 1000");
         assert!(none.contains("plain ones are too few"), "{none}");
     }
