@@ -59,12 +59,17 @@ impl Room {
             wanted => wanted,
         };
         if connections_max >= share {
-            let kept =
-                if direct { String::new() } else { format!(", {beside} of them kept for the server itself") };
+            let own = match direct {
+                true => String::new(),
+                false => format!(", of which the server itself needs {beside},"),
+            };
             let remedy = if direct { "raise ulimit -n or use more shards" } else { "raise ulimit -n" };
+            let asked = match wanted {
+                0 => String::new(),
+                wanted => format!(", --connections-per-shard-max asks for {wanted}"),
+            };
             return Err(format!(
-                "--connections-per-shard-max {connections_max} is too many: the descriptor limit of {descriptors}{kept}, has \
-                 room for {} per shard: {remedy}",
+                "the descriptor limit of {descriptors}{own} has room for {} connections per shard{asked}: {remedy}",
                 share.saturating_sub(1)
             ));
         }
@@ -91,7 +96,8 @@ mod tests {
         assert_eq!((few.slots, few.sockets_max), (356, 356));
         let error = room(20_000, true, 1, 20_000).expect_err("too many");
         assert!(
-            error.contains("limit of 20000, has room for 19999 per shard: raise ulimit -n or use"),
+            error.contains("limit of 20000 has room for 19999 connections per shard")
+                && error.ends_with("asks for 20000: raise ulimit -n or use more shards"),
             "{error}"
         );
     }
@@ -105,7 +111,7 @@ mod tests {
         assert_eq!((four.slots, four.sockets_max), (20_000, (20_000 - 32 - 36 - 1_024) / 4));
         let error = room(20_000, false, 1, 18_935).expect_err("too many");
         assert!(
-            error.contains("20000, 1065 of them kept for the server itself, has room for 18934 per shard"),
+            error.contains("20000, of which the server itself needs 1065, has room for 18934 connections"),
             "{error}"
         );
         assert!(error.ends_with("raise ulimit -n"), "more shards would have less each: {error}");
@@ -125,6 +131,7 @@ mod tests {
             }
         }
         assert!(room(64, false, 1, 0).is_ok());
-        assert!(room(64, false, 8, 0).is_err(), "the shards themselves need more");
+        let error = room(64, false, 8, 0).expect_err("the shards themselves need more");
+        assert!(error.ends_with("has room for 0 connections per shard: raise ulimit -n"), "{error}");
     }
 }
