@@ -45,25 +45,21 @@ impl Room {
     /// What a limit of `descriptors` allows; `wanted` connections per shard, 0 for all. Fails with what is wrong.
     pub fn of(descriptors: usize, direct: bool, sharers: Sharers, wanted: usize) -> Result<Room, String> {
         let descriptors = descriptors.min(SOCKETS_LIMIT);
-        let beside = match direct {
-            true => 0,
+        let (beside, shards) = match direct {
+            true => (0, 1),
             // A low limit is for subscribers first: publishers are few.
-            false => sharers.own() + sharers.control_connections().min(descriptors / 4),
+            false => (sharers.own() + sharers.control_connections().min(descriptors / 4), sharers.shards),
         };
-        let share = match direct {
-            true => descriptors,
-            false => descriptors.saturating_sub(beside) / sharers.shards,
-        };
+        let share = descriptors.saturating_sub(beside) / shards;
         let connections_max = match wanted {
             0 => share.saturating_sub(SOCKETS_SPARE).max(share / 2),
             wanted => wanted,
         };
         if connections_max >= share {
-            let own = match direct {
-                true => String::new(),
-                false => format!(", of which the server itself needs {beside},"),
+            let (own, remedy) = match direct {
+                true => (String::new(), "raise ulimit -n or use more shards"),
+                false => (format!(", of which the server itself needs {beside},"), "raise ulimit -n"),
             };
-            let remedy = if direct { "raise ulimit -n or use more shards" } else { "raise ulimit -n" };
             let asked = match wanted {
                 0 => String::new(),
                 wanted => format!(", --connections-per-shard-max asks for {wanted}"),

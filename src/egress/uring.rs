@@ -132,7 +132,8 @@ pub struct UringOptions {
     /// Listeners of this shard; every one gets its share of the armed accepts. Without any the ring serves sockets that
     /// were opened elsewhere.
     pub listeners: Vec<OwnedFd>,
-    /// Slots, and entries of the table of direct descriptors; at most RLIMIT_NOFILE. The slot of a plain descriptor is its number.
+    /// Slots. Of direct descriptors the entries of their table, at most RLIMIT_NOFILE; the slot of a plain one is its number, so these
+    /// are more than any number that the process gives.
     pub slots: u32,
     /// Sockets open at a time; at most `slots`.
     pub sockets_max: u32,
@@ -295,13 +296,13 @@ impl Uring {
         self.accepts.len() - self.accepts_idle.len() - self.accepts_failed.len()
     }
 
-    /// True if an accept is idle and a slot free for whom it would bring.
+    /// True if an accept is idle and there is room for whom it would bring.
     fn can_arm_accept(&self) -> bool {
         let armed = self.accepts_armed();
         !self.accepts_idle.is_empty() && self.open + armed < self.sockets_max
     }
 
-    /// Arms as many accepts as there are free slots.
+    /// Arms as many accepts as there is room for sockets.
     fn arm_accepts(&mut self) {
         while self.room() > 0 && self.can_arm_accept() {
             let Some(index) = self.accepts_idle.pop() else { return };

@@ -37,12 +37,12 @@ pub struct Run {
 }
 
 impl Run {
-    /// True if [`Batches::run_after`] would give this run again, as long as nothing has been pushed or evicted since it did. False for
-    /// subscribers of several topics: which of them have news takes a longer look.
+    /// True if [`Batches::run_after`] would give this run again to a subscriber of its format, as long as nothing has been pushed or
+    /// evicted since it did. False for subscribers of several topics: which of them have news takes a longer look.
     #[inline]
-    pub fn serves(&self, memberships: &[Membership], format: Format, cursor: u64) -> bool {
+    pub fn serves(&self, memberships: &[Membership], cursor: u64) -> bool {
         let [only] = memberships else { return false };
-        self.topic == Some(only.topic) && self.format == format && self.cursors.contains(&cursor)
+        self.topic == Some(only.topic) && self.cursors.contains(&cursor)
     }
 }
 

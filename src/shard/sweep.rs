@@ -82,7 +82,7 @@ impl State {
             let format = connection.format;
             let Some(run) = runs[format.index()] else { break };
             let plain = !connection.is_owed() && connection.turn != self.turn;
-            if !plain || !run.serves(connection.memberships.as_slice(), format, connection.cursor) {
+            if !plain || !run.serves(connection.memberships.as_slice(), connection.cursor) {
                 break;
             }
             debug_assert_eq!(connection.offset, 0, "whoever is owed nothing is not in mid-batch");
@@ -128,7 +128,7 @@ impl State {
         let (members, format, cursor) =
             (connection.memberships.as_slice(), connection.format, connection.cursor);
         let at_hand = &mut at_hand[format.index()];
-        if !at_hand.as_ref().is_some_and(|run| run.serves(members, format, cursor)) {
+        if !at_hand.as_ref().is_some_and(|run| run.serves(members, cursor)) {
             if members.iter().any(|member| self.topics.get(member.topic).window.evicted() > cursor) {
                 self.overrun(slot);
                 return;

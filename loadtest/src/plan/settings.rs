@@ -4,7 +4,7 @@
 //! is fanwave's backlog, since how long that queue gets depends on how fast clients come back.
 
 use fanwave::config::Limits;
-use fanwave::config::limits::WINDOW_BATCHES_MIN;
+use fanwave::config::limits::{SOCKETS_SPARE, WINDOW_BATCHES_MIN};
 use fanwave::config::room::Sharers;
 use fanwave::event::EVENT_BYTES_BESIDE_DATA_MAX;
 use serde::Serialize;
@@ -16,8 +16,6 @@ pub const BUFFER_BYTES: f64 = 768.0;
 /// Descriptors of one process that Linux gives at most without more settings (`fs.nr_open`), and entries that a table
 /// of direct descriptors has at most.
 pub const DESCRIPTORS_MOST: f64 = 1_048_576.0;
-/// Sockets that fanwave keeps free per shard, for whoever comes too many.
-const SOCKETS_SPARE: f64 = 256.0;
 /// Standard deviations from the mean that the fullest shard may be off: one in 30,000 is fuller.
 const SHARD_DEVIATIONS: f64 = 4.0;
 /// Seconds for which a firewall goes on tracking a connection that has ended (`nf_conntrack_tcp_timeout_time_wait`).
@@ -55,7 +53,7 @@ pub fn of_node(question: &Question, limits: &Limits, frame_bytes: f64, nodes: f6
         connections_per_shard_most: fullest_shard(connections, question.node_cores),
         descriptors_direct: direct_descriptors(question, nodes),
         descriptors_plain: plain_descriptors(question, nodes),
-        files: connections + question.node_cores * SOCKETS_SPARE,
+        files: connections + question.node_cores * SOCKETS_SPARE as f64,
         tcp_pages: tcp_pages(question, frame_bytes, connections),
         tracked: (2.0 * connections + ended).ceil(),
         flags: flags(limits),
@@ -69,7 +67,7 @@ fn connections(question: &Question, nodes: f64) -> f64 {
 
 /// Direct descriptors of the fullest shard of one of so many nodes.
 pub fn direct_descriptors(question: &Question, nodes: f64) -> f64 {
-    fullest_shard(connections(question, nodes), question.node_cores) + SOCKETS_SPARE
+    fullest_shard(connections(question, nodes), question.node_cores) + SOCKETS_SPARE as f64
 }
 
 /// Plain descriptors of one of so many nodes: fanwave gives each shard the same part of what it does not need itself.
