@@ -16,7 +16,7 @@ use fanwave::clock::Stamp;
 use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
 use fanwave::egress::Slot;
 use fanwave::egress::sim::{Dice, SimRing, Weather};
-use fanwave::event::{Data, Epoch, Event, EventId, Topic};
+use fanwave::event::{CustomId, Data, Epoch, Event, EventId, Topic};
 use fanwave::metrics::FormatCounters;
 use fanwave::shard::close::CLOSE_TABLE;
 use fanwave::shard::{Setup, Shard, Turn};
@@ -437,4 +437,43 @@ fn a_fast_publisher_overruns_nobody_who_keeps_up() {
         assert!(metrics.events > 400, "the publisher was fast: {}", metrics.events);
         assert_eq!(world.peers.iter().flatten().count(), SOCKETS, "everybody is still there");
     }
+}
+
+/// Whoever names an event that is still on its way waits for it, also in the slot of somebody who waited for it and left.
+#[test]
+fn an_event_on_its_way_is_waited_for_in_a_slot_that_was_used_before() {
+    let mut world = World::new(0, Weather::Fair);
+    let fair = Arc::new(Config {
+        limits: Limits::default(),
+        ..(*config(64, OverrunPolicy::Close, &mut world.dice)).clone()
+    });
+    (world.outbox, world.shard) = build(fair, Weather::Fair, 2, world.now, world.demand.clone());
+    let resume = support::peer::request(Protocol::Sse, &[TOPICS[0]], Some("mine"));
+    let connect = |world: &mut World| {
+        let ring = world.shard.ring_mut();
+        let slot = ring.connect().expect("a free slot");
+        ring.peer_sends(slot, resume.as_bytes());
+        (0..8).for_each(|_| drop(world.turn(1)));
+        slot
+    };
+    world.demand.announce(1);
+    let first = connect(&mut world);
+    assert_eq!(world.shard.ring_mut().peer_takes(first), b"", "nobody knows the event yet");
+    world.shard.ring_mut().peer_resets(first);
+    (0..8).for_each(|_| drop(world.turn(1)));
+    assert_eq!(connect(&mut world), first, "the slot is used again");
+    let event = Event {
+        topic: Topic::new(TOPICS[0]).expect("legal"),
+        data: Data::text(Bytes::from("1")).expect("UTF-8"),
+        name: None,
+        id: Some(CustomId::new("mine").expect("a legal id")),
+        retry_ms: None,
+    };
+    let events = [Arc::new(Encoded::new(event, EPOCH, 1, world.now))].into();
+    world.stuck = Some(Message::Batch(Arc::new(EncodedBatch { events })));
+    world.offer();
+    (0..8).for_each(|_| drop(world.turn(1)));
+    let answer = String::from_utf8(world.shard.ring_mut().peer_takes(first)).expect("UTF-8");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(!answer.contains("fanwave-gap"), "nothing is missing after that event: {answer}");
 }

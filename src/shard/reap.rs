@@ -30,7 +30,11 @@ impl State {
                 self.connections.get_mut(slot).ending = false;
                 self.mark_ready(slot);
             }
-            Completion::Closed { slot } => self.connections.vacate(slot),
+            Completion::Closed { slot } => {
+                self.connections.vacate(slot);
+                // Whoever has the slot next may have to wait as well.
+                self.held_back.retain(|held| held.0 != slot);
+            }
         }
     }
 
