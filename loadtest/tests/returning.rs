@@ -126,7 +126,8 @@ fn a_newcomer_that_gets_nothing_of_what_others_do_lost_it_and_a_quiet_time_is_no
     sockets[0].write_all(&ws(1)).expect("room");
     sockets[1].write_all(&ws(1)).expect("room");
     receiver.report_of(2, 2);
-    receiver.order(json!({"do": "start", "churn_per_second": 4.0}));
+    // The next one would leave two seconds after the first: long enough for all that follows.
+    receiver.order(json!({"do": "start", "churn_per_second": 0.5}));
     assert_eq!(receiver.word()["say"], "started");
     left(&mut sockets[0]);
     receiver.stop();
