@@ -9,6 +9,7 @@ pub mod shard; // windows, cursors, sweep
 
 // What the stages stand on.
 pub mod clock;
+pub mod close; // why we hang up
 pub mod config;
 pub mod metrics;
 pub mod runtime;

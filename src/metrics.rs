@@ -5,8 +5,8 @@
 
 use hdrhistogram::Histogram;
 
+use crate::close::CloseReason;
 use crate::event::Topic;
-use crate::shard::close::CloseReason;
 use crate::wire::Format;
 
 /// Largest latency that a histogram tells apart, in nanoseconds (10 minutes); longer ones count as this.

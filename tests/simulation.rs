@@ -18,7 +18,7 @@ use fanwave::egress::Slot;
 use fanwave::egress::sim::{Dice, SimRing, Weather};
 use fanwave::event::{CustomId, Data, Epoch, Event, EventId, Topic};
 use fanwave::metrics::FormatCounters;
-use fanwave::shard::close::CLOSE_TABLE;
+use fanwave::close::CLOSE_TABLE;
 use fanwave::shard::{Setup, Shard, Turn};
 
 mod support;

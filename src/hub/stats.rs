@@ -10,8 +10,8 @@ use serde::ser::Serializer;
 use super::{Hub, RefusalCounts};
 use crate::broadcast::TopicQuery;
 use crate::clock::Stamp;
+use crate::close::CLOSE_TABLE;
 use crate::metrics::{FormatCounters, ShardMetrics, ShardReport};
-use crate::shard::close::CLOSE_TABLE;
 use crate::wire::Format;
 
 /// The whole answer.

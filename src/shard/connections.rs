@@ -7,8 +7,8 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
+use crate::close::CloseReason;
 use crate::egress::{Batch, Slot, prefetch};
-use crate::shard::close::CloseReason;
 use crate::wire::Format;
 use crate::wire::websocket::Decoder;
 

@@ -10,7 +10,6 @@ use crate::config::limits::MESSAGES_PER_TURN_MAX;
 use crate::egress::{EgressRing, RingError};
 
 pub mod batch;
-pub mod close;
 pub mod connections;
 #[cfg(test)]
 mod fixtures;

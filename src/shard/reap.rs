@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
-use super::close::CloseReason;
 use super::connections::Phase;
 use super::state::State;
+use crate::close::CloseReason;
 use crate::egress::{Batch, Completion, ReceiveEnd, SendError, Slot};
 use crate::wire::Format;
 

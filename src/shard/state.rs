@@ -10,11 +10,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::batch::Batches;
-use super::close::CloseReason;
 use super::connections::{Connections, Phase, TopicIndex};
 use super::topics::Topics;
 use crate::broadcast::{Demand, EncodedBatch, TopicQuery};
 use crate::clock::Stamp;
+use crate::close::CloseReason;
 use crate::config::Config;
 use crate::config::limits::TICK_MS;
 use crate::egress::{Batch, Ledger, Slot};

@@ -3,10 +3,10 @@
 //! A head becomes a subscriber with a cursor, or an answer and the end. Resuming is starting with an older cursor;
 //! what the windows no longer hold is told as a gap before the first event.
 
-use super::close::CloseReason;
 use super::connections::{Membership, Memberships, Phase, Session};
 use super::state::State;
 use super::window::Window;
+use crate::close::CloseReason;
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};

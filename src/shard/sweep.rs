@@ -6,9 +6,9 @@
 use std::rc::Rc;
 
 use super::batch::Run;
-use super::close::CloseReason;
 use super::connections::{Phase, TopicIndex};
 use super::state::State;
+use crate::close::CloseReason;
 use crate::config::OverrunPolicy;
 use crate::config::limits::{SWEEP_VISITS_MAX, TOPIC_VISITS_MAX};
 use crate::egress::{Batch, EgressRing, SendMode, Slot};

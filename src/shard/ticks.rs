@@ -1,8 +1,8 @@
 //! Time: heartbeats, limits of patience, and the drain. Everything is coarse: an entry is looked at once a second.
 
-use super::close::CloseReason;
 use super::connections::{CHUNK, Phase, Session};
 use super::state::State;
+use crate::close::CloseReason;
 use crate::config::limits::{CANCEL_RETRY_MS, LINGER_MS_MAX, STALL_MS_UNDER_PRESSURE, TICK_MS};
 use crate::egress::Slot;
 use crate::wire::Format;

@@ -113,7 +113,7 @@ fn plain_text(mut head: String, connection: &str, text: &str, head_only: bool) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::close::{CLOSE_TABLE, CloseReason};
+    use crate::close::{CLOSE_TABLE, CloseReason};
 
     fn text(bytes: Vec<u8>) -> String {
         String::from_utf8(bytes).expect("UTF-8")

@@ -7,7 +7,7 @@ use sha1::{Digest as _, Sha1};
 
 use super::target::checked_id;
 use super::{Refusal, refuse};
-use crate::shard::close::CloseReason;
+use crate::close::CloseReason;
 
 /// Appended to the client's key before it is hashed (RFC 6455 §1.3).
 const WEBSOCKET_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";

@@ -9,8 +9,8 @@
 //! The parts: `target` (paths, queries, topics), `fields` (header fields), `answer` (what we say). Not here: when a
 //! head has taken too long, and whether there is room for the subscriber (`shard`).
 
+use crate::close::CloseReason;
 use crate::event::Topic;
-use crate::shard::close::CloseReason;
 use crate::wire::Format;
 
 mod answer;

@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 
 use super::{Refusal, refuse};
+use crate::close::CloseReason;
 use crate::event::{Field, FieldError, Topic};
-use crate::shard::close::CloseReason;
 use crate::wire::Format;
 
 /// Said to those who ask for another path.

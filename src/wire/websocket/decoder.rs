@@ -16,7 +16,7 @@ use super::{
     BINARY_OPCODE, CLOSE_OPCODE, CONTINUATION_OPCODE, CONTROL_BYTES_MAX, FIN, MASKED, PING_OPCODE,
     PONG_OPCODE, RESERVED_BITS, TEXT_OPCODE,
 };
-use crate::shard::close::CloseReason;
+use crate::close::CloseReason;
 
 /// Most bytes of a [`Decoder`], because every idle connection has one.
 pub const DECODER_BYTES_MAX: usize = 40;
