@@ -13,12 +13,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fanwave::broadcast::{Demand, Encoded, EncodedBatch, Message, Outbox, Refused, path};
 use fanwave::clock::Stamp;
+use fanwave::close::CLOSE_TABLE;
 use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
 use fanwave::egress::Slot;
 use fanwave::egress::sim::{Dice, SimRing, Weather};
 use fanwave::event::{CustomId, Data, Epoch, Event, EventId, Topic};
 use fanwave::metrics::FormatCounters;
-use fanwave::close::CLOSE_TABLE;
 use fanwave::shard::{Setup, Shard, Turn};
 
 mod support;
@@ -182,6 +182,13 @@ impl World {
             self.listen_to(slot);
         }
         turn
+    }
+
+    /// As many turns as it takes to accept, answer or close.
+    fn turns(&mut self) {
+        for _ in 0..8 {
+            self.turn(1);
+        }
     }
 
     /// The peer of `slot` reads what has come, and is checked.
@@ -422,9 +429,7 @@ fn a_fast_publisher_overruns_nobody_who_keeps_up() {
         for _ in 0..SOCKETS {
             world.connect();
         }
-        for _ in 0..8 {
-            world.turn(1);
-        }
+        world.turns();
         for _ in 0..2_000 {
             world.publish();
             world.offer();
@@ -453,14 +458,14 @@ fn an_event_on_its_way_is_waited_for_in_a_slot_that_was_used_before() {
         let ring = world.shard.ring_mut();
         let slot = ring.connect().expect("a free slot");
         ring.peer_sends(slot, resume.as_bytes());
-        (0..8).for_each(|_| drop(world.turn(1)));
+        world.turns();
         slot
     };
     world.demand.announce(1);
     let first = connect(&mut world);
     assert_eq!(world.shard.ring_mut().peer_takes(first), b"", "nobody knows the event yet");
     world.shard.ring_mut().peer_resets(first);
-    (0..8).for_each(|_| drop(world.turn(1)));
+    world.turns();
     assert_eq!(connect(&mut world), first, "the slot is used again");
     let event = Event {
         topic: Topic::new(TOPICS[0]).expect("legal"),
@@ -472,7 +477,7 @@ fn an_event_on_its_way_is_waited_for_in_a_slot_that_was_used_before() {
     let events = [Arc::new(Encoded::new(event, EPOCH, 1, world.now))].into();
     world.stuck = Some(Message::Batch(Arc::new(EncodedBatch { events })));
     world.offer();
-    (0..8).for_each(|_| drop(world.turn(1)));
+    world.turns();
     let answer = String::from_utf8(world.shard.ring_mut().peer_takes(first)).expect("UTF-8");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(!answer.contains("fanwave-gap"), "nothing is missing after that event: {answer}");
