@@ -13,6 +13,7 @@ pub mod batch;
 pub mod connections;
 #[cfg(test)]
 mod fixtures;
+mod forgotten;
 mod reap;
 mod state;
 mod subscribe;

@@ -14,6 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::connections::TopicIndex;
+use super::forgotten::Forgotten;
 use super::window::Window;
 use crate::broadcast::Encoded;
 use crate::clock::Stamp;
@@ -95,8 +96,9 @@ pub struct Topics {
     unswept_bytes: usize,
     /// Bytes pushed to topics that nobody hears while laps were under way elsewhere; they may press out what those carry.
     unheard_bytes: usize,
-    /// Newest sequence that left with a topic that is here no more.
-    forgotten: u64,
+    /// Topics that are here no more; these and those in the table are at most `topics_max`, published ones aside.
+    forgotten: Forgotten,
+    topics_max: usize,
     quota: Quota,
 }
 
@@ -114,7 +116,8 @@ impl Topics {
             saturated: 0,
             unswept_bytes: 0,
             unheard_bytes: 0,
-            forgotten: 0,
+            forgotten: Forgotten::default(),
+            topics_max: limits.topics_max,
             quota: Quota {
                 window_events: limits.window_events_max,
                 window_bytes: limits.window_bytes_max,
@@ -133,7 +136,7 @@ impl Topics {
         }
         let topic = TopicState {
             name: name.clone(),
-            window: Window::after(self.forgotten),
+            window: Window::after(self.forgotten.take(name)),
             subscribers: Vec::new(),
             by_format: [0; Format::COUNT],
             lap: Lap::default(),
@@ -149,6 +152,7 @@ impl Topics {
             }
         };
         self.by_name.insert(name.clone(), index);
+        self.bound_forgotten();
         index
     }
 
@@ -299,11 +303,16 @@ impl Topics {
     fn forget_if_unused(&mut self, index: TopicIndex) {
         let topic = self.get(index);
         if topic.subscribers.is_empty() && topic.window.is_empty() {
-            self.forgotten = self.forgotten.max(topic.window.evicted());
             let topic = self.table[index as usize].take().expect("checked above");
             self.by_name.remove(&topic.name);
             self.free.push(index);
+            self.forgotten.note(topic.name, topic.window.evicted());
+            self.bound_forgotten();
         }
+    }
+
+    fn bound_forgotten(&mut self) {
+        self.forgotten.shrink_to(self.topics_max.saturating_sub(self.by_name.len()));
     }
 
     /// Adds a subscriber and returns its position.
@@ -577,7 +586,7 @@ mod tests {
         topics.expire(Stamp(9 + 1_000_001));
         assert_eq!((topics.window_events(), topics.window_bytes()), (0, 0));
         let again = topics.intern(&topic("few"));
-        assert_eq!(topics.get(again).window.evicted(), 9, "a forgotten topic may have had events up to here");
+        assert_eq!(topics.get(again).window.evicted(), 6, "its own last event, not that of others");
     }
 
     #[test]

@@ -88,6 +88,39 @@ async fn a_gap_names_the_topics_that_lost_events() {
     }
 }
 
+/// Nothing came to a topic while its subscriber was away, and meanwhile others pressed its last event out of the windows.
+#[tokio::test]
+async fn a_quiet_topic_has_no_gap_although_its_window_is_gone() {
+    let server = Server::start(&[
+        "--shards",
+        "1",
+        "--message-bytes-max=1000",
+        "--window-bytes-max=8KiB",
+        "--window-bytes-total-max=8KiB",
+    ]);
+    let quiet = server.publish("quiet", "q0").await;
+    let missed = server.publish("missed", "m0").await;
+    server.publish("missed", "m1").await;
+    // Each of two fills half of all windows.
+    for _ in 0..10 {
+        server.publish("busy", "x".repeat(1_000)).await;
+        server.publish("busier", "x".repeat(1_000)).await;
+    }
+    for protocol in BOTH {
+        let mut subscriber = Subscriber::resume(server.data, protocol, &["missed"], Some(&missed.id)).await;
+        let gap = json!({ "after": missed.id, "reason": "expired", "topics": ["missed"] });
+        assert_eq!(subscriber.news().await, Said::Gap(gap), "{protocol:?}");
+    }
+    let mut subscribers = Vec::new();
+    for protocol in BOTH {
+        subscribers.push(Subscriber::resume(server.data, protocol, &["quiet"], Some(&quiet.id)).await);
+    }
+    server.publish("quiet", "q1").await;
+    for mut subscriber in subscribers {
+        assert_eq!(subscriber.text().await, "q1", "nothing is told before it");
+    }
+}
+
 /// The process that gave the id is gone: the ids of its successor belong to another epoch.
 #[tokio::test]
 async fn an_id_from_before_a_restart_is_a_gap() {
