@@ -43,6 +43,11 @@ impl State {
         connection.receiving = false;
         connection.ended = end != ReceiveEnd::NoBuffers;
         match (end, connection.phase) {
+            // Whoever waits for an event on its way has said all, and has gone.
+            (ReceiveEnd::EndOfStream, Phase::Handshake) if !self.is_held_back(slot) => {
+                let (silent, begun) = (CloseReason::ClientGone, CloseReason::BadRequest);
+                self.end_handshake(slot, silent, begun, "the request head breaks off");
+            }
             (ReceiveEnd::EndOfStream, Phase::Handshake | Phase::Open | Phase::Lingering) => {
                 self.abort(slot, CloseReason::ClientGone);
             }

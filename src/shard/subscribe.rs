@@ -94,13 +94,18 @@ impl State {
     /// True if the request names an event by a publisher's id that no window here holds, while events are on their way to us.
     fn must_wait(&self, slot: Slot, request: &Subscribe) -> bool {
         let Some(id) = &request.last_event_id else { return false };
-        if self.held_back.len() >= HELD_BACK_MAX || self.held_back.iter().any(|held| held.0 == slot) {
+        if self.held_back.len() >= HELD_BACK_MAX || self.is_held_back(slot) {
             return false;
         }
         let known = request.topics.iter().filter_map(|topic| self.topics.find(topic));
         let members: Vec<_> = known.map(|topic| Membership { topic, position: 0 }).collect();
         self.sequence < self.setup.demand.newest()
             && self.sequence_of(&Memberships::from(members), id).is_none()
+    }
+
+    /// True if its request waits for an event on its way.
+    pub(super) fn is_held_back(&self, slot: Slot) -> bool {
+        self.held_back.iter().any(|held| held.0 == slot)
     }
 
     /// Asks those again who were held back for events that have come by now.
@@ -117,6 +122,23 @@ impl State {
             {
                 self.handle_frames(slot, &mut head[used..]);
             }
+        }
+    }
+
+    /// The rest of a request head will not come. Whoever has begun one is refused, whoever said nothing is just `silent`.
+    pub(super) fn end_handshake(
+        &mut self,
+        slot: Slot,
+        silent: CloseReason,
+        begun: CloseReason,
+        detail: &str,
+    ) {
+        let has_begun =
+            matches!(&self.connections.get(slot).session, Session::Handshake(head) if !head.is_empty());
+        if has_begun {
+            self.refuse(slot, &Refusal { reason: begun, detail: detail.into() }, false);
+        } else {
+            self.abort(slot, silent);
         }
     }
 

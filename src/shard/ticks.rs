@@ -1,12 +1,11 @@
 //! Time: heartbeats, limits of patience, and the drain. Everything is coarse: an entry is looked at once a second.
 
-use super::connections::{CHUNK, Phase, Session};
+use super::connections::{CHUNK, Phase};
 use super::state::State;
 use crate::close::CloseReason;
 use crate::config::limits::{CANCEL_RETRY_MS, LINGER_MS_MAX, STALL_MS_UNDER_PRESSURE, TICK_MS};
 use crate::egress::Slot;
 use crate::wire::Format;
-use crate::wire::http::Refusal;
 
 /// The slab is walked once in this many ticks.
 const TICKS_PER_WALK: usize = (1_000 / TICK_MS) as usize;
@@ -60,7 +59,8 @@ impl State {
             }
             Phase::Handshake => {
                 if quiet >= ticks(limits.handshake_ms_max) {
-                    self.end_handshake(slot);
+                    let timeout = CloseReason::HandshakeTimeout;
+                    self.end_handshake(slot, timeout, timeout, "the request head did not arrive in time");
                 }
             }
             Phase::Open | Phase::Finishing if connection.sending => {
@@ -80,22 +80,6 @@ impl State {
                     self.abort(slot, reason);
                 }
             }
-        }
-    }
-
-    /// The request head did not come in time: 408, or just the end if nothing came at all.
-    fn end_handshake(&mut self, slot: Slot) {
-        let reason = CloseReason::HandshakeTimeout;
-        let silent =
-            matches!(&self.connections.get(slot).session, Session::Handshake(head) if head.is_empty());
-        if silent {
-            self.abort(slot, reason);
-        } else {
-            self.refuse(
-                slot,
-                &Refusal { reason, detail: "the request head did not arrive in time".into() },
-                false,
-            );
         }
     }
 

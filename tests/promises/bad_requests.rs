@@ -181,10 +181,18 @@ async fn slow_and_truncated_heads_hold_no_place() {
     assert_eq!(exchange_bytes(server.data, b"").await, b"", "a silent connection just ends");
     server.await_closed("handshake_timeout", 2).await;
 
-    let mut socket = within("a connection", TcpStream::connect(server.data)).await.expect("accepted");
-    within("room", socket.write_all(b"GET /sse/t HT")).await.expect("the server reads");
-    within("the end of our side", socket.shutdown()).await.expect("open");
-    rest(&mut socket).await;
+    for (head, answer) in [("GET /sse/t HT", Some(400)), ("", None)] {
+        let mut socket = within("a connection", TcpStream::connect(server.data)).await.expect("accepted");
+        within("room", socket.write_all(head.as_bytes())).await.expect("the server reads");
+        within("the end of our side", socket.shutdown()).await.expect("open");
+        let said = rest(&mut socket).await;
+        match answer {
+            Some(status) => check("a truncated head", &RawAnswer::parse(&said), status),
+            None => assert_eq!(said, b"", "nothing was asked"),
+        }
+    }
+    server.await_closed("bad_request", 1).await;
+    server.await_closed("client_gone", 1).await;
     until("the truncated one to be gone", async || {
         (server.stats().await["totals"]["connections"] == 1).then_some(())
     })

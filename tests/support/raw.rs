@@ -16,7 +16,7 @@ pub struct RawAnswer {
 }
 
 impl RawAnswer {
-    fn parse(bytes: &[u8]) -> RawAnswer {
+    pub fn parse(bytes: &[u8]) -> RawAnswer {
         let end = memchr::memmem::find(bytes, b"\r\n\r\n");
         let end = end.unwrap_or_else(|| panic!("no head: {:?}", String::from_utf8_lossy(bytes)));
         let head = String::from_utf8(bytes[..end].to_vec()).expect("a head is ASCII");
