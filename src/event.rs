@@ -83,17 +83,14 @@ impl serde::Serialize for Topic {
     }
 }
 
-/// A one-line field of an SSE event that a publisher may give: an event name or an id.
-/// At most 255 bytes of UTF-8 without NUL, LF and CR (WHATWG HTML §9.2.6).
+/// A one-line field of an SSE event: 1 to 255 bytes of UTF-8 without NUL, LF and CR (WHATWG HTML §9.2.6).
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Field(Arc<str>);
 
 /// An event name, the `event` field of SSE.
 pub type EventName = Field;
-/// An id that the publisher chose in place of ours.
-pub type CustomId = Field;
 
-/// Why a string cannot be an event name or an id. The publisher's fault; a retry does not help.
+/// Why a string cannot be a field. The publisher's fault; a retry does not help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FieldError {
     /// No bytes at all: in SSE an empty id means "forget the last id".
@@ -125,6 +122,51 @@ impl Field {
     /// The field as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// An id that the publisher chose in place of ours: a [`Field`] that `Last-Event-ID` brings back as it was.
+///
+/// A client sends the UTF-8 of its last id as the value of that header field (WHATWG HTML §9.2.3). Such a value may
+/// hold every byte from 0x80 on, but no control character besides tabs, and loses the blanks and tabs around it
+/// (RFC 9110 §5.5). So an id has no control characters, tabs included, and no blank at its begin or end.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct CustomId(Field);
+
+/// Why a string cannot be an id. The publisher's fault; a retry does not help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CustomIdError {
+    /// It is no field of an event stream.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// A byte below 0x20, or 0x7f, at this byte.
+    #[error(
+        "it has a control character at byte {0}; an id is 1 to {FIELD_BYTES_MAX} bytes of UTF-8 without any"
+    )]
+    Control(usize),
+    /// A blank is its first or its last byte.
+    #[error(
+        "it begins or ends with a blank, which HTTP takes away on its way back; blanks may stand inside an id"
+    )]
+    OuterBlank,
+}
+
+impl CustomId {
+    /// Checks `text` and shares it.
+    pub fn new(text: &str) -> Result<CustomId, CustomIdError> {
+        let field = Field::new(text)?;
+        if let Some(at) = text.bytes().position(|byte| byte.is_ascii_control()) {
+            return Err(CustomIdError::Control(at));
+        }
+        if text.starts_with(' ') || text.ends_with(' ') {
+            return Err(CustomIdError::OuterBlank);
+        }
+        Ok(CustomId(field))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
     }
 }
 
@@ -184,8 +226,9 @@ pub struct Event {
 impl Event {
     /// Bytes of topic, data, name and id as published.
     pub fn published_bytes(&self) -> usize {
-        let field = |field: &Option<Field>| field.as_ref().map_or(0, |field| field.as_str().len());
-        self.topic.as_str().len() + self.data.bytes().len() + field(&self.name) + field(&self.id)
+        let name = self.name.as_ref().map_or(0, |name| name.as_str().len());
+        let id = self.id.as_ref().map_or(0, |id| id.as_str().len());
+        self.topic.as_str().len() + self.data.bytes().len() + name + id
     }
 
     /// Bytes that queues and windows count for this event: those published, and what an event costs besides.
@@ -268,6 +311,28 @@ mod tests {
         assert_eq!(Field::new("a\rb"), Err(FieldError::LineBreak(1)));
         assert_eq!(Field::new("a\0"), Err(FieldError::LineBreak(1)));
         assert!(Field::new("ok").is_ok());
+    }
+
+    #[test]
+    fn custom_ids_come_back_from_a_header_as_they_were() {
+        for id in ["order 2", "räume/✓", "\u{a0}x\u{85}", &"x".repeat(255)] {
+            assert_eq!(CustomId::new(id).expect(id).as_str(), id);
+        }
+        use CustomIdError::{Control, Field, OuterBlank};
+        for (id, error) in [
+            ("", Field(FieldError::Empty)),
+            ("a\nb", Field(FieldError::LineBreak(1))),
+            (&"x".repeat(256), Field(FieldError::TooLong(256))),
+            ("\u{1}x", Control(0)),
+            ("x\u{1f}", Control(1)),
+            ("a\tb", Control(1)),
+            ("ü\u{7f}", Control(2)),
+            (" ", OuterBlank),
+            (" x", OuterBlank),
+            ("x ", OuterBlank),
+        ] {
+            assert_eq!(CustomId::new(id), Err(error), "{id:?}");
+        }
     }
 
     #[test]

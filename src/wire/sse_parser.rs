@@ -14,7 +14,8 @@ pub struct ParsedEvent {
     pub event: String,
     /// The data lines, joined with LF.
     pub data: String,
-    /// The last event id of the stream when the event was dispatched; empty if there was none so far.
+    /// The last event id of the stream when the event was dispatched; empty if there was none so far, or if
+    /// an empty one took it back.
     pub id: String,
 }
 
@@ -63,6 +64,11 @@ impl Parser {
         }
     }
 
+    /// A parser of a stream that goes on after the event of this id.
+    pub fn after(event_bytes_max: usize, last_event_id: String) -> Parser {
+        Parser { id: last_event_id.clone(), last_event_id, ..Parser::new(event_bytes_max) }
+    }
+
     /// Reads the next bytes and calls `on` for each event that they complete. After an error every further call
     /// fails until [`Parser::restart`].
     pub fn feed(&mut self, bytes: &[u8], mut on: impl FnMut(ParsedEvent)) -> Result<(), EventTooLong> {
@@ -94,7 +100,7 @@ impl Parser {
     pub fn restart(&mut self) {
         let last_event_id = std::mem::take(&mut self.last_event_id);
         let retry_ms = self.retry_ms;
-        *self = Parser { id: last_event_id.clone(), last_event_id, retry_ms, ..Parser::new(self.bytes_max) };
+        *self = Parser { retry_ms, ..Parser::after(self.bytes_max, last_event_id) };
     }
 
     /// The reconnection time that the stream asked for, in milliseconds.
@@ -252,6 +258,15 @@ mod tests {
         parser.restart();
         assert_eq!((parser.last_event_id(), parser.retry_ms()), ("1", Some(5)));
         assert_eq!(parse(&mut parser, &[b"data: whole\n\n"]), [row("message", "whole", "1")]);
+    }
+
+    #[test]
+    fn a_stream_may_start_after_an_id_and_take_it_back() {
+        let mut parser = Parser::after(1 << 10, "1".to_string());
+        assert_eq!(parser.last_event_id(), "1");
+        assert_eq!(parse(&mut parser, &[b"data: a\n\n"]), [row("message", "a", "1")]);
+        assert_eq!(parse(&mut parser, &[b"id\ndata: b\n\n"]), [row("message", "b", "")]);
+        assert_eq!(parser.last_event_id(), "");
     }
 
     #[test]

@@ -6,13 +6,14 @@
 //! Expectation: one publish appears at every subscriber's standard output. `tail` comes back after a restart by itself and
 //! prints what is published then.
 
-use std::process::{Child, Command, Stdio};
+use std::io::Write;
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::Receiver;
 
 use rustix::process::Signal;
 
 use crate::support::server::lines_of;
-use crate::support::{PATIENCE, Server, until};
+use crate::support::{PATIENCE, Protocol, Server, Subscriber, until};
 
 /// A program that runs beside the server, and the lines that it prints. Ended when dropped.
 struct Running {
@@ -94,10 +95,61 @@ async fn tail_and_publish_meet_over_both_protocols() {
     assert_eq!(json(sse.line()), expected);
     assert_eq!(json(websocket.line())["data"], "hello, world");
 
-    let refused = fanwave(&["publish", "a\u{1}b", "x", "--server", &control]).output().expect("it runs");
-    assert_eq!(refused.status.code(), Some(1));
-    let stderr = String::from_utf8(refused.stderr).expect("UTF-8");
-    assert!(stderr.contains("control character") && stderr.lines().count() == 1, "{stderr}");
+    let bad_topic = ["publish", "a\u{1}b", "x", "--server", &control];
+    let bad_id = ["publish", "hello", "x", "--id", "\u{1}", "--server", &control];
+    for arguments in [&bad_topic[..], &bad_id] {
+        let refused = fanwave(arguments).output().expect("it runs");
+        assert_eq!(refused.status.code(), Some(1));
+        let stderr = String::from_utf8(refused.stderr).expect("UTF-8");
+        assert!(stderr.contains("control character") && stderr.lines().count() == 1, "{stderr}");
+    }
+}
+
+/// Runs a command to its end with this standard input.
+fn fed(command: &mut Command, input: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().expect("the command starts");
+    let mut stdin = process.stdin.take().expect("piped");
+    stdin.write_all(input).expect("the command reads");
+    drop(stdin);
+    process.wait_with_output().expect("the command ends")
+}
+
+/// Wherever a line is refused, it bears its number in standard input.
+#[tokio::test]
+async fn bad_lines_cost_no_good_ones() {
+    let server = Server::start(&["--shards", "1", "--message-bytes-max", "10"]);
+    let mut subscriber = Subscriber::connect(server.data, Protocol::Sse, &["t"]).await;
+    let control = format!("http://{}", server.control);
+    let input = b"one\n\xff\nthree\nfour: too long\n\xfe\nsix";
+    let output = fed(&mut fanwave(&["publish", "t", "--lines", "--server", &control]), input);
+    assert_eq!(subscriber.texts(3).await, ["one", "three", "six"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a summary");
+    assert_eq!((&summary["accepted"], &summary["refused"]), (&3.into(), &1.into()), "{summary}");
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    for part in [
+        "line 2 is left out: not UTF-8",
+        "line 4: the data has 14 bytes",
+        "line 5 is left out: not UTF-8",
+        "lines: 3 accepted, 1 refused by the server, 2 left out here",
+    ] {
+        assert!(stderr.contains(part), "no {part:?} in {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn an_input_that_cannot_be_read_is_a_failure() {
+    let server = Server::start(&["--shards", "1"]);
+    let control = format!("http://{}", server.control);
+    for more in [&[][..], &["--lines"]] {
+        let directory = std::fs::File::open("/").expect("a directory");
+        let mut publish = fanwave(&["publish", "t", "--server", &control]);
+        let output = publish.args(more).stdin(directory).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+        assert!(stderr.contains("standard input"), "{stderr}");
+    }
 }
 
 /// `end` ends the first server.

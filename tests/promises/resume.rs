@@ -5,8 +5,11 @@
 //! or several.
 //!
 //! Expectation: the first event after the return is the next one, and the stream goes on live, without a gap notice.
+//! An id that a `Last-Event-ID` header would not bring back as it was is refused at the publisher.
 
 use std::sync::Arc;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::support::peer::request;
 use crate::support::{Protocol, Server, Subscriber};
@@ -119,6 +122,65 @@ async fn the_publishers_own_ids_are_resume_points() {
     let mut again = resume(&server, WAYS[1], &["again"], "twice").await;
     assert_eq!(again.texts(3).await, ["between", "second", "after"]);
     assert_no_gaps(&server).await;
+}
+
+/// Browsers send the id's UTF-8 as it is (WHATWG HTML §9.2.3). HTTP takes away blanks and tabs around a value, and
+/// nothing else (RFC 9110 §5.5).
+#[tokio::test]
+async fn a_publishers_id_comes_back_whatever_its_characters() {
+    let server = Server::start(&["--shards", "1"]);
+    let longest = "ü".repeat(127);
+    let ids = [
+        "räume/✓ 7",
+        "a  b",
+        "\u{a0}x\u{a0}",
+        "\u{85}",
+        "\u{feff}",
+        "\u{2003}",
+        ":\"#%&+,;='",
+        "😀",
+        &longest,
+    ];
+    for (number, id) in ids.into_iter().enumerate() {
+        let topic = format!("t{number}");
+        let encoded = utf8_percent_encode(id, NON_ALPHANUMERIC).to_string();
+        let accepted = server.publish_with(&topic, &format!("?id={encoded}"), "known").await;
+        assert_eq!(accepted.id, id);
+        server.publish(&topic, "next").await;
+        for way in WAYS {
+            let after = if matches!(way.1, Named::Query) { &encoded } else { id };
+            let mut subscriber = resume(&server, way, &[&topic], after).await;
+            assert_eq!(subscriber.text().await, "next", "{way:?} {id:?}");
+        }
+    }
+    assert_no_gaps(&server).await;
+}
+
+/// A client could never name it: its header would be malformed, another id, or none at all.
+#[tokio::test]
+async fn an_id_that_no_header_brings_back_is_refused_wherever_it_enters() {
+    let server = Server::start(&["--shards", "1"]);
+    let mut subscriber = Subscriber::connect(server.data, Protocol::Sse, &["t"]).await;
+    let control = ["\u{1}x", "x\u{1f}", "a\tb", "x\u{7f}", "\u{1b}"].map(|id| (id, "control character"));
+    let blank = [" ", "  ", " x", "x ", " x "].map(|id| (id, "blank"));
+    let tab = ["\t", "\tx"].map(|id| (id, "control character"));
+    let ids: Vec<_> = [&control[..], &blank, &tab, &[("", "empty")]].concat();
+    for &(id, part) in &ids {
+        let path = format!("/topics/t?id={}", utf8_percent_encode(id, NON_ALPHANUMERIC));
+        let refused = server.answer(server.post(&path).body("x")).await;
+        assert_eq!(refused.status, 400, "{id:?}: {refused:?}");
+        assert!(refused.error().contains(part), "{id:?}: {refused:?}");
+
+        let line = serde_json::json!({ "topic": "t", "data": "x", "id": id }).to_string();
+        let answer = server.answer(server.post("/publish").body(line)).await.body;
+        let told: serde_json::Value =
+            serde_json::from_str(answer.lines().next().expect("a line")).expect("JSON");
+        assert_eq!(told["line"], 1, "{id:?}: {answer}");
+        assert!(told["error"].as_str().is_some_and(|text| text.contains(part)), "{id:?}: {answer}");
+    }
+    assert_eq!(server.stats().await["hub"]["refused"]["bad_id"], 2 * ids.len(), "each is counted");
+    server.publish("t", "next").await;
+    assert_eq!(subscriber.text().await, "next", "nothing of it was published");
 }
 
 /// A subscriber that drops its connection every few events, wherever that may be in the stream, while a publisher

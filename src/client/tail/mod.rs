@@ -5,8 +5,9 @@
 //! - Standard output holds events and nothing else; what happens to the connection is told on standard error.
 //! - An answer that a retry cannot change (204, 4xx, no event stream) ends the command; everything else is followed.
 //!
-//! Over SSE nothing is lost or doubled across a reconnect: `Last-Event-ID` resumes. A raw WebSocket carries no ids, so
-//! what is published between two connections is missing there.
+//! Over SSE nothing is lost or doubled across a reconnect: `Last-Event-ID` resumes. Where it cannot, what is published
+//! between two connections may be missing, and a note says so: the stream has given no id, or one that no header
+//! carries, or it is a raw WebSocket, which carries no ids.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use reqwest::Url;
 
 use super::backoff::Backoff;
 use super::{ClientError, parse_url};
@@ -147,6 +149,14 @@ impl Output<'_> {
             ControlFlow::Break(Ended::Done)
         } else {
             ControlFlow::Continue(())
+        }
+    }
+
+    /// Tells that a connection is open, and if it may `lack` events after an earlier one, why.
+    fn connected(&mut self, url: &Url, lack: Option<&str>) {
+        self.note(&format!("connected to {url}"));
+        if let Some(cause) = lack {
+            self.note(&format!("events may be missing: {cause}"));
         }
     }
 

@@ -13,23 +13,27 @@ use crate::wire::sse::GAP_EVENT;
 use crate::wire::sse_parser::{ParsedEvent, Parser};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// What HTTP takes away around the value of a header field (RFC 9110 §5.5).
+const BLANKS: [char; 2] = [' ', '\t'];
 
 /// The stream: its parser outlives the connections, because id and reconnection time do.
 pub(super) struct Stream {
     client: reqwest::Client,
     url: Url,
-    /// Where to start until the stream has given an id.
-    from: Option<String>,
     parser: Parser,
+    /// True once a connection was open.
+    returning: bool,
 }
 
 impl Stream {
     pub(super) fn new(url: Url, from: Option<String>) -> Result<Stream, ClientError> {
-        if from.as_deref().is_some_and(|id| HeaderValue::from_bytes(id.as_bytes()).is_err()) {
-            return Err(ClientError::Usage("--from: the id has control characters".to_string()));
+        let from = from.unwrap_or_default();
+        if !is_carried(&from) {
+            let text = "--from: no header carries this id: it has control characters, or blanks around it";
+            return Err(ClientError::Usage(text.to_string()));
         }
         let client = http_client().build().map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
-        Ok(Stream { client, url, from, parser: Parser::new(EVENT_BYTES_MAX) })
+        Ok(Stream { client, url, parser: Parser::after(EVENT_BYTES_MAX, from), returning: false })
     }
 
     /// Connects once and prints until the connection is over.
@@ -55,7 +59,8 @@ impl Stream {
             }
             _ => return Ended::Refused(read_refusal(response).await),
         }
-        output.note(&format!("connected to {}", self.url));
+        let returning = std::mem::replace(&mut self.returning, true);
+        output.connected(&self.url, self.lack().filter(|_| returning).as_deref());
         self.parser.restart();
         loop {
             match response.chunk().await {
@@ -74,15 +79,20 @@ impl Stream {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        let id = match self.parser.last_event_id() {
-            "" => self.from.as_deref().unwrap_or_default(),
-            id => id,
-        };
-        // An id that no header can carry resumes nothing; the server tells the gap.
+        let id = self.parser.last_event_id().trim_matches(BLANKS);
         if let (false, Ok(id)) = (id.is_empty(), HeaderValue::from_bytes(id.as_bytes())) {
             headers.insert(LAST_EVENT_ID, id);
         }
         headers
+    }
+
+    /// Why the next connection may not go on where the last one ended; `None` if its headers name that point.
+    fn lack(&self) -> Option<String> {
+        match self.parser.last_event_id() {
+            "" => Some("the stream has given no id to go on from".to_string()),
+            id if is_carried(id) => None,
+            id => Some(format!("no header carries the last id, {id:?}, as it is")),
+        }
     }
 
     fn print(&mut self, chunk: &[u8], output: &mut Output<'_>) -> ControlFlow<Ended> {
@@ -103,6 +113,12 @@ impl Stream {
     fn lost(&self, why: String) -> Ended {
         Ended::Lost { why, asked: self.parser.retry_ms().map(Duration::from_millis) }
     }
+}
+
+/// True if this value of a header field arrives as it is: it has no control characters, and no blanks around it
+/// (RFC 9110 §5.5).
+fn is_carried(id: &str) -> bool {
+    HeaderValue::from_bytes(id.as_bytes()).is_ok() && id == id.trim_matches(BLANKS)
 }
 
 /// True for `text/event-stream`, whatever its parameters.
@@ -137,7 +153,7 @@ mod tests {
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await.expect("a request head"));
         }
-        (stream, String::from_utf8(head).expect("ASCII").to_lowercase())
+        (stream, String::from_utf8(head).expect("UTF-8").to_lowercase())
     }
 
     /// Answers each connection in turn with one of `answers`, and gives the request heads.
@@ -181,6 +197,71 @@ mod tests {
         );
         assert!(heads[1].contains("last-event-id: a-2\r\n"), "{}", heads[1]);
         assert!(notes.contains("closed: end of stream; reconnecting in 0."), "{notes}");
+        assert!(!notes.contains("missing"), "{notes}");
+    }
+
+    /// What the second connection of a stream asks for whose first one ended after `first`, and what is noted.
+    async fn return_after(first: &str, flags: &[&str]) -> (String, String) {
+        let (listener, url) = listener().await;
+        let answers = [stream(first), stream("data: last\n\n")];
+        let flags = [flags, &["--count", "2"]].concat();
+        let (mut heads, (result, out, notes)) = tokio::join!(serve(listener, &answers), tail(&url, &flags));
+        result.expect("two events");
+        assert_eq!(out, "one\nlast\n");
+        (heads.pop().expect("two connections"), notes)
+    }
+
+    #[tokio::test]
+    async fn an_id_that_no_header_carries_as_it_is_is_told_at_the_return() {
+        for (id, sent, told) in [
+            ("\u{1}x", None, r#""\u{1}x""#),
+            ("x\u{7f}", None, r#""x\u{7f}""#),
+            ("  ", None, r#""  ""#),
+            (" x", Some("x"), r#"" x""#),
+            ("x\t", Some("x"), r#""x\t""#),
+        ] {
+            let (head, notes) = return_after(&format!("id: {id}\ndata: one\n\n"), &["--from", "a-1"]).await;
+            let line = head.lines().find_map(|line| line.strip_prefix("last-event-id: "));
+            assert_eq!(line.map(str::trim), sent, "{id:?}");
+            let told =
+                format!("fanwave: events may be missing: no header carries the last id, {told}, as it is\n");
+            assert_eq!(notes.matches(&told).count(), 1, "{id:?}: {notes}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_return_without_an_id_is_told() {
+        for first in ["data: one\n\n", "id: a-1\ndata: one\n\nid\n\n"] {
+            let (head, notes) = return_after(first, &[]).await;
+            assert!(!head.contains("last-event-id"), "{head}");
+            let told = "fanwave: events may be missing: the stream has given no id to go on from\n";
+            assert_eq!(notes.matches(told).count(), 1, "{first:?}: {notes}");
+        }
+    }
+
+    #[tokio::test]
+    async fn from_holds_until_the_stream_gives_another_id_or_takes_it_back() {
+        for (first, sent) in [
+            ("data: one\n\n", Some("a-7")),
+            ("id: räume ✓\ndata: one\n\n", Some("räume ✓")),
+            ("id: a-8\ndata: one\n\nid\n\n", None),
+        ] {
+            let (head, notes) = return_after(first, &["--from", "a-7"]).await;
+            let line = head.lines().find_map(|line| line.strip_prefix("last-event-id: "));
+            assert_eq!(line, sent, "{first:?}");
+            assert_eq!(notes.contains("missing"), sent.is_none(), "{first:?}: {notes}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_id_to_start_after_must_fit_a_header() {
+        for id in ["\u{1}", "a\nb", " ", " x", "x\t"] {
+            let (result, _, _) = tail("http://127.0.0.1:1/sse/t", &["--from", id]).await;
+            match result {
+                Err(ClientError::Usage(line)) => assert!(line.contains("--from"), "{line}"),
+                other => panic!("{id:?}: {other:?}"),
+            }
+        }
     }
 
     #[tokio::test]

@@ -24,6 +24,8 @@ pub(super) struct Stream {
     /// `url` with the id to start after, until a connection has used it: raw messages carry no ids, so asking for it
     /// again would print everything again.
     resuming: Option<Url>,
+    /// True once a connection was open.
+    returning: bool,
 }
 
 impl Stream {
@@ -33,7 +35,7 @@ impl Stream {
             push_query(&mut resuming, "last-event-id", id);
             resuming
         });
-        Stream { url, resuming }
+        Stream { url, resuming, returning: false }
     }
 
     /// Connects once and prints until the connection is over.
@@ -44,7 +46,8 @@ impl Stream {
             Err(_) => return Ended::lost(format!("cannot connect to {}: no answer in time", self.url)),
         };
         self.resuming = None;
-        output.note(&format!("connected to {}", self.url));
+        let returning = std::mem::replace(&mut self.returning, true);
+        output.connected(&self.url, returning.then_some("a raw WebSocket carries no ids"));
         let ended = loop {
             let flow = match socket.next().await {
                 Some(Ok(Message::Text(text))) => output.event("message", "", Payload::Text(&text)),
@@ -151,6 +154,8 @@ mod tests {
         result.expect("two events");
         assert_eq!(out, "one\n<2 bytes binary>\n");
         assert!(notes.contains("closed: 1013 overrun; reconnecting in 0.1 s"), "{notes}");
+        let told = "fanwave: events may be missing: a raw WebSocket carries no ids\n";
+        assert_eq!(notes.matches(told).count(), 1, "at the return and not before: {notes}");
     }
 
     #[tokio::test]
@@ -220,5 +225,6 @@ mod tests {
         result.expect("an event");
         assert_eq!(out, "x\n");
         assert!(notes.contains("503 Service Unavailable: draining; reconnecting in"), "{notes}");
+        assert!(!notes.contains("missing"), "there was no connection before: {notes}");
     }
 }
