@@ -123,13 +123,13 @@ async fn list_topics(
     State(hub): State<Arc<Hub>>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Listing>, Refusal> {
-    let page = Page::parse(query.as_deref())?;
+    let page = Page::parse(query.as_deref()).map_err(|refusal| hub.counted(refusal))?;
     Ok(Json(hub.list_topics(&page).await))
 }
 
 async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
-    parse_query(uri.query(), &[])?;
-    let topic = topic_of(&uri)?;
+    let topic =
+        parse_query(uri.query(), &[]).and_then(|_| topic_of(&uri)).map_err(|refusal| hub.counted(refusal))?;
     Ok(match hub.find_topic(topic.clone()).await {
         Ok(Some(view)) => Json(view).into_response(),
         Ok(None) => {
@@ -144,7 +144,7 @@ async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, R
 }
 
 async fn stats(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Json<Stats>, Refusal> {
-    parse_query(query.as_deref(), &[])?;
+    parse_query(query.as_deref(), &[]).map_err(|refusal| hub.counted(refusal))?;
     Ok(Json(hub.stats().await))
 }
 
@@ -156,13 +156,14 @@ async fn health(State(hub): State<Arc<Hub>>) -> Response {
     }
 }
 
-async fn unknown_path(uri: Uri) -> Response {
-    error_response(StatusCode::NOT_FOUND, &format!("no such path: {}; GET / lists them", uri.path()))
+async fn unknown_path(State(hub): State<Arc<Hub>>, uri: Uri) -> Refusal {
+    let text = format!("no such path: {}; GET / lists them", uri.path());
+    hub.counted(Refusal::new(RefusalReason::UnknownPath, text))
 }
 
-async fn wrong_method(method: Method, uri: Uri) -> Response {
+async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri) -> Refusal {
     let text = format!("{method} is not allowed on {}", uri.path());
-    error_response(StatusCode::METHOD_NOT_ALLOWED, &text)
+    hub.counted(Refusal::new(RefusalReason::WrongMethod, text))
 }
 
 /// The endpoints, with commands for the address that this request was sent to.

@@ -66,6 +66,9 @@ async fn what_is_wrong_is_named_and_counted_and_takes_no_sequence() {
         ("/topics/".to_string(), "empty", RefusalReason::BadTopic),
         (format!("/topics/{long}"), "256", RefusalReason::BadTopic),
         ("/topics/a%00".to_string(), "byte 1", RefusalReason::BadTopic),
+        ("/topics/%zz".to_string(), "bad percent escape", RefusalReason::BadTopic),
+        ("/topics/a?id=%zz".to_string(), "bad percent escape", RefusalReason::BadQuery),
+        ("/topics/a?event=%".to_string(), "bad percent escape", RefusalReason::BadQuery),
         ("/publish?x=1".to_string(), "\"x\"", RefusalReason::BadQuery),
     ] {
         let before = bench.hub.intake().counters().refused.get(reason);
@@ -135,9 +138,10 @@ async fn a_full_queue_answers_503_and_everything_accepted_arrives_once_and_in_or
 }
 
 #[tokio::test]
-async fn unknown_paths_and_wrong_methods_say_so() {
+async fn unknown_paths_and_wrong_methods_say_so_and_are_counted() {
     let bench = bench(1, Limits::default());
     bench.get("/nowhere").await.assert_error(StatusCode::NOT_FOUND, "/nowhere");
+    assert_eq!(bench.hub.intake().counters().refused.get(RefusalReason::UnknownPath), 1);
     for (method, uri, allowed) in [
         ("PUT", "/topics/a", "GET,HEAD,POST"),
         ("GET", "/publish", "POST"),
@@ -148,6 +152,7 @@ async fn unknown_paths_and_wrong_methods_say_so() {
         answer.assert_error(StatusCode::METHOD_NOT_ALLOWED, method);
         assert_eq!(answer.headers[header::ALLOW], allowed);
     }
+    assert_eq!(bench.hub.intake().counters().refused.get(RefusalReason::WrongMethod), 4);
 }
 
 #[tokio::test]
