@@ -1,8 +1,8 @@
 //! Where settings come from: the command line, the environment, the file.
 //!
 //! Strength: flag, environment, file, default. What the weaker sources say is put on the command line wherever the
-//! user typed nothing, so that one parser with one set of types and messages reads all of them. File and environment are
-//! each checked alone before they are put together, so a message about a value names its source; one about what
+//! user typed nothing, so that one parser with one set of types and messages reads all of them. File and environment
+//! are each checked alone before they are put together, so a message about a value names its source; one about what
 //! several flags mean together names these flags.
 //!
 //! Not here: what the flags are (`flags`) and what they mean together ([`ServeFlags::config`]).
