@@ -4,10 +4,10 @@
 //! address, with ports as bound. The commands at its end work as printed in the shell that started the server.
 
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fanwave::config::units::rounded;
 use fanwave::config::{ControlAddress, Limits, OverrunPolicy};
+use fanwave::printed::{quoted, reachable};
 use fanwave::serve::Started;
 
 /// The whole text. `program` is how the user called us.
@@ -92,26 +92,6 @@ fn commands(started: &Started, program: &str) -> Vec<String> {
 fn labelled(label: &str, rows: &[String]) -> Vec<String> {
     let labels = std::iter::once(label).chain(std::iter::repeat(""));
     labels.zip(rows).map(|(label, row)| format!("{label:13} {row}")).collect()
-}
-
-/// An address that a client on this machine can connect to: "every interface" is none.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
-}
-
-/// `text` as one word of a POSIX shell.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_string()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
 }
 
 /// Digits in groups of three: `20,000`.

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod close; // why we hang up
 pub mod config;
 pub mod metrics;
+pub mod printed; // commands for people to paste
 pub mod runtime;
 pub mod serve; // puts the stages together
 pub mod wire;

@@ -131,13 +131,13 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     drop((ready_sender, end_sender));
     await_ready(&ready, shards.len())?;
     started(&Started {
-        listen,
+        listen: listen.clone(),
         control: control_addresses,
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: room.connections_max,
         memory: memory(&config, &room),
     });
-    let setup = hub::Setup { config, epoch, outboxes, demand, control, shard_ends };
+    let setup = hub::Setup { config, epoch, outboxes, demand, listen, control, shard_ends };
     let served = runtime.block_on(hub::run(setup, drain));
     match served {
         Ok(()) => {

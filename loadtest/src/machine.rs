@@ -1,4 +1,7 @@
 //! Where and from what a figure comes: machine, kernel, commit, command line, date.
+//!
+//! The commit is that of the checkout in which the command was given. Nothing here looks into the programs that are
+//! measured: whoever names a program built elsewhere knows its commit better.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +25,8 @@ pub struct Machine {
     pub descriptors: u64,
     /// Date and time in UTC, RFC 3339.
     pub date: String,
-    /// Commit of the working directory, with `-dirty` if it has changes; absent outside of a repository.
+    /// Commit of the checkout of this project in which the command was given, with `-dirty` if it has changes; absent
+    /// elsewhere. The measured program may have been built from another one.
     pub commit: Option<String>,
     /// The command line as given.
     pub command: Vec<String>,
@@ -46,7 +50,7 @@ impl Machine {
             ),
             descriptors,
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-            commit: commit(),
+            commit: commit(Path::new(".")),
             command: command_line(std::env::args()),
         }
     }
@@ -79,11 +83,17 @@ fn field(text: &str, name: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-fn commit() -> Option<String> {
+/// The commit of the checkout of this project that `directory` is in.
+fn commit(directory: &Path) -> Option<String> {
     let git = |args: &[&str]| {
-        let output = Command::new("git").args(args).output().ok()?;
+        let output = Command::new("git").arg("-C").arg(directory).args(args).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
+    let root = git(&["rev-parse", "--show-toplevel"])?;
+    let manifest = fs::read_to_string(Path::new(&root).join("loadtest/Cargo.toml")).ok()?;
+    if !manifest.contains(concat!("name = \"", env!("CARGO_PKG_NAME"), "\"")) {
+        return None;
+    }
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
     let dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
     Some(if dirty { format!("{commit}-dirty") } else { commit })
@@ -98,6 +108,25 @@ mod tests {
         let text = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n";
         assert_eq!(field(text, "model name").as_deref(), Some("Some CPU @ 2 GHz"));
         assert_eq!(field(text, "absent"), None);
+    }
+
+    #[test]
+    fn only_a_checkout_of_this_project_gives_its_commit() {
+        let directory = std::env::temp_dir().join(format!("loadtest-commit-{}", std::process::id()));
+        fs::create_dir_all(directory.join("loadtest")).expect("a temporary directory");
+        let git = |args: &[&str]| {
+            let output = Command::new("git").arg("-C").arg(&directory).args(args).output().expect("git runs");
+            assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        };
+        git(&["init", "--quiet"]);
+        let author = ["-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "commit.gpgsign=false"];
+        git(&[&author[..], &["commit", "--quiet", "--allow-empty", "-m", "first"]].concat());
+        assert_eq!(commit(&directory), None, "somebody else's repository says nothing about fanwave");
+        let manifest = format!("[package]\nname = \"{}\"\n", env!("CARGO_PKG_NAME"));
+        fs::write(directory.join("loadtest/Cargo.toml"), manifest).expect("written");
+        assert_eq!(commit(&directory.join("loadtest")), Some(git(&["rev-parse", "--short=12", "HEAD"])));
+        fs::remove_dir_all(&directory).expect("our own directory");
     }
 
     #[test]

@@ -6,9 +6,13 @@
 //! Not here: where the values come from (`sources`), relations between limits ([`Limits::check`]), the flags of the
 //! clients (`client::publish`, `client::tail`).
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use clap::CommandFactory;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::units::{Count, Millis, Size};
 use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets};
@@ -41,7 +45,53 @@ pub enum Command {
 const SERVE_HELP: &str = "\
 Every flag is also an environment variable (FANWAVE_WINDOW_EVENTS_MAX) and a key of the --config file
 (window_events_max = 4096). A flag is stronger than the environment, the environment than the file.
-BYTES are written as 65536, 64KiB, 8MiB or 1GiB, MS are whole milliseconds.";
+An empty variable counts as unset, and FANWAVE_* names that are no flags are ignored.
+BYTES are written as 65536, 64KiB, 8MiB or 1GiB, in the file with quotes (window_bytes_max = \"16MiB\");
+MS are whole milliseconds.
+Several addresses of --listen or --control are written with commas in the environment, and in the file as an
+array (listen = [\"0.0.0.0:8080\", \"[::]:8080\"]). [::] is IPv6 alone; 0.0.0.0 beside it takes IPv4.
+Only heartbeats find idle peers that have vanished, so a large --heartbeat-ms leaves their connections open as
+long. A connection also ends when its peer acknowledges no data for --stall-ms-max and 5 s more (TCP_USER_TIMEOUT).";
+
+/// The parser; the help of each limit tells its bounds.
+pub(super) fn parser() -> clap::Command {
+    let bounds = bounds();
+    let with_bounds = |flag: clap::Arg| match flag.get_long().and_then(|name| bounds.get(name)) {
+        Some(bounds) => {
+            let help = flag.get_help().map(ToString::to_string).unwrap_or_default();
+            flag.help(format!("{help} {bounds}"))
+        }
+        None => flag,
+    };
+    CommandLine::command().mut_subcommand("serve", |serve| serve.mut_args(with_bounds))
+}
+
+/// Limits whose smallest value is another limit's matter; their help says so in words.
+const BOUNDED_BY_OTHERS: [&str; 3] = ["window-bytes-max", "window-bytes-total-max", "hub-queue-bytes-max"];
+
+/// What the help tells of each other limit: `[1 to 1GiB]`, `[at least 512]`.
+fn bounds() -> BTreeMap<&'static str, String> {
+    let limits = Limits::default();
+    let minima = limits.minima().map(|(name, _, min, _)| (name, min));
+    let minima: BTreeMap<&str, u64> =
+        minima.into_iter().filter(|(name, _)| !BOUNDED_BY_OTHERS.contains(name)).collect();
+    let maxima: BTreeMap<&str, u64> =
+        limits.maxima().into_iter().map(|(name, _, max, _)| (name, max)).collect();
+    let shown = |name: &str, value: u64| {
+        if name.contains("-bytes-") { Size(value as usize).to_string() } else { value.to_string() }
+    };
+    let told = |name: &'static str| {
+        let bound = |bounds: &BTreeMap<&str, u64>| bounds.get(name).map(|value| shown(name, *value));
+        let told = match (bound(&minima), bound(&maxima)) {
+            (Some(min), Some(max)) => format!("[{min} to {max}]"),
+            (Some(min), None) => format!("[at least {min}]"),
+            (None, Some(max)) => format!("[at most {max}]"),
+            (None, None) => String::new(),
+        };
+        (name, told)
+    };
+    minima.keys().chain(maxima.keys()).map(|name| told(name)).collect()
+}
 
 /// The flags of `fanwave serve`.
 #[derive(Debug, clap::Args)]
@@ -68,7 +118,8 @@ pub struct ServeFlags {
 
     #[command(flatten)]
     limits: LimitFlags,
-    /// Where subscriber sockets live: direct descriptors of the rings, or plain ones; auto asks the kernel's version
+    /// Where subscriber sockets live. direct: each shard may have `ulimit -n`; plain: all shards share it; auto: by
+    /// the kernel's version
     #[arg(long, value_name = "auto|direct|plain", value_enum, default_value = "auto")]
     #[arg(hide_possible_values = true, help_heading = "Connections")]
     sockets: Sockets,
@@ -134,17 +185,17 @@ limit_flags! {
         message_bytes_max: Size;
         /// Events of one topic that a late or slow subscriber still gets
         window_events_max: Count;
-        /// Bytes of these events
+        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,045 B)
         window_bytes_max: Size;
         /// Age of these events
         window_ms_max: Millis;
-        /// Bytes of all windows together; shards share them
+        /// Bytes of all windows together, at least --window-bytes-max; shards share them
         window_bytes_total_max: Size;
     }
     "Queues and sends" {
         /// Events accepted and not yet broadcast; beyond it publishers get 503
         hub_queue_events_max: Count;
-        /// Bytes of these events
+        /// Bytes of these events, at least --message-bytes-max + 1,045 B
         hub_queue_bytes_max: Size;
         /// Broadcasts waiting for one shard; a full queue holds the hub back
         shard_queue_batches_max: Count;
@@ -161,6 +212,18 @@ impl ServeFlags {
     /// What to log: directives of `tracing_subscriber::EnvFilter`, checked.
     pub fn log(&self) -> &str {
         &self.log
+    }
+
+    /// Checks each limit by itself; the error is one line that names the flag. What one limit asks of another is
+    /// checked by [`ServeFlags::config`].
+    pub(super) fn check_each_limit(self) -> Result<(), String> {
+        let limits = Limits {
+            window_bytes_max: usize::MAX,
+            window_bytes_total_max: usize::MAX,
+            hub_queue_bytes_max: usize::MAX,
+            ..Limits::from(self.limits)
+        };
+        limits.check()
     }
 
     /// Checks what flags mean together and on this machine. The error is one line that names the flag.
@@ -284,6 +347,14 @@ fn shard_count(text: &str) -> Result<usize, String> {
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
+    // A mistyped level would be a target that nothing logs to.
+    let is_target = |word: &str| word.contains(['=', '[']) || word.contains("::");
+    for word in text.split(',').map(str::trim).filter(|word| !word.is_empty() && !is_target(word)) {
+        if word.parse::<LevelFilter>().is_err() {
+            let levels = "off, error, warn, info, debug or trace";
+            return Err(format!("`{word}` is no level; write {levels}, or target=level"));
+        }
+    }
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_string()),
         Err(error) => Err(format!("{error}; write a level or target=level, separated by commas")),
@@ -293,8 +364,6 @@ fn log_filter(text: &str) -> Result<String, String> {
 #[cfg(test)]
 pub(super) mod tests {
     use std::ffi::OsString;
-
-    use clap::CommandFactory;
 
     use super::super::sources::{SourceError, parse};
     use super::*;
@@ -318,7 +387,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_parser_is_consistent() {
-        CommandLine::command().debug_assert();
+        parser().debug_assert();
     }
 
     #[test]
@@ -337,7 +406,7 @@ pub(super) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 17] = [
+        let cases: [Case<'_>; 21] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--control", "unix:"], &[], &["--control", "path is missing"]),
             (&["--shards", "0"], &[], &["--shards", "from 1"]),
@@ -348,12 +417,16 @@ pub(super) mod tests {
             (&["--cors-origin", "a, b"], &[], &["--cors-origin", "none"]),
             (&["--overrun", "drop"], &[], &["--overrun", "skip"]),
             (&["--log", "fanwave=loud"], &[], &["--log"]),
+            (&["--log", "loud"], &[], &["--log", "`loud` is no level", "trace, or target=level"]),
+            (&["--log", "info, inof"], &[], &["--log", "`inof` is no level"]),
             (&["--window-bytes-max", "8MB"], &[], &["--window-bytes-max", "8MiB"]),
             (&["--heartbeat-ms", "15s"], &[], &["--heartbeat-ms", "milliseconds"]),
             (&["--heartbeat-ms", "1"], &[], &["--heartbeat-ms", "1000"]),
             (&["--listen", "127.0.0.1:8081"], &[], &["--control", "also a --listen"]),
             (&["--listen", "[::]:1,[::]:1"], &[], &["--listen [::]:1", "twice"]),
             (&[], &[("FANWAVE_SHARDS", "many")], &["environment: ", "--shards", "'many'"]),
+            (&[], &[("FANWAVE_HEARTBEAT_MS", "5")], &["environment: --heartbeat-ms is 5, at least 1000"]),
+            (&[], &[("FANWAVE_MESSAGE_BYTES_MAX", "2GiB")], &["environment: --message-bytes-max", "at most"]),
             (&[], &[("FANWAVE_CONFIG", "/nowhere.toml")], &["--config /nowhere.toml: "]),
         ];
         for (args, environment, parts) in cases {
@@ -361,6 +434,13 @@ pub(super) mod tests {
             for part in parts {
                 assert!(error.contains(part), "{args:?} {environment:?}: no {part:?} in {error:?}");
             }
+        }
+    }
+
+    #[test]
+    fn levels_and_targets_are_what_a_log_filter_may_name() {
+        for filter in ["off", "WARN", "fanwave=debug,info", "fanwave::hub", "[accept]", "info,,"] {
+            assert!(config(&["--log", filter], &[]).is_ok(), "{filter}");
         }
     }
 
@@ -384,5 +464,46 @@ pub(super) mod tests {
         assert!(help.contains("--window-bytes-max <BYTES>") && help.contains("[default: 8MiB]"), "{help}");
         let help = parse_with(&["--help"], &[]).expect_err("help").to_string();
         assert!(help.contains("publish") && help.contains("tail"), "{help}");
+    }
+    #[test]
+    fn help_tells_the_bounds_of_every_limit_that_has_some() {
+        let help = parse_with(&["serve", "--help"], &[]).expect_err("help").to_string();
+        let text = |flag: &str| {
+            let (_, rest) = help.split_once(&format!("      --{flag} <")).expect(flag);
+            rest.split_once("\n      --").map_or(rest, |(text, _)| text).to_string()
+        };
+        for (flag, bounds) in [
+            ("heartbeat-ms", "[1000 to 2000000000]"),
+            ("handshake-bytes-max", "[at least 512]"),
+            ("message-bytes-max", "[1 to 1GiB]"),
+            ("drain-ms-max", "[at most 2000000000]"),
+            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,045 B)"),
+            ("window-bytes-total-max", "at least --window-bytes-max"),
+            ("hub-queue-bytes-max", "at least --message-bytes-max + 1,045 B"),
+        ] {
+            assert!(text(flag).contains(bounds), "--{flag}: no {bounds:?} in {}", text(flag));
+        }
+        assert!(!text("window-bytes-max").contains("[at least"), "{}", text("window-bytes-max"));
+    }
+
+    #[test]
+    fn relations_between_limits_are_as_the_help_says() {
+        let sizes = |window: usize, total: usize, queue: usize| {
+            let flags = [
+                "--message-bytes-max=1000".to_string(),
+                format!("--window-bytes-max={window}"),
+                format!("--window-bytes-total-max={total}"),
+                format!("--hub-queue-bytes-max={queue}"),
+            ];
+            config(&flags.each_ref().map(String::as_str), &[]).map(drop)
+        };
+        assert_eq!(sizes(4 * 2_045, 4 * 2_045, 2_045), Ok(()));
+        for (flag, refused) in [
+            ("--window-bytes-max ", sizes(4 * 2_045 - 1, 4 * 2_045, 2_045)),
+            ("--window-bytes-total-max ", sizes(4 * 2_045, 4 * 2_045 - 1, 2_045)),
+            ("--hub-queue-bytes-max ", sizes(4 * 2_045, 4 * 2_045, 2_044)),
+        ] {
+            assert!(refused.expect_err(flag).starts_with(flag), "{flag}");
+        }
     }
 }

@@ -128,7 +128,7 @@ impl Limits {
     }
 
     /// Flag, value, largest value, reason.
-    fn maxima(&self) -> [(&'static str, u64, u64, &'static str); 9] {
+    pub(super) fn maxima(&self) -> [(&'static str, u64, u64, &'static str); 9] {
         let send = "the kernel takes less than 2 GiB in one send";
         let time = "the kernel counts milliseconds in 31 bits";
         [
@@ -150,7 +150,7 @@ impl Limits {
     }
 
     /// Flag, value, smallest value, reason; [`Limits::maxima`] are kept.
-    fn minima(&self) -> [(&'static str, u64, u64, &'static str); 17] {
+    pub(super) fn minima(&self) -> [(&'static str, u64, u64, &'static str); 17] {
         let largest_event = (self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX) as u64;
         let window_batches = WINDOW_BATCHES_MIN as u64;
         let tick = "timers tick once a second";

@@ -1,8 +1,9 @@
 //! Where settings come from: the command line, the environment, the file.
 //!
 //! Strength: flag, environment, file, default. What the weaker sources say is put on the command line wherever the
-//! user typed nothing, so that one parser with one set of types and messages reads all of them. Each source is checked
-//! alone before they are put together, so a message names its source.
+//! user typed nothing, so that one parser with one set of types and messages reads all of them. File and environment
+//! are each checked alone before they are put together, so a message about a value names its source; one about what
+//! several flags mean together names these flags.
 //!
 //! Not here: what the flags are (`flags`) and what they mean together ([`ServeFlags::config`]).
 //!
@@ -12,10 +13,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::FromArgMatches;
 use clap::parser::ValueSource;
-use clap::{CommandFactory, FromArgMatches};
 
-use super::flags::{Command, CommandLine};
+use super::flags::{Command, CommandLine, parser};
 
 /// Why there is no command to run.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +38,7 @@ pub fn parse(
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Command, SourceError> {
     let mut args = with_command(args);
-    let parser = CommandLine::command();
+    let parser = parser();
     let typed = parser.clone().try_get_matches_from(&args)?;
     let (name, typed) = typed.subcommand().expect("a command is required");
     let flags = parser.find_subcommand(name).expect("a parsed command exists");
@@ -130,18 +131,20 @@ fn file_settings(flags: &clap::Command, text: &str) -> Result<Settings, String> 
     Ok(settings)
 }
 
-/// Parses what one source says to `fanwave serve` without the others.
+/// Parses what one source says to `fanwave serve` without the others, and checks its limits.
 fn check_alone(parser: &clap::Command, settings: &Settings, source: &str) -> Result<(), SourceError> {
     let args = ["fanwave".into(), "serve".into()].into_iter().chain(as_arguments(settings));
-    match parser.clone().try_get_matches_from(args) {
+    let parsed = parser.clone().try_get_matches_from(args);
+    let checked = match parsed.and_then(|matches| CommandLine::from_arg_matches(&matches)) {
+        Ok(CommandLine { command: Command::Serve(flags) }) => flags.check_each_limit(),
         Ok(_) => Ok(()),
         Err(error) => {
             let text = error.to_string();
             let cause = text.split("\n\n").next().unwrap_or_default();
-            let cause = one_line(cause.strip_prefix("error: ").unwrap_or(cause));
-            Err(SourceError::Settings(format!("{source}: {cause}")))
+            Err(one_line(cause.strip_prefix("error: ").unwrap_or(cause)))
         }
-    }
+    };
+    checked.map_err(|cause| SourceError::Settings(format!("{source}: {cause}")))
 }
 
 fn as_arguments(settings: &Settings) -> Vec<OsString> {
@@ -228,6 +231,7 @@ mod tests {
             ("heartbeat_ms = 1\nheartbeat-ms = 1", "given twice"),
             ("shards = [1, 2]", "'--shards <N>' cannot be used multiple times"),
             ("topics_max = -1", "'--topics-max <N>'"),
+            ("heartbeat_ms = 5", ": --heartbeat-ms is 5, at least 1000"),
             ("shards = ", "line 1"),
         ];
         for (index, (text, part)) in cases.iter().enumerate() {
@@ -236,6 +240,15 @@ mod tests {
             assert!(error.contains(part) && error.contains(file.path()), "no {part:?} in {error:?}");
             assert!(!error.contains('\n'), "one line: {error:?}");
         }
+    }
+
+    #[test]
+    fn limits_that_bound_each_other_may_come_from_different_sources() {
+        let file = File::new("relations", "message_bytes_max = \"4MiB\"\n");
+        let both = config(&["--config", file.path()], &[("FANWAVE_WINDOW_BYTES_MAX", "32MiB")]);
+        assert_eq!(both.expect("valid together").limits.message_bytes_max, 4 << 20);
+        let error = config(&["--config", file.path()], &[]).expect_err("the default window is too small");
+        assert!(error.starts_with("--window-bytes-max is "), "{error}");
     }
 
     #[test]

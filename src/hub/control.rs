@@ -3,12 +3,14 @@
 //! Every answer but `/`, `/healthz` and the NDJSON of `POST /publish` is one JSON object; every error is
 //! `{"error":"one line"}`. Nothing here waits for a subscriber: a publish is answered once it is queued to the shards.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -22,14 +24,17 @@ use super::refusal::error_response;
 use super::stats::Stats;
 use super::stream::{discard, publish_stream};
 use super::{Hub, Refusal, RefusalReason};
+use crate::config::ControlAddress;
 use crate::config::limits::CONTROL_BODY_MS_MAX;
 use crate::event::{Data, Event, Topic};
+use crate::printed::{quoted, reachable};
 
 /// Where the path of one topic begins.
 const TOPIC_PATH: &str = "/topics/";
 
-/// All routes of the control API.
-pub(super) fn router(hub: Arc<Hub>) -> Router {
+/// All routes of the control API, as served at `address`.
+pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
+    let help = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| help(&hub, &address, &headers);
     let topic = || get(show_topic).post(publish_one);
     Router::new()
         .route("/", get(help))
@@ -123,13 +128,13 @@ async fn list_topics(
     State(hub): State<Arc<Hub>>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Listing>, Refusal> {
-    let page = Page::parse(query.as_deref())?;
+    let page = Page::parse(query.as_deref()).map_err(|refusal| hub.counted(refusal))?;
     Ok(Json(hub.list_topics(&page).await))
 }
 
 async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
-    parse_query(uri.query(), &[])?;
-    let topic = topic_of(&uri)?;
+    let topic =
+        parse_query(uri.query(), &[]).and_then(|_| topic_of(&uri)).map_err(|refusal| hub.counted(refusal))?;
     Ok(match hub.find_topic(topic.clone()).await {
         Ok(Some(view)) => Json(view).into_response(),
         Ok(None) => {
@@ -144,7 +149,7 @@ async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, R
 }
 
 async fn stats(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Json<Stats>, Refusal> {
-    parse_query(query.as_deref(), &[])?;
+    parse_query(query.as_deref(), &[]).map_err(|refusal| hub.counted(refusal))?;
     Ok(Json(hub.stats().await))
 }
 
@@ -156,20 +161,32 @@ async fn health(State(hub): State<Arc<Hub>>) -> Response {
     }
 }
 
-async fn unknown_path(uri: Uri) -> Response {
-    error_response(StatusCode::NOT_FOUND, &format!("no such path: {}; GET / lists them", uri.path()))
+async fn unknown_path(State(hub): State<Arc<Hub>>, uri: Uri) -> Refusal {
+    let text = format!("no such path: {}; GET / lists them", uri.path());
+    hub.counted(Refusal::new(RefusalReason::UnknownPath, text))
 }
 
-async fn wrong_method(method: Method, uri: Uri) -> Response {
+async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri) -> Refusal {
     let text = format!("{method} is not allowed on {}", uri.path());
-    error_response(StatusCode::METHOD_NOT_ALLOWED, &text)
+    hub.counted(Refusal::new(RefusalReason::WrongMethod, text))
 }
 
-/// The endpoints, with commands for the address that this request was sent to.
-async fn help(State(hub): State<Arc<Hub>>, headers: HeaderMap) -> String {
-    let control = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("127.0.0.1:8081");
-    let data =
-        hub.config.listen.first().map_or_else(|| "127.0.0.1:8080".into(), |address| address.to_string());
+/// The endpoints, with commands for whoever asked through `address`.
+fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
+    let asked = headers.get(header::HOST).and_then(authority);
+    let (curl, control, asked) = match address {
+        ControlAddress::Tcp(address) => {
+            let control =
+                asked.as_ref().map_or_else(|| reachable(*address).to_string(), Authority::to_string);
+            ("curl".to_string(), control, asked)
+        }
+        ControlAddress::Unix(path) => {
+            (format!("curl --unix-socket {}", quoted(&path.to_string_lossy())), "localhost".to_string(), None)
+        }
+    };
+    let subscribe = hub.listen.first().map_or_else(String::new, |data| {
+        format!("curl -N http://{}/sse/news\n", data_address(*data, asked.as_ref()))
+    });
     format!(
         "fanwave {version}: control API
 
@@ -180,14 +197,33 @@ GET  /topics/TOPIC     one topic
 GET  /stats            counters and latencies
 GET  /healthz          200 while serving, 503 while draining
 
-curl -N http://{data}/sse/news
-curl -d 'hello' http://{control}/topics/news
-curl -d 'hello' 'http://{control}/topics/news?event=greeting&id=1&retry=5000'
-curl --data-binary @photo.jpg -H 'Content-Type: application/octet-stream' http://{control}/topics/photos
-echo '{{\"topic\":\"news\",\"data\":\"hello\"}}' | curl -N -X POST -T - http://{control}/publish
-curl http://{control}/topics/news
-curl http://{control}/stats
+{subscribe}{curl} -d 'hello' http://{control}/topics/news
+{curl} -d 'hello' 'http://{control}/topics/news?event=greeting&id=1&retry=5000'
+{curl} --data-binary @photo.jpg -H 'Content-Type: application/octet-stream' http://{control}/topics/photos
+echo '{{\"topic\":\"news\",\"data\":\"hello\"}}' | {curl} -N -X POST -T - http://{control}/publish
+{curl} http://{control}/topics/news
+{curl} http://{control}/stats
 ",
         version = env!("CARGO_PKG_VERSION"),
     )
+}
+
+/// Host and port of a `Host` field, if a shell takes them as they are.
+fn authority(host: &HeaderValue) -> Option<Authority> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    host.to_str().ok().filter(|host| host.bytes().all(plain))?.parse().ok()
+}
+
+/// Where the caller finds the data plane: on the host that it `asked`, if that is bound on every interface.
+fn data_address(bound: SocketAddr, asked: Option<&Authority>) -> String {
+    let other_family = |host: &str| {
+        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        ip.is_ok_and(|ip| ip.is_ipv4() != bound.is_ipv4())
+    };
+    match asked.map(Authority::host) {
+        Some(host) if bound.ip().is_unspecified() && !other_family(host) => {
+            format!("{host}:{}", bound.port())
+        }
+        _ => reachable(bound).to_string(),
+    }
 }

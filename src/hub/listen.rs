@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 use super::{Hub, Stage, control};
+use crate::config::ControlAddress;
 use crate::config::limits::{
     CONTROL_ACCEPT_RETRY_MS, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, CONTROL_GRACE_MS,
     CONTROL_HEAD_MS_MAX,
@@ -29,6 +30,20 @@ pub enum ControlListener {
     Tcp(std::net::TcpListener),
     /// A Unix stream socket.
     Unix(std::os::unix::net::UnixListener),
+}
+
+impl ControlListener {
+    /// Where it listens; a path is absolute.
+    fn address(&self) -> io::Result<ControlAddress> {
+        match self {
+            ControlListener::Tcp(listener) => listener.local_addr().map(ControlAddress::Tcp),
+            ControlListener::Unix(listener) => {
+                let address = listener.local_addr()?;
+                let path = address.as_pathname().ok_or_else(|| io::Error::other("the socket has no path"))?;
+                std::path::absolute(path).map(ControlAddress::Unix)
+            }
+        }
+    }
 }
 
 /// The same, known to the runtime.
@@ -45,14 +60,14 @@ enum Socket {
 
 /// Serves the control API on every listener. The tasks end after [`Stage::Stopped`].
 pub(super) fn start(listeners: Vec<ControlListener>, hub: &Arc<Hub>) -> io::Result<JoinSet<()>> {
-    let router = control::router(hub.clone());
     let mut tasks = JoinSet::new();
     for listener in listeners {
+        let router = control::router(hub.clone(), listener.address()?);
         let listener = match listener {
             ControlListener::Tcp(listener) => Listener::Tcp(TcpListener::from_std(listener)?),
             ControlListener::Unix(listener) => Listener::Unix(UnixListener::from_std(listener)?),
         };
-        tasks.spawn(accept(listener, router.clone(), hub.clone()));
+        tasks.spawn(accept(listener, router, hub.clone()));
     }
     Ok(tasks)
 }

@@ -11,6 +11,7 @@
 //! Not here: signals, binding of addresses, threads (`serve`).
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub struct Setup {
     pub outboxes: Vec<Outbox>,
     /// Which formats have subscribers.
     pub demand: Arc<Demand>,
+    /// Where subscribers connect, as bound.
+    pub listen: Vec<SocketAddr>,
     /// Where the control API listens: already bound, non-blocking.
     pub control: Vec<ControlListener>,
     /// One message per shard when its thread ends.
@@ -101,6 +104,8 @@ enum Stage {
 struct Hub {
     config: Arc<Config>,
     epoch: Epoch,
+    /// Where subscribers connect, as bound.
+    listen: Vec<SocketAddr>,
     started: Stamp,
     intake: Mutex<Intake>,
     /// Rung when the queue got shorter, and at the drain.
@@ -116,11 +121,11 @@ struct Hub {
 /// Fails with the first shard that failed or ended while serving (the others are drained first), with those that
 /// do not end within `drain_ms_max` and [`DRAIN_GRACE_MS`], or if a listener is unusable.
 pub async fn run(setup: Setup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
-    let Setup { config, epoch, outboxes, demand, control, shard_ends } = setup;
+    let Setup { config, epoch, outboxes, demand, listen, control, shard_ends } = setup;
     let drain_ms_max = config.limits.drain_ms_max;
     let mut ends =
         Ends { receiver: shard_ends, running: (0..outboxes.len()).collect(), serving: true, failure: None };
-    let hub = Arc::new(Hub::new(config, epoch, outboxes, demand));
+    let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, listen));
     let listening = listen::start(control, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     tokio::select! {
@@ -187,11 +192,18 @@ async fn retry_stalls(hub: Arc<Hub>) {
 }
 
 impl Hub {
-    fn new(config: Arc<Config>, epoch: Epoch, outboxes: Vec<Outbox>, demand: Arc<Demand>) -> Hub {
+    fn new(
+        config: Arc<Config>,
+        epoch: Epoch,
+        outboxes: Vec<Outbox>,
+        demand: Arc<Demand>,
+        listen: Vec<SocketAddr>,
+    ) -> Hub {
         let intake = Intake::new(epoch, &config.limits, demand, outboxes);
         Hub {
             config,
             epoch,
+            listen,
             started: Stamp::now(),
             intake: Mutex::new(intake),
             room: Notify::new(),

@@ -9,13 +9,13 @@ use std::borrow::Cow;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::refusal::{Refusal, RefusalReason};
 use crate::config::limits::LINE_BYTES_KEPT;
 use crate::event::{CustomId, Data, Event, EventName, Topic};
+use crate::wire::http::{EscapeFault, percent_decoded};
 
 /// What a publisher may say about an event besides its topic and data.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -48,8 +48,8 @@ pub fn parse_options(query: Option<&str>) -> Result<Options, Refusal> {
     Ok(options)
 }
 
-/// Splits a query into the parameters that are `known`, decoded; refuses unknown ones, doubled ones, and values that
-/// are not UTF-8, by name.
+/// Splits a query into the parameters that are `known`, decoded; refuses unknown ones, doubled ones, and values with
+/// bad escapes or that are not UTF-8, by name.
 pub fn parse_query<'k>(query: Option<&str>, known: &[&'k str]) -> Result<Vec<(&'k str, String)>, Refusal> {
     let bad = |text: String| Refusal::new(RefusalReason::BadQuery, text);
     let mut found: Vec<(&'k str, String)> = Vec::new();
@@ -62,10 +62,8 @@ pub fn parse_query<'k>(query: Option<&str>, known: &[&'k str]) -> Result<Vec<(&'
         if found.iter().any(|(other, _)| *other == name) {
             return Err(bad(format!("query parameter {name:?} is given twice")));
         }
-        let value = value.replace('+', " ");
-        let value = percent_decode_str(&value).decode_utf8().map_err(|error| {
-            bad(format!("query parameter {name:?} is not UTF-8 at byte {}", error.valid_up_to()))
-        })?;
+        let value = percent_decoded(value, true)
+            .map_err(|fault| bad(format!("query parameter {name:?} {}", what_is_wrong(fault))))?;
         found.push((name, value.into_owned()));
     }
     Ok(found)
@@ -73,11 +71,18 @@ pub fn parse_query<'k>(query: Option<&str>, known: &[&'k str]) -> Result<Vec<(&'
 
 /// The topic in the percent-encoded rest of a path.
 pub fn parse_topic_path(encoded: &str) -> Result<Topic, Refusal> {
-    let name = percent_decode_str(encoded).decode_utf8().map_err(|error| {
-        let text = format!("the topic is not UTF-8 at byte {}", error.valid_up_to());
-        Refusal::new(RefusalReason::BadTopic, text)
+    let name = percent_decoded(encoded, false).map_err(|fault| {
+        Refusal::new(RefusalReason::BadTopic, format!("the topic {}", what_is_wrong(fault)))
     })?;
     parse_topic(&name)
+}
+
+/// To be said of a percent-encoded text.
+fn what_is_wrong(fault: EscapeFault) -> String {
+    match fault {
+        EscapeFault::Malformed(at) => format!("has a bad percent escape at byte {at}"),
+        EscapeFault::NotUtf8(at) => format!("is not UTF-8 at byte {at}"),
+    }
 }
 
 /// Text data; the refusal names the byte up to which it is valid UTF-8.
@@ -124,9 +129,14 @@ pub fn parse_line(line: &[u8], message_bytes_max: usize) -> Result<Event, Refusa
         let text = format!("the line is not UTF-8 at byte {}", error.valid_up_to());
         Refusal::new(RefusalReason::NotUtf8, text)
     })?;
-    let json: LineJson<'_> = serde_json::from_str(line).map_err(|error| bad_json(&error))?;
+    // The parser would also take an array of the members' values.
+    if !line.trim_start_matches([' ', '\t', '\r']).starts_with('{') {
+        let text = "a line is a JSON object with `topic` and `data` or `base64`";
+        return Err(Refusal::new(RefusalReason::BadJson, text));
+    }
+    let json: LineJson<'_> = serde_json::from_str(line).map_err(|error| bad_json(&error, 0))?;
     let data = match (json.data, json.base64) {
-        (Some(data), None) => text_of(data)?,
+        (Some(data), None) => text_of(data, line)?,
         (None, Some(base64)) => {
             let bytes = STANDARD.decode(base64).map_err(|error| {
                 Refusal::new(RefusalReason::BadBase64, format!("base64: {}", lower_first(&error.to_string())))
@@ -157,11 +167,12 @@ pub fn check_size(bytes: usize, message_bytes_max: usize) -> Result<(), Refusal>
     Err(Refusal::new(RefusalReason::TooLarge, text))
 }
 
-/// The text that `data` publishes: what a JSON string holds, else the JSON itself.
-fn text_of(data: &RawValue) -> Result<Data, Refusal> {
+/// The text that `data`, a part of `line`, publishes: what a JSON string holds, else the JSON itself.
+fn text_of(data: &RawValue, line: &str) -> Result<Data, Refusal> {
     let json = data.get();
     let text = if json.starts_with('"') {
-        serde_json::from_str::<String>(json).map_err(|error| bad_json(&error))?
+        let before = json.as_ptr().addr() - line.as_ptr().addr();
+        serde_json::from_str::<String>(json).map_err(|error| bad_json(&error, before))?
     } else {
         without_white_space(json)
     };
@@ -187,12 +198,13 @@ fn without_white_space(json: &str) -> String {
     compact
 }
 
-/// The parser's words with the column alone: it saw one line, so its "line 1" would mislead.
-fn bad_json(error: &serde_json::Error) -> Refusal {
+/// The parser's words with the column alone: it saw one line, so its "line 1" would mislead. `before` are the bytes of
+/// the line before what it saw.
+fn bad_json(error: &serde_json::Error, before: usize) -> Refusal {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     let text = match text.strip_suffix(&place) {
-        Some(text) => format!("{text} at column {}", error.column()),
+        Some(text) => format!("{text} at column {}", before + error.column()),
         None => text,
     };
     Refusal::new(RefusalReason::BadJson, text)
@@ -339,7 +351,14 @@ mod tests {
         use RefusalReason::*;
         let long = format!(r#"{{"topic":"a","data":"{}"}}"#, "x".repeat(101));
         for (bad, reason, word) in [
-            ("nonsense", BadJson, "column 2"),
+            ("nonsense", BadJson, "a line is a JSON object"),
+            (r#"["a","hi",null,null,null,null]"#, BadJson, "a line is a JSON object"),
+            ("null", BadJson, "a line is a JSON object"),
+            ("1", BadJson, "a line is a JSON object"),
+            (r#" "x""#, BadJson, "a line is a JSON object"),
+            (r#"{"topic":"a" "data":"x"}"#, BadJson, "column 14"),
+            (r#"{"topic":"a","data":"\ud800"}"#, BadJson, "at column 28"),
+            (r#" {"data": "\ud800","topic":"a"}"#, BadJson, "at column 18"),
             (r#"{"topic":"a","data":"x""#, BadJson, "column"),
             (r#"{"topic":"a","data":"x"} {}"#, BadJson, "trailing"),
             (r#"{"topic":"a","data":"x","colour":1}"#, BadJson, "`colour`"),
@@ -375,7 +394,10 @@ mod tests {
         for (query, reason, word) in [
             ("colour=1", RefusalReason::BadQuery, "\"colour\""),
             ("id=1&id=2", RefusalReason::BadQuery, "\"id\""),
-            ("event=%FF", RefusalReason::BadQuery, "byte 0"),
+            ("event=%FF", RefusalReason::BadQuery, "not UTF-8 at byte 0"),
+            ("event=%", RefusalReason::BadQuery, "\"event\" has a bad percent escape at byte 0"),
+            ("id=a+%zz", RefusalReason::BadQuery, "\"id\" has a bad percent escape at byte 2"),
+            ("id=%2", RefusalReason::BadQuery, "bad percent escape"),
             ("event", RefusalReason::BadEvent, "empty"),
             ("id=%0A", RefusalReason::BadId, "byte 0"),
             ("retry=4294967296", RefusalReason::BadRetry, "4294967296"),
@@ -390,6 +412,9 @@ mod tests {
     fn a_topic_in_a_path_is_decoded_once() {
         assert_eq!(parse_topic_path("a%2Fb%20c+d/%2525").map(|t| t.to_string()), Ok("a/b c+d/%25".into()));
         assert_eq!(parse_topic_path("a%FF").expect_err("not UTF-8").text, "the topic is not UTF-8 at byte 1");
+        let refusal = parse_topic_path("a/%zz").expect_err("no escape");
+        let bad_escape = "the topic has a bad percent escape at byte 2";
+        assert_eq!((refusal.reason, refusal.text.as_str()), (RefusalReason::BadTopic, bad_escape));
         assert_eq!(parse_topic_path("").expect_err("empty").reason, RefusalReason::BadTopic);
     }
 

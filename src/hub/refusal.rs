@@ -44,6 +44,10 @@ pub enum RefusalReason {
     BodyBroken,
     /// The request body did not arrive in time.
     BodyTimeout,
+    /// The path is none of the control API's.
+    UnknownPath,
+    /// The path is ours, but does not take this method.
+    WrongMethod,
 }
 
 /// The rows of the table, in the order of [`RefusalReason`]: label, HTTP status.
@@ -65,12 +69,14 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (BadBase64, "bad_base64", StatusCode::BAD_REQUEST),
         (BodyBroken, "body_broken", StatusCode::BAD_REQUEST),
         (BodyTimeout, "body_timeout", StatusCode::REQUEST_TIMEOUT),
+        (UnknownPath, "unknown_path", StatusCode::NOT_FOUND),
+        (WrongMethod, "wrong_method", StatusCode::METHOD_NOT_ALLOWED),
     ]
 };
 
 impl RefusalReason {
     /// How many reasons there are.
-    pub const COUNT: usize = RefusalReason::BodyTimeout as usize + 1;
+    pub const COUNT: usize = RefusalReason::WrongMethod as usize + 1;
 
     /// The label in metrics and logs.
     pub fn label(self) -> &'static str {

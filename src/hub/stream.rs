@@ -120,8 +120,8 @@ impl Reading {
                 }
                 Some(Err(_)) => {
                     let line = self.lines.number();
-                    let refusal = Refusal::new(RefusalReason::BodyBroken, "the body broke off in this line");
-                    if let Err(line) = self.take_rest(Some(refusal)).await {
+                    let broken = Refusal::new(RefusalReason::BodyBroken, "the body broke off in this line");
+                    if let Err(line) = self.take_rest(Some(hub.counted(broken))).await {
                         break Some(self.not_taken(line));
                     }
                     break Some(format!("the body broke off in line {line}"));
@@ -158,13 +158,17 @@ impl Reading {
         Ok(())
     }
 
-    /// Takes in a last line without LF. If it is no event, `broken` says why rather than the parser.
+    /// Takes in a last line without LF. If it is no event, `broken`, which is counted already, says why rather than the
+    /// parser.
     async fn take_rest(&mut self, broken: Option<Refusal>) -> Result<(), u64> {
         let message_bytes_max = self.hub.config.limits.message_bytes_max;
         let Some((number, event)) = self.lines.finish().and_then(|line| read(line, message_bytes_max)) else {
             return Ok(());
         };
-        let event = event.map_err(|refusal| broken.unwrap_or(refusal));
+        if let (Err(_), Some(broken)) = (&event, broken) {
+            self.tell(number, &broken);
+            return Ok(());
+        }
         self.take(number, event, &mut Stamp::now()).await
     }
 

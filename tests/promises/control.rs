@@ -43,11 +43,14 @@ async fn what_is_wrong_with_a_publish_is_told_and_counted() {
     let own = format!("/topics/t?id={own}");
     let large = "x".repeat(1_001);
     let long = format!("/topics/{}", "t".repeat(256));
-    let cases: [(&str, &[u8], u16, &str, &str); 16] = [
+    let cases: [(&str, &[u8], u16, &str, &str); 19] = [
         ("/topics/", b"x", 400, "bad_topic", "empty"),
         (&long, b"x", 400, "bad_topic", "256 bytes"),
         ("/topics/a%0Ab", b"x", 400, "bad_topic", "byte 1"),
         ("/topics/%FF", b"x", 400, "bad_topic", "UTF-8"),
+        ("/topics/%zz", b"x", 400, "bad_topic", "bad percent escape"),
+        ("/topics/t?id=%zz", b"x", 400, "bad_query", "bad percent escape"),
+        ("/topics/t?event=%", b"x", 400, "bad_query", "bad percent escape"),
         ("/topics/t?id=a%00b", b"x", 400, "bad_id", "byte 1"),
         ("/topics/t?id=a%0Ab", b"x", 400, "bad_id", "line break"),
         ("/topics/t?id=a%0Db", b"x", 400, "bad_id", "line break"),
@@ -101,7 +104,15 @@ async fn unknown_paths_and_wrong_methods_are_refused() {
     let health = server.get("/healthz").await;
     assert_eq!((health.status, health.body.as_str()), (200, "ok\n"));
     let help = server.get("/").await;
-    assert!(help.body.contains("POST /topics/TOPIC") && help.body.contains(&server.control.to_string()));
+    assert!(help.body.contains("POST /topics/TOPIC"));
+    for url in
+        [format!("http://{}/topics/news\n", server.control), format!("http://{}/sse/news\n", server.data)]
+    {
+        assert!(help.body.contains(&url), "no {url:?} in {}", help.body);
+    }
+    let refused = &server.stats().await["hub"]["refused"];
+    let counts = ["unknown_path", "wrong_method", "bad_query"].map(|label| refused[label].as_u64());
+    assert_eq!(counts, [Some(8), Some(4), Some(2)], "{refused}");
 }
 
 #[tokio::test]
@@ -203,6 +214,9 @@ async fn a_unix_socket_carries_the_control_api() {
     assert_eq!(subscriber.text().await, "over a file");
     let health = answer(unix.get("http://localhost/healthz")).await;
     assert_eq!((health.status, health.body.as_str()), (200, "ok\n"));
+    let help = answer(unix.get("http://localhost/")).await.body;
+    let command = format!("curl --unix-socket {} -d 'hello' http://localhost/topics/news\n", path.display());
+    assert!(help.contains(&command), "no {command:?} in {help}");
     drop(server);
     std::fs::remove_dir_all(&directory).expect("our own directory");
 }

@@ -17,9 +17,12 @@ async fn garbage_lines_are_told_by_number_and_the_rest_goes_on() {
     let mut subscriber = Subscriber::connect(server.data, Protocol::Sse, &["t"]).await;
     let large = format!("{{\"topic\":\"t\",\"data\":\"{}\"}}", "x".repeat(1_001));
     let endless = "y".repeat(100_000);
-    let lines: [(&[u8], Option<&str>); 18] = [
+    let lines: [(&[u8], Option<&str>); 21] = [
         (br#"{"topic":"t","data":"first"}"#, None),
-        (b"garbage", Some("column 1")),
+        (b"garbage", Some("a line is a JSON object")),
+        (b"null", Some("a line is a JSON object")),
+        (br#"["t","array",null,null,null,null]"#, Some("a line is a JSON object")),
+        (br#"{"topic":"t","data":"\ud800"}"#, Some("at column 28")),
         (b"", None),
         (br#"{"topic":"t","data":"unfinished"#, Some("EOF")),
         (br#"{"topic":"","data":"x"}"#, Some("empty")),
@@ -49,7 +52,7 @@ async fn garbage_lines_are_told_by_number_and_the_rest_goes_on() {
         assert!(line["error"].as_str().is_some_and(|text| text.contains(part)), "no {part:?} in {line}");
     }
     let summary = told.next().expect("a summary");
-    assert_eq!((&summary["accepted"], &summary["refused"]), (&3.into(), &14.into()), "{summary}");
+    assert_eq!((&summary["accepted"], &summary["refused"]), (&3.into(), &17.into()), "{summary}");
     assert_eq!(told.next(), None);
 
     assert_eq!(subscriber.text().await, "first");

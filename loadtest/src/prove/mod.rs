@@ -36,7 +36,7 @@ pub struct Common {
     /// CPU of the receivers and of the coordinator
     #[arg(long, value_name = "CPU", default_value_t = 1)]
     pub receiver_cpu: usize,
-    /// Save the results with machine, commit and command line as JSON
+    /// Save the results as JSON with machine, command line and commit: of the checkout around you, not of the program
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }

@@ -34,6 +34,7 @@ fn serve(shards: usize, limits: Limits, more: Option<ControlListener>) -> Server
         epoch: EPOCH,
         outboxes,
         demand: Arc::default(),
+        listen: vec!["127.0.0.1:8080".parse().expect("an address")],
         control: [ControlListener::Tcp(listener)].into_iter().chain(more).collect(),
         shard_ends,
     };

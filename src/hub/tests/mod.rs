@@ -51,9 +51,11 @@ struct Bench {
 fn bench(shards: usize, limits: Limits) -> Bench {
     let (outboxes, inboxes) =
         (0..shards).map(|_| path(limits.shard_queue_batches_max).expect("eventfd")).unzip();
-    let hub = Arc::new(Hub::new(config(shards, limits), EPOCH, outboxes, Arc::default()));
+    let listen = vec!["0.0.0.0:8080".parse().expect("an address")];
+    let hub = Arc::new(Hub::new(config(shards, limits), EPOCH, outboxes, Arc::default(), listen));
     tokio::spawn(super::retry_stalls(hub.clone()));
-    Bench { router: control::router(hub.clone()), hub, inboxes }
+    let control = "127.0.0.1:8081".parse().expect("an address");
+    Bench { router: control::router(hub.clone(), control), hub, inboxes }
 }
 
 impl Bench {

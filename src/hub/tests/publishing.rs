@@ -66,6 +66,9 @@ async fn what_is_wrong_is_named_and_counted_and_takes_no_sequence() {
         ("/topics/".to_string(), "empty", RefusalReason::BadTopic),
         (format!("/topics/{long}"), "256", RefusalReason::BadTopic),
         ("/topics/a%00".to_string(), "byte 1", RefusalReason::BadTopic),
+        ("/topics/%zz".to_string(), "bad percent escape", RefusalReason::BadTopic),
+        ("/topics/a?id=%zz".to_string(), "bad percent escape", RefusalReason::BadQuery),
+        ("/topics/a?event=%".to_string(), "bad percent escape", RefusalReason::BadQuery),
         ("/publish?x=1".to_string(), "\"x\"", RefusalReason::BadQuery),
     ] {
         let before = bench.hub.intake().counters().refused.get(reason);
@@ -135,9 +138,10 @@ async fn a_full_queue_answers_503_and_everything_accepted_arrives_once_and_in_or
 }
 
 #[tokio::test]
-async fn unknown_paths_and_wrong_methods_say_so() {
+async fn unknown_paths_and_wrong_methods_say_so_and_are_counted() {
     let bench = bench(1, Limits::default());
     bench.get("/nowhere").await.assert_error(StatusCode::NOT_FOUND, "/nowhere");
+    assert_eq!(bench.hub.intake().counters().refused.get(RefusalReason::UnknownPath), 1);
     for (method, uri, allowed) in [
         ("PUT", "/topics/a", "GET,HEAD,POST"),
         ("GET", "/publish", "POST"),
@@ -148,16 +152,49 @@ async fn unknown_paths_and_wrong_methods_say_so() {
         answer.assert_error(StatusCode::METHOD_NOT_ALLOWED, method);
         assert_eq!(answer.headers[header::ALLOW], allowed);
     }
+    assert_eq!(bench.hub.intake().counters().refused.get(RefusalReason::WrongMethod), 4);
 }
 
 #[tokio::test]
 async fn help_names_every_endpoint_and_the_address_it_was_asked_at() {
     let bench = bench(1, Limits::default());
-    let request = Request::get("/").header(header::HOST, "edge.example:99");
-    let help = bench.ask(request.body(Body::empty())).await.body;
-    for word in
-        ["POST /topics/", "POST /publish", "/stats", "/healthz", "curl", "http://edge.example:99/topics"]
-    {
-        assert!(help.contains(word), "{word} is missing in {help}");
+    for (host, control, data) in [
+        (Some("edge.example:99"), "edge.example:99", "edge.example:8080"),
+        (Some("10.1.1.1"), "10.1.1.1", "10.1.1.1:8080"),
+        (Some("[::1]:99"), "[::1]:99", "127.0.0.1:8080"),
+        (Some("x;y"), "127.0.0.1:8081", "127.0.0.1:8080"),
+        (None, "127.0.0.1:8081", "127.0.0.1:8080"),
+    ] {
+        let request = Request::get("/");
+        let request = host.into_iter().fold(request, |request, host| request.header(header::HOST, host));
+        let help = bench.ask(request.body(Body::empty())).await.body;
+        for word in ["POST /topics/", "POST /publish", "/stats", "/healthz"] {
+            assert!(help.contains(word), "{word} is missing in {help}");
+        }
+        for line in [
+            format!("curl -N http://{data}/sse/news\n"),
+            format!("curl -d 'hello' http://{control}/topics/news\n"),
+            format!("curl http://{control}/stats\n"),
+        ] {
+            assert!(help.contains(&line), "{host:?}: {line:?} is missing in {help}");
+        }
     }
+}
+
+#[tokio::test]
+async fn help_over_a_unix_socket_names_its_path() {
+    let bench = bench(1, Limits::default());
+    let router = control::router(bench.hub.clone(), "unix:/run/a b".parse().expect("an address"));
+    let bench = Bench { router, ..bench };
+    let request = Request::get("/").header(header::HOST, "localhost");
+    let help = bench.ask(request.body(Body::empty())).await.body;
+    for line in [
+        "curl -N http://127.0.0.1:8080/sse/news\n",
+        "curl --unix-socket '/run/a b' -d 'hello' http://localhost/topics/news\n",
+        "curl --unix-socket '/run/a b' http://localhost/stats\n",
+    ] {
+        assert!(help.contains(line), "{line:?} is missing in {help}");
+    }
+    let curls = help.lines().filter(|line| line.contains("http://localhost"));
+    assert!(curls.clone().count() > 3 && curls.clone().all(|line| line.contains("--unix-socket")), "{help}");
 }

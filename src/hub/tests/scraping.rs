@@ -1,6 +1,7 @@
 //! `GET /topics`, `GET /topics/{topic}`, `GET /stats`, `GET /healthz`.
 
 use super::*;
+use crate::hub::RefusalReason;
 
 /// Names on a page.
 fn names(answer: &Answer) -> Vec<String> {
@@ -68,6 +69,27 @@ async fn a_topic_that_the_hub_has_forgotten_is_still_known_to_its_subscribers_sh
         (&format!("{EPOCH_TEXT}-1").into(), &0.into())
     );
     assert_eq!(names(&bench.get("/topics").await), ["new", "old", "quiet"]);
+}
+
+#[tokio::test]
+async fn a_question_that_is_refused_is_counted_and_a_topic_nobody_knows_is_an_answer() {
+    let mut bench = bench(1, Limits::default());
+    let _seen = bench.start_shard(0);
+    for (uri, reason) in [
+        ("/topics?limit=x", RefusalReason::BadQuery),
+        ("/topics?after=%zz", RefusalReason::BadQuery),
+        ("/topics/a?limit=1", RefusalReason::BadQuery),
+        ("/stats?x=1", RefusalReason::BadQuery),
+        ("/topics/", RefusalReason::BadTopic),
+        ("/topics/%zz", RefusalReason::BadTopic),
+    ] {
+        let before = bench.hub.intake().counters().refused.get(reason);
+        assert_eq!(bench.get(uri).await.status, StatusCode::BAD_REQUEST, "{uri}");
+        assert_eq!(bench.hub.intake().counters().refused.get(reason), before + 1, "{uri}");
+    }
+    let refused = bench.hub.intake().counters().refused.clone();
+    assert_eq!(bench.get("/topics/never").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(bench.hub.intake().counters().refused, refused);
 }
 
 #[tokio::test]

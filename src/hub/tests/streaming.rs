@@ -208,7 +208,14 @@ async fn a_drain_ends_a_stream_that_waits_for_room() {
 
 #[tokio::test]
 async fn a_line_that_the_end_of_the_body_cuts_counts_only_if_it_is_whole() {
-    for (rest, accepted, refused) in [("{\"topic\":\"a\",\"da", 1, 1), (line(2).trim(), 2, 0), ("", 1, 0)] {
+    let over_long = "x".repeat(5_000_000);
+    for (rest, accepted, refused) in [
+        ("{\"topic\":\"a\",\"da", 1, 1),
+        (line(2).trim(), 2, 0),
+        ("", 1, 0),
+        (&line(2), 2, 0),
+        (&over_long, 1, 1),
+    ] {
         let bench = bench(1, Limits::default());
         let open = open(&bench).await;
         open.send(format!("{}{rest}", line(1)));
@@ -218,9 +225,11 @@ async fn a_line_that_the_end_of_the_body_cuts_counts_only_if_it_is_whole() {
         assert_eq!(
             (&summary["accepted"], &summary["refused"]),
             (&accepted.into(), &refused.into()),
-            "{rest}"
+            "{accepted} accepted, {refused} refused"
         );
         assert!(summary["error"].as_str().expect("an error").contains("broke off"), "{summary}");
+        let broken = bench.hub.intake().counters().refused.get(RefusalReason::BodyBroken);
+        assert_eq!(broken, 1, "one body broke off, {accepted} accepted, {refused} refused");
     }
 }
 

@@ -17,6 +17,8 @@ mod answer;
 mod fields;
 mod target;
 
+pub(crate) use target::{EscapeFault, percent_decoded};
+
 pub use answer::{health, preflight, refusal, sse_head, websocket_head};
 
 use fields::Fields;

@@ -164,39 +164,56 @@ fn without_authority(target: &str) -> Part<'_> {
 }
 
 /// Why a part cannot be decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    /// A `%` without two hexadecimal digits at this byte of the target.
-    Escape(usize),
-    /// The part that begins at this byte of the target.
-    NotUtf8(usize),
+#[derive(Debug, Clone, Copy)]
+struct Fault<'a> {
+    part: Part<'a>,
+    /// Its places are bytes of the part.
+    fault: EscapeFault,
 }
 
-impl Fault {
+impl Fault<'_> {
     fn refusal(self, what: &str) -> Refusal {
-        bad(match self {
-            Fault::Escape(at) => format!("{what} has a bad percent escape at byte {at} of the target"),
-            Fault::NotUtf8(at) => format!("{what} is not UTF-8; it begins at byte {at} of the target"),
+        let begin = self.part.at;
+        bad(match self.fault {
+            EscapeFault::Malformed(at) => {
+                format!("{what} has a bad percent escape at byte {} of the target", begin + at)
+            }
+            EscapeFault::NotUtf8(_) => {
+                format!("{what} is not UTF-8; it begins at byte {begin} of the target")
+            }
         })
     }
 }
 
-/// Percent-decodes a part to UTF-8; `plus_is_space` in queries.
-fn decoded(part: Part<'_>, plus_is_space: bool) -> Result<Cow<'_, str>, Fault> {
-    let bytes = part.text.as_bytes();
+fn decoded(part: Part<'_>, plus_is_space: bool) -> Result<Cow<'_, str>, Fault<'_>> {
+    percent_decoded(part.text, plus_is_space).map_err(|fault| Fault { part, fault })
+}
+
+/// Why a percent-encoded text cannot be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EscapeFault {
+    /// A `%` without two hexadecimal digits at this byte of the text as given.
+    Malformed(usize),
+    /// The decoded text is UTF-8 up to this byte only.
+    NotUtf8(usize),
+}
+
+/// Percent-decodes `text` to UTF-8 (RFC 3986 §2.1); `plus_is_space` in queries.
+pub(crate) fn percent_decoded(text: &str, plus_is_space: bool) -> Result<Cow<'_, str>, EscapeFault> {
+    let bytes = text.as_bytes();
     for at in memchr::memchr_iter(b'%', bytes) {
         let escape = bytes.get(at + 1..at + 3);
         if !escape.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) {
-            return Err(Fault::Escape(part.at + at));
+            return Err(EscapeFault::Malformed(at));
         }
     }
-    let not_utf8 = |_| Fault::NotUtf8(part.at);
-    if plus_is_space && part.text.contains('+') {
-        let spaced = part.text.replace('+', " ");
-        let text = percent_encoding::percent_decode_str(&spaced).decode_utf8().map_err(not_utf8)?;
-        return Ok(Cow::Owned(text.into_owned()));
+    let not_utf8 = |error: std::str::Utf8Error| EscapeFault::NotUtf8(error.valid_up_to());
+    if plus_is_space && text.contains('+') {
+        let spaced = text.replace('+', " ");
+        let decoded = percent_encoding::percent_decode_str(&spaced).decode_utf8().map_err(not_utf8)?;
+        return Ok(Cow::Owned(decoded.into_owned()));
     }
-    percent_encoding::percent_decode_str(part.text).decode_utf8().map_err(not_utf8)
+    percent_encoding::percent_decode_str(text).decode_utf8().map_err(not_utf8)
 }
 
 fn bad(detail: String) -> Refusal {
