@@ -277,6 +277,8 @@ pub const LINGER_MS_MAX: u64 = 2_000;
 /// subscriber holds in the kernel.
 pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
 
+/// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for room, take no more than the rest.
+pub const SINGLES_SHARE: usize = 8;
 /// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds far more work.
 pub const STALL_RETRY_MS: u64 = 1;
 /// Milliseconds beyond `drain_ms_max` that the shards have to say that they ended.

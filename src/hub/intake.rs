@@ -18,6 +18,7 @@ use super::topics::TopicTable;
 use crate::broadcast::{Demand, Encoded, EncodedBatch, Message, Outbox, Refused};
 use crate::clock::Stamp;
 use crate::config::Limits;
+use crate::config::limits::SINGLES_SHARE;
 use crate::event::{Epoch, Event, EventId};
 use crate::wire::Format;
 
@@ -105,8 +106,18 @@ impl Intake {
 
     /// True if an event of this weight would be taken now. An empty queue takes any event.
     pub fn has_room(&self, weight: usize) -> bool {
-        self.events == 0
-            || (self.events < self.queue_events_max && self.bytes + weight <= self.queue_bytes_max)
+        self.fits(weight, self.queue_events_max, self.queue_bytes_max)
+    }
+
+    /// The same for an event of a stream. Streams wait, and take every place as soon as it is free; so some places are left to single
+    /// publishes, which are refused instead.
+    pub fn has_room_for_stream(&self, weight: usize) -> bool {
+        let (events, bytes) = (self.queue_events_max, self.queue_bytes_max);
+        self.fits(weight, events - events / SINGLES_SHARE, bytes - bytes / SINGLES_SHARE)
+    }
+
+    fn fits(&self, weight: usize, events_max: usize, bytes_max: usize) -> bool {
+        self.events == 0 || (self.events < events_max && self.bytes + weight <= bytes_max)
     }
 
     /// Takes `event` in and returns its sequence. A batch's worth of queued events is flushed, less is left for

@@ -260,7 +260,7 @@ impl Hub {
         }
     }
 
-    /// Returns once an event of `bytes` has room; refuses when the drain begins.
+    /// Returns once an event of a stream has room; refuses when the drain begins.
     async fn wait_for_room(&self, bytes: usize) -> Result<(), Refusal> {
         loop {
             let room = self.room.notified();
@@ -270,7 +270,7 @@ impl Hub {
                 if intake.is_draining() {
                     return intake.refuse(Refusal::draining());
                 }
-                if intake.has_room(bytes) {
+                if intake.has_room_for_stream(bytes) {
                     return Ok(());
                 }
             }

@@ -188,7 +188,7 @@ impl Reading {
             }
         };
         let weight = event.weight();
-        if !self.hub.intake().has_room(weight) {
+        if !self.hub.intake().has_room_for_stream(weight) {
             self.hub.wait_for_room(weight).await.map_err(|_| number)?;
             *intake_at = Stamp::now();
         }

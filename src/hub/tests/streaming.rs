@@ -166,6 +166,26 @@ async fn a_queue_for_one_event_passes_a_whole_stream() {
     assert_eq!(events(&mut seen, 10).await.len(), 10);
 }
 
+/// A stream takes every place that comes free, and a single publish does not wait for one.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_waits_for_room_leaves_some_to_single_publishes() {
+    let limits = Limits { shard_queue_batches_max: 1, hub_queue_events_max: 16, ..Limits::default() };
+    let mut bench = bench(1, limits);
+    // The first event fills the queue of the shard; of the hub's the stream fills seven eighths.
+    bench.post("/topics/a", "x").await;
+    let open = open(&bench).await;
+    open.send((1..=50).map(line).collect::<String>());
+    let hub = bench.hub.clone();
+    until(|| hub.intake().queue().0 == 14).await;
+    for _ in 0..2 {
+        assert_eq!(bench.post("/topics/a", "x").await.status, StatusCode::OK);
+    }
+    bench.post("/topics/a", "x").await.assert_error(StatusCode::SERVICE_UNAVAILABLE, "full");
+    let mut seen = bench.start_shard(0);
+    assert_eq!(events(&mut seen, 53).await.len(), 53, "the stream goes on when there is room");
+    assert_eq!(open.rest().await[0]["accepted"], 50);
+}
+
 #[tokio::test]
 async fn a_drain_ends_a_stream_and_names_the_first_line_not_taken() {
     let mut bench = bench(1, Limits::default());
