@@ -35,6 +35,8 @@ pub struct Encoded {
     pub intake: Stamp,
     /// What the publisher said.
     pub event: Event,
+    /// The topic that the hub has forgotten for this event's, if that was one too many.
+    forgets: Option<Topic>,
     epoch: Epoch,
     /// One per format, made by the hub where the format has subscribers, else by the first shard that needs it.
     frames: [OnceLock<Bytes>; Format::COUNT],
@@ -43,7 +45,17 @@ pub struct Encoded {
 impl Encoded {
     /// Gives `event` its sequence; no frame is made yet.
     pub fn new(event: Event, epoch: Epoch, sequence: u64, intake: Stamp) -> Encoded {
-        Encoded { sequence, intake, event, epoch, frames: Default::default() }
+        Encoded { sequence, intake, event, forgets: None, epoch, frames: Default::default() }
+    }
+
+    /// The same event, for whose topic the hub has forgotten another one.
+    pub fn forgetting(self, forgets: Option<Topic>) -> Encoded {
+        Encoded { forgets, ..self }
+    }
+
+    /// The topic that is forgotten for this event's: where nobody subscribes to it, it may go.
+    pub fn forgets(&self) -> Option<&Topic> {
+        self.forgets.as_ref()
     }
 
     /// The wire bytes in `format`, encoded on the first call.

@@ -270,7 +270,7 @@ fn memory(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
             sum(room.sockets_max.saturating_mul(limits.handshake_bytes_max)),
         ),
         ("control connections, when all are in use", (control * config.control.len()) as u64),
-        ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (shards + 1)),
+        ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (2 * shards + 1)),
         ("windows, as published", limits.window_bytes_total_max as u64),
         ("windows, encoded (SSE and WebSocket)", (limits.window_bytes_total_max as u64).saturating_mul(2)),
         ("hub queue", limits.hub_queue_bytes_max as u64),

@@ -17,8 +17,8 @@ pub struct Limits {
     pub handshake_ms_max: u64,
     /// Topics of one connection. Each costs 8 bytes per connection and a place in the topic's list.
     pub topics_per_connection_max: usize,
-    /// Topics that the hub remembers, and that each shard knows before subscribers of further ones get 503.
-    /// About [`TOPIC_BYTES`] each, in the hub and per shard.
+    /// Topics that the hub remembers; shards drop the windows of those it forgets unless somebody listens. Also the topics with subscribers
+    /// on one shard, before those of further ones get 503. So about [`TOPIC_BYTES`] each, once in the hub and twice per shard.
     pub topics_max: usize,
     /// Bytes of one published event's data.
     pub message_bytes_max: usize,
@@ -107,9 +107,9 @@ impl Limits {
         self.window_bytes_max / WINDOW_BATCHES_MIN
     }
 
-    /// The longest NDJSON line: JSON escapes and base64 make data longer, the other fields are short.
+    /// The longest NDJSON line: an escape in ASCII (`\u0436`) makes text three times as long, base64 less; the other fields are short.
     pub fn line_bytes_max(&self) -> usize {
-        self.message_bytes_max * 2 + (4 << 10)
+        self.message_bytes_max * 3 + (4 << 10)
     }
 
     /// Checks the relations between limits; the error names the flag, and the other one if there is one.

@@ -71,6 +71,8 @@ pub struct Intake {
     /// Bytes of `queued` and `sending`; at most `queue_bytes_max`.
     bytes: usize,
     stalled: bool,
+    /// The log knows that publishers are refused for lack of room; until the queue is empty.
+    full_told: bool,
     /// True from the begin of the drain on; nothing is accepted then.
     draining: bool,
     topics: TopicTable,
@@ -94,6 +96,7 @@ impl Intake {
             events: 0,
             bytes: 0,
             stalled: false,
+            full_told: false,
             draining: false,
             topics: TopicTable::new(limits.topics_max),
             counters: HubCounters::default(),
@@ -128,6 +131,11 @@ impl Intake {
             return self.refuse(Refusal::draining());
         }
         if !self.has_room(weight) {
+            if !std::mem::replace(&mut self.full_told, true) {
+                tracing::warn!(
+                    "publishers get 503: the shards cannot take more, and the queue to them is full"
+                );
+            }
             return self.refuse(Refusal::full());
         }
         if let Some(id) = &event.id
@@ -139,12 +147,12 @@ impl Intake {
         }
         self.sequence += 1;
         self.demand.announce(self.sequence);
-        self.topics.record(&event, self.sequence, bytes);
+        let forgets = self.topics.record(&event, self.sequence, bytes);
         self.counters.events += 1;
         self.counters.bytes += bytes as u64;
         self.events += 1;
         self.bytes += weight;
-        let encoded = Encoded::new(event, self.epoch, self.sequence, intake);
+        let encoded = Encoded::new(event, self.epoch, self.sequence, intake).forgetting(forgets);
         for format in Format::ALL {
             if self.demand.wants(format) {
                 encoded.frame(format);
@@ -203,6 +211,7 @@ impl Intake {
         }
         self.events -= batch.events.len();
         self.bytes -= *bytes;
+        self.full_told &= self.events > 0;
         self.counters.batches += 1;
         self.stalled = false;
         self.sending = None;

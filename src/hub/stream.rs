@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use super::publish::{Line, Lines, parse_line, parse_query};
 use super::{Hub, Refusal, RefusalReason, Stage};
 use crate::clock::Stamp;
+use crate::config::Limits;
 use crate::config::limits::{ERROR_LINES_MAX, LINGER_MS_MAX};
 use crate::event::{CustomId, Event};
 
@@ -148,11 +149,10 @@ impl Reading {
 
     /// Takes in the lines that `chunk` completes. `Err` holds the line at which the drain began.
     async fn take_chunk(&mut self, chunk: &[u8]) -> Result<(), u64> {
-        let message_bytes_max = self.hub.config.limits.message_bytes_max;
         let mut intake_at = Stamp::now();
         let mut rest = chunk;
         while let Some(line) = self.lines.next(&mut rest) {
-            let Some((number, event)) = read(line, message_bytes_max) else { continue };
+            let Some((number, event)) = read(line, &self.hub.config.limits) else { continue };
             self.take(number, event, &mut intake_at).await?;
         }
         Ok(())
@@ -161,8 +161,8 @@ impl Reading {
     /// Takes in a last line without LF. If it is no event, `broken`, which is counted already, says why rather than the
     /// parser.
     async fn take_rest(&mut self, broken: Option<Refusal>) -> Result<(), u64> {
-        let message_bytes_max = self.hub.config.limits.message_bytes_max;
-        let Some((number, event)) = self.lines.finish().and_then(|line| read(line, message_bytes_max)) else {
+        let Some((number, event)) = self.lines.finish().and_then(|line| read(line, &self.hub.config.limits))
+        else {
             return Ok(());
         };
         if let (Err(_), Some(broken)) = (&event, broken) {
@@ -215,13 +215,13 @@ impl Reading {
 }
 
 /// The number of a line and its event; nothing for a blank line.
-fn read(line: Line<'_>, message_bytes_max: usize) -> Option<(u64, Result<Event, Refusal>)> {
+fn read(line: Line<'_>, limits: &Limits) -> Option<(u64, Result<Event, Refusal>)> {
     match line {
         Line::Whole(_, bytes) if bytes.iter().all(u8::is_ascii_whitespace) => None,
-        Line::Whole(number, bytes) => Some((number, parse_line(bytes, message_bytes_max))),
+        Line::Whole(number, bytes) => Some((number, parse_line(bytes, limits.message_bytes_max))),
         Line::TooLong(number) => {
-            let refusal = Refusal::new(RefusalReason::LineTooLong, "the line is too long and was skipped");
-            Some((number, Err(refusal)))
+            let text = format!("the line has more than {} bytes and was skipped", limits.line_bytes_max());
+            Some((number, Err(Refusal::new(RefusalReason::LineTooLong, text))))
         }
     }
 }

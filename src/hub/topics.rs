@@ -2,7 +2,7 @@
 //!
 //! Invariants worth naming:
 //! - At most `topics_max` topics are remembered. One more makes the hub forget the topic that was published to longest
-//!   ago; its counts are lost, its subscribers and windows (which shards own) are untouched.
+//!   ago; its counts are lost, and shards where nobody subscribes to it drop its window.
 //! - Recording an event costs one hash lookup and a few links, whatever the number of topics: `slots` are chained from
 //!   the newest to the oldest publish by index.
 
@@ -55,12 +55,12 @@ impl TopicTable {
         TopicTable { index: HashMap::new(), slots: Vec::new(), newest: NONE, oldest: NONE, topics_max }
     }
 
-    /// `event` of so many bytes got `sequence`.
-    pub fn record(&mut self, event: &Event, sequence: u64, bytes: usize) {
-        let at = match self.index.get(event.topic.as_str()) {
+    /// `event` of so many bytes got `sequence`. Gives the topic that was forgotten for its topic, if one was.
+    pub fn record(&mut self, event: &Event, sequence: u64, bytes: usize) -> Option<Topic> {
+        let (at, forgotten) = match self.index.get(event.topic.as_str()) {
             Some(&at) => {
                 self.unlink(at);
-                at
+                (at, None)
             }
             None => self.enter(&event.topic),
         };
@@ -70,6 +70,7 @@ impl TopicTable {
         record.events += 1;
         record.bytes += bytes as u64;
         self.link_newest(at);
+        forgotten
     }
 
     /// What is known of `topic`.
@@ -87,21 +88,21 @@ impl TopicTable {
         self.slots.len()
     }
 
-    /// A slot for a new topic, not linked yet: a fresh one, or that of the topic published to longest ago.
-    fn enter(&mut self, topic: &Topic) -> usize {
+    /// A slot for a new topic, not linked yet: a fresh one, or that of the topic published to longest ago, which is given too.
+    fn enter(&mut self, topic: &Topic) -> (usize, Option<Topic>) {
         let record = TopicRecord { topic: topic.clone(), sequence: 0, id: None, events: 0, bytes: 0 };
-        let at = if self.slots.len() < self.topics_max {
+        let (at, forgotten) = if self.slots.len() < self.topics_max {
             self.slots.push(Slot { record, newer: NONE, older: NONE });
-            self.slots.len() - 1
+            (self.slots.len() - 1, None)
         } else {
             let at = self.oldest;
             self.unlink(at);
-            self.index.remove(&self.slots[at].record.topic);
-            self.slots[at].record = record;
-            at
+            let forgotten = std::mem::replace(&mut self.slots[at].record, record).topic;
+            self.index.remove(&forgotten);
+            (at, Some(forgotten))
         };
         self.index.insert(topic.clone(), at);
-        at
+        (at, forgotten)
     }
 
     fn unlink(&mut self, at: usize) {
@@ -165,7 +166,8 @@ mod tests {
             table.record(&event(topic), sequence as u64 + 1, 1);
         }
         assert_eq!(names(&table), ["a", "d", "e"]);
-        table.record(&event("f"), 7, 1);
+        assert_eq!(table.record(&event("e"), 7, 1), None, "it is known");
+        assert_eq!(table.record(&event("f"), 8, 1), Topic::new("a").ok());
         assert_eq!(names(&table), ["d", "e", "f"]);
         assert_eq!(table.count(), 3);
     }

@@ -13,6 +13,11 @@ pub fn encoded(topic: &str, sequence: u64) -> Arc<Encoded> {
     encoded_with(topic, sequence, sequence.to_string().into_bytes())
 }
 
+/// The same before it is shared.
+pub fn encoded_alone(topic: &str, sequence: u64) -> Encoded {
+    Arc::into_inner(encoded(topic, sequence)).expect("nobody else has it")
+}
+
 /// An event of `topic` with this text.
 pub fn encoded_with(topic: &str, sequence: u64, text: Vec<u8>) -> Arc<Encoded> {
     let event = Event {

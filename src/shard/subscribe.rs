@@ -61,7 +61,7 @@ impl State {
             topics_max: self.setup.config.limits.topics_per_connection_max,
         };
         let cors = self.setup.config.cors_origin.clone();
-        let head_only = bytes.starts_with(b"HEAD ");
+        let head_only = bytes.trim_ascii_start().starts_with(b"HEAD ");
         match http::parse_head(bytes, &limits) {
             Head::Partial => {
                 self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
@@ -161,8 +161,8 @@ impl State {
             Some((CloseReason::Draining, "the server is draining"))
         } else if self.subscribers >= self.setup.connections_max {
             Some((CloseReason::Full, "the server has as many subscribers as it takes"))
-        } else if !self.has_room_for(&request.topics) {
-            Some((CloseReason::Full, "the server knows as many topics as it takes"))
+        } else if !self.topics.has_room_for(&request.topics) {
+            Some((CloseReason::Full, "the server has subscribers to as many topics as it takes"))
         } else {
             None
         };
@@ -208,12 +208,6 @@ impl State {
             self.setup.demand.begin(format);
         }
         true
-    }
-
-    /// True if the table of topics takes those of them that are new. Publishers are bounded by the windows instead.
-    fn has_room_for(&self, topics: &[Topic]) -> bool {
-        let new = topics.iter().filter(|topic| self.topics.find(topic).is_none()).count();
-        new == 0 || self.topics.len() + new <= self.setup.config.limits.topics_max
     }
 
     /// Where a subscriber of these topics begins: now, or after the event that it names.

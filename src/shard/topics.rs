@@ -96,7 +96,9 @@ pub struct Topics {
     unswept_bytes: usize,
     /// Bytes pushed to topics that nobody hears while laps were under way elsewhere; they may press out what those carry.
     unheard_bytes: usize,
-    /// Topics that are here no more; these and those in the table are at most `topics_max`, published ones aside.
+    /// Topics with subscribers.
+    heard: usize,
+    /// Topics that are here no more. These and those in the table are at most `topics_max` with subscribers and as many others.
     forgotten: Forgotten,
     topics_max: usize,
     quota: Quota,
@@ -116,6 +118,7 @@ impl Topics {
             saturated: 0,
             unswept_bytes: 0,
             unheard_bytes: 0,
+            heard: 0,
             forgotten: Forgotten::default(),
             topics_max: limits.topics_max,
             quota: Quota {
@@ -172,14 +175,12 @@ impl Topics {
         self.table[index as usize].as_mut().expect("an index is held only while its topic lives")
     }
 
-    /// Topics in the table.
-    pub fn len(&self) -> usize {
-        self.by_name.len()
-    }
-
-    /// True if no topic is known.
-    pub fn is_empty(&self) -> bool {
-        self.by_name.is_empty()
+    /// True if a subscriber of these topics leaves those that have subscribers at `topics_max` or less.
+    pub fn has_room_for(&self, names: &[Topic]) -> bool {
+        let heard =
+            |name: &Topic| self.find(name).is_some_and(|index| !self.get(index).subscribers.is_empty());
+        let new = names.iter().filter(|name| !heard(name)).count();
+        new == 0 || self.heard + new <= self.topics_max
     }
 
     /// All topics.
@@ -199,6 +200,9 @@ impl Topics {
 
     /// Puts an event into its topic's window and sends the elevator round.
     pub fn push(&mut self, event: &Arc<Encoded>) {
+        if let Some(name) = event.forgets() {
+            self.forget_unless_heard(name);
+        }
         let index = self.intern(&event.event.topic);
         let weight = event.event.weight();
         let quota = self.quota;
@@ -311,12 +315,24 @@ impl Topics {
         }
     }
 
+    /// The hub has forgotten a topic. Where nobody subscribes to it, it goes with its events.
+    fn forget_unless_heard(&mut self, name: &Topic) {
+        let Some(index) = self.find(name).filter(|index| self.get(*index).subscribers.is_empty()) else {
+            return;
+        };
+        while !self.get(index).window.is_empty() {
+            self.evict(index);
+        }
+        self.forget_if_unused(index);
+    }
+
     fn bound_forgotten(&mut self) {
-        self.forgotten.shrink_to(self.topics_max.saturating_sub(self.by_name.len()));
+        self.forgotten.shrink_to((2 * self.topics_max).saturating_sub(self.by_name.len()));
     }
 
     /// Adds a subscriber and returns its position.
     pub fn join(&mut self, index: TopicIndex, slot: Slot, format: Format) -> u32 {
+        self.heard += usize::from(self.get(index).subscribers.is_empty());
         let topic = self.get_mut(index);
         topic.subscribers.push(slot);
         // The newcomer takes a visit of the round; whoever the round ends with must not go without.
@@ -340,7 +356,9 @@ impl Topics {
         lap.left = lap.left.min(topic.subscribers.len());
         // One visit fewer makes a round, perhaps one that was made.
         lap.visited = lap.visited.saturating_sub(1);
-        if under_way && lap.left == 0 {
+        let ended = under_way && lap.left == 0;
+        self.heard -= usize::from(topic.subscribers.is_empty());
+        if ended {
             self.active.retain(|active| *active != index);
             self.end_lap(index);
         }
@@ -447,7 +465,7 @@ impl Lap {
 mod tests {
     use super::*;
     use crate::event::EVENT_BYTES_FIXED;
-    use crate::shard::fixtures::{encoded, encoded_with};
+    use crate::shard::fixtures::{encoded, encoded_alone, encoded_with};
 
     fn topics(change: impl FnOnce(&mut Limits)) -> Topics {
         let mut limits = Limits::default();
@@ -587,6 +605,41 @@ mod tests {
         assert_eq!((topics.window_events(), topics.window_bytes()), (0, 0));
         let again = topics.intern(&topic("few"));
         assert_eq!(topics.get(again).window.evicted(), 6, "its own last event, not that of others");
+    }
+
+    #[test]
+    fn what_the_hub_forgets_goes_with_its_events_unless_somebody_listens() {
+        let mut topics = topics(|limits| limits.topics_max = 1);
+        let heard = topics.intern(&topic("heard"));
+        topics.join(heard, 0, Format::Sse);
+        topics.push(&encoded("heard", 1));
+        topics.push(&encoded("unheard", 2));
+        for (sequence, name, forgets) in [(3, "a", "heard"), (4, "b", "unheard"), (5, "c", "never known")] {
+            topics.push(&Arc::new(encoded_alone(name, sequence).forgetting(Some(topic(forgets)))));
+        }
+        assert_eq!(topics.get(heard).window.len(), 1, "it has a subscriber");
+        assert!(topics.find(&topic("unheard")).is_none());
+        assert_eq!(topics.window_events(), 4, "those of heard, a, b and c");
+        let again = topics.intern(&topic("unheard"));
+        assert_eq!(topics.get(again).window.evicted(), 2);
+    }
+
+    #[test]
+    fn only_topics_with_subscribers_take_places_from_new_ones() {
+        let mut topics = topics(|limits| limits.topics_max = 2);
+        for (sequence, name) in [(1, "a"), (2, "b"), (3, "c")] {
+            topics.push(&encoded(name, sequence));
+        }
+        let names = ["a", "b", "new"].map(topic);
+        let index = topics.intern(&names[0]);
+        topics.join(index, 0, Format::Sse);
+        topics.join(index, 1, Format::Sse);
+        assert!(topics.has_room_for(&names[..2]) && topics.has_room_for(&names[2..]));
+        assert!(!topics.has_room_for(&names[1..]), "that would be three");
+        topics.leave(index, 0, Format::Sse);
+        assert!(!topics.has_room_for(&names[1..]), "one is still there");
+        topics.leave(index, 0, Format::Sse);
+        assert!(topics.has_room_for(&names[1..]));
     }
 
     #[test]

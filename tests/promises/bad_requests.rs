@@ -231,6 +231,12 @@ async fn the_health_probe_and_the_preflight_are_answered() {
     assert_eq!((answer.status, answer.line()), (200, "ok"));
     let head = exchange(server.data, b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert_eq!((head.status, head.body.len()), (200, 0));
+    let head = exchange(server.data, b"\r\nHEAD /sse/t HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert_eq!(
+        (head.status, head.body.len()),
+        (405, 0),
+        "line breaks before a head are nothing (RFC 9112 section 2.2)"
+    );
     let preflight =
         exchange(server.data, b"OPTIONS /sse/t HTTP/1.1\r\nHost: x\r\nOrigin: http://y\r\n\r\n").await;
     assert_eq!(preflight.status, 204);

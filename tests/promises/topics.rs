@@ -5,7 +5,8 @@
 //! Expectation: each event once, in the order of the sequences over all topics; nothing of other topics.
 
 use crate::support::peer::request;
-use crate::support::{Protocol, Server, Subscriber};
+use crate::support::raw::exchange;
+use crate::support::{Protocol, Server, Subscriber, until};
 
 const BOTH: [Protocol; 2] = [Protocol::Sse, Protocol::WebSocket];
 
@@ -90,4 +91,30 @@ async fn other_forms_of_a_request_subscribe_too() {
         server.publish("t", "x").await;
         assert_eq!(subscriber.text().await, "x");
     }
+}
+
+/// Publishers may use any number of topics: the ones published to longest ago are forgotten, and subscribers of new ones find room.
+#[tokio::test]
+async fn topics_that_nobody_hears_leave_room_for_new_ones() {
+    let server = Server::start(&["--shards", "1", "--topics-max", "3"]);
+    let mut heard = Subscriber::connect(server.data, Protocol::Sse, &["heard"]).await;
+    for topic in ["heard", "a", "b", "c", "d", "e"] {
+        server.publish(topic, topic).await;
+    }
+    assert_eq!(heard.text().await, "heard");
+    let listing = server.get("/topics").await.json();
+    let topics = listing["topics"].as_array().expect("a list").iter();
+    let names: Vec<&str> = topics.filter_map(|topic| topic["topic"].as_str()).collect();
+    assert_eq!(names, ["c", "d", "e", "heard"], "three that were published to, and one with a subscriber");
+    let mut new = Subscriber::connect(server.data, Protocol::WebSocket, &["new", "a"]).await;
+    server.publish("new", "first").await;
+    assert_eq!(new.text().await, "first");
+    let full = exchange(server.data, target(Protocol::Sse, "/sse/one-too-many").as_bytes()).await;
+    assert_eq!((full.status, full.line()), (503, "the server has subscribers to as many topics as it takes"));
+    drop(heard);
+    until("a place to be free", async || (server.stats().await["totals"]["connections"] == 1).then_some(()))
+        .await;
+    let mut next = Subscriber::connect(server.data, Protocol::Sse, &["one-too-many"]).await;
+    server.publish("one-too-many", "first").await;
+    assert_eq!(next.text().await, "first");
 }

@@ -166,6 +166,17 @@ async fn a_queue_for_one_event_passes_a_whole_stream() {
     assert_eq!(events(&mut seen, 10).await.len(), 10);
 }
 
+#[tokio::test]
+async fn text_of_the_largest_size_may_be_written_in_ascii() {
+    let limits = Limits { message_bytes_max: 10_000, ..Limits::default() };
+    let mut bench = bench(1, limits);
+    let mut seen = bench.start_shard(0);
+    // Two bytes each, six as an escape.
+    let line = format!("{{\"topic\":\"a\",\"data\":\"{}\"}}\n", "\\u0436".repeat(5_000));
+    assert_eq!(bench.post("/publish", line).await.json()["accepted"], 1);
+    assert_eq!(events(&mut seen, 1).await.len(), 1);
+}
+
 /// A stream takes every place that comes free, and a single publish does not wait for one.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_waits_for_room_leaves_some_to_single_publishes() {
