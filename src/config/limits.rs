@@ -217,6 +217,8 @@ pub const SOCKETS_LIMIT: usize = 1 << 20;
 pub const DESCRIPTORS_OF_SHARD: usize = 8;
 /// Descriptors of the rest of the process without control connections: some twelve, and as many again for what is open for a moment.
 pub const DESCRIPTORS_OF_HUB: usize = 32;
+/// Control connections that a descriptor limit must have room for at least, beside all that the server itself opens: a few publishers.
+pub const CONTROL_CONNECTIONS_MIN: usize = 8;
 /// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
 pub const EXECUTOR_IO_BYTES: usize = 64 << 10;
 /// Visits that one topic gets before the next has its turn.

@@ -6,23 +6,33 @@
 //! Expectation: exit code 1 for what this machine does not allow, 2 for what makes no sense; standard error has one line
 //! that names the cause, standard output nothing.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output, Stdio};
 
-use crate::support::{Protocol, Server, Subscriber};
+use rustix::process::{Pid, Signal, kill_process};
 
-/// Runs the program, which must end by itself. `timeout` of coreutils guards a server that starts after all.
+use crate::support::server::{answer, client, lines_of};
+use crate::support::{PATIENCE, Protocol, Server, Subscriber};
+
+const ANYWHERE: [&str; 4] = ["--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"];
+
+/// Runs the program, which must end by itself.
 fn run(flags: &[&str], environment: &[(&str, &str)]) -> Output {
-    Command::new("timeout")
-        .arg("60")
+    under("true", flags).envs(environment.iter().copied()).output().expect("the program runs")
+}
+
+/// The program under a limit that the shell sets first (`ulimit -n 26`). `timeout` of coreutils guards a server that
+/// starts after all.
+fn under(limit: &str, flags: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &format!("{limit} && exec timeout 60 \"$0\" \"$@\"")])
         .arg(env!("CARGO_BIN_EXE_fanwave"))
         .args(flags)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .envs(environment.iter().copied())
-        .stdin(Stdio::null())
-        .output()
-        .expect("the program runs")
+        .stdin(Stdio::null());
+    command
 }
 
 fn assert_refused(what: &str, output: &Output, code: i32, parts: &[&str]) {
@@ -89,6 +99,46 @@ fn more_connections_than_descriptors_are_refused_with_the_remedy() {
         1,
         &["--connections-per-shard-max", "ulimit -n"],
     );
+}
+
+/// From hardly any descriptor to one too few: no such server starts, aborts, or finds out later.
+#[test]
+fn a_descriptor_limit_below_what_the_server_itself_needs_is_refused() {
+    for sockets in ["direct", "plain"] {
+        for limit in [16, 20, 26, 28, 40, 57] {
+            let flags = [&ANYWHERE[..], &["--shards", "2", "--sockets", sockets]].concat();
+            let output = under(&format!("ulimit -n {limit}"), &flags).output().expect("the program runs");
+            let what = format!("{limit} descriptors, {sockets} sockets");
+            let told = format!("the descriptor limit of {limit}, of which the server itself needs ");
+            assert_refused(&what, &output, 1, &[&told, "room for 0 connections", "raise ulimit -n"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_lowest_descriptor_limit_that_is_taken_serves_both_planes() {
+    let flags = [&ANYWHERE[..], &["--shards", "2", "--sockets", "direct"]].concat();
+    let mut server =
+        under("ulimit -n 58", &flags).stdout(Stdio::piped()).spawn().expect("the program starts");
+    let lines = lines_of(server.stdout.take().expect("piped"));
+    let address = |label| {
+        let mut banner = std::iter::from_fn(|| lines.recv_timeout(PATIENCE).ok());
+        let line = banner.find_map(|line| line.strip_prefix(label).map(str::to_string));
+        line.expect("a banner with this address").parse::<SocketAddr>().expect("an address")
+    };
+    let (data, control) = (address("data plane    "), address("control plane "));
+    let mut subscribers = Vec::new();
+    for _ in 0..20 {
+        subscribers.push(Subscriber::connect(data, Protocol::Sse, &["t"]).await);
+    }
+    let publish = client(reqwest::Client::builder()).post(format!("http://{control}/topics/t")).body("x");
+    assert_eq!(answer(publish).await.status, 200);
+    for subscriber in &mut subscribers {
+        assert_eq!(subscriber.text().await, "x");
+    }
+    // `timeout` hands it on.
+    kill_process(Pid::from_child(&server), Signal::TERM).expect("our own child");
+    assert_eq!(server.wait().expect("our own child").code(), Some(0));
 }
 
 #[test]
