@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use glommio::io::BufferedFile;
-use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
+use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use crate::broadcast::{Doorbell, Inbox};
 use crate::clock::Stamp;
-use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, TICK_MS};
+use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, EXECUTOR_MEMLOCK_BYTES, TICK_MS};
 use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
 use crate::egress::{EgressRing, RingError};
 use crate::shard::{Setup, Shard, Turn};
@@ -44,6 +45,14 @@ pub fn spawn_shard(
     ended: impl FnOnce(&Result<(), String>) + Send + 'static,
 ) -> Result<ShardHandle, String> {
     let cpu = start.setup.cpu;
+    let locked = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
+    if locked < EXECUTOR_MEMLOCK_BYTES {
+        return Err(format!(
+            "the limit of locked memory (memlock) is {} KiB, an executor needs {} KiB: raise ulimit -l",
+            locked >> 10,
+            EXECUTOR_MEMLOCK_BYTES >> 10
+        ));
+    }
     LocalExecutorBuilder::new(Placement::Fixed(cpu))
         .name(&format!("shard-{}", start.setup.number))
         .io_memory(EXECUTOR_IO_BYTES)
@@ -65,11 +74,8 @@ pub fn why_not_ready(shard: ShardHandle) -> String {
 }
 
 /// What the operator can do about an executor that cannot be made.
-fn remedy(error: &GlommioError<()>) -> String {
+fn remedy(error: &GlommioError<()>) -> &'static str {
     let errno = match error {
-        GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(_, least)) => {
-            return format!("; raise ulimit -l (memlock) to {} KiB or more", least.div_ceil(1024));
-        }
         GlommioError::IoError(error) => error.raw_os_error(),
         GlommioError::EnhancedIoError { source, .. } => source.raw_os_error(),
         _ => None,
@@ -80,7 +86,6 @@ fn remedy(error: &GlommioError<()>) -> String {
         Some(Errno::AGAIN) => "; raise ulimit -u or the task limit of the container",
         _ => "",
     }
-    .into()
 }
 
 async fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Result<(), String> {

@@ -20,9 +20,10 @@ use crate::config::limits::{
 };
 use crate::config::room::{Room, Sharers};
 use crate::config::{Config, ControlAddress, Sockets};
+use crate::egress::RingError;
 use crate::egress::Slot;
 use crate::egress::listener::listen;
-use crate::egress::uring::{UringOptions, frees_direct_descriptors};
+use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
 use crate::event::Epoch;
 use crate::hub::{self, ControlListener, HubError, ShardEnd};
 use crate::runtime::{ShardHandle, ShardStart, spawn_shard, why_not_ready};
@@ -58,6 +59,9 @@ pub enum ServeError {
     /// The descriptor limit is too low for what the operator wants.
     #[error("{0}")]
     Descriptors(String),
+    /// This machine does not give a shard its ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
     /// A shard could not start or failed later.
     #[error("shard {shard}: {cause}")]
     Shard {
@@ -92,6 +96,8 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         let _entered = runtime.enter();
         signals().map_err(|error| ServeError::Hub(format!("cannot listen for signals: {error}")))?
     };
+    // Before glommio makes rings of its own: where it may not, it panics.
+    try_out()?;
     let (control_addresses, control) = bind_control(&config.control)?;
     let (listen, listeners) = bind_data(&config)?;
 

@@ -221,6 +221,8 @@ pub const DESCRIPTORS_OF_HUB: usize = 32;
 pub const CONTROL_CONNECTIONS_MIN: usize = 8;
 /// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
 pub const EXECUTOR_IO_BYTES: usize = 64 << 10;
+/// Locked memory that glommio wants the process to be allowed before it makes an executor, whatever the kernel counts.
+pub const EXECUTOR_MEMLOCK_BYTES: u64 = 512 << 10;
 /// Visits that one topic gets before the next has its turn.
 pub const TOPIC_VISITS_MAX: usize = 128;
 /// Subscribers with whom one lap ends and the next begins: about as many as have all that a send touches in a core's own cache

@@ -10,6 +10,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 use crate::support::server::{answer, client, lines_of};
 use crate::support::{PATIENCE, Protocol, Server, Subscriber};
@@ -139,6 +140,50 @@ async fn the_lowest_descriptor_limit_that_is_taken_serves_both_planes() {
     // `timeout` hands it on.
     kill_process(Pid::from_child(&server), Signal::TERM).expect("our own child");
     assert_eq!(server.wait().expect("our own child").code(), Some(0));
+}
+
+/// io_uring forbidden, as by the seccomp profile of most containers, or not there at all: nothing of it may be called before that
+/// is known.
+#[test]
+fn a_start_without_io_uring_names_the_cause_and_the_remedy() {
+    let forbidden = ["Operation not permitted", "kernel.io_uring_disabled", "seccomp"];
+    let missing = ["Function not implemented", "Linux 6.1 or newer", "CONFIG_IO_URING"];
+    for (call, errno, parts) in [
+        (libc::SYS_io_uring_setup, libc::EPERM, &forbidden[..]),
+        (libc::SYS_io_uring_setup, libc::ENOSYS, &missing),
+        (libc::SYS_io_uring_register, libc::EPERM, &forbidden),
+        (libc::SYS_io_uring_enter, libc::EPERM, &forbidden),
+    ] {
+        let what = format!("system call {call} answered with {errno}");
+        let parts = [parts, &["io_uring"]].concat();
+        assert_refused(&what, &run_without(call, errno), 1, &parts);
+    }
+}
+
+/// Runs the program where the system call `call` is answered with `errno`.
+fn run_without(call: libc::c_long, errno: i32) -> Output {
+    let filter = SeccompFilter::new(
+        [(call, Vec::new())].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno as u32),
+        std::env::consts::ARCH.try_into().expect("an architecture that io_uring has"),
+    );
+    let program: BpfProgram = filter.expect("a filter").try_into().expect("a small filter");
+    // A filter stays for good with the thread that sets it, and goes on to the processes that it starts.
+    let filtered = std::thread::spawn(move || {
+        seccompiler::apply_filter(&program).expect("every kernel with io_uring has seccomp");
+        run(&ANYWHERE, &[])
+    });
+    filtered.join().expect("the program runs")
+}
+
+/// glommio asks for 512 KiB, whether or not the kernel holds this user to the limit.
+#[test]
+fn a_limit_of_locked_memory_that_is_too_low_is_named_with_the_remedy() {
+    let flags = [&ANYWHERE[..], &["--shards", "2"]].concat();
+    let output = under("ulimit -l 64", &flags).output().expect("the program runs");
+    let parts = ["shard 0: ", "(memlock) is 64 KiB", "needs 512 KiB", "raise ulimit -l"];
+    assert_refused("64 KiB of locked memory", &output, 1, &parts);
 }
 
 #[test]
