@@ -101,6 +101,8 @@ async fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Resul
     let ending = Rc::new(Cell::new(false));
     let ticker = glommio::spawn_local(tick(doorbell.clone(), ending.clone())).detach();
     let result = pump(&mut shard, &doorbell, &bell).await;
+    // Its listeners close at once: nobody shall come while the ticker ends and wait for an answer.
+    drop(shard);
     ending.set(true);
     ticker.await;
     let closed = bell.close().await.map_err(|error| format!("cannot close the doorbell: {error}"));

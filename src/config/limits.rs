@@ -283,7 +283,7 @@ pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
 
 /// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds far more work.
 pub const STALL_RETRY_MS: u64 = 1;
-/// Milliseconds beyond `drain_ms_max` that the shards have to say that they ended.
+/// Milliseconds beyond `drain_ms_max` that the shards have to say that they are done, and again to end once they are told to.
 pub const DRAIN_GRACE_MS: u64 = 2_000;
 /// Connections of one control listener; more wait in the kernel. Each may hold one message or NDJSON line.
 pub const CONTROL_CONNECTIONS_MAX: usize = 1_024;
@@ -295,7 +295,7 @@ pub const CONTROL_HEAD_MS_MAX: u64 = 60_000;
 pub const CONTROL_BODY_MS_MAX: u64 = 60_000;
 /// Bytes of the receive buffer of one control connection: the most that one body chunk carries.
 pub const CONTROL_BUFFER_BYTES_MAX: usize = 256 << 10;
-/// Milliseconds that control connections have to end after the last shard has.
+/// Milliseconds that control connections have to end after the last shard's subscribers have.
 pub const CONTROL_GRACE_MS: u64 = 500;
 /// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given back.
 pub const LINE_BYTES_KEPT: usize = 16 << 10;
