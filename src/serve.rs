@@ -22,7 +22,7 @@ use crate::config::room::{Room, Sharers};
 use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::RingError;
 use crate::egress::Slot;
-use crate::egress::listener::listen;
+use crate::egress::listener::{listen, listen_alone};
 use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
 use crate::event::Epoch;
 use crate::hub::{self, ControlListener, HubError, ShardEnd};
@@ -239,7 +239,7 @@ fn bind_control(
     for address in addresses {
         match address {
             ControlAddress::Tcp(address) => {
-                let listener = std::net::TcpListener::bind(address).map_err(bind_error(address))?;
+                let listener = listen_alone(*address).map_err(bind_error(address))?;
                 listener.set_nonblocking(true).map_err(bind_error(address))?;
                 bound.push(ControlAddress::Tcp(listener.local_addr().map_err(bind_error(address))?));
                 listeners.push(ControlListener::Tcp(listener));

@@ -6,7 +6,7 @@
 //! Expectation: exit code 1 for what this machine does not allow, 2 for what makes no sense; standard error has one line
 //! that names the cause, standard output nothing.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -56,6 +56,22 @@ fn a_port_in_use_is_named_with_the_remedy() {
     ] {
         let output = run(&flags, &[]);
         assert_refused(&address, &output, 1, &[&address, "in use", "--listen or --control"]);
+    }
+}
+
+/// Neither plane is open on IPv4 if only IPv6 addresses were named, the private one least of all.
+#[tokio::test]
+async fn an_ipv6_address_opens_nothing_on_ipv4() {
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+        eprintln!("skipped: this machine has no IPv6");
+        return;
+    }
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    let server = Server::start_on(any, any, &["--shards", "1"]);
+    for bound in [server.data, server.control] {
+        TcpStream::connect((Ipv6Addr::LOCALHOST, bound.port())).expect("it listens");
+        let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, bound.port())).expect_err("not on IPv4");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{bound}");
     }
 }
 
