@@ -1,6 +1,6 @@
 //! Claim: a server that cannot start says why in one line and ends with an exit code other than 0.
 //!
-//! Set-up: ports in use, CPUs that the process may not use, limits that contradict each other or the machine, files
+//! Set-up: ports in use, CPUs that the process may not use, limits that contradict each other or the machine, io_uring forbidden, files
 //! that are missing or wrong.
 //!
 //! Expectation: exit code 1 for what this machine does not allow, 2 for what makes no sense; standard error has one line
@@ -10,7 +10,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 
 use crate::support::server::{answer, client, lines_of};
 use crate::support::{PATIENCE, Protocol, Server, Subscriber};
@@ -135,8 +137,9 @@ fn a_descriptor_limit_below_what_the_server_itself_needs_is_refused() {
 #[tokio::test]
 async fn the_lowest_descriptor_limit_that_is_taken_serves_both_planes() {
     let flags = [&ANYWHERE[..], &["--shards", "2", "--sockets", "direct"]].concat();
+    let mut command = under("ulimit -n 58", &flags);
     let mut server =
-        under("ulimit -n 58", &flags).stdout(Stdio::piped()).spawn().expect("the program starts");
+        command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
     let lines = lines_of(server.stdout.take().expect("piped"));
     let address = |label| {
         let mut banner = std::iter::from_fn(|| lines.recv_timeout(PATIENCE).ok());
@@ -172,14 +175,24 @@ fn a_start_without_io_uring_names_the_cause_and_the_remedy() {
     ] {
         let what = format!("system call {call} answered with {errno}");
         let parts = [parts, &["io_uring"]].concat();
-        assert_refused(&what, &run_without(call, errno), 1, &parts);
+        assert_refused(&what, &run_without(call, Vec::new(), errno), 1, &parts);
     }
 }
 
-/// Runs the program where the system call `call` is answered with `errno`.
-fn run_without(call: libc::c_long, errno: i32) -> Output {
+/// The rings of our own are made, those of glommio, which have 128 entries, are not.
+#[test]
+fn a_shard_whose_executor_cannot_be_made_is_named_with_the_cause_and_the_remedy() {
+    let glommio = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 128);
+    let rule = SeccompRule::new(vec![glommio.expect("a condition")]).expect("a rule");
+    let output = run_without(libc::SYS_io_uring_setup, vec![rule], libc::EMFILE);
+    let parts = ["shard 0: cannot make its executor: ", "Too many open files", "raise ulimit -n"];
+    assert_refused("an executor that cannot be made", &output, 1, &parts);
+}
+
+/// Runs the program where the system call `call`, if it matches one of `rules` or there is none, is answered with `errno`.
+fn run_without(call: libc::c_long, rules: Vec<SeccompRule>, errno: i32) -> Output {
     let filter = SeccompFilter::new(
-        [(call, Vec::new())].into(),
+        [(call, rules)].into(),
         SeccompAction::Allow,
         SeccompAction::Errno(errno as u32),
         std::env::consts::ARCH.try_into().expect("an architecture that io_uring has"),
