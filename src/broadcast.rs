@@ -90,7 +90,8 @@ pub struct Scrape {
     pub answer: oneshot::Sender<ShardReport>,
 }
 
-/// The hub's wish that a shard comes to its end: take no more subscribers, deliver what was accepted, hang up on everybody.
+/// The hub's wish that a shard comes to its end: take no more subscribers, deliver what was accepted, hang up on
+/// everybody.
 #[derive(Debug)]
 pub struct Drain {
     /// When to hang up on those that still have not taken everything.

@@ -217,7 +217,8 @@ pub const SOCKETS_LIMIT: usize = 1 << 20;
 pub const DESCRIPTORS_OF_SHARD: usize = 8;
 /// Descriptors of the rest of the process without control connections: some twelve, and as many again for what is open for a moment.
 pub const DESCRIPTORS_OF_HUB: usize = 32;
-/// Control connections that a descriptor limit must have room for at least, beside all that the server itself opens: a few publishers.
+/// Control connections that a descriptor limit must have room for at least, beside all that the server itself opens:
+/// a few publishers.
 pub const CONTROL_CONNECTIONS_MIN: usize = 8;
 /// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
 pub const EXECUTOR_IO_BYTES: usize = 64 << 10;
@@ -283,7 +284,8 @@ pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
 
 /// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds far more work.
 pub const STALL_RETRY_MS: u64 = 1;
-/// Milliseconds beyond `drain_ms_max` that the shards have to say that they are done, and again to end once they are told to.
+/// Milliseconds beyond `drain_ms_max` that the shards have to say that they are done, and again to end once they are
+/// told to.
 pub const DRAIN_GRACE_MS: u64 = 2_000;
 /// Connections of one control listener; more wait in the kernel. Each may hold one message or NDJSON line.
 pub const CONTROL_CONNECTIONS_MAX: usize = 1_024;

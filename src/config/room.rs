@@ -1,8 +1,8 @@
 //! How many connections the descriptor limit has room for.
 //!
-//! The kernel bounds a ring's table of direct descriptors by the limit, each shard's anew; the server itself only has to fit under
-//! it as well. Plain descriptors are shared by all shards and whatever else the process has open; that part is set aside, so
-//! that no flood of subscribers takes it.
+//! The kernel bounds a ring's table of direct descriptors by the limit, each shard's anew; the server itself only has to
+//! fit under it as well. Plain descriptors are shared by all shards and whatever else the process has open; that part is
+//! set aside, so that no flood of subscribers takes it.
 
 use super::limits::{
     CONTROL_CONNECTIONS_MAX, CONTROL_CONNECTIONS_MIN, DESCRIPTORS_OF_HUB, DESCRIPTORS_OF_SHARD,

@@ -1,5 +1,5 @@
-//! TCP listeners. Of the data plane one per shard and address, sharing the port (`SO_REUSEPORT`); of the control plane one per address.
-//! An IPv6 address of either takes IPv6 alone: what the operator did not name is not open.
+//! TCP listeners. Of the data plane one per shard and address, sharing the port (`SO_REUSEPORT`); of the control plane
+//! one per address. An IPv6 address of either takes IPv6 alone: what the operator did not name is not open.
 //!
 //! What is set here is inherited by every accepted socket, so a new subscriber costs no further system call.
 //!

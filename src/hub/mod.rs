@@ -5,8 +5,9 @@
 //!   [`Intake`] is never contended; no guard lives across an await.
 //! - An accepted event reaches every shard: a publish flushes the queue itself, before it is answered; only when a
 //!   shard's queue is full does one task retry, every [`STALL_RETRY_MS`].
-//! - A drain keeps the order: the last batch, then [`Message::Drain`], to every shard; when all are done, control connections
-//!   end, and then the shards by [`Message::End`]. So newcomers are refused and counted until everybody has what is his.
+//! - A drain keeps the order: the last batch, then [`Message::Drain`], to every shard; when all are done, control
+//!   connections end, and then the shards by [`Message::End`]. So newcomers are refused and counted until all have what is
+//!   theirs.
 //!
 //! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks), `stream` (NDJSON).
 //! Not here: signals, binding of addresses, threads (`serve`).
@@ -116,8 +117,8 @@ struct Hub {
 /// Serves the control API and broadcasts what is published, until `drain` resolves and every shard has ended.
 ///
 /// Fails with the first shard that failed or ended while serving (the others are drained first), with those that
-/// do not end within [`DRAIN_GRACE_MS`] after they were told to, or if a listener is unusable. They are told as soon as all are
-/// done, at the latest [`DRAIN_GRACE_MS`] after `drain_ms_max`.
+/// do not end within [`DRAIN_GRACE_MS`] after they were told to, or if a listener is unusable. They are told as soon as
+/// all are done, at the latest [`DRAIN_GRACE_MS`] after `drain_ms_max`.
 pub async fn run(setup: Setup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
     let Setup { config, epoch, outboxes, demand, control, shard_ends } = setup;
     let drain_ms_max = config.limits.drain_ms_max;

@@ -116,9 +116,9 @@ impl State {
         self.mark_ready(slot);
     }
 
-    /// One look at all connections of a draining shard. Subscribers who have everything are hung up on; at the deadline all
-    /// are. Says so when no subscriber is left, and never comes again; whoever else is there was told to go elsewhere, or asked
-    /// nothing yet.
+    /// One look at all connections of a draining shard that is not done. Subscribers who have everything are hung up on; at
+    /// the deadline all are. Says so when no subscriber is left; whoever else is there was told to go elsewhere, or
+    /// asked nothing yet.
     pub(super) fn drain(&mut self) {
         let Some(drain) = self.drain.as_ref().filter(|drain| !drain.is_done()) else { return };
         let overdue = self.now >= drain.deadline;

@@ -11,8 +11,8 @@ use crate::egress::ring::RingError;
 /// User data of the self-test's no-op.
 const SELF_TEST: u64 = 0x5e1f;
 
-/// Makes a ring as every shard's will be, tests it and throws it away, so that a start fails with cause and remedy before anything else
-/// uses io_uring. On a thread of its own, because a ring belongs to the thread that made it.
+/// Makes a ring as every shard's will be, tests it and throws it away, so that a start fails with cause and remedy
+/// before anything else uses io_uring. On a thread of its own, because a ring belongs to the thread that made it.
 pub fn try_out(submissions: u32, completions: u32) -> Result<(), RingError> {
     let failed = |source| RingError { what: "preparing the io_uring's self-test", source, remedy: "" };
     let doorbell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
