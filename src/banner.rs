@@ -62,7 +62,7 @@ fn capacity(started: &Started, limits: &Limits, overrun: OverrunPolicy) -> Vec<S
 /// One line per owner, and the sum.
 fn memory(owners: &[(&'static str, u64)]) -> Vec<String> {
     let sum = owners.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-    let rows: Vec<_> = owners.iter().copied().chain([("at these limits, in all", sum)]).collect();
+    let rows: Vec<_> = owners.iter().copied().chain([("in user space, at these limits", sum)]).collect();
     let width = rows.iter().map(|(owner, _)| owner.chars().count()).max().unwrap_or_default();
     let rows: Vec<_> =
         rows.iter().map(|(owner, bytes)| format!("{owner:width$}  {:>9}", rounded(*bytes))).collect();
@@ -171,7 +171,7 @@ mod tests {
             "1,024 events, 8 MiB, 300 s per topic",
             "every 15 s",
             "256 MiB\n",
-            "261 MiB\n",
+            "in user space, at these limits    261 MiB\n",
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }

@@ -102,6 +102,37 @@ pub struct Scrape {
     pub answer: oneshot::Sender<ShardReport>,
 }
 
+/// The hub's wish that a shard comes to its end: take no more subscribers, deliver what was accepted, hang up on
+/// everybody.
+#[derive(Debug)]
+pub struct Drain {
+    /// When to hang up on those that still have not taken everything.
+    pub deadline: Stamp,
+    /// `None` once the shard has said that it is done.
+    done: Option<oneshot::Sender<()>>,
+}
+
+impl Drain {
+    /// A wish, and where it is said that the shard is done or gone.
+    pub fn new(deadline: Stamp) -> (Drain, oneshot::Receiver<()>) {
+        let (done, said) = oneshot::channel();
+        (Drain { deadline, done: Some(done) }, said)
+    }
+
+    /// Says that no subscriber is left.
+    pub fn say_done(&mut self) {
+        if let Some(done) = self.done.take() {
+            // A hub that does not listen any more has given the wait up.
+            let _ = done.send(());
+        }
+    }
+
+    /// True once that was said.
+    pub fn is_done(&self) -> bool {
+        self.done.is_none()
+    }
+}
+
 /// What the hub says to a shard.
 #[derive(Debug)]
 pub enum Message {
@@ -109,11 +140,10 @@ pub enum Message {
     Batch(Arc<EncodedBatch>),
     /// Counters, histograms and topics, please.
     Report(Scrape),
-    /// Take no more subscribers, deliver what was accepted, close every connection, end by `deadline`.
-    Drain {
-        /// When to hang up on those that still have not taken everything.
-        deadline: Stamp,
-    },
+    /// Begin to drain. A shard that is done goes on answering whoever comes, until all are.
+    Drain(Drain),
+    /// End now: every shard is done, or out of time.
+    End,
 }
 
 /// The wake-up of one shard: an eventfd, and whether its shard may be asleep.

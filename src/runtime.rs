@@ -6,15 +6,19 @@
 //! its thread in poll(2), which nobody on this executor minds for so short a time.
 
 use std::cell::Cell;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use glommio::io::BufferedFile;
+use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use crate::broadcast::{Doorbell, Inbox};
 use crate::clock::Stamp;
-use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, TICK_MS};
+use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, EXECUTOR_MEMLOCK_BYTES, TICK_MS};
 use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
 use crate::egress::{EgressRing, RingError};
 use crate::shard::{Setup, Shard, Turn};
@@ -41,6 +45,14 @@ pub fn spawn_shard(
     ended: impl FnOnce(&Result<(), String>) + Send + 'static,
 ) -> Result<ShardHandle, String> {
     let cpu = start.setup.cpu;
+    let locked = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
+    if locked < EXECUTOR_MEMLOCK_BYTES {
+        return Err(format!(
+            "the limit of locked memory (memlock) is {} KiB, an executor needs {} KiB: raise ulimit -l",
+            locked >> 10,
+            EXECUTOR_MEMLOCK_BYTES >> 10
+        ));
+    }
     LocalExecutorBuilder::new(Placement::Fixed(cpu))
         .name(&format!("shard-{}", start.setup.number))
         .io_memory(EXECUTOR_IO_BYTES)
@@ -49,26 +61,60 @@ pub fn spawn_shard(
             ended(&result);
             result
         })
-        .map_err(|error| format!("cannot start an executor on CPU {cpu}: {error}"))
+        .map_err(|error| format!("cannot start an executor on CPU {cpu}: {error}{}", remedy(&error)))
+}
+
+/// Why the thread of a shard ended before it was ready: cause and remedy. Waits for its end.
+pub fn why_not_ready(shard: ShardHandle) -> String {
+    match shard.join() {
+        Err(error) => format!("cannot make its executor: {error}{}", remedy(&error)),
+        Ok(Err(cause)) => cause,
+        Ok(Ok(())) => "its thread ended before it was ready".into(),
+    }
+}
+
+/// What the operator can do about an executor that cannot be made.
+fn remedy(error: &GlommioError<()>) -> &'static str {
+    let errno = match error {
+        GlommioError::IoError(error) => error.raw_os_error(),
+        GlommioError::EnhancedIoError { source, .. } => source.raw_os_error(),
+        _ => None,
+    };
+    match errno.map(Errno::from_raw_os_error) {
+        Some(Errno::MFILE | Errno::NFILE) => "; raise ulimit -n",
+        Some(Errno::NOMEM) => "; raise ulimit -l (memlock) or the memory limit of the container",
+        Some(Errno::AGAIN) => "; raise ulimit -u or the task limit of the container",
+        _ => "",
+    }
 }
 
 async fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Result<(), String> {
     let doorbell = start.inbox.doorbell().clone();
-    let ring = match Uring::new(start.ring, std::os::fd::AsFd::as_fd(&*doorbell)) {
-        Ok(ring) => ring,
-        Err(error) => {
-            ready(Err(error.to_string()));
-            return Err(error.to_string());
+    let (mut shard, bell) = match open(start, &doorbell) {
+        Ok(open) => open,
+        Err(cause) => {
+            ready(Err(cause.clone()));
+            return Err(cause);
         }
     };
-    let mut shard = Shard::new(start.setup, ring, start.inbox, Stamp::now());
     ready(Ok(()));
     let ending = Rc::new(Cell::new(false));
     let ticker = glommio::spawn_local(tick(doorbell.clone(), ending.clone())).detach();
-    let result = pump(&mut shard, &doorbell).await;
+    let result = pump(&mut shard, &doorbell, &bell).await;
+    // Its listeners close at once: nobody shall come while the ticker ends and wait for an answer.
+    drop(shard);
     ending.set(true);
     ticker.await;
-    result
+    let closed = bell.close().await.map_err(|error| format!("cannot close the doorbell: {error}"));
+    result.and(closed)
+}
+
+/// Opens all that a shard ever opens by itself: its ring, and the copy of its doorbell that glommio awaits.
+fn open(start: ShardStart, doorbell: &Doorbell) -> Result<(Shard<Uring>, BufferedFile), String> {
+    let ring = Uring::new(start.ring, doorbell.as_fd()).map_err(|error| error.to_string())?;
+    let copy = rustix::io::dup(doorbell)
+        .map_err(|error| format!("cannot copy the doorbell: {error}; raise ulimit -n"))?;
+    Ok((Shard::new(start.setup, ring, start.inbox, Stamp::now()), adopt_doorbell(copy)))
 }
 
 /// Wakes a sleeping shard once per tick; one that is awake sees by itself that time has passed.
@@ -80,10 +126,11 @@ async fn tick(doorbell: Arc<Doorbell>, ending: Rc<Cell<bool>>) {
 }
 
 /// Turns while there is something to do; when there is not, dozes and then sleeps on the doorbell.
-async fn pump<R: EgressRing>(shard: &mut Shard<R>, doorbell: &Doorbell) -> Result<(), String> {
-    let descriptor =
-        rustix::io::dup(doorbell).map_err(|error| format!("cannot copy the doorbell: {error}"))?;
-    let bell = adopt_doorbell(descriptor);
+async fn pump<R: EgressRing>(
+    shard: &mut Shard<R>,
+    doorbell: &Doorbell,
+    bell: &BufferedFile,
+) -> Result<(), String> {
     loop {
         match shard.turn(Stamp::now()).map_err(|error: RingError| error.to_string())? {
             Turn::Busy => glommio::executor().yield_if_needed().await,
@@ -98,8 +145,7 @@ async fn pump<R: EgressRing>(shard: &mut Shard<R>, doorbell: &Doorbell) -> Resul
                     shard.awake();
                 }
             }
-            Turn::Ended => break,
+            Turn::Ended => return Ok(()),
         }
     }
-    bell.close().await.map_err(|error| format!("cannot close the doorbell: {error}"))
 }

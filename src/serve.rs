@@ -1,5 +1,6 @@
 //! Puts the stages together: binds the addresses, starts every shard, runs the hub until the drain is over.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,12 +20,13 @@ use crate::config::limits::{
 };
 use crate::config::room::{Room, Sharers};
 use crate::config::{Config, ControlAddress, Sockets};
+use crate::egress::RingError;
 use crate::egress::Slot;
-use crate::egress::listener::listen;
-use crate::egress::uring::{UringOptions, frees_direct_descriptors};
+use crate::egress::listener::{listen, listen_alone};
+use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
 use crate::event::Epoch;
 use crate::hub::{self, ControlListener, HubError, ShardEnd};
-use crate::runtime::{ShardStart, spawn_shard};
+use crate::runtime::{ShardHandle, ShardStart, spawn_shard, why_not_ready};
 use crate::shard;
 use crate::shard::connections::Connection;
 
@@ -57,6 +59,9 @@ pub enum ServeError {
     /// The descriptor limit is too low for what the operator wants.
     #[error("{0}")]
     Descriptors(String),
+    /// This machine does not give a shard its ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
     /// A shard could not start or failed later.
     #[error("shard {shard}: {cause}")]
     Shard {
@@ -91,6 +96,8 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         let _entered = runtime.enter();
         signals().map_err(|error| ServeError::Hub(format!("cannot listen for signals: {error}")))?
     };
+    // Before glommio makes rings of its own: where it may not, it panics.
+    try_out()?;
     let (control_addresses, control) = bind_control(&config.control)?;
     let (listen, listeners) = bind_data(&config)?;
 
@@ -129,7 +136,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         shards.push(handle.map_err(failed)?);
     }
     drop((ready_sender, end_sender));
-    await_ready(&ready, shards.len())?;
+    let shards = await_ready(&ready, shards)?;
     started(&Started {
         listen: listen.clone(),
         control: control_addresses,
@@ -183,15 +190,24 @@ fn room(config: &Config, direct: bool) -> Result<Room, ServeError> {
         .map_err(ServeError::Descriptors)
 }
 
-fn await_ready(ready: &Receiver<(usize, Result<(), String>)>, shards: usize) -> Result<(), ServeError> {
-    for _ in 0..shards {
+/// Waits until every shard has said that it is ready; fails with the first that is not.
+fn await_ready(
+    ready: &Receiver<(usize, Result<(), String>)>,
+    mut shards: Vec<ShardHandle>,
+) -> Result<Vec<ShardHandle>, ServeError> {
+    let mut silent: BTreeSet<usize> = (0..shards.len()).collect();
+    while let Some(first) = silent.first().copied() {
         match ready.recv() {
-            Ok((_, Ok(()))) => {}
+            Ok((shard, Ok(()))) => drop(silent.remove(&shard)),
             Ok((shard, Err(cause))) => return Err(ServeError::Shard { shard, cause }),
-            Err(_) => return Err(ServeError::Hub("a shard's thread ended before it was ready".into())),
+            // Whoever is silent has ended: it was not even made.
+            Err(_) => {
+                let cause = why_not_ready(shards.swap_remove(first));
+                return Err(ServeError::Shard { shard: first, cause });
+            }
         }
     }
-    Ok(())
+    Ok(shards)
 }
 
 fn bind_error(address: &impl ToString) -> impl FnOnce(std::io::Error) -> ServeError {
@@ -223,7 +239,7 @@ fn bind_control(
     for address in addresses {
         match address {
             ControlAddress::Tcp(address) => {
-                let listener = std::net::TcpListener::bind(address).map_err(bind_error(address))?;
+                let listener = listen_alone(*address).map_err(bind_error(address))?;
                 listener.set_nonblocking(true).map_err(bind_error(address))?;
                 bound.push(ControlAddress::Tcp(listener.local_addr().map_err(bind_error(address))?));
                 listeners.push(ControlListener::Tcp(listener));

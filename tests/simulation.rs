@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fanwave::broadcast::{Demand, Encoded, EncodedBatch, Message, Outbox, Refused, path};
+use fanwave::broadcast::{Demand, Drain, Encoded, EncodedBatch, Message, Outbox, Refused, path};
 use fanwave::clock::Stamp;
 use fanwave::close::CLOSE_TABLE;
 use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
@@ -326,12 +326,19 @@ impl World {
     fn drain(&mut self) {
         self.publish();
         let deadline = self.now.plus(std::time::Duration::from_secs(60));
-        while self.stuck.is_some() || self.outbox.try_send(Message::Drain { deadline }).is_err() {
+        let (drain, mut done) = Drain::new(deadline);
+        let mut messages = [Message::Drain(drain)].into_iter();
+        while self.stuck.is_some() || messages.len() > 0 {
+            self.stuck = self.stuck.take().or_else(|| messages.next());
             self.offer();
             self.turn(0);
         }
         self.draining = true;
         for _ in 0..50_000 {
+            if done.try_recv().is_ok() {
+                self.stuck = Some(Message::End);
+            }
+            self.offer();
             if self.turn(1) == Turn::Ended {
                 return;
             }

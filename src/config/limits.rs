@@ -217,8 +217,13 @@ pub const SOCKETS_LIMIT: usize = 1 << 20;
 pub const DESCRIPTORS_OF_SHARD: usize = 8;
 /// Descriptors of the rest of the process without control connections: some twelve, and as many again for what is open for a moment.
 pub const DESCRIPTORS_OF_HUB: usize = 32;
+/// Control connections that a descriptor limit must have room for at least, beside all that the server itself opens:
+/// a few publishers.
+pub const CONTROL_CONNECTIONS_MIN: usize = 8;
 /// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
 pub const EXECUTOR_IO_BYTES: usize = 64 << 10;
+/// Locked memory that glommio wants the process to be allowed before it makes an executor, whatever the kernel counts.
+pub const EXECUTOR_MEMLOCK_BYTES: u64 = 512 << 10;
 /// Visits that one topic gets before the next has its turn.
 pub const TOPIC_VISITS_MAX: usize = 128;
 /// Subscribers with whom one lap ends and the next begins: about as many as have all that a send touches in a core's own cache
@@ -281,7 +286,8 @@ pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
 pub const SINGLES_SHARE: usize = 8;
 /// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds far more work.
 pub const STALL_RETRY_MS: u64 = 1;
-/// Milliseconds beyond `drain_ms_max` that the shards have to say that they ended.
+/// Milliseconds beyond `drain_ms_max` that the shards have to say that they are done, and again to end once they are
+/// told to.
 pub const DRAIN_GRACE_MS: u64 = 2_000;
 /// Connections of one control listener; more wait in the kernel. Each may hold one message or NDJSON line.
 pub const CONTROL_CONNECTIONS_MAX: usize = 1_024;
@@ -293,7 +299,7 @@ pub const CONTROL_HEAD_MS_MAX: u64 = 60_000;
 pub const CONTROL_BODY_MS_MAX: u64 = 60_000;
 /// Bytes of the receive buffer of one control connection: the most that one body chunk carries.
 pub const CONTROL_BUFFER_BYTES_MAX: usize = 256 << 10;
-/// Milliseconds that control connections have to end after the last shard has.
+/// Milliseconds that control connections have to end after the last shard's subscribers have.
 pub const CONTROL_GRACE_MS: u64 = 500;
 /// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given back.
 pub const LINE_BYTES_KEPT: usize = 16 << 10;

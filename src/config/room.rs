@@ -1,10 +1,12 @@
 //! How many connections the descriptor limit has room for.
 //!
-//! The kernel bounds a ring's table of direct descriptors by the limit, each shard's anew. Plain descriptors are shared by all shards
-//! and whatever else the process has open; that part is set aside, so that no flood of subscribers takes it.
+//! The kernel bounds a ring's table of direct descriptors by the limit, each shard's anew; the server itself only has to
+//! fit under it as well. Plain descriptors are shared by all shards and whatever else the process has open; that part is
+//! set aside, so that no flood of subscribers takes it.
 
 use super::limits::{
-    CONTROL_CONNECTIONS_MAX, DESCRIPTORS_OF_HUB, DESCRIPTORS_OF_SHARD, SOCKETS_LIMIT, SOCKETS_SPARE,
+    CONTROL_CONNECTIONS_MAX, CONTROL_CONNECTIONS_MIN, DESCRIPTORS_OF_HUB, DESCRIPTORS_OF_SHARD,
+    SOCKETS_LIMIT, SOCKETS_SPARE,
 };
 
 /// What shares the process's descriptors.
@@ -45,18 +47,24 @@ impl Room {
     /// What a limit of `descriptors` allows; `wanted` connections per shard, 0 for all. Fails with what is wrong.
     pub fn of(descriptors: usize, direct: bool, sharers: Sharers, wanted: usize) -> Result<Room, String> {
         let descriptors = descriptors.min(SOCKETS_LIMIT);
-        let (beside, shards) = match direct {
-            true => (0, 1),
+        let controls = match direct {
+            true => CONTROL_CONNECTIONS_MIN,
             // A low limit is for subscribers first: publishers are few.
-            false => (sharers.own() + sharers.control_connections().min(descriptors / 4), sharers.shards),
+            false => (descriptors / 4).max(CONTROL_CONNECTIONS_MIN),
         };
-        let share = descriptors.saturating_sub(beside) / shards;
+        let beside = sharers.own() + sharers.control_connections().min(controls);
+        let fits = beside <= descriptors;
+        let share = match direct {
+            true if fits => descriptors,
+            true => 0,
+            false => descriptors.saturating_sub(beside) / sharers.shards,
+        };
         let connections_max = match wanted {
             0 => share.saturating_sub(SOCKETS_SPARE).max(share / 2),
             wanted => wanted,
         };
-        if connections_max >= share {
-            let (own, remedy) = match direct {
+        if connections_max == 0 || connections_max >= share {
+            let (own, remedy) = match direct && fits {
                 true => (String::new(), "raise ulimit -n or use more shards"),
                 false => (format!(", of which the server itself needs {beside},"), "raise ulimit -n"),
             };
@@ -111,6 +119,34 @@ mod tests {
             "{error}"
         );
         assert!(error.ends_with("raise ulimit -n"), "more shards would have less each: {error}");
+    }
+
+    #[test]
+    fn a_limit_below_what_the_server_itself_needs_is_refused_for_direct_descriptors_too() {
+        // The least that is enough: 32 of the hub, 9 of each shard, and 8 control connections.
+        for (shards, least) in [(1, 49), (2, 58), (8, 112)] {
+            for (descriptors, wanted) in [(0, 0), (16, 0), (least - 1, 0), (least - 1, 1)] {
+                let error = room(descriptors, true, shards, wanted).expect_err("the server does not fit");
+                let told = format!(
+                    "limit of {descriptors}, of which the server itself needs {least}, has room for 0 connections"
+                );
+                assert!(error.contains(&told) && error.ends_with("raise ulimit -n"), "{error}");
+            }
+            let enough = room(least, true, shards, 0).expect("room");
+            assert_eq!((enough.slots, enough.sockets_max), (least, least), "all of it is each shard's");
+        }
+        let unheard = Sharers { shards: 1, listens: 1, controls: 0 };
+        assert!(Room::of(41, true, unheard, 0).is_ok(), "without the control API nobody connects to it");
+    }
+
+    #[test]
+    fn no_limit_leaves_room_for_no_subscriber_at_all() {
+        for descriptors in 0..200 {
+            for (direct, shards) in [(true, 1), (true, 2), (false, 1), (false, 2)] {
+                let Ok(room) = room(descriptors, direct, shards, 0) else { continue };
+                assert!(room.connections_max > 0, "{descriptors} {direct} {shards}: {room:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Listeners of the data plane: one per shard and address, sharing the port (`SO_REUSEPORT`).
+//! TCP listeners. Of the data plane one per shard and address, sharing the port (`SO_REUSEPORT`); of the control plane
+//! one per address. An IPv6 address of either takes IPv6 alone: what the operator did not name is not open.
 //!
 //! What is set here is inherited by every accepted socket, so a new subscriber costs no further system call.
 //!
@@ -6,7 +7,7 @@
 //! heartbeats are rare, and `TCP_USER_TIMEOUT` takes the place of their count (tcp(7)): one lost probe would end a healthy connection.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,14 @@ pub fn listen(
     Ok((bound, listeners))
 }
 
+/// Binds an address of the control plane, which is shared with nobody.
+pub fn listen_alone(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(address)?;
+    socket.bind(&address.into())?;
+    socket.listen(LISTEN_BACKLOG)?;
+    Ok(socket.into())
+}
+
 /// Fails if somebody listens on `address`. A process that was killed keeps its ports until the kernel has taken its rings
 /// apart, so a port in use is looked at again for a while.
 fn await_free(address: SocketAddr) -> io::Result<()> {
@@ -67,6 +76,8 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
+
     use super::*;
 
     #[test]
@@ -76,5 +87,29 @@ mod tests {
         assert_eq!(listeners.len(), 3);
         let second = listen(bound, 1, Duration::from_secs(1)).expect_err("the port is taken");
         assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_listener_of_its_own_shares_with_nobody() {
+        let first = listen_alone(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+        let bound = first.local_addr().expect("bound");
+        let second = listen_alone(bound).expect_err("the port is taken");
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn an_ipv6_address_takes_ipv6_alone() {
+        if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+            eprintln!("skipped: this machine has no IPv6");
+            return;
+        }
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let (shared, _listeners) = listen(any, 1, Duration::from_secs(1)).expect("a free port");
+        let alone = listen_alone(any).expect("a free port");
+        for port in [shared.port(), alone.local_addr().expect("bound").port()] {
+            TcpStream::connect((Ipv6Addr::LOCALHOST, port)).expect("it listens");
+            let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect_err("not on IPv4");
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        }
     }
 }

@@ -188,6 +188,11 @@ impl std::fmt::Debug for Uring {
     }
 }
 
+/// Finds out whether this kernel, container and user allow a shard's ring; fails with cause and remedy.
+pub fn try_out() -> Result<(), RingError> {
+    setup::try_out(SUBMISSIONS_MAX, COMPLETIONS_MAX)
+}
+
 impl Uring {
     /// Makes the ring on the calling thread, tests it, and registers `doorbell` with it.
     pub fn new(options: UringOptions, doorbell: BorrowedFd<'_>) -> Result<Uring, RingError> {

@@ -5,13 +5,16 @@
 //!   [`Intake`] is never contended; no guard lives across an await.
 //! - An accepted event reaches every shard: a publish flushes the queue itself, before it is answered; only when a
 //!   shard's queue is full does one task retry, every [`STALL_RETRY_MS`].
-//! - A drain keeps the order: the last batch, then [`Message::Drain`], to every shard.
+//! - A drain keeps the order: the last batch, then [`Message::Drain`], to every shard; when all are done, control
+//!   connections end, and then the shards by [`Message::End`]. So newcomers are refused and counted until all have what is
+//!   theirs.
 //!
 //! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks), `stream` (NDJSON).
 //! Not here: signals, binding of addresses, threads (`serve`).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +22,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::broadcast::{Demand, Message, Outbox, Refused};
+use crate::broadcast::{Demand, Drain, Message, Outbox, Refused};
 use crate::clock::Stamp;
 use crate::config::Config;
 use crate::config::limits::{DRAIN_GRACE_MS, SCRAPES_MAX, STALL_RETRY_MS};
@@ -95,7 +98,7 @@ enum Stage {
     Serving,
     /// Publishes are refused, the shards finish.
     Draining,
-    /// Every shard has ended; control connections end.
+    /// Every shard is done; control connections end, and then the shards.
     Stopped,
 }
 
@@ -119,7 +122,8 @@ struct Hub {
 /// Serves the control API and broadcasts what is published, until `drain` resolves and every shard has ended.
 ///
 /// Fails with the first shard that failed or ended while serving (the others are drained first), with those that
-/// do not end within `drain_ms_max` and [`DRAIN_GRACE_MS`], or if a listener is unusable.
+/// do not end within [`DRAIN_GRACE_MS`] after they were told to, or if a listener is unusable. They are told as soon as
+/// all are done, at the latest [`DRAIN_GRACE_MS`] after `drain_ms_max`.
 pub async fn run(setup: Setup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
     let Setup { config, epoch, outboxes, demand, listen, control, shard_ends } = setup;
     let drain_ms_max = config.limits.drain_ms_max;
@@ -136,17 +140,22 @@ pub async fn run(setup: Setup, drain: impl Future<Output = ()>) -> Result<(), Hu
     ends.serving = false;
     let deadline = Stamp::now().plus(Duration::from_millis(drain_ms_max));
     hub.begin_drain();
-    let finish = async {
+    let done = ends.during(async {
         hub.flush_all().await;
-        hub.tell_drain(deadline).await;
+        hub.drain_shards(deadline).await;
+    });
+    // Who is not done by then is told to end all the same.
+    let _ = timeout(Duration::from_millis(drain_ms_max + DRAIN_GRACE_MS), done).await;
+    hub.stage.send_replace(Stage::Stopped);
+    listening.join_all().await;
+    retry.abort();
+    let ended = async {
+        ends.during(hub.tell_shards(|| Message::End)).await;
         while !ends.running.is_empty() {
             ends.next().await;
         }
     };
-    let in_time = timeout(Duration::from_millis(drain_ms_max + DRAIN_GRACE_MS), finish).await.is_ok();
-    hub.stage.send_replace(Stage::Stopped);
-    listening.join_all().await;
-    retry.abort();
+    let in_time = timeout(Duration::from_millis(DRAIN_GRACE_MS), ended).await.is_ok();
     match ends.failure {
         Some(failure) => Err(failure),
         None if !in_time => Err(HubError::Unfinished(ends.running.into_iter().collect())),
@@ -164,6 +173,18 @@ struct Ends {
 }
 
 impl Ends {
+    /// Lets `work` come to its end, and hears meanwhile of shards that ended.
+    async fn during(&mut self, work: impl Future<Output = ()>) {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut work => return,
+                () = self.next(), if !self.running.is_empty() => {}
+            }
+        }
+    }
+
     /// Waits for the end of one more shard. Nothing is lost if the wait is given up.
     async fn next(&mut self) {
         let end = self.receiver.recv().await;
@@ -297,18 +318,44 @@ impl Hub {
         let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
     }
 
-    /// Tells every shard to drain, after all batches.
-    async fn tell_drain(&self, deadline: Stamp) {
-        let shards = self.intake().outboxes().len();
-        for shard in 0..shards {
-            loop {
-                let sent = self.intake().outboxes()[shard].try_send(Message::Drain { deadline });
-                match sent {
-                    Ok(()) | Err(Refused::Gone(_)) => break,
-                    Err(Refused::Full(_)) => sleep(Duration::from_millis(STALL_RETRY_MS)).await,
-                }
-            }
+    /// Tells every shard to drain, after all batches, and waits until each is done or gone.
+    async fn drain_shards(&self, deadline: Stamp) {
+        let mut said = Vec::new();
+        self.tell_shards(|| {
+            let (drain, done) = Drain::new(deadline);
+            said.push(done);
+            Message::Drain(drain)
+        })
+        .await;
+        for done in said {
+            // One that is gone says nothing.
+            let _ = done.await;
         }
+    }
+
+    /// Says something to every shard, however long those take whose queue is full.
+    async fn tell_shards(&self, mut message: impl FnMut() -> Message) {
+        let mut untold: Vec<_> =
+            (0..self.intake().outboxes().len()).map(|shard| (shard, message())).collect();
+        loop {
+            untold = self.tell(untold);
+            if untold.is_empty() {
+                return;
+            }
+            sleep(Duration::from_millis(STALL_RETRY_MS)).await;
+        }
+    }
+
+    /// Says to each shard what is meant for it. Returns what did not fit into its queue.
+    fn tell(&self, messages: Vec<(usize, Message)>) -> Vec<(usize, Message)> {
+        let intake = self.intake();
+        let told =
+            messages.into_iter().map(|(shard, message)| (shard, intake.outboxes()[shard].try_send(message)));
+        told.filter_map(|(shard, told)| match told {
+            Ok(()) | Err(Refused::Gone(_)) => None,
+            Err(Refused::Full(message)) => Some((shard, message)),
+        })
+        .collect()
     }
 
     /// The id that subscribers see: the publisher's, else ours.

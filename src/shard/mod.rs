@@ -31,7 +31,7 @@ pub enum Turn {
     Busy,
     /// Nothing to do until the doorbell rings or a tick passes.
     Idle,
-    /// The drain is over and every connection closed.
+    /// The hub has told the shard to end, which it does when every shard's subscribers are gone.
     Ended,
 }
 
@@ -41,12 +41,14 @@ pub struct Shard<R> {
     ring: R,
     inbox: Inbox,
     state: State,
+    /// True from [`Message::End`] on.
+    told_to_end: bool,
 }
 
 impl<R: EgressRing> Shard<R> {
     /// A shard without connections.
     pub fn new(setup: Setup, ring: R, inbox: Inbox, now: Stamp) -> Shard<R> {
-        Shard { ring, inbox, state: State::new(setup, now) }
+        Shard { ring, inbox, state: State::new(setup, now), told_to_end: false }
     }
 
     /// One turn at the time `now`.
@@ -69,7 +71,10 @@ impl<R: EgressRing> Shard<R> {
             state.handle_ticks(ticks);
         }
         let asked = state.sweep(&mut self.ring);
-        if (ticks > 0 || !asked) && state.drain() {
+        if ticks > 0 || !asked {
+            state.drain();
+        }
+        if self.told_to_end {
             return Ok(Turn::Ended);
         }
         if asked || self.ring.wants_submit() {
@@ -90,7 +95,8 @@ impl<R: EgressRing> Shard<R> {
             match message {
                 Message::Batch(batch) => self.state.take_events(&batch),
                 Message::Report(scrape) => scrapes.push(scrape),
-                Message::Drain { deadline } => self.state.drain_deadline = Some(deadline),
+                Message::Drain(drain) => self.state.drain = Some(drain),
+                Message::End => self.told_to_end = true,
             }
         }
         (taken, scrapes)

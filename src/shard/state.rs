@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::batch::Batches;
 use super::connections::{Connections, Phase, TopicIndex};
 use super::topics::Topics;
-use crate::broadcast::{Demand, EncodedBatch, TopicQuery};
+use crate::broadcast::{Demand, Drain, EncodedBatch, TopicQuery};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -66,8 +66,8 @@ pub struct State {
     pub(super) sequence_at_tick: u64,
     /// Subscribers now, of any format.
     pub(super) subscribers: usize,
-    /// When the drain is over; `None` while serving.
-    pub(super) drain_deadline: Option<Stamp>,
+    /// `None` while serving.
+    pub(super) drain: Option<Drain>,
     /// Why accepts failed since the last tick.
     pub(super) accept_errno: Option<i32>,
     /// Batches of which sends were taken whole since the last turn, by format.
@@ -106,7 +106,7 @@ impl State {
             sequence: 0,
             sequence_at_tick: 0,
             subscribers: 0,
-            drain_deadline: None,
+            drain: None,
             accept_errno: None,
             completed: Default::default(),
             offered: Vec::new(),

@@ -74,7 +74,7 @@ impl State {
             }
             Head::Subscribe(subscribe, used) => self.subscribe(slot, *subscribe).then_some(used),
             Head::Health { head_only } => {
-                let accepting = self.drain_deadline.is_none();
+                let accepting = self.drain.is_none();
                 self.answer(slot, http::health(accepting, head_only));
                 self.finish(slot, CloseReason::Answered);
                 None
@@ -157,7 +157,7 @@ impl State {
 
     /// Makes the connection a subscriber; false if it was refused.
     fn subscribe(&mut self, slot: Slot, request: Subscribe) -> bool {
-        let refusal = if self.drain_deadline.is_some() {
+        let refusal = if self.drain.is_some() {
             Some((CloseReason::Draining, "the server is draining"))
         } else if self.subscribers >= self.setup.connections_max {
             Some((CloseReason::Full, "the server has as many subscribers as it takes"))

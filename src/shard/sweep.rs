@@ -194,7 +194,7 @@ impl State {
         self.send_news(slot, at_hand, ring);
         let connection = self.connections.get(slot);
         let has_everything = !connection.sending && connection.turn != self.turn;
-        if self.drain_deadline.is_some() && connection.phase == Phase::Open && has_everything {
+        if self.drain.is_some() && connection.phase == Phase::Open && has_everything {
             self.hang_up(slot, CloseReason::Draining, "the server is draining");
         }
     }

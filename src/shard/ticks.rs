@@ -100,11 +100,12 @@ impl State {
         self.mark_ready(slot);
     }
 
-    /// One look at all connections of a draining shard. Subscribers who have everything are hung up on; at the deadline all
-    /// are. Returns true when no subscriber is left; whoever else is there was told to go elsewhere, or asked nothing yet.
-    pub(super) fn drain(&mut self) -> bool {
-        let Some(deadline) = self.drain_deadline else { return false };
-        let overdue = self.now >= deadline;
+    /// One look at all connections of a draining shard that is not done. Subscribers who have everything are hung up on; at
+    /// the deadline all are. Says so when no subscriber is left; whoever else is there was told to go elsewhere, or
+    /// asked nothing yet.
+    pub(super) fn drain(&mut self) {
+        let Some(drain) = self.drain.as_ref().filter(|drain| !drain.is_done()) else { return };
+        let overdue = self.now >= drain.deadline;
         let mut serving = false;
         for slot in 0..self.connections.capacity() as Slot {
             let connection = self.connections.get(slot);
@@ -120,6 +121,8 @@ impl State {
                 _ => {}
             }
         }
-        !serving
+        if let (false, Some(drain)) = (serving, &mut self.drain) {
+            drain.say_done();
+        }
     }
 }

@@ -85,6 +85,32 @@ async fn a_draining_data_plane_answers_503() {
     server.await_closed("draining", 2).await;
 }
 
+/// A shard whose own subscribers have gone answers and counts until those of the others have.
+#[tokio::test]
+async fn every_shard_of_a_draining_data_plane_answers_503() {
+    let mut server =
+        Server::start(&["--shards", "2", "--drain-ms-max", "120000", "--stall-ms-max", "120000"]);
+    let mut behind = Subscriber::connect(server.data, Protocol::Sse, &["t"]).await;
+    let next = publish_until_stuck(&server, "t", Protocol::Sse, &mut [], 0, 3).await;
+    server.signal(Signal::TERM);
+    await_draining(&server).await;
+    let accepted = async || {
+        let stats = server.stats().await;
+        [0, 1].map(|shard| stats["shards"][shard]["accepted"].as_u64())
+    };
+    let before = accepted().await.map(|count| count.expect("both shards run"));
+    until("many probes of both shards", async || {
+        let probe = exchange(server.data, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert_eq!((probe.status, probe.line()), (503, "draining"));
+        let now = accepted().await;
+        let enough = |shard: usize| now[shard].is_some_and(|now| now >= before[shard] + 30);
+        (enough(0) && enough(1)).then_some(())
+    })
+    .await;
+    read_all_and_end(&mut behind, 0, next).await;
+    assert_eq!(server.ended().await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn a_subscriber_that_never_reads_is_cut_off_at_the_limit() {
     let mut server = Server::start(&["--shards", "1", "--drain-ms-max", "1000", "--stall-ms-max", "120000"]);

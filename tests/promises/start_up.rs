@@ -1,28 +1,41 @@
 //! Claim: a server that cannot start says why in one line and ends with an exit code other than 0.
 //!
-//! Set-up: ports in use, CPUs that the process may not use, limits that contradict each other or the machine, files
-//! that are missing or wrong.
+//! Set-up: ports in use, CPUs that the process may not use, limits that contradict each other or the machine, io_uring
+//! forbidden, files that are missing or wrong.
 //!
 //! Expectation: exit code 1 for what this machine does not allow, 2 for what makes no sense; standard error has one line
 //! that names the cause, standard output nothing.
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 
-use crate::support::{Protocol, Server, Subscriber};
+use rustix::process::{Pid, Signal, kill_process};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 
-/// Runs the program, which must end by itself. `timeout` of coreutils guards a server that starts after all.
+use crate::support::server::{answer, client, lines_of};
+use crate::support::{PATIENCE, Protocol, Server, Subscriber};
+
+const ANYWHERE: [&str; 4] = ["--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"];
+
+/// Runs the program, which must end by itself.
 fn run(flags: &[&str], environment: &[(&str, &str)]) -> Output {
-    Command::new("timeout")
-        .arg("60")
+    under("true", flags).envs(environment.iter().copied()).output().expect("the program runs")
+}
+
+/// The program under a limit that the shell sets first (`ulimit -n 26`). `timeout` of coreutils guards a server that
+/// starts after all.
+fn under(limit: &str, flags: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &format!("{limit} && exec timeout 60 \"$0\" \"$@\"")])
         .arg(env!("CARGO_BIN_EXE_fanwave"))
         .args(flags)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .envs(environment.iter().copied())
-        .stdin(Stdio::null())
-        .output()
-        .expect("the program runs")
+        .stdin(Stdio::null());
+    command
 }
 
 fn assert_refused(what: &str, output: &Output, code: i32, parts: &[&str]) {
@@ -45,6 +58,22 @@ fn a_port_in_use_is_named_with_the_remedy() {
     ] {
         let output = run(&flags, &[]);
         assert_refused(&address, &output, 1, &[&address, "in use", "--listen or --control"]);
+    }
+}
+
+/// Neither plane is open on IPv4 if only IPv6 addresses were named, the private one least of all.
+#[tokio::test]
+async fn an_ipv6_address_opens_nothing_on_ipv4() {
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+        eprintln!("skipped: this machine has no IPv6");
+        return;
+    }
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    let server = Server::start_on(any, any, &["--shards", "1"]);
+    for bound in [server.data, server.control] {
+        TcpStream::connect((Ipv6Addr::LOCALHOST, bound.port())).expect("it listens");
+        let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, bound.port())).expect_err("not on IPv4");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{bound}");
     }
 }
 
@@ -89,6 +118,102 @@ fn more_connections_than_descriptors_are_refused_with_the_remedy() {
         1,
         &["--connections-per-shard-max", "ulimit -n"],
     );
+}
+
+/// From hardly any descriptor to one too few: no such server starts, aborts, or finds out later.
+#[test]
+fn a_descriptor_limit_below_what_the_server_itself_needs_is_refused() {
+    for sockets in ["direct", "plain"] {
+        for limit in [16, 20, 26, 28, 40, 57] {
+            let flags = [&ANYWHERE[..], &["--shards", "2", "--sockets", sockets]].concat();
+            let output = under(&format!("ulimit -n {limit}"), &flags).output().expect("the program runs");
+            let what = format!("{limit} descriptors, {sockets} sockets");
+            let told = format!("the descriptor limit of {limit}, of which the server itself needs ");
+            assert_refused(&what, &output, 1, &[&told, "room for 0 connections", "raise ulimit -n"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_lowest_descriptor_limit_that_is_taken_serves_both_planes() {
+    let flags = [&ANYWHERE[..], &["--shards", "2", "--sockets", "direct"]].concat();
+    let mut command = under("ulimit -n 58", &flags);
+    let mut server =
+        command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
+    let lines = lines_of(server.stdout.take().expect("piped"));
+    let address = |label| {
+        let mut banner = std::iter::from_fn(|| lines.recv_timeout(PATIENCE).ok());
+        let line = banner.find_map(|line| line.strip_prefix(label).map(str::to_string));
+        line.expect("a banner with this address").parse::<SocketAddr>().expect("an address")
+    };
+    let (data, control) = (address("data plane    "), address("control plane "));
+    let mut subscribers = Vec::new();
+    for _ in 0..20 {
+        subscribers.push(Subscriber::connect(data, Protocol::Sse, &["t"]).await);
+    }
+    let publish = client(reqwest::Client::builder()).post(format!("http://{control}/topics/t")).body("x");
+    assert_eq!(answer(publish).await.status, 200);
+    for subscriber in &mut subscribers {
+        assert_eq!(subscriber.text().await, "x");
+    }
+    // `timeout` hands it on.
+    kill_process(Pid::from_child(&server), Signal::TERM).expect("our own child");
+    assert_eq!(server.wait().expect("our own child").code(), Some(0));
+}
+
+/// io_uring forbidden, as by the seccomp profile of most containers, or not there at all. glommio panics then, so it
+/// must not be asked first.
+#[test]
+fn a_start_without_io_uring_names_the_cause_and_the_remedy() {
+    let forbidden = ["Operation not permitted", "kernel.io_uring_disabled", "seccomp"];
+    let missing = ["Function not implemented", "Linux 6.1 or newer", "CONFIG_IO_URING"];
+    for (call, errno, parts) in [
+        (libc::SYS_io_uring_setup, libc::EPERM, &forbidden[..]),
+        (libc::SYS_io_uring_setup, libc::ENOSYS, &missing),
+        (libc::SYS_io_uring_register, libc::EPERM, &forbidden),
+        (libc::SYS_io_uring_enter, libc::EPERM, &forbidden),
+    ] {
+        let what = format!("system call {call} answered with {errno}");
+        let parts = [parts, &["io_uring"]].concat();
+        assert_refused(&what, &run_without(call, Vec::new(), errno), 1, &parts);
+    }
+}
+
+/// The rings of our own are made, those of glommio, which have 128 entries, are not.
+#[test]
+fn a_shard_whose_executor_cannot_be_made_is_named_with_the_cause_and_the_remedy() {
+    let glommio = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 128);
+    let rule = SeccompRule::new(vec![glommio.expect("a condition")]).expect("a rule");
+    let output = run_without(libc::SYS_io_uring_setup, vec![rule], libc::EMFILE);
+    let parts = ["shard 0: cannot make its executor: ", "Too many open files", "raise ulimit -n"];
+    assert_refused("an executor that cannot be made", &output, 1, &parts);
+}
+
+/// Runs the program where the system call `call`, if it matches one of `rules` or there is none, is answered with
+/// `errno`.
+fn run_without(call: libc::c_long, rules: Vec<SeccompRule>, errno: i32) -> Output {
+    let filter = SeccompFilter::new(
+        [(call, rules)].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno as u32),
+        std::env::consts::ARCH.try_into().expect("an architecture that io_uring has"),
+    );
+    let program: BpfProgram = filter.expect("a filter").try_into().expect("a small filter");
+    // A filter stays for good with the thread that sets it, and goes on to the processes that it starts.
+    let filtered = std::thread::spawn(move || {
+        seccompiler::apply_filter(&program).expect("every kernel with io_uring has seccomp");
+        run(&ANYWHERE, &[])
+    });
+    filtered.join().expect("the program runs")
+}
+
+/// glommio asks for 512 KiB, whether or not the kernel holds this user to the limit.
+#[test]
+fn a_limit_of_locked_memory_that_is_too_low_is_named_with_the_remedy() {
+    let flags = [&ANYWHERE[..], &["--shards", "2"]].concat();
+    let output = under("ulimit -l 64", &flags).output().expect("the program runs");
+    let parts = ["shard 0: ", "(memlock) is 64 KiB", "needs 512 KiB", "raise ulimit -l"];
+    assert_refused("64 KiB of locked memory", &output, 1, &parts);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Making the ring: which features to ask for, how to tell that they work, and what to tell the operator if not.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use glommio::io::BufferedFile;
 use io_uring::{IoUring, opcode};
@@ -11,8 +11,21 @@ use crate::egress::ring::RingError;
 /// User data of the self-test's no-op.
 const SELF_TEST: u64 = 0x5e1f;
 
+/// Makes a ring as every shard's will be, tests it and throws it away, so that a start fails with cause and remedy
+/// before anything else uses io_uring. On a thread of its own, because a ring belongs to the thread that made it.
+pub fn try_out(submissions: u32, completions: u32) -> Result<(), RingError> {
+    let failed = |source| RingError { what: "preparing the io_uring's self-test", source, remedy: "" };
+    let doorbell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
+        .map_err(|error| failed(error.into()))?;
+    let attempt = std::thread::Builder::new()
+        .name("self-test".into())
+        .spawn(move || self_test(&mut build(submissions, completions)?, doorbell.as_fd()))
+        .map_err(failed)?;
+    attempt.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// The best ring that this kernel makes: without a submission array (Linux 6.6), with task work deferred to our own enters (6.1),
-/// or at least without interrupts for it (5.19).
+/// or at least without interrupts for it (6.0, the first that knows a single issuer).
 pub fn build(submissions: u32, completions: u32) -> Result<IoUring, RingError> {
     let mut last = None;
     for (no_array, defer) in [(true, true), (false, true), (false, false)] {
@@ -41,7 +54,12 @@ pub fn build(submissions: u32, completions: u32) -> Result<IoUring, RingError> {
 }
 
 fn refused(source: io::Error) -> RingError {
-    let remedy = match source.raw_os_error() {
+    RingError { remedy: remedy(&source), what: "making an io_uring", source }
+}
+
+/// What the operator can do about a ring that is refused or does not work.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
         Some(libc::ENOSYS) => {
             "; this kernel has no io_uring: Linux 6.1 or newer built with CONFIG_IO_URING is needed"
         }
@@ -49,16 +67,17 @@ fn refused(source: io::Error) -> RingError {
             "; io_uring is forbidden here: set sysctl kernel.io_uring_disabled=0 and let the container's seccomp \
              profile pass io_uring_setup, io_uring_enter and io_uring_register"
         }
-        Some(libc::ENOMEM) => "; the locked-memory limit is too small: raise ulimit -l (memlock)",
+        Some(libc::ENOMEM) => {
+            "; there is too little memory for it: raise the memory limit of the container or ulimit -l (memlock)"
+        }
         Some(libc::EMFILE | libc::ENFILE) => "; no descriptor is left: raise ulimit -n",
         _ => "; Linux 6.1 or newer is needed",
-    };
-    RingError { what: "making an io_uring", source, remedy }
+    }
 }
 
 /// Sends a no-op through the ring and sees that its completion rings the doorbell; the doorbell is quiet afterwards.
 pub fn self_test(ring: &mut IoUring, doorbell: BorrowedFd<'_>) -> Result<(), RingError> {
-    let failed = |what, source| RingError { what, source, remedy: "; Linux 6.1 or newer is needed" };
+    let failed = |what, source| RingError { remedy: remedy(&source), what, source };
     ring.submitter()
         .register_eventfd(doorbell.as_raw_fd())
         .map_err(|source| failed("registering the doorbell with the io_uring", source))?;

@@ -92,6 +92,42 @@ async fn a_drain_sends_the_last_batch_before_it_tells_the_shards_and_ends_when_t
     assert_eq!(gone.kind(), ErrorKind::ConnectionRefused);
 }
 
+/// What the hub says next to a shard that nobody plays.
+async fn next(inbox: &Inbox) -> Message {
+    loop {
+        match inbox.try_recv() {
+            Some(message) => return message,
+            None => tokio::task::yield_now().await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_shard_is_told_to_end_before_all_are_done() {
+    let server = serve(2, Limits::default(), None);
+    server.drain.notify_one();
+    let mut drains = Vec::new();
+    for inbox in &server.inboxes {
+        let Message::Drain(drain) = next(inbox).await else { panic!("the drain comes first") };
+        drains.push(drain);
+    }
+    drains[0].say_done();
+    // The control API serves as long as a shard delivers.
+    assert!(ask(server.control, "GET", "/healthz", "").await.starts_with("HTTP/1.1 503"));
+    assert!(server.inboxes[0].try_recv().is_none(), "the other shard is not done");
+    drains[1].say_done();
+    for inbox in &server.inboxes {
+        assert!(matches!(next(inbox).await, Message::End));
+    }
+    // By the time that shards end, nobody can ask any more who has ended.
+    let gone = TcpStream::connect(server.control).await.expect_err("nobody listens");
+    assert_eq!(gone.kind(), ErrorKind::ConnectionRefused);
+    for shard in [0, 1] {
+        server.ends.send(ShardEnd { shard, result: Ok(()) }).expect("it runs");
+    }
+    server.ended.await.expect("no panic").expect("a clean end");
+}
+
 #[tokio::test]
 async fn an_endless_publish_gets_its_summary_at_the_drain() {
     let mut server = serve(1, Limits::default(), None);

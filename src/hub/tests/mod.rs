@@ -121,7 +121,7 @@ enum Seen {
     Drain,
 }
 
-/// Reads `inbox` until it is told to drain, then says that it ended.
+/// Reads `inbox` until it is told to end, then says that it ended. It drains in no time.
 fn start_shard(
     inbox: Inbox,
     number: usize,
@@ -144,8 +144,11 @@ fn start_shard(
                 Some(Message::Report(Scrape { query, answer })) => {
                     let _ = answer.send(report(number, &topics, &query));
                 }
-                Some(Message::Drain { .. }) => {
+                Some(Message::Drain(mut drain)) => {
+                    drain.say_done();
                     let _ = tell.send(Seen::Drain);
+                }
+                Some(Message::End) => {
                     if let Some(ends) = &ends {
                         let _ = ends.send(ShardEnd { shard: number, result: Ok(()) });
                     }
