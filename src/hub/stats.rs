@@ -10,7 +10,7 @@ use serde::ser::Serializer;
 use super::{Hub, RefusalCounts};
 use crate::broadcast::TopicQuery;
 use crate::clock::Stamp;
-use crate::close::CLOSE_TABLE;
+use crate::close::{CLOSE_TABLE, CloseReason};
 use crate::metrics::{FormatCounters, ShardMetrics, ShardReport};
 use crate::wire::Format;
 
@@ -106,7 +106,7 @@ impl<T: Serialize> Serialize for ByFormat<T> {
 }
 
 /// Closed connections; an object by label.
-struct ByReason([u64; CLOSE_TABLE.len()]);
+struct ByReason([u64; CloseReason::COUNT]);
 
 impl Serialize for ByReason {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
