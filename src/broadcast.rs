@@ -58,6 +58,11 @@ impl Encoded {
         self.forgets.as_ref()
     }
 
+    /// Bytes that a window counts for it: what the event weighs, and the name of what is forgotten for it.
+    pub fn weight(&self) -> usize {
+        self.event.weight() + self.forgets.as_ref().map_or(0, |topic| topic.as_str().len())
+    }
+
     /// The wire bytes in `format`, encoded on the first call.
     pub fn frame(&self, format: Format) -> &Bytes {
         self.frames[format.index()].get_or_init(|| {

@@ -86,7 +86,7 @@ fn field(text: &str, name: &str) -> Option<String> {
 /// The commit of the checkout of this project that `directory` is in.
 fn commit(directory: &Path) -> Option<String> {
     let git = |args: &[&str]| {
-        let output = Command::new("git").arg("-C").arg(directory).args(args).output().ok()?;
+        let output = git_in(directory).args(args).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let root = git(&["rev-parse", "--show-toplevel"])?;
@@ -97,6 +97,16 @@ fn commit(directory: &Path) -> Option<String> {
     let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
     let dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
     Some(if dirty { format!("{commit}-dirty") } else { commit })
+}
+
+/// `git` in `directory`, whatever repository a hook that called us belongs to.
+fn git_in(directory: &Path) -> Command {
+    let mut git = Command::new("git");
+    for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
+        git.env_remove(name);
+    }
+    git.arg("-C").arg(directory);
+    git
 }
 
 #[cfg(test)]
@@ -115,7 +125,7 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("loadtest-commit-{}", std::process::id()));
         fs::create_dir_all(directory.join("loadtest")).expect("a temporary directory");
         let git = |args: &[&str]| {
-            let output = Command::new("git").arg("-C").arg(&directory).args(args).output().expect("git runs");
+            let output = git_in(&directory).args(args).output().expect("git runs");
             assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
             String::from_utf8_lossy(&output.stdout).trim().to_owned()
         };

@@ -10,6 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use reqwest::Url;
+use tokio::time::timeout;
 
 mod backoff;
 pub mod publish;
@@ -32,7 +33,7 @@ pub enum ClientError {
     Io(#[from] io::Error),
 }
 
-/// From the first packet to an open connection.
+/// From the first packet to an open connection, and from then to an answer where one is due.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 /// Silence on a connection until the kernel asks whether the peer is still there.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
@@ -123,8 +124,8 @@ fn refusal_line(status: http::StatusCode, body: &[u8]) -> String {
 async fn read_refusal(mut response: reqwest::Response) -> String {
     let status = response.status();
     let mut body = Vec::new();
-    // A body that breaks off is told as far as it came.
-    while let Ok(Some(chunk)) = response.chunk().await {
+    // A body that breaks off, or does not come, is told as far as it came.
+    while let Ok(Ok(Some(chunk))) = timeout(CONNECT_TIME_MAX, response.chunk()).await {
         body.extend_from_slice(&chunk[..chunk.len().min(REFUSAL_BYTES_MAX - body.len())]);
         if body.len() == REFUSAL_BYTES_MAX {
             break;

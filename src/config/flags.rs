@@ -179,13 +179,13 @@ limit_flags! {
         drain_ms_max: Millis;
     }
     "Windows" {
-        /// Topics known at a time, about 600 bytes each in the hub and per shard
+        /// Topics remembered, and topics with subscribers per shard; about 600 bytes each, twice per shard
         topics_max: Count;
         /// Data of one published event
         message_bytes_max: Size;
         /// Events of one topic that a late or slow subscriber still gets
         window_events_max: Count;
-        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,045 B)
+        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,061 B)
         window_bytes_max: Size;
         /// Age of these events
         window_ms_max: Millis;
@@ -195,7 +195,7 @@ limit_flags! {
     "Queues and sends" {
         /// Events accepted and not yet broadcast; beyond it publishers get 503
         hub_queue_events_max: Count;
-        /// Bytes of these events, at least --message-bytes-max + 1,045 B
+        /// Bytes of these events, at least --message-bytes-max + 1,061 B
         hub_queue_bytes_max: Size;
         /// Broadcasts waiting for one shard; a full queue holds the hub back
         shard_queue_batches_max: Count;
@@ -477,9 +477,9 @@ pub(super) mod tests {
             ("handshake-bytes-max", "[at least 512]"),
             ("message-bytes-max", "[1 to 1GiB]"),
             ("drain-ms-max", "[at most 2000000000]"),
-            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,045 B)"),
+            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,061 B)"),
             ("window-bytes-total-max", "at least --window-bytes-max"),
-            ("hub-queue-bytes-max", "at least --message-bytes-max + 1,045 B"),
+            ("hub-queue-bytes-max", "at least --message-bytes-max + 1,061 B"),
         ] {
             assert!(text(flag).contains(bounds), "--{flag}: no {bounds:?} in {}", text(flag));
         }
@@ -497,11 +497,11 @@ pub(super) mod tests {
             ];
             config(&flags.each_ref().map(String::as_str), &[]).map(drop)
         };
-        assert_eq!(sizes(4 * 2_045, 4 * 2_045, 2_045), Ok(()));
+        assert_eq!(sizes(4 * 2_061, 4 * 2_061, 2_061), Ok(()));
         for (flag, refused) in [
-            ("--window-bytes-max ", sizes(4 * 2_045 - 1, 4 * 2_045, 2_045)),
-            ("--window-bytes-total-max ", sizes(4 * 2_045, 4 * 2_045 - 1, 2_045)),
-            ("--hub-queue-bytes-max ", sizes(4 * 2_045, 4 * 2_045, 2_044)),
+            ("--window-bytes-max ", sizes(4 * 2_061 - 1, 4 * 2_061, 2_061)),
+            ("--window-bytes-total-max ", sizes(4 * 2_061, 4 * 2_061 - 1, 2_061)),
+            ("--hub-queue-bytes-max ", sizes(4 * 2_061, 4 * 2_061, 2_044)),
         ] {
             assert!(refused.expect_err(flag).starts_with(flag), "{flag}");
         }

@@ -107,7 +107,8 @@ impl Limits {
         self.window_bytes_max / WINDOW_BATCHES_MIN
     }
 
-    /// The longest NDJSON line: an escape in ASCII (`\u0436`) makes text three times as long, base64 less; the other fields are short.
+    /// The longest NDJSON line: what must be escaped to be ASCII (`\u0436`) is three times as long, base64 less; the other fields are
+    /// short. Only control characters and escapes without need (`\u003c`) are longer, six times for each.
     pub fn line_bytes_max(&self) -> usize {
         self.message_bytes_max * 3 + (4 << 10)
     }
@@ -305,6 +306,8 @@ pub const CONTROL_GRACE_MS: u64 = 500;
 pub const LINE_BYTES_KEPT: usize = 16 << 10;
 /// Error lines that wait for the publisher of one NDJSON stream to read them; further ones are only counted.
 pub const ERROR_LINES_MAX: usize = 256;
+/// Bytes of one refusal's text: parsers quote what they do not know, however long it is.
+pub const REFUSAL_BYTES_MAX: usize = 512;
 /// Milliseconds that a shard has to answer a scrape.
 pub const SCRAPE_MS_MAX: u64 = 1_000;
 /// Scrapes under way at once; each holds the reports of all shards.

@@ -10,6 +10,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::ser::Serializer;
 
+use crate::config::limits::REFUSAL_BYTES_MAX;
+
 /// The kind of a refusal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -100,9 +102,14 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal with its line of explanation.
+    /// A refusal with its line of explanation, which is cut off where it quotes too much of what came.
     pub fn new(reason: RefusalReason, text: impl Into<String>) -> Refusal {
-        Refusal { reason, text: text.into() }
+        let mut text = text.into();
+        if text.len() > REFUSAL_BYTES_MAX {
+            text.truncate(text.floor_char_boundary(REFUSAL_BYTES_MAX));
+            text.push('…');
+        }
+        Refusal { reason, text }
     }
 
     /// The hub's queue is full.
@@ -167,6 +174,13 @@ mod tests {
             assert_eq!(row.0 as usize, index);
             assert_eq!(TABLE.iter().filter(|other| other.1 == row.1).count(), 1);
         }
+    }
+
+    #[test]
+    fn a_refusal_that_quotes_much_is_cut_between_characters() {
+        let refusal = Refusal::new(RefusalReason::BadJson, format!("a{}", "ж".repeat(1 << 20)));
+        assert!(refusal.text.ends_with("ж…") && refusal.text.len() <= REFUSAL_BYTES_MAX + "…".len());
+        assert_eq!(Refusal::new(RefusalReason::BadJson, "short").text, "short");
     }
 
     #[test]

@@ -34,9 +34,10 @@ pub(super) async fn publish_stream(
     RawQuery(query): RawQuery,
     body: Body,
 ) -> Result<Response, Refusal> {
-    parse_query(query.as_deref(), &[]).map_err(|refusal| hub.counted(refusal))?;
-    if hub.intake().is_draining() {
-        return Err(hub.counted(Refusal::draining()));
+    let draining = hub.intake().is_draining().then(Refusal::draining);
+    if let Some(refusal) = parse_query(query.as_deref(), &[]).err().or(draining) {
+        tokio::spawn(discard(body.into_data_stream()));
+        return Err(hub.counted(refusal));
     }
     let (answers, mut lines) = mpsc::channel(ERROR_LINES_MAX + 1);
     let place = answers.clone().try_reserve_owned().expect("an empty channel has room for the summary");

@@ -63,6 +63,8 @@ pub struct TopicState {
     pub subscribers: Vec<Slot>,
     /// Subscribers by format.
     pub by_format: [u32; Format::COUNT],
+    /// The hub has forgotten it: it goes with its events when nobody subscribes to it any more.
+    hub_forgot: bool,
     lap: Lap,
 }
 
@@ -142,6 +144,7 @@ impl Topics {
             window: Window::after(self.forgotten.take(name)),
             subscribers: Vec::new(),
             by_format: [0; Format::COUNT],
+            hub_forgot: false,
             lap: Lap::default(),
         };
         let index = match self.free.pop() {
@@ -204,12 +207,13 @@ impl Topics {
             self.forget_unless_heard(name);
         }
         let index = self.intern(&event.event.topic);
-        let weight = event.event.weight();
+        let weight = event.weight();
         let quota = self.quota;
         self.order.push_back((event.sequence, index));
         self.events += 1;
         self.bytes += weight;
         let topic = self.get_mut(index);
+        topic.hub_forgot = false;
         topic.window.push(event.clone());
         if !topic.subscribers.is_empty() {
             let lap = &mut topic.lap;
@@ -285,8 +289,10 @@ impl Topics {
         // Events leave `order` when they come to its front; those evicted early must not pile up behind it.
         if self.order.len() > 2 * self.events + 1_024 {
             let table = &self.table;
+            // Whoever had the index before had older events only.
             self.order.retain(|(sequence, index)| {
-                table[*index as usize].as_ref().is_some_and(|topic| topic.window.evicted() < *sequence)
+                let window = table[*index as usize].as_ref().map(|topic| &topic.window);
+                window.and_then(Window::front).is_some_and(|front| front.sequence <= *sequence)
             });
         }
     }
@@ -303,10 +309,15 @@ impl Topics {
         }
     }
 
-    /// Removes a topic that has neither subscribers nor events.
+    /// Removes a topic without subscribers that has no events either, or that the hub has forgotten.
     fn forget_if_unused(&mut self, index: TopicIndex) {
-        let topic = self.get(index);
-        if topic.subscribers.is_empty() && topic.window.is_empty() {
+        if !self.get(index).subscribers.is_empty() {
+            return;
+        }
+        while self.get(index).hub_forgot && !self.get(index).window.is_empty() {
+            self.evict(index);
+        }
+        if self.get(index).window.is_empty() {
             let topic = self.table[index as usize].take().expect("checked above");
             self.by_name.remove(&topic.name);
             self.free.push(index);
@@ -315,14 +326,10 @@ impl Topics {
         }
     }
 
-    /// The hub has forgotten a topic. Where nobody subscribes to it, it goes with its events.
+    /// The hub has forgotten a topic. It goes with its events as soon as nobody subscribes to it.
     fn forget_unless_heard(&mut self, name: &Topic) {
-        let Some(index) = self.find(name).filter(|index| self.get(*index).subscribers.is_empty()) else {
-            return;
-        };
-        while !self.get(index).window.is_empty() {
-            self.evict(index);
-        }
+        let Some(index) = self.find(name) else { return };
+        self.get_mut(index).hub_forgot = true;
         self.forget_if_unused(index);
     }
 
@@ -586,7 +593,7 @@ mod tests {
         let mut topics = topics(|limits| {
             limits.window_events_max = 4;
             limits.window_bytes_max = 1_000 + 4 * EVENT_BYTES_FIXED;
-            limits.window_bytes_total_max = 3_000;
+            limits.window_bytes_total_max = 3_100;
             limits.window_ms_max = 1;
         });
         for sequence in 1..=6 {
@@ -622,6 +629,46 @@ mod tests {
         assert_eq!(topics.window_events(), 4, "those of heard, a, b and c");
         let again = topics.intern(&topic("unheard"));
         assert_eq!(topics.get(again).window.evicted(), 2);
+    }
+
+    #[test]
+    fn a_topic_that_the_hub_forgot_goes_with_its_last_subscriber() {
+        let mut topics = topics(|_| ());
+        for (sequence, known_again) in [(1, true), (10, false)] {
+            let index = topics.intern(&topic("a"));
+            topics.join(index, 0, Format::Sse);
+            topics.push(&encoded("a", sequence));
+            topics.push(&Arc::new(encoded_alone("b", sequence + 1).forgetting(Some(topic("a")))));
+            if known_again {
+                topics.push(&encoded("a", sequence + 2));
+            }
+            topics.leave(index, 0, Format::Sse);
+            assert_eq!(topics.find(&topic("a")).is_some(), known_again);
+        }
+        assert_eq!(topics.window_events(), 2, "both of b");
+    }
+
+    #[test]
+    fn what_is_forgotten_early_does_not_pile_up_behind_an_old_event() {
+        let mut topics = topics(|_| ());
+        topics.push(&encoded("old", 1));
+        let mut sequence = 1;
+        let mut push = |topics: &mut Topics, number: usize, forgets: Option<usize>| {
+            sequence += 1;
+            let event = encoded_alone(&number.to_string(), sequence);
+            let forgets = forgets.map(|number| topic(&number.to_string()));
+            topics.push(&Arc::new(event.forgetting(forgets)));
+        };
+        for number in 0..100 {
+            (0..50).for_each(|_| push(&mut topics, number, None));
+        }
+        // Each takes the place of the one that goes for it.
+        for number in 0..100 {
+            push(&mut topics, 1_000 + number, Some(number));
+            let (entries, events) = (topics.order.len(), topics.events);
+            assert!(entries <= 2 * events + 1_025, "{entries} entries of {events} events");
+        }
+        assert_eq!(topics.window_events(), 101);
     }
 
     #[test]

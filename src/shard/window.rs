@@ -37,14 +37,14 @@ impl Window {
     pub fn push(&mut self, event: Arc<Encoded>) {
         assert!(event.sequence > self.newest, "sequences rise");
         self.newest = event.sequence;
-        self.bytes += event.event.weight();
+        self.bytes += event.weight();
         self.events.push_back(event);
     }
 
     /// Drops the oldest event and returns its weight.
     pub fn evict(&mut self) -> usize {
         let Some(event) = self.events.pop_front() else { return 0 };
-        let weight = event.event.weight();
+        let weight = event.weight();
         self.bytes -= weight;
         self.evicted = event.sequence;
         weight

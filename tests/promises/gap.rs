@@ -95,8 +95,8 @@ async fn a_quiet_topic_has_no_gap_although_its_window_is_gone() {
         "--shards",
         "1",
         "--message-bytes-max=1000",
-        "--window-bytes-max=8KiB",
-        "--window-bytes-total-max=8KiB",
+        "--window-bytes-max=9KiB",
+        "--window-bytes-total-max=9KiB",
     ]);
     let quiet = server.publish("quiet", "q0").await;
     let missed = server.publish("missed", "m0").await;

@@ -59,7 +59,7 @@ async fn read_answer(
     unsent: &mut Unsent,
     out: &mut dyn Write,
     notes: &mut dyn Write,
-) -> Result<Option<Answer>, ClientError> {
+) -> Result<Option<Summary>, ClientError> {
     let mut summary = None;
     let mut answer = Vec::new();
     loop {
@@ -82,18 +82,16 @@ async fn read_answer(
 }
 
 /// What all lines together came to.
-fn verdict(summary: Answer, unsent: &Unsent) -> Result<(), ClientError> {
-    let Answer { accepted, refused, error, .. } = summary;
-    if let Some(error) = error {
-        return Err(ClientError::Refused(error));
-    }
+fn verdict(summary: Summary, unsent: &Unsent) -> Result<(), ClientError> {
+    let Summary { accepted, refused, error } = summary;
     let left_out = unsent.lines;
-    if refused + left_out > 0 || unsent.broken {
-        let text =
-            format!("lines: {accepted} accepted, {refused} refused by the server, {left_out} left out here");
-        return Err(ClientError::Refused(text));
+    let counts =
+        format!("lines: {accepted} accepted, {refused} refused by the server, {left_out} left out here");
+    match error {
+        Some(error) => Err(ClientError::Refused(format!("{error}; {counts}"))),
+        None if refused + left_out > 0 || unsent.broken => Err(ClientError::Refused(counts)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// What keeps a line of standard input from being sent, with its number from 1.
@@ -141,16 +139,25 @@ impl Unsent {
     }
 }
 
-/// One line of the answer to a stream of lines: a refused line with its number, or the summary without one.
+/// One line of the answer to a stream of lines.
 #[derive(serde::Deserialize)]
-struct Answer {
-    line: Option<u64>,
-    /// Why the line was refused, or why the stream ended early.
-    error: Option<String>,
-    #[serde(default)]
+#[serde(untagged)]
+enum Answer {
+    /// A line was refused.
+    Line {
+        line: u64,
+        error: String,
+    },
+    Summary(Summary),
+}
+
+/// The last line of the answer.
+#[derive(serde::Deserialize)]
+struct Summary {
     accepted: u64,
-    #[serde(default)]
     refused: u64,
+    /// Why the stream ended early.
+    error: Option<String>,
 }
 
 /// Passes one line of the answer on, and gives the summary if it was that.
@@ -158,16 +165,22 @@ fn print_answer(
     line: &[u8],
     out: &mut dyn Write,
     notes: &mut dyn Write,
-) -> Result<Option<Answer>, ClientError> {
+) -> Result<Option<Summary>, ClientError> {
     let text = String::from_utf8_lossy(line);
-    let answer = serde_json::from_str::<Answer>(&text).ok();
-    if let Some(Answer { line: Some(number), error, .. }) = answer {
-        note(notes, &format!("line {number}: {}", error.as_deref().unwrap_or("refused")));
-        return Ok(None);
+    match serde_json::from_str(&text) {
+        Ok(Answer::Line { line: number, error }) => {
+            note(notes, &format!("line {number}: {error}"));
+            Ok(None)
+        }
+        answer => {
+            writeln!(out, "{text}")?;
+            out.flush()?;
+            Ok(match answer {
+                Ok(Answer::Summary(summary)) => Some(summary),
+                _ => None,
+            })
+        }
     }
-    writeln!(out, "{text}")?;
-    out.flush()?;
-    Ok(answer)
 }
 
 /// One line of NDJSON.
@@ -327,7 +340,11 @@ mod tests {
     async fn a_stream_that_the_server_ends_is_no_success() {
         let draining =
             "{\"accepted\":0,\"refused\":0,\"error\":\"draining: lines from 1 on were not taken\"}\n";
-        for (answer, told) in [(draining, "draining: lines from 1"), ("", "the answer broke off")] {
+        for (answer, told) in [
+            (draining, "draining: lines from 1"),
+            ("", "the answer broke off"),
+            ("{}\n", "the answer broke off"),
+        ] {
             let (listener, server) = listener().await;
             let (keyboard, input) = tokio::io::duplex(64);
             let serve = async {
@@ -451,6 +468,6 @@ mod tests {
         };
         let ((), (result, _, _)) = tokio::join!(serve, publish(&server, &["t", "--lines"], input));
         drop(keyboard);
-        assert_refused(result, "draining");
+        assert_refused(result, "draining; lines: 0 accepted, 0 refused by the server, 0 left out here");
     }
 }

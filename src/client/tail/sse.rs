@@ -6,8 +6,9 @@ use std::time::Duration;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use reqwest::Url;
+use tokio::time::timeout;
 
-use super::super::{ClientError, http_client, read_refusal, retry_after, root_cause};
+use super::super::{CONNECT_TIME_MAX, ClientError, http_client, read_refusal, retry_after, root_cause};
 use super::{EVENT_BYTES_MAX, Ended, Output, Payload};
 use crate::wire::sse::GAP_EVENT;
 use crate::wire::sse_parser::{ParsedEvent, Parser};
@@ -39,11 +40,12 @@ impl Stream {
     /// Connects once and prints until the connection is over.
     pub(super) async fn follow(&mut self, output: &mut Output<'_>) -> Ended {
         let request = self.client.get(self.url.clone()).headers(self.headers());
-        let mut response = match request.send().await {
-            Ok(response) => response,
-            Err(error) => {
+        let mut response = match timeout(CONNECT_TIME_MAX, request.send()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => {
                 return self.lost(format!("cannot connect to {}: {}", self.url, root_cause(&error)));
             }
+            Err(_) => return self.lost(format!("cannot connect to {}: no answer in time", self.url)),
         };
         match response.status() {
             StatusCode::OK if is_event_stream(response.headers()) => {}
