@@ -20,10 +20,9 @@ use crate::config::limits::{
 };
 use crate::config::room::{Room, Sharers};
 use crate::config::{Config, ControlAddress, Sockets};
-use crate::egress::RingError;
-use crate::egress::Slot;
 use crate::egress::listener::{listen, listen_alone};
 use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
+use crate::egress::{RingError, Slot};
 use crate::event::Epoch;
 use crate::hub::{self, ControlListener, HubError, ShardEnd};
 use crate::runtime::{ShardHandle, ShardStart, spawn_shard, why_not_ready};
