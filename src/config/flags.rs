@@ -501,7 +501,7 @@ pub(super) mod tests {
         for (flag, refused) in [
             ("--window-bytes-max ", sizes(4 * 2_061 - 1, 4 * 2_061, 2_061)),
             ("--window-bytes-total-max ", sizes(4 * 2_061, 4 * 2_061 - 1, 2_061)),
-            ("--hub-queue-bytes-max ", sizes(4 * 2_061, 4 * 2_061, 2_044)),
+            ("--hub-queue-bytes-max ", sizes(4 * 2_061, 4 * 2_061, 2_060)),
         ] {
             assert!(refused.expect_err(flag).starts_with(flag), "{flag}");
         }
