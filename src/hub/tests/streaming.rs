@@ -16,12 +16,18 @@ struct Open {
 }
 
 async fn open(bench: &Bench) -> Open {
+    let (status, open) = ask(bench, "/publish").await;
+    assert_eq!(status, StatusCode::OK, "the head comes before the body");
+    open
+}
+
+/// Begins a request for `target` whose body is still to come, and waits for the head of the answer.
+async fn ask(bench: &Bench, target: &str) -> (StatusCode, Open) {
     let (feed, mut fed) = mpsc::unbounded_channel::<io::Result<String>>();
     let body = Body::from_stream(stream::poll_fn(move |context| fed.poll_recv(context)));
-    let request = Request::post("/publish").body(body).expect("a request");
+    let request = Request::post(target).body(body).expect("a request");
     let response = bench.router.clone().oneshot(request).await.expect("infallible");
-    assert_eq!(response.status(), StatusCode::OK, "the head comes before the body");
-    Open { feed, answer: response.into_body().into_data_stream() }
+    (response.status(), Open { feed, answer: response.into_body().into_data_stream() })
 }
 
 impl Open {
@@ -217,6 +223,21 @@ async fn a_drain_ends_a_stream_and_names_the_first_line_not_taken() {
     assert_eq!(summary[0]["error"], "draining: lines from 3 on were not taken");
     drop(feed);
     bench.post("/publish", line(9)).await.assert_error(StatusCode::SERVICE_UNAVAILABLE, "draining");
+}
+
+/// A body that is dropped resets its publisher, who would never read why.
+#[tokio::test]
+async fn a_stream_that_is_refused_at_once_is_read_on() {
+    let bench = bench(1, Limits::default());
+    let (status, unknown) = ask(&bench, "/publish?colour=1").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    bench.hub.begin_drain();
+    let (status, late) = ask(&bench, "/publish").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    for open in [unknown, late] {
+        open.send(line(1));
+        assert!(!open.feed.is_closed());
+    }
 }
 
 #[tokio::test(start_paused = true)]
