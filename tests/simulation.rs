@@ -236,7 +236,7 @@ impl World {
             let reasons: Vec<_> = closed.map(|row| row.label).collect();
             assert!(legal, "slot {slot} was hung up on: {:?}, reasons so far: {reasons:?}", peer.ending());
         }
-        if let Some(last) = peer.last {
+        if let Some(last) = peer.last.or(peer.after) {
             self.left.push((peer.topics, last));
         }
         self.shard.ring_mut().peer_closes(slot as Slot);

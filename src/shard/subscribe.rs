@@ -170,6 +170,7 @@ impl State {
             .into_iter()
             .map(|topic| Membership { topic, position: self.topics.join(topic, slot, format) });
         let mut memberships = Memberships::from(members.collect::<Vec<_>>());
+        let resumes = request.last_event_id.is_some();
         let (cursor, gap) = self.resume(&mut memberships, request.last_event_id);
 
         let connection = self.connections.get_mut(slot);
@@ -184,10 +185,11 @@ impl State {
         };
         match request.accept {
             Some(accept) => self.answer(slot, http::websocket_head(&accept)),
-            None => {
-                self.connections.get_mut(slot).control = Some(self.answers.sse_head.clone());
-                self.mark_ready(slot);
-            }
+            None => self.answer(slot, self.answers.sse_head.clone()),
+        }
+        // Whoever resumes goes on naming the event that it had until the next one comes.
+        if format == Format::Sse && !resumes {
+            self.answer(slot, sse::opening(EventId { epoch: self.setup.epoch, sequence: cursor }));
         }
         if let Some(gap) = gap {
             self.tell_gap(slot, &gap);

@@ -40,7 +40,7 @@ pub struct Peer {
     pub protocol: Protocol,
     /// Its topics, as the test numbers them.
     pub topics: Vec<usize>,
-    /// The last sequence that it named when it connected.
+    /// The last sequence that it named when it connected, or that its stream began with.
     pub after: Option<u64>,
     /// Newest sequence that the server had taken when it connected: its stream starts here or later.
     pub connected_at: u64,
@@ -114,6 +114,12 @@ impl Peer {
         while let Some(end) = find(&self.buffer, b"\n\n") {
             let block = String::from_utf8(self.buffer.drain(..end + 2).collect()).expect("a stream is UTF-8");
             if block.starts_with(':') {
+                continue;
+            }
+            if let Some(opening) = block.strip_suffix("\n\n").filter(|block| !block.contains('\n')) {
+                let (_, sequence) = opening.rsplit_once('-').expect("an opening id has a sequence");
+                assert!(opening.starts_with("id: ") && self.after.is_none(), "{opening} opens a new stream");
+                self.after = Some(sequence.parse().expect("a sequence is a number"));
                 continue;
             }
             let data = block.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event has data");
