@@ -16,7 +16,7 @@ use fanwave::config::limits::BATCHES_CACHED;
 use fanwave::egress::Ledger;
 use fanwave::event::Topic;
 use fanwave::shard::batch::Batches;
-use fanwave::shard::connections::Membership;
+use fanwave::shard::connections::{Membership, Memberships};
 use fanwave::shard::topics::Topics;
 use fanwave::wire::Format;
 
@@ -33,7 +33,7 @@ const SETS: usize = 4 * BATCHES_CACHED * Format::COUNT;
 const SEND_BYTES_MAX: usize = 1 << 20;
 
 /// Windows with runs of `events` events for each of `SETS` subscribers of `merged` topics.
-fn windows(events: usize, text_bytes: usize, merged: usize) -> (Topics, Vec<Vec<Membership>>) {
+fn windows(events: usize, text_bytes: usize, merged: usize) -> (Topics, Vec<Memberships>) {
     let mut topics = Topics::new(&Limits::default());
     let text = Bytes::from("x".repeat(text_bytes));
     let mut sequence = 0;
@@ -47,7 +47,7 @@ fn windows(events: usize, text_bytes: usize, merged: usize) -> (Topics, Vec<Vec<
             topics.push(&events::encoded(&names[number % merged], sequence, Stamp(0), &text));
         }
         let member = |name| Membership { topic: topics.intern(name), position: 0 };
-        sets.push(names.iter().map(member).collect());
+        sets.push(Memberships::from(names.iter().map(member).collect::<Vec<_>>()));
     }
     (topics, sets)
 }
@@ -58,7 +58,7 @@ fn measure(
     name: &str,
     events: usize,
     topics: &Topics,
-    sets: &[Vec<Membership>],
+    sets: &[Memberships],
 ) {
     let mut batches = Batches::new(SEND_BYTES_MAX, &Ledger::default());
     let mut next = 0;

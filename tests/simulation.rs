@@ -203,7 +203,7 @@ impl World {
                     self.heard += 1;
                     check_event(peer, sequence, &self.log);
                 }
-                Heard::Gap => check_gap(peer, &self.log, self.window_events),
+                Heard::Gap(topics) => check_gap(peer, &topics, &self.log, self.window_events),
                 Heard::Refused(line) => panic!("refused: {line}"),
             }
         }
@@ -236,7 +236,7 @@ impl World {
             let reasons: Vec<_> = closed.map(|row| row.label).collect();
             assert!(legal, "slot {slot} was hung up on: {:?}, reasons so far: {reasons:?}", peer.ending());
         }
-        if let Some(last) = peer.last {
+        if let Some(last) = peer.last.or(peer.after) {
             self.left.push((peer.topics, last));
         }
         self.shard.ring_mut().peer_closes(slot as Slot);
@@ -295,13 +295,13 @@ impl World {
         self.check_counters();
     }
 
-    /// A peer that was let in and stayed has all events of its topics.
+    /// A peer that was let in and stayed has all events of its topics, save those told as lost.
     fn check_complete(&self, slot: usize, peer: &Peer) {
-        let opened = peer.opened_at.expect("it was let in");
-        let newest = newest_of(&peer.topics, &self.log, self.log.len() as u64);
-        let expected = newest.filter(|newest| peer.last.is_some() || *newest > opened);
-        if expected.is_some() && !peer.gap_pending {
-            assert_eq!(peer.last.max(peer.after), expected, "slot {slot} has everything: {peer:?}");
+        let has = begins_after(peer);
+        for topic in &peer.topics {
+            let told = peer.lost.get(topic).copied().unwrap_or(0);
+            let newest = newest_of(&[*topic], &self.log, self.log.len() as u64).unwrap_or(0);
+            assert!(newest <= has.max(told), "slot {slot} lacks {newest} of topic {topic}: {peer:?}");
         }
     }
 
@@ -352,38 +352,41 @@ fn newest_of(topics: &[usize], log: &[usize], until: u64) -> Option<u64> {
     (1..=until).rev().find(|sequence| topics.contains(&log[*sequence as usize - 1]))
 }
 
-/// An event must be the next one of the peer's topics, or follow a gap notice.
+/// Up to here the peer has everything of its topics, save what it was told to have lost.
+fn begins_after(peer: &Peer) -> u64 {
+    let opened = peer.opened_at.expect("events follow the head");
+    peer.last.or(peer.after).unwrap_or(opened)
+}
+
+/// An event must be the next one of the peer's topics, save what was told as lost.
 fn check_event(peer: &mut Peer, sequence: u64, log: &[usize]) {
-    assert!(peer.topics.contains(&log[sequence as usize - 1]), "an event of another topic: {sequence}");
-    let before = newest_of(&peer.topics, log, sequence - 1);
-    match peer.last.or(peer.after) {
-        _ if std::mem::take(&mut peer.gap_pending) => {
-            assert!(peer.last.is_none_or(|last| sequence > last), "order holds across a gap");
-        }
-        Some(last) => assert!(
-            before.is_none_or(|before| before <= last) && sequence > last,
-            "after {last} comes the next event, not {sequence} (before it: {before:?}): {peer:?}"
-        ),
-        None => {
-            let opened = peer.opened_at.expect("events follow the head");
-            assert!(
-                before.is_none_or(|before| before <= opened),
-                "{before:?} was published after the head was there"
-            );
-        }
+    let topic = log[sequence as usize - 1];
+    assert!(peer.topics.contains(&topic), "an event of another topic: {sequence}");
+    let last = peer.last.or(peer.after);
+    assert!(last.is_none_or(|last| sequence > last), "order holds, across a gap too: {sequence}, {peer:?}");
+    let has = begins_after(peer);
+    for topic in &peer.topics {
+        let told = peer.lost.get(topic).copied().unwrap_or(0);
+        let before = newest_of(&[*topic], log, sequence - 1).unwrap_or(0);
+        assert!(before <= has.max(told), "{before} of topic {topic} comes before {sequence}: {peer:?}");
     }
+    peer.lost.remove(&topic);
     peer.last = Some(sequence);
 }
 
-/// A gap may be told only where a window can have lost something.
-fn check_gap(peer: &mut Peer, log: &[usize], window_events: usize) {
+/// A gap may be told only of topics whose windows can have lost something.
+fn check_gap(peer: &mut Peer, topics: &[String], log: &[usize], window_events: usize) {
     let seen = peer.last.or(peer.after).unwrap_or(peer.connected_at);
-    let lost = peer.topics.iter().any(|topic| {
-        log[seen.min(log.len() as u64) as usize..].iter().filter(|other| *other == topic).count()
-            > window_events
-    });
-    assert!(lost, "a gap after {seen} although every window still holds what came since");
-    peer.gap_pending = true;
+    let newest = log.len() as u64;
+    for name in topics {
+        let topic = TOPICS.iter().position(|topic| topic == name).expect("a topic of this test");
+        let since = log[seen.min(newest) as usize..].iter().filter(|other| **other == topic);
+        assert!(
+            since.count() > window_events,
+            "{name} has no gap after {seen}: its window still holds all since"
+        );
+        peer.lost.insert(topic, newest);
+    }
 }
 
 fn run(seed: u64, weather: Weather) {

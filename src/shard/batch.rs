@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::connections::{Membership, TopicIndex};
+use super::connections::{Membership, Memberships, TopicIndex};
 use super::topics::Topics;
 use crate::broadcast::Encoded;
 use crate::config::limits::{BATCHES_CACHED, BATCHES_POOLED, CONTIGUOUS_FRAME_BYTES_MAX, SEGMENTS_MAX};
@@ -30,7 +30,7 @@ pub struct Run {
     /// Events of these topics remain beyond what one send carries.
     pub more: bool,
     format: Format,
-    /// The topic of all its events, if they are of one.
+    /// The topic of all its events, if they are of one and it has all of that topic's.
     topic: Option<TopicIndex>,
     /// The cursors that it serves.
     cursors: Range<u64>,
@@ -51,6 +51,8 @@ impl Run {
 struct Cached {
     /// The topics of the run: exactly those of the connection that had news, in its order.
     topics: Vec<TopicIndex>,
+    /// `Batches::starts` when the run was built.
+    starts: Vec<u64>,
     /// Newest sequence of these topics when the run was built.
     head: u64,
     run: Run,
@@ -70,6 +72,8 @@ pub struct Batches {
     run: Vec<Arc<Encoded>>,
     /// Topics with news of the connection being served.
     news: Vec<TopicIndex>,
+    /// By topic of `news`, the sequence after which its events are sent if that is beyond the cursor, else 0. Zeros at the end are left out.
+    starts: Vec<u64>,
     /// Next index into the window of each topic of `news`.
     next: Vec<usize>,
 }
@@ -86,6 +90,7 @@ impl Batches {
             send_bytes_max,
             run: Vec::new(),
             news: Vec::new(),
+            starts: Vec::new(),
             next: Vec::new(),
         }
     }
@@ -94,16 +99,21 @@ impl Batches {
     pub fn run_after(
         &mut self,
         topics: &Topics,
-        memberships: &[Membership],
+        memberships: &Memberships,
         format: Format,
         cursor: u64,
     ) -> Option<Run> {
         self.news.clear();
+        self.starts.clear();
         let mut head = 0;
-        for membership in memberships {
-            let newest = topics.get(membership.topic).window.newest();
-            if newest > cursor {
-                self.news.push(membership.topic);
+        for (topic, from) in memberships.iter_from(cursor) {
+            let newest = topics.get(topic).window.newest();
+            if newest > from {
+                if from > cursor {
+                    self.starts.resize(self.news.len(), 0);
+                    self.starts.push(from);
+                }
+                self.news.push(topic);
                 head = head.max(newest);
             }
         }
@@ -114,6 +124,7 @@ impl Batches {
                 && cached.run.cursors.contains(&cursor)
                 && cached.topics[0] == first
                 && cached.topics[1..] == self.news[1..]
+                && cached.starts == self.starts
         });
         if let Some(cached) = hit {
             return Some(cached.run.clone());
@@ -163,22 +174,28 @@ impl Batches {
         };
         batch.fill(payload, to);
         self.run.clear();
-        let topic = if let [only] = self.news.as_slice() { Some(*only) } else { None };
+        let topic = match (self.news.as_slice(), self.starts.as_slice()) {
+            ([only], []) => Some(*only),
+            _ => None,
+        };
         let run = Run { batch: shared, more: to < head, format, topic, cursors: low..first };
         self.remember(&run, head);
         run
     }
 
-    /// Fills `run` with the events after `cursor` in sequence order, as many as one send carries, and returns the
-    /// sequence of the last event before them.
+    /// Fills `run` with the events after `cursor` and `starts` in sequence order, as many as one send carries, and returns the
+    /// least cursor that lacks the same.
     fn collect(&mut self, topics: &Topics, format: Format, cursor: u64) -> u64 {
         self.next.clear();
         let mut low = 0;
-        for topic in &self.news {
+        for (at, topic) in self.news.iter().enumerate() {
             let window = &topics.get(*topic).window;
-            let index = window.index_after(cursor);
-            let before = index.checked_sub(1).and_then(|before| window.get(before));
-            low = low.max(before.map_or(window.evicted(), |event| event.sequence));
+            let start = self.starts.get(at).copied().unwrap_or(0);
+            let index = window.index_after(cursor.max(start));
+            if start == 0 {
+                let before = index.checked_sub(1).and_then(|before| window.get(before));
+                low = low.max(before.map_or(window.evicted(), |event| event.sequence));
+            }
             self.next.push(index);
         }
         let mut bytes = 0;
@@ -213,17 +230,20 @@ impl Batches {
     }
 
     fn remember(&mut self, run: &Run, head: u64) {
-        let mut topics = Vec::new();
+        let (mut topics, mut starts) = (Vec::new(), Vec::new());
         if self.cached.len() >= BATCHES_CACHED * Format::COUNT {
-            topics = self.cached.pop_back().expect("not empty").topics;
+            let oldest = self.cached.pop_back().expect("not empty");
+            (topics, starts) = (oldest.topics, oldest.starts);
         }
         topics.clear();
         topics.extend_from_slice(&self.news);
+        starts.clear();
+        starts.extend_from_slice(&self.starts);
         if self.pool.len() >= BATCHES_POOLED {
             self.pool.pop_front();
         }
         self.pool.push_back(run.batch.clone());
-        self.cached.push_front(Cached { topics, head, run: run.clone() });
+        self.cached.push_front(Cached { topics, starts, head, run: run.clone() });
     }
 }
 
@@ -246,10 +266,10 @@ mod tests {
         Batches::new(send_bytes_max, &Ledger::default())
     }
 
-    fn members(topics: &mut Topics, names: &[&str]) -> Vec<Membership> {
+    fn members(topics: &mut Topics, names: &[&str]) -> Memberships {
         let of =
             |name: &&str| Membership { topic: topics.intern(&Topic::new(name).expect("legal")), position: 0 };
-        names.iter().map(of).collect()
+        Memberships::from(names.iter().map(of).collect::<Vec<_>>())
     }
 
     fn text(run: &Run) -> Vec<u8> {
@@ -303,6 +323,52 @@ mod tests {
         let late = batches.run_after(&topics, &abc, Format::Sse, 3).expect("news");
         let same = batches.run_after(&topics, &ab, Format::Sse, 3).expect("news");
         assert!(Rc::ptr_eq(&late.batch, &same.batch), "only a and b have news for either");
+    }
+
+    #[test]
+    fn after_a_gap_each_topic_begins_where_it_is_whole() {
+        let mut topics = Topics::new(&Limits::default());
+        let events: Vec<_> = [("a", 1), ("b", 2), ("a", 3), ("b", 4), ("a", 5), ("b", 6)]
+            .map(|(topic, n)| encoded(topic, n))
+            .into();
+        events.iter().for_each(|event| topics.push(event));
+        let whole = members(&mut topics, &["a", "b"]);
+        let mut lost_b = members(&mut topics, &["a", "b"]);
+        assert_eq!(lost_b.start_after(vec![1, 4]), 1);
+        let mut batches = batches(1 << 20);
+        let all = batches.run_after(&topics, &whole, Format::Sse, 1).expect("news");
+        let some = batches.run_after(&topics, &lost_b, Format::Sse, 1).expect("news");
+        assert_eq!(text(&all), frames(&events[1..], Format::Sse));
+        let left: Vec<_> = [3, 5, 6].map(|sequence| events[sequence - 1].clone()).into();
+        assert_eq!(text(&some), frames(&left, Format::Sse), "a from 1 on, b from 4 on");
+        let again = batches.run_after(&topics, &lost_b, Format::Sse, 1).expect("news");
+        assert!(Rc::ptr_eq(&some.batch, &again.batch), "who lost the same shares a batch");
+        let mut lost_less = members(&mut topics, &["a", "b"]);
+        lost_less.start_after(vec![1, 2]);
+        let other = batches.run_after(&topics, &lost_less, Format::Sse, 1).expect("news");
+        let left: Vec<_> = [3, 4, 5, 6].map(|sequence| events[sequence - 1].clone()).into();
+        assert_eq!(text(&other), frames(&left, Format::Sse));
+        let late = batches.run_after(&topics, &lost_b, Format::Sse, 4).expect("news");
+        let same = batches.run_after(&topics, &whole, Format::Sse, 4).expect("news");
+        assert!(Rc::ptr_eq(&late.batch, &same.batch), "beyond its starts it is as all others");
+    }
+
+    /// Whoever has one topic is handed the run of the one before, if that serves its cursor.
+    #[test]
+    fn a_run_that_leaves_something_out_serves_nobody_else() {
+        let mut topics = Topics::new(&Limits::default());
+        for sequence in 1..=6 {
+            topics.push(&encoded("b", sequence));
+        }
+        let only_b = members(&mut topics, &["b"]);
+        let mut lost_b = members(&mut topics, &["a", "b"]);
+        lost_b.start_after(vec![1, 4]);
+        let mut batches = batches(1 << 20);
+        let whole = batches.run_after(&topics, &only_b, Format::Sse, 1).expect("news");
+        assert!(whole.serves(only_b.as_slice(), 1));
+        let partial = batches.run_after(&topics, &lost_b, Format::Sse, 1).expect("news");
+        assert_eq!((whole.batch.frames(), partial.batch.frames()), (5, 2));
+        assert!(!partial.serves(only_b.as_slice(), 1), "2 to 4 are not in it");
     }
 
     #[test]

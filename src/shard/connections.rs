@@ -47,56 +47,86 @@ pub struct Membership {
 }
 
 /// The topics of a connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum Memberships {
+    /// No subscriber.
+    #[default]
+    None,
     /// The usual case, without a box.
     One(Membership),
-    /// Several, in the order of the request; empty (and not boxed) for no subscriber.
-    Many(Box<[Membership]>),
+    /// Several.
+    Many(Box<Several>),
+}
+
+/// Several topics of one connection.
+#[derive(Debug)]
+pub struct Several {
+    /// In rising order of the topics, so that all who have the same ones share their batches.
+    members: Vec<Membership>,
+    /// Where the stream of each member goes on, if not all do at the cursor: after a gap each topic goes on from where it is
+    /// whole. Empty otherwise.
+    starts: Vec<u64>,
 }
 
 impl Memberships {
     /// All of them.
     pub fn as_slice(&self) -> &[Membership] {
         match self {
+            Memberships::None => &[],
             Memberships::One(one) => std::slice::from_ref(one),
-            Memberships::Many(many) => many,
+            Memberships::Many(several) => &several.members,
         }
     }
 
     /// All of them, to be moved.
     pub fn as_mut_slice(&mut self) -> &mut [Membership] {
         match self {
+            Memberships::None => &mut [],
             Memberships::One(one) => std::slice::from_mut(one),
-            Memberships::Many(many) => many,
+            Memberships::Many(several) => &mut several.members,
         }
+    }
+
+    /// All of them, each with the sequence after which its events are still to be sent to a subscriber at `cursor`.
+    pub fn iter_from(&self, cursor: u64) -> impl Iterator<Item = (TopicIndex, u64)> {
+        let starts: &[u64] = match self {
+            Memberships::Many(several) => &several.starts,
+            Memberships::None | Memberships::One(_) => &[],
+        };
+        let start = |at| starts.get(at).copied().unwrap_or(0);
+        self.as_slice().iter().enumerate().map(move |(at, member)| (member.topic, cursor.max(start(at))))
+    }
+
+    /// Makes the stream of each member go on after the sequence at its place in `starts`. Returns the cursor from which they do.
+    pub fn start_after(&mut self, starts: Vec<u64>) -> u64 {
+        let cursor = starts.iter().copied().min().unwrap_or(0);
+        if let Memberships::Many(several) = self {
+            let differ = starts.iter().any(|start| *start > cursor);
+            several.starts = if differ { starts } else { Vec::new() };
+        }
+        cursor
     }
 
     /// Takes the last one out.
     pub fn pop(&mut self) -> Option<Membership> {
-        match std::mem::take(self) {
-            Memberships::One(one) => Some(one),
-            Memberships::Many(many) => {
-                let mut list = many.into_vec();
-                let last = list.pop();
-                *self = Memberships::from(list);
-                last
+        match self {
+            Memberships::None => None,
+            Memberships::One(one) => {
+                let one = *one;
+                *self = Memberships::None;
+                Some(one)
             }
+            Memberships::Many(several) => several.members.pop(),
         }
     }
 }
 
-impl Default for Memberships {
-    fn default() -> Memberships {
-        Memberships::Many(Box::default())
-    }
-}
-
 impl From<Vec<Membership>> for Memberships {
-    fn from(list: Vec<Membership>) -> Memberships {
-        match list.as_slice() {
+    fn from(members: Vec<Membership>) -> Memberships {
+        match members.as_slice() {
+            [] => Memberships::None,
             [one] => Memberships::One(*one),
-            _ => Memberships::Many(list.into_boxed_slice()),
+            _ => Memberships::Many(Box::new(Several { members, starts: Vec::new() })),
         }
     }
 }
@@ -140,7 +170,7 @@ impl From<Peer> for SocketAddr {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Connection {
-    /// Every event of its topics up to this sequence has been handed to the kernel, or is in `partial`.
+    /// Every event of its topics up to this sequence has been handed to the kernel, is in `partial`, or was told as lost.
     pub cursor: u64,
     /// Topics and places in them.
     pub memberships: Memberships,

@@ -39,10 +39,10 @@ pub struct Setup {
     pub connections_max: usize,
 }
 
-/// Batches that every connection of a format may need.
+/// What every connection of a format may need.
 #[derive(Debug)]
 pub(super) struct Answers {
-    pub sse_head: Rc<Batch>,
+    pub sse_head: Bytes,
     pub heartbeat: [Rc<Batch>; Format::COUNT],
 }
 
@@ -88,7 +88,7 @@ impl State {
         let ledger = Ledger::default();
         let cors = setup.config.cors_origin.as_deref();
         let answers = Answers {
-            sse_head: Batch::answer(http::sse_head(cors), &ledger),
+            sse_head: http::sse_head(cors).into(),
             heartbeat: [
                 Batch::answer(Bytes::from_static(sse::HEARTBEAT), &ledger),
                 Batch::answer(Bytes::from_static(websocket::PING), &ledger),

@@ -3,9 +3,8 @@
 //! A head becomes a subscriber with a cursor, or an answer and the end. Resuming is starting with an older cursor;
 //! what the windows no longer hold is told as a gap before the first event.
 
-use super::connections::{Membership, Memberships, Phase, Session};
+use super::connections::{Membership, Memberships, Phase, Session, TopicIndex};
 use super::state::State;
-use super::window::Window;
 use crate::close::CloseReason;
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX};
 use crate::egress::Slot;
@@ -14,13 +13,6 @@ use crate::wire::gap::{Gap, GapReason};
 use crate::wire::http::{Head, HeadLimits, Refusal, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
 use crate::wire::{Format, http, sse, websocket};
-
-/// Where a stream begins.
-struct ResumePoint {
-    cursor: u64,
-    /// What is missing between the event that the client named and the cursor.
-    gap: Option<Gap>,
-}
 
 impl State {
     /// Bytes from the client of `slot`.
@@ -177,27 +169,29 @@ impl State {
         let members = indexes
             .into_iter()
             .map(|topic| Membership { topic, position: self.topics.join(topic, slot, format) });
-        let memberships = Memberships::from(members.collect::<Vec<_>>());
-        let start = self.resume_point(&memberships, request.last_event_id);
+        let mut memberships = Memberships::from(members.collect::<Vec<_>>());
+        let resumes = request.last_event_id.is_some();
+        let (cursor, gap) = self.resume(&mut memberships, request.last_event_id);
 
         let connection = self.connections.get_mut(slot);
         connection.phase = Phase::Open;
         connection.subscribed = true;
         connection.format = format;
         connection.memberships = memberships;
-        connection.cursor = start.cursor;
+        connection.cursor = cursor;
         connection.session = match format {
             Format::Sse => Session::Sse,
             Format::WebSocket => Session::WebSocket(Default::default()),
         };
         match request.accept {
             Some(accept) => self.answer(slot, http::websocket_head(&accept)),
-            None => {
-                self.connections.get_mut(slot).control = Some(self.answers.sse_head.clone());
-                self.mark_ready(slot);
-            }
+            None => self.answer(slot, self.answers.sse_head.clone()),
         }
-        if let Some(gap) = start.gap {
+        // Whoever resumes goes on naming the event that it had until the next one comes.
+        if format == Format::Sse && !resumes {
+            self.answer(slot, sse::opening(EventId { epoch: self.setup.epoch, sequence: cursor }));
+        }
+        if let Some(gap) = gap {
             self.tell_gap(slot, &gap);
         }
         self.subscribers += 1;
@@ -210,39 +204,22 @@ impl State {
         true
     }
 
-    /// Where a subscriber of these topics begins: now, or after the event that it names.
-    fn resume_point(&self, memberships: &Memberships, last_event_id: Option<String>) -> ResumePoint {
-        let Some(after) = last_event_id else { return ResumePoint { cursor: self.sequence, gap: None } };
-        let windows = memberships.as_slice().iter().map(|member| &self.topics.get(member.topic).window);
-        let evicted = windows.map(Window::evicted).max().unwrap_or(0);
-        let members = memberships.as_slice().iter();
-        let floor = members.map(|member| self.topics.resume_floor(member.topic)).max().unwrap_or(0);
-        let (reason, named) = match self.sequence_of(memberships, &after) {
-            Some(sequence) if sequence >= evicted => return ResumePoint { cursor: sequence, gap: None },
-            Some(sequence) => (GapReason::Expired, sequence),
-            None => (GapReason::Unknown, 0),
+    /// Sets where a subscriber of these topics begins: now, or after the event that it names. Returns the cursor, and what is missing
+    /// between that event and where its topics begin.
+    fn resume(&self, memberships: &mut Memberships, last_event_id: Option<String>) -> (u64, Option<Gap>) {
+        let Some(after) = last_event_id else { return (self.sequence, None) };
+        let named = self.sequence_of(memberships, &after);
+        // From its start on each topic is whole.
+        let start = |member: &Membership| match named {
+            Some(named) if self.topics.get(member.topic).window.evicted() <= named => named,
+            _ => self.topics.resume_floor(member.topic),
         };
-        // From here on every window is complete.
-        let topics = match reason {
-            GapReason::Unknown => self.names(memberships),
-            _ => self.lost_topics(memberships, named, floor),
-        };
-        ResumePoint { cursor: floor, gap: Some(Gap { after: Some(after), reason, topics }) }
-    }
-
-    fn names(&self, memberships: &Memberships) -> Vec<Topic> {
-        memberships.as_slice().iter().map(|member| self.topics.get(member.topic).name.clone()).collect()
-    }
-
-    /// Those of the topics that have or had events after `from` and up to `to`.
-    pub(super) fn lost_topics(&self, memberships: &Memberships, from: u64, to: u64) -> Vec<Topic> {
-        let topics = memberships.as_slice().iter().map(|member| self.topics.get(member.topic));
-        let lost = topics.filter(|topic| {
-            let window = &topic.window;
-            let held = window.get(window.index_after(from)).is_some_and(|event| event.sequence <= to);
-            held || window.evicted() > from
-        });
-        lost.map(|topic| topic.name.clone()).collect()
+        let starts: Vec<u64> = memberships.as_slice().iter().map(start).collect();
+        let lost = memberships.as_slice().iter().zip(&starts).filter(|(_, start)| named != Some(**start));
+        let topics: Vec<Topic> = lost.map(|(member, _)| self.topics.get(member.topic).name.clone()).collect();
+        let reason = if named.is_some() { GapReason::Expired } else { GapReason::Unknown };
+        let gap = (!topics.is_empty()).then_some(Gap { after: Some(after), reason, topics });
+        (memberships.start_after(starts), gap)
     }
 
     /// The sequence that a last event id stands for, if it is one of ours or of an event in these windows. Ours are taken at their
@@ -261,6 +238,11 @@ impl State {
             .map(|event| event.sequence)
             // Of several events with this id the oldest, so that nothing after the one that was meant is lost.
             .min()
+    }
+
+    /// The names of these topics.
+    pub(super) fn names(&self, topics: impl Iterator<Item = TopicIndex>) -> Vec<Topic> {
+        topics.map(|topic| self.topics.get(topic).name.clone()).collect()
     }
 
     /// Queues the notice of a gap.

@@ -125,15 +125,15 @@ impl State {
     /// Sends the events after the cursor, if there are any, and keeps their run at hand.
     fn send_news(&mut self, slot: Slot, at_hand: &mut AtHand, ring: &mut impl EgressRing) {
         let connection = self.connections.get(slot);
-        let (members, format, cursor) =
-            (connection.memberships.as_slice(), connection.format, connection.cursor);
+        let (memberships, format, cursor) = (&connection.memberships, connection.format, connection.cursor);
         let at_hand = &mut at_hand[format.index()];
-        if !at_hand.as_ref().is_some_and(|run| run.serves(members, cursor)) {
-            if members.iter().any(|member| self.topics.get(member.topic).window.evicted() > cursor) {
+        if !at_hand.as_ref().is_some_and(|run| run.serves(memberships.as_slice(), cursor)) {
+            let is_lost = |(topic, from)| self.topics.get(topic).window.evicted() > from;
+            if memberships.iter_from(cursor).any(is_lost) {
                 self.overrun(slot);
                 return;
             }
-            let run = self.batches.run_after(&self.topics, members, format, cursor);
+            let run = self.batches.run_after(&self.topics, memberships, format, cursor);
             let Some(run) = run else { return };
             *at_hand = Some(run);
         }
@@ -141,25 +141,35 @@ impl State {
         self.submit_send(slot, &run.batch, SendMode::Instant, run.more, ring);
     }
 
-    /// Events after the cursor are gone.
+    /// Events that a subscriber still lacks are gone.
     fn overrun(&mut self, slot: Slot) {
         let connection = self.connections.get(slot);
         self.metrics.formats[connection.format.index()].overruns += 1;
-        let cursor = connection.cursor;
         match self.setup.config.overrun {
             OverrunPolicy::Close => {
                 self.hang_up(slot, CloseReason::Overrun, "too slow: events were lost, reconnect to resume");
             }
-            OverrunPolicy::Skip => {
-                let head = self.sequence;
-                let topics = self.lost_topics(&connection.memberships, cursor, head);
-                let after = EventId { epoch: self.setup.epoch, sequence: cursor };
-                let gap = Gap { after: Some(after.to_string()), reason: GapReason::Overrun, topics };
-                let connection = self.connections.get_mut(slot);
-                connection.cursor = head;
-                self.tell_gap(slot, &gap);
-            }
+            OverrunPolicy::Skip => self.skip_to_head(slot),
         }
+    }
+
+    /// Goes on with the next event of each topic that lost some, tells so, and leaves out nothing of the others.
+    fn skip_to_head(&mut self, slot: Slot) {
+        let connection = self.connections.get_mut(slot);
+        let after = EventId { epoch: self.setup.epoch, sequence: connection.cursor };
+        let mut lost = Vec::new();
+        let starts = connection.memberships.iter_from(connection.cursor).map(|(topic, from)| {
+            let is_whole = self.topics.get(topic).window.evicted() <= from;
+            if is_whole {
+                return from;
+            }
+            lost.push(topic);
+            self.sequence
+        });
+        let starts = starts.collect();
+        connection.cursor = connection.memberships.start_after(starts);
+        let topics = self.names(lost.into_iter());
+        self.tell_gap(slot, &Gap { after: Some(after.to_string()), reason: GapReason::Overrun, topics });
     }
 
     /// Does what one connection is owed now. Asks at most `REQUESTS_PER_CONNECTION` things of the ring.

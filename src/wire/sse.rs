@@ -69,6 +69,12 @@ pub fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
     Bytes::from(frame)
 }
 
+/// What a stream begins with: the id of where it begins, without an event (WHATWG HTML §9.2.6: a block without data still sets
+/// the last event id). So a client that loses its connection before the first event names that point when it comes back.
+pub fn opening(at: EventId) -> Bytes {
+    Bytes::from(format!("id: {at}\n\n"))
+}
+
 /// The frame that tells of a gap: event `fanwave-gap`, its data [`Gap::json`]. It has no `id`, so a client that
 /// reconnects still names the last event that it really had.
 pub fn gap_notice(gap: &Gap) -> Bytes {
@@ -214,6 +220,14 @@ mod tests {
         for retry_ms in [0, 9, 10, 99, 100, u32::MAX] {
             assert_eq!(decimal_digits(retry_ms), retry_ms.to_string().len());
         }
+    }
+
+    #[test]
+    fn a_stream_begins_with_an_id_and_no_event() {
+        let mut parser = Parser::new(1 << 20);
+        let begun = opening(EventId { epoch: Epoch(36), sequence: 7 });
+        parser.feed(&begun, |event| panic!("no event: {event:?}")).expect("short lines");
+        assert_eq!(parser.last_event_id(), "10-7");
     }
 
     #[test]

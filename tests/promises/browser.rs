@@ -3,8 +3,8 @@
 //! Set-up: Chromium without a window opens `tests/browser/page.html` from a small server in this test; the page
 //! subscribes with both and reports what it hears. Between the browser and fanwave stands a relay that the test can cut.
 //!
-//! Expectation: both get text, several lines, named and binary events. When the event stream is cut the browser
-//! comes back by itself and gets exactly what it missed. At a shutdown the WebSocket closes cleanly with 1001.
+//! Expectation: both get text, several lines, named and binary events. When the event stream is cut, before its first event or
+//! later, the browser comes back by itself and gets exactly what it missed. At a shutdown the WebSocket closes cleanly with 1001.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -157,6 +157,13 @@ async fn a_browser_hears_everything_over_both_protocols() {
     let _browser = Browser::open(&format!("http://{page_address}/page?server={relay_address}"));
 
     both(&mut reports, vec!["sse open".into(), "ws open".into()]).await;
+    // The id that the stream began with is enough to come back with.
+    cut.send_modify(|times| *times += 1);
+    assert_eq!(reported(&mut reports).await, "sse error connecting");
+    let id = server.publish("browser", "first").await.id;
+    let first = [format!(r#"sse message {id} "first""#), r#"ws text "first""#.into(), "sse open".into()];
+    both(&mut reports, first.into()).await;
+
     let id = server.publish("browser", "one\ntwo").await.id;
     both(&mut reports, vec![format!(r#"sse message {id} "one\ntwo""#), r#"ws text "one\ntwo""#.into()]).await;
     let id = server.publish_with("browser", "?event=named&id=räume&retry=200", "3").await.id;

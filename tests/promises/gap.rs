@@ -4,9 +4,9 @@
 //! Set-up: windows of four events; ids that the window no longer holds, of another epoch, of the future, or that
 //! nobody ever gave.
 //!
-//! Expectation: a gap notice in-band with the client's id, the reason and the topics; then what the window holds, save
-//! the oldest quarter of a full window, which could be gone before the first send; then live events. SSE and
-//! WebSocket alike.
+//! Expectation: a gap notice in-band with the client's id, the reason and the topics that lost something; then what their
+//! windows hold, save the oldest quarter of a full one, which could be gone before the first send, and everything of the other
+//! topics; then live events. SSE and WebSocket alike.
 
 use serde_json::json;
 
@@ -69,22 +69,28 @@ async fn the_last_id_before_the_window_is_no_gap() {
     }
 }
 
-/// Of several topics only those that lost events are named, and the stream begins where all windows are whole.
+/// Of several topics only those that lost events are named, and nothing of the others is left out.
 #[tokio::test]
-async fn a_gap_names_the_topics_that_lost_events() {
+async fn a_busy_topic_costs_a_quiet_one_nothing() {
     let server = Server::start(&["--shards", "1", "--window-events-max", "4"]);
-    let quiet = server.publish("quiet", "q0").await;
-    for number in 0..6 {
+    let named = server.publish("quiet", "q0").await;
+    server.publish("busy", "b0").await;
+    let first_missed = server.publish("quiet", "q1").await;
+    for number in 1..6 {
         server.publish("busy", format!("b{number}")).await;
     }
-    server.publish("quiet", "q1").await;
+    server.publish("quiet", "q2").await;
     for protocol in BOTH {
-        let mut both = Subscriber::resume(server.data, protocol, &["quiet", "busy"], Some(&quiet.id)).await;
-        let gap = json!({ "after": quiet.id, "reason": "expired", "topics": ["busy"] });
-        assert_eq!(both.news().await, Said::Gap(gap), "{protocol:?}");
-        assert_eq!(both.texts(4).await, ["b3", "b4", "b5", "q1"], "{protocol:?}");
-        let mut one = Subscriber::resume(server.data, protocol, &["quiet"], Some(&quiet.id)).await;
-        assert_eq!(one.text().await, "q1", "{protocol:?}: the quiet topic alone lost nothing");
+        for (after, expected) in
+            [(&named.id, &["q1", "b3", "b4", "b5", "q2"][..]), (&first_missed.id, &["b3", "b4", "b5", "q2"])]
+        {
+            let mut both = Subscriber::resume(server.data, protocol, &["quiet", "busy"], Some(after)).await;
+            let gap = json!({ "after": after, "reason": "expired", "topics": ["busy"] });
+            assert_eq!(both.news().await, Said::Gap(gap), "{protocol:?}");
+            assert_eq!(both.texts(expected.len()).await, expected, "{protocol:?}");
+        }
+        let mut one = Subscriber::resume(server.data, protocol, &["quiet"], Some(&named.id)).await;
+        assert_eq!(one.texts(2).await, ["q1", "q2"], "{protocol:?}: the quiet topic alone lost nothing");
     }
 }
 

@@ -5,7 +5,8 @@
 //! have passed it; then it reads again.
 //!
 //! Expectation: what it had coming arrives in order and whole. Then `close` ends the stream (WebSocket 1013), and
-//! `skip` tells the gap and goes on with newer events. The other subscriber gets everything.
+//! `skip` tells the gap and goes on with newer events, and with everything of topics that lost nothing. The other subscriber gets
+//! everything.
 
 use serde_json::Value;
 
@@ -15,10 +16,14 @@ use crate::support::{Protocol, Said, Server, Subscriber};
 const WINDOW: usize = 8;
 const FLAGS: [&str; 6] = ["--shards", "1", "--window-events-max", "8", "--stall-ms-max", "120000"];
 
-/// A server, the slow subscriber that has fallen out of the window, a fast one, and the number after the last event.
-async fn fallen_behind(policy: &str, slow: Protocol) -> (Server, Subscriber, Subscriber, usize) {
+/// A server, the slow subscriber of `topics` that has fallen out of the window of `t`, a fast one of `t`, and the number after the last event.
+async fn fallen_behind(
+    policy: &str,
+    slow: Protocol,
+    topics: &[&str],
+) -> (Server, Subscriber, Subscriber, usize) {
     let server = Server::start(&[&FLAGS[..], &["--overrun", policy]].concat());
-    let behind = Subscriber::connect(server.data, slow, &["t"]).await;
+    let behind = Subscriber::connect(server.data, slow, topics).await;
     let fast = match slow {
         Protocol::Sse => Protocol::WebSocket,
         Protocol::WebSocket => Protocol::Sse,
@@ -46,7 +51,7 @@ async fn read_prefix(subscriber: &mut Subscriber) -> (usize, Option<String>, Sai
 }
 
 async fn closed(slow: Protocol) {
-    let (server, mut behind, mut fast, next) = fallen_behind("close", slow).await;
+    let (server, mut behind, mut fast, next) = fallen_behind("close", slow, &["t"]).await;
     let (read, last_id, said) = read_prefix(&mut behind).await;
     assert!(read <= next - 2 * WINDOW, "it had lost events: {read} of {next}");
     match slow {
@@ -74,7 +79,7 @@ async fn closed(slow: Protocol) {
 }
 
 async fn skipped(slow: Protocol) {
-    let (server, mut behind, mut fast, next) = fallen_behind("skip", slow).await;
+    let (server, mut behind, mut fast, next) = fallen_behind("skip", slow, &["t"]).await;
     let (read, last_id, said) = read_prefix(&mut behind).await;
     assert!(read <= next - 2 * WINDOW, "it had lost events: {read} of {next}");
     let Said::Gap(gap) = said else { panic!("a gap notice, not {said:?}") };
@@ -89,6 +94,26 @@ async fn skipped(slow: Protocol) {
     assert_eq!(server.closed("overrun").await, 0);
     let topic: Value = server.get("/topics/t").await.json();
     assert_eq!(topic["subscribers"], serde_json::json!({ "sse": 1, "websocket": 1 }));
+}
+
+/// Whoever lost events of one topic still gets everything of its others.
+async fn skipped_one_of_two(slow: Protocol) {
+    let (server, mut behind, _fast, next) = fallen_behind("skip", slow, &["t", "quiet"]).await;
+    server.publish("quiet", "still here").await;
+    let (read, _, said) = read_prefix(&mut behind).await;
+    assert!(read <= next - 2 * WINDOW, "it had lost events: {read} of {next}");
+    let Said::Gap(gap) = said else { panic!("a gap notice, not {said:?}") };
+    assert_eq!(gap["topics"], serde_json::json!(["t"]));
+    assert_eq!(behind.text().await, "still here");
+    server.publish("t", "live").await;
+    assert_eq!(behind.text().await, "live");
+}
+
+#[tokio::test]
+async fn skip_leaves_out_nothing_of_topics_that_lost_nothing() {
+    for slow in [Protocol::Sse, Protocol::WebSocket] {
+        skipped_one_of_two(slow).await;
+    }
 }
 
 #[tokio::test]

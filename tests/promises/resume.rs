@@ -46,6 +46,24 @@ async fn assert_no_gaps(server: &Server) {
     }
 }
 
+/// An event stream begins with the id of where it begins, so that not even an event before the first one is lost.
+#[tokio::test]
+async fn a_connection_that_drops_before_its_first_event_loses_nothing() {
+    let server = Server::start(&["--shards", "2"]);
+    server.publish("t", "before").await;
+    let mut first = Subscriber::connect(server.data, Protocol::Sse, &["t", "other"]).await;
+    first.next().await;
+    let opening = first.opening_id.take().expect("the stream begins with an id");
+    drop(first);
+    server.publish("t", "meanwhile").await;
+    for way in WAYS {
+        let mut again = resume(&server, way, &["t", "other"], &opening).await;
+        assert_eq!(again.text().await, "meanwhile", "{way:?}");
+        assert_eq!(again.opening_id, None, "whoever resumes keeps its own id until the next event");
+    }
+    assert_no_gaps(&server).await;
+}
+
 #[tokio::test]
 async fn a_dropped_connection_goes_on_with_the_next_event() {
     let server = Server::start(&["--shards", "2"]);

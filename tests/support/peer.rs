@@ -1,6 +1,8 @@
 //! A subscriber that is handed its bytes: it reads heads, event streams and WebSocket frames on its own account, so
 //! that the server's codecs are not checked against themselves.
 
+use std::collections::HashMap;
+
 /// How a peer subscribes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -17,8 +19,8 @@ pub enum Heard {
     Opened,
     /// An event; its data begins with its sequence.
     Event(u64),
-    /// A gap notice.
-    Gap,
+    /// A gap notice: the topics that it names.
+    Gap(Vec<String>),
     /// Another answer than expected, by its first line.
     Refused(String),
 }
@@ -38,7 +40,7 @@ pub struct Peer {
     pub protocol: Protocol,
     /// Its topics, as the test numbers them.
     pub topics: Vec<usize>,
-    /// The last sequence that it named when it connected.
+    /// The last sequence that it named when it connected, or that its stream began with.
     pub after: Option<u64>,
     /// Newest sequence that the server had taken when it connected: its stream starts here or later.
     pub connected_at: u64,
@@ -46,8 +48,9 @@ pub struct Peer {
     pub opened_at: Option<u64>,
     /// Last sequence that it read.
     pub last: Option<u64>,
-    /// It was told of a gap, and no event has come since.
-    pub gap_pending: bool,
+    /// Topics that it was told to have lost events of and that no event has come of since, each with the newest sequence
+    /// published when it was told.
+    pub lost: HashMap<usize, u64>,
     /// It has stopped reading at least once.
     pub was_stalled: bool,
     /// It reset or closed its side.
@@ -69,7 +72,7 @@ impl Peer {
             connected_at,
             opened_at: None,
             last: None,
-            gap_pending: false,
+            lost: HashMap::new(),
             was_stalled: false,
             left: false,
             pings: 0,
@@ -113,11 +116,17 @@ impl Peer {
             if block.starts_with(':') {
                 continue;
             }
-            if block.contains("event: fanwave-gap\n") {
-                heard.push(Heard::Gap);
+            if let Some(opening) = block.strip_suffix("\n\n").filter(|block| !block.contains('\n')) {
+                let (_, sequence) = opening.rsplit_once('-').expect("an opening id has a sequence");
+                assert!(opening.starts_with("id: ") && self.after.is_none(), "{opening} opens a new stream");
+                self.after = Some(sequence.parse().expect("a sequence is a number"));
                 continue;
             }
             let data = block.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event has data");
+            if block.contains("event: fanwave-gap\n") {
+                heard.push(gap(data));
+                continue;
+            }
             let id = block.lines().find_map(|line| line.strip_prefix("id: ")).expect("an event has an id");
             let sequence = sequence(data);
             assert!(id.ends_with(&format!("-{sequence}")), "id {id} of event {sequence}");
@@ -131,11 +140,8 @@ impl Peer {
             match opcode {
                 0x1 => {
                     let text = String::from_utf8(payload).expect("a text message is UTF-8");
-                    heard.push(if text.starts_with("{\"gap\":") {
-                        Heard::Gap
-                    } else {
-                        Heard::Event(sequence(&text))
-                    });
+                    let is_gap = text.starts_with("{\"gap\":");
+                    heard.push(if is_gap { gap(&text) } else { Heard::Event(sequence(&text)) });
                 }
                 0x8 => self.close_code = Some(u16::from_be_bytes([payload[0], payload[1]])),
                 0x9 => {
@@ -162,6 +168,14 @@ impl Peer {
         let frame: Vec<u8> = self.buffer.drain(..header + length).collect();
         Some((first & 0x0f, frame[header..].to_vec()))
     }
+}
+
+/// The gap notice in a line of JSON.
+fn gap(json: &str) -> Heard {
+    let notice: serde_json::Value = serde_json::from_str(json).expect("a gap notice is JSON");
+    let text = |value: &serde_json::Value| value.as_str().expect("a string").to_string();
+    let topics = notice["gap"]["topics"].as_array().expect("a list of topics");
+    Heard::Gap(topics.iter().map(text).collect())
 }
 
 /// The sequence at the beginning of an event's data.

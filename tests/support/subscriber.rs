@@ -53,6 +53,8 @@ pub struct Subscriber {
     pub protocol: Protocol,
     /// The head of the answer.
     pub head: String,
+    /// The id that an event stream began with, once it was read; no event is before it.
+    pub opening_id: Option<String>,
     socket: TcpStream,
     /// Bytes that were read; those before `at` are used up.
     buffer: Vec<u8>,
@@ -79,8 +81,15 @@ impl Subscriber {
     /// Subscribes with this request head and whatever follows it.
     pub async fn request(server: SocketAddr, protocol: Protocol, request: impl AsRef<[u8]>) -> Subscriber {
         let socket = within("a connection", TcpStream::connect(server)).await.expect("the server accepts");
-        let mut subscriber =
-            Subscriber { protocol, head: String::new(), socket, buffer: Vec::new(), at: 0, closed: false };
+        let mut subscriber = Subscriber {
+            protocol,
+            head: String::new(),
+            opening_id: None,
+            socket,
+            buffer: Vec::new(),
+            at: 0,
+            closed: false,
+        };
         subscriber.send(request.as_ref()).await;
         let status = match protocol {
             Protocol::Sse => "HTTP/1.1 200 ",
@@ -195,12 +204,11 @@ impl Subscriber {
         let block = std::str::from_utf8(&rest[..end]).expect("an event stream is UTF-8");
         let mut event = Event::default();
         let mut data: Vec<&str> = Vec::new();
-        let mut comment = false;
         for line in block.split('\n') {
             let (field, value) = line.split_once(':').unwrap_or((line, ""));
             let value = value.strip_prefix(' ').unwrap_or(value);
             match field {
-                "" => comment = true,
+                "" => {} // a comment
                 "id" => event.id = Some(value.to_string()),
                 "event" => event.name = Some(value.to_string()),
                 "retry" => event.retry = Some(value.parse().expect("retry is a number")),
@@ -210,7 +218,10 @@ impl Subscriber {
         }
         self.at += end + 2;
         if data.is_empty() {
-            assert!(comment && event == Event::default(), "a block without data is a comment");
+            let id = event.id.take();
+            assert_eq!(event, Event::default(), "a block without data is a comment or an id: {block:?}");
+            assert!(id.is_none() || self.opening_id.is_none(), "one id at most opens a stream: {block:?}");
+            self.opening_id = self.opening_id.take().or(id);
             return Some(Said::Alive(Vec::new()));
         }
         event.data = data.join("\n").into_bytes();
