@@ -29,6 +29,7 @@ use crate::config::limits::{DRAIN_GRACE_MS, SCRAPES_MAX, STALL_RETRY_MS};
 use crate::event::{CustomId, Epoch, Event, EventId};
 
 mod control;
+mod head;
 mod intake;
 mod listen;
 mod listing;
