@@ -28,6 +28,7 @@ use crate::config::ControlAddress;
 use crate::config::limits::CONTROL_BODY_MS_MAX;
 use crate::event::{Data, Event, Topic};
 use crate::printed::{quoted, reachable};
+use crate::wire::http::has_content_type;
 
 /// Where the path of one topic begins.
 const TOPIC_PATH: &str = "/topics/";
@@ -80,20 +81,16 @@ async fn read_event(hub: &Hub, uri: &Uri, headers: &HeaderMap, body: Body) -> Re
             let text = format!("the body did not arrive within {CONTROL_BODY_MS_MAX} ms");
             Err(Refusal::new(RefusalReason::BodyTimeout, text))
         })?;
-    let data = if is_binary(headers) { Data::binary(bytes) } else { parse_text(bytes)? };
+    let data = match has_content_type(headers, "application/octet-stream") {
+        true => Data::binary(bytes),
+        false => parse_text(bytes)?,
+    };
     Ok(Event { topic, data, name, id, retry_ms })
 }
 
 /// The topic that the path names.
 fn topic_of(uri: &Uri) -> Result<Topic, Refusal> {
     parse_topic_path(uri.path().strip_prefix(TOPIC_PATH).unwrap_or(""))
-}
-
-/// True for `application/octet-stream`, whatever its parameters. All other types are text.
-fn is_binary(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let essence = content_type.split(';').next().unwrap_or("").trim();
-    essence.eq_ignore_ascii_case("application/octet-stream")
 }
 
 /// The whole body, at most `bytes_max`; a larger one is refused as soon as that is known, and is not held. The result
