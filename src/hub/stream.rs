@@ -221,7 +221,10 @@ fn read(line: Line<'_>, limits: &Limits) -> Option<(u64, Result<Event, Refusal>)
         Line::Whole(_, bytes) if bytes.iter().all(u8::is_ascii_whitespace) => None,
         Line::Whole(number, bytes) => Some((number, parse_line(bytes, limits.message_bytes_max))),
         Line::TooLong(number) => {
-            let text = format!("the line has more than {} bytes and was skipped", limits.line_bytes_max());
+            let text = format!(
+                "the line has more than {} bytes and was skipped; POST /topics/TOPIC takes data without escapes",
+                limits.line_bytes_max()
+            );
             Some((number, Err(Refusal::new(RefusalReason::LineTooLong, text))))
         }
     }

@@ -183,6 +183,20 @@ async fn text_of_the_largest_size_may_be_written_in_ascii() {
     assert_eq!(events(&mut seen, 1).await.len(), 1);
 }
 
+#[tokio::test]
+async fn text_whose_escapes_are_too_long_for_a_line_is_told_of_the_way_that_takes_it() {
+    let limits = Limits { message_bytes_max: 10_000, ..Limits::default() };
+    let bench = bench(1, limits.clone());
+    // One byte each, six as an escape, which JSON wants of them.
+    let line = format!("{{\"topic\":\"a\",\"data\":\"{}\"}}\n", "\\u0001".repeat(10_000));
+    let lines = bench.post("/publish", line).await.json_lines();
+    let error = lines[0]["error"].as_str().expect("an error");
+    for told in [format!("more than {} bytes", limits.line_bytes_max()), "POST /topics/TOPIC".to_string()] {
+        assert!(error.contains(&told), "no {told:?} in {error:?}");
+    }
+    assert_eq!(bench.post("/topics/a", "\u{1}".repeat(10_000)).await.status, StatusCode::OK);
+}
+
 /// A stream takes every place that comes free, and a single publish does not wait for one.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_waits_for_room_leaves_some_to_single_publishes() {
