@@ -2,6 +2,7 @@
 //!
 //! Every answer but `/`, `/healthz` and the NDJSON of `POST /publish` is one JSON object; every error is
 //! `{"error":"one line"}`. Nothing here waits for a subscriber: a publish is answered once it is queued to the shards.
+//! What is no request does not come here (`head`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -148,6 +148,6 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, router: 
             tracing::debug!(reason = refusal.reason.label(), "refused a request head: {refusal}");
             io.into_inner().refuse(&refusal).await;
         }
-        None => tracing::debug!(%error, "a control connection broke off"),
+        None => tracing::debug!(%error, "a control connection ended"),
     }
 }
