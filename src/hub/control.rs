@@ -2,12 +2,13 @@
 //!
 //! Every answer but `/`, `/healthz` and the NDJSON of `POST /publish` is one JSON object; every error is
 //! `{"error":"one line"}`. Nothing here waits for a subscriber: a publish is answered once it is queued to the shards.
+//! What is no request does not come here (`head`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
+use axum::body::{Body, BodyDataStream, HttpBody};
 use axum::extract::{RawQuery, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
@@ -22,12 +23,13 @@ use super::listing::{Listing, Page};
 use super::publish::{Options, check_size, parse_options, parse_query, parse_text, parse_topic_path};
 use super::refusal::error_response;
 use super::stats::Stats;
-use super::stream::{discard, publish_stream};
+use super::stream::{publish_stream, refused_unread};
 use super::{Hub, Refusal, RefusalReason};
 use crate::config::ControlAddress;
 use crate::config::limits::CONTROL_BODY_MS_MAX;
 use crate::event::{Data, Event, Topic};
 use crate::printed::{quoted, reachable};
+use crate::wire::http::has_content_type;
 
 /// Where the path of one topic begins.
 const TOPIC_PATH: &str = "/topics/";
@@ -64,13 +66,22 @@ async fn publish_one(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Accepted>, Refusal> {
-    let event = read_event(&hub, &uri, &headers, body).await.map_err(|refusal| hub.counted(refusal))?;
+    let mut body = body.into_data_stream();
+    let event = match read_event(&hub, &uri, &headers, &mut body).await {
+        Ok(event) => event,
+        Err(refusal) => return Err(refused_unread(&hub, refusal, body)),
+    };
     let id = event.id.clone();
     let sequence = hub.publish(event)?;
     Ok(Json(Accepted { id: hub.id_text(id.as_ref(), sequence), sequence }))
 }
 
-async fn read_event(hub: &Hub, uri: &Uri, headers: &HeaderMap, body: Body) -> Result<Event, Refusal> {
+async fn read_event(
+    hub: &Hub,
+    uri: &Uri,
+    headers: &HeaderMap,
+    body: &mut BodyDataStream,
+) -> Result<Event, Refusal> {
     let topic = topic_of(uri)?;
     let Options { name, id, retry_ms } = parse_options(uri.query())?;
     let reading = read_body(body, hub.config.limits.message_bytes_max);
@@ -80,7 +91,10 @@ async fn read_event(hub: &Hub, uri: &Uri, headers: &HeaderMap, body: Body) -> Re
             let text = format!("the body did not arrive within {CONTROL_BODY_MS_MAX} ms");
             Err(Refusal::new(RefusalReason::BodyTimeout, text))
         })?;
-    let data = if is_binary(headers) { Data::binary(bytes) } else { parse_text(bytes)? };
+    let data = match has_content_type(headers, "application/octet-stream") {
+        true => Data::binary(bytes),
+        false => parse_text(bytes)?,
+    };
     Ok(Event { topic, data, name, id, retry_ms })
 }
 
@@ -89,26 +103,16 @@ fn topic_of(uri: &Uri) -> Result<Topic, Refusal> {
     parse_topic_path(uri.path().strip_prefix(TOPIC_PATH).unwrap_or(""))
 }
 
-/// True for `application/octet-stream`, whatever its parameters. All other types are text.
-fn is_binary(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let essence = content_type.split(';').next().unwrap_or("").trim();
-    essence.eq_ignore_ascii_case("application/octet-stream")
-}
-
 /// The whole body, at most `bytes_max`; a larger one is refused as soon as that is known, and is not held. The result
 /// is a copy of exactly its size, so that it does not keep the connection's receive buffer alive.
-async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, Refusal> {
-    let announced = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    let mut frames = body.into_data_stream();
+async fn read_body(body: &mut BodyDataStream, bytes_max: usize) -> Result<Bytes, Refusal> {
+    let announced = HttpBody::size_hint(body).exact();
+    let announced = announced.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     let mut held = Vec::new();
     let mut size = announced.unwrap_or(0);
     loop {
-        if let Err(refusal) = check_size(size, bytes_max) {
-            tokio::spawn(discard(frames));
-            return Err(refusal);
-        }
-        let Some(frame) = frames.next().await else {
+        check_size(size, bytes_max)?;
+        let Some(frame) = body.next().await else {
             return Ok(held.into_boxed_slice().into());
         };
         let frame = frame
@@ -161,14 +165,14 @@ async fn health(State(hub): State<Arc<Hub>>) -> Response {
     }
 }
 
-async fn unknown_path(State(hub): State<Arc<Hub>>, uri: Uri) -> Refusal {
+async fn unknown_path(State(hub): State<Arc<Hub>>, uri: Uri, body: Body) -> Refusal {
     let text = format!("no such path: {}; GET / lists them", uri.path());
-    hub.counted(Refusal::new(RefusalReason::UnknownPath, text))
+    refused_unread(&hub, Refusal::new(RefusalReason::UnknownPath, text), body.into_data_stream())
 }
 
-async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri) -> Refusal {
+async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri, body: Body) -> Refusal {
     let text = format!("{method} is not allowed on {}", uri.path());
-    hub.counted(Refusal::new(RefusalReason::WrongMethod, text))
+    refused_unread(&hub, Refusal::new(RefusalReason::WrongMethod, text), body.into_data_stream())
 }
 
 /// The endpoints, with commands for whoever asked through `address`.

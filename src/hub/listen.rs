@@ -5,23 +5,27 @@
 //! request it is in, and what has not ended after [`CONTROL_GRACE_MS`] is cut off.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
+use super::head::{Asked, Muted, refusal_of};
 use super::{Hub, Stage, control};
 use crate::config::ControlAddress;
 use crate::config::limits::{
     CONTROL_ACCEPT_RETRY_MS, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, CONTROL_GRACE_MS,
     CONTROL_HEAD_MS_MAX,
 };
+use crate::wire::http::HEADERS_MAX;
 
 /// A control address, bound and non-blocking.
 #[derive(Debug)]
@@ -74,7 +78,7 @@ pub(super) fn start(listeners: Vec<ControlListener>, hub: &Arc<Hub>) -> io::Resu
 
 async fn accept(listener: Listener, router: Router, hub: Arc<Hub>) {
     let mut connections = JoinSet::new();
-    let mut stopped = std::pin::pin!(hub.reached(Stage::Stopped));
+    let mut stopped = pin!(hub.reached(Stage::Stopped));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -112,24 +116,38 @@ impl Listener {
 }
 
 /// Serves requests on one connection until either side has enough of it.
-async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, router: Router, hub: Arc<Hub>) {
-    let connection = http1::Builder::new()
+pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, router: Router, hub: Arc<Hub>) {
+    let head_bytes_max = hub.config.limits.handshake_bytes_max;
+    let (asked, router) = (Asked::default(), TowerToHyperService::new(router));
+    let socket = Muted::new(socket, asked.clone());
+    let service = service_fn(move |request| {
+        asked.note();
+        router.call(request)
+    });
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(CONTROL_HEAD_MS_MAX))
-        .max_header_size(hub.config.limits.handshake_bytes_max)
+        .max_header_size(head_bytes_max)
+        .max_headers(HEADERS_MAX)
         .max_buf_size(CONTROL_BUFFER_BYTES_MAX)
         // A client that has sent its request and half-closed still gets its answer.
         .half_close(true)
-        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
-    let mut connection = std::pin::pin!(connection);
+        .serve_connection(TokioIo::new(socket), service);
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = hub.reached(Stage::Stopped) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            std::pin::Pin::new(&mut connection).graceful_shutdown();
+            (&mut connection).await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a control connection broke off");
+    let Err(error) = ended else { return };
+    let http1::Parts { io, read_buf, .. } = connection.into_parts();
+    match refusal_of(&error, &read_buf, head_bytes_max) {
+        Some(refusal) => {
+            let refusal = hub.counted(refusal);
+            tracing::debug!(reason = refusal.reason.label(), "refused a request head: {refusal}");
+            io.into_inner().refuse(&refusal).await;
+        }
+        None => tracing::debug!(%error, "a control connection ended"),
     }
 }

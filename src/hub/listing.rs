@@ -16,6 +16,7 @@ use crate::broadcast::TopicQuery;
 use crate::config::limits::{PAGE_TOPICS, PAGE_TOPICS_MAX};
 use crate::event::Topic;
 use crate::metrics::{ShardReport, TopicReport};
+use crate::wire::Format;
 
 /// Which page of the list, in the order of names (by bytes).
 #[derive(Debug, PartialEq, Eq)]
@@ -98,12 +99,11 @@ impl Hub {
                 views.entry(name).or_default();
             }
         }
-        let next = (views.len() > page.limit)
-            .then(|| views.keys().nth(page.limit - 1).map(|&last| last.clone()))
-            .flatten();
+        let more = views.len() > page.limit;
         while views.len() > page.limit {
             views.pop_last();
         }
+        let next = views.keys().next_back().filter(|_| more).map(|&last| last.clone());
         for topic in reports.iter().flatten().flat_map(|report| &report.topics) {
             if let Some(view) = views.get_mut(&topic.topic) {
                 view.add(topic);
@@ -160,7 +160,7 @@ struct View<'a> {
     record: Option<&'a TopicRecord>,
     /// True once a shard has reported the topic.
     reported: bool,
-    subscribers: [u64; crate::wire::Format::COUNT],
+    subscribers: [u64; Format::COUNT],
     window: Amount,
     /// The newest event in any window, 0 if there is none.
     newest: u64,

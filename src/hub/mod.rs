@@ -9,7 +9,8 @@
 //!   connections end, and then the shards by [`Message::End`]. So newcomers are refused and counted until all have what is
 //!   theirs.
 //!
-//! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks), `stream` (NDJSON).
+//! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks), `stream` (NDJSON),
+//! `head` (what is no request).
 //! Not here: signals, binding of addresses, threads (`serve`).
 
 use std::collections::BTreeSet;
@@ -29,6 +30,7 @@ use crate::config::limits::{DRAIN_GRACE_MS, SCRAPES_MAX, STALL_RETRY_MS};
 use crate::event::{CustomId, Epoch, Event, EventId};
 
 mod control;
+mod head;
 mod intake;
 mod listen;
 mod listing;

@@ -50,6 +50,12 @@ pub enum RefusalReason {
     UnknownPath,
     /// The path is ours, but does not take this method.
     WrongMethod,
+    /// The request head is malformed or breaks off.
+    BadHead,
+    /// The request head is larger than allowed.
+    HeadTooLarge,
+    /// The request head did not arrive in time.
+    HeadTimeout,
 }
 
 /// The rows of the table, in the order of [`RefusalReason`]: label, HTTP status.
@@ -73,12 +79,15 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (BodyTimeout, "body_timeout", StatusCode::REQUEST_TIMEOUT),
         (UnknownPath, "unknown_path", StatusCode::NOT_FOUND),
         (WrongMethod, "wrong_method", StatusCode::METHOD_NOT_ALLOWED),
+        (BadHead, "bad_head", StatusCode::BAD_REQUEST),
+        (HeadTooLarge, "head_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+        (HeadTimeout, "head_timeout", StatusCode::REQUEST_TIMEOUT),
     ]
 };
 
 impl RefusalReason {
     /// How many reasons there are.
-    pub const COUNT: usize = RefusalReason::WrongMethod as usize + 1;
+    pub const COUNT: usize = RefusalReason::HeadTimeout as usize + 1;
 
     /// The label in metrics and logs.
     pub fn label(self) -> &'static str {

@@ -1,7 +1,8 @@
 //! `GET /stats`: counters and latencies of the hub, of each shard, and of all shards together, as JSON.
 //!
 //! All counts are from the start of the process, save where "now" is said. Latencies are microseconds. A shard
-//! that gave no report has `"state":"unavailable"` and no counters, and is missing from the totals.
+//! that gave no report has `"state":"unavailable"` and no counters. Then `totals` is `null`: a sum that lacks a shard
+//! would fall, and rise again with the next scrape.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -21,7 +22,8 @@ pub(super) struct Stats {
     epoch: String,
     uptime_ms: u64,
     hub: HubStats,
-    totals: Counts,
+    /// `None` if a shard gave no report.
+    totals: Option<Counts>,
     shards: Vec<ShardStats>,
 }
 
@@ -118,13 +120,6 @@ impl Hub {
     /// Asks the shards and puts everything together.
     pub(super) async fn stats(&self) -> Stats {
         let reports = self.scrape(TopicQuery::None).await;
-        let mut total = ShardMetrics::default();
-        let mut window = Amount::default();
-        for report in reports.iter().flatten() {
-            add(&mut total, &report.metrics);
-            window.events = window.events.max(report.window_events);
-            window.bytes = window.bytes.max(report.window_bytes);
-        }
         let intake = self.intake();
         let queues = intake.outboxes().iter().map(|outbox| outbox.len());
         let shards = reports.iter().zip(queues).enumerate();
@@ -151,10 +146,23 @@ impl Hub {
                 refused: counters.refused.clone(),
                 shard_queue_stalls: counters.stalls,
             },
-            totals: counts(&total, window),
+            totals: totals(&reports),
             shards: shards.collect(),
         }
     }
+}
+
+/// The sums over all shards, if all have reported.
+fn totals(reports: &[Option<ShardReport>]) -> Option<Counts> {
+    let mut total = ShardMetrics::default();
+    let mut window = Amount::default();
+    for report in reports {
+        let report = report.as_ref()?;
+        add(&mut total, &report.metrics);
+        window.events = window.events.max(report.window_events);
+        window.bytes = window.bytes.max(report.window_bytes);
+    }
+    Some(counts(&total, window))
 }
 
 fn counts_of(report: &ShardReport) -> Counts {

@@ -36,8 +36,7 @@ pub(super) async fn publish_stream(
 ) -> Result<Response, Refusal> {
     let draining = hub.intake().is_draining().then(Refusal::draining);
     if let Some(refusal) = parse_query(query.as_deref(), &[]).err().or(draining) {
-        tokio::spawn(discard(body.into_data_stream()));
-        return Err(hub.counted(refusal));
+        return Err(refused_unread(&hub, refusal, body.into_data_stream()));
     }
     let (answers, mut lines) = mpsc::channel(ERROR_LINES_MAX + 1);
     let place = answers.clone().try_reserve_owned().expect("an empty channel has room for the summary");
@@ -56,8 +55,14 @@ pub(super) async fn publish_stream(
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
+/// Counts the refusal of a request, and gives it back; what is left of its body is read and dropped.
+pub(super) fn refused_unread(hub: &Hub, refusal: Refusal, rest: BodyDataStream) -> Refusal {
+    tokio::spawn(discard(rest));
+    hub.counted(refusal)
+}
+
 /// Reads and drops what a publisher still sends, so that it is not reset before it has read our answer.
-pub(super) async fn discard(mut frames: BodyDataStream) {
+async fn discard(mut frames: BodyDataStream) {
     let rest = async { while let Some(Ok(_)) = frames.next().await {} };
     // Whoever still sends then has had the time to read.
     let _ = tokio::time::timeout(Duration::from_millis(LINGER_MS_MAX), rest).await;
@@ -221,7 +226,10 @@ fn read(line: Line<'_>, limits: &Limits) -> Option<(u64, Result<Event, Refusal>)
         Line::Whole(_, bytes) if bytes.iter().all(u8::is_ascii_whitespace) => None,
         Line::Whole(number, bytes) => Some((number, parse_line(bytes, limits.message_bytes_max))),
         Line::TooLong(number) => {
-            let text = format!("the line has more than {} bytes and was skipped", limits.line_bytes_max());
+            let text = format!(
+                "the line has more than {} bytes and was skipped; POST /topics/TOPIC takes data without escapes",
+                limits.line_bytes_max()
+            );
             Some((number, Err(Refusal::new(RefusalReason::LineTooLong, text))))
         }
     }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::support::raw::exchange;
 use crate::support::server::{answer, client};
 use crate::support::subscriber::Event;
 use crate::support::{Protocol, Server, Subscriber};
@@ -113,6 +114,26 @@ async fn unknown_paths_and_wrong_methods_are_refused() {
     let refused = &server.stats().await["hub"]["refused"];
     let counts = ["unknown_path", "wrong_method", "bad_query"].map(|label| refused[label].as_u64());
     assert_eq!(counts, [Some(8), Some(4), Some(2)], "{refused}");
+}
+
+/// Heads that no route sees get an answer of the same kind.
+#[tokio::test]
+async fn a_head_that_is_no_request_is_told_why_and_counted() {
+    let server = Server::start(&["--shards", "1", "--handshake-bytes-max", "1000"]);
+    let long = format!("POST /topics/{} HTTP/1.1\r\nHost: x\r\n\r\n", "t".repeat(1_000));
+    for (head, status, label, part) in [
+        ("POST /topics/a b HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad_head", "malformed"),
+        ("GET /stats HTTP/1.1\r\nHost : x\r\n\r\n", 400, "bad_head", "header"),
+        (&long, 431, "head_too_large", "1000 bytes"),
+    ] {
+        let answer = exchange(server.control, head.as_bytes()).await;
+        assert_eq!(answer.status, status, "{head}");
+        assert_eq!(answer.header("Content-Type"), Some("application/json"), "{head}");
+        let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        assert!(body["error"].as_str().is_some_and(|error| error.contains(part)), "no {part:?} in {body}");
+        let refused = &server.stats().await["hub"]["refused"];
+        assert!(refused[label].as_u64() > Some(0), "{label}: {refused}");
+    }
 }
 
 #[tokio::test]

@@ -3,13 +3,14 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{ACCEPT, CACHE_CONTROL, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use reqwest::Url;
 use tokio::time::timeout;
 
 use super::super::{CONNECT_TIME_MAX, ClientError, http_client, read_refusal, retry_after, root_cause};
 use super::{EVENT_BYTES_MAX, Ended, Output, Payload};
+use crate::wire::http::has_content_type;
 use crate::wire::sse::GAP_EVENT;
 use crate::wire::sse_parser::{ParsedEvent, Parser};
 
@@ -48,7 +49,7 @@ impl Stream {
             Err(_) => return self.lost(format!("cannot connect to {}: no answer in time", self.url)),
         };
         match response.status() {
-            StatusCode::OK if is_event_stream(response.headers()) => {}
+            StatusCode::OK if has_content_type(response.headers(), "text/event-stream") => {}
             StatusCode::OK => {
                 return Ended::Refused(format!("{} answers, but not with an event stream", self.url));
             }
@@ -121,12 +122,6 @@ impl Stream {
 /// (RFC 9110 §5.5).
 fn is_carried(id: &str) -> bool {
     HeaderValue::from_bytes(id.as_bytes()).is_ok() && id == id.trim_matches(BLANKS)
-}
-
-/// True for `text/event-stream`, whatever its parameters.
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream")
 }
 
 /// A gap is no event of the topic: it belongs among the events only where its name tells it apart.

@@ -191,20 +191,6 @@ async fn shards_that_do_not_end_are_named_and_not_waited_for() {
     assert!(matches!(&error, HubError::Unfinished(shards) if *shards == [1, 2]), "{error}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_request_head_that_does_not_come_or_does_not_end_is_hung_up_on() {
-    let server = serve(1, Limits::default(), None);
-    for sent in ["", "GET / HT"] {
-        let mut socket = TcpStream::connect(server.control).await.expect("it listens");
-        socket.write_all(sent.as_bytes()).await.expect("sent");
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).await.expect("a proper end");
-        assert!(!answer.contains("200"), "{answer}");
-    }
-    let long = ask(server.control, "GET", &format!("/{}", "x".repeat(10_000)), "").await;
-    assert!(long.starts_with("HTTP/1.1 4"), "{long}");
-}
-
 #[tokio::test]
 async fn a_publisher_of_too_much_reads_its_answer() {
     let server = serve(1, Limits { message_bytes_max: 1_000, ..Limits::default() }, None);

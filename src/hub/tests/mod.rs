@@ -21,6 +21,8 @@ use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 
 mod drain;
+mod heads;
+mod log;
 mod publishing;
 mod scraping;
 mod streaming;

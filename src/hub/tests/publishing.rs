@@ -3,6 +3,7 @@
 use axum::http::header;
 use futures_util::{StreamExt, stream};
 
+use super::log::Log;
 use super::*;
 use crate::hub::RefusalReason;
 
@@ -135,6 +136,26 @@ async fn a_full_queue_answers_503_and_everything_accepted_arrives_once_and_in_or
     assert_eq!(events(&mut quick, 7).await, want);
     assert_eq!(bench.post("/topics/a", "8").await.json()["sequence"], 8);
     assert_eq!(events(&mut slow, 1).await, [(8, "8".into())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_tells_once_that_the_hub_is_full_until_it_was_empty() {
+    let limits = Limits { shard_queue_batches_max: 1, hub_queue_events_max: 1, ..Limits::default() };
+    let bench = bench(1, limits);
+    let log = Log::start();
+    let told = || log.lines().iter().filter(|line| line.contains("WARN") && line.contains("503")).count();
+    for times in 1..=2 {
+        while bench.post("/topics/a", "x").await.status == StatusCode::OK {}
+        assert_eq!(told(), times, "the first refusal is told");
+        for _ in 0..3 {
+            bench.post("/topics/a", "x").await.assert_error(StatusCode::SERVICE_UNAVAILABLE, "full");
+        }
+        assert_eq!(told(), times, "further ones are not");
+        while bench.hub.intake().queue().0 > 0 {
+            bench.inboxes[0].try_recv().expect("a batch in its queue");
+            bench.hub.flush();
+        }
+    }
 }
 
 #[tokio::test]

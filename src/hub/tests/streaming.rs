@@ -41,16 +41,21 @@ impl Open {
         serde_json::from_slice(&line).expect("JSON")
     }
 
-    /// What is left of the answer.
+    /// Ends the body, and gives what is left of the answer.
     async fn rest(self) -> Vec<Value> {
-        let Open { feed, mut answer } = self;
+        let Open { feed, answer } = self;
         drop(feed);
-        let mut text = Vec::new();
-        while let Some(chunk) = answer.next().await {
-            text.extend_from_slice(&chunk.expect("no error"));
-        }
-        json_lines(std::str::from_utf8(&text).expect("UTF-8"))
+        lines(answer).await
     }
+}
+
+/// What is left of an answer.
+async fn lines(mut answer: BodyDataStream) -> Vec<Value> {
+    let mut text = Vec::new();
+    while let Some(chunk) = answer.next().await {
+        text.extend_from_slice(&chunk.expect("no error"));
+    }
+    json_lines(std::str::from_utf8(&text).expect("UTF-8"))
 }
 
 fn line(data: impl std::fmt::Display) -> String {
@@ -183,6 +188,20 @@ async fn text_of_the_largest_size_may_be_written_in_ascii() {
     assert_eq!(events(&mut seen, 1).await.len(), 1);
 }
 
+#[tokio::test]
+async fn text_whose_escapes_are_too_long_for_a_line_is_told_of_the_way_that_takes_it() {
+    let limits = Limits { message_bytes_max: 10_000, ..Limits::default() };
+    let bench = bench(1, limits.clone());
+    // One byte each, six as an escape, which JSON wants of them.
+    let line = format!("{{\"topic\":\"a\",\"data\":\"{}\"}}\n", "\\u0001".repeat(10_000));
+    let lines = bench.post("/publish", line).await.json_lines();
+    let error = lines[0]["error"].as_str().expect("an error");
+    for told in [format!("more than {} bytes", limits.line_bytes_max()), "POST /topics/TOPIC".to_string()] {
+        assert!(error.contains(&told), "no {told:?} in {error:?}");
+    }
+    assert_eq!(bench.post("/topics/a", "\u{1}".repeat(10_000)).await.status, StatusCode::OK);
+}
+
 /// A stream takes every place that comes free, and a single publish does not wait for one.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_waits_for_room_leaves_some_to_single_publishes() {
@@ -211,10 +230,9 @@ async fn a_drain_ends_a_stream_and_names_the_first_line_not_taken() {
     open.send(format!("{}{}{{\"topic\":", line(1), line(2)));
     events(&mut seen, 2).await;
     bench.hub.begin_drain();
+    // The publisher does not end its body.
     let Open { feed, answer } = open;
-    let (_held, closed) = mpsc::unbounded_channel();
-    drop(closed);
-    let summary = Open { feed: _held, answer }.rest().await;
+    let summary = lines(answer).await;
     assert_eq!(summary.len(), 1);
     assert_eq!(
         (&summary[0]["accepted"], &summary[0]["last_id"]),
@@ -227,16 +245,26 @@ async fn a_drain_ends_a_stream_and_names_the_first_line_not_taken() {
 
 /// A body that is dropped resets its publisher, who would never read why.
 #[tokio::test]
-async fn a_stream_that_is_refused_at_once_is_read_on() {
+async fn a_body_that_is_refused_at_once_is_read_on() {
     let bench = bench(1, Limits::default());
-    let (status, unknown) = ask(&bench, "/publish?colour=1").await;
-    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let mut refused = Vec::new();
+    for (target, status) in [
+        ("/publish?colour=1", StatusCode::BAD_REQUEST),
+        ("/topics/a?colour=1", StatusCode::BAD_REQUEST),
+        ("/topics/", StatusCode::BAD_REQUEST),
+        ("/topic/a", StatusCode::NOT_FOUND),
+        ("/stats", StatusCode::METHOD_NOT_ALLOWED),
+    ] {
+        let (answered, open) = ask(&bench, target).await;
+        assert_eq!(answered, status, "{target}");
+        refused.push((target, open));
+    }
     bench.hub.begin_drain();
-    let (status, late) = ask(&bench, "/publish").await;
-    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    for open in [unknown, late] {
-        open.send(line(1));
-        assert!(!open.feed.is_closed());
+    let (answered, late) = ask(&bench, "/publish").await;
+    assert_eq!(answered, StatusCode::SERVICE_UNAVAILABLE);
+    refused.push(("a late stream", late));
+    for (target, open) in refused {
+        assert!(open.feed.send(Ok(line(1))).is_ok() && !open.feed.is_closed(), "{target}");
     }
 }
 

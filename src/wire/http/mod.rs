@@ -6,17 +6,20 @@
 //! - A connection carries one request: every answer but an upgrade closes it, so bodies and pipelined requests need
 //!   no rules of their own. What follows the head of a subscription is the caller's.
 //!
-//! The parts: `target` (paths, queries, topics), `fields` (header fields), `answer` (what we say). Not here: when a
-//! head has taken too long, and whether there is room for the subscriber (`shard`).
+//! The parts: `target` (paths, queries, topics), `fields` (header fields), `answer` (what we say); `target` and
+//! `content_type` also serve other rooms. Not here: when a head has taken too long, and whether there is room for the
+//! subscriber (`shard`).
 
 use crate::close::CloseReason;
 use crate::event::Topic;
 use crate::wire::Format;
 
 mod answer;
+mod content_type;
 mod fields;
 mod target;
 
+pub(crate) use content_type::has_content_type;
 pub(crate) use target::{EscapeFault, percent_decoded};
 
 pub use answer::{health, preflight, refusal, sse_head, websocket_head};
