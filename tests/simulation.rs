@@ -11,15 +11,18 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fanwave::broadcast::{Demand, Drain, Encoded, EncodedBatch, Message, Outbox, Refused, path};
+use fanwave::broadcast::{
+    Demand, Drain, Encoded, EncodedBatch, Message, Outbox, Refused, Scrape, TopicQuery, path,
+};
 use fanwave::clock::Stamp;
 use fanwave::close::CLOSE_TABLE;
 use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
 use fanwave::egress::Slot;
 use fanwave::egress::sim::{Dice, SimRing, Weather};
 use fanwave::event::{CustomId, Data, Epoch, Event, EventId, Topic};
-use fanwave::metrics::FormatCounters;
+use fanwave::metrics::{FormatCounters, ShardMetrics, ShardReport};
 use fanwave::shard::{Setup, Shard, Turn};
+use tokio::sync::oneshot;
 
 mod support;
 use support::peer::{Ending, Heard, Peer, Protocol};
@@ -36,6 +39,10 @@ struct World {
     demand: Arc<Demand>,
     /// A message that the shard's queue had no room for.
     stuck: Option<Message>,
+    /// Where the answer to a scrape comes.
+    scrape: Option<oneshot::Receiver<ShardReport>>,
+    /// The counters of the last scrape.
+    told: ShardMetrics,
     now: Stamp,
     window_events: usize,
     policy: OverrunPolicy,
@@ -101,6 +108,8 @@ impl World {
             outbox,
             demand,
             stuck: None,
+            scrape: None,
+            told: ShardMetrics::default(),
             now,
             window_events,
             policy,
@@ -166,6 +175,34 @@ impl World {
         self.offer();
     }
 
+    fn ask_for_counters(&mut self) {
+        if self.stuck.is_some() || self.scrape.is_some() {
+            return;
+        }
+        let (answer, scrape) = oneshot::channel();
+        self.scrape = Some(scrape);
+        self.stuck = Some(Message::Report(Scrape { query: TopicQuery::None, answer }));
+        self.offer();
+    }
+
+    /// No counter falls between two scrapes, whatever was counted too early.
+    fn compare_counters(&mut self) {
+        let Some(scrape) = &mut self.scrape else { return };
+        let Ok(report) = scrape.try_recv() else { return };
+        let counted = |metrics: &ShardMetrics| {
+            let formats = metrics.formats.each_ref();
+            formats.map(|counters| (counters.sends, counters.frames, counters.bytes))
+        };
+        for (before, now) in counted(&self.told).into_iter().zip(counted(&report.metrics)) {
+            assert!(
+                before.0 <= now.0 && before.1 <= now.1 && before.2 <= now.2,
+                "sends, frames and bytes fell from {before:?} to {now:?}"
+            );
+        }
+        self.told = report.metrics;
+        self.scrape = None;
+    }
+
     fn offer(&mut self) {
         let Some(message) = self.stuck.take() else { return };
         match self.outbox.try_send(message) {
@@ -178,6 +215,7 @@ impl World {
     fn turn(&mut self, ms: u64) -> Turn {
         self.now = Stamp(self.now.0 + ms * 1_000_000);
         let turn = self.shard.turn(self.now).expect("the simulated ring does not fail");
+        self.compare_counters();
         for slot in 0..SOCKETS {
             self.listen_to(slot);
         }
@@ -396,6 +434,7 @@ fn run(seed: u64, weather: Weather) {
             0 => world.connect(),
             1..=3 => world.publish(),
             4 => world.meddle(),
+            5 => world.ask_for_counters(),
             _ => {
                 world.offer();
                 let ms = if world.dice.chance(1, 50) { 900 } else { world.dice.roll(5) };

@@ -41,6 +41,8 @@ pub struct Shard<R> {
     ring: R,
     inbox: Inbox,
     state: State,
+    /// Scrapes to be answered as soon as the counters are right.
+    scrapes: Vec<Scrape>,
     /// True from [`Message::End`] on.
     told_to_end: bool,
 }
@@ -48,23 +50,26 @@ pub struct Shard<R> {
 impl<R: EgressRing> Shard<R> {
     /// A shard without connections.
     pub fn new(setup: Setup, ring: R, inbox: Inbox, now: Stamp) -> Shard<R> {
-        Shard { ring, inbox, state: State::new(setup, now), told_to_end: false }
+        Shard { ring, inbox, state: State::new(setup, now), scrapes: Vec::new(), told_to_end: false }
     }
 
     /// One turn at the time `now`.
     pub fn turn(&mut self, now: Stamp) -> Result<Turn, RingError> {
         let ticks = self.state.begin_turn(now);
         // Before what clients say: whoever comes from another shard may name an event that waits here.
-        let (messages, scrapes) = self.take_messages();
+        let messages = self.take_messages();
         let state = &mut self.state;
         if !state.held_back.is_empty() {
             state.ask_again();
         }
         self.ring.reap(&mut |completion| state.handle_completion(completion));
         state.record_latencies();
-        for Scrape { query, answer } in scrapes {
-            // Whoever asked may have gone; then nobody misses the answer.
-            let _ = answer.send(state.report(&query, self.ring.enters()));
+        // A ring without room has not told yet which instant sends of the last turn it did not take.
+        if self.ring.room() > 0 {
+            for Scrape { query, answer } in self.scrapes.drain(..) {
+                // Whoever asked may have gone; then nobody misses the answer.
+                let _ = answer.send(state.report(&query, self.ring.enters()));
+            }
         }
         if ticks > 0 {
             self.ring.retry_accepts();
@@ -80,26 +85,25 @@ impl<R: EgressRing> Shard<R> {
         if asked || self.ring.wants_submit() {
             self.ring.submit()?;
         }
-        let more = asked || messages > 0 || !state.ready.is_empty() || state.topics.is_active();
+        let to_do = !state.ready.is_empty() || state.topics.is_active() || !self.scrapes.is_empty();
+        let more = asked || messages > 0 || to_do;
         Ok(if more { Turn::Busy } else { Turn::Idle })
     }
 
-    /// Takes what the hub sent, unless subscribers that keep up could lose it. Returns how many messages, and the scrapes among
-    /// them: those are answered after the reap, when the counters are right.
-    fn take_messages(&mut self) -> (usize, Vec<Scrape>) {
+    /// Takes what the hub sent, unless subscribers that keep up could lose it. Returns how many messages.
+    fn take_messages(&mut self) -> usize {
         let mut taken = 0;
-        let mut scrapes = Vec::new();
         while taken < MESSAGES_PER_TURN_MAX && !self.state.topics.saturated() {
             let Some(message) = self.inbox.try_recv() else { break };
             taken += 1;
             match message {
                 Message::Batch(batch) => self.state.take_events(&batch),
-                Message::Report(scrape) => scrapes.push(scrape),
+                Message::Report(scrape) => self.scrapes.push(scrape),
                 Message::Drain(drain) => self.state.drain = Some(drain),
                 Message::End => self.told_to_end = true,
             }
         }
-        (taken, scrapes)
+        taken
     }
 
     /// True if the shard may await its doorbell: nothing is queued, reaped or sent meanwhile.
