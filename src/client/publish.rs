@@ -2,8 +2,8 @@
 //!
 //! A single event is repeated when the server is full, as long as its `Retry-After` says, a few times. A stream of
 //! lines is one request (`lines`): the server slows it down by not reading, and answers a line per refused event and a
-//! summary at the end. Nothing is repeated after a broken connection, or where no answer came in time: whether the event
-//! arrived is not known.
+//! summary at the end. Nothing is repeated after a broken connection, or where no answer came in time: whether the
+//! event arrived is not known.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -44,9 +44,9 @@ struct Patience {
     last_lines: Duration,
 }
 
-/// A server that works answers one event at once: it refuses what it has no room for. An answer that is late must not be
-/// taken for a connection that was never made, so it has longer than that. Of a stream, megabytes may wait in the
-/// kernel's buffers when its last line is on its way, and a server whose shards are busy takes minutes for them without
+/// A server that works answers one event at once, if only to refuse it for lack of room. The wait for its answer outlasts
+/// that for a connection, so that an event that was never sent is told as such. Of a stream, megabytes may lie in the
+/// kernel's buffers when the last line is on its way, and a server whose shards are busy takes minutes for them without
 /// a word.
 const PATIENCE: Patience = Patience {
     answer: CONNECT_TIME_MAX.saturating_add(Duration::from_secs(10)),
@@ -90,8 +90,8 @@ pub struct Options {
     pub lines: bool,
 }
 
-/// Publishes what `options` and `input` say. Ids and the summary go to `out`, lines that are refused or left out are told
-/// in `notes`.
+/// Publishes what `options` and `input` say. Ids and the summary go to `out`, lines that are refused or left out are
+/// told in `notes`.
 pub async fn run(
     options: Options,
     input: impl AsyncRead + Send + Unpin + 'static,
@@ -401,7 +401,8 @@ mod tests {
     #[tokio::test]
     async fn a_full_server_is_asked_again_when_it_says_so() {
         let (listener, server) = listener().await;
-        let full = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 4\r\n\r\nfull";
+        let full = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
+            Content-Length: 4\r\n\r\nfull";
         let serve = async {
             answer(&mut accept(&listener).await, "x", full).await;
             let refused = std::time::Instant::now();

@@ -5,6 +5,7 @@
 //!   the server does with what it refuses. An input that breaks ends the body like one that ends.
 //! - Lines bear their number in standard input, whoever refuses them.
 //! - Whatever was left out or refused makes the command fail, with the counts.
+//! - The server may be silent as long as lines may come, and a bounded time after the last one.
 
 use std::convert::Infallible;
 use std::io::{self, Write};
@@ -104,8 +105,8 @@ struct Unsent {
 }
 
 impl Unsent {
-    /// Waits for a part of the server's answer, and notes meanwhile what is not sent. While lines may still come there
-    /// is no reason to expect any; after the last one it has its time.
+    /// Waits for a part of the server's answer, and notes meanwhile what is not sent. Before the last line the server
+    /// owes us nothing, so that the wait has no end; after it the part has to come in time.
     async fn during<T>(
         &mut self,
         part: impl Future<Output = reqwest::Result<T>>,
@@ -229,8 +230,8 @@ impl<Input: AsyncRead + Send + Unpin + 'static> Lines<Input> {
         }
     }
 
-    /// The next line, or a blank one in place of a line that is left out: to the server that is no event, but it counts,
-    /// so that its numbers are those of the input.
+    /// The next line, or a blank one in place of a line that is left out: to the server that is no event, but it
+    /// counts, so that its numbers are those of the input.
     async fn read(&mut self) -> io::Result<Option<Bytes>> {
         let mut line = Vec::new();
         let read = (&mut self.input).take(EVENT_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line).await?;
