@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use fanwave::config::units::rounded;
 use fanwave::config::{ControlAddress, Limits, OverrunPolicy};
-use fanwave::printed::{quoted, reachable};
+use fanwave::printed::{quoted, reachable, scope};
 use fanwave::serve::Started;
 
 /// The whole text. `program` is how the user called us.
@@ -69,16 +69,22 @@ fn memory(owners: &[(&'static str, u64)]) -> Vec<String> {
     labelled("memory", &rows)
 }
 
-/// Three commands that show the whole thing; fewer where there is no address for them.
+/// Three commands that show the whole thing; fewer where there is no address for them. curl reaches an address with a
+/// scope, `tail` does not.
 fn commands(started: &Started, program: &str) -> Vec<String> {
     let mut commands = Vec::new();
-    if let Some(address) = started.listen.first().map(|address| reachable(*address)) {
-        commands.push(format!("curl -N http://{address}/sse/hello"));
-        commands.push(format!("{} tail ws://{address}/ws/hello", quoted(program)));
+    if let Some(address) = started.listen.first() {
+        let url = quoted(&format!("http://{}/sse/hello", reachable(*address)));
+        commands.push(format!("curl -N {url}"));
+    }
+    if let Some(address) = started.listen.iter().find(|address| scope(**address).is_none()) {
+        let url = quoted(&format!("ws://{}/ws/hello", reachable(*address)));
+        commands.push(format!("{} tail {url}", quoted(program)));
     }
     commands.extend(started.control.first().map(|control| match control {
         ControlAddress::Tcp(address) => {
-            format!("curl -d 'hello, world' http://{}/topics/hello", reachable(*address))
+            let url = quoted(&format!("http://{}/topics/hello", reachable(*address)));
+            format!("curl -d 'hello, world' {url}")
         }
         ControlAddress::Unix(path) => {
             let path = quoted(&path.to_string_lossy());
@@ -153,13 +159,37 @@ mod tests {
         for command in [
             "curl -N http://127.0.0.1:8080/sse/hello\n",
             " target/release/fanwave tail ws://127.0.0.1:8080/ws/hello\n",
-            "curl -d 'hello, world' http://[::1]:8081/topics/hello\n",
+            "curl -d 'hello, world' 'http://[::1]:8081/topics/hello'\n",
+        ] {
+            assert!(text.contains(command), "{text}");
+        }
+        let text = banner(&["[::]:8080"], &["127.0.0.1:8081"], "fanwave");
+        for command in [
+            "curl -N 'http://[::1]:8080/sse/hello'\n",
+            " fanwave tail 'ws://[::1]:8080/ws/hello'\n",
+            "curl -d 'hello, world' http://127.0.0.1:8081/topics/hello\n",
         ] {
             assert!(text.contains(command), "{text}");
         }
         let text = banner(&["127.0.0.1:1"], &["unix:/run/a b"], "/opt/it's/fanwave");
         assert!(text.contains(r"'/opt/it'\''s/fanwave' tail"), "{text}");
         assert!(text.contains("curl --unix-socket '/run/a b' -d"), "{text}");
+    }
+
+    #[test]
+    fn an_address_with_a_scope_keeps_it_and_tail_has_another_one() {
+        let text = banner(&["[fe80::1%2]:8080"], &["[fe80::1%2]:8081"], "fanwave");
+        for part in [
+            "data plane    [fe80::1%2]:8080\n",
+            "subscribe     http://[fe80::1%252]:8080/sse/{topic}",
+            "curl -N 'http://[fe80::1%252]:8080/sse/hello'\n",
+            "curl -d 'hello, world' 'http://[fe80::1%252]:8081/topics/hello'\n",
+        ] {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+        assert!(!text.contains("fanwave tail"), "{text}");
+        let text = banner(&["[fe80::1%2]:8080", "[::1]:8080"], &["127.0.0.1:1"], "fanwave");
+        assert!(text.contains("fanwave tail 'ws://[::1]:8080/ws/hello'\n"), "{text}");
     }
 
     #[test]

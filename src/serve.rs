@@ -48,10 +48,12 @@ pub struct Started {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// An address could not be bound.
-    #[error("cannot listen on {address}: {source}; choose another with --listen or --control")]
+    #[error("cannot listen on {address}: {source}; {remedy}")]
     Bind {
         /// The address as the operator gave it.
         address: String,
+        /// What to do about it.
+        remedy: &'static str,
         /// What the kernel said.
         source: std::io::Error,
     },
@@ -209,9 +211,17 @@ fn await_ready(
     Ok(shards)
 }
 
-fn bind_error(address: &impl ToString) -> impl FnOnce(std::io::Error) -> ServeError {
+fn bind_error(address: &ControlAddress) -> impl FnOnce(std::io::Error) -> ServeError {
+    let remedy = match address {
+        ControlAddress::Tcp(SocketAddr::V6(address))
+            if address.ip().is_unicast_link_local() && address.scope_id() == 0 =>
+        {
+            "name its interface by number, as in [fe80::1%2]:8080; `ip link` shows it"
+        }
+        _ => "choose another with --listen or --control",
+    };
     let address = address.to_string();
-    move |source| ServeError::Bind { address, source }
+    move |source| ServeError::Bind { address, remedy, source }
 }
 
 /// Binds every data plane address once per shard. Returns the addresses and, per shard, its listeners.
@@ -221,7 +231,8 @@ fn bind_data(config: &Config) -> Result<(Vec<SocketAddr>, Vec<Vec<OwnedFd>>), Se
     let mut addresses = Vec::new();
     let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
     for address in &config.listen {
-        let (bound, listeners) = listen(*address, shards, user_timeout).map_err(bind_error(address))?;
+        let (bound, listeners) =
+            listen(*address, shards, user_timeout).map_err(bind_error(&ControlAddress::Tcp(*address)))?;
         addresses.push(bound);
         for (shard, listener) in by_shard.iter_mut().zip(listeners) {
             shard.push(listener);
@@ -236,23 +247,27 @@ fn bind_control(
     let mut bound = Vec::new();
     let mut listeners = Vec::new();
     for address in addresses {
-        match address {
-            ControlAddress::Tcp(address) => {
-                let listener = listen_alone(*address).map_err(bind_error(address))?;
-                listener.set_nonblocking(true).map_err(bind_error(address))?;
-                bound.push(ControlAddress::Tcp(listener.local_addr().map_err(bind_error(address))?));
-                listeners.push(ControlListener::Tcp(listener));
-            }
-            ControlAddress::Unix(path) => {
-                let shown = format!("unix:{}", path.display());
-                let listener = bind_unix(path).map_err(bind_error(&shown))?;
-                listener.set_nonblocking(true).map_err(bind_error(&shown))?;
-                bound.push(ControlAddress::Unix(path.clone()));
-                listeners.push(ControlListener::Unix(listener));
-            }
-        }
+        let (address, listener) = bind_control_address(address).map_err(bind_error(address))?;
+        bound.push(address);
+        listeners.push(listener);
     }
     Ok((bound, listeners))
+}
+
+/// Binds one control plane address. Returns it as bound.
+fn bind_control_address(address: &ControlAddress) -> std::io::Result<(ControlAddress, ControlListener)> {
+    match address {
+        ControlAddress::Tcp(address) => {
+            let listener = listen_alone(*address)?;
+            listener.set_nonblocking(true)?;
+            Ok((ControlAddress::Tcp(listener.local_addr()?), ControlListener::Tcp(listener)))
+        }
+        ControlAddress::Unix(path) => {
+            let listener = bind_unix(path)?;
+            listener.set_nonblocking(true)?;
+            Ok((ControlAddress::Unix(path.clone()), ControlListener::Unix(listener)))
+        }
+    }
 }
 
 /// Binds a Unix socket; a socket file that nobody listens on any more is replaced.
@@ -296,4 +311,25 @@ fn memory(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings + receive)),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_local_address_without_its_interface_is_told_to_name_it() {
+        for (address, told) in [
+            ("[fe80::1]:8080", "cannot listen on [fe80::1]:8080: invalid; name its interface by number"),
+            ("[fe80::1%2]:8080", "cannot listen on [fe80::1%2]:8080: invalid; choose another"),
+            (
+                "unix:/run/a",
+                "cannot listen on unix:/run/a: invalid; choose another with --listen or --control",
+            ),
+        ] {
+            let address = address.parse().expect("an address");
+            let error = bind_error(&address)(std::io::Error::other("invalid")).to_string();
+            assert!(error.starts_with(told), "{error}");
+        }
+    }
 }

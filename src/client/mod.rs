@@ -1,12 +1,14 @@
 //! The other ends: the publisher and the subscriber of the command line.
 //!
 //! Both are ordinary tokio programs over well-kept clients (reqwest, tungstenite); nothing of the server's data path
-//! is used but the parser of event streams and the name of a gap notice. They write to the `Write`s that they are given, never to the process's
-//! own, and they return when the work is done: the caller decides on the exit code.
+//! is used but the parser of event streams and the name of a gap notice. They write to the `Write`s that they are
+//! given, never to the process's own, and they return when the work is done: the caller decides on the exit code.
+//! They never wait without end for a server that owes them an answer.
 //!
-//! Not here: TLS. An `https:` or `wss:` address is refused with a remedy.
+//! Not here: TLS, and scopes of IPv6 addresses, which URLs do not have (WHATWG URL §3.5). Such an address is refused
+//! with a remedy.
 
-use std::io;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -33,7 +35,7 @@ pub enum ClientError {
     Io(#[from] io::Error),
 }
 
-/// From the first packet to an open connection, and from then to an answer where one is due.
+/// From the first packet to an open connection.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 /// Silence on a connection until the kernel asks whether the peer is still there.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
@@ -67,25 +69,30 @@ fn http_client() -> reqwest::ClientBuilder {
         .tcp_keepalive(KEEPALIVE_TIME)
 }
 
-/// Reads an address and says what to do about one that this build cannot serve.
-fn parse_url(text: &str, schemes: &[&str]) -> Result<Url, ClientError> {
-    let example = schemes[0];
-    let url = Url::parse(text).map_err(|error| {
-        ClientError::Usage(format!("`{text}` is no URL ({error}); write it as {example}://127.0.0.1:8080/…"))
+/// Reads an address of one of these schemes and says what to do about one that this build cannot serve. `form` is what
+/// to write instead of one that is no such address.
+fn parse_url(text: &str, schemes: &[&str], form: &str) -> Result<Url, ClientError> {
+    let unusable = |cause: &str| ClientError::Usage(format!("`{text}` {cause}"));
+    let url = Url::parse(text).map_err(|_| match has_scope(text) {
+        true => unusable("has an IPv6 scope (%), which fanwave's clients do not take; curl does"),
+        false => unusable(&format!("is no URL; write {form}")),
     })?;
     match url.scheme() {
-        scheme @ ("https" | "wss") => {
-            let plain = if scheme == "https" { "http" } else { "ws" };
-            Err(ClientError::Usage(format!(
-                "{scheme}: this build has no TLS; use {plain}:// to a trusted address"
-            )))
+        "https" => {
+            Err(unusable("cannot be reached: this build has no TLS; use http:// to a trusted address"))
         }
-        scheme if !schemes.contains(&scheme) || !url.has_host() => Err(ClientError::Usage(format!(
-            "`{text}` is not of the form {}://HOST:PORT/…",
-            schemes.join(":// or ")
-        ))),
+        "wss" => Err(unusable("cannot be reached: this build has no TLS; use ws:// to a trusted address")),
+        scheme if !schemes.contains(&scheme) || !url.has_host() => {
+            Err(unusable(&format!("is not of the form {form}")))
+        }
         _ => Ok(url),
     }
+}
+
+/// True for an address such as `http://[fe80::1%25eth0]:8080` (RFC 6874), or with the `%` alone.
+fn has_scope(url: &str) -> bool {
+    let literal = url.split_once("://[").and_then(|(_, rest)| rest.split_once(']'));
+    literal.is_some_and(|(address, _)| address.contains('%'))
 }
 
 /// `text` as one segment of a path or one value of a query, whatever it holds (RFC 3986 §2.3).
@@ -120,17 +127,19 @@ fn refusal_line(status: http::StatusCode, body: &[u8]) -> String {
     }
 }
 
-/// Reads the start of an answer that is no success.
-async fn read_refusal(mut response: reqwest::Response) -> String {
+/// Reads the start of an answer that is no success. A body that breaks off, or has not come within `time_max`, is told
+/// as far as it came.
+async fn read_refusal(mut response: reqwest::Response, time_max: Duration) -> String {
     let status = response.status();
     let mut body = Vec::new();
-    // A body that breaks off, or does not come, is told as far as it came.
-    while let Ok(Ok(Some(chunk))) = timeout(CONNECT_TIME_MAX, response.chunk()).await {
-        body.extend_from_slice(&chunk[..chunk.len().min(REFUSAL_BYTES_MAX - body.len())]);
-        if body.len() == REFUSAL_BYTES_MAX {
-            break;
+    let reading = async {
+        while body.len() < REFUSAL_BYTES_MAX {
+            let Ok(Some(chunk)) = response.chunk().await else { break };
+            body.extend_from_slice(&chunk[..chunk.len().min(REFUSAL_BYTES_MAX - body.len())]);
         }
-    }
+    };
+    // Whether it is whole makes no difference.
+    let _ = timeout(time_max, reading).await;
     refusal_line(status, &body)
 }
 
@@ -138,6 +147,11 @@ async fn read_refusal(mut response: reqwest::Response) -> String {
 fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
     let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+/// Tells the user what happens. Notes are a courtesy: a closed standard error does not end the work.
+fn note(notes: &mut dyn Write, text: &str) {
+    let _ = writeln!(notes, "fanwave: {text}").and_then(|()| notes.flush());
 }
 
 /// The innermost cause of an error: libraries wrap "connection refused" into three sentences.
@@ -156,13 +170,34 @@ mod tests {
     #[test]
     fn addresses_that_need_tls_get_one_line_with_the_remedy() {
         for (text, remedy) in [("https://a/sse/x", "http://"), ("wss://a/ws/x", "ws://")] {
-            let error = parse_url(text, &["http", "ws"]).expect_err(text).to_string();
+            let error = refusal_of(text);
             assert!(error.contains("TLS") && error.contains(remedy) && !error.contains('\n'), "{error}");
         }
-        for text in ["", "127.0.0.1:8080/sse/x", "localhost:8080", "file:///a", "http:"] {
-            assert!(matches!(parse_url(text, &["http"]), Err(ClientError::Usage(_))), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_address_is_told_the_form_of_one() {
+        for text in ["", "127.0.0.1:8080/sse/x", "localhost:8080", "file:///a", "http:", "http://[::1/"] {
+            let error = refusal_of(text);
+            assert!(error.contains(&format!("`{text}`")) && error.contains("http://HOST"), "{error}");
         }
-        assert!(parse_url("http://[::1]:8080/sse/x", &["http"]).is_ok());
+        assert!(parse_url("http://[::1]:8080/sse/x?id=[%25]", &["http"], "").is_ok());
+    }
+
+    #[test]
+    fn an_address_with_a_scope_is_told_from_nonsense() {
+        for text in ["http://[fe80::1%252]:8080/sse/x", "http://[fe80::1%eth0]", "http://[fe80::1%2]:1"] {
+            let error = refusal_of(text);
+            assert!(error.contains("scope") && error.contains("curl") && error.contains(text), "{error}");
+        }
+        assert!(!refusal_of("http://[::1/%25").contains("scope"), "no bracket ends");
+    }
+
+    fn refusal_of(url: &str) -> String {
+        match parse_url(url, &["http", "ws"], "http://HOST:PORT") {
+            Err(ClientError::Usage(line)) => line,
+            other => panic!("{url}: {other:?}"),
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A single event is repeated when the server is full, as long as its `Retry-After` says, a few times. A stream of
 //! lines is one request (`lines`): the server slows it down by not reading, and answers a line per refused event and a
-//! summary at the end. Nothing is repeated after a broken connection: whether the event arrived is not known.
+//! summary at the end. Nothing is repeated after a broken connection, or where no answer came in time: whether the
+//! event arrived is not known.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -10,13 +11,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use reqwest::Url;
+use reqwest::{RequestBuilder, Response, Url};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::timeout;
 
 use super::backoff::Backoff;
 use super::{
-    ClientError, http_client, parse_url, percent_encoded, push_query, read_refusal, retry_after, root_cause,
+    CONNECT_TIME_MAX, ClientError, http_client, note, parse_url, percent_encoded, push_query, read_refusal,
+    retry_after, root_cause,
 };
+use crate::config::limits::CONTROL_BODY_MS_MAX;
 
 mod lines;
 
@@ -26,6 +30,38 @@ const ATTEMPTS_MAX: u32 = 5;
 const RETRY_TIME_MAX: Duration = Duration::from_secs(30);
 /// Standard input, or a line of it, as one event; more is meant otherwise, or is a mistake.
 const EVENT_BYTES_MAX: usize = 64 << 20;
+/// Bytes of an event that a slow connection carries in a second.
+const SLOW_BYTES_PER_SECOND: u64 = 64 << 10;
+
+/// How long to wait for a server that says nothing.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// From the first packet to the whole answer to a small event.
+    answer: Duration,
+    /// From the head of a refusal to its end.
+    refusal: Duration,
+    /// For each part of the answer to a stream of lines, once the last line is on its way.
+    last_lines: Duration,
+}
+
+/// A server that works answers one event at once, if only to refuse it for lack of room. The wait for its answer outlasts
+/// that for a connection, so that an event that was never sent is told as such. Of a stream, megabytes may lie in the
+/// kernel's buffers when the last line is on its way, and a server whose shards are busy takes minutes for them without
+/// a word.
+const PATIENCE: Patience = Patience {
+    answer: CONNECT_TIME_MAX.saturating_add(Duration::from_secs(10)),
+    refusal: Duration::from_secs(10),
+    last_lines: Duration::from_secs(300),
+};
+
+impl Patience {
+    /// From the first packet to the whole answer to an event of so many bytes: a large one takes a while to send, but
+    /// the server gives no event longer than [`CONTROL_BODY_MS_MAX`].
+    fn of_event(&self, bytes: usize) -> Duration {
+        let sending = Duration::from_secs(bytes as u64 / SLOW_BYTES_PER_SECOND);
+        self.answer + sending.min(Duration::from_millis(CONTROL_BODY_MS_MAX))
+    }
+}
 
 /// The flags of `fanwave publish`.
 #[derive(Debug, Clone, clap::Args)]
@@ -54,15 +90,26 @@ pub struct Options {
     pub lines: bool,
 }
 
-/// Publishes what `options` and `input` say. Ids and the summary go to `out`, lines that are refused or left out are told
-/// in `notes`.
+/// Publishes what `options` and `input` say. Ids and the summary go to `out`, lines that are refused or left out are
+/// told in `notes`.
 pub async fn run(
     options: Options,
     input: impl AsyncRead + Send + Unpin + 'static,
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> Result<(), ClientError> {
-    let server = Server::new(&options.server)?;
+    publish(options, PATIENCE, input, out, notes).await
+}
+
+/// [`run`], with another patience than [`PATIENCE`].
+async fn publish(
+    options: Options,
+    patience: Patience,
+    input: impl AsyncRead + Send + Unpin + 'static,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+) -> Result<(), ClientError> {
+    let server = Server::new(&options.server, patience)?;
     let data = options.data.as_deref().filter(|data| *data != "-");
     match (options.lines, data) {
         (false, Some(data)) => {
@@ -79,24 +126,26 @@ pub async fn run(
     }
 }
 
-/// Where to publish, and how to get there.
+/// Where to publish, how to get there, and how long to wait for it.
 struct Server {
     client: reqwest::Client,
     base: Url,
     /// The address as the user wrote it.
     name: String,
+    patience: Patience,
 }
 
 impl Server {
-    fn new(address: &str) -> Result<Server, ClientError> {
+    fn new(address: &str, patience: Patience) -> Result<Server, ClientError> {
         // A redirect could turn a POST into a GET (RFC 9110 §15.4.2); the control API has none.
         let builder = http_client().redirect(reqwest::redirect::Policy::none());
-        let (builder, base) = match address.strip_prefix("unix:") {
-            Some(path) => (builder.unix_socket(path), parse_url("http://localhost", &["http"])?),
-            None => (builder, parse_url(address, &["http"])?),
+        let (builder, url) = match address.strip_prefix("unix:") {
+            Some(path) => (builder.unix_socket(path), "http://localhost"),
+            None => (builder, address),
         };
+        let base = parse_url(url, &["http"], "http://HOST:PORT or unix:PATH")?;
         let client = builder.build().map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
-        Ok(Server { client, base, name: address.to_string() })
+        Ok(Server { client, base, name: address.to_string(), patience })
     }
 
     /// The URL of a path below the server's address, which may have a path of its own behind a proxy.
@@ -106,15 +155,27 @@ impl Server {
         url
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> ClientError {
+    /// The connection could not be made, or broke.
+    fn failed(&self, error: &reqwest::Error) -> ClientError {
         let (name, cause) = (&self.name, root_cause(error));
-        ClientError::Unreachable(if error.is_connect() {
-            format!(
+        if error.is_connect() {
+            ClientError::Unreachable(format!(
                 "cannot connect to {name}: {cause}; start `fanwave serve` or name its address with --server"
-            )
+            ))
         } else {
-            format!("{name}: {cause}; what was sent may or may not be published")
-        })
+            self.unknown(&cause)
+        }
+    }
+
+    /// The server took what we sent and said nothing for this long.
+    fn silent(&self, waited: Duration) -> ClientError {
+        self.unknown(&format!("no answer within {} s", waited.as_secs_f64()))
+    }
+
+    /// Nobody has told us what came of what we sent.
+    fn unknown(&self, cause: &str) -> ClientError {
+        let text = format!("{}: {cause}; what was sent may or may not be published", self.name);
+        ClientError::Unreachable(text)
     }
 }
 
@@ -143,6 +204,35 @@ async fn publish_one(
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> Result<(), ClientError> {
+    let url = event_url(server, options)?;
+    let content_type = if options.binary { "application/octet-stream" } else { "text/plain; charset=utf-8" };
+    let time_max = server.patience.of_event(data.len());
+    let mut backoff = Backoff::default();
+    for attempt in 1.. {
+        let request = server.client.post(url.clone()).header(CONTENT_TYPE, content_type).body(data.clone());
+        let response = match post(server, request, time_max).await? {
+            Posted::Accepted(answer) => {
+                writeln!(out, "{}", id_of(&answer))?;
+                out.flush()?;
+                break;
+            }
+            Posted::Refused(response) => response,
+        };
+        let full = response.status() == StatusCode::SERVICE_UNAVAILABLE;
+        let asked = retry_after(response.headers());
+        let line = read_refusal(response, server.patience.refusal).await;
+        if !full || attempt == ATTEMPTS_MAX {
+            return Err(ClientError::Refused(line));
+        }
+        let wait = backoff.next(asked).min(RETRY_TIME_MAX);
+        note(notes, &format!("{line}; trying again in {:.1} s", wait.as_secs_f64()));
+        tokio::time::sleep(wait).await;
+    }
+    Ok(())
+}
+
+/// Where to post an event with the name, the id and the reconnection time that `options` give it.
+fn event_url(server: &Server, options: &Options) -> Result<Url, ClientError> {
     if matches!(options.topic.as_str(), "." | "..") {
         // Every encoding of these is a dot segment (WHATWG URL §4.1) and would leave the path.
         return Err(ClientError::Usage(format!("`{}` cannot stand in a path; use --lines", options.topic)));
@@ -154,28 +244,29 @@ async fn publish_one(
             push_query(&mut url, name, value);
         }
     }
-    let content_type = if options.binary { "application/octet-stream" } else { "text/plain; charset=utf-8" };
-    let mut backoff = Backoff::default();
-    for attempt in 1.. {
-        let request = server.client.post(url.clone()).header(CONTENT_TYPE, content_type).body(data.clone());
-        let response = request.send().await.map_err(|error| server.unreachable(&error))?;
+    Ok(url)
+}
+
+/// What the server made of an event.
+enum Posted {
+    /// It took the event; its whole answer.
+    Accepted(Bytes),
+    /// It did not; its answer, of which the body is not read.
+    Refused(Response),
+}
+
+/// Sends one event and waits for its answer.
+async fn post(server: &Server, request: RequestBuilder, time_max: Duration) -> Result<Posted, ClientError> {
+    let exchange = async {
+        let response = request.send().await?;
         if response.status().is_success() {
-            let body = response.bytes().await.map_err(|error| server.unreachable(&error))?;
-            writeln!(out, "{}", id_of(&body))?;
-            out.flush()?;
-            break;
+            response.bytes().await.map(Posted::Accepted)
+        } else {
+            Ok(Posted::Refused(response))
         }
-        let full = response.status() == StatusCode::SERVICE_UNAVAILABLE;
-        let asked = retry_after(response.headers());
-        let line = read_refusal(response).await;
-        if !full || attempt == ATTEMPTS_MAX {
-            return Err(ClientError::Refused(line));
-        }
-        let wait = backoff.next(asked).min(RETRY_TIME_MAX);
-        note(notes, &format!("{line}; trying again in {:.1} s", wait.as_secs_f64()));
-        tokio::time::sleep(wait).await;
-    }
-    Ok(())
+    };
+    let posted = timeout(time_max, exchange).await.map_err(|_| server.silent(time_max))?;
+    posted.map_err(|error| server.failed(&error))
 }
 
 /// The id in an answer; the answer itself if it has another form.
@@ -190,11 +281,6 @@ fn id_of(body: &[u8]) -> String {
     }
 }
 
-/// Notes are a courtesy: a closed standard error does not end the work.
-fn note(notes: &mut dyn Write, text: &str) {
-    let _ = writeln!(notes, "fanwave: {text}").and_then(|()| notes.flush());
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -205,11 +291,23 @@ mod tests {
     const ANSWER: &str =
         "HTTP/1.1 200 OK\r\nContent-Length: 14\r\nConnection: close\r\n\r\n{\"id\":\"abc-1\"}";
 
+    /// What came of a `fanwave publish`, what it printed, and its notes.
+    pub(super) type Outcome = (Result<(), ClientError>, String, String);
+
     pub(super) async fn publish(
         server: &str,
         args: &[&str],
         input: impl AsyncRead + Send + Unpin + 'static,
-    ) -> (Result<(), ClientError>, String, String) {
+    ) -> Outcome {
+        publish_within(PATIENCE, server, args, input).await
+    }
+
+    pub(super) async fn publish_within(
+        patience: Patience,
+        server: &str,
+        args: &[&str],
+        input: impl AsyncRead + Send + Unpin + 'static,
+    ) -> Outcome {
         #[derive(clap::Parser)]
         struct Line {
             #[command(flatten)]
@@ -218,7 +316,7 @@ mod tests {
         let line = ["publish", "--server", server].into_iter().chain(args.iter().copied());
         let line = <Line as clap::Parser>::try_parse_from(line).expect("valid flags");
         let (mut out, mut notes) = (Vec::new(), Vec::new());
-        let work = run(line.options, input, &mut out, &mut notes);
+        let work = super::publish(line.options, patience, input, &mut out, &mut notes);
         let result = tokio::time::timeout(Duration::from_secs(20), work).await.expect("publish ends in time");
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         (result, text(out), text(notes))
@@ -303,7 +401,8 @@ mod tests {
     #[tokio::test]
     async fn a_full_server_is_asked_again_when_it_says_so() {
         let (listener, server) = listener().await;
-        let full = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 4\r\n\r\nfull";
+        let full = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
+            Content-Length: 4\r\n\r\nfull";
         let serve = async {
             answer(&mut accept(&listener).await, "x", full).await;
             let refused = std::time::Instant::now();
@@ -316,6 +415,87 @@ mod tests {
         assert!(waited >= Duration::from_millis(990), "{waited:?}");
         assert_eq!(out, "abc-1\n");
         assert!(notes.contains("503 Service Unavailable: full; trying again in 1."), "{notes}");
+    }
+
+    /// Says `answer` to every request and then nothing more, for as long as `work` lasts.
+    pub(super) async fn while_silent<T>(
+        listener: TcpListener,
+        answer: &str,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut open = Vec::new();
+        let serve = async {
+            loop {
+                let mut stream = accept(&listener).await;
+                // The rest of the request fits the kernel's buffer. A client may give up at once.
+                if stream.read_u8().await.is_ok() && stream.write_all(answer.as_bytes()).await.is_ok() {
+                    open.push(stream);
+                }
+            }
+        };
+        tokio::select! {
+            () = serve => unreachable!("it serves for ever"),
+            result = work => result,
+        }
+    }
+
+    pub(super) const SHORT: Duration = Duration::from_millis(50);
+
+    /// Neither a server that takes the request and says nothing nor one that stops within its answer is waited for
+    /// without end.
+    #[tokio::test]
+    async fn an_answer_that_does_not_come_leaves_the_event_unknown() {
+        let begun = "HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{\"id\":";
+        for answer in ["", begun] {
+            let (listener, server) = listener().await;
+            let patience = Patience { answer: SHORT, ..PATIENCE };
+            let work = publish_within(patience, &server, &["t", "x"], tokio::io::empty());
+            let (result, out, _) = while_silent(listener, answer, work).await;
+            let told =
+                format!("{server}: no answer within 0.05 s; what was sent may or may not be published");
+            assert!(matches!(&result, Err(ClientError::Unreachable(line)) if *line == told), "{result:?}");
+            assert_eq!(out, "");
+        }
+    }
+
+    #[test]
+    fn a_large_event_has_the_time_that_the_server_gives_it() {
+        let seconds =
+            [0, 65_535, 65_536, 1 << 20, EVENT_BYTES_MAX].map(|bytes| PATIENCE.of_event(bytes).as_secs());
+        assert_eq!(seconds, [20, 20, 21, 36, 80]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_whose_body_does_not_come_is_told_as_far_as_it_came() {
+        for (body, line) in [("", "400 Bad Request"), ("no such t", "400 Bad Request: no such t")] {
+            let (listener, server) = listener().await;
+            let answer = format!("HTTP/1.1 400 Bad Request\r\nContent-Length: 20\r\n\r\n{body}");
+            let patience = Patience { refusal: SHORT, ..PATIENCE };
+            let work = publish_within(patience, &server, &["t", "x"], tokio::io::empty());
+            let (result, _, _) = while_silent(listener, &answer, work).await;
+            assert!(matches!(&result, Err(ClientError::Refused(text)) if text == line), "{result:?}");
+        }
+    }
+
+    /// The whole body counts, not each of its pieces: these would come for a minute.
+    #[tokio::test]
+    async fn a_refusal_that_trickles_in_is_not_read_to_its_end() {
+        let (listener, server) = listener().await;
+        let patience = Patience { refusal: SHORT, ..PATIENCE };
+        let work = publish_within(patience, &server, &["t", "x"], tokio::io::empty());
+        let trickle = async {
+            let mut stream = accept(&listener).await;
+            read_to(&mut stream, "\r\n\r\nx").await;
+            let head = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 6000\r\n\r\nx";
+            stream.write_all(head).await.expect("the client reads");
+            let mut pieces = tokio::time::interval(Duration::from_millis(10));
+            while stream.write_all(b"x").await.is_ok() {
+                pieces.tick().await;
+            }
+        };
+        let ((), (result, _, _)) = tokio::join!(trickle, work);
+        let begins = |line: &String| line.starts_with("400 Bad Request: x");
+        assert!(matches!(&result, Err(ClientError::Refused(line)) if begins(line)), "{result:?}");
     }
 
     #[tokio::test]

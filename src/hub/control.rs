@@ -180,16 +180,17 @@ fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
     let asked = headers.get(header::HOST).and_then(authority);
     let (curl, control, asked) = match address {
         ControlAddress::Tcp(address) => {
-            let control =
-                asked.as_ref().map_or_else(|| reachable(*address).to_string(), Authority::to_string);
+            let control = asked.as_ref().map_or_else(|| reachable(*address), Authority::to_string);
             ("curl".to_string(), control, asked)
         }
         ControlAddress::Unix(path) => {
             (format!("curl --unix-socket {}", quoted(&path.to_string_lossy())), "localhost".to_string(), None)
         }
     };
-    let subscribe = data_address(&hub.listen, asked.as_ref())
-        .map_or_else(String::new, |address| format!("curl -N http://{address}/sse/news\n"));
+    let subscribe = data_address(&hub.listen, asked.as_ref()).map_or_else(String::new, |address| {
+        format!("curl -N {}\n", quoted(&format!("http://{address}/sse/news")))
+    });
+    let url = |path: &str| quoted(&format!("http://{control}{path}"));
     format!(
         "fanwave {version}: control API
 
@@ -200,23 +201,29 @@ GET  /topics/TOPIC     one topic
 GET  /stats            counters and latencies
 GET  /healthz          200 while serving, 503 while draining
 
-{subscribe}{curl} -d 'hello' http://{control}/topics/news
-{curl} -d 'hello' 'http://{control}/topics/news?event=greeting&id=1&retry=5000'
-{curl} --data-binary @photo.jpg -H 'Content-Type: application/octet-stream' http://{control}/topics/photos
-echo '{{\"topic\":\"news\",\"data\":\"hello\"}}' | {curl} -N -X POST -T - http://{control}/publish
-{curl} http://{control}/topics/news
-{curl} http://{control}/stats
+{subscribe}{curl} -d 'hello' {news}
+{curl} -d 'hello' {news_with_options}
+{curl} --data-binary @photo.jpg -H 'Content-Type: application/octet-stream' {photos}
+echo '{{\"topic\":\"news\",\"data\":\"hello\"}}' | {curl} -N -X POST -T - {publish}
+{curl} {news}
+{curl} {stats}
 ",
         version = env!("CARGO_PKG_VERSION"),
+        news = url("/topics/news"),
+        news_with_options = url("/topics/news?event=greeting&id=1&retry=5000"),
+        photos = url("/topics/photos"),
+        publish = url("/publish"),
+        stats = url("/stats"),
     )
 }
 
-/// Host and port of a `Host` field, if a shell takes them as they are.
+/// Host and port of a `Host` field, if they make an address. A link-local one makes none: a `Host` has no scope.
 fn authority(host: &HeaderValue) -> Option<Authority> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
     let host: Authority = host.to_str().ok().filter(|host| host.bytes().all(plain))?.parse().ok()?;
     let bracketed = host.host().contains(['[', ']']);
-    let named = !host.host().is_empty() && (!bracketed || ip_of(host.host()).is_some_and(|ip| ip.is_ipv6()));
+    let global = |ip| matches!(ip, IpAddr::V6(ip) if !ip.is_unicast_link_local());
+    let named = !host.host().is_empty() && (!bracketed || ip_of(host.host()).is_some_and(global));
     // A port that is none reads as nothing, although something stands there.
     let ported = host.port_u16().is_some() || host.as_str() == host.host();
     (named && ported).then_some(host)
@@ -233,7 +240,7 @@ fn data_address(listen: &[SocketAddr], asked: Option<&Authority>) -> Option<Stri
         let bound = listen.iter().filter(|bound| bound.ip().is_unspecified()).find(same_family)?;
         Some(format!("{host}:{}", bound.port()))
     });
-    on_asked.or_else(|| listen.first().map(|bound| reachable(*bound).to_string()))
+    on_asked.or_else(|| listen.first().map(|bound| reachable(*bound)))
 }
 
 #[cfg(test)]
@@ -246,6 +253,7 @@ mod tests {
             ("edge.example:8081", true),
             ("10.0.0.1", true),
             ("[::1]:8081", true),
+            ("[fe80::1]:8081", false),
             (":99", false),
             ("[]:1", false),
             ("a[b]", false),

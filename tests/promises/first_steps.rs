@@ -1,10 +1,11 @@
 //! Claim: the commands that the server prints at its start work as printed, and `tail` and `publish` are all that a
 //! first visitor needs.
 //!
-//! Set-up: a server; its printed commands in a shell; `fanwave tail` over both protocols; a restart on the same port.
+//! Set-up: a server; its printed commands in every shell that is there; `fanwave tail` over both protocols; a restart
+//! on the same port.
 //!
-//! Expectation: one publish appears at every subscriber's standard output. `tail` comes back after a restart by itself and
-//! prints what is published then.
+//! Expectation: one publish appears at every subscriber's standard output. `tail` comes back after a restart by itself
+//! and prints what is published then.
 
 use std::io::Write;
 use std::process::{Child, Command, Output, Stdio};
@@ -12,7 +13,7 @@ use std::sync::mpsc::Receiver;
 
 use rustix::process::Signal;
 
-use crate::support::server::lines_of;
+use crate::support::server::{answer, client, lines_of};
 use crate::support::{PATIENCE, Protocol, Server, Subscriber, until};
 
 /// A program that runs beside the server, and the lines that it prints. Ended when dropped.
@@ -30,9 +31,9 @@ impl Running {
     }
 
     /// A line as the server printed it, in a shell.
-    fn shell(line: &str) -> Running {
+    fn shell(shell: &str, line: &str) -> Running {
         // With `exec` the process that is ended is the command itself.
-        Running::start(Command::new("sh").args(["-c", &format!("exec {line}")]))
+        Running::start(Command::new(shell).args(["-c", &format!("exec {line}")]))
     }
 
     fn line(&self) -> String {
@@ -60,21 +61,60 @@ fn printed(server: &Server) -> Vec<String> {
     server.banner[first..].iter().map(|line| line.strip_prefix("try").unwrap_or(line).trim().into()).collect()
 }
 
+/// The shells of this machine that people paste commands into.
+fn shells() -> impl Iterator<Item = &'static str> {
+    let runs = |shell: &&str| Command::new(shell).args(["-c", ":"]).status().is_ok();
+    ["sh", "bash", "zsh"].into_iter().filter(runs)
+}
+
 #[tokio::test]
 #[ignore = "needs curl: tests/run installs it"]
 async fn the_printed_commands_work_as_printed() {
-    let server = Server::start(&["--shards", "2"]);
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let address = address.parse().expect("an address");
+        if std::net::TcpListener::bind(address).is_err() {
+            eprintln!("skipped: this machine has no {address}");
+            continue;
+        }
+        for shell in shells() {
+            the_commands_work(Server::start_on(address, address, &["--shards", "2"]), shell).await;
+        }
+    }
+}
+
+async fn the_commands_work(server: Server, shell: &str) {
     let commands = printed(&server);
     let [curl, tail, publish] = commands.as_slice() else { panic!("three commands: {commands:?}") };
-    assert!(curl.starts_with("curl -N http://") && tail.contains(" tail ws://"), "{commands:?}");
-    let curl = Running::shell(curl);
-    let tail = Running::shell(tail);
+    assert!(curl.starts_with("curl -N ") && tail.contains(" tail "), "{commands:?}");
+    let curl = Running::shell(shell, curl);
+    let tail = Running::shell(shell, tail);
     server.await_subscribers("hello", 1, 1).await;
-    let publish = Running::shell(publish);
-    assert_eq!(tail.line(), "hello, world");
-    assert!(curl.line().starts_with("id: "));
+    let publish = Running::shell(shell, publish);
+    assert_eq!(tail.line(), "hello, world", "{shell}: {commands:?}");
+    assert!(curl.line().starts_with("id: "), "{shell}: {commands:?}");
     assert_eq!(curl.line(), "data: hello, world");
     assert!(publish.line().starts_with("{\"id\":\""), "the publisher is told the id");
+}
+
+/// curl's address and words, as each shell passes them on.
+#[tokio::test]
+async fn the_commands_of_the_help_reach_curl_in_every_shell() {
+    let server = Server::start(&["--shards", "1"]);
+    let client = client(reqwest::Client::builder());
+    let help = answer(client.get(server.url("/")).header("host", "[::1]:99")).await.body;
+    let commands: Vec<&str> = help.lines().filter(|line| line.contains("curl ")).collect();
+    assert_eq!(commands.len(), 7, "{help}");
+    for shell in shells() {
+        for command in &commands {
+            let script = format!("curl() {{ printf '%s\\n' \"$@\"; }}; {command}");
+            let output = Command::new(shell).args(["-c", &script]).output().expect("it runs");
+            let words = String::from_utf8_lossy(&output.stdout);
+            let url = words.lines().last().unwrap_or_default();
+            assert!(output.status.success() && url.starts_with("http://"), "{shell}: {command}: {output:?}");
+            assert!(command.contains(url) && !url.contains('\''), "{shell}: {command}: {words}");
+            assert_eq!(output.stderr, b"", "{shell}: {command}");
+        }
+    }
 }
 
 #[tokio::test]

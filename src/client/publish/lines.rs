@@ -5,6 +5,7 @@
 //!   the server does with what it refuses. An input that breaks ends the body like one that ends.
 //! - Lines bear their number in standard input, whoever refuses them.
 //! - Whatever was left out or refused makes the command fail, with the counts.
+//! - The server may be silent as long as lines may come, and a bounded time after the last one.
 
 use std::convert::Infallible;
 use std::io::{self, Write};
@@ -16,9 +17,10 @@ use futures_util::Stream;
 use http::header::CONTENT_TYPE;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
-use super::super::{ClientError, read_refusal};
-use super::{EVENT_BYTES_MAX, Options, Server, note};
+use super::super::{ClientError, note, read_refusal};
+use super::{EVENT_BYTES_MAX, Options, Server};
 
 /// One line of the answer; a server that sends more is not one of ours.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -35,50 +37,39 @@ pub(super) async fn publish_lines(
 ) -> Result<(), ClientError> {
     let (obstacles, told) = mpsc::channel(OBSTACLES_MAX);
     let lines = Lines { input: BufReader::new(input), number: 0, options: options.clone(), obstacles };
-    let mut unsent = Unsent { told, lines: 0, broken: false };
+    let mut unsent = Unsent { told, lines: 0, broken: false, over: false };
     let request = server.client.post(server.url("/publish")).header(CONTENT_TYPE, "application/x-ndjson");
     let sent = request.body(reqwest::Body::wrap_stream(lines.stream())).send();
-    let response = unsent.during(sent, notes).await.map_err(|error| server.unreachable(&error))?;
+    let response = unsent.during(sent, server, notes).await?;
     if !response.status().is_success() {
-        return Err(ClientError::Refused(read_refusal(response).await));
+        return Err(ClientError::Refused(read_refusal(response, server.patience.refusal).await));
     }
-    match read_answer(server, response, &mut unsent, out, notes).await? {
-        Some(summary) => verdict(summary, &unsent),
-        None => {
-            let text =
-                format!("{}: the answer broke off; what was sent may or may not be published", server.name);
-            Err(ClientError::Unreachable(text))
-        }
-    }
+    let summary = read_answer(server, response, &mut unsent, out, notes).await?;
+    verdict(summary, &unsent)
 }
 
-/// Passes the answer on as it comes, and gives its summary.
+/// Passes the answer on as it comes, up to its summary. How the connection ends after that changes nothing.
 async fn read_answer(
     server: &Server,
     mut response: reqwest::Response,
     unsent: &mut Unsent,
     out: &mut dyn Write,
     notes: &mut dyn Write,
-) -> Result<Option<Summary>, ClientError> {
-    let mut summary = None;
+) -> Result<Summary, ClientError> {
     let mut answer = Vec::new();
-    loop {
-        match unsent.during(response.chunk(), notes).await {
-            Ok(Some(chunk)) => answer.extend_from_slice(&chunk),
-            Ok(None) => return Ok(summary),
-            // Everything was said; how the connection ends changes nothing.
-            Err(_) if summary.is_some() => return Ok(summary),
-            Err(error) => return Err(server.unreachable(&error)),
-        }
+    while let Some(chunk) = unsent.during(response.chunk(), server, notes).await? {
+        answer.extend_from_slice(&chunk);
         while let Some(end) = memchr::memchr(b'\n', &answer) {
-            summary = print_answer(&answer[..end], out, notes)?.or(summary);
+            if let Some(summary) = print_answer(&answer[..end], out, notes)? {
+                return Ok(summary);
+            }
             answer.drain(..=end);
         }
         if answer.len() > ANSWER_BYTES_MAX {
-            let text = format!("{}: its answer is none of fanwave's", server.name);
-            return Err(ClientError::Unreachable(text));
+            return Err(server.unknown("its answer is none of fanwave's"));
         }
     }
+    Err(server.unknown("the answer broke off"))
 }
 
 /// What all lines together came to.
@@ -109,19 +100,34 @@ struct Unsent {
     lines: u64,
     /// True once standard input could not be read any further.
     broken: bool,
+    /// True once nothing more is to be sent: the last line is on its way, or the server takes no more.
+    over: bool,
 }
 
 impl Unsent {
-    /// Waits for `work`, and notes meanwhile what is not sent.
-    async fn during<T>(&mut self, work: impl Future<Output = T>, notes: &mut dyn Write) -> T {
-        let mut work = std::pin::pin!(work);
-        loop {
+    /// Waits for a part of the server's answer, and notes meanwhile what is not sent. Before the last line the server
+    /// owes us nothing, so that the wait has no end; after it the part has to come in time.
+    async fn during<T>(
+        &mut self,
+        part: impl Future<Output = reqwest::Result<T>>,
+        server: &Server,
+        notes: &mut dyn Write,
+    ) -> Result<T, ClientError> {
+        let mut part = std::pin::pin!(part);
+        let failed = |error: reqwest::Error| server.failed(&error);
+        while !self.over {
             tokio::select! {
                 biased;
-                Some(obstacle) = self.told.recv() => self.take(obstacle, notes),
-                result = &mut work => return result,
+                obstacle = self.told.recv() => match obstacle {
+                    Some(obstacle) => self.take(obstacle, notes),
+                    // The lines hold the other end, and are gone with the body.
+                    None => self.over = true,
+                },
+                result = &mut part => return result.map_err(failed),
             }
         }
+        let time_max = server.patience.last_lines;
+        timeout(time_max, part).await.map_err(|_| server.silent(time_max))?.map_err(failed)
     }
 
     fn take(&mut self, obstacle: Obstacle, notes: &mut dyn Write) {
@@ -224,8 +230,8 @@ impl<Input: AsyncRead + Send + Unpin + 'static> Lines<Input> {
         }
     }
 
-    /// The next line, or a blank one in place of a line that is left out: to the server that is no event, but it counts,
-    /// so that its numbers are those of the input.
+    /// The next line, or a blank one in place of a line that is left out: to the server that is no event, but it
+    /// counts, so that its numbers are those of the input.
     async fn read(&mut self) -> io::Result<Option<Bytes>> {
         let mut line = Vec::new();
         let read = (&mut self.input).take(EVENT_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line).await?;
@@ -296,7 +302,10 @@ mod tests {
 
     use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 
-    use super::super::tests::{accept, listener, publish, read_to};
+    use super::super::tests::{
+        Outcome, SHORT, accept, listener, publish, publish_within, read_to, while_silent,
+    };
+    use super::super::{PATIENCE, Patience};
     use super::*;
 
     /// A chunk of an answer of unknown length (RFC 9112 §7.1).
@@ -365,9 +374,7 @@ mod tests {
 
     /// Publishes these lines to a server that takes all it gets and answers with [`SUMMARY`]. Gives the request body
     /// besides what came of it.
-    async fn lines_of(
-        input: impl AsyncRead + Send + Unpin + 'static,
-    ) -> (String, (Result<(), ClientError>, String, String)) {
+    async fn lines_of(input: impl AsyncRead + Send + Unpin + 'static) -> (String, Outcome) {
         let (listener, server) = listener().await;
         let serve = async {
             let mut stream = accept(&listener).await;
@@ -453,6 +460,43 @@ mod tests {
             let json = encode_line(line, &options).expect("any bytes");
             assert_eq!(json, format!("{{\"topic\":\"t\",\"base64\":\"{base64}\"}}\n"), "{line:?}");
         }
+    }
+
+    const BRIEF: Patience = Patience { last_lines: SHORT, ..PATIENCE };
+
+    #[tokio::test]
+    async fn a_server_that_is_silent_after_the_last_line_leaves_the_lines_unknown() {
+        let begun = [STREAMED, &chunk("{\"line\":1,")].concat();
+        let begun = String::from_utf8(begun).expect("ASCII");
+        for answer in ["", &begun] {
+            let (listener, server) = listener().await;
+            let work = publish_within(BRIEF, &server, &["t", "--lines"], &b"one\n"[..]);
+            let (result, _, _) = while_silent(listener, answer, work).await;
+            let told =
+                format!("{server}: no answer within 0.05 s; what was sent may or may not be published");
+            assert!(matches!(&result, Err(ClientError::Unreachable(line)) if *line == told), "{result:?}");
+        }
+    }
+
+    /// A server that refuses no line has nothing to say before the last one.
+    #[tokio::test]
+    async fn a_server_may_be_silent_as_long_as_lines_may_come() {
+        let (listener, server) = listener().await;
+        let (keyboard, input) = tokio::io::duplex(64);
+        let work = publish_within(BRIEF, &server, &["t", "--lines"], input);
+        let long = tokio::time::timeout(SHORT * 4, while_silent(listener, "", work)).await;
+        assert!(long.is_err(), "it waits for lines: {long:?}");
+        drop(keyboard);
+    }
+
+    #[tokio::test]
+    async fn a_summary_counts_without_the_end_of_the_answer() {
+        let (listener, server) = listener().await;
+        let answer = [STREAMED, &chunk("{\"accepted\":1,\"refused\":0}\n")].concat();
+        let answer = String::from_utf8(answer).expect("ASCII");
+        let work = publish(&server, &["t", "--lines"], &b"one\n"[..]);
+        let (result, _, _) = while_silent(listener, &answer, work).await;
+        result.expect("the line is accepted");
     }
 
     /// The server has said what came of the lines; how the connection ends after that changes nothing.

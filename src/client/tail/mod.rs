@@ -18,11 +18,13 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::Url;
 
 use super::backoff::Backoff;
-use super::{ClientError, parse_url};
+use super::{CONNECT_TIME_MAX, ClientError, note, parse_url};
 
 mod sse;
 mod websocket;
 
+/// From the first packet to the head of an answer, and from there to the end of a refusal.
+const ANSWER_TIME_MAX: Duration = CONNECT_TIME_MAX;
 /// The largest event that is taken; a server that sends more is not one of ours.
 const EVENT_BYTES_MAX: usize = 64 << 20;
 
@@ -67,7 +69,17 @@ enum Source {
 
 /// Follows `options.url` until the count is reached, `out` is closed (both `Ok`), or the server refuses.
 pub async fn run(options: Options, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), ClientError> {
-    let mut source = source(&options)?;
+    follow(options, ANSWER_TIME_MAX, out, notes).await
+}
+
+/// [`run`], with another limit than [`ANSWER_TIME_MAX`].
+async fn follow(
+    options: Options,
+    answer_time_max: Duration,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+) -> Result<(), ClientError> {
+    let mut source = source(&options, answer_time_max)?;
     let mut output = Output { out, notes, json: options.json, printed: 0, count: options.count };
     let mut backoff = Backoff::default();
     loop {
@@ -93,15 +105,16 @@ pub async fn run(options: Options, out: &mut dyn Write, notes: &mut dyn Write) -
 }
 
 /// SSE or WebSocket by scheme, and by path where somebody wrote `http:` for a WebSocket.
-fn source(options: &Options) -> Result<Source, ClientError> {
-    let mut url = parse_url(&options.url, &["http", "ws"])?;
+fn source(options: &Options, answer_time_max: Duration) -> Result<Source, ClientError> {
+    let form = "http://HOST:PORT/sse/TOPIC or ws://HOST:PORT/ws/TOPIC";
+    let mut url = parse_url(&options.url, &["http", "ws"], form)?;
     if url.scheme() == "http" && (url.path() == "/ws" || url.path().starts_with("/ws/")) {
         // Only a change between special and other schemes can fail, and both are special (WHATWG URL §6.1).
         url.set_scheme("ws").expect("http becomes ws");
     }
     Ok(match url.scheme() {
-        "ws" => Source::WebSocket(websocket::Stream::new(url, options.from.as_deref())),
-        _ => Source::Sse(Box::new(sse::Stream::new(url, options.from.clone())?)),
+        "ws" => Source::WebSocket(websocket::Stream::new(url, options.from.as_deref(), answer_time_max)),
+        _ => Source::Sse(Box::new(sse::Stream::new(url, options.from.clone(), answer_time_max)?)),
     })
 }
 
@@ -160,18 +173,28 @@ impl Output<'_> {
         }
     }
 
-    /// Tells the user what happens. Notes are a courtesy: a closed standard error does not end the work.
     fn note(&mut self, text: &str) {
-        let _ = writeln!(self.notes, "fanwave: {text}").and_then(|()| self.notes.flush());
+        note(self.notes, text);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     /// Runs `tail` with `args` behind the URL and gives its result, what it printed, and its notes.
     pub(super) async fn tail(url: &str, args: &[&str]) -> (Result<(), ClientError>, String, String) {
+        tail_within(ANSWER_TIME_MAX, url, args).await
+    }
+
+    async fn tail_within(
+        answer_time_max: Duration,
+        url: &str,
+        args: &[&str],
+    ) -> (Result<(), ClientError>, String, String) {
         #[derive(clap::Parser)]
         struct Line {
             #[command(flatten)]
@@ -181,7 +204,8 @@ mod tests {
         let line = <Line as clap::Parser>::try_parse_from(line).expect("valid flags");
         let (mut out, mut notes) = (Vec::new(), Vec::new());
         let limit = Duration::from_secs(20);
-        let result = tokio::time::timeout(limit, run(line.options, &mut out, &mut notes)).await;
+        let work = follow(line.options, answer_time_max, &mut out, &mut notes);
+        let result = tokio::time::timeout(limit, work).await;
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         (result.expect("tail ends in time"), text(out), text(notes))
     }
@@ -190,7 +214,7 @@ mod tests {
     fn the_transport_follows_from_scheme_and_path() {
         let is_websocket = |url: &str| {
             let options = Options { url: url.to_string(), json: false, count: None, from: None };
-            source(&options).map(|source| matches!(source, Source::WebSocket(_)))
+            source(&options, ANSWER_TIME_MAX).map(|source| matches!(source, Source::WebSocket(_)))
         };
         for (url, websocket) in [
             ("http://127.0.0.1:1/sse/a", false),
@@ -203,6 +227,56 @@ mod tests {
             assert_eq!(is_websocket(url).expect(url), websocket, "{url}");
         }
         assert!(matches!(is_websocket("wss://a/ws/b"), Err(ClientError::Usage(_))));
+    }
+
+    /// Says `first` to the first connection and `later` to the others, and leaves all of them open.
+    async fn answer(listener: TcpListener, first: &str, later: &str) {
+        let mut open = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let text = if open.is_empty() { first } else { later };
+            // The rest of the request fits the kernel's buffer. A client that has given up meanwhile comes again.
+            if stream.read_u8().await.is_ok() && stream.write_all(text.as_bytes()).await.is_ok() {
+                open.push(stream);
+            }
+        }
+    }
+
+    /// Long enough for an answer that comes at once; if it is not, `tail` only comes once more.
+    const SHORT: Duration = Duration::from_millis(200);
+
+    #[tokio::test]
+    async fn a_server_that_takes_the_request_and_says_nothing_is_asked_again() {
+        for (scheme, path) in [("http", "sse/t"), ("ws", "ws/t")] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let url = format!("{scheme}://{}/{path}", listener.local_addr().expect("bound"));
+            let gone = "HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\ngone\n";
+            let (result, _, notes) = tokio::select! {
+                () = answer(listener, "", gone) => unreachable!("it answers for ever"),
+                outcome = tail_within(SHORT, &url, &[]) => outcome,
+            };
+            let line =
+                format!("fanwave: cannot connect to {url}: no answer in time; reconnecting in 0.1 s\n");
+            assert!(notes.starts_with(&line), "{notes}");
+            assert!(
+                matches!(&result, Err(ClientError::Refused(line)) if line == "404 Not Found: gone"),
+                "{result:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_whose_body_does_not_come_is_told_as_far_as_it_came() {
+        for (body, line) in [("", "404 Not Found"), ("no such p", "404 Not Found: no such p")] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let url = format!("http://{}/sse/t", listener.local_addr().expect("bound"));
+            let begun = format!("HTTP/1.1 404 Not Found\r\nContent-Length: 13\r\n\r\n{body}");
+            let (result, _, _) = tokio::select! {
+                () = answer(listener, &begun, &begun) => unreachable!("it answers for ever"),
+                outcome = tail_within(SHORT, &url, &[]) => outcome,
+            };
+            assert!(matches!(&result, Err(ClientError::Refused(text)) if text == line), "{result:?}");
+        }
     }
 
     #[test]

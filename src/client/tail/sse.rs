@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode};
 use reqwest::Url;
 use tokio::time::timeout;
 
-use super::super::{CONNECT_TIME_MAX, ClientError, http_client, read_refusal, retry_after, root_cause};
+use super::super::{ClientError, http_client, read_refusal, retry_after, root_cause};
 use super::{EVENT_BYTES_MAX, Ended, Output, Payload};
 use crate::wire::http::has_content_type;
 use crate::wire::sse::GAP_EVENT;
@@ -25,23 +25,30 @@ pub(super) struct Stream {
     parser: Parser,
     /// True once a connection was open.
     returning: bool,
+    /// From the first packet to the head of an answer, and from there to the end of a refusal.
+    answer_time_max: Duration,
 }
 
 impl Stream {
-    pub(super) fn new(url: Url, from: Option<String>) -> Result<Stream, ClientError> {
+    pub(super) fn new(
+        url: Url,
+        from: Option<String>,
+        answer_time_max: Duration,
+    ) -> Result<Stream, ClientError> {
         let from = from.unwrap_or_default();
         if !is_carried(&from) {
             let text = "--from: no header carries this id: it has control characters, or blanks around it";
             return Err(ClientError::Usage(text.to_string()));
         }
         let client = http_client().build().map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
-        Ok(Stream { client, url, parser: Parser::after(EVENT_BYTES_MAX, from), returning: false })
+        let parser = Parser::after(EVENT_BYTES_MAX, from);
+        Ok(Stream { client, url, parser, returning: false, answer_time_max })
     }
 
     /// Connects once and prints until the connection is over.
     pub(super) async fn follow(&mut self, output: &mut Output<'_>) -> Ended {
         let request = self.client.get(self.url.clone()).headers(self.headers());
-        let mut response = match timeout(CONNECT_TIME_MAX, request.send()).await {
+        let mut response = match timeout(self.answer_time_max, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 return self.lost(format!("cannot connect to {}: {}", self.url, root_cause(&error)));
@@ -58,9 +65,9 @@ impl Stream {
             }
             status if status.is_server_error() => {
                 let asked = retry_after(response.headers());
-                return Ended::Lost { why: read_refusal(response).await, asked };
+                return Ended::Lost { why: read_refusal(response, self.answer_time_max).await, asked };
             }
-            _ => return Ended::Refused(read_refusal(response).await),
+            _ => return Ended::Refused(read_refusal(response, self.answer_time_max).await),
         }
         let returning = std::mem::replace(&mut self.returning, true);
         output.connected(&self.url, self.lack().filter(|_| returning).as_deref());

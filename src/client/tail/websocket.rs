@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::super::{CONNECT_TIME_MAX, KEEPALIVE_TIME, push_query, refusal_line, retry_after, root_cause};
+use super::super::{KEEPALIVE_TIME, push_query, refusal_line, retry_after, root_cause};
 use super::{EVENT_BYTES_MAX, Ended, Output, Payload};
 
 /// How long a close frame may take to leave.
@@ -26,21 +26,23 @@ pub(super) struct Stream {
     resuming: Option<Url>,
     /// True once a connection was open.
     returning: bool,
+    /// From the first packet to the whole answer to the handshake.
+    answer_time_max: Duration,
 }
 
 impl Stream {
-    pub(super) fn new(url: Url, from: Option<&str>) -> Stream {
+    pub(super) fn new(url: Url, from: Option<&str>, answer_time_max: Duration) -> Stream {
         let resuming = from.map(|id| {
             let mut resuming = url.clone();
             push_query(&mut resuming, "last-event-id", id);
             resuming
         });
-        Stream { url, resuming, returning: false }
+        Stream { url, resuming, returning: false, answer_time_max }
     }
 
     /// Connects once and prints until the connection is over.
     pub(super) async fn follow(&mut self, output: &mut Output<'_>) -> Ended {
-        let mut socket = match timeout(CONNECT_TIME_MAX, self.connect()).await {
+        let mut socket = match timeout(self.answer_time_max, self.connect()).await {
             Ok(Ok(socket)) => socket,
             Ok(Err(ended)) => return ended,
             Err(_) => return Ended::lost(format!("cannot connect to {}: no answer in time", self.url)),

@@ -182,7 +182,6 @@ async fn help_names_every_endpoint_and_the_address_it_was_asked_at() {
     for (host, control, data) in [
         (Some("edge.example:99"), "edge.example:99", "edge.example:8080"),
         (Some("10.1.1.1"), "10.1.1.1", "10.1.1.1:8080"),
-        (Some("[::1]:99"), "[::1]:99", "127.0.0.1:8080"),
         (Some("x;y"), "127.0.0.1:8081", "127.0.0.1:8080"),
         (None, "127.0.0.1:8081", "127.0.0.1:8080"),
     ] {
@@ -200,6 +199,35 @@ async fn help_names_every_endpoint_and_the_address_it_was_asked_at() {
             assert!(help.contains(&line), "{host:?}: {line:?} is missing in {help}");
         }
     }
+}
+
+/// A shell would take brackets for a pattern, and `&` for the end of the command.
+#[tokio::test]
+async fn help_quotes_an_address_that_a_shell_would_change() {
+    let bench = bench(1, Limits::default());
+    let request = Request::get("/").header(header::HOST, "[::1]:99");
+    let help = bench.ask(request.body(Body::empty())).await.body;
+    for line in [
+        "curl -N http://127.0.0.1:8080/sse/news\n",
+        "curl -d 'hello' 'http://[::1]:99/topics/news'\n",
+        "curl -d 'hello' 'http://[::1]:99/topics/news?event=greeting&id=1&retry=5000'\n",
+        "-X POST -T - 'http://[::1]:99/publish'\n",
+        "curl 'http://[::1]:99/stats'\n",
+    ] {
+        assert!(help.contains(line), "{line:?} is missing in {help}");
+    }
+}
+
+/// A `Host` field has no scope, so nobody reaches what it says of a link-local address.
+#[tokio::test]
+async fn help_names_the_scope_of_a_link_local_address() {
+    let bench = bench(1, Limits::default());
+    let router = control::router(bench.hub.clone(), "[fe80::1%2]:8081".parse().expect("an address"));
+    let bench = Bench { router, ..bench };
+    let request = Request::get("/").header(header::HOST, "[fe80::1]:8081");
+    let help = bench.ask(request.body(Body::empty())).await.body;
+    let line = "curl 'http://[fe80::1%252]:8081/stats'\n";
+    assert!(help.contains(line), "{line:?} is missing in {help}");
 }
 
 #[tokio::test]
