@@ -2,9 +2,11 @@
 //! ordinary sockets. Every wait is for something that must happen and fails after `PATIENCE`.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use super::*;
 use crate::broadcast::Doorbell;
@@ -12,6 +14,7 @@ use crate::config::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS};
 use crate::egress::listener::listen;
 use crate::egress::{Ledger, Payload};
 
+mod end;
 mod sends;
 
 /// How long anything may take before the test fails.
@@ -513,54 +516,5 @@ fn more_bytes_than_receive_buffers_are_delivered_in_order_and_without_loss() {
     assert!(starved > 0, "the buffers ran out");
     for (slot, received) in received.iter().enumerate() {
         assert!(*received == pattern(BYTES, slot as u32), "slot {slot} got {} bytes", received.len());
-    }
-}
-
-#[test]
-fn a_ring_with_everything_in_flight_ends_cleanly() {
-    let whole = pattern(8 << 20, 3);
-    let large = batch(Payload::Contiguous(whole.clone()));
-    let segments = pattern(8 << 20, 4);
-    let vectored = Bytes::from(segments.clone());
-    let vectored = (0..512).map(|number| vectored.slice(number << 14..(number + 1) << 14)).collect();
-    let vectored = batch(Payload::Vectored(vectored));
-    for _ in 0..50 {
-        let mut rig = Rig::new(8);
-        let mut peers: Vec<_> = (0..4).map(|_| rig.peer()).collect();
-        for (number, (peer, slot)) in peers.iter_mut().enumerate() {
-            rig.ring.receive(*slot);
-            rig.ring.send(*slot, if number < 2 { &large } else { &vectored }, 0, SendMode::Waiting);
-            peer.write_all(b"not yet received").expect("room in the socket");
-        }
-        rig.ring.submit().expect("a submit does not fail");
-        assert!(rig.ring.in_kernel());
-        drop(rig);
-        for (number, (peer, _)) in peers.into_iter().enumerate() {
-            let expected = if number < 2 { &whole } else { &segments };
-            let got = read_to_some_end(peer);
-            assert!(
-                got.len() < expected.len() && got == expected[..got.len()],
-                "{} bytes arrived",
-                got.len()
-            );
-        }
-    }
-    assert_eq!((Rc::strong_count(&large), Rc::strong_count(&vectored)), (1, 1), "nothing was leaked");
-}
-
-/// The kernel reads the bytes of a zero-copy send until its socket is gone, so they may outlive the ring.
-#[test]
-fn a_ring_with_zero_copy_sends_in_flight_ends_without_freeing_their_bytes() {
-    for round in 0..4 {
-        let bytes = pattern(8 << 20, round);
-        let large = batch(Payload::Contiguous(bytes.clone()));
-        let mut rig = Rig::new(4);
-        let (peer, slot) = rig.peer();
-        rig.ring.send(slot, &large, 0, SendMode::ZeroCopy);
-        rig.settle();
-        drop(rig);
-        drop(large);
-        let got = read_to_some_end(peer);
-        assert!(got.len() < bytes.len() && got == bytes[..got.len()], "{} bytes arrived", got.len());
     }
 }
