@@ -7,14 +7,15 @@
 //! - S2, receive buffers and the buffer ring: owned by `ReceiveBuffers`, which outlives the ring. The kernel writes a
 //!   buffer only between its hand-over and the completion that names it.
 //! - S3, peer addresses: each armed accept owns one `AcceptPlace` (`accepts`) until its completion.
-//! - S4, the end (`end`): `drop` cancels everything and waits for the completions; what the kernel has not let go of by then is leaked,
-//!   not freed.
+//! - S4, the end (`end`): `drop` closes the ring and waits until the kernel has let go of all of it; what it has not let go of
+//!   in time is leaked, not freed.
 //!
 //! Not here: when to do what (the shard), and what bytes mean (wire).
 
 #![allow(unsafe_code)]
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -64,7 +65,7 @@ pub struct UringOptions {
 
 /// The shard's io_uring. Lives and dies on the shard's thread.
 pub struct Uring {
-    ring: IoUring,
+    ring: ManuallyDrop<IoUring>,
     listeners: Vec<OwnedFd>,
     direct: bool,
     accepts: Box<[AcceptPlace]>,
@@ -121,7 +122,7 @@ impl Uring {
         let buffers = ReceiveBuffers::register(&ring, options.receive_buffers, options.receive_buffer_bytes)?;
         let accepts = accepts::places(options.listeners.len());
         Ok(Uring {
-            ring,
+            ring: ManuallyDrop::new(ring),
             listeners: options.listeners,
             direct: options.direct,
             accepts_idle: (0..accepts.len() as u32).collect(),

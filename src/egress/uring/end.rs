@@ -1,46 +1,74 @@
-//! The end of a ring (S4).
+//! The end of a ring (S4): it is closed and then waited for.
+//!
+//! The kernel takes a closed ring apart by itself: it ends every request, and last of all lets go of the ring's table of files.
+//! So one of those is the writing end of a pipe, and whoever reads the other end sees when nothing of ours is used any more.
+//! Requests are ended in one pass, however many there are. To cancel all of them ourselves, or to reap what became of each,
+//! would not be: the kernel looks for each among all others, which takes it minutes with 100,000 receives.
 
-use io_uring::types::CancelBuilder;
+use std::io::{self, PipeReader};
+use std::mem::ManuallyDrop;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Uring;
-use crate::egress::ring::{EgressRing, RingError};
+use crate::config::limits::RING_END_MS_MAX;
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        // A cancellation that fails leaves the rest to the leak below; there is nobody to tell.
-        let _ = self.ring.submitter().register_sync_cancel(None, CancelBuilder::any());
-        for _ in 0..16 {
-            if !self.in_kernel() || self.submit_nothing().is_err() {
-                break;
-            }
-            self.discard_completions();
-        }
-        if self.in_kernel() {
-            // S4: the kernel may still read or write these.
-            std::mem::forget(std::mem::take(&mut self.held));
-            std::mem::forget(std::mem::take(&mut self.lent));
-            std::mem::forget(std::mem::take(&mut self.accepts));
-            self.buffers.leak();
+        // SAFETY: `self` ends here.
+        if !unsafe { self.end() } {
+            self.leak();
         }
     }
 }
 
 impl Uring {
-    /// Completions of everything in the kernel, discarded. Used only at the end.
-    fn discard_completions(&mut self) {
-        self.reap(&mut |_| {});
+    /// Closes the ring and its listeners. True once the kernel uses nothing of ours any more, false if that takes too long.
+    ///
+    /// # Safety
+    /// The ring must not be used again.
+    pub(super) unsafe fn end(&mut self) -> bool {
+        let last_file = self.register_last_file();
+        // SAFETY: the caller promises that nobody uses the ring again.
+        unsafe { ManuallyDrop::drop(&mut self.ring) };
+        // So they close with the last accept that the kernel ends, and nobody comes while it ends the rest.
+        self.listeners.clear();
+        last_file.is_ok_and(|file| is_let_go(&file))
     }
 
-    pub(super) fn in_kernel(&self) -> bool {
-        self.receives + self.sends + self.accepts_armed() > 0 || self.lent.len() > self.lent_free.len()
+    /// Puts the writing end of a pipe among the ring's files; returns the reading end.
+    fn register_last_file(&self) -> io::Result<PipeReader> {
+        let (reader, writer) = io::pipe()?;
+        let submitter = self.ring.submitter();
+        match self.direct {
+            // Whatever socket was there is not needed any more.
+            true => submitter.register_files_update(0, &[writer.as_raw_fd()]).map(|_| ())?,
+            false => submitter.register_files(&[writer.as_raw_fd()])?,
+        }
+        Ok(reader)
     }
 
-    /// Lets the kernel run its deferred work without arming anything new.
-    fn submit_nothing(&mut self) -> Result<(), RingError> {
-        self.ring.submit().map(|_| ()).map_err(|source| RingError {
-            what: "ending the io_uring",
-            source,
-            remedy: "",
-        })
+    /// S4: leaves to the kernel for ever what it may still read or write.
+    fn leak(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.held));
+        std::mem::forget(std::mem::take(&mut self.lent));
+        std::mem::forget(std::mem::take(&mut self.accepts));
+        self.buffers.leak();
+    }
+}
+
+/// True once nobody has the writing end of this pipe any more, false if that takes too long.
+fn is_let_go(file: &PipeReader) -> bool {
+    let until = Instant::now() + Duration::from_millis(RING_END_MS_MAX);
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(file, PollFlags::empty())], Some(&left)) {
+            Ok(ended) => return ended > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
     }
 }
