@@ -47,9 +47,10 @@ pub use setup::{adopt_doorbell, frees_direct_descriptors};
 /// What the ring needs to know at start.
 #[derive(Debug)]
 pub struct UringOptions {
-    /// Listeners of this shard; every one gets its share of the armed accepts. Without any the ring serves sockets that
-    /// were opened elsewhere.
+    /// Listeners of this shard. Without any the ring serves sockets that were opened elsewhere.
     pub listeners: Vec<OwnedFd>,
+    /// Accepts that each listener has waiting, as long as there is room for those whom they bring.
+    pub accepts_per_listener: usize,
     /// Slots. Of direct descriptors the entries of their table, at most RLIMIT_NOFILE; the slot of a plain one is its number, so these
     /// are more than any number that the process gives.
     pub slots: u32,
@@ -120,7 +121,7 @@ impl Uring {
             setup::sockets_table(&ring, options.slots)?;
         }
         let buffers = ReceiveBuffers::register(&ring, options.receive_buffers, options.receive_buffer_bytes)?;
-        let accepts = accepts::places(options.listeners.len());
+        let accepts = accepts::places(options.listeners.len(), options.accepts_per_listener);
         Ok(Uring {
             ring: ManuallyDrop::new(ring),
             listeners: options.listeners,

@@ -9,7 +9,6 @@ use io_uring::types::{DestinationSlot, Fd};
 
 use super::Uring;
 use super::op::Op;
-use crate::config::limits::ACCEPTS_ARMED;
 use crate::egress::ring::{Completion, EgressRing, Slot};
 
 /// Where the kernel writes the address of the next peer.
@@ -20,13 +19,9 @@ pub struct AcceptPlace {
     listener: usize,
 }
 
-/// Places for the accepts of so many listeners, each of which gets its share.
-pub fn places(listeners: usize) -> Box<[AcceptPlace]> {
-    let accepts = match listeners {
-        0 => 0,
-        listeners => ACCEPTS_ARMED.max(listeners),
-    };
-    (0..accepts)
+/// Places for `each` accepts of so many listeners.
+pub fn places(listeners: usize, each: usize) -> Box<[AcceptPlace]> {
+    (0..listeners * each)
         .map(|index| AcceptPlace {
             // SAFETY: sockaddr_storage is plain old data for which all zeroes means "unspecified family".
             address: UnsafeCell::new(unsafe { std::mem::zeroed() }),

@@ -11,9 +11,11 @@ use bytes::Bytes;
 use super::*;
 use crate::broadcast::Doorbell;
 use crate::config::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS};
+use crate::config::room::Room;
 use crate::egress::listener::listen;
 use crate::egress::{Ledger, Payload};
 
+mod accepts;
 mod end;
 mod sends;
 
@@ -47,6 +49,13 @@ impl Rig {
     }
 
     fn on(addresses: &[&str], sockets_max: u32, direct: bool) -> Rig {
+        let sockets_max = sockets_max as usize;
+        let room =
+            Room { slots: sockets_max, sockets_max, connections_max: sockets_max, accepts_per_listener: 16 };
+        Rig::in_room(addresses, room, direct)
+    }
+
+    fn in_room(addresses: &[&str], room: Room, direct: bool) -> Rig {
         let doorbell = Doorbell::new().expect("an eventfd");
         let (addresses, listeners) = addresses
             .iter()
@@ -58,8 +67,9 @@ impl Rig {
             .unzip();
         let options = UringOptions {
             listeners,
-            slots: if direct { sockets_max } else { 20_000 },
-            sockets_max,
+            accepts_per_listener: room.accepts_per_listener,
+            slots: if direct { room.slots as u32 } else { 20_000 },
+            sockets_max: room.sockets_max as u32,
             direct,
             receive_buffers: RECEIVE_BUFFERS,
             receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
@@ -283,6 +293,7 @@ fn a_ring_without_listeners_receives_on_sockets_of_others_into_buffers_of_the_si
     let doorbell = Doorbell::new().expect("an eventfd");
     let options = UringOptions {
         listeners: Vec::new(),
+        accepts_per_listener: 0,
         slots: 1_024,
         sockets_max: 1_024,
         direct: false,
