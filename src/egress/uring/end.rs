@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::Shutdown;
 
 use super::Uring;
 use crate::config::limits::RING_END_MS_MAX;
@@ -25,16 +26,19 @@ impl Drop for Uring {
 }
 
 impl Uring {
-    /// Closes the ring and its listeners. True once the kernel uses nothing of ours any more, false if that takes too long.
+    /// Ends the listeners and closes the ring. True once the kernel uses nothing of ours any more, false if that takes too long.
     ///
     /// # Safety
     /// The ring must not be used again.
     pub(super) unsafe fn end(&mut self) -> bool {
+        for listener in &self.listeners {
+            // From here on nobody comes: to close it would leave it open for as long as the kernel has accepts on it.
+            // It fails for none that listens.
+            let _ = rustix::net::shutdown(listener, Shutdown::Read);
+        }
         let last_file = self.register_last_file();
         // SAFETY: the caller promises that nobody uses the ring again.
         unsafe { ManuallyDrop::drop(&mut self.ring) };
-        // So they close with the last accept that the kernel ends, and nobody comes while it ends the rest.
-        self.listeners.clear();
         last_file.is_ok_and(|file| is_let_go(&file))
     }
 
