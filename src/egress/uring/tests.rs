@@ -432,6 +432,34 @@ fn cancelling_ends_the_send_and_the_receive_of_one_slot_and_of_no_other() {
 }
 
 #[test]
+fn cancelling_a_receive_ends_that_of_one_slot_and_of_no_other() {
+    for direct in [true, false] {
+        let mut rig = Rig::on(&["127.0.0.1:0"], 4, direct);
+        let (_peer, slot) = rig.peer();
+        let (mut other, other_slot) = rig.peer();
+        for slot in [slot, other_slot] {
+            rig.ring.receive(slot);
+        }
+        rig.settle();
+        rig.ring.cancel(slot);
+        assert_eq!(rig.receive_end(slot), ReceiveEnd::Failed(libc::ECANCELED));
+        rig.close(slot);
+        other.write_all(b"still here").expect("room in the socket");
+        let heard = rig.wait("the other's words", |seen| match seen {
+            Seen::Received(from, bytes) if *from == other_slot => Some(bytes.clone()),
+            _ => None,
+        });
+        assert_eq!(heard, b"still here");
+        // One that has ended by itself is no fault.
+        other.shutdown(Shutdown::Write).expect("a socket");
+        assert_eq!(rig.receive_end(other_slot), ReceiveEnd::EndOfStream);
+        rig.ring.cancel(other_slot);
+        rig.close(other_slot);
+        assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
+    }
+}
+
+#[test]
 fn peers_beyond_the_table_wait_and_a_slot_is_used_again_only_after_it_was_closed() {
     let mut rig = Rig::new(2);
     let first = rig.peer();
