@@ -101,10 +101,7 @@ async fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Resul
     let ending = Rc::new(Cell::new(false));
     let ticker = glommio::spawn_local(tick(doorbell.clone(), ending.clone())).detach();
     let result = pump(&mut shard, &doorbell, &bell).await;
-    // Its listeners close at once: nobody shall come while the ticker ends and wait for an answer.
-    drop(shard);
-    ending.set(true);
-    ticker.await;
+    end(shard, &ending, ticker).await;
     let closed = bell.close().await.map_err(|error| format!("cannot close the doorbell: {error}"));
     result.and(closed)
 }
@@ -123,6 +120,14 @@ async fn tick(doorbell: Arc<Doorbell>, ending: Rc<Cell<bool>>) {
         glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
         doorbell.ring();
     }
+}
+
+/// Ends a shard, and then its ticker. In this order, for the shard's listeners end with it: nobody shall come while the ticker ends, and
+/// wait for an answer.
+async fn end<R>(shard: Shard<R>, ending: &Cell<bool>, ticker: impl Future) {
+    drop(shard);
+    ending.set(true);
+    ticker.await;
 }
 
 /// Turns while there is something to do; when there is not, dozes and then sleeps on the doorbell.
@@ -147,5 +152,61 @@ async fn pump<R: EgressRing>(
             }
             Turn::Ended => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::net::{SocketAddr, TcpStream};
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::broadcast::path;
+    use crate::config::{Config, Limits, OverrunPolicy, Sockets};
+    use crate::egress::listener::listen;
+    use crate::event::Epoch;
+
+    fn setup() -> Setup {
+        let config = Arc::new(Config {
+            listen: Vec::new(),
+            control: Vec::new(),
+            shard_cpus: vec![0],
+            cors_origin: None,
+            overrun: OverrunPolicy::Close,
+            sockets: Sockets::Direct,
+            limits: Limits::default(),
+        });
+        Setup { number: 0, cpu: 0, config, epoch: Epoch(1), demand: Arc::default(), connections_max: 4 }
+    }
+
+    /// The ticker may take a whole tick to end.
+    #[test]
+    fn whoever_comes_while_the_ticker_ends_is_refused() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (address, listeners) = listen(any, 1, Duration::from_secs(1)).expect("a free port");
+        let ring = UringOptions {
+            listeners,
+            accepts_per_listener: 2,
+            slots: 8,
+            sockets_max: 8,
+            direct: true,
+            receive_buffers: 4,
+            receive_buffer_bytes: 100,
+        };
+        let (_outbox, inbox) = path(1).expect("a doorbell");
+        let ring = Uring::new(ring, inbox.doorbell().as_fd()).expect("this kernel makes the ring");
+        let mut shard = Shard::new(setup(), ring, inbox, Stamp::now());
+        shard.turn(Stamp::now()).expect("a turn does not fail");
+        TcpStream::connect(address).expect("it listens");
+
+        let ending = Cell::new(false);
+        let ticker = async {
+            assert!(ending.get(), "the ticker is told to end");
+            let refused = TcpStream::connect(address).expect_err("nobody listens any more");
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        };
+        end(shard, &ending, ticker).now_or_never().expect("nothing else is waited for");
     }
 }

@@ -122,6 +122,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         };
         let ring = UringOptions {
             listeners,
+            accepts_per_listener: room.accepts_per_listener,
             slots: room.slots as u32,
             sockets_max: room.sockets_max as u32,
             direct,

@@ -239,8 +239,11 @@ pub const EXPIRED_PER_TICK_MAX: usize = 16_384;
 pub const SUBMISSIONS_MAX: u32 = 512;
 /// Entries of the completion queue. The kernel keeps what does not fit and hands it over at the next enter.
 pub const COMPLETIONS_MAX: u32 = 4_096;
-/// Accepts waiting in the kernel per shard, each with room for the peer's address.
+/// Accepts waiting in the kernel per shard, each with room for the peer's address. Fewer where several listeners share little room.
 pub const ACCEPTS_ARMED: usize = 64;
+/// Milliseconds that a closed ring is waited for, which the kernel takes apart in some tens, in 140 with 100,000 receives. What it may
+/// still use then is never freed.
+pub const RING_END_MS_MAX: u64 = 1_000;
 /// Receive buffers per shard, shared by all connections: idle ones hold none.
 pub const RECEIVE_BUFFERS: u16 = 256;
 /// Bytes of one receive buffer: a request head or a small message in one piece.

@@ -5,8 +5,8 @@
 //! set aside, so that no flood of subscribers takes it.
 
 use super::limits::{
-    CONTROL_CONNECTIONS_MAX, CONTROL_CONNECTIONS_MIN, DESCRIPTORS_OF_HUB, DESCRIPTORS_OF_SHARD,
-    SOCKETS_LIMIT, SOCKETS_SPARE,
+    ACCEPTS_ARMED, CONTROL_CONNECTIONS_MAX, CONTROL_CONNECTIONS_MIN, DESCRIPTORS_OF_HUB,
+    DESCRIPTORS_OF_SHARD, SOCKETS_LIMIT, SOCKETS_SPARE,
 };
 
 /// What shares the process's descriptors.
@@ -41,6 +41,9 @@ pub struct Room {
     pub sockets_max: usize,
     /// Subscribers that each shard takes; the rest of the sockets is for those who come too many and still get an answer.
     pub connections_max: usize,
+    /// Accepts that each listener of a shard has waiting, at least 1. Each holds the place of a socket, so those of idle listeners
+    /// leave the busy one a place for every subscriber that the shard takes.
+    pub accepts_per_listener: usize,
 }
 
 impl Room {
@@ -59,11 +62,13 @@ impl Room {
             true => 0,
             false => descriptors.saturating_sub(beside) / sharers.shards,
         };
+        // A listener holds at least one place beside all subscribers.
+        let most = share.saturating_sub(sharers.listens);
         let connections_max = match wanted {
-            0 => share.saturating_sub(SOCKETS_SPARE).max(share / 2),
+            0 => share.saturating_sub(SOCKETS_SPARE).max(share / 2).min(most),
             wanted => wanted,
         };
-        if connections_max == 0 || connections_max >= share {
+        if connections_max == 0 || connections_max > most {
             let (own, remedy) = match direct && fits {
                 true => (String::new(), "raise ulimit -n or use more shards"),
                 false => (format!(", of which the server itself needs {beside},"), "raise ulimit -n"),
@@ -73,12 +78,26 @@ impl Room {
                 wanted => format!(", --connections-per-shard-max asks for {wanted}"),
             };
             return Err(format!(
-                "the descriptor limit of {descriptors}{own} has room for {} connections per shard{asked}: {remedy}",
-                share.saturating_sub(1)
+                "the descriptor limit of {descriptors}{own} has room for {most} connections per shard{asked}: {remedy}"
             ));
         }
-        let sockets_max = share.min(connections_max + SOCKETS_SPARE);
-        Ok(Room { slots: if direct { sockets_max } else { descriptors }, sockets_max, connections_max })
+        let spare = SOCKETS_SPARE.max(sharers.listens).min(share - connections_max);
+        let sockets_max = connections_max + spare;
+        Ok(Room {
+            slots: if direct { sockets_max } else { descriptors },
+            sockets_max,
+            connections_max,
+            accepts_per_listener: accepts_per_listener(sharers.listens, spare),
+        })
+    }
+}
+
+/// All of them but one listener's fit into the `spare` places beside all subscribers, and leave one.
+fn accepts_per_listener(listeners: usize, spare: usize) -> usize {
+    let share = (ACCEPTS_ARMED / listeners).max(1);
+    match listeners - 1 {
+        0 => share,
+        others => share.min((spare - 1) / others),
     }
 }
 
@@ -147,6 +166,27 @@ mod tests {
                 assert!(room.connections_max > 0, "{descriptors} {direct} {shards}: {room:?}");
             }
         }
+    }
+
+    #[test]
+    fn idle_listeners_leave_the_busy_one_a_place_for_every_subscriber() {
+        for listens in [1, 2, 3, 64, 100, 300] {
+            let sharers = Sharers { shards: 1, listens, controls: 0 };
+            let most = 1_000 - listens;
+            for wanted in [0, 1, 300, most - 1, most] {
+                let room = Room::of(1_000, true, sharers, wanted).expect("room");
+                let idle = (listens - 1) * room.accepts_per_listener;
+                assert!(room.accepts_per_listener > 0, "{listens} {wanted} {room:?}");
+                assert!(room.connections_max + idle < room.sockets_max, "{listens} {wanted} {room:?}");
+            }
+            let error = Room::of(1_000, true, sharers, most + 1).expect_err("no place for a listener");
+            assert!(error.contains(&format!("has room for {most} connections per shard")), "{error}");
+        }
+        let several = |wanted| {
+            let sharers = Sharers { shards: 1, listens: 2, controls: 0 };
+            Room::of(1_000, true, sharers, wanted).expect("room").accepts_per_listener
+        };
+        assert_eq!([100, 960, 990, 998].map(several), [32, 32, 9, 1], "as many as fit");
     }
 
     #[test]

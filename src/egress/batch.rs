@@ -89,7 +89,6 @@ impl Batch {
     /// Empties the batch and gives its former payload, so that filling again does not allocate.
     pub fn recycle(&mut self) -> Payload {
         self.discharge();
-        self.header = OnceCell::new();
         self.completed.set(0);
         self.frames = 0;
         self.intakes.clear();
@@ -114,10 +113,11 @@ impl Batch {
         self.ledger.0.set(self.ledger.0.get() + self.len);
     }
 
-    /// Takes this batch's bytes out of the ledger.
+    /// Takes this batch's bytes out of the ledger, and with them the kernel's view of them.
     fn discharge(&mut self) {
         self.ledger.0.set(self.ledger.0.get() - self.len);
         self.len = 0;
+        self.header = OnceCell::new();
     }
 
     /// Total bytes.

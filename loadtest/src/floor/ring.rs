@@ -38,6 +38,7 @@ impl Ring {
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("making an eventfd")?;
         let options = UringOptions {
             listeners: Vec::new(),
+            accepts_per_listener: 0,
             slots: descriptors,
             sockets_max: descriptors,
             direct: false,

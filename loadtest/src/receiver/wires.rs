@@ -60,6 +60,7 @@ impl Wires {
         epoll::add(&epoll, &doorbell, epoll::EventData::new_u64(DOORBELL), epoll::EventFlags::IN)?;
         let options = UringOptions {
             listeners: Vec::new(),
+            accepts_per_listener: 0,
             slots: SLOTS_MAX,
             sockets_max: SLOTS_MAX,
             direct: false,

@@ -2,16 +2,21 @@
 //! ordinary sockets. Every wait is for something that must happen and fails after `PATIENCE`.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use super::*;
 use crate::broadcast::Doorbell;
 use crate::config::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS};
+use crate::config::room::Room;
 use crate::egress::listener::listen;
 use crate::egress::{Ledger, Payload};
 
+mod accepts;
+mod end;
 mod sends;
 
 /// How long anything may take before the test fails.
@@ -44,6 +49,13 @@ impl Rig {
     }
 
     fn on(addresses: &[&str], sockets_max: u32, direct: bool) -> Rig {
+        let sockets_max = sockets_max as usize;
+        let room =
+            Room { slots: sockets_max, sockets_max, connections_max: sockets_max, accepts_per_listener: 16 };
+        Rig::in_room(addresses, room, direct)
+    }
+
+    fn in_room(addresses: &[&str], room: Room, direct: bool) -> Rig {
         let doorbell = Doorbell::new().expect("an eventfd");
         let (addresses, listeners) = addresses
             .iter()
@@ -55,8 +67,9 @@ impl Rig {
             .unzip();
         let options = UringOptions {
             listeners,
-            slots: if direct { sockets_max } else { 20_000 },
-            sockets_max,
+            accepts_per_listener: room.accepts_per_listener,
+            slots: if direct { room.slots as u32 } else { 20_000 },
+            sockets_max: room.sockets_max as u32,
             direct,
             receive_buffers: RECEIVE_BUFFERS,
             receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
@@ -280,6 +293,7 @@ fn a_ring_without_listeners_receives_on_sockets_of_others_into_buffers_of_the_si
     let doorbell = Doorbell::new().expect("an eventfd");
     let options = UringOptions {
         listeners: Vec::new(),
+        accepts_per_listener: 0,
         slots: 1_024,
         sockets_max: 1_024,
         direct: false,
@@ -418,6 +432,34 @@ fn cancelling_ends_the_send_and_the_receive_of_one_slot_and_of_no_other() {
 }
 
 #[test]
+fn cancelling_a_receive_ends_that_of_one_slot_and_of_no_other() {
+    for direct in [true, false] {
+        let mut rig = Rig::on(&["127.0.0.1:0"], 4, direct);
+        let (_peer, slot) = rig.peer();
+        let (mut other, other_slot) = rig.peer();
+        for slot in [slot, other_slot] {
+            rig.ring.receive(slot);
+        }
+        rig.settle();
+        rig.ring.cancel(slot);
+        assert_eq!(rig.receive_end(slot), ReceiveEnd::Failed(libc::ECANCELED));
+        rig.close(slot);
+        other.write_all(b"still here").expect("room in the socket");
+        let heard = rig.wait("the other's words", |seen| match seen {
+            Seen::Received(from, bytes) if *from == other_slot => Some(bytes.clone()),
+            _ => None,
+        });
+        assert_eq!(heard, b"still here");
+        // One that has ended by itself is no fault.
+        other.shutdown(Shutdown::Write).expect("a socket");
+        assert_eq!(rig.receive_end(other_slot), ReceiveEnd::EndOfStream);
+        rig.ring.cancel(other_slot);
+        rig.close(other_slot);
+        assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
+    }
+}
+
+#[test]
 fn peers_beyond_the_table_wait_and_a_slot_is_used_again_only_after_it_was_closed() {
     let mut rig = Rig::new(2);
     let first = rig.peer();
@@ -513,54 +555,5 @@ fn more_bytes_than_receive_buffers_are_delivered_in_order_and_without_loss() {
     assert!(starved > 0, "the buffers ran out");
     for (slot, received) in received.iter().enumerate() {
         assert!(*received == pattern(BYTES, slot as u32), "slot {slot} got {} bytes", received.len());
-    }
-}
-
-#[test]
-fn a_ring_with_everything_in_flight_ends_cleanly() {
-    let whole = pattern(8 << 20, 3);
-    let large = batch(Payload::Contiguous(whole.clone()));
-    let segments = pattern(8 << 20, 4);
-    let vectored = Bytes::from(segments.clone());
-    let vectored = (0..512).map(|number| vectored.slice(number << 14..(number + 1) << 14)).collect();
-    let vectored = batch(Payload::Vectored(vectored));
-    for _ in 0..50 {
-        let mut rig = Rig::new(8);
-        let mut peers: Vec<_> = (0..4).map(|_| rig.peer()).collect();
-        for (number, (peer, slot)) in peers.iter_mut().enumerate() {
-            rig.ring.receive(*slot);
-            rig.ring.send(*slot, if number < 2 { &large } else { &vectored }, 0, SendMode::Waiting);
-            peer.write_all(b"not yet received").expect("room in the socket");
-        }
-        rig.ring.submit().expect("a submit does not fail");
-        assert!(rig.ring.in_kernel());
-        drop(rig);
-        for (number, (peer, _)) in peers.into_iter().enumerate() {
-            let expected = if number < 2 { &whole } else { &segments };
-            let got = read_to_some_end(peer);
-            assert!(
-                got.len() < expected.len() && got == expected[..got.len()],
-                "{} bytes arrived",
-                got.len()
-            );
-        }
-    }
-    assert_eq!((Rc::strong_count(&large), Rc::strong_count(&vectored)), (1, 1), "nothing was leaked");
-}
-
-/// The kernel reads the bytes of a zero-copy send until its socket is gone, so they may outlive the ring.
-#[test]
-fn a_ring_with_zero_copy_sends_in_flight_ends_without_freeing_their_bytes() {
-    for round in 0..4 {
-        let bytes = pattern(8 << 20, round);
-        let large = batch(Payload::Contiguous(bytes.clone()));
-        let mut rig = Rig::new(4);
-        let (peer, slot) = rig.peer();
-        rig.ring.send(slot, &large, 0, SendMode::ZeroCopy);
-        rig.settle();
-        drop(rig);
-        drop(large);
-        let got = read_to_some_end(peer);
-        assert!(got.len() < bytes.len() && got == bytes[..got.len()], "{} bytes arrived", got.len());
     }
 }

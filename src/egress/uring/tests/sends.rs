@@ -246,3 +246,19 @@ fn an_instant_send_to_a_peer_that_is_gone_says_so() {
     rig.close(slot);
     assert_eq!(Rc::strong_count(&small), 1);
 }
+
+/// The kernel reads what the batch holds now, not where its last bytes were.
+#[test]
+fn a_batch_that_is_filled_again_is_sent_as_it_is_now() {
+    let mut rig = Rig::new(4);
+    let (mut peer, slot) = rig.peer();
+    let mut batch = Batch::empty(&Ledger::default());
+    for segments in [["one", " and ", "two"], ["three", " or ", "four"]] {
+        batch.fill(Payload::Vectored(segments.map(|text| Bytes::from_static(text.as_bytes())).to_vec()), 1);
+        let shared = Rc::new(batch);
+        rig.ring.send(slot, &shared, 0, SendMode::Waiting);
+        assert_eq!(rig.read(&mut peer, shared.len()), segments.concat().as_bytes());
+        rig.sent(slot).expect("the peer is there");
+        batch = Rc::into_inner(shared).expect("the ring has let go of the batch");
+    }
+}

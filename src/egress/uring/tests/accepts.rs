@@ -1,0 +1,28 @@
+//! Accepts of several listeners that share a shard's room.
+
+use super::*;
+use crate::config::room::Sharers;
+
+/// Whoever comes while there is room gets in, wherever everybody comes.
+#[test]
+fn an_idle_listener_keeps_nobody_out_of_a_busy_one() {
+    const LISTENERS: [&str; 3] = ["127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"];
+    let sharers = Sharers { shards: 1, listens: LISTENERS.len(), controls: 0 };
+    for descriptors in [100, 120, 200] {
+        let wanted = 100 - LISTENERS.len();
+        let room = Room::of(descriptors, true, sharers, wanted).expect("room");
+        for busy in 0..LISTENERS.len() {
+            let mut rig = Rig::in_room(&LISTENERS, room, true);
+            let mut peers = Vec::new();
+            for _ in 0..wanted {
+                peers.push(TcpStream::connect(rig.addresses[busy]).expect("a place in the backlog"));
+                rig.accepted();
+            }
+            // Beside all subscribers everybody's listener has a place, for an answer to one too many.
+            for address in rig.addresses.clone() {
+                peers.push(TcpStream::connect(address).expect("a place in the backlog"));
+                rig.accepted();
+            }
+        }
+    }
+}
