@@ -138,7 +138,8 @@ pub trait EgressRing {
     /// Ends our side of the stream: the peer reads what was sent and then the end.
     fn end_stream(&mut self, slot: Slot);
 
-    /// Ends the send and the receive of `slot` that are in the ring; both complete, with an error if they had not finished.
+    /// Ends the send and the receive of `slot` that are in the ring; both complete, with an error if they had not finished. Takes
+    /// the room of two requests at most.
     fn cancel(&mut self, slot: Slot);
 
     /// Closes the socket and frees the slot.

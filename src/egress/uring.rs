@@ -210,9 +210,15 @@ impl Uring {
         self.push(&entry);
     }
 
-    /// False if no send of this slot is in the kernel.
-    fn may_send(&self, slot: Slot) -> bool {
-        self.held[slot as usize].is_some() || self.lent.len() > self.lent_free.len()
+    /// True if zero-copy sends are in the kernel, of whatever slot.
+    fn lends_any(&self) -> bool {
+        self.lent.len() > self.lent_free.len()
+    }
+
+    /// Queues the cancellation of requests of a slot.
+    fn push_cancel(&mut self, slot: Slot, requests: CancelBuilder) {
+        let entry = opcode::AsyncCancel2::new(requests).build();
+        self.push(&entry.user_data(Op::Cancel.user_data(slot)));
     }
 
     /// The kernel has read the bytes of all instant sends that it took from the queue, and has told which it did not take whole.
@@ -304,14 +310,18 @@ impl EgressRing for Uring {
     }
 
     fn cancel(&mut self, slot: Slot) {
-        let requests = match (self.may_send(slot), self.direct) {
-            (true, true) => CancelBuilder::fd(Fixed(slot)).all(),
-            (true, false) => CancelBuilder::fd(socket(slot)).all(),
-            // The kernel finds it by its hash; by the socket it would look at all that waits, 0.5 ms with 20,000 receives.
-            (false, _) => CancelBuilder::user_data(Op::Receive.user_data(slot)),
-        };
-        let entry = opcode::AsyncCancel2::new(requests).build();
-        self.push(&entry.user_data(Op::Cancel.user_data(slot)));
+        // The kernel finds a request by a hash of its user data; for a socket it looks at all that waits, 0.5 ms with 20,000
+        // receives. Which index a zero-copy send of this slot has is not known here.
+        if self.lends_any() {
+            let all =
+                if self.direct { CancelBuilder::fd(Fixed(slot)) } else { CancelBuilder::fd(socket(slot)) };
+            self.push_cancel(slot, all.all());
+            return;
+        }
+        self.push_cancel(slot, CancelBuilder::user_data(Op::Receive.user_data(slot)));
+        if self.held[slot as usize].is_some() {
+            self.push_cancel(slot, CancelBuilder::user_data(Op::Send.user_data(slot)));
+        }
     }
 
     fn close(&mut self, slot: Slot) {
