@@ -24,7 +24,7 @@ pub struct Lent {
 impl Uring {
     pub(super) fn lend(&mut self, slot: Slot, batch: &Rc<Batch>) -> u32 {
         let lent = Some(Lent { slot, closes: self.closes[slot as usize], batch: batch.clone() });
-        match self.lent_free.pop() {
+        let index = match self.lent_free.pop() {
             Some(index) => {
                 self.lent[index as usize] = lent;
                 index
@@ -33,7 +33,9 @@ impl Uring {
                 self.lent.push(lent);
                 self.lent.len() as u32 - 1
             }
-        }
+        };
+        self.lent_at.insert(slot, index);
+        index
     }
 
     /// A zero-copy send completes twice: when its bytes are queued, and when the kernel no longer reads them.
@@ -51,6 +53,7 @@ impl Uring {
                 handle(Completion::Copied { slot });
             }
         } else {
+            self.lent_at.remove(&slot);
             let result = match -entry.result() {
                 libc::EOPNOTSUPP | libc::ENOMEM | libc::ENOBUFS | libc::EINVAL => Err(SendError::NoZeroCopy),
                 _ => plain_result(entry.result()),
