@@ -14,6 +14,16 @@ use crate::wire::http::{Head, HeadLimits, Refusal, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
 use crate::wire::{Format, http, sse, websocket};
 
+/// Where a stream begins.
+struct Start {
+    cursor: u64,
+    /// What is missing between the event that the client named and where its topics begin.
+    gap: Option<Gap>,
+    /// The client named no event, or one of a process that is gone: it is given an id to come back with, should it leave before
+    /// the first event. Whoever named another one goes on naming it until then.
+    is_new: bool,
+}
+
 impl State {
     /// Bytes from the client of `slot`.
     pub(super) fn handle_received(&mut self, slot: Slot, bytes: &mut [u8]) {
@@ -170,15 +180,14 @@ impl State {
             .into_iter()
             .map(|topic| Membership { topic, position: self.topics.join(topic, slot, format) });
         let mut memberships = Memberships::from(members.collect::<Vec<_>>());
-        let resumes = request.last_event_id.is_some();
-        let (cursor, gap) = self.resume(&mut memberships, request.last_event_id);
+        let start = self.start(&mut memberships, request.last_event_id);
 
         let connection = self.connections.get_mut(slot);
         connection.phase = Phase::Open;
         connection.subscribed = true;
         connection.format = format;
         connection.memberships = memberships;
-        connection.cursor = cursor;
+        connection.cursor = start.cursor;
         connection.session = match format {
             Format::Sse => Session::Sse,
             Format::WebSocket => Session::WebSocket(Default::default()),
@@ -187,12 +196,11 @@ impl State {
             Some(accept) => self.answer(slot, http::websocket_head(&accept)),
             None => self.answer(slot, self.answers.sse_head.clone()),
         }
-        // Whoever resumes goes on naming the event that it had until the next one comes.
-        if format == Format::Sse && !resumes {
-            self.answer(slot, sse::opening(EventId { epoch: self.setup.epoch, sequence: cursor }));
-        }
-        if let Some(gap) = gap {
+        if let Some(gap) = start.gap {
             self.tell_gap(slot, &gap);
+        }
+        if start.is_new && format == Format::Sse {
+            self.answer(slot, sse::opening(EventId { epoch: self.setup.epoch, sequence: start.cursor }));
         }
         self.subscribers += 1;
         let counters = &mut self.metrics.formats[format.index()];
@@ -204,10 +212,11 @@ impl State {
         true
     }
 
-    /// Sets where a subscriber of these topics begins: now, or after the event that it names. Returns the cursor, and what is missing
-    /// between that event and where its topics begin.
-    fn resume(&self, memberships: &mut Memberships, last_event_id: Option<String>) -> (u64, Option<Gap>) {
-        let Some(after) = last_event_id else { return (self.sequence, None) };
+    /// Sets where a subscriber of these topics begins: now, or after the event that it names.
+    fn start(&self, memberships: &mut Memberships, last_event_id: Option<String>) -> Start {
+        let Some(after) = last_event_id else {
+            return Start { cursor: self.sequence, gap: None, is_new: true };
+        };
         let named = self.sequence_of(memberships, &after);
         // From its start on each topic is whole.
         let start = |member: &Membership| match named {
@@ -216,10 +225,11 @@ impl State {
         };
         let starts: Vec<u64> = memberships.as_slice().iter().map(start).collect();
         let lost = memberships.as_slice().iter().zip(&starts).filter(|(_, start)| named != Some(**start));
-        let topics: Vec<Topic> = lost.map(|(member, _)| self.topics.get(member.topic).name.clone()).collect();
+        let topics = self.names(lost.map(|(member, _)| member.topic));
+        let is_new = named.is_none() && after.parse::<EventId>().is_ok();
         let reason = if named.is_some() { GapReason::Expired } else { GapReason::Unknown };
         let gap = (!topics.is_empty()).then_some(Gap { after: Some(after), reason, topics });
-        (memberships.start_after(starts), gap)
+        Start { cursor: memberships.start_after(starts), gap, is_new }
     }
 
     /// The sequence that a last event id stands for, if it is one of ours or of an event in these windows. Ours are taken at their

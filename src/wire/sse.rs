@@ -76,7 +76,7 @@ pub fn opening(at: EventId) -> Bytes {
 }
 
 /// The frame that tells of a gap: event `fanwave-gap`, its data [`Gap::json`]. It has no `id`, so a client that
-/// reconnects still names the last event that it really had.
+/// reconnects still names the last event that it really had, unless an [`opening`] follows.
 pub fn gap_notice(gap: &Gap) -> Bytes {
     let json = gap.json();
     let size = field_size("event", GAP_EVENT.len()) + field_size("data", json.len()) + 1;

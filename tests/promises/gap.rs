@@ -142,4 +142,14 @@ async fn an_id_from_before_a_restart_is_a_gap() {
         assert_eq!(subscriber.news().await, Said::Gap(gap), "{protocol:?}");
         assert_eq!(subscriber.text().await, "new", "{protocol:?}");
     }
+    // Told once is enough: with the notice comes an id that this process knows.
+    let gap = json!({ "after": old.id, "reason": "unknown", "topics": ["quiet"] });
+    let mut told = Subscriber::resume(after.data, Protocol::Sse, &["quiet"], Some(&old.id)).await;
+    assert_eq!(told.news().await, Said::Gap(gap));
+    told.next().await;
+    let opening = told.opening_id.take().expect("an id follows the notice");
+    drop(told);
+    let mut again = Subscriber::resume(after.data, Protocol::Sse, &["quiet"], Some(&opening)).await;
+    after.publish("quiet", "first").await;
+    assert_eq!(again.text().await, "first");
 }
