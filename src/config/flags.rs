@@ -123,7 +123,7 @@ pub struct ServeFlags {
     #[arg(long, value_name = "auto|direct|plain", value_enum, default_value = "auto")]
     #[arg(hide_possible_values = true, help_heading = "Connections")]
     sockets: Sockets,
-    /// Who falls out of the window: close it, to come back and resume, or skip to the newest event
+    /// Who falls out of the window: close it, to come back and resume, or skip what is lost
     #[arg(long, value_name = "close|skip", value_enum, default_value = "close")]
     #[arg(hide_possible_values = true, help_heading = "Windows")]
     overrun: OverrunPolicy,

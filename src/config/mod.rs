@@ -51,7 +51,7 @@ impl FromStr for ControlAddress {
 pub enum OverrunPolicy {
     /// Close it: WebSocket 1013, SSE end of stream. The client reconnects and resumes.
     Close,
-    /// Move it to the newest event and tell it of the gap.
+    /// Go on with the next event of each topic that lost some, and tell it of the gap.
     Skip,
 }
 

@@ -1,7 +1,8 @@
 //! Building batches, and remembering the last few so that connections at the same cursor share one.
 //!
 //! A run is "all events of these topics after the cursor, up to what one send carries". It serves every cursor from the event
-//! before it up to (not including) its own first event.
+//! before it up to (not including) its own first event. Where a topic begins later than the cursor, as after a gap, the run serves only
+//! those who begin there too.
 //! Buffers of batches that nobody holds any more are used again, so that steady traffic does not allocate.
 
 use std::collections::VecDeque;
@@ -22,7 +23,7 @@ use crate::wire::Format;
 const BUFFER_BYTES_MIN: usize = 4 << 10;
 const BUFFER_SEGMENTS_MIN: usize = 32;
 
-/// What everybody lacks whose cursor stands between the same two events.
+/// What everybody lacks whose cursor stands between the same two events, and whose topics begin where these do.
 #[derive(Debug, Clone)]
 pub struct Run {
     /// The bytes.
@@ -72,7 +73,8 @@ pub struct Batches {
     run: Vec<Arc<Encoded>>,
     /// Topics with news of the connection being served.
     news: Vec<TopicIndex>,
-    /// By topic of `news`, the sequence after which its events are sent if that is beyond the cursor, else 0. Zeros at the end are left out.
+    /// By topic of `news`, the sequence after which its events are sent if that is beyond the cursor, else 0. Zeros at the end are left
+    /// out, so that this is empty for nearly everybody.
     starts: Vec<u64>,
     /// Next index into the window of each topic of `news`.
     next: Vec<usize>,
@@ -348,6 +350,10 @@ mod tests {
         let other = batches.run_after(&topics, &lost_less, Format::Sse, 1).expect("news");
         let left: Vec<_> = [3, 4, 5, 6].map(|sequence| events[sequence - 1].clone()).into();
         assert_eq!(text(&other), frames(&left, Format::Sse));
+        let mut batches = self::batches(1 << 20);
+        let two = batches.run_after(&topics, &lost_b, Format::Sse, 3).expect("news");
+        let three = batches.run_after(&topics, &lost_b, Format::Sse, 1).expect("news");
+        assert_eq!((two.batch.frames(), three.batch.frames()), (2, 3), "a run for a later cursor lacks 3");
         let late = batches.run_after(&topics, &lost_b, Format::Sse, 4).expect("news");
         let same = batches.run_after(&topics, &whole, Format::Sse, 4).expect("news");
         assert!(Rc::ptr_eq(&late.batch, &same.batch), "beyond its starts it is as all others");

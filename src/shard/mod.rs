@@ -66,8 +66,9 @@ impl<R: EgressRing> Shard<R> {
         state.record_latencies();
         // A ring without room has not told yet which instant sends of the last turn it did not take.
         if self.ring.room() > 0 {
-            for Scrape { query, answer } in self.scrapes.drain(..) {
-                // Whoever asked may have gone; then nobody misses the answer.
+            let scrapes = self.scrapes.drain(..);
+            for Scrape { query, answer } in scrapes.filter(|scrape| !scrape.answer.is_closed()) {
+                // Whoever asked may have gone meanwhile; then nobody misses the answer.
                 let _ = answer.send(state.report(&query, self.ring.enters()));
             }
         }

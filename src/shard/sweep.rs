@@ -149,12 +149,12 @@ impl State {
             OverrunPolicy::Close => {
                 self.hang_up(slot, CloseReason::Overrun, "too slow: events were lost, reconnect to resume");
             }
-            OverrunPolicy::Skip => self.skip_to_head(slot),
+            OverrunPolicy::Skip => self.skip_what_is_lost(slot),
         }
     }
 
     /// Goes on with the next event of each topic that lost some, tells so, and leaves out nothing of the others.
-    fn skip_to_head(&mut self, slot: Slot) {
+    fn skip_what_is_lost(&mut self, slot: Slot) {
         let connection = self.connections.get_mut(slot);
         let after = EventId { epoch: self.setup.epoch, sequence: connection.cursor };
         let mut lost = Vec::new();
@@ -203,7 +203,7 @@ impl State {
         }
         self.send_news(slot, at_hand, ring);
         let connection = self.connections.get(slot);
-        let has_everything = !connection.sending && connection.turn != self.turn;
+        let has_everything = !connection.is_owed() && connection.turn != self.turn;
         if self.drain.is_some() && connection.phase == Phase::Open && has_everything {
             self.hang_up(slot, CloseReason::Draining, "the server is draining");
         }

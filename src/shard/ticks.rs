@@ -93,8 +93,9 @@ impl State {
         // Should the ring have no room for it yet, the next look must not take it for an unanswered one.
         connection.since = self.tick;
         let format = connection.format;
-        connection.pinged = format == Format::WebSocket;
+        // An answer that waits is a sign of life too, but asks for none.
         if connection.control.is_none() {
+            connection.pinged = format == Format::WebSocket;
             connection.control = Some(self.answers.heartbeat[format.index()].clone());
         }
         self.mark_ready(slot);

@@ -8,7 +8,8 @@
 //!                      cursor: everything up to here was handed to the kernel
 //! ```
 //!
-//! A cursor below `evicted` has lost events of this topic; any other cursor finds all that it has not seen in here.
+//! A cursor below `evicted` has lost events of this topic; any other cursor finds all that it has not seen in here. (After a gap a
+//! subscriber of several topics may begin later in some of them: then its start there stands for the cursor.)
 
 use std::collections::VecDeque;
 use std::sync::Arc;

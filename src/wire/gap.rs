@@ -16,7 +16,7 @@ pub enum GapReason {
     Expired,
     /// The client's id is of another epoch, or of an event that this process does not know.
     Unknown,
-    /// The subscriber was too slow and its cursor moved to the newest event.
+    /// The subscriber was too slow: it goes on with the next event of the topics that lost some.
     Overrun,
 }
 
