@@ -241,6 +241,7 @@ fn socket(slot: Slot) -> Fd {
 }
 
 const SEND_FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+
 impl EgressRing for Uring {
     fn room(&self) -> usize {
         self.room
