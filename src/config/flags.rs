@@ -465,6 +465,7 @@ pub(super) mod tests {
         let help = parse_with(&["--help"], &[]).expect_err("help").to_string();
         assert!(help.contains("publish") && help.contains("tail"), "{help}");
     }
+
     #[test]
     fn help_tells_the_bounds_of_every_limit_that_has_some() {
         let help = parse_with(&["serve", "--help"], &[]).expect_err("help").to_string();

@@ -15,7 +15,7 @@ pub struct Limits {
     pub handshake_bytes_max: usize,
     /// Milliseconds from accept to a whole request head. Bounds how long a slow client holds a slot for nothing.
     pub handshake_ms_max: u64,
-    /// Topics of one connection. Each costs 8 bytes per connection and a place in the topic's list.
+    /// Topics of one connection. Each costs 8 bytes per connection, 16 after a gap, and a place in the topic's list.
     pub topics_per_connection_max: usize,
     /// Topics that the hub remembers; shards drop the windows of those it forgets unless somebody listens. Also the topics with subscribers
     /// on one shard, before those of further ones get 503. So about [`TOPIC_BYTES`] each, once in the hub and twice per shard.

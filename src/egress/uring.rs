@@ -1,4 +1,4 @@
-//! The kernel's EgressRing: one io_uring per shard, its sockets as direct descriptors, one provided-buffer ring.
+//! The kernel's EgressRing: one io_uring per shard, its sockets as direct or plain descriptors, one provided-buffer ring.
 //!
 //! Why the `unsafe` here and in the files below is sound, in one place (each block names the point it stands on):
 //! - S1, bytes of sends: the kernel reads them until the last completion of the send (the notification, for zero copy), and those
