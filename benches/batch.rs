@@ -15,7 +15,7 @@ use fanwave::config::Limits;
 use fanwave::config::limits::BATCHES_CACHED;
 use fanwave::egress::Ledger;
 use fanwave::event::Topic;
-use fanwave::shard::batch::Batches;
+use fanwave::shard::batch::{Batches, News};
 use fanwave::shard::connections::{Membership, Memberships};
 use fanwave::shard::topics::Topics;
 use fanwave::wire::Format;
@@ -64,8 +64,9 @@ fn measure(
     let mut next = 0;
     let mut run = || {
         next = (next + 1) % sets.len();
-        let run = batches.run_after(topics, &sets[next], Format::Sse, black_box(0));
-        assert_eq!(black_box(run).expect("there is news").batch.frames(), events as u32);
+        let news = batches.news_after(topics, &sets[next], Format::Sse, black_box(0));
+        let News::Run(run) = black_box(news) else { panic!("there is news") };
+        assert_eq!(run.batch.frames(), events as u32);
     };
     (0..4 * SETS).for_each(|_| run());
     let (allocations, runs) = (Cell::new(0), Cell::new(0u32));

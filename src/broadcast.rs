@@ -22,8 +22,10 @@ use crate::event::{Epoch, Event, Topic};
 use crate::metrics::ShardReport;
 use crate::wire::Format;
 
+mod account;
 mod sleep;
 
+pub use account::{Account, Crowd, Memory};
 use sleep::Sleep;
 
 /// One event with its sequence and its frames.
@@ -38,6 +40,10 @@ pub struct Encoded {
     /// The topic that the hub has forgotten for this event's, if that was one too many.
     forgets: Option<Topic>,
     epoch: Epoch,
+    /// Bytes of memory, with all frames that it can have.
+    memory: usize,
+    /// Where these are counted; `None` outside of the hub.
+    held: Option<Held>,
     /// One per format, made by the hub where the format has subscribers, else by the first shard that needs it.
     frames: [OnceLock<Bytes>; Format::COUNT],
 }
@@ -45,12 +51,45 @@ pub struct Encoded {
 impl Encoded {
     /// Gives `event` its sequence; no frame is made yet.
     pub fn new(event: Event, epoch: Epoch, sequence: u64, intake: Stamp) -> Encoded {
-        Encoded { sequence, intake, event, forgets: None, epoch, frames: Default::default() }
+        let memory = Encoded::memory_of(&event);
+        Encoded {
+            sequence,
+            intake,
+            event,
+            forgets: None,
+            epoch,
+            memory,
+            held: None,
+            frames: Default::default(),
+        }
     }
 
     /// The same event, for whose topic the hub has forgotten another one.
-    pub fn forgetting(self, forgets: Option<Topic>) -> Encoded {
+    pub fn forgetting(mut self, forgets: Option<Topic>) -> Encoded {
+        self.memory += forgets.as_ref().map_or(0, |topic| topic.as_str().len());
         Encoded { forgets, ..self }
+    }
+
+    /// The same event, counted in its topic's account for as long as it lives.
+    pub fn counted_in(mut self, account: &Arc<Account>) -> Encoded {
+        account.take(self.memory);
+        self.held = Some(Held { account: account.clone(), bytes: self.memory });
+        self
+    }
+
+    /// Bytes that `event` takes with all frames that it can have, whether they are made or not.
+    pub fn memory_of(event: &Event) -> usize {
+        event.weight() + Format::ALL.map(|format| format.frame_bytes_max(event)).iter().sum::<usize>()
+    }
+
+    /// Bytes of memory that count for it.
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Where it is counted, if the hub made it.
+    pub fn account(&self) -> Option<&Arc<Account>> {
+        self.held.as_ref().map(|held| &held.account)
     }
 
     /// The topic that is forgotten for this event's: where nobody subscribes to it, it may go.
@@ -58,7 +97,8 @@ impl Encoded {
         self.forgets.as_ref()
     }
 
-    /// Bytes that a window counts for it: what the event weighs, and the name of what is forgotten for it.
+    /// Bytes as published that a topic's history counts for it: what the event weighs, and the name of what is forgotten
+    /// for it.
     pub fn weight(&self) -> usize {
         self.event.weight() + self.forgets.as_ref().map_or(0, |topic| topic.as_str().len())
     }
@@ -77,6 +117,19 @@ impl Encoded {
     /// The process that gave the sequence.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+}
+
+/// The part of an account that one event takes.
+#[derive(Debug)]
+struct Held {
+    account: Arc<Account>,
+    bytes: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.account.give_back(self.bytes);
     }
 }
 

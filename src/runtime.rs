@@ -163,7 +163,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::broadcast::path;
+    use crate::broadcast::{Memory, path};
     use crate::config::{Config, Limits, OverrunPolicy, Sockets};
     use crate::egress::listener::listen;
     use crate::event::Epoch;
@@ -178,7 +178,16 @@ mod tests {
             sockets: Sockets::Direct,
             limits: Limits::default(),
         });
-        Setup { number: 0, cpu: 0, config, epoch: Epoch(1), demand: Arc::default(), connections_max: 4 }
+        let memory = Memory::new(&config.limits);
+        Setup {
+            number: 0,
+            cpu: 0,
+            config,
+            epoch: Epoch(1),
+            demand: Arc::default(),
+            memory,
+            connections_max: 4,
+        }
     }
 
     /// The ticker may take a whole tick to end.

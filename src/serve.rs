@@ -13,10 +13,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::broadcast::{Demand, path};
+use crate::broadcast::{Demand, Memory, path};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, KERNEL_PATIENCE_MS,
-    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
+    SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::room::{Room, Sharers};
 use crate::config::{Config, ControlAddress, Sockets};
@@ -103,6 +103,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     let (listen, listeners) = bind_data(&config)?;
 
     let demand = Arc::new(Demand::default());
+    let memory = Memory::new(&config.limits);
     let (end_sender, shard_ends) = tokio::sync::mpsc::unbounded_channel();
     let mut outboxes = Vec::new();
     let mut shards = Vec::new();
@@ -118,6 +119,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             config: config.clone(),
             epoch,
             demand: demand.clone(),
+            memory: memory.clone(),
             connections_max: room.connections_max,
         };
         let ring = UringOptions {
@@ -144,9 +146,9 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         control: control_addresses,
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: room.connections_max,
-        memory: memory(&config, &room),
+        memory: memory_lines(&config, &room),
     });
-    let setup = hub::Setup { config, epoch, outboxes, demand, listen, control, shard_ends };
+    let setup = hub::Setup { config, epoch, outboxes, demand, memory, listen, control, shard_ends };
     let served = runtime.block_on(hub::run(setup, drain));
     match served {
         Ok(()) => {
@@ -286,13 +288,13 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
 }
 
 /// User-space memory at the limits, one line per owner.
-fn memory(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
+fn memory_lines(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
     let limits = &config.limits;
     let shards = config.shard_cpus.len() as u64;
     let per_socket = size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>();
     let rings = SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16;
     let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
-    let control = CONTROL_CONNECTIONS_MAX * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
+    let control = room.control_connections * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
     vec![
         ("connections, when all are in use", sum(room.slots * per_socket)),
@@ -300,15 +302,9 @@ fn memory(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
             "request heads, when all come at once",
             sum(room.sockets_max.saturating_mul(limits.handshake_bytes_max)),
         ),
-        ("control connections, when all are in use", (control * config.control.len()) as u64),
+        ("control connections, when all are in use", control as u64),
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (2 * shards + 1)),
-        ("windows, as published", limits.window_bytes_total_max as u64),
-        ("windows, encoded (SSE and WebSocket)", (limits.window_bytes_total_max as u64).saturating_mul(2)),
-        ("hub queue", limits.hub_queue_bytes_max as u64),
-        (
-            "shard queues (shared)",
-            limits.shard_queue_batches_max.saturating_mul(limits.batch_bytes_max()) as u64,
-        ),
+        ("events and their frames, in queues and windows", limits.window_bytes_total_max as u64),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings + receive)),
     ]

@@ -12,12 +12,14 @@ mod support;
 mod promises {
     mod bad_requests;
     mod browser;
+    mod bulk;
     mod control;
     mod delivery;
     mod first_steps;
     mod full;
     mod gap;
     mod heartbeat;
+    mod memory;
     mod ndjson;
     mod overrun;
     mod resume;

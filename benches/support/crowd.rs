@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fanwave::broadcast::{Demand, EncodedBatch, Message, Outbox, path};
+use fanwave::broadcast::{Demand, EncodedBatch, Memory, Message, Outbox, path};
 use fanwave::clock::Stamp;
 use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
 use fanwave::egress::EgressRing;
@@ -61,7 +61,8 @@ impl Crowd {
         });
         let demand = Arc::new(Demand::default());
         let connections_max = subscriptions.len();
-        let setup = Setup { number: 0, cpu: 0, config, epoch: EPOCH, demand, connections_max };
+        let memory = Memory::new(&config.limits);
+        let setup = Setup { number: 0, cpu: 0, config, epoch: EPOCH, demand, memory, connections_max };
         let mut ring = SimRing::new(connections_max, Weather::Fair, 0);
         for subscription in subscriptions {
             let slot = ring.connect().expect("a slot per subscriber");

@@ -123,7 +123,7 @@ pub struct ServeFlags {
     #[arg(long, value_name = "auto|direct|plain", value_enum, default_value = "auto")]
     #[arg(hide_possible_values = true, help_heading = "Connections")]
     sockets: Sockets,
-    /// Who falls out of the window: close it, to come back and resume, or skip what is lost
+    /// Subscribers that are too slow: close them, to come back and resume, or skip to the next event
     #[arg(long, value_name = "close|skip", value_enum, default_value = "close")]
     #[arg(hide_possible_values = true, help_heading = "Windows")]
     overrun: OverrunPolicy,
@@ -183,19 +183,20 @@ limit_flags! {
         topics_max: Count;
         /// Data of one published event
         message_bytes_max: Size;
-        /// Events of one topic that a late or slow subscriber still gets
+        /// Events of one topic that a returning subscriber still gets
         window_events_max: Count;
         /// Bytes of these events; at least 4 x (--message-bytes-max + 1,061 B)
         window_bytes_max: Size;
         /// Age of these events
         window_ms_max: Millis;
-        /// Bytes of all windows together, at least --window-bytes-max; shards share them
+        /// Memory of all events alive with their frames, those that slow subscribers still lack included; one topic has
+        /// at most a quarter; at least --window-bytes-max and 40 x --message-bytes-max + 25,464 B
         window_bytes_total_max: Size;
     }
     "Queues and sends" {
         /// Events accepted and not yet broadcast; beyond it publishers get 503
         hub_queue_events_max: Count;
-        /// Bytes of these events, at least --message-bytes-max + 1,061 B
+        /// Memory of these events with their frames, at least 5 x --message-bytes-max + 3,183 B
         hub_queue_bytes_max: Size;
         /// Broadcasts waiting for one shard; a full queue holds the hub back
         shard_queue_batches_max: Count;
@@ -479,8 +480,8 @@ pub(super) mod tests {
             ("message-bytes-max", "[1 to 1GiB]"),
             ("drain-ms-max", "[at most 2000000000]"),
             ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,061 B)"),
-            ("window-bytes-total-max", "at least --window-bytes-max"),
-            ("hub-queue-bytes-max", "at least --message-bytes-max + 1,061 B"),
+            ("window-bytes-total-max", "at least --window-bytes-max and 40 x --message-bytes-max + 25,464 B"),
+            ("hub-queue-bytes-max", "at least 5 x --message-bytes-max + 3,183 B"),
         ] {
             assert!(text(flag).contains(bounds), "--{flag}: no {bounds:?} in {}", text(flag));
         }
@@ -498,11 +499,13 @@ pub(super) mod tests {
             ];
             config(&flags.each_ref().map(String::as_str), &[]).map(drop)
         };
-        assert_eq!(sizes(4 * 2_061, 4 * 2_061, 2_061), Ok(()));
+        let total = 40 * 1_000 + 25_464;
+        assert_eq!(sizes(4 * 2_061, total, 8_183), Ok(()));
         for (flag, refused) in [
-            ("--window-bytes-max ", sizes(4 * 2_061 - 1, 4 * 2_061, 2_061)),
-            ("--window-bytes-total-max ", sizes(4 * 2_061, 4 * 2_061 - 1, 2_061)),
-            ("--hub-queue-bytes-max ", sizes(4 * 2_061, 4 * 2_061, 2_060)),
+            ("--window-bytes-max ", sizes(4 * 2_061 - 1, total, 8_183)),
+            ("--window-bytes-total-max ", sizes(4 * 2_061, total - 1, 8_183)),
+            ("--window-bytes-total-max ", sizes(total + 1, total, 8_183)),
+            ("--hub-queue-bytes-max ", sizes(4 * 2_061, total, 8_182)),
         ] {
             assert!(refused.expect_err(flag).starts_with(flag), "{flag}");
         }

@@ -4,6 +4,7 @@
 //! that must hold between constants are asserted at compile time, relations between flags in [`Limits::check`].
 
 use crate::event::EVENT_BYTES_BESIDE_DATA_MAX;
+use crate::wire::Format;
 
 /// What the operator may set. `Default` gives the values of a server without flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,13 +25,15 @@ pub struct Limits {
     pub message_bytes_max: usize,
     /// Bytes of one message from a WebSocket client. Such messages are read and dropped, so this costs nothing.
     pub message_in_bytes_max: usize,
-    /// Events of one topic's window. A subscriber that is further behind has overrun.
+    /// Events of one topic's history, from which subscribers resume. A subscriber that is further behind keeps what it
+    /// lacks while there is memory (`window_bytes_total_max`).
     pub window_events_max: usize,
-    /// Bytes of one topic's window: what its events weigh, as published and besides ([`Event::weight`](crate::event::Event::weight)).
+    /// Bytes of one topic's history: what its events weigh, as published and besides ([`Event::weight`](crate::event::Event::weight)).
     pub window_bytes_max: usize,
     /// Age of an event in a window, in milliseconds.
     pub window_ms_max: u64,
-    /// Bytes of all windows together. Frames are shared by all shards, so this counts once, not per shard.
+    /// Memory of all events alive, with their frames: in queues, histories, and beyond these for subscribers that are
+    /// behind. Shards share their events, so this counts once. Histories take at most half of it, one topic a quarter.
     pub window_bytes_total_max: usize,
     /// Events that the hub has accepted and not yet broadcast; beyond it publishers get 503.
     pub hub_queue_events_max: usize,
@@ -67,7 +70,7 @@ impl Default for Limits {
             window_events_max: 1_024,
             window_bytes_max: 8 << 20,
             window_ms_max: 300_000,
-            window_bytes_total_max: 256 << 20,
+            window_bytes_total_max: 512 << 20,
             hub_queue_events_max: 16_384,
             hub_queue_bytes_max: 64 << 20,
             shard_queue_batches_max: 64,
@@ -91,6 +94,8 @@ pub const WINDOW_BATCHES_MIN: usize = 4;
 /// The largest `message_bytes_max` and `send_bytes_max`. The kernel takes less than 2 GiB in one send; frames are a little longer
 /// than their data, or a third longer in base64.
 const SEND_BYTES_POSSIBLE: u64 = 1 << 30;
+/// The longest frame: what the kernel takes in one send (`MAX_RW_COUNT`, send(2)).
+const FRAME_BYTES_POSSIBLE: usize = 0x7fff_f000;
 /// The largest `shard_queue_batches_max`; the queue is allocated whole, about 40 bytes a place.
 const SHARD_QUEUE_BATCHES_POSSIBLE: u64 = 1 << 16;
 /// The largest time, 23 days: the kernel counts `TCP_USER_TIMEOUT` in 31 bits, `KERNEL_PATIENCE_MS` included.
@@ -105,6 +110,32 @@ impl Limits {
     /// The most bytes that the hub may put into one broadcast; a single event may fill it alone.
     pub fn batch_bytes_max(&self) -> usize {
         self.window_bytes_max / WINDOW_BATCHES_MIN
+    }
+
+    /// Memory that the events of one topic may take, in queues, history and beyond.
+    pub fn topic_memory_max(&self) -> usize {
+        self.window_bytes_total_max / 4
+    }
+
+    /// Memory that the history of one topic may take: half of the topic's, so that room is left for what comes.
+    pub fn topic_history_memory_max(&self) -> usize {
+        self.topic_memory_max() / 2
+    }
+
+    /// Memory that all histories may take: half, so that room is left for what comes.
+    pub fn history_memory_max(&self) -> usize {
+        self.window_bytes_total_max / 2
+    }
+
+    /// The longest frame of an event. Event streams take 7 bytes for each line break and a third more for binary data; text
+    /// of so many short lines that its frame is longer than this is refused.
+    pub fn frame_bytes_max(&self) -> usize {
+        (2 * self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX).min(FRAME_BYTES_POSSIBLE)
+    }
+
+    /// The most memory that one event may take: itself, and its frame in each format.
+    pub fn event_memory_max(&self) -> usize {
+        self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::COUNT * self.frame_bytes_max()
     }
 
     /// The longest NDJSON line: what must be escaped to be ASCII (`\u0436`) is three times as long, base64 less; the other fields are
@@ -187,15 +218,16 @@ impl Limits {
             (
                 "window-bytes-total-max",
                 self.window_bytes_total_max as u64,
-                self.window_bytes_max as u64,
-                "all windows together hold at least one (--window-bytes-max)",
+                (8 * self.event_memory_max()).max(self.window_bytes_max) as u64,
+                "it holds eight of the largest events with their frames (--message-bytes-max) and one topic's history \
+                 (--window-bytes-max)",
             ),
             ("window-ms-max", self.window_ms_max, 1_000, "a window holds events until they are sent"),
             ("hub-queue-events-max", self.hub_queue_events_max as u64, 1, "the hub queues what it accepts"),
             (
                 "hub-queue-bytes-max",
                 self.hub_queue_bytes_max as u64,
-                largest_event,
+                self.event_memory_max() as u64,
                 "the hub queues at least one of the largest events (--message-bytes-max)",
             ),
             ("shard-queue-batches-max", self.shard_queue_batches_max as u64, 1, "the queue holds a batch"),
@@ -225,6 +257,9 @@ pub const CONTROL_CONNECTIONS_MIN: usize = 8;
 pub const EXECUTOR_IO_BYTES: usize = 64 << 10;
 /// Locked memory that glommio wants the process to be allowed before it makes an executor, whatever the kernel counts.
 pub const EXECUTOR_MEMLOCK_BYTES: u64 = 512 << 10;
+/// Bytes to one socket that take a visit's time. A step is bounded by both, so that large events of one topic do not hold up the
+/// small ones of another: 128 visits of so many bytes are handed over in about a millisecond.
+pub const VISIT_BYTES: usize = 16 << 10;
 /// Visits that one topic gets before the next has its turn.
 pub const TOPIC_VISITS_MAX: usize = 128;
 /// Subscribers with whom one lap ends and the next begins: about as many as have all that a send touches in a core's own cache
@@ -233,6 +268,16 @@ pub const TOPIC_VISITS_MAX: usize = 128;
 pub const LAP_OVERLAP: usize = 251;
 /// Messages that a shard takes from the hub in one turn.
 pub const MESSAGES_PER_TURN_MAX: usize = 16;
+/// Events after which a shard takes no further message in a turn.
+pub const EVENTS_PER_TURN_MAX: usize = 1_024;
+/// The newest events of a shard by which a subscriber of many topics finds those with news.
+pub const RECENT_EVENTS: usize = 1_024;
+/// Names that a shard's table of topics has places for from the start, 24 bytes each; memory is taken when they are used.
+pub const TOPICS_RESERVED_MAX: usize = 1 << 20;
+/// Runs of events of one topic whose way to the last subscriber is timed apart; beyond it the next ones are told together.
+pub const MARKS_MAX: usize = 1_024;
+/// Topics with events beyond their history that a shard looks at in one tick.
+pub const EXCESS_TOPICS_PER_TICK_MAX: usize = 4_096;
 /// Expired events that a shard drops in one tick.
 pub const EXPIRED_PER_TICK_MAX: usize = 16_384;
 /// Entries of the submission queue: a full sweep step plus as many receives, closes and accepts.
@@ -288,6 +333,14 @@ pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
 
 /// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for room, take no more than the rest.
 pub const SINGLES_SHARE: usize = 8;
+/// Milliseconds between two looks of the allocator for freed memory that the kernel may have back.
+pub const GIVE_BACK_MS: u64 = 4_000;
+/// Bytes of an allocation that has a page of its own in mimalloc.
+pub const GIVE_BACK_PAGE_BYTES: usize = 1 << 20;
+/// Milliseconds between two lines of the log that publishers are refused because subscribers are behind.
+pub const BEHIND_TOLD_MS: u64 = 10_000;
+/// Milliseconds until a stream whose topic has no room looks again. Shards give room back at every tick, or sooner.
+pub const TOPIC_RETRY_MS: u64 = 10;
 /// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds far more work.
 pub const STALL_RETRY_MS: u64 = 1;
 /// Milliseconds beyond `drain_ms_max` that the shards have to say that they are done, and again to end once they are

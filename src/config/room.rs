@@ -41,6 +41,8 @@ pub struct Room {
     pub sockets_max: usize,
     /// Subscribers that each shard takes; the rest of the sockets is for those who come too many and still get an answer.
     pub connections_max: usize,
+    /// Control connections that there are descriptors for.
+    pub control_connections: usize,
     /// Accepts that each listener of a shard has waiting, at least 1. Each holds the place of a socket, so those of idle listeners
     /// leave the busy one a place for every subscriber that the shard takes.
     pub accepts_per_listener: usize,
@@ -83,10 +85,12 @@ impl Room {
         }
         let spare = SOCKETS_SPARE.max(sharers.listens).min(share - connections_max);
         let sockets_max = connections_max + spare;
+        let taken = sharers.own() + if direct { 0 } else { sharers.shards * sockets_max };
         Ok(Room {
             slots: if direct { sockets_max } else { descriptors },
             sockets_max,
             connections_max,
+            control_connections: sharers.control_connections().min(descriptors.saturating_sub(taken)),
             accepts_per_listener: accepts_per_listener(sharers.listens, spare),
         })
     }
@@ -126,9 +130,17 @@ mod tests {
     }
 
     #[test]
+    fn control_connections_are_what_the_limit_leaves() {
+        assert_eq!(room(20_000, true, 2, 0).expect("room").control_connections, 1_024);
+        // 32 of the hub and 9 of each shard are taken.
+        assert_eq!(room(64, true, 2, 0).expect("room").control_connections, 64 - 32 - 18);
+    }
+
+    #[test]
     fn plain_descriptors_are_shared_with_the_server_itself() {
         // 32 of the hub and 9 of each shard, and 1,024 control connections.
         let one = room(20_000, false, 1, 0).expect("room");
+        assert_eq!(one.control_connections, 1_024);
         assert_eq!((one.slots, one.sockets_max, one.connections_max), (20_000, 18_935, 18_679));
         let four = room(20_000, false, 4, 0).expect("room");
         assert_eq!((four.slots, four.sockets_max), (20_000, (20_000 - 32 - 36 - 1_024) / 4));

@@ -14,12 +14,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::refusal::{Refusal, RefusalCounts, RefusalReason};
-use super::topics::TopicTable;
-use crate::broadcast::{Demand, Encoded, EncodedBatch, Message, Outbox, Refused};
+use super::topics::{Recorded, TopicTable};
+use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused};
 use crate::clock::Stamp;
 use crate::config::Limits;
-use crate::config::limits::SINGLES_SHARE;
-use crate::event::{Epoch, Event, EventId};
+use crate::config::limits::{BEHIND_TOLD_MS, SINGLES_SHARE};
+use crate::event::{Epoch, Event, EventId, Topic};
 use crate::wire::Format;
 
 /// What the hub counts, from the start.
@@ -50,7 +50,7 @@ pub enum Flushed {
 #[derive(Debug)]
 struct Sending {
     batch: Arc<EncodedBatch>,
-    /// Bytes of its events.
+    /// Memory of its events.
     bytes: usize,
     /// Indexes of the shards that have not got it, never empty between calls.
     waiting: Vec<usize>,
@@ -68,11 +68,13 @@ pub struct Intake {
     sending: Option<Sending>,
     /// Events of `queued` and `sending`; at most `queue_events_max`.
     events: usize,
-    /// Bytes of `queued` and `sending`; at most `queue_bytes_max`.
+    /// Memory of `queued` and `sending`; at most `queue_bytes_max`.
     bytes: usize,
     stalled: bool,
     /// The log knows that publishers are refused for lack of room; until the queue is empty.
     full_told: bool,
+    /// When the log was told last that publishers are refused because subscribers are behind.
+    behind_told: Option<Stamp>,
     /// True from the begin of the drain on; nothing is accepted then.
     draining: bool,
     topics: TopicTable,
@@ -81,11 +83,28 @@ pub struct Intake {
     queue_bytes_max: usize,
     batch_events_max: usize,
     batch_bytes_max: usize,
+    /// Bytes of the longest frame that an event may have.
+    frame_bytes_max: usize,
+}
+
+/// Why an event is not taken now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoRoom {
+    /// The queue to the shards is full.
+    Queue,
+    /// Events of its topic, or of all topics, take as much memory as they may, until subscribers have come on.
+    Memory,
 }
 
 impl Intake {
     /// An empty queue before the first event.
-    pub fn new(epoch: Epoch, limits: &Limits, demand: Arc<Demand>, outboxes: Vec<Outbox>) -> Intake {
+    pub fn new(
+        epoch: Epoch,
+        limits: &Limits,
+        demand: Arc<Demand>,
+        memory: Arc<Memory>,
+        outboxes: Vec<Outbox>,
+    ) -> Intake {
         Intake {
             epoch,
             demand,
@@ -97,46 +116,51 @@ impl Intake {
             bytes: 0,
             stalled: false,
             full_told: false,
+            behind_told: None,
             draining: false,
-            topics: TopicTable::new(limits.topics_max),
+            topics: TopicTable::new(limits.topics_max, memory),
             counters: HubCounters::default(),
             queue_events_max: limits.hub_queue_events_max,
             queue_bytes_max: limits.hub_queue_bytes_max,
             batch_events_max: limits.batch_events_max(),
             batch_bytes_max: limits.batch_bytes_max(),
+            frame_bytes_max: limits.frame_bytes_max(),
         }
     }
 
-    /// True if an event of this weight would be taken now. An empty queue takes any event.
-    pub fn has_room(&self, weight: usize) -> bool {
-        self.fits(weight, self.queue_events_max, self.queue_bytes_max)
+    /// Whether an event of `topic` that takes so much memory would be taken now. An empty queue takes any event.
+    pub fn room(&self, topic: &Topic, memory: usize) -> Result<(), NoRoom> {
+        self.fits(topic, memory, self.queue_events_max, self.queue_bytes_max)
     }
 
     /// The same for an event of a stream. Streams wait, and take every place as soon as it is free; so some places are left to single
     /// publishes, which are refused instead.
-    pub fn has_room_for_stream(&self, weight: usize) -> bool {
+    pub fn room_for_stream(&self, topic: &Topic, memory: usize) -> Result<(), NoRoom> {
         let (events, bytes) = (self.queue_events_max, self.queue_bytes_max);
-        self.fits(weight, events - events / SINGLES_SHARE, bytes - bytes / SINGLES_SHARE)
+        self.fits(topic, memory, events - events / SINGLES_SHARE, bytes - bytes / SINGLES_SHARE)
     }
 
-    fn fits(&self, weight: usize, events_max: usize, bytes_max: usize) -> bool {
-        self.events == 0 || (self.events < events_max && self.bytes + weight <= bytes_max)
+    fn fits(&self, topic: &Topic, memory: usize, events_max: usize, bytes_max: usize) -> Result<(), NoRoom> {
+        let queue = self.events == 0 || (self.events < events_max && self.bytes + memory <= bytes_max);
+        match queue {
+            false => Err(NoRoom::Queue),
+            true if self.topics.has_room(topic, memory) => Ok(()),
+            true => Err(NoRoom::Memory),
+        }
     }
 
     /// Takes `event` in and returns its sequence. A batch's worth of queued events is flushed, less is left for
     /// [`Intake::flush`], so that the events of one body chunk travel together.
     pub fn accept(&mut self, event: Event, intake: Stamp) -> Result<u64, Refusal> {
-        let (weight, bytes) = (event.weight(), event.published_bytes());
+        let bytes = event.published_bytes();
         if self.draining {
             return self.refuse(Refusal::draining());
         }
-        if !self.has_room(weight) {
-            if !std::mem::replace(&mut self.full_told, true) {
-                tracing::warn!(
-                    "publishers get 503: the shards cannot take more, and the queue to them is full"
-                );
-            }
-            return self.refuse(Refusal::full());
+        if let Some(frame) = self.frame_too_long(&event) {
+            return self.refuse(frame);
+        }
+        if let Err(no_room) = self.room(&event.topic, Encoded::memory_of(&event)) {
+            return self.refuse_for_room(no_room, &event.topic, intake);
         }
         if let Some(id) = &event.id
             && let Ok(EventId { epoch, .. }) = id.as_str().parse()
@@ -147,12 +171,13 @@ impl Intake {
         }
         self.sequence += 1;
         self.demand.announce(self.sequence);
-        let forgets = self.topics.record(&event, self.sequence, bytes);
+        let Recorded { account, forgets } = self.topics.record(&event, self.sequence, bytes);
         self.counters.events += 1;
         self.counters.bytes += bytes as u64;
+        let encoded = Encoded::new(event, self.epoch, self.sequence, intake);
+        let encoded = encoded.forgetting(forgets).counted_in(&account);
         self.events += 1;
-        self.bytes += weight;
-        let encoded = Encoded::new(event, self.epoch, self.sequence, intake).forgetting(forgets);
+        self.bytes += encoded.memory();
         for format in Format::ALL {
             if self.demand.wants(format) {
                 encoded.frame(format);
@@ -163,6 +188,43 @@ impl Intake {
             self.flush();
         }
         Ok(self.sequence)
+    }
+
+    /// The refusal of an event one of whose frames would be longer than any may be.
+    fn frame_too_long(&self, event: &Event) -> Option<Refusal> {
+        let longest = Format::ALL.map(|format| format.frame_bytes_max(event)).into_iter().max()?;
+        (longest > self.frame_bytes_max).then(|| {
+            let text = format!(
+                "the event would take {longest} bytes on an event stream, at most {} are allowed: \
+                 each line of its data costs 7 more",
+                self.frame_bytes_max
+            );
+            Refusal::new(RefusalReason::TooLarge, text)
+        })
+    }
+
+    fn refuse_for_room<T>(&mut self, no_room: NoRoom, topic: &Topic, now: Stamp) -> Result<T, Refusal> {
+        match no_room {
+            NoRoom::Queue => {
+                if !std::mem::replace(&mut self.full_told, true) {
+                    tracing::warn!(
+                        "publishers get 503: the shards cannot take more, and the queue to them is full"
+                    );
+                }
+                self.refuse(Refusal::full())
+            }
+            NoRoom::Memory => {
+                let tell_ms = self.behind_told.map_or(u64::MAX, |told| now.ns_since(told) / 1_000_000);
+                if tell_ms >= BEHIND_TOLD_MS {
+                    self.behind_told = Some(now);
+                    tracing::warn!(
+                        %topic,
+                        "publishers get 503: subscribers are behind, and their events take as much memory as they may"
+                    );
+                }
+                self.refuse(Refusal::behind())
+            }
+        }
     }
 
     /// Counts a refusal, whoever made it.
@@ -220,7 +282,8 @@ impl Intake {
 
     /// The oldest queued events, up to the bounds of a batch; a single event may exceed the bytes.
     fn next_batch(&mut self) -> Option<Sending> {
-        let mut bytes = self.queued.front()?.event.weight();
+        let front = self.queued.front()?;
+        let (mut bytes, mut memory) = (front.event.weight(), front.memory());
         let mut count = 1;
         for encoded in self.queued.iter().skip(1).take(self.batch_events_max - 1) {
             let more = encoded.event.weight();
@@ -228,12 +291,13 @@ impl Intake {
                 break;
             }
             bytes += more;
+            memory += encoded.memory();
             count += 1;
         }
         let events = self.queued.drain(..count).collect();
         Some(Sending {
             batch: Arc::new(EncodedBatch { events }),
-            bytes,
+            bytes: memory,
             waiting: (0..self.outboxes.len()).collect(),
         })
     }
@@ -285,7 +349,7 @@ mod tests {
 
     use super::*;
     use crate::broadcast::{Inbox, path};
-    use crate::event::{CustomId, Data, EVENT_BYTES_FIXED, Topic};
+    use crate::event::{CustomId, Data, EVENT_BYTES_FIXED};
 
     const EPOCH: Epoch = Epoch(1_700_000_000_000);
 
@@ -301,7 +365,7 @@ mod tests {
 
     fn intake(shards: usize, shard_queue: usize, limits: &Limits) -> (Intake, Vec<Inbox>) {
         let (outboxes, inboxes) = (0..shards).map(|_| path(shard_queue).expect("eventfd")).unzip();
-        (Intake::new(EPOCH, limits, Arc::default(), outboxes), inboxes)
+        (Intake::new(EPOCH, limits, Arc::default(), Memory::new(limits), outboxes), inboxes)
     }
 
     /// The sequences of each batch that waits in `inbox`, up to `messages`.
@@ -398,13 +462,44 @@ mod tests {
 
     #[test]
     fn the_queue_is_bounded_in_bytes_too() {
-        let limits = Limits { hub_queue_bytes_max: 3 * EVENT_BYTES_FIXED + 20, ..Limits::default() };
+        let (large, small) = (Encoded::memory_of(&event("12345678")), Encoded::memory_of(&event("1")));
+        assert!(small > EVENT_BYTES_FIXED + 3 * "1".len(), "frames count too");
+        let limits = Limits { hub_queue_bytes_max: 2 * large + small, ..Limits::default() };
         let (mut intake, _inboxes) = intake(1, 1, &limits);
         intake.accept(event("12345678"), Stamp(0)).expect("room");
         intake.accept(event("12345678"), Stamp(0)).expect("room");
-        assert_eq!(intake.queue(), (2, 2 * EVENT_BYTES_FIXED + 18));
+        assert_eq!(intake.queue(), (2, 2 * large));
         assert_eq!(intake.accept(event("12"), Stamp(0)), Err(Refusal::full()));
         assert_eq!(intake.accept(event("1"), Stamp(0)), Ok(3));
+    }
+
+    #[test]
+    fn an_event_whose_frame_is_too_long_is_refused_and_tells_why() {
+        let limits = Limits { message_bytes_max: 10_000, ..Limits::default() };
+        let (mut intake, _inboxes) = intake(1, 1, &limits);
+        let refusal = intake.accept(event(&"\n".repeat(10_000)), Stamp(0)).expect_err("70,000 bytes");
+        assert_eq!(refusal.reason, RefusalReason::TooLarge);
+        assert!(refusal.text.contains("at most 21061 are allowed"), "{}", refusal.text);
+        assert_eq!(intake.counters().refused.get(RefusalReason::TooLarge), 1);
+        intake.accept(event(&"\n".repeat(2_900)), Stamp(0)).expect("20,307 bytes and an id");
+        intake.accept(event(&"x".repeat(10_000)), Stamp(0)).expect("a long line costs 7 bytes");
+    }
+
+    #[test]
+    fn a_topic_whose_events_are_still_needed_has_no_room_and_the_others_have() {
+        let limits = Limits { window_bytes_total_max: 40_000, ..Limits::default() };
+        let (mut intake, inboxes) = intake(1, 64, &limits);
+        let other = || Event { topic: Topic::new("other").expect("a topic"), ..event("x") };
+        let accepted = (0..1_000u64).take_while(|n| intake.accept(event("x"), Stamp(*n)).is_ok()).count();
+        assert_eq!(accepted, 10_000 / Encoded::memory_of(&event("x")), "a quarter of the whole");
+        assert_eq!(intake.counters().refused.get(RefusalReason::Behind), 1);
+        intake.accept(other(), Stamp(0)).expect("another topic has its own share");
+        intake.flush();
+        let kept: Vec<Message> = std::iter::from_fn(|| inboxes[0].try_recv()).collect();
+        assert_eq!(intake.accept(event("x"), Stamp(0)), Err(Refusal::behind()), "a shard has them still");
+        drop(kept);
+        intake.accept(event("x"), Stamp(0)).expect("nobody needs the former ones");
+        assert_eq!(intake.topics().memory().held(), Encoded::memory_of(&event("x")));
     }
 
     #[test]

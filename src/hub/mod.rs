@@ -23,11 +23,13 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::broadcast::{Demand, Drain, Message, Outbox, Refused};
+use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused};
 use crate::clock::Stamp;
 use crate::config::Config;
-use crate::config::limits::{DRAIN_GRACE_MS, SCRAPES_MAX, STALL_RETRY_MS};
-use crate::event::{CustomId, Epoch, Event, EventId};
+use crate::config::limits::{
+    DRAIN_GRACE_MS, GIVE_BACK_MS, GIVE_BACK_PAGE_BYTES, SCRAPES_MAX, STALL_RETRY_MS, TOPIC_RETRY_MS,
+};
+use crate::event::{CustomId, Epoch, Event, EventId, Topic};
 
 mod control;
 mod head;
@@ -41,7 +43,7 @@ mod stats;
 mod stream;
 mod topics;
 
-pub use self::intake::{Flushed, HubCounters, Intake};
+pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
 pub use self::refusal::{Refusal, RefusalCounts, RefusalReason};
 pub use self::topics::{TopicRecord, TopicTable};
@@ -57,6 +59,8 @@ pub struct Setup {
     pub outboxes: Vec<Outbox>,
     /// Which formats have subscribers.
     pub demand: Arc<Demand>,
+    /// What all events alive weigh.
+    pub memory: Arc<Memory>,
     /// Where subscribers connect, as bound.
     pub listen: Vec<SocketAddr>,
     /// Where the control API listens: already bound, non-blocking.
@@ -127,13 +131,14 @@ struct Hub {
 /// do not end within [`DRAIN_GRACE_MS`] after they were told to, or if a listener is unusable. They are told as soon as
 /// all are done, at the latest [`DRAIN_GRACE_MS`] after `drain_ms_max`.
 pub async fn run(setup: Setup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
-    let Setup { config, epoch, outboxes, demand, listen, control, shard_ends } = setup;
+    let Setup { config, epoch, outboxes, demand, memory, listen, control, shard_ends } = setup;
     let drain_ms_max = config.limits.drain_ms_max;
     let mut ends =
         Ends { receiver: shard_ends, running: (0..outboxes.len()).collect(), serving: true, failure: None };
-    let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, listen));
+    let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, memory, listen));
     let listening = listen::start(control, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
+    let give_back = tokio::spawn(give_back_memory());
     tokio::select! {
         biased;
         () = drain => tracing::info!("draining"),
@@ -151,6 +156,7 @@ pub async fn run(setup: Setup, drain: impl Future<Output = ()>) -> Result<(), Hu
     hub.stage.send_replace(Stage::Stopped);
     listening.join_all().await;
     retry.abort();
+    give_back.abort();
     let ended = async {
         ends.during(hub.tell_shards(|| Message::End)).await;
         while !ends.running.is_empty() {
@@ -214,15 +220,26 @@ async fn retry_stalls(hub: Arc<Hub>) {
     }
 }
 
+/// Lets the allocator give freed memory back to the kernel. mimalloc (v3) does so some seconds after memory was freed, but
+/// looks only when it frees a whole page: a server that has become quiet would keep what its last burst took. So a
+/// page is taken, not touched, and freed now and then.
+async fn give_back_memory() {
+    loop {
+        sleep(Duration::from_millis(GIVE_BACK_MS)).await;
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(GIVE_BACK_PAGE_BYTES)));
+    }
+}
+
 impl Hub {
     fn new(
         config: Arc<Config>,
         epoch: Epoch,
         outboxes: Vec<Outbox>,
         demand: Arc<Demand>,
+        memory: Arc<Memory>,
         listen: Vec<SocketAddr>,
     ) -> Hub {
-        let intake = Intake::new(epoch, &config.limits, demand, outboxes);
+        let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
         Hub {
             config,
             epoch,
@@ -284,20 +301,25 @@ impl Hub {
     }
 
     /// Returns once an event of a stream has room; refuses when the drain begins.
-    async fn wait_for_room(&self, bytes: usize) -> Result<(), Refusal> {
+    async fn wait_for_room(&self, topic: &Topic, memory: usize) -> Result<(), Refusal> {
         loop {
             let room = self.room.notified();
             self.flush();
-            {
+            let no_room = {
                 let mut intake = self.intake();
                 if intake.is_draining() {
                     return intake.refuse(Refusal::draining());
                 }
-                if intake.has_room_for_stream(bytes) {
-                    return Ok(());
+                match intake.room_for_stream(topic, memory) {
+                    Ok(()) => return Ok(()),
+                    Err(no_room) => no_room,
                 }
+            };
+            match no_room {
+                NoRoom::Queue => room.await,
+                // Nobody tells when the last shard lets go of an event.
+                NoRoom::Memory => drop(timeout(Duration::from_millis(TOPIC_RETRY_MS), room).await),
             }
-            room.await;
         }
     }
 

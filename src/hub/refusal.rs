@@ -1,6 +1,6 @@
 //! Why the hub does not take what a publisher or an operator sent: one table with label and HTTP status.
 //!
-//! Each reason is counted under its label in `GET /stats`. `full` and `draining` are ours and a retry helps; all the
+//! Each reason is counted under its label in `GET /stats`. `full`, `behind` and `draining` are ours and a retry helps; all the
 //! others are the caller's, and the same request fails again. The text of a [`Refusal`] is one line that says what is
 //! wrong and where.
 
@@ -18,6 +18,8 @@ use crate::config::limits::REFUSAL_BYTES_MAX;
 pub enum RefusalReason {
     /// The hub's queue is full because a shard's queue is full.
     Full,
+    /// The topic's events, or those of all topics, take as much memory as they may, because subscribers are behind.
+    Behind,
     /// The server is draining.
     Draining,
     /// The topic is illegal.
@@ -63,6 +65,7 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
     use RefusalReason::*;
     [
         (Full, "full", StatusCode::SERVICE_UNAVAILABLE),
+        (Behind, "behind", StatusCode::SERVICE_UNAVAILABLE),
         (Draining, "draining", StatusCode::SERVICE_UNAVAILABLE),
         (BadTopic, "bad_topic", StatusCode::BAD_REQUEST),
         (BadEvent, "bad_event", StatusCode::BAD_REQUEST),
@@ -124,6 +127,12 @@ impl Refusal {
     /// The hub's queue is full.
     pub fn full() -> Refusal {
         Refusal::new(RefusalReason::Full, "the queue to the shards is full")
+    }
+
+    /// Subscribers are behind.
+    pub fn behind() -> Refusal {
+        let text = "the topic's subscribers are behind, and its events take as much memory as they may";
+        Refusal::new(RefusalReason::Behind, text)
     }
 
     /// The server is draining.
@@ -197,7 +206,8 @@ mod tests {
         for (reason, _, status) in TABLE {
             let response = Refusal::new(reason, "x").into_response();
             assert_eq!(response.status(), status);
-            let ours = matches!(reason, RefusalReason::Full | RefusalReason::Draining);
+            let ours =
+                matches!(reason, RefusalReason::Full | RefusalReason::Behind | RefusalReason::Draining);
             assert_eq!(response.headers().contains_key(header::RETRY_AFTER), ours, "{reason:?}");
         }
     }

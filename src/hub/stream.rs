@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 use super::publish::{Line, Lines, parse_line, parse_query};
 use super::{Hub, Refusal, RefusalReason, Stage};
+use crate::broadcast::Encoded;
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{ERROR_LINES_MAX, LINGER_MS_MAX};
@@ -193,9 +194,9 @@ impl Reading {
                 return Ok(());
             }
         };
-        let weight = event.weight();
-        if !self.hub.intake().has_room_for_stream(weight) {
-            self.hub.wait_for_room(weight).await.map_err(|_| number)?;
+        let memory = Encoded::memory_of(&event);
+        if self.hub.intake().room_for_stream(&event.topic, memory).is_err() {
+            self.hub.wait_for_room(&event.topic, memory).await.map_err(|_| number)?;
             *intake_at = Stamp::now();
         }
         let id = event.id.clone();

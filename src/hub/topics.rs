@@ -7,8 +7,11 @@
 //!   the newest to the oldest publish by index.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use crate::event::{CustomId, Event, Topic};
+use crate::broadcast::{Account, Memory};
+use crate::config::limits::TOPICS_RESERVED_MAX;
+use crate::event::{CustomId, Event, TOPIC_BYTES_MAX, Topic};
 
 /// Marks the end of the chain.
 const NONE: usize = usize::MAX;
@@ -31,6 +34,8 @@ pub struct TopicRecord {
 #[derive(Debug)]
 struct Slot {
     record: TopicRecord,
+    /// What its events alive weigh.
+    account: Arc<Account>,
     /// The slot published to next after this one; [`NONE`] exactly for `newest`.
     newer: usize,
     /// The slot published to last before this one; [`NONE`] exactly for `oldest`.
@@ -46,17 +51,36 @@ pub struct TopicTable {
     newest: usize,
     oldest: usize,
     topics_max: usize,
+    memory: Arc<Memory>,
+}
+
+/// What becomes of an event by its topic.
+#[derive(Debug)]
+pub struct Recorded {
+    /// Where it is counted.
+    pub account: Arc<Account>,
+    /// The topic that was forgotten for its topic, if one was.
+    pub forgets: Option<Topic>,
 }
 
 impl TopicTable {
     /// Remembers at most `topics_max` topics, at least one.
-    pub fn new(topics_max: usize) -> TopicTable {
+    pub fn new(topics_max: usize, memory: Arc<Memory>) -> TopicTable {
         let topics_max = topics_max.max(1);
-        TopicTable { index: HashMap::new(), slots: Vec::new(), newest: NONE, oldest: NONE, topics_max }
+        // Growing would move all at once. Places that are not used take no memory.
+        let places = topics_max.min(TOPICS_RESERVED_MAX);
+        TopicTable {
+            index: HashMap::with_capacity(places),
+            slots: Vec::with_capacity(places),
+            newest: NONE,
+            oldest: NONE,
+            topics_max,
+            memory,
+        }
     }
 
-    /// `event` of so many bytes got `sequence`. Gives the topic that was forgotten for its topic, if one was.
-    pub fn record(&mut self, event: &Event, sequence: u64, bytes: usize) -> Option<Topic> {
+    /// `event` of so many bytes got `sequence`.
+    pub fn record(&mut self, event: &Event, sequence: u64, bytes: usize) -> Recorded {
         let (at, forgotten) = match self.index.get(event.topic.as_str()) {
             Some(&at) => {
                 self.unlink(at);
@@ -64,13 +88,29 @@ impl TopicTable {
             }
             None => self.enter(&event.topic),
         };
-        let record = &mut self.slots[at].record;
+        let slot = &mut self.slots[at];
+        let account = slot.account.clone();
+        let record = &mut slot.record;
         record.sequence = sequence;
         record.id.clone_from(&event.id);
         record.events += 1;
         record.bytes += bytes as u64;
         self.link_newest(at);
-        forgotten
+        Recorded { account, forgets: forgotten }
+    }
+
+    /// True if `topic` may have an event of so much memory more.
+    pub fn has_room(&self, topic: &Topic, memory: usize) -> bool {
+        match self.index.get(topic) {
+            Some(&at) => self.slots[at].account.has_room(memory),
+            // It may be forgotten for another one, whose name goes with the event.
+            None => self.memory.has_room(memory + TOPIC_BYTES_MAX),
+        }
+    }
+
+    /// What all events alive weigh.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     /// What is known of `topic`.
@@ -91,12 +131,14 @@ impl TopicTable {
     /// A slot for a new topic, not linked yet: a fresh one, or that of the topic published to longest ago, which is given too.
     fn enter(&mut self, topic: &Topic) -> (usize, Option<Topic>) {
         let record = TopicRecord { topic: topic.clone(), sequence: 0, id: None, events: 0, bytes: 0 };
+        let account = Account::new(&self.memory);
         let (at, forgotten) = if self.slots.len() < self.topics_max {
-            self.slots.push(Slot { record, newer: NONE, older: NONE });
+            self.slots.push(Slot { record, account, newer: NONE, older: NONE });
             (self.slots.len() - 1, None)
         } else {
             let at = self.oldest;
             self.unlink(at);
+            self.slots[at].account = account;
             let forgotten = std::mem::replace(&mut self.slots[at].record, record).topic;
             self.index.remove(&forgotten);
             (at, Some(forgotten))
@@ -133,11 +175,16 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::config::Limits;
     use crate::event::Data;
 
     fn event(topic: &str) -> Event {
         let topic = Topic::new(topic).expect("a topic");
         Event { topic, data: Data::binary(Bytes::new()), name: None, id: None, retry_ms: None }
+    }
+
+    fn table(topics_max: usize) -> TopicTable {
+        TopicTable::new(topics_max, Memory::new(&Limits::default()))
     }
 
     fn names(table: &TopicTable) -> Vec<String> {
@@ -148,7 +195,7 @@ mod tests {
 
     #[test]
     fn counts_add_up_per_topic_and_the_last_event_wins() {
-        let mut table = TopicTable::new(10);
+        let mut table = table(10);
         table.record(&event("a"), 1, 10);
         table.record(&event("b"), 2, 5);
         let mut last = event("a");
@@ -161,20 +208,20 @@ mod tests {
 
     #[test]
     fn the_topic_published_to_longest_ago_is_forgotten() {
-        let mut table = TopicTable::new(3);
+        let mut table = table(3);
         for (sequence, topic) in ["a", "b", "c", "a", "d", "e"].into_iter().enumerate() {
             table.record(&event(topic), sequence as u64 + 1, 1);
         }
         assert_eq!(names(&table), ["a", "d", "e"]);
-        assert_eq!(table.record(&event("e"), 7, 1), None, "it is known");
-        assert_eq!(table.record(&event("f"), 8, 1), Topic::new("a").ok());
+        assert_eq!(table.record(&event("e"), 7, 1).forgets, None, "it is known");
+        assert_eq!(table.record(&event("f"), 8, 1).forgets, Topic::new("a").ok());
         assert_eq!(names(&table), ["d", "e", "f"]);
         assert_eq!(table.count(), 3);
     }
 
     #[test]
     fn a_table_of_one_topic_keeps_the_newest() {
-        let mut table = TopicTable::new(1);
+        let mut table = table(1);
         for (sequence, topic) in ["a", "a", "b", "b", "c"].into_iter().enumerate() {
             table.record(&event(topic), sequence as u64 + 1, 1);
             assert_eq!(names(&table), [topic]);

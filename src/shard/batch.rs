@@ -23,6 +23,9 @@ use crate::wire::Format;
 const BUFFER_BYTES_MIN: usize = 4 << 10;
 const BUFFER_SEGMENTS_MIN: usize = 32;
 
+/// Topics of a connection from which on the newest events are asked which of them have news.
+const RECENT_LOOKS_MIN: usize = 4;
+
 /// What everybody lacks whose cursor stands between the same two events, and whose topics begin where these do.
 #[derive(Debug, Clone)]
 pub struct Run {
@@ -38,13 +41,24 @@ pub struct Run {
 }
 
 impl Run {
-    /// True if [`Batches::run_after`] would give this run again to a subscriber of its format, as long as nothing has been pushed or
+    /// True if [`Batches::news_after`] would give this run again to a subscriber of its format, as long as nothing has been pushed or
     /// evicted since it did. False for subscribers of several topics: which of them have news takes a longer look.
     #[inline]
     pub fn serves(&self, memberships: &[Membership], cursor: u64) -> bool {
         let [only] = memberships else { return false };
         self.topic == Some(only.topic) && self.cursors.contains(&cursor)
     }
+}
+
+/// What a subscriber lacks.
+#[derive(Debug)]
+pub enum News {
+    /// Nothing.
+    None,
+    /// Events that are here no more.
+    Lost,
+    /// Events.
+    Run(Run),
 }
 
 /// A run that is remembered.
@@ -97,31 +111,21 @@ impl Batches {
         }
     }
 
-    /// The run after `cursor` for a subscriber of these topics, or `None` if there is no news.
-    pub fn run_after(
+    /// What a subscriber of these topics lacks after `cursor`.
+    pub fn news_after(
         &mut self,
         topics: &Topics,
         memberships: &Memberships,
         format: Format,
         cursor: u64,
-    ) -> Option<Run> {
+    ) -> News {
         self.news.clear();
         self.starts.clear();
-        let mut head = 0;
-        for (topic, from) in memberships.iter_from(cursor) {
-            let newest = topics.get(topic).window.newest();
-            if newest > from {
-                if from > cursor {
-                    self.starts.resize(self.news.len(), 0);
-                    self.starts.push(from);
-                }
-                self.news.push(topic);
-                head = head.max(newest);
-            }
-        }
-        let first = *self.news.first()?;
+        let Some(head) = self.find_news(topics, memberships, cursor) else { return News::Lost };
+        let Some(&first) = self.news.first() else { return News::None };
         let hit = self.cached.iter().find(|cached| {
-            cached.head == head
+            // A run that is bounded by what one send carries does not change with what comes behind it.
+            (cached.head == head || cached.run.more)
                 && cached.run.format == format
                 && cached.run.cursors.contains(&cursor)
                 && cached.topics[0] == first
@@ -129,9 +133,51 @@ impl Batches {
                 && cached.starts == self.starts
         });
         if let Some(cached) = hit {
-            return Some(cached.run.clone());
+            return News::Run(cached.run.clone());
         }
-        Some(self.build(topics, format, cursor, head))
+        News::Run(self.build(topics, format, cursor, head))
+    }
+
+    /// Fills `news` and `starts`, and returns the newest sequence of the topics with news, 0 if there are none; `None` if one
+    /// of them has lost some.
+    fn find_news(&mut self, topics: &Topics, memberships: &Memberships, cursor: u64) -> Option<u64> {
+        let members = memberships.as_slice();
+        let mut head = 0;
+        if members.len() > RECENT_LOOKS_MIN
+            && !memberships.has_starts()
+            && let Some(recent) = topics.recent_after(cursor)
+        {
+            // Of many topics few have news: the events since the cursor tell which.
+            let places = recent.filter_map(|topic| members.binary_search_by_key(&topic, |m| m.topic).ok());
+            self.news.extend(places.map(|at| members[at].topic));
+            self.news.sort_unstable();
+            self.news.dedup();
+            // An index may have had another topic when the event came.
+            self.news.retain(|topic| topics.get(*topic).window.newest() > cursor);
+            for topic in &self.news {
+                let window = &topics.get(*topic).window;
+                if window.gone() > cursor {
+                    return None;
+                }
+                head = head.max(window.newest());
+            }
+            return Some(head);
+        }
+        for (topic, from) in memberships.iter_from(cursor) {
+            let window = &topics.get(topic).window;
+            if window.newest() > from {
+                if window.gone() > from {
+                    return None;
+                }
+                if from > cursor {
+                    self.starts.resize(self.news.len(), 0);
+                    self.starts.push(from);
+                }
+                self.news.push(topic);
+                head = head.max(window.newest());
+            }
+        }
+        Some(head)
     }
 
     /// Forgets all remembered batches, so that their memory is free when the last send of each is done.
@@ -196,7 +242,7 @@ impl Batches {
             let index = window.index_after(cursor.max(start));
             if start == 0 {
                 let before = index.checked_sub(1).and_then(|before| window.get(before));
-                low = low.max(before.map_or(window.evicted(), |event| event.sequence));
+                low = low.max(before.map_or(window.gone(), |event| event.sequence));
             }
             self.next.push(index);
         }
@@ -274,6 +320,20 @@ mod tests {
         Memberships::from(names.iter().map(of).collect::<Vec<_>>())
     }
 
+    fn run_after(
+        batches: &mut Batches,
+        topics: &Topics,
+        members: &Memberships,
+        format: Format,
+        cursor: u64,
+    ) -> Option<Run> {
+        match batches.news_after(topics, members, format, cursor) {
+            News::Run(run) => Some(run),
+            News::None => None,
+            News::Lost => panic!("nothing is gone"),
+        }
+    }
+
     fn text(run: &Run) -> Vec<u8> {
         let mut bytes = Vec::new();
         while bytes.len() < run.batch.len() {
@@ -293,18 +353,18 @@ mod tests {
         events.iter().for_each(|event| topics.push(event));
         let members = members(&mut topics, &["a"]);
         let mut batches = batches(1 << 20);
-        let one = batches.run_after(&topics, &members, Format::Sse, 3).expect("news");
-        let two = batches.run_after(&topics, &members, Format::Sse, 6).expect("news");
+        let one = run_after(&mut batches, &topics, &members, Format::Sse, 3).expect("news");
+        let two = run_after(&mut batches, &topics, &members, Format::Sse, 6).expect("news");
         assert!(Rc::ptr_eq(&one.batch, &two.batch));
         assert_eq!(text(&one), frames(&events[1..], Format::Sse));
         assert_eq!((one.batch.to(), one.batch.frames(), one.more), (9, 2, false));
-        let three = batches.run_after(&topics, &members, Format::Sse, 7).expect("news");
+        let three = run_after(&mut batches, &topics, &members, Format::Sse, 7).expect("news");
         assert!(!Rc::ptr_eq(&one.batch, &three.batch), "one event fewer");
-        let four = batches.run_after(&topics, &members, Format::WebSocket, 3).expect("news");
+        let four = run_after(&mut batches, &topics, &members, Format::WebSocket, 3).expect("news");
         assert_eq!(text(&four), frames(&events[1..], Format::WebSocket));
-        assert!(batches.run_after(&topics, &members, Format::Sse, 9).is_none());
+        assert!(run_after(&mut batches, &topics, &members, Format::Sse, 9).is_none());
         topics.push(&encoded("a", 12));
-        let five = batches.run_after(&topics, &members, Format::Sse, 3).expect("news");
+        let five = run_after(&mut batches, &topics, &members, Format::Sse, 3).expect("news");
         assert_eq!(five.batch.to(), 12, "an outdated batch is not served again");
     }
 
@@ -317,13 +377,13 @@ mod tests {
         let abc = members(&mut topics, &["a", "b", "c"]);
         let ab = members(&mut topics, &["a", "b"]);
         let mut batches = batches(1 << 20);
-        let all = batches.run_after(&topics, &abc, Format::Sse, 0).expect("news");
+        let all = run_after(&mut batches, &topics, &abc, Format::Sse, 0).expect("news");
         assert_eq!(text(&all), frames(&events, Format::Sse));
-        let some = batches.run_after(&topics, &ab, Format::Sse, 0).expect("news");
+        let some = run_after(&mut batches, &topics, &ab, Format::Sse, 0).expect("news");
         let expected: Vec<_> = events.iter().filter(|event| event.sequence != 3).cloned().collect();
         assert_eq!(text(&some), frames(&expected, Format::Sse), "another set of topics, another batch");
-        let late = batches.run_after(&topics, &abc, Format::Sse, 3).expect("news");
-        let same = batches.run_after(&topics, &ab, Format::Sse, 3).expect("news");
+        let late = run_after(&mut batches, &topics, &abc, Format::Sse, 3).expect("news");
+        let same = run_after(&mut batches, &topics, &ab, Format::Sse, 3).expect("news");
         assert!(Rc::ptr_eq(&late.batch, &same.batch), "only a and b have news for either");
     }
 
@@ -338,24 +398,24 @@ mod tests {
         let mut lost_b = members(&mut topics, &["a", "b"]);
         assert_eq!(lost_b.start_after(vec![1, 4]), 1);
         let mut batches = batches(1 << 20);
-        let all = batches.run_after(&topics, &whole, Format::Sse, 1).expect("news");
-        let some = batches.run_after(&topics, &lost_b, Format::Sse, 1).expect("news");
+        let all = run_after(&mut batches, &topics, &whole, Format::Sse, 1).expect("news");
+        let some = run_after(&mut batches, &topics, &lost_b, Format::Sse, 1).expect("news");
         assert_eq!(text(&all), frames(&events[1..], Format::Sse));
         let left: Vec<_> = [3, 5, 6].map(|sequence| events[sequence - 1].clone()).into();
         assert_eq!(text(&some), frames(&left, Format::Sse), "a from 1 on, b from 4 on");
-        let again = batches.run_after(&topics, &lost_b, Format::Sse, 1).expect("news");
+        let again = run_after(&mut batches, &topics, &lost_b, Format::Sse, 1).expect("news");
         assert!(Rc::ptr_eq(&some.batch, &again.batch), "who lost the same shares a batch");
         let mut lost_less = members(&mut topics, &["a", "b"]);
         lost_less.start_after(vec![1, 2]);
-        let other = batches.run_after(&topics, &lost_less, Format::Sse, 1).expect("news");
+        let other = run_after(&mut batches, &topics, &lost_less, Format::Sse, 1).expect("news");
         let left: Vec<_> = [3, 4, 5, 6].map(|sequence| events[sequence - 1].clone()).into();
         assert_eq!(text(&other), frames(&left, Format::Sse));
         let mut batches = self::batches(1 << 20);
-        let two = batches.run_after(&topics, &lost_b, Format::Sse, 3).expect("news");
-        let three = batches.run_after(&topics, &lost_b, Format::Sse, 1).expect("news");
+        let two = run_after(&mut batches, &topics, &lost_b, Format::Sse, 3).expect("news");
+        let three = run_after(&mut batches, &topics, &lost_b, Format::Sse, 1).expect("news");
         assert_eq!((two.batch.frames(), three.batch.frames()), (2, 3), "a run for a later cursor lacks 3");
-        let late = batches.run_after(&topics, &lost_b, Format::Sse, 4).expect("news");
-        let same = batches.run_after(&topics, &whole, Format::Sse, 4).expect("news");
+        let late = run_after(&mut batches, &topics, &lost_b, Format::Sse, 4).expect("news");
+        let same = run_after(&mut batches, &topics, &whole, Format::Sse, 4).expect("news");
         assert!(Rc::ptr_eq(&late.batch, &same.batch), "beyond its starts it is as all others");
     }
 
@@ -370,9 +430,9 @@ mod tests {
         let mut lost_b = members(&mut topics, &["a", "b"]);
         lost_b.start_after(vec![1, 4]);
         let mut batches = batches(1 << 20);
-        let whole = batches.run_after(&topics, &only_b, Format::Sse, 1).expect("news");
+        let whole = run_after(&mut batches, &topics, &only_b, Format::Sse, 1).expect("news");
         assert!(whole.serves(only_b.as_slice(), 1));
-        let partial = batches.run_after(&topics, &lost_b, Format::Sse, 1).expect("news");
+        let partial = run_after(&mut batches, &topics, &lost_b, Format::Sse, 1).expect("news");
         assert_eq!((whole.batch.frames(), partial.batch.frames()), (5, 2));
         assert!(!partial.serves(only_b.as_slice(), 1), "2 to 4 are not in it");
     }
@@ -385,9 +445,9 @@ mod tests {
         }
         let members = members(&mut topics, &["a"]);
         let mut batches = batches(12_000);
-        let run = batches.run_after(&topics, &members, Format::WebSocket, 0).expect("news");
+        let run = run_after(&mut batches, &topics, &members, Format::WebSocket, 0).expect("news");
         assert_eq!((run.batch.to(), run.more, run.batch.segments().map(<[_]>::len)), (2, true, Some(2)));
-        let rest = batches.run_after(&topics, &members, Format::WebSocket, 2).expect("news");
+        let rest = run_after(&mut batches, &topics, &members, Format::WebSocket, 2).expect("news");
         assert_eq!((rest.batch.to(), rest.more, rest.batch.segments().is_none()), (3, false, true));
     }
 
@@ -399,7 +459,7 @@ mod tests {
         let mut seen = Vec::new();
         for sequence in 1..200 {
             topics.push(&encoded("a", sequence));
-            let run = batches.run_after(&topics, &members, Format::Sse, sequence - 1).expect("news");
+            let run = run_after(&mut batches, &topics, &members, Format::Sse, sequence - 1).expect("news");
             seen.push(Rc::as_ptr(&run.batch));
         }
         seen.sort_unstable();

@@ -97,6 +97,28 @@ impl Memberships {
         self.as_slice().iter().enumerate().map(move |(at, member)| (member.topic, cursor.max(start(at))))
     }
 
+    /// True if some of them begin beyond the cursor.
+    pub fn has_starts(&self) -> bool {
+        matches!(self, Memberships::Many(several) if !several.starts.is_empty())
+    }
+
+    /// The sequence after which events of `topic` are still to be sent to a subscriber at `cursor`.
+    pub fn begins_after(&self, topic: TopicIndex, cursor: u64) -> u64 {
+        let Memberships::Many(several) = self else { return cursor };
+        let place = several.members.binary_search_by_key(&topic, |member| member.topic);
+        let start = place.ok().and_then(|at| several.starts.get(at));
+        start.map_or(cursor, |start| cursor.max(*start))
+    }
+
+    /// A subscriber of several topics has everything up to `cursor`: starts that are behind it are forgotten.
+    pub fn reach(&mut self, cursor: u64) {
+        if let Memberships::Many(several) = self
+            && several.starts.iter().all(|start| *start <= cursor)
+        {
+            several.starts = Vec::new();
+        }
+    }
+
     /// Makes the stream of each member go on after the sequence at its place in `starts`. Returns the cursor from which they do.
     pub fn start_after(&mut self, starts: Vec<u64>) -> u64 {
         let cursor = starts.iter().copied().min().unwrap_or(0);
@@ -182,7 +204,7 @@ pub struct Connection {
     pub offset: u32,
     /// Tick of the last change: accept, submission or completion of a send, start of lingering.
     pub since: u32,
-    /// The turn in which it was last given an instant send. Nothing else is asked for it in that turn, and nothing in the next ones
+    /// The turn in which it was last given a send. Nothing else is asked for it in that turn, and nothing in the next ones
     /// while the ring has no room.
     pub turn: u64,
     /// Where it stands.
@@ -259,7 +281,7 @@ impl Connection {
         self.sending || self.control.is_some() || self.partial.is_some()
     }
 
-    /// It was given an instant send of events up to `to`, 0 for none.
+    /// It was given a send of events up to `to`, 0 for none.
     #[inline]
     pub fn handed(&mut self, to: u64, turn: u64, tick: u32) {
         self.cursor = self.cursor.max(to);

@@ -6,7 +6,7 @@
 
 use crate::broadcast::{Inbox, Message, Scrape};
 use crate::clock::Stamp;
-use crate::config::limits::MESSAGES_PER_TURN_MAX;
+use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
 
 pub mod batch;
@@ -22,7 +22,7 @@ mod ticks;
 pub mod topics;
 pub mod window;
 
-pub use state::{Setup, State};
+pub use state::{Setup, State, Work};
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,10 +91,10 @@ impl<R: EgressRing> Shard<R> {
         Ok(if more { Turn::Busy } else { Turn::Idle })
     }
 
-    /// Takes what the hub sent, unless subscribers that keep up could lose it. Returns how many messages.
+    /// Takes what the hub sent, a bounded number of events. Returns how many messages.
     fn take_messages(&mut self) -> usize {
         let mut taken = 0;
-        while taken < MESSAGES_PER_TURN_MAX && !self.state.topics.saturated() {
+        while taken < MESSAGES_PER_TURN_MAX && self.state.work.events < EVENTS_PER_TURN_MAX {
             let Some(message) = self.inbox.try_recv() else { break };
             taken += 1;
             match message {
@@ -129,6 +129,21 @@ impl<R: EgressRing> Shard<R> {
     /// The ring, for a test that plays the peers.
     pub fn ring_mut(&mut self) -> &mut R {
         &mut self.ring
+    }
+
+    /// What the last turn has done.
+    pub fn work(&self) -> Work {
+        self.state.work
+    }
+
+    /// Bytes of memory of the events in the windows.
+    pub fn window_memory(&self) -> usize {
+        self.state.topics.memory()
+    }
+
+    /// Events that stay beyond the histories, for subscribers that still lack them, and their memory.
+    pub fn excess(&self) -> (usize, usize) {
+        self.state.topics.excess()
     }
 
     /// The counters.

@@ -115,8 +115,6 @@ impl State {
             return;
         }
         connection.offset = 0;
-        // An answer carries no events and moves nothing.
-        connection.cursor = connection.cursor.max(batch.to());
         let owes = connection.missed || connection.control.is_some() || connection.phase != Phase::Open;
         connection.missed = false;
         let format = connection.format;

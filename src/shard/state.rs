@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::batch::Batches;
 use super::connections::{Connections, Phase, TopicIndex};
 use super::topics::Topics;
-use crate::broadcast::{Demand, Drain, EncodedBatch, TopicQuery};
+use crate::broadcast::{Demand, Drain, EncodedBatch, Memory, TopicQuery};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -35,6 +35,8 @@ pub struct Setup {
     pub epoch: Epoch,
     /// Where to say which formats have subscribers.
     pub demand: Arc<Demand>,
+    /// What all events alive weigh.
+    pub memory: Arc<Memory>,
     /// Subscribers that this shard takes.
     pub connections_max: usize,
 }
@@ -44,6 +46,17 @@ pub struct Setup {
 pub(super) struct Answers {
     pub sse_head: Bytes,
     pub heartbeat: [Rc<Batch>; Format::COUNT],
+}
+
+/// What one turn has done: each count is bounded, whatever waits (`config/limits`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Events taken from the hub.
+    pub events: usize,
+    /// Connections that a sweep step attended to or passed.
+    pub visits: usize,
+    /// Bytes handed to the ring.
+    pub bytes: usize,
 }
 
 /// A shard without its ring.
@@ -80,6 +93,8 @@ pub struct State {
     pub(super) turn: u64,
     /// `now` in ticks of `TICK_MS` since `start`.
     pub(super) tick: u32,
+    /// What this turn has done.
+    pub(super) work: Work,
     start: Stamp,
 }
 
@@ -113,6 +128,7 @@ impl State {
             now,
             turn: 0,
             tick: 0,
+            work: Work::default(),
             start: now,
             setup,
         }
@@ -122,6 +138,7 @@ impl State {
     pub(super) fn begin_turn(&mut self, now: Stamp) -> u32 {
         self.now = now;
         self.turn += 1;
+        self.work = Work::default();
         let tick = (now.ns_since(self.start) / (TICK_MS * 1_000_000)) as u32;
         let passed = tick - self.tick;
         self.tick = tick;
@@ -137,6 +154,7 @@ impl State {
             self.topics.push(event);
         }
         self.metrics.events += batch.events.len() as u64;
+        self.work.events += batch.events.len();
     }
 
     /// Queues `slot` for attention, once.
@@ -203,10 +221,14 @@ impl State {
             let Some((moved, under_way)) = self.topics.leave(member.topic, member.position, format) else {
                 continue;
             };
-            let members = self.connections.get_mut(moved).memberships.as_mut_slice();
-            let place = members.iter_mut().find(|place| place.topic == member.topic);
-            place.expect("a subscriber knows its topics").position = member.position;
+            let connection = self.connections.get_mut(moved);
+            let members = connection.memberships.as_mut_slice();
+            let place = members.binary_search_by_key(&member.topic, |place| place.topic);
+            members[place.expect("a subscriber knows its topics")].position = member.position;
             if under_way {
+                // The elevator may miss it.
+                let from = connection.memberships.begins_after(member.topic, connection.cursor);
+                self.topics.meet(member.topic, from, false);
                 self.mark_ready(moved);
             }
         }
@@ -250,7 +272,7 @@ fn topic_report(topic: &super::topics::TopicState) -> TopicReport {
         topic: topic.name.clone(),
         subscribers: topic.by_format.map(u64::from),
         window_events: topic.window.len() as u64,
-        window_bytes: topic.window.bytes() as u64,
+        window_bytes: topic.window.weight().published as u64,
         oldest: topic.window.front().map_or(0, |event| event.sequence),
         newest: if topic.window.is_empty() { 0 } else { topic.window.newest() },
     }

@@ -176,11 +176,14 @@ impl State {
         let mut indexes: Vec<_> = request.topics.iter().map(|topic| self.topics.intern(topic)).collect();
         // Sorted, so that all who have the same topics share their batches.
         indexes.sort_unstable();
-        let members = indexes
-            .into_iter()
-            .map(|topic| Membership { topic, position: self.topics.join(topic, slot, format) });
+        let members = indexes.into_iter().map(|topic| Membership { topic, position: 0 });
         let mut memberships = Memberships::from(members.collect::<Vec<_>>());
         let start = self.start(&mut memberships, request.last_event_id);
+        for at in 0..memberships.as_slice().len() {
+            let topic = memberships.as_slice()[at].topic;
+            let from = memberships.begins_after(topic, start.cursor);
+            memberships.as_mut_slice()[at].position = self.topics.join(topic, slot, format, from);
+        }
 
         let connection = self.connections.get_mut(slot);
         connection.phase = Phase::Open;
@@ -221,7 +224,7 @@ impl State {
         // From its start on each topic is whole.
         let start = |member: &Membership| match named {
             Some(named) if self.topics.get(member.topic).window.evicted() <= named => named,
-            _ => self.topics.resume_floor(member.topic),
+            _ => self.topics.get(member.topic).window.evicted(),
         };
         let starts: Vec<u64> = memberships.as_slice().iter().map(start).collect();
         let lost = memberships.as_slice().iter().zip(&starts).filter(|(_, start)| named != Some(**start));

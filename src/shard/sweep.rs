@@ -1,16 +1,17 @@
 //! The sweep: one bounded step past those who are behind, and what each of them is owed.
 //!
 //! First those marked ready (answers, receives, ends, and subscribers whose last send blocked), then the elevators of the active
-//! topics, a quantum each. A visit hands the kernel everything from the cursor up to the head as it is now.
+//! topics, a quantum each. A visit hands the kernel what lies between the cursor and the head, as far as one send carries it.
+//! A step is bounded in visits, and in bytes: a visit that hands over much counts as several.
 
 use std::rc::Rc;
 
-use super::batch::Run;
-use super::connections::{Phase, TopicIndex};
+use super::batch::{News, Run};
+use super::connections::{Memberships, Phase, TopicIndex};
 use super::state::State;
 use crate::close::CloseReason;
 use crate::config::OverrunPolicy;
-use crate::config::limits::{SWEEP_VISITS_MAX, TOPIC_VISITS_MAX};
+use crate::config::limits::{SWEEP_VISITS_MAX, TOPIC_VISITS_MAX, VISIT_BYTES};
 use crate::egress::{Batch, EgressRing, SendMode, Slot};
 use crate::event::EventId;
 use crate::wire::Format;
@@ -30,11 +31,16 @@ impl State {
     pub(super) fn sweep(&mut self, ring: &mut impl EgressRing) -> bool {
         let room = ring.room();
         let mut at_hand = AtHand::default();
-        let mut ready = self.ready.len().min(SWEEP_VISITS_MAX / 2);
-        while ready > 0 && ring.room() >= REQUESTS_PER_CONNECTION {
+        let mut budget = SWEEP_VISITS_MAX / 2;
+        for _ in 0..self.ready.len() {
+            if budget == 0 || ring.room() < REQUESTS_PER_CONNECTION {
+                break;
+            }
             let Some(slot) = self.ready.pop_front() else { break };
+            let before = self.work.bytes;
             self.attend(slot, &mut at_hand, ring);
-            ready -= 1;
+            self.work.visits += 1;
+            budget = budget.saturating_sub(cost(self.work.bytes - before));
         }
         let mut budget = SWEEP_VISITS_MAX;
         while budget > 0 {
@@ -44,14 +50,16 @@ impl State {
                 if ring.room() < REQUESTS_PER_CONNECTION {
                     return true;
                 }
-                let mut passed = self.pass(topic, quantum.min(ring.room()), &at_hand, ring);
+                let before = self.work.bytes;
+                let mut passed = self.pass(topic, quantum, &at_hand, ring);
                 if passed == 0 {
-                    let slot = self.topics.visit(topic, &mut self.offered);
-                    self.visit(slot, &mut at_hand, ring);
+                    self.visit_next(topic, &mut at_hand, ring);
                     passed = 1;
                 }
-                quantum -= passed;
-                budget -= passed;
+                self.work.visits += passed;
+                let spent = (passed + (self.work.bytes - before) / VISIT_BYTES).min(quantum);
+                quantum -= spent;
+                budget -= spent;
             }
             if quantum == 0 {
                 self.topics.rotate();
@@ -65,13 +73,15 @@ impl State {
     fn pass(
         &mut self,
         topic: TopicIndex,
-        most: usize,
+        quantum: usize,
         at_hand: &AtHand,
         ring: &mut impl EgressRing,
     ) -> usize {
         let runs = at_hand
             .each_ref()
             .map(|run| run.as_ref().filter(|run| !run.more && !self.wants_zero_copy(run.batch.len())));
+        let dearest = runs.iter().flatten().map(|run| cost(run.batch.len())).max().unwrap_or(1);
+        let most = (quantum / dearest).max(1).min(ring.room());
         let mut sends = [0; Format::COUNT];
         let ahead = self.topics.next_visits(topic, most);
         for (at, slot) in ahead.iter().enumerate() {
@@ -97,6 +107,8 @@ impl State {
                 let counters = &mut self.metrics.formats[format.index()];
                 counters.sends += u64::from(sends);
                 counters.bytes += u64::from(sends) * run.batch.len() as u64;
+                self.work.bytes += sends as usize * run.batch.len();
+                self.topics.meet(topic, run.batch.to(), false);
                 self.note_taken(format, &run.batch, sends);
             }
         }
@@ -107,7 +119,27 @@ impl State {
         passed
     }
 
-    /// The elevator passes a subscriber. Whoever got a send in this turn already has all there is, or is marked ready.
+    /// The elevator passes one subscriber, whatever it is owed.
+    fn visit_next(&mut self, topic: TopicIndex, at_hand: &mut AtHand, ring: &mut impl EgressRing) {
+        let slot = self.topics.next_visits(topic, 1)[0];
+        let connection = self.connections.get(slot);
+        let mut from = connection.memberships.begins_after(topic, connection.cursor);
+        // A send of this turn has not had the time to wait.
+        let waits = connection.sending && connection.turn != self.turn;
+        if waits && self.setup.config.overrun == OverrunPolicy::Skip {
+            // It would rather have what is new than all that it missed: nothing beyond the history is kept for it.
+            from = from.max(self.topics.get(topic).window.evicted());
+        }
+        let too_slow = self.topics.meet(topic, from, waits);
+        self.topics.advance(topic, 1, &mut self.offered);
+        if too_slow {
+            self.overrun(slot);
+        } else {
+            self.visit(slot, at_hand, ring);
+        }
+    }
+
+    /// A subscriber that got a send in this turn already has what one send carries, and is marked ready if there is more.
     fn visit(&mut self, slot: Slot, at_hand: &mut AtHand, ring: &mut impl EgressRing) {
         let connection = self.connections.get_mut(slot);
         if connection.sending {
@@ -128,20 +160,36 @@ impl State {
         let (memberships, format, cursor) = (&connection.memberships, connection.format, connection.cursor);
         let at_hand = &mut at_hand[format.index()];
         if !at_hand.as_ref().is_some_and(|run| run.serves(memberships.as_slice(), cursor)) {
-            let is_lost = |(topic, from)| self.topics.get(topic).window.evicted() > from;
-            if memberships.iter_from(cursor).any(is_lost) {
-                self.overrun(slot);
-                return;
+            match self.batches.news_after(&self.topics, memberships, format, cursor) {
+                News::Run(run) => *at_hand = Some(run),
+                News::None => {
+                    self.reach_head(slot);
+                    return;
+                }
+                News::Lost => {
+                    self.overrun(slot);
+                    return;
+                }
             }
-            let run = self.batches.run_after(&self.topics, memberships, format, cursor);
-            let Some(run) = run else { return };
-            *at_hand = Some(run);
         }
         let Some(run) = at_hand else { return };
-        self.submit_send(slot, &run.batch, SendMode::Instant, run.more, ring);
+        let more = run.more;
+        self.submit_send(slot, &run.batch, SendMode::Instant, more, ring);
+        if !more {
+            self.reach_head(slot);
+        }
     }
 
-    /// Events that a subscriber still lacks are gone.
+    /// A subscriber of several topics has everything that is here: its cursor need not look back any more.
+    fn reach_head(&mut self, slot: Slot) {
+        let connection = self.connections.get_mut(slot);
+        if matches!(connection.memberships, Memberships::Many(_)) {
+            connection.cursor = connection.cursor.max(self.sequence);
+            connection.memberships.reach(connection.cursor);
+        }
+    }
+
+    /// A subscriber is too slow.
     fn overrun(&mut self, slot: Slot) {
         let connection = self.connections.get(slot);
         self.metrics.formats[connection.format.index()].overruns += 1;
@@ -159,7 +207,7 @@ impl State {
         let after = EventId { epoch: self.setup.epoch, sequence: connection.cursor };
         let mut lost = Vec::new();
         let starts = connection.memberships.iter_from(connection.cursor).map(|(topic, from)| {
-            let is_whole = self.topics.get(topic).window.evicted() <= from;
+            let is_whole = self.topics.get(topic).window.gone() <= from;
             if is_whole {
                 return from;
             }
@@ -274,6 +322,7 @@ impl State {
     ) {
         let connection = self.connections.get(slot);
         let offset = connection.offset as usize;
+        self.work.bytes += batch.len() - offset;
         let zero_copy = !connection.copies && self.wants_zero_copy(batch.len() - offset);
         let mode = if zero_copy { SendMode::ZeroCopy } else { mode };
         ring.send(slot, batch, offset, mode);
@@ -292,10 +341,15 @@ impl State {
                 self.mark_ready(slot);
             }
         } else {
-            connection.since = self.tick;
+            connection.handed(batch.to(), self.turn, self.tick);
             connection.sending = true;
             connection.missed = owes;
             counters.sends_in_flight += u64::from(connection.subscribed);
         }
     }
+}
+
+/// What so many bytes to one socket take of a step's budget.
+fn cost(bytes: usize) -> usize {
+    1 + bytes / VISIT_BYTES
 }

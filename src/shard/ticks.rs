@@ -18,6 +18,7 @@ impl State {
     /// `passed` ticks have gone by: walks that share of the slab and drops expired events.
     pub(super) fn handle_ticks(&mut self, passed: u32) {
         self.topics.expire(self.now);
+        self.topics.look_at_excess();
         if let Some(errno) = self.accept_errno.take() {
             let error = std::io::Error::from_raw_os_error(errno);
             tracing::warn!(shard = self.setup.number, %error, "cannot accept connections");
@@ -43,7 +44,7 @@ impl State {
     /// Looks whether the patience with one connection is at its end, or a sign of life is due.
     fn check(&mut self, slot: Slot) {
         let limits = &self.setup.config.limits;
-        let pressed = self.ledger.bytes() > limits.pinned_bytes_max;
+        let pressed = self.ledger.bytes() > limits.pinned_bytes_max || self.setup.memory.is_pressed();
         let stall_ms = if pressed { STALL_MS_UNDER_PRESSURE } else { limits.stall_ms_max };
         let connection = self.connections.get_mut(slot);
         let quiet = self.tick - connection.since;

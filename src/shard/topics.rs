@@ -1,25 +1,33 @@
 //! The shard's table of topics: windows, subscribers, and the laps of the sweep.
 //!
 //! A lap is the elevator's way past all subscribers of one topic. Each push asks for a whole round from where the elevator is
-//! (`left` visits), so everybody is visited after every push, and whoever is visited gets all that has come by then.
+//! (`left` visits), so everybody is visited after every push, and a visit hands over what has come by then, as far as one
+//! send carries it.
 //!
 //! Invariants worth naming:
-//! - A topic is in `active` exactly while `lap.left > 0`.
-//! - What was pushed during the current and the previous round is all that a subscriber who keeps up can lack. The
-//!   table says it is [`Topics::saturated`] before that outgrows a window, and the shard takes no more until the elevator
-//!   has come round. So only those who wait for their own sockets can overrun.
-//! - Windows are bounded by events, bytes and age per topic and by bytes in all; `order` finds the oldest event of all.
+//! - A topic with `lap.left > 0` is in `active`. Others there are stale and passed over.
+//! - History is bounded by events, bytes and age per topic, by memory per topic and by memory in all. It depends on what
+//!   was pushed alone (and on age), so all shards have the same; `by_front` finds the oldest event of all.
+//! - What leaves a history stays in the window while a subscriber may lack it: above `floor`, which no subscriber's
+//!   cursor is below. A whole round knows the lowest cursor that it met, and sets it. (The sweep reports a higher one for a
+//!   subscriber that would rather skip what it is late for.)
+//! - While a topic has such an excess its elevator goes round at every tick, so that a floor never stands still.
+//! - The hub gives a topic no more than its share (`broadcast::Account`). What uses most of that share up are the slow:
+//!   subscribers that are far behind and wait for their own sockets. Where they are few, they are cut.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::connections::TopicIndex;
 use super::forgotten::Forgotten;
-use super::window::Window;
-use crate::broadcast::Encoded;
+use super::window::{Weight, Window};
+use crate::broadcast::{Account, Crowd, Encoded};
 use crate::clock::Stamp;
 use crate::config::Limits;
-use crate::config::limits::{EXPIRED_PER_TICK_MAX, LAP_OVERLAP, WINDOW_BATCHES_MIN};
+use crate::config::limits::{
+    EXCESS_TOPICS_PER_TICK_MAX, EXPIRED_PER_TICK_MAX, LAP_OVERLAP, MARKS_MAX, RECENT_EVENTS,
+    TOPICS_RESERVED_MAX,
+};
 use crate::egress::Slot;
 use crate::event::Topic;
 use crate::wire::Format;
@@ -33,7 +41,7 @@ struct Mark {
 }
 
 /// The elevator of one topic.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lap {
     /// Next subscriber to visit; below the number of subscribers, or 0.
     position: usize,
@@ -43,13 +51,32 @@ pub struct Lap {
     visited: usize,
     /// Visits ever.
     visits: u64,
-    /// Events and bytes pushed since the last round was complete.
-    events: usize,
-    bytes: usize,
-    /// True while these reach the quota of a round.
-    saturated: bool,
-    /// Whose events reach their last subscriber when; dues never fall.
+    /// The lowest cursor that this round has met.
+    low: u64,
+    /// A cursor below is far behind: it stands in the older half of the excess, as that was when the round began.
+    far: u64,
+    /// Subscribers far behind that wait for their own sockets, met in this round.
+    slow: usize,
+    /// These are cut.
+    cuts: bool,
+    /// Whose events reach their last subscriber when; dues never fall. At most `MARKS_MAX`.
     marks: VecDeque<Mark>,
+}
+
+impl Default for Lap {
+    fn default() -> Lap {
+        Lap {
+            position: 0,
+            left: 0,
+            visited: 0,
+            visits: 0,
+            low: u64::MAX,
+            far: 0,
+            slow: 0,
+            cuts: false,
+            marks: VecDeque::new(),
+        }
+    }
 }
 
 /// One topic on one shard.
@@ -57,7 +84,7 @@ pub struct Lap {
 pub struct TopicState {
     /// The name.
     pub name: Topic,
-    /// Recent events.
+    /// Its events.
     pub window: Window,
     /// Slots of the subscribers, in no order.
     pub subscribers: Vec<Slot>,
@@ -65,39 +92,57 @@ pub struct TopicState {
     pub by_format: [u32; Format::COUNT],
     /// The hub has forgotten it: it goes with its events when nobody subscribes to it any more.
     hub_forgot: bool,
+    /// It is in `Topics::active`.
+    queued: bool,
+    /// It is in `Topics::exceeding`.
+    exceeds: bool,
+    /// No subscriber's cursor is below.
+    floor: u64,
     lap: Lap,
+    /// Where its newest event is counted.
+    account: Option<Arc<Account>>,
+    /// What `account` was told of its subscribers.
+    told: Crowd,
 }
 
-/// How much a round may bring, from the limits.
+/// The bounds of histories, from the limits.
 #[derive(Debug, Clone, Copy)]
 struct Quota {
-    window_events: usize,
-    window_bytes: usize,
-    total_bytes: usize,
-    round_events: usize,
-    round_bytes: usize,
+    events: usize,
+    bytes: usize,
+    topic_memory: usize,
+    memory: usize,
     age_ns: u64,
 }
+
+/// Entries of a chunk of the table.
+const CHUNK: usize = 256;
 
 /// All topics of a shard.
 #[derive(Debug)]
 pub struct Topics {
     by_name: HashMap<Topic, TopicIndex>,
-    table: Vec<Option<TopicState>>,
+    /// Chunks, so that growing copies nothing. All but the last are full.
+    table: Vec<Vec<Option<TopicState>>>,
     free: Vec<TopicIndex>,
-    /// Topics whose lap is under way, in the order in which the sweep serves them.
+    /// Topics whose lap is under way, in the order in which the sweep serves them, and stale ones.
     active: VecDeque<TopicIndex>,
-    /// Every event in a window and some that left early, by sequence.
-    order: VecDeque<(u64, TopicIndex)>,
-    /// Events and bytes in all windows.
+    /// Topics whose lap is under way.
+    laps: usize,
+    /// Topics with an excess, and some that had one at the last tick.
+    exceeding: VecDeque<TopicIndex>,
+    /// The topic of the oldest event of each history, by sequence.
+    by_front: BTreeMap<u64, TopicIndex>,
+    /// Events in all histories, and what they weigh.
     events: usize,
-    bytes: usize,
-    /// Topics whose lap is saturated.
-    saturated: usize,
-    /// Bytes pushed and not yet carried round, over all topics.
-    unswept_bytes: usize,
-    /// Bytes pushed to topics that nobody hears while laps were under way elsewhere; they may press out what those carry.
-    unheard_bytes: usize,
+    weight: Weight,
+    /// Events beyond the histories, and their memory.
+    excess: usize,
+    excess_memory: usize,
+    /// The last `RECENT_EVENTS` events, by sequence.
+    recent: VecDeque<(u64, TopicIndex)>,
+    /// Sequence of the newest event that is not in `recent`.
+    before_recent: u64,
     /// Topics with subscribers.
     heard: usize,
     /// Topics that are here no more. These and those in the table are at most `topics_max` with subscribers and as many others.
@@ -110,25 +155,28 @@ impl Topics {
     /// An empty table.
     pub fn new(limits: &Limits) -> Topics {
         Topics {
-            by_name: HashMap::new(),
+            // Growing would move all names at once. Places that are not used take no memory.
+            by_name: HashMap::with_capacity(limits.topics_max.saturating_mul(2).min(TOPICS_RESERVED_MAX)),
             table: Vec::new(),
             free: Vec::new(),
             active: VecDeque::new(),
-            order: VecDeque::new(),
+            laps: 0,
+            exceeding: VecDeque::new(),
+            by_front: BTreeMap::new(),
             events: 0,
-            bytes: 0,
-            saturated: 0,
-            unswept_bytes: 0,
-            unheard_bytes: 0,
+            weight: Weight::default(),
+            excess: 0,
+            excess_memory: 0,
+            recent: VecDeque::with_capacity(RECENT_EVENTS),
+            before_recent: 0,
             heard: 0,
             forgotten: Forgotten::default(),
             topics_max: limits.topics_max,
             quota: Quota {
-                window_events: limits.window_events_max,
-                window_bytes: limits.window_bytes_max,
-                total_bytes: limits.window_bytes_total_max,
-                round_events: limits.batch_events_max(),
-                round_bytes: limits.batch_bytes_max(),
+                events: limits.window_events_max,
+                bytes: limits.window_bytes_max,
+                topic_memory: limits.topic_history_memory_max(),
+                memory: limits.history_memory_max(),
                 age_ns: limits.window_ms_max.saturating_mul(1_000_000),
             },
         }
@@ -145,16 +193,26 @@ impl Topics {
             subscribers: Vec::new(),
             by_format: [0; Format::COUNT],
             hub_forgot: false,
+            queued: false,
+            exceeds: false,
+            floor: 0,
             lap: Lap::default(),
+            account: None,
+            told: Crowd::default(),
         };
         let index = match self.free.pop() {
             Some(index) => {
-                self.table[index as usize] = Some(topic);
+                *self.entry(index) = Some(topic);
                 index
             }
             None => {
-                self.table.push(Some(topic));
-                self.table.len() as TopicIndex - 1
+                if self.table.last().is_none_or(|chunk| chunk.len() == CHUNK) {
+                    self.table.push(Vec::with_capacity(CHUNK));
+                }
+                let full = self.table.len() - 1;
+                let chunk = &mut self.table[full];
+                chunk.push(Some(topic));
+                (full * CHUNK + chunk.len() - 1) as TopicIndex
             }
         };
         self.by_name.insert(name.clone(), index);
@@ -170,12 +228,23 @@ impl Topics {
     /// The topic at `index`.
     #[inline]
     pub fn get(&self, index: TopicIndex) -> &TopicState {
-        self.table[index as usize].as_ref().expect("an index is held only while its topic lives")
+        self.living(index).expect("an index is held only while its topic lives")
     }
 
     #[inline]
     fn get_mut(&mut self, index: TopicIndex) -> &mut TopicState {
-        self.table[index as usize].as_mut().expect("an index is held only while its topic lives")
+        self.entry(index).as_mut().expect("an index is held only while its topic lives")
+    }
+
+    /// The topic at `index`, if one lives there.
+    #[inline]
+    fn living(&self, index: TopicIndex) -> Option<&TopicState> {
+        self.table[index as usize / CHUNK][index as usize % CHUNK].as_ref()
+    }
+
+    #[inline]
+    fn entry(&mut self, index: TopicIndex) -> &mut Option<TopicState> {
+        &mut self.table[index as usize / CHUNK][index as usize % CHUNK]
     }
 
     /// True if a subscriber of these topics leaves those that have subscribers at `topics_max` or less.
@@ -188,17 +257,27 @@ impl Topics {
 
     /// All topics.
     pub fn iter(&self) -> impl Iterator<Item = &TopicState> {
-        self.table.iter().flatten()
+        self.table.iter().flatten().flatten()
     }
 
-    /// Events in all windows.
+    /// Events in all histories.
     pub fn window_events(&self) -> usize {
         self.events
     }
 
-    /// Bytes in all windows.
+    /// Bytes in all histories, as published.
     pub fn window_bytes(&self) -> usize {
-        self.bytes
+        self.weight.published
+    }
+
+    /// Events that stay beyond the histories, for subscribers that still lack them, and their memory.
+    pub fn excess(&self) -> (usize, usize) {
+        (self.excess, self.excess_memory)
+    }
+
+    /// Memory of everything in the windows.
+    pub fn memory(&self) -> usize {
+        self.weight.memory + self.excess_memory
     }
 
     /// Puts an event into its topic's window and sends the elevator round.
@@ -207,106 +286,127 @@ impl Topics {
             self.forget_unless_heard(name);
         }
         let index = self.intern(&event.event.topic);
-        let weight = event.weight();
-        let quota = self.quota;
-        self.order.push_back((event.sequence, index));
+        if self.recent.len() == RECENT_EVENTS {
+            self.before_recent = self.recent.pop_front().map_or(0, |(sequence, _)| sequence);
+        }
+        self.recent.push_back((event.sequence, index));
         self.events += 1;
-        self.bytes += weight;
+        self.weight.add(Weight::of(event));
         let topic = self.get_mut(index);
         topic.hub_forgot = false;
+        let is_first = topic.window.is_empty();
         topic.window.push(event.clone());
         if !topic.subscribers.is_empty() {
-            let lap = &mut topic.lap;
-            let started = lap.left == 0;
-            lap.left = topic.subscribers.len();
-            lap.events += 1;
-            lap.bytes += weight;
-            lap.note(event.intake);
-            let saturates =
-                !lap.saturated && (lap.events >= quota.round_events || lap.bytes >= quota.round_bytes);
-            lap.saturated |= saturates;
-            self.saturated += usize::from(saturates);
-            self.unswept_bytes += weight;
-            if started {
-                self.active.push_back(index);
+            topic.take_account(event.account());
+            let rests = topic.lap.left == 0;
+            topic.lap.left = topic.subscribers.len();
+            topic.lap.note(event.intake);
+            if rests {
+                self.begin_lap(index);
             }
-        } else if !self.active.is_empty() {
-            self.unheard_bytes += weight;
         }
-        let (window_events, window_bytes) = (quota.window_events, quota.window_bytes);
-        while self.get(index).window.len() > window_events || self.get(index).window.bytes() > window_bytes {
+        if is_first {
+            self.by_front.insert(event.sequence, index);
+        }
+        let quota = self.quota;
+        loop {
+            let window = &self.get(index).window;
+            let weight = window.weight();
+            let fits = window.len() <= quota.events
+                && weight.published <= quota.bytes
+                && weight.memory <= quota.topic_memory;
+            if fits {
+                break;
+            }
             self.evict(index);
         }
-        while self.bytes > quota.total_bytes {
+        while self.weight.memory > quota.memory {
             self.evict_oldest();
         }
     }
 
-    /// The oldest cursor from which a subscriber that was told of a gap goes on with every event of this topic. While the
-    /// window is nearly full that leaves out its oldest quarter, which could be gone before the first send.
-    pub fn resume_floor(&self, index: TopicIndex) -> u64 {
-        let window = &self.get(index).window;
-        let nearly = |used: usize, max: usize| used > max - max / 4;
-        let quota = &self.quota;
-        let pressed = nearly(window.len(), quota.window_events)
-            || nearly(window.bytes(), quota.window_bytes)
-            || nearly(self.bytes, quota.total_bytes);
-        let skipped = if pressed { window.len() / 4 } else { 0 };
-        let last_skipped = skipped.checked_sub(1).and_then(|last| window.get(last));
-        last_skipped.map_or(window.evicted(), |event| event.sequence)
+    /// The events after `cursor`, newest first, each with its topic; `None` if some are too long ago to be known.
+    pub fn recent_after(&self, cursor: u64) -> Option<impl Iterator<Item = TopicIndex>> {
+        let newer = self.recent.iter().rev().take_while(move |(sequence, _)| *sequence > cursor);
+        (cursor >= self.before_recent).then(|| newer.map(|(_, topic)| *topic))
     }
 
-    /// True while taking more events could overrun subscribers that keep up.
-    pub fn saturated(&self) -> bool {
-        self.saturated > 0
-            || self.unswept_bytes + self.unheard_bytes >= self.quota.total_bytes / WINDOW_BATCHES_MIN
-    }
-
-    /// Drops what is older than the limit, a bounded number of events at a time.
+    /// Takes what is older than the limit out of the histories, a bounded number of events at a time.
     pub fn expire(&mut self, now: Stamp) {
         for _ in 0..EXPIRED_PER_TICK_MAX {
-            let Some((sequence, index)) = self.order.front().copied() else { break };
-            let front = self.table[index as usize].as_ref().and_then(|topic| topic.window.front());
-            match front {
-                Some(event) if event.sequence == sequence => {
-                    if now.ns_since(event.intake) <= self.quota.age_ns {
-                        break;
-                    }
-                    self.evict_oldest();
-                }
-                _ => {
-                    self.order.pop_front();
-                }
+            let Some((_, &index)) = self.by_front.first_key_value() else { break };
+            let front = self.get(index).window.front().expect("a history's first event");
+            if now.ns_since(front.intake) <= self.quota.age_ns {
+                break;
             }
+            self.evict_oldest();
         }
     }
 
-    /// Drops the oldest event of one topic.
+    /// Sends the elevator of each topic with an excess round, if it rests: subscribers may have come on meanwhile, and what
+    /// they needed may go. A bounded number of topics at a time.
+    pub fn look_at_excess(&mut self) {
+        for _ in 0..self.exceeding.len().min(EXCESS_TOPICS_PER_TICK_MAX) {
+            let Some(index) = self.exceeding.pop_front() else { break };
+            // The index may have another topic by now, which is looked at for nothing.
+            let Some(topic) = self.entry(index).as_mut() else { continue };
+            topic.exceeds = topic.window.excess() > 0;
+            if !topic.exceeds {
+                continue;
+            }
+            if topic.lap.left == 0 {
+                topic.lap.left = topic.subscribers.len();
+                self.begin_lap(index);
+            }
+            self.exceeding.push_back(index);
+        }
+    }
+
+    /// The elevator of a topic sets off.
+    fn begin_lap(&mut self, index: TopicIndex) {
+        self.laps += 1;
+        let queued = std::mem::replace(&mut self.get_mut(index).queued, true);
+        if !queued {
+            self.active.push_back(index);
+        }
+    }
+
+    /// Takes the oldest event of one topic out of its history; it stays as excess while it is needed.
     fn evict(&mut self, index: TopicIndex) {
-        let weight = self.get_mut(index).window.evict();
-        self.events -= 1;
-        self.bytes -= weight;
-        // Events leave `order` when they come to its front; those evicted early must not pile up behind it.
-        if self.order.len() > 2 * self.events + 1_024 {
-            let table = &self.table;
-            // Whoever had the index before had older events only.
-            self.order.retain(|(sequence, index)| {
-                let window = table[*index as usize].as_ref().map(|topic| &topic.window);
-                window.and_then(Window::front).is_some_and(|front| front.sequence <= *sequence)
-            });
+        let topic = self.get_mut(index);
+        let Some(front) = topic.window.front().map(|event| event.sequence) else { return };
+        let weight = topic.window.evict();
+        let next = topic.window.front().map(|event| event.sequence);
+        self.by_front.remove(&front);
+        if let Some(next) = next {
+            self.by_front.insert(next, index);
         }
+        self.events -= 1;
+        self.weight.remove(weight);
+        self.excess += 1;
+        self.excess_memory += weight.memory;
+        self.trim(index);
     }
 
-    /// Drops the oldest event of all.
-    fn evict_oldest(&mut self) {
-        while let Some((sequence, index)) = self.order.pop_front() {
-            let front = self.table[index as usize].as_ref().and_then(|topic| topic.window.front());
-            if front.is_some_and(|event| event.sequence == sequence) {
-                self.evict(index);
-                self.forget_if_unused(index);
-                return;
-            }
+    /// Drops what no subscriber of a topic lacks any more and is no history.
+    fn trim(&mut self, index: TopicIndex) {
+        let topic = self.get_mut(index);
+        let floor = if topic.subscribers.is_empty() { u64::MAX } else { topic.floor };
+        let (events, memory) = topic.window.drop_excess(floor);
+        let exceeds = topic.window.excess() > 0 && !topic.exceeds;
+        topic.exceeds |= exceeds;
+        if exceeds {
+            self.exceeding.push_back(index);
         }
+        self.excess -= events;
+        self.excess_memory -= memory;
+    }
+
+    /// Takes the oldest event of all out of its history.
+    fn evict_oldest(&mut self) {
+        let Some((_, &index)) = self.by_front.first_key_value() else { return };
+        self.evict(index);
+        self.forget_if_unused(index);
     }
 
     /// Removes a topic without subscribers that has no events either, or that the hub has forgotten.
@@ -318,9 +418,13 @@ impl Topics {
             self.evict(index);
         }
         if self.get(index).window.is_empty() {
-            let topic = self.table[index as usize].take().expect("checked above");
+            let mut topic = self.entry(index).take().expect("checked above");
+            topic.take_account(None);
             self.by_name.remove(&topic.name);
-            self.free.push(index);
+            // Else it is free once `active` has come to it.
+            if !topic.queued {
+                self.free.push(index);
+            }
             self.forgotten.note(topic.name, topic.window.evicted());
             self.bound_forgotten();
         }
@@ -337,15 +441,21 @@ impl Topics {
         self.forgotten.shrink_to((2 * self.topics_max).saturating_sub(self.by_name.len()));
     }
 
-    /// Adds a subscriber and returns its position.
-    pub fn join(&mut self, index: TopicIndex, slot: Slot, format: Format) -> u32 {
-        self.heard += usize::from(self.get(index).subscribers.is_empty());
+    /// Adds a subscriber at `cursor` and returns its position.
+    pub fn join(&mut self, index: TopicIndex, slot: Slot, format: Format, cursor: u64) -> u32 {
         let topic = self.get_mut(index);
+        let is_first = topic.subscribers.is_empty();
+        topic.floor = if is_first { cursor } else { topic.floor.min(cursor) };
+        if topic.lap.left > 0 {
+            topic.lap.low = topic.lap.low.min(cursor);
+        }
         topic.subscribers.push(slot);
         // The newcomer takes a visit of the round; whoever the round ends with must not go without.
         topic.lap.left += usize::from(topic.lap.left > 0);
         topic.by_format[format.index()] += 1;
-        topic.subscribers.len() as u32 - 1
+        let position = topic.subscribers.len() as u32 - 1;
+        self.heard += usize::from(is_first);
+        position
     }
 
     /// Removes the subscriber at `position`. Returns who moved there from the end of the list, if anybody, and whether a
@@ -363,24 +473,37 @@ impl Topics {
         lap.left = lap.left.min(topic.subscribers.len());
         // One visit fewer makes a round, perhaps one that was made.
         lap.visited = lap.visited.saturating_sub(1);
-        let ended = under_way && lap.left == 0;
-        self.heard -= usize::from(topic.subscribers.is_empty());
-        if ended {
-            self.active.retain(|active| *active != index);
-            self.end_lap(index);
+        let is_empty = topic.subscribers.is_empty();
+        if is_empty {
+            topic.subscribers = Vec::new();
+            topic.take_account(None);
+            self.heard -= 1;
+            if under_way {
+                self.laps -= 1;
+                self.end_lap(index, false);
+            }
+            self.trim(index);
         }
         self.forget_if_unused(index);
         moved.map(|slot| (slot, under_way))
     }
 
     /// The topic that the sweep serves next.
-    pub fn next_active(&self) -> Option<TopicIndex> {
-        self.active.front().copied()
+    pub fn next_active(&mut self) -> Option<TopicIndex> {
+        while let Some(&index) = self.active.front() {
+            match self.entry(index) {
+                Some(topic) if topic.lap.left > 0 => return Some(index),
+                Some(topic) => topic.queued = false,
+                None => self.free.push(index),
+            }
+            self.active.pop_front();
+        }
+        None
     }
 
     /// True while a lap is under way somewhere.
     pub fn is_active(&self) -> bool {
-        !self.active.is_empty()
+        self.laps > 0
     }
 
     /// Lets another topic have its turn.
@@ -398,11 +521,15 @@ impl Topics {
         &ahead[..ahead.len().min(round).min(lap.left).min(most)]
     }
 
-    /// Moves the elevator of an active topic on by one and returns whom it passes; see `advance`.
-    pub fn visit(&mut self, index: TopicIndex, done: &mut Vec<(Stamp, u32)>) -> Slot {
-        let slot = self.next_visits(index, 1)[0];
-        self.advance(index, 1, done);
-        slot
+    /// A visit of `index` has met a subscriber at `cursor`; `waits`: its own socket keeps it. True if it is so slow that
+    /// it has to go.
+    #[inline]
+    pub fn meet(&mut self, index: TopicIndex, cursor: u64, waits: bool) -> bool {
+        let lap = &mut self.get_mut(index).lap;
+        lap.low = lap.low.min(cursor);
+        let slow = waits && cursor < lap.far;
+        lap.slow += usize::from(slow);
+        slow && lap.cuts
     }
 
     /// Moves the elevator of an active topic on, past so many of `next_visits`. Runs of events that have now been offered to
@@ -422,47 +549,100 @@ impl Topics {
             done.push((mark.intake, mark.events));
         }
         if left == 0 {
-            let front = self.active.pop_front();
-            assert!(front == Some(index), "the sweep serves the front of the active topics");
-            self.end_lap(index);
+            self.laps -= 1;
+            self.end_lap(index, round);
         } else if round {
             self.end_round(index);
         }
     }
 
-    /// The elevator has come round once.
+    /// The elevator has come round once, so that it has met every subscriber.
     fn end_round(&mut self, index: TopicIndex) {
-        let lap = &mut self.get_mut(index).lap;
-        let (bytes, saturated) = (lap.bytes, lap.saturated);
-        lap.visited = 0;
-        lap.events = 0;
-        lap.bytes = 0;
-        lap.saturated = false;
-        self.unswept_bytes -= bytes;
-        self.saturated -= usize::from(saturated);
+        let topic = self.get_mut(index);
+        let lap = &mut topic.lap;
+        topic.floor = lap.low;
+        let slow = lap.slow;
+        let excess = topic.window.excess();
+        // Most topics have neither an excess nor too little room, and look at their account for nothing else.
+        let pressed = topic.account.as_ref().is_some_and(|account| account.is_pressed());
+        let now = match pressed || excess > 0 {
+            true => Crowd { subscribers: topic.subscribers.len(), slow },
+            false => Crowd::default(),
+        };
+        topic.tell_account(now);
+        let few = || topic.account.as_ref().is_some_and(|account| account.slow_are_few());
+        topic.lap.cuts = pressed && slow > 0 && few();
+        let middle = topic.window.get(excess / 2).filter(|_| excess > 0);
+        topic.lap.far = middle.map_or(0, |event| event.sequence);
+        topic.lap.begin_round();
+        self.trim(index);
     }
 
     /// Everybody has been visited since the last push. The next lap starts with those whom this one visited last, because their
     /// sockets are still in the core's cache. So laps start somewhere else each time, and nobody is always last.
-    fn end_lap(&mut self, index: TopicIndex) {
-        self.end_round(index);
-        if self.active.is_empty() {
-            self.unheard_bytes = 0;
+    fn end_lap(&mut self, index: TopicIndex, round: bool) {
+        if round {
+            self.end_round(index);
         }
         let topic = self.get_mut(index);
+        topic.lap.begin_round();
         topic.lap.marks.clear();
+        if topic.lap.marks.capacity() > MARKS_KEPT {
+            topic.lap.marks.shrink_to(MARKS_KEPT);
+        }
         let length = topic.subscribers.len();
         let again = LAP_OVERLAP.min(length.saturating_sub(1));
         topic.lap.position = if length == 0 { 0 } else { (topic.lap.position + length - again) % length };
     }
 }
 
+/// Marks that a resting elevator keeps places for.
+const MARKS_KEPT: usize = 16;
+
+impl TopicState {
+    /// The newest event is counted in `account`; that of former events, if it is another one, is told no more.
+    fn take_account(&mut self, account: Option<&Arc<Account>>) {
+        let same = match (&self.account, account) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            self.tell_account(Crowd::default());
+            self.account = account.cloned();
+        }
+    }
+
+    /// Tells the account how it stands with the subscribers here.
+    fn tell_account(&mut self, now: Crowd) {
+        if let Some(account) = &self.account
+            && now != self.told
+        {
+            account.count(self.told, now);
+            self.told = now;
+        }
+    }
+}
+
 impl Lap {
+    /// Nobody has been met yet.
+    fn begin_round(&mut self) {
+        self.visited = 0;
+        self.low = u64::MAX;
+        self.slow = 0;
+    }
+
     /// Remembers that an event taken in at `intake` is done after a whole round from here.
     fn note(&mut self, intake: Stamp) {
         let due = self.visits + self.left as u64;
+        let full = self.marks.len() >= MARKS_MAX;
         match self.marks.back_mut() {
             Some(last) if last.due == due && last.intake == intake => last.events += 1,
+            // A backlog: what comes now is told with what came a little before, rather too late than too early.
+            Some(last) if full => {
+                last.due = due;
+                last.events += 1;
+            }
             _ => self.marks.push_back(Mark { due, intake, events: 1 }),
         }
     }

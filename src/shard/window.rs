@@ -1,54 +1,111 @@
-//! A shard's recent events of one topic, as shared pointers, oldest first.
+//! A shard's events of one topic, as shared pointers, oldest first: the history that settings promise, and before it
+//! what subscribers that are behind it still need.
 //!
 //! ```text
-//!   evicted        front                 back
-//!      |             |                     |
-//!  ....x  (gone)  [ e  e  e  e  e  e  e  e ]      sequences rise to the right, with holes:
-//!                         ^                       other topics' events lie between
-//!                      cursor: everything up to here was handed to the kernel
+//!    gone      excess          evicted     history         newest
+//!      |          |               |           |               |
+//!  ....x     [ e  e  e  e  e  e   e ][ e  e  e  e  e  e  e  e ]     sequences rise to the right, with holes:
+//!                 ^                                ^                other topics' events lie between
+//!              a cursor that is far behind      another one
 //! ```
 //!
-//! A cursor below `evicted` has lost events of this topic; any other cursor finds all that it has not seen in here. (After a gap a
-//! subscriber of several topics may begin later in some of them: then its start there stands for the cursor.)
+//! History is the same on all shards: whoever comes back gets what is in it and nothing older. The excess serves cursors
+//! that were here before; `topics` says how far it may go. A cursor below `gone` has lost events of this topic; any other
+//! cursor finds all that it has not seen in here. (After a gap a subscriber of several topics may begin later in some of
+//! them: then its start there stands for the cursor.)
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::broadcast::Encoded;
 
-/// Recent events of one topic.
+/// Events that fit before the memory of a shrunken window is given back.
+const EVENTS_KEPT: usize = 32;
+
+/// What an event counted in its window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Weight {
+    /// As published: bounds one topic's history.
+    pub published: usize,
+    /// With its frames: bounds memory.
+    pub memory: usize,
+}
+
+impl Weight {
+    /// What `event` counts.
+    pub fn of(event: &Encoded) -> Weight {
+        Weight { published: event.weight(), memory: event.memory() }
+    }
+
+    /// Adds another one.
+    pub fn add(&mut self, other: Weight) {
+        self.published += other.published;
+        self.memory += other.memory;
+    }
+
+    /// Takes away one that was added.
+    pub fn remove(&mut self, other: Weight) {
+        self.published -= other.published;
+        self.memory -= other.memory;
+    }
+}
+
+/// Events of one topic.
 #[derive(Debug, Default)]
 pub struct Window {
     events: VecDeque<Arc<Encoded>>,
-    /// Sum of the events' weights.
-    bytes: usize,
+    /// Events at the front that are no history any more; `excess <= events.len()`.
+    excess: usize,
+    /// What the events of the history weigh.
+    weight: Weight,
+    /// Memory of the excess.
+    excess_memory: usize,
     /// Sequence of the newest event that is here no more; 0 if none ever left.
+    gone: u64,
+    /// Sequence of the newest event that is no history any more; `gone <= evicted <= newest`.
     evicted: u64,
-    /// Sequence of the newest event ever seen; `evicted <= newest`.
+    /// Sequence of the newest event ever seen.
     newest: u64,
 }
 
 impl Window {
     /// An empty window of a topic whose events up to `evicted` are unknown.
     pub fn after(evicted: u64) -> Window {
-        Window { evicted, newest: evicted, ..Window::default() }
+        Window { gone: evicted, evicted, newest: evicted, ..Window::default() }
     }
 
     /// Appends the newest event.
     pub fn push(&mut self, event: Arc<Encoded>) {
         assert!(event.sequence > self.newest, "sequences rise");
         self.newest = event.sequence;
-        self.bytes += event.weight();
+        self.weight.add(Weight::of(&event));
         self.events.push_back(event);
     }
 
-    /// Drops the oldest event and returns its weight.
-    pub fn evict(&mut self) -> usize {
-        let Some(event) = self.events.pop_front() else { return 0 };
-        let weight = event.weight();
-        self.bytes -= weight;
+    /// Makes the oldest event of the history excess and returns what it weighed there.
+    pub fn evict(&mut self) -> Weight {
+        let Some(event) = self.events.get(self.excess) else { return Weight::default() };
+        let weight = Weight::of(event);
         self.evicted = event.sequence;
+        self.excess += 1;
+        self.excess_memory += weight.memory;
+        self.weight.remove(weight);
         weight
+    }
+
+    /// Drops the excess up to `sequence`. Returns how many events that were, and their memory.
+    pub fn drop_excess(&mut self, sequence: u64) -> (usize, usize) {
+        let before = (self.excess, self.excess_memory);
+        while self.excess > 0 && self.events[0].sequence <= sequence {
+            let event = self.events.pop_front().expect("looked at above");
+            self.excess -= 1;
+            self.excess_memory -= event.memory();
+            self.gone = event.sequence;
+        }
+        if self.events.capacity() > EVENTS_KEPT && self.events.len() < self.events.capacity() / 4 {
+            self.events.shrink_to(2 * self.events.len());
+        }
+        (before.0 - self.excess, before.1 - self.excess_memory)
     }
 
     /// Sequence of the newest event ever seen here.
@@ -56,17 +113,22 @@ impl Window {
         self.newest
     }
 
-    /// Sequence of the newest event that is here no more.
+    /// Sequence of the newest event that is no history any more: a subscriber that comes now begins after it.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
 
-    /// The oldest event.
-    pub fn front(&self) -> Option<&Arc<Encoded>> {
-        self.events.front()
+    /// Sequence of the newest event that is here no more: a cursor below has lost events.
+    pub fn gone(&self) -> u64 {
+        self.gone
     }
 
-    /// Index of the first event newer than `cursor`.
+    /// The oldest event of the history.
+    pub fn front(&self) -> Option<&Arc<Encoded>> {
+        self.events.get(self.excess)
+    }
+
+    /// Index of the first event newer than `cursor`, excess included.
     pub fn index_after(&self, cursor: u64) -> usize {
         // Most cursors stand right before the newest event or a few before it.
         let length = self.events.len();
@@ -78,29 +140,34 @@ impl Window {
         self.events.partition_point(|event| event.sequence <= cursor)
     }
 
-    /// The event at `index`, oldest first.
+    /// The event at `index`, oldest first, excess included.
     pub fn get(&self, index: usize) -> Option<&Arc<Encoded>> {
         self.events.get(index)
     }
 
-    /// The events, oldest first.
+    /// The history, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<Encoded>> {
-        self.events.iter()
+        self.events.iter().skip(self.excess)
     }
 
-    /// Events in the window.
+    /// Events of the history.
     pub fn len(&self) -> usize {
-        self.events.len()
+        self.events.len() - self.excess
     }
 
-    /// True if no event is in the window.
+    /// True if the history is empty.
     pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
+        self.len() == 0
     }
 
-    /// Sum of the events' weights.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// What the history weighs.
+    pub fn weight(&self) -> Weight {
+        self.weight
+    }
+
+    /// Events beyond the history.
+    pub fn excess(&self) -> usize {
+        self.excess
     }
 }
 
@@ -124,15 +191,39 @@ mod tests {
     }
 
     #[test]
-    fn an_evicted_event_is_remembered_by_its_sequence() {
+    fn an_evicted_event_serves_old_cursors_until_it_is_dropped() {
         let mut window = Window::default();
-        window.push(encoded("t", 5));
-        window.push(encoded("t", 9));
-        assert_eq!((window.evicted(), window.newest()), (0, 9));
+        for sequence in [5, 9, 12] {
+            window.push(encoded("t", sequence));
+        }
+        let whole = window.weight();
+        assert_eq!((window.evicted(), window.gone(), window.newest()), (0, 0, 12));
         window.evict();
-        assert_eq!((window.evicted(), window.len()), (5, 1));
         window.evict();
-        assert_eq!((window.evicted(), window.newest(), window.bytes()), (9, 9, 0));
-        assert_eq!(window.evict(), 0);
+        assert_eq!((window.evicted(), window.gone(), window.len(), window.excess()), (9, 0, 1, 2));
+        assert_eq!(window.index_after(5), 1, "a cursor in the excess finds what it lacks");
+        assert_eq!(window.iter().map(|event| event.sequence).collect::<Vec<_>>(), [12], "the history");
+        assert!(window.weight().memory < whole.memory);
+        assert_eq!(window.drop_excess(8), (1, encoded("t", 5).memory()));
+        assert_eq!((window.evicted(), window.gone(), window.excess()), (9, 5, 1));
+        assert_eq!(window.drop_excess(100).0, 1, "what is history stays");
+        assert_eq!((window.gone(), window.len()), (9, 1));
+        window.evict();
+        window.drop_excess(12);
+        assert_eq!((window.evicted(), window.gone(), window.weight()), (12, 12, Weight::default()));
+        assert_eq!(window.evict(), Weight::default());
+    }
+
+    #[test]
+    fn a_window_that_has_emptied_gives_its_memory_back() {
+        let mut window = Window::default();
+        for sequence in 1..=1_000 {
+            window.push(encoded("t", sequence));
+        }
+        for _ in 0..1_000 {
+            window.evict();
+            window.drop_excess(u64::MAX);
+        }
+        assert!(window.events.capacity() <= EVENTS_KEPT, "{} places", window.events.capacity());
     }
 }

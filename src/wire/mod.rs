@@ -40,6 +40,14 @@ impl Format {
         }
     }
 
+    /// The most bytes that the frame of `event` may have, whatever its sequence. Takes a look at the data.
+    pub fn frame_bytes_max(self, event: &Event) -> usize {
+        match self {
+            Format::Sse => sse::frame_bytes_max(event),
+            Format::WebSocket => websocket::frame_bytes_max(event),
+        }
+    }
+
     /// The frame of one event: its wire bytes in this format.
     pub fn encode(self, event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
         match self {

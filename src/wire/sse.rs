@@ -41,13 +41,7 @@ pub fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
     };
     let name = event.name.as_ref().map(|name| name.as_str().as_bytes());
     let data = event.data.bytes();
-
-    let mut size = field_size("id", id.len());
-    size += name.map_or(0, |name| field_size("event", name.len()));
-    size += event.retry_ms.map_or(0, |ms| field_size("retry", decimal_digits(ms)));
-    size +=
-        if event.data.is_binary() { field_size("data", base64_size(data.len())) } else { text_size(data) };
-    size += 1;
+    let size = frame_size(event, id.len());
 
     let mut frame = Vec::with_capacity(size);
     push_field(&mut frame, "id", id);
@@ -67,6 +61,22 @@ pub fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
     frame.push(b'\n');
     debug_assert_eq!(frame.len(), size, "the size is computed as the frame is written");
     Bytes::from(frame)
+}
+
+/// The most bytes that the frame of `event` may have, whatever its sequence.
+pub fn frame_bytes_max(event: &Event) -> usize {
+    frame_size(event, event.id.as_ref().map_or(OWN_ID_BYTES_MAX, |id| id.as_str().len()))
+}
+
+/// Bytes of the frame of `event` with an id of so many bytes.
+fn frame_size(event: &Event, id_bytes: usize) -> usize {
+    let data = event.data.bytes();
+    let mut size = field_size("id", id_bytes);
+    size += event.name.as_ref().map_or(0, |name| field_size("event", name.as_str().len()));
+    size += event.retry_ms.map_or(0, |ms| field_size("retry", decimal_digits(ms)));
+    size +=
+        if event.data.is_binary() { field_size("data", base64_size(data.len())) } else { text_size(data) };
+    size + 1
 }
 
 /// What a stream begins with: the id of where it begins, without an event (WHATWG HTML §9.2.6: a block without data still sets

@@ -131,6 +131,14 @@ impl Server {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("our own child").count()
     }
 
+    /// Bytes of memory that the process has resident (`VmRSS` in proc_pid_status(5)).
+    pub fn resident_bytes(&self) -> usize {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("our own child");
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.trim().parse::<usize>().ok()).expect("a number of KiB") << 10
+    }
+
     /// URL of a path of the control API.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.control)

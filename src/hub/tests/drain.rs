@@ -29,11 +29,13 @@ fn serve(shards: usize, limits: Limits, more: Option<ControlListener>) -> Server
     let (ends, shard_ends) = mpsc::unbounded_channel();
     let drain = Arc::new(Notify::new());
     let drained = drain.clone();
+    let memory = Memory::new(&limits);
     let setup = Setup {
         config: config(shards, limits),
         epoch: EPOCH,
         outboxes,
         demand: Arc::default(),
+        memory,
         listen: vec!["127.0.0.1:8080".parse().expect("an address")],
         control: [ControlListener::Tcp(listener)].into_iter().chain(more).collect(),
         shard_ends,

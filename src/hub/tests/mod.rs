@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tower::ServiceExt;
 
 use super::{Hub, ShardEnd, control};
-use crate::broadcast::{Encoded, Inbox, Message, Scrape, TopicQuery, path};
+use crate::broadcast::{Encoded, Inbox, Memory, Message, Scrape, TopicQuery, path};
 use crate::config::{Config, Limits, OverrunPolicy, Sockets};
 use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
@@ -54,7 +54,9 @@ fn bench(shards: usize, limits: Limits) -> Bench {
     let (outboxes, inboxes) =
         (0..shards).map(|_| path(limits.shard_queue_batches_max).expect("eventfd")).unzip();
     let listen = vec!["0.0.0.0:8080".parse().expect("an address")];
-    let hub = Arc::new(Hub::new(config(shards, limits), EPOCH, outboxes, Arc::default(), listen));
+    let config = config(shards, limits);
+    let memory = Memory::new(&config.limits);
+    let hub = Arc::new(Hub::new(config, EPOCH, outboxes, Arc::default(), memory, listen));
     tokio::spawn(super::retry_stalls(hub.clone()));
     let control = "127.0.0.1:8081".parse().expect("an address");
     Bench { router: control::router(hub.clone(), control), hub, inboxes }

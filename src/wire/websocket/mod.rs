@@ -21,6 +21,9 @@ pub const PING: &[u8] = &[FIN | PING_OPCODE, 0];
 /// Largest payload of a control frame, in bytes (RFC 6455 §5.5).
 pub const CONTROL_BYTES_MAX: usize = 125;
 
+/// Longest header of a frame that is not masked (RFC 6455 §5.2).
+const HEADER_BYTES_MAX: usize = 10;
+
 // RFC 6455 §5.2.
 const FIN: u8 = 0x80;
 const RESERVED_BITS: u8 = 0x70;
@@ -36,6 +39,11 @@ const PONG_OPCODE: u8 = 0xA;
 pub fn encode_event(event: &Event) -> Bytes {
     let opcode = if event.data.is_binary() { BINARY_OPCODE } else { TEXT_OPCODE };
     Bytes::from(frame(opcode, event.data.bytes()))
+}
+
+/// The most bytes that the frame of `event` may have: the longest header, and the data.
+pub fn frame_bytes_max(event: &Event) -> usize {
+    HEADER_BYTES_MAX + event.data.bytes().len()
 }
 
 /// A text message in one frame.
@@ -64,7 +72,7 @@ pub fn pong_frame(payload: &[u8]) -> Vec<u8> {
 
 /// One whole unmasked frame in one allocation of its exact size, the length in its shortest form (RFC 6455 §5.2).
 fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mut header = [0; 10];
+    let mut header = [0; HEADER_BYTES_MAX];
     header[0] = FIN | opcode;
     let header_bytes = match payload.len() {
         bytes @ 0..=125 => {

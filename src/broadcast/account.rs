@@ -1,0 +1,174 @@
+//! What the events alive weigh, in the whole process and by topic, so that declared memory is the bound.
+//!
+//! Invariants worth naming:
+//! - An event counts from when the hub makes it until the last holder lets go of it: queues, windows of all shards, runs
+//!   being built. It counts once, with all frames that it can have.
+//! - The hub alone adds, and asks for room before; everybody subtracts. So the bounds are never exceeded.
+//! - History is at most half of the memory, and of one topic at most half of what that topic may hold (`config/limits`). So
+//!   a topic without room has events beyond its history: subscribers that are behind, or events on their way.
+//!
+//! Two counters are touched per event, none per delivery.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::config::Limits;
+
+/// Memory of all events alive.
+#[derive(Debug)]
+pub struct Memory {
+    held: AtomicUsize,
+    bytes_max: usize,
+    topic_bytes_max: usize,
+}
+
+impl Memory {
+    /// No event yet.
+    pub fn new(limits: &Limits) -> Arc<Memory> {
+        Arc::new(Memory {
+            held: AtomicUsize::new(0),
+            bytes_max: limits.window_bytes_total_max,
+            topic_bytes_max: limits.topic_memory_max(),
+        })
+    }
+
+    /// Bytes of all events alive, at most `bytes_max`.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// The bound.
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// True if so many bytes more are within the bound.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.held() + bytes <= self.bytes_max
+    }
+
+    /// True while little is left. Then topics that hold more than their history wait sooner, and a slow send gets less
+    /// patience, so that the others go on.
+    pub fn is_pressed(&self) -> bool {
+        self.held() > self.bytes_max - self.bytes_max / 4
+    }
+}
+
+/// Subscribers of a topic on one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Crowd {
+    /// All of them.
+    pub subscribers: usize,
+    /// Those that are far behind and wait for their own sockets.
+    pub slow: usize,
+}
+
+/// One topic's share.
+#[derive(Debug)]
+pub struct Account {
+    memory: Arc<Memory>,
+    held: AtomicUsize,
+    /// Of all shards on which the topic is pressed.
+    subscribers: AtomicUsize,
+    slow: AtomicUsize,
+}
+
+impl Account {
+    /// The account of a topic without events.
+    pub fn new(memory: &Arc<Memory>) -> Arc<Account> {
+        let zero = || AtomicUsize::new(0);
+        Arc::new(Account { memory: memory.clone(), held: zero(), subscribers: zero(), slow: zero() })
+    }
+
+    /// True if the topic may have an event of so many bytes more.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let most = self.memory.topic_bytes_max / if self.memory.is_pressed() { 2 } else { 1 };
+        self.held() + bytes <= most && self.memory.has_room(bytes)
+    }
+
+    /// True while its events take more than its history can: the topic may have no room for its next event.
+    pub fn is_pressed(&self) -> bool {
+        self.held() > self.memory.topic_bytes_max / 2
+    }
+
+    /// Bytes of its events alive.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// The memory of the whole process.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// What a shard says of its subscribers, in place of what it said `before`.
+    pub fn count(&self, before: Crowd, now: Crowd) {
+        let replace = |counter: &AtomicUsize, before: usize, now: usize| {
+            // Wraps around and back: what a shard takes away it has added.
+            counter.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+        };
+        replace(&self.subscribers, before.subscribers, now.subscribers);
+        replace(&self.slow, before.slow, now.slow);
+    }
+
+    /// True if at most half of the subscribers of all shards are slow: the publisher is not too fast, they are too slow.
+    pub fn slow_are_few(&self) -> bool {
+        self.slow.load(Ordering::Relaxed) * 2 <= self.subscribers.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn take(&self, bytes: usize) {
+        self.memory.held.fetch_add(bytes, Ordering::Relaxed);
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn give_back(&self, bytes: usize) {
+        self.memory.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(bytes: usize) -> Arc<Memory> {
+        Memory::new(&Limits { window_bytes_total_max: bytes, ..Limits::default() })
+    }
+
+    #[test]
+    fn a_topic_holds_a_quarter_and_all_together_the_whole() {
+        let memory = memory(1_000);
+        let accounts: Vec<_> = (0..5).map(|_| Account::new(&memory)).collect();
+        assert!(accounts[0].has_room(250) && !accounts[0].has_room(251));
+        for account in &accounts[..3] {
+            account.take(250);
+        }
+        assert!(accounts[0].is_pressed() && !memory.is_pressed());
+        accounts[3].take(10);
+        assert!(memory.is_pressed());
+        assert!(accounts[3].has_room(115) && !accounts[3].has_room(116), "half of a quarter");
+        accounts[3].take(115);
+        assert!(accounts[4].has_room(125));
+        accounts[4].take(120);
+        assert!(!accounts[4].has_room(6) && memory.held() == 995);
+        assert!(!memory.has_room(6) && memory.has_room(5));
+        accounts[0].give_back(250);
+        assert_eq!((accounts[0].held(), memory.held()), (0, 745));
+    }
+
+    #[test]
+    fn the_slow_are_few_by_the_word_of_all_shards() {
+        let account = Account::new(&memory(1_000));
+        let none = Crowd::default();
+        let lone = Crowd { subscribers: 1, slow: 1 };
+        account.count(none, lone);
+        assert!(!account.slow_are_few());
+        let many = Crowd { subscribers: 3, slow: 0 };
+        account.count(none, many);
+        assert!(account.slow_are_few());
+        account.count(many, none);
+        assert!(!account.slow_are_few());
+        account.count(lone, none);
+        assert!(account.slow_are_few());
+    }
+}
