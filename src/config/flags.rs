@@ -185,7 +185,7 @@ limit_flags! {
         message_bytes_max: Size;
         /// Events of one topic that a late or slow subscriber still gets
         window_events_max: Count;
-        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,061 B)
+        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,077 B)
         window_bytes_max: Size;
         /// Age of these events
         window_ms_max: Millis;
@@ -195,7 +195,7 @@ limit_flags! {
     "Queues and sends" {
         /// Events accepted and not yet broadcast; beyond it publishers get 503
         hub_queue_events_max: Count;
-        /// Bytes of these events, at least --message-bytes-max + 1,061 B
+        /// Bytes of these events, at least --message-bytes-max + 1,077 B
         hub_queue_bytes_max: Size;
         /// Broadcasts waiting for one shard; a full queue holds the hub back
         shard_queue_batches_max: Count;
@@ -478,9 +478,9 @@ pub(super) mod tests {
             ("handshake-bytes-max", "[at least 512]"),
             ("message-bytes-max", "[1 to 1GiB]"),
             ("drain-ms-max", "[at most 2000000000]"),
-            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,061 B)"),
+            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,077 B)"),
             ("window-bytes-total-max", "at least --window-bytes-max"),
-            ("hub-queue-bytes-max", "at least --message-bytes-max + 1,061 B"),
+            ("hub-queue-bytes-max", "at least --message-bytes-max + 1,077 B"),
         ] {
             assert!(text(flag).contains(bounds), "--{flag}: no {bounds:?} in {}", text(flag));
         }
@@ -498,11 +498,11 @@ pub(super) mod tests {
             ];
             config(&flags.each_ref().map(String::as_str), &[]).map(drop)
         };
-        assert_eq!(sizes(4 * 2_061, 4 * 2_061, 2_061), Ok(()));
+        assert_eq!(sizes(4 * 2_077, 4 * 2_077, 2_077), Ok(()));
         for (flag, refused) in [
-            ("--window-bytes-max ", sizes(4 * 2_061 - 1, 4 * 2_061, 2_061)),
-            ("--window-bytes-total-max ", sizes(4 * 2_061, 4 * 2_061 - 1, 2_061)),
-            ("--hub-queue-bytes-max ", sizes(4 * 2_061, 4 * 2_061, 2_060)),
+            ("--window-bytes-max ", sizes(4 * 2_077 - 1, 4 * 2_077, 2_077)),
+            ("--window-bytes-total-max ", sizes(4 * 2_077, 4 * 2_077 - 1, 2_077)),
+            ("--hub-queue-bytes-max ", sizes(4 * 2_077, 4 * 2_077, 2_076)),
         ] {
             assert!(refused.expect_err(flag).starts_with(flag), "{flag}");
         }

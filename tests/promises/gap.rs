@@ -127,6 +127,27 @@ async fn a_quiet_topic_has_no_gap_although_its_window_is_gone() {
     }
 }
 
+/// Servers that start in the same instant, as two nodes of one deployment do, do not take each other's
+/// ids for their own.
+#[tokio::test]
+async fn servers_that_start_together_have_epochs_of_their_own() {
+    let starting: Vec<_> = (0..3).map(|_| std::thread::spawn(|| Server::start(&["--shards", "1"]))).collect();
+    let mut ids = Vec::new();
+    for server in starting {
+        let server = server.join().expect("it starts");
+        let id = server.publish("t", "first").await.id.to_string();
+        let stranger: Option<String> = ids.last().cloned();
+        if let Some(stranger) = stranger {
+            let mut subscriber =
+                Subscriber::resume(server.data, Protocol::Sse, &["t"], Some(&stranger)).await;
+            let gap = json!({ "after": stranger, "reason": "unknown", "topics": ["t"] });
+            assert_eq!(subscriber.news().await, Said::Gap(gap));
+        }
+        assert!(!ids.contains(&id), "{id} is among {ids:?}");
+        ids.push(id);
+    }
+}
+
 /// The process that gave the id is gone: the ids of its successor belong to another epoch.
 #[tokio::test]
 async fn an_id_from_before_a_restart_is_a_gap() {
