@@ -1,9 +1,11 @@
 //! Puts the stages together: binds the addresses, starts every shard, runs the hub until the drain is over.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -248,7 +250,7 @@ fn bind_control(
     let mut bound = Vec::new();
     let mut listeners = Vec::new();
     for address in addresses {
-        let (address, listener) = bind_control_address(address).map_err(bind_error(address))?;
+        let (address, listener) = bind_control_address(address)?;
         bound.push(address);
         listeners.push(listener);
     }
@@ -256,33 +258,83 @@ fn bind_control(
 }
 
 /// Binds one control plane address. Returns it as bound.
-fn bind_control_address(address: &ControlAddress) -> std::io::Result<(ControlAddress, ControlListener)> {
+fn bind_control_address(address: &ControlAddress) -> Result<(ControlAddress, ControlListener), ServeError> {
+    let failed = || bind_error(address);
     match address {
         ControlAddress::Tcp(address) => {
-            let listener = listen_alone(*address)?;
-            listener.set_nonblocking(true)?;
-            Ok((ControlAddress::Tcp(listener.local_addr()?), ControlListener::Tcp(listener)))
+            let listener = listen_alone(*address).map_err(failed())?;
+            listener.set_nonblocking(true).map_err(failed())?;
+            let bound = listener.local_addr().map_err(failed())?;
+            Ok((ControlAddress::Tcp(bound), ControlListener::Tcp(listener)))
         }
         ControlAddress::Unix(path) => {
-            let listener = bind_unix(path)?;
-            listener.set_nonblocking(true)?;
+            let listener = bind_unix(path).map_err(|Occupied { source, remedy }| ServeError::Bind {
+                address: address.to_string(),
+                remedy,
+                source,
+            })?;
+            listener.set_nonblocking(true).map_err(failed())?;
             Ok((ControlAddress::Unix(path.clone()), ControlListener::Unix(listener)))
         }
     }
 }
 
-/// Binds a Unix socket; a socket file that nobody listens on any more is replaced.
-fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        other => other,
+/// Why a path is not bound, and what the operator can do about it.
+struct Occupied {
+    source: std::io::Error,
+    remedy: &'static str,
+}
+
+impl From<std::io::Error> for Occupied {
+    fn from(source: std::io::Error) -> Occupied {
+        Occupied { source, remedy: "choose another with --control" }
     }
+}
+
+/// Binds a Unix socket. A socket that nobody listens on any more is replaced; nothing else is removed.
+fn bind_unix(path: &Path) -> Result<UnixListener, Occupied> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+        other => return Ok(other?),
+    }
+    // Of the path itself: a link is not followed, neither here nor by bind(2).
+    let found = std::fs::symlink_metadata(path)?.file_type();
+    let what = match () {
+        () if found.is_socket() => None,
+        () if found.is_file() => Some("a regular file"),
+        () if found.is_dir() => Some("a directory"),
+        () if found.is_symlink() => Some("a symbolic link"),
+        () => Some("something that is no socket"),
+    };
+    if let Some(what) = what {
+        let text = format!("there is {what}, and only a socket is replaced");
+        let remedy = "remove it, or choose another path with --control";
+        return Err(Occupied { source: std::io::Error::new(ErrorKind::AlreadyExists, text), remedy });
+    }
+    let in_use = |text: String| Occupied {
+        source: std::io::Error::new(ErrorKind::AddrInUse, text),
+        remedy: "end the process that listens there, or choose another path with --control",
+    };
+    match connect_at_once(path) {
+        // unix(7): ECONNREFUSED says that no listening socket has this address.
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)?;
+            Ok(UnixListener::bind(path)?)
+        }
+        // A full backlog is that of a process that listens.
+        Ok(()) => Err(in_use("a process listens on this socket".into())),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            Err(in_use("a process listens on this socket".into()))
+        }
+        Err(error) => Err(in_use(format!("the socket there cannot be asked who listens: {error}"))),
+    }
+}
+
+/// Connects to a Unix socket without a wait for a place in its backlog.
+fn connect_at_once(path: &Path) -> std::io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&socket2::SockAddr::unix(path)?)
 }
 
 /// User-space memory at the limits, one line per owner.
