@@ -11,14 +11,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fanwave::broadcast::{
-    Demand, Drain, Encoded, EncodedBatch, Message, Outbox, Refused, Scrape, TopicQuery, path,
-};
+use fanwave::broadcast::{Demand, Drain, Encoded, EncodedBatch, Message, Outbox, Question, Refused, path};
 use fanwave::clock::Stamp;
 use fanwave::close::CLOSE_TABLE;
+use fanwave::config::limits::QUESTIONS_MAX;
 use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
-use fanwave::egress::Slot;
 use fanwave::egress::sim::{Dice, SimRing, Weather};
+use fanwave::egress::{EgressRing, Slot};
 use fanwave::event::{CustomId, Data, Epoch, Event, EventId, Topic};
 use fanwave::metrics::{FormatCounters, ShardMetrics, ShardReport};
 use fanwave::shard::{Setup, Shard, Turn};
@@ -181,19 +180,23 @@ impl World {
     }
 
     fn ask_for_counters(&mut self) {
-        if self.stuck.is_some() || self.scrape.is_some() {
+        if self.scrape.is_some() {
             return;
         }
         let (answer, scrape) = oneshot::channel();
         self.scrape = Some(scrape);
-        self.stuck = Some(Message::Report(Scrape { query: TopicQuery::None, answer }));
-        self.offer();
+        assert!(self.outbox.ask(Question::Counters(answer)), "the only question");
     }
 
     /// No counter falls between two scrapes, whatever was counted too early.
     fn compare_counters(&mut self) {
         let Some(scrape) = &mut self.scrape else { return };
         let Ok(report) = scrape.try_recv() else { return };
+        self.compare_with(report);
+        self.scrape = None;
+    }
+
+    fn compare_with(&mut self, report: ShardReport) {
         let counted = |metrics: &ShardMetrics| {
             let formats = metrics.formats.each_ref();
             formats.map(|counters| (counters.sends, counters.frames, counters.bytes))
@@ -205,7 +208,6 @@ impl World {
             );
         }
         self.told = report.metrics;
-        self.scrape = None;
     }
 
     fn offer(&mut self) {
@@ -587,4 +589,60 @@ fn an_event_on_its_way_is_waited_for_in_a_slot_that_was_used_before() {
     let answer = String::from_utf8(world.shard.ring_mut().peer_takes(first)).expect("UTF-8");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(!answer.contains("fanwave-gap"), "nothing is missing after that event: {answer}");
+}
+
+/// Whatever waits in the queue of messages, and whether the ring has room or not, a question is answered within
+/// `QUESTIONS_MAX` turns, in the order in which they were asked, and no counter falls between two answers.
+#[test]
+fn a_question_is_answered_within_a_few_turns_whatever_waits() {
+    let (mut past_a_full_queue, mut without_room) = (0, 0);
+    for seed in 0..100 {
+        let mut world = World::new(seed, Weather::Rough);
+        let mut asked = std::collections::VecDeque::new();
+        for turn in 0..300 {
+            match world.dice.roll(6) {
+                0 => world.connect(),
+                1 => world.meddle(),
+                _ => world.publish(),
+            }
+            world.offer();
+            let (answer, answered) = oneshot::channel();
+            if world.dice.chance(1, 2) && world.outbox.ask(Question::Counters(answer)) {
+                asked.push_back((turn, answered));
+            }
+            world.turn(0);
+            let no_room = world.shard.ring_mut().room() == 0;
+            let waiting = asked.len();
+            while let Some((_, answered)) = asked.front_mut()
+                && let Ok(report) = answered.try_recv()
+            {
+                asked.pop_front();
+                past_a_full_queue += usize::from(world.stuck.is_some());
+                without_room += usize::from(no_room);
+                world.compare_with(report);
+            }
+            assert!(waiting == 0 || asked.len() < waiting, "seed {seed}: each turn answers a question");
+            let oldest = asked.front().map_or(turn, |(asked_at, _)| *asked_at);
+            assert!(turn - oldest < QUESTIONS_MAX, "seed {seed}: asked in turn {oldest}, now is {turn}");
+        }
+        world.settle();
+    }
+    assert!(past_a_full_queue > 500, "questions passed {past_a_full_queue} times");
+    assert!(without_room > 100, "the ring had no room {without_room} times");
+}
+
+/// What was sent before a question is known to its answer, where the shard takes it in one turn.
+#[test]
+fn an_answer_knows_what_was_sent_before_the_question() {
+    let mut world = World::new(0, Weather::Fair);
+    for _ in 0..50 {
+        world.publish();
+        assert!(world.stuck.is_none(), "a shard that keeps up has room for one batch");
+        let (answer, mut answered) = oneshot::channel();
+        assert!(world.outbox.ask(Question::Counters(answer)));
+        world.turn(0);
+        let report = answered.try_recv().expect("the first turn answers");
+        assert_eq!(report.metrics.events, world.log.len() as u64);
+        world.turns();
+    }
 }

@@ -285,6 +285,9 @@ pub const LINGER_MS_MAX: u64 = 2_000;
 /// Bytes not yet sent that a socket queues before it counts as full (`TCP_NOTSENT_LOWAT`). Bounds what a slow
 /// subscriber holds in the kernel.
 pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
+/// Questions of the hub that wait for a shard, which answers one per turn: those of all scrapes under way, and as many
+/// again that were given up.
+pub const QUESTIONS_MAX: usize = 2 * SCRAPES_MAX;
 
 /// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for room, take no more than the rest.
 pub const SINGLES_SHARE: usize = 8;

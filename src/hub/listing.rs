@@ -12,10 +12,10 @@ use super::publish::parse_query;
 use super::refusal::{Refusal, RefusalReason};
 use super::stats::{Amount, ByFormat};
 use super::topics::TopicRecord;
-use crate::broadcast::TopicQuery;
+use crate::broadcast::{Question, TopicQuery};
 use crate::config::limits::{PAGE_TOPICS, PAGE_TOPICS_MAX};
 use crate::event::Topic;
-use crate::metrics::{ShardReport, TopicReport};
+use crate::metrics::TopicReport;
 use crate::wire::Format;
 
 /// Which page of the list, in the order of names (by bytes).
@@ -87,7 +87,7 @@ impl Page {
 impl Hub {
     /// One page of all topics that the hub or a shard knows.
     pub(super) async fn list_topics(&self, page: &Page) -> Listing {
-        let reports = self.scrape(TopicQuery::All).await;
+        let reports = self.scrape(|answer| Question::Topics(TopicQuery::All, answer)).await;
         let unavailable = unavailable(&reports);
         let intake = self.intake();
         let mut views: BTreeMap<&Topic, View<'_>> = BTreeMap::new();
@@ -95,7 +95,7 @@ impl Hub {
             views.insert(name, View::default());
         }
         for report in reports.iter().flatten() {
-            for name in page.select(report.topics.iter().map(|topic| &topic.topic)) {
+            for name in page.select(report.iter().map(|topic| &topic.topic)) {
                 views.entry(name).or_default();
             }
         }
@@ -104,7 +104,7 @@ impl Hub {
             views.pop_last();
         }
         let next = views.keys().next_back().filter(|_| more).map(|&last| last.clone());
-        for topic in reports.iter().flatten().flat_map(|report| &report.topics) {
+        for topic in reports.iter().flatten().flatten() {
             if let Some(view) = views.get_mut(&topic.topic) {
                 view.add(topic);
             }
@@ -119,10 +119,10 @@ impl Hub {
     /// One topic; `Ok(None)` if nobody knows it, `Err` holds the shards that should have been asked but gave no
     /// report while no other knows it.
     pub(super) async fn find_topic(&self, topic: Topic) -> Result<Option<TopicView>, Vec<usize>> {
-        let reports = self.scrape(TopicQuery::One(topic.clone())).await;
+        let reports = self.scrape(|answer| Question::Topics(TopicQuery::One(topic.clone()), answer)).await;
         let intake = self.intake();
         let mut view = View { record: intake.topics().get(&topic), ..View::default() };
-        for report in reports.iter().flatten().flat_map(|report| &report.topics) {
+        for report in reports.iter().flatten().flatten() {
             if report.topic == topic {
                 view.add(report);
             }
@@ -178,6 +178,6 @@ impl View<'_> {
     }
 }
 
-fn unavailable(reports: &[Option<ShardReport>]) -> Vec<usize> {
+fn unavailable(reports: &[Option<Vec<TopicReport>>]) -> Vec<usize> {
     reports.iter().enumerate().filter(|(_, report)| report.is_none()).map(|(shard, _)| shard).collect()
 }
