@@ -11,10 +11,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fanwave::broadcast::{Demand, Drain, Encoded, EncodedBatch, Message, Outbox, Question, Refused, path};
+use fanwave::broadcast::{
+    Demand, Drain, Encoded, EncodedBatch, Message, Outbox, Question, Refused, TopicQuery, path,
+};
 use fanwave::clock::Stamp;
 use fanwave::close::CLOSE_TABLE;
-use fanwave::config::limits::QUESTIONS_MAX;
+use fanwave::config::limits::{QUESTIONS_MAX, TOPICS_PER_ANSWER_MAX};
 use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
 use fanwave::egress::sim::{Dice, SimRing, Weather};
 use fanwave::egress::{EgressRing, Slot};
@@ -645,4 +647,67 @@ fn an_answer_knows_what_was_sent_before_the_question() {
         assert_eq!(report.metrics.events, world.log.len() as u64);
         world.turns();
     }
+}
+
+/// A list of many topics costs each turn a bounded number of them, however many are asked for at once.
+#[test]
+fn no_turn_tells_of_more_topics_than_one_answer_holds() {
+    let mut world = World::new(0, Weather::Fair);
+    let wide = Arc::new(Config {
+        limits: Limits::default(),
+        ..(*config(64, OverrunPolicy::Close, &mut world.dice)).clone()
+    });
+    (world.outbox, world.shard) = build(wide, Weather::Fair, 2, world.now, world.demand.clone());
+    let count = 3 * TOPICS_PER_ANSWER_MAX + 5;
+    for number in 0..count {
+        let event = Event {
+            // In no order of names.
+            topic: Topic::new(&format!("{:06}", number * 7_919 % count)).expect("legal"),
+            data: Data::text(Bytes::from("x")).expect("UTF-8"),
+            name: None,
+            id: None,
+            retry_ms: None,
+        };
+        let events = [Arc::new(Encoded::new(event, EPOCH, number as u64 + 1, world.now))].into();
+        world.stuck = Some(Message::Batch(Arc::new(EncodedBatch { events })));
+        while world.stuck.is_some() {
+            world.offer();
+            world.shard.turn(world.now).expect("the simulated ring does not fail");
+        }
+    }
+    world.turns();
+    let mut names = Vec::new();
+    let mut answers = 0;
+    loop {
+        let after: Arc<str> = names.last().map_or("", String::as_str).into();
+        let mut asked: Vec<_> = (0..QUESTIONS_MAX)
+            .map(|_| {
+                let (answer, answered) = oneshot::channel();
+                let query = TopicQuery::Page { after: after.clone(), most: usize::MAX };
+                assert!(world.outbox.ask(Question::Topics(query, answer)));
+                answered
+            })
+            .collect();
+        let mut told = Vec::new();
+        while !asked.is_empty() {
+            world.turn(0);
+            let before = asked.len();
+            asked.retain_mut(|answered| match answered.try_recv() {
+                Ok(topics) => {
+                    told = topics;
+                    false
+                }
+                Err(_) => true,
+            });
+            assert_eq!(before - asked.len(), 1, "one answer per turn");
+            assert!(told.len() <= TOPICS_PER_ANSWER_MAX, "{} topics in one turn", told.len());
+        }
+        answers += 1;
+        names.extend(told.iter().map(|report| report.topic.to_string()));
+        if told.len() < TOPICS_PER_ANSWER_MAX {
+            break;
+        }
+    }
+    assert_eq!(answers, 4);
+    assert_eq!(names, (0..count).map(|number| format!("{number:06}")).collect::<Vec<_>>());
 }

@@ -3,6 +3,8 @@
 //! A question overtakes the events that wait for a saturated shard, so that whoever watches an overloaded server is
 //! answered. It does not overtake what the shard can take at once: see `Shard::turn`.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 
 use crate::event::Topic;
@@ -13,8 +15,14 @@ use crate::metrics::{ShardReport, TopicReport};
 pub enum TopicQuery {
     /// This one, if the shard knows it.
     One(Topic),
-    /// All that have subscribers or events.
-    All,
+    /// Of all that have subscribers or events those whose names come first after `after`, in the order of names: `most`, at
+    /// most [`TOPICS_PER_ANSWER_MAX`](crate::config::limits::TOPICS_PER_ANSWER_MAX). Fewer say that there are no more.
+    Page {
+        /// A name, or nothing for the first ones.
+        after: Arc<str>,
+        /// As many fit.
+        most: usize,
+    },
 }
 
 /// A question of the control API to one shard, and where the answer goes. A shard that is gone drops it.

@@ -83,8 +83,9 @@ impl Default for Limits {
 
 /// The most events in one broadcast. Large enough that a shard's wake-up is paid once per many events.
 pub const BATCH_EVENTS_MAX: usize = 256;
-/// What a topic costs besides its window, measured: its names, its entries in the tables, its lap.
-pub const TOPIC_BYTES: usize = 600;
+/// What a topic costs besides its window, measured: its names, its entries in the tables, its lap. 40 of them are its place
+/// in the order of names.
+pub const TOPIC_BYTES: usize = 640;
 /// A window holds at least this many broadcasts, so that taking one never overruns a subscriber that keeps up.
 pub const WINDOW_BATCHES_MIN: usize = 4;
 
@@ -288,6 +289,9 @@ pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
 /// Questions of the hub that wait for a shard, which answers one per turn: those of all scrapes under way, and as many
 /// again that were given up.
 pub const QUESTIONS_MAX: usize = 2 * SCRAPES_MAX;
+/// Topics that a shard tells of in one turn, and the hub puts together in one go: some tenths of a millisecond. A longer
+/// page takes several questions.
+pub const TOPICS_PER_ANSWER_MAX: usize = 1_024;
 
 /// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for room, take no more than the rest.
 pub const SINGLES_SHARE: usize = 8;
@@ -320,6 +324,8 @@ pub const SCRAPE_MS_MAX: u64 = 1_000;
 pub const SCRAPES_MAX: usize = 2;
 /// Topics of one page of `GET /topics` without `limit`.
 pub const PAGE_TOPICS: usize = 1_000;
+/// Listings under way at once; each holds what it has gathered of its page.
+pub const LISTINGS_MAX: usize = 2;
 /// Largest `limit`. Bounds the answer; the next page goes on after its last name.
 pub const PAGE_TOPICS_MAX: usize = 10_000;
 

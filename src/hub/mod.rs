@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout};
 use crate::broadcast::{Demand, Drain, Message, Outbox, Refused};
 use crate::clock::Stamp;
 use crate::config::Config;
-use crate::config::limits::{DRAIN_GRACE_MS, SCRAPES_MAX, STALL_RETRY_MS};
+use crate::config::limits::{DRAIN_GRACE_MS, LISTINGS_MAX, SCRAPES_MAX, STALL_RETRY_MS};
 use crate::event::{CustomId, Epoch, Event, EventId};
 
 mod control;
@@ -119,6 +119,7 @@ struct Hub {
     stalled: Notify,
     stage: watch::Sender<Stage>,
     scrapes: Semaphore,
+    listings: Semaphore,
 }
 
 /// Serves the control API and broadcasts what is published, until `drain` resolves and every shard has ended.
@@ -233,6 +234,7 @@ impl Hub {
             stalled: Notify::new(),
             stage: watch::Sender::new(Stage::Serving),
             scrapes: Semaphore::new(SCRAPES_MAX),
+            listings: Semaphore::new(LISTINGS_MAX),
         }
     }
 

@@ -6,7 +6,8 @@
 //! - Recording an event costs one hash lookup and a few links, whatever the number of topics: `slots` are chained from
 //!   the newest to the oldest publish by index.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
 use crate::event::{CustomId, Event, Topic};
 
@@ -42,6 +43,8 @@ struct Slot {
 pub struct TopicTable {
     /// Slot of each topic; as many entries as `slots`.
     index: HashMap<Topic, usize>,
+    /// The same in the order of names. Only topics that come and go cost a step here.
+    in_order: BTreeMap<Topic, usize>,
     slots: Vec<Slot>,
     newest: usize,
     oldest: usize,
@@ -52,7 +55,14 @@ impl TopicTable {
     /// Remembers at most `topics_max` topics, at least one.
     pub fn new(topics_max: usize) -> TopicTable {
         let topics_max = topics_max.max(1);
-        TopicTable { index: HashMap::new(), slots: Vec::new(), newest: NONE, oldest: NONE, topics_max }
+        TopicTable {
+            index: HashMap::new(),
+            in_order: BTreeMap::new(),
+            slots: Vec::new(),
+            newest: NONE,
+            oldest: NONE,
+            topics_max,
+        }
     }
 
     /// `event` of so many bytes got `sequence`. Gives the topic that was forgotten for its topic, if one was.
@@ -78,9 +88,10 @@ impl TopicTable {
         self.index.get(topic).map(|&at| &self.slots[at].record)
     }
 
-    /// Every topic, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &TopicRecord> {
-        self.slots.iter().map(|slot| &slot.record)
+    /// The topics whose names come after `after`, in the order of names (by bytes).
+    pub fn after(&self, after: &str) -> impl Iterator<Item = &TopicRecord> {
+        let names = self.in_order.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        names.map(|(_, &at)| &self.slots[at].record)
     }
 
     /// How many topics are remembered.
@@ -99,9 +110,11 @@ impl TopicTable {
             self.unlink(at);
             let forgotten = std::mem::replace(&mut self.slots[at].record, record).topic;
             self.index.remove(&forgotten);
+            self.in_order.remove(&forgotten);
             (at, Some(forgotten))
         };
         self.index.insert(topic.clone(), at);
+        self.in_order.insert(topic.clone(), at);
         (at, forgotten)
     }
 
@@ -141,9 +154,7 @@ mod tests {
     }
 
     fn names(table: &TopicTable) -> Vec<String> {
-        let mut names: Vec<String> = table.iter().map(|record| record.topic.to_string()).collect();
-        names.sort();
-        names
+        table.after("").map(|record| record.topic.to_string()).collect()
     }
 
     #[test]
@@ -169,6 +180,8 @@ mod tests {
         assert_eq!(table.record(&event("e"), 7, 1), None, "it is known");
         assert_eq!(table.record(&event("f"), 8, 1), Topic::new("a").ok());
         assert_eq!(names(&table), ["d", "e", "f"]);
+        let after: Vec<&str> = table.after("d").map(|record| record.topic.as_str()).collect();
+        assert_eq!(after, ["e", "f"]);
         assert_eq!(table.count(), 3);
     }
 

@@ -16,7 +16,7 @@ use crate::broadcast::{Demand, Drain, EncodedBatch, Question, TopicQuery};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::Config;
-use crate::config::limits::TICK_MS;
+use crate::config::limits::{TICK_MS, TOPICS_PER_ANSWER_MAX};
 use crate::egress::{Batch, Ledger, Slot};
 use crate::event::Epoch;
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
@@ -268,7 +268,10 @@ impl State {
                 let index = self.topics.find(name);
                 index.map(|index| topic_report(self.topics.get(index))).into_iter().collect()
             }
-            TopicQuery::All => self.topics.iter().map(topic_report).collect(),
+            TopicQuery::Page { after, most } => {
+                let most = (*most).min(TOPICS_PER_ANSWER_MAX);
+                self.topics.after(after).take(most).map(topic_report).collect()
+            }
         }
     }
 }

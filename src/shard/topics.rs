@@ -10,11 +10,12 @@
 //!   has come round. So only those who wait for their own sockets can overrun.
 //! - Windows are bounded by events, bytes and age per topic and by bytes in all; `order` finds the oldest event of all.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::connections::TopicIndex;
 use super::forgotten::Forgotten;
+use super::names::Names;
 use super::window::Window;
 use crate::broadcast::Encoded;
 use crate::clock::Stamp;
@@ -82,7 +83,7 @@ struct Quota {
 /// All topics of a shard.
 #[derive(Debug)]
 pub struct Topics {
-    by_name: HashMap<Topic, TopicIndex>,
+    by_name: Names,
     table: Vec<Option<TopicState>>,
     free: Vec<TopicIndex>,
     /// Topics whose lap is under way, in the order in which the sweep serves them.
@@ -110,7 +111,7 @@ impl Topics {
     /// An empty table.
     pub fn new(limits: &Limits) -> Topics {
         Topics {
-            by_name: HashMap::new(),
+            by_name: Names::default(),
             table: Vec::new(),
             free: Vec::new(),
             active: VecDeque::new(),
@@ -186,9 +187,9 @@ impl Topics {
         new == 0 || self.heard + new <= self.topics_max
     }
 
-    /// All topics.
-    pub fn iter(&self) -> impl Iterator<Item = &TopicState> {
-        self.table.iter().flatten()
+    /// The topics whose names come after `after`, in the order of names.
+    pub fn after(&self, after: &str) -> impl Iterator<Item = &TopicState> {
+        self.by_name.after(after).map(|index| self.get(index))
     }
 
     /// Events in all windows.

@@ -16,6 +16,7 @@ use tower::ServiceExt;
 
 use super::{Hub, ShardEnd, control};
 use crate::broadcast::{Encoded, Inbox, Message, Question, TopicQuery, path};
+use crate::config::limits::TOPICS_PER_ANSWER_MAX;
 use crate::config::{Config, Limits, OverrunPolicy, Sockets};
 use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
@@ -204,7 +205,13 @@ fn list(topics: &[TopicReport], query: &TopicQuery) -> Vec<TopicReport> {
     let known = topics.iter().cloned().chain([topic_report("quiet", 0)]);
     match query {
         TopicQuery::One(topic) => known.filter(|report| report.topic == *topic).collect(),
-        TopicQuery::All => known.collect(),
+        TopicQuery::Page { after, most } => {
+            assert!((1..=TOPICS_PER_ANSWER_MAX).contains(most), "{most} topics in one turn");
+            let mut known: Vec<_> = known.filter(|report| report.topic.as_str() > &**after).collect();
+            known.sort_by(|one, other| one.topic.cmp(&other.topic));
+            known.truncate(*most);
+            known
+        }
     }
 }
 
