@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, path};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, KERNEL_PATIENCE_MS,
+    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS,
     RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::room::{Room, Sharers};
@@ -25,7 +25,7 @@ use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::listener::{listen, listen_alone};
 use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
 use crate::egress::{RingError, Slot};
-use crate::event::Epoch;
+use crate::event::{EVENT_BYTES_FIXED, Epoch};
 use crate::hub::{self, ControlListener, HubError, ShardEnd};
 use crate::runtime::{ShardHandle, ShardStart, spawn_shard, why_not_ready};
 use crate::shard;
@@ -345,6 +345,8 @@ fn memory(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
     let rings = SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16;
     let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
     let control = CONTROL_CONNECTIONS_MAX * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
+    // The shortest topic and the shortest id have a byte each.
+    let events_max = limits.window_bytes_total_max / (EVENT_BYTES_FIXED + 2);
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
     vec![
         ("connections, when all are in use", sum(room.slots * per_socket)),
@@ -356,6 +358,7 @@ fn memory(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (2 * shards + 1)),
         ("windows, as published", limits.window_bytes_total_max as u64),
         ("windows, encoded (SSE and WebSocket)", (limits.window_bytes_total_max as u64).saturating_mul(2)),
+        ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
         ("hub queue", limits.hub_queue_bytes_max as u64),
         (
             "shard queues (shared)",

@@ -289,6 +289,8 @@ pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
 /// Questions of the hub that wait for a shard, which answers one per turn: those of all scrapes under way, and as many
 /// again that were given up.
 pub const QUESTIONS_MAX: usize = 2 * SCRAPES_MAX;
+/// What a publisher's id costs each shard beside its event, until that leaves the window: two integers in a tree.
+pub const ID_PLACE_BYTES: usize = 32;
 /// Topics that a shard tells of in one turn, and the hub puts together in one go: some tenths of a millisecond. A longer
 /// page takes several questions.
 pub const TOPICS_PER_ANSWER_MAX: usize = 1_024;

@@ -14,6 +14,7 @@ pub mod connections;
 #[cfg(test)]
 mod fixtures;
 mod forgotten;
+mod ids;
 mod names;
 mod reap;
 mod state;

@@ -14,6 +14,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::ids::Ids;
 use crate::broadcast::Encoded;
 
 /// Recent events of one topic.
@@ -26,6 +27,8 @@ pub struct Window {
     evicted: u64,
     /// Sequence of the newest event ever seen; `evicted <= newest`.
     newest: u64,
+    /// Where publishers' ids stand.
+    ids: Ids,
 }
 
 impl Window {
@@ -39,6 +42,9 @@ impl Window {
         assert!(event.sequence > self.newest, "sequences rise");
         self.newest = event.sequence;
         self.bytes += event.weight();
+        if let Some(id) = &event.event.id {
+            self.ids.note(id.as_str(), event.sequence);
+        }
         self.events.push_back(event);
     }
 
@@ -48,6 +54,9 @@ impl Window {
         let weight = event.weight();
         self.bytes -= weight;
         self.evicted = event.sequence;
+        if let Some(id) = &event.event.id {
+            self.ids.forget(id.as_str(), event.sequence);
+        }
         weight
     }
 
@@ -83,9 +92,12 @@ impl Window {
         self.events.get(index)
     }
 
-    /// The events, oldest first.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<Encoded>> {
-        self.events.iter()
+    /// Sequence of the oldest event here that has this id of its publisher's.
+    pub fn oldest_with_id(&self, id: &str) -> Option<u64> {
+        self.ids.oldest(id, |sequence| {
+            let event = self.events.get(self.index_after(sequence - 1));
+            event.and_then(|event| event.event.id.as_ref()).is_some_and(|custom| custom.as_str() == id)
+        })
     }
 
     /// Events in the window.
@@ -107,6 +119,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{CustomId, Epoch, Event};
     use crate::shard::fixtures::encoded;
 
     #[test]
@@ -121,6 +134,24 @@ mod tests {
                 sequences.iter().position(|sequence| *sequence > cursor).unwrap_or(sequences.len());
             assert_eq!(window.index_after(cursor), expected, "cursor {cursor}");
         }
+    }
+
+    #[test]
+    fn an_id_stands_for_its_oldest_event_as_long_as_that_is_here() {
+        let mut window = Window::default();
+        for (sequence, id) in [(3, "a"), (5, "b"), (8, "a"), (9, "c")] {
+            let encoded = Arc::into_inner(encoded("t", sequence)).expect("nobody else has it");
+            let event = Event { id: Some(CustomId::new(id).expect("an id")), ..encoded.event };
+            window.push(Arc::new(Encoded::new(event, Epoch(7), sequence, encoded.intake)));
+        }
+        window.push(encoded("t", 11));
+        let found = |window: &Window| ["a", "b", "c", "x"].map(|id| window.oldest_with_id(id));
+        assert_eq!(found(&window), [Some(3), Some(5), Some(9), None]);
+        window.evict();
+        assert_eq!(found(&window), [Some(8), Some(5), Some(9), None]);
+        window.evict();
+        window.evict();
+        assert_eq!(found(&window), [None, None, Some(9), None]);
     }
 
     #[test]
