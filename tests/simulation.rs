@@ -11,20 +11,19 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fanwave::broadcast::{
-    Demand, Drain, Encoded, EncodedBatch, Message, Outbox, Question, Refused, TopicQuery, path,
-};
+use fanwave::broadcast::{Demand, Drain, Encoded, EncodedBatch, Message, Outbox, Question, Refused, path};
 use fanwave::clock::Stamp;
 use fanwave::close::CLOSE_TABLE;
-use fanwave::config::limits::{QUESTIONS_MAX, TOPICS_PER_ANSWER_MAX};
 use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
+use fanwave::egress::Slot;
 use fanwave::egress::sim::{Dice, SimRing, Weather};
-use fanwave::egress::{EgressRing, Slot};
 use fanwave::event::{CustomId, Data, Epoch, Event, EventId, Topic};
 use fanwave::metrics::{FormatCounters, ShardMetrics, ShardReport};
 use fanwave::shard::{Setup, Shard, Turn};
 use tokio::sync::oneshot;
 
+#[path = "simulation/questions.rs"]
+mod questions;
 mod support;
 use support::peer::{Ending, Heard, Peer, Protocol};
 
@@ -591,123 +590,4 @@ fn an_event_on_its_way_is_waited_for_in_a_slot_that_was_used_before() {
     let answer = String::from_utf8(world.shard.ring_mut().peer_takes(first)).expect("UTF-8");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(!answer.contains("fanwave-gap"), "nothing is missing after that event: {answer}");
-}
-
-/// Whatever waits in the queue of messages, and whether the ring has room or not, a question is answered within
-/// `QUESTIONS_MAX` turns, in the order in which they were asked, and no counter falls between two answers.
-#[test]
-fn a_question_is_answered_within_a_few_turns_whatever_waits() {
-    let (mut past_a_full_queue, mut without_room) = (0, 0);
-    for seed in 0..100 {
-        let mut world = World::new(seed, Weather::Rough);
-        let mut asked = std::collections::VecDeque::new();
-        for turn in 0..300 {
-            match world.dice.roll(6) {
-                0 => world.connect(),
-                1 => world.meddle(),
-                _ => world.publish(),
-            }
-            world.offer();
-            let (answer, answered) = oneshot::channel();
-            if world.dice.chance(1, 2) && world.outbox.ask(Question::Counters(answer)) {
-                asked.push_back((turn, answered));
-            }
-            world.turn(0);
-            let no_room = world.shard.ring_mut().room() == 0;
-            let waiting = asked.len();
-            while let Some((_, answered)) = asked.front_mut()
-                && let Ok(report) = answered.try_recv()
-            {
-                asked.pop_front();
-                past_a_full_queue += usize::from(world.stuck.is_some());
-                without_room += usize::from(no_room);
-                world.compare_with(report);
-            }
-            assert!(waiting == 0 || asked.len() < waiting, "seed {seed}: each turn answers a question");
-            let oldest = asked.front().map_or(turn, |(asked_at, _)| *asked_at);
-            assert!(turn - oldest < QUESTIONS_MAX, "seed {seed}: asked in turn {oldest}, now is {turn}");
-        }
-        world.settle();
-    }
-    assert!(past_a_full_queue > 500, "questions passed {past_a_full_queue} times");
-    assert!(without_room > 100, "the ring had no room {without_room} times");
-}
-
-/// What was sent before a question is known to its answer, where the shard takes it in one turn.
-#[test]
-fn an_answer_knows_what_was_sent_before_the_question() {
-    let mut world = World::new(0, Weather::Fair);
-    for _ in 0..50 {
-        world.publish();
-        assert!(world.stuck.is_none(), "a shard that keeps up has room for one batch");
-        let (answer, mut answered) = oneshot::channel();
-        assert!(world.outbox.ask(Question::Counters(answer)));
-        world.turn(0);
-        let report = answered.try_recv().expect("the first turn answers");
-        assert_eq!(report.metrics.events, world.log.len() as u64);
-        world.turns();
-    }
-}
-
-/// A list of many topics costs each turn a bounded number of them, however many are asked for at once.
-#[test]
-fn no_turn_tells_of_more_topics_than_one_answer_holds() {
-    let mut world = World::new(0, Weather::Fair);
-    let wide = Arc::new(Config {
-        limits: Limits::default(),
-        ..(*config(64, OverrunPolicy::Close, &mut world.dice)).clone()
-    });
-    (world.outbox, world.shard) = build(wide, Weather::Fair, 2, world.now, world.demand.clone());
-    let count = 3 * TOPICS_PER_ANSWER_MAX + 5;
-    for number in 0..count {
-        let event = Event {
-            // In no order of names.
-            topic: Topic::new(&format!("{:06}", number * 7_919 % count)).expect("legal"),
-            data: Data::text(Bytes::from("x")).expect("UTF-8"),
-            name: None,
-            id: None,
-            retry_ms: None,
-        };
-        let events = [Arc::new(Encoded::new(event, EPOCH, number as u64 + 1, world.now))].into();
-        world.stuck = Some(Message::Batch(Arc::new(EncodedBatch { events })));
-        while world.stuck.is_some() {
-            world.offer();
-            world.shard.turn(world.now).expect("the simulated ring does not fail");
-        }
-    }
-    world.turns();
-    let mut names = Vec::new();
-    let mut answers = 0;
-    loop {
-        let after: Arc<str> = names.last().map_or("", String::as_str).into();
-        let mut asked: Vec<_> = (0..QUESTIONS_MAX)
-            .map(|_| {
-                let (answer, answered) = oneshot::channel();
-                let query = TopicQuery::Page { after: after.clone(), most: usize::MAX };
-                assert!(world.outbox.ask(Question::Topics(query, answer)));
-                answered
-            })
-            .collect();
-        let mut told = Vec::new();
-        while !asked.is_empty() {
-            world.turn(0);
-            let before = asked.len();
-            asked.retain_mut(|answered| match answered.try_recv() {
-                Ok(topics) => {
-                    told = topics;
-                    false
-                }
-                Err(_) => true,
-            });
-            assert_eq!(before - asked.len(), 1, "one answer per turn");
-            assert!(told.len() <= TOPICS_PER_ANSWER_MAX, "{} topics in one turn", told.len());
-        }
-        answers += 1;
-        names.extend(told.iter().map(|report| report.topic.to_string()));
-        if told.len() < TOPICS_PER_ANSWER_MAX {
-            break;
-        }
-    }
-    assert_eq!(answers, 4);
-    assert_eq!(names, (0..count).map(|number| format!("{number:06}")).collect::<Vec<_>>());
 }

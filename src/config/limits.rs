@@ -45,7 +45,8 @@ pub struct Limits {
     /// Smallest send that goes out as zero copy, in bytes. 0 turns zero copy off. Pinning pages costs more than copying
     /// below some tens of KiB; where the kernel copies anyway (loopback) a connection goes back to plain sends.
     pub zero_copy_bytes_min: usize,
-    /// Milliseconds between signs of life on an idle connection: an SSE comment, a WebSocket ping.
+    /// Milliseconds between signs of life on an idle connection: an SSE comment, a WebSocket ping. Up to a quarter earlier on some
+    /// connections, so that they do not march in step.
     pub heartbeat_ms: u64,
     /// Milliseconds that one send may take before the connection is closed as stalled. A subscriber slower than a send
     /// (`send_bytes_max`, or one larger event) in this time is too slow.
@@ -289,6 +290,14 @@ pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
 /// Questions of the hub that wait for a shard, which answers one per turn: those of all scrapes under way, and as many
 /// again that were given up.
 pub const QUESTIONS_MAX: usize = 2 * SCRAPES_MAX;
+/// Entries of the slab that a shard looks at in one turn, for what time has done to them and again for the drain: some tens of
+/// microseconds each.
+pub const ENTRIES_LOOKED_AT_MAX: usize = 4_096;
+/// Connections whose time has come that a turn queues for attention: up to so many wait then, others included. Half of what
+/// a step attends to, for each is attended to twice: when it is sent what it is owed, and when it may lack news besides.
+pub const DUE_PER_TURN: usize = SWEEP_VISITS_MAX / 4;
+/// As many are queued behind any number of others, so that heartbeats come in a storm too.
+pub const DUE_PER_TURN_MIN: usize = 8;
 /// What a publisher's id costs each shard beside its event, until that leaves the window: two integers in a tree.
 pub const ID_PLACE_BYTES: usize = 32;
 /// Topics that a shard tells of in one turn, and the hub puts together in one go: some tenths of a millisecond. A longer

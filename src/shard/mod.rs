@@ -80,17 +80,16 @@ impl<R: EgressRing> Shard<R> {
             self.ring.retry_accepts();
             state.handle_ticks(ticks);
         }
+        state.look_at_some();
         let asked = state.sweep(&mut self.ring);
-        if ticks > 0 || !asked {
-            state.drain();
-        }
+        state.drain(ticks > 0 || !asked);
         if self.told_to_end {
             return Ok(Turn::Ended);
         }
         if asked || self.ring.wants_submit() {
             self.ring.submit()?;
         }
-        let to_do = !state.ready.is_empty() || state.topics.is_active();
+        let to_do = !state.ready.is_empty() || state.topics.is_active() || state.has_more_to_look_at();
         let more = asked || messages > 0 || asked_us || to_do;
         Ok(if more { Turn::Busy } else { Turn::Idle })
     }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::batch::Batches;
 use super::connections::{Connections, Phase};
+use super::ticks::{DrainPass, Look};
 use super::topics::Topics;
 use crate::broadcast::{Demand, Drain, EncodedBatch, Question, TopicQuery};
 use crate::clock::Stamp;
@@ -76,8 +77,12 @@ pub struct State {
     pub(super) sequence_at_tick: u64,
     /// Subscribers now, of any format.
     pub(super) subscribers: usize,
+    /// Which entries are to be looked at because time has passed.
+    pub(super) look: Look,
     /// `None` while serving.
     pub(super) drain: Option<Drain>,
+    /// How far the drain's look at all connections has come; `None` between two of them.
+    pub(super) drain_pass: Option<DrainPass>,
     /// Why accepts failed since the last tick.
     pub(super) accept_errno: Option<i32>,
     /// Batches of which sends were taken whole since the last turn, by format.
@@ -117,7 +122,9 @@ impl State {
             sequence: 0,
             sequence_at_tick: 0,
             subscribers: 0,
+            look: Look::default(),
             drain: None,
+            drain_pass: None,
             accept_errno: None,
             completed: Default::default(),
             offered: Vec::new(),

@@ -120,7 +120,7 @@ impl Window {
 mod tests {
     use super::*;
     use crate::event::{CustomId, Epoch, Event};
-    use crate::shard::fixtures::encoded;
+    use crate::shard::fixtures::{encoded, encoded_alone};
 
     #[test]
     fn every_cursor_finds_the_first_event_that_it_has_not_seen() {
@@ -140,7 +140,7 @@ mod tests {
     fn an_id_stands_for_its_oldest_event_as_long_as_that_is_here() {
         let mut window = Window::default();
         for (sequence, id) in [(3, "a"), (5, "b"), (8, "a"), (9, "c")] {
-            let encoded = Arc::into_inner(encoded("t", sequence)).expect("nobody else has it");
+            let encoded = encoded_alone("t", sequence);
             let event = Event { id: Some(CustomId::new(id).expect("an id")), ..encoded.event };
             window.push(Arc::new(Encoded::new(event, Epoch(7), sequence, encoded.intake)));
         }
