@@ -1,13 +1,14 @@
-//! From the hub to every shard: one message per batch of events, through one bounded queue per shard, and beside it a
-//! side path of questions, bounded as well.
+//! From the hub to every shard: one message per batch of events, through one bounded queue per
+//! shard, and beside it a side path of questions, bounded as well.
 //!
 //! Invariants worth naming:
 //! - The hub is the only sender, so every shard sees the same events in the same order.
 //! - A message is either in a queue or still with the hub; nothing is dropped on a full queue.
-//! - A question needs no order with events, so that it may overtake them where they wait for a saturated shard.
-//! - The doorbell is written only when its shard may be asleep, and never left out then: [`Inbox::may_sleep`] announces
-//!   sleep *before* it looks at both queues, [`Outbox::try_send`] and [`Outbox::ask`] look for sleep *after* they filled
-//!   one (`sleep`).
+//! - A question needs no order with events, so that it may overtake them where they wait for a
+//!   saturated shard.
+//! - The doorbell is written only when its shard may be asleep, and never left out then:
+//!   [`Inbox::may_sleep`] announces sleep *before* it looks at both queues, [`Outbox::try_send`]
+//!   and [`Outbox::ask`] look for sleep *after* they filled one (`sleep`).
 //!
 //! Not here: what a shard does with a message, and who waits for the doorbell (`runtime`).
 
@@ -208,7 +209,8 @@ pub enum Refused {
     Gone(Message),
 }
 
-/// A queue of at most `messages_max` messages to one shard, and a side path of [`QUESTIONS_MAX`] questions.
+/// A queue of at most `messages_max` messages to one shard, and a side path of [`QUESTIONS_MAX`]
+/// questions.
 pub fn path(messages_max: usize) -> std::io::Result<(Outbox, Inbox)> {
     let (sender, receiver) = crossbeam_channel::bounded(messages_max);
     let (asker, asked) = crossbeam_channel::bounded(QUESTIONS_MAX);
@@ -230,8 +232,9 @@ impl Outbox {
         }
     }
 
-    /// Asks the shard and wakes it if it sleeps; never blocks. False if it has ended, or has left [`QUESTIONS_MAX`] questions
-    /// alone: then it has not turned for as long as the hub waits for answers.
+    /// Asks the shard and wakes it if it sleeps; never blocks. False if it has ended, or has left
+    /// [`QUESTIONS_MAX`] questions alone: then it has not turned for as long as the hub waits for
+    /// answers.
     pub fn ask(&self, question: Question) -> bool {
         let asked = self.side.try_send(question).is_ok();
         if asked {
@@ -258,13 +261,14 @@ impl Inbox {
         self.queue.try_recv().ok()
     }
 
-    /// The next question that somebody waits for, if there is one. Those that were given up are dropped.
+    /// The next question that somebody waits for, if there is one. Those that were given up are
+    /// dropped.
     pub fn next_question(&self) -> Option<Question> {
         self.side.try_iter().find(|question| !question.is_given_up())
     }
 
-    /// Announces sleep and says whether both queues are empty, so that the shard may await its doorbell.
-    /// On `false` the shard counts as awake again.
+    /// Announces sleep and says whether both queues are empty, so that the shard may await its
+    /// doorbell. On `false` the shard counts as awake again.
     pub fn may_sleep(&self) -> bool {
         self.doorbell.sleep.begin(|| self.queue.is_empty() && self.side.is_empty())
     }

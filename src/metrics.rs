@@ -1,7 +1,8 @@
 //! What a shard counts, and the copy of it that a scrape gets.
 //!
-//! A shard owns its counters as plain integers; nobody else reads them. A scrape asks on the side path and gets a
-//! [`ShardReport`]. Latencies are nanoseconds, recorded by (batch, reap) with counts, never per frame.
+//! A shard owns its counters as plain integers; nobody else reads them. A scrape asks on the side
+//! path and gets a [`ShardReport`]. Latencies are nanoseconds, recorded by (batch, reap) with
+//! counts, never per frame.
 
 use hdrhistogram::Histogram;
 

@@ -291,7 +291,8 @@ impl From<std::io::Error> for Occupied {
     }
 }
 
-/// Binds a Unix socket. A socket that nobody listens on any more is replaced; nothing else is removed.
+/// Binds a Unix socket. A socket that nobody listens on any more is replaced; nothing else is
+/// removed.
 fn bind_unix(path: &Path) -> Result<UnixListener, Occupied> {
     match UnixListener::bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {}

@@ -1,11 +1,13 @@
 //! Claim: no message stays behind while its shard sleeps and nobody rings.
 //!
-//! Set-up: the handshake of `src/broadcast/sleep.rs` itself, on loom's atomics, between a hub that sends and a shard that
-//! takes, sleeps and is woken. There are two queues, of messages and of questions, with one doorbell. Each is a count with
-//! the weakest order that there is, so that nothing but the handshake keeps the two sides together.
+//! Set-up: the handshake of `src/broadcast/sleep.rs` itself, on loom's atomics, between a hub that
+//! sends and a shard that takes, sleeps and is woken. There are two queues, of messages and of
+//! questions, with one doorbell. Each is a count with the weakest order that there is, so that
+//! nothing but the handshake keeps the two sides together.
 //!
-//! Expectation: under every interleaving with a few preemptions, and whatever an access may still see of older values, the
-//! shard takes everything from both queues. A shard that waits for a ring that never comes is a deadlock, which loom reports.
+//! Expectation: under every interleaving with a few preemptions, and whatever an access may still
+//! see of older values, the shard takes everything from both queues. A shard that waits for a ring
+//! that never comes is a deadlock, which loom reports.
 
 use loom::sync::atomic::{self, AtomicUsize, Ordering};
 use loom::sync::{Arc, Notify};
@@ -15,7 +17,8 @@ mod sleep;
 
 use sleep::Sleep;
 
-/// What the hub sends, by queue: enough that a shard is woken by either, takes one, and sleeps again.
+/// What the hub sends, by queue: enough that a shard is woken by either, takes one, and sleeps
+/// again.
 const SENT: [usize; 2] = [1, 1];
 /// Times that a thread is interrupted where it need not wait. All there are take half a minute; a missing fence shows with two.
 const PREEMPTIONS_MAX: usize = 4;

@@ -1,7 +1,8 @@
 //! What the hub asks of a shard: the side path beside the events.
 //!
-//! A question overtakes the events that wait for a saturated shard, so that whoever watches an overloaded server is
-//! answered. It does not overtake what the shard can take at once: see `Shard::turn`.
+//! A question overtakes the events that wait for a saturated shard, so that the operator of an
+//! overloaded server is answered. It does not overtake what the shard can take at once: see
+//! `Shard::turn`.
 
 use std::sync::Arc;
 
@@ -15,8 +16,10 @@ use crate::metrics::{ShardReport, TopicReport};
 pub enum TopicQuery {
     /// This one, if the shard knows it.
     One(Topic),
-    /// Of all that have subscribers or events those whose names come first after `after`, in the order of names: `most`, at
-    /// most [`TOPICS_PER_ANSWER_MAX`](crate::config::limits::TOPICS_PER_ANSWER_MAX). Fewer say that there are no more.
+    /// Of all that have subscribers or events those whose names come first after `after`, in the
+    /// order of names: `most`, at most
+    /// [`TOPICS_PER_ANSWER_MAX`](crate::config::limits::TOPICS_PER_ANSWER_MAX). Fewer say that
+    /// there are no more.
     Page {
         /// A name, or nothing for the first ones.
         after: Arc<str>,
@@ -25,7 +28,8 @@ pub enum TopicQuery {
     },
 }
 
-/// A question of the control API to one shard, and where the answer goes. A shard that is gone drops it.
+/// A question of the control API to one shard, and where the answer goes. A shard that is gone
+/// drops it.
 #[derive(Debug)]
 pub enum Question {
     /// Its counters and histograms.

@@ -171,7 +171,7 @@ limit_flags! {
         topics_per_connection_max: Count;
         /// One message from a WebSocket client
         message_in_bytes_max: Size;
-        /// Between signs of life on an idle connection, at most: SSE comment, WebSocket ping; up to a quarter earlier on some
+        /// Most between signs of life on an idle connection: SSE comment, WebSocket ping
         heartbeat_ms: Millis;
         /// A send that takes longer than this ends its connection
         stall_ms_max: Millis;

@@ -1,8 +1,8 @@
 //! `GET /topics` and `GET /topics/{topic}`: what the hub and the shards know of topics, merged.
 //!
-//! Subscribers add up over shards. Windows do not: all shards keep the same events of a topic, so the largest window
-//! is told. It may lag what is still queued to a busy shard. A shard that gave no report is named under `unavailable`, and
-//! its subscribers are missing.
+//! Subscribers add up over shards. Windows do not: all shards keep the same events of a topic, so
+//! the largest window is told. It may lag what is still queued to a busy shard. A shard that gave
+//! no report is named under `unavailable`, and its subscribers are missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -50,8 +50,8 @@ pub(super) struct TopicView {
     last_id: Option<String>,
     /// Sequence of the last event, 0 before the first.
     sequence: u64,
-    /// Published since the hub remembers the topic. `null` where the hub has forgotten events that a window still holds: it would
-    /// be less than the window.
+    /// Published since the hub remembers the topic. `null` where the hub has forgotten events that
+    /// a window still holds: it would be less than the window.
     published: Option<Amount>,
     window: Amount,
 }
@@ -78,8 +78,8 @@ impl Page {
 }
 
 impl Hub {
-    /// One page of all topics that the hub or a shard knows, put together in slices of bounded work: between two of them
-    /// publishers have their turn, and so have the shards' subscribers.
+    /// One page of all topics that the hub or a shard knows, put together in slices of bounded
+    /// work: between two of them publishers have their turn, and so have the shards' subscribers.
     pub(super) async fn list_topics(&self, page: &Page) -> Listing {
         // The semaphore is never closed; without a permit the listing would only be less bounded.
         let _permit = self.listings.acquire().await.ok();
@@ -103,15 +103,16 @@ impl Hub {
         Listing { topics, next, unavailable: unavailable.into_iter().collect() }
     }
 
-    /// The topics after `from` as far as everybody has told of them: the hub and each shard tell of `most`, or of all that there
-    /// are. Gives the name after which there may be more.
+    /// The topics after `from` as far as everybody has told of them: the hub and each shard tell of
+    /// `most`, or of all that there are. Gives the name after which there may be more.
     fn slice(
         &self,
         from: &str,
         most: usize,
         reports: &[Option<Vec<TopicReport>>],
     ) -> (Vec<TopicView>, Option<Arc<str>>) {
-        // Behind the answers, so that the hub's record has every event that a shard told of, unless it is forgotten.
+        // Behind the answers, so that the hub's record has every event that a shard told of, unless
+        // it is forgotten.
         let intake = self.intake();
         let records: Vec<&TopicRecord> = intake.topics().after(from).take(most).collect();
         let reports: Vec<&[TopicReport]> = reports.iter().flatten().map(Vec::as_slice).collect();

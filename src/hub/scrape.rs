@@ -1,7 +1,8 @@
 //! Asks every shard on the side path: for its counters and histograms, or for topics.
 //!
-//! A scrape waits at most [`SCRAPE_MS_MAX`] for all shards together. A shard that has ended, or that does not answer in
-//! time, is missing from the result; the others are not. A shard that is busy answers within a few turns.
+//! A scrape waits at most [`SCRAPE_MS_MAX`] for all shards together. A shard that has ended, or
+//! that does not answer in time, is missing from the result; the others are not. A shard that is
+//! busy answers within a few turns.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,8 +1,10 @@
-//! Where publishers' ids stand in a window, so that a client that names one is not answered by a walk over all events.
+//! Where publishers' ids stand in a window, so that a client that names one is not answered by a
+//! walk over all events.
 //!
-//! An id is kept as its hash, with a key of this process: two ids may share one, so the caller looks at the event itself. An
-//! event without an id of its publisher's costs nothing here, one with such an id
-//! [`ID_PLACE_BYTES`](crate::config::limits::ID_PLACE_BYTES), until it leaves the window.
+//! An id is kept as its hash, with a key of this process: two ids may share one, so the caller
+//! looks at the event itself. An event without an id of its publisher's costs nothing here, one
+//! with such an id [`ID_PLACE_BYTES`](crate::config::limits::ID_PLACE_BYTES), until it leaves the
+//! window.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
@@ -29,8 +31,9 @@ impl Ids {
         self.places.remove(&(KEY.hash_one(id), sequence));
     }
 
-    /// The sequence of the oldest event with this id. `has_id` says whether the event of a sequence has it; it is asked once,
-    /// and once more for each older event whose id has the same hash by chance.
+    /// The sequence of the oldest event with this id. `has_id` says whether the event of a sequence
+    /// has it; it is asked once, and once more for each older event whose id has the same hash by
+    /// chance.
     pub fn oldest(&self, id: &str, mut has_id: impl FnMut(u64) -> bool) -> Option<u64> {
         if self.places.is_empty() {
             return None;

@@ -1,8 +1,9 @@
 //! One shard: all connections of one core, and the turn that serves them.
 //!
-//! A turn is: take what the hub sent, reap what the kernel finished, answer a question, let time pass, sweep, submit. Each
-//! part is bounded and works at its own pace; completions and messages only mark what is to be done. The shard neither sleeps nor
-//! reads the clock: whoever drives it (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
+//! A turn is: take what the hub sent, reap what the kernel finished, answer a question, let time
+//! pass, sweep, submit. Each part is bounded and works at its own pace; completions and messages
+//! only mark what is to be done. The shard neither sleeps nor reads the clock: whoever drives it
+//! (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
 
 use crate::broadcast::{Inbox, Message};
 use crate::clock::Stamp;
@@ -56,9 +57,10 @@ impl<R: EgressRing> Shard<R> {
     /// One turn at the time `now`.
     pub fn turn(&mut self, now: Stamp) -> Result<Turn, RingError> {
         let ticks = self.state.begin_turn(now);
-        // A question is looked at before the messages, however many wait, and answered after them: so it knows the events
-        // that were sent before it, unless the shard is saturated or has more to take than a turn does. One per turn:
-        // a question is answered within `QUESTIONS_MAX` turns, whatever the ring and the queue of messages do.
+        // A question is looked at before the messages, however many wait, and answered after them:
+        // so it knows the events that were sent before it, unless the shard is saturated or has
+        // more to take than a turn does. One per turn: a question is answered within
+        // `QUESTIONS_MAX` turns, whatever the ring and the queue of messages do.
         let question = self.inbox.next_question();
         // Before what clients say: whoever comes from another shard may name an event that waits here.
         let messages = self.take_messages();

@@ -1,4 +1,5 @@
-//! The topics of a shard by name: each found in one step, and all of them page by page in the order of names (by bytes).
+//! The topics of a shard by name: each found in one step, and all of them page by page in the order
+//! of names (by bytes).
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -37,7 +38,8 @@ impl Names {
         self.by_name.len()
     }
 
-    /// The indexes of the names greater than `after`, in the order of names. Each costs a step, the first a few more.
+    /// The indexes of the names greater than `after`, in the order of names. Each costs a step, the
+    /// first a few more.
     pub fn after(&self, after: &str) -> impl Iterator<Item = TopicIndex> {
         self.in_order.range::<str, _>((Bound::Excluded(after), Bound::Unbounded)).map(|(_, index)| *index)
     }

@@ -251,7 +251,8 @@ impl State {
         }
     }
 
-    /// The counters. None of them falls between two reports: sends that the ring has yet to tell of are left out.
+    /// The counters. None of them falls between two reports: sends that the ring has yet to tell of
+    /// are left out.
     fn report(&self, enters: u64) -> ShardReport {
         let mut metrics = self.metrics.clone();
         metrics.enters = enters;

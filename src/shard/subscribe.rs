@@ -242,7 +242,8 @@ impl State {
             return (ours.sequence <= self.setup.demand.newest()).then_some(ours.sequence);
         }
         let windows = memberships.as_slice().iter().map(|member| &self.topics.get(member.topic).window);
-        // Of several events with this id the oldest, so that nothing after the one that was meant is lost.
+        // Of several events with this id the oldest, so that nothing after the one that was meant
+        // is lost.
         windows.filter_map(|window| window.oldest_with_id(id)).min()
     }
 

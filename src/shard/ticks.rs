@@ -1,11 +1,13 @@
 //! Time: heartbeats, limits of patience, and the drain. Everything is coarse: an entry is looked at once a second.
 //!
 //! Invariants worth naming:
-//! - A turn looks at a bounded number of entries. What is due beyond that is looked at in the next turns, before the shard
-//!   sleeps.
-//! - Those whose time has come are queued for attention only as far as the step of the same turn reaches, or a few if
-//!   others wait: a mass of heartbeats delays nobody's first bytes.
-//! - No heartbeat is due later than `heartbeat_ms`, and those of equal subscribers are not due together.
+//! - A turn looks at a bounded number of entries. What is due beyond that is looked at in the next
+//!   turns, before the shard sleeps.
+//! - A connection whose time has come is queued for attention only as far as the step of the same
+//!   turn reaches. Where others wait, a few are queued behind them. So a mass of heartbeats delays
+//!   nobody's first bytes.
+//! - No heartbeat is due later than `heartbeat_ms`, and those of equal subscribers are not due
+//!   together.
 
 use super::connections::{CHUNK, Phase};
 use super::state::State;
@@ -43,7 +45,8 @@ fn ticks(ms: u64) -> u32 {
 }
 
 impl State {
-    /// `passed` ticks have gone by: that share of the slab is to be looked at. Drops expired events.
+    /// `passed` ticks have gone by: that share of the slab is to be looked at. Drops expired
+    /// events.
     pub(super) fn handle_ticks(&mut self, passed: u32) {
         self.topics.expire(self.now);
         if let Some(errno) = self.accept_errno.take() {
@@ -67,10 +70,11 @@ impl State {
     /// Looks at a bounded number of the entries that are due for it.
     pub(super) fn look_at_some(&mut self) {
         let ready_max = self.ready_max();
+        let capacity = self.connections.capacity();
         let mut budget = ENTRIES_LOOKED_AT_MAX;
         while self.look.left > 0 && budget > 0 && self.ready.len() < ready_max {
             let slot = self.look.next;
-            self.look.next = (slot + 1) % self.connections.capacity();
+            self.look.next = if slot + 1 == capacity { 0 } else { slot + 1 };
             self.look.left -= 1;
             budget -= 1;
             self.check(slot as Slot);
@@ -148,10 +152,10 @@ impl State {
         self.mark_ready(slot);
     }
 
-    /// Goes on with the look at all connections of a draining shard that is not done; with a new one, if the last is over and
-    /// `may_begin`. Subscribers who have everything are hung up on; at the deadline all are. A look that finds no
-    /// subscriber says so: nobody becomes one any more, and whoever else is there was told to go elsewhere, or asked
-    /// nothing yet.
+    /// Goes on with the look at all connections of a draining shard that is not done; with a new
+    /// one, if the last is over and `may_begin`. Subscribers who have everything are hung up on; at
+    /// the deadline all are. A look that finds no subscriber says so: nobody becomes one any more,
+    /// and whoever else is there was told to go elsewhere, or asked nothing yet.
     pub(super) fn drain(&mut self, may_begin: bool) {
         let Some(drain) = self.drain.as_ref().filter(|drain| !drain.is_done()) else { return };
         let overdue = self.now >= drain.deadline;
@@ -184,8 +188,9 @@ impl State {
     }
 }
 
-/// After how many ticks of quiet a connection shows a sign of life. Some do up to a quarter earlier, each slot always the same: all
-/// subscribers of a topic begin to be quiet together, and would go on beating together.
+/// After how many ticks of quiet a connection shows a sign of life. Some slots do up to a quarter
+/// earlier, always by the same time: all subscribers of a topic begin to be quiet together, and
+/// would go on beating together.
 fn beat_after(slot: Slot, heartbeat_ms: u64) -> u32 {
     let latest = ticks(heartbeat_ms);
     // Fibonacci hashing: neighbours are far apart.

@@ -153,7 +153,8 @@ async fn flood(
     accepted
 }
 
-/// Whoever watches an overloaded server is answered in full: questions do not wait behind the events.
+/// The operator of an overloaded server is answered in full: questions do not wait behind the
+/// events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stats_are_whole_while_publishers_are_refused() {
     let queues =

@@ -127,8 +127,8 @@ async fn a_quiet_topic_has_no_gap_although_its_window_is_gone() {
     }
 }
 
-/// Servers that start in the same instant, as two nodes of one deployment do, do not take each other's
-/// ids for their own.
+/// Servers that start in the same instant, as two nodes of one deployment do, do not take each
+/// other's ids for their own.
 #[tokio::test]
 async fn servers_that_start_together_have_epochs_of_their_own() {
     let starting: Vec<_> = (0..3).map(|_| std::thread::spawn(|| Server::start(&["--shards", "1"]))).collect();

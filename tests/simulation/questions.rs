@@ -1,10 +1,12 @@
 //! Promise: the control API is answered at once, whatever the shard has to do.
 //!
-//! Set-up: the worlds of this simulation, with questions on the side path while batches wait, sockets stall and the ring
-//! has no room; and a shard that knows more topics than one answer holds.
+//! Set-up: the worlds of this simulation, with questions on the side path while batches wait,
+//! sockets stall and the ring has no room; and a shard that knows more topics than one answer
+//! holds.
 //!
-//! Expectation: each turn answers one question, in the order in which they were asked; no counter falls; what was sent before
-//! a question is known to its answer where the shard takes it in one turn; no turn tells of more topics than its bound.
+//! Expectation: each turn answers one question, in the order in which they were asked; no counter
+//! falls; what was sent before a question is known to its answer where the shard takes it in one
+//! turn; no turn tells of more topics than its bound.
 
 use std::sync::Arc;
 
@@ -14,8 +16,9 @@ use fanwave::egress::EgressRing;
 
 use super::*;
 
-/// Whatever waits in the queue of messages, and whether the ring has room or not, a question is answered within
-/// `QUESTIONS_MAX` turns, in the order in which they were asked, and no counter falls between two answers.
+/// Whatever waits in the queue of messages, and whether the ring has room or not, a question is
+/// answered within `QUESTIONS_MAX` turns, in the order in which they were asked, and no counter
+/// falls between two answers.
 #[test]
 fn a_question_is_answered_within_a_few_turns_whatever_waits() {
     let (mut past_a_full_queue, mut without_room) = (0, 0);
@@ -70,7 +73,8 @@ fn an_answer_knows_what_was_sent_before_the_question() {
     }
 }
 
-/// A list of many topics costs each turn a bounded number of them, however many are asked for at once.
+/// A list of many topics costs each turn a bounded number of them, however many are asked for at
+/// once.
 #[test]
 fn no_turn_tells_of_more_topics_than_one_answer_holds() {
     let mut world = World::new(0, Weather::Fair);

@@ -205,8 +205,8 @@ fn rate_per_connection(question: &Question) -> f64 {
 
 fn traffic(model: &Model, question: &Question) -> Traffic {
     let deliveries = question.subscribers * rate_per_connection(question);
-    // A connection that hears something more often than the heartbeat needs none; others take about this many: some beat up to a
-    // quarter earlier, and each is looked at once a second only.
+    // A connection that hears something more often than the heartbeat needs none; others take about
+    // this many: some beat up to a quarter earlier, and each is looked at once a second only.
     let idle = rate_per_connection(question) * question.heartbeat < 1.0;
     let heartbeats = if idle { question.subscribers / question.heartbeat } else { 0.0 };
     let frame_bytes = model.frame_bytes(question.protocol, question.bytes);

@@ -200,7 +200,8 @@ fn report(number: usize) -> ShardReport {
     ShardReport { shard: number, cpu: number, metrics, window_events: 5 + number as u64, window_bytes: 0 }
 }
 
-/// What a shard knows of topics: those of its events, and "quiet", which has subscribers and no events.
+/// What a shard knows of topics: those of its events, and "quiet", which has subscribers and no
+/// events.
 fn list(topics: &[TopicReport], query: &TopicQuery) -> Vec<TopicReport> {
     let known = topics.iter().cloned().chain([topic_report("quiet", 0)]);
     match query {

@@ -56,7 +56,8 @@ async fn topics_are_listed_once_each_in_order_and_page_by_page() {
     }
 }
 
-/// Of many topics no shard tells, and the hub puts nothing together, in one go; the page has each once all the same.
+/// Neither a shard nor the hub deals with many topics in one go. The page has each topic once all
+/// the same.
 #[tokio::test]
 async fn a_long_page_is_made_of_slices_and_its_numbers_agree() {
     let mut bench = bench(2, Limits::default());
