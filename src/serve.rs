@@ -1,29 +1,31 @@
 //! Puts the stages together: binds the addresses, starts every shard, runs the hub until the drain is over.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, Memory, path};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
-    SUBMISSIONS_MAX, TOPIC_BYTES,
+    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES,
+    RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::room::{Room, Sharers};
 use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::listener::{listen, listen_alone};
 use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
 use crate::egress::{RingError, Slot};
-use crate::event::Epoch;
+use crate::event::{EVENT_BYTES_FIXED, Epoch};
 use crate::hub::{self, ControlListener, HubError, ShardEnd};
 use crate::runtime::{ShardHandle, ShardStart, spawn_shard, why_not_ready};
 use crate::shard;
@@ -86,8 +88,8 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         Sockets::Plain => false,
     };
     let room = room(&config, direct)?;
-    let epoch =
-        Epoch(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64));
+    let epoch = Epoch::random()
+        .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -250,7 +252,7 @@ fn bind_control(
     let mut bound = Vec::new();
     let mut listeners = Vec::new();
     for address in addresses {
-        let (address, listener) = bind_control_address(address).map_err(bind_error(address))?;
+        let (address, listener) = bind_control_address(address)?;
         bound.push(address);
         listeners.push(listener);
     }
@@ -258,33 +260,84 @@ fn bind_control(
 }
 
 /// Binds one control plane address. Returns it as bound.
-fn bind_control_address(address: &ControlAddress) -> std::io::Result<(ControlAddress, ControlListener)> {
+fn bind_control_address(address: &ControlAddress) -> Result<(ControlAddress, ControlListener), ServeError> {
+    let failed = || bind_error(address);
     match address {
         ControlAddress::Tcp(address) => {
-            let listener = listen_alone(*address)?;
-            listener.set_nonblocking(true)?;
-            Ok((ControlAddress::Tcp(listener.local_addr()?), ControlListener::Tcp(listener)))
+            let listener = listen_alone(*address).map_err(failed())?;
+            listener.set_nonblocking(true).map_err(failed())?;
+            let bound = listener.local_addr().map_err(failed())?;
+            Ok((ControlAddress::Tcp(bound), ControlListener::Tcp(listener)))
         }
         ControlAddress::Unix(path) => {
-            let listener = bind_unix(path)?;
-            listener.set_nonblocking(true)?;
+            let listener = bind_unix(path).map_err(|Occupied { source, remedy }| ServeError::Bind {
+                address: address.to_string(),
+                remedy,
+                source,
+            })?;
+            listener.set_nonblocking(true).map_err(failed())?;
             Ok((ControlAddress::Unix(path.clone()), ControlListener::Unix(listener)))
         }
     }
 }
 
-/// Binds a Unix socket; a socket file that nobody listens on any more is replaced.
-fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        other => other,
+/// Why a path is not bound, and what the operator can do about it.
+struct Occupied {
+    source: std::io::Error,
+    remedy: &'static str,
+}
+
+impl From<std::io::Error> for Occupied {
+    fn from(source: std::io::Error) -> Occupied {
+        Occupied { source, remedy: "choose another with --control" }
     }
+}
+
+/// Binds a Unix socket. A socket that nobody listens on any more is replaced; nothing else is
+/// removed.
+fn bind_unix(path: &Path) -> Result<UnixListener, Occupied> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+        other => return Ok(other?),
+    }
+    // Of the path itself: a link is not followed, neither here nor by bind(2).
+    let found = std::fs::symlink_metadata(path)?.file_type();
+    let what = match () {
+        () if found.is_socket() => None,
+        () if found.is_file() => Some("a regular file"),
+        () if found.is_dir() => Some("a directory"),
+        () if found.is_symlink() => Some("a symbolic link"),
+        () => Some("something that is no socket"),
+    };
+    if let Some(what) = what {
+        let text = format!("there is {what}, and only a socket is replaced");
+        let remedy = "remove it, or choose another path with --control";
+        return Err(Occupied { source: std::io::Error::new(ErrorKind::AlreadyExists, text), remedy });
+    }
+    let in_use = |text: String| Occupied {
+        source: std::io::Error::new(ErrorKind::AddrInUse, text),
+        remedy: "end the process that listens there, or choose another path with --control",
+    };
+    match connect_at_once(path) {
+        // unix(7): ECONNREFUSED says that no listening socket has this address.
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)?;
+            Ok(UnixListener::bind(path)?)
+        }
+        // A full backlog is that of a process that listens.
+        Ok(()) => Err(in_use("a process listens on this socket".into())),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            Err(in_use("a process listens on this socket".into()))
+        }
+        Err(error) => Err(in_use(format!("the socket there cannot be asked who listens: {error}"))),
+    }
+}
+
+/// Connects to a Unix socket without a wait for a place in its backlog.
+fn connect_at_once(path: &Path) -> std::io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&socket2::SockAddr::unix(path)?)
 }
 
 /// User-space memory at the limits, one line per owner.
@@ -295,6 +348,8 @@ fn memory_lines(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
     let rings = SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16;
     let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
     let control = room.control_connections * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
+    // The shortest topic and the shortest id have a byte each.
+    let events_max = limits.history_memory_max() / (EVENT_BYTES_FIXED + 2);
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
     vec![
         ("connections, when all are in use", sum(room.slots * per_socket)),
@@ -305,6 +360,7 @@ fn memory_lines(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
         ("control connections, when all are in use", control as u64),
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (2 * shards + 1)),
         ("events and their frames, in queues and windows", limits.window_bytes_total_max as u64),
+        ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings + receive)),
     ]

@@ -171,7 +171,7 @@ limit_flags! {
         topics_per_connection_max: Count;
         /// One message from a WebSocket client
         message_in_bytes_max: Size;
-        /// Between signs of life on an idle connection: SSE comment, WebSocket ping
+        /// Most between signs of life on an idle connection: SSE comment, WebSocket ping
         heartbeat_ms: Millis;
         /// A send that takes longer than this ends its connection
         stall_ms_max: Millis;
@@ -185,18 +185,18 @@ limit_flags! {
         message_bytes_max: Size;
         /// Events of one topic that a returning subscriber still gets
         window_events_max: Count;
-        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,061 B)
+        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,077 B)
         window_bytes_max: Size;
         /// Age of these events
         window_ms_max: Millis;
         /// Memory of all events alive with their frames, those that slow subscribers still lack included; one topic has
-        /// at most a quarter; at least --window-bytes-max and 40 x --message-bytes-max + 25,464 B
+        /// at most a quarter; at least --window-bytes-max and 40 x --message-bytes-max + 25,848 B
         window_bytes_total_max: Size;
     }
     "Queues and sends" {
         /// Events accepted and not yet broadcast; beyond it publishers get 503
         hub_queue_events_max: Count;
-        /// Memory of these events with their frames, at least 5 x --message-bytes-max + 3,183 B
+        /// Memory of these events with their frames, at least 5 x --message-bytes-max + 3,231 B
         hub_queue_bytes_max: Size;
         /// Broadcasts waiting for one shard; a full queue holds the hub back
         shard_queue_batches_max: Count;
@@ -479,9 +479,9 @@ pub(super) mod tests {
             ("handshake-bytes-max", "[at least 512]"),
             ("message-bytes-max", "[1 to 1GiB]"),
             ("drain-ms-max", "[at most 2000000000]"),
-            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,061 B)"),
-            ("window-bytes-total-max", "at least --window-bytes-max and 40 x --message-bytes-max + 25,464 B"),
-            ("hub-queue-bytes-max", "at least 5 x --message-bytes-max + 3,183 B"),
+            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,077 B)"),
+            ("window-bytes-total-max", "at least --window-bytes-max and 40 x --message-bytes-max + 25,848 B"),
+            ("hub-queue-bytes-max", "at least 5 x --message-bytes-max + 3,231 B"),
         ] {
             assert!(text(flag).contains(bounds), "--{flag}: no {bounds:?} in {}", text(flag));
         }
@@ -499,13 +499,13 @@ pub(super) mod tests {
             ];
             config(&flags.each_ref().map(String::as_str), &[]).map(drop)
         };
-        let total = 40 * 1_000 + 25_464;
-        assert_eq!(sizes(4 * 2_061, total, 8_183), Ok(()));
+        let total = 40 * 1_000 + 25_848;
+        assert_eq!(sizes(4 * 2_077, total, 8_231), Ok(()));
         for (flag, refused) in [
-            ("--window-bytes-max ", sizes(4 * 2_061 - 1, total, 8_183)),
-            ("--window-bytes-total-max ", sizes(4 * 2_061, total - 1, 8_183)),
-            ("--window-bytes-total-max ", sizes(total + 1, total, 8_183)),
-            ("--hub-queue-bytes-max ", sizes(4 * 2_061, total, 8_182)),
+            ("--window-bytes-max ", sizes(4 * 2_077 - 1, total, 8_231)),
+            ("--window-bytes-total-max ", sizes(4 * 2_077, total - 1, 8_231)),
+            ("--window-bytes-total-max ", sizes(total + 1, total, 8_231)),
+            ("--hub-queue-bytes-max ", sizes(4 * 2_077, total, 8_230)),
         ] {
             assert!(refused.expect_err(flag).starts_with(flag), "{flag}");
         }

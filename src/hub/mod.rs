@@ -27,7 +27,8 @@ use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused};
 use crate::clock::Stamp;
 use crate::config::Config;
 use crate::config::limits::{
-    DRAIN_GRACE_MS, GIVE_BACK_MS, GIVE_BACK_PAGE_BYTES, SCRAPES_MAX, STALL_RETRY_MS, TOPIC_RETRY_MS,
+    DRAIN_GRACE_MS, GIVE_BACK_MS, GIVE_BACK_PAGE_BYTES, LISTINGS_MAX, SCRAPES_MAX, STALL_RETRY_MS,
+    TOPIC_RETRY_MS,
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
 
@@ -123,6 +124,7 @@ struct Hub {
     stalled: Notify,
     stage: watch::Sender<Stage>,
     scrapes: Semaphore,
+    listings: Semaphore,
 }
 
 /// Serves the control API and broadcasts what is published, until `drain` resolves and every shard has ended.
@@ -250,6 +252,7 @@ impl Hub {
             stalled: Notify::new(),
             stage: watch::Sender::new(Stage::Serving),
             scrapes: Semaphore::new(SCRAPES_MAX),
+            listings: Semaphore::new(LISTINGS_MAX),
         }
     }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::ser::Serializer;
 
 use super::{Hub, RefusalCounts};
-use crate::broadcast::TopicQuery;
+use crate::broadcast::Question;
 use crate::clock::Stamp;
 use crate::close::{CLOSE_TABLE, CloseReason};
 use crate::metrics::{FormatCounters, ShardMetrics, ShardReport};
@@ -119,7 +119,7 @@ impl Serialize for ByReason {
 impl Hub {
     /// Asks the shards and puts everything together.
     pub(super) async fn stats(&self) -> Stats {
-        let reports = self.scrape(TopicQuery::None).await;
+        let reports = self.scrape(Question::Counters).await;
         let intake = self.intake();
         let queues = intake.outboxes().iter().map(|outbox| outbox.len());
         let shards = reports.iter().zip(queues).enumerate();

@@ -245,12 +245,9 @@ impl State {
             return (ours.sequence <= self.setup.demand.newest()).then_some(ours.sequence);
         }
         let windows = memberships.as_slice().iter().map(|member| &self.topics.get(member.topic).window);
-        windows
-            .flat_map(|window| window.iter().rev())
-            .filter(|event| event.event.id.as_ref().is_some_and(|custom| custom.as_str() == id))
-            .map(|event| event.sequence)
-            // Of several events with this id the oldest, so that nothing after the one that was meant is lost.
-            .min()
+        // Of several events with this id the oldest, so that nothing after the one that was meant
+        // is lost.
+        windows.filter_map(|window| window.oldest_with_id(id)).min()
     }
 
     /// The names of these topics.

@@ -23,20 +23,17 @@ pub const HEARTBEAT: &[u8] = b":\n\n";
 /// The event name of a gap notice.
 pub const GAP_EVENT: &str = "fanwave-gap";
 
-/// Longest `<epoch>-<sequence>`: 13 digits in base 36, the dash, 20 decimal digits.
-const OWN_ID_BYTES_MAX: usize = 34;
-
 /// The frame of one event: `id`, `event` if named, `retry` if given, one `data` line per line of the data, and a
 /// blank line. Empty data is one empty `data` line; binary data is one line of standard base64.
 pub fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
-    let mut own_id = [0; OWN_ID_BYTES_MAX];
+    let mut own_id = [0; EventId::BYTES_MAX];
     let id = match &event.id {
         Some(id) => id.as_str().as_bytes(),
         None => {
             let mut room = &mut own_id[..];
             write!(room, "{}", EventId { epoch, sequence }).expect("two u64 and a dash fit");
             let rest = room.len();
-            &own_id[..OWN_ID_BYTES_MAX - rest]
+            &own_id[..EventId::BYTES_MAX - rest]
         }
     };
     let name = event.name.as_ref().map(|name| name.as_str().as_bytes());
@@ -65,7 +62,7 @@ pub fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
 
 /// The most bytes that the frame of `event` may have, whatever its sequence.
 pub fn frame_bytes_max(event: &Event) -> usize {
-    frame_size(event, event.id.as_ref().map_or(OWN_ID_BYTES_MAX, |id| id.as_str().len()))
+    frame_size(event, event.id.as_ref().map_or(EventId::BYTES_MAX, |id| id.as_str().len()))
 }
 
 /// Bytes of the frame of `event` with an id of so many bytes.

@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 use tower::ServiceExt;
 
 use super::{Hub, ShardEnd, control};
-use crate::broadcast::{Encoded, Inbox, Memory, Message, Scrape, TopicQuery, path};
+use crate::broadcast::{Encoded, Inbox, Memory, Message, Question, TopicQuery, path};
+use crate::config::limits::TOPICS_PER_ANSWER_MAX;
 use crate::config::{Config, Limits, OverrunPolicy, Sockets};
 use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
@@ -138,26 +139,31 @@ fn start_shard(
         let bell = AsyncFd::new(bell).expect("an eventfd can be polled");
         let mut topics: Vec<TopicReport> = Vec::new();
         loop {
-            match inbox.try_recv() {
-                Some(Message::Batch(batch)) => {
-                    for encoded in &batch.events {
-                        note(&mut topics, encoded);
-                        let _ = tell.send(Seen::Event(encoded.clone()));
+            // What was sent before a question is known to the answer.
+            let question = inbox.next_question();
+            while let Some(message) = inbox.try_recv() {
+                match message {
+                    Message::Batch(batch) => {
+                        for encoded in &batch.events {
+                            note(&mut topics, encoded);
+                            let _ = tell.send(Seen::Event(encoded.clone()));
+                        }
+                    }
+                    Message::Drain(mut drain) => {
+                        drain.say_done();
+                        let _ = tell.send(Seen::Drain);
+                    }
+                    Message::End => {
+                        if let Some(ends) = &ends {
+                            let _ = ends.send(ShardEnd { shard: number, result: Ok(()) });
+                        }
+                        return;
                     }
                 }
-                Some(Message::Report(Scrape { query, answer })) => {
-                    let _ = answer.send(report(number, &topics, &query));
-                }
-                Some(Message::Drain(mut drain)) => {
-                    drain.say_done();
-                    let _ = tell.send(Seen::Drain);
-                }
-                Some(Message::End) => {
-                    if let Some(ends) = &ends {
-                        let _ = ends.send(ShardEnd { shard: number, result: Ok(()) });
-                    }
-                    return;
-                }
+            }
+            match question {
+                Some(Question::Counters(answer)) => drop(answer.send(report(number))),
+                Some(Question::Topics(query, answer)) => drop(answer.send(list(&topics, &query))),
                 None if inbox.may_sleep() => {
                     let mut rung = bell.readable().await.expect("the runtime lives");
                     rustix::io::read(bell.get_ref(), &mut [0; 8]).expect("a rung doorbell");
@@ -187,26 +193,28 @@ fn topic_report(topic: &str, newest: u64) -> TopicReport {
     TopicReport { topic, subscribers: [1, 2], window_events: 0, window_bytes: 0, oldest: 0, newest }
 }
 
-/// Shard `number` has that many connections and one latency of as many milliseconds; "quiet" is a topic with
-/// subscribers and without events.
-fn report(number: usize, topics: &[TopicReport], query: &TopicQuery) -> ShardReport {
+/// Shard `number` has that many connections and one latency of as many milliseconds.
+fn report(number: usize) -> ShardReport {
     let mut metrics = ShardMetrics { connections: number as u64, ..ShardMetrics::default() };
     metrics.formats[0].frames = 10 + number as u64;
     metrics.closed[0] = 1;
     metrics.intake_to_shard.saturating_record(1_000_000 * (number as u64 + 1));
+    ShardReport { shard: number, cpu: number, metrics, window_events: 5 + number as u64, window_bytes: 0 }
+}
+
+/// What a shard knows of topics: those of its events, and "quiet", which has subscribers and no
+/// events.
+fn list(topics: &[TopicReport], query: &TopicQuery) -> Vec<TopicReport> {
     let known = topics.iter().cloned().chain([topic_report("quiet", 0)]);
-    let topics = match query {
-        TopicQuery::None => Vec::new(),
+    match query {
         TopicQuery::One(topic) => known.filter(|report| report.topic == *topic).collect(),
-        TopicQuery::All => known.collect(),
-    };
-    ShardReport {
-        shard: number,
-        cpu: number,
-        metrics,
-        topics,
-        window_events: 5 + number as u64,
-        window_bytes: 0,
+        TopicQuery::Page { after, most } => {
+            assert!((1..=TOPICS_PER_ANSWER_MAX).contains(most), "{most} topics in one turn");
+            let mut known: Vec<_> = known.filter(|report| report.topic.as_str() > &**after).collect();
+            known.sort_by(|one, other| one.topic.cmp(&other.topic));
+            known.truncate(*most);
+            known
+        }
     }
 }
 
