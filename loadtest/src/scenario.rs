@@ -40,13 +40,20 @@ pub const FORM: &str = r#"A scenario file:
   topics = 1                 # event k goes to topic k mod topics, connection k listens to topic k mod topics
   payload_bytes = 200        # of one event's data, at least 36
   [publish]
-  pace = "rate"              # or "burst" (events, every_ms), "in_flight" (events), "idle"
+  pace = "rate"              # or "burst" (events, every_ms), "in_flight" (events), "idle", "at_once" (events, posts)
   per_second = 100
   [[subscribers]]            # one table for each kind of subscribers
   protocol = "sse"           # or "ws"
   connections = 1000
   ramp_per_second = 5000     # may be left out
   behaviour = { kind = "steady" } # or "slow" (bytes_per_second), "stalled", "churn" (per_second), "storm" (at_seconds, share)
+                             # or "once": whom the server closes is counted and stays away
+
+bulk (pace "at_once") publishes all events of a part at once, as one stream or one POST after the other, and judges:
+every subscriber must get every event, none may be closed, and the server's memory must not grow by more than its start
+declares for windows, queues and slow sends. Readers of kind "stalled" beside must be closed in time (the server gets
+--stall-ms-max 2000 then) and the memory must come back. Any fault is exit status 1. `seconds` is the longest that a part
+may take; there is no warm-up, no floor, no page and no interval log. A part can be run by its name.
 "#;
 
 /// The longest measurement: a day is a soak test, more is a typing error.
@@ -67,6 +74,23 @@ const RECEIVERS_MAX: u64 = 64;
 const SOCKETS_PER_ADDRESS: u64 = 1_000;
 /// Files that the rest of the machine may have open.
 const FILES_SPARE: u64 = 10_000;
+
+/// The scenario that is several: all events at once, in several sizes, to several numbers of subscribers.
+const BULK: &str = "bulk";
+/// What `run --list` says of it.
+const BULK_ABOUT: &str =
+    "Everything at once: 4 KiB to 1 MiB, to 100 and 500 subscribers; everybody gets all, or it fails";
+/// Its parts, which have names too.
+const BULK_PARTS: [(&str, &str); 8] = [
+    ("bulk-4k-100", include_str!("../scenarios/bulk/4k-100.toml")),
+    ("bulk-10k-100", include_str!("../scenarios/bulk/10k-100.toml")),
+    ("bulk-10k-posts", include_str!("../scenarios/bulk/10k-posts.toml")),
+    ("bulk-1m-100", include_str!("../scenarios/bulk/1m-100.toml")),
+    ("bulk-4k-500", include_str!("../scenarios/bulk/4k-500.toml")),
+    ("bulk-10k-500", include_str!("../scenarios/bulk/10k-500.toml")),
+    ("bulk-1m-500", include_str!("../scenarios/bulk/1m-500.toml")),
+    ("bulk-stalled", include_str!("../scenarios/bulk/stalled.toml")),
+];
 
 /// Flags that change a scenario.
 #[derive(Debug, Clone, Default, Args)]
@@ -93,6 +117,30 @@ pub fn built_in() -> Result<Vec<Workload>> {
     BUILT_IN.iter().map(|(name, text)| parse(text, &format!("scenario {name}"))).collect()
 }
 
+/// What `run --list` tells: name, what it stands for, most connections. Bulk comes last.
+pub fn listed() -> Result<Vec<(String, String, usize)>> {
+    let mut rows: Vec<_> = built_in()?
+        .into_iter()
+        .map(|workload| {
+            let connections = workload.connections();
+            (workload.name, workload.about, connections)
+        })
+        .collect();
+    let parts = BULK_PARTS.iter().map(|(name, text)| parse(text, name)).collect::<Result<Vec<_>>>()?;
+    let most = parts.iter().map(Workload::connections).max().unwrap_or(0);
+    rows.push((BULK.to_owned(), BULK_ABOUT.to_owned(), most));
+    Ok(rows)
+}
+
+/// The names with that of a scenario that is several replaced by those of its parts.
+pub fn expand(names: &[String]) -> Vec<String> {
+    let parts = |name: &String| match name == BULK {
+        true => BULK_PARTS.iter().map(|(part, _)| (*part).to_owned()).collect(),
+        false => vec![name.clone()],
+    };
+    names.iter().flat_map(parts).collect()
+}
+
 /// Finds, reads, changes and checks a scenario: a name, or a path (it holds a `/` or ends in `.toml`).
 pub fn load(name_or_path: &str, overrides: &Overrides) -> Result<Workload> {
     let is_path = name_or_path.contains('/') || name_or_path.ends_with(".toml");
@@ -101,8 +149,9 @@ pub fn load(name_or_path: &str, overrides: &Overrides) -> Result<Workload> {
             .with_context(|| format!("reading the scenario {name_or_path}"))?;
         parse(&text, name_or_path)?
     } else {
-        let (_, text) = BUILT_IN.iter().find(|(name, _)| *name == name_or_path).ok_or_else(|| {
-            let names: Vec<_> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+        let mut all = BUILT_IN.iter().chain(&BULK_PARTS);
+        let (_, text) = all.find(|(name, _)| *name == name_or_path).ok_or_else(|| {
+            let names: Vec<_> = BUILT_IN.iter().map(|(name, _)| *name).chain([BULK]).collect();
             anyhow!(
                 "there is no scenario {name_or_path:?}; built in: {}; a file needs a path or .toml",
                 names.join(", ")
@@ -196,7 +245,7 @@ impl Overrides {
                 Pace::Burst { events, every_ms } => {
                     *every_ms = (*events as f64 * 1e3 / rate).round().max(1.0) as u64;
                 }
-                Pace::InFlight { .. } | Pace::Idle {} => {
+                Pace::InFlight { .. } | Pace::AtOnce { .. } | Pace::Idle {} => {
                     bail!("--rate does not fit: this scenario publishes neither at a rate nor in bursts");
                 }
             }
@@ -300,9 +349,21 @@ fn check_pace(workload: &Workload) -> Result<()> {
         Pace::Burst { every_ms: 0, .. } => {
             bail!("publish.every_ms = 0 leaves no time between bursts; give at least 1")
         }
-        Pace::Burst { events, .. } | Pace::InFlight { events } => at_once(events),
+        Pace::Burst { events, .. } | Pace::InFlight { events } | Pace::AtOnce { events, .. } => {
+            at_once(events)
+        }
         Pace::Rate { .. } | Pace::Idle {} => Ok(()),
     }?;
+    let behaviours = || workload.subscribers.iter().map(|crowd| crowd.behaviour);
+    if matches!(workload.publish, Pace::AtOnce { .. })
+        && !(behaviours().all(|behaviour| matches!(behaviour, Behaviour::Once | Behaviour::Stalled))
+            && behaviours().any(|behaviour| behaviour == Behaviour::Once))
+    {
+        bail!(
+            "publish.pace = \"at_once\" judges what subscribers of kind \"once\" get, beside \"stalled\" ones if you \
+             like; give a crowd of kind \"once\" and no others"
+        );
+    }
     let steady = workload.subscribers.iter().any(|crowd| crowd.behaviour == Behaviour::Steady);
     if matches!(workload.publish, Pace::InFlight { .. }) && !steady {
         bail!(
@@ -329,7 +390,7 @@ fn check_crowd(crowd: &Crowd, seconds: f64) -> Result<()> {
         positive("ramp_per_second", ramp)?;
     }
     match crowd.behaviour {
-        Behaviour::Steady | Behaviour::Stalled => Ok(()),
+        Behaviour::Steady | Behaviour::Once | Behaviour::Stalled => Ok(()),
         Behaviour::Slow { bytes_per_second: 0 } => {
             bail!("behaviour.bytes_per_second = 0 is what `kind = \"stalled\"` says; give at least 1")
         }
@@ -436,7 +497,10 @@ mod tests {
 
     #[test]
     fn every_built_in_scenario_can_be_done_under_its_own_name() {
-        for ((name, _), workload) in BUILT_IN.iter().zip(built_in().expect("all are well formed")) {
+        let parts = BULK_PARTS.iter().map(|(name, text)| parse(text, name).expect("well formed"));
+        for ((name, _), workload) in
+            BUILT_IN.iter().zip(built_in().expect("all are well formed")).chain(BULK_PARTS.iter().zip(parts))
+        {
             assert_eq!(*name, workload.name);
             check(&workload).unwrap_or_else(|error| panic!("{name}: {error:#}"));
             assert_eq!(load(name, &Overrides::default()).expect("found"), workload);
@@ -444,8 +508,26 @@ mod tests {
     }
 
     #[test]
+    fn bulk_stands_for_its_parts_and_is_listed_once() {
+        let names = expand(&["ticker".to_owned(), "bulk".to_owned()]);
+        assert_eq!((names.len(), names[0].as_str(), names[1].as_str()), (9, "ticker", "bulk-4k-100"));
+        let listed = listed().expect("all are well formed");
+        assert_eq!(listed.len(), BUILT_IN.len() + 1);
+        assert_eq!((listed[8].0.as_str(), listed[8].2), ("bulk", 500));
+    }
+
+    #[test]
+    fn at_once_is_for_subscribers_that_connect_once() {
+        let at_once = SMALL.replace("pace = \"rate\"\nper_second = 10", "pace = \"at_once\"\nevents = 5");
+        assert!(refusal(&at_once).contains("kind \"once\""));
+        let once = format!("{at_once}behaviour = {{ kind = \"once\" }}\n");
+        check(&parse(&once, "f.toml").expect("well formed")).expect("possible");
+    }
+
+    #[test]
     fn the_form_in_the_help_is_a_scenario() {
         let (_, text) = FORM.split_once('\n').expect("a title");
+        let (text, _) = text.split_once("\nbulk").expect("a scenario, then words");
         check(&parse(text, "help").expect("well formed")).expect("possible");
     }
 
