@@ -19,7 +19,7 @@ use crate::engine::crowds::Crowds;
 use crate::publisher::{PublishPlan, Publisher};
 use crate::report::progress;
 use crate::server::{self, Running, ServerChoice};
-use crate::stamp::now_ns;
+use crate::stamp::{STAMP_BYTES, now_ns};
 use crate::target::{Target, Way};
 use crate::workload::{Behaviour, Pace, Workload};
 
@@ -40,6 +40,8 @@ const KEPT_BYTES: u64 = 40 << 20;
 const QUIET_LIMIT: Duration = Duration::from_secs(5);
 /// The same where somebody was closed: those that are left need not be waited for as long.
 const QUIET_LIMIT_CLOSED: Duration = Duration::from_secs(2);
+/// A topic that nobody listens to.
+const BESIDE: &str = "loadtest-beside";
 /// From one look to the next.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -314,10 +316,20 @@ impl Watch {
     }
 }
 
-/// What the server keeps above `connected`, and how long it took until that was no more than it may.
+/// What the server keeps above `connected`, and how long it took until that was no more than it may. Small events for
+/// nobody keep it from standing still: an allocator gives memory back while it is used.
 fn memory_back(running: &Running, connected: u64) -> Result<(u64, Option<Duration>)> {
+    let target = &running.target;
+    let mut beside = Publisher::connect(&PublishPlan {
+        address: target.publish,
+        way: Way::Post,
+        path: target.publish_path.replace("{topic}", BESIDE),
+        topics: 1,
+        payload_bytes: STAMP_BYTES,
+    })?;
     let start = Instant::now();
     loop {
+        beside.insist(1, now_ns(), start + BACK_LIMIT)?;
         let own = running.memory()?.map_or(0, |memory| memory.rss_own);
         let kept = own.saturating_sub(connected);
         if kept <= KEPT_BYTES {
