@@ -136,6 +136,13 @@ enum Command {
         #[command(flatten)]
         args: prove::isolation::IsolationArgs,
     },
+    /// What large events, a busy topic and listings cost others on the same server
+    Neighbours {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: prove::neighbours::NeighboursArgs,
+    },
     /// CPU per delivery of this load generator, beside a bare receive loop
     Generator {
         #[command(flatten)]
@@ -187,6 +194,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
         Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
+        Command::Neighbours { common, args } => prove::neighbours::run(&bench(common)?, &args)?,
         Command::Generator { common, args } => prove::generator::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),
