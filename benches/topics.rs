@@ -1,10 +1,11 @@
 //! Many topics on one shard, on the simulated ring in fair weather, all over WebSocket.
 //!
-//! `of a subscriber`: an event on one of the T topics that every subscriber has. An element is a delivery. What T topics
-//! cost a delivery is the ratio to T = 1, which is printed.
+//! `of a subscriber`: an event on one of the T topics that every subscriber has. An element is a
+//! delivery. What T topics cost a delivery is the ratio to T = 1, which is printed.
 //!
-//! `disconnects`: every topic has one subscriber and an event that is still on its way round, and half of the subscribers
-//! leave at once. An element is a disconnect; what the shard sends meanwhile is part of the time. The total is printed.
+//! `disconnects`: every topic has one subscriber and an event that is still on its way round, and
+//! half of the subscribers leave at once. An element is a disconnect; what the shard sends
+//! meanwhile is part of the time. The total is printed.
 //!
 //! Run as a test, once each, everything is small.
 
@@ -111,7 +112,8 @@ fn disconnects(c: &mut Criterion) {
     let limits = Limits { topics_max: topics.len(), ..Limits::default() };
     let (spent, rounds) = (Cell::new(Duration::ZERO), Cell::new(0));
     let mut group = c.benchmark_group(format!("topics/{} topics with news", topics.len()));
-    // A round takes from milliseconds to seconds, and its preparation as long: as few as criterion takes.
+    // A round takes from milliseconds to seconds, and its preparation as long: as few as criterion
+    // takes.
     group.sampling_mode(SamplingMode::Flat).sample_size(10);
     group.throughput(Throughput::Elements(leave as u64));
     group.bench_function(BenchmarkId::new("disconnects", leave), |b| {

@@ -116,7 +116,8 @@ impl Crowd {
         }
     }
 
-    /// Broadcasts `message` and turns the shard once: it has taken the message and is on its way round.
+    /// Broadcasts `message` and turns the shard once: it has taken the message and is on its way
+    /// round.
     #[allow(dead_code, reason = "each program uses a part of it")]
     pub fn begin(&mut self, message: Message) {
         self.outbox.try_send(message).expect("an idle shard's queue has room");

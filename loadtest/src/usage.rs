@@ -250,7 +250,8 @@ pub fn memory(pid: u32) -> Result<Memory> {
     })
 }
 
-/// The most memory of its own that a process has had since its start, in bytes: `VmHWM` without what `RssFile` is now.
+/// The most memory of its own that a process has had since its start, in bytes: `VmHWM` without
+/// what `RssFile` is now.
 pub fn memory_peak(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("process {pid} has ended"))?;

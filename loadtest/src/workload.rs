@@ -57,7 +57,8 @@ pub enum Pace {
         /// Events under way.
         events: u64,
     },
-    /// All events of the run at once. Such a workload is judged, not measured: everybody must get everything.
+    /// All events of the run at once. Such a workload is judged, not measured: everybody must get
+    /// everything.
     AtOnce {
         /// Events.
         events: u64,
@@ -86,7 +87,8 @@ pub struct Crowd {
 }
 
 impl Behaviour {
-    /// True for subscribers that take everything at once on their first connection, so that they are owed everything.
+    /// True for subscribers that take everything at once on their first connection, so that they
+    /// are owed everything.
     pub fn takes_all(&self) -> bool {
         matches!(self, Behaviour::Steady | Behaviour::Once)
     }

@@ -1,8 +1,10 @@
-//! Claim: `loadtest run` judges what is published at once: whoever takes everything gets everything.
+//! Claim: `loadtest run` judges what is published at once: whoever takes everything gets
+//! everything.
 //!
-//! Set-up: small workloads of pace `at_once` against the fanwave beside this test's program, and against toy servers that
-//! lose an event or end a connection. Expectation: where everybody gets everything the exit status is 0 and the figures
-//! add up; each planted fault is a figure, is told and fails the run, and what the others got is counted all the same.
+//! Set-up: small workloads of pace `at_once` against the fanwave beside this test's program, and
+//! against toy servers that lose an event or end a connection. Expectation: where everybody gets
+//! everything the exit status is 0 and the figures add up; each planted fault is a figure, is told
+//! and fails the run, and what the others got is counted all the same.
 
 use std::path::Path;
 

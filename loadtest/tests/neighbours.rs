@@ -1,8 +1,10 @@
-//! Claim: `loadtest neighbours` puts each neighbour beside the others on one server, and counts every delivery.
+//! Claim: `loadtest neighbours` puts each neighbour beside the others on one server, and counts
+//! every delivery.
 //!
-//! Set-up: the fanwave beside this test's program, few subscribers and topics, legs of a fraction of a second.
-//! Expectation: every question has its pairs, a small topic's legs hold a latency for each delivery, and a ratio is there
-//! exactly if a pair is not void. How fast anything is depends on the machine and is not looked at.
+//! Set-up: the fanwave beside this test's program, few subscribers and topics, legs of a fraction
+//! of a second. Expectation: every question has its pairs, a small topic's legs hold a latency for
+//! each delivery, and a ratio is there exactly if a pair is not void. How fast anything is depends
+//! on the machine and is not looked at.
 
 use std::path::Path;
 

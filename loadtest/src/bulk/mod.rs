@@ -1,9 +1,11 @@
-//! Everything at once: a workload whose pace is [`Pace::AtOnce`], done to a server of its own and judged.
+//! Everything at once: a workload whose pace is [`Pace::AtOnce`], done to a server of its own and
+//! judged.
 //!
-//! Subscribers that take all they are offered must get every event once, in order and to the byte, and none may be
-//! closed. The server's memory must not grow by more than its start declares for what events hold. Stalled readers beside
-//! them must be closed in time, and then the memory must come back. A part of several, so a fault is a figure of its
-//! row; only what prevents judging is an error.
+//! Subscribers that take all they are offered must get every event once, in order and to the byte,
+//! and none may be closed. The server's memory must not grow by more than its start declares for
+//! what events hold. Stalled readers beside them must be closed in time, and then the memory must
+//! come back. A fault is a figure of the workload's row in the table; only what prevents judging is
+//! an error.
 //!
 //! Not here: what the tables look like (`show`), who receives (`engine::crowds`, `fleet`).
 
@@ -29,12 +31,13 @@ mod show;
 
 /// What a server gets as `--stall-ms-max` where readers stall.
 const STALL_MS_MAX: u64 = 2_000;
-/// A stalled reader is closed so long after the last event at the latest: fanwave's limit, and the 5 s that its kernel is
-/// more patient.
+/// A stalled reader is closed so long after the last event at the latest: fanwave's limit, and the
+/// 5 s that its kernel is more patient.
 const CUT_LIMIT: Duration = Duration::from_millis(STALL_MS_MAX + 5_000);
 /// How long memory may take to come back once stalled readers are closed.
 const BACK_LIMIT: Duration = Duration::from_secs(30);
-/// What may stay: a topic's window of 8 MiB, as published and encoded twice, and what an allocator keeps.
+/// What may stay: a topic's window of 8 MiB, as published and encoded twice, and what an allocator
+/// keeps.
 const KEPT_BYTES: u64 = 40 << 20;
 /// If nothing has arrived for so long, nothing more will.
 const QUIET_LIMIT: Duration = Duration::from_secs(5);
@@ -53,7 +56,7 @@ pub struct Judged {
     version: String,
     /// Events that were published.
     published: u64,
-    /// Seconds until the server had taken all of them. absent if it has not.
+    /// Seconds until the server had taken all of them; absent if it has not.
     published_seconds: Option<f64>,
     /// POSTs that were refused and sent again.
     again: u64,
@@ -67,7 +70,8 @@ pub struct Judged {
     /// Subscribers that take everything and that the server closed.
     closed: u64,
     findings: Findings,
-    /// Subscribers whose bytes are not those of the others, although nobody was closed or lacks an event.
+    /// Subscribers whose bytes are not those of the others, although nobody was closed or lacks an
+    /// event.
     uneven: usize,
     memory: Option<Growth>,
     /// What became of stalled readers, if there were any.
@@ -215,7 +219,8 @@ fn stalled_readers(workload: &Workload) -> u64 {
     stalled.map(|crowd| crowd.connections as u64).sum()
 }
 
-/// Publishes on a thread of its own: a server that takes events slowly must not keep anybody from looking.
+/// Publishes on a thread of its own: a server that takes events slowly must not keep anybody from
+/// looking.
 fn start_publisher(plan: PublishPlan, events: u64, posts: bool, limit: Duration) -> Receiver<Published> {
     let (tell, told) = channel();
     thread::spawn(move || {
@@ -309,15 +314,17 @@ impl Watch {
         Ok((arrived && cut) || self.start.elapsed() > self.limit)
     }
 
-    /// True once the server has closed all stalled readers. They hear of it late: what they do not read stands before it.
+    /// True once the server has closed all stalled readers. They hear of it late: what they do not
+    /// read stands before it.
     fn all_cut(&self, running: &Running) -> Result<bool> {
         let open = running.stats()?.and_then(|stats| stats.pointer("/totals/connections")?.as_u64());
         Ok(self.stalled_closed >= self.stalled || open.is_some_and(|open| open <= self.takers - self.closed))
     }
 }
 
-/// What the server keeps above `connected`, and how long it took until that was no more than it may. Small events for
-/// nobody keep it from standing still: an allocator gives memory back while it is used.
+/// What the server keeps above `connected`, and how long it took until that was no more than it
+/// may. Small events for nobody keep it from standing still: an allocator gives memory back while
+/// it is used.
 fn memory_back(running: &Running, connected: u64) -> Result<(u64, Option<Duration>)> {
     let target = &running.target;
     let mut beside = Publisher::connect(&PublishPlan {

@@ -1,8 +1,8 @@
 //! The subscribers of a workload: one fleet per crowd, numbered through, so that connection k subscribes to topic
 //! k mod topics whichever fleet holds it.
 //!
-//! Steady crowds, and those that connect once, are the measure: their deliveries count, and waiting for arrival means
-//! waiting for them. The others
+//! Steady crowds, and those that connect once, are the measure: their deliveries count, and waiting
+//! for arrival means waiting for them. The others
 //! (slow, stalled, churning, storming) are load, and are told apart in everything this module gives. If nobody is
 //! steady, the latencies are those of everybody who reads.
 //!
@@ -198,8 +198,9 @@ impl Crowds {
         Ok((steady, others))
     }
 
-    /// Steady connections whose bytes are not the whole events of their topic's first one; none where each connection gets
-    /// bytes of its own. Says something only while nobody is gone and nothing is under way.
+    /// Steady connections whose bytes are not the whole events of their topic's first one; none
+    /// where each connection gets bytes of its own. Says something only while nobody is gone and
+    /// nothing is under way.
     pub fn uneven(&mut self, last: u64) -> Result<usize> {
         let mut uneven = 0;
         for member in self.members.iter_mut().filter(|member| member.is_steady()) {

@@ -1,9 +1,11 @@
-//! `loadtest neighbours`: what large events, a busy topic and listings cost others on the same server.
+//! `loadtest neighbours`: what large events, a busy topic and listings cost others on the same
+//! server.
 //!
-//! Three questions, each with a server of its own on which everybody is connected from the start. Legs alternate, with and
-//! without the neighbour: large events to some beside a small topic, many small events beside single POSTs, `GET /topics`
-//! pages one after the other beside a small topic. A pair of legs is void if the generator's CPU was full in either, or if
-//! the neighbour's subscribers were not left alone: its figures are shown and its ratio does not count.
+//! Three questions, each with a server of its own on which everybody is connected from the start.
+//! Legs alternate, with and without the neighbour: large events to some beside a small topic, many
+//! small events beside single POSTs, `GET /topics` pages one after the other beside a small topic.
+//! A pair of legs is void if the generator's CPU was full in either, or if the neighbour's
+//! subscribers were not left alone: its figures are shown and its ratio does not count.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -231,7 +233,8 @@ fn with_server(
     Ok(asked)
 }
 
-/// Does the pairs of legs. `leg` is told whether the neighbour is to be there; every second pair begins with it.
+/// Does the pairs of legs. `leg` is told whether the neighbour is to be there; every second pair
+/// begins with it.
 fn question(
     bench: &Bench,
     args: &NeighboursArgs,

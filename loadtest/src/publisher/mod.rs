@@ -220,8 +220,9 @@ impl Publisher {
         }
     }
 
-    /// Publishes `events` events with the time `time_ns`, one after the other; one that a busy server refuses is published
-    /// again until `deadline`. Gives how often that was. For ways that answer each event.
+    /// Publishes `events` events with the time `time_ns`, one after the other; one that a busy
+    /// server refuses is published again until `deadline`. Gives how often that was. For ways that
+    /// answer each event.
     pub fn insist(&mut self, events: u64, time_ns: u64, deadline: Instant) -> Result<u64> {
         let mut again = 0;
         for _ in 0..events {

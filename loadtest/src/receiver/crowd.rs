@@ -2,8 +2,9 @@
 //!
 //! A member is one subscriber; over time it may have several connections, one at a time. It is `Connecting` while its
 //! handshake is under way (watched by epoll), `Open`, `Leaving` from the cancellation of its receive until the ring says that it
-//! ended, and `Away` otherwise. Steady members never leave: one that the server ends is a failure. One that connects once
-//! stays away when the server has ended it, and lacks everything from there on. The others come back
+//! ended, and `Away` otherwise. Steady members never leave: one that the server ends is a failure.
+//! One that connects once stays away when the server has ended it, and lacks everything from there
+//! on. The others come back
 //! after a short pause, an event stream with the id of the last whole event that it had, and the audit of such a
 //! member goes on over the break; a WebSocket, and whoever replaces a member that churn took away, begins anew. What these
 //! lacked when they left and what they are owed from the start is known from the others (`witness`).

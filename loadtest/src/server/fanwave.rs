@@ -110,7 +110,8 @@ fn address_of(line: &str, label: &str) -> Option<SocketAddr> {
         .find_map(|word| word.trim_start_matches("http://").trim_end_matches([',', '/']).parse().ok())
 }
 
-/// The rows of the table that begins with the label `memory`: owner, then an amount such as `2.7 MiB`.
+/// The rows of the table that begins with the label `memory`: owner, then an amount such as `2.7
+/// MiB`.
 fn declared_in(lines: &[String]) -> Vec<(String, u64)> {
     let mut rows = Vec::new();
     let table = lines.iter().skip_while(|line| !line.starts_with("memory "));

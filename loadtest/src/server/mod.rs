@@ -159,7 +159,8 @@ impl Running {
         }
     }
 
-    /// The most memory of its own since its start, over all of its processes; `None` if they are not known.
+    /// The most memory of its own since its start, over all of its processes; `None` if they are
+    /// not known.
     pub fn memory_peak(&self) -> Result<Option<u64>> {
         let peaks = self.target.pids.iter().map(|&pid| memory_peak(pid)).collect::<Result<Vec<u64>>>()?;
         Ok((!peaks.is_empty()).then(|| peaks.iter().sum()))

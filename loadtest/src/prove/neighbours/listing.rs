@@ -36,8 +36,8 @@ pub fn list_pages(control: SocketAddr, over: &AtomicBool) -> Result<u64> {
     Ok(pages)
 }
 
-/// The name after which the next page begins; empty after the last. Names of ours need no escapes. It stands at the end of
-/// a page, so a page need not be understood as a whole.
+/// The name after which the next page begins; empty after the last. Names of ours need no escapes.
+/// It stands at the end of a page, so a page need not be understood as a whole.
 fn next_of(page: &[u8]) -> String {
     let at = memchr::memmem::rfind(page, NEXT.as_bytes());
     let rest = at.map_or(&[][..], |at| &page[at + NEXT.len()..]);
