@@ -315,10 +315,11 @@ impl Watch {
     }
 
     /// True once the server has closed all stalled readers. They hear of it late: what they do not
-    /// read stands before it.
+    /// read stands before it. So it is the server's count, once it has as many as the others are;
+    /// it has fewer while others that it closed have not heard of it yet.
     fn all_cut(&self, running: &Running) -> Result<bool> {
         let open = running.stats()?.and_then(|stats| stats.pointer("/totals/connections")?.as_u64());
-        Ok(self.stalled_closed >= self.stalled || open.is_some_and(|open| open <= self.takers - self.closed))
+        Ok(self.stalled_closed >= self.stalled || open.is_some_and(|open| open == self.takers - self.closed))
     }
 }
 

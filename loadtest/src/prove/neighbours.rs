@@ -27,7 +27,7 @@ use crate::report::{Spread, grouped, paragraph, progress, save, say, table};
 use crate::server::Server;
 use crate::stamp::STAMP_BYTES;
 use crate::target::Way;
-use crate::usage::cpu_busy_ns;
+use crate::usage::{cpu_busy_ns, own_cpu_ns};
 use crate::workload::{Behaviour, Pace};
 use listing::list_pages;
 
@@ -88,8 +88,10 @@ struct Leg {
     p50_us: f64,
     p99_us: f64,
     max_us: f64,
-    /// Share of the generator's CPU that was busy.
+    /// Share of the generator's CPU that was busy, other programs included.
     generator_share: f64,
+    /// The generator's own part of that.
+    own_share: f64,
     /// Why it is void, if the neighbour is the reason.
     disturbed: Option<String>,
 }
@@ -116,6 +118,17 @@ struct Topic {
     fleets: Vec<Fleet>,
     publisher: PublishProcess,
     rate: f64,
+    /// CPU nanoseconds of its receivers and its publisher that nobody asked for yet.
+    used_ns: u64,
+}
+
+/// What a leg gives.
+struct Heard {
+    latencies: Histogram<u64>,
+    /// CPU nanoseconds of receivers and publishers.
+    used_ns: u64,
+    /// What the neighbour's subscribers suffered.
+    disturbed: Option<String>,
 }
 
 /// Measures and prints.
@@ -147,10 +160,12 @@ fn large(bench: &Bench, args: &NeighboursArgs, time: Duration, rate: f64) -> Res
         let mut large = neighbour(bench, server, "large", many, LARGE_BYTES, rate)?;
         let beside = format!("{rate} events/s of 1 MiB to {}", grouped(many as u64));
         question(bench, args, "a small topic", beside, |with| {
+            small.used()?;
+            large.used()?;
             let told = if with { Some(large.go(time)?) } else { None };
             let latencies = small.measured(time)?;
-            let disturbed = told.map(|events| large.settle(events)).transpose()?.flatten();
-            Ok((latencies, disturbed))
+            let disturbed = told.map(|first| large.settle(first)).transpose()?.flatten();
+            Ok(Heard { latencies, used_ns: small.used()? + large.used()?, disturbed })
         })
     })
 }
@@ -169,6 +184,7 @@ fn posts(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Questio
         })?;
         let beside = format!("{rate} events/s to {}", grouped(many as u64));
         question(bench, args, "a single POST, to its answer", beside, |with| {
+            busy.used()?;
             let told = if with { Some(busy.go(time)?) } else { None };
             let mut latencies = latency_histogram();
             let until = Instant::now() + time;
@@ -178,8 +194,8 @@ fn posts(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Questio
                 latencies.saturating_record(start.elapsed().as_nanos() as u64);
                 thread::sleep(POST_PAUSE);
             }
-            let disturbed = told.map(|events| busy.settle(events)).transpose()?.flatten();
-            Ok((latencies, disturbed))
+            let disturbed = told.map(|first| busy.settle(first)).transpose()?.flatten();
+            Ok(Heard { latencies, used_ns: busy.used()?, disturbed })
         })
     })
 }
@@ -203,6 +219,7 @@ fn listed(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Questi
         let mut pages = 0;
         let beside = format!("GET /topics of {}, page by page", grouped(args.topics as u64));
         let mut asked = question(bench, args, "a small topic", beside, |with| {
+            small.used()?;
             let over = Arc::new(AtomicBool::new(!with));
             let lister = thread::spawn({
                 let over = Arc::clone(&over);
@@ -211,7 +228,7 @@ fn listed(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Questi
             let latencies = small.measured(time);
             over.store(true, Ordering::Relaxed);
             pages += lister.join().map_err(|_| anyhow!("the listing broke"))??;
-            Ok((latencies?, None))
+            Ok(Heard { latencies: latencies?, used_ns: small.used()?, disturbed: None })
         })?;
         let seconds = time.as_secs_f64() * args.pairs as f64;
         asked.beside += &format!(" ({} pages/s)", grouped((pages as f64 / seconds).round() as u64));
@@ -240,14 +257,15 @@ fn question(
     args: &NeighboursArgs,
     what: &str,
     beside: String,
-    mut leg: impl FnMut(bool) -> Result<(Histogram<u64>, Option<String>)>,
+    mut leg: impl FnMut(bool) -> Result<Heard>,
 ) -> Result<Question> {
     let cpu = bench.common.receiver_cpu;
     let mut measured = |with: bool| -> Result<Leg> {
-        let (start, busy) = (Instant::now(), cpu_busy_ns(cpu)?);
-        let (latencies, disturbed) = leg(with)?;
-        let share = (cpu_busy_ns(cpu)? - busy) as f64 / start.elapsed().as_nanos() as f64;
-        Ok(Leg::of(&latencies, share, disturbed))
+        let (start, busy, own) = (Instant::now(), cpu_busy_ns(cpu)?, own_cpu_ns());
+        let heard = leg(with)?;
+        let share = |ns: u64| ns as f64 / start.elapsed().as_nanos() as f64;
+        let own = share(heard.used_ns + own_cpu_ns() - own);
+        Ok(Leg::of(&heard, share(cpu_busy_ns(cpu)? - busy), own))
     };
     let mut pairs = Vec::new();
     for number in 0..args.pairs {
@@ -283,7 +301,7 @@ fn small(bench: &Bench, args: &NeighboursArgs, server: &Server) -> Result<Topic>
         payload_bytes: SMALL_BYTES,
     };
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
-    Ok(Topic { fleets, publisher, rate: SMALL_RATE })
+    Ok(Topic { fleets, publisher, rate: SMALL_RATE, used_ns: 0 })
 }
 
 /// The topic `name` with subscribers that are only counted.
@@ -310,10 +328,19 @@ fn neighbour(
         payload_bytes,
     };
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
-    Ok(Topic { fleets: vec![fleet], publisher, rate })
+    Ok(Topic { fleets: vec![fleet], publisher, rate, used_ns: 0 })
 }
 
 impl Topic {
+    /// CPU nanoseconds of its receivers and its publisher since this was last asked.
+    fn used(&mut self) -> Result<u64> {
+        let mut used = std::mem::take(&mut self.used_ns) + self.publisher.sample()?.cpu_ns;
+        for fleet in &mut self.fleets {
+            used += fleet.sample()?.counts.cpu_ns;
+        }
+        Ok(used)
+    }
+
     /// Begins to publish for `time`; gives the number of the first event.
     fn go(&mut self, time: Duration) -> Result<u64> {
         let next = self.publisher.next();
@@ -356,7 +383,9 @@ impl Topic {
         let events = self.published(first, Duration::ZERO)?;
         let limit = Instant::now() + DRAIN_LIMIT;
         for fleet in &mut self.fleets {
-            let closed = fleet.connections() as u64 - fleet.sample()?.connections;
+            let sample = fleet.sample()?;
+            self.used_ns += sample.counts.cpu_ns;
+            let closed = fleet.connections() as u64 - sample.connections;
             if closed > 0 {
                 return Ok(Some(format!("{closed} of the neighbour's subscribers were closed")));
             }
@@ -371,7 +400,8 @@ impl Topic {
 }
 
 impl Leg {
-    fn of(latencies: &Histogram<u64>, generator_share: f64, disturbed: Option<String>) -> Leg {
+    fn of(heard: &Heard, generator_share: f64, own_share: f64) -> Leg {
+        let latencies = &heard.latencies;
         let us = |ns: u64| ns as f64 / 1e3;
         Leg {
             count: latencies.len(),
@@ -379,14 +409,20 @@ impl Leg {
             p99_us: us(latencies.value_at_quantile(0.99)),
             max_us: us(latencies.max()),
             generator_share,
-            disturbed,
+            own_share,
+            disturbed: heard.disturbed.clone(),
         }
     }
 
     /// Why it says nothing, if it does.
     fn void(&self) -> Option<String> {
-        let full = (self.generator_share > GENERATOR_SHARE_HIGH)
-            .then(|| format!("the generator's CPU was full ({:.0} %)", self.generator_share * 100.0));
+        let full = (self.generator_share > GENERATOR_SHARE_HIGH).then(|| {
+            format!(
+                "the generator's CPU was full ({:.0} %, the generator's own {:.0} %)",
+                self.generator_share * 100.0,
+                self.own_share * 100.0
+            )
+        });
         self.disturbed.clone().or(full)
     }
 }
@@ -455,6 +491,7 @@ mod tests {
             p99_us,
             max_us: p99_us,
             generator_share,
+            own_share: 0.4,
             disturbed: disturbed.map(str::to_owned),
         };
         Pair { alone: leg(alone, None), beside: leg(beside, disturbed) }
@@ -470,7 +507,7 @@ mod tests {
             pair(200.0, 800.0, 0.5, None),
         ];
         assert_eq!(ratio(&pairs), Some(3.0));
-        assert!(pairs[1].void().expect("void").contains("full (95 %)"));
+        assert!(pairs[1].void().expect("void").contains("full (95 %, the generator's own 40 %)"));
         assert_eq!(pairs[3].void().as_deref(), Some("closed"));
         pairs.retain(|pair| pair.void().is_some());
         assert_eq!(ratio(&pairs), None);
