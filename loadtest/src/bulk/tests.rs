@@ -66,4 +66,9 @@ fn each_harm_is_a_fault() {
         assert!(faults[0].contains(word), "{word}: {faults:?}");
     }
     assert_eq!(Judged { memory: None, ..good() }.faults(), [""; 0], "not judged");
+    let silent = Growth { connected: 0, peak: 1, windows: None, declared: None };
+    let ours = Judged { memory: Some(silent.clone()), ..good() };
+    assert!(ours.faults()[0].contains("does not say what windows may use"), "{:?}", ours.faults());
+    let other = Judged { memory: Some(silent), server: "custom".into(), ..good() };
+    assert_eq!(other.faults(), [""; 0], "another server never says it");
 }
