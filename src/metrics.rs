@@ -117,8 +117,12 @@ pub struct ShardReport {
     pub cpu: usize,
     /// Counters and histograms.
     pub metrics: ShardMetrics,
-    /// Events and bytes in all windows of this shard.
+    /// Events in all histories of this shard.
     pub window_events: u64,
-    /// Bytes in all windows of this shard.
+    /// Bytes in all histories of this shard, as published.
     pub window_bytes: u64,
+    /// Events beyond the histories, which subscribers that are behind still lack.
+    pub excess_events: u64,
+    /// Their memory, with their frames.
+    pub excess_bytes: u64,
 }

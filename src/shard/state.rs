@@ -283,12 +283,15 @@ impl State {
             let Sent { sends, frames, bytes } = settled;
             (counters.sends, counters.frames, counters.bytes) = (sends, frames, bytes);
         }
+        let (excess_events, excess_bytes) = self.topics.excess();
         ShardReport {
             shard: self.setup.number,
             cpu: self.setup.cpu,
             metrics,
             window_events: self.topics.window_events() as u64,
             window_bytes: self.topics.window_bytes() as u64,
+            excess_events: excess_events as u64,
+            excess_bytes: excess_bytes as u64,
         }
     }
 

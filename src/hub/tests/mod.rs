@@ -199,7 +199,15 @@ fn report(number: usize) -> ShardReport {
     metrics.formats[0].frames = 10 + number as u64;
     metrics.closed[0] = 1;
     metrics.intake_to_shard.saturating_record(1_000_000 * (number as u64 + 1));
-    ShardReport { shard: number, cpu: number, metrics, window_events: 5 + number as u64, window_bytes: 0 }
+    ShardReport {
+        shard: number,
+        cpu: number,
+        metrics,
+        window_events: 5 + number as u64,
+        window_bytes: 0,
+        excess_events: 0,
+        excess_bytes: 0,
+    }
 }
 
 /// What a shard knows of topics: those of its events, and "quiet", which has subscribers and no
