@@ -95,8 +95,6 @@ impl State {
     /// Looks whether the patience with one connection is at its end, or a sign of life is due.
     fn check(&mut self, slot: Slot) {
         let limits = &self.setup.config.limits;
-        let pressed = self.ledger.bytes() > limits.pinned_bytes_max || self.setup.memory.is_pressed();
-        let stall_ms = if pressed { STALL_MS_UNDER_PRESSURE } else { limits.stall_ms_max };
         let connection = self.connections.get_mut(slot);
         let quiet = self.tick - connection.since;
         match connection.phase {
@@ -116,7 +114,9 @@ impl State {
                 }
             }
             Phase::Open | Phase::Finishing if connection.sending => {
-                if quiet >= ticks(stall_ms) {
+                let stall_ms = limits.stall_ms_max;
+                let is_late = quiet >= ticks(STALL_MS_UNDER_PRESSURE) && self.is_pressed_by(slot);
+                if is_late || quiet >= ticks(stall_ms) {
                     self.abort(slot, CloseReason::Stalled);
                 }
             }
@@ -133,6 +133,16 @@ impl State {
                 }
             }
         }
+    }
+
+    /// True while memory is short, and so is the patience with a slow send: memory of batches, of all events, or of a topic
+    /// of which it holds events beyond the history.
+    fn is_pressed_by(&self, slot: Slot) -> bool {
+        let connection = self.connections.get(slot);
+        let mut members = connection.memberships.iter_from(connection.cursor);
+        self.ledger.bytes() > self.setup.config.limits.pinned_bytes_max
+            || self.setup.memory.is_pressed()
+            || members.any(|(topic, from)| self.topics.get(topic).is_pressed_by(from))
     }
 
     /// A sign of life on an idle connection.

@@ -600,6 +600,11 @@ impl Topics {
 const MARKS_KEPT: usize = 16;
 
 impl TopicState {
+    /// True while its events take most of its share and a subscriber at `cursor` lacks some that are no history any more.
+    pub fn is_pressed_by(&self, cursor: u64) -> bool {
+        cursor < self.window.evicted() && self.account.as_ref().is_some_and(|account| account.is_pressed())
+    }
+
     /// The newest event is counted in `account`; that of former events, if it is another one, is told no more.
     fn take_account(&mut self, account: Option<&Arc<Account>>) {
         let same = match (&self.account, account) {
