@@ -47,15 +47,13 @@ pub struct Started {
 /// Why the server did not start or did not end well: one line with the cause, and the remedy if there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// An address could not be bound.
-    #[error("cannot listen on {address}: {source}; {remedy}")]
+    /// These addresses could not be bound.
+    #[error("cannot listen on {}; {remedy}", .failures.join(", nor on "))]
     Bind {
-        /// The address as the operator gave it.
-        address: String,
+        /// Each address as the operator gave it, and what the kernel said.
+        failures: Vec<String>,
         /// What to do about it.
         remedy: &'static str,
-        /// What the kernel said.
-        source: std::io::Error,
     },
     /// The descriptor limit is too low for what the operator wants.
     #[error("{0}")]
@@ -99,8 +97,11 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     };
     // Before glommio makes rings of its own: where it may not, it panics.
     try_out()?;
-    let (control_addresses, control) = bind_control(&config.control)?;
-    let (listen, listeners) = bind_data(&config)?;
+    // Both, so that whoever has two addresses in use is told of both.
+    let mut failures = Failures::default();
+    let (control_addresses, control) = bind_control(&config.control, &mut failures);
+    let (listen, listeners) = bind_data(&config, &mut failures);
+    failures.check()?;
 
     let demand = Arc::new(Demand::default());
     let (end_sender, shard_ends) = tokio::sync::mpsc::unbounded_channel();
@@ -146,7 +147,16 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         connections_per_shard_max: room.connections_max,
         memory: memory(&config, &room),
     });
-    let setup = hub::Setup { config, epoch, outboxes, demand, listen, control, shard_ends };
+    let setup = hub::Setup {
+        config,
+        epoch,
+        outboxes,
+        demand,
+        listen,
+        control,
+        control_connections_max: room.control_connections_max,
+        shard_ends,
+    };
     let served = runtime.block_on(hub::run(setup, drain));
     match served {
         Ok(()) => {
@@ -212,47 +222,64 @@ fn await_ready(
     Ok(shards)
 }
 
-fn bind_error(address: &ControlAddress) -> impl FnOnce(std::io::Error) -> ServeError {
-    let remedy = match address {
-        ControlAddress::Tcp(SocketAddr::V6(address))
-            if address.ip().is_unicast_link_local() && address.scope_id() == 0 =>
-        {
-            "name its interface by number, as in [fe80::1%2]:8080; `ip link` shows it"
-        }
-        _ => "choose another with --listen or --control",
-    };
-    let address = address.to_string();
-    move |source| ServeError::Bind { address, remedy, source }
+/// The addresses that could not be bound.
+#[derive(Default)]
+struct Failures(Vec<(ControlAddress, std::io::Error)>);
+
+impl Failures {
+    fn check(self) -> Result<(), ServeError> {
+        let is_without_scope = |address: &ControlAddress| match address {
+            ControlAddress::Tcp(SocketAddr::V6(address)) => {
+                address.ip().is_unicast_link_local() && address.scope_id() == 0
+            }
+            _ => false,
+        };
+        let remedy = match self.0.iter().all(|(address, _)| is_without_scope(address)) {
+            true => "name its interface by number, as in [fe80::1%2]:8080; `ip link` shows it",
+            false => "choose another with --listen or --control",
+        };
+        let failures: Vec<String> =
+            self.0.iter().map(|(address, error)| format!("{address}: {error}")).collect();
+        if failures.is_empty() { Ok(()) } else { Err(ServeError::Bind { failures, remedy }) }
+    }
 }
 
 /// Binds every data plane address once per shard. Returns the addresses and, per shard, its listeners.
-fn bind_data(config: &Config) -> Result<(Vec<SocketAddr>, Vec<Vec<OwnedFd>>), ServeError> {
+fn bind_data(config: &Config, failures: &mut Failures) -> (Vec<SocketAddr>, Vec<Vec<OwnedFd>>) {
     let shards = config.shard_cpus.len();
     let user_timeout = Duration::from_millis(config.limits.stall_ms_max + KERNEL_PATIENCE_MS);
     let mut addresses = Vec::new();
     let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
     for address in &config.listen {
-        let (bound, listeners) =
-            listen(*address, shards, user_timeout).map_err(bind_error(&ControlAddress::Tcp(*address)))?;
-        addresses.push(bound);
-        for (shard, listener) in by_shard.iter_mut().zip(listeners) {
-            shard.push(listener);
+        match listen(*address, shards, user_timeout) {
+            Ok((bound, listeners)) => {
+                addresses.push(bound);
+                for (shard, listener) in by_shard.iter_mut().zip(listeners) {
+                    shard.push(listener);
+                }
+            }
+            Err(error) => failures.0.push((ControlAddress::Tcp(*address), error)),
         }
     }
-    Ok((addresses, by_shard))
+    (addresses, by_shard)
 }
 
 fn bind_control(
     addresses: &[ControlAddress],
-) -> Result<(Vec<ControlAddress>, Vec<ControlListener>), ServeError> {
+    failures: &mut Failures,
+) -> (Vec<ControlAddress>, Vec<ControlListener>) {
     let mut bound = Vec::new();
     let mut listeners = Vec::new();
     for address in addresses {
-        let (address, listener) = bind_control_address(address).map_err(bind_error(address))?;
-        bound.push(address);
-        listeners.push(listener);
+        match bind_control_address(address) {
+            Ok((address, listener)) => {
+                bound.push(address);
+                listeners.push(listener);
+            }
+            Err(error) => failures.0.push((address.clone(), error)),
+        }
     }
-    Ok((bound, listeners))
+    (bound, listeners)
 }
 
 /// Binds one control plane address. Returns it as bound.
@@ -329,7 +356,8 @@ mod tests {
             ),
         ] {
             let address = address.parse().expect("an address");
-            let error = bind_error(&address)(std::io::Error::other("invalid")).to_string();
+            let failures = Failures(vec![(address, std::io::Error::other("invalid"))]);
+            let error = failures.check().expect_err("one of them failed").to_string();
             assert!(error.starts_with(told), "{error}");
         }
     }

@@ -41,6 +41,8 @@ pub struct Room {
     pub sockets_max: usize,
     /// Subscribers that each shard takes; the rest of the sockets is for those who come too many and still get an answer.
     pub connections_max: usize,
+    /// Connections that each control listener has open at a time.
+    pub control_connections_max: usize,
     /// Accepts that each listener of a shard has waiting, at least 1. Each holds the place of a socket, so those of idle listeners
     /// leave the busy one a place for every subscriber that the shard takes.
     pub accepts_per_listener: usize,
@@ -57,6 +59,9 @@ impl Room {
         };
         let beside = sharers.own() + sharers.control_connections().min(controls);
         let fits = beside <= descriptors;
+        // Direct descriptors leave them all that the limit has beside the server's own.
+        let left = if direct { descriptors.saturating_sub(sharers.own()) } else { controls };
+        let control_connections_max = (left / sharers.controls.max(1)).min(CONTROL_CONNECTIONS_MAX);
         let share = match direct {
             true if fits => descriptors,
             true => 0,
@@ -87,6 +92,7 @@ impl Room {
             slots: if direct { sockets_max } else { descriptors },
             sockets_max,
             connections_max,
+            control_connections_max,
             accepts_per_listener: accepts_per_listener(sharers.listens, spare),
         })
     }
@@ -156,6 +162,23 @@ mod tests {
         }
         let unheard = Sharers { shards: 1, listens: 1, controls: 0 };
         assert!(Room::of(41, true, unheard, 0).is_ok(), "without the control API nobody connects to it");
+    }
+
+    #[test]
+    fn control_connections_fit_under_the_limit_with_the_server_itself() {
+        for (descriptors, direct, controls, each) in [
+            (20_000, true, 1, 1_024),
+            (20_000, false, 1, 1_024),
+            (64, true, 1, 23),
+            (64, true, 2, 11),
+            (49, true, 1, 8),
+            (64, false, 1, 16),
+            (256, false, 2, 32),
+        ] {
+            let sharers = Sharers { shards: 1, listens: 1, controls };
+            let room = Room::of(descriptors, direct, sharers, 0).expect("room");
+            assert_eq!(room.control_connections_max, each, "{descriptors} {direct} {controls}");
+        }
     }
 
     #[test]

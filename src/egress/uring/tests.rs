@@ -50,8 +50,13 @@ impl Rig {
 
     fn on(addresses: &[&str], sockets_max: u32, direct: bool) -> Rig {
         let sockets_max = sockets_max as usize;
-        let room =
-            Room { slots: sockets_max, sockets_max, connections_max: sockets_max, accepts_per_listener: 16 };
+        let room = Room {
+            slots: sockets_max,
+            sockets_max,
+            connections_max: sockets_max,
+            control_connections_max: 1,
+            accepts_per_listener: 16,
+        };
         Rig::in_room(addresses, room, direct)
     }
 
