@@ -13,13 +13,17 @@ mod promises {
     mod bad_requests;
     mod browser;
     mod control;
+    mod control_room;
     mod delivery;
     mod first_steps;
     mod full;
     mod gap;
+    mod half_closed;
     mod heartbeat;
     mod ndjson;
     mod overrun;
+    mod pages;
+    mod refusals;
     mod resume;
     mod shutdown;
     mod stalled_reader;

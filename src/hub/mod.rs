@@ -10,7 +10,7 @@
 //!   theirs.
 //!
 //! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks), `stream` (NDJSON),
-//! `head` (what is no request).
+//! `guard` (who may ask), `head` (what is no request), `listen` and `seats` (connections).
 //! Not here: signals, binding of addresses, threads (`serve`).
 
 use std::collections::BTreeSet;
@@ -30,6 +30,7 @@ use crate::config::limits::{DRAIN_GRACE_MS, SCRAPES_MAX, STALL_RETRY_MS};
 use crate::event::{CustomId, Epoch, Event, EventId};
 
 mod control;
+mod guard;
 mod head;
 mod intake;
 mod listen;
@@ -37,6 +38,7 @@ mod listing;
 mod publish;
 mod refusal;
 mod scrape;
+mod seats;
 mod stats;
 mod stream;
 mod topics;
@@ -61,6 +63,8 @@ pub struct Setup {
     pub listen: Vec<SocketAddr>,
     /// Where the control API listens: already bound, non-blocking.
     pub control: Vec<ControlListener>,
+    /// Connections that each of them may have open.
+    pub control_connections_max: usize,
     /// One message per shard when its thread ends.
     pub shard_ends: UnboundedReceiver<ShardEnd>,
 }
@@ -127,12 +131,13 @@ struct Hub {
 /// do not end within [`DRAIN_GRACE_MS`] after they were told to, or if a listener is unusable. They are told as soon as
 /// all are done, at the latest [`DRAIN_GRACE_MS`] after `drain_ms_max`.
 pub async fn run(setup: Setup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
-    let Setup { config, epoch, outboxes, demand, listen, control, shard_ends } = setup;
+    let Setup { config, epoch, outboxes, demand, listen, control, control_connections_max, shard_ends } =
+        setup;
     let drain_ms_max = config.limits.drain_ms_max;
     let mut ends =
         Ends { receiver: shard_ends, running: (0..outboxes.len()).collect(), serving: true, failure: None };
     let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, listen));
-    let listening = listen::start(control, &hub).map_err(HubError::Listener)?;
+    let listening = listen::start(control, control_connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     tokio::select! {
         biased;
