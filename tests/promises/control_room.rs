@@ -24,11 +24,11 @@ struct Limited {
 }
 
 impl Limited {
-    fn start(descriptors: usize) -> Limited {
+    fn start(descriptors: usize, sockets: &str) -> Limited {
         let script = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
         let mut process = Command::new("sh")
             .args(["-c", &script, env!("CARGO_BIN_EXE_fanwave")])
-            .args(["--listen=127.0.0.1:0", "--control=127.0.0.1:0", "--shards=1"])
+            .args(["--listen=127.0.0.1:0", "--control=127.0.0.1:0", "--shards=1", "--sockets", sockets])
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -76,8 +76,8 @@ async fn publish(server: &Limited) -> TcpStream {
     socket
 }
 
-async fn silent_ones_keep_nobody_out(descriptors: usize, silent: usize) {
-    let server = Limited::start(descriptors);
+async fn silent_ones_keep_nobody_out(descriptors: usize, sockets: &str, silent: usize) {
+    let server = Limited::start(descriptors, sockets);
     let mut at_work = publish(&server).await;
     let mut connections = Vec::new();
     for number in 0..silent {
@@ -115,18 +115,20 @@ async fn silent_ones_keep_nobody_out(descriptors: usize, silent: usize) {
 #[tokio::test]
 async fn more_silent_connections_than_there_is_room_for_keep_nobody_out() {
     raise_descriptor_limit();
-    silent_ones_keep_nobody_out(8_192, 1_100).await;
+    silent_ones_keep_nobody_out(8_192, "direct", 1_100).await;
 }
 
 #[tokio::test]
 async fn under_a_low_descriptor_limit_too() {
-    silent_ones_keep_nobody_out(64, 100).await;
+    for sockets in ["direct", "plain"] {
+        silent_ones_keep_nobody_out(64, sockets, 100).await;
+    }
 }
 
 /// Whoever publishes on every place is at work and stays; what is left tells how the server is.
 #[tokio::test]
 async fn when_every_place_is_at_work_the_state_of_the_server_is_told() {
-    let server = Limited::start(64);
+    let server = Limited::start(64, "direct");
     let mut at_work = Vec::new();
     let refused = loop {
         assert!(at_work.len() < 64, "more publishers than descriptors");
