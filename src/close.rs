@@ -24,7 +24,8 @@ pub enum CloseReason {
     NotAcceptable,
     /// A WebSocket path without a proper upgrade (RFC 6455 §4.2.1).
     UpgradeRequired,
-    /// A request that makes no subscriber got its answer: a health check, a CORS preflight, the front page.
+    /// A request that makes no subscriber got its answer: a health check, a CORS preflight, the
+    /// front page.
     Answered,
     /// The request body is not wanted.
     BodyNotAllowed,

@@ -97,7 +97,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     };
     // Before glommio makes rings of its own: where it may not, it panics.
     try_out()?;
-    // Both, so that whoever has two addresses in use is told of both.
+    // All of them, so that one start tells of every address that is in use.
     let mut failures = Failures::default();
     let (control_addresses, control) = bind_control(&config.control, &mut failures);
     let (listen, listeners) = bind_data(&config, &mut failures);

@@ -154,7 +154,8 @@ fn note(notes: &mut dyn Write, text: &str) {
     let _ = writeln!(notes, "fanwave: {text}").and_then(|()| notes.flush());
 }
 
-/// That `url` cannot be reached, in one line. A port where nobody listens is the commonest reason, and is named as that.
+/// That `url` cannot be reached, in one line. A port where nobody listens is the commonest reason,
+/// and is named as that.
 fn cannot_connect(url: &Url, error: &(dyn std::error::Error + 'static)) -> String {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     let refused = causes.any(|cause| {

@@ -49,7 +49,8 @@ impl FromStr for ControlAddress {
     }
 }
 
-/// `IP:PORT`, or `localhost:PORT`, which is the same on every machine: 127.0.0.1. No other name is resolved.
+/// `IP:PORT`, or `localhost:PORT`, which is the same on every machine: 127.0.0.1. No other name is
+/// resolved.
 fn tcp_address(text: &str) -> Option<SocketAddr> {
     text.parse().ok().or_else(|| {
         let (_, port) = text.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("localhost"))?;

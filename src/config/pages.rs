@@ -7,10 +7,12 @@ use crate::wire::http::{Origin, Origins, Subprotocols, is_host, is_subprotocol};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Pages")]
 pub(super) struct PageFlags {
-    /// Whose pages may subscribe, besides our own: a list of origins, * for all, none; binds WebSockets too
+    /// Whose pages may subscribe, besides our own: a list of origins, * for all, none; binds
+    /// WebSockets too
     #[arg(long, value_name = "LIST|*|none", value_delimiter = ',', default_value = "*")]
     cors_origin: Vec<String>,
-    /// WebSocket subprotocols that are given back where a client offers them: a list, or none [default: all]
+    /// WebSocket subprotocols that are given back where a client offers them: a list, or none
+    /// [default: all]
     #[arg(long, value_name = "LIST|none", value_delimiter = ',')]
     ws_subprotocols: Vec<String>,
     /// Whose pages may use the control plane, besides its own

@@ -110,8 +110,8 @@ fn setting_names(flags: &clap::Command) -> impl Iterator<Item = &str> {
     flags.get_arguments().filter(|flag| !flag.is_hide_set()).map(|flag| flag.get_id().as_str())
 }
 
-/// One line for each variable of the environment that looks like a setting of `fanwave serve` and is none, with the
-/// nearest name that is one.
+/// One line for each variable of the environment that looks like a setting of `fanwave serve` and
+/// is none, with the nearest name that is one.
 pub fn unknown_variables(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<String> {
     let parser = parser();
     let flags = parser.find_subcommand("serve").expect("a command of ours");
@@ -119,7 +119,8 @@ pub fn unknown_variables(environment: impl IntoIterator<Item = (OsString, OsStri
         setting_names(flags).map(|name| format!("FANWAVE_{}", name.to_ascii_uppercase())).collect();
     let unknown = environment.into_iter().filter_map(|(name, value)| {
         let name = name.into_string().ok().filter(|name| name.starts_with("FANWAVE_"))?;
-        // The address of the clients; and what Kubernetes tells of a service that is called fanwave.
+        // The address of the clients; and what Kubernetes tells of a service that is called
+        // fanwave.
         let is_link = name.starts_with("FANWAVE_SERVICE_") || name.starts_with("FANWAVE_PORT_");
         let is_link = is_link || name == "FANWAVE_PORT" && value.to_string_lossy().contains("://");
         (name != "FANWAVE_SERVER" && !is_link && !known.contains(&name)).then_some(name)

@@ -1,8 +1,9 @@
 //! The control API: who may ask what, and how it is answered.
 //!
-//! Every answer but `/`, `/healthz` and the NDJSON of `POST /publish` is one JSON object; every error is
-//! `{"error":"one line"}`. Nothing here waits for a subscriber: a publish is answered once it is queued to the shards.
-//! What is no request does not come here (`head`), nor what strangers want through a visitor's browser (`guard`).
+//! Every answer but `/`, `/healthz` and the NDJSON of `POST /publish` is one JSON object; every
+//! error is `{"error":"one line"}`. Nothing here waits for a subscriber: a publish is answered once
+//! it is queued to the shards. What is no request does not come here (`head`), nor what strangers
+//! want through a visitor's browser (`guard`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

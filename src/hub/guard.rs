@@ -1,9 +1,10 @@
-//! What is asked of every control request before a route sees it: one proper `Host`, a transfer coding that we
-//! understand, and no foreign page behind it.
+//! What is asked of every control request before a route sees it: one proper `Host`, a transfer
+//! coding that we understand, and no foreign page behind it.
 //!
-//! A visitor's browser may reach what its pages shall not: a page of another origin can send requests here
-//! (`Origin` tells), and one whose name was made to lead here can read the answers too (`Host` tells). Neither may
-//! publish or read. A Unix socket is out of any page's reach, and `GET /healthz` tells nobody anything.
+//! A visitor's browser may reach what its pages shall not: a page of another origin can send
+//! requests here (`Origin` tells), and one whose name was made to lead here can read the answers
+//! too (`Host` tells). Neither may publish or read. A Unix socket is out of any page's reach, and
+//! `GET /healthz` tells nobody anything.
 
 use std::sync::Arc;
 
@@ -86,7 +87,8 @@ impl Guard {
     }
 }
 
-/// The `Host`, of which a request has exactly one (RFC 9112 §3.2); before HTTP/1.1 perhaps none, here empty.
+/// The `Host`, of which a request has exactly one (RFC 9112 §3.2); before HTTP/1.1 perhaps none,
+/// here empty.
 fn check_host(version: Version, headers: &HeaderMap) -> Result<&str, Refusal> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let text = match (hosts.next(), hosts.next()) {

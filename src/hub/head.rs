@@ -1,14 +1,17 @@
-//! Request heads that hyper refuses before any route sees them: counted, and answered with the line of reason.
+//! Request heads that hyper refuses before any route sees them: counted, and answered with the line
+//! of reason.
 //!
-//! hyper answers a head that it cannot take by itself, without a body, and tells the cause only when the connection is
-//! over. So as long as no request of a connection has got to the router, hyper is not heard ([`Muted`]): it could only
-//! say such an answer, and ours takes its place. Before a later head there may be answers that are still on their way,
-//! so hyper's own stands there; it is counted all the same.
+//! hyper answers a head that it cannot take by itself, without a body, and tells the cause only
+//! when the connection is over. So as long as no request of a connection has got to the router,
+//! hyper is not heard ([`Muted`]): it could only say such an answer, and ours takes its place.
+//! Before a later head there may be answers that are still on their way, so hyper's own stands
+//! there; it is counted all the same.
 //!
-//! A later minor version of HTTP/1 in the first head is served as HTTP/1.1 (RFC 9110 §2.5), which hyper would refuse.
+//! A later minor version of HTTP/1 in the first head is served as HTTP/1.1 (RFC 9110 §2.5), which
+//! hyper would refuse.
 //!
-//! Whoever has said nothing of a request is refused nothing: a connection that was only opened, or that ends or is given
-//! up between two requests.
+//! Whoever has said nothing of a request is refused nothing: a connection that was only opened, or
+//! that ends or is given up between two requests.
 
 use std::io;
 use std::pin::Pin;

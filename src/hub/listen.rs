@@ -1,8 +1,9 @@
 //! Control connections: accepting them, serving HTTP/1.1 on them, ending them.
 //!
-//! `axum::serve` has no limit on the time of a request head, so hyper is driven here directly. Each listener has a
-//! bounded number of connections; beyond it new ones wait in the kernel, until an idle one has left (`seats`). At the
-//! end each connection finishes the request it is in, and what has not ended after [`CONTROL_GRACE_MS`] is cut off.
+//! `axum::serve` has no limit on the time of a request head, so hyper is driven here directly. Each
+//! listener has a bounded number of connections; beyond it new ones wait in the kernel, until an
+//! idle one has left (`seats`). At the end each connection finishes the request it is in, and what
+//! has not ended after [`CONTROL_GRACE_MS`] is cut off.
 
 use std::convert::Infallible;
 use std::io;
@@ -69,7 +70,8 @@ enum Socket {
     Unix(UnixStream),
 }
 
-/// Serves the control API on every listener, on so many connections each. The tasks end after [`Stage::Stopped`].
+/// Serves the control API on every listener, on so many connections each. The tasks end after
+/// [`Stage::Stopped`].
 pub(super) fn start(
     listeners: Vec<ControlListener>,
     connections_max: usize,

@@ -10,7 +10,7 @@
 //!   theirs.
 //!
 //! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks), `stream` (NDJSON),
-//! `guard` (who may ask), `head` (what is no request), `listen` and `seats` (connections).
+//! `guard` (foreign pages), `head` (what is no request), `listen` and `seats` (connections).
 //! Not here: signals, binding of addresses, threads (`serve`).
 
 use std::collections::BTreeSet;

@@ -110,8 +110,9 @@ fn parse_id(text: &str) -> Result<CustomId, Refusal> {
     CustomId::new(text).map_err(|error| Refusal::new(RefusalReason::BadId, format!("id: {error}")))
 }
 
-/// Why an event says what only the server may say, if it does: a gap notice, or an id that is a place in our order.
-/// Every process gives ids of this form, so one of another process is none for a publisher either.
+/// Why an event says what only the server may say, if it does: a gap notice, or an id that is a
+/// place in our order. Every process gives ids of this form, so one of another process is none for
+/// a publisher either.
 pub fn reserved(event: &Event) -> Option<Refusal> {
     let name = event.name.as_ref().map(EventName::as_str);
     if name == Some(GAP_EVENT) {
@@ -174,7 +175,8 @@ pub fn parse_line(line: &[u8], message_bytes_max: usize) -> Result<Event, Refusa
     })
 }
 
-/// Refuses a body that is compressed, or encoded in another way (RFC 9110 §8.4): subscribers would get it as it is.
+/// Refuses a body that is compressed, or encoded in another way (RFC 9110 §8.4): subscribers would
+/// get it as it is.
 pub fn check_content_coding(headers: &HeaderMap) -> Result<(), Refusal> {
     let values = headers.get_all(CONTENT_ENCODING).iter();
     let mut codings =

@@ -1,8 +1,9 @@
-//! Why the hub does not take what a publisher or an operator sent: one table with label and HTTP status.
+//! Why the hub does not take what a publisher or an operator sent: one table with label and HTTP
+//! status.
 //!
-//! Each reason is counted under its label in `GET /stats`. `full`, `draining` and `busy` are ours and a retry helps; all the
-//! others are the caller's, and the same request fails again. The text of a [`Refusal`] is one line that says what is
-//! wrong and where.
+//! Each reason is counted under its label in `GET /stats`. `full`, `draining` and `busy` are ours
+//! and a retry helps; all the others are the caller's, and the same request fails again. The text
+//! of a [`Refusal`] is one line that says what is wrong and where.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};

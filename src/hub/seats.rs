@@ -1,11 +1,13 @@
-//! The connections of one control listener: who is at work, who is idle, and who leaves when room is short.
+//! The connections of one control listener: those at work, those that are idle, and which of them
+//! leave when room is short.
 //!
 //! Invariants worth naming:
-//! - A connection is at work from the begin of a request until the body of its answer is over; else it is idle, and that
-//!   includes one that has said nothing yet or only a part of a head.
-//! - When room is short the longest idle leaves, so that connections that say nothing keep nobody out.
-//! - Some places are kept: when all others are at work, those that come still get `/healthz` and `/stats`, and are told
-//!   so if they ask for more.
+//! - A connection is at work from the begin of a request until the body of its answer is over; else
+//!   it is idle, and that includes one that has said nothing yet or only a part of a head.
+//! - When room is short the longest idle leaves, so that connections that say nothing keep nobody
+//!   out.
+//! - Some places are kept: when all others are at work, those that come still get `/healthz` and
+//!   `/stats`, and are told so if they ask for more.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +23,8 @@ use crate::config::limits::{CONTROL_SILENCE_MS_MIN, CONTROL_SPARE_MAX, CONTROL_S
 
 /// All seats of one listener.
 pub(super) struct Seats {
-    /// Those that are taken, in the order of their coming; also some that were left since the last look.
+    /// Those that are taken, in the order of their coming; also some that were left since the last
+    /// look.
     taken: Vec<Arc<Seat>>,
     /// How many of them are at work.
     working: Arc<AtomicUsize>,

@@ -57,8 +57,9 @@ pub(super) async fn publish_stream(
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
-/// Counts the refusal of a request, and answers it; what is left of its body is read and dropped. The connection ends
-/// with it then: nobody knows how long a client goes on with a body that nobody wants.
+/// Counts the refusal of a request, and answers it; what is left of its body is read and dropped.
+/// The connection ends with it then: nobody knows how long a client goes on with a body that nobody
+/// wants.
 pub(super) fn refused_unread(hub: &Hub, refusal: Refusal, rest: BodyDataStream) -> Response {
     let mut response = hub.counted(refusal).into_response();
     if !HttpBody::is_end_stream(&rest) {

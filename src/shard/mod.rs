@@ -53,7 +53,8 @@ impl<R: EgressRing> Shard<R> {
         Shard { ring, inbox, state: State::new(setup, now), scrapes: Vec::new(), told_to_end: false }
     }
 
-    /// The date for the answers from now on (RFC 9110 §6.6.1). A shard that was never told tells none.
+    /// The date for the answers from now on (RFC 9110 §6.6.1). A shard that was never told tells
+    /// none.
     pub fn set_date(&mut self, date: String) {
         self.state.date = Some(date);
     }

@@ -77,7 +77,8 @@ impl State {
         }
     }
 
-    /// Ends a connection whose socket takes no more. If its peer had ended its stream, that was no half of an end.
+    /// Ends a connection whose socket takes no more. If its peer had ended its stream, that was no
+    /// half of an end.
     fn abort_failed(&mut self, slot: Slot) {
         let reason = match self.connections.get(slot).ended {
             true => CloseReason::ClientGone,

@@ -252,7 +252,8 @@ impl State {
         Start { cursor: memberships.start_after(starts), gap, is_new }
     }
 
-    /// The sequence that a client means by its last event id, if that is any of ours in one of its readings.
+    /// The sequence that a client means by its last event id, if that is any of ours in one of its
+    /// readings.
     fn named_by(&self, memberships: &Memberships, id: &LastEventId) -> Option<u64> {
         id.readings().find_map(|id| self.sequence_of(memberships, id))
     }
@@ -301,7 +302,8 @@ impl State {
         let mut closed = None;
         let mut messages = 0;
         let fed = decoder.feed(bytes, message_bytes_max, |incoming| match incoming {
-            // All are answered, in their order, as long as the client takes the answers (RFC 6455 §5.5.3).
+            // All are answered, in their order, as long as the client takes the answers (RFC 6455
+            // §5.5.3).
             Incoming::Ping(payload) if waiting + pongs.len() <= PONGS_BYTES_MAX => {
                 pongs.extend_from_slice(&websocket::pong_frame(payload));
             }

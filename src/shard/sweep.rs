@@ -211,7 +211,8 @@ impl State {
         }
     }
 
-    /// The peer has ended its stream: it gets what the windows hold by now, and then the end of ours.
+    /// The peer has ended its stream: it gets what the windows hold by now, and then the end of
+    /// ours.
     fn see_off(&mut self, slot: Slot) {
         let connection = self.connections.get_mut(slot);
         if connection.sending {

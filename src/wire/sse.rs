@@ -29,9 +29,9 @@ pub const BASE64_MARK: &str = "base64";
 /// Longest `<epoch>-<sequence>`: 13 digits in base 36, the dash, 20 decimal digits.
 const OWN_ID_BYTES_MAX: usize = 34;
 
-/// The frame of one event: `id`, `event` if named, `retry` if given, one `data` line per line of the data, and a
-/// blank line. Empty data is one empty `data` line; binary data is one line of standard base64, after a comment that says
-/// so, which parsers pass over.
+/// The frame of one event: `id`, `event` if named, `retry` if given, one `data` line per line of
+/// the data, and a blank line. Empty data is one empty `data` line; binary data is one line of
+/// standard base64, after a comment that says so, which parsers pass over.
 pub fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
     let mut own_id = [0; OWN_ID_BYTES_MAX];
     let id = match &event.id {

@@ -1,10 +1,11 @@
-//! Claim: control connections that say nothing keep nobody out: when room is short the idle ones go first, and
-//! `/healthz` and `/stats` are answered always.
+//! Claim: control connections that say nothing keep nobody out: when room is short the idle ones go
+//! first, and `/healthz` and `/stats` are answered always.
 //!
-//! Set-up: more silent connections than there is room for, with the default limit of descriptors and with a very low
-//! one; publishers at work on all places.
+//! Set-up: more silent connections than there is room for, with the default limit of descriptors
+//! and with a very low one; publishers at work on all places.
 //!
-//! Expectation: probes, statistics and publishes are answered; a publisher at work stays; the log tells it once.
+//! Expectation: probes, statistics and publishes are answered; a publisher at work stays; the log
+//! tells it once.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -125,7 +126,7 @@ async fn under_a_low_descriptor_limit_too() {
     }
 }
 
-/// Whoever publishes on every place is at work and stays; what is left tells how the server is.
+/// Publishers at work on every place stay; the places that are kept tell how the server is.
 #[tokio::test]
 async fn when_every_place_is_at_work_the_state_of_the_server_is_told() {
     let server = Limited::start(64, "direct");

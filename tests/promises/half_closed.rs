@@ -1,10 +1,10 @@
-//! Claim: whoever ends its own side with its request gets the whole answer, and then the end.
+//! Claim: a client that ends its own side with its request gets the whole answer, and then the end.
 //!
-//! Set-up: bare sockets that send a request and the end of their stream at once, as `nc` and some proxies do; a window
-//! that holds more than one send carries.
+//! Set-up: bare sockets that send a request and the end of their stream at once, as `nc` and some
+//! proxies do; a window that holds more than one send carries.
 //!
-//! Expectation: of an event stream its head and all that the window holds after the id that was named, then the end of
-//! the stream; of every other request its answer.
+//! Expectation: of an event stream its head and all that the window holds after the id that was
+//! named, then the end of the stream; of every other request its answer.
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;

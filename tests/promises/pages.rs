@@ -1,9 +1,10 @@
-//! Claim: pages of the origins that the operator names may subscribe, over both protocols, and no others; a browser
-//! that opens the server's address is shown how.
+//! Claim: pages of the origins that the operator names may subscribe, over both protocols, and no
+//! others; a browser that opens the server's address is shown how.
 //!
 //! Set-up: servers with each form of `--cors-origin`, and requests with each kind of `Origin`.
 //!
-//! Expectation: the fields of CORS for those that are let in, 403 for WebSockets of the others; no `Origin` passes.
+//! Expectation: the fields of CORS for those that are let in, 403 for WebSockets of the others; no
+//! `Origin` passes.
 
 use crate::support::peer::request;
 use crate::support::raw::{RawAnswer, exchange};

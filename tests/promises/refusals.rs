@@ -1,5 +1,6 @@
-//! Claim: every refusal, on both planes, is a whole HTTP answer: its status, `Date`, `Allow` where a method is wrong,
-//! `Connection: close` where the connection ends, and one line of reason. This table is the list of them.
+//! Claim: every refusal, on both planes, is a whole HTTP answer: its status, `Date`, `Allow` where
+//! a method is wrong, `Connection: close` where the connection ends, and one line of reason. This
+//! table is the list of them.
 //!
 //! Set-up: one server, each request on a bare socket of its own.
 //!
@@ -13,7 +14,8 @@ use tokio::net::TcpStream;
 use crate::support::raw::RawAnswer;
 use crate::support::{Protocol, Server, Subscriber, within};
 
-/// A row: the request without its `Host`, which is named after it, status, `Allow`, another field, reason.
+/// A row: the request without its `Host`, which is named after it, status, `Allow`, another field,
+/// reason.
 struct Row {
     request: String,
     status: u16,

@@ -174,7 +174,8 @@ async fn a_publishers_id_comes_back_whatever_its_characters() {
     assert_no_gaps(&server).await;
 }
 
-/// Not every client sends the UTF-8 of an id: some send its Latin-1, and some have taken our UTF-8 for Latin-1.
+/// Not every client sends the UTF-8 of an id: some send its Latin-1, and some have taken our UTF-8
+/// for Latin-1.
 #[tokio::test]
 async fn an_id_is_known_in_whatever_bytes_a_client_brings_it_back() {
     let server = Server::start(&["--shards", "1"]);

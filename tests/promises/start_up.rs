@@ -24,8 +24,9 @@ fn run(flags: &[&str], environment: &[(&str, &str)]) -> Output {
     under("true", flags).envs(environment.iter().copied()).output().expect("the program runs")
 }
 
-/// The program under a limit that the shell sets first (`ulimit -n 26`). `timeout` of coreutils guards a server that
-/// starts after all; in the foreground it hands a signal on once, and a second one would end the drain.
+/// The program under a limit that the shell sets first (`ulimit -n 26`). `timeout` of coreutils
+/// guards a server that starts after all; in the foreground it hands a signal on once, and a second
+/// one would end the drain.
 fn under(limit: &str, flags: &[&str]) -> Command {
     let mut command = Command::new("sh");
     command
@@ -61,7 +62,7 @@ fn a_port_in_use_is_named_with_the_remedy() {
     }
 }
 
-/// Whoever starts a second server by mistake has both ports in use, and would else hear of the second one later.
+/// A second server that is started by mistake finds both ports in use.
 #[test]
 fn both_ports_in_use_are_named() {
     let taken = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));

@@ -1,4 +1,5 @@
-//! Who may ask: pages and names that are foreign, hosts that are none, bodies in a coding that subscribers would get.
+//! What is kept out: pages and names that are foreign, hosts that are none, bodies in a coding that
+//! subscribers would get.
 
 use super::*;
 use crate::hub::RefusalReason;

@@ -140,7 +140,8 @@ async fn a_refused_head_is_a_line_in_the_log() {
     assert!(words.iter().all(|word| lines[0].contains(word)), "{lines:?}");
 }
 
-/// hyper takes 1.0 and 1.1 alone; RFC 9110 §2.5 wants later minor versions to be taken for the latest that we speak.
+/// hyper takes 1.0 and 1.1 alone; RFC 9110 §2.5 wants later minor versions to be taken for the
+/// latest that we speak.
 #[tokio::test(start_paused = true)]
 async fn a_later_minor_version_is_served_as_the_latest_that_is_known() {
     let bench = bench(1, Limits::default());

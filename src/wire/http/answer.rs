@@ -1,5 +1,5 @@
-//! What we answer to a request head. Every answer but an upgrade ends the connection, so SSE bodies are delimited by
-//! its close and need no chunks (RFC 9112 §6.3).
+//! What we answer to a request head. Every answer but an upgrade ends the connection, so SSE bodies
+//! are delimited by its close and need no chunks (RFC 9112 §6.3).
 
 use std::fmt::Write as _;
 
@@ -20,7 +20,8 @@ pub struct Manner {
     pub head_only: bool,
 }
 
-/// An answer that is to be written. `date` is the value of its `Date`, if it is known what time it is.
+/// An answer that is to be written. `date` is the value of its `Date`, if it is known what time it
+/// is.
 #[derive(Debug, Clone, Copy)]
 pub struct Answer<'a> {
     manner: &'a Manner,
@@ -98,7 +99,8 @@ impl<'a> Answer<'a> {
         head.into_bytes()
     }
 
-    /// The head of an event stream. `no-transform` and `X-Accel-Buffering` keep proxies from holding events back.
+    /// The head of an event stream. `no-transform` and `X-Accel-Buffering` keep proxies from
+    /// holding events back.
     pub fn sse_head(self) -> Vec<u8> {
         let mut head = self.status_line(200);
         head.push_str("Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n");

@@ -28,7 +28,8 @@ const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
 pub(super) struct Fields<'a, 'b>(pub(super) &'a [httparse::Header<'b>]);
 
 impl<'b> Fields<'_, 'b> {
-    /// The values of every field called `name`, without surrounding blanks and tabs (RFC 9110 §5.5).
+    /// The values of every field called `name`, without surrounding blanks and tabs (RFC 9110
+    /// §5.5).
     fn all(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
         self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| {
             let inner = |byte: &u8| !matches!(byte, b' ' | b'\t');

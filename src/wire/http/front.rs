@@ -1,8 +1,9 @@
-//! What `GET /` of the data plane says to somebody who has just come: how to subscribe.
+//! What `GET /` of the data plane says to a first visitor: how to subscribe.
 
 use std::fmt::Write as _;
 
-/// The page or the text, with addresses at `host`: the checked value of the `Host` field, if there is one.
+/// The page or the text, with addresses at `host`: the checked value of the `Host` field, if there
+/// is one.
 pub(super) fn front(is_html: bool, host: Option<&str>) -> String {
     let host = host.filter(|host| !host.is_empty()).unwrap_or("127.0.0.1:8080");
     if !is_html {
@@ -12,7 +13,7 @@ pub(super) fn front(is_html: bool, host: Option<&str>) -> String {
 curl -N 'http://{host}/sse/hello'     an event stream of the topic hello
 fanwave tail 'ws://{host}/ws/hello'   the same over WebSocket
 
-Several topics: /sse?topic=a&topic=b. Publishers use the control plane, whose address the server prints at its start.
+Several topics: /sse?topic=a&topic=b. Publishers use the control plane: the server prints its address.
 ",
             version = env!("CARGO_PKG_VERSION"),
             host = host.replace('\'', "'\\''"),

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// True for `uri-host [ ":" port ]` (RFC 3986 §3.2.2), and for nothing at all: a target without an authority has an
-/// empty `Host`.
+/// True for `uri-host [ ":" port ]` (RFC 3986 §3.2.2), and for nothing at all: a target without an
+/// authority has an empty `Host`.
 pub(crate) fn is_host(value: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(value) else { return false };
     let (host, port) = split_port(text);
@@ -17,9 +17,9 @@ pub(crate) fn is_host(value: &[u8]) -> bool {
     }
 }
 
-/// True if the `Host` field `value` names this machine whoever resolves the name: `localhost`, an IP address as such,
-/// or nothing. Any other name may lead here by the will of a stranger who owns it (DNS rebinding); those in `names` are
-/// the operator's.
+/// True if the `Host` field `value` names this machine wherever the name is resolved: `localhost`,
+/// an IP address as such, or nothing. Any other name may lead here by the will of a stranger who
+/// owns it (DNS rebinding); those in `names` are the operator's.
 pub(crate) fn is_ours(value: &str, names: &[String]) -> bool {
     let (host, _) = split_port(value);
     let name = host.strip_suffix('.').unwrap_or(host);
@@ -40,7 +40,8 @@ pub(super) fn split_port(authority: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// An IPv6 address, perhaps with a zone (RFC 6874), or an address of a later version (RFC 3986 §3.2.2).
+/// An IPv6 address, perhaps with a zone (RFC 6874), or an address of a later version (RFC 3986
+/// §3.2.2).
 fn is_ip_literal(literal: &str) -> bool {
     let (address, zone) = match literal.split_once('%') {
         Some((address, zone)) => (address, Some(zone)),

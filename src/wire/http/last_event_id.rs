@@ -1,8 +1,9 @@
 //! The last event id that a client brings back, as text.
 //!
-//! What it is as bytes depends on the client. A browser sends the UTF-8 of the id (WHATWG HTML §9.2.3). Others put its
-//! characters into Latin-1, as far as those go, or have taken the bytes of our stream for Latin-1 and send these
-//! characters as UTF-8. So an id has up to two readings, and what fits neither is none of ours.
+//! What it is as bytes depends on the client. A browser sends the UTF-8 of the id (WHATWG HTML
+//! §9.2.3). Others put its characters into Latin-1, as far as those go, or have taken the bytes of
+//! our stream for Latin-1 and send these characters as UTF-8. So an id has up to two readings, and
+//! what fits neither is none of ours.
 
 /// What a client sent as the id of the last event that it had; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +14,8 @@ pub struct LastEventId {
 }
 
 impl LastEventId {
-    /// Reads the bytes of a field or of a query's value; `None` if the client has no id (WHATWG HTML §9.2.4).
+    /// Reads the bytes of a field or of a query's value; `None` if the client has no id (WHATWG
+    /// HTML §9.2.4).
     pub(super) fn new(bytes: &[u8]) -> Option<LastEventId> {
         if bytes.is_empty() {
             return None;

@@ -1,10 +1,11 @@
 //! Request heads that our parser refuses and that are to be taken all the same.
 //!
 //! - A later minor version of HTTP/1 is served as HTTP/1.1 (RFC 9110 §2.5).
-//! - The bytes of a last event id are the client's matter, control characters included; only NUL, CR and LF are never
-//!   part of a value (RFC 9110 §5.5).
+//! - The bytes of a last event id are the client's matter, control characters included; only NUL,
+//!   CR and LF are never part of a value (RFC 9110 §5.5).
 //!
-//! Such a head is parsed as a copy with other bytes in these places, and its values are read from the original.
+//! Such a head is parsed as a copy with other bytes in these places, and its values are read from
+//! the original.
 
 /// A copy of `head` that the parser may take, if there is something to mend.
 pub(super) fn mended(head: &[u8]) -> Option<Vec<u8>> {

@@ -2,14 +2,17 @@
 //!
 //! Invariants worth naming:
 //! - The decision depends on the first `head_bytes_max` bytes alone, not on how they came in.
-//! - Every refusal has a [`CloseReason`] with an HTTP status, and one line that says what is wrong and where.
-//! - A connection carries one request: every answer but an upgrade closes it, so bodies and pipelined requests need
-//!   no rules of their own. What follows the head of a subscription is the caller's.
+//! - Every refusal has a [`CloseReason`] with an HTTP status, and one line that says what is wrong
+//!   and where.
+//! - A connection carries one request: every answer but an upgrade closes it, so bodies and
+//!   pipelined requests need no rules of their own. What follows the head of a subscription is the
+//!   caller's.
 //!
-//! The parts: `target` (paths, queries, topics), `fields` (header fields), `mend` (heads that are taken although the
-//! parser is stricter), `host`, `origin`, `subprotocol`, `last_event_id` (one field each), `answer` and `front` (what we
-//! say); `target`, `host`, `origin`, `subprotocol` and `content_type` also serve other rooms. Not here: when a head has
-//! taken too long, and whether there is room for the subscriber (`shard`).
+//! The parts: `target` (paths, queries, topics), `fields` (header fields), `mend` (heads that are
+//! taken although the parser is stricter), `host`, `origin`, `subprotocol`, `last_event_id` (one
+//! field each), `answer` and `front` (what we say); `target`, `host`, `origin`, `subprotocol` and
+//! `content_type` also serve other rooms. Not here: when a head has taken too long, and whether
+//! there is room for the subscriber (`shard`).
 
 use crate::close::CloseReason;
 use crate::event::Topic;
@@ -40,7 +43,8 @@ pub use subprotocol::Subprotocols;
 use fields::Fields;
 use target::{Route, Target};
 
-/// Header fields of one request head. A browser sends about 20; the array lives on the stack while a head is parsed.
+/// Header fields of one request head. A browser sends about 20; the array lives on the stack while
+/// a head is parsed.
 pub const HEADERS_MAX: usize = 64;
 
 /// What the operator allows.
@@ -61,7 +65,8 @@ pub struct HeadRules<'a> {
 pub enum Head {
     /// The head is not whole yet.
     Partial,
-    /// A subscription, and the bytes of the head; what follows them belongs to the protocol after it.
+    /// A subscription, and the bytes of the head; what follows them belongs to the protocol after
+    /// it.
     Subscribe(Box<Subscribe>, usize),
     /// The head of an event stream alone.
     StreamHead,
@@ -116,8 +121,9 @@ fn refuse(reason: CloseReason, detail: impl Into<String>) -> Refusal {
     Refusal { reason, detail: detail.into() }
 }
 
-/// Reads the head of a request from its first byte on, and says how its answer is to look. Call again with more bytes
-/// while it is [`Head::Partial`]; that ends at `head_bytes_max` bytes at the latest.
+/// Reads the head of a request from its first byte on, and says how its answer is to look. Call
+/// again with more bytes while it is [`Head::Partial`]; that ends at `head_bytes_max` bytes at the
+/// latest.
 pub fn parse_head(bytes: &[u8], rules: &HeadRules<'_>) -> (Head, Manner) {
     let allowed = &bytes[..bytes.len().min(rules.head_bytes_max)];
     let head_only = allowed.trim_ascii_start().starts_with(b"HEAD ");

@@ -1,7 +1,7 @@
 //! Which web pages may read our answers and open WebSockets (Fetch §3.3, RFC 6455 §10.2).
 //!
-//! An origin is compared as text, in the one form in which browsers write it: lower case, without the scheme's own
-//! port. `null`, which sandboxed pages and files send, is nobody's.
+//! An origin is compared as text, in the one form in which browsers write it: lower case, without
+//! the scheme's own port. `null`, which sandboxed pages and files send, is nobody's.
 
 use std::fmt;
 use std::str::FromStr;
@@ -96,8 +96,8 @@ impl Origins {
     }
 }
 
-/// True if `origin` is that of a page that came from `host`, the value of the `Host` field. The scheme may differ: a
-/// proxy may speak TLS for us.
+/// True if `origin` is that of a page that came from `host`, the value of the `Host` field. The
+/// scheme may differ: a proxy may speak TLS for us.
 pub(crate) fn is_same_origin(origin: &[u8], host: &[u8]) -> bool {
     let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_ascii_lowercase);
     let (Some(origin), Some(host)) = (text(origin), text(host)) else { return false };

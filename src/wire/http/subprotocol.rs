@@ -1,7 +1,7 @@
 //! Which WebSocket subprotocol an answer names (RFC 6455 §1.9).
 //!
-//! A browser fails a connection whose offer is not answered (WHATWG WebSockets §3.1). To us the name means nothing, so
-//! the first one that is offered is given back.
+//! A browser fails a connection whose offer is not answered (WHATWG WebSockets §3.1). To us the
+//! name means nothing, so the first one that is offered is given back.
 
 use super::{Refusal, refuse};
 use crate::close::CloseReason;

@@ -11,7 +11,8 @@ use crate::close::CloseReason;
 use crate::event::Topic;
 use crate::wire::Format;
 
-/// Names under which a query may bring the last event id: ours, and those that other servers taught their clients.
+/// Names under which a query may bring the last event id: ours, and those that other servers taught
+/// their clients.
 const LAST_EVENT_ID_NAMES: [&str; 6] =
     ["last-event-id", "lastEventId", "lastEventID", "last_event_id", "Last-Event-ID", "after"];
 
@@ -185,8 +186,8 @@ fn without_authority(target: &str) -> Part<'_> {
     }
 }
 
-/// The first character that no target may hold as it is (RFC 3986 §3.3, §3.4), and where; those that browsers leave as
-/// they are may stand. The control plane's parser is as strict.
+/// The first character that no target may hold as it is (RFC 3986 §3.3, §3.4), and where; those
+/// that browsers leave as they are may stand. The control plane's parser is as strict.
 pub(crate) fn must_be_escaped(text: &str, is_query: bool) -> Option<(usize, char)> {
     let never: &[char] = match is_query {
         true => &['"', '<', '>'],
