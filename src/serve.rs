@@ -15,8 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, path};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, KERNEL_PATIENCE_MS,
-    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
+    SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::room::{Room, Sharers};
 use crate::config::{Config, ControlAddress, Sockets};
@@ -319,7 +319,7 @@ fn memory(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
     let per_socket = size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>();
     let rings = SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16;
     let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
-    let control = CONTROL_CONNECTIONS_MAX * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
+    let control = room.control_connections_max * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
     vec![
         ("connections, when all are in use", sum(room.slots * per_socket)),

@@ -61,7 +61,8 @@ impl Room {
         let fits = beside <= descriptors;
         // Direct descriptors leave them all that the limit has beside the server's own.
         let left = if direct { descriptors.saturating_sub(sharers.own()) } else { controls };
-        let control_connections_max = (left / sharers.controls.max(1)).min(CONTROL_CONNECTIONS_MAX);
+        // Two at least: one of them is kept for questions after the state of the server.
+        let control_connections_max = (left / sharers.controls.max(1)).clamp(2, CONTROL_CONNECTIONS_MAX);
         let share = match direct {
             true if fits => descriptors,
             true => 0,
@@ -174,6 +175,7 @@ mod tests {
             (49, true, 1, 8),
             (64, false, 1, 16),
             (256, false, 2, 32),
+            (64, true, 20, 2),
         ] {
             let sharers = Sharers { shards: 1, listens: 1, controls };
             let room = Room::of(descriptors, direct, sharers, 0).expect("room");

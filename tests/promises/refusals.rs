@@ -8,11 +8,13 @@
 
 use std::net::SocketAddr;
 
+use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::raw::RawAnswer;
-use crate::support::{Protocol, Server, Subscriber, within};
+use crate::support::slow::publish_until_stuck;
+use crate::support::{Protocol, Server, Subscriber, until, within};
 
 /// A row: the request without its `Host`, which is named after it, status, `Allow`, another field,
 /// reason.
@@ -183,5 +185,30 @@ async fn every_refusal_is_a_whole_answer() {
     }
     for (row, ends) in control_plane() {
         check("control plane", server.control, &row, ends).await;
+    }
+}
+
+/// The rest of the table: what a server says that is about to end.
+#[tokio::test]
+async fn every_refusal_of_a_draining_server_is_a_whole_answer() {
+    let server = Server::start(&["--shards=1", "--drain-ms-max=120000", "--stall-ms-max=120000"]);
+    let _behind = Subscriber::connect(server.data, Protocol::Sse, &["t"]).await;
+    publish_until_stuck(&server, "t", Protocol::Sse, &mut [], 0, 3).await;
+    server.signal(Signal::TERM);
+    until("the drain", async || (server.get("/healthz").await.status == 503).then_some(())).await;
+    let ask = |line: &str, fields: &str| format!("{line} HTTP/1.1\r\n{HOST}{fields}\r\n");
+    for row in [
+        row(ask("GET /ws/t", UPGRADE), 503, "draining"),
+        row(ask("HEAD /sse/t", ""), 503, ""),
+        row(ask("GET /healthz", ""), 503, "draining"),
+    ] {
+        check("data plane", server.data, &row.field("Retry-After", "1"), true).await;
+    }
+    for row in [
+        row(ask("POST /topics/t", "Content-Length: 0\r\n"), 503, "draining"),
+        row(ask("POST /publish", "Content-Length: 0\r\n"), 503, "draining"),
+        row(ask("GET /healthz", ""), 503, "draining"),
+    ] {
+        check("control plane", server.control, &row.field("Retry-After", "1"), false).await;
     }
 }
