@@ -248,8 +248,25 @@ impl Epoch {
     /// Most digits in base 36: those of `u64::MAX`.
     const DIGITS_MAX: usize = 13;
 
-    /// A new one, from the kernel's source of randomness.
+    /// A new one, from the kernel's source of randomness; one that [`Epoch::is_ours`].
     pub fn random() -> std::io::Result<Epoch> {
+        loop {
+            let epoch = Epoch::any()?;
+            if epoch.is_ours() {
+                return Ok(epoch);
+            }
+        }
+    }
+
+    /// True for what a server of this program takes for an epoch: 13 digits, one of them a letter. That is three of
+    /// four numbers. So ids such as `order-7`, or milliseconds as other systems count them, are left to publishers.
+    pub fn is_ours(self) -> bool {
+        let text = self.to_string();
+        text.len() == Epoch::DIGITS_MAX && text.bytes().any(|digit| digit.is_ascii_lowercase())
+    }
+
+    /// 64 random bits.
+    fn any() -> std::io::Result<Epoch> {
         let mut bytes = [0; size_of::<u64>()];
         let mut filled = 0;
         while filled < bytes.len() {
@@ -372,6 +389,7 @@ mod tests {
         let ever_set = epochs.iter().fold(0, |bits, epoch| bits | epoch);
         let always_set = epochs.iter().fold(u64::MAX, |bits, epoch| bits & epoch);
         assert_eq!((ever_set, always_set), (u64::MAX, 0));
+        assert!(epochs.iter().all(|epoch| Epoch(*epoch).is_ours()));
     }
 
     #[test]

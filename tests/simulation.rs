@@ -89,7 +89,7 @@ fn config(window_events: usize, policy: OverrunPolicy, dice: &mut Dice) -> Arc<C
         listen: Vec::new(),
         control: Vec::new(),
         shard_cpus: vec![0],
-        cors_origin: None,
+        pages: Default::default(),
         overrun: policy,
         sockets: Sockets::Auto,
         limits,

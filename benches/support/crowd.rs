@@ -56,7 +56,7 @@ impl Crowd {
             listen: Vec::new(),
             control: Vec::new(),
             shard_cpus: vec![0],
-            cors_origin: None,
+            pages: Default::default(),
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Auto,
             limits,

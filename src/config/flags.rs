@@ -14,8 +14,9 @@ use std::str::FromStr;
 use clap::CommandFactory;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::pages::PageFlags;
 use super::units::{Count, Millis, Size};
-use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets};
+use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets, tcp_address};
 use crate::client::{publish, tail};
 
 /// Publish once, every subscriber gets it: Server-Sent Events and WebSocket
@@ -45,11 +46,12 @@ pub enum Command {
 const SERVE_HELP: &str = "\
 Every flag is also an environment variable (FANWAVE_WINDOW_EVENTS_MAX) and a key of the --config file
 (window_events_max = 4096). A flag is stronger than the environment, the environment than the file.
-An empty variable counts as unset, and FANWAVE_* names that are no flags are ignored.
+An empty variable counts as unset; FANWAVE_* names that are no flags are ignored, and told in the log.
 BYTES are written as 65536, 64KiB, 8MiB or 1GiB, in the file with quotes (window_bytes_max = \"16MiB\");
 MS are whole milliseconds.
 Several addresses of --listen or --control are written with commas in the environment, and in the file as an
 array (listen = [\"0.0.0.0:8080\", \"[::]:8080\"]). [::] is IPv6 alone; 0.0.0.0 beside it takes IPv4.
+localhost:8080 is 127.0.0.1:8080.
 Only heartbeats find idle peers that have vanished, so a large --heartbeat-ms leaves their connections open as
 long. A connection also ends when its peer acknowledges no data for --stall-ms-max and 5 s more (TCP_USER_TIMEOUT).";
 
@@ -63,7 +65,24 @@ pub(super) fn parser() -> clap::Command {
         }
         None => flag,
     };
-    CommandLine::command().mut_subcommand("serve", |serve| serve.mut_args(with_bounds))
+    CommandLine::command().mut_subcommand("serve", |serve| {
+        serve.mut_args(with_bounds).args(FLAGS_OF_OTHERS.map(flag_of_others))
+    })
+}
+
+/// Flags that other servers have, and that stand in people's fingers.
+const FLAGS_OF_OTHERS: [&str; 5] = ["port", "host", "bind", "address", "addr"];
+
+/// A flag that only says what ours is called.
+fn flag_of_others(name: &'static str) -> clap::Arg {
+    let told = move |_: &str| -> Result<String, String> {
+        Err(format!(
+            "there is no --{name}; write --listen IP:PORT for subscribers and --control IP:PORT for publishers, \
+             for example --listen 0.0.0.0:8080"
+        ))
+    };
+    let flag = clap::Arg::new(name).long(name).hide(true);
+    flag.num_args(0..=1).default_missing_value("").value_parser(told)
 }
 
 /// Limits whose smallest value is another limit's matter; their help says so in words.
@@ -104,10 +123,8 @@ pub struct ServeFlags {
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_delimiter = ',', default_value = "127.0.0.1:8081")]
     #[arg(help_heading = "Addresses")]
     control: Vec<ControlAddress>,
-    /// Access-Control-Allow-Origin of the streams
-    #[arg(long, value_name = "ORIGIN|none", default_value = "*")]
-    #[arg(value_parser = cors_origin, help_heading = "Addresses")]
-    cors_origin: CorsOrigin,
+    #[command(flatten)]
+    pages: PageFlags,
 
     /// Threads that hold subscribers; more than CPUs share them in turn [default: one per CPU]
     #[arg(long, value_name = "N", value_parser = shard_count, help_heading = "Shards")]
@@ -249,7 +266,7 @@ impl ServeFlags {
             listen: self.listen,
             control: self.control,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
-            cors_origin: self.cors_origin.0,
+            pages: self.pages.rules()?,
             overrun: self.overrun,
             sockets: self.sockets,
             limits,
@@ -320,23 +337,8 @@ impl std::fmt::Display for CpuList {
     }
 }
 
-/// The value of `Access-Control-Allow-Origin`, if the header is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct CorsOrigin(Option<String>);
-
-fn cors_origin(text: &str) -> Result<CorsOrigin, String> {
-    match text {
-        "none" => Ok(CorsOrigin(None)),
-        // One origin or `*` (Fetch §3.2.3); it goes into a header as it is.
-        _ if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',') => {
-            Ok(CorsOrigin(Some(text.to_string())))
-        }
-        _ => Err("write *, none or one origin such as https://example.com".to_string()),
-    }
-}
-
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
+    tcp_address(text).ok_or_else(|| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
 }
 
 /// Shards are threads with rings of their own; more than this on one machine is a slip of the finger.
@@ -366,6 +368,7 @@ fn log_filter(text: &str) -> Result<String, String> {
 pub(super) mod tests {
     use std::ffi::OsString;
 
+    use super::super::PageRules;
     use super::super::sources::{SourceError, parse};
     use super::*;
 
@@ -399,7 +402,7 @@ pub(super) mod tests {
             assert_eq!(config.listen, ["127.0.0.1:8080".parse().expect("an address")]);
             assert_eq!(config.control, ["127.0.0.1:8081".parse().expect("an address")]);
             assert_eq!(config.shard_cpus, [0, 1, 3]);
-            assert_eq!(config.cors_origin.as_deref(), Some("*"));
+            assert_eq!(config.pages, PageRules::default());
             assert_eq!(config.overrun, OverrunPolicy::Close);
         }
     }
@@ -407,8 +410,11 @@ pub(super) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 21] = [
+        let cases: [Case<'_>; 24] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
+            (&["--port", "8080"], &[], &["--port", "--listen 0.0.0.0:8080"]),
+            (&["--shards=1", "--host"], &[], &["--host", "--listen 0.0.0.0:8080"]),
+            (&["--listen", "example.org:8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--control", "unix:"], &[], &["--control", "path is missing"]),
             (&["--shards", "0"], &[], &["--shards", "from 1"]),
             (&["--cpus", "0,x"], &[], &["--cpus", "`x`"]),
@@ -439,6 +445,20 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn localhost_is_an_address() {
+        let args = ["--listen", "localhost:80,LOCALHOST:81", "--control", "localhost:82"];
+        let config = config(&args, &[]).expect("valid");
+        assert_eq!(
+            config.listen,
+            ["127.0.0.1:80", "127.0.0.1:81"].map(|text| text.parse().expect("an address"))
+        );
+        assert_eq!(config.control, ["127.0.0.1:82".parse().expect("an address")]);
+        for text in ["localhost", "localhost:", "localhost:x", "localhost:65536", "localhosts:1"] {
+            assert!(super::super::tcp_address(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
     fn levels_and_targets_are_what_a_log_filter_may_name() {
         for filter in ["off", "WARN", "fanwave=debug,info", "fanwave::hub", "[accept]", "info,,"] {
             assert!(config(&["--log", filter], &[]).is_ok(), "{filter}");
@@ -452,11 +472,6 @@ pub(super) mod tests {
         assert_eq!(cpus(&["--shards", "1"]), [0]);
         assert_eq!(cpus(&["--cpus", "3,0-1"]), [3, 0, 1]);
         assert_eq!(cpus(&["--cpus", "3", "--shards", "2"]), [3, 3]);
-    }
-
-    #[test]
-    fn none_as_the_cors_origin_means_no_header() {
-        assert_eq!(config(&["--cors-origin", "none"], &[]).expect("valid").cors_origin, None);
     }
 
     #[test]

@@ -394,6 +394,14 @@ pub const PAGE_TOPICS: usize = 1_000;
 pub const LISTINGS_MAX: usize = 2;
 /// Largest `limit`. Bounds the answer; the next page goes on after its last name.
 pub const PAGE_TOPICS_MAX: usize = 10_000;
+/// Of a control listener's connections, one in so many is kept for `/healthz` and `/stats` when all
+/// others are at work.
+pub const CONTROL_SPARE_SHARE: usize = 8;
+/// The most that are kept so; each of them is answered at once.
+pub const CONTROL_SPARE_MAX: usize = 16;
+/// Milliseconds that a control connection may be silent although room is short, unless there is
+/// none at all: a client that has just connected is about to ask.
+pub const CONTROL_SILENCE_MS_MIN: u64 = 1_000;
 
 const _: () = assert!(DOZE_MS * 4 <= TICK_MS);
 const _: () = assert!(SWEEP_VISITS_MAX * 2 <= SUBMISSIONS_MAX as usize);

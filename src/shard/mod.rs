@@ -54,6 +54,12 @@ impl<R: EgressRing> Shard<R> {
         Shard { ring, inbox, state: State::new(setup, now), told_to_end: false }
     }
 
+    /// The date for the answers from now on (RFC 9110 §6.6.1). A shard that was never told tells
+    /// none.
+    pub fn set_date(&mut self, date: String) {
+        self.state.date = Some(date);
+    }
+
     /// One turn at the time `now`.
     pub fn turn(&mut self, now: Stamp) -> Result<Turn, RingError> {
         let ticks = self.state.begin_turn(now);

@@ -21,7 +21,7 @@ use crate::config::limits::{TICK_MS, TOPICS_PER_ANSWER_MAX};
 use crate::egress::{Batch, Ledger, Slot};
 use crate::event::Epoch;
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
-use crate::wire::{Format, http, sse, websocket};
+use crate::wire::{Format, sse, websocket};
 
 /// What a shard is told at start.
 #[derive(Debug, Clone)]
@@ -45,7 +45,6 @@ pub struct Setup {
 /// What every connection of a format may need.
 #[derive(Debug)]
 pub(super) struct Answers {
-    pub sse_head: Bytes,
     pub heartbeat: [Rc<Batch>; Format::COUNT],
 }
 
@@ -96,6 +95,8 @@ pub struct State {
     pub(super) drain: Option<Drain>,
     /// How far the drain's look at all connections has come; `None` between two of them.
     pub(super) drain_pass: Option<DrainPass>,
+    /// The date for answers; `None` until the shard is told.
+    pub(super) date: Option<String>,
     /// Why accepts failed since the last tick.
     pub(super) accept_errno: Option<i32>,
     /// Batches of which sends were taken whole since the last turn, by format.
@@ -116,9 +117,7 @@ pub struct State {
 impl State {
     pub(super) fn new(setup: Setup, now: Stamp) -> State {
         let ledger = Ledger::default();
-        let cors = setup.config.cors_origin.as_deref();
         let answers = Answers {
-            sse_head: http::sse_head(cors).into(),
             heartbeat: [
                 Batch::answer(Bytes::from_static(sse::HEARTBEAT), &ledger),
                 Batch::answer(Bytes::from_static(websocket::PING), &ledger),
@@ -140,6 +139,7 @@ impl State {
             look: Look::default(),
             drain: None,
             drain_pass: None,
+            date: None,
             accept_errno: None,
             completed: Default::default(),
             offered: Vec::new(),

@@ -26,8 +26,9 @@ fn run(flags: &[&str], environment: &[(&str, &str)]) -> Output {
     under("true", flags).envs(environment.iter().copied()).output().expect("the program runs")
 }
 
-/// The program under a limit that the shell sets first (`ulimit -n 26`). `timeout` of coreutils guards a server that
-/// starts after all; in the foreground it hands a signal on once, not twice.
+/// The program under a limit that the shell sets first (`ulimit -n 26`). `timeout` of coreutils
+/// guards a server that starts after all; in the foreground it hands a signal on once, and a second
+/// one would end the drain.
 fn under(limit: &str, flags: &[&str]) -> Command {
     let mut command = Command::new("sh");
     command
@@ -61,6 +62,23 @@ fn a_port_in_use_is_named_with_the_remedy() {
         let output = run(&flags, &[]);
         assert_refused(&address, &output, 1, &[&address, "in use", "--listen or --control"]);
     }
+}
+
+/// A second server that is started by mistake finds both ports in use.
+#[test]
+fn both_ports_in_use_are_named() {
+    let taken = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let [data, control] = taken.each_ref().map(|taken| taken.local_addr().expect("bound").to_string());
+    let output = run(&["--listen", &data, "--control", &control], &[]);
+    assert_refused("two ports", &output, 1, &[&data, &control, "in use", "--listen or --control"]);
+}
+
+#[test]
+fn a_flag_of_other_servers_is_told_what_ours_is_called() {
+    let output = run(&["--port", "8080"], &[]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("--listen 0.0.0.0:8080"), "{stderr}");
 }
 
 /// Neither plane is open on IPv4 if only IPv6 addresses were named, the private one least of all.

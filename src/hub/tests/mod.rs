@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Request, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, Version, header};
 use serde_json::Value;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -17,27 +17,32 @@ use tower::ServiceExt;
 use super::{Hub, ShardEnd, control};
 use crate::broadcast::{Encoded, Inbox, Memory, Message, Question, TopicQuery, path};
 use crate::config::limits::TOPICS_PER_ANSWER_MAX;
-use crate::config::{Config, Limits, OverrunPolicy, Sockets};
+use crate::config::{Config, Limits, OverrunPolicy, PageRules, Sockets};
 use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 
 mod drain;
+mod guarding;
 mod heads;
 mod log;
 mod publishing;
 mod scraping;
 mod streaming;
 
-const EPOCH: Epoch = Epoch(1_700_000_000_000);
+const EPOCH: Epoch = Epoch(10_000_000_000_000_000_000);
 /// `EPOCH` as ids show it.
-const EPOCH_TEXT: &str = "loyw3v28";
+const EPOCH_TEXT: &str = "23z405fz79tds";
 
 fn config(shards: usize, limits: Limits) -> Arc<Config> {
     Arc::new(Config {
         listen: Vec::new(),
         control: Vec::new(),
         shard_cpus: (0..shards).collect(),
-        cors_origin: None,
+        pages: PageRules {
+            control_hosts: vec!["edge.example".to_string()],
+            control_origins: vec!["https://ops.example".parse().expect("an origin")],
+            ..PageRules::default()
+        },
         overrun: OverrunPolicy::Close,
         sockets: Sockets::Auto,
         limits,
@@ -73,7 +78,10 @@ impl Bench {
     }
 
     async fn ask(&self, request: axum::http::Result<Request<Body>>) -> Answer {
-        let request = request.expect("a request");
+        let mut request = request.expect("a request");
+        if request.version() == Version::HTTP_11 {
+            request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost"));
+        }
         let response = self.router.clone().oneshot(request).await.expect("infallible");
         let (head, body) = response.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await.expect("a whole body");
