@@ -49,7 +49,7 @@ pub struct Encoded {
     /// Bytes of memory, with all frames that it can have.
     memory: usize,
     /// Where these are counted; `None` outside of the hub.
-    held: Option<Held>,
+    held: Option<Arc<Held>>,
     /// One per format, made by the hub where the format has subscribers, else by the first shard that needs it.
     frames: [OnceLock<Bytes>; Format::COUNT],
 }
@@ -76,10 +76,10 @@ impl Encoded {
         Encoded { forgets, ..self }
     }
 
-    /// The same event, counted in its topic's account for as long as it lives.
+    /// The same event, counted in its topic's account for as long as it or one of its frames lives.
     pub fn counted_in(mut self, account: &Arc<Account>) -> Encoded {
         account.take(self.memory);
-        self.held = Some(Held { account: account.clone(), bytes: self.memory });
+        self.held = Some(Arc::new(Held { account: account.clone(), bytes: self.memory }));
         self
     }
 
@@ -112,11 +112,10 @@ impl Encoded {
     /// The wire bytes in `format`, encoded on the first call.
     pub fn frame(&self, format: Format) -> &Bytes {
         self.frames[format.index()].get_or_init(|| {
+            // The count that all clones share is allocated here, so that no shard pays for it between broadcast and
+            // submit. It keeps the event counted: a slow send may hold its frame for longer than any window.
             let frame = format.encode(&self.event, self.epoch, self.sequence);
-            // The first clone of a vector's `Bytes` allocates the count that all clones share. It is made here, so that
-            // no shard pays for it between broadcast and submit.
-            drop(frame.clone());
-            frame
+            Bytes::from_owner(CountedFrame { frame, _held: self.held.clone() })
         })
     }
 
@@ -131,6 +130,18 @@ impl Encoded {
 struct Held {
     account: Arc<Account>,
     bytes: usize,
+}
+
+/// A frame, and what counts it.
+struct CountedFrame {
+    frame: Bytes,
+    _held: Option<Arc<Held>>,
+}
+
+impl AsRef<[u8]> for CountedFrame {
+    fn as_ref(&self) -> &[u8] {
+        &self.frame
+    }
 }
 
 impl Drop for Held {

@@ -1,8 +1,8 @@
 //! What the events alive weigh, in the whole process and by topic, so that declared memory is the bound.
 //!
 //! Invariants worth naming:
-//! - An event counts from when the hub makes it until the last holder lets go of it: queues, windows of all shards, runs
-//!   being built. It counts once, with all frames that it can have.
+//! - An event counts from when the hub makes it until the last holder lets go of it and of its frames: queues, windows of
+//!   all shards, sends in the kernel. It counts once, with all frames that it can have.
 //! - The hub alone adds, and asks for room before; everybody subtracts. So the bounds are never exceeded.
 //! - History is at most half of the memory, and of one topic at most half of what that topic may hold (`config/limits`). So
 //!   a topic without room has events beyond its history: subscribers that are behind, or events on their way.
@@ -59,8 +59,8 @@ impl Memory {
 pub struct Crowd {
     /// All of them.
     pub subscribers: usize,
-    /// Those that are far behind and wait for their own sockets.
-    pub slow: usize,
+    /// Those that are far behind.
+    pub behind: usize,
 }
 
 /// One topic's share.
@@ -70,14 +70,14 @@ pub struct Account {
     held: AtomicUsize,
     /// Of all shards on which the topic is pressed.
     subscribers: AtomicUsize,
-    slow: AtomicUsize,
+    behind: AtomicUsize,
 }
 
 impl Account {
     /// The account of a topic without events.
     pub fn new(memory: &Arc<Memory>) -> Arc<Account> {
         let zero = || AtomicUsize::new(0);
-        Arc::new(Account { memory: memory.clone(), held: zero(), subscribers: zero(), slow: zero() })
+        Arc::new(Account { memory: memory.clone(), held: zero(), subscribers: zero(), behind: zero() })
     }
 
     /// True if the topic may have an event of so many bytes more.
@@ -108,12 +108,13 @@ impl Account {
             counter.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
         };
         replace(&self.subscribers, before.subscribers, now.subscribers);
-        replace(&self.slow, before.slow, now.slow);
+        replace(&self.behind, before.behind, now.behind);
     }
 
-    /// True if less than half of the subscribers of all shards are slow: the publisher is not too fast, they are too slow.
-    pub fn slow_are_few(&self) -> bool {
-        self.slow.load(Ordering::Relaxed) * 2 < self.subscribers.load(Ordering::Relaxed)
+    /// True if less than half of the subscribers of all shards are far behind: the publisher is not too fast, they are too
+    /// slow.
+    pub fn behind_are_few(&self) -> bool {
+        self.behind.load(Ordering::Relaxed) * 2 < self.subscribers.load(Ordering::Relaxed)
     }
 
     pub(super) fn take(&self, bytes: usize) {
@@ -157,18 +158,18 @@ mod tests {
     }
 
     #[test]
-    fn the_slow_are_few_by_the_word_of_all_shards() {
+    fn those_behind_are_few_by_the_word_of_all_shards() {
         let account = Account::new(&memory(1_000));
         let none = Crowd::default();
-        let lone = Crowd { subscribers: 1, slow: 1 };
+        let lone = Crowd { subscribers: 1, behind: 1 };
         account.count(none, lone);
-        assert!(!account.slow_are_few());
-        account.count(none, Crowd { subscribers: 1, slow: 0 });
-        assert!(!account.slow_are_few(), "one of two is half of them");
-        let many = Crowd { subscribers: 3, slow: 0 };
+        assert!(!account.behind_are_few());
+        account.count(none, Crowd { subscribers: 1, behind: 0 });
+        assert!(!account.behind_are_few(), "one of two is half of them");
+        let many = Crowd { subscribers: 3, behind: 0 };
         account.count(none, many);
-        assert!(account.slow_are_few());
+        assert!(account.behind_are_few());
         account.count(many, none);
-        assert!(!account.slow_are_few());
+        assert!(!account.behind_are_few());
     }
 }

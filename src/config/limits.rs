@@ -43,7 +43,8 @@ pub struct Limits {
     pub shard_queue_batches_max: usize,
     /// Bytes of one send. Bounds what one slow connection pins, and how long one send keeps the kernel busy.
     pub send_bytes_max: usize,
-    /// Bytes of batches that only slow sends still hold, per shard; beyond it the slowest are closed as stalled.
+    /// Bytes of small frames laid out for sends, and of answers, per shard; beyond it the slowest are closed as stalled.
+    /// Slow sends hold them. Large frames stay where they are and count as memory of their events.
     pub pinned_bytes_max: usize,
     /// Smallest send that goes out as zero copy, in bytes. 0 turns zero copy off. Pinning pages costs more than copying
     /// below some tens of KiB; where the kernel copies anyway (loopback) a connection goes back to plain sends.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::uring::MessageHeader;
 use crate::clock::Stamp;
 
-/// Bytes of all batches alive on one shard.
+/// Bytes that batches alive on one shard have for themselves. Frames are not among them: they belong to their events.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger(Rc<Cell<usize>>);
 
@@ -26,6 +26,8 @@ impl Ledger {
 /// Where the bytes are.
 #[derive(Debug)]
 pub enum Payload {
+    /// An answer to one connection.
+    Answer(Bytes),
     /// One frame, shared with the windows of all shards.
     Frame(Bytes),
     /// Small frames, laid out one behind the other once.
@@ -38,9 +40,18 @@ impl Payload {
     /// Total bytes.
     fn len(&self) -> usize {
         match self {
-            Payload::Frame(bytes) => bytes.len(),
+            Payload::Answer(bytes) | Payload::Frame(bytes) => bytes.len(),
             Payload::Contiguous(bytes) => bytes.len(),
             Payload::Vectored(segments) => segments.iter().map(Bytes::len).sum(),
+        }
+    }
+
+    /// Bytes that no event counts.
+    fn own(&self) -> usize {
+        match self {
+            Payload::Answer(bytes) => bytes.len(),
+            Payload::Contiguous(bytes) => bytes.len(),
+            Payload::Frame(_) | Payload::Vectored(_) => 0,
         }
     }
 }
@@ -82,7 +93,7 @@ impl Batch {
     /// An answer to one connection: a head, a control frame, a notice.
     pub fn answer(bytes: impl Into<Bytes>, ledger: &Ledger) -> Rc<Batch> {
         let mut batch = Batch::empty(ledger);
-        batch.fill(Payload::Frame(bytes.into()), 0);
+        batch.fill(Payload::Answer(bytes.into()), 0);
         Rc::new(batch)
     }
 
@@ -110,12 +121,12 @@ impl Batch {
         self.len = payload.len();
         self.payload = payload;
         self.to = to;
-        self.ledger.0.set(self.ledger.0.get() + self.len);
+        self.ledger.0.set(self.ledger.0.get() + self.payload.own());
     }
 
     /// Takes this batch's bytes out of the ledger, and with them the kernel's view of them.
     fn discharge(&mut self) {
-        self.ledger.0.set(self.ledger.0.get() - self.len);
+        self.ledger.0.set(self.ledger.0.get() - self.payload.own());
         self.len = 0;
         self.header = OnceCell::new();
     }
@@ -149,7 +160,7 @@ impl Batch {
     pub fn segments(&self) -> Option<&[Bytes]> {
         match &self.payload {
             Payload::Vectored(segments) => Some(segments),
-            Payload::Frame(_) | Payload::Contiguous(_) => None,
+            Payload::Answer(_) | Payload::Frame(_) | Payload::Contiguous(_) => None,
         }
     }
 
@@ -157,7 +168,7 @@ impl Batch {
     #[inline]
     pub fn bytes_at(&self, offset: usize) -> &[u8] {
         match &self.payload {
-            Payload::Frame(bytes) => &bytes[offset..],
+            Payload::Answer(bytes) | Payload::Frame(bytes) => &bytes[offset..],
             Payload::Contiguous(bytes) => &bytes[offset..],
             Payload::Vectored(segments) => bytes_within(segments, offset),
         }

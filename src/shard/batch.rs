@@ -196,7 +196,7 @@ impl Batches {
         match batch.recycle() {
             Payload::Contiguous(bytes) => keep(&mut self.spare_bytes, bytes),
             Payload::Vectored(segments) => keep(&mut self.spare_segments, segments),
-            Payload::Frame(_) => {}
+            Payload::Answer(_) | Payload::Frame(_) => {}
         }
         for event in &self.run {
             batch.note(event.intake);

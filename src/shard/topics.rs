@@ -12,8 +12,8 @@
 //!   cursor is below. A whole round knows the lowest cursor that it met, and sets it. (The sweep reports a higher one for a
 //!   subscriber that would rather skip what it is late for.)
 //! - While a topic has such an excess its elevator goes round at every tick, so that a floor never stands still.
-//! - The hub gives a topic no more than its share (`broadcast::Account`). What uses most of that share up are the slow:
-//!   subscribers that are far behind and wait for their own sockets. Where they are few, they are cut.
+//! - The hub gives a topic no more than its share (`broadcast::Account`). Subscribers that are far behind use most of that
+//!   up. Where they are few, those that wait for their own sockets are cut.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -56,9 +56,9 @@ pub struct Lap {
     low: u64,
     /// A cursor below is far behind: it stands in the older half of the excess, as that was when the round began.
     far: u64,
-    /// Subscribers far behind that wait for their own sockets, met in this round.
-    slow: usize,
-    /// These are cut.
+    /// Subscribers far behind that this round has met.
+    behind: usize,
+    /// Those of them that wait for their own sockets are cut.
     cuts: bool,
     /// Whose events reach their last subscriber when; dues never fall. At most `MARKS_MAX`.
     marks: VecDeque<Mark>,
@@ -73,7 +73,7 @@ impl Default for Lap {
             visits: 0,
             low: u64::MAX,
             far: 0,
-            slow: 0,
+            behind: 0,
             cuts: false,
             marks: VecDeque::new(),
         }
@@ -527,9 +527,9 @@ impl Topics {
     pub fn meet(&mut self, index: TopicIndex, cursor: u64, waits: bool) -> bool {
         let lap = &mut self.get_mut(index).lap;
         lap.low = lap.low.min(cursor);
-        let slow = waits && cursor < lap.far;
-        lap.slow += usize::from(slow);
-        slow && lap.cuts
+        let is_behind = cursor < lap.far;
+        lap.behind += usize::from(is_behind);
+        is_behind && waits && lap.cuts
     }
 
     /// Moves the elevator of an active topic on, past so many of `next_visits`. Runs of events that have now been offered to
@@ -561,17 +561,17 @@ impl Topics {
         let topic = self.get_mut(index);
         let lap = &mut topic.lap;
         topic.floor = lap.low;
-        let slow = lap.slow;
+        let behind = lap.behind;
         let excess = topic.window.excess();
         // Most topics have neither an excess nor too little room, and look at their account for nothing else.
         let pressed = topic.account.as_ref().is_some_and(|account| account.is_pressed());
         let now = match pressed || excess > 0 {
-            true => Crowd { subscribers: topic.subscribers.len(), slow },
+            true => Crowd { subscribers: topic.subscribers.len(), behind },
             false => Crowd::default(),
         };
         topic.tell_account(now);
-        let few = || topic.account.as_ref().is_some_and(|account| account.slow_are_few());
-        topic.lap.cuts = pressed && slow > 0 && few();
+        let few = || topic.account.as_ref().is_some_and(|account| account.behind_are_few());
+        topic.lap.cuts = pressed && behind > 0 && few();
         let middle = topic.window.get(excess / 2).filter(|_| excess > 0);
         topic.lap.far = middle.map_or(0, |event| event.sequence);
         topic.lap.begin_round();
@@ -634,7 +634,7 @@ impl Lap {
     fn begin_round(&mut self) {
         self.visited = 0;
         self.low = u64::MAX;
-        self.slow = 0;
+        self.behind = 0;
     }
 
     /// Remembers that an event taken in at `intake` is done after a whole round from here.
