@@ -40,7 +40,8 @@ fn request((format, topics): &Subscription<'_>) -> String {
     let query: Vec<String> = topics.iter().map(|topic| format!("topic={topic}")).collect();
     let query = query.join("&");
     match format {
-        Format::Sse => format!("GET /sse?{query} HTTP/1.1\r\nHost: bench\r\n\r\n"),
+        Format::Sse => format!("GET /sse?{query} HTTP/1.0\r\n\r\n"),
+        Format::SseChunked => format!("GET /sse?{query} HTTP/1.1\r\nHost: bench\r\n\r\n"),
         Format::WebSocket => format!(
             "GET /ws?{query} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -142,11 +143,11 @@ impl Crowd {
 
     /// Subscribers now.
     pub fn open(&self) -> u64 {
-        self.shard.metrics().formats.iter().map(|format| format.connections).sum()
+        self.shard.metrics().families.iter().map(|family| family.connections).sum()
     }
 
     /// Frames that the sockets have taken so far.
     pub fn frames(&self) -> u64 {
-        self.shard.metrics().formats.iter().map(|format| format.frames).sum()
+        self.shard.metrics().families.iter().map(|family| family.frames).sum()
     }
 }

@@ -78,6 +78,16 @@ pub enum Sockets {
     Plain,
 }
 
+/// What an event stream gets that cannot come in now, but may later.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SseRefusals {
+    /// 200 and the end of the stream, where the client asks for an event stream by name: a browser comes back.
+    #[default]
+    Retry,
+    /// The status.
+    Status,
+}
+
 /// What pages in browsers may do. The default is that of a server without flags.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageRules {
@@ -85,6 +95,8 @@ pub struct PageRules {
     pub origins: Origins,
     /// WebSocket subprotocols that are given back.
     pub subprotocols: Subprotocols,
+    /// What event streams get that cannot come in now.
+    pub sse_refusals: SseRefusals,
     /// Whose pages may use the control plane, besides its own.
     pub control_origins: Vec<Origin>,
     /// Names of the control plane, besides `localhost`.

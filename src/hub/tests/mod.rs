@@ -204,7 +204,7 @@ fn topic_report(topic: &str, newest: u64) -> TopicReport {
 /// Shard `number` has that many connections and one latency of as many milliseconds.
 fn report(number: usize) -> ShardReport {
     let mut metrics = ShardMetrics { connections: number as u64, ..ShardMetrics::default() };
-    metrics.formats[0].frames = 10 + number as u64;
+    metrics.families[0].frames = 10 + number as u64;
     metrics.closed[0] = 1;
     metrics.intake_to_shard.saturating_record(1_000_000 * (number as u64 + 1));
     ShardReport {

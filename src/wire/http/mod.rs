@@ -16,7 +16,7 @@
 
 use crate::close::CloseReason;
 use crate::event::Topic;
-use crate::wire::Format;
+use crate::wire::{Family, Format};
 
 mod answer;
 mod content_type;
@@ -69,7 +69,7 @@ pub enum Head {
     /// it.
     Subscribe(Box<Subscribe>, usize),
     /// The head of an event stream alone.
-    StreamHead,
+    StreamHead(Format),
     /// A probe of `/healthz`.
     Health,
     /// What there is to ask: a page for a browser, or plain text.
@@ -96,6 +96,8 @@ pub struct Subscribe {
     pub last_event_id: Option<LastEventId>,
     /// Some exactly if the format is a WebSocket one.
     pub handshake: Option<Handshake>,
+    /// It asks for an event stream by name (`Accept`), as an `EventSource` does.
+    pub names_event_stream: bool,
 }
 
 /// What the answer to a WebSocket's opening handshake holds (RFC 6455 §4.2.2).
@@ -180,8 +182,8 @@ fn interpret(
         }
     }
     fields.check_no_body()?;
-    let format = match target.route {
-        Route::Subscribe(format) => format,
+    let family = match target.route {
+        Route::Subscribe(family) => family,
         Route::Health => return Ok(Head::Health),
         Route::Front | Route::Server => {
             let is_html = fields.wants_html();
@@ -191,23 +193,24 @@ fn interpret(
 
     let wanted = target.wanted(rules.topics_max)?;
     let last_event_id = fields.last_event_id().or(wanted.last_event_id);
-    let handshake = match format {
-        Format::Sse => {
+    let (format, handshake) = match family {
+        Family::EventStream => {
             fields.check_accepts_event_stream()?;
-            None
+            // Chunks are not for clients of HTTP/1.0 (RFC 9112 §7.1).
+            (if http_1_0 { Format::Sse } else { Format::SseChunked }, None)
         }
-        Format::WebSocket if http_1_0 => {
+        Family::WebSocket if http_1_0 => {
             return Err(refuse(CloseReason::BadRequest, "a WebSocket needs HTTP/1.1 (RFC 6455 4.1)"));
         }
-        Format::WebSocket => Some(handshake(&fields, host, rules)?),
+        Family::WebSocket => (Format::WebSocket, Some(handshake(&fields, host, rules)?)),
     };
     if request.method == Some("HEAD") {
-        return Ok(Head::StreamHead);
+        return Ok(Head::StreamHead(format));
     }
-    Ok(Head::Subscribe(
-        Box::new(Subscribe { format, topics: wanted.topics, last_event_id, handshake }),
-        head_bytes,
-    ))
+    let names_event_stream = family == Family::EventStream && fields.names_event_stream();
+    let topics = wanted.topics;
+    let subscribe = Subscribe { format, topics, last_event_id, handshake, names_event_stream };
+    Ok(Head::Subscribe(Box::new(subscribe), head_bytes))
 }
 
 /// What to answer to a WebSocket's opening handshake.
