@@ -1,0 +1,2 @@
+/* From the output directory, where `configure` puts it. */
+#include "liburing-src/queue.c"
