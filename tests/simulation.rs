@@ -544,14 +544,15 @@ fn run(seed: u64, weather: Weather) {
     world.drain();
 }
 
-/// The seed that the environment names, else the first `many`.
+/// The seed that `FANWAVE_SIM_SEED` names, else the first `many`, `FANWAVE_SIM_SEEDS` times as many
+/// where that is set.
 fn seeds(many: u64) -> std::ops::Range<u64> {
-    match std::env::var("FANWAVE_SIM_SEED") {
-        Ok(seed) => {
-            let seed: u64 = seed.parse().expect("FANWAVE_SIM_SEED is a number");
-            seed..seed + 1
-        }
-        Err(_) => 0..many,
+    let number = |name: &str| {
+        std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is a number")))
+    };
+    match number("FANWAVE_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..many * number("FANWAVE_SIM_SEEDS").unwrap_or(1),
     }
 }
 
