@@ -401,6 +401,7 @@ pub(super) mod tests {
             assert_eq!(config.shard_cpus, [0, 1, 3]);
             assert_eq!(config.cors_origin.as_deref(), Some("*"));
             assert_eq!(config.overrun, OverrunPolicy::Close);
+            assert_eq!(config, Config { shard_cpus: vec![0, 1, 3], ..Config::default() });
         }
     }
 

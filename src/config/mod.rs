@@ -66,8 +66,8 @@ pub enum Sockets {
     Plain,
 }
 
-/// Everything `fanwave serve` needs to know.
-#[derive(Debug, Clone)]
+/// Everything `fanwave serve` needs to know. `Default` is a server without flags, with one shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Data plane addresses; every shard listens on each.
     pub listen: Vec<SocketAddr>,
@@ -83,4 +83,19 @@ pub struct Config {
     pub sockets: Sockets,
     /// Every bound.
     pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Config {
+            listen: vec![loopback(8080)],
+            control: vec![ControlAddress::Tcp(loopback(8081))],
+            shard_cpus: vec![0],
+            cors_origin: Some("*".to_string()),
+            overrun: OverrunPolicy::Close,
+            sockets: Sockets::Auto,
+            limits: Limits::default(),
+        }
+    }
 }

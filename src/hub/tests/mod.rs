@@ -16,7 +16,7 @@ use tower::ServiceExt;
 
 use super::{Hub, ShardEnd, control};
 use crate::broadcast::{Encoded, Inbox, Memory, Message, Scrape, TopicQuery, path};
-use crate::config::{Config, Limits, OverrunPolicy, Sockets};
+use crate::config::{Config, Limits};
 use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 
@@ -32,15 +32,7 @@ const EPOCH: Epoch = Epoch(1_700_000_000_000);
 const EPOCH_TEXT: &str = "loyw3v28";
 
 fn config(shards: usize, limits: Limits) -> Arc<Config> {
-    Arc::new(Config {
-        listen: Vec::new(),
-        control: Vec::new(),
-        shard_cpus: (0..shards).collect(),
-        cors_origin: None,
-        overrun: OverrunPolicy::Close,
-        sockets: Sockets::Auto,
-        limits,
-    })
+    Arc::new(Config { shard_cpus: (0..shards).collect(), limits, ..Config::default() })
 }
 
 /// A hub whose shards are not started yet; its stalled queues are retried.
