@@ -3,74 +3,24 @@
 //! Every flag of `fanwave serve` is also a `FANWAVE_*` variable and a key of the `--config` file; the help is the only
 //! list of their names. Every field of [`Limits`] is a flag: the macro below builds `Limits` without a rest.
 //!
-//! Not here: where the values come from (`sources`), relations between limits ([`Limits::check`]), the flags of the
-//! clients (`client::publish`, `client::tail`).
+//! Not here: where the values come from (`command::sources`), relations between limits
+//! ([`Limits::check`]), the flags of the clients (`client::publish`, `client::tail`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::CommandFactory;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::units::{Count, Millis, Size};
 use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets};
-use crate::client::{publish, tail};
-
-/// Publish once, every subscriber gets it: Server-Sent Events and WebSocket
-#[derive(Debug, clap::Parser)]
-#[command(
-    name = "fanwave",
-    version,
-    after_help = "Without a command fanwave serves: see `fanwave serve --help`."
-)]
-pub(super) struct CommandLine {
-    #[command(subcommand)]
-    pub(super) command: Command,
-}
-
-/// What to do.
-#[derive(Debug, clap::Subcommand)]
-pub enum Command {
-    /// Run the server; also what no command does
-    #[command(after_help = SERVE_HELP)]
-    Serve(Box<ServeFlags>),
-    /// Publish one event, or one per line of standard input
-    Publish(publish::Options),
-    /// Print the events of an SSE or WebSocket address and follow its reconnects
-    Tail(tail::Options),
-}
-
-const SERVE_HELP: &str = "\
-Every flag is also an environment variable (FANWAVE_WINDOW_EVENTS_MAX) and a key of the --config file
-(window_events_max = 4096). A flag is stronger than the environment, the environment than the file.
-An empty variable counts as unset, and FANWAVE_* names that are no flags are ignored.
-BYTES are written as 65536, 64KiB, 8MiB or 1GiB, in the file with quotes (window_bytes_max = \"16MiB\");
-MS are whole milliseconds.
-Several addresses of --listen or --control are written with commas in the environment, and in the file as an
-array (listen = [\"0.0.0.0:8080\", \"[::]:8080\"]). [::] is IPv6 alone; 0.0.0.0 beside it takes IPv4.
-Only heartbeats find idle peers that have vanished, so a large --heartbeat-ms leaves their connections open as
-long. A connection also ends when its peer acknowledges no data for --stall-ms-max and 5 s more (TCP_USER_TIMEOUT).";
-
-/// The parser; the help of each limit tells its bounds.
-pub(super) fn parser() -> clap::Command {
-    let bounds = bounds();
-    let with_bounds = |flag: clap::Arg| match flag.get_long().and_then(|name| bounds.get(name)) {
-        Some(bounds) => {
-            let help = flag.get_help().map(ToString::to_string).unwrap_or_default();
-            flag.help(format!("{help} {bounds}"))
-        }
-        None => flag,
-    };
-    CommandLine::command().mut_subcommand("serve", |serve| serve.mut_args(with_bounds))
-}
 
 /// Limits whose smallest value is another limit's matter; their help says so in words.
 const BOUNDED_BY_OTHERS: [&str; 3] = ["window-bytes-max", "window-bytes-total-max", "hub-queue-bytes-max"];
 
 /// What the help tells of each other limit: `[1 to 1GiB]`, `[at least 512]`.
-fn bounds() -> BTreeMap<&'static str, String> {
+pub(crate) fn bounds() -> BTreeMap<&'static str, String> {
     let limits = Limits::default();
     let minima = limits.minima().map(|(name, _, min, _)| (name, min));
     let minima: BTreeMap<&str, u64> =
@@ -217,7 +167,7 @@ impl ServeFlags {
 
     /// Checks each limit by itself; the error is one line that names the flag. What one limit asks of another is
     /// checked by [`ServeFlags::config`].
-    pub(super) fn check_each_limit(self) -> Result<(), String> {
+    pub(crate) fn check_each_limit(self) -> Result<(), String> {
         let limits = Limits {
             window_bytes_max: usize::MAX,
             window_bytes_total_max: usize::MAX,
@@ -363,19 +313,10 @@ fn log_filter(text: &str) -> Result<String, String> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::ffi::OsString;
-
-    use super::super::sources::{SourceError, parse};
+pub(crate) mod tests {
     use super::*;
-
-    /// What `fanwave` followed by `args` parses to.
-    pub fn parse_with(args: &[&str], environment: &[(&str, &str)]) -> Result<Command, SourceError> {
-        let args = std::iter::once("fanwave").chain(args.iter().copied()).map(OsString::from);
-        parse(args, |name| {
-            environment.iter().find(|(other, _)| *other == name).map(|(_, value)| OsString::from(value))
-        })
-    }
+    use crate::command::Command;
+    use crate::command::tests::parse_with;
 
     /// The configuration of the server where it may use the CPUs 0, 1 and 3.
     pub fn config(args: &[&str], environment: &[(&str, &str)]) -> Result<Config, String> {
@@ -384,11 +325,6 @@ pub(super) mod tests {
             Ok(other) => panic!("{other:?}"),
             Err(error) => Err(error.to_string()),
         }
-    }
-
-    #[test]
-    fn the_parser_is_consistent() {
-        parser().debug_assert();
     }
 
     #[test]

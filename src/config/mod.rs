@@ -8,7 +8,6 @@ use std::str::FromStr;
 pub mod flags;
 pub mod limits;
 pub mod room;
-pub mod sources;
 pub mod units;
 
 pub use limits::Limits;
