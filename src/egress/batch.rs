@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::uring::MessageHeader;
+use super::uring::header::MessageHeader;
 use crate::clock::Stamp;
 
 /// Bytes of all batches alive on one shard.
