@@ -1,10 +1,14 @@
-//! From the hub to every shard: one message per batch of events, through one bounded queue per shard.
+//! From the hub to every shard: one message per batch of events, through one bounded queue per
+//! shard, and beside it a side path of questions, bounded as well.
 //!
 //! Invariants worth naming:
 //! - The hub is the only sender, so every shard sees the same events in the same order.
 //! - A message is either in a queue or still with the hub; nothing is dropped on a full queue.
-//! - The doorbell is written only when its shard may be asleep, and never left out then: [`Inbox::may_sleep`] announces sleep
-//!   *before* it looks at the queue, [`Outbox::try_send`] looks for sleep *after* it filled the queue (`sleep`).
+//! - A question needs no order with events, so that it may overtake them where they wait for a
+//!   shard that has much to take.
+//! - The doorbell is written only when its shard may be asleep, and never left out then:
+//!   [`Inbox::may_sleep`] announces sleep *before* it looks at both queues, [`Outbox::try_send`]
+//!   and [`Outbox::ask`] look for sleep *after* they filled one (`sleep`).
 //!
 //! Not here: what a shard does with a message, and who waits for the doorbell (`runtime`).
 
@@ -18,14 +22,16 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use tokio::sync::oneshot;
 
 use crate::clock::Stamp;
+use crate::config::limits::QUESTIONS_MAX;
 use crate::event::{Epoch, Event, Topic};
-use crate::metrics::ShardReport;
 use crate::wire::Format;
 
 mod account;
+mod question;
 mod sleep;
 
 pub use account::{Account, Crowd, Memory};
+pub use question::{Question, TopicQuery};
 use sleep::Sleep;
 
 /// One event with its sequence and its frames.
@@ -140,26 +146,6 @@ pub struct EncodedBatch {
     pub events: Box<[Arc<Encoded>]>,
 }
 
-/// Which topics a report shall list.
-#[derive(Debug, Clone)]
-pub enum TopicQuery {
-    /// None: counters and histograms only.
-    None,
-    /// This one, if the shard knows it.
-    One(Topic),
-    /// All that have subscribers or events.
-    All,
-}
-
-/// A question of the control API to one shard.
-#[derive(Debug)]
-pub struct Scrape {
-    /// Which topics to tell of, beside the counters.
-    pub query: TopicQuery,
-    /// Where the answer goes. A shard that is gone drops it.
-    pub answer: oneshot::Sender<ShardReport>,
-}
-
 /// The hub's wish that a shard comes to its end: take no more subscribers, deliver what was accepted, hang up on
 /// everybody.
 #[derive(Debug)]
@@ -191,13 +177,11 @@ impl Drain {
     }
 }
 
-/// What the hub says to a shard.
+/// What the hub says to a shard, in order.
 #[derive(Debug)]
 pub enum Message {
     /// Events to hand to the subscribers.
     Batch(Arc<EncodedBatch>),
-    /// Counters, histograms and topics, please.
-    Report(Scrape),
     /// Begin to drain. A shard that is done goes on answering whoever comes, until all are.
     Drain(Drain),
     /// End now: every shard is done, or out of time.
@@ -253,17 +237,19 @@ impl AsFd for Doorbell {
     }
 }
 
-/// The hub's end of one shard's queue.
+/// The hub's end of one shard's queues.
 #[derive(Debug)]
 pub struct Outbox {
     queue: Sender<Message>,
+    side: Sender<Question>,
     doorbell: Arc<Doorbell>,
 }
 
-/// The shard's end of its queue.
+/// The shard's end of its queues.
 #[derive(Debug)]
 pub struct Inbox {
     queue: Receiver<Message>,
+    side: Receiver<Question>,
     doorbell: Arc<Doorbell>,
 }
 
@@ -276,11 +262,14 @@ pub enum Refused {
     Gone(Message),
 }
 
-/// A queue of at most `messages_max` messages to one shard.
+/// A queue of at most `messages_max` messages to one shard, and a side path of [`QUESTIONS_MAX`]
+/// questions.
 pub fn path(messages_max: usize) -> std::io::Result<(Outbox, Inbox)> {
     let (sender, receiver) = crossbeam_channel::bounded(messages_max);
+    let (asker, asked) = crossbeam_channel::bounded(QUESTIONS_MAX);
     let doorbell = Arc::new(Doorbell::new()?);
-    Ok((Outbox { queue: sender, doorbell: doorbell.clone() }, Inbox { queue: receiver, doorbell }))
+    let outbox = Outbox { queue: sender, side: asker, doorbell: doorbell.clone() };
+    Ok((outbox, Inbox { queue: receiver, side: asked, doorbell }))
 }
 
 impl Outbox {
@@ -296,7 +285,18 @@ impl Outbox {
         }
     }
 
-    /// Messages waiting in the queue.
+    /// Asks the shard and wakes it if it sleeps; never blocks. False if it has ended, or has left
+    /// [`QUESTIONS_MAX`] questions alone: then it has not turned for as long as the hub waits for
+    /// answers.
+    pub fn ask(&self, question: Question) -> bool {
+        let asked = self.side.try_send(question).is_ok();
+        if asked {
+            self.doorbell.ring();
+        }
+        asked
+    }
+
+    /// Messages waiting in the queue, without questions.
     pub fn len(&self) -> usize {
         self.queue.len()
     }
@@ -314,10 +314,16 @@ impl Inbox {
         self.queue.try_recv().ok()
     }
 
-    /// Announces sleep and says whether the queue is empty, so that the shard may await its doorbell.
-    /// On `false` the shard counts as awake again.
+    /// The next question that somebody waits for, if there is one. Those that were given up are
+    /// dropped.
+    pub fn next_question(&self) -> Option<Question> {
+        self.side.try_iter().find(|question| !question.is_given_up())
+    }
+
+    /// Announces sleep and says whether both queues are empty, so that the shard may await its
+    /// doorbell. On `false` the shard counts as awake again.
     pub fn may_sleep(&self) -> bool {
-        self.doorbell.sleep.begin(|| self.queue.is_empty())
+        self.doorbell.sleep.begin(|| self.queue.is_empty() && self.side.is_empty())
     }
 
     /// The wake-up of this shard.
@@ -368,8 +374,8 @@ impl Demand {
 mod tests {
     use super::*;
 
-    fn report() -> Message {
-        Message::Report(Scrape { query: TopicQuery::None, answer: oneshot::channel().0 })
+    fn message() -> Message {
+        Message::Drain(Drain::new(Stamp(0)).0)
     }
 
     fn rung(bell: &Doorbell) -> bool {
@@ -381,26 +387,55 @@ mod tests {
     #[test]
     fn a_full_queue_gives_the_message_back() {
         let (outbox, inbox) = path(1).expect("eventfd");
-        assert!(outbox.try_send(report()).is_ok());
-        assert!(matches!(outbox.try_send(report()), Err(Refused::Full(Message::Report(..)))));
+        assert!(outbox.try_send(message()).is_ok());
+        assert!(matches!(outbox.try_send(message()), Err(Refused::Full(Message::Drain(..)))));
         assert!(inbox.try_recv().is_some());
         drop(inbox);
-        assert!(matches!(outbox.try_send(report()), Err(Refused::Gone(_))));
+        assert!(matches!(outbox.try_send(message()), Err(Refused::Gone(_))));
     }
 
     #[test]
     fn only_a_sleeping_shard_is_rung_and_only_once() {
         let (outbox, inbox) = path(4).expect("eventfd");
-        outbox.try_send(report()).expect("room");
+        outbox.try_send(message()).expect("room");
         assert!(!rung(inbox.doorbell()), "an awake shard needs no doorbell");
         assert!(!inbox.may_sleep(), "a message waits");
         inbox.try_recv().expect("the message");
         assert!(inbox.may_sleep());
-        outbox.try_send(report()).expect("room");
+        outbox.try_send(message()).expect("room");
         assert!(rung(inbox.doorbell()));
         assert!(inbox.doorbell().wait(Duration::MAX).expect("an eventfd"));
         assert!(!inbox.doorbell().wait(Duration::ZERO).expect("an eventfd"), "whoever waited has heard it");
-        outbox.try_send(report()).expect("room");
+        outbox.try_send(message()).expect("room");
         assert!(!rung(inbox.doorbell()), "the shard was already woken");
+    }
+
+    #[test]
+    fn a_question_passes_a_full_queue_and_wakes_a_sleeping_shard() {
+        let (outbox, inbox) = path(1).expect("eventfd");
+        assert!(inbox.may_sleep());
+        let (answer, answered) = oneshot::channel();
+        assert!(outbox.ask(Question::Counters(answer)));
+        assert!(inbox.doorbell().wait(Duration::MAX).expect("an eventfd"));
+        inbox.doorbell().awake();
+        assert!(!inbox.may_sleep(), "a question waits");
+        outbox.try_send(message()).expect("room");
+        assert!(outbox.try_send(message()).is_err(), "the queue is full");
+        let (again, waits) = oneshot::channel();
+        assert!(outbox.ask(Question::Counters(again)));
+        drop(answered);
+        let question = inbox.next_question().expect("one that somebody waits for");
+        assert!(matches!(question, Question::Counters(answer) if !answer.is_closed()));
+        assert!(inbox.next_question().is_none(), "the other one was given up");
+        drop(waits);
+    }
+
+    #[test]
+    fn the_side_path_is_bounded_and_ends_with_its_shard() {
+        let (outbox, inbox) = path(1).expect("eventfd");
+        let ask = || outbox.ask(Question::Counters(oneshot::channel().0));
+        assert_eq!((0..2 * QUESTIONS_MAX).filter(|_| ask()).count(), QUESTIONS_MAX);
+        drop(inbox);
+        assert!(!ask(), "nobody is there");
     }
 }

@@ -1,10 +1,10 @@
-//! Monotonic time as one integer.
+//! Monotonic time as one integer, and the date for the answers of HTTP.
 //!
 //! Stamps cross threads inside events, so all threads count from the same origin. Sans-IO code takes a
-//! [`Stamp`] as an argument and never asks the clock itself.
+//! [`Stamp`] or a date as an argument and never asks the clock itself.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Nanoseconds of monotonic time since the process first asked.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -26,4 +26,9 @@ impl Stamp {
     pub fn plus(self, duration: Duration) -> Stamp {
         Stamp(self.0.saturating_add(duration.as_nanos() as u64))
     }
+}
+
+/// Now, as HTTP writes it: `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 §5.6.7).
+pub fn http_date() -> String {
+    httpdate::fmt_http_date(SystemTime::now())
 }

@@ -18,16 +18,21 @@ pub enum CloseReason {
     HandshakeTimeout,
     /// The path is not ours.
     NotFound,
-    /// The method is not GET.
+    /// The path does not take this method.
     MethodNotAllowed,
     /// The client accepts no event stream.
     NotAcceptable,
     /// A WebSocket path without a proper upgrade (RFC 6455 §4.2.1).
     UpgradeRequired,
-    /// A request that makes no subscriber got its answer: a health check, a CORS preflight.
+    /// A request that makes no subscriber got its answer: a health check, a CORS preflight, the
+    /// front page.
     Answered,
     /// The request body is not wanted.
     BodyNotAllowed,
+    /// The request body has a transfer coding that is not understood.
+    UnknownCoding,
+    /// The page is of an origin whose WebSockets are not let in.
+    ForeignOrigin,
     /// No room: a connection limit is reached.
     Full,
     /// The server is draining.
@@ -84,6 +89,8 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         row(UpgradeRequired, "upgrade_required", None, Some(426)),
         row(Answered, "answered", None, Some(200)),
         row(BodyNotAllowed, "body_not_allowed", None, Some(413)),
+        row(UnknownCoding, "unknown_coding", None, Some(501)),
+        row(ForeignOrigin, "foreign_origin", None, Some(403)),
         row(Full, "full", Some(1013), Some(503)),
         row(Draining, "draining", Some(1001), Some(503)),
         row(WsProtocol, "ws_protocol", Some(1002), None),

@@ -48,6 +48,9 @@ fn run_server(flags: ServeFlags) -> Outcome {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
+    for line in sources::unknown_variables(std::env::vars_os()) {
+        tracing::warn!("{line}");
+    }
     let config = flags.config().map_err(|line| (USAGE, line))?;
     let (limits, overrun) = (config.limits.clone(), config.overrun);
     let program = std::env::args().next().unwrap_or_else(|| "fanwave".to_string());

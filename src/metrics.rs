@@ -1,7 +1,8 @@
 //! What a shard counts, and the copy of it that a scrape gets.
 //!
-//! A shard owns its counters as plain integers; nobody else reads them. A scrape asks by message and gets a
-//! [`ShardReport`]. Latencies are nanoseconds, recorded by (batch, reap) with counts, never per frame.
+//! A shard owns its counters as plain integers; nobody else reads them. A scrape asks on the side
+//! path and gets a [`ShardReport`]. Latencies are nanoseconds, recorded by (batch, reap) with
+//! counts, never per frame.
 
 use hdrhistogram::Histogram;
 
@@ -116,10 +117,12 @@ pub struct ShardReport {
     pub cpu: usize,
     /// Counters and histograms.
     pub metrics: ShardMetrics,
-    /// Topics, as the query asked.
-    pub topics: Vec<TopicReport>,
-    /// Events and bytes in all windows of this shard.
+    /// Events in all histories of this shard.
     pub window_events: u64,
-    /// Bytes in all windows of this shard.
+    /// Bytes in all histories of this shard, as published.
     pub window_bytes: u64,
+    /// Events beyond the histories, which subscribers that are behind still lack.
+    pub excess_events: u64,
+    /// Their memory, with their frames.
+    pub excess_bytes: u64,
 }

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use crate::broadcast::{Doorbell, Inbox};
-use crate::clock::Stamp;
+use crate::clock::{Stamp, http_date};
 use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, EXECUTOR_MEMLOCK_BYTES, TICK_MS};
 use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
 use crate::egress::{EgressRing, RingError};
@@ -136,8 +136,15 @@ async fn pump<R: EgressRing>(
     doorbell: &Doorbell,
     bell: &BufferedFile,
 ) -> Result<(), String> {
+    let mut dated: Option<Stamp> = None;
     loop {
-        match shard.turn(Stamp::now()).map_err(|error: RingError| error.to_string())? {
+        let now = Stamp::now();
+        // A sleeping shard is woken every tick, so nobody is told a date that is much older.
+        if dated.is_none_or(|dated| now.ns_since(dated) >= TICK_MS * 1_000_000) {
+            shard.set_date(http_date());
+            dated = Some(now);
+        }
+        match shard.turn(now).map_err(|error: RingError| error.to_string())? {
             Turn::Busy => glommio::executor().yield_if_needed().await,
             Turn::Idle => {
                 if shard.may_sleep() {

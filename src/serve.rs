@@ -1,29 +1,31 @@
 //! Puts the stages together: binds the addresses, starts every shard, runs the hub until the drain is over.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, Memory, path};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
-    SUBMISSIONS_MAX, TOPIC_BYTES,
+    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES,
+    RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::room::{Room, Sharers};
 use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::listener::{listen, listen_alone};
 use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
 use crate::egress::{RingError, Slot};
-use crate::event::Epoch;
+use crate::event::{EVENT_BYTES_FIXED, Epoch};
 use crate::hub::{self, ControlListener, HubError, ShardEnd};
 use crate::runtime::{ShardHandle, ShardStart, spawn_shard, why_not_ready};
 use crate::shard;
@@ -47,15 +49,13 @@ pub struct Started {
 /// Why the server did not start or did not end well: one line with the cause, and the remedy if there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// An address could not be bound.
-    #[error("cannot listen on {address}: {source}; {remedy}")]
+    /// These addresses could not be bound.
+    #[error("cannot listen on {}; {remedy}", .failures.join(", nor on "))]
     Bind {
-        /// The address as the operator gave it.
-        address: String,
+        /// Each address as the operator gave it, and what the kernel said.
+        failures: Vec<String>,
         /// What to do about it.
         remedy: &'static str,
-        /// What the kernel said.
-        source: std::io::Error,
     },
     /// The descriptor limit is too low for what the operator wants.
     #[error("{0}")]
@@ -86,8 +86,8 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         Sockets::Plain => false,
     };
     let room = room(&config, direct)?;
-    let epoch =
-        Epoch(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64));
+    let epoch = Epoch::random()
+        .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -99,8 +99,11 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     };
     // Before glommio makes rings of its own: where it may not, it panics.
     try_out()?;
-    let (control_addresses, control) = bind_control(&config.control)?;
-    let (listen, listeners) = bind_data(&config)?;
+    // All of them, so that one start tells of every address that is in use.
+    let mut failures = Failures::default();
+    let (control_addresses, control) = bind_control(&config.control, &mut failures);
+    let (listen, listeners) = bind_data(&config, &mut failures);
+    failures.check()?;
 
     let demand = Arc::new(Demand::default());
     let memory = Memory::new(&config.limits);
@@ -148,7 +151,17 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         connections_per_shard_max: room.connections_max,
         memory: memory_lines(&config, &room),
     });
-    let setup = hub::Setup { config, epoch, outboxes, demand, memory, listen, control, shard_ends };
+    let setup = hub::Setup {
+        config,
+        epoch,
+        outboxes,
+        demand,
+        memory,
+        listen,
+        control,
+        control_connections_max: room.control_connections_max,
+        shard_ends,
+    };
     let served = runtime.block_on(hub::run(setup, drain));
     match served {
         Ok(()) => {
@@ -214,51 +227,71 @@ fn await_ready(
     Ok(shards)
 }
 
-fn bind_error(address: &ControlAddress) -> impl FnOnce(std::io::Error) -> ServeError {
-    let remedy = match address {
-        ControlAddress::Tcp(SocketAddr::V6(address))
-            if address.ip().is_unicast_link_local() && address.scope_id() == 0 =>
-        {
-            "name its interface by number, as in [fe80::1%2]:8080; `ip link` shows it"
-        }
-        _ => "choose another with --listen or --control",
-    };
-    let address = address.to_string();
-    move |source| ServeError::Bind { address, remedy, source }
+/// The addresses that could not be bound.
+#[derive(Default)]
+struct Failures(Vec<(ControlAddress, Occupied)>);
+
+impl Failures {
+    fn check(self) -> Result<(), ServeError> {
+        let is_without_scope = |address: &ControlAddress| match address {
+            ControlAddress::Tcp(SocketAddr::V6(address)) => {
+                address.ip().is_unicast_link_local() && address.scope_id() == 0
+            }
+            _ => false,
+        };
+        let remedy = match self.0.as_slice() {
+            all if all.iter().all(|(address, _)| is_without_scope(address)) => {
+                "name its interface by number, as in [fe80::1%2]:8080; `ip link` shows it"
+            }
+            [(_, only)] => only.remedy,
+            _ => CHOOSE_ANOTHER,
+        };
+        let failures: Vec<String> =
+            self.0.iter().map(|(address, failed)| format!("{address}: {}", failed.source)).collect();
+        if failures.is_empty() { Ok(()) } else { Err(ServeError::Bind { failures, remedy }) }
+    }
 }
 
 /// Binds every data plane address once per shard. Returns the addresses and, per shard, its listeners.
-fn bind_data(config: &Config) -> Result<(Vec<SocketAddr>, Vec<Vec<OwnedFd>>), ServeError> {
+fn bind_data(config: &Config, failures: &mut Failures) -> (Vec<SocketAddr>, Vec<Vec<OwnedFd>>) {
     let shards = config.shard_cpus.len();
     let user_timeout = Duration::from_millis(config.limits.stall_ms_max + KERNEL_PATIENCE_MS);
     let mut addresses = Vec::new();
     let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
     for address in &config.listen {
-        let (bound, listeners) =
-            listen(*address, shards, user_timeout).map_err(bind_error(&ControlAddress::Tcp(*address)))?;
-        addresses.push(bound);
-        for (shard, listener) in by_shard.iter_mut().zip(listeners) {
-            shard.push(listener);
+        match listen(*address, shards, user_timeout) {
+            Ok((bound, listeners)) => {
+                addresses.push(bound);
+                for (shard, listener) in by_shard.iter_mut().zip(listeners) {
+                    shard.push(listener);
+                }
+            }
+            Err(error) => failures.0.push((ControlAddress::Tcp(*address), error.into())),
         }
     }
-    Ok((addresses, by_shard))
+    (addresses, by_shard)
 }
 
 fn bind_control(
     addresses: &[ControlAddress],
-) -> Result<(Vec<ControlAddress>, Vec<ControlListener>), ServeError> {
+    failures: &mut Failures,
+) -> (Vec<ControlAddress>, Vec<ControlListener>) {
     let mut bound = Vec::new();
     let mut listeners = Vec::new();
     for address in addresses {
-        let (address, listener) = bind_control_address(address).map_err(bind_error(address))?;
-        bound.push(address);
-        listeners.push(listener);
+        match bind_control_address(address) {
+            Ok((address, listener)) => {
+                bound.push(address);
+                listeners.push(listener);
+            }
+            Err(failed) => failures.0.push((address.clone(), failed)),
+        }
     }
-    Ok((bound, listeners))
+    (bound, listeners)
 }
 
 /// Binds one control plane address. Returns it as bound.
-fn bind_control_address(address: &ControlAddress) -> std::io::Result<(ControlAddress, ControlListener)> {
+fn bind_control_address(address: &ControlAddress) -> Result<(ControlAddress, ControlListener), Occupied> {
     match address {
         ControlAddress::Tcp(address) => {
             let listener = listen_alone(*address)?;
@@ -273,18 +306,66 @@ fn bind_control_address(address: &ControlAddress) -> std::io::Result<(ControlAdd
     }
 }
 
-/// Binds a Unix socket; a socket file that nobody listens on any more is replaced.
-fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        other => other,
+/// What helps against most failures to bind an address.
+const CHOOSE_ANOTHER: &str = "choose another with --listen or --control";
+
+/// Why an address is not bound, and what the operator can do about it.
+struct Occupied {
+    source: std::io::Error,
+    remedy: &'static str,
+}
+
+impl From<std::io::Error> for Occupied {
+    fn from(source: std::io::Error) -> Occupied {
+        Occupied { source, remedy: CHOOSE_ANOTHER }
     }
+}
+
+/// Binds a Unix socket. A socket that nobody listens on any more is replaced; nothing else is
+/// removed.
+fn bind_unix(path: &Path) -> Result<UnixListener, Occupied> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+        other => return Ok(other?),
+    }
+    // Of the path itself: a link is not followed, neither here nor by bind(2).
+    let found = std::fs::symlink_metadata(path)?.file_type();
+    let what = match () {
+        () if found.is_socket() => None,
+        () if found.is_file() => Some("a regular file"),
+        () if found.is_dir() => Some("a directory"),
+        () if found.is_symlink() => Some("a symbolic link"),
+        () => Some("something that is no socket"),
+    };
+    if let Some(what) = what {
+        let text = format!("there is {what}, and only a socket is replaced");
+        let remedy = "remove it, or choose another path with --control";
+        return Err(Occupied { source: std::io::Error::new(ErrorKind::AlreadyExists, text), remedy });
+    }
+    let in_use = |text: String| Occupied {
+        source: std::io::Error::new(ErrorKind::AddrInUse, text),
+        remedy: "end the process that listens there, or choose another path with --control",
+    };
+    match connect_at_once(path) {
+        // unix(7): ECONNREFUSED says that no listening socket has this address.
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)?;
+            Ok(UnixListener::bind(path)?)
+        }
+        // A full backlog is that of a process that listens.
+        Ok(()) => Err(in_use("a process listens on this socket".into())),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            Err(in_use("a process listens on this socket".into()))
+        }
+        Err(error) => Err(in_use(format!("the socket there cannot be asked who listens: {error}"))),
+    }
+}
+
+/// Connects to a Unix socket without a wait for a place in its backlog.
+fn connect_at_once(path: &Path) -> std::io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&socket2::SockAddr::unix(path)?)
 }
 
 /// User-space memory at the limits, one line per owner.
@@ -294,7 +375,9 @@ fn memory_lines(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
     let per_socket = size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>();
     let rings = SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16;
     let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
-    let control = room.control_connections * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
+    let control = room.control_connections_max * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
+    // The shortest topic and the shortest id have a byte each.
+    let events_max = limits.history_memory_max() / (EVENT_BYTES_FIXED + 2);
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
     vec![
         ("connections, when all are in use", sum(room.slots * per_socket)),
@@ -302,9 +385,10 @@ fn memory_lines(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
             "request heads, when all come at once",
             sum(room.sockets_max.saturating_mul(limits.handshake_bytes_max)),
         ),
-        ("control connections, when all are in use", control as u64),
+        ("control connections, when all are in use", (control * config.control.len()) as u64),
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (2 * shards + 1)),
         ("events and their frames, in queues and windows", limits.window_bytes_total_max as u64),
+        ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings + receive)),
     ]
@@ -325,7 +409,8 @@ mod tests {
             ),
         ] {
             let address = address.parse().expect("an address");
-            let error = bind_error(&address)(std::io::Error::other("invalid")).to_string();
+            let failures = Failures(vec![(address, std::io::Error::other("invalid").into())]);
+            let error = failures.check().expect_err("one of them failed").to_string();
             assert!(error.starts_with(told), "{error}");
         }
     }

@@ -22,10 +22,10 @@ const ROOMS: [(&str, &[&str]); 24] = [
     ("config/limits", &["event", "wire"]),
     ("config/room", &["config/limits"]),
     ("config/units", &[]),
-    ("config", &["config/limits"]),
+    ("config", &["config/limits", "wire"]),
     ("config/flags", &["config", "config/limits", "config/units"]),
     ("metrics", &["event", "wire", "close"]),
-    ("broadcast", &["event", "wire", "clock", "config", "metrics"]),
+    ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics"]),
     // The kernel's view of a batch, which the batch keeps. It is in `uring` because it is unsafe.
     ("egress/uring/header", &[]),
     ("egress/batch", &["clock", "egress/uring/header"]),

@@ -14,14 +14,18 @@ mod promises {
     mod browser;
     mod bulk;
     mod control;
+    mod control_room;
     mod delivery;
     mod first_steps;
     mod full;
     mod gap;
+    mod half_closed;
     mod heartbeat;
     mod memory;
     mod ndjson;
     mod overrun;
+    mod pages;
+    mod refusals;
     mod resume;
     mod shutdown;
     mod stalled_reader;

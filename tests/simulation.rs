@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fanwave::broadcast::{
-    Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Scrape, TopicQuery, path,
+    Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Question, Refused, path,
 };
 use fanwave::clock::Stamp;
 use fanwave::close::CLOSE_TABLE;
@@ -29,6 +29,8 @@ use fanwave::metrics::{FormatCounters, ShardMetrics, ShardReport};
 use fanwave::shard::{Setup, Shard, Turn};
 use tokio::sync::oneshot;
 
+#[path = "simulation/questions.rs"]
+mod questions;
 mod support;
 use support::peer::{Ending, Heard, Peer, Protocol};
 
@@ -219,19 +221,23 @@ impl World {
     }
 
     fn ask_for_counters(&mut self) {
-        if self.stuck.is_some() || self.scrape.is_some() {
+        if self.scrape.is_some() {
             return;
         }
         let (answer, scrape) = oneshot::channel();
         self.scrape = Some(scrape);
-        self.stuck = Some(Message::Report(Scrape { query: TopicQuery::None, answer }));
-        self.offer();
+        assert!(self.outbox.ask(Question::Counters(answer)), "the only question");
     }
 
     /// No counter falls between two scrapes, whatever was counted too early.
     fn compare_counters(&mut self) {
         let Some(scrape) = &mut self.scrape else { return };
         let Ok(report) = scrape.try_recv() else { return };
+        self.compare_with(report);
+        self.scrape = None;
+    }
+
+    fn compare_with(&mut self, report: ShardReport) {
         let counted = |metrics: &ShardMetrics| {
             let formats = metrics.formats.each_ref();
             formats.map(|counters| (counters.sends, counters.frames, counters.bytes))
@@ -243,7 +249,6 @@ impl World {
             );
         }
         self.told = report.metrics;
-        self.scrape = None;
     }
 
     fn offer(&mut self) {

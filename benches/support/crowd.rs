@@ -10,8 +10,8 @@ use bytes::Bytes;
 use fanwave::broadcast::{Demand, EncodedBatch, Memory, Message, Outbox, path};
 use fanwave::clock::Stamp;
 use fanwave::config::{Config, Limits};
-use fanwave::egress::EgressRing;
 use fanwave::egress::sim::{SimRing, Weather};
+use fanwave::egress::{EgressRing, Slot};
 use fanwave::event::Topic;
 use fanwave::shard::{Setup, Shard, Turn};
 use fanwave::wire::Format;
@@ -26,6 +26,8 @@ pub type Subscription<'a> = (Format, &'a [&'a str]);
 pub struct Crowd {
     shard: Shard<SimRing>,
     outbox: Outbox,
+    /// Of the subscribers, in their order.
+    slots: Vec<Slot>,
     sequence: u64,
     now: Stamp,
     /// How much time passes with each turn.
@@ -56,22 +58,24 @@ impl Crowd {
         let memory = Memory::new(&config.limits);
         let setup = Setup { number: 0, cpu: 0, config, epoch: EPOCH, demand, memory, connections_max };
         let mut ring = SimRing::new(connections_max, Weather::Fair, 0);
+        let mut slots = Vec::new();
         for subscription in subscriptions {
             let slot = ring.connect().expect("a slot per subscriber");
             ring.peer_sends(slot, request(subscription).as_bytes());
+            slots.push(slot);
         }
         let now = Stamp(1_000_000_000);
         let mut crowd = Crowd {
             shard: Shard::new(setup, ring, inbox, now),
             outbox,
+            slots,
             sequence: 0,
             now,
             turn_time: Duration::from_micros(1),
             trace: false,
         };
         crowd.turns();
-        let open: u64 = crowd.shard.metrics().formats.iter().map(|format| format.connections).sum();
-        assert_eq!(open, connections_max as u64, "everybody was let in");
+        assert_eq!(crowd.open(), connections_max as u64, "everybody was let in");
         crowd
     }
 
@@ -103,6 +107,34 @@ impl Crowd {
                 return allocations;
             }
         }
+    }
+
+    /// Broadcasts `message` and turns the shard once: it has taken the message and is on its way
+    /// round.
+    #[allow(dead_code, reason = "each program uses a part of it")]
+    pub fn begin(&mut self, message: Message) {
+        self.outbox.try_send(message).expect("an idle shard's queue has room");
+        self.now = self.now.plus(self.turn_time);
+        self.shard.turn(self.now).expect("the simulated ring does not fail");
+    }
+
+    /// The subscribers of these numbers leave, all at once, and the shard turns until it knows.
+    #[allow(dead_code, reason = "each program uses a part of it")]
+    pub fn leave(&mut self, numbers: impl Iterator<Item = usize>) {
+        let mut left = self.open();
+        for number in numbers {
+            self.shard.ring_mut().peer_closes(self.slots[number]);
+            left -= 1;
+        }
+        while self.open() > left {
+            self.now = self.now.plus(self.turn_time);
+            self.shard.turn(self.now).expect("the simulated ring does not fail");
+        }
+    }
+
+    /// Subscribers now.
+    pub fn open(&self) -> u64 {
+        self.shard.metrics().formats.iter().map(|format| format.connections).sum()
     }
 
     /// Frames that the sockets have taken so far.

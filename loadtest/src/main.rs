@@ -5,7 +5,8 @@
 //! their public interfaces only.
 //!
 //! Reading order: `workload` (what is asked), `target` (of whom), `outcome` (what it showed) are the vocabulary. Commands:
-//! `run` and `knee` do a `scenario` by way of `engine`; `compare` puts rivals side by side; `plan` fits a cost model and
+//! `run` and `knee` do a `scenario` by way of `engine`, or `bulk` where all events come at once;
+//! `compare` puts rivals side by side; `plan` fits a cost model and
 //! answers from it; `prove/` measures one promise each. They stand on `server` (starts who is measured), `publisher`, and
 //! `fleet`, which drives `receiver` processes over a `link`; a receiver splits bytes with `framing` and checks them with
 //! `audit`. `floor` and `usage` say what the kernel and a process cost, `fault` whose error it is. Results leave through
@@ -22,6 +23,7 @@ use machine::Machine;
 use prove::{Bench, Common};
 
 mod audit;
+mod bulk;
 mod compare;
 mod engine;
 mod fault;
@@ -135,6 +137,13 @@ enum Command {
         #[command(flatten)]
         args: prove::isolation::IsolationArgs,
     },
+    /// What large events, a busy topic and listings cost others on the same server
+    Neighbours {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: prove::neighbours::NeighboursArgs,
+    },
     /// CPU per delivery of this load generator, beside a bare receive loop
     Generator {
         #[command(flatten)]
@@ -186,6 +195,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
         Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
         Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
+        Command::Neighbours { common, args } => prove::neighbours::run(&bench(common)?, &args)?,
         Command::Generator { common, args } => prove::generator::run(&bench(common)?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),

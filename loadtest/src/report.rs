@@ -262,7 +262,7 @@ fn cpu_line(cost: &Cost, floor: Option<&FloorCost>, seconds: f64, topics: usize)
 /// Subscribers of one kind, in words.
 fn crowd(crowd: &Crowd) -> String {
     let behaviour = match crowd.behaviour {
-        Behaviour::Steady => String::new(),
+        Behaviour::Steady | Behaviour::Once => String::new(),
         Behaviour::Slow { bytes_per_second } => {
             format!(", reading {} each", Unit::BytesPerSecond.show(bytes_per_second as f64))
         }

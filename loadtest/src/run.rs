@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::bulk;
 use crate::engine::verdict::condemned;
 use crate::engine::{EngineOptions, measure};
 use crate::hlog;
@@ -20,7 +21,7 @@ use crate::prove::Bench;
 use crate::report::{check_place, grouped, outcome_table, progress, save, say, table};
 use crate::scenario::{self, Limits, Overrides};
 use crate::server::{self, ServerChoice};
-use crate::workload::Workload;
+use crate::workload::{Pace, Workload};
 
 /// Options of `run`.
 #[derive(Debug, Clone, Args)]
@@ -31,7 +32,7 @@ pub struct RunArgs {
     /// List the built-in scenarios
     #[arg(long)]
     list: bool,
-    /// Every built-in scenario, one after the other
+    /// Every built-in scenario but bulk, one after the other
     #[arg(long, conflicts_with = "scenarios")]
     all: bool,
     #[command(flatten)]
@@ -72,13 +73,20 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
     }
     let names: Vec<String> = match args.all {
         true => scenario::built_in()?.into_iter().map(|workload| workload.name).collect(),
-        false => args.scenarios.clone(),
+        false => scenario::expand(&args.scenarios),
     };
     let workloads =
         names.iter().map(|name| scenario::load(name, &args.overrides)).collect::<Result<Vec<Workload>>>()?;
     // A server that runs already may be elsewhere; the engine asks where before it connects.
     for workload in workloads.iter().filter(|_| !args.server.custom.is_given()) {
         Limits::read().check(workload.connections() as u64, true).with_context(|| workload.name.clone())?;
+    }
+    let at_once = workloads.iter().filter(|workload| matches!(workload.publish, Pace::AtOnce { .. })).count();
+    if at_once > 0 {
+        if at_once < workloads.len() {
+            bail!("what is published at once is judged, not measured: run it apart from other scenarios");
+        }
+        return run_bulk(bench, args, &workloads);
     }
     let files = args.files.resolve(bench.common.json.as_deref(), "run")?;
     if args.no_floor {
@@ -117,6 +125,31 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
+/// Judges workloads that publish everything at once. Faults are told after the table, as one error.
+fn run_bulk(bench: &Bench, args: &RunArgs, workloads: &[Workload]) -> Result<()> {
+    let Files { page, hlog, out } = &args.files;
+    if page.is_some() || hlog.is_some() || out.is_some() {
+        bail!(
+            "what is published at once is judged: it has no page and no interval log; give --json for a file"
+        );
+    }
+    let common = &bench.common;
+    let mut parts = Vec::new();
+    for workload in workloads {
+        let shards = args.shards.unwrap_or_else(|| shards_for(workload));
+        parts.push(bulk::judge(&args.server, common.sender_cpu, common.receiver_cpu, shards, workload)?);
+    }
+    save(common.json.as_deref(), "run", &bench.machine, &parts)?;
+    say(&bench.machine.line());
+    say("");
+    bulk::show(&parts);
+    let bad: Vec<String> = parts.iter().filter_map(bulk::Judged::condemned).collect();
+    match bad.is_empty() {
+        true => Ok(()),
+        false => bail!("{}", bad.join("; ")),
+    }
+}
+
 /// Shards that a fanwave needs to hold the workload's connections under the descriptor limit, which bounds each shard; a
 /// tenth is for shards that get more than their share.
 pub fn shards_for(workload: &Workload) -> usize {
@@ -126,12 +159,9 @@ pub fn shards_for(workload: &Workload) -> usize {
 }
 
 fn list() -> Result<()> {
-    let rows: Vec<_> = scenario::built_in()?
+    let rows: Vec<_> = scenario::listed()?
         .into_iter()
-        .map(|workload| {
-            let connections = grouped(workload.connections() as u64);
-            vec![workload.name, workload.about, connections]
-        })
+        .map(|(name, about, connections)| vec![name, about, grouped(connections as u64)])
         .collect();
     table(2, &["scenario", "about", "connections"], &rows);
     Ok(())

@@ -18,18 +18,11 @@ use crate::framing::Protocol;
 use crate::process::sockets_per_process_max;
 use crate::stamp::STAMP_BYTES;
 use crate::workload::{Behaviour, Crowd, Pace, Workload};
+use built_in::{BUILT_IN, BULK, BULK_PARTS};
 
-/// The scenarios that are part of the program.
-const BUILT_IN: [(&str, &str); 8] = [
-    ("ticker", include_str!("../scenarios/ticker.toml")),
-    ("chat-room", include_str!("../scenarios/chat-room.toml")),
-    ("score-push", include_str!("../scenarios/score-push.toml")),
-    ("many-topics", include_str!("../scenarios/many-topics.toml")),
-    ("burst", include_str!("../scenarios/burst.toml")),
-    ("reconnect-storm", include_str!("../scenarios/reconnect-storm.toml")),
-    ("slow-readers", include_str!("../scenarios/slow-readers.toml")),
-    ("idle-mass", include_str!("../scenarios/idle-mass.toml")),
-];
+pub use built_in::{built_in, expand, listed};
+
+mod built_in;
 
 /// The form of a scenario, for `run --help`.
 pub const FORM: &str = r#"A scenario file:
@@ -40,13 +33,20 @@ pub const FORM: &str = r#"A scenario file:
   topics = 1                 # event k goes to topic k mod topics, connection k listens to topic k mod topics
   payload_bytes = 200        # of one event's data, at least 36
   [publish]
-  pace = "rate"              # or "burst" (events, every_ms), "in_flight" (events), "idle"
+  pace = "rate"              # or "burst" (events, every_ms), "in_flight" (events), "idle", "at_once" (events, posts)
   per_second = 100
   [[subscribers]]            # one table for each kind of subscribers
   protocol = "sse"           # or "ws"
   connections = 1000
   ramp_per_second = 5000     # may be left out
   behaviour = { kind = "steady" } # or "slow" (bytes_per_second), "stalled", "churn" (per_second), "storm" (at_seconds, share)
+                             # or "once": whom the server closes is counted and stays away
+
+bulk (pace "at_once") publishes all events of a part at once, as one stream or one POST after the other, and judges:
+every subscriber must get every event, none may be closed, and the server's memory must not grow by more than its start
+declares for windows, queues and slow sends. Readers of kind "stalled" beside must be closed in time (the server gets
+--stall-ms-max 2000 then) and the memory must come back. Any fault is exit status 1. `seconds` is the longest that a part
+may take; there is no warm-up, no floor, no page and no interval log. A part can be run by its name.
 "#;
 
 /// The longest measurement: a day is a soak test, more is a typing error.
@@ -88,11 +88,6 @@ pub struct Overrides {
     pub protocol: Option<Protocol>,
 }
 
-/// Every scenario that is part of the program, checked by the tests.
-pub fn built_in() -> Result<Vec<Workload>> {
-    BUILT_IN.iter().map(|(name, text)| parse(text, &format!("scenario {name}"))).collect()
-}
-
 /// Finds, reads, changes and checks a scenario: a name, or a path (it holds a `/` or ends in `.toml`).
 pub fn load(name_or_path: &str, overrides: &Overrides) -> Result<Workload> {
     let is_path = name_or_path.contains('/') || name_or_path.ends_with(".toml");
@@ -101,8 +96,9 @@ pub fn load(name_or_path: &str, overrides: &Overrides) -> Result<Workload> {
             .with_context(|| format!("reading the scenario {name_or_path}"))?;
         parse(&text, name_or_path)?
     } else {
-        let (_, text) = BUILT_IN.iter().find(|(name, _)| *name == name_or_path).ok_or_else(|| {
-            let names: Vec<_> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+        let mut all = BUILT_IN.iter().chain(&BULK_PARTS);
+        let (_, text) = all.find(|(name, _)| *name == name_or_path).ok_or_else(|| {
+            let names: Vec<_> = BUILT_IN.iter().map(|(name, _)| *name).chain([BULK]).collect();
             anyhow!(
                 "there is no scenario {name_or_path:?}; built in: {}; a file needs a path or .toml",
                 names.join(", ")
@@ -196,7 +192,7 @@ impl Overrides {
                 Pace::Burst { events, every_ms } => {
                     *every_ms = (*events as f64 * 1e3 / rate).round().max(1.0) as u64;
                 }
-                Pace::InFlight { .. } | Pace::Idle {} => {
+                Pace::InFlight { .. } | Pace::AtOnce { .. } | Pace::Idle {} => {
                     bail!("--rate does not fit: this scenario publishes neither at a rate nor in bursts");
                 }
             }
@@ -300,9 +296,21 @@ fn check_pace(workload: &Workload) -> Result<()> {
         Pace::Burst { every_ms: 0, .. } => {
             bail!("publish.every_ms = 0 leaves no time between bursts; give at least 1")
         }
-        Pace::Burst { events, .. } | Pace::InFlight { events } => at_once(events),
+        Pace::Burst { events, .. } | Pace::InFlight { events } | Pace::AtOnce { events, .. } => {
+            at_once(events)
+        }
         Pace::Rate { .. } | Pace::Idle {} => Ok(()),
     }?;
+    let behaviours = || workload.subscribers.iter().map(|crowd| crowd.behaviour);
+    if matches!(workload.publish, Pace::AtOnce { .. })
+        && !(behaviours().all(|behaviour| matches!(behaviour, Behaviour::Once | Behaviour::Stalled))
+            && behaviours().any(|behaviour| behaviour == Behaviour::Once))
+    {
+        bail!(
+            "publish.pace = \"at_once\" judges what subscribers of kind \"once\" get, beside \"stalled\" ones if you \
+             like; give a crowd of kind \"once\" and no others"
+        );
+    }
     let steady = workload.subscribers.iter().any(|crowd| crowd.behaviour == Behaviour::Steady);
     if matches!(workload.publish, Pace::InFlight { .. }) && !steady {
         bail!(
@@ -329,7 +337,7 @@ fn check_crowd(crowd: &Crowd, seconds: f64) -> Result<()> {
         positive("ramp_per_second", ramp)?;
     }
     match crowd.behaviour {
-        Behaviour::Steady | Behaviour::Stalled => Ok(()),
+        Behaviour::Steady | Behaviour::Once | Behaviour::Stalled => Ok(()),
         Behaviour::Slow { bytes_per_second: 0 } => {
             bail!("behaviour.bytes_per_second = 0 is what `kind = \"stalled\"` says; give at least 1")
         }
@@ -436,7 +444,10 @@ mod tests {
 
     #[test]
     fn every_built_in_scenario_can_be_done_under_its_own_name() {
-        for ((name, _), workload) in BUILT_IN.iter().zip(built_in().expect("all are well formed")) {
+        let parts = BULK_PARTS.iter().map(|(name, text)| parse(text, name).expect("well formed"));
+        for ((name, _), workload) in
+            BUILT_IN.iter().zip(built_in().expect("all are well formed")).chain(BULK_PARTS.iter().zip(parts))
+        {
             assert_eq!(*name, workload.name);
             check(&workload).unwrap_or_else(|error| panic!("{name}: {error:#}"));
             assert_eq!(load(name, &Overrides::default()).expect("found"), workload);
@@ -444,8 +455,17 @@ mod tests {
     }
 
     #[test]
+    fn at_once_is_for_subscribers_that_connect_once() {
+        let at_once = SMALL.replace("pace = \"rate\"\nper_second = 10", "pace = \"at_once\"\nevents = 5");
+        assert!(refusal(&at_once).contains("kind \"once\""));
+        let once = format!("{at_once}behaviour = {{ kind = \"once\" }}\n");
+        check(&parse(&once, "f.toml").expect("well formed")).expect("possible");
+    }
+
+    #[test]
     fn the_form_in_the_help_is_a_scenario() {
         let (_, text) = FORM.split_once('\n').expect("a title");
+        let (text, _) = text.split_once("\nbulk").expect("a scenario, then words");
         check(&parse(text, "help").expect("well formed")).expect("possible");
     }
 

@@ -250,6 +250,14 @@ pub fn memory(pid: u32) -> Result<Memory> {
     })
 }
 
+/// The most memory of its own that a process has had since its start, in bytes: `VmHWM` without
+/// what `RssFile` is now.
+pub fn memory_peak(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("process {pid} has ended"))?;
+    Ok(kilobytes(&status, "VmHWM:")?.saturating_sub(kilobytes(&status, "RssFile:")?))
+}
+
 /// The value of a `Name:   123 kB` line, in bytes.
 fn kilobytes(text: &str, name: &str) -> Result<u64> {
     let line =
@@ -314,6 +322,10 @@ mod tests {
     fn this_process_has_memory() {
         let memory = memory(std::process::id()).expect("alive");
         assert!(memory.rss_own > 0 && memory.pss > 0);
+        let held = vec![1_u8; 32 << 20];
+        assert!(std::hint::black_box(&held).iter().all(|&byte| byte == 1));
+        drop(held);
+        assert!(memory_peak(std::process::id()).expect("alive") > 32 << 20, "what it gave back counts");
     }
 
     #[test]

@@ -57,6 +57,15 @@ pub enum Pace {
         /// Events under way.
         events: u64,
     },
+    /// All events of the run at once. Such a workload is judged, not measured: everybody must get
+    /// everything.
+    AtOnce {
+        /// Events.
+        events: u64,
+        /// Each event in a POST of its own, in place of one stream.
+        #[serde(default)]
+        posts: bool,
+    },
     /// Nothing is published but a few events at the end, which must reach everybody.
     Idle {},
 }
@@ -77,6 +86,14 @@ pub struct Crowd {
     pub behaviour: Behaviour,
 }
 
+impl Behaviour {
+    /// True for subscribers that take everything at once on their first connection, so that they
+    /// are owed everything.
+    pub fn takes_all(&self) -> bool {
+        matches!(self, Behaviour::Steady | Behaviour::Once)
+    }
+}
+
 /// What subscribers do once they are connected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields, tag = "kind")]
@@ -84,6 +101,8 @@ pub enum Behaviour {
     /// Read everything at once and stay.
     #[default]
     Steady,
+    /// Read everything at once; one that the server closes is counted and stays away.
+    Once,
     /// Read no faster than this, through a small receive buffer.
     Slow {
         /// Bytes per second and connection.

@@ -196,6 +196,7 @@ fn the_scenarios_are_listed_without_measuring() {
         "reconnect-storm",
         "slow-readers",
         "idle-mass",
+        "bulk",
     ] {
         assert!(said.lines().any(|line| line.starts_with(name)), "{name}: {said}");
     }

@@ -111,9 +111,9 @@ impl Account {
         replace(&self.slow, before.slow, now.slow);
     }
 
-    /// True if at most half of the subscribers of all shards are slow: the publisher is not too fast, they are too slow.
+    /// True if less than half of the subscribers of all shards are slow: the publisher is not too fast, they are too slow.
     pub fn slow_are_few(&self) -> bool {
-        self.slow.load(Ordering::Relaxed) * 2 <= self.subscribers.load(Ordering::Relaxed)
+        self.slow.load(Ordering::Relaxed) * 2 < self.subscribers.load(Ordering::Relaxed)
     }
 
     pub(super) fn take(&self, bytes: usize) {
@@ -163,12 +163,12 @@ mod tests {
         let lone = Crowd { subscribers: 1, slow: 1 };
         account.count(none, lone);
         assert!(!account.slow_are_few());
+        account.count(none, Crowd { subscribers: 1, slow: 0 });
+        assert!(!account.slow_are_few(), "one of two is half of them");
         let many = Crowd { subscribers: 3, slow: 0 };
         account.count(none, many);
         assert!(account.slow_are_few());
         account.count(many, none);
         assert!(!account.slow_are_few());
-        account.count(lone, none);
-        assert!(account.slow_are_few());
     }
 }

@@ -154,6 +154,21 @@ fn note(notes: &mut dyn Write, text: &str) {
     let _ = writeln!(notes, "fanwave: {text}").and_then(|()| notes.flush());
 }
 
+/// That `url` cannot be reached, in one line. A port where nobody listens is the commonest reason,
+/// and is named as that.
+fn cannot_connect(url: &Url, error: &(dyn std::error::Error + 'static)) -> String {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let refused = causes.any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    });
+    match refused {
+        true => format!("nobody listens at {url}: is the server running?"),
+        false => format!("cannot connect to {url}: {}", root_cause(error)),
+    }
+}
+
 /// The innermost cause of an error: libraries wrap "connection refused" into three sentences.
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;

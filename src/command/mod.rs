@@ -37,11 +37,12 @@ pub enum Command {
 const SERVE_HELP: &str = "\
 Every flag is also an environment variable (FANWAVE_WINDOW_EVENTS_MAX) and a key of the --config file
 (window_events_max = 4096). A flag is stronger than the environment, the environment than the file.
-An empty variable counts as unset, and FANWAVE_* names that are no flags are ignored.
+An empty variable counts as unset; FANWAVE_* names that are no flags are ignored, and told in the log.
 BYTES are written as 65536, 64KiB, 8MiB or 1GiB, in the file with quotes (window_bytes_max = \"16MiB\");
 MS are whole milliseconds.
 Several addresses of --listen or --control are written with commas in the environment, and in the file as an
 array (listen = [\"0.0.0.0:8080\", \"[::]:8080\"]). [::] is IPv6 alone; 0.0.0.0 beside it takes IPv4.
+localhost:8080 is 127.0.0.1:8080.
 Only heartbeats find idle peers that have vanished, so a large --heartbeat-ms leaves their connections open as
 long. A connection also ends when its peer acknowledges no data for --stall-ms-max and 5 s more (TCP_USER_TIMEOUT).";
 
@@ -55,7 +56,24 @@ fn parser() -> clap::Command {
         }
         None => flag,
     };
-    CommandLine::command().mut_subcommand("serve", |serve| serve.mut_args(with_bounds))
+    CommandLine::command().mut_subcommand("serve", |serve| {
+        serve.mut_args(with_bounds).args(FLAGS_OF_OTHERS.map(flag_of_others))
+    })
+}
+
+/// Flags that other servers have, and that stand in people's fingers.
+const FLAGS_OF_OTHERS: [&str; 5] = ["port", "host", "bind", "address", "addr"];
+
+/// A flag that only says what ours is called.
+fn flag_of_others(name: &'static str) -> clap::Arg {
+    let told = move |_: &str| -> Result<String, String> {
+        Err(format!(
+            "there is no --{name}; write --listen IP:PORT for subscribers and --control IP:PORT for publishers, \
+             for example --listen 0.0.0.0:8080"
+        ))
+    };
+    let flag = clap::Arg::new(name).long(name).hide(true);
+    flag.num_args(0..=1).default_missing_value("").value_parser(told)
 }
 
 #[cfg(test)]

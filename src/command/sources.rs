@@ -96,8 +96,7 @@ fn environment_settings(
     flags: &clap::Command,
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Settings {
-    let names = flags.get_arguments().map(|flag| flag.get_id().as_str());
-    names
+    setting_names(flags)
         .filter(|name| command == "serve" || *name == "server")
         .filter_map(|name| {
             let value = environment(&format!("FANWAVE_{}", name.to_ascii_uppercase()))?;
@@ -106,13 +105,61 @@ fn environment_settings(
         .collect()
 }
 
+/// What the environment and the file may set, in snake_case.
+fn setting_names(flags: &clap::Command) -> impl Iterator<Item = &str> {
+    flags.get_arguments().filter(|flag| !flag.is_hide_set()).map(|flag| flag.get_id().as_str())
+}
+
+/// One line for each variable of the environment that looks like a setting of `fanwave serve` and
+/// is none, with the nearest name that is one.
+pub fn unknown_variables(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<String> {
+    let parser = parser();
+    let flags = parser.find_subcommand("serve").expect("a command of ours");
+    let known: Vec<String> =
+        setting_names(flags).map(|name| format!("FANWAVE_{}", name.to_ascii_uppercase())).collect();
+    let unknown = environment.into_iter().filter_map(|(name, value)| {
+        let name = name.into_string().ok().filter(|name| name.starts_with("FANWAVE_"))?;
+        // The address of the clients; and what Kubernetes tells of a service that is called
+        // fanwave.
+        let is_link = name.starts_with("FANWAVE_SERVICE_") || name.starts_with("FANWAVE_PORT_");
+        let is_link = is_link || name == "FANWAVE_PORT" && value.to_string_lossy().contains("://");
+        (name != "FANWAVE_SERVER" && !is_link && !known.contains(&name)).then_some(name)
+    });
+    let told = |name: String| {
+        let listens = ["FANWAVE_PORT", "FANWAVE_HOST", "FANWAVE_ADDR", "FANWAVE_ADDRESS", "FANWAVE_BIND"];
+        let nearest = match listens.contains(&name.as_str()) {
+            true => Some("FANWAVE_LISTEN"),
+            false => known.iter().map(String::as_str).min_by_key(|other| distance(&name, other)),
+        };
+        let nearest = nearest.expect("there are settings");
+        format!("{name} is no setting and is ignored; the nearest one is {nearest}")
+    };
+    let mut lines: Vec<String> = unknown.map(told).collect();
+    lines.sort();
+    lines
+}
+
+/// Characters to insert, delete or replace on the way from one name to the other (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (at, byte) in from.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
+        for (other_at, other) in to.bytes().enumerate() {
+            let replaced = diagonal + usize::from(byte != other);
+            diagonal = row[other_at + 1];
+            row[other_at + 1] = replaced.min(diagonal + 1).min(row[other_at] + 1);
+        }
+    }
+    row[to.len()]
+}
+
 /// The keys of a TOML file, in snake_case or kebab-case; unknown ones are refused by name.
 fn file_settings(flags: &clap::Command, text: &str) -> Result<Settings, String> {
     let table: toml::Table = toml::from_str(text).map_err(|error| one_line(&error.to_string()))?;
     let mut settings = Settings::new();
     for (key, value) in table {
         let name = key.replace('-', "_");
-        if name == "config" || !flags.get_arguments().any(|flag| flag.get_id().as_str() == name) {
+        if name == "config" || !setting_names(flags).any(|known| known == name) {
             return Err(format!("unknown key `{key}`; the keys are the flags of `fanwave serve --help`"));
         }
         let values = match value {
@@ -259,6 +306,31 @@ mod tests {
             panic!("publish parses")
         };
         assert_eq!((options.server.as_str(), options.event), ("http://127.0.0.1:9", None));
+    }
+
+    #[test]
+    fn a_variable_that_is_no_setting_is_told_with_the_nearest_one() {
+        let environment = [
+            ("FANWAVE_WINDOW_EVENT_MAX", "1"),
+            ("FANWAVE_PORT", "8080"),
+            ("FANWAVE_LISTEN", "127.0.0.1:1"),
+            ("FANWAVE_SERVER", "http://127.0.0.1:1"),
+            ("FANWAVE_SERVICE_HOST", "10.0.0.1"),
+            ("FANWAVE_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+            ("PATH", "/bin"),
+        ];
+        let pairs = |list: &[(&str, &str)]| -> Vec<_> {
+            list.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))).collect()
+        };
+        assert_eq!(
+            unknown_variables(pairs(&environment)),
+            [
+                "FANWAVE_PORT is no setting and is ignored; the nearest one is FANWAVE_LISTEN",
+                "FANWAVE_WINDOW_EVENT_MAX is no setting and is ignored; the nearest one is FANWAVE_WINDOW_EVENTS_MAX",
+            ]
+        );
+        let by_kubernetes = [("FANWAVE_PORT", "tcp://10.0.0.1:8080")];
+        assert_eq!(unknown_variables(pairs(&by_kubernetes)), Vec::<String>::new());
     }
 
     #[test]

@@ -13,8 +13,9 @@ use std::str::FromStr;
 
 use tracing_subscriber::filter::LevelFilter;
 
+use super::pages::PageFlags;
 use super::units::{Count, Millis, Size};
-use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets};
+use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets, tcp_address};
 
 /// Limits whose smallest value is another limit's matter; their help says so in words.
 const BOUNDED_BY_OTHERS: [&str; 3] = ["window-bytes-max", "window-bytes-total-max", "hub-queue-bytes-max"];
@@ -54,10 +55,8 @@ pub struct ServeFlags {
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_delimiter = ',', default_value = "127.0.0.1:8081")]
     #[arg(help_heading = "Addresses")]
     control: Vec<ControlAddress>,
-    /// Access-Control-Allow-Origin of the streams
-    #[arg(long, value_name = "ORIGIN|none", default_value = "*")]
-    #[arg(value_parser = cors_origin, help_heading = "Addresses")]
-    cors_origin: CorsOrigin,
+    #[command(flatten)]
+    pages: PageFlags,
 
     /// Threads that hold subscribers; more than CPUs share them in turn [default: one per CPU]
     #[arg(long, value_name = "N", value_parser = shard_count, help_heading = "Shards")]
@@ -121,7 +120,7 @@ limit_flags! {
         topics_per_connection_max: Count;
         /// One message from a WebSocket client
         message_in_bytes_max: Size;
-        /// Between signs of life on an idle connection: SSE comment, WebSocket ping
+        /// Most between signs of life on an idle connection: SSE comment, WebSocket ping
         heartbeat_ms: Millis;
         /// A send that takes longer than this ends its connection
         stall_ms_max: Millis;
@@ -135,18 +134,18 @@ limit_flags! {
         message_bytes_max: Size;
         /// Events of one topic that a returning subscriber still gets
         window_events_max: Count;
-        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,061 B)
+        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,077 B)
         window_bytes_max: Size;
         /// Age of these events
         window_ms_max: Millis;
         /// Memory of all events alive with their frames, those that slow subscribers still lack included; one topic has
-        /// at most a quarter; at least --window-bytes-max and 40 x --message-bytes-max + 25,464 B
+        /// at most a quarter; at least --window-bytes-max and 40 x --message-bytes-max + 25,848 B
         window_bytes_total_max: Size;
     }
     "Queues and sends" {
         /// Events accepted and not yet broadcast; beyond it publishers get 503
         hub_queue_events_max: Count;
-        /// Memory of these events with their frames, at least 5 x --message-bytes-max + 3,183 B
+        /// Memory of these events with their frames, at least 5 x --message-bytes-max + 3,231 B
         hub_queue_bytes_max: Size;
         /// Broadcasts waiting for one shard; a full queue holds the hub back
         shard_queue_batches_max: Count;
@@ -199,7 +198,7 @@ impl ServeFlags {
             listen: self.listen,
             control: self.control,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
-            cors_origin: self.cors_origin.0,
+            pages: self.pages.rules()?,
             overrun: self.overrun,
             sockets: self.sockets,
             limits,
@@ -270,23 +269,8 @@ impl std::fmt::Display for CpuList {
     }
 }
 
-/// The value of `Access-Control-Allow-Origin`, if the header is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct CorsOrigin(Option<String>);
-
-fn cors_origin(text: &str) -> Result<CorsOrigin, String> {
-    match text {
-        "none" => Ok(CorsOrigin(None)),
-        // One origin or `*` (Fetch §3.2.3); it goes into a header as it is.
-        _ if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',') => {
-            Ok(CorsOrigin(Some(text.to_string())))
-        }
-        _ => Err("write *, none or one origin such as https://example.com".to_string()),
-    }
-}
-
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
+    tcp_address(text).ok_or_else(|| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
 }
 
 /// Shards are threads with rings of their own; more than this on one machine is a slip of the finger.
@@ -314,6 +298,7 @@ fn log_filter(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::PageRules;
     use super::*;
     use crate::command::Command;
     use crate::command::tests::parse_with;
@@ -335,7 +320,7 @@ pub(crate) mod tests {
             assert_eq!(config.listen, ["127.0.0.1:8080".parse().expect("an address")]);
             assert_eq!(config.control, ["127.0.0.1:8081".parse().expect("an address")]);
             assert_eq!(config.shard_cpus, [0, 1, 3]);
-            assert_eq!(config.cors_origin.as_deref(), Some("*"));
+            assert_eq!(config.pages, PageRules::default());
             assert_eq!(config.overrun, OverrunPolicy::Close);
             assert_eq!(config, Config { shard_cpus: vec![0, 1, 3], ..Config::default() });
         }
@@ -344,8 +329,11 @@ pub(crate) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 21] = [
+        let cases: [Case<'_>; 24] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
+            (&["--port", "8080"], &[], &["--port", "--listen 0.0.0.0:8080"]),
+            (&["--shards=1", "--host"], &[], &["--host", "--listen 0.0.0.0:8080"]),
+            (&["--listen", "example.org:8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--control", "unix:"], &[], &["--control", "path is missing"]),
             (&["--shards", "0"], &[], &["--shards", "from 1"]),
             (&["--cpus", "0,x"], &[], &["--cpus", "`x`"]),
@@ -376,6 +364,20 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn localhost_is_an_address() {
+        let args = ["--listen", "localhost:80,LOCALHOST:81", "--control", "localhost:82"];
+        let config = config(&args, &[]).expect("valid");
+        assert_eq!(
+            config.listen,
+            ["127.0.0.1:80", "127.0.0.1:81"].map(|text| text.parse().expect("an address"))
+        );
+        assert_eq!(config.control, ["127.0.0.1:82".parse().expect("an address")]);
+        for text in ["localhost", "localhost:", "localhost:x", "localhost:65536", "localhosts:1"] {
+            assert!(super::super::tcp_address(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
     fn levels_and_targets_are_what_a_log_filter_may_name() {
         for filter in ["off", "WARN", "fanwave=debug,info", "fanwave::hub", "[accept]", "info,,"] {
             assert!(config(&["--log", filter], &[]).is_ok(), "{filter}");
@@ -389,11 +391,6 @@ pub(crate) mod tests {
         assert_eq!(cpus(&["--shards", "1"]), [0]);
         assert_eq!(cpus(&["--cpus", "3,0-1"]), [3, 0, 1]);
         assert_eq!(cpus(&["--cpus", "3", "--shards", "2"]), [3, 3]);
-    }
-
-    #[test]
-    fn none_as_the_cors_origin_means_no_header() {
-        assert_eq!(config(&["--cors-origin", "none"], &[]).expect("valid").cors_origin, None);
     }
 
     #[test]
@@ -416,9 +413,9 @@ pub(crate) mod tests {
             ("handshake-bytes-max", "[at least 512]"),
             ("message-bytes-max", "[1 to 1GiB]"),
             ("drain-ms-max", "[at most 2000000000]"),
-            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,061 B)"),
-            ("window-bytes-total-max", "at least --window-bytes-max and 40 x --message-bytes-max + 25,464 B"),
-            ("hub-queue-bytes-max", "at least 5 x --message-bytes-max + 3,183 B"),
+            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,077 B)"),
+            ("window-bytes-total-max", "at least --window-bytes-max and 40 x --message-bytes-max + 25,848 B"),
+            ("hub-queue-bytes-max", "at least 5 x --message-bytes-max + 3,231 B"),
         ] {
             assert!(text(flag).contains(bounds), "--{flag}: no {bounds:?} in {}", text(flag));
         }
@@ -436,13 +433,13 @@ pub(crate) mod tests {
             ];
             config(&flags.each_ref().map(String::as_str), &[]).map(drop)
         };
-        let total = 40 * 1_000 + 25_464;
-        assert_eq!(sizes(4 * 2_061, total, 8_183), Ok(()));
+        let total = 40 * 1_000 + 25_848;
+        assert_eq!(sizes(4 * 2_077, total, 8_231), Ok(()));
         for (flag, refused) in [
-            ("--window-bytes-max ", sizes(4 * 2_061 - 1, total, 8_183)),
-            ("--window-bytes-total-max ", sizes(4 * 2_061, total - 1, 8_183)),
-            ("--window-bytes-total-max ", sizes(total + 1, total, 8_183)),
-            ("--hub-queue-bytes-max ", sizes(4 * 2_061, total, 8_182)),
+            ("--window-bytes-max ", sizes(4 * 2_077 - 1, total, 8_231)),
+            ("--window-bytes-total-max ", sizes(4 * 2_077, total - 1, 8_231)),
+            ("--window-bytes-total-max ", sizes(total + 1, total, 8_231)),
+            ("--hub-queue-bytes-max ", sizes(4 * 2_077, total, 8_230)),
         ] {
             assert!(refused.expect_err(flag).starts_with(flag), "{flag}");
         }

@@ -49,6 +49,7 @@ pub struct Limits {
     /// below some tens of KiB; where the kernel copies anyway (loopback) a connection goes back to plain sends.
     pub zero_copy_bytes_min: usize,
     /// Milliseconds between signs of life on an idle connection: an SSE comment, a WebSocket ping.
+    /// Up to a quarter earlier on some connections, so that they do not march in step.
     pub heartbeat_ms: u64,
     /// Milliseconds that one send may take before the connection is closed as stalled. A subscriber slower than a send
     /// (`send_bytes_max`, or one larger event) in this time is too slow.
@@ -86,8 +87,9 @@ impl Default for Limits {
 
 /// The most events in one broadcast. Large enough that a shard's wake-up is paid once per many events.
 pub const BATCH_EVENTS_MAX: usize = 256;
-/// What a topic costs besides its window, measured: its names, its entries in the tables, its lap.
-pub const TOPIC_BYTES: usize = 600;
+/// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
+/// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
+pub const TOPIC_BYTES: usize = 640;
 /// A window holds at least this many broadcasts, so that taking one never overruns a subscriber that keeps up.
 pub const WINDOW_BATCHES_MIN: usize = 4;
 
@@ -330,6 +332,24 @@ pub const LINGER_MS_MAX: u64 = 2_000;
 /// Bytes not yet sent that a socket queues before it counts as full (`TCP_NOTSENT_LOWAT`). Bounds what a slow
 /// subscriber holds in the kernel.
 pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
+/// Questions of the hub that wait for a shard, which answers one per turn: those of all scrapes
+/// under way, and as many again that were given up.
+pub const QUESTIONS_MAX: usize = 2 * SCRAPES_MAX;
+/// Entries of the slab that a shard looks at in one turn, for what time has done to them and again
+/// for the drain: some tens of microseconds each.
+pub const ENTRIES_LOOKED_AT_MAX: usize = 4_096;
+/// Connections whose time has come that a turn queues for attention: up to so many wait then,
+/// others included. Half of what a step attends to, for each is attended to twice: when it is sent
+/// what it is owed, and when it may lack news besides.
+pub const DUE_PER_TURN: usize = SWEEP_VISITS_MAX / 4;
+/// As many are queued behind any number of others, so that heartbeats come in a storm too.
+pub const DUE_PER_TURN_MIN: usize = 8;
+/// What a publisher's id costs each shard beside its event, until that leaves the window: two
+/// integers in a tree.
+pub const ID_PLACE_BYTES: usize = 32;
+/// Topics that a shard tells of in one turn, and the hub puts together in one go: some tenths of a
+/// millisecond. A longer page takes several questions.
+pub const TOPICS_PER_ANSWER_MAX: usize = 1_024;
 
 /// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for room, take no more than the rest.
 pub const SINGLES_SHARE: usize = 8;
@@ -370,8 +390,18 @@ pub const SCRAPE_MS_MAX: u64 = 1_000;
 pub const SCRAPES_MAX: usize = 2;
 /// Topics of one page of `GET /topics` without `limit`.
 pub const PAGE_TOPICS: usize = 1_000;
+/// Listings under way at once; each holds what it has gathered of its page.
+pub const LISTINGS_MAX: usize = 2;
 /// Largest `limit`. Bounds the answer; the next page goes on after its last name.
 pub const PAGE_TOPICS_MAX: usize = 10_000;
+/// Of a control listener's connections, one in so many is kept for `/healthz` and `/stats` when all
+/// others are at work.
+pub const CONTROL_SPARE_SHARE: usize = 8;
+/// The most that are kept so; each of them is answered at once.
+pub const CONTROL_SPARE_MAX: usize = 16;
+/// Milliseconds that a control connection may be silent although room is short, unless there is
+/// none at all: a client that has just connected is about to ask.
+pub const CONTROL_SILENCE_MS_MIN: u64 = 1_000;
 
 const _: () = assert!(DOZE_MS * 4 <= TICK_MS);
 const _: () = assert!(SWEEP_VISITS_MAX * 2 <= SUBMISSIONS_MAX as usize);

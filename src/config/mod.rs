@@ -7,10 +7,13 @@ use std::str::FromStr;
 
 pub mod flags;
 pub mod limits;
+mod pages;
 pub mod room;
 pub mod units;
 
 pub use limits::Limits;
+
+use crate::wire::http::{Origin, Origins, Subprotocols};
 
 /// Where the control API listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,11 +41,20 @@ impl FromStr for ControlAddress {
         match text.strip_prefix("unix:") {
             Some("") => Err("the path is missing, write unix:/run/fanwave.sock".to_string()),
             Some(path) => Ok(ControlAddress::Unix(path.into())),
-            None => text.parse().map(ControlAddress::Tcp).map_err(|_| {
+            None => tcp_address(text).map(ControlAddress::Tcp).ok_or_else(|| {
                 "write IP:PORT or unix:PATH, for example 127.0.0.1:8081 or unix:/run/fanwave.sock".to_string()
             }),
         }
     }
+}
+
+/// `IP:PORT`, or `localhost:PORT`, which is the same on every machine: 127.0.0.1. No other name is
+/// resolved.
+fn tcp_address(text: &str) -> Option<SocketAddr> {
+    text.parse().ok().or_else(|| {
+        let (_, port) = text.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("localhost"))?;
+        format!("127.0.0.1:{port}").parse().ok()
+    })
 }
 
 /// What to do with a subscriber whose cursor fell out of the window.
@@ -65,6 +77,19 @@ pub enum Sockets {
     Plain,
 }
 
+/// What pages in browsers may do. The default is that of a server without flags.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PageRules {
+    /// Whose pages may subscribe.
+    pub origins: Origins,
+    /// WebSocket subprotocols that are given back.
+    pub subprotocols: Subprotocols,
+    /// Whose pages may use the control plane, besides its own.
+    pub control_origins: Vec<Origin>,
+    /// Names of the control plane, besides `localhost`.
+    pub control_hosts: Vec<String>,
+}
+
 /// Everything `fanwave serve` needs to know. `Default` is a server without flags, with one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -74,8 +99,8 @@ pub struct Config {
     pub control: Vec<ControlAddress>,
     /// One entry per shard: the CPU it is pinned to.
     pub shard_cpus: Vec<usize>,
-    /// Value of `Access-Control-Allow-Origin` on the data plane; `None` sends no such header.
-    pub cors_origin: Option<String>,
+    /// What pages in browsers may do.
+    pub pages: PageRules,
     /// What to do with those who cannot keep up.
     pub overrun: OverrunPolicy,
     /// Where subscriber sockets live.
@@ -91,7 +116,7 @@ impl Default for Config {
             listen: vec![loopback(8080)],
             control: vec![ControlAddress::Tcp(loopback(8081))],
             shard_cpus: vec![0],
-            cors_origin: Some("*".to_string()),
+            pages: PageRules::default(),
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Auto,
             limits: Limits::default(),

@@ -41,8 +41,8 @@ pub struct Room {
     pub sockets_max: usize,
     /// Subscribers that each shard takes; the rest of the sockets is for those who come too many and still get an answer.
     pub connections_max: usize,
-    /// Control connections that there are descriptors for.
-    pub control_connections: usize,
+    /// Connections that each control listener has open at a time.
+    pub control_connections_max: usize,
     /// Accepts that each listener of a shard has waiting, at least 1. Each holds the place of a socket, so those of idle listeners
     /// leave the busy one a place for every subscriber that the shard takes.
     pub accepts_per_listener: usize,
@@ -59,6 +59,10 @@ impl Room {
         };
         let beside = sharers.own() + sharers.control_connections().min(controls);
         let fits = beside <= descriptors;
+        // Direct descriptors leave them all that the limit has beside the server's own.
+        let left = if direct { descriptors.saturating_sub(sharers.own()) } else { controls };
+        // Two at least: one of them is kept for questions after the state of the server.
+        let control_connections_max = (left / sharers.controls.max(1)).clamp(2, CONTROL_CONNECTIONS_MAX);
         let share = match direct {
             true if fits => descriptors,
             true => 0,
@@ -85,12 +89,11 @@ impl Room {
         }
         let spare = SOCKETS_SPARE.max(sharers.listens).min(share - connections_max);
         let sockets_max = connections_max + spare;
-        let taken = sharers.own() + if direct { 0 } else { sharers.shards * sockets_max };
         Ok(Room {
             slots: if direct { sockets_max } else { descriptors },
             sockets_max,
             connections_max,
-            control_connections: sharers.control_connections().min(descriptors.saturating_sub(taken)),
+            control_connections_max,
             accepts_per_listener: accepts_per_listener(sharers.listens, spare),
         })
     }
@@ -131,16 +134,16 @@ mod tests {
 
     #[test]
     fn control_connections_are_what_the_limit_leaves() {
-        assert_eq!(room(20_000, true, 2, 0).expect("room").control_connections, 1_024);
+        assert_eq!(room(20_000, true, 2, 0).expect("room").control_connections_max, 1_024);
         // 32 of the hub and 9 of each shard are taken.
-        assert_eq!(room(64, true, 2, 0).expect("room").control_connections, 64 - 32 - 18);
+        assert_eq!(room(64, true, 2, 0).expect("room").control_connections_max, 64 - 32 - 18);
     }
 
     #[test]
     fn plain_descriptors_are_shared_with_the_server_itself() {
         // 32 of the hub and 9 of each shard, and 1,024 control connections.
         let one = room(20_000, false, 1, 0).expect("room");
-        assert_eq!(one.control_connections, 1_024);
+        assert_eq!(one.control_connections_max, 1_024);
         assert_eq!((one.slots, one.sockets_max, one.connections_max), (20_000, 18_935, 18_679));
         let four = room(20_000, false, 4, 0).expect("room");
         assert_eq!((four.slots, four.sockets_max), (20_000, (20_000 - 32 - 36 - 1_024) / 4));
@@ -168,6 +171,24 @@ mod tests {
         }
         let unheard = Sharers { shards: 1, listens: 1, controls: 0 };
         assert!(Room::of(41, true, unheard, 0).is_ok(), "without the control API nobody connects to it");
+    }
+
+    #[test]
+    fn control_connections_fit_under_the_limit_with_the_server_itself() {
+        for (descriptors, direct, controls, each) in [
+            (20_000, true, 1, 1_024),
+            (20_000, false, 1, 1_024),
+            (64, true, 1, 23),
+            (64, true, 2, 11),
+            (49, true, 1, 8),
+            (64, false, 1, 16),
+            (256, false, 2, 32),
+            (64, true, 20, 2),
+        ] {
+            let sharers = Sharers { shards: 1, listens: 1, controls };
+            let room = Room::of(descriptors, direct, sharers, 0).expect("room");
+            assert_eq!(room.control_connections_max, each, "{descriptors} {direct} {controls}");
+        }
     }
 
     #[test]

@@ -1,28 +1,31 @@
 //! The control API: who may ask what, and how it is answered.
 //!
-//! Every answer but `/`, `/healthz` and the NDJSON of `POST /publish` is one JSON object; every error is
-//! `{"error":"one line"}`. Nothing here waits for a subscriber: a publish is answered once it is queued to the shards.
-//! What is no request does not come here (`head`).
+//! Every answer but `/`, `/healthz` and the NDJSON of `POST /publish` is one JSON object; every
+//! error is `{"error":"one line"}`. Nothing here waits for a subscriber: a publish is answered once
+//! it is queued to the shards. What is no request does not come here (`head`), nor what strangers
+//! want through a visitor's browser (`guard`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::{Body, BodyDataStream, HttpBody};
 use axum::extract::{RawQuery, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
 
-use super::listing::{Listing, Page};
-use super::publish::{Options, check_size, parse_options, parse_query, parse_text, parse_topic_path};
-use super::refusal::error_response;
-use super::stats::Stats;
+use super::guard::Guard;
+use super::listing::Page;
+use super::publish::{
+    Options, check_content_coding, check_size, parse_options, parse_query, parse_text, parse_topic_path,
+};
+use super::refusal::{error_response, json_line};
 use super::stream::{publish_stream, refused_unread};
 use super::{Hub, Refusal, RefusalReason};
 use crate::config::ControlAddress;
@@ -34,8 +37,9 @@ use crate::wire::http::has_content_type;
 /// Where the path of one topic begins.
 const TOPIC_PATH: &str = "/topics/";
 
-/// All routes of the control API, as served at `address`.
+/// All routes of the control API, as served at `address`, behind the guard.
 pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
+    let guard = Guard::new(hub.clone(), &address);
     let help = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| help(&hub, &address, &headers);
     let topic = || get(show_topic).post(publish_one);
     Router::new()
@@ -50,6 +54,17 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
         .with_state(hub)
+        .layer(axum::middleware::from_fn_with_state(Arc::new(guard), Guard::check))
+}
+
+/// The value of `Allow` for a path of ours.
+pub(super) fn allowed(path: &str) -> Option<&'static str> {
+    match path {
+        "/" | "/healthz" | "/stats" | "/topics" => Some("GET, HEAD, OPTIONS"),
+        "/publish" => Some("POST, OPTIONS"),
+        "*" => Some("OPTIONS"),
+        path => path.starts_with(TOPIC_PATH).then_some("GET, HEAD, POST, OPTIONS"),
+    }
 }
 
 /// The answer to an accepted event.
@@ -65,15 +80,15 @@ async fn publish_one(
     uri: Uri,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Accepted>, Refusal> {
+) -> Result<Response, Response> {
     let mut body = body.into_data_stream();
     let event = match read_event(&hub, &uri, &headers, &mut body).await {
         Ok(event) => event,
         Err(refusal) => return Err(refused_unread(&hub, refusal, body)),
     };
     let id = event.id.clone();
-    let sequence = hub.publish(event)?;
-    Ok(Json(Accepted { id: hub.id_text(id.as_ref(), sequence), sequence }))
+    let sequence = hub.publish(event).map_err(IntoResponse::into_response)?;
+    Ok(json_line(&Accepted { id: hub.id_text(id.as_ref(), sequence), sequence }))
 }
 
 async fn read_event(
@@ -82,6 +97,7 @@ async fn read_event(
     headers: &HeaderMap,
     body: &mut BodyDataStream,
 ) -> Result<Event, Refusal> {
+    check_content_coding(headers)?;
     let topic = topic_of(uri)?;
     let Options { name, id, retry_ms } = parse_options(uri.query())?;
     let reading = read_body(body, hub.config.limits.message_bytes_max);
@@ -128,19 +144,16 @@ async fn read_body(body: &mut BodyDataStream, bytes_max: usize) -> Result<Bytes,
     }
 }
 
-async fn list_topics(
-    State(hub): State<Arc<Hub>>,
-    RawQuery(query): RawQuery,
-) -> Result<Json<Listing>, Refusal> {
+async fn list_topics(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     let page = Page::parse(query.as_deref()).map_err(|refusal| hub.counted(refusal))?;
-    Ok(Json(hub.list_topics(&page).await))
+    Ok(json_line(&hub.list_topics(&page).await))
 }
 
 async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
     let topic =
         parse_query(uri.query(), &[]).and_then(|_| topic_of(&uri)).map_err(|refusal| hub.counted(refusal))?;
     Ok(match hub.find_topic(topic.clone()).await {
-        Ok(Some(view)) => Json(view).into_response(),
+        Ok(Some(view)) => json_line(&view),
         Ok(None) => {
             let text = format!("nobody has published or subscribed to the topic {topic:?}");
             error_response(StatusCode::NOT_FOUND, &text)
@@ -152,9 +165,9 @@ async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, R
     })
 }
 
-async fn stats(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Json<Stats>, Refusal> {
+async fn stats(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     parse_query(query.as_deref(), &[]).map_err(|refusal| hub.counted(refusal))?;
-    Ok(Json(hub.stats().await))
+    Ok(json_line(&hub.stats().await))
 }
 
 async fn health(State(hub): State<Arc<Hub>>) -> Response {
@@ -165,14 +178,19 @@ async fn health(State(hub): State<Arc<Hub>>) -> Response {
     }
 }
 
-async fn unknown_path(State(hub): State<Arc<Hub>>, uri: Uri, body: Body) -> Refusal {
+async fn unknown_path(State(hub): State<Arc<Hub>>, uri: Uri, body: Body) -> Response {
     let text = format!("no such path: {}; GET / lists them", uri.path());
     refused_unread(&hub, Refusal::new(RefusalReason::UnknownPath, text), body.into_data_stream())
 }
 
-async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri, body: Body) -> Refusal {
+async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri, body: Body) -> Response {
     let text = format!("{method} is not allowed on {}", uri.path());
-    refused_unread(&hub, Refusal::new(RefusalReason::WrongMethod, text), body.into_data_stream())
+    let refusal = Refusal::new(RefusalReason::WrongMethod, text);
+    let mut response = refused_unread(&hub, refusal, body.into_data_stream());
+    if let Some(allowed) = allowed(uri.path()) {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    }
+    response
 }
 
 /// The endpoints, with commands for whoever asked through `address`.

@@ -1,12 +1,17 @@
-//! Request heads that hyper refuses before any route sees them: counted, and answered with the line of reason.
+//! Request heads that hyper refuses before any route sees them: counted, and answered with the line
+//! of reason.
 //!
-//! hyper answers a head that it cannot take by itself, without a body, and tells the cause only when the connection is
-//! over. So as long as no request of a connection has got to the router, hyper is not heard ([`Muted`]): it could only
-//! say such an answer, and ours takes its place. Before a later head there may be answers that are still on their way,
-//! so hyper's own stands there; it is counted all the same.
+//! hyper answers a head that it cannot take by itself, without a body, and tells the cause only
+//! when the connection is over. So as long as no request of a connection has got to the router,
+//! hyper is not heard ([`Muted`]): it could only say such an answer, and ours takes its place.
+//! Before a later head there may be answers that are still on their way, so hyper's own stands
+//! there; it is counted all the same.
 //!
-//! Whoever has said nothing of a request is refused nothing: a connection that was only opened, or that ends or is given
-//! up between two requests.
+//! A later minor version of HTTP/1 in the first head is served as HTTP/1.1 (RFC 9110 §2.5), which
+//! hyper would refuse.
+//!
+//! Whoever has said nothing of a request is refused nothing: a connection that was only opened, or
+//! that ends or is given up between two requests.
 
 use std::io;
 use std::pin::Pin;
@@ -19,33 +24,83 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
 use super::{Refusal, RefusalReason};
+use crate::clock::http_date;
 use crate::config::limits::{CONTROL_HEAD_MS_MAX, LINGER_MS_MAX};
 use crate::wire::http::HEADERS_MAX;
+
+/// hyper's own bound on a target.
+const TARGET_BYTES_MAX: usize = u16::MAX as usize;
 
 /// A socket that takes what is written to it and sends nothing of it, until a request has got to the router.
 pub(super) struct Muted<S> {
     socket: S,
     asked: Asked,
+    version: Version,
 }
 
-/// Whether a request of a connection has got to the router. Clones tell the same.
+/// What is known of the requests of a connection. Clones tell the same.
 #[derive(Clone, Default)]
-pub(super) struct Asked(Arc<AtomicBool>);
+pub(super) struct Asked(Arc<Known>);
+
+#[derive(Default)]
+struct Known {
+    /// A request has got to the router.
+    asked: AtomicBool,
+    /// The first head came with a later version than 1.1.
+    mended: AtomicBool,
+}
 
 impl Asked {
     /// A request is on its way to the router.
     pub(super) fn note(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.asked.store(true, Ordering::Relaxed);
+    }
+
+    /// True if later heads will not be taken.
+    pub(super) fn is_mended(&self) -> bool {
+        self.0.mended.load(Ordering::Relaxed)
     }
 
     fn is_true(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.asked.load(Ordering::Relaxed)
+    }
+}
+
+/// How far the version in the first line of a connection has come.
+enum Version {
+    /// So many bytes of [`Version::BEFORE_MINOR`] were the last ones; fewer than all.
+    Awaited(usize),
+    /// It is over, or there is none.
+    Seen,
+}
+
+impl Version {
+    const BEFORE_MINOR: &[u8] = b" HTTP/1.";
+
+    /// Looks at what comes next. A minor version beyond 1 becomes 1; true if there was one.
+    fn mend(&mut self, bytes: &mut [u8]) -> bool {
+        for byte in bytes {
+            let Version::Awaited(matched) = self else { return false };
+            if *matched == Version::BEFORE_MINOR.len() {
+                *self = Version::Seen;
+                if (b'2'..=b'9').contains(byte) {
+                    *byte = b'1';
+                    return true;
+                }
+            } else if *byte == Version::BEFORE_MINOR[*matched] {
+                *matched += 1;
+            } else {
+                // Only its first byte can begin it anew.
+                *matched = usize::from(*byte == Version::BEFORE_MINOR[0]);
+            }
+        }
+        false
     }
 }
 
 impl<S> Muted<S> {
     pub(super) fn new(socket: S, asked: Asked) -> Muted<S> {
-        Muted { socket, asked }
+        Muted { socket, asked, version: Version::Awaited(0) }
     }
 }
 
@@ -69,7 +124,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Muted<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.socket).poll_read(context, buffer);
+        if self.version.mend(&mut buffer.filled_mut()[before..]) {
+            self.asked.0.mended.store(true, Ordering::Relaxed);
+        }
+        polled
     }
 }
 
@@ -101,7 +161,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Muted<S> {
 /// of the next one.
 pub(super) fn refusal_of(error: &hyper::Error, unread: &[u8], head_bytes_max: usize) -> Option<Refusal> {
     let begun = unread.iter().any(|byte| !b"\r\n".contains(byte));
-    let (reason, text) = if error.is_parse_too_large() {
+    // Empty lines before the request line do not count (RFC 9112 §2.2).
+    let start = unread.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(unread.len());
+    let line = unread[start..].split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let (reason, text) = if error.is_parse_too_large() && line.len() >= head_bytes_max.min(TARGET_BYTES_MAX) {
+        let text = format!("the request line has {} bytes or more, which is too long", line.len());
+        (RefusalReason::TargetTooLong, text)
+    } else if error.is_parse_too_large() {
         let text =
             format!("{error}; a request head has at most {head_bytes_max} bytes and {HEADERS_MAX} fields");
         (RefusalReason::HeadTooLarge, text)
@@ -122,9 +188,10 @@ pub(super) fn refusal_of(error: &hyper::Error, unread: &[u8], head_bytes_max: us
 fn answer(refusal: &Refusal) -> Vec<u8> {
     let status = refusal.reason.status();
     let body = serde_json::json!({ "error": refusal.text }).to_string();
-    let length = body.len();
+    let (date, length) = (http_date(), body.len() + 1);
     format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {length}\r\n\
+         date: {date}\r\n\r\n{body}\n"
     )
     .into_bytes()
 }

@@ -13,13 +13,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::publish::reserved;
 use super::refusal::{Refusal, RefusalCounts, RefusalReason};
 use super::topics::{Recorded, TopicTable};
 use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused};
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{BEHIND_TOLD_MS, SINGLES_SHARE};
-use crate::event::{Epoch, Event, EventId, Topic};
+use crate::event::{Epoch, Event, Topic};
 use crate::wire::Format;
 
 /// What the hub counts, from the start.
@@ -162,12 +163,8 @@ impl Intake {
         if let Err(no_room) = self.room(&event.topic, Encoded::memory_of(&event)) {
             return self.refuse_for_room(no_room, &event.topic, intake);
         }
-        if let Some(id) = &event.id
-            && let Ok(EventId { epoch, .. }) = id.as_str().parse()
-            && epoch == self.epoch
-        {
-            let text = format!("the id {:?} has the form of this server's own ids", id.as_str());
-            return self.refuse(Refusal::new(RefusalReason::ReservedId, text));
+        if let Some(refusal) = reserved(&event) {
+            return self.refuse(refusal);
         }
         self.sequence += 1;
         self.demand.announce(self.sequence);
@@ -347,11 +344,12 @@ impl Intake {
 mod tests {
     use bytes::Bytes;
 
+    use super::super::refusal::RefusalReason;
     use super::*;
     use crate::broadcast::{Inbox, path};
-    use crate::event::{CustomId, Data, EVENT_BYTES_FIXED};
+    use crate::event::{CustomId, Data, EVENT_BYTES_FIXED, EventId, EventName};
 
-    const EPOCH: Epoch = Epoch(1_700_000_000_000);
+    const EPOCH: Epoch = Epoch(10_000_000_000_000_000_000);
 
     fn event(data: &str) -> Event {
         Event {
@@ -479,7 +477,7 @@ mod tests {
         let (mut intake, _inboxes) = intake(1, 1, &limits);
         let refusal = intake.accept(event(&"\n".repeat(10_000)), Stamp(0)).expect_err("70,000 bytes");
         assert_eq!(refusal.reason, RefusalReason::TooLarge);
-        assert!(refusal.text.contains("at most 21061 are allowed"), "{}", refusal.text);
+        assert!(refusal.text.contains("at most 21077 are allowed"), "{}", refusal.text);
         assert_eq!(intake.counters().refused.get(RefusalReason::TooLarge), 1);
         intake.accept(event(&"\n".repeat(2_900)), Stamp(0)).expect("20,307 bytes and an id");
         intake.accept(event(&"x".repeat(10_000)), Stamp(0)).expect("a long line costs 7 bytes");
@@ -512,19 +510,32 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_our_own_form_is_refused_and_others_are_not() {
+    fn what_only_the_server_says_is_refused_and_what_looks_like_it_is_not() {
         let (mut intake, _inboxes) = intake(1, 8, &Limits::default());
-        let with_id = |id: String| Event { id: Some(CustomId::new(&id).expect("an id")), ..event("x") };
+        let with_id = |id: &str| Event { id: Some(CustomId::new(id).expect("an id")), ..event("x") };
+        let named = |name: &str| Event { name: Some(EventName::new(name).expect("a name")), ..event("x") };
         let ours = EventId { epoch: EPOCH, sequence: 7 }.to_string();
-        let refusal = intake.accept(with_id(ours.clone()), Stamp(0)).expect_err("reserved");
-        assert_eq!(refusal.reason, RefusalReason::ReservedId);
-        assert!(refusal.text.contains(&ours), "{refusal}");
-        for other in
-            ["7".to_string(), format!("{ours}x"), EventId { epoch: Epoch(1), sequence: 7 }.to_string()]
-        {
-            assert!(intake.accept(with_id(other), Stamp(0)).is_ok());
+        let foreign = EventId { epoch: Epoch(u64::MAX), sequence: 0 }.to_string();
+        for id in [&ours, &foreign] {
+            let refusal = intake.accept(with_id(id), Stamp(0)).expect_err("reserved");
+            assert_eq!(refusal.reason, RefusalReason::ReservedId);
+            assert!(refusal.text.contains(id), "{refusal}");
         }
-        assert_eq!(intake.sequence(), 3);
+        let refusal = intake.accept(named("fanwave-gap"), Stamp(0)).expect_err("reserved");
+        assert_eq!(refusal.reason, RefusalReason::ReservedEvent);
+        assert!(refusal.text.contains("fanwave-gap"), "{refusal}");
+        let refused = &intake.counters().refused;
+        assert_eq!(
+            (refused.get(RefusalReason::ReservedId), refused.get(RefusalReason::ReservedEvent)),
+            (2, 1)
+        );
+        // The last two are of a shop and of Redis Streams.
+        let others = ["7", &format!("{ours}x"), "1-01", "A-1", "a-b-1", "order-7", "1526919030474-55"];
+        for id in others {
+            assert!(intake.accept(with_id(id), Stamp(0)).is_ok(), "{id}");
+        }
+        assert!(intake.accept(named("fanwave-gaps"), Stamp(0)).is_ok());
+        assert_eq!(intake.sequence(), 8);
     }
 
     #[test]

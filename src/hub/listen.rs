@@ -1,15 +1,22 @@
 //! Control connections: accepting them, serving HTTP/1.1 on them, ending them.
 //!
-//! `axum::serve` has no limit on the time of a request head, so hyper is driven here directly. Each listener has a
-//! bounded number of connections; beyond it new ones wait in the kernel. At the end each connection finishes the
-//! request it is in, and what has not ended after [`CONTROL_GRACE_MS`] is cut off.
+//! `axum::serve` has no limit on the time of a request head, so hyper is driven here directly. Each
+//! listener has a bounded number of connections; beyond it new ones wait in the kernel, until an
+//! idle one has left (`seats`). At the end each connection finishes the request it is in, and what
+//! has not ended after [`CONTROL_GRACE_MS`] is cut off.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Request};
+use axum::response::Response;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,11 +26,12 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 use super::head::{Asked, Muted, refusal_of};
-use super::{Hub, Stage, control};
+use super::seats::{Seat, Seats, Working};
+use super::stream::refused_unread;
+use super::{Hub, Refusal, RefusalReason, Stage, control};
 use crate::config::ControlAddress;
 use crate::config::limits::{
-    CONTROL_ACCEPT_RETRY_MS, CONTROL_BUFFER_BYTES_MAX, CONTROL_CONNECTIONS_MAX, CONTROL_GRACE_MS,
-    CONTROL_HEAD_MS_MAX,
+    CONTROL_ACCEPT_RETRY_MS, CONTROL_BUFFER_BYTES_MAX, CONTROL_GRACE_MS, CONTROL_HEAD_MS_MAX,
 };
 use crate::wire::http::HEADERS_MAX;
 
@@ -62,8 +70,13 @@ enum Socket {
     Unix(UnixStream),
 }
 
-/// Serves the control API on every listener. The tasks end after [`Stage::Stopped`].
-pub(super) fn start(listeners: Vec<ControlListener>, hub: &Arc<Hub>) -> io::Result<JoinSet<()>> {
+/// Serves the control API on every listener, on so many connections each. The tasks end after
+/// [`Stage::Stopped`].
+pub(super) fn start(
+    listeners: Vec<ControlListener>,
+    connections_max: usize,
+    hub: &Arc<Hub>,
+) -> io::Result<JoinSet<()>> {
     let mut tasks = JoinSet::new();
     for listener in listeners {
         let router = control::router(hub.clone(), listener.address()?);
@@ -71,30 +84,39 @@ pub(super) fn start(listeners: Vec<ControlListener>, hub: &Arc<Hub>) -> io::Resu
             ControlListener::Tcp(listener) => Listener::Tcp(TcpListener::from_std(listener)?),
             ControlListener::Unix(listener) => Listener::Unix(UnixListener::from_std(listener)?),
         };
-        tasks.spawn(accept(listener, router, hub.clone()));
+        tasks.spawn(accept(listener, router, hub.clone(), connections_max));
     }
     Ok(tasks)
 }
 
-async fn accept(listener: Listener, router: Router, hub: Arc<Hub>) {
+async fn accept(listener: Listener, router: Router, hub: Arc<Hub>, connections_max: usize) {
     let mut connections = JoinSet::new();
+    let mut seats = Seats::new(connections_max);
     let mut stopped = pin!(hub.reached(Stage::Stopped));
     loop {
         let accepted = tokio::select! {
             biased;
             () = &mut stopped => break,
-            Some(_) = connections.join_next() => continue,
-            accepted = listener.accept(), if connections.len() < CONTROL_CONNECTIONS_MAX => accepted,
-        };
-        match accepted {
-            Ok(Socket::Tcp(socket)) => connections.spawn(serve(socket, router.clone(), hub.clone())),
-            Ok(Socket::Unix(socket)) => connections.spawn(serve(socket, router.clone(), hub.clone())),
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a control connection");
-                tokio::time::sleep(Duration::from_millis(CONTROL_ACCEPT_RETRY_MS)).await;
+            Some(_) = connections.join_next() => {
+                seats.sort_out();
                 continue;
             }
+            accepted = listener.accept(), if seats.has_room() => accepted,
         };
+        match accepted {
+            Ok(socket) => {
+                let (router, hub, seat) = (router.clone(), hub.clone(), seats.take());
+                match socket {
+                    Socket::Tcp(socket) => connections.spawn(serve(socket, router, hub, seat)),
+                    Socket::Unix(socket) => connections.spawn(serve(socket, router, hub, seat)),
+                };
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a control connection");
+                seats.make_room(Duration::ZERO, None);
+                tokio::time::sleep(Duration::from_millis(CONTROL_ACCEPT_RETRY_MS)).await;
+            }
+        }
     }
     drop(listener);
     let ended = async { while connections.join_next().await.is_some() {} };
@@ -115,15 +137,17 @@ impl Listener {
     }
 }
 
-/// Serves requests on one connection until either side has enough of it.
-pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, router: Router, hub: Arc<Hub>) {
+/// Serves requests on one connection until either side has enough of it, or its seat is needed.
+pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: S,
+    router: Router,
+    hub: Arc<Hub>,
+    seat: Arc<Seat>,
+) {
     let head_bytes_max = hub.config.limits.handshake_bytes_max;
-    let (asked, router) = (Asked::default(), TowerToHyperService::new(router));
+    let asked = Asked::default();
     let socket = Muted::new(socket, asked.clone());
-    let service = service_fn(move |request| {
-        asked.note();
-        router.call(request)
-    });
+    let service = service_fn(|request| answer(request, &router, &hub, &seat, &asked));
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(CONTROL_HEAD_MS_MAX))
@@ -134,6 +158,8 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, router: 
         .half_close(true)
         .serve_connection(TokioIo::new(socket), service);
     let ended = tokio::select! {
+        biased;
+        () = seat.told_to_leave() => return,
         ended = &mut connection => ended,
         () = hub.reached(Stage::Stopped) => {
             std::pin::Pin::new(&mut connection).graceful_shutdown();
@@ -150,4 +176,32 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, router: 
         }
         None => tracing::debug!(%error, "a control connection ended"),
     }
+}
+
+/// The answer to one request; its connection is at work until the body of the answer is over.
+async fn answer(
+    request: Request<Incoming>,
+    router: &Router,
+    hub: &Arc<Hub>,
+    seat: &Arc<Seat>,
+    asked: &Asked,
+) -> Result<Response, Infallible> {
+    asked.note();
+    let (response, work) = match seat.begin(request.uri().path()) {
+        Ok(work) => (TowerToHyperService::new(router.clone()).call(request).await?, work),
+        Err(work) => {
+            let text = "all control connections are at work; only /healthz and /stats are answered";
+            let refusal = Refusal::new(RefusalReason::Busy, text);
+            let body = Body::new(request.into_body()).into_data_stream();
+            let mut response = refused_unread(hub, refusal, body);
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            (response, work)
+        }
+    };
+    let mut response = response.map(|body| Body::new(Working::new(body, work)));
+    // What follows on such a connection would be refused.
+    if asked.is_mended() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
 }

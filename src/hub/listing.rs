@@ -1,9 +1,11 @@
 //! `GET /topics` and `GET /topics/{topic}`: what the hub and the shards know of topics, merged.
 //!
-//! Subscribers add up over shards. Windows do not: all shards keep the same events of a topic, so the largest window
-//! is told. A shard that gave no report is named under `unavailable`, and its subscribers are missing.
+//! Subscribers add up over shards. Windows do not: all shards keep the same events of a topic, so
+//! the largest window is told. It may lag what is still queued to a busy shard. A shard that gave
+//! no report is named under `unavailable`, and its subscribers are missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -12,10 +14,10 @@ use super::publish::parse_query;
 use super::refusal::{Refusal, RefusalReason};
 use super::stats::{Amount, ByFormat};
 use super::topics::TopicRecord;
-use crate::broadcast::TopicQuery;
-use crate::config::limits::{PAGE_TOPICS, PAGE_TOPICS_MAX};
+use crate::broadcast::{Question, TopicQuery};
+use crate::config::limits::{PAGE_TOPICS, PAGE_TOPICS_MAX, TOPICS_PER_ANSWER_MAX};
 use crate::event::Topic;
-use crate::metrics::{ShardReport, TopicReport};
+use crate::metrics::TopicReport;
 use crate::wire::Format;
 
 /// Which page of the list, in the order of names (by bytes).
@@ -48,8 +50,9 @@ pub(super) struct TopicView {
     last_id: Option<String>,
     /// Sequence of the last event, 0 before the first.
     sequence: u64,
-    /// Published since the hub remembers the topic.
-    published: Amount,
+    /// Published since the hub remembers the topic. `null` where the hub has forgotten events that
+    /// a window still holds: it would be less than the window.
+    published: Option<Amount>,
     window: Amount,
 }
 
@@ -72,57 +75,72 @@ impl Page {
         }
         Ok(page)
     }
-
-    /// Of names that are unique and in no order: those of the page and one more, if there are so many.
-    fn select<'a>(&self, names: impl Iterator<Item = &'a Topic>) -> Vec<&'a Topic> {
-        let mut names: Vec<&Topic> = names.filter(|name| name.as_str() > self.after.as_str()).collect();
-        if names.len() > self.limit + 1 {
-            names.select_nth_unstable(self.limit);
-            names.truncate(self.limit + 1);
-        }
-        names
-    }
 }
 
 impl Hub {
-    /// One page of all topics that the hub or a shard knows.
+    /// One page of all topics that the hub or a shard knows, put together in slices of bounded
+    /// work: between two of them publishers have their turn, and so have the shards' subscribers.
     pub(super) async fn list_topics(&self, page: &Page) -> Listing {
-        let reports = self.scrape(TopicQuery::All).await;
-        let unavailable = unavailable(&reports);
+        // The semaphore is never closed; without a permit the listing would only be less bounded.
+        let _permit = self.listings.acquire().await.ok();
+        let mut topics = Vec::new();
+        let mut unavailable = BTreeSet::new();
+        let mut after = Some(Arc::<str>::from(page.after.as_str()));
+        while let Some(from) = after {
+            // One more than the page holds says that there is a next one.
+            let wanted = page.limit + 1 - topics.len();
+            let most = wanted.min(TOPICS_PER_ANSWER_MAX);
+            let ask = |answer| Question::Topics(TopicQuery::Page { after: from.clone(), most }, answer);
+            let reports = self.scrape_without(&unavailable, ask).await;
+            unavailable.extend(silent(&reports));
+            let (slice, end) = self.slice(&from, most, &reports);
+            topics.extend(slice);
+            after = end.filter(|_| topics.len() <= page.limit);
+        }
+        let more = topics.len() > page.limit;
+        topics.truncate(page.limit);
+        let next = topics.last().filter(|_| more).map(|last| last.topic.clone());
+        Listing { topics, next, unavailable: unavailable.into_iter().collect() }
+    }
+
+    /// The topics after `from` as far as everybody has told of them: the hub and each shard tell of
+    /// `most`, or of all that there are. Gives the name after which there may be more.
+    fn slice(
+        &self,
+        from: &str,
+        most: usize,
+        reports: &[Option<Vec<TopicReport>>],
+    ) -> (Vec<TopicView>, Option<Arc<str>>) {
+        // Behind the answers, so that the hub's record has every event that a shard told of, unless
+        // it is forgotten.
         let intake = self.intake();
+        let records: Vec<&TopicRecord> = intake.topics().after(from).take(most).collect();
+        let reports: Vec<&[TopicReport]> = reports.iter().flatten().map(Vec::as_slice).collect();
+        let ends = reports.iter().filter(|report| report.len() == most).filter_map(|report| report.last());
+        let ends = ends.map(|report| &report.topic);
+        let end = ends.chain(records.get(most - 1).map(|record| &record.topic)).min();
+        let is_told = |name: &Topic| end.is_none_or(|end| name <= end);
         let mut views: BTreeMap<&Topic, View<'_>> = BTreeMap::new();
-        for name in page.select(intake.topics().iter().map(|record| &record.topic)) {
-            views.insert(name, View::default());
+        for report in reports.into_iter().flatten().filter(|report| is_told(&report.topic)) {
+            views.entry(&report.topic).or_default().add(report);
         }
-        for report in reports.iter().flatten() {
-            for name in page.select(report.topics.iter().map(|topic| &topic.topic)) {
-                views.entry(name).or_default();
-            }
-        }
-        let more = views.len() > page.limit;
-        while views.len() > page.limit {
-            views.pop_last();
-        }
-        let next = views.keys().next_back().filter(|_| more).map(|&last| last.clone());
-        for topic in reports.iter().flatten().flat_map(|report| &report.topics) {
-            if let Some(view) = views.get_mut(&topic.topic) {
-                view.add(topic);
-            }
+        for record in records.into_iter().filter(|record| is_told(&record.topic)) {
+            views.entry(&record.topic).or_default();
         }
         for (name, view) in &mut views {
             view.record = intake.topics().get(name);
         }
         let topics = views.into_iter().map(|(name, view)| self.view(name, view)).collect();
-        Listing { topics, next, unavailable }
+        (topics, end.map(|end| end.as_str().into()))
     }
 
     /// One topic; `Ok(None)` if nobody knows it, `Err` holds the shards that should have been asked but gave no
     /// report while no other knows it.
     pub(super) async fn find_topic(&self, topic: Topic) -> Result<Option<TopicView>, Vec<usize>> {
-        let reports = self.scrape(TopicQuery::One(topic.clone())).await;
+        let reports = self.scrape(|answer| Question::Topics(TopicQuery::One(topic.clone()), answer)).await;
         let intake = self.intake();
         let mut view = View { record: intake.topics().get(&topic), ..View::default() };
-        for report in reports.iter().flatten().flat_map(|report| &report.topics) {
+        for report in reports.iter().flatten().flatten() {
             if report.topic == topic {
                 view.add(report);
             }
@@ -130,7 +148,7 @@ impl Hub {
         if view.record.is_some() || view.reported {
             return Ok(Some(self.view(&topic, view)));
         }
-        match unavailable(&reports) {
+        match silent(&reports).collect::<Vec<_>>() {
             missing if missing.is_empty() => Ok(None),
             missing => Err(missing),
         }
@@ -146,9 +164,7 @@ impl Hub {
             subscribers: ByFormat(view.subscribers),
             last_id: (sequence > 0).then(|| self.id_text(id, sequence)),
             sequence,
-            published: view
-                .record
-                .map_or(Amount::default(), |record| Amount { events: record.events, bytes: record.bytes }),
+            published: view.published(),
             window: view.window,
         }
     }
@@ -167,6 +183,12 @@ struct View<'a> {
 }
 
 impl View<'_> {
+    /// What the record says, unless the window knows better.
+    fn published(&self) -> Option<Amount> {
+        let record = self.record.map(|record| Amount { events: record.events, bytes: record.bytes });
+        record.or(Some(Amount::default())).filter(|published| published.events >= self.window.events)
+    }
+
     fn add(&mut self, report: &TopicReport) {
         self.reported = true;
         for (sum, count) in self.subscribers.iter_mut().zip(report.subscribers) {
@@ -178,6 +200,7 @@ impl View<'_> {
     }
 }
 
-fn unavailable(reports: &[Option<ShardReport>]) -> Vec<usize> {
-    reports.iter().enumerate().filter(|(_, report)| report.is_none()).map(|(shard, _)| shard).collect()
+/// The shards that gave no report.
+fn silent(reports: &[Option<Vec<TopicReport>>]) -> impl Iterator<Item = usize> {
+    reports.iter().enumerate().filter(|(_, report)| report.is_none()).map(|(shard, _)| shard)
 }

@@ -10,7 +10,7 @@
 //!   theirs.
 //!
 //! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks), `stream` (NDJSON),
-//! `head` (what is no request).
+//! `guard` (foreign pages), `head` (what is no request), `listen` and `seats` (connections).
 //! Not here: signals, binding of addresses, threads (`serve`).
 
 use std::collections::BTreeSet;
@@ -27,11 +27,13 @@ use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused};
 use crate::clock::Stamp;
 use crate::config::Config;
 use crate::config::limits::{
-    DRAIN_GRACE_MS, GIVE_BACK_MS, GIVE_BACK_PAGE_BYTES, SCRAPES_MAX, STALL_RETRY_MS, TOPIC_RETRY_MS,
+    DRAIN_GRACE_MS, GIVE_BACK_MS, GIVE_BACK_PAGE_BYTES, LISTINGS_MAX, SCRAPES_MAX, STALL_RETRY_MS,
+    TOPIC_RETRY_MS,
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
 
 mod control;
+mod guard;
 mod head;
 mod intake;
 mod listen;
@@ -39,6 +41,7 @@ mod listing;
 mod publish;
 mod refusal;
 mod scrape;
+mod seats;
 mod stats;
 mod stream;
 mod topics;
@@ -65,6 +68,8 @@ pub struct Setup {
     pub listen: Vec<SocketAddr>,
     /// Where the control API listens: already bound, non-blocking.
     pub control: Vec<ControlListener>,
+    /// Connections that each of them may have open.
+    pub control_connections_max: usize,
     /// One message per shard when its thread ends.
     pub shard_ends: UnboundedReceiver<ShardEnd>,
 }
@@ -123,6 +128,7 @@ struct Hub {
     stalled: Notify,
     stage: watch::Sender<Stage>,
     scrapes: Semaphore,
+    listings: Semaphore,
 }
 
 /// Serves the control API and broadcasts what is published, until `drain` resolves and every shard has ended.
@@ -131,12 +137,22 @@ struct Hub {
 /// do not end within [`DRAIN_GRACE_MS`] after they were told to, or if a listener is unusable. They are told as soon as
 /// all are done, at the latest [`DRAIN_GRACE_MS`] after `drain_ms_max`.
 pub async fn run(setup: Setup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
-    let Setup { config, epoch, outboxes, demand, memory, listen, control, shard_ends } = setup;
+    let Setup {
+        config,
+        epoch,
+        outboxes,
+        demand,
+        memory,
+        listen,
+        control,
+        control_connections_max,
+        shard_ends,
+    } = setup;
     let drain_ms_max = config.limits.drain_ms_max;
     let mut ends =
         Ends { receiver: shard_ends, running: (0..outboxes.len()).collect(), serving: true, failure: None };
     let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, memory, listen));
-    let listening = listen::start(control, &hub).map_err(HubError::Listener)?;
+    let listening = listen::start(control, control_connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     tokio::select! {
@@ -250,6 +266,7 @@ impl Hub {
             stalled: Notify::new(),
             stage: watch::Sender::new(Stage::Serving),
             scrapes: Semaphore::new(SCRAPES_MAX),
+            listings: Semaphore::new(LISTINGS_MAX),
         }
     }
 

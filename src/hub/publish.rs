@@ -9,13 +9,16 @@ use std::borrow::Cow;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use http::HeaderMap;
+use http::header::CONTENT_ENCODING;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::refusal::{Refusal, RefusalReason};
 use crate::config::limits::LINE_BYTES_KEPT;
-use crate::event::{CustomId, Data, Event, EventName, Topic};
+use crate::event::{CustomId, Data, Event, EventId, EventName, Topic};
 use crate::wire::http::{EscapeFault, percent_decoded};
+use crate::wire::sse::GAP_EVENT;
 
 /// What a publisher may say about an event besides its topic and data.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -107,6 +110,21 @@ fn parse_id(text: &str) -> Result<CustomId, Refusal> {
     CustomId::new(text).map_err(|error| Refusal::new(RefusalReason::BadId, format!("id: {error}")))
 }
 
+/// Why an event says what only the server may say, if it does: a gap notice, or an id that is a
+/// place in our order. Every process gives ids of this form ([`Epoch::is_ours`]), so one of another
+/// process is none for a publisher either.
+pub fn reserved(event: &Event) -> Option<Refusal> {
+    let name = event.name.as_ref().map(EventName::as_str);
+    if name == Some(GAP_EVENT) {
+        let text = format!("the event name {GAP_EVENT:?} is the server's own notice of a gap");
+        return Some(Refusal::new(RefusalReason::ReservedEvent, text));
+    }
+    let is_ours = |id: &&str| id.parse::<EventId>().is_ok_and(|id| id.epoch.is_ours());
+    let id = event.id.as_ref().map(CustomId::as_str).filter(is_ours)?;
+    let text = format!("the id {id:?} has the form of the server's own ids, <epoch>-<number>");
+    Some(Refusal::new(RefusalReason::ReservedId, text))
+}
+
 /// One line of NDJSON as it is written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -156,6 +174,22 @@ pub fn parse_line(line: &[u8], message_bytes_max: usize) -> Result<Event, Refusa
         id: json.id.as_deref().map(parse_id).transpose()?,
         retry_ms: json.retry,
     })
+}
+
+/// Refuses a body that is compressed, or encoded in another way (RFC 9110 §8.4): subscribers would
+/// get it as it is.
+pub fn check_content_coding(headers: &HeaderMap) -> Result<(), Refusal> {
+    let values = headers.get_all(CONTENT_ENCODING).iter();
+    let mut codings =
+        values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    match codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")) {
+        Some(coding) => {
+            let coding = String::from_utf8_lossy(coding);
+            let text = format!("the body has the coding {coding:?}; send it without Content-Encoding");
+            Err(Refusal::new(RefusalReason::ContentCoding, text))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses data that is larger than a message may be.

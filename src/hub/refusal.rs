@@ -1,10 +1,10 @@
-//! Why the hub does not take what a publisher or an operator sent: one table with label and HTTP status.
+//! Why the hub does not take what a publisher or an operator sent: one table with label and HTTP
+//! status.
 //!
-//! Each reason is counted under its label in `GET /stats`. `full`, `behind` and `draining` are ours and a retry helps; all the
-//! others are the caller's, and the same request fails again. The text of a [`Refusal`] is one line that says what is
-//! wrong and where.
+//! Each reason is counted under its label in `GET /stats`. `full`, `behind`, `draining` and `busy`
+//! are ours and a retry helps; all the others are the caller's, and the same request fails again.
+//! The text of a [`Refusal`] is one line that says what is wrong and where.
 
-use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -28,8 +28,10 @@ pub enum RefusalReason {
     BadEvent,
     /// The id is illegal.
     BadId,
-    /// The id has the form of an id of this very process.
+    /// The id has the form of the server's own ids.
     ReservedId,
+    /// The event name is that of the server's own notice.
+    ReservedEvent,
     /// The reconnection time is not a number of milliseconds.
     BadRetry,
     /// A query parameter is unknown, doubled or malformed.
@@ -58,6 +60,20 @@ pub enum RefusalReason {
     HeadTooLarge,
     /// The request head did not arrive in time.
     HeadTimeout,
+    /// The request target is longer than a head may be.
+    TargetTooLong,
+    /// The `Host` is missing, doubled or malformed.
+    BadHost,
+    /// The `Host` is a name that is not ours.
+    ForeignHost,
+    /// A page of a foreign origin asks.
+    ForeignOrigin,
+    /// The body is compressed, or encoded in another way.
+    ContentCoding,
+    /// The body has a transfer coding that is not understood.
+    TransferCoding,
+    /// As many control connections are in use as there is room for.
+    Busy,
 }
 
 /// The rows of the table, in the order of [`RefusalReason`]: label, HTTP status.
@@ -71,6 +87,7 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (BadEvent, "bad_event", StatusCode::BAD_REQUEST),
         (BadId, "bad_id", StatusCode::BAD_REQUEST),
         (ReservedId, "reserved_id", StatusCode::BAD_REQUEST),
+        (ReservedEvent, "reserved_event", StatusCode::BAD_REQUEST),
         (BadRetry, "bad_retry", StatusCode::BAD_REQUEST),
         (BadQuery, "bad_query", StatusCode::BAD_REQUEST),
         (NotUtf8, "not_utf8", StatusCode::BAD_REQUEST),
@@ -85,12 +102,19 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (BadHead, "bad_head", StatusCode::BAD_REQUEST),
         (HeadTooLarge, "head_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
         (HeadTimeout, "head_timeout", StatusCode::REQUEST_TIMEOUT),
+        (TargetTooLong, "target_too_long", StatusCode::URI_TOO_LONG),
+        (BadHost, "bad_host", StatusCode::BAD_REQUEST),
+        (ForeignHost, "foreign_host", StatusCode::FORBIDDEN),
+        (ForeignOrigin, "foreign_origin", StatusCode::FORBIDDEN),
+        (ContentCoding, "content_coding", StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        (TransferCoding, "transfer_coding", StatusCode::NOT_IMPLEMENTED),
+        (Busy, "busy", StatusCode::SERVICE_UNAVAILABLE),
     ]
 };
 
 impl RefusalReason {
     /// How many reasons there are.
-    pub const COUNT: usize = RefusalReason::HeadTimeout as usize + 1;
+    pub const COUNT: usize = RefusalReason::Busy as usize + 1;
 
     /// The label in metrics and logs.
     pub fn label(self) -> &'static str {
@@ -147,13 +171,23 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// One line of JSON.
+pub fn json_line(value: &impl Serialize) -> Response {
+    let mut line = serde_json::to_vec(value).expect("numbers, strings and lists of them are JSON");
+    line.push(b'\n');
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], line).into_response()
+}
+
 /// `{"error":"…"}` with this status, and `Retry-After: 1` where a retry helps.
 pub fn error_response(status: StatusCode, text: &str) -> Response {
     #[derive(Serialize)]
     struct Body<'a> {
         error: &'a str,
     }
-    let mut response = (status, Json(Body { error: text })).into_response();
+    let mut response = (status, json_line(&Body { error: text })).into_response();
+    if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+        response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
     if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
@@ -206,8 +240,8 @@ mod tests {
         for (reason, _, status) in TABLE {
             let response = Refusal::new(reason, "x").into_response();
             assert_eq!(response.status(), status);
-            let ours =
-                matches!(reason, RefusalReason::Full | RefusalReason::Behind | RefusalReason::Draining);
+            use RefusalReason::*;
+            let ours = matches!(reason, Full | Behind | Draining | Busy);
             assert_eq!(response.headers().contains_key(header::RETRY_AFTER), ours, "{reason:?}");
         }
     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::ser::Serializer;
 
 use super::{Hub, RefusalCounts};
-use crate::broadcast::TopicQuery;
+use crate::broadcast::Question;
 use crate::clock::Stamp;
 use crate::close::{CLOSE_TABLE, CloseReason};
 use crate::metrics::{FormatCounters, ShardMetrics, ShardReport};
@@ -36,6 +36,8 @@ struct HubStats {
     batches: u64,
     /// What not every shard has, now.
     queue: Amount,
+    /// Now, in queues and windows.
+    memory: MemoryStats,
     /// Topics remembered, now.
     topics: usize,
     refused: RefusalCounts,
@@ -48,6 +50,20 @@ struct HubStats {
 pub(super) struct Amount {
     pub(super) events: u64,
     pub(super) bytes: u64,
+}
+
+impl Amount {
+    /// The larger of both, in each respect.
+    fn max(self, other: Amount) -> Amount {
+        Amount { events: self.events.max(other.events), bytes: self.bytes.max(other.bytes) }
+    }
+}
+
+/// Memory of all events alive, with their frames.
+#[derive(Serialize)]
+struct MemoryStats {
+    bytes: usize,
+    bytes_max: usize,
 }
 
 #[derive(Serialize)]
@@ -73,6 +89,9 @@ struct Counts {
     sleeps: u64,
     /// Now. Windows share their events, so the total is the largest of the shards'.
     window: Amount,
+    /// Now, beyond the windows' histories, for subscribers that are behind; memory with all frames. The total is the largest
+    /// of the shards'.
+    excess: Amount,
     formats: ByFormat<FormatCounters>,
     latency_us: Latencies,
 }
@@ -119,7 +138,7 @@ impl Serialize for ByReason {
 impl Hub {
     /// Asks the shards and puts everything together.
     pub(super) async fn stats(&self) -> Stats {
-        let reports = self.scrape(TopicQuery::None).await;
+        let reports = self.scrape(Question::Counters).await;
         let intake = self.intake();
         let queues = intake.outboxes().iter().map(|outbox| outbox.len());
         let shards = reports.iter().zip(queues).enumerate();
@@ -142,6 +161,10 @@ impl Hub {
                 bytes: counters.bytes,
                 batches: counters.batches,
                 queue: Amount { events: queue_events as u64, bytes: queue_bytes as u64 },
+                memory: MemoryStats {
+                    bytes: intake.topics().memory().held(),
+                    bytes_max: intake.topics().memory().bytes_max(),
+                },
                 topics: intake.topics().count(),
                 refused: counters.refused.clone(),
                 shard_queue_stalls: counters.stalls,
@@ -155,21 +178,29 @@ impl Hub {
 /// The sums over all shards, if all have reported.
 fn totals(reports: &[Option<ShardReport>]) -> Option<Counts> {
     let mut total = ShardMetrics::default();
-    let mut window = Amount::default();
+    let (mut window, mut excess) = (Amount::default(), Amount::default());
     for report in reports {
         let report = report.as_ref()?;
         add(&mut total, &report.metrics);
-        window.events = window.events.max(report.window_events);
-        window.bytes = window.bytes.max(report.window_bytes);
+        window = window.max(window_of(report));
+        excess = excess.max(excess_of(report));
     }
-    Some(counts(&total, window))
+    Some(counts(&total, window, excess))
 }
 
 fn counts_of(report: &ShardReport) -> Counts {
-    counts(&report.metrics, Amount { events: report.window_events, bytes: report.window_bytes })
+    counts(&report.metrics, window_of(report), excess_of(report))
 }
 
-fn counts(metrics: &ShardMetrics, window: Amount) -> Counts {
+fn window_of(report: &ShardReport) -> Amount {
+    Amount { events: report.window_events, bytes: report.window_bytes }
+}
+
+fn excess_of(report: &ShardReport) -> Amount {
+    Amount { events: report.excess_events, bytes: report.excess_bytes }
+}
+
+fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
     Counts {
         accepted: metrics.accepted,
         accept_failures: metrics.accept_failures,
@@ -179,6 +210,7 @@ fn counts(metrics: &ShardMetrics, window: Amount) -> Counts {
         enters: metrics.enters,
         sleeps: metrics.sleeps,
         window,
+        excess,
         formats: ByFormat(metrics.formats.clone()),
         latency_us: Latencies {
             intake_to_shard: latency(&metrics.intake_to_shard),

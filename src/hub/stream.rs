@@ -12,16 +12,16 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream};
+use axum::body::{Body, BodyDataStream, HttpBody};
 use axum::extract::{RawQuery, State};
-use axum::http::header;
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::publish::{Line, Lines, parse_line, parse_query};
+use super::publish::{Line, Lines, check_content_coding, parse_line, parse_query};
 use super::{Hub, Refusal, RefusalReason, Stage};
 use crate::broadcast::Encoded;
 use crate::clock::Stamp;
@@ -33,10 +33,12 @@ use crate::event::{CustomId, Event};
 pub(super) async fn publish_stream(
     State(hub): State<Arc<Hub>>,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
     body: Body,
-) -> Result<Response, Refusal> {
+) -> Result<Response, Response> {
+    let checked = check_content_coding(&headers).and_then(|()| parse_query(query.as_deref(), &[]));
     let draining = hub.intake().is_draining().then(Refusal::draining);
-    if let Some(refusal) = parse_query(query.as_deref(), &[]).err().or(draining) {
+    if let Some(refusal) = checked.err().or(draining) {
         return Err(refused_unread(&hub, refusal, body.into_data_stream()));
     }
     let (answers, mut lines) = mpsc::channel(ERROR_LINES_MAX + 1);
@@ -56,10 +58,16 @@ pub(super) async fn publish_stream(
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
-/// Counts the refusal of a request, and gives it back; what is left of its body is read and dropped.
-pub(super) fn refused_unread(hub: &Hub, refusal: Refusal, rest: BodyDataStream) -> Refusal {
-    tokio::spawn(discard(rest));
-    hub.counted(refusal)
+/// Counts the refusal of a request, and answers it; what is left of its body is read and dropped.
+/// The connection ends with it then: nobody knows how long a client goes on with a body that nobody
+/// wants.
+pub(super) fn refused_unread(hub: &Hub, refusal: Refusal, rest: BodyDataStream) -> Response {
+    let mut response = hub.counted(refusal).into_response();
+    if !HttpBody::is_end_stream(&rest) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        tokio::spawn(discard(rest));
+    }
+    response
 }
 
 /// Reads and drops what a publisher still sends, so that it is not reset before it has read our answer.

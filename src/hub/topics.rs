@@ -6,7 +6,8 @@
 //! - Recording an event costs one hash lookup and a few links, whatever the number of topics: `slots` are chained from
 //!   the newest to the oldest publish by index.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::broadcast::{Account, Memory};
@@ -47,6 +48,8 @@ struct Slot {
 pub struct TopicTable {
     /// Slot of each topic; as many entries as `slots`.
     index: HashMap<Topic, usize>,
+    /// The same in the order of names. Only topics that come and go cost a step here.
+    in_order: BTreeMap<Topic, usize>,
     slots: Vec<Slot>,
     newest: usize,
     oldest: usize,
@@ -71,6 +74,7 @@ impl TopicTable {
         let places = topics_max.min(TOPICS_RESERVED_MAX);
         TopicTable {
             index: HashMap::with_capacity(places),
+            in_order: BTreeMap::new(),
             slots: Vec::with_capacity(places),
             newest: NONE,
             oldest: NONE,
@@ -118,9 +122,10 @@ impl TopicTable {
         self.index.get(topic).map(|&at| &self.slots[at].record)
     }
 
-    /// Every topic, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &TopicRecord> {
-        self.slots.iter().map(|slot| &slot.record)
+    /// The topics whose names come after `after`, in the order of names (by bytes).
+    pub fn after(&self, after: &str) -> impl Iterator<Item = &TopicRecord> {
+        let names = self.in_order.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        names.map(|(_, &at)| &self.slots[at].record)
     }
 
     /// How many topics are remembered.
@@ -141,9 +146,11 @@ impl TopicTable {
             self.slots[at].account = account;
             let forgotten = std::mem::replace(&mut self.slots[at].record, record).topic;
             self.index.remove(&forgotten);
+            self.in_order.remove(&forgotten);
             (at, Some(forgotten))
         };
         self.index.insert(topic.clone(), at);
+        self.in_order.insert(topic.clone(), at);
         (at, forgotten)
     }
 
@@ -188,9 +195,7 @@ mod tests {
     }
 
     fn names(table: &TopicTable) -> Vec<String> {
-        let mut names: Vec<String> = table.iter().map(|record| record.topic.to_string()).collect();
-        names.sort();
-        names
+        table.after("").map(|record| record.topic.to_string()).collect()
     }
 
     #[test]
@@ -216,6 +221,8 @@ mod tests {
         assert_eq!(table.record(&event("e"), 7, 1).forgets, None, "it is known");
         assert_eq!(table.record(&event("f"), 8, 1).forgets, Topic::new("a").ok());
         assert_eq!(names(&table), ["d", "e", "f"]);
+        let after: Vec<&str> = table.after("d").map(|record| record.topic.as_str()).collect();
+        assert_eq!(after, ["e", "f"]);
         assert_eq!(table.count(), 3);
     }
 

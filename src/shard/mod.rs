@@ -1,10 +1,11 @@
 //! One shard: all connections of one core, and the turn that serves them.
 //!
-//! A turn is: take what the hub sent, reap what the kernel finished, let time pass, sweep, submit. Each part is bounded and
-//! works at its own pace; completions and messages only mark what is to be done. The shard neither sleeps nor
-//! reads the clock: whoever drives it (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
+//! A turn is: take what the hub sent, reap what the kernel finished, answer a question, let time
+//! pass, sweep, submit. Each part is bounded and works at its own pace; completions and messages
+//! only mark what is to be done. The shard neither sleeps nor reads the clock: whoever drives it
+//! (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
 
-use crate::broadcast::{Inbox, Message, Scrape};
+use crate::broadcast::{Inbox, Message};
 use crate::clock::Stamp;
 use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
@@ -14,6 +15,8 @@ pub mod connections;
 #[cfg(test)]
 mod fixtures;
 mod forgotten;
+mod ids;
+mod names;
 mod reap;
 mod state;
 mod subscribe;
@@ -41,8 +44,6 @@ pub struct Shard<R> {
     ring: R,
     inbox: Inbox,
     state: State,
-    /// Scrapes to be answered as soon as the counters are right.
-    scrapes: Vec<Scrape>,
     /// True from [`Message::End`] on.
     told_to_end: bool,
 }
@@ -50,12 +51,23 @@ pub struct Shard<R> {
 impl<R: EgressRing> Shard<R> {
     /// A shard without connections.
     pub fn new(setup: Setup, ring: R, inbox: Inbox, now: Stamp) -> Shard<R> {
-        Shard { ring, inbox, state: State::new(setup, now), scrapes: Vec::new(), told_to_end: false }
+        Shard { ring, inbox, state: State::new(setup, now), told_to_end: false }
+    }
+
+    /// The date for the answers from now on (RFC 9110 §6.6.1). A shard that was never told tells
+    /// none.
+    pub fn set_date(&mut self, date: String) {
+        self.state.date = Some(date);
     }
 
     /// One turn at the time `now`.
     pub fn turn(&mut self, now: Stamp) -> Result<Turn, RingError> {
         let ticks = self.state.begin_turn(now);
+        // A question is looked at before the messages, however many wait, and answered after them:
+        // so it knows the events that were sent before it, unless there are more to take than a turn
+        // does. One per turn: a question is answered within
+        // `QUESTIONS_MAX` turns, whatever the ring and the queue of messages do.
+        let question = self.inbox.next_question();
         // Before what clients say: whoever comes from another shard may name an event that waits here.
         let messages = self.take_messages();
         let state = &mut self.state;
@@ -66,28 +78,27 @@ impl<R: EgressRing> Shard<R> {
         state.record_latencies();
         // A ring without room has not told yet which instant sends of the last turn it did not take.
         if self.ring.room() > 0 {
-            let scrapes = self.scrapes.drain(..);
-            for Scrape { query, answer } in scrapes.filter(|scrape| !scrape.answer.is_closed()) {
-                // Whoever asked may have gone meanwhile; then nobody misses the answer.
-                let _ = answer.send(state.report(&query, self.ring.enters()));
-            }
+            state.settle();
+        }
+        let asked_us = question.is_some();
+        if let Some(question) = question {
+            state.reply(question, self.ring.enters());
         }
         if ticks > 0 {
             self.ring.retry_accepts();
             state.handle_ticks(ticks);
         }
+        state.look_at_some();
         let asked = state.sweep(&mut self.ring);
-        if ticks > 0 || !asked {
-            state.drain();
-        }
+        state.drain(ticks > 0 || !asked);
         if self.told_to_end {
             return Ok(Turn::Ended);
         }
         if asked || self.ring.wants_submit() {
             self.ring.submit()?;
         }
-        let to_do = !state.ready.is_empty() || state.topics.is_active() || !self.scrapes.is_empty();
-        let more = asked || messages > 0 || to_do;
+        let to_do = !state.ready.is_empty() || state.topics.is_active() || state.has_more_to_look_at();
+        let more = asked || messages > 0 || asked_us || to_do;
         Ok(if more { Turn::Busy } else { Turn::Idle })
     }
 
@@ -99,7 +110,6 @@ impl<R: EgressRing> Shard<R> {
             taken += 1;
             match message {
                 Message::Batch(batch) => self.state.take_events(&batch),
-                Message::Report(scrape) => self.scrapes.push(scrape),
                 Message::Drain(drain) => self.state.drain = Some(drain),
                 Message::End => self.told_to_end = true,
             }

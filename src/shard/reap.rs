@@ -43,14 +43,15 @@ impl State {
         connection.receiving = false;
         connection.ended = end != ReceiveEnd::NoBuffers;
         match (end, connection.phase) {
-            // Whoever waits for an event on its way has said all, and has gone.
             (ReceiveEnd::EndOfStream, Phase::Handshake) if !self.is_held_back(slot) => {
                 let (silent, begun) = (CloseReason::ClientGone, CloseReason::BadRequest);
                 self.end_handshake(slot, silent, begun, "the request head breaks off");
             }
-            (ReceiveEnd::EndOfStream, Phase::Handshake | Phase::Open | Phase::Lingering) => {
-                self.abort(slot, CloseReason::ClientGone);
-            }
+            // Its request waits for an event on its way, and is answered when that has come.
+            (ReceiveEnd::EndOfStream, Phase::Handshake) => {}
+            // It may have ended its side alone, and wait for the answer.
+            (ReceiveEnd::EndOfStream, Phase::Open) => self.mark_ready(slot),
+            (ReceiveEnd::EndOfStream, Phase::Lingering) => self.abort(slot, CloseReason::ClientGone),
             (ReceiveEnd::Failed(_), _) => self.abort(slot, CloseReason::SocketError),
             (ReceiveEnd::EndOfStream | ReceiveEnd::NoBuffers, _) => self.mark_ready(slot),
         }
@@ -72,8 +73,18 @@ impl State {
         }
         match result {
             Ok(taken) => self.keep_rest(slot, batch, taken),
-            Err(_) => self.abort(slot, CloseReason::SocketError),
+            Err(_) => self.abort_failed(slot),
         }
+    }
+
+    /// Ends a connection whose socket takes no more. If its peer had ended its stream, that was no
+    /// half of an end.
+    fn abort_failed(&mut self, slot: Slot) {
+        let reason = match self.connections.get(slot).ended {
+            true => CloseReason::ClientGone,
+            false => CloseReason::SocketError,
+        };
+        self.abort(slot, reason);
     }
 
     /// The kernel has taken a batch up to `offset`; the rest goes out before anything else.
@@ -100,7 +111,7 @@ impl State {
                 return;
             }
             Err(SendError::Gone(_)) => {
-                self.abort(slot, CloseReason::SocketError);
+                self.abort_failed(slot);
                 return;
             }
         };

@@ -10,17 +10,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::batch::Batches;
-use super::connections::{Connections, Phase, TopicIndex};
+use super::connections::{Connections, Phase};
+use super::ticks::{DrainPass, Look};
 use super::topics::Topics;
-use crate::broadcast::{Demand, Drain, EncodedBatch, Memory, TopicQuery};
+use crate::broadcast::{Demand, Drain, EncodedBatch, Memory, Question, TopicQuery};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::Config;
-use crate::config::limits::TICK_MS;
+use crate::config::limits::{TICK_MS, TOPICS_PER_ANSWER_MAX};
 use crate::egress::{Batch, Ledger, Slot};
 use crate::event::Epoch;
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
-use crate::wire::{Format, http, sse, websocket};
+use crate::wire::{Format, sse, websocket};
 
 /// What a shard is told at start.
 #[derive(Debug, Clone)]
@@ -44,7 +45,6 @@ pub struct Setup {
 /// What every connection of a format may need.
 #[derive(Debug)]
 pub(super) struct Answers {
-    pub sse_head: Bytes,
     pub heartbeat: [Rc<Batch>; Format::COUNT],
 }
 
@@ -59,6 +59,14 @@ pub struct Work {
     pub bytes: usize,
 }
 
+/// The counters that a send which was not taken takes back.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sent {
+    sends: u64,
+    frames: u64,
+    bytes: u64,
+}
+
 /// A shard without its ring.
 #[derive(Debug)]
 pub struct State {
@@ -68,6 +76,8 @@ pub struct State {
     pub(super) batches: Batches,
     pub(super) ledger: Ledger,
     pub(super) metrics: ShardMetrics,
+    /// What was sent, as far as the ring has told which sends it did not take.
+    settled: [Sent; Format::COUNT],
     pub(super) answers: Answers,
     /// Slots to attend to, each at most once (`Connection::queued`).
     pub(super) ready: VecDeque<Slot>,
@@ -79,8 +89,14 @@ pub struct State {
     pub(super) sequence_at_tick: u64,
     /// Subscribers now, of any format.
     pub(super) subscribers: usize,
+    /// Which entries are to be looked at because time has passed.
+    pub(super) look: Look,
     /// `None` while serving.
     pub(super) drain: Option<Drain>,
+    /// How far the drain's look at all connections has come; `None` between two of them.
+    pub(super) drain_pass: Option<DrainPass>,
+    /// The date for answers; `None` until the shard is told.
+    pub(super) date: Option<String>,
     /// Why accepts failed since the last tick.
     pub(super) accept_errno: Option<i32>,
     /// Batches of which sends were taken whole since the last turn, by format.
@@ -101,9 +117,7 @@ pub struct State {
 impl State {
     pub(super) fn new(setup: Setup, now: Stamp) -> State {
         let ledger = Ledger::default();
-        let cors = setup.config.cors_origin.as_deref();
         let answers = Answers {
-            sse_head: http::sse_head(cors).into(),
             heartbeat: [
                 Batch::answer(Bytes::from_static(sse::HEARTBEAT), &ledger),
                 Batch::answer(Bytes::from_static(websocket::PING), &ledger),
@@ -115,13 +129,17 @@ impl State {
             batches: Batches::new(setup.config.limits.send_bytes_max, &ledger),
             ledger,
             metrics: ShardMetrics::default(),
+            settled: Default::default(),
             answers,
             ready: VecDeque::new(),
             held_back: Vec::new(),
             sequence: 0,
             sequence_at_tick: 0,
             subscribers: 0,
+            look: Look::default(),
             drain: None,
+            drain_pass: None,
+            date: None,
             accept_errno: None,
             completed: Default::default(),
             offered: Vec::new(),
@@ -240,30 +258,54 @@ impl State {
         }
     }
 
-    /// The answer to a scrape.
-    pub(super) fn report(&self, query: &TopicQuery, enters: u64) -> ShardReport {
+    /// The ring has told all that came of the sends so far: what they count for is right.
+    pub(super) fn settle(&mut self) {
+        for (settled, counters) in self.settled.iter_mut().zip(&self.metrics.formats) {
+            *settled = Sent { sends: counters.sends, frames: counters.frames, bytes: counters.bytes };
+        }
+    }
+
+    /// Answers a question. An asker that has gone meanwhile misses nothing.
+    pub(super) fn reply(&self, question: Question, enters: u64) {
+        match question {
+            Question::Counters(answer) => drop(answer.send(self.report(enters))),
+            Question::Topics(query, answer) => drop(answer.send(self.list(&query))),
+        }
+    }
+
+    /// The counters. None of them falls between two reports: sends that the ring has yet to tell of
+    /// are left out.
+    fn report(&self, enters: u64) -> ShardReport {
         let mut metrics = self.metrics.clone();
         metrics.enters = enters;
         metrics.connections = self.connections.len() as u64;
-        let topics = match query {
-            TopicQuery::None => Vec::new(),
-            TopicQuery::One(name) => {
-                self.topics.find(name).map(|index| self.topic_report(index)).into_iter().collect()
-            }
-            TopicQuery::All => self.topics.iter().map(topic_report).collect(),
-        };
+        for (counters, settled) in metrics.formats.iter_mut().zip(self.settled) {
+            let Sent { sends, frames, bytes } = settled;
+            (counters.sends, counters.frames, counters.bytes) = (sends, frames, bytes);
+        }
+        let (excess_events, excess_bytes) = self.topics.excess();
         ShardReport {
             shard: self.setup.number,
             cpu: self.setup.cpu,
             metrics,
-            topics,
             window_events: self.topics.window_events() as u64,
             window_bytes: self.topics.window_bytes() as u64,
+            excess_events: excess_events as u64,
+            excess_bytes: excess_bytes as u64,
         }
     }
 
-    fn topic_report(&self, index: TopicIndex) -> TopicReport {
-        topic_report(self.topics.get(index))
+    fn list(&self, query: &TopicQuery) -> Vec<TopicReport> {
+        match query {
+            TopicQuery::One(name) => {
+                let index = self.topics.find(name);
+                index.map(|index| topic_report(self.topics.get(index))).into_iter().collect()
+            }
+            TopicQuery::Page { after, most } => {
+                let most = (*most).min(TOPICS_PER_ANSWER_MAX);
+                self.topics.after(after).take(most).map(topic_report).collect()
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
 use crate::wire::gap::{Gap, GapReason};
-use crate::wire::http::{Head, HeadLimits, Refusal, Subscribe};
+use crate::wire::http::{Answer, Head, HeadRules, LastEventId, Manner, Refusal, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
 use crate::wire::{Format, http, sse, websocket};
 
@@ -58,39 +58,51 @@ impl State {
 
     /// A request head, perhaps in part. Returns the bytes of a head that made a subscriber.
     fn handle_head(&mut self, slot: Slot, bytes: &[u8], asked_again: bool) -> Option<usize> {
-        let limits = HeadLimits {
-            head_bytes_max: self.setup.config.limits.handshake_bytes_max,
-            topics_max: self.setup.config.limits.topics_per_connection_max,
+        let config = self.setup.config.clone();
+        let rules = HeadRules {
+            head_bytes_max: config.limits.handshake_bytes_max,
+            topics_max: config.limits.topics_per_connection_max,
+            origins: &config.pages.origins,
+            subprotocols: &config.pages.subprotocols,
         };
-        let cors = self.setup.config.cors_origin.clone();
-        let head_only = bytes.trim_ascii_start().starts_with(b"HEAD ");
-        match http::parse_head(bytes, &limits) {
+        let (head, manner) = http::parse_head(bytes, &rules);
+        let accepting = self.drain.is_none();
+        let answer = match head {
             Head::Partial => {
                 self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
-                None
+                return None;
             }
             Head::Subscribe(subscribe, _) if !asked_again && self.must_wait(slot, &subscribe) => {
                 self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
                 self.held_back.push((slot, self.setup.demand.newest()));
-                None
+                return None;
             }
-            Head::Subscribe(subscribe, used) => self.subscribe(slot, *subscribe).then_some(used),
-            Head::Health { head_only } => {
-                let accepting = self.drain.is_none();
-                self.answer(slot, http::health(accepting, head_only));
-                self.finish(slot, CloseReason::Answered);
-                None
+            Head::Subscribe(subscribe, used) => {
+                return self.subscribe(slot, *subscribe, &manner).then_some(used);
             }
-            Head::Preflight => {
-                self.answer(slot, http::preflight(cors.as_deref()));
-                self.finish(slot, CloseReason::Answered);
-                None
-            }
+            Head::StreamHead => match self.why_no_subscriber(&[]) {
+                Some(refusal) => {
+                    self.refuse(slot, &refusal, &manner);
+                    return None;
+                }
+                None => self.answer_in(&manner).sse_head(),
+            },
+            Head::Health => self.answer_in(&manner).health(accepting),
+            Head::Front { is_html, body } => self.answer_in(&manner).page(is_html, &body),
+            Head::Preflight => self.answer_in(&manner).preflight(),
             Head::Refused(refusal) => {
-                self.refuse(slot, &refusal, head_only);
-                None
+                self.refuse(slot, &refusal, &manner);
+                return None;
             }
-        }
+        };
+        self.answer(slot, answer);
+        self.finish(slot, CloseReason::Answered);
+        None
+    }
+
+    /// An answer in this manner, of now.
+    fn answer_in<'a>(&'a self, manner: &'a Manner) -> Answer<'a> {
+        Answer::new(manner, self.date.as_deref())
     }
 
     /// True if the request names an event by a publisher's id that no window here holds, while events are on their way to us.
@@ -101,8 +113,7 @@ impl State {
         }
         let known = request.topics.iter().filter_map(|topic| self.topics.find(topic));
         let members: Vec<_> = known.map(|topic| Membership { topic, position: 0 }).collect();
-        self.sequence < self.setup.demand.newest()
-            && self.sequence_of(&Memberships::from(members), id).is_none()
+        self.sequence < self.setup.demand.newest() && self.named_by(&Memberships::from(members), id).is_none()
     }
 
     /// True if its request waits for an event on its way.
@@ -138,38 +149,44 @@ impl State {
         let has_begun =
             matches!(&self.connections.get(slot).session, Session::Handshake(head) if !head.is_empty());
         if has_begun {
-            self.refuse(slot, &Refusal { reason: begun, detail: detail.into() }, false);
+            let manner = Manner { cors: self.setup.config.pages.origins.cors(None), ..Manner::default() };
+            self.refuse(slot, &Refusal { reason: begun, detail: detail.into() }, &manner);
         } else {
             self.abort(slot, silent);
         }
     }
 
     /// Answers a request that makes no subscriber.
-    pub(super) fn refuse(&mut self, slot: Slot, refusal: &Refusal, head_only: bool) {
+    fn refuse(&mut self, slot: Slot, refusal: &Refusal, manner: &Manner) {
         tracing::debug!(
             peer = %self.connections.get(slot).peer(),
             reason = refusal.reason.row().label,
             detail = refusal.detail,
             "request refused"
         );
-        let answer = http::refusal(refusal, self.setup.config.cors_origin.as_deref(), head_only);
+        let answer = self.answer_in(manner).refusal(refusal);
         self.answer(slot, answer);
         self.finish(slot, refusal.reason);
     }
 
-    /// Makes the connection a subscriber; false if it was refused.
-    fn subscribe(&mut self, slot: Slot, request: Subscribe) -> bool {
-        let refusal = if self.drain.is_some() {
-            Some((CloseReason::Draining, "the server is draining"))
+    /// Why a subscriber of these topics cannot come in now, if so.
+    fn why_no_subscriber(&self, topics: &[Topic]) -> Option<Refusal> {
+        let (reason, detail) = if self.drain.is_some() {
+            (CloseReason::Draining, "the server is draining")
         } else if self.subscribers >= self.setup.connections_max {
-            Some((CloseReason::Full, "the server has as many subscribers as it takes"))
-        } else if !self.topics.has_room_for(&request.topics) {
-            Some((CloseReason::Full, "the server has subscribers to as many topics as it takes"))
+            (CloseReason::Full, "the server has as many subscribers as it takes")
+        } else if !self.topics.has_room_for(topics) {
+            (CloseReason::Full, "the server has subscribers to as many topics as it takes")
         } else {
-            None
+            return None;
         };
-        if let Some((reason, detail)) = refusal {
-            self.refuse(slot, &Refusal { reason, detail: detail.into() }, false);
+        Some(Refusal { reason, detail: detail.into() })
+    }
+
+    /// Makes the connection a subscriber; false if it was refused.
+    fn subscribe(&mut self, slot: Slot, request: Subscribe, manner: &Manner) -> bool {
+        if let Some(refusal) = self.why_no_subscriber(&request.topics) {
+            self.refuse(slot, &refusal, manner);
             return false;
         }
         let format = request.format;
@@ -195,10 +212,12 @@ impl State {
             Format::Sse => Session::Sse,
             Format::WebSocket => Session::WebSocket(Default::default()),
         };
-        match request.accept {
-            Some(accept) => self.answer(slot, http::websocket_head(&accept)),
-            None => self.answer(slot, self.answers.sse_head.clone()),
-        }
+        let head = self.answer_in(manner);
+        let head = match request.handshake {
+            Some(handshake) => head.websocket_head(&handshake.accept, handshake.subprotocol.as_deref()),
+            None => head.sse_head(),
+        };
+        self.answer(slot, head);
         if let Some(gap) = start.gap {
             self.tell_gap(slot, &gap);
         }
@@ -216,11 +235,11 @@ impl State {
     }
 
     /// Sets where a subscriber of these topics begins: now, or after the event that it names.
-    fn start(&self, memberships: &mut Memberships, last_event_id: Option<String>) -> Start {
+    fn start(&self, memberships: &mut Memberships, last_event_id: Option<LastEventId>) -> Start {
         let Some(after) = last_event_id else {
             return Start { cursor: self.sequence, gap: None, is_new: true };
         };
-        let named = self.sequence_of(memberships, &after);
+        let named = self.named_by(memberships, &after);
         // From its start on each topic is whole.
         let start = |member: &Membership| match named {
             Some(named) if self.topics.get(member.topic).window.evicted() <= named => named,
@@ -229,10 +248,17 @@ impl State {
         let starts: Vec<u64> = memberships.as_slice().iter().map(start).collect();
         let lost = memberships.as_slice().iter().zip(&starts).filter(|(_, start)| named != Some(**start));
         let topics = self.names(lost.map(|(member, _)| member.topic));
+        let after = after.as_str();
         let is_new = named.is_none() && after.parse::<EventId>().is_ok();
         let reason = if named.is_some() { GapReason::Expired } else { GapReason::Unknown };
-        let gap = (!topics.is_empty()).then_some(Gap { after: Some(after), reason, topics });
+        let gap = (!topics.is_empty()).then(|| Gap { after: Some(after.to_string()), reason, topics });
         Start { cursor: memberships.start_after(starts), gap, is_new }
+    }
+
+    /// The sequence that a client means by its last event id, if that is any of ours in one of its
+    /// readings.
+    fn named_by(&self, memberships: &Memberships, id: &LastEventId) -> Option<u64> {
+        id.readings().find_map(|id| self.sequence_of(memberships, id))
     }
 
     /// The sequence that a last event id stands for, if it is one of ours or of an event in these windows. Ours are taken at their
@@ -245,12 +271,9 @@ impl State {
             return (ours.sequence <= self.setup.demand.newest()).then_some(ours.sequence);
         }
         let windows = memberships.as_slice().iter().map(|member| &self.topics.get(member.topic).window);
-        windows
-            .flat_map(|window| window.iter().rev())
-            .filter(|event| event.event.id.as_ref().is_some_and(|custom| custom.as_str() == id))
-            .map(|event| event.sequence)
-            // Of several events with this id the oldest, so that nothing after the one that was meant is lost.
-            .min()
+        // Of several events with this id the oldest, so that nothing after the one that was meant
+        // is lost.
+        windows.filter_map(|window| window.oldest_with_id(id)).min()
     }
 
     /// The names of these topics.
@@ -274,22 +297,24 @@ impl State {
         // An event stream takes nothing from its client.
         let Session::WebSocket(decoder) = &mut connection.session else { return };
         let message_bytes_max = self.setup.config.limits.message_in_bytes_max as u64;
-        let mut pong = None;
+        let waiting = connection.control.as_ref().map_or(0, |batch| batch.len());
+        let mut pongs = Vec::new();
         let mut closed = None;
         let mut messages = 0;
         let fed = decoder.feed(bytes, message_bytes_max, |incoming| match incoming {
-            // Only the latest ping is owed an answer (RFC 6455 §5.5.3).
-            Incoming::Ping(payload) => pong = Some(websocket::pong_frame(payload)),
+            // All are answered, in their order, as long as the client takes the answers (RFC 6455
+            // §5.5.3).
+            Incoming::Ping(payload) if waiting + pongs.len() <= PONGS_BYTES_MAX => {
+                pongs.extend_from_slice(&websocket::pong_frame(payload));
+            }
+            Incoming::Ping(_) => {}
             Incoming::Pong => {}
             Incoming::Message { .. } => messages += 1,
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
         self.metrics.formats[Format::WebSocket.index()].messages_in += messages;
-        let waiting = self.connections.get(slot).control.as_ref().map_or(0, |batch| batch.len());
-        if let Some(pong) = pong
-            && waiting <= PONGS_BYTES_MAX
-        {
-            self.answer(slot, pong);
+        if !pongs.is_empty() {
+            self.answer(slot, pongs);
         }
         if let Some(reply) = closed {
             let frame = websocket::close_frame(reply.unwrap_or(1000), "");
@@ -316,3 +341,6 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

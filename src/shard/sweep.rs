@@ -254,6 +254,26 @@ impl State {
         let has_everything = !connection.is_owed() && connection.turn != self.turn;
         if self.drain.is_some() && connection.phase == Phase::Open && has_everything {
             self.hang_up(slot, CloseReason::Draining, "the server is draining");
+        } else if connection.ended && connection.phase == Phase::Open {
+            self.see_off(slot);
+        }
+    }
+
+    /// The peer has ended its stream: it gets what the windows hold by now, and then the end of
+    /// ours.
+    fn see_off(&mut self, slot: Slot) {
+        let connection = self.connections.get_mut(slot);
+        if connection.sending {
+            connection.missed = true;
+            return;
+        }
+        let connection = self.connections.get(slot);
+        let is_lacking = |(topic, from)| self.topics.get(topic).window.newest() > from;
+        let lacks_some = connection.memberships.iter_from(connection.cursor).any(is_lacking);
+        if lacks_some || connection.is_owed() {
+            self.mark_ready(slot);
+        } else {
+            self.finish(slot, CloseReason::ClientGone);
         }
     }
 

@@ -1,21 +1,52 @@
 //! Time: heartbeats, limits of patience, and the drain. Everything is coarse: an entry is looked at once a second.
+//!
+//! Invariants worth naming:
+//! - A turn looks at a bounded number of entries. What is due beyond that is looked at in the next
+//!   turns, before the shard sleeps.
+//! - A connection whose time has come is queued for attention only as far as the step of the same
+//!   turn reaches. Where others wait, a few are queued behind them. So a mass of heartbeats delays
+//!   nobody's first bytes.
+//! - No heartbeat is due later than `heartbeat_ms`, and those of equal subscribers are not due
+//!   together.
 
 use super::connections::{CHUNK, Phase};
 use super::state::State;
 use crate::close::CloseReason;
-use crate::config::limits::{CANCEL_RETRY_MS, LINGER_MS_MAX, STALL_MS_UNDER_PRESSURE, TICK_MS};
+use crate::config::limits::{
+    CANCEL_RETRY_MS, DUE_PER_TURN, DUE_PER_TURN_MIN, ENTRIES_LOOKED_AT_MAX, LINGER_MS_MAX,
+    STALL_MS_UNDER_PRESSURE, TICK_MS,
+};
 use crate::egress::Slot;
 use crate::wire::Format;
 
 /// The slab is walked once in this many ticks.
 const TICKS_PER_WALK: usize = (1_000 / TICK_MS) as usize;
 
+/// The walk over the slab that time asks for.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    /// The entry to be looked at next.
+    next: usize,
+    /// So many are due; at most all.
+    left: usize,
+}
+
+/// One walk of the drain over the slab.
+#[derive(Debug, Default)]
+pub(super) struct DrainPass {
+    /// The entry to be looked at next.
+    next: usize,
+    /// Some entry before it was a subscriber's.
+    serving: bool,
+}
+
 fn ticks(ms: u64) -> u32 {
     ms.div_ceil(TICK_MS).min(u64::from(u32::MAX)) as u32
 }
 
 impl State {
-    /// `passed` ticks have gone by: walks that share of the slab and drops expired events.
+    /// `passed` ticks have gone by: that share of the slab is to be looked at. Drops expired
+    /// events.
     pub(super) fn handle_ticks(&mut self, passed: u32) {
         self.topics.expire(self.now);
         self.topics.look_at_excess();
@@ -29,23 +60,41 @@ impl State {
         }
         self.sequence_at_tick = self.sequence;
         let capacity = self.connections.capacity();
-        let shares = (passed as usize).min(TICKS_PER_WALK);
-        for share in 0..shares {
+        let chunks = capacity / CHUNK;
+        for share in 0..(passed as usize).min(TICKS_PER_WALK) {
             let part = (self.tick as usize - share) % TICKS_PER_WALK;
-            // Whole chunks: the core sees neighbours coming and waits for none of them.
-            for first in (part * CHUNK..capacity).step_by(TICKS_PER_WALK * CHUNK) {
-                for slot in first..first + CHUNK {
-                    self.check(slot as Slot);
-                }
-            }
+            self.look.left += CHUNK * ((part + 1) * chunks / TICKS_PER_WALK - part * chunks / TICKS_PER_WALK);
         }
+        self.look.left = self.look.left.min(capacity);
+    }
+
+    /// Looks at a bounded number of the entries that are due for it.
+    pub(super) fn look_at_some(&mut self) {
+        let ready_max = self.ready_max();
+        let capacity = self.connections.capacity();
+        let mut budget = ENTRIES_LOOKED_AT_MAX;
+        while self.look.left > 0 && budget > 0 && self.ready.len() < ready_max {
+            let slot = self.look.next;
+            self.look.next = if slot + 1 == capacity { 0 } else { slot + 1 };
+            self.look.left -= 1;
+            budget -= 1;
+            self.check(slot as Slot);
+        }
+    }
+
+    /// True if entries are still to be looked at at once.
+    pub(super) fn has_more_to_look_at(&self) -> bool {
+        self.look.left > 0 || self.drain_pass.is_some()
+    }
+
+    /// How many may wait for attention once those are queued whose time has come.
+    fn ready_max(&self) -> usize {
+        DUE_PER_TURN.max(self.ready.len() + DUE_PER_TURN_MIN)
     }
 
     /// Looks whether the patience with one connection is at its end, or a sign of life is due.
     fn check(&mut self, slot: Slot) {
         let limits = &self.setup.config.limits;
-        let pressed = self.ledger.bytes() > limits.pinned_bytes_max || self.setup.memory.is_pressed();
-        let stall_ms = if pressed { STALL_MS_UNDER_PRESSURE } else { limits.stall_ms_max };
         let connection = self.connections.get_mut(slot);
         let quiet = self.tick - connection.since;
         match connection.phase {
@@ -65,12 +114,14 @@ impl State {
                 }
             }
             Phase::Open | Phase::Finishing if connection.sending => {
-                if quiet >= ticks(stall_ms) {
+                let stall_ms = limits.stall_ms_max;
+                let is_late = quiet >= ticks(STALL_MS_UNDER_PRESSURE) && self.is_pressed_by(slot);
+                if is_late || quiet >= ticks(stall_ms) {
                     self.abort(slot, CloseReason::Stalled);
                 }
             }
             Phase::Open => {
-                if quiet >= ticks(limits.heartbeat_ms) {
+                if quiet >= beat_after(slot, limits.heartbeat_ms) {
                     self.beat(slot);
                 }
             }
@@ -82,6 +133,16 @@ impl State {
                 }
             }
         }
+    }
+
+    /// True while memory is short, and so is the patience with a slow send: memory of batches, of all events, or of a topic
+    /// of which it holds events beyond the history.
+    fn is_pressed_by(&self, slot: Slot) -> bool {
+        let connection = self.connections.get(slot);
+        let mut members = connection.memberships.iter_from(connection.cursor);
+        self.ledger.bytes() > self.setup.config.limits.pinned_bytes_max
+            || self.setup.memory.is_pressed()
+            || members.any(|(topic, from)| self.topics.get(topic).is_pressed_by(from))
     }
 
     /// A sign of life on an idle connection.
@@ -102,19 +163,26 @@ impl State {
         self.mark_ready(slot);
     }
 
-    /// One look at all connections of a draining shard that is not done. Subscribers who have everything are hung up on; at
-    /// the deadline all are. Says so when no subscriber is left; whoever else is there was told to go elsewhere, or
-    /// asked nothing yet.
-    pub(super) fn drain(&mut self) {
+    /// Goes on with the look at all connections of a draining shard that is not done; with a new
+    /// one, if the last is over and `may_begin`. Subscribers who have everything are hung up on; at
+    /// the deadline all are. A look that finds no subscriber says so: nobody becomes one any more,
+    /// and whoever else is there was told to go elsewhere, or asked nothing yet.
+    pub(super) fn drain(&mut self, may_begin: bool) {
         let Some(drain) = self.drain.as_ref().filter(|drain| !drain.is_done()) else { return };
         let overdue = self.now >= drain.deadline;
-        let mut serving = false;
-        for slot in 0..self.connections.capacity() as Slot {
+        let Some(mut pass) = self.drain_pass.take().or_else(|| may_begin.then(DrainPass::default)) else {
+            return;
+        };
+        let capacity = self.connections.capacity();
+        let (end, ready_max) = (capacity.min(pass.next + ENTRIES_LOOKED_AT_MAX), self.ready_max());
+        while pass.next < end && self.ready.len() < ready_max {
+            let slot = pass.next as Slot;
+            pass.next += 1;
             let connection = self.connections.get(slot);
             if !connection.subscribed {
                 continue;
             }
-            serving = true;
+            pass.serving = true;
             match connection.phase {
                 Phase::Open | Phase::Finishing | Phase::Lingering if overdue => {
                     self.abort(slot, CloseReason::Draining);
@@ -123,8 +191,23 @@ impl State {
                 _ => {}
             }
         }
-        if let (false, Some(drain)) = (serving, &mut self.drain) {
+        if pass.next < capacity {
+            self.drain_pass = Some(pass);
+        } else if let (false, Some(drain)) = (pass.serving, &mut self.drain) {
             drain.say_done();
         }
     }
 }
+
+/// After how many ticks of quiet a connection shows a sign of life. Some slots do up to a quarter
+/// earlier, always by the same time: all subscribers of a topic begin to be quiet together, and
+/// would go on beating together.
+fn beat_after(slot: Slot, heartbeat_ms: u64) -> u32 {
+    let latest = ticks(heartbeat_ms);
+    // Fibonacci hashing: neighbours are far apart.
+    let spread = (u64::from(slot).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
+    latest - spread % (latest / 4).max(1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -15,11 +15,12 @@
 //! - The hub gives a topic no more than its share (`broadcast::Account`). What uses most of that share up are the slow:
 //!   subscribers that are far behind and wait for their own sockets. Where they are few, they are cut.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::connections::TopicIndex;
 use super::forgotten::Forgotten;
+use super::names::Names;
 use super::window::{Weight, Window};
 use crate::broadcast::{Account, Crowd, Encoded};
 use crate::clock::Stamp;
@@ -121,7 +122,7 @@ const CHUNK: usize = 256;
 /// All topics of a shard.
 #[derive(Debug)]
 pub struct Topics {
-    by_name: HashMap<Topic, TopicIndex>,
+    by_name: Names,
     /// Chunks, so that growing copies nothing. All but the last are full.
     table: Vec<Vec<Option<TopicState>>>,
     free: Vec<TopicIndex>,
@@ -155,8 +156,7 @@ impl Topics {
     /// An empty table.
     pub fn new(limits: &Limits) -> Topics {
         Topics {
-            // Growing would move all names at once. Places that are not used take no memory.
-            by_name: HashMap::with_capacity(limits.topics_max.saturating_mul(2).min(TOPICS_RESERVED_MAX)),
+            by_name: Names::for_topics(limits.topics_max.saturating_mul(2).min(TOPICS_RESERVED_MAX)),
             table: Vec::new(),
             free: Vec::new(),
             active: VecDeque::new(),
@@ -255,9 +255,9 @@ impl Topics {
         new == 0 || self.heard + new <= self.topics_max
     }
 
-    /// All topics.
-    pub fn iter(&self) -> impl Iterator<Item = &TopicState> {
-        self.table.iter().flatten().flatten()
+    /// The topics whose names come after `after`, in the order of names.
+    pub fn after(&self, after: &str) -> impl Iterator<Item = &TopicState> {
+        self.by_name.after(after).map(|index| self.get(index))
     }
 
     /// Events in all histories.
@@ -600,6 +600,11 @@ impl Topics {
 const MARKS_KEPT: usize = 16;
 
 impl TopicState {
+    /// True while its events take most of its share and a subscriber at `cursor` lacks some that are no history any more.
+    pub fn is_pressed_by(&self, cursor: u64) -> bool {
+        cursor < self.window.evicted() && self.account.as_ref().is_some_and(|account| account.is_pressed())
+    }
+
     /// The newest event is counted in `account`; that of former events, if it is another one, is told no more.
     fn take_account(&mut self, account: Option<&Arc<Account>>) {
         let same = match (&self.account, account) {

@@ -17,6 +17,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::ids::Ids;
 use crate::broadcast::Encoded;
 
 /// Events that fit before the memory of a shrunken window is given back.
@@ -66,6 +67,8 @@ pub struct Window {
     evicted: u64,
     /// Sequence of the newest event ever seen.
     newest: u64,
+    /// Where publishers' ids stand.
+    ids: Ids,
 }
 
 impl Window {
@@ -79,6 +82,9 @@ impl Window {
         assert!(event.sequence > self.newest, "sequences rise");
         self.newest = event.sequence;
         self.weight.add(Weight::of(&event));
+        if let Some(id) = &event.event.id {
+            self.ids.note(id.as_str(), event.sequence);
+        }
         self.events.push_back(event);
     }
 
@@ -87,6 +93,9 @@ impl Window {
         let Some(event) = self.events.get(self.excess) else { return Weight::default() };
         let weight = Weight::of(event);
         self.evicted = event.sequence;
+        if let Some(id) = &event.event.id {
+            self.ids.forget(id.as_str(), event.sequence);
+        }
         self.excess += 1;
         self.excess_memory += weight.memory;
         self.weight.remove(weight);
@@ -145,9 +154,12 @@ impl Window {
         self.events.get(index)
     }
 
-    /// The history, oldest first.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<Encoded>> {
-        self.events.iter().skip(self.excess)
+    /// Sequence of the oldest event of the history that has this id of its publisher's.
+    pub fn oldest_with_id(&self, id: &str) -> Option<u64> {
+        self.ids.oldest(id, |sequence| {
+            let event = self.events.get(self.index_after(sequence - 1));
+            event.and_then(|event| event.event.id.as_ref()).is_some_and(|custom| custom.as_str() == id)
+        })
     }
 
     /// Events of the history.
@@ -174,7 +186,8 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::fixtures::encoded;
+    use crate::event::{CustomId, Epoch, Event};
+    use crate::shard::fixtures::{encoded, encoded_alone};
 
     #[test]
     fn every_cursor_finds_the_first_event_that_it_has_not_seen() {
@@ -191,6 +204,24 @@ mod tests {
     }
 
     #[test]
+    fn an_id_stands_for_its_oldest_event_as_long_as_that_is_history() {
+        let mut window = Window::default();
+        for (sequence, id) in [(3, "a"), (5, "b"), (8, "a"), (9, "c")] {
+            let encoded = encoded_alone("t", sequence);
+            let event = Event { id: Some(CustomId::new(id).expect("an id")), ..encoded.event };
+            window.push(Arc::new(Encoded::new(event, Epoch(7), sequence, encoded.intake)));
+        }
+        window.push(encoded("t", 11));
+        let found = |window: &Window| ["a", "b", "c", "x"].map(|id| window.oldest_with_id(id));
+        assert_eq!(found(&window), [Some(3), Some(5), Some(9), None]);
+        window.evict();
+        assert_eq!(found(&window), [Some(8), Some(5), Some(9), None]);
+        window.evict();
+        window.evict();
+        assert_eq!(found(&window), [None, None, Some(9), None]);
+    }
+
+    #[test]
     fn an_evicted_event_serves_old_cursors_until_it_is_dropped() {
         let mut window = Window::default();
         for sequence in [5, 9, 12] {
@@ -202,7 +233,7 @@ mod tests {
         window.evict();
         assert_eq!((window.evicted(), window.gone(), window.len(), window.excess()), (9, 0, 1, 2));
         assert_eq!(window.index_after(5), 1, "a cursor in the excess finds what it lacks");
-        assert_eq!(window.iter().map(|event| event.sequence).collect::<Vec<_>>(), [12], "the history");
+        assert_eq!(window.front().map(|event| event.sequence), Some(12), "the history");
         assert!(window.weight().memory < whole.memory);
         assert_eq!(window.drop_excess(8), (1, encoded("t", 5).memory()));
         assert_eq!((window.evicted(), window.gone(), window.excess()), (9, 5, 1));

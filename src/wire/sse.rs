@@ -23,20 +23,21 @@ pub const HEARTBEAT: &[u8] = b":\n\n";
 /// The event name of a gap notice.
 pub const GAP_EVENT: &str = "fanwave-gap";
 
-/// Longest `<epoch>-<sequence>`: 13 digits in base 36, the dash, 20 decimal digits.
-const OWN_ID_BYTES_MAX: usize = 34;
+/// The comment before data in base64.
+pub const BASE64_MARK: &str = "base64";
 
-/// The frame of one event: `id`, `event` if named, `retry` if given, one `data` line per line of the data, and a
-/// blank line. Empty data is one empty `data` line; binary data is one line of standard base64.
+/// The frame of one event: `id`, `event` if named, `retry` if given, one `data` line per line of
+/// the data, and a blank line. Empty data is one empty `data` line; binary data is one line of
+/// standard base64, after a comment that says so, which parsers pass over.
 pub fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
-    let mut own_id = [0; OWN_ID_BYTES_MAX];
+    let mut own_id = [0; EventId::BYTES_MAX];
     let id = match &event.id {
         Some(id) => id.as_str().as_bytes(),
         None => {
             let mut room = &mut own_id[..];
             write!(room, "{}", EventId { epoch, sequence }).expect("two u64 and a dash fit");
             let rest = room.len();
-            &own_id[..OWN_ID_BYTES_MAX - rest]
+            &own_id[..EventId::BYTES_MAX - rest]
         }
     };
     let name = event.name.as_ref().map(|name| name.as_str().as_bytes());
@@ -52,6 +53,7 @@ pub fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
         writeln!(frame, "retry: {ms}").expect("a vector takes every write");
     }
     if event.data.is_binary() {
+        push_field(&mut frame, "", BASE64_MARK.as_bytes());
         push_base64(&mut frame, data);
     } else {
         for line in Lines::new(data) {
@@ -65,7 +67,7 @@ pub fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
 
 /// The most bytes that the frame of `event` may have, whatever its sequence.
 pub fn frame_bytes_max(event: &Event) -> usize {
-    frame_size(event, event.id.as_ref().map_or(OWN_ID_BYTES_MAX, |id| id.as_str().len()))
+    frame_size(event, event.id.as_ref().map_or(EventId::BYTES_MAX, |id| id.as_str().len()))
 }
 
 /// Bytes of the frame of `event` with an id of so many bytes.
@@ -74,8 +76,10 @@ fn frame_size(event: &Event, id_bytes: usize) -> usize {
     let mut size = field_size("id", id_bytes);
     size += event.name.as_ref().map_or(0, |name| field_size("event", name.as_str().len()));
     size += event.retry_ms.map_or(0, |ms| field_size("retry", decimal_digits(ms)));
-    size +=
-        if event.data.is_binary() { field_size("data", base64_size(data.len())) } else { text_size(data) };
+    size += match event.data.is_binary() {
+        true => field_size("", BASE64_MARK.len()) + field_size("data", base64_size(data.len())),
+        false => text_size(data),
+    };
     size + 1
 }
 
@@ -214,7 +218,7 @@ mod tests {
     fn binary_data_is_one_line_of_base64() {
         for (data, base64) in [(&b""[..], ""), (b"\x00", "AA=="), (b"\n\r\xff\xfe", "Cg3//g==")] {
             let binary = event(Data::binary(Bytes::from_static(data)));
-            assert_eq!(encoded(&binary), format!("id: 10-7\ndata: {base64}\n\n"));
+            assert_eq!(encoded(&binary), format!("id: 10-7\n: base64\ndata: {base64}\n\n"));
         }
     }
 
@@ -294,6 +298,7 @@ mod tests {
                 event: name.unwrap_or_else(|| "message".into()),
                 data: normalised,
                 id: id.unwrap_or_else(|| "10-7".into()),
+                is_base64: false,
             }]);
             prop_assert_eq!(parser.retry_ms(), retry_ms.map(u64::from));
         }

@@ -7,7 +7,9 @@
 //! Invariant: what is buffered never exceeds the given maximum (plus the one id and the one event name, which are
 //! lines themselves). Not here: reconnecting and the `Last-Event-ID` header, which are the client's.
 
-/// One event as a page would see it.
+use super::sse::BASE64_MARK;
+
+/// One event as a page would see it, and whether its data is base64.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ParsedEvent {
     /// The event's name; `message` if the stream gave none.
@@ -17,6 +19,8 @@ pub struct ParsedEvent {
     /// The last event id of the stream when the event was dispatched; empty if there was none so far, or if
     /// an empty one took it back.
     pub id: String,
+    /// A comment of the event says that its data is base64 of bytes, as fanwave writes it.
+    pub is_base64: bool,
 }
 
 /// A line, or the data of one event, exceeds the maximum. The server's fault; reading on makes no sense.
@@ -40,6 +44,7 @@ pub struct Parser {
     /// Data lines of the event so far, each followed by LF.
     data: String,
     event: String,
+    is_base64: bool,
     /// What the next dispatch makes the last event id.
     id: String,
     last_event_id: String,
@@ -57,6 +62,7 @@ impl Parser {
             after_cr: false,
             data: String::new(),
             event: String::new(),
+            is_base64: false,
             id: String::new(),
             last_event_id: String::new(),
             retry_ms: None,
@@ -136,6 +142,7 @@ impl Parser {
         let (name, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match name {
+            "" if value == BASE64_MARK => self.is_base64 = true,
             "event" => self.event = value.to_string(),
             "data" => {
                 self.data.push_str(value);
@@ -155,11 +162,12 @@ impl Parser {
             self.last_event_id.clone_from(&self.id);
         }
         let event = std::mem::take(&mut self.event);
+        let is_base64 = std::mem::take(&mut self.is_base64);
         let mut data = std::mem::take(&mut self.data);
         // Every data line added an LF, so empty means that there was none.
         data.pop()?;
         let event = if event.is_empty() { "message".to_string() } else { event };
-        Some(ParsedEvent { event, data, id: self.last_event_id.clone() })
+        Some(ParsedEvent { event, data, id: self.last_event_id.clone(), is_base64 })
     }
 }
 

@@ -44,7 +44,7 @@ async fn what_is_wrong_with_a_publish_is_told_and_counted() {
     let own = format!("/topics/t?id={own}");
     let large = "x".repeat(1_001);
     let long = format!("/topics/{}", "t".repeat(256));
-    let cases: [(&str, &[u8], u16, &str, &str); 19] = [
+    let cases: [(&str, &[u8], u16, &str, &str); 21] = [
         ("/topics/", b"x", 400, "bad_topic", "empty"),
         (&long, b"x", 400, "bad_topic", "256 bytes"),
         ("/topics/a%0Ab", b"x", 400, "bad_topic", "byte 1"),
@@ -57,6 +57,8 @@ async fn what_is_wrong_with_a_publish_is_told_and_counted() {
         ("/topics/t?id=a%0Db", b"x", 400, "bad_id", "line break"),
         ("/topics/t?id=", b"x", 400, "bad_id", "empty"),
         (&own, b"x", 400, "reserved_id", "own ids"),
+        ("/topics/t?id=23z405fz79tds-0", b"x", 400, "reserved_id", "<epoch>-<number>"),
+        ("/topics/t?event=fanwave-gap", b"x", 400, "reserved_event", "fanwave-gap"),
         ("/topics/t?event=a%0Ab", b"x", 400, "bad_event", "event"),
         ("/topics/t?retry=soon", b"x", 400, "bad_retry", "soon"),
         ("/topics/t?retry=-1", b"x", 400, "bad_retry", "-1"),
@@ -120,11 +122,13 @@ async fn unknown_paths_and_wrong_methods_are_refused() {
 #[tokio::test]
 async fn a_head_that_is_no_request_is_told_why_and_counted() {
     let server = Server::start(&["--shards", "1", "--handshake-bytes-max", "1000"]);
-    let long = format!("POST /topics/{} HTTP/1.1\r\nHost: x\r\n\r\n", "t".repeat(1_000));
+    let long = format!("POST /topics/{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "t".repeat(1_000));
+    let large = format!("GET /stats HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(1_000));
     for (head, status, label, part) in [
-        ("POST /topics/a b HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad_head", "malformed"),
+        ("POST /topics/a b HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_head", "malformed"),
         ("GET /stats HTTP/1.1\r\nHost : x\r\n\r\n", 400, "bad_head", "header"),
-        (&long, 431, "head_too_large", "1000 bytes"),
+        (&long, 414, "target_too_long", "too long"),
+        (&large, 431, "head_too_large", "1000 bytes"),
     ] {
         let answer = exchange(server.control, head.as_bytes()).await;
         assert_eq!(answer.status, status, "{head}");

@@ -233,6 +233,51 @@ async fn tail_follows_a_restart_after_a_crash() {
 }
 
 #[tokio::test]
+async fn tail_says_at_once_that_nobody_listens_and_is_there_when_somebody_does() {
+    for (scheme, path) in [("http", "sse"), ("ws", "ws")] {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("bound");
+        drop(taken);
+        let url = format!("{scheme}://{address}/{path}/t");
+        let mut tail = fanwave(&["tail", "--count", "1", &url]);
+        let mut tail = tail.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+        let notes = lines_of(tail.stderr.take().expect("piped"));
+        let note = notes.recv_timeout(PATIENCE).expect("a note");
+        assert!(
+            note.contains(&format!("nobody listens at {url}")) && note.contains("reconnecting"),
+            "{note}"
+        );
+        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = Server::start_on(address, any, &["--shards", "1"]);
+        let lines = lines_of(tail.stdout.take().expect("piped"));
+        let (sse, websocket) = if path == "sse" { (1, 0) } else { (0, 1) };
+        server.await_subscribers("t", sse, websocket).await;
+        server.publish("t", "there").await;
+        assert_eq!(lines.recv_timeout(PATIENCE).expect("an event"), "there");
+        assert!(tail.wait().expect("our own child").success());
+    }
+}
+
+/// An event stream carries bytes as base64, and says so.
+#[tokio::test]
+async fn tail_tells_binary_events_from_text_over_both_protocols() {
+    let server = Server::start(&["--shards", "1"]);
+    let tails = [("http", "sse"), ("ws", "ws")].map(|(scheme, path)| {
+        Running::start(&mut fanwave(&["tail", "--json", &format!("{scheme}://{}/{path}/t", server.data)]))
+    });
+    server.await_subscribers("t", 1, 1).await;
+    let binary = server.post("/topics/t").header("content-type", "application/octet-stream");
+    assert_eq!(server.answer(binary.body(vec![0u8, 255])).await.status, 200);
+    server.publish("t", "AP8=").await;
+    for tail in &tails {
+        let [binary, text] = [(); 2]
+            .map(|()| serde_json::from_str::<serde_json::Value>(&tail.line()).expect("one line of JSON"));
+        assert_eq!((&binary["base64"], &binary["data"]), (&"AP8=".into(), &serde_json::Value::Null));
+        assert_eq!((&text["base64"], &text["data"]), (&serde_json::Value::Null, &"AP8=".into()));
+    }
+}
+
+#[tokio::test]
 async fn tail_ends_after_its_count_and_when_it_is_refused() {
     let server = Server::start(&["--shards", "1"]);
     let id = server.publish("t", "first").await.id;

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use fanwave::config::limits::SOCKETS_SPARE;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -150,4 +151,54 @@ async fn flood(
         }
     }
     accepted
+}
+
+/// The operator of an overloaded server is answered in full: questions do not wait behind the
+/// events.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stats_are_whole_while_publishers_are_refused() {
+    let queues =
+        ["--hub-queue-events-max", "8", "--shard-queue-batches-max", "1", "--window-events-max", "4"];
+    let server = Arc::new(Server::start(&[&["--shards", "2"][..], &queues].concat()));
+    let mut readers = JoinSet::new();
+    for number in 0..100 {
+        let protocol = [Protocol::Sse, Protocol::WebSocket][number % 2];
+        let mut subscriber = TcpStream::connect(server.data).await.expect("the server listens");
+        subscriber.write_all(request(protocol, &["t"], None).as_bytes()).await.expect("room for a head");
+        // Until it is cut: one that this machine lets wait overruns so small a window.
+        readers.spawn(async move { drop(tokio::io::copy(&mut subscriber, &mut tokio::io::sink()).await) });
+    }
+    let line = format!("{{\"topic\":\"t\",\"data\":\"{}\"}}\n", "x".repeat(100_000));
+    let mut publishers = JoinSet::new();
+    for _ in 0..2 {
+        let line = bytes::Bytes::from(line.clone());
+        let lines = futures_util::stream::repeat_with(move || Ok::<_, std::io::Error>(line.clone()));
+        let stream = server.post("/publish").body(reqwest::Body::wrap_stream(lines));
+        publishers.spawn(async move { drop(stream.send().await) });
+    }
+    for publisher in 0..PUBLISHERS {
+        let server = server.clone();
+        publishers.spawn(async move {
+            loop {
+                server.answer(server.post("/topics/t").body(publisher.to_string())).await;
+            }
+        });
+    }
+    let (mut behind, mut refused) = (0, 0);
+    until("twenty answers past full queues, with publishers refused", async || {
+        let stats = server.stats().await;
+        let shards = stats["shards"].as_array().expect("shards");
+        assert_eq!(shards.len(), 2, "{stats}");
+        assert!(shards.iter().all(|shard| shard["state"] == "ok"), "{stats}");
+        assert!(stats["totals"].is_object(), "{stats}");
+        let listing = server.get("/topics").await.json();
+        assert!(listing.get("unavailable").is_none(), "{listing}");
+        assert_eq!(listing["topics"][0]["topic"], "t", "{listing}");
+        behind += usize::from(shards.iter().any(|shard| shard["queue"].as_u64() > Some(0)));
+        refused = stats["hub"]["refused"]["full"].as_u64().expect("a count");
+        (behind >= 20 && refused >= REFUSALS as u64).then_some(())
+    })
+    .await;
+    publishers.shutdown().await;
+    readers.shutdown().await;
 }

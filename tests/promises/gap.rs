@@ -102,7 +102,7 @@ async fn a_quiet_topic_has_no_gap_although_its_window_is_gone() {
         "1",
         "--message-bytes-max=1000",
         "--window-bytes-max=9KiB",
-        "--window-bytes-total-max=64KiB",
+        "--window-bytes-total-max=80KiB",
     ]);
     let quiet = server.publish("quiet", "q0").await;
     let missed = server.publish("missed", "m0").await;
@@ -123,6 +123,27 @@ async fn a_quiet_topic_has_no_gap_although_its_window_is_gone() {
     server.publish("quiet", "q1").await;
     for mut subscriber in subscribers {
         assert_eq!(subscriber.text().await, "q1", "nothing is told before it");
+    }
+}
+
+/// Servers that start in the same instant, as two nodes of one deployment do, do not take each
+/// other's ids for their own.
+#[tokio::test]
+async fn servers_that_start_together_have_epochs_of_their_own() {
+    let starting: Vec<_> = (0..3).map(|_| std::thread::spawn(|| Server::start(&["--shards", "1"]))).collect();
+    let mut ids = Vec::new();
+    for server in starting {
+        let server = server.join().expect("it starts");
+        let id = server.publish("t", "first").await.id.to_string();
+        let stranger: Option<String> = ids.last().cloned();
+        if let Some(stranger) = stranger {
+            let mut subscriber =
+                Subscriber::resume(server.data, Protocol::Sse, &["t"], Some(&stranger)).await;
+            let gap = json!({ "after": stranger, "reason": "unknown", "topics": ["t"] });
+            assert_eq!(subscriber.news().await, Said::Gap(gap));
+        }
+        assert!(!ids.contains(&id), "{id} is among {ids:?}");
+        ids.push(id);
     }
 }
 

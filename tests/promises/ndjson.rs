@@ -17,7 +17,7 @@ async fn garbage_lines_are_told_by_number_and_the_rest_goes_on() {
     let mut subscriber = Subscriber::connect(server.data, Protocol::Sse, &["t"]).await;
     let large = format!("{{\"topic\":\"t\",\"data\":\"{}\"}}", "x".repeat(1_001));
     let endless = "y".repeat(100_000);
-    let lines: [(&[u8], Option<&str>); 21] = [
+    let lines: [(&[u8], Option<&str>); 23] = [
         (br#"{"topic":"t","data":"first"}"#, None),
         (b"garbage", Some("a line is a JSON object")),
         (b"null", Some("a line is a JSON object")),
@@ -32,6 +32,8 @@ async fn garbage_lines_are_told_by_number_and_the_rest_goes_on() {
         (br#"{"topic":"t","base64":"?"}"#, Some("base64")),
         (br#"{"topic":"t","data":"x","id":"a\u0000b"}"#, Some("id")),
         (br#"{"topic":"t","data":"x","id":"a\nb"}"#, Some("line break")),
+        (br#"{"topic":"t","data":"x","id":"23z405fz79tds-7"}"#, Some("the server's own ids")),
+        (br#"{"topic":"t","data":"x","event":"fanwave-gap"}"#, Some("the server's own notice")),
         (br#"{"topic":"t","data":"x","retry":-1}"#, Some("-1")),
         (br#"{"topic":"t","data":"x","evnt":"y"}"#, Some("evnt")),
         (b"{\"topic\":\"t\",\"data\":\"\xff\"}", Some("UTF-8")),
@@ -52,7 +54,7 @@ async fn garbage_lines_are_told_by_number_and_the_rest_goes_on() {
         assert!(line["error"].as_str().is_some_and(|text| text.contains(part)), "no {part:?} in {line}");
     }
     let summary = told.next().expect("a summary");
-    assert_eq!((&summary["accepted"], &summary["refused"]), (&3.into(), &17.into()), "{summary}");
+    assert_eq!((&summary["accepted"], &summary["refused"]), (&3.into(), &19.into()), "{summary}");
     assert_eq!(told.next(), None);
 
     assert_eq!(subscriber.text().await, "first");
@@ -109,7 +111,7 @@ async fn a_request_that_breaks_off_publishes_its_whole_lines() {
     let mut socket =
         within("a connection", tokio::net::TcpStream::connect(server.control)).await.expect("accepted");
     let whole = "{\"topic\":\"t\",\"data\":\"whole\"}\n";
-    let head = format!("POST /publish HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{whole}");
+    let head = format!("POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{whole}");
     within("room", socket.write_all(head.as_bytes())).await.expect("open");
     within("room", socket.write_all(b"{\"topic\":\"t\",\"da")).await.expect("open");
     assert_eq!(subscriber.text().await, "whole");

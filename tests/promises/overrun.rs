@@ -28,33 +28,38 @@ const FLAGS: [&str; 8] = [
 /// Events of 64 KiB that so much memory holds of one topic, each with its two frames.
 const HELD: usize = (12 << 20) / (3 * EVENT_BYTES);
 
-/// A server, the slow subscriber of `topics` that has fallen out of the window of `t`, a fast one of `t`, and the number after the last event.
+/// A server, the slow subscriber of `topics` that has fallen out of the window of `t`, two fast ones of `t`, and the number
+/// after the last event.
 async fn fallen_behind(
     policy: &str,
     slow: Protocol,
     topics: &[&str],
-) -> (Server, Subscriber, Subscriber, usize) {
+) -> (Server, Subscriber, [Subscriber; 2], usize) {
     let server = Server::start(&[&FLAGS[..], &["--overrun", policy]].concat());
     let behind = Subscriber::connect(server.data, slow, topics).await;
     let fast = match slow {
         Protocol::Sse => Protocol::WebSocket,
         Protocol::WebSocket => Protocol::Sse,
     };
-    let mut fast = [Subscriber::connect(server.data, fast, &["t"]).await];
+    let mut fast = [
+        Subscriber::connect(server.data, fast, &["t"]).await,
+        Subscriber::connect(server.data, fast, &["t"]).await,
+    ];
     let next = match policy {
         "skip" => publish_until_stuck(&server, "t", slow, &mut fast, 0, 3 * WINDOW).await,
-        _ => publish_until_cut(&server, slow, &mut fast[0]).await,
+        _ => publish_until_cut(&server, slow, &mut fast).await,
     };
-    let [fast] = fast;
     (server, behind, fast, next)
 }
 
-/// Publishes events to `t`, all of which `fast` gets, until the server gives the slow subscriber up. Returns the number after
+/// Publishes events to `t`, all of which the `fast` get, until the server gives the slow subscriber up. Returns the number after
 /// the last event.
-async fn publish_until_cut(server: &Server, slow: Protocol, fast: &mut Subscriber) -> usize {
+async fn publish_until_cut(server: &Server, slow: Protocol, fast: &mut [Subscriber]) -> usize {
     for number in 0..1_000 {
         server.publish("t", padded(number)).await;
-        assert_eq!(fast.text().await, padded(number));
+        for fast in &mut *fast {
+            assert_eq!(fast.text().await, padded(number));
+        }
         if server.counter(slow, "overruns").await == 1 {
             assert!(number >= HELD / 2, "{number} events are not half of what the topic may hold");
             return number + 1;
@@ -94,7 +99,9 @@ async fn closed(slow: Protocol) {
     assert_eq!(server.counter(slow, "overruns").await, 1);
     assert_eq!(server.stats().await["hub"]["refused"]["behind"], 0);
     server.publish("t", "live").await;
-    assert_eq!(fast.text().await, "live");
+    for fast in &mut fast {
+        assert_eq!(fast.text().await, "live");
+    }
     if let Some(id) = last_id {
         // It comes back as an EventSource does, and is told what it lost.
         let mut again = Subscriber::resume(server.data, slow, &["t"], Some(&id)).await;
@@ -117,12 +124,15 @@ async fn skipped(slow: Protocol) {
     assert!(after.ends_with(&format!("-{read}")), "{after} after {read} events");
     assert!(last_id.is_none_or(|id| id == after));
     server.publish("t", "live").await;
-    assert_eq!(fast.text().await, "live");
+    for fast in &mut fast {
+        assert_eq!(fast.text().await, "live");
+    }
     assert_eq!(behind.text().await, "live", "it goes on with the newest");
     assert_eq!(server.counter(slow, "overruns").await, 1);
     assert_eq!(server.closed("overrun").await, 0);
     let topic: Value = server.get("/topics/t").await.json();
-    assert_eq!(topic["subscribers"], serde_json::json!({ "sse": 1, "websocket": 1 }));
+    let (sse, websocket) = if slow == Protocol::Sse { (1, 2) } else { (2, 1) };
+    assert_eq!(topic["subscribers"], serde_json::json!({ "sse": sse, "websocket": websocket }));
 }
 
 /// Whoever lost events of one topic still gets everything of its others.

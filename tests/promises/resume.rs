@@ -9,10 +9,10 @@
 
 use std::sync::Arc;
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 
 use crate::support::peer::request;
-use crate::support::{Protocol, Server, Subscriber};
+use crate::support::{Protocol, Said, Server, Subscriber};
 
 /// How a client names the last event that it had.
 #[derive(Debug, Clone, Copy)]
@@ -171,6 +171,87 @@ async fn a_publishers_id_comes_back_whatever_its_characters() {
             assert_eq!(subscriber.text().await, "next", "{way:?} {id:?}");
         }
     }
+    assert_no_gaps(&server).await;
+}
+
+/// Not every client sends the UTF-8 of an id: some send its Latin-1, and some have taken our UTF-8
+/// for Latin-1.
+#[tokio::test]
+async fn an_id_is_known_in_whatever_bytes_a_client_brings_it_back() {
+    let server = Server::start(&["--shards", "1"]);
+    server.publish_with("t", "?id=r%C3%A4ume+7", "known").await;
+    server.publish("t", "next").await;
+    let double: String = "räume 7".bytes().map(char::from).collect();
+    for (protocol, bytes) in [Protocol::Sse, Protocol::WebSocket].into_iter().flat_map(|protocol| {
+        [&b"r\xe4ume 7"[..], "räume 7".as_bytes(), double.as_bytes()].map(|bytes| (protocol, bytes))
+    }) {
+        let head = request(protocol, &["t"], None);
+        let head = head.strip_suffix("\r\n").expect("a head ends in a blank line").as_bytes();
+        let head = [head, b"Last-Event-ID: ", bytes, b"\r\n\r\n"].concat();
+        let mut subscriber = Subscriber::request(server.data, protocol, &head).await;
+        assert_eq!(subscriber.text().await, "next", "{protocol:?} {}", bytes.escape_ascii());
+        let query = percent_encode(bytes, NON_ALPHANUMERIC).to_string();
+        let head = request(protocol, &["t"], Some(&query));
+        let mut subscriber = Subscriber::request(server.data, protocol, &head).await;
+        assert_eq!(subscriber.text().await, "next", "{protocol:?} {query}");
+    }
+    assert_no_gaps(&server).await;
+}
+
+/// An error would end an `EventSource` for good.
+#[tokio::test]
+async fn an_id_that_nobody_here_gave_is_a_gap_and_no_error() {
+    let server = Server::start(&["--shards", "1"]);
+    server.publish("t", "held").await;
+    let long = "i".repeat(256);
+    for (bytes, told) in [
+        (&b"\xff\xfe"[..], "ÿþ"),
+        (b"a\x0cb", "a\u{c}b"),
+        (b"\x7f", "\u{7f}"),
+        (long.as_bytes(), &long),
+        (b"1\r\nLast-Event-ID: 1", "1"),
+        (b"1\r\nLast-Event-ID: 2", "1"),
+    ] {
+        let head = request(Protocol::Sse, &["t"], None);
+        let head = head.strip_suffix("\r\n").expect("a head ends in a blank line").as_bytes();
+        let head = [head, b"Last-Event-ID: ", bytes, b"\r\n\r\n"].concat();
+        let mut subscriber = Subscriber::request(server.data, Protocol::Sse, &head).await;
+        let expected = serde_json::json!({ "after": told, "reason": "unknown", "topics": ["t"] });
+        assert_eq!(subscriber.next().await, Said::Gap(expected));
+        assert_eq!(subscriber.text().await, "held");
+    }
+    for query in ["%FF", "a%00b", "a%0D%0Ab", "%zz", &long] {
+        let head = request(Protocol::Sse, &["t"], Some(query));
+        let mut subscriber = Subscriber::request(server.data, Protocol::Sse, &head).await;
+        assert!(matches!(subscriber.next().await, Said::Gap(gap) if gap["reason"] == "unknown"), "{query}");
+        assert_eq!(subscriber.text().await, "held");
+    }
+}
+
+#[tokio::test]
+async fn the_query_names_the_last_id_as_other_servers_do() {
+    let server = Server::start(&["--shards", "1"]);
+    let mut ids = Vec::new();
+    for data in ["0", "1", "2"] {
+        ids.push(server.publish("t", data).await.id);
+    }
+    let [first, second, _] = ids.as_slice() else { panic!("three ids") };
+    for query in [
+        format!("lastEventId={first}"),
+        format!("lastEventID={first}"),
+        format!("last_event_id={first}"),
+        format!("Last-Event-ID={first}"),
+        format!("after={first}"),
+        format!("last-event-id={first}&lastEventId={first}"),
+        format!("after={first}&last-event-id={second}"),
+    ] {
+        let head = format!("GET /sse/t?{query} HTTP/1.1\r\nHost: test\r\n\r\n");
+        let mut subscriber = Subscriber::request(server.data, Protocol::Sse, &head).await;
+        assert_eq!(subscriber.texts(2).await, ["1", "2"], "{query}");
+    }
+    let head = format!("GET /sse/t?after={first} HTTP/1.1\r\nHost: test\r\nLast-Event-ID: {second}\r\n\r\n");
+    let mut subscriber = Subscriber::request(server.data, Protocol::Sse, &head).await;
+    assert_eq!(subscriber.text().await, "2", "a header is newer than the page's URL");
     assert_no_gaps(&server).await;
 }
 

@@ -7,6 +7,8 @@
 //! that names the cause, standard output nothing.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -24,12 +26,13 @@ fn run(flags: &[&str], environment: &[(&str, &str)]) -> Output {
     under("true", flags).envs(environment.iter().copied()).output().expect("the program runs")
 }
 
-/// The program under a limit that the shell sets first (`ulimit -n 26`). `timeout` of coreutils guards a server that
-/// starts after all.
+/// The program under a limit that the shell sets first (`ulimit -n 26`). `timeout` of coreutils
+/// guards a server that starts after all; in the foreground it hands a signal on once, and a second
+/// one would end the drain.
 fn under(limit: &str, flags: &[&str]) -> Command {
     let mut command = Command::new("sh");
     command
-        .args(["-c", &format!("{limit} && exec timeout 60 \"$0\" \"$@\"")])
+        .args(["-c", &format!("{limit} && exec timeout --foreground 60 \"$0\" \"$@\"")])
         .arg(env!("CARGO_BIN_EXE_fanwave"))
         .args(flags)
         .env_clear()
@@ -61,6 +64,23 @@ fn a_port_in_use_is_named_with_the_remedy() {
     }
 }
 
+/// A second server that is started by mistake finds both ports in use.
+#[test]
+fn both_ports_in_use_are_named() {
+    let taken = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let [data, control] = taken.each_ref().map(|taken| taken.local_addr().expect("bound").to_string());
+    let output = run(&["--listen", &data, "--control", &control], &[]);
+    assert_refused("two ports", &output, 1, &[&data, &control, "in use", "--listen or --control"]);
+}
+
+#[test]
+fn a_flag_of_other_servers_is_told_what_ours_is_called() {
+    let output = run(&["--port", "8080"], &[]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("--listen 0.0.0.0:8080"), "{stderr}");
+}
+
 /// Neither plane is open on IPv4 if only IPv6 addresses were named, the private one least of all.
 #[tokio::test]
 async fn an_ipv6_address_opens_nothing_on_ipv4() {
@@ -75,6 +95,62 @@ async fn an_ipv6_address_opens_nothing_on_ipv4() {
         let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, bound.port())).expect_err("not on IPv4");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{bound}");
     }
+}
+
+/// A mistyped path must not cost the operator a file.
+#[test]
+fn a_path_that_is_no_socket_of_the_dead_survives_a_start_on_it() {
+    let directory = temporary("no-socket");
+    let file = directory.join("notes.txt");
+    std::fs::write(&file, "precious").expect("a file");
+    let link = directory.join("link");
+    std::os::unix::fs::symlink(&file, &link).expect("a link");
+    let nested = directory.join("nested");
+    std::fs::create_dir(&nested).expect("a directory");
+    let dead = directory.join("dead.sock");
+    drop(UnixListener::bind(&dead).expect("a socket file"));
+    let link_to_dead = directory.join("link.sock");
+    std::os::unix::fs::symlink(&dead, &link_to_dead).expect("a link");
+    for (path, what) in [
+        (&file, "a regular file"),
+        (&link, "a symbolic link"),
+        (&nested, "a directory"),
+        (&link_to_dead, "a symbolic link"),
+    ] {
+        let address = format!("unix:{}", path.display());
+        let output = run(&["--listen", "127.0.0.1:0", "--control", &address], &[]);
+        assert_refused(what, &output, 1, &[&address, what, "remove it, or choose another path"]);
+    }
+    assert_eq!(std::fs::read(&file).expect("it is there"), b"precious");
+    for link in [&link, &link_to_dead] {
+        assert!(std::fs::symlink_metadata(link).expect("it is there").is_symlink());
+    }
+    assert!(nested.is_dir() && dead.exists());
+    std::fs::remove_dir_all(&directory).expect("our own directory");
+}
+
+/// Also one whose backlog is full, for whom a connect would wait.
+#[test]
+fn a_socket_that_somebody_listens_on_is_not_taken_away() {
+    let directory = temporary("live-socket");
+    let path = directory.join("live.sock");
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&socket2::SockAddr::unix(&path).expect("a short path")).expect("a free path");
+    socket.listen(0).expect("a bound socket");
+    let address = format!("unix:{}", path.display());
+    // The first start leaves a connection in the backlog that fills it.
+    for _ in 0..3 {
+        let output = run(&["--listen", "127.0.0.1:0", "--control", &address], &[]);
+        assert_refused("a live socket", &output, 1, &[&address, "listens", "choose another path"]);
+    }
+    std::fs::remove_dir_all(&directory).expect("our own directory");
+}
+
+/// A directory of this test's own.
+fn temporary(name: &str) -> PathBuf {
+    let directory = std::env::temp_dir().join(format!("fanwave-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a temporary directory");
+    directory
 }
 
 /// Listeners share their port among the shards of one server, not with a second server.

@@ -13,6 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::support::peer::masked;
+use crate::support::raw::exchange;
 use crate::support::{Protocol, Said, Server, Subscriber, until, within};
 
 async fn connect(server: &Server) -> Subscriber {
@@ -52,6 +53,75 @@ async fn a_ping_comes_back_as_a_pong() {
     subscriber.send(&masked(0xa, b"unasked")).await;
     server.publish("t", "x").await;
     assert_eq!(subscriber.next().await, Said::Event(event(b"x")));
+}
+
+/// However many come at once: Autobahn's cases 2.10 and 2.11 send ten.
+#[tokio::test]
+async fn every_ping_of_a_burst_is_answered_in_order() {
+    let server = Server::start(&["--shards", "1"]);
+    let mut subscriber = connect(&server).await;
+    let payload = |number: usize| format!("payload-{number}").into_bytes();
+    let burst: Vec<u8> = (0..10).flat_map(|number| masked(0x9, &payload(number))).collect();
+    subscriber.send(&burst).await;
+    for number in 0..10 {
+        assert_eq!(subscriber.next().await, Said::Pong(payload(number)));
+    }
+    for byte in burst {
+        subscriber.send(&[byte]).await;
+    }
+    for number in 0..10 {
+        assert_eq!(subscriber.next().await, Said::Pong(payload(number)));
+    }
+    let close = [masked(0x9, b"first"), masked(0x8, &1000u16.to_be_bytes())].concat();
+    subscriber.send(&close).await;
+    assert_eq!(subscriber.next().await, Said::Pong(b"first".to_vec()));
+    assert!(matches!(subscriber.next().await, Said::Close(1000, _)));
+}
+
+/// A browser fails a connection whose offer is not answered.
+#[tokio::test]
+async fn the_first_subprotocol_that_is_offered_is_given_back() {
+    let server = Server::start(&["--shards", "1"]);
+    let restricted = Server::start(&["--shards", "1", "--ws-subprotocols", "chat,v2"]);
+    let none = Server::start(&["--shards", "1", "--ws-subprotocols", "none"]);
+    let head = |offers: &[&str]| {
+        let head = crate::support::peer::request(Protocol::WebSocket, &["t"], None);
+        let lines: String =
+            offers.iter().map(|offer| format!("Sec-WebSocket-Protocol: {offer}\r\n")).collect();
+        format!("{}{lines}\r\n", head.strip_suffix("\r\n").expect("a head ends in a blank line"))
+    };
+    for (server, offers, given) in [
+        (&server, &["protocolOne"][..], Some("protocolOne")),
+        (&server, &["soap, wamp"], Some("soap")),
+        (&server, &["", "fanwave.v1.json", "b c, d"], Some("d")),
+        (&server, &[], None),
+        (&restricted, &["soap, v2", "chat"], Some("v2")),
+        (&restricted, &["soap"], None),
+        (&none, &["soap"], None),
+    ] {
+        let mut subscriber = Subscriber::request(server.data, Protocol::WebSocket, head(offers)).await;
+        let mut lines = subscriber.head.lines();
+        let told = lines.find_map(|line| line.strip_prefix("Sec-WebSocket-Protocol: "));
+        assert_eq!(told, given, "{offers:?}");
+        server.publish("t", "x").await;
+        assert_eq!(subscriber.text().await, "x");
+    }
+    for server in [&server, &restricted, &none] {
+        let answer = exchange(server.data, head(&["fanwave.v1.json", "fanwave.v2"]).as_bytes()).await;
+        assert_eq!(answer.status, 400);
+        assert!(answer.line().contains("raw messages"), "{}", answer.line());
+    }
+    // A client of another make fails as a browser does.
+    let mut request = tokio_tungstenite::tungstenite::client::IntoClientRequest::into_client_request(
+        format!("ws://{}/ws/t", server.data),
+    )
+    .expect("a request");
+    request.headers_mut().insert("sec-websocket-protocol", http::HeaderValue::from_static("one, two"));
+    let socket = within("a connection", tokio::net::TcpStream::connect(server.data)).await.expect("accepted");
+    let (_, response) = within("the handshake", tokio_tungstenite::client_async(request, socket))
+        .await
+        .expect("tungstenite finds its offer answered");
+    assert_eq!(response.headers()["sec-websocket-protocol"], "one");
 }
 
 fn event(data: &[u8]) -> crate::support::subscriber::Event {

@@ -19,7 +19,7 @@ use crate::outcome::FloorCost;
 use crate::process::sockets_per_process_max;
 use crate::prove::leg::paced_floor_leg;
 use crate::usage::CpuMeter;
-use crate::workload::{Behaviour, Pace, Workload};
+use crate::workload::{Pace, Workload};
 
 /// The shortest leg: long enough for thousands of sends also over the most sockets.
 const LEG_MIN: Duration = Duration::from_millis(700);
@@ -60,7 +60,7 @@ impl Beside {
     /// publishes nothing to speak of, or where no floor is wanted.
     pub fn new(workload: &Workload, options: &EngineOptions, interrupts_apart: bool) -> Beside {
         let connections = workload.connections();
-        let steady = workload.subscribers.iter().all(|crowd| crowd.behaviour == Behaviour::Steady);
+        let steady = workload.subscribers.iter().all(|crowd| crowd.behaviour.takes_all());
         Beside {
             connections: connections.min(sockets_per_process_max().min(SOCKETS_PER_RECEIVER_MAX) as usize),
             sender_cpu: options.sender_cpu,
@@ -125,7 +125,7 @@ impl Bursts {
                 Some(bursts(frames, every_ms as f64 / 1e3 * frames * topics / events as f64))
             }
             Pace::InFlight { events } => Some(bursts(shared(events), 0.0)),
-            Pace::Idle {} => None,
+            Pace::AtOnce { .. } | Pace::Idle {} => None,
         }
     }
 

@@ -1,7 +1,8 @@
 //! The subscribers of a workload: one fleet per crowd, numbered through, so that connection k subscribes to topic
 //! k mod topics whichever fleet holds it.
 //!
-//! Steady crowds are the measure: their deliveries count, and waiting for arrival means waiting for them. The others
+//! Steady crowds, and those that connect once, are the measure: their deliveries count, and waiting
+//! for arrival means waiting for them. The others
 //! (slow, stalled, churning, storming) are load, and are told apart in everything this module gives. If nobody is
 //! steady, the latencies are those of everybody who reads.
 //!
@@ -18,7 +19,7 @@ use crate::framing::Protocol;
 use crate::receiver::{Counts, owed};
 use crate::report::{grouped, progress};
 use crate::target::Target;
-use crate::workload::{Behaviour, Crowd, Workload};
+use crate::workload::{Crowd, Workload};
 
 /// One connection in so many opens first.
 const VANGUARD_SHARE: usize = 4;
@@ -197,6 +198,18 @@ impl Crowds {
         Ok((steady, others))
     }
 
+    /// Steady connections whose bytes are not the whole events of their topic's first one; none
+    /// where each connection gets bytes of its own. Says something only while nobody is gone and
+    /// nothing is under way.
+    pub fn uneven(&mut self, last: u64) -> Result<usize> {
+        let mut uneven = 0;
+        for member in self.members.iter_mut().filter(|member| member.is_steady()) {
+            let totals = member.fleet.report(last).context("the byte audit at the end")?.totals;
+            uneven += if totals.same_bytes { totals.uneven } else { 0 };
+        }
+        Ok(uneven)
+    }
+
     /// Deliveries that the events after `from` up to `to` owe to the steady subscribers.
     pub fn owed(&self, from: u64, to: u64) -> u64 {
         let steady = self.members.iter().filter(|member| member.is_steady());
@@ -206,7 +219,7 @@ impl Crowds {
 
 impl Member {
     fn is_steady(&self) -> bool {
-        self.crowd.behaviour == Behaviour::Steady
+        self.crowd.behaviour.takes_all()
     }
 }
 

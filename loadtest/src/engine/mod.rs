@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
 
 use crate::audit::Findings;
@@ -33,7 +33,7 @@ use source::Source;
 
 mod beside;
 mod course;
-mod crowds;
+pub mod crowds;
 pub mod kernel;
 mod lasts;
 mod source;
@@ -257,6 +257,7 @@ impl Stage<'_> {
                 self.open_loop(workload.publish, seconds, course).map(|()| None)
             }
             Pace::InFlight { events } => self.closed_loop(events, seconds, course).map(|()| None),
+            Pace::AtOnce { .. } => bail!("all events at once are judged by `loadtest run`, not measured"),
             Pace::Idle {} => self.idle(seconds, course),
         }
     }

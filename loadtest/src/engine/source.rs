@@ -36,7 +36,7 @@ impl Source {
         };
         match workload.publish {
             Pace::Rate { .. } | Pace::Burst { .. } => PublishProcess::start(&plan, cpu).map(Source::Process),
-            Pace::InFlight { .. } | Pace::Idle {} => {
+            Pace::InFlight { .. } | Pace::AtOnce { .. } | Pace::Idle {} => {
                 let publisher = Publisher::connect(&plan)?;
                 Ok(Source::Own { publisher, sampled: (0, own_cpu_ns()) })
             }

@@ -43,7 +43,7 @@ fn at_once(outcome: &Outcome) -> f64 {
     let connections = workload.connections();
     let events = match workload.publish {
         Pace::Rate { .. } | Pace::Idle {} => 1,
-        Pace::Burst { events, .. } | Pace::InFlight { events } => events,
+        Pace::Burst { events, .. } | Pace::InFlight { events } | Pace::AtOnce { events, .. } => events,
     };
     events as f64 * connections as f64 / workload.topics as f64
 }
@@ -91,7 +91,7 @@ fn planned(outcome: &Outcome) -> Option<f64> {
     match outcome.workload.publish {
         Pace::Rate { per_second } => Some(per_second * seconds),
         Pace::Burst { events, every_ms } => Some((seconds * 1e3 / every_ms as f64).floor() * events as f64),
-        Pace::InFlight { .. } | Pace::Idle {} => None,
+        Pace::InFlight { .. } | Pace::AtOnce { .. } | Pace::Idle {} => None,
     }
 }
 

@@ -7,8 +7,9 @@ use crate::stamp::{STAMP_BYTES, Stamp, now_ns};
 
 /// The answer to the request for an event stream.
 pub const SSE_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
-/// Digits of an event's id in an event stream: always as many, so that all frames have one length.
-const ID_DIGITS: usize = 16;
+/// Digits of an event's id in an event stream: about as many as an epoch and a sequence have, and
+/// always as many, so that all frames have one length.
+const ID_DIGITS: usize = 21;
 
 /// What a burst consists of.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]

@@ -205,7 +205,8 @@ fn rate_per_connection(question: &Question) -> f64 {
 
 fn traffic(model: &Model, question: &Question) -> Traffic {
     let deliveries = question.subscribers * rate_per_connection(question);
-    // A connection that hears something more often than the heartbeat needs none; others take this many at most.
+    // A connection that hears something more often than the heartbeat needs none; others take about
+    // this many: some beat up to a quarter earlier, and each is looked at once a second only.
     let idle = rate_per_connection(question) * question.heartbeat < 1.0;
     let heartbeats = if idle { question.subscribers / question.heartbeat } else { 0.0 };
     let frame_bytes = model.frame_bytes(question.protocol, question.bytes);
@@ -392,7 +393,7 @@ mod tests {
         near(answer.share, 3.0332 / 12.0);
         assert_eq!((answer.connections_per_node, answer.connections_per_shard), (500_000.0, 125_000.0));
         // 300 events of 200 bytes are in the window after its 300 s; the topic is known five times.
-        near(answer.user_per_node.value, 1e6 + 4.0 * 0.5e6 + 50e6 + 300.0 * 700.0 + 5.0 * 600.0);
+        near(answer.user_per_node.value, 1e6 + 4.0 * 0.5e6 + 50e6 + 300.0 * 700.0 + 5.0 * 640.0);
         near(answer.kernel_per_node.value, 500_000.0 * 4_000.0);
         near(answer.under_way_per_node, 500_000.0 * (204.0 + 768.0));
         near(answer.bits_out, 8.0 * 1e6 * (204.0 + 90.0));
@@ -418,7 +419,7 @@ mod tests {
         near(answer.packets_in, 200.0 + 10_000.0 / 15.0 + 4.0);
         assert_eq!((answer.nodes, answer.nodes_in_all), (1.0, 2.0));
         // 3 events of each topic in 300 s; the hub and 4 shards know each topic.
-        near(answer.user_per_node.value, 1e6 + 2e6 + 1e6 + 300.0 * 5_500.0 + 100.0 * 5.0 * 600.0);
+        near(answer.user_per_node.value, 1e6 + 2e6 + 1e6 + 300.0 * 5_500.0 + 100.0 * 5.0 * 640.0);
         near(answer.under_way_per_node, 100.0 * (5_030.0 + 768.0));
     }
 

@@ -169,7 +169,7 @@ mod tests {
         let large = [
             "--topics-max 200000",
             "--message-bytes-max 16777216",
-            "--window-bytes-max 67113108",
+            "--window-bytes-max 67113172",
             "--heartbeat-ms 30000",
         ];
         assert_eq!(settings(line, 1.0, 1.0).flags, large);

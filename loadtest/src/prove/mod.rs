@@ -19,6 +19,7 @@ pub mod generator;
 pub mod isolation;
 pub mod leg;
 pub mod memory;
+pub mod neighbours;
 pub mod scale;
 pub mod syscalls;
 

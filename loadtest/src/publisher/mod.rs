@@ -7,6 +7,7 @@
 //! sequences start at 1 and have no gaps.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,8 @@ pub use process::{PublishProcess, PublishSample, TEND_EVERY, run};
 const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 /// What is written at once, so that a late open loop does not build one enormous write.
 const CHUNK_BYTES_MAX: usize = 256 << 10;
+/// How long an event that was refused waits until it is published again.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
 /// Topics that have a connection or process of their own.
 const LINES_MAX: usize = 1_024;
 
@@ -215,6 +218,27 @@ impl Publisher {
             Some(said) => Err(server_fault(format!("the server refused a publish: {said}"))),
             None => Ok(()),
         }
+    }
+
+    /// Publishes `events` events with the time `time_ns`, one after the other; one that a busy
+    /// server refuses is published again until `deadline`. Gives how often that was. For ways that
+    /// answer each event.
+    pub fn insist(&mut self, events: u64, time_ns: u64, deadline: Instant) -> Result<u64> {
+        let mut again = 0;
+        for _ in 0..events {
+            while let Some(said) = self.send(&[time_ns])?.first {
+                if Instant::now() > deadline {
+                    let told = format!("the server refused event {} to the end: {said}", self.next - 1);
+                    return Err(server_fault(told));
+                }
+                // It was not taken, so its number is free.
+                self.next -= 1;
+                self.refused -= 1;
+                again += 1;
+                std::thread::sleep(AGAIN_AFTER);
+            }
+        }
+        Ok(again)
     }
 
     /// Publishes one event for each of these times.

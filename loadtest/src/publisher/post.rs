@@ -196,12 +196,27 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_server_refuses_single_events_and_any_other_refusal_ends_the_publishing() {
+    fn a_busy_server_refuses_single_events_which_can_be_insisted_on_and_any_other_refusal_ends_the_publishing()
+     {
         let (plan, server1) = server(&[OK, BUSY, OK]);
         let mut publisher = Publisher::connect(&plan).expect("it listens");
         let refusals = publisher.send(&[1, 2, 3]).expect("busy is no error");
         assert_eq!(refusals, Refusals { events: 1, first: Some("503 full".into()) });
         seen(server1);
+
+        let (plan, insisted) = server(&[OK, BUSY, BUSY, OK, OK]);
+        let mut publisher = Publisher::connect(&plan).expect("it listens");
+        let far = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        assert_eq!(publisher.insist(3, 7, far).expect("in the end"), 2);
+        assert_eq!(publisher.next(), 4);
+        let sequences: Vec<u64> = seen(insisted).into_iter().map(|(_, sequence)| sequence).collect();
+        assert_eq!(sequences, [1, 1, 1, 1, 2], "the refused one again, in its place");
+
+        let (plan, server2) = server(&[BUSY]);
+        let mut publisher = Publisher::connect(&plan).expect("it listens");
+        let now = std::time::Instant::now();
+        assert!(publisher.insist(1, 7, now).expect_err("too late").to_string().contains("503 full"));
+        seen(server2);
 
         let (plan, server2) = server(&[BUSY]);
         let mut publisher = Publisher::connect(&plan).expect("it listens");

@@ -33,7 +33,9 @@ impl Schedule {
                 (events, every_ms as f64 * 1e6)
             }
             Pace::Rate { .. } | Pace::Burst { .. } => bail!("no publisher can keep to this: {pace:?}"),
-            Pace::InFlight { .. } | Pace::Idle {} => bail!("a closed loop has no schedule: {pace:?}"),
+            Pace::InFlight { .. } | Pace::AtOnce { .. } | Pace::Idle {} => {
+                bail!("a closed loop has no schedule: {pace:?}")
+            }
         };
         if !(seconds > 0.0 && seconds <= SECONDS_MAX) {
             bail!("cannot publish for {seconds} seconds; give more than 0 and at most {SECONDS_MAX}");

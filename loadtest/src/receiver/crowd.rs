@@ -2,7 +2,9 @@
 //!
 //! A member is one subscriber; over time it may have several connections, one at a time. It is `Connecting` while its
 //! handshake is under way (watched by epoll), `Open`, `Leaving` from the cancellation of its receive until the ring says that it
-//! ended, and `Away` otherwise. Steady members never leave: one that the server ends is a failure. The others come back
+//! ended, and `Away` otherwise. Steady members never leave: one that the server ends is a failure.
+//! One that connects once stays away when the server has ended it, and lacks everything from there
+//! on. The others come back
 //! after a short pause, an event stream with the id of the last whole event that it had, and the audit of such a
 //! member goes on over the break; a WebSocket, and whoever replaces a member that churn took away, begins anew. What these
 //! lacked when they left and what they are owed from the start is known from the others (`witness`).
@@ -196,9 +198,8 @@ impl Crowd {
         setup.receive_buffer = setup.receive_buffer.or(small);
         let same_bytes = same_bytes_everywhere(setup.protocol, setup.dialect);
         let counting = match setup.behaviour {
-            Behaviour::Steady if setup.audit => Counting::Events,
-            Behaviour::Steady if !same_bytes => Counting::Events,
-            Behaviour::Steady => Counting::Bytes,
+            Behaviour::Steady | Behaviour::Once if setup.audit || !same_bytes => Counting::Events,
+            Behaviour::Steady | Behaviour::Once => Counting::Bytes,
             _ => Counting::Deliveries,
         };
         Crowd {
@@ -456,7 +457,9 @@ impl Crowd {
         member.state = State::Away;
         member.generation += 1;
         self.open -= 1;
-        if let Some(split) = &mut member.split {
+        // What one that stays away has not got by now, it never gets.
+        let once = self.setup.behaviour == Behaviour::Once;
+        if let Some(split) = member.split.as_mut().filter(|_| !once) {
             let id = std::str::from_utf8(split.splitter.last_id()).unwrap_or_default();
             if !resumes {
                 split.resume.clear();
@@ -472,7 +475,7 @@ impl Crowd {
             }
             split.splitter = fresh;
         }
-        if self.started {
+        if self.started && !once {
             self.timers.push(Reverse((back_ns, Task::Reconnect(number))));
         }
     }

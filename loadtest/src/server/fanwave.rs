@@ -70,6 +70,11 @@ impl Server {
         serde_json::from_slice(&answer.body).context("/stats is no JSON")
     }
 
+    /// What it may use at its limits, as its start says: owner and bytes.
+    pub fn declared(&self) -> Vec<(String, u64)> {
+        declared_in(&self.program.first_lines())
+    }
+
     /// Adds to an error what the server said, if it has ended.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
         self.program.explain(error)
@@ -105,9 +110,52 @@ fn address_of(line: &str, label: &str) -> Option<SocketAddr> {
         .find_map(|word| word.trim_start_matches("http://").trim_end_matches([',', '/']).parse().ok())
 }
 
+/// The rows of the table that begins with the label `memory`: owner, then an amount such as `2.7
+/// MiB`.
+fn declared_in(lines: &[String]) -> Vec<(String, u64)> {
+    let mut rows = Vec::new();
+    let table = lines.iter().skip_while(|line| !line.starts_with("memory "));
+    for (at, line) in table.enumerate() {
+        if at > 0 && !line.starts_with(' ') {
+            break;
+        }
+        let row = line.trim_start_matches("memory").trim();
+        let Some((owner, amount)) = row.split_once("  ") else { continue };
+        if let Some(bytes) = bytes_of(amount.trim()) {
+            rows.push((owner.trim().to_owned(), bytes));
+        }
+    }
+    rows
+}
+
+/// Bytes of an amount such as `608 KiB`.
+fn bytes_of(amount: &str) -> Option<u64> {
+    let (number, unit) = amount.split_once(' ')?;
+    let shift = ["B", "KiB", "MiB", "GiB", "TiB"].iter().position(|name| *name == unit)?;
+    let number: f64 = number.replace(',', "").parse().ok()?;
+    Some((number * (1_u64 << (10 * shift)) as f64) as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_server_may_use_is_read_from_its_table_alone() {
+        let text = "control plane 127.0.0.1:1\nheartbeat     every 15 s\n\
+                    memory        connections, when all are in use            2.5 MiB\n              \
+                    windows, as published                       256 MiB\n              \
+                    in user space, at these limits              4.5 GiB\n\n\
+                    try           curl  1 MiB\n";
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let rows = [
+            ("connections, when all are in use", 5 << 19),
+            ("windows, as published", 256 << 20),
+            ("in user space, at these limits", 9 << 29),
+        ];
+        assert_eq!(declared_in(&lines), rows.map(|(owner, bytes)| (owner.to_owned(), bytes)));
+        assert_eq!(declared_in(&lines[..2]), []);
+    }
 
     #[test]
     fn addresses_are_read_from_the_lines_that_a_server_prints() {

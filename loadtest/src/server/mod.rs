@@ -19,7 +19,7 @@ pub use fanwave::Server;
 
 use crate::process::cpus_allowed;
 use crate::target::Target;
-use crate::usage::{CpuMeter, Memory, memory};
+use crate::usage::{CpuMeter, Memory, memory, memory_peak};
 use program::Program;
 
 mod custom;
@@ -141,6 +141,29 @@ impl Running {
             Process::Rival { program, .. } => program.explain(error),
             Process::Custom => error,
         }
+    }
+
+    /// What it may use at its limits, owner and bytes, as far as it says so itself.
+    pub fn declared(&self) -> Vec<(String, u64)> {
+        match &self.process {
+            Process::Fanwave(server) => server.declared(),
+            Process::Rival { .. } | Process::Custom => Vec::new(),
+        }
+    }
+
+    /// Its counters (`GET /stats`); `None` if it has no such.
+    pub fn stats(&self) -> Result<Option<serde_json::Value>> {
+        match &self.process {
+            Process::Fanwave(server) => server.stats().map(Some),
+            Process::Rival { .. } | Process::Custom => Ok(None),
+        }
+    }
+
+    /// The most memory of its own since its start, over all of its processes; `None` if they are
+    /// not known.
+    pub fn memory_peak(&self) -> Result<Option<u64>> {
+        let peaks = self.target.pids.iter().map(|&pid| memory_peak(pid)).collect::<Result<Vec<u64>>>()?;
+        Ok((!peaks.is_empty()).then(|| peaks.iter().sum()))
     }
 
     /// Its memory now, over all of its processes; `None` if its processes are not known.

@@ -27,6 +27,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 const END_LIMIT: Duration = Duration::from_millis(300);
 /// Lines of its output that are kept for an error.
 const LINES_KEPT: usize = 6;
+/// Lines of its output that are kept from its start, where it says what it may use.
+const FIRST_LINES_KEPT: usize = 64;
 /// Bytes of a line; a longer one counts as several.
 const LINE_BYTES_MAX: u64 = 4 << 10;
 
@@ -35,10 +37,12 @@ pub struct Program {
     child: Child,
     /// What errors call it, for example `fanwave`.
     name: String,
+    first_lines: FirstLines,
     last_lines: LastLines,
     told: Receiver<String>,
 }
 
+type FirstLines = Arc<Mutex<Vec<String>>>;
 type LastLines = Arc<Mutex<VecDeque<String>>>;
 
 impl Program {
@@ -46,13 +50,13 @@ impl Program {
     pub fn start(name: &str, cpu: Option<usize>, program: &OsStr, args: &[OsString]) -> Result<Program> {
         let stdio = [Stdio::null(), Stdio::piped(), Stdio::piped()];
         let mut child = Child::start(name, cpu, program, args, stdio)?;
-        let last_lines = LastLines::default();
+        let (first_lines, last_lines) = (FirstLines::default(), LastLines::default());
         let (tell, told) = channel();
         let stdout = child.pipes().stdout.take().context("the server's output is a pipe")?;
         let stderr = child.pipes().stderr.take().context("the server's errors are a pipe")?;
-        watch(stdout, Arc::clone(&last_lines), tell.clone());
-        watch(stderr, Arc::clone(&last_lines), tell);
-        Ok(Program { child, name: name.to_owned(), last_lines, told })
+        watch(stdout, Some(Arc::clone(&first_lines)), Arc::clone(&last_lines), tell.clone());
+        watch(stderr, None, Arc::clone(&last_lines), tell);
+        Ok(Program { child, name: name.to_owned(), first_lines, last_lines, told })
     }
 
     /// Waits until `ready`, fed with each line of output, gives something; an error if it ends or stays silent before.
@@ -101,6 +105,11 @@ impl Program {
         }
     }
 
+    /// The first lines of its standard output, as far as they have come.
+    pub fn first_lines(&self) -> Vec<String> {
+        self.first_lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.pid()
@@ -125,7 +134,12 @@ impl Program {
 }
 
 /// Copies lines away until the stream ends, so that the server never blocks on its output.
-fn watch(from: impl Read + Send + 'static, last_lines: LastLines, tell: Sender<String>) {
+fn watch(
+    from: impl Read + Send + 'static,
+    first_lines: Option<FirstLines>,
+    last_lines: LastLines,
+    tell: Sender<String>,
+) {
     thread::spawn(move || {
         let mut from = BufReader::new(from);
         let mut line = Vec::new();
@@ -133,6 +147,12 @@ fn watch(from: impl Read + Send + 'static, last_lines: LastLines, tell: Sender<S
             // A server may print what is no UTF-8.
             let text = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
             line.clear();
+            if let Some(first) = &first_lines {
+                let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+                if first.len() < FIRST_LINES_KEPT {
+                    first.push(text.clone());
+                }
+            }
             let mut kept = last_lines.lock().unwrap_or_else(PoisonError::into_inner);
             kept.push_back(text.clone());
             if kept.len() > LINES_KEPT {
@@ -170,9 +190,11 @@ mod tests {
         let (lines, (tell, told)) = (LastLines::default(), channel());
         let output =
             [b"ready \xff\n".to_vec(), vec![b'x'; 10 * LINE_BYTES_MAX as usize], b"\nlast".to_vec()].concat();
-        watch(std::io::Cursor::new(output), lines, tell);
+        let first = FirstLines::default();
+        watch(std::io::Cursor::new(output), Some(Arc::clone(&first)), lines, tell);
         let told: Vec<String> = told.iter().collect();
         assert_eq!((told[0].as_str(), told[told.len() - 1].as_str()), ("ready \u{fffd}", "last"));
         assert!(told.iter().all(|line| line.len() as u64 <= LINE_BYTES_MAX));
+        assert_eq!(*first.lock().expect("not poisoned"), told, "few enough to be kept");
     }
 }

@@ -3,12 +3,14 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::header::{ACCEPT, CACHE_CONTROL, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use reqwest::Url;
 use tokio::time::timeout;
 
-use super::super::{ClientError, http_client, read_refusal, retry_after, root_cause};
+use super::super::{ClientError, cannot_connect, http_client, read_refusal, retry_after, root_cause};
 use super::{EVENT_BYTES_MAX, Ended, Output, Payload};
 use crate::wire::http::has_content_type;
 use crate::wire::sse::GAP_EVENT;
@@ -51,7 +53,7 @@ impl Stream {
         let mut response = match timeout(self.answer_time_max, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                return self.lost(format!("cannot connect to {}: {}", self.url, root_cause(&error)));
+                return self.lost(cannot_connect(&self.url, &error));
             }
             Err(_) => return self.lost(format!("cannot connect to {}: no answer in time", self.url)),
         };
@@ -137,7 +139,10 @@ fn print_event(event: &ParsedEvent, output: &mut Output<'_>) -> ControlFlow<Ende
         output.note(&format!("events are missing: {}", event.data));
         return ControlFlow::Continue(());
     }
-    output.event(&event.event, &event.id, Payload::Text(&event.data))
+    // What only says that it is base64 is printed as it is.
+    let bytes = event.is_base64.then(|| STANDARD.decode(&event.data).ok()).flatten();
+    let payload = bytes.as_deref().map_or(Payload::Text(&event.data), Payload::Binary);
+    output.event(&event.event, &event.id, payload)
 }
 
 #[cfg(test)]
@@ -313,6 +318,22 @@ mod tests {
             }
             assert_eq!(out, "");
         }
+    }
+
+    #[tokio::test]
+    async fn binary_data_is_told_from_text_that_looks_like_it() {
+        let events = "id: 1\n: base64\ndata: AP8=\n\nid: 2\ndata: AP8=\n\nid: 3\n: base64\ndata: no!\n\n";
+        let (first, url) = listener().await;
+        let answers = [stream(events)];
+        let (_, (_, out, _)) = tokio::join!(serve(first, &answers), tail(&url, &["--count", "3"]));
+        assert_eq!(out, "<2 bytes binary>\nAP8=\nno!\n");
+        let (second, url) = listener().await;
+        let (_, (_, out, _)) = tokio::join!(serve(second, &answers), tail(&url, &["--json", "--count", "3"]));
+        let json = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+        let lines: Vec<_> = out.lines().map(json).collect();
+        assert_eq!(lines[0], serde_json::json!({ "event": "message", "id": "1", "base64": "AP8=" }));
+        assert_eq!(lines[1], serde_json::json!({ "event": "message", "id": "2", "data": "AP8=" }));
+        assert_eq!(lines[2], serde_json::json!({ "event": "message", "id": "3", "data": "no!" }));
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::super::{KEEPALIVE_TIME, push_query, refusal_line, retry_after, root_cause};
+use super::super::{KEEPALIVE_TIME, cannot_connect, push_query, refusal_line, retry_after, root_cause};
 use super::{EVENT_BYTES_MAX, Ended, Output, Payload};
 
 /// How long a close frame may take to leave.
@@ -76,7 +76,8 @@ impl Stream {
         let cannot = |cause: String| Ended::lost(format!("cannot connect to {}: {cause}", self.url));
         let host = self.url.host_str().unwrap_or_default();
         let port = self.url.port_or_known_default().unwrap_or(80);
-        let stream = TcpStream::connect(format!("{host}:{port}")).await.map_err(|e| cannot(e.to_string()))?;
+        let connecting = TcpStream::connect(format!("{host}:{port}"));
+        let stream = connecting.await.map_err(|error| Ended::lost(cannot_connect(&self.url, &error)))?;
         let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE_TIME);
         socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(|e| cannot(e.to_string()))?;
         let url = self.resuming.as_ref().unwrap_or(&self.url);

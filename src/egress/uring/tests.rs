@@ -54,7 +54,7 @@ impl Rig {
             slots: sockets_max,
             sockets_max,
             connections_max: sockets_max,
-            control_connections: 0,
+            control_connections_max: 1,
             accepts_per_listener: 16,
         };
         Rig::in_room(addresses, room, direct)

@@ -38,6 +38,7 @@ fn serve(shards: usize, limits: Limits, more: Option<ControlListener>) -> Server
         memory,
         listen: vec!["127.0.0.1:8080".parse().expect("an address")],
         control: [ControlListener::Tcp(listener)].into_iter().chain(more).collect(),
+        control_connections_max: 16,
         shard_ends,
     };
     let ended = tokio::spawn(run(setup, async move { drained.notified().await }));
@@ -55,7 +56,7 @@ async fn ask(control: SocketAddr, method: &str, uri: &str, body: &str) -> String
     let mut socket = TcpStream::connect(control).await.expect("it listens");
     let length = body.len();
     let request = format!(
-        "{method} {uri} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        "{method} {uri} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
     );
     socket.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = String::new();
@@ -135,7 +136,7 @@ async fn an_endless_publish_gets_its_summary_at_the_drain() {
     let mut server = serve(1, Limits::default(), None);
     let mut seen = server.start_shard(0);
     let mut socket = TcpStream::connect(server.control).await.expect("it listens");
-    let head = "POST /publish HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head = "POST /publish HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     socket.write_all(head.as_bytes()).await.expect("sent");
     let mut buffer = [0; 4_096];
     let count = socket.read(&mut buffer).await.expect("an answer while the request is open");
@@ -160,7 +161,7 @@ async fn an_idle_control_connection_does_not_hold_up_the_end() {
     let mut server = serve(1, Limits::default(), None);
     let mut seen = server.start_shard(0);
     let mut socket = TcpStream::connect(server.control).await.expect("it listens");
-    socket.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+    socket.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
     let mut buffer = [0; 4_096];
     assert!(socket.read(&mut buffer).await.expect("an answer") > 0);
     server.drain.notify_one();
@@ -212,7 +213,7 @@ async fn the_control_api_listens_on_a_unix_socket_too() {
     let mut seen = server.start_shard(0);
     let mut socket = UnixStream::connect(&path).await.expect("it listens");
     std::fs::remove_dir_all(&directory).expect("our own directory");
-    let request = "POST /topics/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx";
+    let request = "POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx";
     socket.write_all(request.as_bytes()).await.expect("sent");
     // A client that half-closes after its request still gets the answer.
     socket.shutdown().await.expect("half-closed");

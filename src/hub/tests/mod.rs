@@ -8,31 +8,38 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Request, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, Version, header};
 use serde_json::Value;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
 use super::{Hub, ShardEnd, control};
-use crate::broadcast::{Encoded, Inbox, Memory, Message, Scrape, TopicQuery, path};
-use crate::config::{Config, Limits};
+use crate::broadcast::{Encoded, Inbox, Memory, Message, Question, TopicQuery, path};
+use crate::config::limits::TOPICS_PER_ANSWER_MAX;
+use crate::config::{Config, Limits, PageRules};
 use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 
 mod drain;
+mod guarding;
 mod heads;
 mod log;
 mod publishing;
 mod scraping;
 mod streaming;
 
-const EPOCH: Epoch = Epoch(1_700_000_000_000);
+const EPOCH: Epoch = Epoch(10_000_000_000_000_000_000);
 /// `EPOCH` as ids show it.
-const EPOCH_TEXT: &str = "loyw3v28";
+const EPOCH_TEXT: &str = "23z405fz79tds";
 
 fn config(shards: usize, limits: Limits) -> Arc<Config> {
-    Arc::new(Config { shard_cpus: (0..shards).collect(), limits, ..Config::default() })
+    let pages = PageRules {
+        control_hosts: vec!["edge.example".to_string()],
+        control_origins: vec!["https://ops.example".parse().expect("an origin")],
+        ..PageRules::default()
+    };
+    Arc::new(Config { shard_cpus: (0..shards).collect(), pages, limits, ..Config::default() })
 }
 
 /// A hub whose shards are not started yet; its stalled queues are retried.
@@ -64,7 +71,10 @@ impl Bench {
     }
 
     async fn ask(&self, request: axum::http::Result<Request<Body>>) -> Answer {
-        let request = request.expect("a request");
+        let mut request = request.expect("a request");
+        if request.version() == Version::HTTP_11 {
+            request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost"));
+        }
         let response = self.router.clone().oneshot(request).await.expect("infallible");
         let (head, body) = response.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await.expect("a whole body");
@@ -130,26 +140,31 @@ fn start_shard(
         let bell = AsyncFd::new(bell).expect("an eventfd can be polled");
         let mut topics: Vec<TopicReport> = Vec::new();
         loop {
-            match inbox.try_recv() {
-                Some(Message::Batch(batch)) => {
-                    for encoded in &batch.events {
-                        note(&mut topics, encoded);
-                        let _ = tell.send(Seen::Event(encoded.clone()));
+            // What was sent before a question is known to the answer.
+            let question = inbox.next_question();
+            while let Some(message) = inbox.try_recv() {
+                match message {
+                    Message::Batch(batch) => {
+                        for encoded in &batch.events {
+                            note(&mut topics, encoded);
+                            let _ = tell.send(Seen::Event(encoded.clone()));
+                        }
+                    }
+                    Message::Drain(mut drain) => {
+                        drain.say_done();
+                        let _ = tell.send(Seen::Drain);
+                    }
+                    Message::End => {
+                        if let Some(ends) = &ends {
+                            let _ = ends.send(ShardEnd { shard: number, result: Ok(()) });
+                        }
+                        return;
                     }
                 }
-                Some(Message::Report(Scrape { query, answer })) => {
-                    let _ = answer.send(report(number, &topics, &query));
-                }
-                Some(Message::Drain(mut drain)) => {
-                    drain.say_done();
-                    let _ = tell.send(Seen::Drain);
-                }
-                Some(Message::End) => {
-                    if let Some(ends) = &ends {
-                        let _ = ends.send(ShardEnd { shard: number, result: Ok(()) });
-                    }
-                    return;
-                }
+            }
+            match question {
+                Some(Question::Counters(answer)) => drop(answer.send(report(number))),
+                Some(Question::Topics(query, answer)) => drop(answer.send(list(&topics, &query))),
                 None if inbox.may_sleep() => {
                     let mut rung = bell.readable().await.expect("the runtime lives");
                     rustix::io::read(bell.get_ref(), &mut [0; 8]).expect("a rung doorbell");
@@ -179,26 +194,36 @@ fn topic_report(topic: &str, newest: u64) -> TopicReport {
     TopicReport { topic, subscribers: [1, 2], window_events: 0, window_bytes: 0, oldest: 0, newest }
 }
 
-/// Shard `number` has that many connections and one latency of as many milliseconds; "quiet" is a topic with
-/// subscribers and without events.
-fn report(number: usize, topics: &[TopicReport], query: &TopicQuery) -> ShardReport {
+/// Shard `number` has that many connections and one latency of as many milliseconds.
+fn report(number: usize) -> ShardReport {
     let mut metrics = ShardMetrics { connections: number as u64, ..ShardMetrics::default() };
     metrics.formats[0].frames = 10 + number as u64;
     metrics.closed[0] = 1;
     metrics.intake_to_shard.saturating_record(1_000_000 * (number as u64 + 1));
-    let known = topics.iter().cloned().chain([topic_report("quiet", 0)]);
-    let topics = match query {
-        TopicQuery::None => Vec::new(),
-        TopicQuery::One(topic) => known.filter(|report| report.topic == *topic).collect(),
-        TopicQuery::All => known.collect(),
-    };
     ShardReport {
         shard: number,
         cpu: number,
         metrics,
-        topics,
         window_events: 5 + number as u64,
         window_bytes: 0,
+        excess_events: 0,
+        excess_bytes: 0,
+    }
+}
+
+/// What a shard knows of topics: those of its events, and "quiet", which has subscribers and no
+/// events.
+fn list(topics: &[TopicReport], query: &TopicQuery) -> Vec<TopicReport> {
+    let known = topics.iter().cloned().chain([topic_report("quiet", 0)]);
+    match query {
+        TopicQuery::One(topic) => known.filter(|report| report.topic == *topic).collect(),
+        TopicQuery::Page { after, most } => {
+            assert!((1..=TOPICS_PER_ANSWER_MAX).contains(most), "{most} topics in one turn");
+            let mut known: Vec<_> = known.filter(|report| report.topic.as_str() > &**after).collect();
+            known.sort_by(|one, other| one.topic.cmp(&other.topic));
+            known.truncate(*most);
+            known
+        }
     }
 }
 

@@ -25,7 +25,7 @@ async fn open(bench: &Bench) -> Open {
 async fn ask(bench: &Bench, target: &str) -> (StatusCode, Open) {
     let (feed, mut fed) = mpsc::unbounded_channel::<io::Result<String>>();
     let body = Body::from_stream(stream::poll_fn(move |context| fed.poll_recv(context)));
-    let request = Request::post(target).body(body).expect("a request");
+    let request = Request::post(target).header("host", "localhost").body(body).expect("a request");
     let response = bench.router.clone().oneshot(request).await.expect("infallible");
     (response.status(), Open { feed, answer: response.into_body().into_data_stream() })
 }

@@ -1,95 +1,157 @@
-//! What we answer to a request head. Every answer but an upgrade ends the connection, so SSE bodies are delimited by
-//! its close and need no chunks (RFC 9112 §6.3).
-//!
-//! `cors` is the operator's value of `Access-Control-Allow-Origin`, already checked to be one header value.
+//! What we answer to a request head. Every answer but an upgrade ends the connection, so SSE bodies
+//! are delimited by its close and need no chunks (RFC 9112 §6.3).
 
 use std::fmt::Write as _;
 
 use super::Refusal;
+use super::origin::Cors;
 
 /// Seconds that a browser may remember a preflight; none remembers longer than two hours.
 const PREFLIGHT_SECONDS: u32 = 7_200;
 
-/// The answer to a refused request: status and one line of plain text, which `head_only` leaves out (RFC 9110 §9.3.2).
-///
-/// # Panics
-/// If the reason has no HTTP status, because then it is no reason to refuse a request.
-pub fn refusal(refusal: &Refusal, cors: Option<&str>, head_only: bool) -> Vec<u8> {
-    let status = refusal.reason.row().http_status.expect("a refused request has an HTTP status");
-    let mut head = status_line(status);
-    push_cors(&mut head, cors);
-    let connection = match status {
-        405 => {
-            head.push_str("Allow: GET\r\n");
-            "close"
-        }
-        426 => {
-            head.push_str("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n");
-            "Upgrade, close"
-        }
-        503 => {
-            head.push_str("Retry-After: 1\r\n");
-            "close"
-        }
-        _ => "close",
-    };
-    plain_text(head, connection, &refusal.detail, head_only)
+/// How the answer to one request looks, whatever it says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// Who may read it.
+    pub cors: Cors,
+    /// What may be asked at the path; empty if it is none of ours.
+    pub allow: &'static str,
+    /// The request was a HEAD: the answer has no body (RFC 9110 §9.3.2).
+    pub head_only: bool,
 }
 
-/// The answer to `/healthz`: 200 `ok` while `accepting`, else 503 `draining`. `head_only` leaves the body out.
-pub fn health(accepting: bool, head_only: bool) -> Vec<u8> {
-    if accepting {
-        return plain_text(status_line(200), "close", "ok", head_only);
+/// An answer that is to be written. `date` is the value of its `Date`, if it is known what time it
+/// is.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer<'a> {
+    manner: &'a Manner,
+    date: Option<&'a str>,
+}
+
+impl<'a> Answer<'a> {
+    /// An answer in this manner, at this date (RFC 9110 §6.6.1).
+    pub fn new(manner: &'a Manner, date: Option<&'a str>) -> Answer<'a> {
+        Answer { manner, date }
     }
-    let mut head = status_line(503);
-    head.push_str("Retry-After: 1\r\n");
-    plain_text(head, "close", "draining", head_only)
-}
 
-/// The answer to OPTIONS on one of our paths. Without `cors` it says what is allowed here, and nothing about other
-/// origins.
-pub fn preflight(cors: Option<&str>) -> Vec<u8> {
-    let mut head = status_line(204);
-    head.push_str("Allow: GET, OPTIONS\r\n");
-    push_cors(&mut head, cors);
-    if cors.is_some() {
-        head.push_str("Access-Control-Allow-Methods: GET\r\n");
-        head.push_str("Access-Control-Allow-Headers: Last-Event-ID, Cache-Control, Accept\r\n");
-        push_line(&mut head, format_args!("Access-Control-Max-Age: {PREFLIGHT_SECONDS}"));
+    /// To a refused request: status and one line of plain text.
+    ///
+    /// # Panics
+    /// If the reason has no HTTP status, because then it is no reason to refuse a request.
+    pub fn refusal(self, refusal: &Refusal) -> Vec<u8> {
+        let status = refusal.reason.row().http_status.expect("a refused request has an HTTP status");
+        let mut head = self.status_line(status);
+        let connection = match status {
+            405 => {
+                push_line(&mut head, format_args!("Allow: {}", self.manner.allow));
+                "close"
+            }
+            426 => {
+                head.push_str("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n");
+                "Upgrade, close"
+            }
+            503 => {
+                head.push_str("Retry-After: 1\r\n");
+                "close"
+            }
+            _ => "close",
+        };
+        self.text(head, "text/plain", connection, &format!("{}\n", refusal.detail))
     }
-    head.push_str("Connection: close\r\n\r\n");
-    head.into_bytes()
-}
 
-/// The head of an event stream. `no-transform` and `X-Accel-Buffering` keep proxies from holding events back.
-pub fn sse_head(cors: Option<&str>) -> Vec<u8> {
-    let mut head = status_line(200);
-    head.push_str("Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n");
-    head.push_str("X-Accel-Buffering: no\r\nConnection: close\r\n");
-    push_cors(&mut head, cors);
-    head.push_str("\r\n");
-    head.into_bytes()
-}
+    /// To `/healthz`: 200 `ok` while `accepting`, else 503 `draining`.
+    pub fn health(self, accepting: bool) -> Vec<u8> {
+        if accepting {
+            return self.text(self.status_line(200), "text/plain", "close", "ok\n");
+        }
+        let mut head = self.status_line(503);
+        head.push_str("Retry-After: 1\r\n");
+        self.text(head, "text/plain", "close", "draining\n")
+    }
 
-/// The end of a WebSocket's opening handshake (RFC 6455 §4.2.2); frames follow. No subprotocol is chosen.
-pub fn websocket_head(accept: &[u8; 28]) -> Vec<u8> {
-    let mut head = status_line(101).into_bytes();
-    head.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ");
-    head.extend_from_slice(accept);
-    head.extend_from_slice(b"\r\n\r\n");
-    head
-}
+    /// A page, or plain text.
+    pub fn page(self, is_html: bool, body: &str) -> Vec<u8> {
+        let media_type = if is_html { "text/html" } else { "text/plain" };
+        let mut head = self.status_line(200);
+        head.push_str("Vary: Accept\r\n");
+        self.text(head, media_type, "close", body)
+    }
 
-fn status_line(status: u16) -> String {
-    let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
-    let mut head = String::with_capacity(256);
-    push_line(&mut head, format_args!("HTTP/1.1 {status} {}", phrase.unwrap_or_default()));
-    head
-}
+    /// To OPTIONS: what is allowed here, and to pages of other origins.
+    pub fn preflight(self) -> Vec<u8> {
+        let mut head = self.status_line(204);
+        push_line(&mut head, format_args!("Allow: {}", self.manner.allow));
+        let also = match self.manner.cors {
+            Cors::Silent | Cors::Other => None,
+            Cors::Any => Some(""),
+            // `*` goes with no credentials, so nobody would send these.
+            Cors::Named(_) => Some(", Authorization"),
+        };
+        if let Some(also) = also {
+            head.push_str("Access-Control-Allow-Methods: GET\r\n");
+            push_line(
+                &mut head,
+                format_args!("Access-Control-Allow-Headers: Last-Event-ID, Cache-Control, Accept{also}"),
+            );
+            push_line(&mut head, format_args!("Access-Control-Max-Age: {PREFLIGHT_SECONDS}"));
+        }
+        head.push_str("Connection: close\r\n\r\n");
+        head.into_bytes()
+    }
 
-fn push_cors(head: &mut String, cors: Option<&str>) {
-    if let Some(origin) = cors {
-        push_line(head, format_args!("Access-Control-Allow-Origin: {origin}"));
+    /// The head of an event stream. `no-transform` and `X-Accel-Buffering` keep proxies from
+    /// holding events back.
+    pub fn sse_head(self) -> Vec<u8> {
+        let mut head = self.status_line(200);
+        head.push_str("Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n");
+        head.push_str("X-Accel-Buffering: no\r\nConnection: close\r\n\r\n");
+        head.into_bytes()
+    }
+
+    /// The end of a WebSocket's opening handshake (RFC 6455 §4.2.2); frames follow.
+    pub fn websocket_head(self, accept: &[u8; 28], subprotocol: Option<&str>) -> Vec<u8> {
+        let accept = std::str::from_utf8(accept).expect("base64 is ASCII");
+        let mut head = self.status_line(101);
+        head.push_str("Upgrade: websocket\r\nConnection: Upgrade\r\n");
+        push_line(&mut head, format_args!("Sec-WebSocket-Accept: {accept}"));
+        if let Some(name) = subprotocol {
+            push_line(&mut head, format_args!("Sec-WebSocket-Protocol: {name}"));
+        }
+        head.push_str("\r\n");
+        head.into_bytes()
+    }
+
+    /// The first lines of every answer.
+    fn status_line(self, status: u16) -> String {
+        let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+        let mut head = String::with_capacity(512);
+        push_line(&mut head, format_args!("HTTP/1.1 {status} {}", phrase.unwrap_or_default()));
+        if let Some(date) = self.date {
+            push_line(&mut head, format_args!("Date: {date}"));
+        }
+        match &self.manner.cors {
+            Cors::Silent => {}
+            Cors::Any => head.push_str("Access-Control-Allow-Origin: *\r\n"),
+            Cors::Other => head.push_str("Vary: Origin\r\n"),
+            Cors::Named(origin) => {
+                push_line(&mut head, format_args!("Access-Control-Allow-Origin: {origin}"));
+                head.push_str("Access-Control-Allow-Credentials: true\r\nVary: Origin\r\n");
+            }
+        }
+        head
+    }
+
+    /// Ends `head` and adds `body`.
+    fn text(self, mut head: String, media_type: &str, connection: &str, body: &str) -> Vec<u8> {
+        push_line(&mut head, format_args!("Content-Type: {media_type}; charset=utf-8"));
+        // An answer about this moment must not be remembered by a cache in between.
+        head.push_str("Cache-Control: no-store\r\n");
+        push_line(&mut head, format_args!("Content-Length: {}", body.len()));
+        push_line(&mut head, format_args!("Connection: {connection}\r\n"));
+        if !self.manner.head_only {
+            head.push_str(body);
+        }
+        head.into_bytes()
     }
 }
 
@@ -97,37 +159,36 @@ fn push_line(head: &mut String, line: std::fmt::Arguments<'_>) {
     write!(head, "{line}\r\n").expect("a string takes every write");
 }
 
-/// Ends `head` and adds `text` as one line of body.
-fn plain_text(mut head: String, connection: &str, text: &str, head_only: bool) -> Vec<u8> {
-    // An answer about this moment must not be remembered by a cache in between.
-    head.push_str("Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n");
-    push_line(&mut head, format_args!("Content-Length: {}", text.len() + 1));
-    push_line(&mut head, format_args!("Connection: {connection}\r\n"));
-    if !head_only {
-        head.push_str(text);
-        head.push('\n');
-    }
-    head.into_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::close::{CLOSE_TABLE, CloseReason};
 
+    const DATE: &str = "Mon, 30 Nov 2026 02:40:00 GMT";
+
+    fn manner(cors: Cors) -> Manner {
+        Manner { cors, allow: "GET, OPTIONS", head_only: false }
+    }
+
+    fn named() -> Cors {
+        Cors::Named("https://a.example".parse().expect("an origin"))
+    }
+
     fn text(bytes: Vec<u8>) -> String {
         String::from_utf8(bytes).expect("UTF-8")
     }
 
-    fn refused(reason: CloseReason, cors: Option<&str>) -> String {
-        text(refusal(&Refusal { reason, detail: "wrong".into() }, cors, false))
+    fn refused(reason: CloseReason, cors: Cors) -> String {
+        let refusal = Refusal { reason, detail: "wrong".into() };
+        text(Answer::new(&manner(cors), Some(DATE)).refusal(&refusal))
     }
 
     #[test]
     fn a_refusal_is_one_line_of_text_and_a_close() {
         assert_eq!(
-            refused(CloseReason::BadRequest, None),
-            "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n\
+            refused(CloseReason::BadRequest, Cors::Silent),
+            "HTTP/1.1 400 Bad Request\r\nDate: Mon, 30 Nov 2026 02:40:00 GMT\r\n\
+             Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n\
              Content-Length: 6\r\nConnection: close\r\n\r\nwrong\n"
         );
     }
@@ -138,7 +199,7 @@ mod tests {
         for (reason, line) in [
             (NotFound, "HTTP/1.1 404 Not Found"),
             (MethodNotAllowed, "HTTP/1.1 405 Method Not Allowed"),
-            (MethodNotAllowed, "Allow: GET"),
+            (MethodNotAllowed, "Allow: GET, OPTIONS"),
             (NotAcceptable, "HTTP/1.1 406 Not Acceptable"),
             (HandshakeTimeout, "HTTP/1.1 408 Request Timeout"),
             (HeadTooLarge, "HTTP/1.1 431 Request Header Fields Too Large"),
@@ -146,21 +207,21 @@ mod tests {
             (UpgradeRequired, "Upgrade: websocket"),
             (UpgradeRequired, "Connection: Upgrade, close"),
             (UpgradeRequired, "Sec-WebSocket-Version: 13"),
+            (ForeignOrigin, "HTTP/1.1 403 Forbidden"),
+            (UnknownCoding, "HTTP/1.1 501 Not Implemented"),
             (Full, "HTTP/1.1 503 Service Unavailable"),
             (Full, "Retry-After: 1"),
             (Draining, "Retry-After: 1"),
         ] {
-            let answer = refused(reason, None);
+            let answer = refused(reason, Cors::Silent);
             assert!(answer.split("\r\n").any(|part| part == line), "{line} in {answer}");
         }
-        let answer = refused(NotFound, Some("https://a.example"));
-        assert!(answer.contains("\r\nAccess-Control-Allow-Origin: https://a.example\r\n"));
     }
 
     #[test]
     fn every_status_of_the_table_has_a_phrase_and_a_well_formed_answer() {
         for row in CLOSE_TABLE.iter().filter(|row| row.http_status.is_some()) {
-            let answer = refused(row.reason, Some("*"));
+            let answer = refused(row.reason, named());
             let mut headers = [httparse::EMPTY_HEADER; 16];
             let mut response = httparse::Response::new(&mut headers);
             let head = response.parse(answer.as_bytes()).expect("a response").unwrap();
@@ -171,40 +232,95 @@ mod tests {
     }
 
     #[test]
+    fn every_answer_tells_its_date_and_who_may_read_it() {
+        let readers = |cors: &Cors| match cors {
+            Cors::Silent => &[][..],
+            Cors::Any => &["Access-Control-Allow-Origin: *"],
+            Cors::Other => &["Vary: Origin"],
+            Cors::Named(_) => &[
+                "Access-Control-Allow-Origin: https://a.example",
+                "Access-Control-Allow-Credentials: true",
+                "Vary: Origin",
+            ],
+        };
+        for cors in [Cors::Silent, Cors::Any, Cors::Other, named()] {
+            let manner = manner(cors);
+            let answer = Answer::new(&manner, Some(DATE));
+            let refusal = Refusal { reason: CloseReason::NotFound, detail: "x".into() };
+            for bytes in [
+                answer.refusal(&refusal),
+                answer.health(true),
+                answer.health(false),
+                answer.page(true, "<p>"),
+                answer.preflight(),
+                answer.sse_head(),
+                answer.websocket_head(&[b'x'; 28], None),
+            ] {
+                let text = text(bytes);
+                let head = text.split("\r\n\r\n").next().expect("a head");
+                let said: Vec<&str> = head.split("\r\n").collect();
+                assert_eq!(said[1], format!("Date: {DATE}"), "{text}");
+                let about_readers =
+                    ["Access-Control-Allow-Origin", "Access-Control-Allow-Cred", "Vary: Origin"];
+                let told: Vec<&str> = said
+                    .iter()
+                    .copied()
+                    .filter(|line| about_readers.iter().any(|begin| line.starts_with(begin)))
+                    .collect();
+                assert_eq!(told, readers(&manner.cors), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_does_not_know_the_time_tells_none() {
+        let manner = Manner::default();
+        assert!(!text(Answer::new(&manner, None).health(true)).contains("Date"));
+    }
+
+    #[test]
     fn health_is_ok_until_the_drain() {
-        assert!(text(health(true, false)).starts_with("HTTP/1.1 200 OK\r\n"));
-        assert!(text(health(true, false)).ends_with("Content-Length: 3\r\nConnection: close\r\n\r\nok\n"));
-        assert!(text(health(true, true)).ends_with("Content-Length: 3\r\nConnection: close\r\n\r\n"));
-        assert!(
-            text(health(false, false)).starts_with("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
-        );
-        assert!(text(health(false, false)).ends_with("\r\n\r\ndraining\n"));
+        let (get, head) = (manner(Cors::Silent), Manner { head_only: true, ..manner(Cors::Silent) });
+        let health = |manner, accepting| text(Answer::new(manner, None).health(accepting));
+        assert!(health(&get, true).starts_with("HTTP/1.1 200 OK\r\n"));
+        assert!(health(&get, true).ends_with("Content-Length: 3\r\nConnection: close\r\n\r\nok\n"));
+        assert!(health(&head, true).ends_with("Content-Length: 3\r\nConnection: close\r\n\r\n"));
+        assert!(health(&get, false).starts_with("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"));
+        assert!(health(&get, false).ends_with("\r\n\r\ndraining\n"));
     }
 
     #[test]
     fn a_preflight_allows_other_origins_only_if_the_operator_does() {
+        let preflight = |cors| text(Answer::new(&manner(cors), None).preflight());
         assert_eq!(
-            text(preflight(Some("*"))),
-            "HTTP/1.1 204 No Content\r\nAllow: GET, OPTIONS\r\nAccess-Control-Allow-Origin: *\r\n\
+            preflight(Cors::Any),
+            "HTTP/1.1 204 No Content\r\nAccess-Control-Allow-Origin: *\r\nAllow: GET, OPTIONS\r\n\
              Access-Control-Allow-Methods: GET\r\n\
              Access-Control-Allow-Headers: Last-Event-ID, Cache-Control, Accept\r\n\
              Access-Control-Max-Age: 7200\r\nConnection: close\r\n\r\n"
         );
-        assert!(!text(preflight(None)).contains("Access-Control"));
+        assert!(preflight(named()).contains("Cache-Control, Accept, Authorization\r\n"));
+        for cors in [Cors::Silent, Cors::Other] {
+            assert!(!preflight(cors).contains("Access-Control"));
+        }
     }
 
     #[test]
     fn a_stream_begins_with_its_head() {
+        let manner = manner(Cors::Any);
+        let answer = Answer::new(&manner, None);
         assert_eq!(
-            text(sse_head(Some("*"))),
-            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n\
-             X-Accel-Buffering: no\r\nConnection: close\r\nAccess-Control-Allow-Origin: *\r\n\r\n"
+            text(answer.sse_head()),
+            "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Type: text/event-stream\r\n\
+             Cache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nConnection: close\r\n\r\n"
         );
-        assert!(!text(sse_head(None)).contains("Access-Control"));
+        let accept = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
         assert_eq!(
-            text(websocket_head(b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")),
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+            text(answer.websocket_head(accept, Some("chat"))),
+            "HTTP/1.1 101 Switching Protocols\r\nAccess-Control-Allow-Origin: *\r\nUpgrade: websocket\r\n\
+             Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
+             Sec-WebSocket-Protocol: chat\r\n\r\n"
         );
+        assert!(!text(answer.websocket_head(accept, None)).contains("Protocol:"));
     }
 }

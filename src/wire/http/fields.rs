@@ -5,7 +5,9 @@ use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD as BASE64};
 use sha1::{Digest as _, Sha1};
 
-use super::target::checked_id;
+use super::host::is_host;
+use super::last_event_id::LastEventId;
+use super::subprotocol::Subprotocols;
 use super::{Refusal, refuse};
 use crate::close::CloseReason;
 
@@ -26,12 +28,16 @@ const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
 pub(super) struct Fields<'a, 'b>(pub(super) &'a [httparse::Header<'b>]);
 
 impl<'b> Fields<'_, 'b> {
-    /// The values of every field called `name`, without surrounding white space.
+    /// The values of every field called `name`, without surrounding blanks and tabs (RFC 9110
+    /// §5.5).
     fn all(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
-        self.0
-            .iter()
-            .filter(move |field| field.name.eq_ignore_ascii_case(name))
-            .map(|field| field.value.trim_ascii())
+        self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| {
+            let inner = |byte: &u8| !matches!(byte, b' ' | b'\t');
+            let value = field.value;
+            let Some(first) = value.iter().position(inner) else { return &[][..] };
+            let last = value.iter().rposition(inner).expect("the first one at the latest");
+            &value[first..=last]
+        })
     }
 
     /// The value of the field called `name`, which may come only once.
@@ -57,19 +63,42 @@ impl<'b> Fields<'_, 'b> {
         self.members(name).any(|member| member.eq_ignore_ascii_case(token.as_bytes()))
     }
 
-    /// A request of HTTP/1.1 has exactly one `Host` (RFC 9112 §3.2).
-    pub(super) fn check_host(&self, http_1_0: bool) -> Result<(), Refusal> {
+    /// The `Host`, of which a request of HTTP/1.1 has exactly one (RFC 9112 §3.2); checked.
+    pub(super) fn host(&self, http_1_0: bool) -> Result<Option<&'b str>, Refusal> {
         match self.one("Host")? {
             None if !http_1_0 => Err(bad("the Host header field is missing")),
-            _ => Ok(()),
+            Some(host) if !is_host(host) => {
+                Err(bad("the Host header field is malformed: write host or host:port"))
+            }
+            host => Ok(host.map(|host| std::str::from_utf8(host).expect("a checked host is ASCII"))),
         }
+    }
+
+    /// The origin of the page that asks, if it is one.
+    pub(super) fn origin(&self) -> Option<&'b [u8]> {
+        self.all("Origin").next()
+    }
+
+    /// True for a browser that shows what it gets to a human.
+    pub(super) fn wants_html(&self) -> bool {
+        self.members("Accept").any(|member| {
+            let range = member.split(|byte| *byte == b';').next().unwrap_or_default();
+            range.trim_ascii().eq_ignore_ascii_case(b"text/html")
+        })
     }
 
     /// Refuses requests that announce a body (RFC 9112 §6).
     pub(super) fn check_no_body(&self) -> Result<(), Refusal> {
         let body = || refuse(CloseReason::BodyNotAllowed, "a request body is not wanted here");
-        if self.all("Transfer-Encoding").next().is_some() {
-            return Err(body());
+        let mut codings = self.members("Transfer-Encoding").peekable();
+        if codings.peek().is_some() {
+            return match codings.all(|coding| coding.eq_ignore_ascii_case(b"chunked")) {
+                true => Err(body()),
+                false => {
+                    let detail = "the only transfer coding that is understood here is chunked";
+                    Err(refuse(CloseReason::UnknownCoding, detail))
+                }
+            };
         }
         for length in self.all("Content-Length") {
             if length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
@@ -83,12 +112,13 @@ impl<'b> Fields<'_, 'b> {
     }
 
     /// The id that an `EventSource` had last; `None` if the field is absent or empty.
-    pub(super) fn last_event_id(&self) -> Result<Option<String>, Refusal> {
-        const NAME: &str = "Last-Event-ID";
-        let Some(value) = self.one(NAME)? else { return Ok(None) };
-        let id =
-            std::str::from_utf8(value).map_err(|_| bad(format!("the {NAME} header field is not UTF-8")))?;
-        checked_id(id).map_err(|error| bad(format!("the {NAME} header field is none: {error}")))
+    pub(super) fn last_event_id(&self) -> Option<LastEventId> {
+        self.all("Last-Event-ID").find_map(LastEventId::new)
+    }
+
+    /// The subprotocol to be named in the answer to an opening handshake.
+    pub(super) fn subprotocol(&self, rules: &Subprotocols) -> Result<Option<&'b str>, Refusal> {
+        rules.choose(self.members("Sec-WebSocket-Protocol"))
     }
 
     /// Refuses clients that say that they cannot read `text/event-stream`. Of the media ranges that match it the most

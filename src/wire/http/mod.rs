@@ -2,13 +2,17 @@
 //!
 //! Invariants worth naming:
 //! - The decision depends on the first `head_bytes_max` bytes alone, not on how they came in.
-//! - Every refusal has a [`CloseReason`] with an HTTP status, and one line that says what is wrong and where.
-//! - A connection carries one request: every answer but an upgrade closes it, so bodies and pipelined requests need
-//!   no rules of their own. What follows the head of a subscription is the caller's.
+//! - Every refusal has a [`CloseReason`] with an HTTP status, and one line that says what is wrong
+//!   and where.
+//! - A connection carries one request: every answer but an upgrade closes it, so bodies and
+//!   pipelined requests need no rules of their own. What follows the head of a subscription is the
+//!   caller's.
 //!
-//! The parts: `target` (paths, queries, topics), `fields` (header fields), `answer` (what we say); `target` and
-//! `content_type` also serve other rooms. Not here: when a head has taken too long, and whether there is room for the
-//! subscriber (`shard`).
+//! The parts: `target` (paths, queries, topics), `fields` (header fields), `mend` (heads that are
+//! taken although the parser is stricter), `host`, `origin`, `subprotocol`, `last_event_id` (one
+//! field each), `answer` and `front` (what we say); `target`, `host`, `origin`, `subprotocol` and
+//! `content_type` also serve other rooms. Not here: when a head has taken too long, and whether
+//! there is room for the subscriber (`shard`).
 
 use crate::close::CloseReason;
 use crate::event::Topic;
@@ -17,26 +21,43 @@ use crate::wire::Format;
 mod answer;
 mod content_type;
 mod fields;
+mod front;
+mod host;
+mod last_event_id;
+mod mend;
+mod origin;
+mod subprotocol;
 mod target;
 
 pub(crate) use content_type::has_content_type;
+pub(crate) use host::{is_host, is_ours};
+pub(crate) use origin::is_same_origin;
+pub(crate) use subprotocol::is_name as is_subprotocol;
 pub(crate) use target::{EscapeFault, percent_decoded};
 
-pub use answer::{health, preflight, refusal, sse_head, websocket_head};
+pub use answer::{Answer, Manner};
+pub use last_event_id::LastEventId;
+pub use origin::{Cors, Origin, Origins};
+pub use subprotocol::Subprotocols;
 
 use fields::Fields;
 use target::{Route, Target};
 
-/// Header fields of one request head. A browser sends about 20; the array lives on the stack while a head is parsed.
+/// Header fields of one request head. A browser sends about 20; the array lives on the stack while
+/// a head is parsed.
 pub const HEADERS_MAX: usize = 64;
 
 /// What the operator allows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeadLimits {
+#[derive(Debug, Clone, Copy)]
+pub struct HeadRules<'a> {
     /// Bytes of a request head, its last blank line included.
     pub head_bytes_max: usize,
     /// Distinct topics of one subscriber.
     pub topics_max: usize,
+    /// Pages of other origins.
+    pub origins: &'a Origins,
+    /// WebSocket subprotocols that are given back.
+    pub subprotocols: &'a Subprotocols,
 }
 
 /// What a request head asks for.
@@ -44,12 +65,19 @@ pub struct HeadLimits {
 pub enum Head {
     /// The head is not whole yet.
     Partial,
-    /// A subscription, and the bytes of the head; what follows them belongs to the protocol after it.
+    /// A subscription, and the bytes of the head; what follows them belongs to the protocol after
+    /// it.
     Subscribe(Box<Subscribe>, usize),
+    /// The head of an event stream alone.
+    StreamHead,
     /// A probe of `/healthz`.
-    Health {
-        /// True for HEAD: the answer has no body.
-        head_only: bool,
+    Health,
+    /// What there is to ask: a page for a browser, or plain text.
+    Front {
+        /// A browser asks.
+        is_html: bool,
+        /// The page, or the text.
+        body: String,
     },
     /// OPTIONS on one of our paths: a browser asks what it may send from another origin.
     Preflight,
@@ -64,10 +92,19 @@ pub struct Subscribe {
     pub format: Format,
     /// Distinct, at least one, in the order given: the path's first, then the query's.
     pub topics: Vec<Topic>,
-    /// The last event id that the client had: 1 to 255 bytes without NUL and line breaks, maybe not one of ours.
-    pub last_event_id: Option<String>,
-    /// `Sec-WebSocket-Accept` (RFC 6455 §4.2.2); some exactly if the format is a WebSocket one.
-    pub accept: Option<[u8; 28]>,
+    /// The last event id that the client had, maybe not one of ours.
+    pub last_event_id: Option<LastEventId>,
+    /// Some exactly if the format is a WebSocket one.
+    pub handshake: Option<Handshake>,
+}
+
+/// What the answer to a WebSocket's opening handshake holds (RFC 6455 §4.2.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handshake {
+    /// `Sec-WebSocket-Accept`.
+    pub accept: [u8; 28],
+    /// `Sec-WebSocket-Protocol`.
+    pub subprotocol: Option<String>,
 }
 
 /// Why a request is not served. The client's fault, except for `Full` and `Draining`.
@@ -84,48 +121,77 @@ fn refuse(reason: CloseReason, detail: impl Into<String>) -> Refusal {
     Refusal { reason, detail: detail.into() }
 }
 
-/// Reads the head of a request from its first byte on. Call again with more bytes while it is [`Head::Partial`]; that
-/// ends at `head_bytes_max` bytes at the latest.
-pub fn parse_head(bytes: &[u8], limits: &HeadLimits) -> Head {
-    let allowed = &bytes[..bytes.len().min(limits.head_bytes_max)];
+/// Reads the head of a request from its first byte on, and says how its answer is to look. Call
+/// again with more bytes while it is [`Head::Partial`]; that ends at `head_bytes_max` bytes at the
+/// latest.
+pub fn parse_head(bytes: &[u8], rules: &HeadRules<'_>) -> (Head, Manner) {
+    let allowed = &bytes[..bytes.len().min(rules.head_bytes_max)];
+    let head_only = allowed.trim_ascii_start().starts_with(b"HEAD ");
+    let parsed = parse(allowed, allowed, rules).or_else(|error| match mend::mended(allowed) {
+        Some(mended) => parse(&mended, allowed, rules),
+        None => Err(error),
+    });
+    let (head, manner) = parsed.unwrap_or_else(|error| {
+        let manner = Manner { cors: rules.origins.cors(None), ..Manner::default() };
+        (Head::Refused(malformed(allowed, error)), manner)
+    });
+    (head, Manner { head_only, ..manner })
+}
+
+/// Reads the head in `bytes`, which is `original` or was made of it by changing single bytes.
+fn parse(bytes: &[u8], original: &[u8], rules: &HeadRules<'_>) -> Result<(Head, Manner), httparse::Error> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
-    match request.parse(allowed) {
-        Ok(httparse::Status::Complete(head_bytes)) => {
-            interpret(&request, head_bytes, limits).unwrap_or_else(Head::Refused)
+    let status = request.parse(bytes)?;
+    mend::restore(request.headers, bytes, original);
+    let fields = Fields(request.headers);
+    let mut manner = Manner { cors: rules.origins.cors(fields.origin()), ..Manner::default() };
+    let head = match status {
+        httparse::Status::Complete(head_bytes) => {
+            interpret(&request, head_bytes, rules, &mut manner).unwrap_or_else(Head::Refused)
         }
-        Ok(httparse::Status::Partial) if allowed.len() < limits.head_bytes_max => Head::Partial,
-        Ok(httparse::Status::Partial) => Head::Refused(too_large(allowed)),
-        Err(error) => Head::Refused(malformed(allowed, error)),
-    }
+        httparse::Status::Partial if bytes.len() < rules.head_bytes_max => Head::Partial,
+        httparse::Status::Partial => Head::Refused(too_large(bytes)),
+    };
+    Ok((head, manner))
 }
 
 /// Decides about a whole head.
 fn interpret(
     request: &httparse::Request<'_, '_>,
     head_bytes: usize,
-    limits: &HeadLimits,
+    rules: &HeadRules<'_>,
+    manner: &mut Manner,
 ) -> Result<Head, Refusal> {
     let fields = Fields(request.headers);
     let http_1_0 = request.version == Some(0);
-    fields.check_host(http_1_0)?;
+    let host = fields.host(http_1_0)?;
     let target = Target::new(request.path.unwrap_or_default())?;
-    match (request.method.unwrap_or_default(), &target.route) {
-        ("OPTIONS", _) => return Ok(Head::Preflight),
-        ("GET", _) | ("HEAD", Route::Health) => {}
-        (_, Route::Health) => {
-            return Err(refuse(CloseReason::MethodNotAllowed, "/healthz answers GET and HEAD"));
+    manner.allow = target.route.allow();
+    match request.method.unwrap_or_default() {
+        "OPTIONS" => return Ok(Head::Preflight),
+        method if manner.allow.split(", ").any(|allowed| allowed == method) => {}
+        method => {
+            let detail = match target.route {
+                Route::Subscribe(_) => "a subscription is a GET".to_string(),
+                _ => format!("only {} may be asked here, not {method}", manner.allow),
+            };
+            return Err(refuse(CloseReason::MethodNotAllowed, detail));
         }
-        _ => return Err(refuse(CloseReason::MethodNotAllowed, "a subscription is a GET")),
     }
     fields.check_no_body()?;
-    let Route::Subscribe(format) = target.route else {
-        return Ok(Head::Health { head_only: request.method == Some("HEAD") });
+    let format = match target.route {
+        Route::Subscribe(format) => format,
+        Route::Health => return Ok(Head::Health),
+        Route::Front | Route::Server => {
+            let is_html = fields.wants_html();
+            return Ok(Head::Front { is_html, body: front::front(is_html, host) });
+        }
     };
 
-    let wanted = target.wanted(limits.topics_max)?;
-    let last_event_id = fields.last_event_id()?.or(wanted.last_event_id);
-    let accept = match format {
+    let wanted = target.wanted(rules.topics_max)?;
+    let last_event_id = fields.last_event_id().or(wanted.last_event_id);
+    let handshake = match format {
         Format::Sse => {
             fields.check_accepts_event_stream()?;
             None
@@ -133,12 +199,30 @@ fn interpret(
         Format::WebSocket if http_1_0 => {
             return Err(refuse(CloseReason::BadRequest, "a WebSocket needs HTTP/1.1 (RFC 6455 4.1)"));
         }
-        Format::WebSocket => Some(fields.websocket_accept()?),
+        Format::WebSocket => Some(handshake(&fields, host, rules)?),
     };
+    if request.method == Some("HEAD") {
+        return Ok(Head::StreamHead);
+    }
     Ok(Head::Subscribe(
-        Box::new(Subscribe { format, topics: wanted.topics, last_event_id, accept }),
+        Box::new(Subscribe { format, topics: wanted.topics, last_event_id, handshake }),
         head_bytes,
     ))
+}
+
+/// What to answer to a WebSocket's opening handshake.
+fn handshake(
+    fields: &Fields<'_, '_>,
+    host: Option<&str>,
+    rules: &HeadRules<'_>,
+) -> Result<Handshake, Refusal> {
+    let accept = fields.websocket_accept()?;
+    if !rules.origins.admit(fields.origin(), host.map(str::as_bytes)) {
+        let detail = "pages of this Origin may not open WebSockets here (--cors-origin)";
+        return Err(refuse(CloseReason::ForeignOrigin, detail));
+    }
+    let subprotocol = fields.subprotocol(rules.subprotocols)?.map(str::to_string);
+    Ok(Handshake { accept, subprotocol })
 }
 
 /// The head does not end within the limit: is it its first line or the rest?
@@ -178,260 +262,4 @@ fn malformed(bytes: &[u8], error: httparse::Error) -> Refusal {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const LIMITS: HeadLimits = HeadLimits { head_bytes_max: 1_024, topics_max: 3 };
-    const WEBSOCKET: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-                             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-
-    /// A GET with a Host and these further lines, each ending in CR LF.
-    fn get(target: &str, lines: &str) -> String {
-        format!("GET {target} HTTP/1.1\r\nHost: e\r\n{lines}\r\n")
-    }
-
-    fn parse(head: &str) -> Head {
-        parse_head(head.as_bytes(), &LIMITS)
-    }
-
-    fn subscribed(head: &str) -> Subscribe {
-        match parse(head) {
-            Head::Subscribe(subscribe, bytes) => {
-                assert_eq!(bytes, head.len());
-                *subscribe
-            }
-            other => panic!("{head:?} gave {other:?}"),
-        }
-    }
-
-    fn refused(bytes: &[u8]) -> Refusal {
-        match parse_head(bytes, &LIMITS) {
-            Head::Refused(refusal) => refusal,
-            other => panic!("{:?} gave {other:?}", String::from_utf8_lossy(bytes)),
-        }
-    }
-
-    #[test]
-    fn a_browsers_event_source_subscribes() {
-        let subscribe = subscribed(&get(
-            "/sse/a?topic=b&last-event-id=old",
-            "Accept: text/event-stream\r\nlast-event-id: x-7\r\nCache-Control: no-cache\r\n",
-        ));
-        assert_eq!(subscribe.format, Format::Sse);
-        assert_eq!(subscribe.topics.iter().map(Topic::as_str).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(
-            subscribe.last_event_id.as_deref(),
-            Some("x-7"),
-            "the header is newer than the page's URL"
-        );
-        assert_eq!(subscribe.accept, None);
-        let from_query = subscribed(&get("/sse/a?last-event-id=old", "Last-Event-ID:\r\n"));
-        assert_eq!(from_query.last_event_id.as_deref(), Some("old"));
-    }
-
-    #[test]
-    fn the_handshake_of_the_standard_gives_its_accept() {
-        let subscribe = subscribed(&get("/ws/chat", WEBSOCKET));
-        assert_eq!(subscribe.format, Format::WebSocket);
-        assert_eq!(subscribe.accept.as_ref(), Some(b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
-        let listed = WEBSOCKET
-            .replace("Upgrade: websocket", "Upgrade: h2c, WebSocket\r\nSec-WebSocket-Protocol: x")
-            .replace("Connection: Upgrade", "Connection: keep-alive,upgrade");
-        assert_eq!(subscribed(&get("/ws/chat", &listed)), subscribe);
-        let left_over_bits = WEBSOCKET.replace("jZQ==", "jZR==");
-        assert!(subscribed(&get("/ws/chat", &left_over_bits)).accept.is_some());
-    }
-
-    #[test]
-    fn what_follows_the_head_is_left_alone() {
-        let head = get("/ws/a", WEBSOCKET);
-        let whole = parse(&head);
-        for after in ["\u{1}", "GET / HTTP/1.1\r\n", &"x".repeat(2_000)] {
-            assert_eq!(parse(&format!("{head}{after}")), whole);
-        }
-    }
-
-    #[test]
-    fn probes_and_preflights_are_told_apart() {
-        assert_eq!(parse(&get("/healthz", "")), Head::Health { head_only: false });
-        assert_eq!(parse("HEAD /healthz HTTP/1.0\r\n\r\n"), Head::Health { head_only: true });
-        for path in ["/sse/a", "/sse", "/ws/a", "/healthz"] {
-            assert_eq!(parse(&format!("OPTIONS {path} HTTP/1.1\r\nHost: e\r\n\r\n")), Head::Preflight);
-        }
-    }
-
-    #[test]
-    fn event_streams_work_over_http_1_0() {
-        assert_eq!(subscribed("GET /sse/a HTTP/1.0\r\n\r\n").format, Format::Sse);
-    }
-
-    #[test]
-    fn accept_is_weighed_by_the_most_specific_range() {
-        for (accept, accepted) in [
-            ("text/event-stream", true),
-            ("TEXT/Event-Stream;charset=utf-8", true),
-            ("text/html, text/*;q=0.1", true),
-            ("*/*", true),
-            ("", true),
-            ("text/event-stream, */*;q=0", true),
-            ("text/event-stream; q=0.001", true),
-            ("application/json\r\nAccept: */*", true),
-            ("application/json", false),
-            ("text/html", false),
-            ("text/event-stream;q=0, */*", false),
-            ("*/*, text/event-stream; Q=0.000", false),
-            ("text/*;q=0, */*", false),
-            ("*/*;q=0.", false),
-        ] {
-            let head = get("/sse/a", &format!("Accept: {accept}\r\n"));
-            match parse(&head) {
-                Head::Subscribe(..) => assert!(accepted, "{accept}"),
-                Head::Refused(refusal) => {
-                    assert_eq!((refusal.reason, accepted), (CloseReason::NotAcceptable, false), "{accept}");
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(
-            subscribed(&get("/ws/a", &format!("Accept: text/html\r\n{WEBSOCKET}"))).format,
-            Format::WebSocket
-        );
-    }
-
-    #[test]
-    fn each_refusal_has_its_reason_and_says_what_is_wrong() {
-        use CloseReason::*;
-        let ws = |from: &str, to: &str| get("/ws/a", &WEBSOCKET.replace(from, to));
-        let long_id = get("/sse/a", &format!("Last-Event-ID: {}\r\n", "x".repeat(256)));
-        let table: &[(String, CloseReason, &str)] = &[
-            ("\u{16}".into(), BadRequest, "plain HTTP, not TLS"),
-            ("\u{16}\u{3}\u{1}\u{2}".into(), BadRequest, "plain HTTP, not TLS"),
-            ("\0".into(), BadRequest, "not of the form"),
-            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), BadRequest, "not HTTP/2"),
-            ("GET /sse/a HTTP/0.9\r\n".into(), BadRequest, "HTTP/1.1 or HTTP/1.0"),
-            ("GET /sse/a HTTP/1.2\r\n".into(), BadRequest, "HTTP/1.1 or HTTP/1.0"),
-            ("GET /sse/a\r\n".into(), BadRequest, "not of the form"),
-            ("GET  /sse/a HTTP/1.1\r\n".into(), BadRequest, "not of the form"),
-            (get("/sse/a", "a b: c\r\n"), BadRequest, "name is malformed"),
-            (get("/sse/a", " folded\r\n"), BadRequest, "name is malformed"),
-            (get("/sse/a", "a: \u{1}\r\n"), BadRequest, "control character"),
-            (get("/sse/a", "Last-Event-ID: a\0\r\n"), BadRequest, "control character"),
-            ("GET /sse/a HTTP/1.1\r\n\r\n".into(), BadRequest, "Host header field is missing"),
-            (get("/sse/a", "host: f\r\n"), BadRequest, "Host header field comes twice"),
-            (get("/", ""), NotFound, "/sse/{topic}, /sse?topic=..., /ws/{topic}, /ws?topic=..., /healthz"),
-            (get("/sse", ""), BadRequest, "no topic"),
-            (get("/sse/%ff", ""), BadRequest, "not UTF-8"),
-            (get("/sse/a?topic=b&topic=c&topic=d", ""), BadRequest, "more than 3 topics"),
-            (long_id, BadRequest, "Last-Event-ID header field is none: it has 256 bytes"),
-            (
-                get("/sse/a", "Last-Event-ID: 1\r\nLast-Event-ID: 1\r\n"),
-                BadRequest,
-                "Last-Event-ID header field comes twice",
-            ),
-            ("POST /sse/a HTTP/1.1\r\nHost: e\r\n\r\n".into(), MethodNotAllowed, "is a GET"),
-            ("HEAD /sse/a HTTP/1.1\r\nHost: e\r\n\r\n".into(), MethodNotAllowed, "is a GET"),
-            ("PUT /healthz HTTP/1.1\r\nHost: e\r\n\r\n".into(), MethodNotAllowed, "GET and HEAD"),
-            ("OPTIONS * HTTP/1.1\r\nHost: e\r\n\r\n".into(), NotFound, "not a path"),
-            (get("/sse/a", "Content-Length: 1\r\n"), BodyNotAllowed, "body"),
-            (
-                get("/sse/a", "Content-Length: 0\r\nContent-Length: 99999999999999999999\r\n"),
-                BodyNotAllowed,
-                "body",
-            ),
-            (get("/sse/a", "Transfer-Encoding: chunked\r\n"), BodyNotAllowed, "body"),
-            (get("/healthz", "Content-Length: 5\r\n"), BodyNotAllowed, "body"),
-            (get("/sse/a", "Content-Length: 0, 0\r\n"), BadRequest, "Content-Length"),
-            (get("/sse/a", "Content-Length: -1\r\n"), BadRequest, "Content-Length"),
-            (get("/ws/a", ""), UpgradeRequired, "Upgrade: websocket is missing"),
-            (ws("websocket", "h2c"), UpgradeRequired, "Upgrade: websocket is missing"),
-            (
-                ws("Connection: Upgrade", "Connection: close"),
-                UpgradeRequired,
-                "Connection: Upgrade is missing",
-            ),
-            (ws("13", "8"), UpgradeRequired, "not 13"),
-            (ws("Sec-WebSocket-Version: 13\r\n", ""), UpgradeRequired, "not 13"),
-            (ws("Sec-WebSocket-Key", "X-Key"), BadRequest, "Sec-WebSocket-Key header field is missing"),
-            (ws("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j"), BadRequest, "base64 of 16 bytes"),
-            (ws("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWVl"), BadRequest, "base64 of 16 bytes"),
-            (ws("dGhlIHNhbXBsZSBub25jZQ==", "dGhl-HNhbXBsZSBub25jZQ=="), BadRequest, "base64 of 16 bytes"),
-            (format!("GET /ws/a HTTP/1.0\r\n{WEBSOCKET}\r\n"), BadRequest, "WebSocket needs HTTP/1.1"),
-            (get("/sse/a", &"x: y\r\n".repeat(HEADERS_MAX)), HeadTooLarge, "more than 64 header fields"),
-        ];
-        for (head, reason, detail) in table {
-            let refusal = refused(head.as_bytes());
-            assert_eq!(refusal.reason, *reason, "{head:?}: {refusal:?}");
-            assert!(refusal.detail.contains(detail), "{head:?}: {refusal:?}");
-            assert!(!refusal.detail.contains(['\r', '\n']), "one line: {refusal:?}");
-            assert!(reason.row().http_status.is_some());
-        }
-        for bytes in [
-            &b"GET /sse/\xff HTTP/1.1\r\n"[..],
-            b"GET /sse/a HTTP/1.1\r\nHost: e\r\nLast-Event-ID: \xff\r\n\r\n",
-        ] {
-            assert_eq!(refused(bytes).reason, BadRequest, "{}", bytes.escape_ascii());
-        }
-    }
-
-    #[test]
-    fn a_head_may_have_the_limit_and_not_a_byte_more() {
-        let with_bytes = |bytes: usize| {
-            let short = get("/sse/a", "x: \r\n");
-            get("/sse/a", &format!("x: {}\r\n", "y".repeat(bytes - short.len())))
-        };
-        assert_eq!(subscribed(&with_bytes(1_024)).format, Format::Sse);
-        assert_eq!(refused(with_bytes(1_025).as_bytes()).reason, CloseReason::HeadTooLarge);
-        assert_eq!(parse(&with_bytes(1_025)[..1_023]), Head::Partial);
-        assert_eq!(refused(&with_bytes(1_025).as_bytes()[..1_024]).reason, CloseReason::HeadTooLarge);
-        let long_line = format!("\r\nGET /sse/{}", "x".repeat(1_024));
-        assert_eq!(parse(&long_line[..1_023]), Head::Partial);
-        assert_eq!(refused(long_line.as_bytes()).reason, CloseReason::TargetTooLong);
-        assert_eq!(refused("\r\n".repeat(512).as_bytes()).reason, CloseReason::HeadTooLarge);
-    }
-
-    /// A head that is well formed as HTTP, whatever we say to it.
-    fn any_head() -> impl Strategy<Value = String> {
-        let target = prop_oneof![
-            Just("/sse/a".to_string()),
-            Just("/healthz".to_string()),
-            "/(sse|ws)(/[a-z%+2/]{0,6})?(\\?(topic|last-event-id|x)=[a-z%+&=]{0,9})?",
-        ];
-        let line = prop_oneof![
-            Just("Accept: text/*\r\n".to_string()),
-            Just(WEBSOCKET.to_string()),
-            "[A-Za-z-]{1,8}: [ -~]{0,12}\r\n",
-        ];
-        (
-            prop_oneof![Just("GET"), Just("HEAD"), Just("OPTIONS"), Just("POST")],
-            target,
-            proptest::collection::vec(line, 0..4),
-        )
-            .prop_map(|(method, target, lines)| {
-                format!("{method} {target} HTTP/1.1\r\nHost: e\r\n{}\r\n", lines.concat())
-            })
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            parse_head(&bytes, &LIMITS);
-        }
-
-        #[test]
-        fn a_head_is_partial_until_its_last_byte(head in any_head()) {
-            for cut in 0..head.len() {
-                prop_assert_eq!(parse(&head[..cut]), Head::Partial, "cut at {}", cut);
-            }
-            prop_assert_ne!(parse(&head), Head::Partial);
-        }
-
-        #[test]
-        fn a_changed_byte_never_panics(head in any_head(), at in any::<proptest::sample::Index>(), byte: u8) {
-            let mut bytes = head.into_bytes();
-            let at = at.index(bytes.len());
-            bytes[at] = byte;
-            parse_head(&bytes, &LIMITS);
-        }
-    }
-}
+mod tests;

@@ -5,10 +5,16 @@
 
 use std::borrow::Cow;
 
+use super::last_event_id::LastEventId;
 use super::{Refusal, refuse};
 use crate::close::CloseReason;
-use crate::event::{Field, FieldError, Topic};
+use crate::event::Topic;
 use crate::wire::Format;
+
+/// Names under which a query may bring the last event id: ours, and those that other servers taught
+/// their clients.
+const LAST_EVENT_ID_NAMES: [&str; 6] =
+    ["last-event-id", "lastEventId", "lastEventID", "last_event_id", "Last-Event-ID", "after"];
 
 /// Said to those who ask for another path.
 const PATHS: &str = "not a path of ours: /sse/{topic}, /sse?topic=..., /ws/{topic}, /ws?topic=..., /healthz";
@@ -20,6 +26,22 @@ pub(super) enum Route {
     Subscribe(Format),
     /// `/healthz`.
     Health,
+    /// `/`.
+    Front,
+    /// `*`: the server as a whole (RFC 9110 §9.3.7).
+    Server,
+}
+
+impl Route {
+    /// The value of `Allow`: what may be asked there.
+    pub(super) fn allow(self) -> &'static str {
+        match self {
+            // The handshake of a WebSocket is a GET, and has no head alone.
+            Route::Subscribe(Format::WebSocket) => "GET, OPTIONS",
+            Route::Server => "OPTIONS",
+            Route::Subscribe(Format::Sse) | Route::Health | Route::Front => "GET, HEAD, OPTIONS",
+        }
+    }
 }
 
 /// A target on one of our paths, its parts still escaped.
@@ -36,8 +58,8 @@ pub(super) struct Target<'a> {
 pub(super) struct Wanted {
     /// Distinct, at least one.
     pub(super) topics: Vec<Topic>,
-    /// From the query; never empty.
-    pub(super) last_event_id: Option<String>,
+    /// From the query.
+    pub(super) last_event_id: Option<LastEventId>,
 }
 
 /// A piece of the target and the byte where it begins.
@@ -69,7 +91,20 @@ impl<'a> Target<'a> {
             return Err(bad(format!("a '#' at byte {at} of the target; a topic writes it as %23")));
         }
         let (path, query) = without_authority(target).split('?');
+        for (part, query) in [(Some(path), false), (query, true)] {
+            let Some(part) = part else { continue };
+            if let Some((at, c)) = must_be_escaped(part.text, query) {
+                let at = part.at + at;
+                return Err(bad(format!(
+                    "a '{c}' at byte {at} of the target; write it as %{:02X}",
+                    c as u32
+                )));
+            }
+        }
         let (route, topic) = match path.text {
+            "" if path.at > 0 => (Route::Front, None),
+            "/" => (Route::Front, None),
+            "*" => (Route::Server, None),
             "/healthz" => (Route::Health, None),
             "/sse" => (Route::Subscribe(Format::Sse), None),
             "/ws" => (Route::Subscribe(Format::WebSocket), None),
@@ -90,7 +125,6 @@ impl<'a> Target<'a> {
     /// The topics and the last event id, decoded and checked.
     pub(super) fn wanted(&self, topics_max: usize) -> Result<Wanted, Refusal> {
         let mut wanted = Wanted { topics: Vec::with_capacity(1), last_event_id: None };
-        let mut id_seen = false;
         if let Some(part) = self.topic {
             wanted.add_topic(part, false, topics_max)?;
         }
@@ -102,15 +136,11 @@ impl<'a> Target<'a> {
             let value = value.unwrap_or(name.slice(name.text.len(), name.text.len()));
             match decoded(name, true).as_deref() {
                 Ok("topic") => wanted.add_topic(value, true, topics_max)?,
-                Ok("last-event-id") => {
-                    if std::mem::replace(&mut id_seen, true) {
-                        return Err(bad(format!("a second last-event-id at byte {} of the target", name.at)));
-                    }
-                    let what = "the query's last-event-id";
-                    let id = decoded(value, true).map_err(|fault| fault.refusal(what))?;
-                    wanted.last_event_id = checked_id(&id).map_err(|error| {
-                        bad(format!("{what} at byte {} of the target is none: {error}", value.at))
-                    })?;
+                // What it holds is the client's matter, as in the header field.
+                Ok(name) if LAST_EVENT_ID_NAMES.contains(&name) && wanted.last_event_id.is_none() => {
+                    let spaced = value.text.replace('+', " ");
+                    let bytes: Cow<'_, [u8]> = percent_encoding::percent_decode_str(&spaced).into();
+                    wanted.last_event_id = LastEventId::new(&bytes);
                 }
                 _ => {}
             }
@@ -141,26 +171,29 @@ impl Wanted {
     }
 }
 
-/// Checks a last event id. An empty one says that the client has none (WHATWG HTML §9.2.4).
-pub(super) fn checked_id(id: &str) -> Result<Option<String>, FieldError> {
-    match Field::new(id) {
-        Ok(_) => Ok(Some(id.to_string())),
-        Err(FieldError::Empty) => Ok(None),
-        Err(error) => Err(error),
+/// Path and query of a target, which may also come in absolute form (RFC 9112 §3.2.2).
+fn without_authority(target: &str) -> Part<'_> {
+    let whole = Part { text: target, at: 0 };
+    let has =
+        |scheme: &&str| target.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme));
+    match ["http://", "https://"].iter().copied().find(has) {
+        Some(scheme) => {
+            let rest = &target[scheme.len()..];
+            let start = rest.find(['/', '?']).map_or(target.len(), |at| scheme.len() + at);
+            whole.slice(start, target.len())
+        }
+        None => whole,
     }
 }
 
-/// Path and query of a target, which may also come in absolute form (RFC 9112 §3.2.2).
-fn without_authority(target: &str) -> Part<'_> {
-    const SCHEME: &str = "http://";
-    let whole = Part { text: target, at: 0 };
-    match target.get(..SCHEME.len()) {
-        Some(scheme) if scheme.eq_ignore_ascii_case(SCHEME) => {
-            let start = target[SCHEME.len()..].find(['/', '?']).map_or(target.len(), |at| SCHEME.len() + at);
-            whole.slice(start, target.len())
-        }
-        _ => whole,
-    }
+/// The first character that no target may hold as it is (RFC 3986 §3.3, §3.4), and where; those
+/// that browsers leave as they are may stand. The control plane's parser is as strict.
+pub(crate) fn must_be_escaped(text: &str, is_query: bool) -> Option<(usize, char)> {
+    let never: &[char] = match is_query {
+        true => &['"', '<', '>'],
+        false => &['<', '>', '`'],
+    };
+    text.find(never).and_then(|at| Some((at, text[at..].chars().next()?)))
 }
 
 /// Why a part cannot be decoded.
@@ -243,6 +276,8 @@ mod tests {
             ("/sse/c?topic=b&topic=c&&x=%zz&y&%zz=1&topic=a", &["c", "b", "a"]),
             ("/sse?%74opic=a=b", &["a=b"]),
             ("HTTP://edge.example:80/sse/a?topic=b", &["a", "b"]),
+            ("https://edge.example/sse/a", &["a"]),
+            ("/sse/{\"a\"|^}?topic=`{|}", &["{\"a\"|^}", "`{|}"]),
         ] {
             let names: Vec<String> =
                 wanted(target).expect(target).topics.iter().map(Topic::to_string).collect();
@@ -270,19 +305,10 @@ mod tests {
                 "/sse?topic=a&topic=b&topic=c&topic=d",
                 "more than 3 topics on one connection (--topics-per-connection-max)",
             ),
-            (
-                "/sse/a?last-event-id=x%00",
-                "the query's last-event-id at byte 21 of the target is none: it has a NUL or a line break at byte 1",
-            ),
-            (
-                "/sse/a?last-event-id=%x",
-                "the query's last-event-id has a bad percent escape at byte 21 of the target",
-            ),
-            (
-                "/sse/a?last-event-id=%fe",
-                "the query's last-event-id is not UTF-8; it begins at byte 21 of the target",
-            ),
-            ("/sse/a?last-event-id=1&last-event-id=2", "a second last-event-id at byte 23 of the target"),
+            ("/sse/<b>", "a '<' at byte 5 of the target; write it as %3C"),
+            ("/sse/a`b", "a '`' at byte 6 of the target; write it as %60"),
+            ("/sse?topic=>", "a '>' at byte 11 of the target; write it as %3E"),
+            ("https://e/sse?topic=\"", "a '\"' at byte 20 of the target; write it as %22"),
         ] {
             let refusal = wanted(target).expect_err(target);
             assert_eq!((refusal.reason, &*refusal.detail), (CloseReason::BadRequest, detail), "{target}");
@@ -295,28 +321,39 @@ mod tests {
             ("/sse/a?last-event-id=x-1", Some("x-1")),
             ("/sse/a?last-event-id=a+b%2B", Some("a b+")),
             ("/sse/a?last-event-id=", None),
-            ("/sse/a?Last-Event-ID=x", None),
+            ("/sse/a?Last-Event-ID=x", Some("x")),
+            ("/sse/a?lastEventId=x", Some("x")),
+            ("/sse/a?lastEventID=x", Some("x")),
+            ("/sse/a?last_event_id=x", Some("x")),
+            ("/sse/a?after=x", Some("x")),
+            ("/sse/a?after=x&last-event-id=x", Some("x")),
+            ("/sse/a?after=x&last-event-id=y&after=z", Some("x")),
+            ("/sse/a?lastEventId=&after=x", Some("x")),
+            ("/sse/a?LastEventId=x", None),
+            ("/sse/a?after=x%00", Some("x\0")),
+            ("/sse/a?after=%x+%", Some("%x %")),
+            ("/sse/a?after=%fe%C3%A4", Some("þÃ¤")),
+            ("/sse/a?after=%C3%A4", Some("ä")),
         ] {
-            assert_eq!(wanted(target).expect(target).last_event_id.as_deref(), id, "{target}");
+            let wanted = wanted(target).expect(target);
+            assert_eq!(wanted.last_event_id.as_ref().map(LastEventId::as_str), id, "{target}");
         }
     }
 
     #[test]
     fn only_our_paths_are_found() {
-        for target in [
-            "/",
-            "/ss",
-            "/ssex",
-            "/SSE/a",
-            "/healthz/",
-            "*",
-            "http://e",
-            "http://e?topic=a",
-            "sse/a",
-            "/%73se/a",
-        ] {
+        for target in ["/ss", "/ssex", "/SSE/a", "/healthz/", "sse/a", "", "ftp://e", "/%73se/a"] {
             assert_eq!(wanted(target).expect_err(target).reason, CloseReason::NotFound, "{target}");
         }
-        assert_eq!(Target::new("/healthz?x").map(|target| target.route), Ok(Route::Health));
+        for (target, route) in [
+            ("/healthz?x", Route::Health),
+            ("/", Route::Front),
+            ("/?x", Route::Front),
+            ("http://e", Route::Front),
+            ("https://e?topic=a", Route::Front),
+            ("*", Route::Server),
+        ] {
+            assert_eq!(Target::new(target).map(|target| target.route), Ok(route), "{target}");
+        }
     }
 }

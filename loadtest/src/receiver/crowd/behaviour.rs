@@ -47,6 +47,9 @@ impl Crowd {
             }
             _ => {}
         }
+        if self.setup.behaviour == Behaviour::Once {
+            return;
+        }
         // Later on whoever goes away has a time to come back.
         for number in 0..self.members.len() as u32 {
             if returns && self.members[number as usize].state == State::Away {
@@ -58,7 +61,7 @@ impl Crowd {
     /// Churn and storm are over; whoever is not here now is waited for.
     pub fn stop(&mut self) {
         self.stopped = true;
-        if self.started {
+        if self.started && self.setup.behaviour != Behaviour::Once {
             let away = |number: &u32| self.members[*number as usize].state != State::Open;
             self.awaited = (0..self.members.len() as u32).filter(away).collect();
         }

@@ -33,7 +33,7 @@ impl Crowd {
             let scout = first_of_topic && self.counting != Counting::Deliveries;
             let split = (scout || self.counting != Counting::Bytes).then(|| {
                 let audit = match self.setup.behaviour {
-                    Behaviour::Steady => Audit::new(self.tally.first_of(topic)),
+                    Behaviour::Steady | Behaviour::Once => Audit::new(self.tally.first_of(topic)),
                     _ => Audit::joining(),
                 };
                 self.split(audit)
@@ -125,7 +125,7 @@ impl Crowd {
                 let due = now + slow_read(bytes_per_second).0;
                 self.timers.push(Reverse((due, Task::Read(number, member.generation))));
             }
-            Behaviour::Steady | Behaviour::Churn { .. } | Behaviour::Storm { .. } => {
+            Behaviour::Steady | Behaviour::Once | Behaviour::Churn { .. } | Behaviour::Storm { .. } => {
                 let slot = slot(socket) as usize;
                 if self.by_slot.len() <= slot {
                     self.by_slot.resize(slot + 1, NOBODY);

@@ -7,7 +7,6 @@ use crate::receiver::Totals;
 use crate::receiver::tally::{SampleWord, events_of_topic};
 use crate::receiver::witness::Witness;
 use crate::usage::own_cpu_ns;
-use crate::workload::Behaviour;
 
 impl Crowd {
     /// Sets all counters to zero; `next` is the number of the event expected first. Of those who do not stay, whoever has
@@ -24,7 +23,7 @@ impl Crowd {
                 split.splitter = raw;
             }
             let late = late(self.setup.behaviour);
-            let steady = self.setup.behaviour == Behaviour::Steady;
+            let steady = self.setup.behaviour.takes_all();
             let begins = split.audit.is_joining() || split.audit.owed_unknown();
             if steady || (begins && member.state == State::Open && !late) {
                 split.audit = Audit::new(self.tally.first_of(member.topic));

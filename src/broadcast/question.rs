@@ -1,0 +1,49 @@
+//! What the hub asks of a shard: the side path beside the events.
+//!
+//! A question overtakes the events that wait for a saturated shard, so that the operator of an
+//! overloaded server is answered. It does not overtake what the shard can take at once: see
+//! `Shard::turn`.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::event::Topic;
+use crate::metrics::{ShardReport, TopicReport};
+
+/// Which topics a shard shall tell of.
+#[derive(Debug, Clone)]
+pub enum TopicQuery {
+    /// This one, if the shard knows it.
+    One(Topic),
+    /// Of all that have subscribers or events those whose names come first after `after`, in the
+    /// order of names: `most`, at most
+    /// [`TOPICS_PER_ANSWER_MAX`](crate::config::limits::TOPICS_PER_ANSWER_MAX). Fewer say that
+    /// there are no more.
+    Page {
+        /// A name, or nothing for the first ones.
+        after: Arc<str>,
+        /// As many fit.
+        most: usize,
+    },
+}
+
+/// A question of the control API to one shard, and where the answer goes. A shard that is gone
+/// drops it.
+#[derive(Debug)]
+pub enum Question {
+    /// Its counters and histograms.
+    Counters(oneshot::Sender<ShardReport>),
+    /// What it knows of some topics.
+    Topics(TopicQuery, oneshot::Sender<Vec<TopicReport>>),
+}
+
+impl Question {
+    /// True if nobody waits for the answer any more.
+    pub fn is_given_up(&self) -> bool {
+        match self {
+            Question::Counters(answer) => answer.is_closed(),
+            Question::Topics(_, answer) => answer.is_closed(),
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The flags about pages in browsers: whose may subscribe, publish and read.
+
+use super::PageRules;
+use crate::wire::http::{Origin, Origins, Subprotocols, is_host, is_subprotocol};
+
+/// The flags of [`PageRules`].
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Pages")]
+pub(super) struct PageFlags {
+    /// Whose pages may subscribe, besides our own: a list of origins, * for all, none; binds
+    /// WebSockets too
+    #[arg(long, value_name = "LIST|*|none", value_delimiter = ',', default_value = "*")]
+    cors_origin: Vec<String>,
+    /// WebSocket subprotocols that are given back where a client offers them: a list, or none
+    /// [default: all]
+    #[arg(long, value_name = "LIST|none", value_delimiter = ',')]
+    ws_subprotocols: Vec<String>,
+    /// Whose pages may use the control plane, besides its own
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    control_origin: Vec<String>,
+    /// Names under which the control plane may be asked, besides localhost and IP addresses
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    control_host: Vec<String>,
+}
+
+impl PageFlags {
+    /// Checked. The error is one line that names the flag.
+    pub(super) fn rules(self) -> Result<PageRules, String> {
+        let [cors_origin, subprotocols, control_origin, control_host] =
+            [self.cors_origin, self.ws_subprotocols, self.control_origin, self.control_host].map(trimmed);
+        Ok(PageRules {
+            origins: origins(&cors_origin)?,
+            subprotocols: match subprotocols.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+                [] => Subprotocols::Any,
+                ["none"] => Subprotocols::Only(Vec::new()),
+                _ => Subprotocols::Only(each(subprotocols, subprotocol)?),
+            },
+            control_origins: each(control_origin, |text| origin("--control-origin", &text))?,
+            control_hosts: each(control_host, host)?,
+        })
+    }
+}
+
+fn trimmed(list: Vec<String>) -> Vec<String> {
+    list.iter().map(|text| text.trim().to_string()).collect()
+}
+
+fn each<T>(list: Vec<String>, check: impl Fn(String) -> Result<T, String>) -> Result<Vec<T>, String> {
+    list.into_iter().map(check).collect()
+}
+
+fn origins(list: &[String]) -> Result<Origins, String> {
+    match list.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["*"] => Ok(Origins::Any),
+        ["none"] => Ok(Origins::None),
+        several if several.contains(&"*") || several.contains(&"none") => {
+            Err("--cors-origin: `*` and `none` each stand alone".to_string())
+        }
+        several => several
+            .iter()
+            .map(|text| origin("--cors-origin", text))
+            .collect::<Result<_, _>>()
+            .map(Origins::These),
+    }
+}
+
+fn origin(flag: &str, text: &str) -> Result<Origin, String> {
+    let also = if flag == "--cors-origin" { ", * or none" } else { "" };
+    text.parse().map_err(|error| format!("{flag} `{text}`: {error}{also}"))
+}
+
+fn subprotocol(name: String) -> Result<String, String> {
+    match name.as_str() {
+        "none" => Err("--ws-subprotocols: `none` stands alone".to_string()),
+        known if known.starts_with("fanwave.") => {
+            Err(format!("--ws-subprotocols `{name}`: names that begin with fanwave. are the server's own"))
+        }
+        known if is_subprotocol(known.as_bytes()) => Ok(name),
+        _ => Err(format!("--ws-subprotocols `{name}`: a name is 1 to 64 letters, digits or !#$%&'*+-.^_`|~")),
+    }
+}
+
+fn host(name: String) -> Result<String, String> {
+    if name.is_empty() || name.contains([':', '[']) || !is_host(name.as_bytes()) {
+        return Err(format!(
+            "--control-host `{name}`: write a name such as fanwave.internal, without a port"
+        ));
+    }
+    Ok(name.strip_suffix('.').map(str::to_string).unwrap_or(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::flags::tests::config;
+    use super::*;
+
+    fn rules(args: &[&str], environment: &[(&str, &str)]) -> PageRules {
+        config(args, environment).expect("valid").pages
+    }
+
+    #[test]
+    fn origins_come_as_a_list_repeated_from_the_environment_or_as_a_word() {
+        let these = Origins::These(
+            ["https://a.example", "http://localhost:3000"]
+                .map(|text| text.parse().expect("an origin"))
+                .into(),
+        );
+        for args in [
+            &["--cors-origin", "https://a.example,http://localhost:3000"][..],
+            &["--cors-origin", "HTTPS://a.example:443, http://localhost:3000"],
+            &["--cors-origin", "https://a.example", "--cors-origin=http://localhost:3000"],
+        ] {
+            assert_eq!(rules(args, &[]).origins, these, "{args:?}");
+        }
+        let variable = [("FANWAVE_CORS_ORIGIN", "https://a.example,http://localhost:3000")];
+        assert_eq!(rules(&[], &variable).origins, these);
+        assert_eq!(rules(&["--cors-origin", "none"], &variable).origins, Origins::None);
+        assert_eq!(rules(&["--cors-origin", "*"], &variable).origins, Origins::Any);
+    }
+
+    #[test]
+    fn subprotocols_and_names_of_the_control_plane_come_as_lists() {
+        let args =
+            ["--ws-subprotocols", "chat,v2.json", "--control-host", "Edge.internal.", "--control-host=b"];
+        let rules = |args: &[&str]| rules(args, &[("FANWAVE_CONTROL_ORIGIN", "https://ops.example")]);
+        let some = rules(&args);
+        assert_eq!(some.subprotocols, Subprotocols::Only(vec!["chat".into(), "v2.json".into()]));
+        assert_eq!(some.control_hosts, ["Edge.internal", "b"]);
+        assert_eq!(some.control_origins, ["https://ops.example".parse().expect("an origin")]);
+        assert_eq!(rules(&["--ws-subprotocols", "none"]).subprotocols, Subprotocols::Only(Vec::new()));
+    }
+
+    #[test]
+    fn what_is_no_origin_no_name_and_no_host_is_refused_by_flag() {
+        for (args, part) in [
+            (["--cors-origin", "*,https://a"], "each stand alone"),
+            (["--cors-origin", "https://a,none"], "each stand alone"),
+            (["--cors-origin", "https://a/"], "without a path, * or none"),
+            (["--cors-origin", "null"], "`null`"),
+            (["--control-origin", "*"], "`*`: write an origin"),
+            (["--ws-subprotocols", "a b"], "`a b`"),
+            (["--ws-subprotocols", "none,a"], "stands alone"),
+            (["--ws-subprotocols", "fanwave.v1.json"], "the server's own"),
+            (["--control-host", "h:80"], "without a port"),
+            (["--control-host", "u@h"], "`u@h`"),
+            (["--control-host", ""], "``"),
+        ] {
+            let error = config(&args, &[]).expect_err("no such rule");
+            assert!(error.starts_with(args[0]) && error.contains(part), "no {part:?} in {error:?}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What one peer hears on the simulated ring: answers, pongs, and the end after its own.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::broadcast::{Demand, EncodedBatch, Memory, Message, Outbox, path};
+use crate::clock::Stamp;
+use crate::config::{Config, Limits, OverrunPolicy, Sockets};
+use crate::egress::sim::{SimRing, Weather};
+use crate::event::{CustomId, Epoch};
+use crate::shard::fixtures::{encoded, encoded_alone};
+use crate::shard::{Setup, Shard};
+
+struct Bench {
+    shard: Shard<SimRing>,
+    outbox: Outbox,
+    demand: Arc<Demand>,
+    now: Stamp,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let config = Arc::new(Config {
+            listen: Vec::new(),
+            control: Vec::new(),
+            shard_cpus: vec![0],
+            pages: Default::default(),
+            overrun: OverrunPolicy::Close,
+            sockets: Sockets::Auto,
+            limits: Limits::default(),
+        });
+        let (outbox, inbox) = path(8).expect("eventfd");
+        let (demand, now) = (Arc::<Demand>::default(), Stamp(1_000_000_000));
+        let memory = Memory::new(&config.limits);
+        let setup = Setup {
+            number: 0,
+            cpu: 0,
+            config,
+            epoch: Epoch(7),
+            demand: demand.clone(),
+            memory,
+            connections_max: 4,
+        };
+        let ring = SimRing::new(8, Weather::Fair, 1).recording();
+        Bench { shard: Shard::new(setup, ring, inbox, now), outbox, demand, now }
+    }
+
+    fn turns(&mut self) {
+        for _ in 0..8 {
+            self.now = Stamp(self.now.0 + 1_000_000);
+            self.shard.turn(self.now).expect("a turn does not fail");
+        }
+    }
+
+    /// A peer that has sent these bytes.
+    fn connect(&mut self, bytes: &[u8]) -> Slot {
+        let slot = self.shard.ring_mut().connect().expect("a free slot");
+        self.shard.ring_mut().peer_sends(slot, bytes);
+        self.turns();
+        slot
+    }
+
+    fn heard(&mut self, slot: Slot) -> String {
+        String::from_utf8_lossy(&self.shard.ring_mut().peer_takes(slot)).into_owned()
+    }
+
+    fn publish(&mut self, events: Vec<Arc<crate::broadcast::Encoded>>) {
+        self.outbox.try_send(Message::Batch(Arc::new(EncodedBatch { events: events.into() }))).expect("room");
+        self.turns();
+    }
+}
+
+const WEBSOCKET: &[u8] = b"GET /ws/t HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+#[test]
+fn answers_tell_the_date_that_the_shard_was_told_and_none_before() {
+    let mut bench = Bench::new();
+    let probe = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
+    let slot = bench.connect(probe);
+    assert!(!bench.heard(slot).contains("Date:"));
+    for date in ["Mon, 30 Nov 2026 03:00:00 GMT", "Mon, 30 Nov 2026 03:00:01 GMT"] {
+        bench.shard.set_date(date.to_string());
+        let slot = bench.connect(probe);
+        let answer = bench.heard(slot);
+        assert!(answer.contains(&format!("\r\nDate: {date}\r\n")), "{answer}");
+    }
+}
+
+/// A client that sends pings and reads nothing makes the shard remember no more than the bound.
+#[test]
+fn pongs_that_nobody_takes_are_bounded() {
+    let mut bench = Bench::new();
+    let slot = bench.connect(WEBSOCKET);
+    bench.heard(slot);
+    bench.shard.ring_mut().stall(slot, true);
+    let burst = [&[0x89, 0x8a, 0, 0, 0, 0][..], b"0123456789"].concat().repeat(100);
+    for _ in 0..100 {
+        bench.shard.ring_mut().peer_sends(slot, &burst);
+        bench.turns();
+    }
+    let owed = bench.shard.state.connections.get(slot).control.as_ref().map_or(0, |batch| batch.len());
+    let most = PONGS_BYTES_MAX + 12;
+    assert!((PONGS_BYTES_MAX..=most).contains(&owed), "{owed} bytes of pongs wait");
+    bench.shard.ring_mut().stall(slot, false);
+    bench.turns();
+    let taken = bench.heard(slot).len();
+    assert!(taken > owed && taken <= owed + most, "{taken}");
+    bench.shard.ring_mut().peer_sends(slot, &burst);
+    bench.turns();
+    assert_eq!(bench.heard(slot), "\u{fffd}\n0123456789".repeat(100), "who reads again is answered again");
+}
+
+/// Its request names an event that is still on its way here, and is answered when that has come.
+#[test]
+fn a_request_that_waits_for_an_event_is_answered_although_its_client_has_ended_its_side() {
+    let mut bench = Bench::new();
+    bench.publish(vec![encoded("t", 1)]);
+    bench.demand.announce(3);
+    let slot = bench.connect(b"GET /sse/t HTTP/1.1\r\nHost: h\r\nLast-Event-ID: mine\r\n\r\n");
+    bench.shard.ring_mut().peer_closes(slot);
+    bench.turns();
+    assert_eq!(bench.heard(slot), "");
+    assert!(bench.shard.ring_mut().is_open(slot), "it waits");
+    let mut named = encoded_alone("t", 2);
+    named.event.id = Some(CustomId::new("mine").expect("an id"));
+    bench.publish(vec![Arc::new(named), encoded("t", 3)]);
+    let said = bench.heard(slot);
+    assert!(said.starts_with("HTTP/1.1 200 OK\r\n") && said.ends_with("id: 7-3\ndata: 3\n\n"), "{said}");
+    assert_eq!(said.matches("data: ").count(), 1, "{said}");
+    assert!(!bench.shard.ring_mut().is_open(slot), "and then the end");
+    assert_eq!(bench.shard.metrics().closed[CloseReason::ClientGone.index()], 1);
+}
+
+/// Events go on and on, and a peer that has ended its side is not kept for them.
+#[test]
+fn a_peer_that_has_ended_its_side_gets_what_there_is_and_no_more() {
+    let mut bench = Bench::new();
+    let slot = bench.connect(b"GET /sse/t HTTP/1.1\r\nHost: h\r\n\r\n");
+    bench.publish(vec![encoded("t", 1)]);
+    bench.shard.ring_mut().peer_closes(slot);
+    for sequence in 2..40 {
+        let events = vec![encoded("t", sequence)];
+        bench
+            .outbox
+            .try_send(Message::Batch(Arc::new(EncodedBatch { events: events.into() })))
+            .expect("room");
+        bench.now = Stamp(bench.now.0 + 1_000_000);
+        bench.shard.turn(bench.now).expect("a turn does not fail");
+    }
+    let said = bench.heard(slot);
+    assert!(said.contains("data: 1\n") && !said.contains("data: 39\n"), "{said}");
+    assert!(!bench.shard.ring_mut().is_open(slot));
+}

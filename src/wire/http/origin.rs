@@ -1,0 +1,194 @@
+//! Which web pages may read our answers and open WebSockets (Fetch §3.3, RFC 6455 §10.2).
+//!
+//! An origin is compared as text, in the one form in which browsers write it: lower case, without
+//! the scheme's own port. `null`, which sandboxed pages and files send, is nobody's.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::host::{is_host, split_port};
+
+/// The origin of a page: `scheme://host[:port]` as browsers serialize it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin(Arc<str>);
+
+impl Origin {
+    /// As browsers write it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Origin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Origin, String> {
+        let lower = text.to_ascii_lowercase();
+        let Some((scheme, authority)) = lower.split_once("://") else {
+            return Err("write an origin such as https://example.com".to_string());
+        };
+        let scheme_bytes = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+        if !scheme.starts_with(|first: char| first.is_ascii_alphabetic()) || !scheme.bytes().all(scheme_bytes)
+        {
+            return Err("an origin begins with its scheme, as https://example.com does".to_string());
+        }
+        if authority.is_empty() || !is_host(authority.as_bytes()) {
+            return Err("an origin is scheme://host or scheme://host:port, without a path".to_string());
+        }
+        Ok(Origin(format!("{scheme}://{}", without_default_port(scheme, authority)).into()))
+    }
+}
+
+/// Which pages of other origins the operator lets in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Origins {
+    /// All of them.
+    #[default]
+    Any,
+    /// These, and a page of our own.
+    These(Vec<Origin>),
+    /// None but a page of our own.
+    None,
+}
+
+/// What an answer tells the browser of a page about who may read it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Cors {
+    /// Nothing.
+    #[default]
+    Silent,
+    /// Every page may.
+    Any,
+    /// Pages of this origin may, with credentials.
+    Named(Origin),
+    /// This page may not, another one might.
+    Other,
+}
+
+impl Origins {
+    /// What to tell a page of `origin`, the value of its field.
+    pub fn cors(&self, origin: Option<&[u8]>) -> Cors {
+        match self {
+            Origins::Any => Cors::Any,
+            Origins::None => Cors::Silent,
+            Origins::These(listed) => {
+                let known = listed.iter().find(|known| origin == Some(known.0.as_bytes()));
+                known.map_or(Cors::Other, |known| Cors::Named(known.clone()))
+            }
+        }
+    }
+
+    /// True if a page of `origin` may open a WebSocket at `host`. Who names no origin is no page.
+    pub fn admit(&self, origin: Option<&[u8]>, host: Option<&[u8]>) -> bool {
+        let Some(origin) = origin else { return true };
+        match self {
+            Origins::Any => true,
+            Origins::These(listed) if listed.iter().any(|known| known.0.as_bytes() == origin) => true,
+            Origins::These(_) | Origins::None => host.is_some_and(|host| is_same_origin(origin, host)),
+        }
+    }
+}
+
+/// True if `origin` is that of a page that came from `host`, the value of the `Host` field. The
+/// scheme may differ: a proxy may speak TLS for us.
+pub(crate) fn is_same_origin(origin: &[u8], host: &[u8]) -> bool {
+    let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_ascii_lowercase);
+    let (Some(origin), Some(host)) = (text(origin), text(host)) else { return false };
+    let Some((scheme @ ("http" | "https"), authority)) = origin.split_once("://") else { return false };
+    !authority.is_empty() && without_default_port(scheme, authority) == without_default_port(scheme, &host)
+}
+
+/// An authority without the port that its scheme means anyway.
+fn without_default_port<'a>(scheme: &str, authority: &'a str) -> &'a str {
+    match (scheme, split_port(authority)) {
+        ("http", (host, Some("80" | ""))) | ("https", (host, Some("443" | ""))) => host,
+        _ => authority,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn these(origins: &[&str]) -> Origins {
+        Origins::These(origins.iter().map(|text| text.parse().expect(text)).collect())
+    }
+
+    #[test]
+    fn an_origin_is_read_as_browsers_write_it() {
+        for (text, origin) in [
+            ("https://a.example", "https://a.example"),
+            ("HTTPS://A.Example:443", "https://a.example"),
+            ("http://localhost:80", "http://localhost"),
+            ("http://localhost:3000", "http://localhost:3000"),
+            ("https://a.example:80", "https://a.example:80"),
+            ("http://[::1]:5173", "http://[::1]:5173"),
+            ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+        ] {
+            assert_eq!(text.parse::<Origin>().expect(text).as_str(), origin);
+        }
+        for text in [
+            "",
+            "null",
+            "a.example",
+            "https://",
+            "https://a/",
+            "https://a b",
+            "://a",
+            "1x://a",
+            "https://u@a",
+        ] {
+            assert!(text.parse::<Origin>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_listed_page_is_named_and_a_foreign_one_is_told_nothing() {
+        let listed = these(&["https://a.example", "https://b.example:8443"]);
+        let named = |text: &str| Cors::Named(text.parse().expect(text));
+        for (origin, cors) in [
+            (Some("https://a.example"), named("https://a.example")),
+            (Some("https://b.example:8443"), named("https://b.example:8443")),
+            (Some("https://b.example"), Cors::Other),
+            (Some("http://a.example"), Cors::Other),
+            (Some("null"), Cors::Other),
+            (Some(""), Cors::Other),
+            (None, Cors::Other),
+        ] {
+            assert_eq!(listed.cors(origin.map(str::as_bytes)), cors, "{origin:?}");
+            assert_eq!(Origins::Any.cors(origin.map(str::as_bytes)), Cors::Any);
+            assert_eq!(Origins::None.cors(origin.map(str::as_bytes)), Cors::Silent);
+        }
+    }
+
+    #[test]
+    fn a_websocket_is_for_our_own_pages_and_those_that_are_let_in() {
+        let listed = these(&["https://a.example"]);
+        for (origin, host, in_list, in_none) in [
+            (None, Some("h"), true, true),
+            (Some("https://a.example"), Some("h"), true, false),
+            (Some("https://evil.example"), Some("h"), false, false),
+            (Some("null"), Some("null"), false, false),
+            (Some("http://h:8080"), Some("H:8080"), true, true),
+            (Some("https://h"), Some("h:443"), true, true),
+            (Some("https://h"), Some("h"), true, true),
+            (Some("http://h"), Some("h:8080"), false, false),
+            (Some("https://a.example"), None, true, false),
+            (Some("http://h"), None, false, false),
+            (Some("\u{fffd}"), Some("h"), false, false),
+            (Some("http://"), Some(""), false, false),
+        ] {
+            let bytes = |text: Option<&'static str>| text.map(str::as_bytes);
+            assert_eq!(listed.admit(bytes(origin), bytes(host)), in_list, "{origin:?} at {host:?}");
+            assert_eq!(Origins::None.admit(bytes(origin), bytes(host)), in_none, "{origin:?} at {host:?}");
+            assert!(Origins::Any.admit(bytes(origin), bytes(host)));
+        }
+    }
+}
