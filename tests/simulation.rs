@@ -20,7 +20,7 @@ use fanwave::close::CLOSE_TABLE;
 use fanwave::config::limits::{
     BATCH_EVENTS_MAX, EVENTS_PER_TURN_MAX, SWEEP_VISITS_MAX, TICK_MS, VISIT_BYTES,
 };
-use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
+use fanwave::config::{Config, Limits, OverrunPolicy};
 use fanwave::egress::Slot;
 use fanwave::egress::sim::{Dice, SimRing, Weather};
 use fanwave::event::{CustomId, Data, Epoch, Event, EventId, Topic};
@@ -85,15 +85,7 @@ fn config(window_events: usize, policy: OverrunPolicy, dice: &mut Dice) -> Arc<C
         window_bytes_total_max: [4 << 20, 512 << 20, 512 << 20][dice.roll(3) as usize],
         ..Limits::default()
     };
-    Arc::new(Config {
-        listen: Vec::new(),
-        control: Vec::new(),
-        shard_cpus: vec![0],
-        pages: Default::default(),
-        overrun: policy,
-        sockets: Sockets::Auto,
-        limits,
-    })
+    Arc::new(Config { overrun: policy, limits, ..Config::default() })
 }
 
 fn build(
@@ -554,14 +546,17 @@ fn run(seed: u64, weather: Weather) {
     world.drain();
 }
 
-/// The seed that the environment names, else the first `many`.
+/// The seed that `FANWAVE_SIM_SEED` names, else the first `many`, `FANWAVE_SIM_SEEDS` times as many
+/// where that is set.
 fn seeds(many: u64) -> std::ops::Range<u64> {
-    match std::env::var("FANWAVE_SIM_SEED") {
-        Ok(seed) => {
-            let seed: u64 = seed.parse().expect("FANWAVE_SIM_SEED is a number");
-            seed..seed + 1
-        }
-        Err(_) => 0..many,
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is a number")))
+    };
+    match number("FANWAVE_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..many * number("FANWAVE_SIM_SEEDS").unwrap_or(1),
     }
 }
 
@@ -699,10 +694,7 @@ fn whoever_was_not_pinged_is_not_missed() {
 #[test]
 fn an_event_on_its_way_is_waited_for_in_a_slot_that_was_used_before() {
     let mut world = World::new(0, Weather::Fair);
-    let fair = Arc::new(Config {
-        limits: Limits::default(),
-        ..(*config(64, OverrunPolicy::Close, &mut world.dice)).clone()
-    });
+    let fair = Arc::new(Config::default());
     (world.outbox, world.shard) =
         build(fair, Weather::Fair, 2, world.now, world.demand.clone(), world.memory.clone());
     let resume = support::peer::request(Protocol::Sse, &[TOPICS[0]], Some("mine"));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwave::broadcast::{Demand, EncodedBatch, Memory, Message, Outbox, path};
 use fanwave::clock::Stamp;
-use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
+use fanwave::config::{Config, Limits};
 use fanwave::egress::sim::{SimRing, Weather};
 use fanwave::egress::{EgressRing, Slot};
 use fanwave::event::Topic;
@@ -53,15 +53,7 @@ impl Crowd {
     /// A shard with these subscribers, all of them let in and idle.
     pub fn gather(limits: Limits, subscriptions: &[Subscription<'_>]) -> Crowd {
         let (outbox, inbox) = path(limits.shard_queue_batches_max).expect("an eventfd");
-        let config = Arc::new(Config {
-            listen: Vec::new(),
-            control: Vec::new(),
-            shard_cpus: vec![0],
-            pages: Default::default(),
-            overrun: OverrunPolicy::Close,
-            sockets: Sockets::Auto,
-            limits,
-        });
+        let config = Arc::new(Config { limits, ..Config::default() });
         let demand = Arc::new(Demand::default());
         let connections_max = subscriptions.len();
         let memory = Memory::new(&config.limits);

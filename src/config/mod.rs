@@ -9,7 +9,6 @@ pub mod flags;
 pub mod limits;
 mod pages;
 pub mod room;
-pub mod sources;
 pub mod units;
 
 pub use limits::Limits;
@@ -103,8 +102,8 @@ pub struct PageRules {
     pub control_hosts: Vec<String>,
 }
 
-/// Everything `fanwave serve` needs to know.
-#[derive(Debug, Clone)]
+/// Everything `fanwave serve` needs to know. `Default` is a server without flags, with one shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Data plane addresses; every shard listens on each.
     pub listen: Vec<SocketAddr>,
@@ -120,4 +119,19 @@ pub struct Config {
     pub sockets: Sockets,
     /// Every bound.
     pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Config {
+            listen: vec![loopback(8080)],
+            control: vec![ControlAddress::Tcp(loopback(8081))],
+            shard_cpus: vec![0],
+            pages: PageRules::default(),
+            overrun: OverrunPolicy::Close,
+            sockets: Sockets::Auto,
+            limits: Limits::default(),
+        }
+    }
 }
