@@ -174,9 +174,9 @@ mod tests {
         let large = [
             "--topics-max 200000",
             "--message-bytes-max 16777216",
-            "--window-bytes-max 67113172",
-            "--window-bytes-total-max 671114488",
-            "--hub-queue-bytes-max 83889311",
+            "--window-bytes-max 67113908",
+            "--window-bytes-total-max 671118904",
+            "--hub-queue-bytes-max 83889863",
             "--heartbeat-ms 30000",
         ];
         assert_eq!(settings(line, 1.0, 1.0).flags, large);
