@@ -27,7 +27,7 @@ pub struct Target {
     /// Path of a WebSocket subscription with `{topic}`; absent if it has none. With [`Dialect::Nats`] the subject is the
     /// path without its first slash.
     pub ws_path: Option<String>,
-    /// What flows over its WebSockets.
+    /// What flows over its connections.
     pub dialect: Dialect,
     /// Where publishers connect.
     pub publish: SocketAddr,
@@ -51,19 +51,21 @@ impl Target {
     /// sends its first PING 2 s after the opening.
     pub fn talks_after_connect(&self) -> Duration {
         match self.dialect {
-            Dialect::Plain => Duration::ZERO,
+            Dialect::Plain | Dialect::Fanwave => Duration::ZERO,
             Dialect::Nats => Duration::from_secs(3),
         }
     }
 }
 
-/// What flows over a server's WebSockets.
+/// What flows over a server's connections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dialect {
     /// A message is an event's data.
     #[default]
     Plain,
+    /// The same, and where an event stream comes in chunks, each event is one: all connections get the same bytes.
+    Fanwave,
     /// The NATS client protocol in binary messages; a subscriber sends CONNECT and SUB and answers PING.
     Nats,
 }

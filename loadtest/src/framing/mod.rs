@@ -95,7 +95,7 @@ impl Splitter {
     pub fn new(protocol: Protocol, dialect: Dialect, raw_frame_bytes: usize) -> Splitter {
         match (protocol, dialect) {
             (Protocol::Sse, _) => Splitter::Sse(SseSplitter::default()),
-            (Protocol::Ws, Dialect::Plain) => Splitter::Ws(WsSplitter::default()),
+            (Protocol::Ws, Dialect::Plain | Dialect::Fanwave) => Splitter::Ws(WsSplitter::default()),
             (Protocol::Ws, Dialect::Nats) => Splitter::Nats(NatsSplitter::default()),
             (Protocol::Raw, _) => {
                 Splitter::Raw(RawSplitter { frame_bytes: raw_frame_bytes.max(1), taken: 0 })

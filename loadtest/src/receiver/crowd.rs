@@ -154,6 +154,8 @@ pub struct Crowd {
     counting: Counting,
     /// All connections of a topic receive the same bytes.
     same_bytes: bool,
+    /// Bytes that follow the last event of a stream: the end of its chunk.
+    after_event: u64,
     members: Vec<Member>,
     /// Members by the slot of their socket, or [`NOBODY`].
     by_slot: Vec<u32>,
@@ -205,6 +207,7 @@ impl Crowd {
         Crowd {
             counting,
             same_bytes,
+            after_event: 0,
             members: Vec::new(),
             by_slot: Vec::new(),
             tally: Tally::new(counting, setup.audit, setup.topics),

@@ -95,7 +95,7 @@ impl Server {
             subscribe: self.listen,
             sse_path: Some("/sse/{topic}".into()),
             ws_path: Some("/ws/{topic}".into()),
-            dialect: Dialect::Plain,
+            dialect: Dialect::Fanwave,
             publish: self.control,
             way: Way::Stream,
             publish_path: "/topics/{topic}".into(),

@@ -21,6 +21,7 @@ use crate::receiver::handshake::{self, Attempt, Step};
 use crate::receiver::tally::Counting;
 use crate::receiver::wires::{Wires, slot};
 use crate::stamp::now_ns;
+use crate::target::Dialect;
 use crate::workload::Behaviour;
 
 impl Crowd {
@@ -163,10 +164,12 @@ impl Crowd {
         }
     }
 
-    /// What a member receives comes in chunks, which the server may cut otherwise on each connection.
+    /// What a member receives comes in chunks, which most servers may cut otherwise on each connection.
     fn has_chunks(&mut self, number: u32) {
-        self.same_bytes = false;
-        if self.counting == Counting::Bytes {
+        let even = self.setup.dialect == Dialect::Fanwave;
+        self.after_event = if even { b"\r\n".len() as u64 } else { 0 };
+        self.same_bytes &= even;
+        if !even && self.counting == Counting::Bytes {
             self.counting = Counting::Events;
             self.tally.count_events();
             for at in 0..self.members.len() {

@@ -37,7 +37,9 @@ impl Crowd {
     pub fn report(&self, last: u64) -> Totals {
         let (mut findings, mut tail, mut uneven) = (Findings::default(), 0, 0);
         for member in &self.members {
-            uneven += usize::from(member.bytes != self.tally.scout(member.topic).1);
+            let end = self.tally.scout(member.topic).1;
+            let expected = if end > 0 { end + self.after_event } else { 0 };
+            uneven += usize::from(member.bytes != expected);
             // Raw frames carry no stamps.
             let Some(split) = member.split.as_ref().filter(|_| self.setup.protocol != Protocol::Raw) else {
                 continue;
