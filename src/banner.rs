@@ -40,7 +40,7 @@ fn capacity(started: &Started, limits: &Limits, overrun: OverrunPolicy) -> Vec<S
     let per_shard = started.connections_per_shard_max;
     let overrun = match overrun {
         OverrunPolicy::Close => "closed, to come back and resume",
-        OverrunPolicy::Skip => "sent on with the newest event, with a notice",
+        OverrunPolicy::Skip => "sent on with what comes next, after a notice",
     };
     vec![
         format!("shards        {shards}, on CPU {cpus}"),

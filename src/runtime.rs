@@ -1,4 +1,5 @@
-//! Everything that knows glommio: one pinned executor per shard, its timer, its sleep.
+//! What runs a shard: one pinned glommio executor each, its timer, its sleep. (Beside this only `egress/uring/setup` knows
+//! glommio, for the doorbell.)
 //!
 //! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection; a cancelled task leaks, so
 //! tasks end by a flag before the executor does; sleeping in its reactor and waking cost about ten system calls. So a shard sleeps

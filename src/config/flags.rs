@@ -128,7 +128,7 @@ limit_flags! {
         drain_ms_max: Millis;
     }
     "Windows" {
-        /// Topics remembered, and topics with subscribers per shard; about 600 bytes each, twice per shard
+        /// Topics remembered, and topics with subscribers per shard; about 640 bytes each, twice per shard
         topics_max: Count;
         /// Data of one published event
         message_bytes_max: Size;
