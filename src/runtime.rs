@@ -183,6 +183,7 @@ mod tests {
             pages: Default::default(),
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Direct,
+            diagnostic_echo: false,
             limits: Limits::default(),
         });
         let memory = Memory::new(&config.limits);

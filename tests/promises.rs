@@ -16,6 +16,7 @@ mod promises {
     mod control;
     mod control_room;
     mod delivery;
+    mod echo;
     mod first_steps;
     mod full;
     mod gap;

@@ -92,6 +92,7 @@ fn config(window_events: usize, policy: OverrunPolicy, dice: &mut Dice) -> Arc<C
         pages: Default::default(),
         overrun: policy,
         sockets: Sockets::Auto,
+        diagnostic_echo: false,
         limits,
     })
 }

@@ -59,6 +59,7 @@ impl Crowd {
             pages: Default::default(),
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Auto,
+            diagnostic_echo: false,
             limits,
         });
         let demand = Arc::new(Demand::default());

@@ -106,6 +106,8 @@ pub struct Config {
     pub overrun: OverrunPolicy,
     /// Where subscriber sockets live.
     pub sockets: Sockets,
+    /// WebSockets on `/echo` and `/` get back what they send.
+    pub diagnostic_echo: bool,
     /// Every bound.
     pub limits: Limits,
 }

@@ -64,6 +64,7 @@ impl State {
             topics_max: config.limits.topics_per_connection_max,
             origins: &config.pages.origins,
             subprotocols: &config.pages.subprotocols,
+            echo: config.diagnostic_echo,
         };
         let (head, manner) = http::parse_head(bytes, &rules);
         let accepting = self.drain.is_none();
@@ -79,6 +80,9 @@ impl State {
             }
             Head::Subscribe(subscribe, used) => {
                 return self.subscribe(slot, *subscribe, &manner).then_some(used);
+            }
+            Head::Echo(handshake, used) => {
+                return self.open_echo(slot, &handshake, &manner).then_some(used);
             }
             Head::StreamHead => match self.why_no_subscriber(&[]) {
                 Some(refusal) => {
@@ -101,7 +105,7 @@ impl State {
     }
 
     /// An answer in this manner, of now.
-    fn answer_in<'a>(&'a self, manner: &'a Manner) -> Answer<'a> {
+    pub(super) fn answer_in<'a>(&'a self, manner: &'a Manner) -> Answer<'a> {
         Answer::new(manner, self.date.as_deref())
     }
 
@@ -157,7 +161,7 @@ impl State {
     }
 
     /// Answers a request that makes no subscriber.
-    fn refuse(&mut self, slot: Slot, refusal: &Refusal, manner: &Manner) {
+    pub(super) fn refuse(&mut self, slot: Slot, refusal: &Refusal, manner: &Manner) {
         tracing::debug!(
             peer = %self.connections.get(slot).peer(),
             reason = refusal.reason.row().label,
@@ -170,7 +174,7 @@ impl State {
     }
 
     /// Why a subscriber of these topics cannot come in now, if so.
-    fn why_no_subscriber(&self, topics: &[Topic]) -> Option<Refusal> {
+    pub(super) fn why_no_subscriber(&self, topics: &[Topic]) -> Option<Refusal> {
         let (reason, detail) = if self.drain.is_some() {
             (CloseReason::Draining, "the server is draining")
         } else if self.subscribers >= self.setup.connections_max {
@@ -224,6 +228,12 @@ impl State {
         if start.is_new && format == Format::Sse {
             self.answer(slot, sse::opening(EventId { epoch: self.setup.epoch, sequence: start.cursor }));
         }
+        self.count_in(format);
+        true
+    }
+
+    /// Counts a connection that is now open.
+    pub(super) fn count_in(&mut self, format: Format) {
         self.subscribers += 1;
         let counters = &mut self.metrics.formats[format.index()];
         counters.opened += 1;
@@ -231,7 +241,6 @@ impl State {
         if counters.connections == 1 {
             self.setup.demand.begin(format);
         }
-        true
     }
 
     /// Sets where a subscriber of these topics begins: now, or after the event that it names.
@@ -294,8 +303,12 @@ impl State {
     /// WebSocket frames from the client of `slot`, perhaps in part.
     fn handle_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
         let connection = self.connections.get_mut(slot);
-        // An event stream takes nothing from its client.
-        let Session::WebSocket(decoder) = &mut connection.session else { return };
+        let decoder = match &mut connection.session {
+            Session::WebSocket(decoder) => decoder,
+            Session::Echo(_) => return self.handle_echo(slot, bytes),
+            // An event stream takes nothing from its client.
+            Session::Handshake(_) | Session::Sse => return,
+        };
         let message_bytes_max = self.setup.config.limits.message_in_bytes_max as u64;
         let waiting = connection.control.as_ref().map_or(0, |batch| batch.len());
         let mut pongs = Vec::new();
@@ -308,7 +321,7 @@ impl State {
                 pongs.extend_from_slice(&websocket::pong_frame(payload));
             }
             Incoming::Ping(_) => {}
-            Incoming::Pong => {}
+            Incoming::Pong | Incoming::Payload(_) => {}
             Incoming::Message { .. } => messages += 1,
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
@@ -316,6 +329,16 @@ impl State {
         if !pongs.is_empty() {
             self.answer(slot, pongs);
         }
+        self.end_of_frames(slot, closed, fed);
+    }
+
+    /// Ends the connection if the client closed, with the code to `reply`, or broke a rule.
+    pub(super) fn end_of_frames(
+        &mut self,
+        slot: Slot,
+        closed: Option<Option<u16>>,
+        fed: Result<(), Violation>,
+    ) {
         if let Some(reply) = closed {
             let frame = websocket::close_frame(reply.unwrap_or(1000), "");
             self.answer(slot, frame);

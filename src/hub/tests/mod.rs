@@ -45,6 +45,7 @@ fn config(shards: usize, limits: Limits) -> Arc<Config> {
         },
         overrun: OverrunPolicy::Close,
         sockets: Sockets::Auto,
+        diagnostic_echo: false,
         limits,
     })
 }
