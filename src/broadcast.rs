@@ -25,6 +25,7 @@ use crate::clock::Stamp;
 use crate::config::limits::QUESTIONS_MAX;
 use crate::event::{Epoch, Event, Topic};
 use crate::wire::Format;
+use crate::wire::format::Frame;
 
 mod account;
 mod question;
@@ -111,11 +112,14 @@ impl Encoded {
 
     /// The wire bytes in `format`, encoded on the first call.
     pub fn frame(&self, format: Format) -> &Bytes {
-        self.frames[format.index()].get_or_init(|| {
-            // The count that all clones share is allocated here, so that no shard pays for it between broadcast and
-            // submit. It keeps the event counted: a slow send may hold its frame for longer than any window.
-            let frame = format.encode(&self.event, self.epoch, self.sequence);
-            Bytes::from_owner(CountedFrame { frame, _held: self.held.clone() })
+        self.frames[format.index()].get_or_init(|| match format.spec().frame {
+            Frame::Made { encode, .. } => {
+                // The count that all clones share is allocated here, so that no shard pays for it between broadcast and
+                // submit. It keeps the event counted: a slow send may hold its frame for longer than any window.
+                let frame = encode(&self.event, self.epoch, self.sequence);
+                Bytes::from_owner(CountedFrame { frame, _held: self.held.clone() })
+            }
+            Frame::Within { format, cut } => cut(self.frame(format)),
         })
     }
 

@@ -82,7 +82,7 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         row(BadRequest, "bad_request", None, Some(400)),
         row(HeadTooLarge, "head_too_large", None, Some(431)),
         row(TargetTooLong, "target_too_long", None, Some(414)),
-        row(HandshakeTimeout, "handshake_timeout", None, Some(408)),
+        row(HandshakeTimeout, "handshake_timeout", None, None),
         row(NotFound, "not_found", None, Some(404)),
         row(MethodNotAllowed, "method_not_allowed", None, Some(405)),
         row(NotAcceptable, "not_acceptable", None, Some(406)),

@@ -19,3 +19,6 @@ pub mod wire;
 
 // The other ends.
 pub mod client;
+
+// What the user typed.
+pub mod command;

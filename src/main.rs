@@ -7,8 +7,9 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use fanwave::client::{self, ClientError, publish, tail};
-use fanwave::config::flags::{Command, ServeFlags};
-use fanwave::config::sources::{self, SourceError};
+use fanwave::command::Command;
+use fanwave::command::sources::{self, SourceError};
+use fanwave::config::flags::ServeFlags;
 use fanwave::serve;
 
 mod banner; // what `serve` prints once it runs

@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 
 use crate::close::CloseReason;
 use crate::event::Topic;
-use crate::wire::Format;
+use crate::wire::Family;
 
 /// Largest latency that a histogram tells apart, in nanoseconds (10 minutes); longer ones count as this.
 pub const LATENCY_NS_MAX: u64 = 600_000_000_000;
@@ -22,7 +22,7 @@ pub fn latency_histogram() -> Histogram<u64> {
 
 /// Counters of one format on one shard. All count from the start, save where "now" is said.
 #[derive(Debug, Clone, Default, serde::Serialize)]
-pub struct FormatCounters {
+pub struct FamilyCounters {
     /// Subscribers now.
     pub connections: u64,
     /// Subscribers ever.
@@ -48,8 +48,8 @@ pub struct FormatCounters {
 /// Counters and histograms of one shard.
 #[derive(Debug, Clone)]
 pub struct ShardMetrics {
-    /// By format.
-    pub formats: [FormatCounters; Format::COUNT],
+    /// By family.
+    pub families: [FamilyCounters; Family::COUNT],
     /// Connections that were accepted, whatever became of them.
     pub accepted: u64,
     /// Accepts that the kernel refused for want of resources.
@@ -66,8 +66,8 @@ pub struct ShardMetrics {
     pub sleeps: u64,
     /// Intake at the hub to the shard's window, per event.
     pub intake_to_shard: Histogram<u64>,
-    /// Intake to the completion of the send that carried the event, per delivery, by format.
-    pub intake_to_written: [Histogram<u64>; Format::COUNT],
+    /// Intake to the completion of the send that carried the event, per delivery, by family.
+    pub intake_to_written: [Histogram<u64>; Family::COUNT],
     /// Intake until the sweep has handed the event to every subscriber of the shard whose socket had room,
     /// per event. Those whose previous send was still in the kernel are not waited for; `deferred` counts them.
     pub intake_to_last: Histogram<u64>,
@@ -76,7 +76,7 @@ pub struct ShardMetrics {
 impl Default for ShardMetrics {
     fn default() -> Self {
         ShardMetrics {
-            formats: Default::default(),
+            families: Default::default(),
             accepted: 0,
             accept_failures: 0,
             connections: 0,
@@ -96,8 +96,8 @@ impl Default for ShardMetrics {
 pub struct TopicReport {
     /// The topic.
     pub topic: Topic,
-    /// Subscribers now, by format.
-    pub subscribers: [u64; Format::COUNT],
+    /// Subscribers now, by family.
+    pub subscribers: [u64; Family::COUNT],
     /// Events in the window.
     pub window_events: u64,
     /// Bytes of the window: what its events weigh ([`Event::weight`](crate::event::Event::weight)).

@@ -171,21 +171,12 @@ mod tests {
 
     use super::*;
     use crate::broadcast::{Memory, path};
-    use crate::config::{Config, Limits, OverrunPolicy, Sockets};
+    use crate::config::Config;
     use crate::egress::listener::listen;
     use crate::event::Epoch;
 
     fn setup() -> Setup {
-        let config = Arc::new(Config {
-            listen: Vec::new(),
-            control: Vec::new(),
-            shard_cpus: vec![0],
-            pages: Default::default(),
-            overrun: OverrunPolicy::Close,
-            sockets: Sockets::Direct,
-            diagnostic_echo: false,
-            limits: Limits::default(),
-        });
+        let config = Arc::new(Config::default());
         let memory = Memory::new(&config.limits);
         Setup {
             number: 0,

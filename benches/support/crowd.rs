@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanwave::broadcast::{Demand, EncodedBatch, Memory, Message, Outbox, path};
 use fanwave::clock::Stamp;
-use fanwave::config::{Config, Limits, OverrunPolicy, Sockets};
+use fanwave::config::{Config, Limits};
 use fanwave::egress::sim::{SimRing, Weather};
 use fanwave::egress::{EgressRing, Slot};
 use fanwave::event::Topic;
@@ -40,7 +40,8 @@ fn request((format, topics): &Subscription<'_>) -> String {
     let query: Vec<String> = topics.iter().map(|topic| format!("topic={topic}")).collect();
     let query = query.join("&");
     match format {
-        Format::Sse => format!("GET /sse?{query} HTTP/1.1\r\nHost: bench\r\n\r\n"),
+        Format::Sse => format!("GET /sse?{query} HTTP/1.0\r\n\r\n"),
+        Format::SseChunked => format!("GET /sse?{query} HTTP/1.1\r\nHost: bench\r\n\r\n"),
         Format::WebSocket => format!(
             "GET /ws?{query} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -52,16 +53,7 @@ impl Crowd {
     /// A shard with these subscribers, all of them let in and idle.
     pub fn gather(limits: Limits, subscriptions: &[Subscription<'_>]) -> Crowd {
         let (outbox, inbox) = path(limits.shard_queue_batches_max).expect("an eventfd");
-        let config = Arc::new(Config {
-            listen: Vec::new(),
-            control: Vec::new(),
-            shard_cpus: vec![0],
-            pages: Default::default(),
-            overrun: OverrunPolicy::Close,
-            sockets: Sockets::Auto,
-            diagnostic_echo: false,
-            limits,
-        });
+        let config = Arc::new(Config { limits, ..Config::default() });
         let demand = Arc::new(Demand::default());
         let connections_max = subscriptions.len();
         let memory = Memory::new(&config.limits);
@@ -143,11 +135,11 @@ impl Crowd {
 
     /// Subscribers now.
     pub fn open(&self) -> u64 {
-        self.shard.metrics().formats.iter().map(|format| format.connections).sum()
+        self.shard.metrics().families.iter().map(|family| family.connections).sum()
     }
 
     /// Frames that the sockets have taken so far.
     pub fn frames(&self) -> u64 {
-        self.shard.metrics().formats.iter().map(|format| format.frames).sum()
+        self.shard.metrics().families.iter().map(|family| family.frames).sum()
     }
 }

@@ -3,93 +3,25 @@
 //! Every flag of `fanwave serve` is also a `FANWAVE_*` variable and a key of the `--config` file; the help is the only
 //! list of their names. Every field of [`Limits`] is a flag: the macro below builds `Limits` without a rest.
 //!
-//! Not here: where the values come from (`sources`), relations between limits ([`Limits::check`]), the flags of the
-//! clients (`client::publish`, `client::tail`).
+//! Not here: where the values come from (`command::sources`), relations between limits
+//! ([`Limits::check`]), the flags of the clients (`client::publish`, `client::tail`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::CommandFactory;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::pages::PageFlags;
 use super::units::{Count, Millis, Size};
 use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets, tcp_address};
-use crate::client::{publish, tail};
-
-/// Publish once, every subscriber gets it: Server-Sent Events and WebSocket
-#[derive(Debug, clap::Parser)]
-#[command(
-    name = "fanwave",
-    version,
-    after_help = "Without a command fanwave serves: see `fanwave serve --help`."
-)]
-pub(super) struct CommandLine {
-    #[command(subcommand)]
-    pub(super) command: Command,
-}
-
-/// What to do.
-#[derive(Debug, clap::Subcommand)]
-pub enum Command {
-    /// Run the server; also what no command does
-    #[command(after_help = SERVE_HELP)]
-    Serve(Box<ServeFlags>),
-    /// Publish one event, or one per line of standard input
-    Publish(publish::Options),
-    /// Print the events of an SSE or WebSocket address and follow its reconnects
-    Tail(tail::Options),
-}
-
-const SERVE_HELP: &str = "\
-Every flag is also an environment variable (FANWAVE_WINDOW_EVENTS_MAX) and a key of the --config file
-(window_events_max = 4096). A flag is stronger than the environment, the environment than the file.
-An empty variable counts as unset; FANWAVE_* names that are no flags are ignored, and told in the log.
-BYTES are written as 65536, 64KiB, 8MiB or 1GiB, in the file with quotes (window_bytes_max = \"16MiB\");
-MS are whole milliseconds.
-Several addresses of --listen or --control are written with commas in the environment, and in the file as an
-array (listen = [\"0.0.0.0:8080\", \"[::]:8080\"]). [::] is IPv6 alone; 0.0.0.0 beside it takes IPv4.
-localhost:8080 is 127.0.0.1:8080.
-Only heartbeats find idle peers that have vanished, so a large --heartbeat-ms leaves their connections open as
-long. A connection also ends when its peer acknowledges no data for --stall-ms-max and 5 s more (TCP_USER_TIMEOUT).";
-
-/// The parser; the help of each limit tells its bounds.
-pub(super) fn parser() -> clap::Command {
-    let bounds = bounds();
-    let with_bounds = |flag: clap::Arg| match flag.get_long().and_then(|name| bounds.get(name)) {
-        Some(bounds) => {
-            let help = flag.get_help().map(ToString::to_string).unwrap_or_default();
-            flag.help(format!("{help} {bounds}"))
-        }
-        None => flag,
-    };
-    CommandLine::command().mut_subcommand("serve", |serve| {
-        serve.mut_args(with_bounds).args(FLAGS_OF_OTHERS.map(flag_of_others))
-    })
-}
-
-/// Flags that other servers have, and that stand in people's fingers.
-const FLAGS_OF_OTHERS: [&str; 5] = ["port", "host", "bind", "address", "addr"];
-
-/// A flag that only says what ours is called.
-fn flag_of_others(name: &'static str) -> clap::Arg {
-    let told = move |_: &str| -> Result<String, String> {
-        Err(format!(
-            "there is no --{name}; write --listen IP:PORT for subscribers and --control IP:PORT for publishers, \
-             for example --listen 0.0.0.0:8080"
-        ))
-    };
-    let flag = clap::Arg::new(name).long(name).hide(true);
-    flag.num_args(0..=1).default_missing_value("").value_parser(told)
-}
 
 /// Limits whose smallest value is another limit's matter; their help says so in words.
 const BOUNDED_BY_OTHERS: [&str; 3] = ["window-bytes-max", "window-bytes-total-max", "hub-queue-bytes-max"];
 
 /// What the help tells of each other limit: `[1 to 1GiB]`, `[at least 512]`.
-fn bounds() -> BTreeMap<&'static str, String> {
+pub(crate) fn bounds() -> BTreeMap<&'static str, String> {
     let limits = Limits::default();
     let minima = limits.minima().map(|(name, _, min, _)| (name, min));
     let minima: BTreeMap<&str, u64> =
@@ -240,7 +172,7 @@ impl ServeFlags {
 
     /// Checks each limit by itself; the error is one line that names the flag. What one limit asks of another is
     /// checked by [`ServeFlags::config`].
-    pub(super) fn check_each_limit(self) -> Result<(), String> {
+    pub(crate) fn check_each_limit(self) -> Result<(), String> {
         let limits = Limits {
             window_bytes_max: usize::MAX,
             window_bytes_total_max: usize::MAX,
@@ -372,20 +304,11 @@ fn log_filter(text: &str) -> Result<String, String> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::ffi::OsString;
-
+pub(crate) mod tests {
     use super::super::PageRules;
-    use super::super::sources::{SourceError, parse};
     use super::*;
-
-    /// What `fanwave` followed by `args` parses to.
-    pub fn parse_with(args: &[&str], environment: &[(&str, &str)]) -> Result<Command, SourceError> {
-        let args = std::iter::once("fanwave").chain(args.iter().copied()).map(OsString::from);
-        parse(args, |name| {
-            environment.iter().find(|(other, _)| *other == name).map(|(_, value)| OsString::from(value))
-        })
-    }
+    use crate::command::Command;
+    use crate::command::tests::parse_with;
 
     /// The configuration of the server where it may use the CPUs 0, 1 and 3.
     pub fn config(args: &[&str], environment: &[(&str, &str)]) -> Result<Config, String> {
@@ -394,11 +317,6 @@ pub(super) mod tests {
             Ok(other) => panic!("{other:?}"),
             Err(error) => Err(error.to_string()),
         }
-    }
-
-    #[test]
-    fn the_parser_is_consistent() {
-        parser().debug_assert();
     }
 
     #[test]
@@ -411,6 +329,7 @@ pub(super) mod tests {
             assert_eq!(config.shard_cpus, [0, 1, 3]);
             assert_eq!(config.pages, PageRules::default());
             assert_eq!(config.overrun, OverrunPolicy::Close);
+            assert_eq!(config, Config { shard_cpus: vec![0, 1, 3], ..Config::default() });
         }
     }
 

@@ -139,7 +139,7 @@ impl Limits {
 
     /// The most memory that one event may take: itself, and its frame in each format.
     pub fn event_memory_max(&self) -> usize {
-        self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::COUNT * self.frame_bytes_max()
+        self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::MADE * self.frame_bytes_max()
     }
 
     /// The longest NDJSON line: what must be escaped to be ASCII (`\u0436`) is three times as long, base64 less; the other fields are
@@ -270,6 +270,10 @@ pub const TOPIC_VISITS_MAX: usize = 128;
 /// (some 6 KiB each of 2 MiB). Saves 4 % of a delivery's CPU at 1,000 and at 9,000 subscribers; with 1,024 the others' longer
 /// intervals cost as much again. A prime, so that laps of almost any length begin everywhere in turn.
 pub const LAP_OVERLAP: usize = 251;
+/// Milliseconds after which an event stream comes back at the earliest that could not come in.
+pub const RETURN_MS_MIN: u32 = 1_000;
+/// Milliseconds over which those that come back are spread.
+pub const RETURN_MS_SPREAD: u32 = 4_000;
 /// Messages that a shard takes from the hub in one turn.
 pub const MESSAGES_PER_TURN_MAX: usize = 16;
 /// Events after which a shard takes no further message in a turn.

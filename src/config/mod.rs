@@ -9,7 +9,6 @@ pub mod flags;
 pub mod limits;
 mod pages;
 pub mod room;
-pub mod sources;
 pub mod units;
 
 pub use limits::Limits;
@@ -78,6 +77,16 @@ pub enum Sockets {
     Plain,
 }
 
+/// What an event stream gets that cannot come in now, but may later.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SseRefusals {
+    /// 200 and the end of the stream, where the client asks for an event stream by name: a browser comes back.
+    #[default]
+    Retry,
+    /// The status.
+    Status,
+}
+
 /// What pages in browsers may do. The default is that of a server without flags.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageRules {
@@ -85,14 +94,16 @@ pub struct PageRules {
     pub origins: Origins,
     /// WebSocket subprotocols that are given back.
     pub subprotocols: Subprotocols,
+    /// What event streams get that cannot come in now.
+    pub sse_refusals: SseRefusals,
     /// Whose pages may use the control plane, besides its own.
     pub control_origins: Vec<Origin>,
     /// Names of the control plane, besides `localhost`.
     pub control_hosts: Vec<String>,
 }
 
-/// Everything `fanwave serve` needs to know.
-#[derive(Debug, Clone)]
+/// Everything `fanwave serve` needs to know. `Default` is a server without flags, with one shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Data plane addresses; every shard listens on each.
     pub listen: Vec<SocketAddr>,
@@ -110,4 +121,20 @@ pub struct Config {
     pub diagnostic_echo: bool,
     /// Every bound.
     pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Config {
+            listen: vec![loopback(8080)],
+            control: vec![ControlAddress::Tcp(loopback(8081))],
+            shard_cpus: vec![0],
+            pages: PageRules::default(),
+            overrun: OverrunPolicy::Close,
+            sockets: Sockets::Auto,
+            diagnostic_echo: false,
+            limits: Limits::default(),
+        }
+    }
 }

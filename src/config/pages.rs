@@ -1,6 +1,6 @@
 //! The flags about pages in browsers: whose may subscribe, publish and read.
 
-use super::PageRules;
+use super::{PageRules, SseRefusals};
 use crate::wire::http::{Origin, Origins, Subprotocols, is_host, is_subprotocol};
 
 /// The flags of [`PageRules`].
@@ -15,6 +15,11 @@ pub(super) struct PageFlags {
     /// [default: all]
     #[arg(long, value_name = "LIST|none", value_delimiter = ',')]
     ws_subprotocols: Vec<String>,
+    /// What an event stream gets that cannot come in now: an empty stream, after which a browser
+    /// comes back, or the status, which ends an EventSource for good
+    #[arg(long, value_name = "retry|status", value_enum, default_value = "retry")]
+    #[arg(hide_possible_values = true)]
+    refuse_sse_with: SseRefusals,
     /// Whose pages may use the control plane, besides its own
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     control_origin: Vec<String>,
@@ -35,6 +40,7 @@ impl PageFlags {
                 ["none"] => Subprotocols::Only(Vec::new()),
                 _ => Subprotocols::Only(each(subprotocols, subprotocol)?),
             },
+            sse_refusals: self.refuse_sse_with,
             control_origins: each(control_origin, |text| origin("--control-origin", &text))?,
             control_hosts: each(control_host, host)?,
         })

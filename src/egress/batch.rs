@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::uring::MessageHeader;
+use super::uring::header::MessageHeader;
 use crate::clock::Stamp;
 
 /// Bytes that batches alive on one shard have for themselves. Frames are not among them: they belong to their events.

@@ -29,19 +29,19 @@ use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, Send
 use crate::config::limits::{COMPLETIONS_MAX, SUBMISSIONS_MAX};
 use accepts::AcceptPlace;
 use buffers::{BUFFER_GROUP, ReceiveBuffers};
+use header::MessageHeader;
 use op::{INSTANT_BATCHES_MAX, Op};
 use zero_copy::{Lent, ZERO_COPY_REPORT};
 
 mod accepts;
 mod buffers;
 mod end;
-mod header;
+pub(super) mod header;
 mod op;
 mod prefetch;
 mod setup;
 mod zero_copy;
 
-pub use header::MessageHeader;
 pub use prefetch::prefetch;
 pub use setup::{adopt_doorbell, frees_direct_descriptors};
 

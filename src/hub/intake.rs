@@ -541,7 +541,10 @@ mod tests {
     #[test]
     fn an_event_is_encoded_before_it_leaves_for_the_formats_that_have_subscribers() {
         let (mut intake, inboxes) = intake(1, 8, &Limits::default());
-        for (wanted, absent) in [(None, 2), (Some(Format::Sse), 1), (Some(Format::WebSocket), 0)] {
+        // What lies within another frame brings that one.
+        let steps =
+            [(None, 3), (Some(Format::SseChunked), 2), (Some(Format::Sse), 1), (Some(Format::WebSocket), 0)];
+        for (wanted, absent) in steps {
             if let Some(format) = wanted {
                 intake.demand.begin(format);
             }

@@ -12,13 +12,13 @@ use serde::Serialize;
 use super::Hub;
 use super::publish::parse_query;
 use super::refusal::{Refusal, RefusalReason};
-use super::stats::{Amount, ByFormat};
+use super::stats::{Amount, ByFamily};
 use super::topics::TopicRecord;
 use crate::broadcast::{Question, TopicQuery};
 use crate::config::limits::{PAGE_TOPICS, PAGE_TOPICS_MAX, TOPICS_PER_ANSWER_MAX};
 use crate::event::Topic;
 use crate::metrics::TopicReport;
-use crate::wire::Format;
+use crate::wire::Family;
 
 /// Which page of the list, in the order of names (by bytes).
 #[derive(Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(super) struct Listing {
 #[derive(Serialize)]
 pub(super) struct TopicView {
     topic: Topic,
-    subscribers: ByFormat<u64>,
+    subscribers: ByFamily<u64>,
     /// Id of the last event; ours where the publisher's is forgotten. `null` before the first event.
     last_id: Option<String>,
     /// Sequence of the last event, 0 before the first.
@@ -161,7 +161,7 @@ impl Hub {
         };
         TopicView {
             topic: topic.clone(),
-            subscribers: ByFormat(view.subscribers),
+            subscribers: ByFamily(view.subscribers),
             last_id: (sequence > 0).then(|| self.id_text(id, sequence)),
             sequence,
             published: view.published(),
@@ -176,7 +176,7 @@ struct View<'a> {
     record: Option<&'a TopicRecord>,
     /// True once a shard has reported the topic.
     reported: bool,
-    subscribers: [u64; Format::COUNT],
+    subscribers: [u64; Family::COUNT],
     window: Amount,
     /// The newest event in any window, 0 if there is none.
     newest: u64,

@@ -12,8 +12,8 @@ use super::{Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::clock::Stamp;
 use crate::close::{CLOSE_TABLE, CloseReason};
-use crate::metrics::{FormatCounters, ShardMetrics, ShardReport};
-use crate::wire::Format;
+use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport};
+use crate::wire::Family;
 
 /// The whole answer.
 #[derive(Serialize)]
@@ -92,14 +92,14 @@ struct Counts {
     /// Now, beyond the windows' histories, for subscribers that are behind; memory with all frames. The total is the largest
     /// of the shards'.
     excess: Amount,
-    formats: ByFormat<FormatCounters>,
+    formats: ByFamily<FamilyCounters>,
     latency_us: Latencies,
 }
 
 #[derive(Serialize)]
 struct Latencies {
     intake_to_shard: Latency,
-    intake_to_written: ByFormat<Latency>,
+    intake_to_written: ByFamily<Latency>,
     intake_to_last: Latency,
 }
 
@@ -116,13 +116,13 @@ struct Latency {
     max: f64,
 }
 
-/// One value per format; an object by label.
+/// One value per family; an object by label.
 #[derive(Clone, Default)]
-pub(super) struct ByFormat<T>(pub(super) [T; Format::COUNT]);
+pub(super) struct ByFamily<T>(pub(super) [T; Family::COUNT]);
 
-impl<T: Serialize> Serialize for ByFormat<T> {
+impl<T: Serialize> Serialize for ByFamily<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(Format::ALL.iter().zip(&self.0).map(|(format, value)| (format.label(), value)))
+        serializer.collect_map(Family::ALL.iter().zip(&self.0).map(|(family, value)| (family.label(), value)))
     }
 }
 
@@ -211,10 +211,10 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
         sleeps: metrics.sleeps,
         window,
         excess,
-        formats: ByFormat(metrics.formats.clone()),
+        formats: ByFamily(metrics.families.clone()),
         latency_us: Latencies {
             intake_to_shard: latency(&metrics.intake_to_shard),
-            intake_to_written: ByFormat(metrics.intake_to_written.each_ref().map(latency)),
+            intake_to_written: ByFamily(metrics.intake_to_written.each_ref().map(latency)),
             intake_to_last: latency(&metrics.intake_to_last),
         },
     }
@@ -239,7 +239,7 @@ fn latency(histogram: &Histogram<u64>) -> Latency {
 /// Adds one shard to the total. The patterns name every field, so that a new one cannot be forgotten.
 fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     let ShardMetrics {
-        formats,
+        families,
         accepted,
         accept_failures,
         connections,
@@ -251,8 +251,8 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         intake_to_written,
         intake_to_last,
     } = shard;
-    for (total, one) in total.formats.iter_mut().zip(formats) {
-        add_format(total, one);
+    for (total, one) in total.families.iter_mut().zip(families) {
+        add_family(total, one);
     }
     for (total, one) in total.closed.iter_mut().zip(closed) {
         *total += one;
@@ -270,8 +270,8 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     }
 }
 
-fn add_format(total: &mut FormatCounters, one: &FormatCounters) {
-    let FormatCounters {
+fn add_family(total: &mut FamilyCounters, one: &FamilyCounters) {
+    let FamilyCounters {
         connections,
         opened,
         frames,

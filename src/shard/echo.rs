@@ -63,7 +63,7 @@ impl State {
             Incoming::Pong => {}
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
-        self.metrics.formats[Format::WebSocket.index()].messages_in += messages;
+        self.metrics.families[Format::WebSocket.family().index()].messages_in += messages;
         if waiting > 0 && waiting + answers.len() > ECHO_WAITING_BYTES_MAX {
             self.abort(slot, CloseReason::Stalled);
             return;

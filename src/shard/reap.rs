@@ -44,8 +44,7 @@ impl State {
         connection.ended = end != ReceiveEnd::NoBuffers;
         match (end, connection.phase) {
             (ReceiveEnd::EndOfStream, Phase::Handshake) if !self.is_held_back(slot) => {
-                let (silent, begun) = (CloseReason::ClientGone, CloseReason::BadRequest);
-                self.end_handshake(slot, silent, begun, "the request head breaks off");
+                self.break_off_handshake(slot);
             }
             // Its request waits for an event on its way, and is answered when that has come.
             (ReceiveEnd::EndOfStream, Phase::Handshake) => {}
@@ -60,7 +59,7 @@ impl State {
     /// An instant send was counted as taken whole when it was submitted, and was not.
     fn handle_short(&mut self, slot: Slot, batch: Rc<Batch>, result: Result<usize, SendError>) {
         let connection = self.connections.get_mut(slot);
-        let counters = &mut self.metrics.formats[connection.format.index()];
+        let counters = &mut self.metrics.families[connection.format.family().index()];
         let taken = result.unwrap_or(0);
         if connection.subscribed {
             counters.sends -= u64::from(taken == 0);
@@ -98,7 +97,7 @@ impl State {
     fn handle_sent(&mut self, slot: Slot, batch: Rc<Batch>, result: Result<usize, SendError>) {
         let tick = self.tick;
         let connection = self.connections.get_mut(slot);
-        let counters = &mut self.metrics.formats[connection.format.index()];
+        let counters = &mut self.metrics.families[connection.format.family().index()];
         let subscribed = connection.subscribed;
         counters.sends_in_flight -= u64::from(subscribed);
         connection.sending = false;
@@ -138,7 +137,8 @@ impl State {
     /// So many sockets have taken the whole batch.
     pub(super) fn note_taken(&mut self, format: Format, batch: &Rc<Batch>, sockets: u32) {
         if batch.frames() > 0 && sockets > 0 {
-            self.metrics.formats[format.index()].frames += u64::from(batch.frames()) * u64::from(sockets);
+            self.metrics.families[format.family().index()].frames +=
+                u64::from(batch.frames()) * u64::from(sockets);
             let completed = batch.completed.get();
             batch.completed.set(completed + sockets);
             if completed == 0 {
@@ -150,7 +150,7 @@ impl State {
     /// Records the latencies of what was taken since the last turn: once per batch and run of events, with counts.
     pub(super) fn record_latencies(&mut self) {
         for format in Format::ALL {
-            let histogram = &mut self.metrics.intake_to_written[format.index()];
+            let histogram = &mut self.metrics.intake_to_written[format.family().index()];
             for batch in self.completed[format.index()].drain(..) {
                 let sends = u64::from(batch.completed.replace(0));
                 // None, if all that were noted turned out to be short.

@@ -21,7 +21,7 @@ use crate::config::limits::{TICK_MS, TOPICS_PER_ANSWER_MAX};
 use crate::egress::{Batch, Ledger, Slot};
 use crate::event::Epoch;
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
-use crate::wire::{Format, sse, websocket};
+use crate::wire::{Family, Format};
 
 /// What a shard is told at start.
 #[derive(Debug, Clone)]
@@ -46,6 +46,25 @@ pub struct Setup {
 #[derive(Debug)]
 pub(super) struct Answers {
     pub heartbeat: [Rc<Batch>; Format::COUNT],
+}
+
+/// Numbers without a pattern (xorshift64*): enough to spread clients, and the same for the same shard of an epoch.
+#[derive(Debug)]
+pub(super) struct Jitter(u64);
+
+impl Jitter {
+    fn new(seed: u64) -> Jitter {
+        // Zero would stay zero.
+        Jitter(seed | 1)
+    }
+
+    /// A number below `bound`, which is not 0.
+    pub(super) fn below(&mut self, bound: u32) -> u32 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32 % bound
+    }
 }
 
 /// What one turn has done: each count is bounded, whatever waits (`config/limits`).
@@ -77,7 +96,7 @@ pub struct State {
     pub(super) ledger: Ledger,
     pub(super) metrics: ShardMetrics,
     /// What was sent, as far as the ring has told which sends it did not take.
-    settled: [Sent; Format::COUNT],
+    settled: [Sent; Family::COUNT],
     pub(super) answers: Answers,
     /// Slots to attend to, each at most once (`Connection::queued`).
     pub(super) ready: VecDeque<Slot>,
@@ -87,8 +106,8 @@ pub struct State {
     pub(super) sequence: u64,
     /// `sequence` at the last tick.
     pub(super) sequence_at_tick: u64,
-    /// Subscribers now, of any format.
-    pub(super) subscribers: usize,
+    /// Subscribers now, by format.
+    pub(super) subscribers: [usize; Format::COUNT],
     /// Which entries are to be looked at because time has passed.
     pub(super) look: Look,
     /// `None` while serving.
@@ -101,6 +120,8 @@ pub struct State {
     pub(super) accept_errno: Option<i32>,
     /// Batches of which sends were taken whole since the last turn, by format.
     pub(super) completed: [Vec<Rc<Batch>>; Format::COUNT],
+    /// Spreads clients that are asked to come back.
+    pub(super) jitter: Jitter,
     /// Runs of events that the elevator has offered to everybody, to be recorded in the next turn.
     pub(super) offered: Vec<(Stamp, u32)>,
     /// When this turn began.
@@ -118,10 +139,8 @@ impl State {
     pub(super) fn new(setup: Setup, now: Stamp) -> State {
         let ledger = Ledger::default();
         let answers = Answers {
-            heartbeat: [
-                Batch::answer(Bytes::from_static(sse::HEARTBEAT), &ledger),
-                Batch::answer(Bytes::from_static(websocket::PING), &ledger),
-            ],
+            heartbeat: Format::ALL
+                .map(|format| Batch::answer(Bytes::from_static(format.spec().heartbeat), &ledger)),
         };
         State {
             connections: Connections::default(),
@@ -135,7 +154,7 @@ impl State {
             held_back: Vec::new(),
             sequence: 0,
             sequence_at_tick: 0,
-            subscribers: 0,
+            subscribers: [0; Format::COUNT],
             look: Look::default(),
             drain: None,
             drain_pass: None,
@@ -143,6 +162,7 @@ impl State {
             accept_errno: None,
             completed: Default::default(),
             offered: Vec::new(),
+            jitter: Jitter::new(setup.epoch.0 ^ setup.number as u64),
             now,
             turn: 0,
             tick: 0,
@@ -236,7 +256,8 @@ impl State {
         }
         let format = connection.format;
         while let Some(member) = self.connections.get_mut(slot).memberships.pop() {
-            let Some((moved, under_way)) = self.topics.leave(member.topic, member.position, format) else {
+            let Some((moved, under_way)) = self.topics.leave(member.topic, member.position, format.family())
+            else {
                 continue;
             };
             let connection = self.connections.get_mut(moved);
@@ -250,17 +271,18 @@ impl State {
                 self.mark_ready(moved);
             }
         }
-        self.subscribers -= 1;
-        let counters = &mut self.metrics.formats[format.index()];
-        counters.connections -= 1;
-        if counters.connections == 0 {
+        let family = format.family();
+        let subscribers = &mut self.subscribers[format.index()];
+        *subscribers -= 1;
+        if *subscribers == 0 {
             self.setup.demand.end(format);
         }
+        self.metrics.families[family.index()].connections -= 1;
     }
 
     /// The ring has told all that came of the sends so far: what they count for is right.
     pub(super) fn settle(&mut self) {
-        for (settled, counters) in self.settled.iter_mut().zip(&self.metrics.formats) {
+        for (settled, counters) in self.settled.iter_mut().zip(&self.metrics.families) {
             *settled = Sent { sends: counters.sends, frames: counters.frames, bytes: counters.bytes };
         }
     }
@@ -279,7 +301,7 @@ impl State {
         let mut metrics = self.metrics.clone();
         metrics.enters = enters;
         metrics.connections = self.connections.len() as u64;
-        for (counters, settled) in metrics.formats.iter_mut().zip(self.settled) {
+        for (counters, settled) in metrics.families.iter_mut().zip(self.settled) {
             let Sent { sends, frames, bytes } = settled;
             (counters.sends, counters.frames, counters.bytes) = (sends, frames, bytes);
         }
@@ -312,7 +334,7 @@ impl State {
 fn topic_report(topic: &super::topics::TopicState) -> TopicReport {
     TopicReport {
         topic: topic.name.clone(),
-        subscribers: topic.by_format.map(u64::from),
+        subscribers: topic.by_family.map(u64::from),
         window_events: topic.window.len() as u64,
         window_bytes: topic.window.weight().published as u64,
         oldest: topic.window.front().map_or(0, |event| event.sequence),

@@ -6,13 +6,14 @@
 use super::connections::{Membership, Memberships, Phase, Session, TopicIndex};
 use super::state::State;
 use crate::close::CloseReason;
-use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX};
+use crate::config::SseRefusals;
+use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, RETURN_MS_MIN, RETURN_MS_SPREAD};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
 use crate::wire::gap::{Gap, GapReason};
 use crate::wire::http::{Answer, Head, HeadRules, LastEventId, Manner, Refusal, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
-use crate::wire::{Format, http, sse, websocket};
+use crate::wire::{Family, Format, http, websocket};
 
 /// Where a stream begins.
 struct Start {
@@ -84,12 +85,12 @@ impl State {
             Head::Echo(handshake, used) => {
                 return self.open_echo(slot, &handshake, &manner).then_some(used);
             }
-            Head::StreamHead => match self.why_no_subscriber(&[]) {
+            Head::StreamHead(format) => match self.why_no_subscriber(&[]) {
                 Some(refusal) => {
                     self.refuse(slot, &refusal, &manner);
                     return None;
                 }
-                None => self.answer_in(&manner).sse_head(),
+                None => self.answer_in(&manner).sse_head(format == Format::SseChunked),
             },
             Head::Health => self.answer_in(&manner).health(accepting),
             Head::Front { is_html, body } => self.answer_in(&manner).page(is_html, &body),
@@ -142,21 +143,17 @@ impl State {
         }
     }
 
-    /// The rest of a request head will not come. Whoever has begun one is refused, whoever said nothing is just `silent`.
-    pub(super) fn end_handshake(
-        &mut self,
-        slot: Slot,
-        silent: CloseReason,
-        begun: CloseReason,
-        detail: &str,
-    ) {
+    /// The client has ended its stream before its request head was whole. A client that has begun one is told, one that
+    /// said nothing is just gone.
+    pub(super) fn break_off_handshake(&mut self, slot: Slot) {
         let has_begun =
             matches!(&self.connections.get(slot).session, Session::Handshake(head) if !head.is_empty());
         if has_begun {
             let manner = Manner { cors: self.setup.config.pages.origins.cors(None), ..Manner::default() };
-            self.refuse(slot, &Refusal { reason: begun, detail: detail.into() }, &manner);
+            let detail = "the request head breaks off".into();
+            self.refuse(slot, &Refusal { reason: CloseReason::BadRequest, detail }, &manner);
         } else {
-            self.abort(slot, silent);
+            self.abort(slot, CloseReason::ClientGone);
         }
     }
 
@@ -177,7 +174,7 @@ impl State {
     pub(super) fn why_no_subscriber(&self, topics: &[Topic]) -> Option<Refusal> {
         let (reason, detail) = if self.drain.is_some() {
             (CloseReason::Draining, "the server is draining")
-        } else if self.subscribers >= self.setup.connections_max {
+        } else if self.subscribers.iter().sum::<usize>() >= self.setup.connections_max {
             (CloseReason::Full, "the server has as many subscribers as it takes")
         } else if !self.topics.has_room_for(topics) {
             (CloseReason::Full, "the server has subscribers to as many topics as it takes")
@@ -190,7 +187,15 @@ impl State {
     /// Makes the connection a subscriber; false if it was refused.
     fn subscribe(&mut self, slot: Slot, request: Subscribe, manner: &Manner) -> bool {
         if let Some(refusal) = self.why_no_subscriber(&request.topics) {
-            self.refuse(slot, &refusal, manner);
+            let may_come_back = self.setup.config.pages.sse_refusals == SseRefusals::Retry;
+            if may_come_back && request.names_event_stream {
+                let retry_ms = RETURN_MS_MIN + self.jitter.below(RETURN_MS_SPREAD);
+                let answer = self.answer_in(manner).come_back(&refusal, retry_ms);
+                self.answer(slot, answer);
+                self.finish(slot, refusal.reason);
+            } else {
+                self.refuse(slot, &refusal, manner);
+            }
             return false;
         }
         let format = request.format;
@@ -203,7 +208,7 @@ impl State {
         for at in 0..memberships.as_slice().len() {
             let topic = memberships.as_slice()[at].topic;
             let from = memberships.begins_after(topic, start.cursor);
-            memberships.as_mut_slice()[at].position = self.topics.join(topic, slot, format, from);
+            memberships.as_mut_slice()[at].position = self.topics.join(topic, slot, format.family(), from);
         }
 
         let connection = self.connections.get_mut(slot);
@@ -212,21 +217,22 @@ impl State {
         connection.format = format;
         connection.memberships = memberships;
         connection.cursor = start.cursor;
-        connection.session = match format {
-            Format::Sse => Session::Sse,
-            Format::WebSocket => Session::WebSocket(Default::default()),
+        connection.session = match format.family() {
+            Family::EventStream => Session::Sse,
+            Family::WebSocket => Session::WebSocket(Default::default()),
         };
         let head = self.answer_in(manner);
         let head = match request.handshake {
             Some(handshake) => head.websocket_head(&handshake.accept, handshake.subprotocol.as_deref()),
-            None => head.sse_head(),
+            None => head.sse_head(format == Format::SseChunked),
         };
         self.answer(slot, head);
         if let Some(gap) = start.gap {
             self.tell_gap(slot, &gap);
         }
-        if start.is_new && format == Format::Sse {
-            self.answer(slot, sse::opening(EventId { epoch: self.setup.epoch, sequence: start.cursor }));
+        if let Some(opening) = format.spec().opening {
+            let at = EventId { epoch: self.setup.epoch, sequence: start.cursor };
+            self.answer(slot, opening(start.is_new.then_some(at)));
         }
         self.count_in(format);
         true
@@ -234,13 +240,14 @@ impl State {
 
     /// Counts a connection that is now open.
     pub(super) fn count_in(&mut self, format: Format) {
-        self.subscribers += 1;
-        let counters = &mut self.metrics.formats[format.index()];
-        counters.opened += 1;
-        counters.connections += 1;
-        if counters.connections == 1 {
+        let subscribers = &mut self.subscribers[format.index()];
+        *subscribers += 1;
+        if *subscribers == 1 {
             self.setup.demand.begin(format);
         }
+        let counters = &mut self.metrics.families[format.family().index()];
+        counters.opened += 1;
+        counters.connections += 1;
     }
 
     /// Sets where a subscriber of these topics begins: now, or after the event that it names.
@@ -293,11 +300,8 @@ impl State {
     /// Queues the notice of a gap.
     pub(super) fn tell_gap(&mut self, slot: Slot, gap: &Gap) {
         let format = self.connections.get(slot).format;
-        self.metrics.formats[format.index()].gaps += 1;
-        match format {
-            Format::Sse => self.answer(slot, sse::gap_notice(gap)),
-            Format::WebSocket => self.answer(slot, websocket::text_frame(&gap.json())),
-        }
+        self.metrics.families[format.family().index()].gaps += 1;
+        self.answer(slot, (format.spec().gap)(gap));
     }
 
     /// WebSocket frames from the client of `slot`, perhaps in part.
@@ -325,7 +329,7 @@ impl State {
             Incoming::Message { .. } => messages += 1,
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
-        self.metrics.formats[Format::WebSocket.index()].messages_in += messages;
+        self.metrics.families[Family::WebSocket.index()].messages_in += messages;
         if !pongs.is_empty() {
             self.answer(slot, pongs);
         }
@@ -344,24 +348,18 @@ impl State {
             self.answer(slot, frame);
             self.finish(slot, CloseReason::ClientGone);
         } else if let Err(Violation { reason, detail }) = fed {
-            self.close_websocket(slot, reason, detail);
+            self.hang_up(slot, reason, detail);
         }
     }
 
-    /// Hangs up on a WebSocket client with the close code of `reason`.
-    pub(super) fn close_websocket(&mut self, slot: Slot, reason: CloseReason, detail: &str) {
-        if let Some(code) = reason.row().websocket_code {
-            self.answer(slot, websocket::close_frame(code, detail));
+    /// Hangs up on a subscriber as its format wants it: a close frame, the last chunk, or just the end of the stream.
+    pub(super) fn hang_up(&mut self, slot: Slot, reason: CloseReason, detail: &str) {
+        let format = self.connections.get(slot).format;
+        let last_words = (format.spec().close)(reason.row().websocket_code, detail);
+        if !last_words.is_empty() {
+            self.answer(slot, last_words);
         }
         self.finish(slot, reason);
-    }
-
-    /// Hangs up on a subscriber as its protocol wants it: a close frame, or the end of the stream.
-    pub(super) fn hang_up(&mut self, slot: Slot, reason: CloseReason, detail: &str) {
-        match self.connections.get(slot).format {
-            Format::Sse => self.finish(slot, reason),
-            Format::WebSocket => self.close_websocket(slot, reason, detail),
-        }
     }
 }
 

@@ -104,7 +104,7 @@ impl State {
             let sends = sends[format.index()];
             if let (1.., Some(run)) = (sends, runs[format.index()]) {
                 // Whoever is in a topic's list is a subscriber, and counted as one.
-                let counters = &mut self.metrics.formats[format.index()];
+                let counters = &mut self.metrics.families[format.family().index()];
                 counters.sends += u64::from(sends);
                 counters.bytes += u64::from(sends) * run.batch.len() as u64;
                 self.work.bytes += sends as usize * run.batch.len();
@@ -145,7 +145,7 @@ impl State {
         if connection.sending {
             // What it lacks goes out in one send when this one completes.
             connection.missed = true;
-            self.metrics.formats[connection.format.index()].deferred += 1;
+            self.metrics.families[connection.format.family().index()].deferred += 1;
         } else if connection.control.is_some() || connection.partial.is_some() {
             // Its turn comes from the ready queue: first what it is owed, then the news.
             debug_assert!(connection.queued, "whoever is owed something is marked");
@@ -192,7 +192,7 @@ impl State {
     /// A subscriber is too slow.
     fn overrun(&mut self, slot: Slot) {
         let connection = self.connections.get(slot);
-        self.metrics.formats[connection.format.index()].overruns += 1;
+        self.metrics.families[connection.format.family().index()].overruns += 1;
         match self.setup.config.overrun {
             OverrunPolicy::Close => {
                 self.hang_up(slot, CloseReason::Overrun, "too slow: events were lost, reconnect to resume");
@@ -273,7 +273,7 @@ impl State {
         if lacks_some || connection.is_owed() {
             self.mark_ready(slot);
         } else {
-            self.finish(slot, CloseReason::ClientGone);
+            self.hang_up(slot, CloseReason::ClientGone, "");
         }
     }
 
@@ -348,7 +348,7 @@ impl State {
         ring.send(slot, batch, offset, mode);
         let connection = self.connections.get_mut(slot);
         let format = connection.format;
-        let counters = &mut self.metrics.formats[format.index()];
+        let counters = &mut self.metrics.families[format.family().index()];
         if mode == SendMode::Instant {
             // Almost every socket takes all of it, and then the ring is silent. `handle_short` puts right what it is told.
             connection.handed(batch.to(), self.turn, self.tick);

@@ -17,7 +17,6 @@ use crate::config::limits::{
     STALL_MS_UNDER_PRESSURE, TICK_MS,
 };
 use crate::egress::Slot;
-use crate::wire::Format;
 
 /// The slab is walked once in this many ticks.
 const TICKS_PER_WALK: usize = (1_000 / TICK_MS) as usize;
@@ -109,8 +108,8 @@ impl State {
             }
             Phase::Handshake => {
                 if quiet >= ticks(limits.handshake_ms_max) {
-                    let timeout = CloseReason::HandshakeTimeout;
-                    self.end_handshake(slot, timeout, timeout, "the request head did not arrive in time");
+                    // Without an answer: a status would end an EventSource for good.
+                    self.abort(slot, CloseReason::HandshakeTimeout);
                 }
             }
             Phase::Open | Phase::Finishing if connection.sending => {
@@ -157,7 +156,7 @@ impl State {
         let format = connection.format;
         // An answer that waits is a sign of life too, but asks for none.
         if connection.control.is_none() {
-            connection.pinged = format == Format::WebSocket;
+            connection.pinged = format.spec().heartbeat_is_answered;
             connection.control = Some(self.answers.heartbeat[format.index()].clone());
         }
         self.mark_ready(slot);

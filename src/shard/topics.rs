@@ -31,7 +31,7 @@ use crate::config::limits::{
 };
 use crate::egress::Slot;
 use crate::event::Topic;
-use crate::wire::Format;
+use crate::wire::Family;
 
 /// An event run that is done when the elevator has made its `due`-th visit.
 #[derive(Debug, Clone, Copy)]
@@ -89,8 +89,8 @@ pub struct TopicState {
     pub window: Window,
     /// Slots of the subscribers, in no order.
     pub subscribers: Vec<Slot>,
-    /// Subscribers by format.
-    pub by_format: [u32; Format::COUNT],
+    /// Subscribers by family.
+    pub by_family: [u32; Family::COUNT],
     /// The hub has forgotten it: it goes with its events when nobody subscribes to it any more.
     hub_forgot: bool,
     /// It is in `Topics::active`.
@@ -191,7 +191,7 @@ impl Topics {
             name: name.clone(),
             window: Window::after(self.forgotten.take(name)),
             subscribers: Vec::new(),
-            by_format: [0; Format::COUNT],
+            by_family: [0; Family::COUNT],
             hub_forgot: false,
             queued: false,
             exceeds: false,
@@ -442,7 +442,7 @@ impl Topics {
     }
 
     /// Adds a subscriber at `cursor` and returns its position.
-    pub fn join(&mut self, index: TopicIndex, slot: Slot, format: Format, cursor: u64) -> u32 {
+    pub fn join(&mut self, index: TopicIndex, slot: Slot, family: Family, cursor: u64) -> u32 {
         let topic = self.get_mut(index);
         let is_first = topic.subscribers.is_empty();
         topic.floor = if is_first { cursor } else { topic.floor.min(cursor) };
@@ -452,7 +452,7 @@ impl Topics {
         topic.subscribers.push(slot);
         // The newcomer takes a visit of the round; whoever the round ends with must not go without.
         topic.lap.left += usize::from(topic.lap.left > 0);
-        topic.by_format[format.index()] += 1;
+        topic.by_family[family.index()] += 1;
         let position = topic.subscribers.len() as u32 - 1;
         self.heard += usize::from(is_first);
         position
@@ -460,9 +460,9 @@ impl Topics {
 
     /// Removes the subscriber at `position`. Returns who moved there from the end of the list, if anybody, and whether a
     /// lap is under way that may miss the one who moved.
-    pub fn leave(&mut self, index: TopicIndex, position: u32, format: Format) -> Option<(Slot, bool)> {
+    pub fn leave(&mut self, index: TopicIndex, position: u32, family: Family) -> Option<(Slot, bool)> {
         let topic = self.get_mut(index);
-        topic.by_format[format.index()] -= 1;
+        topic.by_family[family.index()] -= 1;
         topic.subscribers.swap_remove(position as usize);
         let moved = topic.subscribers.get(position as usize).copied();
         let lap = &mut topic.lap;

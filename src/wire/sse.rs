@@ -4,9 +4,9 @@
 //! - A frame ends in exactly one blank line, so frames and heartbeats may follow each other in any order.
 //! - Every line break of the data (LF, CR, CRLF) becomes its own `data` line; nothing a publisher says can end the
 //!   event early or forge a field.
-//! - A frame is built in one allocation of its exact size: it is shared by every subscriber and kept in windows.
+//! - The size of a frame is known before it is written, so that `chunked` builds it in one allocation.
 //!
-//! Not here: reading event streams (`sse_parser`), the response head (`http`).
+//! Not here: reading event streams (`sse_parser`), chunks (`chunked`), the response head (`http`).
 
 use std::io::Write as _;
 
@@ -15,10 +15,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 
 use super::gap::Gap;
-use crate::event::{Epoch, Event, EventId};
+use crate::event::{Event, EventId};
 
 /// A comment and a blank line: a sign of life that no `EventSource` shows to its page.
 pub const HEARTBEAT: &[u8] = b":\n\n";
+
+/// Milliseconds after which a client comes back that lost its connection. Browsers take 2 or 3 seconds by themselves.
+pub const RETRY_MS: u32 = 2_000;
 
 /// The event name of a gap notice.
 pub const GAP_EVENT: &str = "fanwave-gap";
@@ -26,52 +29,64 @@ pub const GAP_EVENT: &str = "fanwave-gap";
 /// The comment before data in base64.
 pub const BASE64_MARK: &str = "base64";
 
-/// The frame of one event: `id`, `event` if named, `retry` if given, one `data` line per line of
+/// Appends the frame of one event: `id`, `event` if named, `retry` if given, one `data` line per line of
 /// the data, and a blank line. Empty data is one empty `data` line; binary data is one line of
 /// standard base64, after a comment that says so, which parsers pass over.
-pub fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Bytes {
-    let mut own_id = [0; EventId::BYTES_MAX];
-    let id = match &event.id {
-        Some(id) => id.as_str().as_bytes(),
-        None => {
-            let mut room = &mut own_id[..];
-            write!(room, "{}", EventId { epoch, sequence }).expect("two u64 and a dash fit");
-            let rest = room.len();
-            &own_id[..EventId::BYTES_MAX - rest]
-        }
-    };
-    let name = event.name.as_ref().map(|name| name.as_str().as_bytes());
-    let data = event.data.bytes();
-    let size = frame_size(event, id.len());
-
-    let mut frame = Vec::with_capacity(size);
-    push_field(&mut frame, "id", id);
-    if let Some(name) = name {
-        push_field(&mut frame, "event", name);
+pub fn write_event(frame: &mut Vec<u8>, event: &Event, id: &IdText) {
+    push_field(frame, "id", id.of(event));
+    if let Some(name) = &event.name {
+        push_field(frame, "event", name.as_str().as_bytes());
     }
     if let Some(ms) = event.retry_ms {
         writeln!(frame, "retry: {ms}").expect("a vector takes every write");
     }
     if event.data.is_binary() {
-        push_field(&mut frame, "", BASE64_MARK.as_bytes());
-        push_base64(&mut frame, data);
+        push_field(frame, "", BASE64_MARK.as_bytes());
+        push_base64(frame, event.data.bytes());
     } else {
-        for line in Lines::new(data) {
-            push_field(&mut frame, "data", line);
+        for line in Lines::new(event.data.bytes()) {
+            push_field(frame, "data", line);
         }
     }
     frame.push(b'\n');
-    debug_assert_eq!(frame.len(), size, "the size is computed as the frame is written");
-    Bytes::from(frame)
 }
 
-/// The most bytes that the frame of `event` may have, whatever its sequence.
-pub fn frame_bytes_max(event: &Event) -> usize {
-    frame_size(event, event.id.as_ref().map_or(EventId::BYTES_MAX, |id| id.as_str().len()))
+/// Bytes that [`write_event`] appends. Takes a look at the data.
+pub fn event_size(event: &Event, id: &IdText) -> usize {
+    size_with_id(event, id.of(event).len())
+}
+
+/// The most bytes that it appends, whatever the sequence is.
+pub fn event_size_max(event: &Event) -> usize {
+    size_with_id(event, event.id.as_ref().map_or(EventId::BYTES_MAX, |id| id.as_str().len()))
+}
+
+/// Our own id of an event as text, without an allocation.
+#[derive(Debug)]
+pub struct IdText {
+    digits: [u8; EventId::BYTES_MAX],
+    /// Bytes of `digits` in use.
+    len: usize,
+}
+
+impl IdText {
+    /// The text of `id`.
+    pub fn new(id: EventId) -> IdText {
+        let mut digits = [0; EventId::BYTES_MAX];
+        let mut room = &mut digits[..];
+        write!(room, "{id}").expect("two u64 and a dash fit");
+        let rest = room.len();
+        IdText { digits, len: EventId::BYTES_MAX - rest }
+    }
+
+    /// The id that `event` shows: its publisher's, else this one.
+    fn of<'a>(&'a self, event: &'a Event) -> &'a [u8] {
+        event.id.as_ref().map_or(&self.digits[..self.len], |id| id.as_str().as_bytes())
+    }
 }
 
 /// Bytes of the frame of `event` with an id of so many bytes.
-fn frame_size(event: &Event, id_bytes: usize) -> usize {
+fn size_with_id(event: &Event, id_bytes: usize) -> usize {
     let data = event.data.bytes();
     let mut size = field_size("id", id_bytes);
     size += event.name.as_ref().map_or(0, |name| field_size("event", name.as_str().len()));
@@ -83,10 +98,12 @@ fn frame_size(event: &Event, id_bytes: usize) -> usize {
     size + 1
 }
 
-/// What a stream begins with: the id of where it begins, without an event (WHATWG HTML §9.2.6: a block without data still sets
-/// the last event id). So a client that loses its connection before the first event names that point when it comes back.
-pub fn opening(at: EventId) -> Bytes {
-    Bytes::from(format!("id: {at}\n\n"))
+/// What a stream begins with: the time after which a client comes back, because a refusal may have given it another one, and
+/// the id of where the stream begins, without an event (WHATWG HTML §9.2.6: a block without data still sets the last
+/// event id). So a client that loses its connection before the first event names that point when it comes back.
+pub fn opening(at: Option<EventId>) -> Bytes {
+    let id = at.map(|at| format!("id: {at}\n")).unwrap_or_default();
+    Bytes::from(format!("retry: {RETRY_MS}\n{id}\n"))
 }
 
 /// The frame that tells of a gap: event `fanwave-gap`, its data [`Gap::json`]. It has no `id`, so a client that
@@ -168,8 +185,17 @@ mod tests {
     use super::super::gap::GapReason;
     use super::super::sse_parser::{ParsedEvent, Parser};
     use super::*;
-    use crate::event::{CustomId, Data, Field, Topic};
+    use crate::event::{CustomId, Data, Epoch, Field, Topic};
     use proptest::prelude::*;
+
+    fn encode_event(event: &Event, epoch: Epoch, sequence: u64) -> Vec<u8> {
+        let id = IdText::new(EventId { epoch, sequence });
+        let mut frame = Vec::new();
+        write_event(&mut frame, event, &id);
+        assert_eq!(frame.len(), event_size(event, &id), "the size is computed as the frame is written");
+        assert!(frame.len() <= event_size_max(event));
+        frame
+    }
 
     fn event(data: Data) -> Event {
         Event { topic: Topic::new("t").expect("a topic"), data, name: None, id: None, retry_ms: None }
@@ -223,13 +249,11 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_one_allocation_of_its_exact_size() {
+    fn the_size_of_a_frame_is_known_before_it_is_written() {
         let longest = Event { retry_ms: Some(u32::MAX), ..event(text("a\r\nb\n")) };
         for (event, epoch, sequence) in [(&event(text("x")), 0, 0), (&longest, u64::MAX, u64::MAX)] {
             let frame = encode_event(event, Epoch(epoch), sequence);
-            let bytes = frame.len();
-            let vector = Vec::from(frame);
-            assert_eq!(vector.capacity(), bytes);
+            assert!(sequence < u64::MAX || frame.len() == event_size_max(event));
         }
         for retry_ms in [0, 9, 10, 99, 100, u32::MAX] {
             assert_eq!(decimal_digits(retry_ms), retry_ms.to_string().len());
@@ -237,11 +261,16 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_begins_with_an_id_and_no_event() {
+    fn a_stream_begins_with_the_time_to_come_back_and_an_id_and_no_event() {
         let mut parser = Parser::new(1 << 20);
-        let begun = opening(EventId { epoch: Epoch(36), sequence: 7 });
-        parser.feed(&begun, |event| panic!("no event: {event:?}")).expect("short lines");
-        assert_eq!(parser.last_event_id(), "10-7");
+        let begun = opening(Some(EventId { epoch: Epoch(36), sequence: 7 }));
+        assert_eq!(&begun[..], b"retry: 2000\nid: 10-7\n\n");
+        let mut feed = |block: &[u8]| {
+            parser.feed(block, |event| panic!("no event: {event:?}")).expect("short lines");
+            parser.last_event_id().to_string()
+        };
+        assert_eq!(feed(&begun), "10-7");
+        assert_eq!(feed(&opening(None)), "10-7", "a client that named another id keeps it");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+pub mod chunks;
 #[allow(dead_code, reason = "what the simulation alone needs")]
 pub mod peer;
 pub mod raw;

@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use super::chunks::Chunks;
+
 /// How a peer subscribes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -60,6 +62,8 @@ pub struct Peer {
     /// Pings that it got and has not answered.
     pub pongs_owed: u32,
     buffer: Vec<u8>,
+    /// Some once the head says that the body comes in chunks.
+    chunks: Option<Chunks>,
     close_code: Option<u16>,
 }
 
@@ -78,6 +82,7 @@ impl Peer {
             pings: 0,
             pongs_owed: 0,
             buffer: Vec::new(),
+            chunks: None,
             close_code: None,
         }
     }
@@ -86,9 +91,14 @@ impl Peer {
         self.close_code.map_or(Ending::EndOfStream, Ending::CloseFrame)
     }
 
+    /// True unless the peer can tell that more should have come.
+    pub fn is_whole(&self) -> bool {
+        self.chunks.as_ref().is_none_or(Chunks::ended) && self.buffer.is_empty()
+    }
+
     /// Reads `bytes` and says what they were.
     pub fn hear(&mut self, bytes: &[u8]) -> Vec<Heard> {
-        self.buffer.extend_from_slice(bytes);
+        self.take(bytes);
         let mut heard = Vec::new();
         if self.opened_at.is_none() {
             let Some(end) = find(&self.buffer, b"\r\n\r\n") else { return heard };
@@ -102,6 +112,11 @@ impl Peer {
                 return vec![Heard::Refused(line.to_string())];
             }
             heard.push(Heard::Opened);
+            if head.contains("\r\nTransfer-Encoding: chunked\r\n") {
+                self.chunks = Some(Chunks::default());
+                let body = std::mem::take(&mut self.buffer);
+                self.take(&body);
+            }
         }
         match self.protocol {
             Protocol::Sse => self.hear_stream(&mut heard),
@@ -110,16 +125,31 @@ impl Peer {
         heard
     }
 
+    /// Adds bytes to those to be read, without the framing of their chunks.
+    fn take(&mut self, bytes: &[u8]) {
+        match &mut self.chunks {
+            Some(chunks) => {
+                for block in chunks.feed(bytes) {
+                    assert!(block.ends_with(b"\n\n"), "a chunk holds whole blocks");
+                    self.buffer.extend(block);
+                }
+            }
+            None => self.buffer.extend_from_slice(bytes),
+        }
+    }
+
     fn hear_stream(&mut self, heard: &mut Vec<Heard>) {
         while let Some(end) = find(&self.buffer, b"\n\n") {
             let block = String::from_utf8(self.buffer.drain(..end + 2).collect()).expect("a stream is UTF-8");
             if block.starts_with(':') {
                 continue;
             }
-            if let Some(opening) = block.strip_suffix("\n\n").filter(|block| !block.contains('\n')) {
-                let (_, sequence) = opening.rsplit_once('-').expect("an opening id has a sequence");
-                assert!(opening.starts_with("id: ") && self.after.is_none(), "{opening} opens a new stream");
-                self.after = Some(sequence.parse().expect("a sequence is a number"));
+            if let Some(opening) = block.strip_prefix("retry: 2000\n") {
+                if let Some(id) = opening.strip_suffix("\n\n") {
+                    let (_, sequence) = id.rsplit_once('-').expect("an opening id has a sequence");
+                    assert!(id.starts_with("id: ") && self.after.is_none(), "{id} opens a new stream");
+                    self.after = Some(sequence.parse().expect("a sequence is a number"));
+                }
                 continue;
             }
             let data = block.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event has data");

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::chunks::Chunks;
 use super::peer::{self, masked};
 use super::{Protocol, within};
 
@@ -56,7 +57,9 @@ pub struct Subscriber {
     /// The id that an event stream began with, once it was read; no event is before it.
     pub opening_id: Option<String>,
     socket: TcpStream,
-    /// Bytes that were read; those before `at` are used up.
+    /// Some if the body comes in chunks.
+    chunks: Option<Chunks>,
+    /// Bytes that were read, without the framing of chunks; those before `at` are used up.
     buffer: Vec<u8>,
     at: usize,
     closed: bool,
@@ -86,6 +89,7 @@ impl Subscriber {
             head: String::new(),
             opening_id: None,
             socket,
+            chunks: None,
             buffer: Vec::new(),
             at: 0,
             closed: false,
@@ -105,6 +109,12 @@ impl Subscriber {
         subscriber.head = String::from_utf8(subscriber.buffer[..end].to_vec()).expect("a head is ASCII");
         subscriber.at = end;
         assert!(subscriber.head.starts_with(status), "refused: {}", subscriber.head);
+        if subscriber.head.contains("\r\nTransfer-Encoding: chunked\r\n") {
+            let mut chunks = Chunks::default();
+            subscriber.buffer = chunks.feed(&subscriber.buffer[end..]).concat();
+            subscriber.at = 0;
+            subscriber.chunks = Some(chunks);
+        }
         subscriber
     }
 
@@ -149,7 +159,8 @@ impl Subscriber {
             }
             if let Some(end) = self.fill().await {
                 assert!(self.at == self.buffer.len(), "the end comes between two events");
-                return end;
+                let is_whole = self.chunks.as_ref().is_none_or(Chunks::ended);
+                return if is_whole { end } else { Said::Reset };
             }
         }
     }
@@ -183,9 +194,23 @@ impl Subscriber {
             self.at = 0;
         }
         self.buffer.reserve(64 << 10);
-        match self.socket.read_buf(&mut self.buffer).await {
+        let Some(chunks) = &mut self.chunks else {
+            return match self.socket.read_buf(&mut self.buffer).await {
+                Ok(0) => Some(Said::End),
+                Ok(_) => None,
+                Err(_) => Some(Said::Reset),
+            };
+        };
+        let mut raw = Vec::with_capacity(64 << 10);
+        match self.socket.read_buf(&mut raw).await {
             Ok(0) => Some(Said::End),
-            Ok(_) => None,
+            Ok(_) => {
+                for block in chunks.feed(&raw) {
+                    assert!(block.ends_with(b"\n\n"), "a chunk holds whole blocks");
+                    self.buffer.extend(block);
+                }
+                None
+            }
             Err(_) => Some(Said::Reset),
         }
     }
@@ -219,6 +244,8 @@ impl Subscriber {
         self.at += end + 2;
         if data.is_empty() {
             let id = event.id.take();
+            let retry = event.retry.take();
+            assert!(retry.is_none_or(|ms| ms == 2_000), "a stream opens with the usual time to come back");
             assert_eq!(event, Event::default(), "a block without data is a comment or an id: {block:?}");
             assert!(id.is_none() || self.opening_id.is_none(), "one id at most opens a stream: {block:?}");
             self.opening_id = self.opening_id.take().or(id);

@@ -17,7 +17,7 @@ use tower::ServiceExt;
 use super::{Hub, ShardEnd, control};
 use crate::broadcast::{Encoded, Inbox, Memory, Message, Question, TopicQuery, path};
 use crate::config::limits::TOPICS_PER_ANSWER_MAX;
-use crate::config::{Config, Limits, OverrunPolicy, PageRules, Sockets};
+use crate::config::{Config, Limits, PageRules};
 use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 
@@ -34,20 +34,12 @@ const EPOCH: Epoch = Epoch(10_000_000_000_000_000_000);
 const EPOCH_TEXT: &str = "23z405fz79tds";
 
 fn config(shards: usize, limits: Limits) -> Arc<Config> {
-    Arc::new(Config {
-        listen: Vec::new(),
-        control: Vec::new(),
-        shard_cpus: (0..shards).collect(),
-        pages: PageRules {
-            control_hosts: vec!["edge.example".to_string()],
-            control_origins: vec!["https://ops.example".parse().expect("an origin")],
-            ..PageRules::default()
-        },
-        overrun: OverrunPolicy::Close,
-        sockets: Sockets::Auto,
-        diagnostic_echo: false,
-        limits,
-    })
+    let pages = PageRules {
+        control_hosts: vec!["edge.example".to_string()],
+        control_origins: vec!["https://ops.example".parse().expect("an origin")],
+        ..PageRules::default()
+    };
+    Arc::new(Config { shard_cpus: (0..shards).collect(), pages, limits, ..Config::default() })
 }
 
 /// A hub whose shards are not started yet; its stalled queues are retried.
@@ -205,7 +197,7 @@ fn topic_report(topic: &str, newest: u64) -> TopicReport {
 /// Shard `number` has that many connections and one latency of as many milliseconds.
 fn report(number: usize) -> ShardReport {
     let mut metrics = ShardMetrics { connections: number as u64, ..ShardMetrics::default() };
-    metrics.formats[0].frames = 10 + number as u64;
+    metrics.families[0].frames = 10 + number as u64;
     metrics.closed[0] = 1;
     metrics.intake_to_shard.saturating_record(1_000_000 * (number as u64 + 1));
     ShardReport {

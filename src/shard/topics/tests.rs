@@ -25,7 +25,7 @@ fn every_push_sends_the_elevator_past_everybody() {
     let mut topics = topics(|_| ());
     let index = topics.intern(&topic("a"));
     for slot in 0..5 {
-        topics.join(index, slot, Format::Sse, 0);
+        topics.join(index, slot, Family::EventStream, 0);
     }
     let mut done = Vec::new();
     topics.push(&encoded("a", 1));
@@ -48,7 +48,7 @@ fn many_visits_at_once_are_as_many_one_by_one() {
         let mut topics = topics(|limits| limits.window_events_max = 16);
         let index = topics.intern(&topic("a"));
         for slot in 0..7 {
-            topics.join(index, slot, Format::Sse, 0);
+            topics.join(index, slot, Family::EventStream, 0);
         }
         (topics, index)
     };
@@ -89,7 +89,7 @@ fn a_lap_starts_with_those_whom_the_last_one_visited_last_and_everybody_is_first
         let mut topics = topics(|_| ());
         let index = topics.intern(&topic("a"));
         for slot in 0..subscribers {
-            topics.join(index, slot as Slot, Format::Sse, 0);
+            topics.join(index, slot as Slot, Family::EventStream, 0);
         }
         let mut before = lap(&mut topics, index, 1);
         let mut first = vec![before[0]];
@@ -114,8 +114,8 @@ fn history_of(events: &[Arc<Encoded>]) -> usize {
 fn what_leaves_the_history_stays_while_a_subscriber_lacks_it() {
     let mut topics = topics(|limits| limits.window_events_max = 4);
     let index = topics.intern(&topic("a"));
-    topics.join(index, 0, Format::Sse, 0);
-    topics.join(index, 1, Format::Sse, 0);
+    topics.join(index, 0, Family::EventStream, 0);
+    topics.join(index, 1, Family::EventStream, 0);
     let sequences = |topics: &Topics| {
         let window = &topics.get(index).window;
         let all: Vec<u64> = (0..).map_while(|at| window.get(at)).map(|event| event.sequence).collect();
@@ -144,7 +144,7 @@ fn what_leaves_the_history_stays_while_a_subscriber_lacks_it() {
     // A newcomer that begins in the middle of the round holds what it may lack from there on.
     topics.meet(index, 8, false);
     topics.advance(index, 1, &mut Vec::new());
-    topics.join(index, 2, Format::Sse, 4);
+    topics.join(index, 2, Family::EventStream, 4);
     topics.push(&encoded("a", 9));
     for cursor in [8, 8, 4] {
         topics.meet(index, cursor, false);
@@ -152,7 +152,7 @@ fn what_leaves_the_history_stays_while_a_subscriber_lacks_it() {
     }
     assert_eq!(sequences(&topics), (vec![5, 6, 7, 8, 9], 5));
     for position in [2, 1, 0] {
-        topics.leave(index, position, Format::Sse);
+        topics.leave(index, position, Family::EventStream);
     }
     assert_eq!(sequences(&topics), (vec![6, 7, 8, 9], 5), "nobody is left to need more than the history");
     assert_eq!(
@@ -166,7 +166,7 @@ fn a_round_that_is_not_whole_says_nothing_of_those_it_has_not_met() {
     let mut topics = topics(|limits| limits.window_events_max = 4);
     let index = topics.intern(&topic("a"));
     for slot in 0..3 {
-        topics.join(index, slot, Format::Sse, 0);
+        topics.join(index, slot, Family::EventStream, 0);
     }
     let met = |topics: &mut Topics, cursor: u64| {
         topics.meet(index, cursor, false);
@@ -195,7 +195,7 @@ fn the_slow_are_cut_where_they_are_few_and_take_up_the_topics_share() {
     let mut topics = Topics::new(&limits);
     let index = topics.intern(&topic("a"));
     for slot in 0..3 {
-        topics.join(index, slot, Format::Sse, 0);
+        topics.join(index, slot, Family::EventStream, 0);
     }
     let mut sequence = 0;
     let mut push = |topics: &mut Topics| {
@@ -230,7 +230,7 @@ fn the_slow_are_cut_where_they_are_few_and_take_up_the_topics_share() {
     assert!(!round(&mut topics, 1), "the last round saw two");
     push(&mut topics);
     assert!(round(&mut topics, 1), "one of three is few");
-    topics.leave(index, 2, Format::Sse);
+    topics.leave(index, 2, Family::EventStream);
     push(&mut topics);
     for _ in 0..2 {
         topics.meet(index, 1_000_000, false);
@@ -277,7 +277,7 @@ fn histories_are_bounded_by_events_bytes_age_and_memory() {
 fn what_the_hub_forgets_goes_with_its_events_unless_somebody_listens() {
     let mut topics = topics(|limits| limits.topics_max = 1);
     let heard = topics.intern(&topic("heard"));
-    topics.join(heard, 0, Format::Sse, 0);
+    topics.join(heard, 0, Family::EventStream, 0);
     topics.push(&encoded("heard", 1));
     topics.push(&encoded("unheard", 2));
     for (sequence, name, forgets) in [(3, "a", "heard"), (4, "b", "unheard"), (5, "c", "never known")] {
@@ -295,13 +295,13 @@ fn a_topic_that_the_hub_forgot_goes_with_its_last_subscriber() {
     let mut topics = topics(|_| ());
     for (sequence, known_again) in [(1, true), (10, false)] {
         let index = topics.intern(&topic("a"));
-        topics.join(index, 0, Format::Sse, 0);
+        topics.join(index, 0, Family::EventStream, 0);
         topics.push(&encoded("a", sequence));
         topics.push(&Arc::new(encoded_alone("b", sequence + 1).forgetting(Some(topic("a")))));
         if known_again {
             topics.push(&encoded("a", sequence + 2));
         }
-        topics.leave(index, 0, Format::Sse);
+        topics.leave(index, 0, Family::EventStream);
         assert_eq!(topics.find(&topic("a")).is_some(), known_again);
     }
     assert_eq!(topics.window_events(), 2, "both of b");
@@ -338,13 +338,13 @@ fn only_topics_with_subscribers_take_places_from_new_ones() {
     }
     let names = ["a", "b", "new"].map(topic);
     let index = topics.intern(&names[0]);
-    topics.join(index, 0, Format::Sse, 0);
-    topics.join(index, 1, Format::Sse, 0);
+    topics.join(index, 0, Family::EventStream, 0);
+    topics.join(index, 1, Family::EventStream, 0);
     assert!(topics.has_room_for(&names[..2]) && topics.has_room_for(&names[2..]));
     assert!(!topics.has_room_for(&names[1..]), "that would be three");
-    topics.leave(index, 0, Format::Sse);
+    topics.leave(index, 0, Family::EventStream);
     assert!(!topics.has_room_for(&names[1..]), "one is still there");
-    topics.leave(index, 0, Format::Sse);
+    topics.leave(index, 0, Family::EventStream);
     assert!(topics.has_room_for(&names[1..]));
 }
 
@@ -353,12 +353,12 @@ fn whoever_moves_during_a_lap_is_named() {
     let mut topics = topics(|_| ());
     let index = topics.intern(&topic("a"));
     for slot in 10..13 {
-        topics.join(index, slot, Format::WebSocket, 0);
+        topics.join(index, slot, Family::WebSocket, 0);
     }
-    assert_eq!(topics.leave(index, 0, Format::WebSocket), Some((12, false)));
+    assert_eq!(topics.leave(index, 0, Family::WebSocket), Some((12, false)));
     topics.push(&encoded("a", 1));
     assert_eq!(visit(&mut topics, index, &mut Vec::new()), 12);
-    assert_eq!(topics.leave(index, 0, Format::WebSocket), Some((11, true)));
-    assert_eq!(topics.leave(index, 0, Format::WebSocket), None);
+    assert_eq!(topics.leave(index, 0, Family::WebSocket), Some((11, true)));
+    assert_eq!(topics.leave(index, 0, Family::WebSocket), None);
     assert!(!topics.is_active(), "nobody is left to visit");
 }

@@ -1,5 +1,5 @@
-//! What we answer to a request head. Every answer but an upgrade ends the connection, so SSE bodies
-//! are delimited by its close and need no chunks (RFC 9112 §6.3).
+//! What we answer to a request head. Every answer but an upgrade ends the connection. Event streams
+//! come in chunks, or for HTTP/1.0 until the connection is closed (RFC 9112 §6.3).
 
 use std::fmt::Write as _;
 
@@ -99,12 +99,28 @@ impl<'a> Answer<'a> {
         head.into_bytes()
     }
 
-    /// The head of an event stream. `no-transform` and `X-Accel-Buffering` keep proxies from
-    /// holding events back.
-    pub fn sse_head(self) -> Vec<u8> {
+    /// The head of an event stream, in chunks if `is_chunked`. `no-transform` and `X-Accel-Buffering`
+    /// keep proxies from holding events back.
+    pub fn sse_head(self, is_chunked: bool) -> Vec<u8> {
         let mut head = self.status_line(200);
         head.push_str("Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n");
+        if is_chunked {
+            head.push_str("Transfer-Encoding: chunked\r\n");
+        }
         head.push_str("X-Accel-Buffering: no\r\nConnection: close\r\n\r\n");
+        head.into_bytes()
+    }
+
+    /// An event stream that ends at once and makes a browser come back after `retry_ms`. An
+    /// `EventSource` gives up for good at any status but 200 (WHATWG HTML §9.2.3); without an `id` it
+    /// keeps its resume point.
+    pub fn come_back(self, refusal: &Refusal, retry_ms: u32) -> Vec<u8> {
+        let body = format!("retry: {retry_ms}\n: {}: {}\n\n", refusal.reason.row().label, refusal.detail);
+        let mut head = self.status_line(200);
+        head.push_str("Content-Type: text/event-stream\r\nCache-Control: no-store\r\n");
+        push_line(&mut head, format_args!("Content-Length: {}", body.len()));
+        head.push_str("Connection: close\r\n\r\n");
+        head.push_str(&body);
         head.into_bytes()
     }
 
@@ -201,7 +217,6 @@ mod tests {
             (MethodNotAllowed, "HTTP/1.1 405 Method Not Allowed"),
             (MethodNotAllowed, "Allow: GET, OPTIONS"),
             (NotAcceptable, "HTTP/1.1 406 Not Acceptable"),
-            (HandshakeTimeout, "HTTP/1.1 408 Request Timeout"),
             (HeadTooLarge, "HTTP/1.1 431 Request Header Fields Too Large"),
             (UpgradeRequired, "HTTP/1.1 426 Upgrade Required"),
             (UpgradeRequired, "Upgrade: websocket"),
@@ -253,7 +268,7 @@ mod tests {
                 answer.health(false),
                 answer.page(true, "<p>"),
                 answer.preflight(),
-                answer.sse_head(),
+                answer.sse_head(true),
                 answer.websocket_head(&[b'x'; 28], None),
             ] {
                 let text = text(bytes);
@@ -310,9 +325,17 @@ mod tests {
         let manner = manner(Cors::Any);
         let answer = Answer::new(&manner, None);
         assert_eq!(
-            text(answer.sse_head()),
+            text(answer.sse_head(false)),
             "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Type: text/event-stream\r\n\
              Cache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nConnection: close\r\n\r\n"
+        );
+        assert!(text(answer.sse_head(true)).contains("\r\nTransfer-Encoding: chunked\r\n"));
+        let refusal = Refusal { reason: CloseReason::Draining, detail: "later".into() };
+        assert_eq!(
+            text(answer.come_back(&refusal, 1_234)),
+            "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Type: text/event-stream\r\n\
+             Cache-Control: no-store\r\nContent-Length: 31\r\nConnection: close\r\n\r\n\
+             retry: 1234\n: draining: later\n\n"
         );
         let accept = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
         assert_eq!(

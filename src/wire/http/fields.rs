@@ -154,6 +154,18 @@ impl<'b> Fields<'_, 'b> {
         Ok(())
     }
 
+    /// True if the client asks for `text/event-stream` by name.
+    pub(super) fn names_event_stream(&self) -> bool {
+        let range = |member: &[u8]| {
+            member
+                .split(|byte| *byte == b';')
+                .next()
+                .map(<[u8]>::trim_ascii)
+                .is_some_and(|range| range.eq_ignore_ascii_case(b"text/event-stream"))
+        };
+        self.members("Accept").any(range)
+    }
+
     /// Checks the opening handshake (RFC 6455 §4.2.1) and gives the value of `Sec-WebSocket-Accept`.
     pub(super) fn websocket_accept(&self) -> Result<[u8; 28], Refusal> {
         let upgrade = |detail: &str| refuse(CloseReason::UpgradeRequired, detail);

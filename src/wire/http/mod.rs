@@ -16,7 +16,7 @@
 
 use crate::close::CloseReason;
 use crate::event::Topic;
-use crate::wire::Format;
+use crate::wire::{Family, Format};
 
 mod answer;
 mod content_type;
@@ -73,7 +73,7 @@ pub enum Head {
     /// A WebSocket that gets back what it sends, and the bytes of the head.
     Echo(Handshake, usize),
     /// The head of an event stream alone.
-    StreamHead,
+    StreamHead(Format),
     /// A probe of `/healthz`.
     Health,
     /// What there is to ask: a page for a browser, or plain text.
@@ -100,6 +100,8 @@ pub struct Subscribe {
     pub last_event_id: Option<LastEventId>,
     /// Some exactly if the format is a WebSocket one.
     pub handshake: Option<Handshake>,
+    /// It asks for an event stream by name (`Accept`), as an `EventSource` does.
+    pub names_event_stream: bool,
 }
 
 /// What the answer to a WebSocket's opening handshake holds (RFC 6455 §4.2.2).
@@ -184,8 +186,8 @@ fn interpret(
         }
     }
     fields.check_no_body()?;
-    let format = match target.route {
-        Route::Subscribe(format) => format,
+    let family = match target.route {
+        Route::Subscribe(family) => family,
         Route::Health => return Ok(Head::Health),
         Route::Echo => return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules)?, head_bytes)),
         Route::Front if rules.echo && fields.wants_websocket() => {
@@ -199,20 +201,21 @@ fn interpret(
 
     let wanted = target.wanted(rules.topics_max)?;
     let last_event_id = fields.last_event_id().or(wanted.last_event_id);
-    let handshake = match format {
-        Format::Sse => {
+    let (format, handshake) = match family {
+        Family::EventStream => {
             fields.check_accepts_event_stream()?;
-            None
+            // Chunks are not for clients of HTTP/1.0 (RFC 9112 §7.1).
+            (if http_1_0 { Format::Sse } else { Format::SseChunked }, None)
         }
-        Format::WebSocket => Some(handshake(&fields, http_1_0, host, rules)?),
+        Family::WebSocket => (Format::WebSocket, Some(handshake(&fields, http_1_0, host, rules)?)),
     };
     if request.method == Some("HEAD") {
-        return Ok(Head::StreamHead);
+        return Ok(Head::StreamHead(format));
     }
-    Ok(Head::Subscribe(
-        Box::new(Subscribe { format, topics: wanted.topics, last_event_id, handshake }),
-        head_bytes,
-    ))
+    let names_event_stream = family == Family::EventStream && fields.names_event_stream();
+    let topics = wanted.topics;
+    let subscribe = Subscribe { format, topics, last_event_id, handshake, names_event_stream };
+    Ok(Head::Subscribe(Box::new(subscribe), head_bytes))
 }
 
 /// What to answer to a WebSocket's opening handshake.

@@ -9,7 +9,7 @@ use super::last_event_id::LastEventId;
 use super::{Refusal, refuse};
 use crate::close::CloseReason;
 use crate::event::Topic;
-use crate::wire::Format;
+use crate::wire::Family;
 
 /// Names under which a query may bring the last event id: ours, and those that other servers taught
 /// their clients.
@@ -23,7 +23,7 @@ const PATHS: &str = "not a path of ours: /sse/{topic}, /sse?topic=..., /ws/{topi
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
     /// `/sse` or `/ws`.
-    Subscribe(Format),
+    Subscribe(Family),
     /// `/healthz`.
     Health,
     /// `/`.
@@ -39,9 +39,9 @@ impl Route {
     pub(super) fn allow(self) -> &'static str {
         match self {
             // The handshake of a WebSocket is a GET, and has no head alone.
-            Route::Subscribe(Format::WebSocket) | Route::Echo => "GET, OPTIONS",
+            Route::Subscribe(Family::WebSocket) | Route::Echo => "GET, OPTIONS",
             Route::Server => "OPTIONS",
-            Route::Subscribe(Format::Sse) | Route::Health | Route::Front => "GET, HEAD, OPTIONS",
+            Route::Subscribe(Family::EventStream) | Route::Health | Route::Front => "GET, HEAD, OPTIONS",
         }
     }
 }
@@ -109,17 +109,17 @@ impl<'a> Target<'a> {
             "*" => (Route::Server, None),
             "/healthz" => (Route::Health, None),
             "/echo" if echo => (Route::Echo, None),
-            "/sse" => (Route::Subscribe(Format::Sse), None),
-            "/ws" => (Route::Subscribe(Format::WebSocket), None),
+            "/sse" => (Route::Subscribe(Family::EventStream), None),
+            "/ws" => (Route::Subscribe(Family::WebSocket), None),
             text => {
-                let (format, prefix) = if text.starts_with("/sse/") {
-                    (Format::Sse, "/sse/")
+                let (family, prefix) = if text.starts_with("/sse/") {
+                    (Family::EventStream, "/sse/")
                 } else if text.starts_with("/ws/") {
-                    (Format::WebSocket, "/ws/")
+                    (Family::WebSocket, "/ws/")
                 } else {
                     return Err(refuse(CloseReason::NotFound, PATHS));
                 };
-                (Route::Subscribe(format), Some(path.slice(prefix.len(), text.len())))
+                (Route::Subscribe(family), Some(path.slice(prefix.len(), text.len())))
             }
         };
         Ok(Target { route, topic, query })
@@ -149,7 +149,7 @@ impl<'a> Target<'a> {
             }
         }
         if wanted.topics.is_empty() {
-            let path = if self.route == Route::Subscribe(Format::Sse) { "/sse" } else { "/ws" };
+            let path = if self.route == Route::Subscribe(Family::EventStream) { "/sse" } else { "/ws" };
             return Err(bad(format!("no topic: ask for {path}/{{topic}} or {path}?topic=...")));
         }
         Ok(wanted)

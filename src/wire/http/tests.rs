@@ -49,7 +49,7 @@ fn a_browsers_event_source_subscribes() {
         "/sse/a?topic=b&last-event-id=old",
         "Accept: text/event-stream\r\nlast-event-id: x-7\r\nCache-Control: no-cache\r\n",
     ));
-    assert_eq!(subscribe.format, Format::Sse);
+    assert_eq!(subscribe.format, Format::SseChunked);
     assert_eq!(subscribe.topics.iter().map(Topic::as_str).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(id(&subscribe), Some("x-7"), "the header is newer than the page's URL");
     assert_eq!(subscribe.handshake, None);
@@ -90,7 +90,7 @@ fn probes_and_preflights_are_told_apart() {
     assert_eq!(asked("HEAD /healthz HTTP/1.0\r\n\r\n"), (Head::Health, true, "GET, HEAD, OPTIONS"));
     assert_eq!(
         asked("HEAD /sse/a HTTP/1.1\r\nHost: e\r\n\r\n"),
-        (Head::StreamHead, true, "GET, HEAD, OPTIONS")
+        (Head::StreamHead(Format::SseChunked), true, "GET, HEAD, OPTIONS")
     );
     for (path, allow) in [
         ("/sse/a", "GET, HEAD, OPTIONS"),
@@ -305,7 +305,7 @@ fn a_head_may_have_the_limit_and_not_a_byte_more() {
         let short = get("/sse/a", "x: \r\n");
         get("/sse/a", &format!("x: {}\r\n", "y".repeat(bytes - short.len())))
     };
-    assert_eq!(subscribed(&with_bytes(1_024)).format, Format::Sse);
+    assert_eq!(subscribed(&with_bytes(1_024)).format, Format::SseChunked);
     assert_eq!(refused(with_bytes(1_025).as_bytes()).reason, CloseReason::HeadTooLarge);
     assert_eq!(parse(&with_bytes(1_025)[..1_023]), Head::Partial);
     assert_eq!(refused(&with_bytes(1_025).as_bytes()[..1_024]).reason, CloseReason::HeadTooLarge);

@@ -5,9 +5,9 @@
 //! are each checked alone before they are put together, so a message about a value names its source; one about what
 //! several flags mean together names these flags.
 //!
-//! Not here: what the flags are (`flags`) and what they mean together ([`ServeFlags::config`]).
+//! Not here: what the flags are (`config::flags`) and what they mean together ([`ServeFlags::config`]).
 //!
-//! [`ServeFlags::config`]: super::flags::ServeFlags::config
+//! [`ServeFlags::config`]: crate::config::flags::ServeFlags::config
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use clap::FromArgMatches;
 use clap::parser::ValueSource;
 
-use super::flags::{Command, CommandLine, parser};
+use super::{Command, CommandLine, parser};
 
 /// Why there is no command to run.
 #[derive(Debug, thiserror::Error)]
@@ -215,9 +215,10 @@ fn one_line(text: &str) -> String {
 mod tests {
     use std::net::SocketAddr;
 
-    use super::super::ControlAddress;
-    use super::super::flags::tests::{config, parse_with};
+    use super::super::tests::parse_with;
     use super::*;
+    use crate::config::ControlAddress;
+    use crate::config::flags::tests::config;
 
     /// A file that is gone when the test is over.
     struct File(PathBuf);

@@ -1,0 +1,2 @@
+/* From the output directory, where `configure` makes it reachable. */
+#include "liburing-src/syscall.c"

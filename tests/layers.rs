@@ -1,0 +1,240 @@
+//! Claim: a room of `src` imports only what the table below lets it, and no rooms import each other
+//! in a circle.
+//!
+//! Set-up: the paths that start with `crate`, `super` or a module's own child in the sources,
+//! without comments and unit tests. Tests may stand on anything.
+//!
+//! Expectation: each path leads to the room itself or to one that its row names. Rows name rows
+//! above them only, so what the table allows has no circle.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A room, the bottom one first, and the rooms that it may import. A file belongs to the room with
+/// the longest name that its path starts with. Not here: `main` and `banner`, which nothing can
+/// import.
+const ROOMS: [(&str, &[&str]); 24] = [
+    ("event", &[]),
+    ("clock", &[]),
+    ("close", &[]),
+    ("printed", &[]),
+    ("wire", &["event", "close"]),
+    ("config/limits", &["event", "wire"]),
+    ("config/room", &["config/limits"]),
+    ("config/units", &[]),
+    ("config", &["config/limits", "wire"]),
+    ("config/flags", &["config", "config/limits", "config/units"]),
+    ("metrics", &["event", "wire", "close"]),
+    ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics"]),
+    // The kernel's view of a batch, which the batch keeps. It is in `uring` because it is unsafe.
+    ("egress/uring/header", &[]),
+    ("egress/batch", &["clock", "egress/uring/header"]),
+    ("egress/ring", &["egress/batch"]),
+    ("egress/listener", &["config/limits"]),
+    ("egress/uring", &["config/limits", "egress/batch", "egress/ring", "egress/uring/header"]),
+    ("egress/sim", &["config/limits", "egress/batch", "egress/ring"]),
+    // What the shard sees of it: the trait, the batches, the prefetch.
+    ("egress", &["egress/batch", "egress/ring", "egress/uring"]),
+    (
+        "shard",
+        &["event", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "egress"],
+    ),
+    (
+        "hub",
+        &["event", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "printed"],
+    ),
+    ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "shard"]),
+    ("client", &["wire", "config/limits"]),
+    ("command", &["config", "config/flags", "client"]),
+];
+
+/// Puts the others together: it imports what it likes, and no other room imports it.
+const TOP_FLOOR: [&str; 1] = ["serve"];
+
+/// The room of a module's path, `egress/uring` for `egress/uring/setup`.
+fn room_of(path: &str) -> Option<&'static str> {
+    let names = ROOMS.iter().map(|(name, _)| *name).chain(TOP_FLOOR);
+    let inside =
+        |name: &&str| path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    names.filter(inside).max_by_key(|name| name.len())
+}
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).expect("a readable directory") {
+        let path = entry.expect("a readable entry").path();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name in UTF-8");
+        // Unit tests in files of their own, and what they share.
+        if ["tests", "tests.rs", "fixtures.rs"].contains(&name) {
+            continue;
+        }
+        if path.is_dir() {
+            sources(&path, found);
+        } else if name.ends_with(".rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The path of a file's module below the crate: `egress/uring/setup`.
+fn module_of(file: &Path) -> String {
+    let text = file.with_extension("").to_str().expect("a path in UTF-8").to_string();
+    text.strip_suffix("/mod").map(str::to_string).unwrap_or(text)
+}
+
+/// The code of a file: no comments, no unit tests, which stand last.
+fn code_of(text: &str) -> String {
+    let mut code = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let module = |next: &&str| next.contains("mod ") && next.ends_with('{');
+        if line == "#[cfg(test)]" && lines.peek().is_some_and(module) {
+            break;
+        }
+        let line = line
+            .find("//")
+            .filter(|at| line[..*at].trim_end().len() < *at || *at == 0)
+            .map_or(line, |at| &line[..at]);
+        code.push_str(line);
+        code.push('\n');
+    }
+    code
+}
+
+/// The names of a path that `text` begins with, one list for each end of a group: `a::{b, c::d}` is
+/// `a/b` and `a/c/d`. Gives what follows.
+fn ends<'a>(text: &'a str, before: &[&'a str], found: &mut Vec<String>) -> &'a str {
+    let text = text.trim_start();
+    if let Some(mut rest) = text.strip_prefix('{') {
+        loop {
+            rest = ends(rest, before, found).trim_start();
+            rest = match rest.strip_prefix("as ") {
+                Some(renamed) => {
+                    renamed.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_').trim_start()
+                }
+                None => rest,
+            };
+            match rest.strip_prefix(',') {
+                Some(after) if !after.trim_start().starts_with('}') => rest = after,
+                Some(after) => return after.trim_start().strip_prefix('}').unwrap_or(after),
+                None => return rest.strip_prefix('}').unwrap_or(rest),
+            }
+        }
+    }
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    let (name, rest) = text.split_at(end);
+    let mut path = before.to_vec();
+    path.push(name);
+    match rest.strip_prefix("::") {
+        Some(rest) if !rest.starts_with(['*', '<']) => ends(rest, &path, found),
+        _ => {
+            found.push(path.join("/"));
+            rest
+        }
+    }
+}
+
+/// The paths that a module's code names, from the crate's root.
+fn imports(module: &str, code: &str) -> Vec<String> {
+    let children: Vec<&str> =
+        code.lines().filter_map(|line| line.rsplit_once("mod ")?.1.strip_suffix(';')).collect();
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("::") {
+        let start =
+            code[..at].rfind(|c: char| !c.is_alphanumeric() && c != '_').map_or(0, |before| before + 1);
+        // The middle of a path was read from its beginning.
+        if code[..start].ends_with("::") || code[..start].ends_with('$') {
+            continue;
+        }
+        let first = &code[start..at];
+        if ["crate", "super", "self"].contains(&first) || children.contains(&first) {
+            ends(&code[start..], &[], &mut found);
+        }
+    }
+    let absolute = |path: String| {
+        let mut base: Vec<&str> = module.split('/').collect();
+        let mut names = path.split('/').peekable();
+        while let Some(name) = names.peek() {
+            match *name {
+                "crate" => base.clear(),
+                "super" => drop(base.pop()),
+                "self" => {}
+                _ => break,
+            }
+            names.next();
+        }
+        base.extend(names);
+        base.join("/")
+    };
+    found.into_iter().map(absolute).collect()
+}
+
+#[test]
+fn every_room_imports_only_what_its_row_allows() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for file in files {
+        let module = module_of(file.strip_prefix(&root).expect("below src"));
+        if ["main", "banner", "lib"].contains(&module.as_str()) {
+            continue;
+        }
+        let Some(room) = room_of(&module) else {
+            wrong.push(format!("src/{module} belongs to no room: give it a row in tests/layers.rs"));
+            continue;
+        };
+        if TOP_FLOOR.contains(&room) {
+            continue;
+        }
+        let (_, allowed) = ROOMS.iter().find(|(name, _)| *name == room).expect("a row for each room");
+        let code = code_of(&fs::read_to_string(&file).expect("a readable source"));
+        for path in imports(&module, &code) {
+            let Some(other) = room_of(&path) else { continue };
+            seen += 1;
+            if other != room && !allowed.contains(&other) {
+                wrong.push(format!("src/{module} imports {path}: `{room}` may not import `{other}`"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 200, "only {seen} imports were found, so the sources were not read");
+}
+
+#[test]
+fn a_row_names_rows_above_it_so_that_no_circle_is_allowed() {
+    for (index, (room, allowed)) in ROOMS.iter().enumerate() {
+        for other in *allowed {
+            let above = ROOMS[..index].iter().any(|(name, _)| name == other);
+            assert!(above, "`{room}` may import `{other}`, which does not stand above it");
+        }
+    }
+}
+
+#[test]
+fn imports_are_found_in_every_form() {
+    let code = code_of(
+        "// use crate::comment::A;\n\
+         pub mod child;\n\
+         pub use child::Thing;\n\
+         use super::batch::Batch;\n\
+         use crate::{clock::Stamp, wire::{self, sse as other, Format}};\n\
+         use std::collections::BTreeMap;\n\
+         fn f() -> crate::metrics::ShardMetrics { super::super::hub::g::<u8>() } // crate::also::A\n\
+         #[cfg(test)]\n\
+         mod tests {\n    use crate::serve::run;\n}\n",
+    );
+    let mut found = imports("egress/uring", &code);
+    found.sort();
+    let expected = [
+        "clock/Stamp",
+        "egress/batch/Batch",
+        "egress/uring/child/Thing",
+        "hub/g",
+        "metrics/ShardMetrics",
+        "wire/Format",
+        "wire/self",
+        "wire/sse",
+    ];
+    assert_eq!(found, expected);
+}
