@@ -127,7 +127,10 @@ fn a_request_that_waits_for_an_event_is_answered_although_its_client_has_ended_i
     named.event.id = Some(CustomId::new("mine").expect("an id"));
     bench.publish(vec![Arc::new(named), encoded("t", 3)]);
     let said = bench.heard(slot);
-    assert!(said.starts_with("HTTP/1.1 200 OK\r\n") && said.ends_with("id: 7-3\ndata: 3\n\n"), "{said}");
+    assert!(
+        said.starts_with("HTTP/1.1 200 OK\r\n") && said.ends_with("id: 7-3\ndata: 3\n\n\r\n0\r\n\r\n"),
+        "{said}"
+    );
     assert_eq!(said.matches("data: ").count(), 1, "{said}");
     assert!(!bench.shard.ring_mut().is_open(slot), "and then the end");
     assert_eq!(bench.shard.metrics().closed[CloseReason::ClientGone.index()], 1);
