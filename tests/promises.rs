@@ -22,6 +22,7 @@ mod promises {
     mod gap;
     mod half_closed;
     mod heartbeat;
+    mod interop;
     mod memory;
     mod ndjson;
     mod overrun;

@@ -40,7 +40,7 @@ node_place() {
         printf '%s is not installed, and nothing may be\n' "$manifest/package.json" >&2
         return 1
     fi
-    if ! command -v npm > /dev/null || ! node -e 'process.exit(parseInt(process.versions.node) < 20)'; then
+    if ! command -v npm > /dev/null || ! node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2> /dev/null; then
         printf 'there is no node from 20 on with npm\n' >&2
         return 1
     fi
