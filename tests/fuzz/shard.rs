@@ -94,11 +94,11 @@ impl World {
             shard_queue_batches_max: 2,
             ..Limits::default()
         };
-        let overrun = if seed / 8 % 2 == 0 { OverrunPolicy::Close } else { OverrunPolicy::Skip };
+        let overrun = if (seed / 8).is_multiple_of(2) { OverrunPolicy::Close } else { OverrunPolicy::Skip };
         let config = Config { limits: limits.clone(), overrun, diagnostic_echo: true, ..Config::default() };
         let (outbox, inbox) = path(limits.shard_queue_batches_max).expect("eventfd");
         let (demand, memory) = (Arc::<Demand>::default(), Memory::new(&limits));
-        let weather = if seed / 16 % 4 == 0 { Weather::Fair } else { Weather::Rough };
+        let weather = if (seed / 16).is_multiple_of(4) { Weather::Fair } else { Weather::Rough };
         let room = [8, 20, 2_048][(seed % 3) as usize];
         let ring = SimRing::new(SOCKETS, weather, seed).recording().with_room(room);
         let now = Stamp(1_000_000_000);
@@ -158,7 +158,7 @@ impl World {
                 }
             }
             6 if is_open => {
-                let stalled = input.byte() % 2 == 0;
+                let stalled = input.byte().is_multiple_of(2);
                 self.shard.ring_mut().stall(slot, stalled);
             }
             7 if is_open => self.shard.ring_mut().peer_closes(slot),
@@ -206,7 +206,7 @@ impl World {
             3 => format!("GET /sse?{query}{after} HTTP/1.1\r\nHost: e\r\nAccept: text/event-stream\r\n\r\n"),
             4 | 5 => format!("GET /ws?{query}{after} HTTP/1.1\r\nHost: e\r\n{UPGRADE}\r\n"),
             6 => format!("GET /echo HTTP/1.1\r\nHost: e\r\n{UPGRADE}\r\n"),
-            _ => format!("GET /healthz HTTP/1.1\r\nHost: e\r\n"),
+            _ => "GET /healthz HTTP/1.1\r\nHost: e\r\n\r\n".to_string(),
         }
     }
 
