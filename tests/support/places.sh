@@ -47,9 +47,9 @@ node_place() {
     rm -rf "$place"
     mkdir -p "$place"
     cp "$manifest/package.json" "$manifest/package-lock.json" "$place"
-    if ! (cd "$place" && npm ci --silent --no-audit --no-fund --ignore-scripts --fetch-retries 1) \
+    if ! (cd "$place" && npm ci --loglevel error --no-audit --no-fund --ignore-scripts --fetch-retries 1) \
         > /dev/null 2> "$place/error.txt"; then
-        printf 'npm cannot install %s: %s\n' "$manifest/package.json" "$(tail -n 1 "$place/error.txt")" >&2
+        printf 'npm cannot install %s: %s\n' "$manifest/package.json" "$(head -n 1 "$place/error.txt")" >&2
         return 1
     fi
     cp "$manifest/package-lock.json" "$place/installed.json"
