@@ -92,6 +92,9 @@ pub const BATCH_EVENTS_MAX: usize = 256;
 /// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
 /// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
 pub const TOPIC_BYTES: usize = 640;
+/// Memory holds at least this many of the largest events with their frames: a topic has a quarter of it, half of that for its
+/// history, and room for one more.
+pub const EVENTS_HELD_MIN: usize = 8;
 /// A window holds at least this many broadcasts, so that taking one never overruns a subscriber that keeps up.
 pub const WINDOW_BATCHES_MIN: usize = 4;
 
@@ -222,7 +225,7 @@ impl Limits {
             (
                 "window-bytes-total-max",
                 self.window_bytes_total_max as u64,
-                (8 * self.event_memory_max()).max(self.window_bytes_max) as u64,
+                (EVENTS_HELD_MIN * self.event_memory_max()).max(self.window_bytes_max) as u64,
                 "it holds eight of the largest events with their frames (--message-bytes-max) and one topic's history \
                  (--window-bytes-max)",
             ),

@@ -65,6 +65,10 @@ impl State {
                 self.topics.rotate();
             }
         }
+        if self.topics.was_pressed() {
+            // Remembered runs keep frames that nobody needs any more, and with them the memory of their events.
+            self.batches.forget();
+        }
         ring.room() != room
     }
 

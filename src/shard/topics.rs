@@ -144,6 +144,8 @@ pub struct Topics {
     recent: VecDeque<(u64, TopicIndex)>,
     /// Sequence of the newest event that is not in `recent`.
     before_recent: u64,
+    /// A round has ended whose topic is pressed.
+    pressed: bool,
     /// Topics with subscribers.
     heard: usize,
     /// Topics that are here no more. These and those in the table are at most `topics_max` with subscribers and as many others.
@@ -169,6 +171,7 @@ impl Topics {
             excess_memory: 0,
             recent: VecDeque::with_capacity(RECENT_EVENTS),
             before_recent: 0,
+            pressed: false,
             heard: 0,
             forgotten: Forgotten::default(),
             topics_max: limits.topics_max,
@@ -501,6 +504,11 @@ impl Topics {
         None
     }
 
+    /// True if a topic was pressed at the end of one of its rounds since this was asked last.
+    pub fn was_pressed(&mut self) -> bool {
+        std::mem::take(&mut self.pressed)
+    }
+
     /// True while a lap is under way somewhere.
     pub fn is_active(&self) -> bool {
         self.laps > 0
@@ -572,6 +580,8 @@ impl Topics {
         topic.tell_account(now);
         let few = || topic.account.as_ref().is_some_and(|account| account.behind_are_few());
         topic.lap.cuts = pressed && behind > 0 && few();
+        self.pressed |= pressed;
+        let topic = self.get_mut(index);
         let middle = topic.window.get(excess / 2).filter(|_| excess > 0);
         topic.lap.far = middle.map_or(0, |event| event.sequence);
         topic.lap.begin_round();

@@ -3,8 +3,13 @@
 //! Set-up: Chromium without a window opens `tests/browser/page.html` from a small server in this test; the page
 //! subscribes with both and reports what it hears. Between the browser and fanwave stands a relay that the test can cut.
 //!
+//! Another page has several event streams: the server is stopped while a stalled reader holds up its end, started again, and
+//! is full.
+//!
 //! Expectation: both get text, several lines, named and binary events. When the event stream is cut, before its first event or
 //! later, the browser comes back by itself and gets exactly what it missed. At a shutdown the WebSocket closes cleanly with 1001.
+//! Neither the drain nor the full server ends an event stream for good: each comes back by itself, and gets what the server
+//! still holds.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,9 +20,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-use crate::support::{Server, until, within};
+use crate::support::slow::publish_until_stuck;
+use crate::support::{Protocol, Server, Subscriber, until, within};
 
 const PAGE: &str = include_str!("../browser/page.html");
+const RETURNING: &str = include_str!("../browser/returning.html");
 /// Names of the program, the Debian one first.
 const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
 
@@ -47,6 +54,8 @@ async fn serve_one(mut socket: TcpStream, reports: mpsc::UnboundedSender<String>
     };
     let (status, body) = if request.starts_with(b"GET /page") {
         ("200 OK", PAGE)
+    } else if request.starts_with(b"GET /returning") {
+        ("200 OK", RETURNING)
     } else if request.starts_with(b"POST /report") {
         let body = &request[head_bytes..head_bytes + body_bytes];
         // The test may have seen enough.
@@ -95,7 +104,9 @@ struct Browser {
 
 impl Browser {
     fn open(url: &str) -> Browser {
-        let profile = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("browser-profile");
+        // The port of the page's server is this test's alone.
+        let port = url.split([':', '/']).nth(4).expect("a URL with a port");
+        let profile = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("browser-profile-{port}"));
         // An earlier run may have left one behind.
         let _ = std::fs::remove_dir_all(&profile);
         let name = NAMES.into_iter().find(|name| {
@@ -191,4 +202,71 @@ async fn a_browser_hears_everything_over_both_protocols() {
     })
     .await;
     assert_eq!(server.ended().await.code(), Some(0));
+}
+
+/// What the streams of the other page have said, in order, each its own.
+struct Streams {
+    reports: mpsc::UnboundedReceiver<String>,
+    said: [Vec<String>; 2],
+}
+
+impl Streams {
+    /// Waits until both have said these lines, one after the other, after what they were waited for before; other lines may
+    /// lie between, but none that says that a stream has given up.
+    async fn await_both(&mut self, lines: &[&str]) {
+        let mut at = [0; 2];
+        while at.iter().any(|at| *at < lines.len()) {
+            for (stream, at) in at.iter_mut().enumerate() {
+                for line in self.said[stream].drain(..) {
+                    *at += usize::from(lines.get(*at) == Some(&line.as_str()));
+                }
+            }
+            if at.iter().all(|at| *at == lines.len()) {
+                break;
+            }
+            let report = reported(&mut self.reports).await;
+            let (stream, line) = report.split_once(' ').expect("a number and a line");
+            assert_ne!(line, "closed", "a browser has given up, waiting for {lines:?}");
+            self.said[stream.parse::<usize>().expect("a number")].push(line.to_string());
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs chromium: tests/run installs it"]
+async fn a_browser_comes_back_to_a_draining_a_restarted_and_a_full_server() {
+    let mut server = Server::start(&["--shards", "1", "--drain-ms-max", "8000", "--stall-ms-max", "60000"]);
+    let (data, control) = (server.data, server.control);
+    let page = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let page_address = page.local_addr().expect("bound");
+    let (sender, reports) = mpsc::unbounded_channel();
+    tokio::spawn(serve_page(page, sender));
+    let _browser = Browser::open(&format!("http://{page_address}/returning?server={data}&streams=2"));
+    let mut streams = Streams { reports, said: Default::default() };
+    streams.await_both(&["open"]).await;
+    server.publish("browser", "before").await;
+    streams.await_both(&["message before"]).await;
+
+    // A subscriber that reads nothing: the drain waits for it, and the browser comes back meanwhile.
+    let stalled = Subscriber::connect(data, Protocol::WebSocket, &["stalled"]).await;
+    publish_until_stuck(&server, "stalled", Protocol::WebSocket, &mut [], 0, 3).await;
+    server.signal(Signal::TERM);
+    streams.await_both(&["again", "open", "again"]).await;
+    assert!(server.runs(), "it drains still");
+    assert_eq!(server.ended().await.code(), Some(0));
+    drop(stalled);
+
+    // The new server has room for two, and these are here first.
+    let again = Server::start_on(data, control, &["--shards", "1", "--connections-per-shard-max", "2"]);
+    let mut first = Vec::new();
+    for _ in 0..2 {
+        first.push(Subscriber::connect(data, Protocol::WebSocket, &["browser"]).await);
+    }
+    again.publish("browser", "held").await;
+    streams.await_both(&["open", "again"]).await;
+    drop(first);
+    // The ids are of the server before: what lies between is told as a gap, and the rest is what this one holds.
+    streams.await_both(&["open", "gap unknown", "message held"]).await;
+    again.publish("browser", "live").await;
+    streams.await_both(&["message live"]).await;
 }

@@ -46,6 +46,48 @@ async fn connections_beyond_the_limit_are_refused_until_a_place_is_free() {
     assert_eq!(next.text().await, "y");
 }
 
+/// A status ends an `EventSource` for good (WHATWG HTML §9.2.3), so a server that is full only for now gives none to a client
+/// that asks for an event stream by name.
+#[tokio::test]
+async fn an_event_stream_by_name_is_asked_to_come_back_and_keeps_its_id() {
+    let by_name = |method: &str, accept: &str| {
+        format!("{method} /sse/t HTTP/1.1\r\nHost: x\r\nLast-Event-ID: abc-7\r\n{accept}\r\n")
+    };
+    for (flags, retries) in [(&[][..], true), (&["--refuse-sse-with", "status"], false)] {
+        let server =
+            Server::start(&[&["--shards", "1", "--connections-per-shard-max", "1"][..], flags].concat());
+        let _only = Subscriber::connect(server.data, Protocol::WebSocket, &["t"]).await;
+        let mut times = std::collections::BTreeSet::new();
+        for _ in 0..8 {
+            let head = by_name("GET", "Accept: text/event-stream\r\n");
+            let answer = exchange(server.data, head.as_bytes()).await;
+            if !retries {
+                assert_eq!(answer.status, 503, "{answer:?}");
+                continue;
+            }
+            assert_eq!(answer.status, 200, "{answer:?}");
+            assert_eq!(answer.header("Cache-Control"), Some("no-store"));
+            assert_eq!(answer.header("Content-Type"), Some("text/event-stream"));
+            let body = String::from_utf8(answer.body.clone()).expect("UTF-8");
+            assert!(!body.contains("id:") && body.contains("\n: full: "), "{body:?}");
+            let retry = body.strip_prefix("retry: ").and_then(|rest| rest.lines().next()).expect("a time");
+            let retry: u32 = retry.parse().expect("milliseconds");
+            assert!((1_000..5_000).contains(&retry), "{retry}");
+            times.insert(retry);
+        }
+        assert!(!retries || times.len() > 4, "they come back at {} times", times.len());
+        let others = [
+            by_name("HEAD", "Accept: text/event-stream\r\n"),
+            by_name("GET", "Accept: */*\r\n"),
+            by_name("GET", ""),
+        ];
+        for head in others {
+            assert_eq!(exchange(server.data, head.as_bytes()).await.status, 503, "{head}");
+        }
+        assert_eq!(server.closed("full").await, 8 + 3, "each is counted under its reason");
+    }
+}
+
 #[tokio::test]
 async fn a_shard_opens_no_more_plain_sockets_than_it_has_room_for() {
     raise_descriptor_limit();

@@ -8,6 +8,7 @@
 use anyhow::{Result, bail};
 use fanwave::config::Limits;
 use fanwave::config::limits::TOPIC_BYTES;
+use fanwave::wire::Format;
 use serde::Serialize;
 
 use super::caveats::{self, Caveat};
@@ -314,13 +315,15 @@ fn memory(
     (user, kernel, under_way / question.topics)
 }
 
-/// Events and bytes that all windows hold in the end.
+/// Events and bytes that all histories hold in the end. Memory is counted with the frames of both protocols.
 fn window(question: &Question, limits: &Limits) -> (f64, f64) {
     let aged = rate_per_connection(question) * limits.window_ms_max as f64 / 1e3;
     let of_topic = aged
         .min(limits.window_events_max as f64)
         .min((limits.window_bytes_max as f64 / question.bytes).floor());
-    let total = (limits.window_bytes_total_max as f64 / question.bytes).floor();
+    let memory = (1.0 + Format::MADE as f64) * question.bytes;
+    let of_topic = of_topic.min((limits.topic_history_memory_max() as f64 / memory).floor());
+    let total = (limits.history_memory_max() as f64 / memory).floor();
     let events = (of_topic * question.topics).min(total);
     (events, events * question.bytes)
 }
@@ -484,7 +487,7 @@ mod tests {
         assert_eq!(held("--subscribers 10 --rate 100 --bytes 200").0, 1_024.0);
         assert_eq!(held("--subscribers 10 --rate 100 --bytes 1048576").0, 8.0);
         let (events, bytes) = held("--subscribers 1000 --topics 1000 --rate 100000 --bytes 1048576");
-        assert_eq!((events, bytes), (256.0, 256.0 * 1_048_576.0));
+        assert_eq!((events, bytes), (85.0, 85.0 * 1_048_576.0), "three bytes of memory for each");
         assert_eq!(held("--subscribers 10 --rate 0"), (0.0, 0.0));
     }
 

@@ -4,7 +4,7 @@
 //! is fanwave's backlog, since how long that queue gets depends on how fast clients come back.
 
 use fanwave::config::Limits;
-use fanwave::config::limits::{SOCKETS_SPARE, WINDOW_BATCHES_MIN};
+use fanwave::config::limits::{EVENTS_HELD_MIN, SOCKETS_SPARE, WINDOW_BATCHES_MIN};
 use fanwave::config::room::Sharers;
 use fanwave::event::EVENT_BYTES_BESIDE_DATA_MAX;
 use serde::Serialize;
@@ -95,6 +95,7 @@ fn tcp_pages(question: &Question, frame_bytes: f64, connections: f64) -> f64 {
 pub fn limits(question: &Question) -> Limits {
     let default = Limits::default();
     let message_bytes_max = default.message_bytes_max.max(question.bytes as usize);
+    let event_memory = Limits { message_bytes_max, ..default.clone() }.event_memory_max();
     Limits {
         topics_max: default.topics_max.max(question.topics as usize),
         message_bytes_max,
@@ -102,6 +103,8 @@ pub fn limits(question: &Question) -> Limits {
         window_bytes_max: default
             .window_bytes_max
             .max(WINDOW_BATCHES_MIN * (message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX)),
+        window_bytes_total_max: default.window_bytes_total_max.max(EVENTS_HELD_MIN * event_memory),
+        hub_queue_bytes_max: default.hub_queue_bytes_max.max(event_memory),
         heartbeat_ms: (question.heartbeat * 1e3) as u64,
         ..default
     }
@@ -114,6 +117,8 @@ fn flags(limits: &Limits) -> Vec<String> {
         ("topics-max", limits.topics_max, default.topics_max),
         ("message-bytes-max", limits.message_bytes_max, default.message_bytes_max),
         ("window-bytes-max", limits.window_bytes_max, default.window_bytes_max),
+        ("window-bytes-total-max", limits.window_bytes_total_max, default.window_bytes_total_max),
+        ("hub-queue-bytes-max", limits.hub_queue_bytes_max, default.hub_queue_bytes_max),
         ("heartbeat-ms", limits.heartbeat_ms as usize, default.heartbeat_ms as usize),
     ]
     .into_iter()
@@ -169,7 +174,9 @@ mod tests {
         let large = [
             "--topics-max 200000",
             "--message-bytes-max 16777216",
-            "--window-bytes-max 67113172",
+            "--window-bytes-max 67113908",
+            "--window-bytes-total-max 671118904",
+            "--hub-queue-bytes-max 83889863",
             "--heartbeat-ms 30000",
         ];
         assert_eq!(settings(line, 1.0, 1.0).flags, large);
