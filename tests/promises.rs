@@ -16,11 +16,13 @@ mod promises {
     mod control;
     mod control_room;
     mod delivery;
+    mod echo;
     mod first_steps;
     mod full;
     mod gap;
     mod half_closed;
     mod heartbeat;
+    mod interop;
     mod memory;
     mod ndjson;
     mod overrun;

@@ -169,7 +169,10 @@ fn file_settings(flags: &clap::Command, text: &str) -> Result<Settings, String> 
         let values = values.into_iter().map(|value| match value {
             toml::Value::String(text) => Ok(text.into()),
             toml::Value::Integer(number) => Ok(number.to_string().into()),
-            other => Err(format!("`{key}` is a {}; write a text or a whole number", other.type_str())),
+            toml::Value::Boolean(yes) => Ok(yes.to_string().into()),
+            other => {
+                Err(format!("`{key}` is a {}; write a text, a whole number, true or false", other.type_str()))
+            }
         });
         if settings.insert(name, values.collect::<Result<_, _>>()?).is_some() {
             return Err(format!("`{key}` is given twice"));
@@ -259,6 +262,27 @@ mod tests {
         assert_eq!(config.listen.len(), 2);
         assert_eq!(config.control[0], ControlAddress::Unix("/run/a.sock".into()));
         assert_eq!(config.control[1].to_string(), "127.0.0.1:3");
+    }
+
+    #[test]
+    fn a_switch_is_a_word_alone_in_every_source() {
+        let on = File::new("on", "diagnostic_echo = true\n");
+        let on = ["--config", on.path()];
+        for (args, environment, expected) in [
+            (&[][..], &[][..], false),
+            (&["--diagnostic-echo"], &[], true),
+            (&["--diagnostic-echo", "--shards", "1"], &[], true),
+            (&["--diagnostic-echo=true"], &[], true),
+            (&["--diagnostic-echo=false"], &[("FANWAVE_DIAGNOSTIC_ECHO", "true")], false),
+            (&[], &[("FANWAVE_DIAGNOSTIC_ECHO", "true")], true),
+            (&on, &[], true),
+            (&on, &[("FANWAVE_DIAGNOSTIC_ECHO", "false")], false),
+        ] {
+            let config = config(args, environment).expect("valid");
+            assert_eq!(config.diagnostic_echo, expected, "{args:?} {environment:?}");
+        }
+        let error = config(&[], &[("FANWAVE_DIAGNOSTIC_ECHO", "yes")]).expect_err("no switch");
+        assert!(error.contains("environment") && error.contains("diagnostic-echo"), "{error}");
     }
 
     #[test]

@@ -77,6 +77,12 @@ pub struct ServeFlags {
     #[arg(hide_possible_values = true, help_heading = "Windows")]
     overrun: OverrunPolicy,
 
+    /// A WebSocket on /echo and on / gets back what it sends, for test suites; not for production
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    #[arg(action = clap::ArgAction::Set, help_heading = "Proof")]
+    diagnostic_echo: bool,
+
     /// TOML file with the same names
     #[arg(long, value_name = "FILE", help_heading = "Settings")]
     config: Option<PathBuf>,
@@ -201,6 +207,7 @@ impl ServeFlags {
             pages: self.pages.rules()?,
             overrun: self.overrun,
             sockets: self.sockets,
+            diagnostic_echo: self.diagnostic_echo,
             limits,
         })
     }

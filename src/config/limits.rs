@@ -23,7 +23,8 @@ pub struct Limits {
     pub topics_max: usize,
     /// Bytes of one published event's data.
     pub message_bytes_max: usize,
-    /// Bytes of one message from a WebSocket client. Such messages are read and dropped, so this costs nothing.
+    /// Bytes of one message from a WebSocket client. Such messages are read and dropped, so this costs nothing;
+    /// with `--diagnostic-echo` an echo holds so much.
     pub message_in_bytes_max: usize,
     /// Events of one topic's history, from which subscribers resume. A subscriber that is further behind keeps what it
     /// lacks while there is memory (`window_bytes_total_max`).
@@ -326,6 +327,11 @@ pub const HELD_BACK_MAX: usize = 1_024;
 /// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the latest is owed a pong
 /// (RFC 6455 §5.5.3), and a client that does not read must not make us remember.
 pub const PONGS_BYTES_MAX: usize = 4 << 10;
+/// Bytes of echoes that may wait behind a send in flight (`--diagnostic-echo`); a client that sends
+/// more without reading is closed as stalled. All receive buffers may be one client's in a turn.
+pub const ECHO_WAITING_BYTES_MAX: usize = 1 << 20;
+/// Bytes of one echo, whatever `message_in_bytes_max` allows: what a batch can hold.
+pub const ECHO_BYTES_MAX: usize = 1 << 30;
 /// Milliseconds between ticks: heartbeats, handshake limits, stalls.
 pub const TICK_MS: u64 = 250;
 /// Milliseconds that an idle shard listens to its doorbell alone before it sleeps in glommio's reactor, whose wake-up costs five
@@ -415,6 +421,7 @@ const _: () = assert!(DOZE_MS * 4 <= TICK_MS);
 const _: () = assert!(SWEEP_VISITS_MAX * 2 <= SUBMISSIONS_MAX as usize);
 const _: () = assert!(SUBMISSIONS_MAX * 4 <= COMPLETIONS_MAX);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
+const _: () = assert!(ECHO_WAITING_BYTES_MAX > RECEIVE_BUFFERS as usize * RECEIVE_BUFFER_BYTES);
 const _: () = assert!(SEGMENTS_MAX <= 1_024);
 const _: () = assert!(PAGE_TOPICS <= PAGE_TOPICS_MAX);
 const _: () = assert!(MS_POSSIBLE + KERNEL_PATIENCE_MS <= i32::MAX as u64);

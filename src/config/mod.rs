@@ -117,6 +117,8 @@ pub struct Config {
     pub overrun: OverrunPolicy,
     /// Where subscriber sockets live.
     pub sockets: Sockets,
+    /// WebSockets on `/echo` and `/` get back what they send.
+    pub diagnostic_echo: bool,
     /// Every bound.
     pub limits: Limits,
 }
@@ -131,6 +133,7 @@ impl Default for Config {
             pages: PageRules::default(),
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Auto,
+            diagnostic_echo: false,
             limits: Limits::default(),
         }
     }

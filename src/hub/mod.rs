@@ -38,7 +38,7 @@ mod head;
 mod intake;
 mod listen;
 mod listing;
-mod publish;
+pub mod publish;
 mod refusal;
 mod scrape;
 mod seats;

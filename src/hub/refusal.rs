@@ -139,11 +139,20 @@ pub struct Refusal {
 
 impl Refusal {
     /// A refusal with its line of explanation, which is cut off where it quotes too much of what came.
+    /// Control characters that it quotes are escaped: the line is printed on terminals.
     pub fn new(reason: RefusalReason, text: impl Into<String>) -> Refusal {
         let mut text = text.into();
-        if text.len() > REFUSAL_BYTES_MAX {
-            text.truncate(text.floor_char_boundary(REFUSAL_BYTES_MAX));
-            text.push('…');
+        cut(&mut text);
+        if text.contains(char::is_control) {
+            let mut escaped = String::with_capacity(text.len() + 8);
+            for c in text.chars() {
+                match c.is_control() {
+                    true => escaped.extend(c.escape_default()),
+                    false => escaped.push(c),
+                }
+            }
+            cut(&mut escaped);
+            text = escaped;
         }
         Refusal { reason, text }
     }
@@ -162,6 +171,14 @@ impl Refusal {
     /// The server is draining.
     pub fn draining() -> Refusal {
         Refusal::new(RefusalReason::Draining, "draining")
+    }
+}
+
+/// Ends a text at [`REFUSAL_BYTES_MAX`].
+fn cut(text: &mut String) {
+    if text.len() > REFUSAL_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(REFUSAL_BYTES_MAX));
+        text.push('…');
     }
 }
 
@@ -233,6 +250,16 @@ mod tests {
         let refusal = Refusal::new(RefusalReason::BadJson, format!("a{}", "ж".repeat(1 << 20)));
         assert!(refusal.text.ends_with("ж…") && refusal.text.len() <= REFUSAL_BYTES_MAX + "…".len());
         assert_eq!(Refusal::new(RefusalReason::BadJson, "short").text, "short");
+    }
+
+    #[test]
+    fn a_refusal_is_one_line_whatever_it_quotes() {
+        let line = crate::hub::publish::parse_line(br#"{"topic":"a","e\n\u001b[2J\u00e9":1}"#, 10);
+        let text = line.expect_err("no member has this name").text;
+        assert!(text.starts_with(r"unknown field `e\n\u{1b}[2Jé`, expected "), "{text}");
+        let refusal = Refusal::new(RefusalReason::BadJson, "\n".repeat(1 << 20));
+        assert!(refusal.text.starts_with("\\n\\n") && refusal.text.ends_with("…"));
+        assert!(refusal.text.len() <= REFUSAL_BYTES_MAX + "…".len());
     }
 
     #[test]

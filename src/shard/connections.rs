@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
+use super::echo::Echo;
 use crate::close::CloseReason;
 use crate::egress::{Batch, Slot, prefetch};
 use crate::wire::Format;
@@ -162,6 +163,8 @@ pub enum Session {
     Sse,
     /// WebSocket: frames from the client, parsed as they come.
     WebSocket(Decoder),
+    /// WebSocket that gets back what it sends.
+    Echo(Box<Echo>),
 }
 
 /// An address in 18 bytes; IPv4 is kept as its IPv4-mapped form.

@@ -12,6 +12,7 @@ use crate::egress::{EgressRing, RingError};
 
 pub mod batch;
 pub mod connections;
+mod echo;
 #[cfg(test)]
 mod fixtures;
 mod forgotten;

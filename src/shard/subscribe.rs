@@ -65,6 +65,7 @@ impl State {
             topics_max: config.limits.topics_per_connection_max,
             origins: &config.pages.origins,
             subprotocols: &config.pages.subprotocols,
+            echo: config.diagnostic_echo,
         };
         let (head, manner) = http::parse_head(bytes, &rules);
         let accepting = self.drain.is_none();
@@ -80,6 +81,9 @@ impl State {
             }
             Head::Subscribe(subscribe, used) => {
                 return self.subscribe(slot, *subscribe, &manner).then_some(used);
+            }
+            Head::Echo(handshake, used) => {
+                return self.open_echo(slot, &handshake, &manner).then_some(used);
             }
             Head::StreamHead(format) => match self.why_no_subscriber(&[]) {
                 Some(refusal) => {
@@ -102,7 +106,7 @@ impl State {
     }
 
     /// An answer in this manner, of now.
-    fn answer_in<'a>(&'a self, manner: &'a Manner) -> Answer<'a> {
+    pub(super) fn answer_in<'a>(&'a self, manner: &'a Manner) -> Answer<'a> {
         Answer::new(manner, self.date.as_deref())
     }
 
@@ -154,7 +158,7 @@ impl State {
     }
 
     /// Answers a request that makes no subscriber.
-    fn refuse(&mut self, slot: Slot, refusal: &Refusal, manner: &Manner) {
+    pub(super) fn refuse(&mut self, slot: Slot, refusal: &Refusal, manner: &Manner) {
         tracing::debug!(
             peer = %self.connections.get(slot).peer(),
             reason = refusal.reason.row().label,
@@ -167,7 +171,7 @@ impl State {
     }
 
     /// Why a subscriber of these topics cannot come in now, if so.
-    fn why_no_subscriber(&self, topics: &[Topic]) -> Option<Refusal> {
+    pub(super) fn why_no_subscriber(&self, topics: &[Topic]) -> Option<Refusal> {
         let (reason, detail) = if self.drain.is_some() {
             (CloseReason::Draining, "the server is draining")
         } else if self.subscribers.iter().sum::<usize>() >= self.setup.connections_max {
@@ -230,6 +234,12 @@ impl State {
             let at = EventId { epoch: self.setup.epoch, sequence: start.cursor };
             self.answer(slot, opening(start.is_new.then_some(at)));
         }
+        self.count_in(format);
+        true
+    }
+
+    /// Counts a connection that is now open.
+    pub(super) fn count_in(&mut self, format: Format) {
         let subscribers = &mut self.subscribers[format.index()];
         *subscribers += 1;
         if *subscribers == 1 {
@@ -238,7 +248,6 @@ impl State {
         let counters = &mut self.metrics.families[format.family().index()];
         counters.opened += 1;
         counters.connections += 1;
-        true
     }
 
     /// Sets where a subscriber of these topics begins: now, or after the event that it names.
@@ -298,8 +307,12 @@ impl State {
     /// WebSocket frames from the client of `slot`, perhaps in part.
     fn handle_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
         let connection = self.connections.get_mut(slot);
-        // An event stream takes nothing from its client.
-        let Session::WebSocket(decoder) = &mut connection.session else { return };
+        let decoder = match &mut connection.session {
+            Session::WebSocket(decoder) => decoder,
+            Session::Echo(_) => return self.handle_echo(slot, bytes),
+            // An event stream takes nothing from its client.
+            Session::Handshake(_) | Session::Sse => return,
+        };
         let message_bytes_max = self.setup.config.limits.message_in_bytes_max as u64;
         let waiting = connection.control.as_ref().map_or(0, |batch| batch.len());
         let mut pongs = Vec::new();
@@ -312,7 +325,7 @@ impl State {
                 pongs.extend_from_slice(&websocket::pong_frame(payload));
             }
             Incoming::Ping(_) => {}
-            Incoming::Pong => {}
+            Incoming::Pong | Incoming::Payload(_) => {}
             Incoming::Message { .. } => messages += 1,
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
@@ -320,6 +333,16 @@ impl State {
         if !pongs.is_empty() {
             self.answer(slot, pongs);
         }
+        self.end_of_frames(slot, closed, fed);
+    }
+
+    /// Ends the connection if the client closed, with the code to `reply`, or broke a rule.
+    pub(super) fn end_of_frames(
+        &mut self,
+        slot: Slot,
+        closed: Option<Option<u16>>,
+        fed: Result<(), Violation>,
+    ) {
         if let Some(reply) = closed {
             let frame = websocket::close_frame(reply.unwrap_or(1000), "");
             self.answer(slot, frame);

@@ -27,6 +27,7 @@ impl Bench {
             pages: Default::default(),
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Auto,
+            diagnostic_echo: false,
             limits: Limits::default(),
         });
         let (outbox, inbox) = path(8).expect("eventfd");

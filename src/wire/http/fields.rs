@@ -87,6 +87,11 @@ impl<'b> Fields<'_, 'b> {
         })
     }
 
+    /// True if a WebSocket is asked for, in whatever form.
+    pub(super) fn wants_websocket(&self) -> bool {
+        self.lists("Upgrade", "websocket")
+    }
+
     /// Refuses requests that announce a body (RFC 9112 §6).
     pub(super) fn check_no_body(&self) -> Result<(), Refusal> {
         let body = || refuse(CloseReason::BodyNotAllowed, "a request body is not wanted here");
@@ -164,7 +169,7 @@ impl<'b> Fields<'_, 'b> {
     /// Checks the opening handshake (RFC 6455 §4.2.1) and gives the value of `Sec-WebSocket-Accept`.
     pub(super) fn websocket_accept(&self) -> Result<[u8; 28], Refusal> {
         let upgrade = |detail: &str| refuse(CloseReason::UpgradeRequired, detail);
-        if !self.lists("Upgrade", "websocket") {
+        if !self.wants_websocket() {
             return Err(upgrade("this path speaks WebSocket: Upgrade: websocket is missing"));
         }
         if !self.lists("Connection", "upgrade") {

@@ -58,6 +58,8 @@ pub struct HeadRules<'a> {
     pub origins: &'a Origins,
     /// WebSocket subprotocols that are given back.
     pub subprotocols: &'a Subprotocols,
+    /// WebSockets on `/echo` and `/` get back what they send.
+    pub echo: bool,
 }
 
 /// What a request head asks for.
@@ -68,6 +70,8 @@ pub enum Head {
     /// A subscription, and the bytes of the head; what follows them belongs to the protocol after
     /// it.
     Subscribe(Box<Subscribe>, usize),
+    /// A WebSocket that gets back what it sends, and the bytes of the head.
+    Echo(Handshake, usize),
     /// The head of an event stream alone.
     StreamHead(Format),
     /// A probe of `/healthz`.
@@ -168,7 +172,7 @@ fn interpret(
     let fields = Fields(request.headers);
     let http_1_0 = request.version == Some(0);
     let host = fields.host(http_1_0)?;
-    let target = Target::new(request.path.unwrap_or_default())?;
+    let target = Target::new(request.path.unwrap_or_default(), rules.echo)?;
     manner.allow = target.route.allow();
     match request.method.unwrap_or_default() {
         "OPTIONS" => return Ok(Head::Preflight),
@@ -185,6 +189,10 @@ fn interpret(
     let family = match target.route {
         Route::Subscribe(family) => family,
         Route::Health => return Ok(Head::Health),
+        Route::Echo => return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules)?, head_bytes)),
+        Route::Front if rules.echo && fields.wants_websocket() => {
+            return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules)?, head_bytes));
+        }
         Route::Front | Route::Server => {
             let is_html = fields.wants_html();
             return Ok(Head::Front { is_html, body: front::front(is_html, host) });
@@ -199,10 +207,7 @@ fn interpret(
             // Chunks are not for clients of HTTP/1.0 (RFC 9112 §7.1).
             (if http_1_0 { Format::Sse } else { Format::SseChunked }, None)
         }
-        Family::WebSocket if http_1_0 => {
-            return Err(refuse(CloseReason::BadRequest, "a WebSocket needs HTTP/1.1 (RFC 6455 4.1)"));
-        }
-        Family::WebSocket => (Format::WebSocket, Some(handshake(&fields, host, rules)?)),
+        Family::WebSocket => (Format::WebSocket, Some(handshake(&fields, http_1_0, host, rules)?)),
     };
     if request.method == Some("HEAD") {
         return Ok(Head::StreamHead(format));
@@ -216,9 +221,13 @@ fn interpret(
 /// What to answer to a WebSocket's opening handshake.
 fn handshake(
     fields: &Fields<'_, '_>,
+    http_1_0: bool,
     host: Option<&str>,
     rules: &HeadRules<'_>,
 ) -> Result<Handshake, Refusal> {
+    if http_1_0 {
+        return Err(refuse(CloseReason::BadRequest, "a WebSocket needs HTTP/1.1 (RFC 6455 4.1)"));
+    }
     let accept = fields.websocket_accept()?;
     if !rules.origins.admit(fields.origin(), host.map(str::as_bytes)) {
         let detail = "pages of this Origin may not open WebSockets here (--cors-origin)";

@@ -28,6 +28,8 @@ pub(super) enum Route {
     Health,
     /// `/`.
     Front,
+    /// `/echo`, where the operator allows it.
+    Echo,
     /// `*`: the server as a whole (RFC 9110 §9.3.7).
     Server,
 }
@@ -37,7 +39,7 @@ impl Route {
     pub(super) fn allow(self) -> &'static str {
         match self {
             // The handshake of a WebSocket is a GET, and has no head alone.
-            Route::Subscribe(Family::WebSocket) => "GET, OPTIONS",
+            Route::Subscribe(Family::WebSocket) | Route::Echo => "GET, OPTIONS",
             Route::Server => "OPTIONS",
             Route::Subscribe(Family::EventStream) | Route::Health | Route::Front => "GET, HEAD, OPTIONS",
         }
@@ -85,8 +87,8 @@ impl<'a> Part<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// Finds the path; the rest is looked at by [`Target::wanted`].
-    pub(super) fn new(target: &'a str) -> Result<Target<'a>, Refusal> {
+    /// Finds the path; the rest is looked at by [`Target::wanted`]. `/echo` is one only if `echo`.
+    pub(super) fn new(target: &'a str, echo: bool) -> Result<Target<'a>, Refusal> {
         if let Some(at) = target.find('#') {
             return Err(bad(format!("a '#' at byte {at} of the target; a topic writes it as %23")));
         }
@@ -106,6 +108,7 @@ impl<'a> Target<'a> {
             "/" => (Route::Front, None),
             "*" => (Route::Server, None),
             "/healthz" => (Route::Health, None),
+            "/echo" if echo => (Route::Echo, None),
             "/sse" => (Route::Subscribe(Family::EventStream), None),
             "/ws" => (Route::Subscribe(Family::WebSocket), None),
             text => {
@@ -258,7 +261,7 @@ mod tests {
     use super::*;
 
     fn wanted(target: &str) -> Result<Wanted, Refusal> {
-        Target::new(target).and_then(|target| target.wanted(3))
+        Target::new(target, false).and_then(|target| target.wanted(3))
     }
 
     #[test]
@@ -342,7 +345,7 @@ mod tests {
 
     #[test]
     fn only_our_paths_are_found() {
-        for target in ["/ss", "/ssex", "/SSE/a", "/healthz/", "sse/a", "", "ftp://e", "/%73se/a"] {
+        for target in ["/ss", "/ssex", "/SSE/a", "/healthz/", "/echo", "sse/a", "", "ftp://e", "/%73se/a"] {
             assert_eq!(wanted(target).expect_err(target).reason, CloseReason::NotFound, "{target}");
         }
         for (target, route) in [
@@ -353,7 +356,8 @@ mod tests {
             ("https://e?topic=a", Route::Front),
             ("*", Route::Server),
         ] {
-            assert_eq!(Target::new(target).map(|target| target.route), Ok(route), "{target}");
+            assert_eq!(Target::new(target, false).map(|target| target.route), Ok(route), "{target}");
         }
+        assert_eq!(Target::new("/echo?x", true).map(|target| target.route), Ok(Route::Echo));
     }
 }

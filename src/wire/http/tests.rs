@@ -8,6 +8,7 @@ const RULES: HeadRules<'_> = HeadRules {
     topics_max: 3,
     origins: &Origins::Any,
     subprotocols: &Subprotocols::Any,
+    echo: false,
 };
 const WEBSOCKET: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";

@@ -3,6 +3,7 @@
 //! Invariants worth naming:
 //! - No payload is stored: data is unmasked where it lies, checked, counted and forgotten. Only a control frame that
 //!   is cut by the end of a piece is kept, in a box that lives until the frame is whole.
+//! - [`Decoder::feed_showing`] also shows the payload of messages, piece by piece, where it lies.
 //! - A limit is enforced at the frame's header, before the first byte of its payload is looked at.
 //! - Nothing is read after a close frame or a violation.
 //! - One decoder per idle connection: it stays within [`DECODER_BYTES_MAX`].
@@ -29,6 +30,9 @@ pub enum Incoming<'a> {
     Ping(&'a [u8]),
     /// A pong, asked for or not.
     Pong,
+    /// The next piece of a data message's payload, unmasked and never empty; only from
+    /// [`Decoder::feed_showing`].
+    Payload(&'a [u8]),
     /// A close frame; nothing is read after it.
     Close {
         /// The client's code; `None` if its frame had no payload.
@@ -119,16 +123,36 @@ impl Decoder {
         &mut self,
         bytes: &mut [u8],
         message_bytes_max: u64,
+        on: impl FnMut(Incoming<'_>),
+    ) -> Result<(), Violation> {
+        self.feed_as::<false>(bytes, message_bytes_max, on)
+    }
+
+    /// [`Decoder::feed`] that also shows the payload of data messages ([`Incoming::Payload`]). What
+    /// it showed of a text is valid only once its [`Incoming::Message`] has come.
+    pub fn feed_showing(
+        &mut self,
+        bytes: &mut [u8],
+        message_bytes_max: u64,
+        on: impl FnMut(Incoming<'_>),
+    ) -> Result<(), Violation> {
+        self.feed_as::<true>(bytes, message_bytes_max, on)
+    }
+
+    fn feed_as<const SHOWING: bool>(
+        &mut self,
+        bytes: &mut [u8],
+        message_bytes_max: u64,
         mut on: impl FnMut(Incoming<'_>),
     ) -> Result<(), Violation> {
-        let result = self.read(bytes, message_bytes_max, &mut on);
+        let result = self.read::<SHOWING>(bytes, message_bytes_max, &mut on);
         if result.is_err() {
             self.close();
         }
         result
     }
 
-    fn read(
+    fn read<const SHOWING: bool>(
         &mut self,
         bytes: &mut [u8],
         message_bytes_max: u64,
@@ -141,14 +165,14 @@ impl Decoder {
                 Part::Payload => {
                     let here = rest.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
                     let (payload, after) = rest.split_at_mut(here);
-                    self.payload(payload, on)?;
+                    self.payload::<SHOWING>(payload, on)?;
                     rest = after;
                 }
                 _ => {
                     self.header_byte(rest[0], message_bytes_max)?;
                     rest = &mut rest[1..];
                     if self.part == Part::Payload && self.remaining == 0 {
-                        self.payload(&mut [], on)?;
+                        self.payload::<SHOWING>(&mut [], on)?;
                     }
                 }
             }
@@ -245,13 +269,17 @@ impl Decoder {
     }
 
     /// Takes the next piece of the frame's payload, and ends the frame if that was all of it.
-    fn payload(&mut self, payload: &mut [u8], on: &mut impl FnMut(Incoming<'_>)) -> Result<(), Violation> {
+    fn payload<const SHOWING: bool>(
+        &mut self,
+        payload: &mut [u8],
+        on: &mut impl FnMut(Incoming<'_>),
+    ) -> Result<(), Violation> {
         self.remaining -= payload.len() as u64;
         let ends = self.remaining == 0;
         if ends {
             self.part = Part::First;
         }
-        if self.is_control() || self.message == Message::Text {
+        if SHOWING || self.is_control() || self.message == Message::Text {
             unmask(payload, self.mask, 0);
             self.mask.rotate_left(payload.len() % 4);
         }
@@ -263,6 +291,9 @@ impl Decoder {
             if !valid || (ends && self.is_last() && !self.utf8.is_whole()) {
                 return Err(not_utf8("a text message is not UTF-8"));
             }
+        }
+        if SHOWING && !payload.is_empty() {
+            on(Incoming::Payload(payload));
         }
         if ends && self.is_last() {
             let text = std::mem::take(&mut self.message) == Message::Text;
@@ -401,6 +432,7 @@ mod tests {
                     Incoming::Pong => Said::Pong,
                     Incoming::Close { code, reply } => Said::Close(code, reply),
                     Incoming::Message { bytes, text } => Said::Message(bytes, text),
+                    Incoming::Payload(_) => unreachable!("only a decoder that shows payload tells it"),
                 });
             });
             if result.is_err() {
@@ -599,6 +631,32 @@ mod tests {
                 let cut = feed_pieces(&mut Decoder::default(), &bytes, &[first, second, usize::MAX], 130);
                 assert_eq!(cut, expected, "cut after {first} and {second} more bytes");
             }
+        }
+    }
+
+    #[test]
+    fn the_payload_is_shown_whole_and_unmasked_however_it_is_cut() {
+        let binary = [0xfe; 130];
+        let bytes = frames(&[
+            (0x01, "Grü".as_bytes()),
+            (0x89, b"not payload"),
+            (0x80, b"ezi"),
+            (0x82, &binary),
+            (0x82, b""),
+            (0x88, b"\x03\xe8bye"),
+        ]);
+        for size in 1..=bytes.len() {
+            let (mut decoder, mut messages, mut payload) = (Decoder::default(), Vec::new(), Vec::new());
+            for piece in bytes.clone().chunks_mut(size) {
+                let fed = decoder.feed_showing(piece, 130, |incoming| match incoming {
+                    Incoming::Payload(piece) => payload.extend_from_slice(piece),
+                    Incoming::Message { text, .. } => messages.push((text, std::mem::take(&mut payload))),
+                    _ => {}
+                });
+                assert_eq!(fed, Ok(()));
+            }
+            let expected = [(true, "Grüezi".into()), (false, binary.to_vec()), (false, Vec::new())];
+            assert_eq!((messages.as_slice(), payload.len()), (&expected[..], 0), "in pieces of {size}");
         }
     }
 

@@ -51,6 +51,11 @@ pub fn text_frame(text: &str) -> Vec<u8> {
     frame(TEXT_OPCODE, text.as_bytes())
 }
 
+/// A message in one frame: text, which must be valid UTF-8, or binary.
+pub fn message_frame(text: bool, payload: &[u8]) -> Vec<u8> {
+    frame(if text { TEXT_OPCODE } else { BINARY_OPCODE }, payload)
+}
+
 /// A close frame with `code` and as much of `reason` as fits: 123 bytes, cut between two characters
 /// (RFC 6455 §5.5.1).
 pub fn close_frame(code: u16, reason: &str) -> Vec<u8> {

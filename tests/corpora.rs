@@ -1,0 +1,83 @@
+//! Claim: what fuzzing has found once stays mended, and every fuzz target runs.
+//!
+//! Set-up: the corpora under `tests/fuzz/corpus`, fed to the functions that cargo-fuzz drives;
+//! each input also cut off, with a bit flipped, and joined with its neighbour.
+//!
+//! Expectation: no function panics; the input that breaks a promise is named.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+#[path = "fuzz/shard.rs"]
+mod shard;
+#[path = "fuzz/targets.rs"]
+mod targets;
+
+/// Corpora are read by people: a large file explains nothing.
+const INPUT_BYTES_MAX: usize = 100_000;
+
+/// The inputs of one target, by name.
+fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+    let entries = std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{directory:?}: {error}"));
+    let mut inputs: Vec<_> = entries
+        .map(|entry| {
+            let path = entry.expect("a directory that can be read").path();
+            (path.display().to_string(), std::fs::read(&path).expect("a file"))
+        })
+        .collect();
+    inputs.sort();
+    inputs
+}
+
+/// An input and what fuzzing would make of it first.
+fn variants<'a>(input: &'a [u8], next: &'a [u8]) -> impl Iterator<Item = Vec<u8>> + 'a {
+    let places = (1..8).map(|part| input.len() * part / 8);
+    let cut = places.clone().map(|at| input[..at].to_vec());
+    let flipped = places.filter(|at| *at < input.len()).map(|at| {
+        let mut bytes = input.to_vec();
+        bytes[at] ^= 1 << (at % 8);
+        bytes
+    });
+    cut.chain(flipped).chain([input.to_vec(), [input, next].concat()])
+}
+
+fn feed(name: &str) {
+    let (_, run) = targets::ALL.into_iter().find(|(known, _)| *known == name).expect("a target");
+    let inputs = corpus(name);
+    assert!(!inputs.is_empty(), "{name} has no corpus");
+    for (at, (path, input)) in inputs.iter().enumerate() {
+        assert!(input.len() < INPUT_BYTES_MAX, "{path} has {} bytes", input.len());
+        for bytes in variants(input, &inputs[(at + 1) % inputs.len()].1) {
+            let outcome = catch_unwind(AssertUnwindSafe(|| run(&bytes)));
+            assert!(outcome.is_ok(), "{path}, as \"{}\"", bytes.escape_ascii());
+        }
+    }
+}
+
+macro_rules! targets {
+    ($($name:ident)+) => {
+        const NAMES: &[&str] = &[$(stringify!($name)),+];
+        $(
+            #[test]
+            fn $name() {
+                feed(stringify!($name));
+            }
+        )+
+    };
+}
+
+targets! {
+    request_head
+    target_and_query
+    websocket_decoder
+    ndjson_lines
+    single_publish
+    sse_parser
+    whole_shard
+}
+
+#[test]
+fn every_target_is_fed() {
+    assert_eq!(NAMES.len(), targets::ALL.len());
+}

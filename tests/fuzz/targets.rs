@@ -1,0 +1,259 @@
+//! What fuzzing feeds with bytes of any kind: one function per target. `tests/corpora.rs` feeds the
+//! corpora to the same functions, and `tests/fuzz` is the workspace of cargo-fuzz.
+//!
+//! A function panics if a promise is broken. Besides "no panic" these are: what comes out does not
+//! depend on how the bytes are cut, what was accepted can be written and read again, and whatever
+//! peers do, a shard stays within its bounds and lets go of everything.
+
+use bytes::Bytes;
+use fanwave::broadcast::Encoded;
+use fanwave::clock::Stamp;
+use fanwave::event::{Data, Epoch, Event, EventId};
+use fanwave::hub::publish::{Line, Lines, parse_line, parse_options, parse_text, parse_topic_path};
+use fanwave::wire::Format;
+use fanwave::wire::http::{Head, HeadRules, Manner, Origins, Subprotocols, parse_head};
+use fanwave::wire::sse_parser::Parser;
+use fanwave::wire::websocket::{Decoder, Incoming};
+
+/// A target: its name is that of its corpus.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const ALL: [Target; 7] = [
+    ("request_head", request_head),
+    ("target_and_query", target_and_query),
+    ("websocket_decoder", websocket_decoder),
+    ("ndjson_lines", ndjson_lines),
+    ("single_publish", single_publish),
+    ("sse_parser", sse_parser),
+    ("whole_shard", super::shard::whole_shard),
+];
+
+const EPOCH: Epoch = Epoch(12_345);
+const MESSAGE_BYTES_MAX: usize = 4_096;
+
+/// The first byte chooses the rules and the cuts; the rest is what a client sends.
+pub fn request_head(data: &[u8]) {
+    let Some((choice, bytes)) = data.split_first() else { return };
+    let rules = rules(*choice);
+    let (whole, _) = parse_head(bytes, &rules);
+    let step = 1 + usize::from(choice >> 4) * 7;
+    // The caller asks again as bytes come, until it is told something.
+    let first = (0..=bytes.len()).step_by(step).chain([bytes.len()]).find_map(|end| {
+        let (head, manner) = parse_head(&bytes[..end], &rules);
+        (head != Head::Partial).then_some((head, manner))
+    });
+    match first {
+        None => assert_eq!(whole, Head::Partial),
+        Some((head, manner)) => {
+            let is_same = match (&head, &whole) {
+                // What is wrong may be told of another byte.
+                (Head::Refused(_), Head::Refused(_)) => true,
+                _ => head == whole,
+            };
+            assert!(is_same, "told {head:?} of a part and {whole:?} of all");
+            check_head(&head, &manner, bytes, &rules);
+        }
+    }
+    assert!(bytes.len() < rules.head_bytes_max || whole != Head::Partial, "a head ends at its limit");
+}
+
+/// The target of a request whose other lines are as they should be.
+pub fn target_and_query(data: &[u8]) {
+    let Some((choice, target)) = data.split_first() else { return };
+    let head = [
+        b"GET ",
+        target,
+        b" HTTP/1.1\r\nHost: e\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    ]
+    .concat();
+    let rules = HeadRules { head_bytes_max: 1 << 20, ..rules(*choice) };
+    let (parsed, manner) = parse_head(&head, &rules);
+    assert_ne!(parsed, Head::Partial);
+    check_head(&parsed, &manner, &head, &rules);
+}
+
+fn rules(choice: u8) -> HeadRules<'static> {
+    HeadRules {
+        head_bytes_max: if choice & 1 == 0 { 1_024 } else { 256 },
+        topics_max: 3,
+        origins: if choice & 2 == 0 { &Origins::Any } else { &Origins::None },
+        subprotocols: &Subprotocols::Any,
+        echo: choice & 4 == 0,
+    }
+}
+
+fn check_head(head: &Head, manner: &Manner, bytes: &[u8], rules: &HeadRules<'_>) {
+    let _ = manner;
+    match head {
+        Head::Subscribe(subscribe, used) => {
+            assert!(*used <= bytes.len().min(rules.head_bytes_max));
+            assert!((1..=rules.topics_max).contains(&subscribe.topics.len()));
+            for (at, topic) in subscribe.topics.iter().enumerate() {
+                assert!(!subscribe.topics[..at].contains(topic), "{topic:?} twice");
+            }
+            assert_eq!(subscribe.handshake.is_some(), subscribe.format == Format::WebSocket);
+        }
+        Head::Echo(_, used) => assert!(rules.echo && *used <= bytes.len()),
+        Head::Refused(refusal) => {
+            assert!(refusal.reason.row().http_status.is_some(), "{refusal:?}");
+            assert!(!refusal.detail.contains(['\r', '\n']), "one line: {refusal:?}");
+        }
+        _ => {}
+    }
+}
+
+/// The first byte chooses the cuts; the rest is what a client sends after the handshake.
+pub fn websocket_decoder(data: &[u8]) {
+    let Some((choice, bytes)) = data.split_first() else { return };
+    let whole = decoded(bytes, usize::MAX, false);
+    let cut = 1 + usize::from(*choice) % 29;
+    assert_eq!(decoded(bytes, cut, false), whole, "in pieces of {cut}");
+    assert_eq!(decoded(bytes, cut, true), whole, "with its payload, in pieces of {cut}");
+}
+
+/// What a decoder says, and how it ends.
+fn decoded(bytes: &[u8], cut: usize, showing: bool) -> (Vec<String>, Option<&'static str>) {
+    let mut decoder = Decoder::default();
+    let mut bytes = bytes.to_vec();
+    let (mut said, mut payload) = (Vec::new(), Vec::new());
+    for piece in bytes.chunks_mut(cut) {
+        let mut on = |incoming: Incoming<'_>| match incoming {
+            Incoming::Payload(piece) => {
+                assert!(showing && !piece.is_empty());
+                payload.extend_from_slice(piece);
+            }
+            Incoming::Message { bytes, text } => {
+                let payload = std::mem::take(&mut payload);
+                assert!(bytes <= MESSAGE_BYTES_MAX as u64);
+                if showing {
+                    assert_eq!(payload.len() as u64, bytes);
+                    assert!(!text || std::str::from_utf8(&payload).is_ok(), "a text is UTF-8");
+                }
+                said.push(format!("message {bytes} {text}"));
+            }
+            Incoming::Ping(payload) => {
+                assert!(payload.len() <= 125);
+                said.push(format!("ping {payload:?}"));
+            }
+            Incoming::Pong => said.push("pong".to_string()),
+            Incoming::Close { code, reply } => said.push(format!("close {code:?} {reply:?}")),
+        };
+        let fed = match showing {
+            true => decoder.feed_showing(piece, MESSAGE_BYTES_MAX as u64, &mut on),
+            false => decoder.feed(piece, MESSAGE_BYTES_MAX as u64, &mut on),
+        };
+        if let Err(violation) = fed {
+            assert!(violation.reason.row().websocket_code.is_some(), "{violation:?}");
+            return (said, Some(violation.detail));
+        }
+    }
+    (said, None)
+}
+
+/// The first byte chooses the cuts; the rest is the body of a stream of lines.
+pub fn ndjson_lines(data: &[u8]) {
+    let Some((choice, body)) = data.split_first() else { return };
+    let whole = lines(body, usize::MAX);
+    let cut = 1 + usize::from(*choice) % 61;
+    assert_eq!(lines(body, cut), whole, "in pieces of {cut}");
+    for line in whole.iter().flatten() {
+        match parse_line(line, MESSAGE_BYTES_MAX) {
+            Ok(event) => check_event(event),
+            Err(refusal) => assert!(!refusal.text.contains('\n'), "one line: {refusal:?}"),
+        }
+    }
+}
+
+/// The lines of a body that comes in such pieces; `None` for one that is too long.
+fn lines(body: &[u8], cut: usize) -> Vec<Option<Vec<u8>>> {
+    let mut lines = Lines::new(MESSAGE_BYTES_MAX);
+    let mut found = Vec::new();
+    let mut keep = |line: Line<'_>| {
+        let (number, line) = match line {
+            Line::Whole(number, line) => (number, Some(line.to_vec())),
+            Line::TooLong(number) => (number, None),
+        };
+        found.push(line);
+        assert_eq!(number, found.len() as u64, "lines are numbered from 1");
+    };
+    for mut chunk in body.chunks(cut) {
+        while let Some(line) = lines.next(&mut chunk) {
+            keep(line);
+        }
+    }
+    if let Some(line) = lines.finish() {
+        keep(line);
+    }
+    found
+}
+
+/// Up to two LF end the path and the query; the rest is the body.
+pub fn single_publish(data: &[u8]) {
+    let mut parts = data.splitn(3, |byte| *byte == b'\n');
+    let mut part = || parts.next().unwrap_or_default();
+    let (path, query, body) = (part(), part(), part());
+    let (Ok(path), Ok(query)) = (std::str::from_utf8(path), std::str::from_utf8(query)) else { return };
+    let data = match path.strip_prefix('!') {
+        Some(_) => Ok(Data::binary(Bytes::copy_from_slice(body))),
+        None => parse_text(Bytes::copy_from_slice(body)),
+    };
+    let topic = parse_topic_path(path.trim_start_matches('!'));
+    let (topic, options, data) = match (topic, parse_options(Some(query)), data) {
+        (Ok(topic), Ok(options), Ok(data)) => (topic, options, data),
+        (Err(refusal), _, _) | (_, Err(refusal), _) | (_, _, Err(refusal)) => {
+            assert!(!refusal.text.contains('\n'), "one line: {refusal:?}");
+            return;
+        }
+    };
+    check_event(Event { topic, data, name: options.name, id: options.id, retry_ms: options.retry_ms });
+}
+
+/// An event that was accepted fits its frames, and reads back as it was written.
+fn check_event(event: Event) {
+    let encoded = Encoded::new(event.clone(), EPOCH, 7, Stamp(0));
+    let frames = Format::ALL.map(|format| encoded.frame(format).clone());
+    let made = Format::ALL.iter().map(|format| format.frame_bytes_max(&event)).sum::<usize>();
+    // A frame within another one takes no memory of its own.
+    let most = frames.iter().map(Bytes::len).sum::<usize>() - frames[Format::Sse.index()].len();
+    assert!(most <= made, "{most} of {made} bytes");
+    let (stream, chunk) = (&frames[Format::Sse.index()], &frames[Format::SseChunked.index()]);
+    let line = format!("{:x}\r\n", stream.len());
+    assert_eq!(*chunk, [line.as_bytes(), stream, b"\r\n"].concat());
+    let mut read = Vec::new();
+    let mut parser = Parser::new(1 << 20);
+    parser.feed(stream, |event| read.push(event)).expect("a short event");
+    let [read] = read.as_slice() else { panic!("one event in {stream:?}, not {read:?}") };
+    let id = event.id.as_ref().map(|id| id.as_str().to_string());
+    assert_eq!(read.id, id.unwrap_or_else(|| EventId { epoch: EPOCH, sequence: 7 }.to_string()));
+    assert_eq!(read.event, event.name.as_ref().map_or("message", |name| name.as_str()));
+    assert_eq!(read.is_base64, event.data.is_binary());
+    assert_eq!(parser.retry_ms(), event.retry_ms.map(u64::from));
+    if !event.data.is_binary() {
+        let text = std::str::from_utf8(event.data.bytes()).expect("text is UTF-8");
+        // An event stream has one kind of line break.
+        assert_eq!(read.data, text.replace("\r\n", "\n").replace('\r', "\n"));
+    }
+}
+
+/// The first byte chooses the cuts; the rest is an event stream.
+pub fn sse_parser(data: &[u8]) {
+    let Some((choice, stream)) = data.split_first() else { return };
+    let read = |cut: usize| {
+        let mut parser = Parser::new(MESSAGE_BYTES_MAX);
+        let mut events = Vec::new();
+        let mut is_too_long = false;
+        for piece in stream.chunks(cut) {
+            is_too_long |= parser.feed(piece, |event| events.push(event)).is_err();
+        }
+        (events, is_too_long, parser.retry_ms(), parser.last_event_id().to_string())
+    };
+    let whole = read(usize::MAX);
+    for event in &whole.0 {
+        assert!(event.data.len() <= MESSAGE_BYTES_MAX, "{} bytes of data", event.data.len());
+        assert!(!event.id.contains(['\0', '\n', '\r']), "{event:?}");
+    }
+    let cut = 1 + usize::from(*choice) % 61;
+    assert_eq!(read(cut), whole, "in pieces of {cut}");
+}
