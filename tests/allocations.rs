@@ -1,6 +1,6 @@
 //! Promise: a shard in the steady state makes no allocation between broadcast and submit.
 //!
-//! Set-up: 1,000 subscribers, half of them SSE and half WebSocket, on two topics, every fifth on both; a shard on the simulated
+//! Set-up: 1,000 subscribers, as many of each format, on two topics, every fifth on both; a shard on the simulated
 //! ring in fair weather. Several hundred messages let every buffer, queue and window reach its size, those of the simulated
 //! ring included.
 //!
@@ -45,7 +45,7 @@ impl Scene {
         let limits = Limits { window_events_max: 4 * BURST, ..Limits::default() };
         let subscriptions: Vec<Subscription<'_>> = (0..SUBSCRIBERS)
             .map(|number| {
-                let format = Format::ALL[number / 5 % 2];
+                let format = Format::ALL[number / 5 % Format::COUNT];
                 let topics: &[&str] = match number % 5 {
                     0 | 1 => &["a"],
                     2 | 3 => &["b"],

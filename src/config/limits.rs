@@ -321,7 +321,8 @@ pub const SEGMENTS_MAX: usize = 512;
 /// Recently built batches that a shard remembers per format, so that connections at the same cursor share one.
 pub const BATCHES_CACHED: usize = 4;
 /// Batches of a shard that are kept for their buffers, so that steady traffic does not allocate.
-pub const BATCHES_POOLED: usize = 16;
+/// The remembered ones hold half of them.
+pub const BATCHES_POOLED: usize = 2 * BATCHES_CACHED * Format::COUNT;
 /// Clients of a shard that may wait for an event on its way; whoever comes beyond is told of a gap. Each holds its request head.
 pub const HELD_BACK_MAX: usize = 1_024;
 /// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the latest is owed a pong

@@ -111,8 +111,9 @@ fn parse_id(text: &str) -> Result<CustomId, Refusal> {
 }
 
 /// Why an event says what only the server may say, if it does: a gap notice, or an id that is a
-/// place in our order. Every process gives ids of this form ([`Epoch::is_ours`]), so one of another
-/// process is none for a publisher either.
+/// place in our order. Every process gives ids of this form
+/// ([`Epoch::is_ours`](crate::event::Epoch::is_ours)), so one of another process is none for a
+/// publisher either.
 pub fn reserved(event: &Event) -> Option<Refusal> {
     let name = event.name.as_ref().map(EventName::as_str);
     if name == Some(GAP_EVENT) {

@@ -100,8 +100,8 @@ impl Batches {
         Batches {
             cached: VecDeque::with_capacity(BATCHES_CACHED * Format::COUNT + 1),
             pool: VecDeque::with_capacity(BATCHES_POOLED + 1),
-            spare_bytes: Vec::new(),
-            spare_segments: Vec::new(),
+            spare_bytes: Vec::with_capacity(BATCHES_POOLED),
+            spare_segments: Vec::with_capacity(BATCHES_POOLED),
             ledger: ledger.clone(),
             send_bytes_max,
             run: Vec::new(),
