@@ -1,8 +1,8 @@
 //! What a shard does once per run of events and format: finding or building the bytes of one send.
 //!
-//! Runs are built for one set of topics after the other, more sets than are remembered, so that none is found again and
-//! the buffers of former batches are used as they are under load. `cache hit` asks for the same run twice. Times are
-//! per run; the allocations are printed beside them.
+//! Runs are built for one set of topics after the other, more sets than are remembered, so that
+//! none is found again and the buffers of former batches are used as they are under load. `cache
+//! hit` asks for the same run twice. Times are per run; the allocations are printed beside them.
 
 use std::cell::Cell;
 use std::hint::black_box;

@@ -1,8 +1,8 @@
-//! From the hub to its shards: one shared batch through one bounded queue per shard whose shard is awake, so that the doorbell
-//! is looked at and not rung.
+//! From the hub to its shards: one shared batch through one bounded queue per shard whose shard is
+//! awake, so that the doorbell is looked at and not rung.
 //!
-//! Hub and shards take turns on one thread: this is the work that a broadcast costs both ends, without the cache lines that
-//! travel between cores. Encoding is not in it.
+//! Hub and shards take turns on one thread: this is the work that a broadcast costs both ends,
+//! without the cache lines that travel between cores. Encoding is not in it.
 
 use std::hint::black_box;
 use std::sync::Arc;

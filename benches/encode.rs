@@ -1,4 +1,5 @@
-//! What the hub does once per event and format: the frame of an event. Bytes per second are those of the data.
+//! What the hub does once per event and format: the frame of an event. Bytes per second are those
+//! of the data.
 
 use std::hint::black_box;
 

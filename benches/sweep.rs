@@ -1,8 +1,10 @@
-//! One shard, a message to all of its subscribers: windows, elevator, batches, sends, completions and counters, on
-//! the simulated ring in fair weather. Half of the subscribers are SSE, half WebSocket, all on one topic.
+//! One shard, a message to all of its subscribers: windows, elevator, batches, sends, completions
+//! and counters, on the simulated ring in fair weather. Half of the subscribers are SSE, half
+//! WebSocket, all on one topic.
 //!
-//! An element is a delivery: one event to one subscriber. `ring alone` asks the simulated ring for the same sends without a
-//! shard: what it takes is part of every other figure and says nothing about the kernel. Compare revisions, not servers.
+//! An element is a delivery: one event to one subscriber. `ring alone` asks the simulated ring for
+//! the same sends without a shard: what it takes is part of every other figure and says nothing
+//! about the kernel. Compare revisions, not servers.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! Bytes from WebSocket clients: unmasking of payloads by size, and small frames as they come off the socket.
+//! Bytes from WebSocket clients: unmasking of payloads by size, and small frames as they come off
+//! the socket.
 
 use std::hint::black_box;
 
@@ -32,7 +33,8 @@ fn frame(length: usize) -> Vec<u8> {
     frame
 }
 
-/// A receive buffer full of small text messages. Decoding unmasks in place, so each round starts from a copy.
+/// A receive buffer full of small text messages. Decoding unmasks in place, so each round starts
+/// from a copy.
 fn decoding(c: &mut Criterion) {
     let mut group = c.benchmark_group("decode");
     for length in [4, 32, 120] {

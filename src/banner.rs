@@ -1,7 +1,8 @@
 //! What `fanwave serve` prints on standard output once every shard is ready.
 //!
-//! Programs may read it: there is exactly one line `data plane    ADDR` and one line `control plane ADDR` per bound
-//! address, with ports as bound. The commands at its end work as printed in the shell that started the server.
+//! Programs may read it: there is exactly one line `data plane    ADDR` and one line `control plane
+//! ADDR` per bound address, with ports as bound. The commands at its end work as printed in the
+//! shell that started the server.
 
 use std::fmt::Write;
 
@@ -69,8 +70,8 @@ fn memory(owners: &[(&'static str, u64)]) -> Vec<String> {
     labelled("memory", &rows)
 }
 
-/// Three commands that show the whole thing; fewer where there is no address for them. curl reaches an address with a
-/// scope, `tail` does not.
+/// Three commands that show the whole thing; fewer where there is no address for them. curl reaches
+/// an address with a scope, `tail` does not.
 fn commands(started: &Started, program: &str) -> Vec<String> {
     let mut commands = Vec::new();
     if let Some(address) = started.listen.first() {

@@ -51,7 +51,8 @@ pub struct Encoded {
     memory: usize,
     /// Where these are counted; `None` outside of the hub.
     held: Option<Arc<Held>>,
-    /// One per format, made by the hub where the format has subscribers, else by the first shard that needs it.
+    /// One per format, made by the hub where the format has subscribers, else by the first shard
+    /// that needs it.
     frames: [OnceLock<Bytes>; Format::COUNT],
 }
 
@@ -104,8 +105,8 @@ impl Encoded {
         self.forgets.as_ref()
     }
 
-    /// Bytes as published that a topic's history counts for it: what the event weighs, and the name of what is forgotten
-    /// for it.
+    /// Bytes as published that a topic's history counts for it: what the event weighs, and the name
+    /// of what is forgotten for it.
     pub fn weight(&self) -> usize {
         self.event.weight() + self.forgets.as_ref().map_or(0, |topic| topic.as_str().len())
     }
@@ -114,8 +115,9 @@ impl Encoded {
     pub fn frame(&self, format: Format) -> &Bytes {
         self.frames[format.index()].get_or_init(|| match format.spec().frame {
             Frame::Made { encode, .. } => {
-                // The count that all clones share is allocated here, so that no shard pays for it between broadcast and
-                // submit. It keeps the event counted: a slow send may hold its frame for longer than any window.
+                // The count that all clones share is allocated here, so that no shard pays for it
+                // between broadcast and submit. It keeps the event counted: a slow send may hold
+                // its frame for longer than any window.
                 let frame = encode(&self.event, self.epoch, self.sequence);
                 Bytes::from_owner(CountedFrame { frame, _held: self.held.clone() })
             }
@@ -161,8 +163,8 @@ pub struct EncodedBatch {
     pub events: Box<[Arc<Encoded>]>,
 }
 
-/// The hub's wish that a shard comes to its end: take no more subscribers, deliver what was accepted, hang up on
-/// everybody.
+/// The hub's wish that a shard comes to its end: take no more subscribers, deliver what was
+/// accepted, hang up on everybody.
 #[derive(Debug)]
 pub struct Drain {
     /// When to hang up on those that still have not taken everything.
@@ -221,14 +223,16 @@ impl Doorbell {
     /// Wakes the shard if it may be asleep.
     pub fn ring(&self) {
         if self.sleep.must_wake() {
-            // The only failure of a blocking eventfd write of 1 is an invalid descriptor, and we own this one.
+            // The only failure of a blocking eventfd write of 1 is an invalid descriptor, and we
+            // own this one.
             rustix::io::write(&self.eventfd, &1u64.to_ne_bytes())
                 .expect("a doorbell's eventfd takes a write");
         }
     }
 
-    /// Blocks the calling thread until it is rung, at most `limit`; true if it was. A signal may end the wait early. Two system
-    /// calls, one if nobody rings. An error is a fault of the system's.
+    /// Blocks the calling thread until it is rung, at most `limit`; true if it was. A signal may
+    /// end the wait early. Two system calls, one if nobody rings. An error is a fault of the
+    /// system's.
     pub fn wait(&self, limit: Duration) -> std::io::Result<bool> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         // A limit that no clock holds is none.
@@ -350,11 +354,12 @@ impl Inbox {
 /// What hub and shards tell each other outside of the queues; never touched per delivery.
 #[derive(Debug, Default)]
 pub struct Demand {
-    /// How many shards have subscribers of each format, so that the hub encodes only what has a use. Shards touch it when
-    /// their first subscriber of a format comes and when the last one goes.
+    /// How many shards have subscribers of each format, so that the hub encodes only what has a
+    /// use. Shards touch it when their first subscriber of a format comes and when the last one
+    /// goes.
     shards: [AtomicU32; Format::COUNT],
-    /// The newest sequence that the hub has given. A shard asks when a client names an event that it does not know:
-    /// another shard may have been faster.
+    /// The newest sequence that the hub has given. A shard asks when a client names an event that
+    /// it does not know: another shard may have been faster.
     newest: AtomicU64,
 }
 

@@ -1,7 +1,7 @@
 //! Monotonic time as one integer, and the date for the answers of HTTP.
 //!
-//! Stamps cross threads inside events, so all threads count from the same origin. Sans-IO code takes a
-//! [`Stamp`] or a date as an argument and never asks the clock itself.
+//! Stamps cross threads inside events, so all threads count from the same origin. Sans-IO code
+//! takes a [`Stamp`] or a date as an argument and never asks the clock itself.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};

@@ -1,4 +1,5 @@
-//! Why we hang up: one table with the WebSocket code, the HTTP status, the metric label and the log word.
+//! Why we hang up: one table with the WebSocket code, the HTTP status, the metric label and the log
+//! word.
 
 /// The reason for the end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

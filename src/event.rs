@@ -1,7 +1,7 @@
 //! What a publisher says, and how it is named.
 //!
-//! Everything here is validated at construction: a [`Topic`], a [`CustomId`] or an [`EventName`] that exists
-//! is safe to put on the wire. Sequences are given by the hub alone.
+//! Everything here is validated at construction: a [`Topic`], a [`CustomId`] or an [`EventName`]
+//! that exists is safe to put on the wire. Sequences are given by the hub alone.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,9 +14,9 @@ pub const TOPIC_BYTES_MAX: usize = 255;
 /// Longest publisher-given id and longest event name, in bytes of UTF-8.
 pub const FIELD_BYTES_MAX: usize = 255;
 
-/// What an event costs besides its own bytes and those of its frames: its structures, its place in a window, the count of
-/// its memory. Measured with half a million events of one byte with the frames of both protocols: 559 bytes each, 67 of
-/// them counted as data, names and frames.
+/// What an event costs besides its own bytes and those of its frames: its structures, its place in
+/// a window, the count of its memory. Measured with half a million events of one byte with the
+/// frames of both protocols: 559 bytes each, 67 of them counted as data, names and frames.
 pub const EVENT_BYTES_FIXED: usize = 496;
 /// The most that an event weighs besides its data: topic, name and id at their longest.
 pub const EVENT_BYTES_BESIDE_DATA_MAX: usize = EVENT_BYTES_FIXED + TOPIC_BYTES_MAX + 2 * FIELD_BYTES_MAX;
@@ -84,7 +84,8 @@ impl serde::Serialize for Topic {
     }
 }
 
-/// A one-line field of an SSE event: 1 to 255 bytes of UTF-8 without NUL, LF and CR (WHATWG HTML §9.2.6).
+/// A one-line field of an SSE event: 1 to 255 bytes of UTF-8 without NUL, LF and CR (WHATWG HTML
+/// §9.2.6).
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Field(Arc<str>);
 
@@ -126,11 +127,13 @@ impl Field {
     }
 }
 
-/// An id that the publisher chose in place of ours: a [`Field`] that `Last-Event-ID` brings back as it was.
+/// An id that the publisher chose in place of ours: a [`Field`] that `Last-Event-ID` brings back as
+/// it was.
 ///
-/// A client sends the UTF-8 of its last id as the value of that header field (WHATWG HTML §9.2.3). Such a value may
-/// hold every byte from 0x80 on, but no control character besides tabs, and loses the blanks and tabs around it
-/// (RFC 9110 §5.5). So an id has no control characters, tabs included, and no blank at its begin or end.
+/// A client sends the UTF-8 of its last id as the value of that header field (WHATWG HTML §9.2.3).
+/// Such a value may hold every byte from 0x80 on, but no control character besides tabs, and loses
+/// the blanks and tabs around it (RFC 9110 §5.5). So an id has no control characters, tabs
+/// included, and no blank at its begin or end.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct CustomId(Field);
 
@@ -232,7 +235,8 @@ impl Event {
         self.topic.as_str().len() + self.data.bytes().len() + name + id
     }
 
-    /// Bytes that queues and windows count for this event: those published, and what an event costs besides.
+    /// Bytes that queues and windows count for this event: those published, and what an event costs
+    /// besides.
     pub fn weight(&self) -> usize {
         EVENT_BYTES_FIXED + self.published_bytes()
     }
@@ -257,8 +261,9 @@ impl Epoch {
         }
     }
 
-    /// True for what a server of this program takes for an epoch: 13 digits, one of them a letter. That is three of
-    /// four numbers. So ids such as `order-7`, or milliseconds as other systems count them, are left to publishers.
+    /// True for what a server of this program takes for an epoch: 13 digits, one of them a letter.
+    /// That is three of four numbers. So ids such as `order-7`, or milliseconds as other systems
+    /// count them, are left to publishers.
     pub fn is_ours(self) -> bool {
         let text = self.to_string();
         text.len() == Epoch::DIGITS_MAX && text.bytes().any(|digit| digit.is_ascii_lowercase())

@@ -1,7 +1,8 @@
 //! The `fanwave` command: flags, then config, then run, then exit code.
 //!
-//! Exit codes: 0 it did what it was told, 1 it could not, 2 it was told nonsense. Every error is one line on standard
-//! error with its remedy; only a wrong command line is answered at length, by clap.
+//! Exit codes: 0 it did what it was told, 1 it could not, 2 it was told nonsense. Every error is
+//! one line on standard error with its remedy; only a wrong command line is answered at length, by
+//! clap.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;

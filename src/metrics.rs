@@ -10,7 +10,8 @@ use crate::close::CloseReason;
 use crate::event::Topic;
 use crate::wire::Family;
 
-/// Largest latency that a histogram tells apart, in nanoseconds (10 minutes); longer ones count as this.
+/// Largest latency that a histogram tells apart, in nanoseconds (10 minutes); longer ones count as
+/// this.
 pub const LATENCY_NS_MAX: u64 = 600_000_000_000;
 /// Significant decimal digits of a latency histogram.
 pub const LATENCY_DIGITS: u8 = 2;
@@ -68,8 +69,9 @@ pub struct ShardMetrics {
     pub intake_to_shard: Histogram<u64>,
     /// Intake to the completion of the send that carried the event, per delivery, by family.
     pub intake_to_written: [Histogram<u64>; Family::COUNT],
-    /// Intake until the sweep has handed the event to every subscriber of the shard whose socket had room,
-    /// per event. Those whose previous send was still in the kernel are not waited for; `deferred` counts them.
+    /// Intake until the sweep has handed the event to every subscriber of the shard whose socket
+    /// had room, per event. Those whose previous send was still in the kernel are not waited for;
+    /// `deferred` counts them.
     pub intake_to_last: Histogram<u64>,
 }
 

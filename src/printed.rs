@@ -1,10 +1,11 @@
-//! Commands that we print for people to paste: addresses that one can connect to, words that a shell takes whole.
+//! Commands that we print for people to paste: addresses that one can connect to, words that a
+//! shell takes whole.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Where a client on this machine connects to reach `address`, as host and port of a URL: "every interface" becomes
-/// the loopback one. A scope stays, written as RFC 6874 wants it: `[fe80::1%252]:8080`; curl takes that, URLs of
-/// browsers and of our own clients have no scopes.
+/// Where a client on this machine connects to reach `address`, as host and port of a URL: "every
+/// interface" becomes the loopback one. A scope stays, written as RFC 6874 wants it:
+/// `[fe80::1%252]:8080`; curl takes that, URLs of browsers and of our own clients have no scopes.
 pub fn reachable(address: SocketAddr) -> String {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -25,7 +26,8 @@ pub fn scope(address: SocketAddr) -> Option<u32> {
     }
 }
 
-/// `text` as one word of bash, zsh and any POSIX shell: as it is where none of them would change it, else in quotes.
+/// `text` as one word of bash, zsh and any POSIX shell: as it is where none of them would change
+/// it, else in quotes.
 pub fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
@@ -77,8 +79,8 @@ mod tests {
         }
     }
 
-    /// Every ASCII character that can be typed, alone, at the start, in the middle and at the end of a word; and those
-    /// words of which shells make something else only as a whole.
+    /// Every ASCII character that can be typed, alone, at the start, in the middle and at the end
+    /// of a word; and those words of which shells make something else only as a whole.
     #[test]
     fn every_shell_takes_a_quoted_word_as_it_was() {
         let printable =

@@ -1,9 +1,10 @@
-//! What runs a shard: one pinned glommio executor each, its timer, its sleep. (Beside this only `egress/uring/setup` knows
-//! glommio, for the doorbell.)
+//! What runs a shard: one pinned glommio executor each, its timer, its sleep. (Beside this only
+//! `egress/uring/setup` knows glommio, for the doorbell.)
 //!
-//! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection; a cancelled task leaks, so
-//! tasks end by a flag before the executor does; sleeping in its reactor and waking cost about ten system calls. So a shard sleeps
-//! only when nothing at all is left to do, one wake-up serves all that has come, and a shard that has traffic dozes first: it blocks
+//! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection; a
+//! cancelled task leaks, so tasks end by a flag before the executor does; sleeping in its reactor
+//! and waking cost about ten system calls. So a shard sleeps only when nothing at all is left to
+//! do, one wake-up serves all that has come, and a shard that has traffic dozes first: it blocks
 //! its thread in poll(2), which nobody on this executor minds for so short a time.
 
 use std::cell::Cell;
@@ -38,8 +39,8 @@ pub struct ShardStart {
 /// A running shard; joined for its result.
 pub type ShardHandle = ExecutorJoinHandle<Result<(), String>>;
 
-/// Starts a shard on a thread of its own, pinned to its CPU. `ready` hears once that it runs, or why it does not;
-/// `ended` hears its result when its thread is about to end.
+/// Starts a shard on a thread of its own, pinned to its CPU. `ready` hears once that it runs, or
+/// why it does not; `ended` hears its result when its thread is about to end.
 pub fn spawn_shard(
     start: ShardStart,
     ready: impl FnOnce(Result<(), String>) + Send + 'static,
@@ -107,7 +108,8 @@ async fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Resul
     result.and(closed)
 }
 
-/// Opens all that a shard ever opens by itself: its ring, and the copy of its doorbell that glommio awaits.
+/// Opens all that a shard ever opens by itself: its ring, and the copy of its doorbell that glommio
+/// awaits.
 fn open(start: ShardStart, doorbell: &Doorbell) -> Result<(Shard<Uring>, BufferedFile), String> {
     let ring = Uring::new(start.ring, doorbell.as_fd()).map_err(|error| error.to_string())?;
     let copy = rustix::io::dup(doorbell)
@@ -123,8 +125,8 @@ async fn tick(doorbell: Arc<Doorbell>, ending: Rc<Cell<bool>>) {
     }
 }
 
-/// Ends a shard, and then its ticker. In this order, for the shard's listeners end with it: nobody shall come while the ticker ends, and
-/// wait for an answer.
+/// Ends a shard, and then its ticker. In this order, for the shard's listeners end with it: nobody
+/// shall come while the ticker ends, and wait for an answer.
 async fn end<R>(shard: Shard<R>, ending: &Cell<bool>, ticker: impl Future) {
     drop(shard);
     ending.set(true);

@@ -1,4 +1,5 @@
-//! Puts the stages together: binds the addresses, starts every shard, runs the hub until the drain is over.
+//! Puts the stages together: binds the addresses, starts every shard, runs the hub until the drain
+//! is over.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -46,7 +47,8 @@ pub struct Started {
     pub memory: Vec<(&'static str, u64)>,
 }
 
-/// Why the server did not start or did not end well: one line with the cause, and the remedy if there is one.
+/// Why the server did not start or did not end well: one line with the cause, and the remedy if
+/// there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// These addresses could not be bound.
@@ -76,8 +78,8 @@ pub enum ServeError {
     Hub(String),
 }
 
-/// Serves until SIGTERM or SIGINT has drained everything. `started` is called once, before the first connection is
-/// accepted.
+/// Serves until SIGTERM or SIGINT has drained everything. `started` is called once, before the
+/// first connection is accepted.
 pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeError> {
     let config = Arc::new(config);
     let direct = match config.sockets {
@@ -252,7 +254,8 @@ impl Failures {
     }
 }
 
-/// Binds every data plane address once per shard. Returns the addresses and, per shard, its listeners.
+/// Binds every data plane address once per shard. Returns the addresses and, per shard, its
+/// listeners.
 fn bind_data(config: &Config, failures: &mut Failures) -> (Vec<SocketAddr>, Vec<Vec<OwnedFd>>) {
     let shards = config.shard_cpus.len();
     let user_timeout = Duration::from_millis(config.limits.stall_ms_max + KERNEL_PATIENCE_MS);

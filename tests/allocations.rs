@@ -1,11 +1,12 @@
 //! Promise: a shard in the steady state makes no allocation between broadcast and submit.
 //!
-//! Set-up: 1,000 subscribers, as many of each format, on two topics, every fifth on both; a shard on the simulated
-//! ring in fair weather. Several hundred messages let every buffer, queue and window reach its size, those of the simulated
-//! ring included.
+//! Set-up: 1,000 subscribers, as many of each format, on two topics, every fifth on both; a shard
+//! on the simulated ring in fair weather. Several hundred messages let every buffer, queue and
+//! window reach its size, those of the simulated ring included.
 //!
-//! Expectation: from then on the shard's turns allocate nothing, whatever the mix of messages. Making the events and the
-//! message is the hub's part and is not counted. The first allocation prints where it happened.
+//! Expectation: from then on the shard's turns allocate nothing, whatever the mix of messages.
+//! Making the events and the message is the hub's part and is not counted. The first allocation
+//! prints where it happened.
 
 use std::time::Duration;
 
@@ -63,7 +64,8 @@ impl Scene {
         }
     }
 
-    /// Publishes `count` events in one message, the topics in turn, and returns what the shard allocated.
+    /// Publishes `count` events in one message, the topics in turn, and returns what the shard
+    /// allocated.
     fn publish(&mut self, count: usize) -> u64 {
         let first = self.events;
         self.events += count;
@@ -73,7 +75,8 @@ impl Scene {
         self.crowd.deliver(message)
     }
 
-    /// Publishes messages of these sizes in turn: first until nothing grows any more, then expecting no allocation.
+    /// Publishes messages of these sizes in turn: first until nothing grows any more, then
+    /// expecting no allocation.
     fn steady(&mut self, sizes: &[usize]) {
         let warm = self.events + WARM_UP_EVENTS;
         let mut warm_up = sizes.iter().cycle();
@@ -116,7 +119,8 @@ fn large_frames_allocate_nothing() {
     Scene::new(6 << 10).steady(&[1, 4, BURST]);
 }
 
-/// Time passes: a tick in every tenth turn or so. Nothing that traffic needs is thrown away while there is traffic.
+/// Time passes: a tick in every tenth turn or so. Nothing that traffic needs is thrown away while
+/// there is traffic.
 #[test]
 fn ticks_under_load_allocate_nothing() {
     let mut scene = Scene::new(200);

@@ -20,7 +20,8 @@ use sleep::Sleep;
 /// What the hub sends, by queue: enough that a shard is woken by either, takes one, and sleeps
 /// again.
 const SENT: [usize; 2] = [1, 1];
-/// Times that a thread is interrupted where it need not wait. All there are take half a minute; a missing fence shows with two.
+/// Times that a thread is interrupted where it need not wait. All there are take half a minute; a
+/// missing fence shows with two.
 const PREEMPTIONS_MAX: usize = 4;
 
 struct Path {

@@ -1,10 +1,12 @@
 //! What fanwave promises to those who use it, shown on the real program over real sockets.
 //!
-//! Each module under `promises/` is one promise: its header says the claim, the set-up and the expectation. Every test
-//! starts a server of its own with small limits. Nothing here waits for a time to pass: a test waits for a condition,
-//! and gives up with a clear message after `support::PATIENCE`.
+//! Each module under `promises/` is one promise: its header says the claim, the set-up and the
+//! expectation. Every test starts a server of its own with small limits. Nothing here waits for a
+//! time to pass: a test waits for a condition, and gives up with a clear message after
+//! `support::PATIENCE`.
 //!
-//! Tests that are ignored say why: most need a program that not every machine has, which `tests/run` installs.
+//! Tests that are ignored say why: most need a program that not every machine has, which
+//! `tests/run` installs.
 
 #[path = "support/live.rs"]
 mod support;

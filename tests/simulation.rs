@@ -1,13 +1,13 @@
-//! Promise: whatever sockets, peers and schedules do, every subscriber sees a gap-free ordered sequence of its topics'
-//! events, or is told of the gap, or is hung up on.
+//! Promise: whatever sockets, peers and schedules do, every subscriber sees a gap-free ordered
+//! sequence of its topics' events, or is told of the gap, or is hung up on.
 //!
-//! Set-up: one shard on the simulated ring. A seed decides everything: who connects, to which topics, in which
-//! protocol, with which last id; what is published when; which sends are taken in part, wait, or fail; in which order completions come;
-//! who stalls, pings, resets and leaves; how much a window holds and how much memory there is. The test plays the hub and the
-//! peers.
+//! Set-up: one shard on the simulated ring. A seed decides everything: who connects, to which
+//! topics, in which protocol, with which last id; what is published when; which sends are taken in
+//! part, wait, or fail; in which order completions come; who stalls, pings, resets and leaves; how
+//! much a window holds and how much memory there is. The test plays the hub and the peers.
 //!
-//! Expectation: checked per peer from its own bytes, see [`Peer`]. A failing seed is printed; run it alone with
-//! `FANWAVE_SIM_SEED=<seed> cargo test --test simulation`.
+//! Expectation: checked per peer from its own bytes, see [`Peer`]. A failing seed is printed; run
+//! it alone with `FANWAVE_SIM_SEED=<seed> cargo test --test simulation`.
 
 use std::sync::Arc;
 
@@ -58,8 +58,8 @@ struct World {
     told: ShardMetrics,
     now: Stamp,
     window_events: usize,
-    /// Windows keep events for so short a time, or so few for want of memory, that a topic's history may be shorter than
-    /// `window_events`.
+    /// Windows keep events for so short a time, or so few for want of memory, that a topic's
+    /// history may be shorter than `window_events`.
     forgetful: bool,
     /// So little memory that slow subscribers may be cut.
     scarce: bool,
@@ -193,7 +193,8 @@ impl World {
         self.publish_events(&sizes);
     }
 
-    /// Publishes events of these sizes at once, as far as the hub takes them. Returns how many it took.
+    /// Publishes events of these sizes at once, as far as the hub takes them. Returns how many it
+    /// took.
     fn publish_events(&mut self, sizes: &[usize]) -> usize {
         if self.stuck.is_some() {
             return 0;
@@ -332,7 +333,8 @@ impl World {
 
     fn peer_ended(&mut self, slot: usize) {
         let Some(peer) = self.peers[slot].take() else { return };
-        // Nobody is hung up on without a reason: only slow sockets are, and only for want of memory.
+        // Nobody is hung up on without a reason: only slow sockets are, and only for want of
+        // memory.
         let may_overrun = self.scarce && self.policy == OverrunPolicy::Close;
         if self.draining && !peer.left && peer.opened_at.is_some() {
             let legal = match peer.ending() {
@@ -446,8 +448,8 @@ impl World {
         assert_eq!((sends, bytes), (ring.sends, ring.bytes));
     }
 
-    /// The last events are published while some do not read, and the shard is told to end: all who stayed get before the end what no
-    /// notice names as lost.
+    /// The last events are published while some do not read, and the shard is told to end: all who
+    /// stayed get before the end what no notice names as lost.
     fn drain(&mut self) {
         for slot in 0..SOCKETS {
             if let Some(peer) = &mut self.peers[slot]
@@ -514,7 +516,8 @@ fn check_event(peer: &mut Peer, sequence: u64, log: &[usize]) {
     peer.last = Some(sequence);
 }
 
-/// A gap may be told only of topics whose windows can have lost some of the events that the shard has taken, `log`.
+/// A gap may be told only of topics whose windows can have lost some of the events that the shard
+/// has taken, `log`.
 fn check_gap(peer: &mut Peer, topics: &[String], log: &[usize], window_events: usize) {
     let seen = peer.last.or(peer.after).unwrap_or(peer.connected_at);
     let newest = log.len() as u64;
@@ -598,7 +601,8 @@ fn whoever_was_not_pinged_is_not_missed() {
     assert_eq!(world.shard.ring_mut().peer_takes(slot), b"\x89\x00", "a ping");
 }
 
-/// Whoever names an event that is still on its way waits for it, also in the slot of somebody who waited for it and left.
+/// Whoever names an event that is still on its way waits for it, also in the slot of somebody who
+/// waited for it and left.
 #[test]
 fn an_event_on_its_way_is_waited_for_in_a_slot_that_was_used_before() {
     let mut world = World::new(0, Weather::Fair);

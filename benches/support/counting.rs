@@ -1,7 +1,8 @@
 //! The server's allocator, counting what the calling thread asks of it.
 //!
-//! Counted are `alloc`, `alloc_zeroed` and `realloc`: whatever may go to the heap for more. Frees are not.
-//! Each thread has its own count, so other threads of a test or of criterion do not disturb it.
+//! Counted are `alloc`, `alloc_zeroed` and `realloc`: whatever may go to the heap for more. Frees
+//! are not. Each thread has its own count, so other threads of a test or of criterion do not
+//! disturb it.
 
 #![allow(unsafe_code)] // GlobalAlloc is an unsafe trait; everything is passed on as it came
 
@@ -42,8 +43,8 @@ fn count() {
     ALLOCATIONS.set(allocations);
 }
 
-// SAFETY: every call goes to mimalloc unchanged; counting touches only thread-local cells, and a backtrace is made
-// with tracing off, so it does not come back here for another one.
+// SAFETY: every call goes to mimalloc unchanged; counting touches only thread-local cells, and a
+// backtrace is made with tracing off, so it does not come back here for another one.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();

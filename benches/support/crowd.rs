@@ -1,7 +1,8 @@
 //! A shard on the simulated ring in fair weather, with subscribers who take everything at once.
 //!
-//! The caller plays the hub: it makes events outside of what is timed and counted, then has them delivered. What is
-//! timed includes the simulated ring; what is counted is all allocations inside the shard's turns.
+//! The caller plays the hub: it makes events outside of what is timed and counted, then has them
+//! delivered. What is timed includes the simulated ring; what is counted is all allocations inside
+//! the shard's turns.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,7 +91,8 @@ impl Crowd {
         Message::Batch(Arc::new(EncodedBatch { events: events.collect() }))
     }
 
-    /// Broadcasts `message` and turns the shard until it is idle; returns the allocations of the turns.
+    /// Broadcasts `message` and turns the shard until it is idle; returns the allocations of the
+    /// turns.
     pub fn deliver(&mut self, message: Message) -> u64 {
         self.outbox.try_send(message).expect("an idle shard's queue has room");
         self.turns()
@@ -102,7 +104,8 @@ impl Crowd {
             self.now = self.now.plus(self.turn_time);
             let (turn, made) = counted(self.trace, || self.shard.turn(self.now));
             allocations += made;
-            // The end of a turn without work is the time to look whether the last sends have completed.
+            // The end of a turn without work is the time to look whether the last sends have
+            // completed.
             let turn = turn.expect("the simulated ring does not fail");
             if turn == Turn::Idle && self.shard.ring_mut().may_sleep() {
                 return allocations;

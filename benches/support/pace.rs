@@ -1,5 +1,6 @@
-//! How long the benchmarks measure: short enough that all of them together take about a minute, long enough that a
-//! change of a tenth shows. `--warm-up-time`, `--measurement-time` and `--sample-size` make it longer.
+//! How long the benchmarks measure: short enough that all of them together take about a minute,
+//! long enough that a change of a tenth shows. `--warm-up-time`, `--measurement-time` and
+//! `--sample-size` make it longer.
 
 use std::time::Duration;
 

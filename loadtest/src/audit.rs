@@ -1,13 +1,15 @@
 //! What became of the events of one connection: lost, duplicated, out of order.
 //!
-//! The publisher numbers events from 1 without gaps, so each connection expects exactly the next number. A number
-//! that was skipped and comes later is out of order, not lost; a number that comes again is a duplicate. The list of
-//! skipped numbers exists only while something is missing and is bounded: beyond it a late event counts as a
-//! duplicate while its loss stays counted, so an audit can overstate a disaster but never hide one.
+//! The publisher numbers events from 1 without gaps, so each connection expects exactly the next
+//! number. A number that was skipped and comes later is out of order, not lost; a number that comes
+//! again is a duplicate. The list of skipped numbers exists only while something is missing and is
+//! bounded: beyond it a late event counts as a duplicate while its loss stays counted, so an audit
+//! can overstate a disaster but never hide one.
 //!
-//! A subscriber that joins a stream under way takes its first event for the beginning, unless somebody who knows says
-//! from which event on it is owed. One that resumes goes on as if its connection had never broken, but what the server
-//! told it that it misses is not lost: it too is owed something only from an event that is said to be later.
+//! A subscriber that joins a stream under way takes its first event for the beginning, unless
+//! somebody who knows says from which event on it is owed. One that resumes goes on as if its
+//! connection had never broken, but what the server told it that it misses is not lost: it too is
+//! owed something only from an event that is said to be later.
 
 use serde::{Deserialize, Serialize};
 
@@ -38,8 +40,8 @@ impl Findings {
         self.lost + self.duplicated + self.out_of_order + self.foreign
     }
 
-    /// True if every event that arrived was the expected one. Subscribers that resume may be told of gaps: for those
-    /// [`faults`](Self::faults) is what counts.
+    /// True if every event that arrived was the expected one. Subscribers that resume may be told
+    /// of gaps: for those [`faults`](Self::faults) is what counts.
     pub fn clean(&self) -> bool {
         self.faults() == 0 && self.gaps_told == 0
     }
@@ -63,7 +65,8 @@ pub struct Audit {
     missing: Vec<u64>,
     /// Which numbers the next event may leave out.
     leave: Leave,
-    /// Unless it may leave out none: the first number that it may not. [`u64::MAX`] as long as none is known.
+    /// Unless it may leave out none: the first number that it may not. [`u64::MAX`] as long as none
+    /// is known.
     owed: u64,
     found: Findings,
 }
@@ -89,15 +92,16 @@ impl Audit {
         Audit { leave: Leave::Everything, ..Audit::new(0) }
     }
 
-    /// The connection is a new subscriber from here on. What was found stays; whatever it should have had up to `settled`
-    /// and has not is lost.
+    /// The connection is a new subscriber from here on. What was found stays; whatever it should
+    /// have had up to `settled` and has not is lost.
     pub fn rejoin(&mut self, settled: u64) {
         self.found.lost = self.found.lost.saturating_add(self.tail(settled));
         (self.leave, self.owed) = (Leave::Everything, u64::MAX);
         self.missing.clear();
     }
 
-    /// A subscriber that waits for its first event, or for the first after a gap, is owed those from `first` on.
+    /// A subscriber that waits for its first event, or for the first after a gap, is owed those
+    /// from `first` on.
     pub fn owe(&mut self, first: u64) {
         if self.leave != Leave::Nothing {
             self.owed = self.owed.min(first);
@@ -114,7 +118,8 @@ impl Audit {
         self.leave == Leave::Everything
     }
 
-    /// Forgets what was found and expects what it expected. A number skipped before that comes now is a duplicate.
+    /// Forgets what was found and expects what it expected. A number skipped before that comes now
+    /// is a duplicate.
     pub fn forget(&mut self) {
         self.found = Findings::default();
         self.missing.clear();
@@ -129,7 +134,8 @@ impl Audit {
         }
     }
 
-    /// Takes the next event of the connection: its number, or `None` if it carried no stamp. True if it was not here before.
+    /// Takes the next event of the connection: its number, or `None` if it carried no stamp. True
+    /// if it was not here before.
     #[inline]
     pub fn take(&mut self, sequence: Option<u64>) -> bool {
         self.found.events += 1;
@@ -182,8 +188,8 @@ impl Audit {
         }
     }
 
-    /// Events never seen at the end, if `last` was the last event published. None before a joining subscriber's first and
-    /// behind a told gap, as long as nobody said that some are owed.
+    /// Events never seen at the end, if `last` was the last event published. None before a joining
+    /// subscriber's first and behind a told gap, as long as nobody said that some are owed.
     pub fn tail(&self, last: u64) -> u64 {
         last.saturating_add(1).saturating_sub(self.first_owed())
     }

@@ -1,8 +1,8 @@
-//! Whose fault an error is, where that decides something: a server that ends, breaks or refuses connections has found its
-//! limit, anything else is the measurement's own failure.
+//! Whose fault an error is, where that decides something: a server that ends, breaks or refuses
+//! connections has found its limit, anything else is the measurement's own failure.
 //!
-//! Whoever sees the server do it says so with [`server_fault`]; context may be added on the way. Where an error crosses
-//! from one process to another as text, `by_server` goes along.
+//! Whoever sees the server do it says so with [`server_fault`]; context may be added on the way.
+//! Where an error crosses from one process to another as text, `by_server` goes along.
 
 use std::fmt;
 

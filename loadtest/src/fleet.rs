@@ -1,8 +1,9 @@
 //! All receivers of one set of subscribers, as the coordinator sees them.
 //!
-//! A fleet spreads its connections over as many receiver processes as the descriptor limit demands. Every wait has a
-//! limit; a receiver that fails, ends or falls silent ends the run with its cause. What is said of "every connection"
-//! (completion, last arrivals) holds for steady subscribers: those who come and go are counted and audited, and not waited for.
+//! A fleet spreads its connections over as many receiver processes as the descriptor limit demands.
+//! Every wait has a limit; a receiver that fails, ends or falls silent ends the run with its cause.
+//! What is said of "every connection" (completion, last arrivals) holds for steady subscribers:
+//! those who come and go are counted and audited, and not waited for.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -24,15 +25,18 @@ mod sample;
 pub use crate::receiver::LastArrival;
 pub use sample::Sample;
 
-/// The longest silence of a receiver that opens connections; it reports a stuck opening itself, earlier.
+/// The longest silence of a receiver that opens connections; it reports a stuck opening itself,
+/// earlier.
 const OPEN_LIMIT: Duration = Duration::from_secs(300);
 /// The longest time until a receiver answers an order.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// How long a report waits for the last events of subscribers that came back; their replay takes a moment.
+/// How long a report waits for the last events of subscribers that came back; their replay takes a
+/// moment.
 const TAIL_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks at what is still on its way.
 const TAIL_LOOK: Duration = Duration::from_millis(20);
-/// Sockets of one receiver process, whatever the limit allows: keeps one process's share of a large run small.
+/// Sockets of one receiver process, whatever the limit allows: keeps one process's share of a large
+/// run small.
 pub const SOCKETS_PER_RECEIVER_MAX: u64 = 19_000;
 
 /// What to subscribe to, and how.
@@ -58,7 +62,8 @@ pub struct FleetPlan {
     pub behaviour: Behaviour,
     /// Handshakes started per second while they connect; as fast as the server answers if absent.
     pub ramp_per_second: Option<f64>,
-    /// Receive buffer of each socket in bytes; the system's own (small ones for slow and stalled readers) if absent.
+    /// Receive buffer of each socket in bytes; the system's own (small ones for slow and stalled
+    /// readers) if absent.
     pub receive_buffer: Option<usize>,
     /// Only receive and add up lengths: the loop that the generator's own cost is measured against.
     pub bare: bool,
@@ -193,8 +198,8 @@ impl Fleet {
         })
     }
 
-    /// Sets all counters to zero; `next` is the number of the event expected first, over all topics. Nothing may be in
-    /// flight to steady subscribers.
+    /// Sets all counters to zero; `next` is the number of the event expected first, over all
+    /// topics. Nothing may be in flight to steady subscribers.
     pub fn zero(&mut self, next: u64, raw_frame_bytes: usize) -> Result<()> {
         self.lasts = Lasts::default();
         for at in 0..self.members.len() {
@@ -209,14 +214,15 @@ impl Fleet {
         Ok(())
     }
 
-    /// Events since zero that are complete on every connection, over all topics; always 0 unless they are steady. Topics
-    /// without a connection are complete at any time, so with fewer connections than topics this runs ahead.
+    /// Events since zero that are complete on every connection, over all topics; always 0 unless
+    /// they are steady. Topics without a connection are complete at any time, so with fewer
+    /// connections than topics this runs ahead.
     pub fn complete(&self) -> u64 {
         self.members.iter().map(|member| member.complete).min().unwrap_or(0)
     }
 
-    /// Waits until `events` are complete on every connection; gives how many are. `last` is the last sequence
-    /// published, for the error's figures.
+    /// Waits until `events` are complete on every connection; gives how many are. `last` is the
+    /// last sequence published, for the error's figures.
     pub fn wait_for(&mut self, events: u64, limit: Duration, last: u64) -> Result<u64> {
         let deadline = Instant::now() + limit;
         while self.complete() < events {
@@ -280,8 +286,8 @@ impl Fleet {
         }
     }
 
-    /// The counters since zero, `last` being the number of the last event published. What is on its way to subscribers
-    /// that come back is waited for, for a few seconds.
+    /// The counters since zero, `last` being the number of the last event published. What is on its
+    /// way to subscribers that come back is waited for, for a few seconds.
     pub fn report(&mut self, last: u64) -> Result<FleetTotals> {
         let comes_back = matches!(self.plan.behaviour, Behaviour::Storm { .. } | Behaviour::Churn { .. });
         let deadline = Instant::now() + TAIL_LIMIT;
@@ -305,7 +311,8 @@ impl Fleet {
         Ok(merged)
     }
 
-    /// Gives every receiver an order, made from its connections and those of the fleet, and takes the answers.
+    /// Gives every receiver an order, made from its connections and those of the fleet, and takes
+    /// the answers.
     fn ask_all(&mut self, order: impl Fn(usize, usize) -> Order, limit: Duration) -> Result<Vec<Word>> {
         let all = self.connections();
         for at in 0..self.members.len() {
@@ -314,8 +321,8 @@ impl Fleet {
         (0..self.members.len()).map(|at| self.answer(at, limit)).collect()
     }
 
-    /// The measurement begins: the clocks of churn and storm start here, and whoever the server has closed or will
-    /// close comes back.
+    /// The measurement begins: the clocks of churn and storm start here, and whoever the server has
+    /// closed or will close comes back.
     pub fn start(&mut self) -> Result<()> {
         let per_second = match self.plan.behaviour {
             Behaviour::Churn { per_second } => per_second,
@@ -351,8 +358,9 @@ impl Fleet {
         Ok(Sample::merge(samples, &mut self.lasts, self.plan.topics, self.plan.first, &receivers))
     }
 
-    /// The counters, after checking that `events` arrived over all topics on every connection to the byte. The audit, of
-    /// every connection or of each topic's first, must have found nothing. `last` is the number of the last event published.
+    /// The counters, after checking that `events` arrived over all topics on every connection to
+    /// the byte. The audit, of every connection or of each topic's first, must have found nothing.
+    /// `last` is the number of the last event published.
     pub fn check(&mut self, events: u64, last: u64) -> Result<FleetTotals> {
         let report = self.report(last)?;
         let expected = Expected {
@@ -384,7 +392,8 @@ struct Expected {
     audited: bool,
 }
 
-/// The byte-level audit: every connection has exactly its scout's bytes, and the scout has exactly the events.
+/// The byte-level audit: every connection has exactly its scout's bytes, and the scout has exactly
+/// the events.
 fn check_totals(totals: &Totals, expected: &Expected) -> Result<()> {
     if let Some(events) = expected.events
         && totals.scout_events != events

@@ -1,9 +1,10 @@
 //! The floor: what this kernel charges for sending the same bytes over the same kind of sockets.
 //!
-//! The sender is a process of its own that accepts plain TCP connections on loopback and, per burst, does one bare
-//! `send(2)` of the same buffer on each of them, one after the other. Nothing else runs in it but the answer to each
-//! opening request: no protocol, no queue, no event loop. The same bytes can be sent by io_uring instead (see `ring`).
-//! Sockets are blocking, with TCP_NODELAY and the system's buffer sizes, as a server has them.
+//! The sender is a process of its own that accepts plain TCP connections on loopback and, per
+//! burst, does one bare `send(2)` of the same buffer on each of them, one after the other. Nothing
+//! else runs in it but the answer to each opening request: no protocol, no queue, no event loop.
+//! The same bytes can be sent by io_uring instead (see `ring`). Sockets are blocking, with
+//! TCP_NODELAY and the system's buffer sizes, as a server has them.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -242,7 +243,8 @@ impl Floor {
         }
     }
 
-    /// From here on a burst is `frames` frames of `frame_bytes` each. Zeroes the receivers' counters.
+    /// From here on a burst is `frames` frames of `frame_bytes` each. Zeroes the receivers'
+    /// counters.
     pub fn shape(&mut self, frame_bytes: usize, frames: u64) -> Result<()> {
         let bytes = frame_bytes.saturating_mul(frames as usize);
         if bytes > BURST_BYTES_MAX {

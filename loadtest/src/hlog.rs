@@ -1,8 +1,10 @@
-//! Latencies as an HdrHistogram interval log (`.hlog`, format version 1.3), which the usual viewers read.
+//! Latencies as an HdrHistogram interval log (`.hlog`, format version 1.3), which the usual viewers
+//! read.
 //!
-//! Values are nanoseconds; the column of maxima, which is for human eyes only, is in milliseconds (divisor 1,000,000).
-//! Each line is one histogram in the V2 form, deflated, with a tag: `each` and `last`, for example. A histogram is made
-//! anew from what an outcome keeps, at the same three significant digits, so every count stays at its value.
+//! Values are nanoseconds; the column of maxima, which is for human eyes only, is in milliseconds
+//! (divisor 1,000,000). Each line is one histogram in the V2 form, deflated, with a tag: `each` and
+//! `last`, for example. A histogram is made anew from what an outcome keeps, at the same three
+//! significant digits, so every count stays at its value.
 
 use std::fs;
 use std::path::Path;
@@ -23,8 +25,8 @@ const MAX_DIVISOR: f64 = 1e6;
 /// Significant digits of every latency in this program.
 const DIGITS: u8 = 3;
 
-/// Writes latencies to a file: tag, start in seconds from the start of the measurement, length in seconds, values.
-/// A tag with a space or a comma, which the format cannot hold, is an error.
+/// Writes latencies to a file: tag, start in seconds from the start of the measurement, length in
+/// seconds, values. A tag with a space or a comma, which the format cannot hold, is an error.
 pub fn write(path: &Path, latencies: &[(&str, f64, f64, &Latency)]) -> Result<()> {
     let text = log(latencies)?;
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))

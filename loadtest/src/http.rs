@@ -1,6 +1,7 @@
 //! As much of an HTTP/1.1 client as the control plane needs: one socket, one answer at a time.
 //!
-//! Answers are read with `Content-Length`, chunked, or to the end of the connection (RFC 9112 §6.3). Bounded in size.
+//! Answers are read with `Content-Length`, chunked, or to the end of the connection (RFC 9112
+//! §6.3). Bounded in size.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

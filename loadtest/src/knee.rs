@@ -1,11 +1,13 @@
 //! `loadtest knee`: the highest rate that a server carries.
 //!
-//! The rate doubles from step to step, on an open loop, until a rate fails; then the gap between the highest rate that
-//! held and the lowest that failed is halved until it is within 5 % (`--within`). A rate fails if two steps at it fail, so that one
-//! disturbance of the machine is no knee. A step holds if p99 stays below the limit, if
-//! all that was published arrived soon after its end, and if the publisher kept its pace. A step that the generator
-//! could not drive says so: then the knee is the generator's, not the server's. A server that ends, or refuses or ends
-//! connections, above a rate that held has found its limit; any other error ends the search without a knee.
+//! The rate doubles from step to step, on an open loop, until a rate fails; then the gap between
+//! the highest rate that held and the lowest that failed is halved until it is within 5 %
+//! (`--within`). A rate fails if two steps at it fail, so that one disturbance of the machine is no
+//! knee. A step holds if p99 stays below the limit, if all that was published arrived soon after
+//! its end, and if the publisher kept its pace. A step that the generator could not drive says so:
+//! then the knee is the generator's, not the server's. A server that ends, or refuses or ends
+//! connections, above a rate that held has found its limit; any other error ends the search without
+//! a knee.
 //!
 //! The search itself ([`Search`]) takes verdicts and gives rates; it knows no server and no clock.
 
@@ -32,7 +34,8 @@ use crate::workload::{Behaviour, Pace, Workload};
 const WITHIN_PERCENT_MIN: f64 = 1.0;
 /// Steps at most: enough to double from 1 to a million, to bisect to 1 % and to repeat what fails.
 const STEPS_MAX: usize = 40;
-/// A share of the step's time beyond which waiting for the last arrivals means that deliveries fell behind.
+/// A share of the step's time beyond which waiting for the last arrivals means that deliveries fell
+/// behind.
 const BEHIND_SHARE: f64 = 0.25;
 /// Waiting that is no sign of falling behind, whatever the step's length.
 const BEHIND_SECONDS_MIN: f64 = 0.7;
@@ -58,7 +61,8 @@ pub struct KneeArgs {
     /// Seconds of each step
     #[arg(long, default_value_t = 3.0, allow_negative_numbers = true)]
     seconds: f64,
-    /// The search ends when the lowest rate that failed is at most so many percent above the highest that held
+    /// The search ends when the lowest rate that failed is at most so many percent above the
+    /// highest that held
     #[arg(long, value_name = "PERCENT", default_value_t = 5.0, allow_negative_numbers = true)]
     within: f64,
     /// Subscribers in all
@@ -227,8 +231,8 @@ impl Step {
         }
     }
 
-    /// A step that ended with an error: the server's limit if the server caused it and has carried a lower rate, and
-    /// otherwise no step but a failure of the run.
+    /// A step that ended with an error: the server's limit if the server caused it and has carried
+    /// a lower rate, and otherwise no step but a failure of the run.
     fn ended(per_second: f64, held: Option<f64>, error: Error) -> Result<Step> {
         match held {
             None => Err(error),
@@ -272,8 +276,8 @@ fn server_full(outcome: &Outcome) -> bool {
     full.count() > outcome.series.len() / 2
 }
 
-/// What broke in a step, if anything did. Of several causes the generator's come first: it is then not known what the
-/// server would have done.
+/// What broke in a step, if anything did. Of several causes the generator's come first: it is then
+/// not known what the server would have done.
 fn judge(outcome: &Outcome, p99_ms: f64) -> Option<(Limit, String)> {
     let p99 = outcome.each.at(0.99).unwrap_or(0) as f64 / 1e6;
     let waited = outcome.seconds - outcome.workload.seconds;
@@ -323,7 +327,8 @@ impl Search {
         Search { first, within: 1.0 + within_percent / 100.0, held: None, failed: None }
     }
 
-    /// The next rate to try; none when the knee is known closely enough, or when the first rate fails.
+    /// The next rate to try; none when the knee is known closely enough, or when the first rate
+    /// fails.
     fn next(&self) -> Option<f64> {
         match (self.held, self.failed) {
             (None, None) => Some(self.first),

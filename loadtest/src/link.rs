@@ -1,9 +1,11 @@
-//! JSON lines between the coordinator and its child processes, over the children's standard input and output.
+//! JSON lines between the coordinator and its child processes, over the children's standard input
+//! and output.
 //!
-//! The coordinator gives orders, a child answers with words; both are serde types of the module that owns the child.
-//! A child ends when its input ends. Waiting for a word is bounded everywhere: a deadline is an argument. Writing waits for
-//! whoever reads, so each side writes only what the other has asked for or is about to read; what nobody need read now is
-//! written only where [`has_room`] says so.
+//! The coordinator gives orders, a child answers with words; both are serde types of the module
+//! that owns the child. A child ends when its input ends. Waiting for a word is bounded everywhere:
+//! a deadline is an argument. Writing waits for whoever reads, so each side writes only what the
+//! other has asked for or is about to read; what nobody need read now is written only where
+//! [`has_room`] says so.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -72,7 +74,8 @@ pub fn write_line(mut to: impl Write, value: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-/// True if a line of less than a page can be written without waiting for whoever reads: a pipe that is ready has a page.
+/// True if a line of less than a page can be written without waiting for whoever reads: a pipe that
+/// is ready has a page.
 pub fn has_room(to: impl AsFd) -> bool {
     let mut fds = [PollFd::new(&to, PollFlags::OUT)];
     // An end that is closed or cannot be asked is ready: writing to it tells why.
@@ -140,7 +143,8 @@ impl Link {
     }
 }
 
-/// Waits until one of the links has something to read; gives the indexes of those that have, none at the deadline.
+/// Waits until one of the links has something to read; gives the indexes of those that have, none
+/// at the deadline.
 pub fn wait(links: &[&Link], deadline: Instant) -> Result<Vec<usize>> {
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };

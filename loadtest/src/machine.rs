@@ -1,7 +1,7 @@
 //! Where and from what a figure comes: machine, kernel, commit, command line, date.
 //!
-//! The commit is that of the checkout in which the command was given. Nothing here looks into the programs that are
-//! measured: whoever names a program built elsewhere knows its commit better.
+//! The commit is that of the checkout in which the command was given. Nothing here looks into the
+//! programs that are measured: whoever names a program built elsewhere knows its commit better.
 
 use std::fs;
 use std::path::Path;
@@ -25,8 +25,8 @@ pub struct Machine {
     pub descriptors: u64,
     /// Date and time in UTC, RFC 3339.
     pub date: String,
-    /// Commit of the checkout of this project in which the command was given, with `-dirty` if it has changes; absent
-    /// elsewhere. The measured program may have been built from another one.
+    /// Commit of the checkout of this project in which the command was given, with `-dirty` if it
+    /// has changes; absent elsewhere. The measured program may have been built from another one.
     pub commit: Option<String>,
     /// The command line as given.
     pub command: Vec<String>,

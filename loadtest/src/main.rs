@@ -1,16 +1,17 @@
 //! `loadtest`: measures a fan-out server from outside, with the kernel's floor beside every figure.
 //!
-//! One coordinator (this process) starts everything else as processes pinned to CPUs: the server under test, the floor's
-//! sender, receivers that hold the subscribers' sockets, a publisher with a clock of its own. Servers are driven through
-//! their public interfaces only.
+//! One coordinator (this process) starts everything else as processes pinned to CPUs: the server
+//! under test, the floor's sender, receivers that hold the subscribers' sockets, a publisher with a
+//! clock of its own. Servers are driven through their public interfaces only.
 //!
-//! Reading order: `workload` (what is asked), `target` (of whom), `outcome` (what it showed) are the vocabulary. Commands:
-//! `run` and `knee` do a `scenario` by way of `engine`, or `bulk` where all events come at once;
-//! `compare` puts rivals side by side; `plan` fits a cost model and
-//! answers from it; `prove/` measures one promise each. They stand on `server` (starts who is measured), `publisher`, and
-//! `fleet`, which drives `receiver` processes over a `link`; a receiver splits bytes with `framing` and checks them with
-//! `audit`. `floor` and `usage` say what the kernel and a process cost, `fault` whose error it is. Results leave through
-//! `report` (tables, JSON), `page` (HTML), `hlog`, with their units in `unit`.
+//! Reading order: `workload` (what is asked), `target` (of whom), `outcome` (what it showed) are
+//! the vocabulary. Commands: `run` and `knee` do a `scenario` by way of `engine`, or `bulk` where
+//! all events come at once; `compare` puts rivals side by side; `plan` fits a cost model and
+//! answers from it; `prove/` measures one promise each. They stand on `server` (starts who is
+//! measured), `publisher`, and `fleet`, which drives `receiver` processes over a `link`; a receiver
+//! splits bytes with `framing` and checks them with `audit`. `floor` and `usage` say what the
+//! kernel and a process cost, `fault` whose error it is. Results leave through `report` (tables,
+//! JSON), `page` (HTML), `hlog`, with their units in `unit`.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -54,9 +55,9 @@ mod workload;
 
 /// Measures a fan-out server from outside, with the kernel's floor beside every figure.
 ///
-/// Each command starts what it needs on loopback, checks every delivery, prints a table and ends by itself. Sender and
-/// receivers are pinned to two CPUs; leave those alone meanwhile. Absolute figures drift with the machine: compare
-/// ratios within one run.
+/// Each command starts what it needs on loopback, checks every delivery, prints a table and ends by
+/// itself. Sender and receivers are pinned to two CPUs; leave those alone meanwhile. Absolute
+/// figures drift with the machine: compare ratios within one run.
 #[derive(Debug, Parser)]
 #[command(name = "loadtest", version)]
 struct Cli {
@@ -66,7 +67,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Scenarios against a server: latencies, cost, memory, and whether every event arrived once and in order
+    /// Scenarios against a server: latencies, cost, memory, and whether every event arrived once
+    /// and in order
     #[command(after_long_help = scenario::FORM)]
     Run {
         #[command(flatten)]
@@ -88,14 +90,16 @@ enum Command {
         #[command(flatten)]
         args: compare::CompareArgs,
     },
-    /// How many servers a number of subscribers and events needs: measures a cost model, answers from it
+    /// How many servers a number of subscribers and events needs: measures a cost model, answers
+    /// from it
     Plan {
         #[command(flatten)]
         common: Common,
         #[command(flatten)]
         args: plan::PlanArgs,
     },
-    /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind of sockets
+    /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind
+    /// of sockets
     Floor {
         #[command(flatten)]
         common: Common,

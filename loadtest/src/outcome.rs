@@ -32,7 +32,8 @@ pub struct Outcome {
     pub others: Findings,
     /// Publish (as intended) to each subscriber.
     pub each: Latency,
-    /// Publish (as intended) to the last subscriber of each event; absent where the set of subscribers changes.
+    /// Publish (as intended) to the last subscriber of each event; absent where the set of
+    /// subscribers changes.
     pub last: Option<Latency>,
     /// How late the publisher was against its own schedule.
     pub lateness: Latency,
@@ -40,7 +41,8 @@ pub struct Outcome {
     pub handshakes: Handshakes,
     /// What the server cost; absent where its processes are not known.
     pub cost: Option<Cost>,
-    /// What the kernel alone charges for bare sends of the same frames at the same pace; absent if it was not measured.
+    /// What the kernel alone charges for bare sends of the same frames at the same pace; absent if
+    /// it was not measured.
     pub floor: Option<FloorCost>,
     /// What the generator cost.
     pub generator: Generator,
@@ -89,21 +91,23 @@ pub struct Cost {
     pub cpu: f64,
     /// CPU microseconds per delivery; absent if nothing was delivered.
     pub us_per_delivery: Option<f64>,
-    /// Resident user-space memory at the start of the run (no subscribers), with all connected, and at its highest.
+    /// Resident user-space memory at the start of the run (no subscribers), with all connected, and
+    /// at its highest.
     pub rss_empty: u64,
     /// With all connected.
     pub rss_connected: u64,
     /// At its highest.
     pub rss_max: u64,
-    /// Resident user-space memory of each connection after the first few (of each kind of subscribers a quarter, at
-    /// most 500), so that what the server needs for any number is not in it; absent if there was none, or if it was not looked at.
+    /// Resident user-space memory of each connection after the first few (of each kind of
+    /// subscribers a quarter, at most 500), so that what the server needs for any number is not in
+    /// it; absent if there was none, or if it was not looked at.
     pub rss_per_further_connection: Option<f64>,
     /// Kernel memory of both ends (slab and socket buffers of the machine) of each of these.
     pub kernel_per_further_connection: Option<f64>,
 }
 
-/// The floor beside the run. Where the run has several topics, the server's sends go out topic by topic, the floor's on all
-/// connections at the same moment.
+/// The floor beside the run. Where the run has several topics, the server's sends go out topic by
+/// topic, the floor's on all connections at the same moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct FloorCost {
     /// Connections of the floor; fewer than the run's where one process cannot hold as many.
@@ -131,7 +135,8 @@ pub struct Generator {
     pub receivers_us_per_delivery: Option<f64>,
     /// Share of one CPU that the publisher used.
     pub publisher_share: f64,
-    /// Share of one CPU that the process used which directs both; 0 where it is the publisher itself.
+    /// Share of one CPU that the process used which directs both; 0 where it is the publisher
+    /// itself.
     pub coordinator_share: f64,
     /// Share of the receivers' CPU that was busy, other programs included.
     pub cpu_share: f64,

@@ -1,9 +1,10 @@
 //! Child processes: pinned to a CPU, and gone when the coordinator is gone.
 //!
-//! Every child is started through our own `pin` wrapper, which sets the CPU affinity of the whole process and asks the
-//! kernel to kill it when its parent dies, then becomes the program. So children end on every exit of the coordinator,
-//! Ctrl-C and SIGKILL included, without a signal handler; dropping a [`Child`] ends it at once. The kernel's
-//! parent-death signal follows the *thread* that started the child: start children from the main thread only.
+//! Every child is started through our own `pin` wrapper, which sets the CPU affinity of the whole
+//! process and asks the kernel to kill it when its parent dies, then becomes the program. So
+//! children end on every exit of the coordinator, Ctrl-C and SIGKILL included, without a signal
+//! handler; dropping a [`Child`] ends it at once. The kernel's parent-death signal follows the
+//! *thread* that started the child: start children from the main thread only.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -14,7 +15,8 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Descriptors that a process of ours needs beside its sockets: standard streams, epoll, libraries, margin.
+/// Descriptors that a process of ours needs beside its sockets: standard streams, epoll, libraries,
+/// margin.
 const DESCRIPTORS_SPARE: u64 = 500;
 
 /// A running child. Dropping it kills and reaps it.
@@ -25,7 +27,8 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts `program` with `args`, pinned to `cpu` if one is given. `name` is what errors call it.
+    /// Starts `program` with `args`, pinned to `cpu` if one is given. `name` is what errors call
+    /// it.
     pub fn start(
         name: &str,
         cpu: Option<usize>,
@@ -101,7 +104,8 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The wrapper: pins this process, ties its life to `parent`, and becomes `command`. Returns only on failure.
+/// The wrapper: pins this process, ties its life to `parent`, and becomes `command`. Returns only
+/// on failure.
 pub fn become_pinned(cpu: Option<usize>, parent: u32, command: &[OsString]) -> anyhow::Error {
     let Some((program, args)) = command.split_first() else {
         return anyhow::anyhow!("pin: no command given");

@@ -1,8 +1,10 @@
-//! What a command prints and saves: lines and tables on standard output, one JSON document in a file.
+//! What a command prints and saves: lines and tables on standard output, one JSON document in a
+//! file.
 //!
-//! Nothing here is printed before it is complete: a run that fails leaves one line of error and no results. Whoever does
-//! not read what is printed spoils no measurement: progress that nobody takes is left out, and a standard output that has
-//! gone is told in the end ([`said`]), after files are saved.
+//! Nothing here is printed before it is complete: a run that fails leaves one line of error and no
+//! results. Whoever does not read what is printed spoils no measurement: progress that nobody takes
+//! is left out, and a standard output that has gone is told in the end ([`said`]), after files are
+//! saved.
 
 use std::fs;
 use std::io::{self, Write};
@@ -40,8 +42,8 @@ pub fn said() -> Result<()> {
     }
 }
 
-/// What is being done, on standard error, so that results stay clean. Left out if nobody reads it now: waiting would
-/// stop whatever is being measured.
+/// What is being done, on standard error, so that results stay clean. Left out if nobody reads it
+/// now: waiting would stop whatever is being measured.
 pub fn progress(line: &str) {
     let errors = io::stderr();
     if has_room(&errors) {
@@ -85,7 +87,8 @@ pub fn save<T: Serialize>(file: Option<&Path>, command: &str, machine: &Machine,
     fs::write(file, text).with_context(|| format!("writing {}", file.display()))
 }
 
-/// Prints rows under a head, columns as wide as their widest cell; the first `left` columns lean left.
+/// Prints rows under a head, columns as wide as their widest cell; the first `left` columns lean
+/// left.
 pub fn table(left: usize, head: &[&str], rows: &[Vec<String>]) {
     for line in layout(left, head, rows) {
         say(&line);
@@ -302,7 +305,8 @@ pub fn audit_line(findings: &Findings) -> String {
     line
 }
 
-/// The latencies of one run as a table, one distribution per row; those without values are left out.
+/// The latencies of one run as a table, one distribution per row; those without values are left
+/// out.
 pub fn latency_rows(outcome: &Outcome) -> ([&'static str; 9], Vec<Vec<String>>) {
     let head = ["latency", "mean", "median", "p90", "p99", "p99.9", "p99.99", "largest", "values"];
     let all = [
@@ -331,7 +335,8 @@ fn latency_row(what: &str, latency: &Latency) -> Option<Vec<String>> {
     )
 }
 
-/// Text in lines of at most [`COLUMNS`], the first after `head`, the others set in as far; a longer word stays whole.
+/// Text in lines of at most [`COLUMNS`], the first after `head`, the others set in as far; a longer
+/// word stays whole.
 fn wrapped(head: &str, text: &str) -> Vec<String> {
     let indent = " ".repeat(head.chars().count());
     let mut lines = Vec::new();

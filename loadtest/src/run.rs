@@ -1,8 +1,10 @@
-//! `loadtest run`: scenarios against a server, each with a server of its own, told as table, JSON, page and interval log.
+//! `loadtest run`: scenarios against a server, each with a server of its own, told as table, JSON,
+//! page and interval log.
 //!
-//! Everything that can be known to be wrong is said before the first server starts; files are written and tables printed
-//! after the last scenario, so a run that fails leaves no results. Subscribers who did not get what was published are
-//! a failure too, but then the figures are shown, since they say what went wrong.
+//! Everything that can be known to be wrong is said before the first server starts; files are
+//! written and tables printed after the last scenario, so a run that fails leaves no results.
+//! Subscribers who did not get what was published are a failure too, but then the figures are
+//! shown, since they say what went wrong.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,7 +41,8 @@ pub struct RunArgs {
     overrides: Overrides,
     #[command(flatten)]
     server: ServerChoice,
-    /// Shards of a fanwave that is started here, all on the server's CPU [default: as many as its connections need]
+    /// Shards of a fanwave that is started here, all on the server's CPU [default: as many as its
+    /// connections need]
     #[arg(long)]
     shards: Option<usize>,
     /// Leave out the floor before and after each scenario
@@ -150,8 +153,8 @@ fn run_bulk(bench: &Bench, args: &RunArgs, workloads: &[Workload]) -> Result<()>
     }
 }
 
-/// Shards that a fanwave needs to hold the workload's connections under the descriptor limit, which bounds each shard; a
-/// tenth is for shards that get more than their share.
+/// Shards that a fanwave needs to hold the workload's connections under the descriptor limit, which
+/// bounds each shard; a tenth is for shards that get more than their share.
 pub fn shards_for(workload: &Workload) -> usize {
     let connections = workload.connections();
     let room = sockets_per_process_max().max(1) as usize;
@@ -176,7 +179,8 @@ pub struct Destinations {
 }
 
 impl Files {
-    /// Settles where to write, `--out` included, and refuses places where nothing can be written before time is spent.
+    /// Settles where to write, `--out` included, and refuses places where nothing can be written
+    /// before time is spent.
     pub fn resolve(&self, json: Option<&Path>, stem: &str) -> Result<Destinations> {
         let files = match &self.out {
             Some(out) => {
@@ -216,7 +220,8 @@ impl Destinations {
     }
 }
 
-/// Every latency with its tag and its seconds; scenarios are told apart by their place and name if there are several.
+/// Every latency with its tag and its seconds; scenarios are told apart by their place and name if
+/// there are several.
 fn tagged(outcomes: &[Outcome]) -> Vec<(String, f64, &Latency)> {
     let mut tagged = Vec::new();
     for (at, outcome) in outcomes.iter().enumerate() {

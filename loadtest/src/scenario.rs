@@ -1,10 +1,13 @@
-//! Scenarios: a [`Workload`] as a small TOML file, read, changed by flags and checked before anything is started.
+//! Scenarios: a [`Workload`] as a small TOML file, read, changed by flags and checked before
+//! anything is started.
 //!
-//! The scenarios of `loadtest/scenarios/` are part of the program and found by their name; whatever looks like a path
-//! is read as a file. A mistake is one line: file, line or key, what is wrong, what is right. Whether this machine can
-//! hold the connections is arithmetic over [`Limits`], done here too, with the figures in the message.
+//! The scenarios of `loadtest/scenarios/` are part of the program and found by their name; whatever
+//! looks like a path is read as a file. A mistake is one line: file, line or key, what is wrong,
+//! what is right. Whether this machine can hold the connections is arithmetic over [`Limits`], done
+//! here too, with the figures in the message.
 //!
-//! Not here: what only a server can know (which protocols it speaks) and what only running it can show.
+//! Not here: what only a server can know (which protocols it speaks) and what only running it can
+//! show.
 
 use std::fs;
 use std::path::Path;
@@ -61,7 +64,8 @@ const RATE_MAX: f64 = 10e6;
 const HANDSHAKE_RATE_MAX: f64 = 1e6;
 /// Bytes published at once, by a burst or to fill a window: they are built in memory.
 const AT_ONCE_BYTES_MAX: u64 = 1 << 30;
-/// Receiver processes that are started at most; one holds up to 19,000 sockets where the descriptor limit allows.
+/// Receiver processes that are started at most; one holds up to 19,000 sockets where the descriptor
+/// limit allows.
 const RECEIVERS_MAX: u64 = 64;
 /// Sockets that share a source address on loopback.
 const SOCKETS_PER_ADDRESS: u64 = 1_000;
@@ -74,7 +78,8 @@ pub struct Overrides {
     /// Seconds of measurement, in place of the scenario's; the warm-up is not longer then
     #[arg(long, allow_negative_numbers = true)]
     pub seconds: Option<f64>,
-    /// Subscribers in all: scales every crowd of the scenario, and its topics if it has fewer subscribers then
+    /// Subscribers in all: scales every crowd of the scenario, and its topics if it has fewer
+    /// subscribers then
     #[arg(long)]
     pub connections: Option<usize>,
     /// Events per second, for scenarios that publish at a rate or in bursts
@@ -83,12 +88,14 @@ pub struct Overrides {
     /// Bytes of one event's data, at least the stamp's 36
     #[arg(long, value_name = "BYTES")]
     pub payload_bytes: Option<usize>,
-    /// What all subscribers speak, in place of the scenario's: for servers that speak only one of them
+    /// What all subscribers speak, in place of the scenario's: for servers that speak only one of
+    /// them
     #[arg(long)]
     pub protocol: Option<Protocol>,
 }
 
-/// Finds, reads, changes and checks a scenario: a name, or a path (it holds a `/` or ends in `.toml`).
+/// Finds, reads, changes and checks a scenario: a name, or a path (it holds a `/` or ends in
+/// `.toml`).
 pub fn load(name_or_path: &str, overrides: &Overrides) -> Result<Workload> {
     let is_path = name_or_path.contains('/') || name_or_path.ends_with(".toml");
     let mut workload = if is_path {
@@ -135,8 +142,8 @@ fn quoted(message: &str) -> Option<&str> {
     rest.split_once('`').map(|(word, _)| word)
 }
 
-/// The line number of `start`, or of the first line from there on that sets `key` or holds it as a value: for nested
-/// tables an error tells only where the outermost one begins.
+/// The line number of `start`, or of the first line from there on that sets `key` or holds it as a
+/// value: for nested tables an error tells only where the outermost one begins.
 fn line_of(text: &str, start: usize, key: Option<&str>) -> usize {
     let first = text.get(..start).unwrap_or_default().matches('\n').count();
     let names = |line: &str| {
@@ -207,7 +214,8 @@ impl Overrides {
     }
 }
 
-/// Scales the crowds to `connections` in all, their churn with them, and the topics down to the subscribers.
+/// Scales the crowds to `connections` in all, their churn with them, and the topics down to the
+/// subscribers.
 fn scale(workload: &mut Workload, connections: usize) -> Result<()> {
     let total = workload.connections();
     let crowds = workload.subscribers.len();
@@ -383,8 +391,8 @@ impl Limits {
         }
     }
 
-    /// Refuses more connections than descriptors or ports allow. On `loopback` every thousand connections have a
-    /// source address of their own; elsewhere all share one.
+    /// Refuses more connections than descriptors or ports allow. On `loopback` every thousand
+    /// connections have a source address of their own; elsewhere all share one.
     pub fn check(&self, connections: u64, loopback: bool) -> Result<()> {
         let each = self.sockets_per_process.min(SOCKETS_PER_RECEIVER_MAX);
         if each == 0 || connections.div_ceil(each) > RECEIVERS_MAX {

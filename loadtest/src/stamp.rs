@@ -1,8 +1,9 @@
 //! The stamp inside every payload: which event it is and when it was published.
 //!
-//! A stamp is 36 bytes of ASCII, `~fw` + sequence + time + `~` with 16 hex digits each, at the start of the
-//! payload. It survives JSON, SSE and WebSocket text unchanged, and its width never varies, so neither does the
-//! length of a payload. Times are `CLOCK_MONOTONIC` nanoseconds: they compare between processes of one machine.
+//! A stamp is 36 bytes of ASCII, `~fw` + sequence + time + `~` with 16 hex digits each, at the
+//! start of the payload. It survives JSON, SSE and WebSocket text unchanged, and its width never
+//! varies, so neither does the length of a payload. Times are `CLOCK_MONOTONIC` nanoseconds: they
+//! compare between processes of one machine.
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -59,7 +60,8 @@ fn read_hex_half(digits: &[u8]) -> Option<u64> {
     let text = u64::from_be_bytes(digits.try_into().ok()?);
     // The low nibble, and 9 more where bit 6 says that it is a letter.
     let values = (text & (ONES * 0x0f)) + (text >> 6 & ONES) * 9;
-    // Whatever was no digit has a value beyond 15 or differs from the digit that its value is written with.
+    // Whatever was no digit has a value beyond 15 or differs from the digit that its value is
+    // written with.
     let letters = (values + ONES * 6) >> 4 & ONES;
     if values & (ONES * 0xf0) != 0 || values + ONES * 0x30 + letters * 0x27 != text {
         return None;

@@ -1,6 +1,8 @@
-//! The server under test, whoever it is: where to subscribe, where and how to publish, which processes to charge.
+//! The server under test, whoever it is: where to subscribe, where and how to publish, which
+//! processes to charge.
 //!
-//! Where a path or subject holds `{topic}`, the name of a topic stands in its place (see [`topic_name`]).
+//! Where a path or subject holds `{topic}`, the name of a topic stands in its place (see
+//! [`topic_name`]).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,8 +26,8 @@ pub struct Target {
     pub subscribe: SocketAddr,
     /// Path of a Server-Sent Events subscription with `{topic}`; absent if it has none.
     pub sse_path: Option<String>,
-    /// Path of a WebSocket subscription with `{topic}`; absent if it has none. With [`Dialect::Nats`] the subject is the
-    /// path without its first slash.
+    /// Path of a WebSocket subscription with `{topic}`; absent if it has none. With
+    /// [`Dialect::Nats`] the subject is the path without its first slash.
     pub ws_path: Option<String>,
     /// What flows over its connections.
     pub dialect: Dialect,
@@ -47,8 +49,8 @@ impl Target {
         }
     }
 
-    /// How long after a subscriber has connected the server may say something that nobody published: a NATS server
-    /// sends its first PING 2 s after the opening.
+    /// How long after a subscriber has connected the server may say something that nobody
+    /// published: a NATS server sends its first PING 2 s after the opening.
     pub fn talks_after_connect(&self) -> Duration {
         match self.dialect {
             Dialect::Plain | Dialect::Fanwave => Duration::ZERO,
@@ -64,9 +66,11 @@ pub enum Dialect {
     /// A message is an event's data.
     #[default]
     Plain,
-    /// The same, and where an event stream comes in chunks, each event is one: all connections get the same bytes.
+    /// The same, and where an event stream comes in chunks, each event is one: all connections get
+    /// the same bytes.
     Fanwave,
-    /// The NATS client protocol in binary messages; a subscriber sends CONNECT and SUB and answers PING.
+    /// The NATS client protocol in binary messages; a subscriber sends CONNECT and SUB and answers
+    /// PING.
     Nats,
 }
 
@@ -83,8 +87,9 @@ pub enum Way {
     WebSocket,
     /// `PUB` of the NATS client protocol over TCP.
     Nats,
-    /// A program of the user's own, run by `sh -c`: the data of one event per line on its standard input. The path of
-    /// the publish is the command; where it holds `{topic}`, every topic has a process of its own.
+    /// A program of the user's own, run by `sh -c`: the data of one event per line on its standard
+    /// input. The path of the publish is the command; where it holds `{topic}`, every topic has a
+    /// process of its own.
     #[value(skip)]
     Command,
 }

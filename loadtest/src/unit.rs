@@ -1,7 +1,8 @@
 //! Figures as people read them: three significant digits and a unit of fitting size.
 //!
-//! A [`Unit`] says what a number is; how it looks follows from that, the same in tables, on pages and along axes. Time and
-//! rates step by thousands, memory by 1,024. Nothing here rounds a figure that is kept: only text comes out.
+//! A [`Unit`] says what a number is; how it looks follows from that, the same in tables, on pages
+//! and along axes. Time and rates step by thousands, memory by 1,024. Nothing here rounds a figure
+//! that is kept: only text comes out.
 
 use crate::report::grouped;
 

@@ -1,11 +1,12 @@
 //! What a process costs, as the kernel accounts it: CPU time and memory, read from `/proc`.
 //!
-//! CPU time is the sum of `schedstat` over the threads of the process, in nanoseconds: it covers user, system and the
-//! softirq work that a send does inline on its own thread (the receive half of loopback TCP), because the kernel
-//! charges interrupts to whoever runs. A kernel built with `CONFIG_IRQ_TIME_ACCOUNTING` charges them to nobody; that
-//! is detected by measurement and the CPU's softirq time is then added. Softirq work that overflows into the CPU's
-//! `ksoftirqd` is added always. If a thread ended between two samples its time would be missing from the sum, so the
-//! process's own total, exact to a clock tick, is used instead.
+//! CPU time is the sum of `schedstat` over the threads of the process, in nanoseconds: it covers
+//! user, system and the softirq work that a send does inline on its own thread (the receive half of
+//! loopback TCP), because the kernel charges interrupts to whoever runs. A kernel built with
+//! `CONFIG_IRQ_TIME_ACCOUNTING` charges them to nobody; that is detected by measurement and the
+//! CPU's softirq time is then added. Softirq work that overflows into the CPU's `ksoftirqd` is
+//! added always. If a thread ended between two samples its time would be missing from the sum, so
+//! the process's own total, exact to a clock tick, is used instead.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,11 +16,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 
-/// `/proc/PID/stat` counts in ticks of 1/100 s: `USER_HZ` is 100 on every architecture that Linux has today but Alpha.
+/// `/proc/PID/stat` counts in ticks of 1/100 s: `USER_HZ` is 100 on every architecture that Linux
+/// has today but Alpha.
 const TICK_NS: u64 = 10_000_000;
 
-/// Reads the CPU time of a server's processes, and of the softirq work done for them elsewhere on the CPUs they are
-/// pinned to.
+/// Reads the CPU time of a server's processes, and of the softirq work done for them elsewhere on
+/// the CPUs they are pinned to.
 #[derive(Debug, Clone)]
 pub struct CpuMeter {
     pids: Vec<u32>,
@@ -37,7 +39,8 @@ pub struct CpuSample {
     threads_ns: BTreeMap<u32, u64>,
     process_ns: u64,
     ksoftirqd_ns: u64,
-    /// Interrupt time of the CPU that is in no thread's time; 0 where the kernel charges it to threads.
+    /// Interrupt time of the CPU that is in no thread's time; 0 where the kernel charges it to
+    /// threads.
     softirq_ns: u64,
     /// Time in which the CPU was not idle, whoever used it, in whole ticks.
     cpu_busy_ns: u64,
@@ -49,8 +52,8 @@ impl CpuMeter {
         CpuMeter::over(&[pid], &[cpu], interrupts_apart)
     }
 
-    /// A meter for several processes, which are pinned to `cpus`. Without CPUs only the processes' own time is read,
-    /// and others are not seen.
+    /// A meter for several processes, which are pinned to `cpus`. Without CPUs only the processes'
+    /// own time is read, and others are not seen.
     pub fn over(pids: &[u32], cpus: &[usize], interrupts_apart: bool) -> CpuMeter {
         CpuMeter {
             pids: pids.to_vec(),
@@ -71,7 +74,8 @@ impl CpuMeter {
                 let Some(tid) = task.file_name().to_str().and_then(|name| name.parse().ok()) else {
                     continue;
                 };
-                // A thread may end between the listing and the reading; the difference of two samples notices.
+                // A thread may end between the listing and the reading; the difference of two
+                // samples notices.
                 if let Ok(text) = fs::read_to_string(task.path().join("schedstat")) {
                     threads_ns.insert(tid, schedstat(&text)?.0);
                 }
@@ -132,7 +136,8 @@ fn schedstat(text: &str) -> Result<(u64, u64)> {
 
 /// User and system time of a process from `/proc/PID/stat`, ended threads included.
 fn process_ns(stat: &str) -> Result<u64> {
-    // The name in parentheses may hold anything; fields count from behind it, the state being field 3.
+    // The name in parentheses may hold anything; fields count from behind it, the state being field
+    // 3.
     let (_, rest) = stat.rsplit_once(')').context("/proc/PID/stat has no name")?;
     let mut fields = rest.split_ascii_whitespace().skip(11).map(str::parse::<u64>);
     match (fields.next(), fields.next()) {
@@ -167,7 +172,8 @@ impl CpuTimes {
     }
 }
 
-/// Nanoseconds since the machine started in which a CPU was not idle, whoever used it, in whole ticks.
+/// Nanoseconds since the machine started in which a CPU was not idle, whoever used it, in whole
+/// ticks.
 pub fn cpu_busy_ns(cpu: usize) -> Result<u64> {
     let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
     Ok(CpuTimes::read(&stat, cpu)?.busy_ns)
@@ -187,8 +193,9 @@ fn find_process(name: &str) -> Option<u32> {
     })
 }
 
-/// True if this kernel keeps interrupt time out of a thread's time. Found by measurement: a thread that sends to itself
-/// over loopback and never sleeps has wall time = time on CPU + time waiting for it + what the kernel charged elsewhere.
+/// True if this kernel keeps interrupt time out of a thread's time. Found by measurement: a thread
+/// that sends to itself over loopback and never sleeps has wall time = time on CPU + time waiting
+/// for it + what the kernel charged elsewhere.
 pub fn interrupts_are_apart() -> Result<bool> {
     const TRIES: usize = 3;
     const TRY_MS: u64 = 20;
@@ -216,7 +223,8 @@ pub fn interrupts_are_apart() -> Result<bool> {
 /// Memory of one process, in bytes.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Memory {
-    /// `VmRSS` without `RssFile`: resident pages that are the process's own, not its program's file.
+    /// `VmRSS` without `RssFile`: resident pages that are the process's own, not its program's
+    /// file.
     pub rss_own: u64,
     /// `Pss` of `smaps_rollup`: everything resident, shared pages in proportion.
     pub pss: u64,

@@ -1,5 +1,5 @@
-//! What is to be done to a server: subscribers of several kinds, events at a pace, for a time. A scenario file is a
-//! [`Workload`] in TOML.
+//! What is to be done to a server: subscribers of several kinds, events at a pace, for a time. A
+//! scenario file is a [`Workload`] in TOML.
 
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +40,8 @@ impl Workload {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields, tag = "pace")]
 pub enum Pace {
-    /// Open loop: so many events per second at even intervals, stamped with the time when each was due.
+    /// Open loop: so many events per second at even intervals, stamped with the time when each was
+    /// due.
     Rate {
         /// Events per second.
         per_second: f64,
@@ -115,7 +116,8 @@ pub enum Behaviour {
         /// Connections replaced per second.
         per_second: f64,
     },
-    /// Drop a share of the connections at once, and reconnect them at once, resuming after the last event received.
+    /// Drop a share of the connections at once, and reconnect them at once, resuming after the last
+    /// event received.
     Storm {
         /// Seconds from the start of the measurement to the storm.
         at_seconds: f64,

@@ -1,8 +1,9 @@
 //! Claim: bad input costs one clear line, not a run.
 //!
-//! Set-up: servers that are absent, refuse, close early or answer garbage; scenarios with typing errors and impossible
-//! numbers; limits of the machine. Expectation: exit code 1 (2 where the command line itself is wrong), nothing on
-//! standard output, and a last line on standard error that names cause and remedy.
+//! Set-up: servers that are absent, refuse, close early or answer garbage; scenarios with typing
+//! errors and impossible numbers; limits of the machine. Expectation: exit code 1 (2 where the
+//! command line itself is wrong), nothing on standard output, and a last line on standard error
+//! that names cause and remedy.
 
 use std::process::{Command, Output};
 

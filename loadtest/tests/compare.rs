@@ -1,7 +1,9 @@
-//! `loadtest compare`: what cannot be measured is told in one line, with its remedy and no figures; and, where nchan and
-//! NATS are installed (loadtest/rivals/install), a small comparison with them is complete and leaves nothing behind.
+//! `loadtest compare`: what cannot be measured is told in one line, with its remedy and no figures;
+//! and, where nchan and NATS are installed (loadtest/rivals/install), a small comparison with them
+//! is complete and leaves nothing behind.
 //!
-//! Servers that misbehave are shell scripts which stand in for the real programs on a PATH of their own.
+//! Servers that misbehave are shell scripts which stand in for the real programs on a PATH of their
+//! own.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,9 +1,10 @@
-//! Claim: a receiver subscribes to a NATS server over WebSocket, loses nothing that comes with or right after the
-//! server's agreement, and answers its pings.
+//! Claim: a receiver subscribes to a NATS server over WebSocket, loses nothing that comes with or
+//! right after the server's agreement, and answers its pings.
 //!
-//! Set-up: `loadtest receiver` as a child, against a server of our own in this process that cuts what it says into
-//! frames with no regard to messages. Expectation: the opening is as the protocol wants it, each event is counted
-//! once, a ping gets its pong, and a refusal ends the process with the server's words.
+//! Set-up: `loadtest receiver` as a child, against a server of our own in this process that cuts
+//! what it says into frames with no regard to messages. Expectation: the opening is as the protocol
+//! wants it, each event is counted once, a ping gets its pong, and a refusal ends the process with
+//! the server's words.
 
 mod role;
 

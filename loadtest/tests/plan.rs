@@ -1,7 +1,8 @@
-//! Claim: a plan that cannot be made says why in one line, exits with an error and prints nothing on standard output.
+//! Claim: a plan that cannot be made says why in one line, exits with an error and prints nothing
+//! on standard output.
 //!
-//! Set-up: the program itself, with options that are wrong in one thing each. Expectation: the cause and the remedy by
-//! name, within a moment: nothing is measured first.
+//! Set-up: the program itself, with options that are wrong in one thing each. Expectation: the
+//! cause and the remedy by name, within a moment: nothing is measured first.
 
 use std::process::Command;
 

@@ -1,9 +1,9 @@
-//! Claim: a publisher process keeps to its schedule and tells what it did, and a program of the user's own gets every
-//! event.
+//! Claim: a publisher process keeps to its schedule and tells what it did, and a program of the
+//! user's own gets every event.
 //!
-//! Set-up: `loadtest publisher` as a child, spoken to in JSON lines, that publishes to a shell command.
-//! Expectation: the command reads each event once, with the sequences and times of the schedule; samples add up; a
-//! command that ends early ends the process with its exit code.
+//! Set-up: `loadtest publisher` as a child, spoken to in JSON lines, that publishes to a shell
+//! command. Expectation: the command reads each event once, with the sequences and times of the
+//! schedule; samples add up; a command that ends early ends the process with its exit code.
 
 mod role;
 
@@ -58,7 +58,8 @@ fn a_command_reads_every_event_with_the_times_of_the_schedule_and_samples_add_up
         let sequences: Vec<u64> = events.iter().map(|event| event.0).collect();
         assert_eq!(sequences, (1..=270).collect::<Vec<u64>>());
     }
-    // Event k of the rate is due k milliseconds after the first, to the nanosecond, whenever it was written.
+    // Event k of the rate is due k milliseconds after the first, to the nanosecond, whenever it was
+    // written.
     let due = |number: usize| read[number % 2][number / 2].1;
     for number in 0..500 {
         assert_eq!(due(number) - due(0), number as u64 * 1_000_000);

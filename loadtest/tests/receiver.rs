@@ -1,9 +1,10 @@
 //! Claim: a receiver process tells the truth about what its connections got.
 //!
-//! Set-up: `loadtest receiver` as a child, spoken to in JSON lines, against a server of our own in this process that
-//! sends exactly what a test says, faults included. Expectation: each planted loss, duplicate, swap and stray
-//! byte is in the report; a stream without faults is clean; subscribers come as they were told; and a server that refuses,
-//! hangs up or talks nonsense ends the process with its reason. Who comes and goes is in `returning.rs`.
+//! Set-up: `loadtest receiver` as a child, spoken to in JSON lines, against a server of our own in
+//! this process that sends exactly what a test says, faults included. Expectation: each planted
+//! loss, duplicate, swap and stray byte is in the report; a stream without faults is clean;
+//! subscribers come as they were told; and a server that refuses, hangs up or talks nonsense ends
+//! the process with its reason. Who comes and goes is in `returning.rs`.
 
 use std::io::{Read, Write};
 use std::process::Command;
@@ -125,7 +126,8 @@ fn progress_waits_for_the_last_byte_of_the_last_connection() {
     while !report(&mut receiver) {
         patience.is_left("all bytes but one");
     }
-    // Progress is told after the orders of its turn are obeyed: there was none if none comes before the next report.
+    // Progress is told after the orders of its turn are obeyed: there was none if none comes before
+    // the next report.
     assert!(report(&mut receiver));
     sockets[1].write_all(&event[event.len() - 1..]).expect("room");
     assert_eq!(receiver.any_word(), json!({"say": "progress", "events": 1}));

@@ -1,8 +1,9 @@
 //! Claim: subscribers that come and go do so as they were told, and what they lose over it is told.
 //!
-//! Set-up: `loadtest receiver` as a child, as in `receiver.rs`; the server breaks off, is left, or is read slowly.
-//! Expectation: event streams resume after their last whole event and are audited over the break; whoever begins anew is
-//! audited from where it must be subscribed; what others have and one lacks is lost, and what may be on its way is not.
+//! Set-up: `loadtest receiver` as a child, as in `receiver.rs`; the server breaks off, is left, or
+//! is read slowly. Expectation: event streams resume after their last whole event and are audited
+//! over the break; whoever begins anew is audited from where it must be subscribed; what others
+//! have and one lacks is lost, and what may be on its way is not.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -134,7 +135,8 @@ fn a_newcomer_that_gets_nothing_of_what_others_do_lost_it_and_a_quiet_time_is_no
     let _newcomer = request(&listener, WS_OK);
     assert_eq!(receiver.word()["say"], "stopped");
     assert_eq!(receiver.report(2)["findings"]["lost"], 0, "all is quiet");
-    // Event 4, of the other topic: event 5 is the newcomer's, and so must be the third of its topic.
+    // Event 4, of the other topic: event 5 is the newcomer's, and so must be the third of its
+    // topic.
     sockets[1].write_all(&ws_of(stamped(2, LATER_NS))).expect("room");
     assert_eq!(receiver.report_of(4, 3)["findings"], findings(3, 0, 0, 0));
     assert_eq!(receiver.report(7)["tail"], 3, "events 5 and 7, and 6 of the other one");

@@ -1,9 +1,9 @@
 //! Claim: `loadtest run` and `loadtest knee` tell what a server did.
 //!
-//! Set-up: every built-in scenario, scaled down, against the fanwave beside this test's program; toy servers that lose
-//! an event, end connections, or carry only so many events per second. Expectation: against fanwave nothing is
-//! lost, duplicated or out of order, and the figures add up; each planted fault is told and fails the run; the knee is
-//! found at the planted capacity.
+//! Set-up: every built-in scenario, scaled down, against the fanwave beside this test's program;
+//! toy servers that lose an event, end connections, or carry only so many events per second.
+//! Expectation: against fanwave nothing is lost, duplicated or out of order, and the figures add
+//! up; each planted fault is told and fails the run; the knee is found at the planted capacity.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -121,7 +121,8 @@ fn a_server_that_stands_still_shows_in_every_event_that_was_due_meanwhile() {
         loadtest_among_others(&["run", &file, "--no-floor", "--json", &out, sse, events, to, publish]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let outcome = &json(&out)["results"][0];
-    // 24 of 60 events were due within 600 ms of standing still: they waited from all of it down to none.
+    // 24 of 60 events were due within 600 ms of standing still: they waited from all of it down to
+    // none.
     let milliseconds = |at: usize| number(outcome, &format!("/each/quantiles/{at}/1")) / 1_000_000;
     assert!((300..600).contains(&milliseconds(1)), "p90 is {} ms", milliseconds(1));
     assert!((580..2_000).contains(&milliseconds(5)), "the largest is {} ms", milliseconds(5));
@@ -167,8 +168,8 @@ fn whoever_does_not_read_what_is_printed_holds_nothing_up_and_costs_no_results()
 
 #[test]
 fn the_knee_is_found_at_the_capacity_that_was_planted() {
-    // 70 events/s are far below what any machine does, and 200 ms are far above what a busy one is late by; what is too
-    // much for the server is later than that within a second.
+    // 70 events/s are far below what any machine does, and 200 ms are far above what a busy one is
+    // late by; what is too much for the server is later than that within a second.
     let address = fan_out(70.0, |_, _| Deed::Send);
     let (file, out) = (small_scenario("knee", 5, 1.0), scratch("knee.json"));
     let [sse, events, to, publish] = &at(address);

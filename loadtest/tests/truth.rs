@@ -1,11 +1,13 @@
-//! Claim: the latencies that a run reports are what the subscribers saw, counted from the time each event was due.
+//! Claim: the latencies that a run reports are what the subscribers saw, counted from the time each
+//! event was due.
 //!
-//! Set-up: `loadtest publisher` and `loadtest receiver` as children, spoken to in JSON lines, with a server of our
-//! own between them in this process, which takes events as NATS does and passes them on as event streams, after a
-//! delay that a test decides. Expectation: every event is in the histogram with at least the delay that it really
-//! had, and no delay is hidden by a publisher that was held up together with the server's answer: what was due
-//! meanwhile counts from when it was due. Lower bounds are exact; upper bounds leave room for a busy machine, but
-//! not for another unit, another percentile, or a stamp of another time.
+//! Set-up: `loadtest publisher` and `loadtest receiver` as children, spoken to in JSON lines, with
+//! a server of our own between them in this process, which takes events as NATS does and passes
+//! them on as event streams, after a delay that a test decides. Expectation: every event is in the
+//! histogram with at least the delay that it really had, and no delay is hidden by a publisher that
+//! was held up together with the server's answer: what was due meanwhile counts from when it was
+//! due. Lower bounds are exact; upper bounds leave room for a busy machine, but not for another
+//! unit, another percentile, or a stamp of another time.
 
 mod role;
 
@@ -29,8 +31,8 @@ fn now_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// A server that passes each event on to the subscribers of its topic, to the `s`th one, from 0, of topic `t` no
-/// earlier than `delay(t, s)` nanoseconds after the time in its stamp.
+/// A server that passes each event on to the subscribers of its topic, to the `s`th one, from 0, of
+/// topic `t` no earlier than `delay(t, s)` nanoseconds after the time in its stamp.
 struct DelayServer {
     publish: SocketAddr,
     subscribe: SocketAddr,
@@ -192,7 +194,8 @@ impl Told {
         self.0.iter().filter(|value| value.0 >= ns).map(|value| value.1).sum()
     }
 
-    /// The value at a percentile, as HDR histograms define it: the smallest that so many are at or below.
+    /// The value at a percentile, as HDR histograms define it: the smallest that so many are at or
+    /// below.
     fn percentile(&self, percent: u64) -> u64 {
         let wanted = (self.count() * percent).div_ceil(100);
         let mut seen = 0;
@@ -341,8 +344,9 @@ fn a_publisher_that_was_stopped_for_a_second_hides_nothing_of_it() {
     let sample = publisher.ask(&json!({"do": "sample"}), "sample");
     let lateness = Told::of(&sample["lateness"]);
     assert_eq!((sample["published"].as_u64(), lateness.count()), (Some(EVENTS), EVENTS));
-    // What is due t after the stop waits for 1 s - t at least: of the events due in that second, evenly spread, so many
-    // wait for x or longer as are due in its first 1 s - x. One may fall beside the edge of that time.
+    // What is due t after the stop waits for 1 s - t at least: of the events due in that second,
+    // evenly spread, so many wait for x or longer as are due in its first 1 s - x. One may fall
+    // beside the edge of that time.
     for (what, told) in [("latency", &told), ("lateness", &lateness)] {
         for x in [0, 250, 500, 750, 990] {
             let least = RATE * (1_000 - x) / 1_000 - 1;

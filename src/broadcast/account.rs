@@ -1,11 +1,15 @@
-//! What the events alive weigh, in the whole process and by topic, so that declared memory is the bound.
+//! What the events alive weigh, in the whole process and by topic, so that declared memory is the
+//! bound.
 //!
 //! Invariants worth naming:
-//! - An event counts from when the hub makes it until the last holder lets go of it and of its frames: queues, windows of
-//!   all shards, sends in the kernel. It counts once, with all frames that it can have.
-//! - The hub alone adds, and asks for room before; everybody subtracts. So the bounds are never exceeded.
-//! - History is at most half of the memory, and of one topic at most half of what that topic may hold (`config/limits`). So
-//!   a topic without room has events beyond its history: subscribers that are behind, or events on their way.
+//! - An event counts from when the hub makes it until the last holder lets go of it and of its
+//!   frames: queues, windows of all shards, sends in the kernel. It counts once, with all frames
+//!   that it can have.
+//! - The hub alone adds, and asks for room before; everybody subtracts. So the bounds are never
+//!   exceeded.
+//! - History is at most half of the memory, and of one topic at most half of what that topic may
+//!   hold (`config/limits`). So a topic without room has events beyond its history: subscribers
+//!   that are behind, or events on their way.
 //!
 //! Two counters are touched per event, none per delivery.
 
@@ -47,8 +51,8 @@ impl Memory {
         self.held() + bytes <= self.bytes_max
     }
 
-    /// True while little is left. Then topics that hold more than their history wait sooner, and a slow send gets less
-    /// patience, so that the others go on.
+    /// True while little is left. Then topics that hold more than their history wait sooner, and a
+    /// slow send gets less patience, so that the others go on.
     pub fn is_pressed(&self) -> bool {
         self.held() > self.bytes_max - self.bytes_max / 4
     }
@@ -86,7 +90,8 @@ impl Account {
         self.held() + bytes <= most && self.memory.has_room(bytes)
     }
 
-    /// True while its events take more than its history can: the topic may have no room for its next event.
+    /// True while its events take more than its history can: the topic may have no room for its
+    /// next event.
     pub fn is_pressed(&self) -> bool {
         self.held() > self.memory.topic_bytes_max / 2
     }
@@ -111,8 +116,8 @@ impl Account {
         replace(&self.behind, before.behind, now.behind);
     }
 
-    /// True if less than half of the subscribers of all shards are far behind: the publisher is not too fast, they are too
-    /// slow.
+    /// True if less than half of the subscribers of all shards are far behind: the publisher is not
+    /// too fast, they are too slow.
     pub fn behind_are_few(&self) -> bool {
         self.behind.load(Ordering::Relaxed) * 2 < self.subscribers.load(Ordering::Relaxed)
     }

@@ -8,8 +8,8 @@ const WAIT_MIN: Duration = Duration::from_millis(100);
 /// The longest wait, its random part not included.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Waits that double from [`WAIT_MIN`] to [`WAIT_MAX`], each with up to a quarter more by chance, so that the
-/// subscribers of a server that restarts do not come back in one instant.
+/// Waits that double from [`WAIT_MIN`] to [`WAIT_MAX`], each with up to a quarter more by chance,
+/// so that the subscribers of a server that restarts do not come back in one instant.
 #[derive(Debug, Default)]
 pub struct Backoff {
     /// Attempts in a row that brought nothing.

@@ -1,12 +1,13 @@
 //! The other ends: the publisher and the subscriber of the command line.
 //!
-//! Both are ordinary tokio programs over well-kept clients (reqwest, tungstenite); nothing of the server's data path
-//! is used but the parser of event streams and the name of a gap notice. They write to the `Write`s that they are
-//! given, never to the process's own, and they return when the work is done: the caller decides on the exit code.
-//! They never wait without end for a server that owes them an answer.
+//! Both are ordinary tokio programs over well-kept clients (reqwest, tungstenite); nothing of the
+//! server's data path is used but the parser of event streams and the name of a gap notice. They
+//! write to the `Write`s that they are given, never to the process's own, and they return when the
+//! work is done: the caller decides on the exit code. They never wait without end for a server that
+//! owes them an answer.
 //!
-//! Not here: TLS, and scopes of IPv6 addresses, which URLs do not have (WHATWG URL §3.5). Such an address is refused
-//! with a remedy.
+//! Not here: TLS, and scopes of IPv6 addresses, which URLs do not have (WHATWG URL §3.5). Such an
+//! address is refused with a remedy.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -18,7 +19,8 @@ mod backoff;
 pub mod publish;
 pub mod tail;
 
-/// Why a client did not do what it was told: one line with the cause, and the remedy if there is one.
+/// Why a client did not do what it was told: one line with the cause, and the remedy if there is
+/// one.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The user's arguments make no sense.
@@ -59,8 +61,8 @@ pub async fn or_interrupted(work: impl Future<Output = Result<(), ClientError>>)
     }
 }
 
-/// Settings that all HTTP requests share. Environment proxies are left out: WebSocket has none, and both ways shall
-/// reach the same server.
+/// Settings that all HTTP requests share. Environment proxies are left out: WebSocket has none, and
+/// both ways shall reach the same server.
 fn http_client() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .user_agent(concat!("fanwave/", env!("CARGO_PKG_VERSION")))
@@ -69,8 +71,8 @@ fn http_client() -> reqwest::ClientBuilder {
         .tcp_keepalive(KEEPALIVE_TIME)
 }
 
-/// Reads an address of one of these schemes and says what to do about one that this build cannot serve. `form` is what
-/// to write instead of one that is no such address.
+/// Reads an address of one of these schemes and says what to do about one that this build cannot
+/// serve. `form` is what to write instead of one that is no such address.
 fn parse_url(text: &str, schemes: &[&str], form: &str) -> Result<Url, ClientError> {
     let unusable = |cause: &str| ClientError::Usage(format!("`{text}` {cause}"));
     let url = Url::parse(text).map_err(|_| match has_scope(text) {
@@ -102,7 +104,8 @@ fn percent_encoded(text: &str) -> impl std::fmt::Display {
     percent_encoding::utf8_percent_encode(text, SET)
 }
 
-/// Adds one parameter to the query of `url`. A space becomes `%20`: not every server takes `+` for one.
+/// Adds one parameter to the query of `url`. A space becomes `%20`: not every server takes `+` for
+/// one.
 fn push_query(url: &mut Url, name: &str, value: &str) {
     let query = match url.query() {
         Some(query) if !query.is_empty() => format!("{query}&{name}={}", percent_encoded(value)),
@@ -111,7 +114,8 @@ fn push_query(url: &mut Url, name: &str, value: &str) {
     url.set_query(Some(&query));
 }
 
-/// The one line of an answer that is no success: the `error` of a JSON body, else its text, else the status.
+/// The one line of an answer that is no success: the `error` of a JSON body, else its text, else
+/// the status.
 fn refusal_line(status: http::StatusCode, body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Body {
@@ -127,8 +131,8 @@ fn refusal_line(status: http::StatusCode, body: &[u8]) -> String {
     }
 }
 
-/// Reads the start of an answer that is no success. A body that breaks off, or has not come within `time_max`, is told
-/// as far as it came.
+/// Reads the start of an answer that is no success. A body that breaks off, or has not come within
+/// `time_max`, is told as far as it came.
 async fn read_refusal(mut response: reqwest::Response, time_max: Duration) -> String {
     let status = response.status();
     let mut body = Vec::new();
@@ -149,7 +153,8 @@ fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-/// Tells the user what happens. Notes are a courtesy: a closed standard error does not end the work.
+/// Tells the user what happens. Notes are a courtesy: a closed standard error does not end the
+/// work.
 fn note(notes: &mut dyn Write, text: &str) {
     let _ = writeln!(notes, "fanwave: {text}").and_then(|()| notes.flush());
 }

@@ -1,9 +1,10 @@
-//! `fanwave publish`: one event from the command line or standard input, or one per line of an endless stream.
+//! `fanwave publish`: one event from the command line or standard input, or one per line of an
+//! endless stream.
 //!
-//! A single event is repeated when the server is full, as long as its `Retry-After` says, a few times. A stream of
-//! lines is one request (`lines`): the server slows it down by not reading, and answers a line per refused event and a
-//! summary at the end. Nothing is repeated after a broken connection, or where no answer came in time: whether the
-//! event arrived is not known.
+//! A single event is repeated when the server is full, as long as its `Retry-After` says, a few
+//! times. A stream of lines is one request (`lines`): the server slows it down by not reading, and
+//! answers a line per refused event and a summary at the end. Nothing is repeated after a broken
+//! connection, or where no answer came in time: whether the event arrived is not known.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -44,10 +45,10 @@ struct Patience {
     last_lines: Duration,
 }
 
-/// A server that works answers one event at once, if only to refuse it for lack of room. The wait for its answer outlasts
-/// that for a connection, so that an event that was never sent is told as such. Of a stream, megabytes may lie in the
-/// kernel's buffers when the last line is on its way, and a server whose shards are busy takes minutes for them without
-/// a word.
+/// A server that works answers one event at once, if only to refuse it for lack of room. The wait
+/// for its answer outlasts that for a connection, so that an event that was never sent is told as
+/// such. Of a stream, megabytes may lie in the kernel's buffers when the last line is on its way,
+/// and a server whose shards are busy takes minutes for them without a word.
 const PATIENCE: Patience = Patience {
     answer: CONNECT_TIME_MAX.saturating_add(Duration::from_secs(10)),
     refusal: Duration::from_secs(10),
@@ -55,8 +56,8 @@ const PATIENCE: Patience = Patience {
 };
 
 impl Patience {
-    /// From the first packet to the whole answer to an event of so many bytes: a large one takes a while to send, but
-    /// the server gives no event longer than [`CONTROL_BODY_MS_MAX`].
+    /// From the first packet to the whole answer to an event of so many bytes: a large one takes a
+    /// while to send, but the server gives no event longer than [`CONTROL_BODY_MS_MAX`].
     fn of_event(&self, bytes: usize) -> Duration {
         let sending = Duration::from_secs(bytes as u64 / SLOW_BYTES_PER_SECOND);
         self.answer + sending.min(Duration::from_millis(CONTROL_BODY_MS_MAX))
@@ -90,8 +91,8 @@ pub struct Options {
     pub lines: bool,
 }
 
-/// Publishes what `options` and `input` say. Ids and the summary go to `out`, lines that are refused or left out are
-/// told in `notes`.
+/// Publishes what `options` and `input` say. Ids and the summary go to `out`, lines that are
+/// refused or left out are told in `notes`.
 pub async fn run(
     options: Options,
     input: impl AsyncRead + Send + Unpin + 'static,
@@ -148,7 +149,8 @@ impl Server {
         Ok(Server { client, base, name: address.to_string(), patience })
     }
 
-    /// The URL of a path below the server's address, which may have a path of its own behind a proxy.
+    /// The URL of a path below the server's address, which may have a path of its own behind a
+    /// proxy.
     fn url(&self, path: &str) -> Url {
         let mut url = self.base.clone();
         url.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
@@ -341,7 +343,8 @@ mod tests {
         String::from_utf8(bytes).expect("UTF-8")
     }
 
-    /// Takes one request whose body ends in `end`, answers it, and gives its head (as sent) and body.
+    /// Takes one request whose body ends in `end`, answers it, and gives its head (as sent) and
+    /// body.
     async fn answer(
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         end: &str,
@@ -441,8 +444,8 @@ mod tests {
 
     pub(super) const SHORT: Duration = Duration::from_millis(50);
 
-    /// Neither a server that takes the request and says nothing nor one that stops within its answer is waited for
-    /// without end.
+    /// Neither a server that takes the request and says nothing nor one that stops within its
+    /// answer is waited for without end.
     #[tokio::test]
     async fn an_answer_that_does_not_come_leaves_the_event_unknown() {
         let begun = "HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{\"id\":";

@@ -1,11 +1,13 @@
 //! Where settings come from: the command line, the environment, the file.
 //!
-//! Strength: flag, environment, file, default. What the weaker sources say is put on the command line wherever the
-//! user typed nothing, so that one parser with one set of types and messages reads all of them. File and environment
-//! are each checked alone before they are put together, so a message about a value names its source; one about what
-//! several flags mean together names these flags.
+//! Strength: flag, environment, file, default. What the weaker sources say is put on the command
+//! line wherever the user typed nothing, so that one parser with one set of types and messages
+//! reads all of them. File and environment are each checked alone before they are put together, so
+//! a message about a value names its source; one about what several flags mean together names these
+//! flags.
 //!
-//! Not here: what the flags are (`config::flags`) and what they mean together ([`ServeFlags::config`]).
+//! Not here: what the flags are (`config::flags`) and what they mean together
+//! ([`ServeFlags::config`]).
 //!
 //! [`ServeFlags::config`]: crate::config::flags::ServeFlags::config
 
@@ -32,7 +34,8 @@ pub enum SourceError {
 /// What the file or the environment says: the values of each flag, by its name in snake_case.
 type Settings = BTreeMap<String, Vec<OsString>>;
 
-/// Reads a command line (`args` with the program's name first), the file that it names, and the environment.
+/// Reads a command line (`args` with the program's name first), the file that it names, and the
+/// environment.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     environment: impl Fn(&str) -> Option<OsString>,
@@ -64,7 +67,8 @@ pub fn parse(
     Ok(CommandLine::from_arg_matches(&matches)?.command)
 }
 
-/// Puts `serve` where no command stands: without arguments, or before a flag that is not about the program itself.
+/// Puts `serve` where no command stands: without arguments, or before a flag that is not about the
+/// program itself.
 fn with_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     if args.is_empty() {
@@ -89,8 +93,9 @@ fn config_path(command: &str, typed: &clap::ArgMatches, environment: &Settings) 
     typed.get_one::<PathBuf>("config").cloned().or_else(from_environment)
 }
 
-/// The `FANWAVE_*` variables of a command. The clients take only the server's address from there: a topic or an id
-/// belongs to one call. An empty variable counts as unset, as composition files write it.
+/// The `FANWAVE_*` variables of a command. The clients take only the server's address from there: a
+/// topic or an id belongs to one call. An empty variable counts as unset, as composition files
+/// write it.
 fn environment_settings(
     command: &str,
     flags: &clap::Command,

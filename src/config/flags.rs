@@ -1,7 +1,9 @@
-//! What the user typed, as types; [`ServeFlags::config`] turns it into the validated, immutable [`Config`].
+//! What the user typed, as types; [`ServeFlags::config`] turns it into the validated, immutable
+//! [`Config`].
 //!
-//! Every flag of `fanwave serve` is also a `FANWAVE_*` variable and a key of the `--config` file; the help is the only
-//! list of their names. Every field of [`Limits`] is a flag: the macro below builds `Limits` without a rest.
+//! Every flag of `fanwave serve` is also a `FANWAVE_*` variable and a key of the `--config` file;
+//! the help is the only list of their names. Every field of [`Limits`] is a flag: the macro below
+//! builds `Limits` without a rest.
 //!
 //! Not here: where the values come from (`command::sources`), relations between limits
 //! ([`Limits::check`]), the flags of the clients (`client::publish`, `client::tail`).
@@ -67,12 +69,13 @@ pub struct ServeFlags {
 
     #[command(flatten)]
     limits: LimitFlags,
-    /// Where subscriber sockets live. direct: each shard may have `ulimit -n`; plain: all shards share it; auto: by
-    /// the kernel's version
+    /// Where subscriber sockets live. direct: each shard may have `ulimit -n`; plain: all shards
+    /// share it; auto: by the kernel's version
     #[arg(long, value_name = "auto|direct|plain", value_enum, default_value = "auto")]
     #[arg(hide_possible_values = true, help_heading = "Connections")]
     sockets: Sockets,
-    /// Subscribers that are too slow: close them, to come back and resume, or skip to the next event
+    /// Subscribers that are too slow: close them, to come back and resume, or skip to the next
+    /// event
     #[arg(long, value_name = "close|skip", value_enum, default_value = "close")]
     #[arg(hide_possible_values = true, help_heading = "Windows")]
     overrun: OverrunPolicy,
@@ -134,7 +137,8 @@ limit_flags! {
         drain_ms_max: Millis;
     }
     "Windows" {
-        /// Topics remembered, and topics with subscribers per shard; about 640 bytes each, twice per shard
+        /// Topics remembered, and topics with subscribers per shard; about 640 bytes each, twice
+        /// per shard
         topics_max: Count;
         /// Data of one published event
         message_bytes_max: Size;
@@ -144,8 +148,9 @@ limit_flags! {
         window_bytes_max: Size;
         /// Age of these events
         window_ms_max: Millis;
-        /// Memory of all events alive with their frames, those that slow subscribers still lack included; one topic has
-        /// at most a quarter; at least --window-bytes-max and 40 x --message-bytes-max + 30,264 B
+        /// Memory of all events alive with their frames, those that slow subscribers still lack
+        /// included; one topic has at most a quarter; at least --window-bytes-max and 40 x
+        /// --message-bytes-max + 30,264 B
         window_bytes_total_max: Size;
     }
     "Queues and sends" {
@@ -170,8 +175,8 @@ impl ServeFlags {
         &self.log
     }
 
-    /// Checks each limit by itself; the error is one line that names the flag. What one limit asks of another is
-    /// checked by [`ServeFlags::config`].
+    /// Checks each limit by itself; the error is one line that names the flag. What one limit asks
+    /// of another is checked by [`ServeFlags::config`].
     pub(crate) fn check_each_limit(self) -> Result<(), String> {
         let limits = Limits {
             window_bytes_max: usize::MAX,
@@ -182,7 +187,8 @@ impl ServeFlags {
         limits.check()
     }
 
-    /// Checks what flags mean together and on this machine. The error is one line that names the flag.
+    /// Checks what flags mean together and on this machine. The error is one line that names the
+    /// flag.
     pub fn config(self) -> Result<Config, String> {
         let allowed =
             allowed_cpus().map_err(|error| format!("cannot read the CPUs of this process: {error}"))?;
@@ -280,7 +286,8 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
     tcp_address(text).ok_or_else(|| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
 }
 
-/// Shards are threads with rings of their own; more than this on one machine is a slip of the finger.
+/// Shards are threads with rings of their own; more than this on one machine is a slip of the
+/// finger.
 const SHARDS_MAX: usize = 1_024;
 
 fn shard_count(text: &str) -> Result<usize, String> {

@@ -1,7 +1,9 @@
-//! Every number that bounds something, in one place: unit last in the name, reason and cost beside it.
+//! Every number that bounds something, in one place: unit last in the name, reason and cost beside
+//! it.
 //!
-//! [`Limits`] are the operator's (each is a flag); the constants below them are ours: of a shard, then of the hub. Relations
-//! that must hold between constants are asserted at compile time, relations between flags in [`Limits::check`].
+//! [`Limits`] are the operator's (each is a flag); the constants below them are ours: of a shard,
+//! then of the hub. Relations that must hold between constants are asserted at compile time,
+//! relations between flags in [`Limits::check`].
 
 use crate::event::EVENT_BYTES_BESIDE_DATA_MAX;
 use crate::wire::Format;
@@ -9,32 +11,38 @@ use crate::wire::Format;
 /// What the operator may set. `Default` gives the values of a server without flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections of one shard. 0 takes what the descriptor limit allows (`RLIMIT_NOFILE`, which also bounds a
-    /// ring's table of direct descriptors). Costs one slab entry each when used, one pointer each in the kernel's table at start.
+    /// Connections of one shard. 0 takes what the descriptor limit allows (`RLIMIT_NOFILE`, which
+    /// also bounds a ring's table of direct descriptors). Costs one slab entry each when used, one
+    /// pointer each in the kernel's table at start.
     pub connections_per_shard_max: usize,
     /// Bytes of a request head. Held only during the handshake.
     pub handshake_bytes_max: usize,
-    /// Milliseconds from accept to a whole request head. Bounds how long a slow client holds a slot for nothing.
+    /// Milliseconds from accept to a whole request head. Bounds how long a slow client holds a slot
+    /// for nothing.
     pub handshake_ms_max: u64,
-    /// Topics of one connection. Each costs 8 bytes per connection, 16 after a gap, and a place in the topic's list.
+    /// Topics of one connection. Each costs 8 bytes per connection, 16 after a gap, and a place in
+    /// the topic's list.
     pub topics_per_connection_max: usize,
-    /// Topics that the hub remembers; shards drop the windows of those it forgets unless somebody listens. Also the topics with subscribers
-    /// on one shard, before those of further ones get 503. So about [`TOPIC_BYTES`] each, once in the hub and twice per shard.
+    /// Topics that the hub remembers; shards drop the windows of those it forgets unless somebody
+    /// listens. Also the topics with subscribers on one shard, before those of further ones get
+    /// 503. So about [`TOPIC_BYTES`] each, once in the hub and twice per shard.
     pub topics_max: usize,
     /// Bytes of one published event's data.
     pub message_bytes_max: usize,
-    /// Bytes of one message from a WebSocket client. Such messages are read and dropped, so this costs nothing;
-    /// with `--diagnostic-echo` an echo holds so much.
+    /// Bytes of one message from a WebSocket client. Such messages are read and dropped, so this
+    /// costs nothing; with `--diagnostic-echo` an echo holds so much.
     pub message_in_bytes_max: usize,
-    /// Events of one topic's history, from which subscribers resume. A subscriber that is further behind keeps what it
-    /// lacks while there is memory (`window_bytes_total_max`).
+    /// Events of one topic's history, from which subscribers resume. A subscriber that is further
+    /// behind keeps what it lacks while there is memory (`window_bytes_total_max`).
     pub window_events_max: usize,
-    /// Bytes of one topic's history: what its events weigh, as published and besides ([`Event::weight`](crate::event::Event::weight)).
+    /// Bytes of one topic's history: what its events weigh, as published and besides
+    /// ([`Event::weight`](crate::event::Event::weight)).
     pub window_bytes_max: usize,
     /// Age of an event in a window, in milliseconds.
     pub window_ms_max: u64,
-    /// Memory of all events alive, with their frames: in queues, histories, and beyond these for subscribers that are
-    /// behind. Shards share their events, so this counts once. Histories take at most half of it, one topic a quarter.
+    /// Memory of all events alive, with their frames: in queues, histories, and beyond these for
+    /// subscribers that are behind. Shards share their events, so this counts once. Histories take
+    /// at most half of it, one topic a quarter.
     pub window_bytes_total_max: usize,
     /// Events that the hub has accepted and not yet broadcast; beyond it publishers get 503.
     pub hub_queue_events_max: usize,
@@ -42,19 +50,22 @@ pub struct Limits {
     pub hub_queue_bytes_max: usize,
     /// Batches waiting in one shard's queue; when it is full the hub stops broadcasting.
     pub shard_queue_batches_max: usize,
-    /// Bytes of one send. Bounds what one slow connection pins, and how long one send keeps the kernel busy.
+    /// Bytes of one send. Bounds what one slow connection pins, and how long one send keeps the
+    /// kernel busy.
     pub send_bytes_max: usize,
-    /// Bytes of small frames laid out for sends, and of answers, per shard; beyond it the slowest are closed as stalled.
-    /// Slow sends hold them. Large frames stay where they are and count as memory of their events.
+    /// Bytes of small frames laid out for sends, and of answers, per shard; beyond it the slowest
+    /// are closed as stalled. Slow sends hold them. Large frames stay where they are and count as
+    /// memory of their events.
     pub pinned_bytes_max: usize,
-    /// Smallest send that goes out as zero copy, in bytes. 0 turns zero copy off. Pinning pages costs more than copying
-    /// below some tens of KiB; where the kernel copies anyway (loopback) a connection goes back to plain sends.
+    /// Smallest send that goes out as zero copy, in bytes. 0 turns zero copy off. Pinning pages
+    /// costs more than copying below some tens of KiB; where the kernel copies anyway (loopback) a
+    /// connection goes back to plain sends.
     pub zero_copy_bytes_min: usize,
     /// Milliseconds between signs of life on an idle connection: an SSE comment, a WebSocket ping.
     /// Up to a quarter earlier on some connections, so that they do not march in step.
     pub heartbeat_ms: u64,
-    /// Milliseconds that one send may take before the connection is closed as stalled. A subscriber slower than a send
-    /// (`send_bytes_max`, or one larger event) in this time is too slow.
+    /// Milliseconds that one send may take before the connection is closed as stalled. A subscriber
+    /// slower than a send (`send_bytes_max`, or one larger event) in this time is too slow.
     pub stall_ms_max: u64,
     /// Milliseconds that a drain may take before the rest is cut off.
     pub drain_ms_max: u64,
@@ -87,25 +98,28 @@ impl Default for Limits {
     }
 }
 
-/// The most events in one broadcast. Large enough that a shard's wake-up is paid once per many events.
+/// The most events in one broadcast. Large enough that a shard's wake-up is paid once per many
+/// events.
 pub const BATCH_EVENTS_MAX: usize = 256;
 /// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
 /// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
 pub const TOPIC_BYTES: usize = 640;
-/// Memory holds at least this many of the largest events with their frames: a topic has a quarter of it, half of that for its
-/// history, and room for one more.
+/// Memory holds at least this many of the largest events with their frames: a topic has a quarter
+/// of it, half of that for its history, and room for one more.
 pub const EVENTS_HELD_MIN: usize = 8;
-/// A window holds at least this many broadcasts, so that taking one never overruns a subscriber that keeps up.
+/// A window holds at least this many broadcasts, so that taking one never overruns a subscriber
+/// that keeps up.
 pub const WINDOW_BATCHES_MIN: usize = 4;
 
-/// The largest `message_bytes_max` and `send_bytes_max`. The kernel takes less than 2 GiB in one send; frames are a little longer
-/// than their data, or a third longer in base64.
+/// The largest `message_bytes_max` and `send_bytes_max`. The kernel takes less than 2 GiB in one
+/// send; frames are a little longer than their data, or a third longer in base64.
 const SEND_BYTES_POSSIBLE: u64 = 1 << 30;
 /// The longest frame: what the kernel takes in one send (`MAX_RW_COUNT`, send(2)).
 const FRAME_BYTES_POSSIBLE: usize = 0x7fff_f000;
 /// The largest `shard_queue_batches_max`; the queue is allocated whole, about 40 bytes a place.
 const SHARD_QUEUE_BATCHES_POSSIBLE: u64 = 1 << 16;
-/// The largest time, 23 days: the kernel counts `TCP_USER_TIMEOUT` in 31 bits, `KERNEL_PATIENCE_MS` included.
+/// The largest time, 23 days: the kernel counts `TCP_USER_TIMEOUT` in 31 bits, `KERNEL_PATIENCE_MS`
+/// included.
 const MS_POSSIBLE: u64 = 2_000_000_000;
 
 impl Limits {
@@ -124,7 +138,8 @@ impl Limits {
         self.window_bytes_total_max / 4
     }
 
-    /// Memory that the history of one topic may take: half of the topic's, so that room is left for what comes.
+    /// Memory that the history of one topic may take: half of the topic's, so that room is left for
+    /// what comes.
     pub fn topic_history_memory_max(&self) -> usize {
         self.topic_memory_max() / 2
     }
@@ -134,8 +149,9 @@ impl Limits {
         self.window_bytes_total_max / 2
     }
 
-    /// The longest frame of an event. Event streams take 7 bytes for each line break and a third more for binary data; text
-    /// of so many short lines that its frame is longer than this is refused.
+    /// The longest frame of an event. Event streams take 7 bytes for each line break and a third
+    /// more for binary data; text of so many short lines that its frame is longer than this is
+    /// refused.
     pub fn frame_bytes_max(&self) -> usize {
         (2 * self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX).min(FRAME_BYTES_POSSIBLE)
     }
@@ -145,13 +161,15 @@ impl Limits {
         self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::MADE * self.frame_bytes_max()
     }
 
-    /// The longest NDJSON line: what must be escaped to be ASCII (`\u0436`) is three times as long, base64 less; the other fields are
-    /// short. Only control characters and escapes without need (`\u003c`) are longer, six times for each.
+    /// The longest NDJSON line: what must be escaped to be ASCII (`\u0436`) is three times as long,
+    /// base64 less; the other fields are short. Only control characters and escapes without need
+    /// (`\u003c`) are longer, six times for each.
     pub fn line_bytes_max(&self) -> usize {
         self.message_bytes_max * 3 + (4 << 10)
     }
 
-    /// Checks the relations between limits; the error names the flag, and the other one if there is one.
+    /// Checks the relations between limits; the error names the flag, and the other one if there is
+    /// one.
     pub fn check(&self) -> Result<(), String> {
         for (name, value, max, why) in self.maxima() {
             if value > max {
@@ -246,32 +264,39 @@ impl Limits {
     }
 }
 
-/// Sends queued before one `io_uring_enter`. Amortises the call, whose cost is gone in the noise from some tens on; few enough
-/// that the kernel's requests and the entries of the queue are still in the cache when they are used again.
+/// Sends queued before one `io_uring_enter`. Amortises the call, whose cost is gone in the noise
+/// from some tens on; few enough that the kernel's requests and the entries of the queue are still
+/// in the cache when they are used again.
 pub const SWEEP_VISITS_MAX: usize = 128;
 /// Sockets of a shard beyond its subscribers, so that whoever comes too many still gets an answer.
 pub const SOCKETS_SPARE: usize = 256;
 /// The kernel's own bound on a table of direct descriptors (`IORING_MAX_FIXED_FILES`).
 pub const SOCKETS_LIMIT: usize = 1 << 20;
-/// Descriptors of a shard beside its listeners and subscribers: four rings, two doorbells, and one to spare.
+/// Descriptors of a shard beside its listeners and subscribers: four rings, two doorbells, and one
+/// to spare.
 pub const DESCRIPTORS_OF_SHARD: usize = 8;
-/// Descriptors of the rest of the process without control connections: some twelve, and as many again for what is open for a moment.
+/// Descriptors of the rest of the process without control connections: some twelve, and as many
+/// again for what is open for a moment.
 pub const DESCRIPTORS_OF_HUB: usize = 32;
-/// Control connections that a descriptor limit must have room for at least, beside all that the server itself opens:
-/// a few publishers.
+/// Control connections that a descriptor limit must have room for at least, beside all that the
+/// server itself opens: a few publishers.
 pub const CONTROL_CONNECTIONS_MIN: usize = 8;
-/// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10 MiB).
+/// Bytes that an executor sets aside for its own I/O, of which ours has next to none (default: 10
+/// MiB).
 pub const EXECUTOR_IO_BYTES: usize = 64 << 10;
-/// Locked memory that glommio wants the process to be allowed before it makes an executor, whatever the kernel counts.
+/// Locked memory that glommio wants the process to be allowed before it makes an executor, whatever
+/// the kernel counts.
 pub const EXECUTOR_MEMLOCK_BYTES: u64 = 512 << 10;
-/// Bytes to one socket that take a visit's time. A step is bounded by both, so that large events of one topic do not hold up the
-/// small ones of another: 128 visits of so many bytes are handed over in about a millisecond.
+/// Bytes to one socket that take a visit's time. A step is bounded by both, so that large events of
+/// one topic do not hold up the small ones of another: 128 visits of so many bytes are handed over
+/// in about a millisecond.
 pub const VISIT_BYTES: usize = 16 << 10;
 /// Visits that one topic gets before the next has its turn.
 pub const TOPIC_VISITS_MAX: usize = 128;
-/// Subscribers with whom one lap ends and the next begins: about as many as have all that a send touches in a core's own cache
-/// (some 6 KiB each of 2 MiB). Saves 4 % of a delivery's CPU at 1,000 and at 9,000 subscribers; with 1,024 the others' longer
-/// intervals cost as much again. A prime, so that laps of almost any length begin everywhere in turn.
+/// Subscribers with whom one lap ends and the next begins: about as many as have all that a send
+/// touches in a core's own cache (some 6 KiB each of 2 MiB). Saves 4 % of a delivery's CPU at 1,000
+/// and at 9,000 subscribers; with 1,024 the others' longer intervals cost as much again. A prime,
+/// so that laps of almost any length begin everywhere in turn.
 pub const LAP_OVERLAP: usize = 251;
 /// Milliseconds after which an event stream comes back at the earliest that could not come in.
 pub const RETURN_MS_MIN: u32 = 1_000;
@@ -283,9 +308,11 @@ pub const MESSAGES_PER_TURN_MAX: usize = 16;
 pub const EVENTS_PER_TURN_MAX: usize = 1_024;
 /// The newest events of a shard by which a subscriber of many topics finds those with news.
 pub const RECENT_EVENTS: usize = 1_024;
-/// Names that a shard's table of topics has places for from the start, 24 bytes each; memory is taken when they are used.
+/// Names that a shard's table of topics has places for from the start, 24 bytes each; memory is
+/// taken when they are used.
 pub const TOPICS_RESERVED_MAX: usize = 1 << 20;
-/// Runs of events of one topic whose way to the last subscriber is timed apart; beyond it the next ones are told together.
+/// Runs of events of one topic whose way to the last subscriber is timed apart; beyond it the next
+/// ones are told together.
 pub const MARKS_MAX: usize = 1_024;
 /// Topics with events beyond their history that a shard looks at in one tick.
 pub const EXCESS_TOPICS_PER_TICK_MAX: usize = 4_096;
@@ -293,12 +320,14 @@ pub const EXCESS_TOPICS_PER_TICK_MAX: usize = 4_096;
 pub const EXPIRED_PER_TICK_MAX: usize = 16_384;
 /// Entries of the submission queue: a full sweep step plus as many receives, closes and accepts.
 pub const SUBMISSIONS_MAX: u32 = 512;
-/// Entries of the completion queue. The kernel keeps what does not fit and hands it over at the next enter.
+/// Entries of the completion queue. The kernel keeps what does not fit and hands it over at the
+/// next enter.
 pub const COMPLETIONS_MAX: u32 = 4_096;
-/// Accepts waiting in the kernel per shard, each with room for the peer's address. Fewer where several listeners share little room.
+/// Accepts waiting in the kernel per shard, each with room for the peer's address. Fewer where
+/// several listeners share little room.
 pub const ACCEPTS_ARMED: usize = 64;
-/// Milliseconds that a closed ring is waited for, which the kernel takes apart in some tens, in 140 with 100,000 receives. What it may
-/// still use then is never freed.
+/// Milliseconds that a closed ring is waited for, which the kernel takes apart in some tens, in 140
+/// with 100,000 receives. What it may still use then is never freed.
 pub const RING_END_MS_MAX: u64 = 1_000;
 /// Receive buffers per shard, shared by all connections: idle ones hold none.
 pub const RECEIVE_BUFFERS: u16 = 256;
@@ -310,23 +339,26 @@ pub const LISTEN_BACKLOG: i32 = 4_096;
 pub const BIND_MS_MAX: u64 = 1_000;
 /// See [`BIND_MS_MAX`].
 pub const BIND_RETRY_MS: u64 = 10;
-/// Milliseconds that the kernel is more patient with a peer (`TCP_USER_TIMEOUT`) than `stall_ms_max`: it is the net below our
-/// own look at stalled sends, which knows the reason.
+/// Milliseconds that the kernel is more patient with a peer (`TCP_USER_TIMEOUT`) than
+/// `stall_ms_max`: it is the net below our own look at stalled sends, which knows the reason.
 pub const KERNEL_PATIENCE_MS: u64 = 5_000;
-/// Frames up to this many bytes are copied together into one contiguous batch; larger ones stay where they are
-/// and go out as iovecs.
+/// Frames up to this many bytes are copied together into one contiguous batch; larger ones stay
+/// where they are and go out as iovecs.
 pub const CONTIGUOUS_FRAME_BYTES_MAX: usize = 4 << 10;
 /// Iovecs of one send; the kernel's `UIO_MAXIOV` is 1024.
 pub const SEGMENTS_MAX: usize = 512;
-/// Recently built batches that a shard remembers per format, so that connections at the same cursor share one.
+/// Recently built batches that a shard remembers per format, so that connections at the same cursor
+/// share one.
 pub const BATCHES_CACHED: usize = 4;
 /// Batches of a shard that are kept for their buffers, so that steady traffic does not allocate.
 /// The remembered ones hold half of them.
 pub const BATCHES_POOLED: usize = 2 * BATCHES_CACHED * Format::COUNT;
-/// Clients of a shard that may wait for an event on its way; whoever comes beyond is told of a gap. Each holds its request head.
+/// Clients of a shard that may wait for an event on its way; whoever comes beyond is told of a gap.
+/// Each holds its request head.
 pub const HELD_BACK_MAX: usize = 1_024;
-/// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the latest is owed a pong
-/// (RFC 6455 §5.5.3), and a client that does not read must not make us remember.
+/// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the
+/// latest is owed a pong (RFC 6455 §5.5.3), and a client that does not read must not make us
+/// remember.
 pub const PONGS_BYTES_MAX: usize = 4 << 10;
 /// Bytes of echoes that may wait behind a send in flight (`--diagnostic-echo`); a client that sends
 /// more without reading is closed as stalled. All receive buffers may be one client's in a turn.
@@ -335,17 +367,19 @@ pub const ECHO_WAITING_BYTES_MAX: usize = 1 << 20;
 pub const ECHO_BYTES_MAX: usize = 1 << 30;
 /// Milliseconds between ticks: heartbeats, handshake limits, stalls.
 pub const TICK_MS: u64 = 250;
-/// Milliseconds that an idle shard listens to its doorbell alone before it sleeps in glommio's reactor, whose wake-up costs five
-/// times as much: traffic of 50 events/s and more never pays for that. The shard's timer may be late by this.
+/// Milliseconds that an idle shard listens to its doorbell alone before it sleeps in glommio's
+/// reactor, whose wake-up costs five times as much: traffic of 50 events/s and more never pays for
+/// that. The shard's timer may be late by this.
 pub const DOZE_MS: u64 = 20;
 /// Milliseconds that a send may block while slow sends together hold more than `pinned_bytes_max`.
 pub const STALL_MS_UNDER_PRESSURE: u64 = 1_000;
 /// Milliseconds after which a cancellation that did not end everything is asked again.
 pub const CANCEL_RETRY_MS: u64 = 1_000;
-/// Milliseconds that a closing connection waits for the peer's end of stream, so that our last words arrive.
+/// Milliseconds that a closing connection waits for the peer's end of stream, so that our last
+/// words arrive.
 pub const LINGER_MS_MAX: u64 = 2_000;
-/// Bytes not yet sent that a socket queues before it counts as full (`TCP_NOTSENT_LOWAT`). Bounds what a slow
-/// subscriber holds in the kernel.
+/// Bytes not yet sent that a socket queues before it counts as full (`TCP_NOTSENT_LOWAT`). Bounds
+/// what a slow subscriber holds in the kernel.
 pub const NOT_SENT_BYTES_MAX: u32 = 256 << 10;
 /// Questions of the hub that wait for a shard, which answers one per turn: those of all scrapes
 /// under way, and as many again that were given up.
@@ -366,36 +400,45 @@ pub const ID_PLACE_BYTES: usize = 32;
 /// millisecond. A longer page takes several questions.
 pub const TOPICS_PER_ANSWER_MAX: usize = 1_024;
 
-/// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for room, take no more than the rest.
+/// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for
+/// room, take no more than the rest.
 pub const SINGLES_SHARE: usize = 8;
 /// Milliseconds between two looks of the allocator for freed memory that the kernel may have back.
 pub const GIVE_BACK_MS: u64 = 4_000;
 /// Bytes of an allocation that has a page of its own in mimalloc.
 pub const GIVE_BACK_PAGE_BYTES: usize = 1 << 20;
-/// Milliseconds between two lines of the log that publishers are refused because subscribers are behind.
+/// Milliseconds between two lines of the log that publishers are refused because subscribers are
+/// behind.
 pub const BEHIND_TOLD_MS: u64 = 10_000;
-/// Milliseconds until a stream whose topic has no room looks again. Shards give room back at every tick, or sooner.
+/// Milliseconds until a stream whose topic has no room looks again. Shards give room back at every
+/// tick, or sooner.
 pub const TOPIC_RETRY_MS: u64 = 10;
-/// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds far more work.
+/// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds
+/// far more work.
 pub const STALL_RETRY_MS: u64 = 1;
-/// Milliseconds beyond `drain_ms_max` that the shards have to say that they are done, and again to end once they are
-/// told to.
+/// Milliseconds beyond `drain_ms_max` that the shards have to say that they are done, and again to
+/// end once they are told to.
 pub const DRAIN_GRACE_MS: u64 = 2_000;
-/// Connections of one control listener; more wait in the kernel. Each may hold one message or NDJSON line.
+/// Connections of one control listener; more wait in the kernel. Each may hold one message or
+/// NDJSON line.
 pub const CONTROL_CONNECTIONS_MAX: usize = 1_024;
-/// Milliseconds without accepting control connections after the kernel refused to, for example because descriptors ran out.
+/// Milliseconds without accepting control connections after the kernel refused to, for example
+/// because descriptors ran out.
 pub const CONTROL_ACCEPT_RETRY_MS: u64 = 100;
 /// Milliseconds for a request head on a control connection, the idle time before it included.
 pub const CONTROL_HEAD_MS_MAX: u64 = 60_000;
-/// Milliseconds for the whole body of `POST /topics/{topic}`. Bounds how long a slow publisher holds its buffer.
+/// Milliseconds for the whole body of `POST /topics/{topic}`. Bounds how long a slow publisher
+/// holds its buffer.
 pub const CONTROL_BODY_MS_MAX: u64 = 60_000;
 /// Bytes of the receive buffer of one control connection: the most that one body chunk carries.
 pub const CONTROL_BUFFER_BYTES_MAX: usize = 256 << 10;
 /// Milliseconds that control connections have to end after the last shard's subscribers have.
 pub const CONTROL_GRACE_MS: u64 = 500;
-/// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given back.
+/// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given
+/// back.
 pub const LINE_BYTES_KEPT: usize = 16 << 10;
-/// Error lines that wait for the publisher of one NDJSON stream to read them; further ones are only counted.
+/// Error lines that wait for the publisher of one NDJSON stream to read them; further ones are only
+/// counted.
 pub const ERROR_LINES_MAX: usize = 256;
 /// Bytes of one refusal's text: parsers quote what they do not know, however long it is.
 pub const REFUSAL_BYTES_MAX: usize = 512;

@@ -73,14 +73,16 @@ pub enum Sockets {
     Auto,
     /// In the rings' own tables: each shard has as many as the process may have descriptors.
     Direct,
-    /// In the process's table of descriptors: all shards share them, less what is kept for the server itself.
+    /// In the process's table of descriptors: all shards share them, less what is kept for the
+    /// server itself.
     Plain,
 }
 
 /// What an event stream gets that cannot come in now, but may later.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum SseRefusals {
-    /// 200 and the end of the stream, where the client asks for an event stream by name: a browser comes back.
+    /// 200 and the end of the stream, where the client asks for an event stream by name: a browser
+    /// comes back.
     #[default]
     Retry,
     /// The status.

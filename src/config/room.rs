@@ -1,8 +1,9 @@
 //! How many connections the descriptor limit has room for.
 //!
-//! The kernel bounds a ring's table of direct descriptors by the limit, each shard's anew; the server itself only has to
-//! fit under it as well. Plain descriptors are shared by all shards and whatever else the process has open; that part is
-//! set aside, so that no flood of subscribers takes it.
+//! The kernel bounds a ring's table of direct descriptors by the limit, each shard's anew; the
+//! server itself only has to fit under it as well. Plain descriptors are shared by all shards and
+//! whatever else the process has open; that part is set aside, so that no flood of subscribers
+//! takes it.
 
 use super::limits::{
     ACCEPTS_ARMED, CONTROL_CONNECTIONS_MAX, CONTROL_CONNECTIONS_MIN, DESCRIPTORS_OF_HUB,
@@ -39,17 +40,20 @@ pub struct Room {
     pub slots: usize,
     /// Sockets that each shard has open at a time.
     pub sockets_max: usize,
-    /// Subscribers that each shard takes; the rest of the sockets is for those who come too many and still get an answer.
+    /// Subscribers that each shard takes; the rest of the sockets is for those who come too many
+    /// and still get an answer.
     pub connections_max: usize,
     /// Connections that each control listener has open at a time.
     pub control_connections_max: usize,
-    /// Accepts that each listener of a shard has waiting, at least 1. Each holds the place of a socket, so those of idle listeners
-    /// leave the busy one a place for every subscriber that the shard takes.
+    /// Accepts that each listener of a shard has waiting, at least 1. Each holds the place of a
+    /// socket, so those of idle listeners leave the busy one a place for every subscriber that the
+    /// shard takes.
     pub accepts_per_listener: usize,
 }
 
 impl Room {
-    /// What a limit of `descriptors` allows; `wanted` connections per shard, 0 for all. Fails with what is wrong.
+    /// What a limit of `descriptors` allows; `wanted` connections per shard, 0 for all. Fails with
+    /// what is wrong.
     pub fn of(descriptors: usize, direct: bool, sharers: Sharers, wanted: usize) -> Result<Room, String> {
         let descriptors = descriptors.min(SOCKETS_LIMIT);
         let controls = match direct {
@@ -99,7 +103,8 @@ impl Room {
     }
 }
 
-/// All of them but one listener's fit into the `spare` places beside all subscribers, and leave one.
+/// All of them but one listener's fit into the `spare` places beside all subscribers, and leave
+/// one.
 fn accepts_per_listener(listeners: usize, spare: usize) -> usize {
     let share = (ACCEPTS_ARMED / listeners).max(1);
     match listeners - 1 {

@@ -1,8 +1,8 @@
 //! Numbers with a unit, as people write them on the command line and in the configuration file.
 //!
-//! Each type reads what it writes. A count and a number of milliseconds are plain digits; a size may carry a binary
-//! unit (`65536`, `64KiB`, `8MiB`, `1GiB`). Decimal units (`64KB`) are refused: every size here is a power of two's
-//! neighbour, and a silent 2 % difference is a trap.
+//! Each type reads what it writes. A count and a number of milliseconds are plain digits; a size
+//! may carry a binary unit (`65536`, `64KiB`, `8MiB`, `1GiB`). Decimal units (`64KB`) are refused:
+//! every size here is a power of two's neighbour, and a silent 2 % difference is a trap.
 
 use std::fmt;
 use std::str::FromStr;

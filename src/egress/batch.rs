@@ -1,8 +1,9 @@
 //! The bytes of one send, shared by every connection at the same cursor.
 //!
-//! A [`Batch`] never changes while it is shared: it is filled through `Rc::get_mut`, handed out as `Rc`, and its memory
-//! stays where it is until the last holder (a send in the kernel, the cache, a connection in mid-send) lets go.
-//! The [`Ledger`] counts the bytes of all batches alive, so that slow sockets cannot pin memory without bound.
+//! A [`Batch`] never changes while it is shared: it is filled through `Rc::get_mut`, handed out as
+//! `Rc`, and its memory stays where it is until the last holder (a send in the kernel, the cache, a
+//! connection in mid-send) lets go. The [`Ledger`] counts the bytes of all batches alive, so that
+//! slow sockets cannot pin memory without bound.
 
 use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
@@ -12,7 +13,8 @@ use bytes::Bytes;
 use super::uring::header::MessageHeader;
 use crate::clock::Stamp;
 
-/// Bytes that batches alive on one shard have for themselves. Frames are not among them: they belong to their events.
+/// Bytes that batches alive on one shard have for themselves. Frames are not among them: they
+/// belong to their events.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger(Rc<Cell<usize>>);
 
@@ -164,7 +166,8 @@ impl Batch {
         }
     }
 
-    /// The contiguous bytes from `offset` on: up to the end, or to the end of the segment that holds `offset`.
+    /// The contiguous bytes from `offset` on: up to the end, or to the end of the segment that
+    /// holds `offset`.
     #[inline]
     pub fn bytes_at(&self, offset: usize) -> &[u8] {
         match &self.payload {

@@ -1,10 +1,13 @@
-//! TCP listeners. Of the data plane one per shard and address, sharing the port (`SO_REUSEPORT`); of the control plane
-//! one per address. An IPv6 address of either takes IPv6 alone: what the operator did not name is not open.
+//! TCP listeners. Of the data plane one per shard and address, sharing the port (`SO_REUSEPORT`);
+//! of the control plane one per address. An IPv6 address of either takes IPv6 alone: what the
+//! operator did not name is not open.
 //!
-//! What is set here is inherited by every accepted socket, so a new subscriber costs no further system call.
+//! What is set here is inherited by every accepted socket, so a new subscriber costs no further
+//! system call.
 //!
-//! There is no SO_KEEPALIVE: heartbeats find out who is gone, at the pace that the operator chose. Its probes would only come where
-//! heartbeats are rare, and `TCP_USER_TIMEOUT` takes the place of their count (tcp(7)): one lost probe would end a healthy connection.
+//! There is no SO_KEEPALIVE: heartbeats find out who is gone, at the pace that the operator chose.
+//! Its probes would only come where heartbeats are rare, and `TCP_USER_TIMEOUT` takes the place of
+//! their count (tcp(7)): one lost probe would end a healthy connection.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -17,7 +20,8 @@ use crate::config::limits::{BIND_MS_MAX, BIND_RETRY_MS, LISTEN_BACKLOG, NOT_SENT
 
 /// Binds `address` once per shard. A port of 0 is chosen by the kernel once and then shared.
 ///
-/// Fails with `AddrInUse` if anybody else listens there, another fanwave included, although sharing the port would let both bind.
+/// Fails with `AddrInUse` if anybody else listens there, another fanwave included, although sharing
+/// the port would let both bind.
 pub fn listen(
     address: SocketAddr,
     shards: usize,
@@ -50,8 +54,8 @@ pub fn listen_alone(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Fails if somebody listens on `address`. A process that was killed keeps its ports until the kernel has taken its rings
-/// apart, so a port in use is looked at again for a while.
+/// Fails if somebody listens on `address`. A process that was killed keeps its ports until the
+/// kernel has taken its rings apart, so a port in use is looked at again for a while.
 fn await_free(address: SocketAddr) -> io::Result<()> {
     let until = Instant::now() + Duration::from_millis(BIND_MS_MAX);
     loop {

@@ -1,15 +1,18 @@
 //! What a shard asks of the kernel, and what it hears back.
 //!
 //! Invariants worth naming:
-//! - A [`Slot`] is a socket's index in the ring's table and the connection's index in the shard's slab. It is given by
-//!   [`Completion::Accepted`] and free again after [`Completion::Closed`].
-//! - One send per slot is in the ring at a time; the ring holds its batch until the kernel has let go of the bytes.
-//!   An instant send is over once a submit has returned and there is room again, any other with its [`Completion::Sent`].
-//! - After a submit that the kernel did not take whole there is no room: nothing overtakes an instant send that it has not seen.
+//! - A [`Slot`] is a socket's index in the ring's table and the connection's index in the shard's
+//!   slab. It is given by [`Completion::Accepted`] and free again after [`Completion::Closed`].
+//! - One send per slot is in the ring at a time; the ring holds its batch until the kernel has let
+//!   go of the bytes. An instant send is over once a submit has returned and there is room again,
+//!   any other with its [`Completion::Sent`].
+//! - After a submit that the kernel did not take whole there is no room: nothing overtakes an
+//!   instant send that it has not seen.
 //! - A receive is armed once and delivers until [`Completion::ReceiveEnded`].
-//! - A slot may be closed only while neither a send, a receive nor an end of stream of it is in the ring: the kernel may look
-//!   a socket up late, and would meet whoever has the slot by then.
-//! - Completions only report. Whoever handles them marks what is to be done and asks the ring later.
+//! - A slot may be closed only while neither a send, a receive nor an end of stream of it is in the
+//!   ring: the kernel may look a socket up late, and would meet whoever has the slot by then.
+//! - Completions only report. Whoever handles them marks what is to be done and asks the ring
+//!   later.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -22,7 +25,8 @@ pub type Slot = u32;
 /// What becomes of a send that meets a full socket buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendMode {
-    /// It ends: [`Completion::Short`] tells how much the socket took. A send that was taken whole completes silently.
+    /// It ends: [`Completion::Short`] tells how much the socket took. A send that was taken whole
+    /// completes silently.
     Instant,
     /// It waits in the ring for room, until every byte is taken.
     Waiting,
@@ -35,7 +39,8 @@ pub enum SendMode {
 pub enum SendError {
     /// The peer is gone or the connection failed; the errno says how. A retry does not help.
     Gone(i32),
-    /// The kernel cannot send this one without copying (memory lock limit, no support). A plain send helps.
+    /// The kernel cannot send this one without copying (memory lock limit, no support). A plain
+    /// send helps.
     NoZeroCopy,
 }
 
@@ -60,7 +65,8 @@ pub enum Completion<'a> {
         /// Its address.
         peer: SocketAddr,
     },
-    /// The kernel could not accept for want of resources, by errno; asked again after [`EgressRing::retry_accepts`].
+    /// The kernel could not accept for want of resources, by errno; asked again after
+    /// [`EgressRing::retry_accepts`].
     AcceptFailed(i32),
     /// The peer sent something. The bytes are gone after the call; they may be changed in place.
     Received {
@@ -99,7 +105,8 @@ pub enum Completion<'a> {
         /// Whose send.
         slot: Slot,
     },
-    /// The end of our stream is on its way to the peer of this slot, or its socket had no stream any more.
+    /// The end of our stream is on its way to the peer of this slot, or its socket had no stream
+    /// any more.
     StreamEnded {
         /// Whose stream.
         slot: Slot,
@@ -125,8 +132,8 @@ pub struct RingError {
 
 /// The sockets of one shard.
 pub trait EgressRing {
-    /// How many more requests fit before the next [`submit`](Self::submit). None while the kernel has not taken all of the last
-    /// submit, or not told all that came of it.
+    /// How many more requests fit before the next [`submit`](Self::submit). None while the kernel
+    /// has not taken all of the last submit, or not told all that came of it.
     fn room(&self) -> usize;
 
     /// Sends `batch` from byte `offset` on.
@@ -138,14 +145,15 @@ pub trait EgressRing {
     /// Ends our side of the stream: the peer reads what was sent and then the end.
     fn end_stream(&mut self, slot: Slot);
 
-    /// Ends the send and the receive of `slot` that are in the ring; both complete, with an error if they had not finished. Takes
-    /// the room of two requests at most.
+    /// Ends the send and the receive of `slot` that are in the ring; both complete, with an error
+    /// if they had not finished. Takes the room of two requests at most.
     fn cancel(&mut self, slot: Slot);
 
     /// Closes the socket and frees the slot.
     fn close(&mut self, slot: Slot);
 
-    /// True if a submit is useful although nobody asked anything: the kernel has deferred work, or accepts to arm.
+    /// True if a submit is useful although nobody asked anything: the kernel has deferred work, or
+    /// accepts to arm.
     fn wants_submit(&mut self) -> bool;
 
     /// Hands all queued requests to the kernel and lets it finish what is finished.
@@ -157,7 +165,8 @@ pub trait EgressRing {
     /// Tells `handle` all completions that are there now; returns how many.
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize;
 
-    /// True if nothing is queued and nothing waits to be reaped; from then on completions ring the doorbell.
+    /// True if nothing is queued and nothing waits to be reaped; from then on completions ring the
+    /// doorbell.
     fn may_sleep(&mut self) -> bool;
 
     /// The shard is awake: completions need not ring the doorbell.

@@ -1,11 +1,13 @@
 //! A ring without a kernel: sockets are queues, time is a turn, and one seed decides everything.
 //!
-//! Under [`Weather::Fair`] every send is taken whole at once, which is what benchmarks want. Under [`Weather::Rough`] sends are
-//! taken in part, find or wait for room, fail, and completions of different sockets arrive in any order; the order within one
-//! socket is the kernel's: bytes before the end of the stream, and nothing after `Closed`. In some rough weathers a submit takes
-//! nothing from the queue now and then, as when the kernel lacks memory.
+//! Under [`Weather::Fair`] every send is taken whole at once, which is what benchmarks want. Under
+//! [`Weather::Rough`] sends are taken in part, find or wait for room, fail, and completions of
+//! different sockets arrive in any order; the order within one socket is the kernel's: bytes before
+//! the end of the stream, and nothing after `Closed`. In some rough weathers a submit takes nothing
+//! from the queue now and then, as when the kernel lacks memory.
 //!
-//! The test plays the peer through `connect`, `peer_sends`, `peer_takes`, `peer_closes`, `peer_resets` and `stall`.
+//! The test plays the peer through `connect`, `peer_sends`, `peer_takes`, `peer_closes`,
+//! `peer_resets` and `stall`.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};

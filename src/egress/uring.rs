@@ -1,14 +1,17 @@
-//! The kernel's EgressRing: one io_uring per shard, its sockets as direct or plain descriptors, one provided-buffer ring.
+//! The kernel's EgressRing: one io_uring per shard, its sockets as direct or plain descriptors, one
+//! provided-buffer ring.
 //!
-//! Why the `unsafe` here and in the files below is sound, in one place (each block names the point it stands on):
-//! - S1, bytes of sends: the kernel reads them until the last completion of the send (the notification, for zero copy), and those
-//!   of an instant send only while it takes it from the queue. The batch is held in `held`, `lent` or `instant` until then, a
-//!   shared [`Batch`] never changes, and its memory does not move.
-//! - S2, receive buffers and the buffer ring: owned by `ReceiveBuffers`, which outlives the ring. The kernel writes a
-//!   buffer only between its hand-over and the completion that names it.
+//! Why the `unsafe` here and in the files below is sound, in one place (each block names the point
+//! it stands on):
+//! - S1, bytes of sends: the kernel reads them until the last completion of the send (the
+//!   notification, for zero copy), and those of an instant send only while it takes it from the
+//!   queue. The batch is held in `held`, `lent` or `instant` until then, a shared [`Batch`] never
+//!   changes, and its memory does not move.
+//! - S2, receive buffers and the buffer ring: owned by `ReceiveBuffers`, which outlives the ring.
+//!   The kernel writes a buffer only between its hand-over and the completion that names it.
 //! - S3, peer addresses: each armed accept owns one `AcceptPlace` (`accepts`) until its completion.
-//! - S4, the end (`end`): `drop` closes the ring and waits until the kernel has let go of all of it; what it has not let go of
-//!   in time is leaked, not freed.
+//! - S4, the end (`end`): `drop` closes the ring and waits until the kernel has let go of all of
+//!   it; what it has not let go of in time is leaked, not freed.
 //!
 //! Not here: when to do what (the shard), and what bytes mean (wire).
 
@@ -52,12 +55,13 @@ pub struct UringOptions {
     pub listeners: Vec<OwnedFd>,
     /// Accepts that each listener has waiting, as long as there is room for those whom they bring.
     pub accepts_per_listener: usize,
-    /// Slots. Of direct descriptors the entries of their table, at most RLIMIT_NOFILE; the slot of a plain one is its number, so these
-    /// are more than any number that the process gives.
+    /// Slots. Of direct descriptors the entries of their table, at most RLIMIT_NOFILE; the slot of
+    /// a plain one is its number, so these are more than any number that the process gives.
     pub slots: u32,
     /// Sockets open at a time; at most `slots`.
     pub sockets_max: u32,
-    /// Accepted sockets are direct descriptors, entries of the ring's own table; else plain descriptors of the process.
+    /// Accepted sockets are direct descriptors, entries of the ring's own table; else plain
+    /// descriptors of the process.
     pub direct: bool,
     /// Receive buffers, shared by all sockets: a power of two.
     pub receive_buffers: u16,
@@ -77,7 +81,8 @@ pub struct Uring {
     accepts_failed: Vec<u32>,
     /// By slot: the batch of the waiting send in the kernel.
     held: Vec<Option<Rc<Batch>>>,
-    /// Batches of the instant sends since the last reap that let go of them, by index; neighbours share one.
+    /// Batches of the instant sends since the last reap that let go of them, by index; neighbours
+    /// share one.
     instant: Vec<Rc<Batch>>,
     /// Zero-copy sends in the kernel, by index.
     lent: Vec<Option<Lent>>,
@@ -110,7 +115,8 @@ impl std::fmt::Debug for Uring {
     }
 }
 
-/// Finds out whether this kernel, container and user allow a shard's ring; fails with cause and remedy.
+/// Finds out whether this kernel, container and user allow a shard's ring; fails with cause and
+/// remedy.
 pub fn try_out() -> Result<(), RingError> {
     setup::try_out(SUBMISSIONS_MAX, COMPLETIONS_MAX)
 }
@@ -148,8 +154,8 @@ impl Uring {
         })
     }
 
-    /// Hands all queued requests to the kernel and waits until a completion can be reaped, at most `limit`; without one for as
-    /// long as it takes. One system call.
+    /// Hands all queued requests to the kernel and waits until a completion can be reaped, at most
+    /// `limit`; without one for as long as it takes. One system call.
     pub fn submit_and_wait(&mut self, limit: Option<Duration>) -> Result<(), RingError> {
         self.arm_accepts();
         if !self.ring.completion().is_empty() {
@@ -178,7 +184,8 @@ impl Uring {
         self.room = if settled { queue.capacity() } else { 0 };
         drop(queue);
         if self.ring.completion().overflow() > 0 {
-            // What is lost may have told that a send was not taken whole: its stream could not be trusted any more.
+            // What is lost may have told that a send was not taken whole: its stream could not be
+            // trusted any more.
             let source = io::Error::from_raw_os_error(libc::ENOMEM);
             return Err(RingError {
                 what: "the kernel lost completions of the io_uring",
@@ -188,7 +195,8 @@ impl Uring {
         }
         match submitted {
             Ok(_) => Ok(()),
-            // Out of time, interrupted, or completions must be reaped first: what is queued stays queued for the next call.
+            // Out of time, interrupted, or completions must be reaped first: what is queued stays
+            // queued for the next call.
             Err(error)
                 if matches!(
                     error.raw_os_error(),
@@ -203,7 +211,8 @@ impl Uring {
 
     /// Queues one entry; the caller has checked `room`.
     fn push(&mut self, entry: &squeue::Entry) {
-        // SAFETY: S1, S2, S3: every pointer in an entry that this module builds stays valid until its completion.
+        // SAFETY: S1, S2, S3: every pointer in an entry that this module builds stays valid until
+        // its completion.
         unsafe { self.ring.submission().push(entry) }.expect("the caller leaves room for what it submits");
         self.room -= 1;
     }
@@ -214,14 +223,16 @@ impl Uring {
         self.push(&entry);
     }
 
-    /// Queues the cancellation of a request of `slot`. The kernel finds it by a hash of its user data; asked for those of a socket, it
-    /// would look at all that waits, 0.5 ms with 20,000 receives.
+    /// Queues the cancellation of a request of `slot`. The kernel finds it by a hash of its user
+    /// data; asked for those of a socket, it would look at all that waits, 0.5 ms with 20,000
+    /// receives.
     fn cancel_request(&mut self, slot: Slot, user_data: u64) {
         let entry = opcode::AsyncCancel2::new(CancelBuilder::user_data(user_data)).build();
         self.push(&entry.user_data(Op::Cancel.user_data(slot)));
     }
 
-    /// The kernel has read the bytes of all instant sends that it took from the queue, and has told which it did not take whole.
+    /// The kernel has read the bytes of all instant sends that it took from the queue, and has told
+    /// which it did not take whole.
     fn let_go_of_instant_sends(&mut self) {
         if self.instant.is_empty() {
             return;

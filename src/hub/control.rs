@@ -47,7 +47,8 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
         .route("/healthz", get(health))
         .route("/stats", get(stats))
         .route("/topics", get(list_topics))
-        // The empty topic has a route of its own: the wildcard does not match it, and it deserves its reason.
+        // The empty topic has a route of its own: the wildcard does not match it, and it deserves
+        // its reason.
         .route(TOPIC_PATH, topic())
         .route("/topics/{*topic}", topic())
         .route("/publish", post(publish_stream))
@@ -119,8 +120,9 @@ fn topic_of(uri: &Uri) -> Result<Topic, Refusal> {
     parse_topic_path(uri.path().strip_prefix(TOPIC_PATH).unwrap_or(""))
 }
 
-/// The whole body, at most `bytes_max`; a larger one is refused as soon as that is known, and is not held. The result
-/// is a copy of exactly its size, so that it does not keep the connection's receive buffer alive.
+/// The whole body, at most `bytes_max`; a larger one is refused as soon as that is known, and is
+/// not held. The result is a copy of exactly its size, so that it does not keep the connection's
+/// receive buffer alive.
 async fn read_body(body: &mut BodyDataStream, bytes_max: usize) -> Result<Bytes, Refusal> {
     let announced = HttpBody::size_hint(body).exact();
     let announced = announced.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -235,7 +237,8 @@ echo '{{\"topic\":\"news\",\"data\":\"hello\"}}' | {curl} -N -X POST -T - {publi
     )
 }
 
-/// Host and port of a `Host` field, if they make an address. A link-local one makes none: a `Host` has no scope.
+/// Host and port of a `Host` field, if they make an address. A link-local one makes none: a `Host`
+/// has no scope.
 fn authority(host: &HeaderValue) -> Option<Authority> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
     let host: Authority = host.to_str().ok().filter(|host| host.bytes().all(plain))?.parse().ok()?;
@@ -251,7 +254,8 @@ fn ip_of(host: &str) -> Option<IpAddr> {
     host.trim_matches(['[', ']']).parse().ok()
 }
 
-/// Where the caller finds the data plane: on the host that it `asked`, if that is bound on every interface.
+/// Where the caller finds the data plane: on the host that it `asked`, if that is bound on every
+/// interface.
 fn data_address(listen: &[SocketAddr], asked: Option<&Authority>) -> Option<String> {
     let on_asked = asked.map(Authority::host).and_then(|host| {
         let same_family = |bound: &&SocketAddr| ip_of(host).is_none_or(|ip| ip.is_ipv4() == bound.is_ipv4());

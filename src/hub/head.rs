@@ -31,7 +31,8 @@ use crate::wire::http::HEADERS_MAX;
 /// hyper's own bound on a target.
 const TARGET_BYTES_MAX: usize = u16::MAX as usize;
 
-/// A socket that takes what is written to it and sends nothing of it, until a request has got to the router.
+/// A socket that takes what is written to it and sends nothing of it, until a request has got to
+/// the router.
 pub(super) struct Muted<S> {
     socket: S,
     asked: Asked,
@@ -105,8 +106,9 @@ impl<S> Muted<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Muted<S> {
-    /// Ends a connection whose last head was refused: with our answer, unless hyper was heard already. Reads on for a
-    /// while, because a client that still sends would be reset before it has read why.
+    /// Ends a connection whose last head was refused: with our answer, unless hyper was heard
+    /// already. Reads on for a while, because a client that still sends would be reset before it
+    /// has read why.
     pub(super) async fn refuse(mut self, refusal: &Refusal) {
         if !self.asked.is_true() && self.socket.write_all(&answer(refusal)).await.is_err() {
             return;
@@ -157,8 +159,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Muted<S> {
     }
 }
 
-/// The refusal behind the `error` that a connection ended with, if it was for a request head; `unread` is what has come
-/// of the next one.
+/// The refusal behind the `error` that a connection ended with, if it was for a request head;
+/// `unread` is what has come of the next one.
 pub(super) fn refusal_of(error: &hyper::Error, unread: &[u8], head_bytes_max: usize) -> Option<Refusal> {
     let begun = unread.iter().any(|byte| !b"\r\n".contains(byte));
     // Empty lines before the request line do not count (RFC 9112 §2.2).

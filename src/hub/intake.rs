@@ -1,14 +1,17 @@
-//! Takes events in, gives them their sequence, encodes them, and hands them to every shard in batches.
+//! Takes events in, gives them their sequence, encodes them, and hands them to every shard in
+//! batches.
 //!
 //! Invariants worth naming:
 //! - Sequences are gapless from 1; an event that is refused gets none.
-//! - The queue is `queued` (no shard has these events) after `sending` (some shards may have this batch). Its events and
-//!   bytes stay counted until every shard has them, and bound what publishers can make us hold.
-//! - A batch goes to every shard before the next batch goes to any, so all shards see one order and nothing is lost.
+//! - The queue is `queued` (no shard has these events) after `sending` (some shards may have this
+//!   batch). Its events and bytes stay counted until every shard has them, and bound what
+//!   publishers can make us hold.
+//! - A batch goes to every shard before the next batch goes to any, so all shards see one order and
+//!   nothing is lost.
 //! - `stalled` is true exactly while a shard's queue refused the batch in `sending`.
 //!
-//! Not here: waiting. All functions return at once; who retries a stalled queue, and who waits for room, is the
-//! [`Hub`](super::Hub)'s business.
+//! Not here: waiting. All functions return at once; who retries a stalled queue, and who waits for
+//! room, is the [`Hub`](super::Hub)'s business.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -93,7 +96,8 @@ pub struct Intake {
 pub enum NoRoom {
     /// The queue to the shards is full.
     Queue,
-    /// Events of its topic, or of all topics, take as much memory as they may, until subscribers have come on.
+    /// Events of its topic, or of all topics, take as much memory as they may, until subscribers
+    /// have come on.
     Memory,
 }
 
@@ -129,13 +133,14 @@ impl Intake {
         }
     }
 
-    /// Whether an event of `topic` that takes so much memory would be taken now. An empty queue takes any event.
+    /// Whether an event of `topic` that takes so much memory would be taken now. An empty queue
+    /// takes any event.
     pub fn room(&self, topic: &Topic, memory: usize) -> Result<(), NoRoom> {
         self.fits(topic, memory, self.queue_events_max, self.queue_bytes_max)
     }
 
-    /// The same for an event of a stream. Streams wait, and take every place as soon as it is free; so some places are left to single
-    /// publishes, which are refused instead.
+    /// The same for an event of a stream. Streams wait, and take every place as soon as it is free;
+    /// so some places are left to single publishes, which are refused instead.
     pub fn room_for_stream(&self, topic: &Topic, memory: usize) -> Result<(), NoRoom> {
         let (events, bytes) = (self.queue_events_max, self.queue_bytes_max);
         self.fits(topic, memory, events - events / SINGLES_SHARE, bytes - bytes / SINGLES_SHARE)
@@ -150,8 +155,8 @@ impl Intake {
         }
     }
 
-    /// Takes `event` in and returns its sequence. A batch's worth of queued events is flushed, less is left for
-    /// [`Intake::flush`], so that the events of one body chunk travel together.
+    /// Takes `event` in and returns its sequence. A batch's worth of queued events is flushed, less
+    /// is left for [`Intake::flush`], so that the events of one body chunk travel together.
     pub fn accept(&mut self, event: Event, intake: Stamp) -> Result<u64, Refusal> {
         let bytes = event.published_bytes();
         if self.draining {
@@ -235,8 +240,8 @@ impl Intake {
         Err(refusal)
     }
 
-    /// Hands what is queued to every shard, in as few batches as the limits allow, until done or until a shard's
-    /// queue is full.
+    /// Hands what is queued to every shard, in as few batches as the limits allow, until done or
+    /// until a shard's queue is full.
     pub fn flush(&mut self) -> Flushed {
         loop {
             if self.sending.is_none() {
@@ -251,7 +256,8 @@ impl Intake {
         }
     }
 
-    /// Offers the batch in `sending` to the shards that have not got it. Shards that have ended are passed over.
+    /// Offers the batch in `sending` to the shards that have not got it. Shards that have ended are
+    /// passed over.
     fn send(&mut self) -> Flushed {
         let Some(Sending { batch, bytes, waiting }) = &mut self.sending else { return Flushed::All };
         let first_try = !self.stalled;
@@ -436,7 +442,8 @@ mod tests {
         assert_eq!(intake.counters().stalls, 2, "once per shard, however often it is retried");
         assert!(intake.is_stalled());
 
-        // Shard 1 works on while shard 0 does not: it gets one batch more, and not the one after that.
+        // Shard 1 works on while shard 0 does not: it gets one batch more, and not the one after
+        // that.
         let mut seen = [Vec::new(), Vec::new()];
         seen[1].extend(take(&inboxes[1], usize::MAX).concat());
         assert_eq!(intake.flush(), Flushed::Stalled);

@@ -46,7 +46,8 @@ pub(super) struct Listing {
 pub(super) struct TopicView {
     topic: Topic,
     subscribers: ByFamily<u64>,
-    /// Id of the last event; ours where the publisher's is forgotten. `null` before the first event.
+    /// Id of the last event; ours where the publisher's is forgotten. `null` before the first
+    /// event.
     last_id: Option<String>,
     /// Sequence of the last event, 0 before the first.
     sequence: u64,
@@ -134,8 +135,8 @@ impl Hub {
         (topics, end.map(|end| end.as_str().into()))
     }
 
-    /// One topic; `Ok(None)` if nobody knows it, `Err` holds the shards that should have been asked but gave no
-    /// report while no other knows it.
+    /// One topic; `Ok(None)` if nobody knows it, `Err` holds the shards that should have been asked
+    /// but gave no report while no other knows it.
     pub(super) async fn find_topic(&self, topic: Topic) -> Result<Option<TopicView>, Vec<usize>> {
         let reports = self.scrape(|answer| Question::Topics(TopicQuery::One(topic.clone()), answer)).await;
         let intake = self.intake();

@@ -1,17 +1,18 @@
-//! The hub: the one thread that takes events in, gives them sequences, encodes them, and broadcasts them.
+//! The hub: the one thread that takes events in, gives them sequences, encodes them, and broadcasts
+//! them.
 //!
 //! Invariants worth naming:
-//! - Everything here runs on one thread (a tokio current-thread runtime that the caller makes), so the lock around
-//!   [`Intake`] is never contended; no guard lives across an await.
-//! - An accepted event reaches every shard: a publish flushes the queue itself, before it is answered; only when a
-//!   shard's queue is full does one task retry, every [`STALL_RETRY_MS`].
-//! - A drain keeps the order: the last batch, then [`Message::Drain`], to every shard; when all are done, control
-//!   connections end, and then the shards by [`Message::End`]. So newcomers are refused and counted until all have what is
-//!   theirs.
+//! - Everything here runs on one thread (a tokio current-thread runtime that the caller makes), so
+//!   the lock around [`Intake`] is never contended; no guard lives across an await.
+//! - An accepted event reaches every shard: a publish flushes the queue itself, before it is
+//!   answered; only when a shard's queue is full does one task retry, every [`STALL_RETRY_MS`].
+//! - A drain keeps the order: the last batch, then [`Message::Drain`], to every shard; when all are
+//!   done, control connections end, and then the shards by [`Message::End`]. So newcomers are
+//!   refused and counted until all have what is theirs.
 //!
-//! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks), `stream` (NDJSON),
-//! `guard` (foreign pages), `head` (what is no request), `listen` and `seats` (connections).
-//! Not here: signals, binding of addresses, threads (`serve`).
+//! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks),
+//! `stream` (NDJSON), `guard` (foreign pages), `head` (what is no request), `listen` and `seats`
+//! (connections). Not here: signals, binding of addresses, threads (`serve`).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -131,11 +132,13 @@ struct Hub {
     listings: Semaphore,
 }
 
-/// Serves the control API and broadcasts what is published, until `drain` resolves and every shard has ended.
+/// Serves the control API and broadcasts what is published, until `drain` resolves and every shard
+/// has ended.
 ///
-/// Fails with the first shard that failed or ended while serving (the others are drained first), with those that
-/// do not end within [`DRAIN_GRACE_MS`] after they were told to, or if a listener is unusable. They are told as soon as
-/// all are done, at the latest [`DRAIN_GRACE_MS`] after `drain_ms_max`.
+/// Fails with the first shard that failed or ended while serving (the others are drained first),
+/// with those that do not end within [`DRAIN_GRACE_MS`] after they were told to, or if a listener
+/// is unusable. They are told as soon as all are done, at the latest [`DRAIN_GRACE_MS`] after
+/// `drain_ms_max`.
 pub async fn run(setup: Setup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
     let Setup {
         config,
@@ -236,9 +239,10 @@ async fn retry_stalls(hub: Arc<Hub>) {
     }
 }
 
-/// Lets the allocator give freed memory back to the kernel. mimalloc (v3) does so some seconds after memory was freed, but
-/// looks only when it frees a whole page: a server that has become quiet would keep what its last burst took. So a
-/// page is taken, not touched, and freed now and then.
+/// Lets the allocator give freed memory back to the kernel. mimalloc (v3) does so some seconds
+/// after memory was freed, but looks only when it frees a whole page: a server that has become
+/// quiet would keep what its last burst took. So a page is taken, not touched, and freed now and
+/// then.
 async fn give_back_memory() {
     loop {
         sleep(Duration::from_millis(GIVE_BACK_MS)).await;
@@ -303,7 +307,8 @@ impl Hub {
             let before = intake.queue().0;
             (intake.flush(), intake.queue().0 < before)
         });
-        // Only on progress: one who waits for room flushes too, and must not wake itself for nothing.
+        // Only on progress: one who waits for room flushes too, and must not wake itself for
+        // nothing.
         if shorter {
             self.room.notify_waiters();
         }

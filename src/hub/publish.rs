@@ -1,8 +1,10 @@
-//! From the bytes of a publish to an [`Event`]: query parameters, text or binary bodies, lines of NDJSON.
+//! From the bytes of a publish to an [`Event`]: query parameters, text or binary bodies, lines of
+//! NDJSON.
 //!
-//! Pure functions and one small state machine ([`Lines`]); no I/O, no clock. Everything that a publisher can get wrong
-//! ends as a [`Refusal`] that says what is wrong and where. Bytes are copied into the event, so that an event of a few
-//! bytes does not keep a whole receive buffer alive in the windows.
+//! Pure functions and one small state machine ([`Lines`]); no I/O, no clock. Everything that a
+//! publisher can get wrong ends as a [`Refusal`] that says what is wrong and where. Bytes are
+//! copied into the event, so that an event of a few bytes does not keep a whole receive buffer
+//! alive in the windows.
 
 use std::borrow::Cow;
 
@@ -31,7 +33,8 @@ pub struct Options {
     pub retry_ms: Option<u32>,
 }
 
-/// Reads the options of `POST /topics/{topic}` from its query: `event`, `id` and `retry`, each at most once.
+/// Reads the options of `POST /topics/{topic}` from its query: `event`, `id` and `retry`, each at
+/// most once.
 pub fn parse_options(query: Option<&str>) -> Result<Options, Refusal> {
     let mut options = Options::default();
     for (name, value) in parse_query(query, &["event", "id", "retry"])? {
@@ -51,8 +54,8 @@ pub fn parse_options(query: Option<&str>) -> Result<Options, Refusal> {
     Ok(options)
 }
 
-/// Splits a query into the parameters that are `known`, decoded; refuses unknown ones, doubled ones, and values with
-/// bad escapes or that are not UTF-8, by name.
+/// Splits a query into the parameters that are `known`, decoded; refuses unknown ones, doubled
+/// ones, and values with bad escapes or that are not UTF-8, by name.
 pub fn parse_query<'k>(query: Option<&str>, known: &[&'k str]) -> Result<Vec<(&'k str, String)>, Refusal> {
     let bad = |text: String| Refusal::new(RefusalReason::BadQuery, text);
     let mut found: Vec<(&'k str, String)> = Vec::new();
@@ -140,9 +143,10 @@ struct LineJson<'a> {
     retry: Option<u32>,
 }
 
-/// Reads one line of NDJSON: `{"topic":"a","data":"text"}` or `{"topic":"a","base64":"…"}`, with `event`, `id` and
-/// `retry` (milliseconds) if wanted. `data` that is an object, an array, a number or a boolean is published as its
-/// JSON text without white space between tokens; digits and the order of members stay as written.
+/// Reads one line of NDJSON: `{"topic":"a","data":"text"}` or `{"topic":"a","base64":"…"}`, with
+/// `event`, `id` and `retry` (milliseconds) if wanted. `data` that is an object, an array, a number
+/// or a boolean is published as its JSON text without white space between tokens; digits and the
+/// order of members stay as written.
 pub fn parse_line(line: &[u8], message_bytes_max: usize) -> Result<Event, Refusal> {
     let line = std::str::from_utf8(line).map_err(|error| {
         let text = format!("the line is not UTF-8 at byte {}", error.valid_up_to());
@@ -202,7 +206,8 @@ pub fn check_size(bytes: usize, message_bytes_max: usize) -> Result<(), Refusal>
     Err(Refusal::new(RefusalReason::TooLarge, text))
 }
 
-/// The text that `data`, a part of `line`, publishes: what a JSON string holds, else the JSON itself.
+/// The text that `data`, a part of `line`, publishes: what a JSON string holds, else the JSON
+/// itself.
 fn text_of(data: &RawValue, line: &str) -> Result<Data, Refusal> {
     let json = data.get();
     let text = if json.starts_with('"') {
@@ -233,8 +238,8 @@ fn without_white_space(json: &str) -> String {
     compact
 }
 
-/// The parser's words with the column alone: it saw one line, so its "line 1" would mislead. `before` are the bytes of
-/// the line before what it saw.
+/// The parser's words with the column alone: it saw one line, so its "line 1" would mislead.
+/// `before` are the bytes of the line before what it saw.
 fn bad_json(error: &serde_json::Error, before: usize) -> Refusal {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -259,12 +264,12 @@ pub enum Line<'a> {
     TooLong(u64),
 }
 
-/// Cuts a body that comes in chunks of any size into lines. A line that lies in one chunk is not copied; of a line
-/// over several chunks at most `line_bytes_max` are held.
+/// Cuts a body that comes in chunks of any size into lines. A line that lies in one chunk is not
+/// copied; of a line over several chunks at most `line_bytes_max` are held.
 #[derive(Debug)]
 pub struct Lines {
-    /// The begin of the line that is not complete; at most `line_bytes_max` bytes. Still the whole last line if
-    /// `delivered`.
+    /// The begin of the line that is not complete; at most `line_bytes_max` bytes. Still the whole
+    /// last line if `delivered`.
     held: Vec<u8>,
     /// True exactly while `held` was already given out as a line.
     delivered: bool,

@@ -18,7 +18,8 @@ use crate::config::limits::REFUSAL_BYTES_MAX;
 pub enum RefusalReason {
     /// The hub's queue is full because a shard's queue is full.
     Full,
-    /// The topic's events, or those of all topics, take as much memory as they may, because subscribers are behind.
+    /// The topic's events, or those of all topics, take as much memory as they may, because
+    /// subscribers are behind.
     Behind,
     /// The server is draining.
     Draining,
@@ -138,8 +139,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal with its line of explanation, which is cut off where it quotes too much of what came.
-    /// Control characters that it quotes are escaped: the line is printed on terminals.
+    /// A refusal with its line of explanation, which is cut off where it quotes too much of what
+    /// came. Control characters that it quotes are escaped: the line is printed on terminals.
     pub fn new(reason: RefusalReason, text: impl Into<String>) -> Refusal {
         let mut text = text.into();
         cut(&mut text);

@@ -1,8 +1,9 @@
-//! `GET /stats`: counters and latencies of the hub, of each shard, and of all shards together, as JSON.
+//! `GET /stats`: counters and latencies of the hub, of each shard, and of all shards together, as
+//! JSON.
 //!
-//! All counts are from the start of the process, save where "now" is said. Latencies are microseconds. A shard
-//! that gave no report has `"state":"unavailable"` and no counters. Then `totals` is `null`: a sum that lacks a shard
-//! would fall, and rise again with the next scrape.
+//! All counts are from the start of the process, save where "now" is said. Latencies are
+//! microseconds. A shard that gave no report has `"state":"unavailable"` and no counters. Then
+//! `totals` is `null`: a sum that lacks a shard would fall, and rise again with the next scrape.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -89,8 +90,8 @@ struct Counts {
     sleeps: u64,
     /// Now. Windows share their events, so the total is the largest of the shards'.
     window: Amount,
-    /// Now, beyond the windows' histories, for subscribers that are behind; memory with all frames. The total is the largest
-    /// of the shards'.
+    /// Now, beyond the windows' histories, for subscribers that are behind; memory with all frames.
+    /// The total is the largest of the shards'.
     excess: Amount,
     formats: ByFamily<FamilyCounters>,
     latency_us: Latencies,
@@ -236,7 +237,8 @@ fn latency(histogram: &Histogram<u64>) -> Latency {
     }
 }
 
-/// Adds one shard to the total. The patterns name every field, so that a new one cannot be forgotten.
+/// Adds one shard to the total. The patterns name every field, so that a new one cannot be
+/// forgotten.
 fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     let ShardMetrics {
         families,

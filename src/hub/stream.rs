@@ -1,12 +1,15 @@
 //! `POST /publish`: NDJSON as one request of any length, answered while it is being read.
 //!
 //! Invariants worth naming:
-//! - The events of one body chunk are taken in together and flushed once, so they travel in as few batches as allowed.
-//! - A full queue stops the reading, and so in the end the publisher; a line is never refused for lack of room.
-//! - Reading goes on in a task of its own: a publisher that does not read its error lines still gets its events
-//!   through. At most [`ERROR_LINES_MAX`] error lines wait for it, further ones are only counted; the summary has a
-//!   place of its own.
-//! - A bad line costs nobody else's line. Every line taken in is either accepted or counted as refused.
+//! - The events of one body chunk are taken in together and flushed once, so they travel in as few
+//!   batches as allowed.
+//! - A full queue stops the reading, and so in the end the publisher; a line is never refused for
+//!   lack of room.
+//! - Reading goes on in a task of its own: a publisher that does not read its error lines still
+//!   gets its events through. At most [`ERROR_LINES_MAX`] error lines wait for it, further ones are
+//!   only counted; the summary has a place of its own.
+//! - A bad line costs nobody else's line. Every line taken in is either accepted or counted as
+//!   refused.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -70,7 +73,8 @@ pub(super) fn refused_unread(hub: &Hub, refusal: Refusal, rest: BodyDataStream) 
     response
 }
 
-/// Reads and drops what a publisher still sends, so that it is not reset before it has read our answer.
+/// Reads and drops what a publisher still sends, so that it is not reset before it has read our
+/// answer.
 async fn discard(mut frames: BodyDataStream) {
     let rest = async { while let Some(Ok(_)) = frames.next().await {} };
     // Whoever still sends then has had the time to read.
@@ -153,7 +157,8 @@ impl Reading {
             unreported: self.unreported,
             error,
         };
-        // The sender that the permit gives back and ours are the last ones; without them the answer ends.
+        // The sender that the permit gives back and ours are the last ones; without them the answer
+        // ends.
         drop((place.send(line_of(&summary)), self.answers));
         discard(frames).await;
     }
@@ -173,8 +178,8 @@ impl Reading {
         Ok(())
     }
 
-    /// Takes in a last line without LF. If it is no event, `broken`, which is counted already, says why rather than the
-    /// parser.
+    /// Takes in a last line without LF. If it is no event, `broken`, which is counted already, says
+    /// why rather than the parser.
     async fn take_rest(&mut self, broken: Option<Refusal>) -> Result<(), u64> {
         let Some((number, event)) = self.lines.finish().and_then(|line| read(line, &self.hub.config.limits))
         else {

@@ -1,10 +1,11 @@
 //! What the hub remembers of each topic: its last event and how much was published to it.
 //!
 //! Invariants worth naming:
-//! - At most `topics_max` topics are remembered. One more makes the hub forget the topic that was published to longest
-//!   ago; its counts are lost, and shards where nobody subscribes to it drop its window.
-//! - Recording an event costs one hash lookup and a few links, whatever the number of topics: `slots` are chained from
-//!   the newest to the oldest publish by index.
+//! - At most `topics_max` topics are remembered. One more makes the hub forget the topic that was
+//!   published to longest ago; its counts are lost, and shards where nobody subscribes to it drop
+//!   its window.
+//! - Recording an event costs one hash lookup and a few links, whatever the number of topics:
+//!   `slots` are chained from the newest to the oldest publish by index.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -133,7 +134,8 @@ impl TopicTable {
         self.slots.len()
     }
 
-    /// A slot for a new topic, not linked yet: a fresh one, or that of the topic published to longest ago, which is given too.
+    /// A slot for a new topic, not linked yet: a fresh one, or that of the topic published to
+    /// longest ago, which is given too.
     fn enter(&mut self, topic: &Topic) -> (usize, Option<Topic>) {
         let record = TopicRecord { topic: topic.clone(), sequence: 0, id: None, events: 0, bytes: 0 };
         let account = Account::new(&self.memory);

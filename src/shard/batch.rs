@@ -1,9 +1,10 @@
 //! Building batches, and remembering the last few so that connections at the same cursor share one.
 //!
-//! A run is "all events of these topics after the cursor, up to what one send carries". It serves every cursor from the event
-//! before it up to (not including) its own first event. Where a topic begins later than the cursor, as after a gap, the run serves only
-//! those who begin there too.
-//! Buffers of batches that nobody holds any more are used again, so that steady traffic does not allocate.
+//! A run is "all events of these topics after the cursor, up to what one send carries". It serves
+//! every cursor from the event before it up to (not including) its own first event. Where a topic
+//! begins later than the cursor, as after a gap, the run serves only those who begin there too.
+//! Buffers of batches that nobody holds any more are used again, so that steady traffic does not
+//! allocate.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -19,14 +20,16 @@ use crate::config::limits::{BATCHES_CACHED, BATCHES_POOLED, CONTIGUOUS_FRAME_BYT
 use crate::egress::{Batch, Ledger, Payload};
 use crate::wire::Format;
 
-/// Smallest buffers. They grow to powers of two, so that after a few runs each buffer fits every usual run.
+/// Smallest buffers. They grow to powers of two, so that after a few runs each buffer fits every
+/// usual run.
 const BUFFER_BYTES_MIN: usize = 4 << 10;
 const BUFFER_SEGMENTS_MIN: usize = 32;
 
 /// Topics of a connection from which on the newest events are asked which of them have news.
 const RECENT_LOOKS_MIN: usize = 4;
 
-/// What everybody lacks whose cursor stands between the same two events, and whose topics begin where these do.
+/// What everybody lacks whose cursor stands between the same two events, and whose topics begin
+/// where these do.
 #[derive(Debug, Clone)]
 pub struct Run {
     /// The bytes.
@@ -41,8 +44,9 @@ pub struct Run {
 }
 
 impl Run {
-    /// True if [`Batches::news_after`] would give this run again to a subscriber of its format, as long as nothing has been pushed or
-    /// evicted since it did. False for subscribers of several topics: which of them have news takes a longer look.
+    /// True if [`Batches::news_after`] would give this run again to a subscriber of its format, as
+    /// long as nothing has been pushed or evicted since it did. False for subscribers of several
+    /// topics: which of them have news takes a longer look.
     #[inline]
     pub fn serves(&self, memberships: &[Membership], cursor: u64) -> bool {
         let [only] = memberships else { return false };
@@ -78,7 +82,8 @@ struct Cached {
 pub struct Batches {
     cached: VecDeque<Cached>,
     pool: VecDeque<Rc<Batch>>,
-    /// Buffers of former batches that wait for a payload of their kind; at most `BATCHES_POOLED` of each.
+    /// Buffers of former batches that wait for a payload of their kind; at most `BATCHES_POOLED` of
+    /// each.
     spare_bytes: Vec<Vec<u8>>,
     spare_segments: Vec<Vec<Bytes>>,
     ledger: Ledger,
@@ -87,8 +92,8 @@ pub struct Batches {
     run: Vec<Arc<Encoded>>,
     /// Topics with news of the connection being served.
     news: Vec<TopicIndex>,
-    /// By topic of `news`, the sequence after which its events are sent if that is beyond the cursor, else 0. Zeros at the end are left
-    /// out, so that this is empty for nearly everybody.
+    /// By topic of `news`, the sequence after which its events are sent if that is beyond the
+    /// cursor, else 0. Zeros at the end are left out, so that this is empty for nearly everybody.
     starts: Vec<u64>,
     /// Next index into the window of each topic of `news`.
     next: Vec<usize>,
@@ -124,7 +129,8 @@ impl Batches {
         let Some(head) = self.find_news(topics, memberships, cursor) else { return News::Lost };
         let Some(&first) = self.news.first() else { return News::None };
         let hit = self.cached.iter().find(|cached| {
-            // A run that is bounded by what one send carries does not change with what comes behind it.
+            // A run that is bounded by what one send carries does not change with what comes behind
+            // it.
             (cached.head == head || cached.run.more)
                 && cached.run.format == format
                 && cached.run.cursors.contains(&cursor)
@@ -138,8 +144,8 @@ impl Batches {
         News::Run(self.build(topics, format, cursor, head))
     }
 
-    /// Fills `news` and `starts`, and returns the newest sequence of the topics with news, 0 if there are none; `None` if one
-    /// of them has lost some.
+    /// Fills `news` and `starts`, and returns the newest sequence of the topics with news, 0 if
+    /// there are none; `None` if one of them has lost some.
     fn find_news(&mut self, topics: &Topics, memberships: &Memberships, cursor: u64) -> Option<u64> {
         let members = memberships.as_slice();
         let mut head = 0;
@@ -180,7 +186,8 @@ impl Batches {
         Some(head)
     }
 
-    /// Forgets all remembered batches, so that their memory is free when the last send of each is done.
+    /// Forgets all remembered batches, so that their memory is free when the last send of each is
+    /// done.
     pub fn forget(&mut self) {
         self.cached.clear();
         self.pool.clear();
@@ -231,8 +238,8 @@ impl Batches {
         run
     }
 
-    /// Fills `run` with the events after `cursor` and `starts` in sequence order, as many as one send carries, and returns the
-    /// least cursor that lacks the same.
+    /// Fills `run` with the events after `cursor` and `starts` in sequence order, as many as one
+    /// send carries, and returns the least cursor that lacks the same.
     fn collect(&mut self, topics: &Topics, format: Format, cursor: u64) -> u64 {
         self.next.clear();
         let mut low = 0;
@@ -264,7 +271,8 @@ impl Batches {
     }
 
     fn take_from_pool(&mut self) -> Rc<Batch> {
-        // The oldest is the likeliest to be free. Two looks are enough: what is held longer belongs to a slow socket.
+        // The oldest is the likeliest to be free. Two looks are enough: what is held longer belongs
+        // to a slow socket.
         for _ in 0..self.pool.len().min(2) {
             let batch = self.pool.pop_front().expect("not empty");
             if Rc::strong_count(&batch) == 1 {

@@ -1,8 +1,8 @@
 //! The slab of connections: one small entry per socket, indexed by slot.
 //!
-//! Entries live in chunks that are made when first needed and never move, so growing copies nothing and an idle
-//! connection costs one entry. What only some connections have (a partial head, several topics, an answer that waits) is
-//! boxed and gone again when it has served.
+//! Entries live in chunks that are made when first needed and never move, so growing copies nothing
+//! and an idle connection costs one entry. What only some connections have (a partial head, several
+//! topics, an answer that waits) is boxed and gone again when it has served.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -19,7 +19,8 @@ pub type TopicIndex = u32;
 /// Entries per chunk, one behind the other.
 pub const CHUNK: usize = 256;
 
-/// Where a connection stands in its life; it only moves downwards, and from `Closing` back to `Vacant`.
+/// Where a connection stands in its life; it only moves downwards, and from `Closing` back to
+/// `Vacant`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// No connection.
@@ -30,7 +31,8 @@ pub enum Phase {
     Open,
     /// Only last words are still to be sent.
     Finishing,
-    /// Our side has ended; the peer's end of stream is awaited, so that our last words are not lost to a reset.
+    /// Our side has ended; the peer's end of stream is awaited, so that our last words are not lost
+    /// to a reset.
     Lingering,
     /// What is in the ring for it is ending; nothing more is said.
     Aborting,
@@ -64,8 +66,8 @@ pub enum Memberships {
 pub struct Several {
     /// In rising order of the topics, so that all who have the same ones share their batches.
     members: Vec<Membership>,
-    /// Where the stream of each member goes on, if not all do at the cursor: after a gap each topic goes on from where it is
-    /// whole. Empty otherwise.
+    /// Where the stream of each member goes on, if not all do at the cursor: after a gap each topic
+    /// goes on from where it is whole. Empty otherwise.
     starts: Vec<u64>,
 }
 
@@ -88,7 +90,8 @@ impl Memberships {
         }
     }
 
-    /// All of them, each with the sequence after which its events are still to be sent to a subscriber at `cursor`.
+    /// All of them, each with the sequence after which its events are still to be sent to a
+    /// subscriber at `cursor`.
     pub fn iter_from(&self, cursor: u64) -> impl Iterator<Item = (TopicIndex, u64)> {
         let starts: &[u64] = match self {
             Memberships::Many(several) => &several.starts,
@@ -111,7 +114,8 @@ impl Memberships {
         start.map_or(cursor, |start| cursor.max(*start))
     }
 
-    /// A subscriber of several topics has everything up to `cursor`: starts that are behind it are forgotten.
+    /// A subscriber of several topics has everything up to `cursor`: starts that are behind it are
+    /// forgotten.
     pub fn reach(&mut self, cursor: u64) {
         if let Memberships::Many(several) = self
             && several.starts.iter().all(|start| *start <= cursor)
@@ -120,7 +124,8 @@ impl Memberships {
         }
     }
 
-    /// Makes the stream of each member go on after the sequence at its place in `starts`. Returns the cursor from which they do.
+    /// Makes the stream of each member go on after the sequence at its place in `starts`. Returns
+    /// the cursor from which they do.
     pub fn start_after(&mut self, starts: Vec<u64>) -> u64 {
         let cursor = starts.iter().copied().min().unwrap_or(0);
         if let Memberships::Many(several) = self {
@@ -195,7 +200,8 @@ impl From<Peer> for SocketAddr {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Connection {
-    /// Every event of its topics up to this sequence has been handed to the kernel, is in `partial`, or was told as lost.
+    /// Every event of its topics up to this sequence has been handed to the kernel, is in
+    /// `partial`, or was told as lost.
     pub cursor: u64,
     /// Topics and places in them.
     pub memberships: Memberships,
@@ -207,8 +213,8 @@ pub struct Connection {
     pub offset: u32,
     /// Tick of the last change: accept, submission or completion of a send, start of lingering.
     pub since: u32,
-    /// The turn in which it was last given a send. Nothing else is asked for it in that turn, and nothing in the next ones
-    /// while the ring has no room.
+    /// The turn in which it was last given a send. Nothing else is asked for it in that turn, and
+    /// nothing in the next ones while the ring has no room.
     pub turn: u64,
     /// Where it stands.
     pub phase: Phase,
@@ -338,7 +344,8 @@ impl Connections {
         &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
     }
 
-    /// Has the entry of `slot` brought into the cache, so that the visit to come need not wait for it.
+    /// Has the entry of `slot` brought into the cache, so that the visit to come need not wait for
+    /// it.
     #[inline]
     pub fn prefetch(&self, slot: Slot) {
         prefetch(self.get(slot));

@@ -1,8 +1,10 @@
-//! What a shard keeps of topics that it has forgotten: the sequence of the last event that left each.
+//! What a shard keeps of topics that it has forgotten: the sequence of the last event that left
+//! each.
 //!
-//! Whoever comes back to a topic after a quiet time has lost nothing, although no window of it is left. So few bytes are kept for
-//! longer than a topic, and a bounded number of them; beyond it one sequence stands for all that were dropped, and whoever
-//! comes back to one of those is told of a gap that may be none.
+//! Whoever comes back to a topic after a quiet time has lost nothing, although no window of it is
+//! left. So few bytes are kept for longer than a topic, and a bounded number of them; beyond it one
+//! sequence stands for all that were dropped, and whoever comes back to one of those is told of a
+//! gap that may be none.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -28,7 +30,8 @@ impl Forgotten {
         }
     }
 
-    /// Up to which sequence events of `name` may be gone. It is known again from now on, and forgotten here.
+    /// Up to which sequence events of `name` may be gone. It is known again from now on, and
+    /// forgotten here.
     pub fn take(&mut self, name: &Topic) -> u64 {
         let Some(sequence) = self.by_name.remove(name) else { return self.dropped };
         self.by_sequence.remove(&sequence);

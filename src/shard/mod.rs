@@ -65,11 +65,12 @@ impl<R: EgressRing> Shard<R> {
     pub fn turn(&mut self, now: Stamp) -> Result<Turn, RingError> {
         let ticks = self.state.begin_turn(now);
         // A question is looked at before the messages, however many wait, and answered after them:
-        // so it knows the events that were sent before it, unless there are more to take than a turn
-        // does. One per turn: a question is answered within
-        // `QUESTIONS_MAX` turns, whatever the ring and the queue of messages do.
+        // so it knows the events that were sent before it, unless there are more to take than a
+        // turn does. One per turn: a question is answered within `QUESTIONS_MAX` turns, whatever
+        // the ring and the queue of messages do.
         let question = self.inbox.next_question();
-        // Before what clients say: whoever comes from another shard may name an event that waits here.
+        // Before what clients say: whoever comes from another shard may name an event that waits
+        // here.
         let messages = self.take_messages();
         let state = &mut self.state;
         if !state.held_back.is_empty() {
@@ -77,7 +78,8 @@ impl<R: EgressRing> Shard<R> {
         }
         self.ring.reap(&mut |completion| state.handle_completion(completion));
         state.record_latencies();
-        // A ring without room has not told yet which instant sends of the last turn it did not take.
+        // A ring without room has not told yet which instant sends of the last turn it did not
+        // take.
         if self.ring.room() > 0 {
             state.settle();
         }
@@ -152,7 +154,8 @@ impl<R: EgressRing> Shard<R> {
         self.state.topics.memory()
     }
 
-    /// Events that stay beyond the histories, for subscribers that still lack them, and their memory.
+    /// Events that stay beyond the histories, for subscribers that still lack them, and their
+    /// memory.
     pub fn excess(&self) -> (usize, usize) {
         self.state.topics.excess()
     }

@@ -16,8 +16,8 @@ pub struct Names {
 }
 
 impl Names {
-    /// No name yet. Growing moves all names at once, so there are places for `topics` from the start; those that are
-    /// not used take no memory.
+    /// No name yet. Growing moves all names at once, so there are places for `topics` from the
+    /// start; those that are not used take no memory.
     pub fn for_topics(topics: usize) -> Names {
         Names { by_name: HashMap::with_capacity(topics), in_order: BTreeMap::new() }
     }

@@ -147,7 +147,8 @@ impl State {
         }
     }
 
-    /// Records the latencies of what was taken since the last turn: once per batch and run of events, with counts.
+    /// Records the latencies of what was taken since the last turn: once per batch and run of
+    /// events, with counts.
     pub(super) fn record_latencies(&mut self) {
         for format in Format::ALL {
             let histogram = &mut self.metrics.intake_to_written[format.family().index()];

@@ -1,7 +1,8 @@
-//! All that a shard knows except its ring: connections, topics, batches, counters, and the queue of those to attend to.
+//! All that a shard knows except its ring: connections, topics, batches, counters, and the queue of
+//! those to attend to.
 //!
-//! Handlers of completions and messages work on this alone; whatever needs the ring is marked here and done in the
-//! bounded steps of a turn.
+//! Handlers of completions and messages work on this alone; whatever needs the ring is marked here
+//! and done in the bounded steps of a turn.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -48,7 +49,8 @@ pub(super) struct Answers {
     pub heartbeat: [Rc<Batch>; Format::COUNT],
 }
 
-/// Numbers without a pattern (xorshift64*): enough to spread clients, and the same for the same shard of an epoch.
+/// Numbers without a pattern (xorshift64*): enough to spread clients, and the same for the same
+/// shard of an epoch.
 #[derive(Debug)]
 pub(super) struct Jitter(u64);
 
@@ -100,7 +102,8 @@ pub struct State {
     pub(super) answers: Answers,
     /// Slots to attend to, each at most once (`Connection::queued`).
     pub(super) ready: VecDeque<Slot>,
-    /// Who named an event that another shard may have had first: asked again when the sequence beside it is taken.
+    /// Who named an event that another shard may have had first: asked again when the sequence
+    /// beside it is taken.
     pub(super) held_back: Vec<(Slot, u64)>,
     /// Sequence of the newest event taken from the hub.
     pub(super) sequence: u64,
@@ -216,7 +219,8 @@ impl State {
         self.mark_ready(slot);
     }
 
-    /// Ends a connection after its last words: no more events, the peer gets what is queued and then the end of the stream.
+    /// Ends a connection after its last words: no more events, the peer gets what is queued and
+    /// then the end of the stream.
     pub(super) fn finish(&mut self, slot: Slot, reason: CloseReason) {
         self.depart(slot, reason);
         let tick = self.tick;
@@ -240,7 +244,8 @@ impl State {
         }
     }
 
-    /// Counts the end of a connection and takes a subscriber out of its topics; does nothing the second time.
+    /// Counts the end of a connection and takes a subscriber out of its topics; does nothing the
+    /// second time.
     fn depart(&mut self, slot: Slot, reason: CloseReason) {
         let connection = self.connections.get_mut(slot);
         let subscriber = match connection.phase {

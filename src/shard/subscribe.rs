@@ -1,7 +1,7 @@
 //! What a client says: its request head, and afterwards its WebSocket frames.
 //!
-//! A head becomes a subscriber with a cursor, or an answer and the end. Resuming is starting with an older cursor;
-//! what the windows no longer hold is told as a gap before the first event.
+//! A head becomes a subscriber with a cursor, or an answer and the end. Resuming is starting with
+//! an older cursor; what the windows no longer hold is told as a gap before the first event.
 
 use super::connections::{Membership, Memberships, Phase, Session, TopicIndex};
 use super::state::State;
@@ -20,8 +20,9 @@ struct Start {
     cursor: u64,
     /// What is missing between the event that the client named and where its topics begin.
     gap: Option<Gap>,
-    /// The client named no event, or one of a process that is gone: it is given an id to come back with, should it leave before
-    /// the first event. Whoever named another one goes on naming it until then.
+    /// The client named no event, or one of a process that is gone: it is given an id to come back
+    /// with, should it leave before the first event. Whoever named another one goes on naming it
+    /// until then.
     is_new: bool,
 }
 
@@ -110,7 +111,8 @@ impl State {
         Answer::new(manner, self.date.as_deref())
     }
 
-    /// True if the request names an event by a publisher's id that no window here holds, while events are on their way to us.
+    /// True if the request names an event by a publisher's id that no window here holds, while
+    /// events are on their way to us.
     fn must_wait(&self, slot: Slot, request: &Subscribe) -> bool {
         let Some(id) = &request.last_event_id else { return false };
         if self.held_back.len() >= HELD_BACK_MAX || self.is_held_back(slot) {
@@ -143,8 +145,8 @@ impl State {
         }
     }
 
-    /// The client has ended its stream before its request head was whole. A client that has begun one is told, one that
-    /// said nothing is just gone.
+    /// The client has ended its stream before its request head was whole. A client that has begun
+    /// one is told, one that said nothing is just gone.
     pub(super) fn break_off_handshake(&mut self, slot: Slot) {
         let has_begun =
             matches!(&self.connections.get(slot).session, Session::Handshake(head) if !head.is_empty());
@@ -277,8 +279,8 @@ impl State {
         id.readings().find_map(|id| self.sequence_of(memberships, id))
     }
 
-    /// The sequence that a last event id stands for, if it is one of ours or of an event in these windows. Ours are taken at their
-    /// word: nobody remembers who got which event.
+    /// The sequence that a last event id stands for, if it is one of ours or of an event in these
+    /// windows. Ours are taken at their word: nobody remembers who got which event.
     fn sequence_of(&self, memberships: &Memberships, id: &str) -> Option<u64> {
         if let Ok(ours) = id.parse::<EventId>()
             && ours.epoch == self.setup.epoch
@@ -352,7 +354,8 @@ impl State {
         }
     }
 
-    /// Hangs up on a subscriber as its format wants it: a close frame, the last chunk, or just the end of the stream.
+    /// Hangs up on a subscriber as its format wants it: a close frame, the last chunk, or just the
+    /// end of the stream.
     pub(super) fn hang_up(&mut self, slot: Slot, reason: CloseReason, detail: &str) {
         let format = self.connections.get(slot).format;
         let last_words = (format.spec().close)(reason.row().websocket_code, detail);

@@ -1,8 +1,9 @@
 //! The sweep: one bounded step past those who are behind, and what each of them is owed.
 //!
-//! First those marked ready (answers, receives, ends, and subscribers whose last send blocked), then the elevators of the active
-//! topics, a quantum each. A visit hands the kernel what lies between the cursor and the head, as far as one send carries it.
-//! A step is bounded in visits, and in bytes: a visit that hands over much counts as several.
+//! First those marked ready (answers, receives, ends, and subscribers whose last send blocked),
+//! then the elevators of the active topics, a quantum each. A visit hands the kernel what lies
+//! between the cursor and the head, as far as one send carries it. A step is bounded in visits, and
+//! in bytes: a visit that hands over much counts as several.
 
 use std::rc::Rc;
 
@@ -20,10 +21,12 @@ use crate::wire::gap::{Gap, GapReason};
 /// The most requests that attending to one connection submits.
 const REQUESTS_PER_CONNECTION: usize = 4;
 
-/// How many visits before its own a connection's entry is asked for: a dozen visits take as long as memory to answer.
+/// How many visits before its own a connection's entry is asked for: a dozen visits take as long as
+/// memory to answer.
 const VISITS_AHEAD: usize = 12;
 
-/// By format, the run that was sent last in this step: what the last one lacked, the next one mostly lacks too.
+/// By format, the run that was sent last in this step: what the last one lacked, the next one
+/// mostly lacks too.
 type AtHand = [Option<Run>; Format::COUNT];
 
 impl State {
@@ -66,14 +69,16 @@ impl State {
             }
         }
         if self.topics.was_pressed() {
-            // Remembered runs keep frames that nobody needs any more, and with them the memory of their events.
+            // Remembered runs keep frames that nobody needs any more, and with them the memory of
+            // their events.
             self.batches.forget();
         }
         ring.room() != room
     }
 
-    /// The elevator passes those in a row who are owed nothing but a run at hand, as nearly everybody is: what `visit` does for each of
-    /// them, with what they have in common done once. Returns how many.
+    /// The elevator passes those in a row who are owed nothing but a run at hand, as nearly
+    /// everybody is: what `visit` does for each of them, with what they have in common done once.
+    /// Returns how many.
     fn pass(
         &mut self,
         topic: TopicIndex,
@@ -131,7 +136,8 @@ impl State {
         // A send of this turn has not had the time to wait.
         let waits = connection.sending && connection.turn != self.turn;
         if waits && self.setup.config.overrun == OverrunPolicy::Skip {
-            // It would rather have what is new than all that it missed: nothing beyond the history is kept for it.
+            // It would rather have what is new than all that it missed: nothing beyond the history
+            // is kept for it.
             from = from.max(self.topics.get(topic).window.evicted());
         }
         let too_slow = self.topics.meet(topic, from, waits);
@@ -143,7 +149,8 @@ impl State {
         }
     }
 
-    /// A subscriber that got a send in this turn already has what one send carries, and is marked ready if there is more.
+    /// A subscriber that got a send in this turn already has what one send carries, and is marked
+    /// ready if there is more.
     fn visit(&mut self, slot: Slot, at_hand: &mut AtHand, ring: &mut impl EgressRing) {
         let connection = self.connections.get_mut(slot);
         if connection.sending {
@@ -184,7 +191,8 @@ impl State {
         }
     }
 
-    /// A subscriber of several topics has everything that is here: its cursor need not look back any more.
+    /// A subscriber of several topics has everything that is here: its cursor need not look back
+    /// any more.
     fn reach_head(&mut self, slot: Slot) {
         let connection = self.connections.get_mut(slot);
         if matches!(connection.memberships, Memberships::Many(_)) {
@@ -205,7 +213,8 @@ impl State {
         }
     }
 
-    /// Goes on with the next event of each topic that lost some, tells so, and leaves out nothing of the others.
+    /// Goes on with the next event of each topic that lost some, tells so, and leaves out nothing
+    /// of the others.
     fn skip_what_is_lost(&mut self, slot: Slot) {
         let connection = self.connections.get_mut(slot);
         let after = EventId { epoch: self.setup.epoch, sequence: connection.cursor };
@@ -224,7 +233,8 @@ impl State {
         self.tell_gap(slot, &Gap { after: Some(after.to_string()), reason: GapReason::Overrun, topics });
     }
 
-    /// Does what one connection is owed now. Asks at most `REQUESTS_PER_CONNECTION` things of the ring.
+    /// Does what one connection is owed now. Asks at most `REQUESTS_PER_CONNECTION` things of the
+    /// ring.
     fn attend(&mut self, slot: Slot, at_hand: &mut AtHand, ring: &mut impl EgressRing) {
         let connection = self.connections.get_mut(slot);
         connection.queued = false;
@@ -334,7 +344,8 @@ impl State {
         bytes_min > 0 && bytes >= bytes_min
     }
 
-    /// Hands a batch to the ring, from where the kernel stopped taking it. `owes`: the connection needs attention again afterwards.
+    /// Hands a batch to the ring, from where the kernel stopped taking it. `owes`: the connection
+    /// needs attention again afterwards.
     #[inline]
     fn submit_send(
         &mut self,
@@ -354,7 +365,8 @@ impl State {
         let format = connection.format;
         let counters = &mut self.metrics.families[format.family().index()];
         if mode == SendMode::Instant {
-            // Almost every socket takes all of it, and then the ring is silent. `handle_short` puts right what it is told.
+            // Almost every socket takes all of it, and then the ring is silent. `handle_short` puts
+            // right what it is told.
             connection.handed(batch.to(), self.turn, self.tick);
             if connection.subscribed {
                 counters.sends += 1;

@@ -1,4 +1,5 @@
-//! Time: heartbeats, limits of patience, and the drain. Everything is coarse: an entry is looked at once a second.
+//! Time: heartbeats, limits of patience, and the drain. Everything is coarse: an entry is looked at
+//! once a second.
 //!
 //! Invariants worth naming:
 //! - A turn looks at a bounded number of entries. What is due beyond that is looked at in the next
@@ -99,7 +100,8 @@ impl State {
         match connection.phase {
             Phase::Vacant | Phase::Closing => {}
             Phase::Aborting => {
-                // A cancellation finds nothing in the moment in which a request is between two waits: ask again.
+                // A cancellation finds nothing in the moment in which a request is between two
+                // waits: ask again.
                 if quiet >= ticks(CANCEL_RETRY_MS) {
                     connection.cancelled = false;
                     connection.since = self.tick;
@@ -134,8 +136,8 @@ impl State {
         }
     }
 
-    /// True while memory is short, and so is the patience with a slow send: memory of batches, of all events, or of a topic
-    /// of which it holds events beyond the history.
+    /// True while memory is short, and so is the patience with a slow send: memory of batches, of
+    /// all events, or of a topic of which it holds events beyond the history.
     fn is_pressed_by(&self, slot: Slot) -> bool {
         let connection = self.connections.get(slot);
         let mut members = connection.memberships.iter_from(connection.cursor);
@@ -151,7 +153,8 @@ impl State {
             self.abort(slot, CloseReason::PingTimeout);
             return;
         }
-        // Should the ring have no room for it yet, the next look must not take it for an unanswered one.
+        // Should the ring have no room for it yet, the next look must not take it for an unanswered
+        // one.
         connection.since = self.tick;
         let format = connection.format;
         // An answer that waits is a sign of life too, but asks for none.

@@ -1,19 +1,22 @@
 //! The shard's table of topics: windows, subscribers, and the laps of the sweep.
 //!
-//! A lap is the elevator's way past all subscribers of one topic. Each push asks for a whole round from where the elevator is
-//! (`left` visits), so everybody is visited after every push, and a visit hands over what has come by then, as far as one
-//! send carries it.
+//! A lap is the elevator's way past all subscribers of one topic. Each push asks for a whole round
+//! from where the elevator is (`left` visits), so everybody is visited after every push, and a
+//! visit hands over what has come by then, as far as one send carries it.
 //!
 //! Invariants worth naming:
 //! - A topic with `lap.left > 0` is in `active`. Others there are stale and passed over.
-//! - History is bounded by events, bytes and age per topic, by memory per topic and by memory in all. It depends on what
-//!   was pushed alone (and on age), so all shards have the same; `by_front` finds the oldest event of all.
-//! - What leaves a history stays in the window while a subscriber may lack it: above `floor`, which no subscriber's
-//!   cursor is below. A whole round knows the lowest cursor that it met, and sets it. (The sweep reports a higher one for a
-//!   subscriber that would rather skip what it is late for.)
-//! - While a topic has such an excess its elevator goes round at every tick, so that a floor never stands still.
-//! - The hub gives a topic no more than its share (`broadcast::Account`). Subscribers that are far behind use most of that
-//!   up. Where they are few, those that wait for their own sockets are cut.
+//! - History is bounded by events, bytes and age per topic, by memory per topic and by memory in
+//!   all. It depends on what was pushed alone (and on age), so all shards have the same; `by_front`
+//!   finds the oldest event of all.
+//! - What leaves a history stays in the window while a subscriber may lack it: above `floor`, which
+//!   no subscriber's cursor is below. A whole round knows the lowest cursor that it met, and sets
+//!   it. (The sweep reports a higher one for a subscriber that would rather skip what it is late
+//!   for.)
+//! - While a topic has such an excess its elevator goes round at every tick, so that a floor never
+//!   stands still.
+//! - The hub gives a topic no more than its share (`broadcast::Account`). Subscribers that are far
+//!   behind use most of that up. Where they are few, those that wait for their own sockets are cut.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -54,7 +57,8 @@ pub struct Lap {
     visits: u64,
     /// The lowest cursor that this round has met.
     low: u64,
-    /// A cursor below is far behind: it stands in the older half of the excess, as that was when the round began.
+    /// A cursor below is far behind: it stands in the older half of the excess, as that was when
+    /// the round began.
     far: u64,
     /// Subscribers far behind that this round has met.
     behind: usize,
@@ -148,7 +152,8 @@ pub struct Topics {
     pressed: bool,
     /// Topics with subscribers.
     heard: usize,
-    /// Topics that are here no more. These and those in the table are at most `topics_max` with subscribers and as many others.
+    /// Topics that are here no more. These and those in the table are at most `topics_max` with
+    /// subscribers and as many others.
     forgotten: Forgotten,
     topics_max: usize,
     quota: Quota,
@@ -250,7 +255,8 @@ impl Topics {
         &mut self.table[index as usize / CHUNK][index as usize % CHUNK]
     }
 
-    /// True if a subscriber of these topics leaves those that have subscribers at `topics_max` or less.
+    /// True if a subscriber of these topics leaves those that have subscribers at `topics_max` or
+    /// less.
     pub fn has_room_for(&self, names: &[Topic]) -> bool {
         let heard =
             |name: &Topic| self.find(name).is_some_and(|index| !self.get(index).subscribers.is_empty());
@@ -273,7 +279,8 @@ impl Topics {
         self.weight.published
     }
 
-    /// Events that stay beyond the histories, for subscribers that still lack them, and their memory.
+    /// Events that stay beyond the histories, for subscribers that still lack them, and their
+    /// memory.
     pub fn excess(&self) -> (usize, usize) {
         (self.excess, self.excess_memory)
     }
@@ -328,13 +335,15 @@ impl Topics {
         }
     }
 
-    /// The events after `cursor`, newest first, each with its topic; `None` if some are too long ago to be known.
+    /// The events after `cursor`, newest first, each with its topic; `None` if some are too long
+    /// ago to be known.
     pub fn recent_after(&self, cursor: u64) -> Option<impl Iterator<Item = TopicIndex>> {
         let newer = self.recent.iter().rev().take_while(move |(sequence, _)| *sequence > cursor);
         (cursor >= self.before_recent).then(|| newer.map(|(_, topic)| *topic))
     }
 
-    /// Takes what is older than the limit out of the histories, a bounded number of events at a time.
+    /// Takes what is older than the limit out of the histories, a bounded number of events at a
+    /// time.
     pub fn expire(&mut self, now: Stamp) {
         for _ in 0..EXPIRED_PER_TICK_MAX {
             let Some((_, &index)) = self.by_front.first_key_value() else { break };
@@ -346,8 +355,8 @@ impl Topics {
         }
     }
 
-    /// Sends the elevator of each topic with an excess round, if it rests: subscribers may have come on meanwhile, and what
-    /// they needed may go. A bounded number of topics at a time.
+    /// Sends the elevator of each topic with an excess round, if it rests: subscribers may have
+    /// come on meanwhile, and what they needed may go. A bounded number of topics at a time.
     pub fn look_at_excess(&mut self) {
         for _ in 0..self.exceeding.len().min(EXCESS_TOPICS_PER_TICK_MAX) {
             let Some(index) = self.exceeding.pop_front() else { break };
@@ -374,7 +383,8 @@ impl Topics {
         }
     }
 
-    /// Takes the oldest event of one topic out of its history; it stays as excess while it is needed.
+    /// Takes the oldest event of one topic out of its history; it stays as excess while it is
+    /// needed.
     fn evict(&mut self, index: TopicIndex) {
         let topic = self.get_mut(index);
         let Some(front) = topic.window.front().map(|event| event.sequence) else { return };
@@ -412,7 +422,8 @@ impl Topics {
         self.forget_if_unused(index);
     }
 
-    /// Removes a topic without subscribers that has no events either, or that the hub has forgotten.
+    /// Removes a topic without subscribers that has no events either, or that the hub has
+    /// forgotten.
     fn forget_if_unused(&mut self, index: TopicIndex) {
         if !self.get(index).subscribers.is_empty() {
             return;
@@ -461,8 +472,8 @@ impl Topics {
         position
     }
 
-    /// Removes the subscriber at `position`. Returns who moved there from the end of the list, if anybody, and whether a
-    /// lap is under way that may miss the one who moved.
+    /// Removes the subscriber at `position`. Returns who moved there from the end of the list, if
+    /// anybody, and whether a lap is under way that may miss the one who moved.
     pub fn leave(&mut self, index: TopicIndex, position: u32, family: Family) -> Option<(Slot, bool)> {
         let topic = self.get_mut(index);
         topic.by_family[family.index()] -= 1;
@@ -519,8 +530,8 @@ impl Topics {
         self.active.rotate_left(usize::from(self.active.len() > 1));
     }
 
-    /// Whom the elevator of an active topic passes next: `most` at most, at least one, and not beyond the end of the list, of the
-    /// round or of the lap.
+    /// Whom the elevator of an active topic passes next: `most` at most, at least one, and not
+    /// beyond the end of the list, of the round or of the lap.
     pub fn next_visits(&self, index: TopicIndex, most: usize) -> &[Slot] {
         let topic = self.get(index);
         let lap = &topic.lap;
@@ -529,8 +540,8 @@ impl Topics {
         &ahead[..ahead.len().min(round).min(lap.left).min(most)]
     }
 
-    /// A visit of `index` has met a subscriber at `cursor`; `waits`: its own socket keeps it. True if it is so slow that
-    /// it has to go.
+    /// A visit of `index` has met a subscriber at `cursor`; `waits`: its own socket keeps it. True
+    /// if it is so slow that it has to go.
     #[inline]
     pub fn meet(&mut self, index: TopicIndex, cursor: u64, waits: bool) -> bool {
         let lap = &mut self.get_mut(index).lap;
@@ -540,8 +551,9 @@ impl Topics {
         is_behind && waits && lap.cuts
     }
 
-    /// Moves the elevator of an active topic on, past so many of `next_visits`. Runs of events that have now been offered to
-    /// everybody are told to `done` with their intake and number. The lap ends with the last visit.
+    /// Moves the elevator of an active topic on, past so many of `next_visits`. Runs of events that
+    /// have now been offered to everybody are told to `done` with their intake and number. The lap
+    /// ends with the last visit.
     pub fn advance(&mut self, index: TopicIndex, passed: usize, done: &mut Vec<(Stamp, u32)>) {
         let topic = self.get_mut(index);
         let length = topic.subscribers.len();
@@ -571,7 +583,8 @@ impl Topics {
         topic.floor = lap.low;
         let behind = lap.behind;
         let excess = topic.window.excess();
-        // Most topics have neither an excess nor too little room, and look at their account for nothing else.
+        // Most topics have neither an excess nor too little room, and look at their account for
+        // nothing else.
         let pressed = topic.account.as_ref().is_some_and(|account| account.is_pressed());
         let now = match pressed || excess > 0 {
             true => Crowd { subscribers: topic.subscribers.len(), behind },
@@ -588,8 +601,9 @@ impl Topics {
         self.trim(index);
     }
 
-    /// Everybody has been visited since the last push. The next lap starts with those whom this one visited last, because their
-    /// sockets are still in the core's cache. So laps start somewhere else each time, and nobody is always last.
+    /// Everybody has been visited since the last push. The next lap starts with those whom this one
+    /// visited last, because their sockets are still in the core's cache. So laps start somewhere
+    /// else each time, and nobody is always last.
     fn end_lap(&mut self, index: TopicIndex, round: bool) {
         if round {
             self.end_round(index);
@@ -610,12 +624,14 @@ impl Topics {
 const MARKS_KEPT: usize = 16;
 
 impl TopicState {
-    /// True while its events take most of its share and a subscriber at `cursor` lacks some that are no history any more.
+    /// True while its events take most of its share and a subscriber at `cursor` lacks some that
+    /// are no history any more.
     pub fn is_pressed_by(&self, cursor: u64) -> bool {
         cursor < self.window.evicted() && self.account.as_ref().is_some_and(|account| account.is_pressed())
     }
 
-    /// The newest event is counted in `account`; that of former events, if it is another one, is told no more.
+    /// The newest event is counted in `account`; that of former events, if it is another one, is
+    /// told no more.
     fn take_account(&mut self, account: Option<&Arc<Account>>) {
         let same = match (&self.account, account) {
             (Some(before), Some(now)) => Arc::ptr_eq(before, now),
@@ -653,7 +669,8 @@ impl Lap {
         let full = self.marks.len() >= MARKS_MAX;
         match self.marks.back_mut() {
             Some(last) if last.due == due && last.intake == intake => last.events += 1,
-            // A backlog: what comes now is told with what came a little before, rather too late than too early.
+            // A backlog: what comes now is told with what came a little before, rather too late
+            // than too early.
             Some(last) if full => {
                 last.due = due;
                 last.events += 1;

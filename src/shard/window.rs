@@ -1,18 +1,21 @@
-//! A shard's events of one topic, as shared pointers, oldest first: the history that settings promise, and before it
-//! what subscribers that are behind it still need.
+//! A shard's events of one topic, as shared pointers, oldest first: the history that settings
+//! promise, and before it what subscribers that are behind it still need.
 //!
 //! ```text
 //!    gone      excess          evicted     history         newest
 //!      |          |               |           |               |
-//!  ....x     [ e  e  e  e  e  e   e ][ e  e  e  e  e  e  e  e ]     sequences rise to the right, with holes:
-//!                 ^                                ^                other topics' events lie between
+//!  ....x     [ e  e  e  e  e  e   e ][ e  e  e  e  e  e  e  e ]
+//!                 ^                                ^
 //!              a cursor that is far behind      another one
 //! ```
 //!
-//! History is the same on all shards: whoever comes back gets what is in it and nothing older. The excess serves cursors
-//! that were here before; `topics` says how far it may go. A cursor below `gone` has lost events of this topic; any other
-//! cursor finds all that it has not seen in here. (After a gap a subscriber of several topics may begin later in some of
-//! them: then its start there stands for the cursor.)
+//! Sequences rise to the right, with holes: other topics' events lie between.
+//!
+//! History is the same on all shards: whoever comes back gets what is in it and nothing older. The
+//! excess serves cursors that were here before; `topics` says how far it may go. A cursor below
+//! `gone` has lost events of this topic; any other cursor finds all that it has not seen in here.
+//! (After a gap a subscriber of several topics may begin later in some of them: then its start
+//! there stands for the cursor.)
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -122,7 +125,8 @@ impl Window {
         self.newest
     }
 
-    /// Sequence of the newest event that is no history any more: a subscriber that comes now begins after it.
+    /// Sequence of the newest event that is no history any more: a subscriber that comes now begins
+    /// after it.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }

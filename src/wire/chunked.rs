@@ -1,9 +1,9 @@
-//! Event streams in chunks (RFC 9112 §7.1): each event, notice and sign of life is one chunk, so that clients which wait for
-//! a buffer to fill when a body is framed by its end alone hand each of them on at once, and a stream that was cut off
-//! can be told from one that ended.
+//! Event streams in chunks (RFC 9112 §7.1): each event, notice and sign of life is one chunk, so
+//! that clients which wait for a buffer to fill when a body is framed by its end alone hand each of
+//! them on at once, and a stream that was cut off can be told from one that ended.
 //!
-//! The bytes of a chunk are those of the event stream that ends with its connection (`sse`): that format's frames lie
-//! within ours.
+//! The bytes of a chunk are those of the event stream that ends with its connection (`sse`): that
+//! format's frames lie within ours.
 
 use std::io::Write as _;
 

@@ -1,8 +1,9 @@
-//! The table of formats: how events, signs of life, notices and ends look on a connection. An open set: compressed forms and
-//! the JSON envelope come later.
+//! The table of formats: how events, signs of life, notices and ends look on a connection. An open
+//! set: compressed forms and the JSON envelope come later.
 //!
-//! Everything that depends on the format of a subscriber is a field of [`FormatSpec`], so that a new [`Format`] does not
-//! compile before its row says all of it. What is counted and told to operators depends on the [`Family`] alone.
+//! Everything that depends on the format of a subscriber is a field of [`FormatSpec`], so that a
+//! new [`Format`] does not compile before its row says all of it. What is counted and told to
+//! operators depends on the [`Family`] alone.
 //!
 //! Not here: the heads of answers (`http`), whose lines depend on the request.
 
@@ -71,7 +72,8 @@ pub struct FormatSpec {
     pub opening: Option<fn(Option<EventId>) -> Bytes>,
     /// The notice of a gap.
     pub gap: fn(&Gap) -> Bytes,
-    /// The last words of an orderly end, with the close code of its reason, if it has one, and a detail; may be empty.
+    /// The last words of an orderly end, with the close code of its reason, if it has one, and a
+    /// detail; may be empty.
     pub close: fn(Option<u16>, &str) -> Bytes,
 }
 
@@ -157,7 +159,8 @@ impl Format {
         self.spec().family
     }
 
-    /// The most memory that the frame of `event` may take, whatever its sequence. Takes a look at the data.
+    /// The most memory that the frame of `event` may take, whatever its sequence. Takes a look at
+    /// the data.
     pub fn frame_bytes_max(self, event: &Event) -> usize {
         match self.spec().frame {
             Frame::Made { bytes_max, .. } => bytes_max(event),

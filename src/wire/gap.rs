@@ -1,8 +1,9 @@
 //! What a subscriber is told when events are missing between what it had and what it gets now.
 //!
-//! The notice is the same JSON in every format: SSE carries it as the data of a `fanwave-gap` event, WebSocket as
-//! a text message. It is one line whatever the topics and ids hold, because JSON escapes every control character.
-//! Not here: who finds a gap (`shard`), and the framing (`sse`, `websocket`).
+//! The notice is the same JSON in every format: SSE carries it as the data of a `fanwave-gap`
+//! event, WebSocket as a text message. It is one line whatever the topics and ids hold, because
+//! JSON escapes every control character. Not here: who finds a gap (`shard`), and the framing
+//! (`sse`, `websocket`).
 
 use serde::Serialize;
 

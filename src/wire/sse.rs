@@ -1,10 +1,13 @@
-//! Server-Sent Events, the sending side (WHATWG HTML §9.2): what the hub and the shards write on an event stream.
+//! Server-Sent Events, the sending side (WHATWG HTML §9.2): what the hub and the shards write on an
+//! event stream.
 //!
 //! Invariants worth naming:
-//! - A frame ends in exactly one blank line, so frames and heartbeats may follow each other in any order.
-//! - Every line break of the data (LF, CR, CRLF) becomes its own `data` line; nothing a publisher says can end the
-//!   event early or forge a field.
-//! - The size of a frame is known before it is written, so that `chunked` builds it in one allocation.
+//! - A frame ends in exactly one blank line, so frames and heartbeats may follow each other in any
+//!   order.
+//! - Every line break of the data (LF, CR, CRLF) becomes its own `data` line; nothing a publisher
+//!   says can end the event early or forge a field.
+//! - The size of a frame is known before it is written, so that `chunked` builds it in one
+//!   allocation.
 //!
 //! Not here: reading event streams (`sse_parser`), chunks (`chunked`), the response head (`http`).
 
@@ -20,7 +23,8 @@ use crate::event::{Event, EventId};
 /// A comment and a blank line: a sign of life that no `EventSource` shows to its page.
 pub const HEARTBEAT: &[u8] = b":\n\n";
 
-/// Milliseconds after which a client comes back that lost its connection. Browsers take 2 or 3 seconds by themselves.
+/// Milliseconds after which a client comes back that lost its connection. Browsers take 2 or 3
+/// seconds by themselves.
 pub const RETRY_MS: u32 = 2_000;
 
 /// The event name of a gap notice.
@@ -29,9 +33,9 @@ pub const GAP_EVENT: &str = "fanwave-gap";
 /// The comment before data in base64.
 pub const BASE64_MARK: &str = "base64";
 
-/// Appends the frame of one event: `id`, `event` if named, `retry` if given, one `data` line per line of
-/// the data, and a blank line. Empty data is one empty `data` line; binary data is one line of
-/// standard base64, after a comment that says so, which parsers pass over.
+/// Appends the frame of one event: `id`, `event` if named, `retry` if given, one `data` line per
+/// line of the data, and a blank line. Empty data is one empty `data` line; binary data is one line
+/// of standard base64, after a comment that says so, which parsers pass over.
 pub fn write_event(frame: &mut Vec<u8>, event: &Event, id: &IdText) {
     push_field(frame, "id", id.of(event));
     if let Some(name) = &event.name {
@@ -98,16 +102,18 @@ fn size_with_id(event: &Event, id_bytes: usize) -> usize {
     size + 1
 }
 
-/// What a stream begins with: the time after which a client comes back, because a refusal may have given it another one, and
-/// the id of where the stream begins, without an event (WHATWG HTML §9.2.6: a block without data still sets the last
-/// event id). So a client that loses its connection before the first event names that point when it comes back.
+/// What a stream begins with: the time after which a client comes back, because a refusal may have
+/// given it another one, and the id of where the stream begins, without an event (WHATWG HTML
+/// §9.2.6: a block without data still sets the last event id). So a client that loses its
+/// connection before the first event names that point when it comes back.
 pub fn opening(at: Option<EventId>) -> Bytes {
     let id = at.map(|at| format!("id: {at}\n")).unwrap_or_default();
     Bytes::from(format!("retry: {RETRY_MS}\n{id}\n"))
 }
 
-/// The frame that tells of a gap: event `fanwave-gap`, its data [`Gap::json`]. It has no `id`, so a client that
-/// reconnects still names the last event that it really had, unless an [`opening`] follows.
+/// The frame that tells of a gap: event `fanwave-gap`, its data [`Gap::json`]. It has no `id`, so a
+/// client that reconnects still names the last event that it really had, unless an [`opening`]
+/// follows.
 pub fn gap_notice(gap: &Gap) -> Bytes {
     let json = gap.json();
     let size = field_size("event", GAP_EVENT.len()) + field_size("data", json.len()) + 1;
@@ -123,7 +129,8 @@ fn field_size(name: &str, value_bytes: usize) -> usize {
     name.len() + ": \n".len() + value_bytes
 }
 
-/// Appends `name: value\n`; `value` holds no line break. The space keeps a value's own leading space.
+/// Appends `name: value\n`; `value` holds no line break. The space keeps a value's own leading
+/// space.
 fn push_field(frame: &mut Vec<u8>, name: &str, value: &[u8]) {
     frame.extend_from_slice(name.as_bytes());
     frame.extend_from_slice(b": ");

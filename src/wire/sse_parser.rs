@@ -1,11 +1,14 @@
-//! Server-Sent Events, the reading side (WHATWG HTML §9.2.6): bytes of an event stream in, events out.
+//! Server-Sent Events, the reading side (WHATWG HTML §9.2.6): bytes of an event stream in, events
+//! out.
 //!
-//! For `fanwave tail` and for tests; the server reads no event streams. Bytes may come in any chunks: lines end in
-//! LF, CR or CRLF, and a CRLF may be cut in two. A line is decoded as UTF-8 when it is whole, with U+FFFD for what is
-//! none; no line break is ever a part of a longer sequence, so this equals decoding the stream as a whole.
+//! For `fanwave tail` and for tests; the server reads no event streams. Bytes may come in any
+//! chunks: lines end in LF, CR or CRLF, and a CRLF may be cut in two. A line is decoded as UTF-8
+//! when it is whole, with U+FFFD for what is none; no line break is ever a part of a longer
+//! sequence, so this equals decoding the stream as a whole.
 //!
-//! Invariant: what is buffered never exceeds the given maximum (plus the one id and the one event name, which are
-//! lines themselves). Not here: reconnecting and the `Last-Event-ID` header, which are the client's.
+//! Invariant: what is buffered never exceeds the given maximum (plus the one id and the one event
+//! name, which are lines themselves). Not here: reconnecting and the `Last-Event-ID` header, which
+//! are the client's.
 
 use super::sse::BASE64_MARK;
 
@@ -16,14 +19,15 @@ pub struct ParsedEvent {
     pub event: String,
     /// The data lines, joined with LF.
     pub data: String,
-    /// The last event id of the stream when the event was dispatched; empty if there was none so far, or if
-    /// an empty one took it back.
+    /// The last event id of the stream when the event was dispatched; empty if there was none so
+    /// far, or if an empty one took it back.
     pub id: String,
     /// A comment of the event says that its data is base64 of bytes, as fanwave writes it.
     pub is_base64: bool,
 }
 
-/// A line, or the data of one event, exceeds the maximum. The server's fault; reading on makes no sense.
+/// A line, or the data of one event, exceeds the maximum. The server's fault; reading on makes no
+/// sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("an event has more than {bytes_max} bytes")]
 pub struct EventTooLong {
@@ -39,7 +43,8 @@ pub struct Parser {
     line: Vec<u8>,
     /// True until the first line is whole: a byte order mark may stand before it.
     first_line: bool,
-    /// True exactly while the last byte was a CR: an LF that follows belongs to the same line break.
+    /// True exactly while the last byte was a CR: an LF that follows belongs to the same line
+    /// break.
     after_cr: bool,
     /// Data lines of the event so far, each followed by LF.
     data: String,
@@ -75,8 +80,8 @@ impl Parser {
         Parser { id: last_event_id.clone(), last_event_id, ..Parser::new(event_bytes_max) }
     }
 
-    /// Reads the next bytes and calls `on` for each event that they complete. After an error every further call
-    /// fails until [`Parser::restart`].
+    /// Reads the next bytes and calls `on` for each event that they complete. After an error every
+    /// further call fails until [`Parser::restart`].
     pub fn feed(&mut self, bytes: &[u8], mut on: impl FnMut(ParsedEvent)) -> Result<(), EventTooLong> {
         let mut rest = bytes;
         while !rest.is_empty() && !self.too_long {
@@ -101,8 +106,8 @@ impl Parser {
         if self.too_long { Err(EventTooLong { bytes_max: self.bytes_max }) } else { Ok(()) }
     }
 
-    /// The connection has ended and another one continues the stream: forgets the incomplete event, keeps the last
-    /// event id and the reconnection time.
+    /// The connection has ended and another one continues the stream: forgets the incomplete event,
+    /// keeps the last event id and the reconnection time.
     pub fn restart(&mut self) {
         let last_event_id = std::mem::take(&mut self.last_event_id);
         let retry_ms = self.retry_ms;
@@ -199,7 +204,8 @@ mod tests {
         type Row = (&'static str, &'static str, &'static str);
         let table: &[(&[u8], &[Row])] = &[
             (b"data: YHOO\ndata: +2\ndata: 10\n\n", &[("message", "YHOO\n+2\n10", "")]),
-            // An `id` line without a value forgets the id; the event without a blank line is dropped.
+            // An `id` line without a value forgets the id; the event without a blank line is
+            // dropped.
             (
                 b": test stream\n\ndata: first\nid: 1\n\ndata:second\nid\n\ndata:  third\n\n",
                 &[("message", "first", "1"), ("message", "second", ""), ("message", " third", "")],

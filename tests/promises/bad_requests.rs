@@ -1,11 +1,12 @@
-//! Claim: every bad request gets its status and one line of reason, is counted under its CloseReason, and touches no
-//! other connection.
+//! Claim: every bad request gets its status and one line of reason, is counted under its
+//! CloseReason, and touches no other connection.
 //!
-//! Set-up: a table of requests on bare sockets: malformed, oversized, truncated, slow, on wrong paths, with wrong
-//! methods, headers, topics and ids. A healthy subscriber listens all the while.
+//! Set-up: a table of requests on bare sockets: malformed, oversized, truncated, slow, on wrong
+//! paths, with wrong methods, headers, topics and ids. A healthy subscriber listens all the while.
 //!
-//! Expectation: the status of the table, `text/plain` with one line, then the end of the connection; the counters of
-//! `GET /stats` add up to the table; the healthy subscriber gets an event after each.
+//! Expectation: the status of the table, `text/plain` with one line, then the end of the
+//! connection; the counters of `GET /stats` add up to the table; the healthy subscriber gets an
+//! event after each.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,8 @@ use tokio::net::TcpStream;
 use crate::support::raw::{RawAnswer, exchange, exchange_bytes, rest};
 use crate::support::{Protocol, Server, Subscriber, until, within};
 
-/// One bad request: what it is, its bytes, the status that it gets, the reason under which it is counted.
+/// One bad request: what it is, its bytes, the status that it gets, the reason under which it is
+/// counted.
 type Case = (&'static str, Vec<u8>, u16, &'static str);
 
 fn get(target: &str) -> Vec<u8> {

@@ -1,15 +1,18 @@
-//! Claim: a browser's own EventSource and WebSocket work against fanwave, from a page of another origin.
+//! Claim: a browser's own EventSource and WebSocket work against fanwave, from a page of another
+//! origin.
 //!
-//! Set-up: Chromium without a window opens `tests/browser/page.html` from a small server in this test; the page
-//! subscribes with both and reports what it hears. Between the browser and fanwave stands a relay that the test can cut.
+//! Set-up: Chromium without a window opens `tests/browser/page.html` from a small server in this
+//! test; the page subscribes with both and reports what it hears. Between the browser and fanwave
+//! stands a relay that the test can cut.
 //!
-//! Another page has several event streams: the server is stopped while a stalled reader holds up its end, started again, and
-//! is full.
+//! Another page has several event streams: the server is stopped while a stalled reader holds up
+//! its end, started again, and is full.
 //!
-//! Expectation: both get text, several lines, named and binary events. When the event stream is cut, before its first event or
-//! later, the browser comes back by itself and gets exactly what it missed. At a shutdown the WebSocket closes cleanly with 1001.
-//! Neither the drain nor the full server ends an event stream for good: each comes back by itself, and gets what the server
-//! still holds.
+//! Expectation: both get text, several lines, named and binary events. When the event stream is
+//! cut, before its first event or later, the browser comes back by itself and gets exactly what it
+//! missed. At a shutdown the WebSocket closes cleanly with 1001. Neither the drain nor the full
+//! server ends an event stream for good: each comes back by itself, and gets what the server still
+//! holds.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -71,7 +74,8 @@ async fn serve_one(mut socket: TcpStream, reports: mpsc::UnboundedSender<String>
     let _ = socket.write_all(format!("{head}{body}").as_bytes()).await;
 }
 
-/// Relays connections to `server`; each ends when the number in `cut` changes and its request is an event stream.
+/// Relays connections to `server`; each ends when the number in `cut` changes and its request is an
+/// event stream.
 async fn relay(listener: TcpListener, server: SocketAddr, cut: watch::Receiver<u32>) {
     loop {
         let (mut browser, _) = listener.accept().await.expect("a listener accepts");
@@ -131,7 +135,8 @@ impl Drop for Browser {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        // Its helper processes end with it, but maybe not before this; the next run clears what they leave.
+        // Its helper processes end with it, but maybe not before this; the next run clears what
+        // they leave.
         let _ = std::fs::remove_dir_all(&self.profile);
     }
 }
@@ -211,8 +216,8 @@ struct Streams {
 }
 
 impl Streams {
-    /// Waits until both have said these lines, one after the other, after what they were waited for before; other lines may
-    /// lie between, but none that says that a stream has given up.
+    /// Waits until both have said these lines, one after the other, after what they were waited for
+    /// before; other lines may lie between, but none that says that a stream has given up.
     async fn await_both(&mut self, lines: &[&str]) {
         let mut at = [0; 2];
         while at.iter().any(|at| *at < lines.len()) {
@@ -247,7 +252,8 @@ async fn a_browser_comes_back_to_a_draining_a_restarted_and_a_full_server() {
     server.publish("browser", "before").await;
     streams.await_both(&["message before"]).await;
 
-    // A subscriber that reads nothing: the drain waits for it, and the browser comes back meanwhile.
+    // A subscriber that reads nothing: the drain waits for it, and the browser comes back
+    // meanwhile.
     let stalled = Subscriber::connect(data, Protocol::WebSocket, &["stalled"]).await;
     publish_until_stuck(&server, "stalled", Protocol::WebSocket, &mut [], 0, 3).await;
     server.signal(Signal::TERM);
@@ -265,7 +271,8 @@ async fn a_browser_comes_back_to_a_draining_a_restarted_and_a_full_server() {
     again.publish("browser", "held").await;
     streams.await_both(&["open", "again"]).await;
     drop(first);
-    // The ids are of the server before: what lies between is told as a gap, and the rest is what this one holds.
+    // The ids are of the server before: what lies between is told as a gap, and the rest is what
+    // this one holds.
     streams.await_both(&["open", "gap unknown", "message held"]).await;
     again.publish("browser", "live").await;
     streams.await_both(&["message live"]).await;

@@ -1,11 +1,12 @@
-//! Claim: a subscriber that takes what it is offered gets everything, however much is published at once and however large
-//! the events are.
+//! Claim: a subscriber that takes what it is offered gets everything, however much is published at
+//! once and however large the events are.
 //!
-//! Set-up: histories of the usual length; bursts far longer than these, in one body, to subscribers of both protocols that
-//! read all the time.
+//! Set-up: histories of the usual length; bursts far longer than these, in one body, to subscribers
+//! of both protocols that read all the time.
 //!
-//! Expectation: every event arrives in order, nobody is closed, and no event is refused: a publisher that is too fast for
-//! its subscribers waits. A publisher of single events is told so, and another topic is not concerned.
+//! Expectation: every event arrives in order, nobody is closed, and no event is refused: a
+//! publisher that is too fast for its subscribers waits. A publisher of single events is told so,
+//! and another topic is not concerned.
 
 use crate::support::{Protocol, Server, Subscriber};
 

@@ -1,10 +1,11 @@
-//! Claim: the control API takes events in every form, says what is wrong with the others and where, and tells what the
-//! server is doing.
+//! Claim: the control API takes events in every form, says what is wrong with the others and where,
+//! and tells what the server is doing.
 //!
-//! Set-up: publishes with every option and with every mistake; the read-only endpoints; a Unix socket.
+//! Set-up: publishes with every option and with every mistake; the read-only endpoints; a Unix
+//! socket.
 //!
-//! Expectation: what is accepted reaches a subscriber as published. What is refused is answered with its status and
-//! `{"error":"one line"}`, counted under its label, and reaches nobody.
+//! Expectation: what is accepted reaches a subscriber as published. What is refused is answered
+//! with its status and `{"error":"one line"}`, counted under its label, and reaches nobody.
 
 use std::collections::BTreeMap;
 

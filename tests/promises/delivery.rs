@@ -1,11 +1,14 @@
-//! Claim: every subscriber gets every event of its topics exactly once, in the one order in which they were accepted.
+//! Claim: every subscriber gets every event of its topics exactly once, in the one order in which
+//! they were accepted.
 //!
-//! Set-up: 1,000 subscribers, SSE and WebSocket mixed, of one to three of five topics, on two shards. Two NDJSON
-//! streams and two publishers of single events work at once. The windows hold everything, so nobody may overrun. Once with the
-//! sockets that suit the kernel, once with plain ones.
+//! Set-up: 1,000 subscribers, SSE and WebSocket mixed, of one to three of five topics, on two
+//! shards. Two NDJSON streams and two publishers of single events work at once. The windows hold
+//! everything, so nobody may overrun. Once with the sockets that suit the kernel, once with plain
+//! ones.
 //!
-//! Expectation: a witness that has all topics sees gapless ids, and in them the order of each publisher. What
-//! every other subscriber sees is exactly what the witness saw of its topics, byte for byte.
+//! Expectation: a witness that has all topics sees gapless ids, and in them the order of each
+//! publisher. What every other subscriber sees is exactly what the witness saw of its topics, byte
+//! for byte.
 
 use std::sync::Arc;
 
@@ -162,7 +165,8 @@ async fn a_thousand_get_everything(sockets: &str) -> Arc<Server> {
     server
 }
 
-/// The witness saw every event once, under gapless ids of one epoch, in the order of each publisher.
+/// The witness saw every event once, under gapless ids of one epoch, in the order of each
+/// publisher.
 fn check_witness(order: &[(usize, Option<String>)], posted: &[(usize, u64)]) {
     assert_eq!(order.len(), EVENTS);
     let mut position = vec![None; EVENTS];

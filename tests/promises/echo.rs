@@ -1,5 +1,5 @@
-//! Claim: with `--diagnostic-echo` a WebSocket on `/echo` and on `/` gets back every message that it
-//! sends, within bounds; without it both paths are what they always are.
+//! Claim: with `--diagnostic-echo` a WebSocket on `/echo` and on `/` gets back every message that
+//! it sends, within bounds; without it both paths are what they always are.
 //!
 //! Set-up: frames written on bare sockets, whole, in fragments and byte by byte, and a client that
 //! writes for ever and never reads.

@@ -1,11 +1,11 @@
-//! Claim: the commands that the server prints at its start work as printed, and `tail` and `publish` are all that a
-//! first visitor needs.
+//! Claim: the commands that the server prints at its start work as printed, and `tail` and
+//! `publish` are all that a first visitor needs.
 //!
-//! Set-up: a server; its printed commands in every shell that is there; `fanwave tail` over both protocols; a restart
-//! on the same port.
+//! Set-up: a server; its printed commands in every shell that is there; `fanwave tail` over both
+//! protocols; a restart on the same port.
 //!
-//! Expectation: one publish appears at every subscriber's standard output. `tail` comes back after a restart by itself
-//! and prints what is published then.
+//! Expectation: one publish appears at every subscriber's standard output. `tail` comes back after
+//! a restart by itself and prints what is published then.
 
 use std::io::Write;
 use std::process::{Child, Command, Output, Stdio};
@@ -225,7 +225,8 @@ async fn tail_follows_a_restart_on_the_same_port() {
     .await;
 }
 
-/// The kernel frees what a ring held some time after the process is gone; the next one waits for it.
+/// The kernel frees what a ring held some time after the process is gone; the next one waits for
+/// it.
 #[tokio::test]
 async fn tail_follows_a_restart_after_a_crash() {
     // Dropping it kills it.

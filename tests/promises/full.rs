@@ -1,10 +1,13 @@
-//! Claim: who comes when the server is full is told so with 503 and Retry-After, and what was accepted is kept.
+//! Claim: who comes when the server is full is told so with 503 and Retry-After, and what was
+//! accepted is kept.
 //!
-//! Set-up: a shard of few connections; a hub and shards with queues of one, flooded by concurrent publishers.
+//! Set-up: a shard of few connections; a hub and shards with queues of one, flooded by concurrent
+//! publishers.
 //!
-//! Expectation: the connection beyond the limit is refused and the others are served, a place that becomes free can be
-//! taken, and a flood opens no more sockets than the shard has room for. Of the flood of events, every one that was
-//! answered 200 reaches every subscriber once and in order of its sequence, and none of those that were answered 503.
+//! Expectation: the connection beyond the limit is refused and the others are served, a place that
+//! becomes free can be taken, and a flood opens no more sockets than the shard has room for. Of the
+//! flood of events, every one that was answered 200 reaches every subscriber once and in order of
+//! its sequence, and none of those that were answered 503.
 
 use std::sync::Arc;
 
@@ -46,8 +49,8 @@ async fn connections_beyond_the_limit_are_refused_until_a_place_is_free() {
     assert_eq!(next.text().await, "y");
 }
 
-/// A status ends an `EventSource` for good (WHATWG HTML §9.2.3), so a server that is full only for now gives none to a client
-/// that asks for an event stream by name.
+/// A status ends an `EventSource` for good (WHATWG HTML §9.2.3), so a server that is full only for
+/// now gives none to a client that asks for an event stream by name.
 #[tokio::test]
 async fn an_event_stream_by_name_is_asked_to_come_back_and_keeps_its_id() {
     let by_name = |method: &str, accept: &str| {

@@ -1,11 +1,12 @@
-//! Claim: a subscriber that cannot get everything after its last event is told so before the first event, never
-//! silently.
+//! Claim: a subscriber that cannot get everything after its last event is told so before the first
+//! event, never silently.
 //!
-//! Set-up: windows of four events; ids that the window no longer holds, of another epoch, of the future, or that
-//! nobody ever gave.
+//! Set-up: windows of four events; ids that the window no longer holds, of another epoch, of the
+//! future, or that nobody ever gave.
 //!
-//! Expectation: a gap notice in-band with the client's id, the reason and the topics that lost something; then what their
-//! windows hold, and everything of the other topics; then live events. SSE and WebSocket alike.
+//! Expectation: a gap notice in-band with the client's id, the reason and the topics that lost
+//! something; then what their windows hold, and everything of the other topics; then live events.
+//! SSE and WebSocket alike.
 
 use serde_json::json;
 
@@ -94,7 +95,8 @@ async fn a_busy_topic_costs_a_quiet_one_nothing() {
     }
 }
 
-/// Nothing came to a topic while its subscriber was away, and meanwhile others pressed its last event out of the windows.
+/// Nothing came to a topic while its subscriber was away, and meanwhile others pressed its last
+/// event out of the windows.
 #[tokio::test]
 async fn a_quiet_topic_has_no_gap_although_its_window_is_gone() {
     let server = Server::start(&[
@@ -107,7 +109,8 @@ async fn a_quiet_topic_has_no_gap_although_its_window_is_gone() {
     let quiet = server.publish("quiet", "q0").await;
     let missed = server.publish("missed", "m0").await;
     server.publish("missed", "m1").await;
-    // Two events of each of eight topics take more than the half of the memory that is for histories.
+    // Two events of each of eight topics take more than the half of the memory that is for
+    // histories.
     for number in 0..16 {
         server.publish(&format!("busy {}", number % 8), "x".repeat(1_000)).await;
     }

@@ -1,10 +1,10 @@
 //! Claim: an idle connection shows signs of life, and a peer that shows none is hung up on.
 //!
-//! Set-up: heartbeats every second on connections without events: an event stream, a WebSocket that answers pings,
-//! and one that does not.
+//! Set-up: heartbeats every second on connections without events: an event stream, a WebSocket that
+//! answers pings, and one that does not.
 //!
-//! Expectation: comments on the event stream; pings that are answered keep a WebSocket open; the silent one is
-//! closed and counted as ping_timeout. Events still arrive at the others.
+//! Expectation: comments on the event stream; pings that are answered keep a WebSocket open; the
+//! silent one is closed and counted as ping_timeout. Events still arrive at the others.
 
 use crate::support::peer::masked;
 use crate::support::{Protocol, Said, Server, Subscriber};

@@ -1,8 +1,8 @@
 //! Claim: clients of other makes get every event at once, whatever it holds, and come back to where
 //! they were.
 //!
-//! Set-up: each client is a small program of a few lines under `tests/interop`, which prints what it
-//! hears. Readers of event streams go through a relay that cuts their connection.
+//! Set-up: each client is a small program of a few lines under `tests/interop`, which prints what
+//! it hears. Readers of event streams go through a relay that cuts their connection.
 //!
 //! Expectation: each event before the next one is published, so nothing is held back; after the cut
 //! the event that was published meanwhile, once, and no gap. WebSockets agree on the subprotocol,

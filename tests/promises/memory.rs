@@ -2,8 +2,8 @@
 //!
 //! Set-up: publishers that send part of a large event each and go away; then silence.
 //!
-//! Expectation: the server holds what they sent while they are there, and is nearly as small as before some seconds
-//! after they have gone.
+//! Expectation: the server holds what they sent while they are there, and is nearly as small as
+//! before some seconds after they have gone.
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;

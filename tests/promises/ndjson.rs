@@ -1,9 +1,11 @@
-//! Claim: a stream of NDJSON goes on whatever single lines are, tells which of them were wrong, and may last for ever.
+//! Claim: a stream of NDJSON goes on whatever single lines are, tells which of them were wrong, and
+//! may last for ever.
 //!
-//! Set-up: one `POST /publish` with good lines between garbage of every kind; one whose body stays open.
+//! Set-up: one `POST /publish` with good lines between garbage of every kind; one whose body stays
+//! open.
 //!
-//! Expectation: good lines arrive in order, each refused one is answered with its number and its reason, the
-//! summary counts both. On an open request events and error lines come through at once.
+//! Expectation: good lines arrive in order, each refused one is answered with its number and its
+//! reason, the summary counts both. On an open request events and error lines come through at once.
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;

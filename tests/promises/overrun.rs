@@ -1,12 +1,12 @@
-//! Claim: a subscriber that is too slow is hung up on once its topic holds as much memory as it may, or skips with a notice
-//! what the history holds no more, as the operator chose.
+//! Claim: a subscriber that is too slow is hung up on once its topic holds as much memory as it
+//! may, or skips with a notice what the history holds no more, as the operator chose.
 //!
-//! Set-up: histories of eight large events, little memory in all, and one subscriber that stops reading until far more
-//! events have passed it; then it reads again.
+//! Set-up: histories of eight large events, little memory in all, and one subscriber that stops
+//! reading until far more events have passed it; then it reads again.
 //!
-//! Expectation: what it had coming arrives in order and whole. Then `close` ends the stream (WebSocket 1013), and
-//! `skip` tells the gap and goes on with newer events, and with everything of topics that lost nothing. The other subscriber gets
-//! everything, and no publish is refused.
+//! Expectation: what it had coming arrives in order and whole. Then `close` ends the stream
+//! (WebSocket 1013), and `skip` tells the gap and goes on with newer events, and with everything of
+//! topics that lost nothing. The other subscriber gets everything, and no publish is refused.
 
 use serde_json::Value;
 
@@ -28,8 +28,8 @@ const FLAGS: [&str; 8] = [
 /// Events of 64 KiB that so much memory holds of one topic, each with its two frames.
 const HELD: usize = (12 << 20) / (3 * EVENT_BYTES);
 
-/// A server, the slow subscriber of `topics` that has fallen out of the window of `t`, two fast ones of `t`, and the number
-/// after the last event.
+/// A server, the slow subscriber of `topics` that has fallen out of the window of `t`, two fast
+/// ones of `t`, and the number after the last event.
 async fn fallen_behind(
     policy: &str,
     slow: Protocol,
@@ -52,8 +52,8 @@ async fn fallen_behind(
     (server, behind, fast, next)
 }
 
-/// Publishes events to `t`, all of which the `fast` get, until the server gives the slow subscriber up. Returns the number after
-/// the last event.
+/// Publishes events to `t`, all of which the `fast` get, until the server gives the slow subscriber
+/// up. Returns the number after the last event.
 async fn publish_until_cut(server: &Server, slow: Protocol, fast: &mut [Subscriber]) -> usize {
     for number in 0..1_000 {
         server.publish("t", padded(number)).await;
@@ -68,7 +68,8 @@ async fn publish_until_cut(server: &Server, slow: Protocol, fast: &mut [Subscrib
     panic!("1,000 events of {EVENT_BYTES} bytes are more than 48 MiB hold");
 }
 
-/// Reads events, which must be gapless from 0, until something else comes. Returns the number after the last.
+/// Reads events, which must be gapless from 0, until something else comes. Returns the number after
+/// the last.
 async fn read_prefix(subscriber: &mut Subscriber) -> (usize, Option<String>, Said) {
     let mut next = 0;
     let mut last_id = None;

@@ -1,11 +1,12 @@
 //! Claim: whoever comes back with the id of its last event loses nothing and gets nothing twice.
 //!
-//! Set-up: subscribers that drop their connection, at rest or in the middle of a stream, while events go on. They
-//! come back with `Last-Event-ID` as a header or in the query, with our ids or with the publisher's, for one topic
-//! or several.
+//! Set-up: subscribers that drop their connection, at rest or in the middle of a stream, while
+//! events go on. They come back with `Last-Event-ID` as a header or in the query, with our ids or
+//! with the publisher's, for one topic or several.
 //!
-//! Expectation: the first event after the return is the next one, and the stream goes on live, without a gap notice.
-//! An id that a `Last-Event-ID` header would not bring back as it was is refused at the publisher.
+//! Expectation: the first event after the return is the next one, and the stream goes on live,
+//! without a gap notice. An id that a `Last-Event-ID` header would not bring back as it was is
+//! refused at the publisher.
 
 use std::sync::Arc;
 
@@ -46,7 +47,8 @@ async fn assert_no_gaps(server: &Server) {
     }
 }
 
-/// An event stream begins with the id of where it begins, so that not even an event before the first one is lost.
+/// An event stream begins with the id of where it begins, so that not even an event before the
+/// first one is lost.
 #[tokio::test]
 async fn a_connection_that_drops_before_its_first_event_loses_nothing() {
     let server = Server::start(&["--shards", "2"]);
@@ -89,7 +91,8 @@ async fn a_dropped_connection_goes_on_with_the_next_event() {
     assert_no_gaps(&server).await;
 }
 
-/// An id is a resume point whatever the topics: that of an event of another topic, and that of the newest event.
+/// An id is a resume point whatever the topics: that of an event of another topic, and that of the
+/// newest event.
 #[tokio::test]
 async fn an_id_resumes_any_set_of_topics() {
     let server = Server::start(&["--shards", "1"]);
@@ -142,8 +145,8 @@ async fn the_publishers_own_ids_are_resume_points() {
     assert_no_gaps(&server).await;
 }
 
-/// Browsers send the id's UTF-8 as it is (WHATWG HTML §9.2.3). HTTP takes away blanks and tabs around a value, and
-/// nothing else (RFC 9110 §5.5).
+/// Browsers send the id's UTF-8 as it is (WHATWG HTML §9.2.3). HTTP takes away blanks and tabs
+/// around a value, and nothing else (RFC 9110 §5.5).
 #[tokio::test]
 async fn a_publishers_id_comes_back_whatever_its_characters() {
     let server = Server::start(&["--shards", "1"]);
@@ -282,8 +285,8 @@ async fn an_id_that_no_header_brings_back_is_refused_wherever_it_enters() {
     assert_eq!(subscriber.text().await, "next", "nothing of it was published");
 }
 
-/// A subscriber that drops its connection every few events, wherever that may be in the stream, while a publisher
-/// goes on. `id_of` is the query with which an event is published.
+/// A subscriber that drops its connection every few events, wherever that may be in the stream,
+/// while a publisher goes on. `id_of` is the query with which an event is published.
 async fn dropping(id_of: fn(usize) -> String) {
     const EVENTS: usize = 1_500;
     let server = Arc::new(Server::start(&["--shards", "2", "--window-events-max", "4096"]));

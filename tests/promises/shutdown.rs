@@ -1,11 +1,13 @@
-//! Claim: SIGTERM and SIGINT lose nothing that was accepted, refuse what comes, and end the process in time.
+//! Claim: SIGTERM and SIGINT lose nothing that was accepted, refuse what comes, and end the process
+//! in time.
 //!
-//! Set-up: subscribers with a backlog that their sockets do not take, so that the drain is held open for as long
-//! as the test wants; publishers, probes and new subscribers that come meanwhile; a subscriber that never reads.
+//! Set-up: subscribers with a backlog that their sockets do not take, so that the drain is held
+//! open for as long as the test wants; publishers, probes and new subscribers that come meanwhile;
+//! a subscriber that never reads.
 //!
-//! Expectation: whoever reads gets everything accepted and then its end (WebSocket 1001, SSE end of stream);
-//! meanwhile `/healthz` and publishers get 503; exit code 0, at the latest after `--drain-ms-max`. A second signal ends
-//! the process at once.
+//! Expectation: whoever reads gets everything accepted and then its end (WebSocket 1001, SSE end of
+//! stream); meanwhile `/healthz` and publishers get 503; exit code 0, at the latest after
+//! `--drain-ms-max`. A second signal ends the process at once.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -151,7 +153,8 @@ async fn an_idle_server_ends_with_its_connections() {
     drop(half);
 }
 
-/// A stream of NDJSON that is open when the drain begins is told how far it came; so far everything arrives.
+/// A stream of NDJSON that is open when the drain begins is told how far it came; so far everything
+/// arrives.
 #[tokio::test]
 async fn an_open_publish_ends_with_its_summary() {
     let mut server = Server::start(&["--shards", "1"]);

@@ -1,10 +1,11 @@
 //! Claim: a reader that stalls delays nobody, and is hung up on under its own reason.
 //!
-//! Set-up: one shard with twenty readers of one protocol and one subscriber of the other that never reads. Large
-//! events until its socket takes no more.
+//! Set-up: one shard with twenty readers of one protocol and one subscriber of the other that never
+//! reads. Large events until its socket takes no more.
 //!
-//! Expectation: all others get every event, several of them while the stalled send is provably in the kernel. Then
-//! the stalled one is closed and counted as stalled, and the others still get events.
+//! Expectation: all others get every event, several of them while the stalled send is provably in
+//! the kernel. Then the stalled one is closed and counted as stalled, and the others still get
+//! events.
 
 use crate::support::slow::publish_until_stuck;
 use crate::support::{Protocol, Server, Subscriber};

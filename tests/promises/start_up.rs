@@ -1,10 +1,10 @@
 //! Claim: a server that cannot start says why in one line and ends with an exit code other than 0.
 //!
-//! Set-up: ports in use, CPUs that the process may not use, limits that contradict each other or the machine, io_uring
-//! forbidden, files that are missing or wrong.
+//! Set-up: ports in use, CPUs that the process may not use, limits that contradict each other or
+//! the machine, io_uring forbidden, files that are missing or wrong.
 //!
-//! Expectation: exit code 1 for what this machine does not allow, 2 for what makes no sense; standard error has one line
-//! that names the cause, standard output nothing.
+//! Expectation: exit code 1 for what this machine does not allow, 2 for what makes no sense;
+//! standard error has one line that names the cause, standard output nothing.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
@@ -237,8 +237,8 @@ async fn the_lowest_descriptor_limit_that_is_taken_serves_both_planes() {
     assert_eq!(server.wait().expect("our own child").code(), Some(0));
 }
 
-/// io_uring forbidden, as by the seccomp profile of most containers, or not there at all. glommio panics then, so it
-/// must not be asked first.
+/// io_uring forbidden, as by the seccomp profile of most containers, or not there at all. glommio
+/// panics then, so it must not be asked first.
 #[test]
 fn a_start_without_io_uring_names_the_cause_and_the_remedy() {
     let forbidden = ["Operation not permitted", "kernel.io_uring_disabled", "seccomp"];
@@ -265,8 +265,8 @@ fn a_shard_whose_executor_cannot_be_made_is_named_with_the_cause_and_the_remedy(
     assert_refused("an executor that cannot be made", &output, 1, &parts);
 }
 
-/// Runs the program where the system call `call`, if it matches one of `rules` or there is none, is answered with
-/// `errno`.
+/// Runs the program where the system call `call`, if it matches one of `rules` or there is none, is
+/// answered with `errno`.
 fn run_without(call: libc::c_long, rules: Vec<SeccompRule>, errno: i32) -> Output {
     let filter = SeccompFilter::new(
         [(call, rules)].into(),
@@ -275,7 +275,8 @@ fn run_without(call: libc::c_long, rules: Vec<SeccompRule>, errno: i32) -> Outpu
         std::env::consts::ARCH.try_into().expect("an architecture that io_uring has"),
     );
     let program: BpfProgram = filter.expect("a filter").try_into().expect("a small filter");
-    // A filter stays for good with the thread that sets it, and goes on to the processes that it starts.
+    // A filter stays for good with the thread that sets it, and goes on to the processes that it
+    // starts.
     let filtered = std::thread::spawn(move || {
         seccompiler::apply_filter(&program).expect("every kernel with io_uring has seccomp");
         run(&ANYWHERE, &[])

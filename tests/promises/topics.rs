@@ -1,8 +1,11 @@
-//! Claim: a connection may have several topics, and gets their events in the order in which they were accepted.
+//! Claim: a connection may have several topics, and gets their events in the order in which they
+//! were accepted.
 //!
-//! Set-up: subscribers that name topics in the path, in the query, in both, twice, percent-encoded, with slashes.
+//! Set-up: subscribers that name topics in the path, in the query, in both, twice, percent-encoded,
+//! with slashes.
 //!
-//! Expectation: each event once, in the order of the sequences over all topics; nothing of other topics.
+//! Expectation: each event once, in the order of the sequences over all topics; nothing of other
+//! topics.
 
 use crate::support::peer::request;
 use crate::support::raw::exchange;
@@ -93,7 +96,8 @@ async fn other_forms_of_a_request_subscribe_too() {
     }
 }
 
-/// Publishers may use any number of topics: the ones published to longest ago are forgotten, and subscribers of new ones find room.
+/// Publishers may use any number of topics: the ones published to longest ago are forgotten, and
+/// subscribers of new ones find room.
 #[tokio::test]
 async fn topics_that_nobody_hears_leave_room_for_new_ones() {
     let server = Server::start(&["--shards", "1", "--topics-max", "3"]);

@@ -1,11 +1,11 @@
-//! Claim: a WebSocket follows RFC 6455: pings are echoed, closes are answered, fragments are accepted, and whoever
-//! breaks the protocol is told by its close code and touches nobody else.
+//! Claim: a WebSocket follows RFC 6455: pings are echoed, closes are answered, fragments are
+//! accepted, and whoever breaks the protocol is told by its close code and touches nobody else.
 //!
-//! Set-up: frames written byte by byte on bare sockets, and tungstenite as a client of another make. A healthy
-//! subscriber listens all the while.
+//! Set-up: frames written byte by byte on bare sockets, and tungstenite as a client of another
+//! make. A healthy subscriber listens all the while.
 //!
-//! Expectation: the answer of the RFC for each; each violation counted under its reason; the healthy subscriber gets
-//! an event after each of them.
+//! Expectation: the answer of the RFC for each; each violation counted under its reason; the
+//! healthy subscriber gets an event after each of them.
 
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;

@@ -1,15 +1,16 @@
 //! Promise: a subscriber that takes what it is offered loses nothing, within declared memory.
 //!
-//! Set-up: the worlds of this simulation, with bursts of every size on little and on much memory; and a topic with one
-//! subscriber that reads nothing. The test admits events as the hub does.
+//! Set-up: the worlds of this simulation, with bursts of every size on little and on much memory;
+//! and a topic with one subscriber that reads nothing. The test admits events as the hub does.
 //!
-//! Expectation: in fair weather nobody overruns; memory stays within its bound at every turn; the one that reads nothing is cut
-//! before its topic stands still, and nobody else is.
+//! Expectation: in fair weather nobody overruns; memory stays within its bound at every turn; the
+//! one that reads nothing is cut before its topic stands still, and nobody else is.
 
 use super::*;
 
-/// In fair weather nobody overruns and nothing is lost, whatever the sizes, windows, batches, formats and topics are: the
-/// hub takes no more than memory holds, and an event stays while a subscriber lacks it.
+/// In fair weather nobody overruns and nothing is lost, whatever the sizes, windows, batches,
+/// formats and topics are: the hub takes no more than memory holds, and an event stays while a
+/// subscriber lacks it.
 #[test]
 fn in_fair_weather_nobody_overruns_whatever_is_published() {
     const PEERS: usize = 10;
@@ -49,8 +50,8 @@ fn in_fair_weather_nobody_overruns_whatever_is_published() {
     assert!(published > 10_000 && refused > 1_000, "{published} published, {refused} refused");
 }
 
-/// One subscriber that reads nothing beside others that read everything: it is cut when its topic's share is used up, the
-/// others lose nothing, and its memory is given back.
+/// One subscriber that reads nothing beside others that read everything: it is cut when its topic's
+/// share is used up, the others lose nothing, and its memory is given back.
 #[test]
 fn a_stalled_subscriber_is_cut_before_its_topic_stands_still() {
     for (seed, protocol) in [(1, Protocol::WebSocket), (2, Protocol::Sse)] {

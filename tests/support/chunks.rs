@@ -31,7 +31,8 @@ impl Chunks {
     }
 }
 
-/// The content of the first chunk, `None` for the last one, and its bytes in all; nothing if it is not whole.
+/// The content of the first chunk, `None` for the last one, and its bytes in all; nothing if it is
+/// not whole.
 fn whole(bytes: &[u8]) -> Option<(Option<Vec<u8>>, usize)> {
     let line = bytes.iter().position(|byte| *byte == b'\n')?;
     let digits = bytes[..line].strip_suffix(b"\r").expect("a size ends with CRLF");

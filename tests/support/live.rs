@@ -16,7 +16,8 @@ pub use peer::Protocol;
 pub use server::Server;
 pub use subscriber::{Said, Subscriber};
 
-/// The longest that a test waits for one thing. Far more than anything takes, so that a loaded machine fails no test.
+/// The longest that a test waits for one thing. Far more than anything takes, so that a loaded
+/// machine fails no test.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `work`, or a panic that says what did not happen.
@@ -27,7 +28,8 @@ pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     }
 }
 
-/// Raises this process's descriptor limit as far as it goes, for a test that holds hundreds of sockets.
+/// Raises this process's descriptor limit as far as it goes, for a test that holds hundreds of
+/// sockets.
 pub fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });

@@ -1,5 +1,5 @@
-//! A subscriber that is handed its bytes: it reads heads, event streams and WebSocket frames on its own account, so
-//! that the server's codecs are not checked against themselves.
+//! A subscriber that is handed its bytes: it reads heads, event streams and WebSocket frames on its
+//! own account, so that the server's codecs are not checked against themselves.
 
 use std::collections::HashMap;
 
@@ -44,14 +44,15 @@ pub struct Peer {
     pub topics: Vec<usize>,
     /// The last sequence that it named when it connected, or that its stream began with.
     pub after: Option<u64>,
-    /// Newest sequence that the server had taken when it connected: its stream starts here or later.
+    /// Newest sequence that the server had taken when it connected: its stream starts here or
+    /// later.
     pub connected_at: u64,
     /// Newest sequence published when it read the head of the answer.
     pub opened_at: Option<u64>,
     /// Last sequence that it read.
     pub last: Option<u64>,
-    /// Topics that it was told to have lost events of and that no event has come of since, each with the newest sequence
-    /// published when it was told.
+    /// Topics that it was told to have lost events of and that no event has come of since, each
+    /// with the newest sequence published when it was told.
     pub lost: HashMap<usize, u64>,
     /// It has stopped reading at least once.
     pub was_stalled: bool,

@@ -1,6 +1,7 @@
 //! One fanwave process, its addresses, and what its control API says.
 //!
-//! The process is killed when the [`Server`] is dropped; if the test is failing then, its log is printed first.
+//! The process is killed when the [`Server`] is dropped; if the test is failing then, its log is
+//! printed first.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;

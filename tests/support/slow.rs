@@ -1,4 +1,5 @@
-//! Bringing a subscriber to a standstill: it does not read, and large events fill every buffer on the way to it.
+//! Bringing a subscriber to a standstill: it does not read, and large events fill every buffer on
+//! the way to it.
 
 use super::server::label;
 use super::{Protocol, Server, Subscriber};
@@ -20,9 +21,9 @@ pub fn number_of(data: &str) -> usize {
     data.split(' ').next().and_then(|number| number.parse().ok()).expect("data begins with its number")
 }
 
-/// Publishes [`padded`] events from `first` on until `stuck` of them in a row have passed the one subscriber of `slow`
-/// without any send to it ending. The `others` get every event before the next one is published. Returns the number
-/// after the last event.
+/// Publishes [`padded`] events from `first` on until `stuck` of them in a row have passed the one
+/// subscriber of `slow` without any send to it ending. The `others` get every event before the next
+/// one is published. Returns the number after the last event.
 pub async fn publish_until_stuck(
     server: &Server,
     topic: &str,

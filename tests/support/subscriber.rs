@@ -1,6 +1,6 @@
-//! A subscriber on a real socket, with its own reading of event streams (WHATWG HTML §9.2.6) and WebSocket frames
-//! (RFC 6455 §5.2). It checks what must hold for every stream: whole unmasked frames in shortest form, valid UTF-8,
-//! nothing after a close frame.
+//! A subscriber on a real socket, with its own reading of event streams (WHATWG HTML §9.2.6) and
+//! WebSocket frames (RFC 6455 §5.2). It checks what must hold for every stream: whole unmasked
+//! frames in shortest form, valid UTF-8, nothing after a close frame.
 
 use std::net::SocketAddr;
 

@@ -17,7 +17,8 @@ use crate::server::{self, Running, ServerChoice};
 use crate::target::Target;
 use crate::usage::{CpuMeter, CpuSample};
 
-/// Events that are published before anything is measured: they show the frame's length and touch every page once.
+/// Events that are published before anything is measured: they show the frame's length and touch
+/// every page once.
 const CALIBRATION_EVENTS: u64 = 8;
 /// Numbers of connections from one fleet to the next: each has source addresses of its own.
 const FLEET_SPAN: usize = 1_000_000;
@@ -145,7 +146,8 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
         cells.push(cell(plan, in_flight, &mut floor, &floor_meter, &mut ring)?);
     }
     for entrant in ring {
-        // Variables are dropped from the last to the first: should the publisher fail, the fleet goes before its server.
+        // Variables are dropped from the last to the first: should the publisher fail, the fleet
+        // goes before its server.
         let Entrant { running, fleet, publisher, .. } = entrant;
         publisher.finish().with_context(|| format!("{}: after all legs", running.target.name))?;
         drop(fleet);

@@ -1,8 +1,10 @@
-//! User-space memory per idle connection: a fresh server, first with few, then with many subscribers that hear nothing.
+//! User-space memory per idle connection: a fresh server, first with few, then with many
+//! subscribers that hear nothing.
 //!
-//! The difference divided by the connections between the two readings; what a server takes once, for itself or in
-//! advance, is in neither. Afterwards one event shows that every connection is alive. A server that was not started here
-//! has served others before and holds what they left: it is not read.
+//! The difference divided by the connections between the two readings; what a server takes once,
+//! for itself or in advance, is in neither. Afterwards one event shows that every connection is
+//! alive. A server that was not started here has served others before and holds what they left: it
+//! is not read.
 
 use std::time::Duration;
 

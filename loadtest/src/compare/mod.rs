@@ -1,9 +1,10 @@
-//! `loadtest compare`: fanwave and its rivals under the same workload, in the same minutes, beside the floor.
+//! `loadtest compare`: fanwave and its rivals under the same workload, in the same minutes, beside
+//! the floor.
 //!
-//! For one protocol all servers run at once on one CPU, each with subscribers of its own, and take turns: floor,
-//! fanwave, nchan, NATS, floor, … While one is measured the others are idle, which is checked. So a drift of the
-//! machine falls on all, and only ratios of one round count. [`cells`] measures CPU, [`memory`] idle connections,
-//! [`show`] and [`picture`] tell the outcome.
+//! For one protocol all servers run at once on one CPU, each with subscribers of its own, and take
+//! turns: floor, fanwave, nchan, NATS, floor, … While one is measured the others are idle, which is
+//! checked. So a drift of the machine falls on all, and only ratios of one round count. [`cells`]
+//! measures CPU, [`memory`] idle connections, [`show`] and [`picture`] tell the outcome.
 
 use std::fs;
 use std::path::PathBuf;

@@ -56,7 +56,8 @@ fn heading(outcome: &Comparison, cell: &Cell) -> String {
     format!("{}, {events}{size}", full_name(cell.protocol))
 }
 
-/// A bar for every server, so that all pictures have the same colours; without a figure where it has none.
+/// A bar for every server, so that all pictures have the same colours; without a figure where it
+/// has none.
 fn server_bars<'a>(
     outcome: &'a Comparison,
     cell: &'a Cell,

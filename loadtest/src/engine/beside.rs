@@ -1,12 +1,15 @@
-//! The floor beside a run: bare `send(2)` of the run's own frames over as many sockets, right before and right after.
+//! The floor beside a run: bare `send(2)` of the run's own frames over as many sockets, right
+//! before and right after.
 //!
-//! Its bursts come at the run's pace, since a delivery that comes alone costs more than one among many: caches are
-//! cold, and each is acknowledged by itself. Where a run has several topics, each of the floor's sockets gets as many
-//! frames as a subscriber, but all sockets get them at the same moment. Its sockets are open only meanwhile, so that they
-//! are in none of the run's figures; opened last, they are a little cheaper than the run's (see `open_in_turns`). A server
-//! that merges events under way can be below the floor.
+//! Its bursts come at the run's pace, since a delivery that comes alone costs more than one among
+//! many: caches are cold, and each is acknowledged by itself. Where a run has several topics, each
+//! of the floor's sockets gets as many frames as a subscriber, but all sockets get them at the same
+//! moment. Its sockets are open only meanwhile, so that they are in none of the run's figures;
+//! opened last, they are a little cheaper than the run's (see `open_in_turns`). A server that
+//! merges events under way can be below the floor.
 //!
-//! Invariant: there is a ratio only where deliveries to readers who stay are all that the server did.
+//! Invariant: there is a ratio only where deliveries to readers who stay are all that the server
+//! did.
 
 use std::time::Duration;
 
@@ -56,8 +59,8 @@ struct Bursts {
 }
 
 impl Beside {
-    /// For a run of `workload`; over as many sockets as one process holds at most. Nothing is measured where the run
-    /// publishes nothing to speak of, or where no floor is wanted.
+    /// For a run of `workload`; over as many sockets as one process holds at most. Nothing is
+    /// measured where the run publishes nothing to speak of, or where no floor is wanted.
     pub fn new(workload: &Workload, options: &EngineOptions, interrupts_apart: bool) -> Beside {
         let connections = workload.connections();
         let steady = workload.subscribers.iter().all(|crowd| crowd.behaviour.takes_all());
@@ -112,7 +115,8 @@ impl Bursts {
     /// What one subscriber of the workload gets; none if that is next to nothing.
     fn of(workload: &Workload) -> Option<Bursts> {
         let topics = workload.topics as f64;
-        // Of `events` at once a subscriber gets its topic's share, a whole one less often if it is less than one.
+        // Of `events` at once a subscriber gets its topic's share, a whole one less often if it is
+        // less than one.
         let shared = |events: u64| (events as f64 / topics).round().max(1.0);
         let bursts = |frames: f64, every_seconds: f64| Bursts {
             frames: frames as u64,

@@ -1,9 +1,12 @@
-//! The course of a measurement: a sample of everything every half second, summed up and kept as a series.
+//! The course of a measurement: a sample of everything every half second, summed up and kept as a
+//! series.
 //!
-//! A sample asks receivers, publisher, server and kernel one after the other; it costs the generator's CPU some
-//! milliseconds and the server's none. Latencies are those that the receivers recorded between two samples.
+//! A sample asks receivers, publisher, server and kernel one after the other; it costs the
+//! generator's CPU some milliseconds and the server's none. Latencies are those that the receivers
+//! recorded between two samples.
 //!
-//! Invariant: the sums are over whole intervals, from [`Course::begin`] to the last [`Course::sample`].
+//! Invariant: the sums are over whole intervals, from [`Course::begin`] to the last
+//! [`Course::sample`].
 
 use std::time::{Duration, Instant};
 
@@ -73,7 +76,8 @@ pub struct Sums {
 }
 
 impl Course {
-    /// Forgets everything before and begins. The workload's name and seconds are for the progress line.
+    /// Forgets everything before and begins. The workload's name and seconds are for the progress
+    /// line.
     pub fn begin(
         stage: &mut Stage<'_>,
         apart: bool,

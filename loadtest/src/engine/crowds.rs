@@ -1,10 +1,10 @@
-//! The subscribers of a workload: one fleet per crowd, numbered through, so that connection k subscribes to topic
-//! k mod topics whichever fleet holds it.
+//! The subscribers of a workload: one fleet per crowd, numbered through, so that connection k
+//! subscribes to topic k mod topics whichever fleet holds it.
 //!
 //! Steady crowds, and those that connect once, are the measure: their deliveries count, and waiting
-//! for arrival means waiting for them. The others
-//! (slow, stalled, churning, storming) are load, and are told apart in everything this module gives. If nobody is
-//! steady, the latencies are those of everybody who reads.
+//! for arrival means waiting for them. The others (slow, stalled, churning, storming) are load, and
+//! are told apart in everything this module gives. If nobody is steady, the latencies are those of
+//! everybody who reads.
 //!
 //! Not here: what an event's latency says about a run; that is `course`.
 
@@ -23,8 +23,8 @@ use crate::workload::{Crowd, Workload};
 
 /// One connection in so many opens first.
 const VANGUARD_SHARE: usize = 4;
-/// And not more of a crowd than this: beyond the handshakes that are under way at once, so that the buffers of as many
-/// are there when the memory is first read.
+/// And not more of a crowd than this: beyond the handshakes that are under way at once, so that the
+/// buffers of as many are there when the memory is first read.
 const VANGUARD_MAX: usize = 500;
 
 struct Member {
@@ -59,7 +59,8 @@ pub struct Heard {
 }
 
 impl Crowds {
-    /// Opens the vanguard of every crowd: a few connections, with which a server makes what it needs for any number.
+    /// Opens the vanguard of every crowd: a few connections, with which a server makes what it
+    /// needs for any number.
     pub fn vanguard(target: &Target, workload: &Workload, cpu: Option<usize>) -> Result<Crowds> {
         let mut members: Vec<Member> = Vec::new();
         let mut first = 0;
@@ -97,8 +98,8 @@ impl Crowds {
         Ok(Crowds { members, topics: workload.topics, lasts })
     }
 
-    /// Opens the rest of every crowd, one after the other, and counts from event 1 on. Gives the times of all
-    /// handshakes up to now: nanoseconds and count.
+    /// Opens the rest of every crowd, one after the other, and counts from event 1 on. Gives the
+    /// times of all handshakes up to now: nanoseconds and count.
     pub fn open_rest(&mut self, name: &str) -> Result<Vec<(u64, u64)>> {
         let mut handshakes = Vec::new();
         for Member { fleet, crowd, .. } in &mut self.members {
@@ -156,13 +157,15 @@ impl Crowds {
         self.members.iter().any(Member::is_steady)
     }
 
-    /// Events that have reached every steady subscriber of their topics; none is missing if nobody is steady.
+    /// Events that have reached every steady subscriber of their topics; none is missing if nobody
+    /// is steady.
     pub fn complete(&self) -> u64 {
         let steady = self.members.iter().filter(|member| member.is_steady());
         steady.map(|member| member.fleet.complete()).min().unwrap_or(u64::MAX)
     }
 
-    /// Waits until `events` have reached every steady subscriber. `last` is the last event published.
+    /// Waits until `events` have reached every steady subscriber. `last` is the last event
+    /// published.
     pub fn wait_for(&mut self, events: u64, limit: Duration, last: u64) -> Result<()> {
         let steady = self.members.iter_mut().filter(|member| member.is_steady());
         steady.into_iter().try_for_each(|member| member.fleet.wait_for(events, limit, last).map(drop))

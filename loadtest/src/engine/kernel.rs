@@ -1,12 +1,14 @@
 //! Memory that the kernel keeps for sockets, over the whole machine.
 //!
-//! Counted are the slab caches that hold sockets, files and packet buffers (`SUnreclaim` of `/proc/meminfo`), the
-//! sockets' inodes (`sock_inode_cache` of `/proc/slabinfo`, which only root may read) and the pages of TCP's send and
-//! receive queues (`mem` of the `TCP` line in `/proc/net/sockstat`). Both ends of a loopback connection are in it, and
-//! whatever else runs on the machine; a difference within one run is what counts. A queued byte whose buffer comes
-//! from a slab is in two of the figures; idle connections queue nothing. Not counted: the reclaimable caches of file
-//! systems, which change with every file that anybody opens, and with them the sockets' names (two of 192 bytes per
-//! connection); tables from `vmalloc`, such as the descriptor tables of processes and rings.
+//! Counted are the slab caches that hold sockets, files and packet buffers (`SUnreclaim` of
+//! `/proc/meminfo`), the sockets' inodes (`sock_inode_cache` of `/proc/slabinfo`, which only root
+//! may read) and the pages of TCP's send and receive queues (`mem` of the `TCP` line in
+//! `/proc/net/sockstat`). Both ends of a loopback connection are in it, and whatever else runs on
+//! the machine; a difference within one run is what counts. A queued byte whose buffer comes from a
+//! slab is in two of the figures; idle connections queue nothing. Not counted: the reclaimable
+//! caches of file systems, which change with every file that anybody opens, and with them the
+//! sockets' names (two of 192 bytes per connection); tables from `vmalloc`, such as the descriptor
+//! tables of processes and rings.
 
 use std::fs;
 use std::thread;
@@ -32,7 +34,8 @@ pub fn bytes() -> Result<u64> {
     Ok(slab + (pages + inode_pages) * rustix::param::page_size() as u64)
 }
 
-/// Bytes once the kernel has put away what came before: sockets that were closed go in the background.
+/// Bytes once the kernel has put away what came before: sockets that were closed go in the
+/// background.
 pub fn settled_bytes() -> Result<u64> {
     let deadline = Instant::now() + SETTLE_MAX;
     let mut before = bytes()?;

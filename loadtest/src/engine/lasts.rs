@@ -1,8 +1,10 @@
-//! When an event had reached the last of all steady subscribers, from what each group of them tells.
+//! When an event had reached the last of all steady subscribers, from what each group of them
+//! tells.
 //!
-//! A group is a fleet: it tells an event once all of its own subscribers of the event's topic have it. An event is
-//! through once every group that has subscribers of its topic has told it; the latest of them counts. Groups tell at
-//! different times, so events wait here; what waits is bounded, and the oldest is given up first.
+//! A group is a fleet: it tells an event once all of its own subscribers of the event's topic have
+//! it. An event is through once every group that has subscribers of its topic has told it; the
+//! latest of them counts. Groups tell at different times, so events wait here; what waits is
+//! bounded, and the oldest is given up first.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -48,8 +50,9 @@ impl Lasts {
         Lasts { topics, groups, waiting: HashMap::new(), order: VecDeque::new() }
     }
 
-    /// Takes what a group tells, each standing for `weight` events; adds to `through` the nanoseconds from stamp
-    /// to last arrival of the events that are through now, with their weight.
+    /// Takes what a group tells, each standing for `weight` events; adds to `through` the
+    /// nanoseconds from stamp to last arrival of the events that are through now, with their
+    /// weight.
     pub fn take(&mut self, told: &[LastArrival], weight: u64, through: &mut Vec<(u64, u64)>) {
         for last in told {
             let concerned = self.groups.iter().filter(|group| group.has(last.topic, self.topics)).count();

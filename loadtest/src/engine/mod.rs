@@ -1,10 +1,13 @@
-//! One measurement: a workload against a running server, from the first connection to the last audit.
+//! One measurement: a workload against a running server, from the first connection to the last
+//! audit.
 //!
-//! The order is fixed: memory while nobody is there, a few connect, memory again, the others connect, memory again,
-//! warm-up, the floor, the measured time with a sample every half second, waiting until all that was published has
-//! arrived, the audit, the floor again. The publisher is not told to wait for anybody within an open loop, so what falls
-//! behind shows as latency. A server that goes, refuses or falls silent is an error and there is no outcome; events that
-//! are missing in the end are findings, and an outcome with findings is [`condemned`](verdict::condemned).
+//! The order is fixed: memory while nobody is there, a few connect, memory again, the others
+//! connect, memory again, warm-up, the floor, the measured time with a sample every half second,
+//! waiting until all that was published has arrived, the audit, the floor again. The publisher is
+//! not told to wait for anybody within an open loop, so what falls behind shows as latency. A
+//! server that goes, refuses or falls silent is an error and there is no outcome; events that are
+//! missing in the end are findings, and an outcome with findings is
+//! [`condemned`](verdict::condemned).
 //!
 //! Not here: printing and saving (`run`), starting and stopping the server (`server`).
 
@@ -96,7 +99,8 @@ struct Opening {
     handshakes: Histogram<u64>,
 }
 
-/// Does `workload` to the server and tells what it showed. Errors are one line and mean that there is no outcome.
+/// Does `workload` to the server and tells what it showed. Errors are one line and mean that there
+/// is no outcome.
 pub fn measure(running: &mut Running, workload: &Workload, options: &EngineOptions) -> Result<Outcome> {
     scenario::check(workload)?;
     raise_descriptor_limit()?;
@@ -223,7 +227,8 @@ impl Held {
         Ok(Held { connections, server: running.memory()?.map(|memory| memory.rss_own), kernel })
     }
 
-    /// Bytes that each connection since `few` cost server and kernel; none if there was no further one.
+    /// Bytes that each connection since `few` cost server and kernel; none if there was no further
+    /// one.
     fn each_since(&self, few: &Held) -> Option<(f64, f64)> {
         let further = self.connections.checked_sub(few.connections).filter(|&further| further > 0)?;
         let each = |after: u64, before: u64| (after as f64 - before as f64) / further as f64;
@@ -232,8 +237,8 @@ impl Held {
 }
 
 impl Stage<'_> {
-    /// Publishes before the measurement and waits until it has arrived. Gives the bytes of an event on the wire, if
-    /// anything was published to steady subscribers.
+    /// Publishes before the measurement and waits until it has arrived. Gives the bytes of an event
+    /// on the wire, if anything was published to steady subscribers.
     fn warm_up(&mut self, workload: &Workload) -> Result<Option<usize>> {
         if workload.warm_up_seconds == 0.0 || workload.publish == (Pace::Idle {}) {
             return Ok(None);
@@ -244,8 +249,8 @@ impl Stage<'_> {
         Ok(self.crowds.sample()?.steady.frame_bytes())
     }
 
-    /// Publishes for `seconds` as the workload says. For an idle run, gives the server's CPU nanoseconds and the
-    /// deliveries of its quiet part.
+    /// Publishes for `seconds` as the workload says. For an idle run, gives the server's CPU
+    /// nanoseconds and the deliveries of its quiet part.
     fn publish(
         &mut self,
         workload: &Workload,
@@ -264,7 +269,8 @@ impl Stage<'_> {
 
     fn open_loop(&mut self, pace: Pace, seconds: f64, mut course: Option<&mut Course>) -> Result<()> {
         self.source.go(pace, seconds)?;
-        // The measured time is the whole of it, also where the last event is due long before its end.
+        // The measured time is the whole of it, also where the last event is due long before its
+        // end.
         let until = Instant::now() + Duration::from_secs_f64(seconds);
         let limit = until + LATE_LIMIT;
         while !self.source.is_done()? || Instant::now() < until {
@@ -332,8 +338,8 @@ impl Stage<'_> {
         }
     }
 
-    /// Waits until every steady subscriber has all that was published, or until nothing more comes. Nobody can say what
-    /// subscribers of other kinds should have: if all are, they get a moment.
+    /// Waits until every steady subscriber has all that was published, or until nothing more comes.
+    /// Nobody can say what subscribers of other kinds should have: if all are, they get a moment.
     fn arrive(&mut self, mut course: Option<&mut Course>) -> Result<()> {
         if !self.crowds.any_steady() {
             let until = Instant::now() + GRACE;

@@ -1,8 +1,9 @@
-//! Where a run's events come from: a publisher process on an open loop, or a publisher in this process that waits for
-//! arrivals.
+//! Where a run's events come from: a publisher process on an open loop, or a publisher in this
+//! process that waits for arrivals.
 //!
-//! An open loop needs a clock of its own, which nothing here can hold up, so it is a process. A closed loop publishes
-//! when something has arrived, which is known here, so it is in this process and its CPU is ours.
+//! An open loop needs a clock of its own, which nothing here can hold up, so it is a process. A
+//! closed loop publishes when something has arrived, which is known here, so it is in this process
+//! and its CPU is ours.
 
 use anyhow::{Context, Result, bail};
 

@@ -1,7 +1,8 @@
 //! What makes an outcome doubtful, and what makes it bad.
 //!
-//! A warning leaves the figures standing and says whose they may be: the generator's, the publisher's, other
-//! programs'. A condemned outcome is one whose subscribers did not get what was published.
+//! A warning leaves the figures standing and says whose they may be: the generator's, the
+//! publisher's, other programs'. A condemned outcome is one whose subscribers did not get what was
+//! published.
 
 use crate::outcome::{Generator, Outcome};
 use crate::workload::{Behaviour, Pace};
@@ -17,14 +18,18 @@ const PUBLISHED_SHARE_LOW: f64 = 0.98;
 /// An interval this long was not of the measurement's own choosing.
 const INTERVAL_SECONDS_HIGH: f64 = 1.0;
 
-/// Receivers whose CPU per delivery is more than this share of the server's are hardly faster than it.
+/// Receivers whose CPU per delivery is more than this share of the server's are hardly faster than
+/// it.
 const RECEIVERS_COST_HIGH: f64 = 0.9;
-/// Deliveries that fall due at the same moment, from which on it matters how fast the receivers take them.
+/// Deliveries that fall due at the same moment, from which on it matters how fast the receivers
+/// take them.
 const AT_ONCE_HIGH: f64 = 100.0;
-/// An interval shorter than this is too short for the clock ticks in which the kernel counts busy time.
+/// An interval shorter than this is too short for the clock ticks in which the kernel counts busy
+/// time.
 const INTERVAL_SECONDS_LOW: f64 = 0.2;
 
-/// True if the generator's CPU was full, be it with receivers, publisher and coordinator or with other programs.
+/// True if the generator's CPU was full, be it with receivers, publisher and coordinator or with
+/// other programs.
 pub fn generator_full(outcome: &Outcome) -> bool {
     let Generator { receivers_share, publisher_share, coordinator_share, cpu_share, .. } = outcome.generator;
     (receivers_share + publisher_share + coordinator_share).max(cpu_share) > GENERATOR_SHARE_HIGH
@@ -48,8 +53,9 @@ fn at_once(outcome: &Outcome) -> f64 {
     events as f64 * connections as f64 / workload.topics as f64
 }
 
-/// The receivers' and the server's CPU microseconds per delivery, if the receivers are hardly faster: then deliveries
-/// that fall due together wait for the receivers as much as for the server, although nobody's CPU is full on average.
+/// The receivers' and the server's CPU microseconds per delivery, if the receivers are hardly
+/// faster: then deliveries that fall due together wait for the receivers as much as for the server,
+/// although nobody's CPU is full on average.
 fn slow_receivers(outcome: &Outcome) -> Option<(f64, f64)> {
     let receivers = outcome.generator.receivers_us_per_delivery?;
     let server = outcome.cost.as_ref()?.us_per_delivery?;
@@ -147,8 +153,8 @@ pub fn warnings(outcome: &Outcome, owed: u64) -> Vec<String> {
     warnings
 }
 
-/// Why an outcome is bad, if it is: subscribers who must get everything exactly once and in order did not. Slow and
-/// stalled readers, who lose by definition, are not judged.
+/// Why an outcome is bad, if it is: subscribers who must get everything exactly once and in order
+/// did not. Slow and stalled readers, who lose by definition, are not judged.
 pub fn condemned(outcome: &Outcome) -> Option<String> {
     let loses = |behaviour: &Behaviour| matches!(behaviour, Behaviour::Slow { .. } | Behaviour::Stalled);
     let judged = !outcome.workload.subscribers.iter().any(|crowd| loses(&crowd.behaviour));

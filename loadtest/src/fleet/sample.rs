@@ -1,8 +1,9 @@
 //! Samples of several receivers, made one.
 //!
-//! An event has reached all subscribers when every receiver that has connections of its topic has told so; the last of
-//! these arrivals counts. Receivers that have much to tell leave events out, each its own share, but by one rule
-//! (`is_told`): what the one with the smallest share tells, all of them tell.
+//! An event has reached all subscribers when every receiver that has connections of its topic has
+//! told so; the last of these arrivals counts. Receivers that have much to tell leave events out,
+//! each its own share, but by one rule (`is_told`): what the one with the smallest share tells, all
+//! of them tell.
 
 use std::collections::HashMap;
 
@@ -10,7 +11,8 @@ use crate::receiver::{
     Counts, LastArrival, SampleWord, is_told, latency_histogram, listeners, record, recorded,
 };
 
-/// Last arrivals that wait for the word of further receivers. Beyond it something was lost, and the audit tells what.
+/// Last arrivals that wait for the word of further receivers. Beyond it something was lost, and the
+/// audit tells what.
 const PENDING_MAX: usize = 1 << 18;
 
 /// What happened since the last sample, over all receivers.
@@ -22,11 +24,13 @@ pub struct Sample {
     pub connections: u64,
     /// From the stamp to each subscriber: nanoseconds and count; empty without audit.
     pub latencies: Vec<(u64, u64)>,
-    /// Events that have reached all of the fleet's connections of their topic; only with audit and steady subscribers.
+    /// Events that have reached all of the fleet's connections of their topic; only with audit and
+    /// steady subscribers.
     pub lasts: Vec<LastArrival>,
     /// How many events each of `lasts` stands for: 1 unless there are too many to tell.
     pub lasts_weight: u64,
-    /// From the connect, or from when it was due at a time of its own, to the response head: nanoseconds and count.
+    /// From the connect, or from when it was due at a time of its own, to the response head:
+    /// nanoseconds and count.
     pub handshakes: Vec<(u64, u64)>,
 }
 
@@ -37,7 +41,8 @@ pub struct Lasts {
 }
 
 impl Sample {
-    /// The sum of what receivers said, whose numbers of connections, in order from number `first` on, are `receivers`.
+    /// The sum of what receivers said, whose numbers of connections, in order from number `first`
+    /// on, are `receivers`.
     pub fn merge(
         samples: Vec<SampleWord>,
         lasts: &mut Lasts,

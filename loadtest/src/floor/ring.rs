@@ -1,8 +1,9 @@
 //! The second floor: the same bytes over the same sockets, by io_uring SENDs.
 //!
-//! One entry per socket, a fixed number of them per `io_uring_enter`, through the server's own ring without anything of
-//! the server around it. As in the server, the first try is silent unless the socket has too little room; the rest then goes
-//! out by a send that waits. A burst is over once every socket has taken all of it.
+//! One entry per socket, a fixed number of them per `io_uring_enter`, through the server's own ring
+//! without anything of the server around it. As in the server, the first try is silent unless the
+//! socket has too little room; the rest then goes out by a send that waits. A burst is over once
+//! every socket has taken all of it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -31,7 +32,8 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring for `sockets` that sends `burst`. Fails with the remedy where io_uring is not allowed or too old.
+    /// A ring for `sockets` that sends `burst`. Fails with the remedy where io_uring is not allowed
+    /// or too old.
     pub fn new(sockets: &[OwnedFd], burst: &[u8]) -> Result<Ring> {
         let descriptors = sockets.iter().map(|socket| socket.as_raw_fd() as u32 + 1).max().unwrap_or(1);
         let doorbell =
@@ -56,7 +58,8 @@ impl Ring {
         self.burst = Batch::answer(bytes.to_vec(), &Ledger::default());
     }
 
-    /// Sends the burst on every socket and waits until each has taken it. A burst of no bytes sends nothing.
+    /// Sends the burst on every socket and waits until each has taken it. A burst of no bytes sends
+    /// nothing.
     pub fn send_all(&mut self, sockets: &[OwnedFd]) -> Result<()> {
         if self.burst.is_empty() {
             return Ok(());

@@ -1,4 +1,5 @@
-//! Bursts of stamped frames, as a server would send them: what the floor's sender sends where receivers audit.
+//! Bursts of stamped frames, as a server would send them: what the floor's sender sends where
+//! receivers audit.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,8 @@ const ID_DIGITS: usize = 21;
 pub struct Shape {
     /// How events are framed: [`Protocol::Sse`] or [`Protocol::Ws`].
     pub protocol: Protocol,
-    /// Bytes of an event's data, at least a stamp and at most what a frame with a 16-bit length holds.
+    /// Bytes of an event's data, at least a stamp and at most what a frame with a 16-bit length
+    /// holds.
     pub payload_bytes: u16,
     /// Events of one burst.
     pub frames: u64,

@@ -1,8 +1,9 @@
 //! The chunked transfer coding (RFC 9112 §7.1), as many servers send an event stream.
 //!
-//! [`Chunks`] gives the runs of data within the bytes fed, wherever these are cut; where chunks begin and end has nothing to
-//! do with events. It keeps the line of the current chunk's size, which is bounded, and nothing of the data. The last
-//! chunk is the end of the stream: trailers carry nothing that matters here and are not read.
+//! [`Chunks`] gives the runs of data within the bytes fed, wherever these are cut; where chunks
+//! begin and end has nothing to do with events. It keeps the line of the current chunk's size,
+//! which is bounded, and nothing of the data. The last chunk is the end of the stream: trailers
+//! carry nothing that matters here and are not read.
 
 use std::ops::Range;
 
@@ -34,8 +35,8 @@ enum Next {
 }
 
 impl Chunks {
-    /// The next run of data in `bytes` from `at` on, which moves behind it; `None` when all is taken. An error is a broken
-    /// coding, or the end of the stream ([`ENDED`]).
+    /// The next run of data in `bytes` from `at` on, which moves behind it; `None` when all is
+    /// taken. An error is a broken coding, or the end of the stream ([`ENDED`]).
     pub fn next(&mut self, bytes: &[u8], at: &mut usize) -> Result<Option<Range<usize>>, String> {
         while *at < bytes.len() {
             match self.next {

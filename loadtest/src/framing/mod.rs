@@ -1,9 +1,10 @@
 //! Where the events end in a stream of bytes, for each protocol that a receiver speaks.
 //!
-//! A splitter is fed whatever arrived and tells, for each event that ended, how many of these bytes it took up to
-//! and including the event's last byte, the stamp it carried, and whether it is a notice that events are missing. It
-//! keeps a bounded prefix of the current event and nothing else: the cost of an event does not depend on what came
-//! before. No I/O, no clock: pings are counted, and their answers given as bytes for the caller to send.
+//! A splitter is fed whatever arrived and tells, for each event that ended, how many of these bytes
+//! it took up to and including the event's last byte, the stamp it carried, and whether it is a
+//! notice that events are missing. It keeps a bounded prefix of the current event and nothing else:
+//! the cost of an event does not depend on what came before. No I/O, no clock: pings are counted,
+//! and their answers given as bytes for the caller to send.
 
 use serde::{Deserialize, Serialize};
 
@@ -44,9 +45,10 @@ impl Protocol {
     }
 }
 
-/// True if all connections of a topic receive the same bytes, so that arrival may be counted in bytes. Where the server
-/// cuts its stream into frames as it likes, and says other things in between, only events count; so they do where it
-/// cuts an event stream into chunks, which only its response head tells.
+/// True if all connections of a topic receive the same bytes, so that arrival may be counted in
+/// bytes. Where the server cuts its stream into frames as it likes, and says other things in
+/// between, only events count; so they do where it cuts an event stream into chunks, which only its
+/// response head tells.
 pub fn same_bytes_everywhere(protocol: Protocol, dialect: Dialect) -> bool {
     !(protocol == Protocol::Ws && dialect == Dialect::Nats)
 }
@@ -58,7 +60,8 @@ pub struct EventEnd {
     pub at: usize,
     /// What the payload carried at its start.
     pub stamp: Option<Stamp>,
-    /// True for the server's notice that events are missing: SSE event `fanwave-gap`, or data that begins `{"gap":`.
+    /// True for the server's notice that events are missing: SSE event `fanwave-gap`, or data that
+    /// begins `{"gap":`.
     pub gap: bool,
 }
 
@@ -90,8 +93,8 @@ pub enum Splitter {
 }
 
 impl Splitter {
-    /// A splitter at the first byte after the handshake. `dialect` matters to [`Protocol::Ws`] alone,
-    /// `raw_frame_bytes` is the frame length of [`Protocol::Raw`].
+    /// A splitter at the first byte after the handshake. `dialect` matters to [`Protocol::Ws`]
+    /// alone, `raw_frame_bytes` is the frame length of [`Protocol::Raw`].
     pub fn new(protocol: Protocol, dialect: Dialect, raw_frame_bytes: usize) -> Splitter {
         match (protocol, dialect) {
             (Protocol::Sse, _) => Splitter::Sse(SseSplitter::default()),
@@ -108,8 +111,8 @@ impl Splitter {
         Splitter::ChunkedSse(Chunks::default(), SseSplitter::default())
     }
 
-    /// Takes the bytes that arrived next. An error means that the server broke the protocol, said that it failed, or
-    /// hung up within it.
+    /// Takes the bytes that arrived next. An error means that the server broke the protocol, said
+    /// that it failed, or hung up within it.
     pub fn feed(&mut self, bytes: &[u8], mut on_event: impl FnMut(EventEnd)) -> Result<Fed, String> {
         match self {
             Splitter::Sse(splitter) => splitter.feed(bytes, on_event),
@@ -136,7 +139,8 @@ impl Splitter {
         }
     }
 
-    /// The `id` in force at the end of the last whole event, as `Last-Event-ID` wants it; empty if there is none.
+    /// The `id` in force at the end of the last whole event, as `Last-Event-ID` wants it; empty if
+    /// there is none.
     pub fn last_id(&self) -> &[u8] {
         match self {
             Splitter::Sse(splitter) | Splitter::ChunkedSse(_, splitter) => splitter.last_id(),
@@ -176,7 +180,8 @@ mod tests {
         payload
     }
 
-    /// Feeds `stream` in pieces of `piece` bytes; gives the absolute end and the sequence of each event.
+    /// Feeds `stream` in pieces of `piece` bytes; gives the absolute end and the sequence of each
+    /// event.
     pub fn split(
         splitter: &mut Splitter,
         stream: &[u8],

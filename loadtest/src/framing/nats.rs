@@ -1,10 +1,10 @@
-//! The NATS client protocol (docs.nats.io, "NATS client protocol"): as it flows over plain TCP and, in binary
-//! messages, over WebSocket.
+//! The NATS client protocol (docs.nats.io, "NATS client protocol"): as it flows over plain TCP and,
+//! in binary messages, over WebSocket.
 //!
-//! [`Parser`] is fed the protocol's own bytes, cut anywhere; [`NatsSplitter`] takes them out of WebSocket frames
-//! first. The borders of frames and those of messages have nothing to do with each other. A `MSG` is an event, its
-//! payload begins with the stamp. Headers (`HMSG`) are not asked for and so an error, as is anything else that the
-//! protocol does not know.
+//! [`Parser`] is fed the protocol's own bytes, cut anywhere; [`NatsSplitter`] takes them out of
+//! WebSocket frames first. The borders of frames and those of messages have nothing to do with each
+//! other. A `MSG` is an event, its payload begins with the stamp. Headers (`HMSG`) are not asked
+//! for and so an error, as is anything else that the protocol does not know.
 
 use super::websocket::{BINARY, Frames, client_frame};
 use super::{EventEnd, Fed};
@@ -26,15 +26,15 @@ pub fn connect_line() -> String {
     )
 }
 
-/// What a subscriber sends after the WebSocket handshake: one masked message. The server's `PONG` says that the
-/// subscription holds.
+/// What a subscriber sends after the WebSocket handshake: one masked message. The server's `PONG`
+/// says that the subscription holds.
 pub fn opening(subject: &str) -> Vec<u8> {
     let text = format!("{}SUB {subject} 1\r\nPING\r\n", connect_line());
     client_frame(BINARY, text.as_bytes())
 }
 
-/// The subject that stands for the path of a WebSocket subscription, `/loadtest-0` for example: the path without
-/// its slash.
+/// The subject that stands for the path of a WebSocket subscription, `/loadtest-0` for example: the
+/// path without its slash.
 pub fn subject_of(path: &str) -> &str {
     path.trim_start_matches('/')
 }
@@ -69,8 +69,9 @@ impl Default for Parser {
 }
 
 impl Parser {
-    /// Takes the bytes that came next. `on_message` gets the place behind each message's last byte and its stamp. Gives
-    /// the `PONG`s among them; an error is what the server said with `-ERR`, or that it does not speak NATS.
+    /// Takes the bytes that came next. `on_message` gets the place behind each message's last byte
+    /// and its stamp. Gives the `PONG`s among them; an error is what the server said with `-ERR`,
+    /// or that it does not speak NATS.
     pub fn feed(
         &mut self,
         bytes: &[u8],
@@ -210,7 +211,8 @@ mod tests {
         Splitter::new(Protocol::Ws, Dialect::Nats, 0)
     }
 
-    /// What a server says to a subscriber: events 1 to 4 of several lengths, one with a reply subject, one foreign.
+    /// What a server says to a subscriber: events 1 to 4 of several lengths, one with a reply
+    /// subject, one foreign.
     fn said() -> Vec<u8> {
         let mut said = b"INFO {\"server_id\":\"x\"}\r\n+OK\r\nPONG\r\n".to_vec();
         for (sequence, bytes) in [(1, 36), (2, 200), (3, 5_000)] {

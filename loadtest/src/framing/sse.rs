@@ -1,20 +1,23 @@
 //! Server-Sent Events (WHATWG HTML §9.2.6): events end at blank lines.
 //!
-//! Lines end in LF or CRLF. A block without `data` is no event, but an `id` in it holds all the same. A line that is
-//! here as a whole is looked at where it is; only what is cut off at the end of a feed is kept, and only its start.
+//! Lines end in LF or CRLF. A block without `data` is no event, but an `id` in it holds all the
+//! same. A line that is here as a whole is looked at where it is; only what is cut off at the end
+//! of a feed is kept, and only its start.
 
 use memchr::memchr;
 
 use super::{EventEnd, GAP_DATA};
 use crate::stamp::Stamp;
 
-/// Bytes of a line that are looked at. An id that does not fit is passed over, as if there were none.
+/// Bytes of a line that are looked at. An id that does not fit is passed over, as if there were
+/// none.
 const LINE_BYTES_MAX: usize = 1 << 10;
 
 /// Splits an event stream.
 #[derive(Debug, Default)]
 pub struct SseSplitter {
-    /// The start of the current line, if it began in an earlier feed; at most [`LINE_BYTES_MAX`] bytes.
+    /// The start of the current line, if it began in an earlier feed; at most [`LINE_BYTES_MAX`]
+    /// bytes.
     line: Vec<u8>,
     /// Bytes of the current line in earlier feeds.
     line_bytes: usize,

@@ -1,9 +1,10 @@
 //! WebSocket (RFC 6455 §5.2): frames from a server, and the frames of a client.
 //!
-//! [`Frames`] takes the frame headers out of a stream and gives the payload in pieces, as it arrives; [`WsSplitter`]
-//! makes events of whole messages. Control frames stand between: pings are counted and the latest one's payload kept
-//! for the answer, a close frame is an error with its reason. Client frames are masked with a key of zeros, which
-//! leaves their bytes as they are: the key hides nothing that a load test sends.
+//! [`Frames`] takes the frame headers out of a stream and gives the payload in pieces, as it
+//! arrives; [`WsSplitter`] makes events of whole messages. Control frames stand between: pings are
+//! counted and the latest one's payload kept for the answer, a close frame is an error with its
+//! reason. Client frames are masked with a key of zeros, which leaves their bytes as they are: the
+//! key hides nothing that a load test sends.
 
 use std::ops::Range;
 
@@ -76,7 +77,8 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// The next piece of payload in `bytes` from `at` on, which moves behind it; `None` when all is taken.
+    /// The next piece of payload in `bytes` from `at` on, which moves behind it; `None` when all is
+    /// taken.
     pub fn next(&mut self, bytes: &[u8], at: &mut usize) -> Result<Option<Piece>, String> {
         loop {
             if !self.in_payload {
@@ -150,7 +152,8 @@ impl Frames {
         self.unanswered
     }
 
-    /// The frame that answers the latest ping, and with it those before (§5.5.3); empty if there was none.
+    /// The frame that answers the latest ping, and with it those before (§5.5.3); empty if there
+    /// was none.
     pub fn answer(&mut self) -> Vec<u8> {
         match std::mem::take(&mut self.unanswered) {
             0 => Vec::new(),

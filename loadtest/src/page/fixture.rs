@@ -1,4 +1,5 @@
-//! What the tests of pages and tables share: a run with figures as they come, and a check that a page is well formed.
+//! What the tests of pages and tables share: a run with figures as they come, and a check that a
+//! page is well formed.
 
 use hdrhistogram::Histogram;
 
@@ -29,7 +30,8 @@ pub fn machine() -> Machine {
     }
 }
 
-/// A distribution around `median_ns` with a long tail, as latencies have: from fixed pseudo-random numbers.
+/// A distribution around `median_ns` with a long tail, as latencies have: from fixed pseudo-random
+/// numbers.
 fn histogram(median_ns: f64, count: u64, mut seed: u64) -> Histogram<u64> {
     let mut histogram = latency_histogram();
     for _ in 0..count {
@@ -142,8 +144,9 @@ pub fn outcome(server: &str) -> Outcome {
     }
 }
 
-/// Panics unless the page's tags are balanced, its attributes quoted, its identifiers unique, and it has neither
-/// script, nor event handler, nor anything to load, nor a coordinate that is no number.
+/// Panics unless the page's tags are balanced, its attributes quoted, its identifiers unique, and
+/// it has neither script, nor event handler, nor anything to load, nor a coordinate that is no
+/// number.
 pub fn check(page: &str) {
     const VOID: [&str; 2] = ["meta", "!DOCTYPE"];
     let mut open: Vec<&str> = Vec::new();

@@ -1,9 +1,10 @@
 //! Pages: a report as one HTML file that needs nothing but a browser.
 //!
-//! [`Page`] is the builder that every command uses: tiles, text, tables, pictures, warnings. [`run`] fills it from
-//! outcomes. A page has no script, loads nothing (its own policy forbids it), follows the reader's light or dark
-//! setting, prints, and fits a phone. Whatever comes from a user or a server is escaped here, on its way in; pictures
-//! escape their own text. Each picture carries its figures as a table, folded away beneath it.
+//! [`Page`] is the builder that every command uses: tiles, text, tables, pictures, warnings.
+//! [`run`] fills it from outcomes. A page has no script, loads nothing (its own policy forbids it),
+//! follows the reader's light or dark setting, prints, and fits a phone. Whatever comes from a user
+//! or a server is escaped here, on its way in; pictures escape their own text. Each picture carries
+//! its figures as a table, folded away beneath it.
 
 use std::fmt::Write;
 
@@ -18,7 +19,8 @@ pub mod svg;
 
 const STYLE: &str = include_str!("style.css");
 
-/// A page in the making. Parts stand in the order in which they are added; warnings stand at the top.
+/// A page in the making. Parts stand in the order in which they are added; warnings stand at the
+/// top.
 #[derive(Debug)]
 pub struct Page {
     title: String,
@@ -62,8 +64,8 @@ pub enum Notice {
 }
 
 impl Page {
-    /// A page with its heading. `about` says in a sentence what was measured; the machine stands beneath it, command
-    /// and commit in the footer.
+    /// A page with its heading. `about` says in a sentence what was measured; the machine stands
+    /// beneath it, command and commit in the footer.
     pub fn new(title: &str, about: &str, machine: &Machine) -> Page {
         let kernel = machine.kernel.split(" #").next().unwrap_or(&machine.kernel);
         let memory = machine.memory_bytes >> 30;
@@ -153,15 +155,15 @@ impl Page {
         self.body.push_str("</dl>\n");
     }
 
-    /// A table with a caption (may be empty). The first `left` columns lean left and head their rows; rows may be
-    /// shorter than the head, not longer.
+    /// A table with a caption (may be empty). The first `left` columns lean left and head their
+    /// rows; rows may be shorter than the head, not longer.
     pub fn table(&mut self, caption: &str, left: usize, head: &[&str], rows: &[Vec<String>]) {
         let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
         self.body.push_str(&table(caption, left, &head, rows));
     }
 
-    /// A picture with a caption that says what to see in it. Pictures added one after the other stand side by side
-    /// where there is room.
+    /// A picture with a caption that says what to see in it. Pictures added one after the other
+    /// stand side by side where there is room.
     pub fn figure(&mut self, picture: &Picture, caption: &str) {
         let identifier = format!("picture{}", self.pictures);
         self.pictures += 1;
@@ -202,8 +204,8 @@ impl Page {
     }
 }
 
-/// Text as it may stand between tags and in quoted attributes. Control characters, which XML has no form for, become
-/// the replacement character.
+/// Text as it may stand between tags and in quoted attributes. Control characters, which XML has no
+/// form for, become the replacement character.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {

@@ -1,4 +1,5 @@
-//! The page of `run` and whoever else has outcomes: one outcome in full, several side by side first.
+//! The page of `run` and whoever else has outcomes: one outcome in full, several side by side
+//! first.
 
 use std::collections::BTreeSet;
 

@@ -1,9 +1,10 @@
-//! From a model and a question to nodes: cores, memory, network, descriptors, ports, storms. What must be set on a node is
-//! in `settings`.
+//! From a model and a question to nodes: cores, memory, network, descriptors, ports, storms. What
+//! must be set on a node is in `settings`.
 //!
-//! Pure arithmetic, no measuring. Subscribers and topics are taken to be spread evenly over nodes, by chance over a
-//! node's shards, and events to come at even intervals. Where the model gives an interval, nodes are counted with its
-//! upper end. The measured machine's core is the unit: a faster core needs fewer.
+//! Pure arithmetic, no measuring. Subscribers and topics are taken to be spread evenly over nodes,
+//! by chance over a node's shards, and events to come at even intervals. Where the model gives an
+//! interval, nodes are counted with its upper end. The measured machine's core is the unit: a
+//! faster core needs fewer.
 
 use anyhow::{Result, bail};
 use fanwave::config::Limits;
@@ -21,13 +22,15 @@ use crate::framing::Protocol;
 
 /// TCP payload of one packet: an Ethernet frame of 1,500 bytes less IPv4, TCP and its timestamps.
 const SEGMENT_BYTES: f64 = 1_448.0;
-/// What each packet adds on the wire: preamble and gap 20, Ethernet 18, IPv4 20, TCP with timestamps 32.
+/// What each packet adds on the wire: preamble and gap 20, Ethernet 18, IPv4 20, TCP with
+/// timestamps 32.
 const PACKET_BYTES: f64 = 90.0;
 /// Segments that one acknowledgement covers at least, unless it is the last.
 const SEGMENTS_PER_ACK: f64 = 2.0;
 /// Bytes of a GiB.
 const GIB: f64 = (1_u64 << 30) as f64;
-/// Local ports of one source address towards one server address (`net.ipv4.ip_local_port_range`, Linux's default).
+/// Local ports of one source address towards one server address (`net.ipv4.ip_local_port_range`,
+/// Linux's default).
 const PORTS: f64 = 28_232.0;
 /// No plan needs more.
 const CORES_MAX: f64 = 1e6;
@@ -86,7 +89,8 @@ pub struct Answer {
     pub settings: Settings,
     /// Source addresses that a load generator or proxy needs towards one node.
     pub addresses: f64,
-    /// Seconds in which everybody is back after a storm, by CPU alone; none if the events leave no CPU for it.
+    /// Seconds in which everybody is back after a storm, by CPU alone; none if the events leave no
+    /// CPU for it.
     pub storm_seconds: Option<Estimate>,
     /// Where the answer goes beyond what was measured.
     pub extrapolates: Vec<String>,
@@ -220,7 +224,8 @@ fn traffic(model: &Model, question: &Question) -> Traffic {
     let bytes_out = deliveries * frame_bytes
         + heartbeats * heartbeat_bytes
         + (packets + heartbeats + acks_out) * PACKET_BYTES;
-    // A heartbeat is acknowledged, by the pong where there is one; a pong is masked, 6 bytes (RFC 6455 §5.2).
+    // A heartbeat is acknowledged, by the pong where there is one; a pong is masked, 6 bytes (RFC
+    // 6455 §5.2).
     let acks_in = acks + heartbeats;
     let bytes_in = acks_in * PACKET_BYTES + heartbeats * answers * 6.0;
     let publish_bytes = question.rate * (question.bytes + segments(question.bytes) * PACKET_BYTES);
@@ -236,8 +241,8 @@ fn traffic(model: &Model, question: &Question) -> Traffic {
     }
 }
 
-/// CPU seconds per second of so many shards together. Each shard is charged each event whole, as the one shard of the
-/// measurement was, hub and all: an upper bound.
+/// CPU seconds per second of so many shards together. Each shard is charged each event whole, as
+/// the one shard of the measurement was, hub and all: an upper bound.
 fn cpu(model: &Model, question: &Question, traffic: &Traffic, shards: f64) -> Estimate {
     let shard = Work {
         protocol: question.protocol,
@@ -254,7 +259,8 @@ fn cpu(model: &Model, question: &Question, traffic: &Traffic, shards: f64) -> Es
     model.cpu(&shard).times(shards)
 }
 
-/// The fewest shards whose CPU, at its upper end, stays within the planned utilisation; one shard has one core.
+/// The fewest shards whose CPU, at its upper end, stays within the planned utilisation; one shard
+/// has one core.
 fn cores(model: &Model, question: &Question, traffic: &Traffic) -> Result<f64> {
     let enough = |shards: f64| cpu(model, question, traffic, shards).high <= question.utilisation * shards;
     match fewest(CORES_MAX, enough) {
@@ -272,7 +278,8 @@ fn nodes_for(enough: impl Fn(f64) -> bool) -> Option<f64> {
     fewest(CORES_MAX, enough)
 }
 
-/// The smallest whole number from 1 to `most` that is enough; what is enough stays so for larger ones.
+/// The smallest whole number from 1 to `most` that is enough; what is enough stays so for larger
+/// ones.
 fn fewest(most: f64, enough: impl Fn(f64) -> bool) -> Option<f64> {
     let mut high = 1.0;
     while !enough(high) {
@@ -315,7 +322,8 @@ fn memory(
     (user, kernel, under_way / question.topics)
 }
 
-/// Events and bytes that all histories hold in the end. Memory is counted with the frames of both protocols.
+/// Events and bytes that all histories hold in the end. Memory is counted with the frames of both
+/// protocols.
 fn window(question: &Question, limits: &Limits) -> (f64, f64) {
     let aged = rate_per_connection(question) * limits.window_ms_max as f64 / 1e3;
     let of_topic = aged
@@ -328,7 +336,8 @@ fn window(question: &Question, limits: &Limits) -> (f64, f64) {
     (events, events * question.bytes)
 }
 
-/// Seconds until all subscribers are back, on the cores that the events leave free; none if they leave none.
+/// Seconds until all subscribers are back, on the cores that the events leave free; none if they
+/// leave none.
 fn storm(model: &Model, question: &Question, busy: f64, cores: f64) -> Option<Estimate> {
     let free = STORM_SHARE * cores - busy;
     if free <= 0.0 {
@@ -362,9 +371,10 @@ mod tests {
     use crate::plan::planted::exact;
     use crate::plan::question::tests::asked;
 
-    /// Half of `apart` is paid at one event per second. Microseconds: base 1,000, publish 100, delivery 2 and 2 more
-    /// apart, heartbeat of SSE 5, handshake and close 10. Bytes: 1 MB, 0.3 MB per shard and 0.2 in use, 100 per connection, 500 and 1
-    /// per event and byte in windows, 8,000 in the kernel at both ends.
+    /// Half of `apart` is paid at one event per second. Microseconds: base 1,000, publish 100,
+    /// delivery 2 and 2 more apart, heartbeat of SSE 5, handshake and close 10. Bytes: 1 MB, 0.3 MB
+    /// per shard and 0.2 in use, 100 per connection, 500 and 1 per event and byte in windows, 8,000
+    /// in the kernel at both ends.
     fn model() -> Model {
         let cpu = [1_000.0, 100.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 5.0, 5.0, 10.0, 10.0, 10.0];
         let user = [1e6, 0.3e6, 0.2e6, 100.0, 100.0, 500.0, 1.0];
@@ -386,7 +396,8 @@ mod tests {
     #[test]
     fn a_million_websockets_come_out_as_worked_by_hand() {
         let answer = answered("--subscribers 1000000 --rate 1 --bytes 200 --churn 1000").expect("possible");
-        // 1,000,000 deliveries of 3 µs and 1,000 changes of 20 µs; each shard 1,100 µs more: 3.02 + 0.0011 k <= 0.5 k.
+        // 1,000,000 deliveries of 3 µs and 1,000 changes of 20 µs; each shard 1,100 µs more: 3.02 +
+        // 0.0011 k <= 0.5 k.
         assert_eq!(answer.cores, 7.0);
         let nodes = [("cores", 2.0), ("memory", 1.0), ("network", 1.0), ("descriptors", 1.0)];
         assert_eq!(answer.nodes_by, nodes);
@@ -454,7 +465,8 @@ mod tests {
         };
         // 4,100 bytes each, and about 3 MB: 2 GiB hold 523,000 of them.
         assert_eq!(first("--subscribers 1000000 --rate 0 --node-memory 2"), (Some("memory"), 2.0));
-        // 8 × 1,094 bytes × 100,000 per second are 0.875 Gbit/s; 0.1 Gbit/s are planned for each node.
+        // 8 × 1,094 bytes × 100,000 per second are 0.875 Gbit/s; 0.1 Gbit/s are planned for each
+        // node.
         let line = "--subscribers 10000 --rate 10 --bytes 1000 --node-network 0.2 --node-cores 64";
         assert_eq!(first(line), (Some("network"), 9.0));
         let line = "--subscribers 3000000 --rate 0 --heartbeat 600 --node-memory 1000 --node-cores";
@@ -468,7 +480,8 @@ mod tests {
 
     #[test]
     fn a_frame_that_fills_a_packet_takes_one_and_a_byte_more_takes_another() {
-        // A WebSocket frame has 4 bytes of head here; 90 bytes of TCP, IP and Ethernet go with each packet.
+        // A WebSocket frame has 4 bytes of head here; 90 bytes of TCP, IP and Ethernet go with each
+        // packet.
         for (bytes, packets, acks) in [(1_444, 1.0, 1.0), (1_445, 2.0, 1.0), (2_893, 3.0, 2.0)] {
             let answer = answered(&format!("--subscribers 1000 --rate 1 --bytes {bytes}")).expect("possible");
             near(answer.packets_out, 1_000.0 * packets);

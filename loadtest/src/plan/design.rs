@@ -1,8 +1,9 @@
 //! The design of experiments: which points are measured, and in which order.
 //!
-//! A group is one fanwave with its subscribers; its points share the sockets. Every group is measured once per round,
-//! groups in a new random order each round and points in a new random order within, so that a drift of the machine
-//! spreads over all of them instead of looking like the effect of one. The seed is part of the saved model.
+//! A group is one fanwave with its subscribers; its points share the sockets. Every group is
+//! measured once per round, groups in a new random order each round and points in a new random
+//! order within, so that a drift of the machine spreads over all of them instead of looking like
+//! the effect of one. The seed is part of the saved model.
 
 use std::path::Path;
 
@@ -19,7 +20,8 @@ use crate::stamp::STAMP_BYTES;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Design {
-    /// Repetitions of everything, at least 3: with fewer a disturbed one cannot be told from a good one.
+    /// Repetitions of everything, at least 3: with fewer a disturbed one cannot be told from a good
+    /// one.
     pub rounds: usize,
     /// Seconds of one point.
     pub seconds: f64,
@@ -70,11 +72,11 @@ fn one() -> usize {
 impl Design {
     /// The usual design: about three minutes, or half of it.
     ///
-    /// Connections span a factor of 16 and rates are chosen so that one core is busy between a few percent and about
-    /// half: the range in which a server is planned to run. Rates below and above 25/s are both there because a lone
-    /// delivery, acknowledged by itself, costs more than one that follows the last within the delay of an
-    /// acknowledgement. Three numbers of connections are the fewest that tell what an event costs from what many
-    /// connections cost.
+    /// Connections span a factor of 16 and rates are chosen so that one core is busy between a few
+    /// percent and about half: the range in which a server is planned to run. Rates below and above
+    /// 25/s are both there because a lone delivery, acknowledged by itself, costs more than one
+    /// that follows the last within the delay of an acknowledgement. Three numbers of connections
+    /// are the fewest that tell what an event costs from what many connections cost.
     pub fn usual(quick: bool) -> Design {
         let load = |rate: f64, bytes: usize| Load { rate, bytes };
         let group = |protocol, connections, heartbeat_ms, loads: &[Load]| Group {

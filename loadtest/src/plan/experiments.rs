@@ -1,9 +1,11 @@
-//! Measures the points of a design: what a server's CPU and memory are while it does a known amount of work.
+//! Measures the points of a design: what a server's CPU and memory are while it does a known amount
+//! of work.
 //!
-//! Events are published open loop, at even intervals. Every leg waits until all of its events have arrived on every
-//! connection and checks the bytes; a leg with a loss is an error, not a figure. Heartbeats, which nobody published,
-//! are counted by their bytes. Memory of the kernel is the machine's, both ends of every connection in it, as the
-//! difference from the same server without connections.
+//! Events are published open loop, at even intervals. Every leg waits until all of its events have
+//! arrived on every connection and checks the bytes; a leg with a loss is an error, not a figure.
+//! Heartbeats, which nobody published, are counted by their bytes. Memory of the kernel is the
+//! machine's, both ends of every connection in it, as the difference from the same server without
+//! connections.
 
 use std::collections::VecDeque;
 use std::thread::sleep;
@@ -33,12 +35,15 @@ const SETTLE: Duration = Duration::from_millis(5);
 const PUBLISH_LOOK: Duration = Duration::from_millis(10);
 /// A leg in which others took more than this share of the server's CPU is tried again.
 pub const OTHERS_SHARE_MAX: f64 = 0.1;
-/// Tries of one leg, and repetitions over all legs: on a machine that is never quiet they would only take time.
+/// Tries of one leg, and repetitions over all legs: on a machine that is never quiet they would
+/// only take time.
 const LEG_TRIES: usize = 3;
 const REPETITIONS_MAX: usize = 12;
-/// Idle time for heartbeats: several of them, since the server looks at each connection once a second.
+/// Idle time for heartbeats: several of them, since the server looks at each connection once a
+/// second.
 const HEARTBEATS_TIME: Duration = Duration::from_secs(4);
-/// Shards of the server that is started empty once per round: what a shard takes before its first connection.
+/// Shards of the server that is started empty once per round: what a shard takes before its first
+/// connection.
 pub const EMPTY_SHARDS: usize = 3;
 /// Time that a server gets to let go of connections whose clients are gone.
 const CLOSE_TIME: Duration = Duration::from_millis(600);
@@ -141,7 +146,8 @@ pub struct MemoryRow {
     pub window_bytes: u64,
     /// Resident user-space memory of the server.
     pub user_bytes: u64,
-    /// Kernel memory of both ends: growth since the server was empty. Negative if others gave back more.
+    /// Kernel memory of both ends: growth since the server was empty. Negative if others gave back
+    /// more.
     pub kernel_bytes: i64,
 }
 
@@ -394,8 +400,8 @@ impl Leg<'_> {
     }
 }
 
-/// The leg, again if other programs took too much of the server's CPU meanwhile: the least disturbed of a few. Takes
-/// from the repetitions that are left.
+/// The leg, again if other programs took too much of the server's CPU meanwhile: the least
+/// disturbed of a few. Takes from the repetitions that are left.
 fn quiet(repetitions: &mut usize, mut leg: impl FnMut() -> Result<CpuRow>) -> Result<CpuRow> {
     let mut best = leg()?;
     for _ in 1..LEG_TRIES {
@@ -411,8 +417,8 @@ fn quiet(repetitions: &mut usize, mut leg: impl FnMut() -> Result<CpuRow>) -> Re
     Ok(best)
 }
 
-/// Publishes at even intervals for `time`, one event at least, and waits until everything has arrived and the interval
-/// of the last event is over: its acknowledgements belong to it.
+/// Publishes at even intervals for `time`, one event at least, and waits until everything has
+/// arrived and the interval of the last event is over: its acknowledgements belong to it.
 fn publish_at(fleet: &mut Fleet, publisher: &mut PublishProcess, rate: f64, time: Duration) -> Result<u64> {
     let arrived = fleet.complete();
     let start = Instant::now();

@@ -1,11 +1,13 @@
-//! Least squares for a handful of terms: weighted, robust, without negative coefficients, with intervals.
+//! Least squares for a handful of terms: weighted, robust, without negative coefficients, with
+//! intervals.
 //!
-//! A row says how much of each term went into a measured value, and how uncertain that value is. Values differ by
-//! orders of magnitude, so residuals count relative to that uncertainty. A machine that does something else for a
-//! second gives a value far off; such a row gets less weight (Huber), it is not dropped. A cost cannot be negative:
-//! coefficients that would be are zero (Lawson and Hanson's active set). Intervals come from refits to values that are
-//! drawn anew around the fitted ones (a parametric bootstrap), as far off as the residuals are: they hold both the
-//! noise and what the terms do not explain. Rows must be independent of each other.
+//! A row says how much of each term went into a measured value, and how uncertain that value is.
+//! Values differ by orders of magnitude, so residuals count relative to that uncertainty. A machine
+//! that does something else for a second gives a value far off; such a row gets less weight
+//! (Huber), it is not dropped. A cost cannot be negative: coefficients that would be are zero
+//! (Lawson and Hanson's active set). Intervals come from refits to values that are drawn anew
+//! around the fitted ones (a parametric bootstrap), as far off as the residuals are: they hold both
+//! the noise and what the terms do not explain. Rows must be independent of each other.
 
 use anyhow::{Result, bail};
 use rand::rngs::SmallRng;
@@ -13,7 +15,8 @@ use rand::{Rng, SeedableRng};
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
-/// Residuals beyond so many standard deviations lose weight (Huber's constant, 95 % efficient for normal noise).
+/// Residuals beyond so many standard deviations lose weight (Huber's constant, 95 % efficient for
+/// normal noise).
 const HUBER: f64 = 1.345;
 /// Rounds of reweighting; the weights have settled long before.
 const REWEIGHTINGS: usize = 20;
@@ -61,9 +64,11 @@ pub struct Fit {
     pub terms: Vec<Term>,
     /// The coefficients of each resample, in the order of the terms.
     pub resamples: Vec<Vec<f64>>,
-    /// Standard deviation of the residuals relative to the value, for a value that is far above its own noise.
+    /// Standard deviation of the residuals relative to the value, for a value that is far above its
+    /// own noise.
     pub scatter: f64,
-    /// (measured - fitted) / fitted of each row, in their order; / its uncertainty where that is larger.
+    /// (measured - fitted) / fitted of each row, in their order; / its uncertainty where that is
+    /// larger.
     pub residuals: Vec<f64>,
 }
 
@@ -134,7 +139,8 @@ impl Fit {
         self.terms.iter().find(|term| term.name == name).map_or(0.0, |term| term.value)
     }
 
-    /// The value for so much of each term: coefficients' uncertainty and scatter together make the interval.
+    /// The value for so much of each term: coefficients' uncertainty and scatter together make the
+    /// interval.
     pub fn predict(&self, x: &[f64]) -> Estimate {
         let value: f64 = self.terms.iter().zip(x).map(|(term, amount)| term.value * amount).sum();
         let mut draws: Vec<f64> = self.resamples.iter().map(|resample| dot(resample, x)).collect();
@@ -148,7 +154,8 @@ impl Fit {
     }
 }
 
-/// What the best fit leaves unexplained: the sum of the residuals' sizes. For rows that [`check`] lets pass.
+/// What the best fit leaves unexplained: the sum of the residuals' sizes. For rows that [`check`]
+/// lets pass.
 pub fn loss(rows: &[Row], terms: usize) -> f64 {
     let (values, _) = robust(rows, terms);
     rows.iter().map(|row| ((row.y - dot(&row.x, &values)) / row.sigma).abs()).sum()
@@ -169,8 +176,9 @@ fn freedom(rows: usize, terms: usize) -> f64 {
     (rows - terms) as f64
 }
 
-/// How many standard deviations hold the interval's share of noise whose own size is known from so few values:
-/// Student's t by the expansion of Cornish and Fisher, an eighth short at 1, 1 % at 2, and better above.
+/// How many standard deviations hold the interval's share of noise whose own size is known from so
+/// few values: Student's t by the expansion of Cornish and Fisher, an eighth short at 1, 1 % at 2,
+/// and better above.
 fn student(freedom: f64) -> f64 {
     let z = |power| NORMAL.powi(power);
     let first = (z(3) + z(1)) / 4.0;
@@ -203,7 +211,8 @@ pub fn check(about: &str, names: &[&str], rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
-/// The first column that is (nearly) a mix of those before it, by Gram and Schmidt, twice for accuracy.
+/// The first column that is (nearly) a mix of those before it, by Gram and Schmidt, twice for
+/// accuracy.
 fn dependent_column(rows: &[Row], terms: usize) -> Option<usize> {
     let mut basis: Vec<Vec<f64>> = Vec::new();
     for at in 0..terms {
@@ -242,13 +251,15 @@ fn robust(rows: &[Row], terms: usize) -> (Vec<f64>, Vec<f64>) {
     (values, weights)
 }
 
-/// Non-negative weighted least squares. Rows are independent enough (checked before), so every system has a solution.
+/// Non-negative weighted least squares. Rows are independent enough (checked before), so every
+/// system has a solution.
 fn non_negative(rows: &[Row], weights: &[f64], terms: usize) -> Vec<f64> {
     let (gram, right, scale) = normal_equations(rows, weights, terms);
     // Mostly no coefficient is held at 0, so the search starts where all are free.
     let mut free = vec![true; terms];
     let mut values = vec![1.0; terms];
-    // Each step frees a term that lowers the error; the sets do not repeat, and 3 × terms is the usual bound.
+    // Each step frees a term that lowers the error; the sets do not repeat, and 3 × terms is the
+    // usual bound.
     for _ in 0..3 * terms {
         loop {
             let wanted = solve_free(&gram, &right, &free);
@@ -327,7 +338,8 @@ fn eliminate(mut matrix: Vec<Vec<f64>>, columns: usize) -> Vec<Vec<f64>> {
     matrix.iter().map(|row| row[row.len() - columns..].to_vec()).collect()
 }
 
-/// Standard errors of the coefficients that are not 0, for rows whose noise is `noise` times their uncertainty.
+/// Standard errors of the coefficients that are not 0, for rows whose noise is `noise` times their
+/// uncertainty.
 fn standard_errors(rows: &[Row], weights: &[f64], values: &[f64], noise: f64) -> Vec<f64> {
     let free: Vec<usize> = (0..values.len()).filter(|&at| values[at] > 0.0).collect();
     let (gram, _, scale) = normal_equations(rows, weights, values.len());
@@ -346,8 +358,8 @@ fn standard_errors(rows: &[Row], weights: &[f64], values: &[f64], noise: f64) ->
     errors
 }
 
-/// Coefficients of refits to the fitted values with new noise. Each draws the size of the noise too, which so few rows
-/// do not tell for sure: the coefficients scatter like Student's t.
+/// Coefficients of refits to the fitted values with new noise. Each draws the size of the noise
+/// too, which so few rows do not tell for sure: the coefficients scatter like Student's t.
 fn redraw(
     rows: &[Row],
     weights: &[f64],
@@ -379,8 +391,9 @@ fn interval(values: &mut [f64]) -> (f64, f64) {
     (at(INTERVAL.0), at(INTERVAL.1))
 }
 
-/// The standard deviation of the noise behind the residuals of a fit, outliers or not. The smallest do not count: a fit
-/// of so many terms goes through as many rows, and their residuals are 0 whatever the noise.
+/// The standard deviation of the noise behind the residuals of a fit, outliers or not. The smallest
+/// do not count: a fit of so many terms goes through as many rows, and their residuals are 0
+/// whatever the noise.
 fn deviation(residuals: &[f64], terms: usize) -> f64 {
     let mut sizes: Vec<f64> = residuals.iter().map(|residual| residual.abs()).collect();
     sizes.sort_by(f64::total_cmp);

@@ -1,7 +1,8 @@
 //! A point outside of the fit: predicted first, measured then, and the error said plainly.
 //!
-//! By default four times the connections of the largest group that was fitted, with another size and another rate
-//! than any that was. Each round has a server of its own; the medians of the rounds are compared.
+//! By default four times the connections of the largest group that was fitted, with another size
+//! and another rate than any that was. Each round has a server of its own; the medians of the
+//! rounds are compared.
 
 use std::time::Duration;
 
@@ -67,8 +68,8 @@ pub struct Compared {
     pub predicted: Estimate,
     /// As it was, over the rounds.
     pub measured: Spread,
-    /// (predicted - measured) / measured, of the median. None if that is not above 0: the kernel's memory is the whole
-    /// machine's, and others may have given back as much as the point took.
+    /// (predicted - measured) / measured, of the median. None if that is not above 0: the kernel's
+    /// memory is the whole machine's, and others may have given back as much as the point took.
     pub error: Option<f64>,
 }
 
@@ -112,7 +113,8 @@ impl HeldOut {
         self.compared.iter().all(|compared| compared.size() <= ERROR_MAX)
     }
 
-    /// An error in one line if a prediction is too far off, with the worst one, or could not be compared.
+    /// An error in one line if a prediction is too far off, with the worst one, or could not be
+    /// compared.
     pub fn require(&self) -> Result<()> {
         match self.worst() {
             Some(Compared { what, error: None, .. }) => bail!(
@@ -231,7 +233,8 @@ mod tests {
         }
     }
 
-    /// 1,000 µs per second and 5 µs per delivery; 1 MB, 100 bytes per connection; 8,000 bytes in the kernel.
+    /// 1,000 µs per second and 5 µs per delivery; 1 MB, 100 bytes per connection; 8,000 bytes in
+    /// the kernel.
     fn model() -> Model {
         let cpu = [1_000.0, 0.0, 5.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
         exact(cpu, [1e6, 0.0, 0.0, 100.0, 100.0, 500.0, 1.0], [0.0, 8_000.0, 8_000.0])

@@ -1,10 +1,11 @@
 //! `loadtest plan`: how many servers a number of subscribers and events needs.
 //!
-//! A few minutes of measuring (`design`, `experiments`) give points, whose `rows` make by least squares (`fit`) a cost
-//! `model` of a shard's `work`, which is saved as JSON. A `question` is then answered (`answer`) from a saved model by
-//! arithmetic alone, on any machine, with what must be set there (`settings`). `held_out` measures a point outside of
-//! the fit and tells how wrong the prediction was. `caveats` says what to know of the model behind it, `show` words it
-//! all. `planted` is what the tests stand on.
+//! A few minutes of measuring (`design`, `experiments`) give points, whose `rows` make by least
+//! squares (`fit`) a cost `model` of a shard's `work`, which is saved as JSON. A `question` is then
+//! answered (`answer`) from a saved model by arithmetic alone, on any machine, with what must be
+//! set there (`settings`). `held_out` measures a point outside of the fit and tells how wrong the
+//! prediction was. `caveats` says what to know of the model behind it, `show` words it all.
+//! `planted` is what the tests stand on.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,10 @@
-//! The cost model: what a server's work costs in CPU and memory, fitted to measured points, saved as JSON.
+//! The cost model: what a server's work costs in CPU and memory, fitted to measured points, saved
+//! as JSON.
 //!
-//! CPU is a sum over the work done (`work`). Memory is a sum over the process, its shards, connections and windows.
-//! What the model does not hold: near a full core deliveries to one connection merge and each costs less, so such
-//! points are left out of the fit and a prediction there is an upper bound.
+//! CPU is a sum over the work done (`work`). Memory is a sum over the process, its shards,
+//! connections and windows. What the model does not hold: near a full core deliveries to one
+//! connection merge and each costs less, so such points are left out of the fit and a prediction
+//! there is an upper bound.
 
 use std::fs;
 use std::path::Path;
@@ -26,10 +28,11 @@ pub const USER_TERMS: [&str; 7] =
     ["process", "shard", "shard_used", "connection_ws", "connection_sse", "window_event", "window_byte"];
 /// Terms of kernel memory of both ends on loopback, in bytes each.
 pub const KERNEL_TERMS: [&str; 3] = ["shard", "connection_ws", "connection_sse"];
-/// Candidates for the interval at which half of `apart` is paid, in milliseconds: around the 40 within which Linux
-/// acknowledges. Far from there a fit would only follow noise.
+/// Candidates for the interval at which half of `apart` is paid, in milliseconds: around the 40
+/// within which Linux acknowledges. Far from there a fit would only follow noise.
 const APART_MS: [f64; 5] = [30.0, 36.0, 43.0, 52.0, 62.0];
-/// Above this share of a core deliveries merge, or the receivers are the bottleneck: such points are left out.
+/// Above this share of a core deliveries merge, or the receivers are the bottleneck: such points
+/// are left out.
 const SHARE_MAX: f64 = 0.85;
 
 /// A fitted model with everything that it was fitted to.
@@ -82,7 +85,8 @@ pub struct Checked {
     pub rate: f64,
     /// Bytes of one event's data.
     pub bytes: f64,
-    /// The largest error of CPU, user memory and kernel memory, as a share of what was measured; at least 0.
+    /// The largest error of CPU, user memory and kernel memory, as a share of what was measured; at
+    /// least 0.
     pub error: f64,
 }
 

@@ -1,8 +1,10 @@
-//! From measured legs to the rows of a fit: one for each point of the design, the median of its rounds.
+//! From measured legs to the rows of a fit: one for each point of the design, the median of its
+//! rounds.
 //!
-//! The rounds of a point are not independent: what the terms do not explain there is the same in each of them, and no
-//! number of rounds averages it away. Fitted one by one they would pass for that many times the evidence, and the
-//! intervals would be too narrow. The median also drops what disturbed one round.
+//! The rounds of a point are not independent: what the terms do not explain there is the same in
+//! each of them, and no number of rounds averages it away. Fitted one by one they would pass for
+//! that many times the evidence, and the intervals would be too narrow. The median also drops what
+//! disturbed one round.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -48,8 +50,8 @@ pub fn user(rows: &[MemoryRow]) -> Vec<Row> {
     }))
 }
 
-/// Kernel memory in bytes by `KERNEL_TERMS`, right after the connections came: later rows hold what the rest of the
-/// machine did meanwhile.
+/// Kernel memory in bytes by `KERNEL_TERMS`, right after the connections came: later rows hold what
+/// the rest of the machine did meanwhile.
 pub fn kernel(rows: &[MemoryRow]) -> Vec<Row> {
     let fresh = rows.iter().filter(|row| row.connections > 0 && row.window_events == 0);
     points(fresh.map(|row| {

@@ -1,7 +1,9 @@
-//! What an operator must set on each node: limits of descriptors, limits of the kernel, flags of fanwave.
+//! What an operator must set on each node: limits of descriptors, limits of the kernel, flags of
+//! fanwave.
 //!
-//! Each is the least that is enough; what a machine has anyway may be more. Not here: `net.core.somaxconn`, whose default
-//! is fanwave's backlog, since how long that queue gets depends on how fast clients come back.
+//! Each is the least that is enough; what a machine has anyway may be more. Not here:
+//! `net.core.somaxconn`, whose default is fanwave's backlog, since how long that queue gets depends
+//! on how fast clients come back.
 
 use fanwave::config::Limits;
 use fanwave::config::limits::{EVENTS_HELD_MIN, SOCKETS_SPARE, WINDOW_BATCHES_MIN};
@@ -13,12 +15,13 @@ use super::question::Question;
 
 /// What the kernel keeps beside the bytes of one event under way: its buffer's head and rounding.
 pub const BUFFER_BYTES: f64 = 768.0;
-/// Descriptors of one process that Linux gives at most without more settings (`fs.nr_open`), and entries that a table
-/// of direct descriptors has at most.
+/// Descriptors of one process that Linux gives at most without more settings (`fs.nr_open`), and
+/// entries that a table of direct descriptors has at most.
 pub const DESCRIPTORS_MOST: f64 = 1_048_576.0;
 /// Standard deviations from the mean that the fullest shard may be off: one in 30,000 is fuller.
 const SHARD_DEVIATIONS: f64 = 4.0;
-/// Seconds for which a firewall goes on tracking a connection that has ended (`nf_conntrack_tcp_timeout_time_wait`).
+/// Seconds for which a firewall goes on tracking a connection that has ended
+/// (`nf_conntrack_tcp_timeout_time_wait`).
 const TRACKED_SECONDS: f64 = 120.0;
 /// Unit of `net.ipv4.tcp_mem`, and of what the kernel charges to one socket.
 const PAGE_BYTES: f64 = 4_096.0;
@@ -28,18 +31,19 @@ const PAGE_BYTES: f64 = 4_096.0;
 pub struct Settings {
     /// Connections of the fullest shard (`--connections-per-shard-max`).
     pub connections_per_shard_most: f64,
-    /// What `ulimit -n` must be on one node with direct descriptors (Linux 6.13 on): it bounds each shard's table, and
-    /// those take none of the process's.
+    /// What `ulimit -n` must be on one node with direct descriptors (Linux 6.13 on): it bounds each
+    /// shard's table, and those take none of the process's.
     pub descriptors_direct: f64,
     /// What it must be with plain descriptors, which all shards share.
     pub descriptors_plain: f64,
-    /// Open files of one node (`fs.file-max`, at least): every socket is one, whatever its descriptor.
+    /// Open files of one node (`fs.file-max`, at least): every socket is one, whatever its
+    /// descriptor.
     pub files: f64,
-    /// Pages of one event on its way to everybody, as the kernel charges them to the sockets of one node
-    /// (`net.ipv4.tcp_mem`, the second number at least).
+    /// Pages of one event on its way to everybody, as the kernel charges them to the sockets of one
+    /// node (`net.ipv4.tcp_mem`, the second number at least).
     pub tcp_pages: f64,
-    /// Connections that a firewall on one node tracks (`net.netfilter.nf_conntrack_max`, at least): everybody's old and
-    /// new one after a storm, and those that ended lately.
+    /// Connections that a firewall on one node tracks (`net.netfilter.nf_conntrack_max`, at least):
+    /// everybody's old and new one after a storm, and those that ended lately.
     pub tracked: f64,
     /// Flags that fanwave needs because its defaults are other limits.
     pub flags: Vec<String>,
@@ -70,15 +74,16 @@ pub fn direct_descriptors(question: &Question, nodes: f64) -> f64 {
     fullest_shard(connections(question, nodes), question.node_cores) + SOCKETS_SPARE as f64
 }
 
-/// Plain descriptors of one of so many nodes: fanwave gives each shard the same part of what it does not need itself.
+/// Plain descriptors of one of so many nodes: fanwave gives each shard the same part of what it
+/// does not need itself.
 pub fn plain_descriptors(question: &Question, nodes: f64) -> f64 {
     let sharers = Sharers { shards: question.node_cores as usize, listens: 1, controls: 1 };
     let beside = sharers.own() + sharers.control_connections();
     question.node_cores * direct_descriptors(question, nodes) + beside as f64
 }
 
-/// Connections of the fullest of a node's shards. The kernel deals them out by a hash (`SO_REUSEPORT`), so their number
-/// is binomial.
+/// Connections of the fullest of a node's shards. The kernel deals them out by a hash
+/// (`SO_REUSEPORT`), so their number is binomial.
 fn fullest_shard(connections: f64, shards: f64) -> f64 {
     let mean = connections / shards;
     let deviation = (mean * (1.0 - 1.0 / shards)).sqrt();
@@ -91,7 +96,8 @@ fn tcp_pages(question: &Question, frame_bytes: f64, connections: f64) -> f64 {
     if question.rate > 0.0 { (connections / question.topics).ceil() * each } else { 0.0 }
 }
 
-/// fanwave's default limits, or as many topics, as large events and such heartbeats as are asked for.
+/// fanwave's default limits, or as many topics, as large events and such heartbeats as are asked
+/// for.
 pub fn limits(question: &Question) -> Limits {
     let default = Limits::default();
     let message_bytes_max = default.message_bytes_max.max(question.bytes as usize);
@@ -146,7 +152,8 @@ mod tests {
         let beside = 32.0 + 4.0 * 9.0 + 1_024.0;
         assert_eq!((node.descriptors_direct, node.descriptors_plain), (126_481.0, 4.0 * 126_481.0 + beside));
         assert_eq!(node.files, 500_000.0 + 4.0 * 256.0);
-        // 204 + 768 bytes are a page of each socket; 500 of the 1,000 that leave per second are tracked for 120 s.
+        // 204 + 768 bytes are a page of each socket; 500 of the 1,000 that leave per second are
+        // tracked for 120 s.
         assert_eq!((node.tcp_pages, node.tracked), (500_000.0, 1_000_000.0 + 500.0 * 120.0));
         assert!(node.flags.is_empty(), "{:?}", node.flags);
     }

@@ -1,8 +1,9 @@
 //! The work of a shard, and what each part of it is called in the cost model.
 //!
-//! Two things make deliveries differ. One that comes long after the last on its connection is acknowledged by itself
-//! and finds cold caches; this cost rises with the interval from nothing to all of it around the delay of a TCP
-//! acknowledgement (`apart`). More connections may find less in the caches (`spread`, saturating).
+//! Two things make deliveries differ. One that comes long after the last on its connection is
+//! acknowledged by itself and finds cold caches; this cost rises with the interval from nothing to
+//! all of it around the delay of a TCP acknowledgement (`apart`). More connections may find less in
+//! the caches (`spread`, saturating).
 
 use super::experiments::{CpuRow, Kind};
 use crate::framing::Protocol;

@@ -1,8 +1,10 @@
-//! `loadtest cpu`: the server's CPU per delivery beside the floor's, in the same minutes on the same kind of sockets.
+//! `loadtest cpu`: the server's CPU per delivery beside the floor's, in the same minutes on the
+//! same kind of sockets.
 //!
-//! Server and floor each keep their subscribers for the whole cell. Legs alternate, floor then server, so that a drift
-//! of the machine falls on both; only the ratio of a pair counts. The floor sends frames as long as the server's own,
-//! measured on the wire. With K events in flight the floor does one send of K frames per socket.
+//! Server and floor each keep their subscribers for the whole cell. Legs alternate, floor then
+//! server, so that a drift of the machine falls on both; only the ratio of a pair counts. The floor
+//! sends frames as long as the server's own, measured on the wire. With K events in flight the
+//! floor does one send of K frames per socket.
 //!
 //! The connections of both are opened in turns, since the order counts: see [`open_in_turns`].
 
@@ -22,7 +24,8 @@ use crate::server::Server;
 use crate::target::Way;
 use crate::usage::{CpuMeter, interrupts_are_apart};
 
-/// Events that are published before anything is measured: they show the frame's length and touch every page once.
+/// Events that are published before anything is measured: they show the frame's length and touch
+/// every page once.
 const CALIBRATION_EVENTS: u64 = 8;
 /// The floor's subscribers are numbered from here on, beyond those of the server.
 const FLOOR_FIRST: usize = 1_000_000;

@@ -1,8 +1,8 @@
 //! `loadtest floor`: what this kernel charges for the same bytes, without any server.
 //!
-//! Two senders take turns on the same sockets: a bare `send(2)` loop, which is the floor of all reports, and io_uring
-//! SENDs through the server's own ring. Legs alternate, so that a drift of the machine falls on both; the ratio is that
-//! of each pair.
+//! Two senders take turns on the same sockets: a bare `send(2)` loop, which is the floor of all
+//! reports, and io_uring SENDs through the server's own ring. Legs alternate, so that a drift of
+//! the machine falls on both; the ratio is that of each pair.
 
 use std::time::Duration;
 

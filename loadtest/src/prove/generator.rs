@@ -1,9 +1,10 @@
 //! `loadtest generator`: what this load generator costs, beside a bare multishot-receive loop.
 //!
-//! Three receivers stand beside each other, each with its own subscribers and its own sender, the floor's: a bare loop that
-//! only adds up lengths, a receiver that counts, and one that audits every stamp. Legs alternate, one burst after
-//! the other, each after the one before has arrived everywhere; within a round all three get the same bytes. Only the ratio
-//! within a round counts, since a drift of the machine falls on all. CPU is that of the receiver's process.
+//! Three receivers stand beside each other, each with its own subscribers and its own sender, the
+//! floor's: a bare loop that only adds up lengths, a receiver that counts, and one that audits
+//! every stamp. Legs alternate, one burst after the other, each after the one before has arrived
+//! everywhere; within a round all three get the same bytes. Only the ratio within a round counts,
+//! since a drift of the machine falls on all. CPU is that of the receiver's process.
 
 use std::time::{Duration, Instant};
 
@@ -147,7 +148,8 @@ fn ratio(legs: &[Leg], bare: &[Leg]) -> Spread {
     Spread::of(legs.iter().zip(bare).map(|(leg, bare)| leg.us_per_delivery / bare.us_per_delivery))
 }
 
-/// Bursts for `time` and what they cost the receiver; every delivery is checked as the receiver's kind can.
+/// Bursts for `time` and what they cost the receiver; every delivery is checked as the receiver's
+/// kind can.
 fn leg(floor: &mut Floor, kind: Kind, shape: Shape, time: Duration) -> Result<Leg> {
     floor.shape_stamped(shape)?;
     let connections = floor.fleet().connections() as u64;

@@ -1,8 +1,9 @@
 //! `loadtest isolation`: what one reader that never reads costs the others and the server.
 //!
-//! Legs alternate: without and with a stalled reader among the subscribers, each against a fresh server, at the same
-//! rates. Publishing is an open loop: events carry the time at which they were due, so a publisher that is held up
-//! shows in the latencies. Latency is taken at the healthy receivers, publish to arrival, every delivery.
+//! Legs alternate: without and with a stalled reader among the subscribers, each against a fresh
+//! server, at the same rates. Publishing is an open loop: events carry the time at which they were
+//! due, so a publisher that is held up shows in the latencies. Latency is taken at the healthy
+//! receivers, publish to arrival, every delivery.
 
 use std::time::{Duration, Instant};
 
@@ -148,7 +149,8 @@ fn leg(
     Ok(Leg { stalled, stages, memory, stats })
 }
 
-/// Publishes at `rate` for `time`, each event at its time or as soon after as it can be, stamped with its time.
+/// Publishes at `rate` for `time`, each event at its time or as soon after as it can be, stamped
+/// with its time.
 fn stage(healthy: &mut Fleet, publisher: &mut Publisher, rate: u64, time: Duration) -> Result<Stage> {
     healthy.zero(publisher.next(), 0)?;
     let events = (rate as f64 * time.as_secs_f64()).ceil() as u64;

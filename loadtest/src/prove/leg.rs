@@ -1,7 +1,8 @@
 //! One leg of a comparison: a few seconds of sending by one sender, and what they cost it.
 //!
-//! A leg warms up first, unmeasured, then sends until its time is over, waits until everything has arrived, and
-//! checks the arrival to the byte. CPU is read before and after, with the sender quiet.
+//! A leg warms up first, unmeasured, then sends until its time is over, waits until everything has
+//! arrived, and checks the arrival to the byte. CPU is read before and after, with the sender
+//! quiet.
 
 use std::time::{Duration, Instant};
 
@@ -86,7 +87,8 @@ impl Leg {
     }
 }
 
-/// Runs `send` between two readings of the CPU. `send` gets the time to stop at and gives the events it sent.
+/// Runs `send` between two readings of the CPU. `send` gets the time to stop at and gives the
+/// events it sent.
 fn measure(
     meter: &CpuMeter,
     connections: usize,
@@ -115,7 +117,8 @@ fn measure(
     })
 }
 
-/// A leg of the floor: bursts of `frames` frames of `frame_bytes`, each after the one before has arrived everywhere.
+/// A leg of the floor: bursts of `frames` frames of `frame_bytes`, each after the one before has
+/// arrived everywhere.
 pub fn floor_leg(
     floor: &mut Floor,
     meter: &CpuMeter,
@@ -126,8 +129,8 @@ pub fn floor_leg(
     paced_floor_leg(floor, meter, frame_bytes, frames, Duration::ZERO, time)
 }
 
-/// The same with a burst due `every` so often; a floor that cannot keep to it sends them back to back. Warming up takes
-/// one such interval at least.
+/// The same with a burst due `every` so often; a floor that cannot keep to it sends them back to
+/// back. Warming up takes one such interval at least.
 pub fn paced_floor_leg(
     floor: &mut Floor,
     meter: &CpuMeter,

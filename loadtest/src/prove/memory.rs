@@ -1,8 +1,8 @@
 //! `loadtest memory`: resident user-space memory per idle connection.
 //!
-//! A fresh server of one shard, first with few, then with many idle subscribers; the difference divided by the
-//! connections between them. Nothing is published before both readings. Afterwards one event shows that every
-//! connection is alive.
+//! A fresh server of one shard, first with few, then with many idle subscribers; the difference
+//! divided by the connections between them. Nothing is published before both readings. Afterwards
+//! one event shows that every connection is alive.
 
 use std::time::{Duration, Instant};
 

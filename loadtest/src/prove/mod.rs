@@ -1,4 +1,5 @@
-//! The proofs: each command measures one promise of the server and prints the figure beside what was promised.
+//! The proofs: each command measures one promise of the server and prints the figure beside what
+//! was promised.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,7 +38,8 @@ pub struct Common {
     /// CPU of the receivers and of the coordinator
     #[arg(long, value_name = "CPU", default_value_t = 1)]
     pub receiver_cpu: usize,
-    /// Save the results as JSON with machine, command line and commit: of the checkout around you, not of the program
+    /// Save the results as JSON with machine, command line and commit: of the checkout around you,
+    /// not of the program
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }
@@ -76,10 +78,12 @@ pub fn publisher(server: &Server, way: Way, payload_bytes: usize) -> Result<Publ
     Publisher::connect(&PublishPlan { address: server.control, way, path, topics: 1, payload_bytes })
 }
 
-/// Opens `connections` connections on each of the sides that are to be compared; `open` opens so many more on every one of them.
+/// Opens `connections` connections on each of the sides that are to be compared; `open` opens so
+/// many more on every one of them.
 ///
-/// Whichever side opens all of its own first comes out dearer, at 9,000 connections by 1 to 3 %, also where both sides are
-/// floors; probably its sockets lie worse in the kernel's memory. So they are opened in turns. One of the sides is a floor.
+/// Whichever side opens all of its own first comes out dearer, at 9,000 connections by 1 to 3 %,
+/// also where both sides are floors; probably its sockets lie worse in the kernel's memory. So they
+/// are opened in turns. One of the sides is a floor.
 pub fn open_in_turns(connections: usize, mut open: impl FnMut(usize) -> Result<()>) -> Result<()> {
     // Before thousands are open rather than at the first too many.
     check_sockets("the floor's sender", connections as u64)?;
@@ -92,8 +96,8 @@ pub fn open_in_turns(connections: usize, mut open: impl FnMut(usize) -> Result<(
     Ok(())
 }
 
-/// Publishes `events` events one by one, each after the one before has arrived everywhere. `arrived` waits until so
-/// many events since zero have arrived.
+/// Publishes `events` events one by one, each after the one before has arrived everywhere.
+/// `arrived` waits until so many events since zero have arrived.
 pub fn publish_one_by_one(
     publisher: &mut Publisher,
     events: u64,

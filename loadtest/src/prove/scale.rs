@@ -1,8 +1,8 @@
-//! `loadtest scale`: one server process with more subscribers than it may have descriptors, and a publish that reaches
-//! every one of them.
+//! `loadtest scale`: one server process with more subscribers than it may have descriptors, and a
+//! publish that reaches every one of them.
 //!
-//! Subscribers come from as many receiver processes as the limit demands, half of them per protocol if two are
-//! named. Every connection is audited: each event once, in order, exact to the byte.
+//! Subscribers come from as many receiver processes as the limit demands, half of them per protocol
+//! if two are named. Every connection is audited: each event once, in order, exact to the byte.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,8 @@
-//! `loadtest syscalls`: how many system calls the server makes per 1,000 deliveries, counted by strace.
+//! `loadtest syscalls`: how many system calls the server makes per 1,000 deliveries, counted by
+//! strace.
 //!
-//! strace slows every call down, so times under it mean nothing; counts do, because one event is in flight at a time and
-//! the number of calls per event does not depend on their speed.
+//! strace slows every call down, so times under it mean nothing; counts do, because one event is in
+//! flight at a time and the number of calls per event does not depend on their speed.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
@@ -186,7 +187,8 @@ impl Strace {
     }
 }
 
-/// Reads the table of `strace -c`: `% time, seconds, usecs/call, calls, [errors,] syscall` between two rules.
+/// Reads the table of `strace -c`: `% time, seconds, usecs/call, calls, [errors,] syscall` between
+/// two rules.
 fn parse_table(lines: &[String]) -> Vec<Calls> {
     let mut rules = 0;
     let mut table = Vec::new();

@@ -1,7 +1,7 @@
 //! A program of the user's own: `sh -c` with the data of one event per line on its standard input.
 //!
-//! One process takes all topics, unless the command holds `{topic}`: then every topic has its own. What it prints as
-//! errors goes where ours go; its end before ours is an error.
+//! One process takes all topics, unless the command holds `{topic}`: then every topic has its own.
+//! What it prints as errors goes where ours go; its end before ours is an error.
 
 use std::ffi::OsStr;
 use std::process::{ExitStatus, Stdio};

@@ -1,10 +1,11 @@
 //! Publishing to a server, with stamped payloads, over whichever way it takes events.
 //!
-//! [`Publisher`] is the closed loop's: it publishes when it is told to, in the caller's process. [`PublishProcess`]
-//! is the open loop's: a process of its own with its own clock. Both write through one [`Sink`] per [`Way`]; every
-//! sink writes on sockets of its own, as few writes as the way allows, and no wait is without a limit. Event k,
-//! from 1, goes to topic (k - 1) mod topics and carries the sequence (k - 1) / topics + 1, so each topic's
-//! sequences start at 1 and have no gaps.
+//! [`Publisher`] is the closed loop's: it publishes when it is told to, in the caller's process.
+//! [`PublishProcess`] is the open loop's: a process of its own with its own clock. Both write
+//! through one [`Sink`] per [`Way`]; every sink writes on sockets of its own, as few writes as the
+//! way allows, and no wait is without a limit. Event k, from 1, goes to topic (k - 1) mod topics
+//! and carries the sequence (k - 1) / topics + 1, so each topic's sequences start at 1 and have no
+//! gaps.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -154,14 +155,15 @@ struct Refusals {
 
 /// One way of publishing.
 trait Sink: Send + std::fmt::Debug {
-    /// Hands all events of the batch to the kernel. An error names what the server said, if it said anything.
+    /// Hands all events of the batch to the kernel. An error names what the server said, if it said
+    /// anything.
     fn send(&mut self, batch: Batch<'_>) -> Result<Refusals>;
 
     /// Reads what the server has said, and answers it; does not wait.
     fn tend(&mut self) -> Result<()>;
 
-    /// Ends the publishing of `events` events in all, of which `refused` were refused; an error if the server says
-    /// that it did not take the others.
+    /// Ends the publishing of `events` events in all, of which `refused` were refused; an error if
+    /// the server says that it did not take the others.
     fn finish(self: Box<Self>, events: u64, refused: u64) -> Result<()>;
 }
 
@@ -206,8 +208,8 @@ impl Publisher {
         self.publish_stamped(events, now_ns())
     }
 
-    /// Publishes `events` events with the time `time_ns` in their stamps. A refusal is an error: whoever waits for
-    /// an event to arrive must know that it will not.
+    /// Publishes `events` events with the time `time_ns` in their stamps. A refusal is an error:
+    /// whoever waits for an event to arrive must know that it will not.
     pub fn publish_stamped(&mut self, events: u64, time_ns: u64) -> Result<()> {
         let mut times = std::mem::take(&mut self.times);
         times.clear();
@@ -254,8 +256,8 @@ impl Publisher {
         Ok(refusals)
     }
 
-    /// Reads what the server has said, and answers its pings. To be called every [`TEND_EVERY`] while nothing is
-    /// published.
+    /// Reads what the server has said, and answers its pings. To be called every [`TEND_EVERY`]
+    /// while nothing is published.
     pub fn tend(&mut self) -> Result<()> {
         self.sink.tend()
     }

@@ -1,7 +1,8 @@
-//! `PUB` of the NATS client protocol over plain TCP: a batch is one write, and nothing is acknowledged.
+//! `PUB` of the NATS client protocol over plain TCP: a batch is one write, and nothing is
+//! acknowledged.
 //!
-//! The server's pings are answered, what it complains of (`-ERR`) is an error, and in the end a `PING` of our own asks
-//! whether it has read everything.
+//! The server's pings are answered, what it complains of (`-ERR`) is an error, and in the end a
+//! `PING` of our own asks whether it has read everything.
 
 use anyhow::{Context, Result, bail};
 

@@ -1,7 +1,7 @@
 //! One direction or both of a connection to the server, written without ever waiting for ever.
 //!
-//! While the other end does not read, a [`Pipe`] goes on hearing what it says: a server whose answers nobody reads
-//! would in the end stop reading too.
+//! While the other end does not read, a [`Pipe`] goes on hearing what it says: a server whose
+//! answers nobody reads would in the end stop reading too.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
@@ -64,8 +64,8 @@ impl Pipe {
         Ok(Pipe { fd, two_way: false, limit: STUCK_LIMIT })
     }
 
-    /// Writes all of `bytes`. `hear` gets what comes meanwhile; what it complains of is the error in place of a broken
-    /// connection's.
+    /// Writes all of `bytes`. `hear` gets what comes meanwhile; what it complains of is the error
+    /// in place of a broken connection's.
     pub fn send(&mut self, mut bytes: &[u8], mut hear: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let mut deadline = None;
         while !bytes.is_empty() {
@@ -134,7 +134,8 @@ impl Pipe {
         }
     }
 
-    /// Hears until `enough` says so after each piece, the stream ends (false), or the limit is over (an error).
+    /// Hears until `enough` says so after each piece, the stream ends (false), or the limit is over
+    /// (an error).
     pub fn hear_until(&mut self, mut enough: impl FnMut(&[u8]) -> Result<bool>) -> Result<bool> {
         let deadline = Instant::now() + self.limit;
         let mut done = false;
@@ -153,7 +154,8 @@ impl Pipe {
         Ok(true)
     }
 
-    /// Waits until the descriptor is ready for `flags` or has something to read; empty at the deadline.
+    /// Waits until the descriptor is ready for `flags` or has something to read; empty at the
+    /// deadline.
     fn wait(&self, flags: PollFlags, deadline: Instant) -> Result<PollFlags> {
         let flags = if self.two_way { flags | PollFlags::IN } else { flags };
         loop {

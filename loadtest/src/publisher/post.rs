@@ -1,9 +1,10 @@
-//! One POST per event on a kept connection. Events that are due together travel as pipelined requests in one write
-//! (RFC 9112 §9.3.2), and are answered one by one.
+//! One POST per event on a kept connection. Events that are due together travel as pipelined
+//! requests in one write (RFC 9112 §9.3.2), and are answered one by one.
 //!
-//! A server that is busy (503 with `Retry-After`) has refused an event, and the publishing goes on. Any other answer
-//! than success ends it. A server may end the connection after any answer; what it has not answered is then sent again
-//! over a new one, which it has promised not to have looked at (§9.6).
+//! A server that is busy (503 with `Retry-After`) has refused an event, and the publishing goes on.
+//! Any other answer than success ends it. A server may end the connection after any answer; what it
+//! has not answered is then sent again over a new one, which it has promised not to have looked at
+//! (§9.6).
 
 use std::io::{BufReader, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -18,7 +19,8 @@ use crate::fault::{ServerFault, server_fault};
 use crate::http::{self, Answer};
 use crate::target::with_topic;
 
-/// Requests in one write: their answers fit into a socket's buffer, so that neither side waits for the other's reading.
+/// Requests in one write: their answers fit into a socket's buffer, so that neither side waits for
+/// the other's reading.
 pub const PIPELINED_MAX: usize = 64;
 
 /// The kept connection.
@@ -46,8 +48,8 @@ impl Post {
         Ok(Post { address: plan.address, socket: open(plan.address)?, template, out: Vec::new() })
     }
 
-    /// Writes the batch and reads its answers, as far as the server answers them on this connection; gives how many
-    /// those are.
+    /// Writes the batch and reads its answers, as far as the server answers them on this
+    /// connection; gives how many those are.
     fn go_on(&mut self, batch: Batch<'_>, refusals: &mut Refusals) -> Result<usize> {
         self.out.clear();
         batch.events().for_each(|event| self.template.put(event, &mut self.out));
@@ -147,8 +149,8 @@ mod tests {
     const LAST: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     const BUSY: &str = "HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 5\r\n\r\nfull\n";
 
-    /// A server that reads a request, gives the next answer, and hangs up if the answer says so. Gives paths and
-    /// sequences in the end.
+    /// A server that reads a request, gives the next answer, and hangs up if the answer says so.
+    /// Gives paths and sequences in the end.
     fn server(answers: &'static [&'static str]) -> (PublishPlan, JoinHandle<Vec<(String, u64)>>) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("bound");

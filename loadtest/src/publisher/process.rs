@@ -1,11 +1,12 @@
 //! The publisher process: an open loop with a clock of its own, which nothing else holds up.
 //!
-//! One thread keeps to the schedule; the other takes orders and tells counters, so that neither an order nor a slow
-//! reader of the answers delays an event. Every event is stamped with the time at which it was due. Whatever makes
-//! the process late, a stopped process or a server that does not read, shows in the latencies: all events that have
-//! become due meanwhile go out at once, with the times they should have gone. The thread sleeps without timer
-//! slack; a processor that has gone idle takes tens of microseconds to wake, so before an event that stands alone
-//! it wakes that much too early and spins.
+//! One thread keeps to the schedule; the other takes orders and tells counters, so that neither an
+//! order nor a slow reader of the answers delays an event. Every event is stamped with the time at
+//! which it was due. Whatever makes the process late, a stopped process or a server that does not
+//! read, shows in the latencies: all events that have become due meanwhile go out at once, with the
+//! times they should have gone. The thread sleeps without timer slack; a processor that has gone
+//! idle takes tens of microseconds to wake, so before an event that stands alone it wakes that much
+//! too early and spins.
 
 use std::num::NonZeroU64;
 use std::process::ExitCode;
@@ -31,7 +32,8 @@ use crate::workload::Pace;
 const LEAD_NS: u64 = 1_000_000;
 /// The longest silence between the publisher and its server, while nothing is due.
 pub const TEND_EVERY: Duration = Duration::from_secs(10);
-/// How long before its time the thread is awake, and from which pause on: at most 10 % of a CPU for being on time.
+/// How long before its time the thread is awake, and from which pause on: at most 10 % of a CPU for
+/// being on time.
 const SPIN_NS: u64 = 50_000;
 const SPIN_PAUSE_NS: u64 = 500_000;
 /// How long the process may take to connect.
@@ -106,8 +108,8 @@ enum Task {
     Finish,
 }
 
-/// Runs a publisher on standard input and output until the input ends. A failure is told to the coordinator, which
-/// words it for the user.
+/// Runs a publisher on standard input and output until the input ends. A failure is told to the
+/// coordinator, which words it for the user.
 pub fn run() -> Result<ExitCode> {
     match serve() {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -158,7 +160,8 @@ fn serve() -> Result<()> {
     Ok(())
 }
 
-/// Starts the thread of the schedule. Its failure ends the process: there is nothing left to publish.
+/// Starts the thread of the schedule. Its failure ends the process: there is nothing left to
+/// publish.
 fn start(mut publisher: Publisher, shared: Shared) -> Sender<Task> {
     let (give, tasks) = channel();
     std::thread::spawn(move || {
@@ -176,7 +179,8 @@ fn start(mut publisher: Publisher, shared: Shared) -> Sender<Task> {
 
 /// Obeys until the publishing is to be finished.
 fn work(publisher: &mut Publisher, tasks: &Receiver<Task>, shared: &Shared) -> Result<()> {
-    // Without slack a sleep ends within microseconds of its time; the default grants itself 50 more.
+    // Without slack a sleep ends within microseconds of its time; the default grants itself 50
+    // more.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).context("asking for precise timers")?;
     loop {
         match tasks.recv_timeout(TEND_EVERY) {
@@ -244,7 +248,8 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Counters> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes the counters away. What takes time, making a histogram and reading the other, happens outside of the lock.
+/// Takes the counters away. What takes time, making a histogram and reading the other, happens
+/// outside of the lock.
 fn sample(shared: &Shared, cpu_ns: u64) -> PublishSample {
     let empty = Counters { published: 0, refused: 0, lateness: latency_histogram() };
     let counters = std::mem::replace(&mut *lock(shared), empty);
@@ -289,8 +294,8 @@ impl PublishProcess {
         }
     }
 
-    /// The number, from 1 over all topics, of the event that comes after all that have been published; while a
-    /// schedule is being kept, as far as samples have told.
+    /// The number, from 1 over all topics, of the event that comes after all that have been
+    /// published; while a schedule is being kept, as far as samples have told.
     pub fn next(&self) -> u64 {
         self.published.max(self.sampled) + 1
     }
@@ -334,7 +339,8 @@ impl PublishProcess {
         }
     }
 
-    /// Ends the publishing; checks, where the way allows it, that the server took every event that it did not refuse.
+    /// Ends the publishing; checks, where the way allows it, that the server took every event that
+    /// it did not refuse.
     pub fn finish(mut self) -> Result<()> {
         self.order(&Order::Finish)?;
         match self.answer(Instant::now() + ANSWER_LIMIT)? {

@@ -1,4 +1,5 @@
-//! When events are due in an open loop: a function of the number, never of what happened. No clock, no I/O.
+//! When events are due in an open loop: a function of the number, never of what happened. No clock,
+//! no I/O.
 
 use anyhow::{Result, bail};
 
@@ -40,7 +41,8 @@ impl Schedule {
         if !(seconds > 0.0 && seconds <= SECONDS_MAX) {
             bail!("cannot publish for {seconds} seconds; give more than 0 and at most {SECONDS_MAX}");
         }
-        // A group that falls on the very end is not due within; the margin is for what 0.1 cannot say in binary.
+        // A group that falls on the very end is not due within; the margin is for what 0.1 cannot
+        // say in binary.
         let groups = (seconds * 1e9 / every_ns - 1e-6).ceil().max(1.0);
         if groups * at_once as f64 > ALL_EVENTS_MAX {
             bail!("no publisher can keep to this for {seconds} seconds: {pace:?}");

@@ -1,7 +1,8 @@
 //! One endless `POST /publish` with a chunked NDJSON body: a batch is one chunk and one write.
 //!
-//! The server answers while it reads: a line for each event that it refuses, a summary at the end. It holds the
-//! publisher up when it is busy and refuses nothing for that reason, so any refusal is an error.
+//! The server answers while it reads: a line for each event that it refuses, a summary at the end.
+//! It holds the publisher up when it is busy and refuses nothing for that reason, so any refusal is
+//! an error.
 
 use anyhow::{Context, Result, bail};
 

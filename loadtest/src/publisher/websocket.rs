@@ -1,7 +1,9 @@
-//! A WebSocket per topic; a message is an event, in a masked text frame. A batch is one write per topic.
+//! A WebSocket per topic; a message is an event, in a masked text frame. A batch is one write per
+//! topic.
 //!
-//! What the server answers to a message is read and passed over, its pings are answered, its closing is an error. In
-//! the end each socket is closed as RFC 6455 §7.1.2 wants it, so that the server has read everything before.
+//! What the server answers to a message is read and passed over, its pings are answered, its
+//! closing is an error. In the end each socket is closed as RFC 6455 §7.1.2 wants it, so that the
+//! server has read everything before.
 
 use std::time::Instant;
 

@@ -1,8 +1,10 @@
-//! The bare multishot-receive loop: what this kernel charges for receiving, without looking at a single byte.
+//! The bare multishot-receive loop: what this kernel charges for receiving, without looking at a
+//! single byte.
 //!
-//! Its sockets are opened as a receiver's are. From then on it takes what the ring received, adds up lengths, and tells the
-//! coordinator when so many bytes have come that every connection must have its events. Nothing else: the coordinator
-//! reads while it waits for each burst, so its words find room.
+//! Its sockets are opened as a receiver's are. From then on it takes what the ring received, adds
+//! up lengths, and tells the coordinator when so many bytes have come that every connection must
+//! have its events. Nothing else: the coordinator reads while it waits for each burst, so its words
+//! find room.
 
 use anyhow::Result;
 use fanwave::egress::{Completion, EgressRing, ReceiveEnd};
@@ -13,7 +15,8 @@ use super::{Order, Totals, Word, say};
 use crate::link::Lines;
 use crate::usage::own_cpu_ns;
 
-/// Obeys [`Order::Zero`] and [`Order::Report`] until the orders end; the frame length that zeroing names is what one event is.
+/// Obeys [`Order::Zero`] and [`Order::Report`] until the orders end; the frame length that zeroing
+/// names is what one event is.
 pub fn serve(wires: &mut Wires, lines: &mut Lines, crowd: &Crowd) -> Result<()> {
     let connections = crowd.report(0).connections;
     let orders = wires.order_slot();

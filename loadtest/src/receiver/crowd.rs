@@ -1,16 +1,18 @@
-//! The subscribers of one receiver: their sockets, what each got, and how they come, go and come back.
+//! The subscribers of one receiver: their sockets, what each got, and how they come, go and come
+//! back.
 //!
-//! A member is one subscriber; over time it may have several connections, one at a time. It is `Connecting` while its
-//! handshake is under way (watched by epoll), `Open`, `Leaving` from the cancellation of its receive until the ring says that it
-//! ended, and `Away` otherwise. Steady members never leave: one that the server ends is a failure.
-//! One that connects once stays away when the server has ended it, and lacks everything from there
-//! on. The others come back
-//! after a short pause, an event stream with the id of the last whole event that it had, and the audit of such a
-//! member goes on over the break; a WebSocket, and whoever replaces a member that churn took away, begins anew. What these
-//! lacked when they left and what they are owed from the start is known from the others (`witness`).
+//! A member is one subscriber; over time it may have several connections, one at a time. It is
+//! `Connecting` while its handshake is under way (watched by epoll), `Open`, `Leaving` from the
+//! cancellation of its receive until the ring says that it ended, and `Away` otherwise. Steady
+//! members never leave: one that the server ends is a failure. One that connects once stays away
+//! when the server has ended it, and lacks everything from there on. The others come back after a
+//! short pause, an event stream with the id of the last whole event that it had, and the audit of
+//! such a member goes on over the break; a WebSocket, and whoever replaces a member that churn took
+//! away, begins anew. What these lacked when they left and what they are owed from the start is
+//! known from the others (`witness`).
 //!
-//! Whatever has a time (ramp, slow reads, reconnects, churn, the storm) waits in one queue of timers. What the ring
-//! reports while it is reaped is only noted and done in [`Crowd::settle`].
+//! Whatever has a time (ramp, slow reads, reconnects, churn, the storm) waits in one queue of
+//! timers. What the ring reports while it is reaped is only noted and done in [`Crowd::settle`].
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
@@ -42,23 +44,27 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-/// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is dropped.
+/// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is
+/// dropped.
 const HANDSHAKES_MAX: usize = 256;
-/// A handshake that takes longer than so many nanoseconds has failed. A server that answers ten per second is still in time.
+/// A handshake that takes longer than so many nanoseconds has failed. A server that answers ten per
+/// second is still in time.
 const STUCK_NS: u64 = 30_000_000_000;
 /// How often stuck handshakes are looked for, in nanoseconds.
 const STUCK_LOOK_NS: u64 = 1_000_000_000;
-/// Sockets that share a source address. Far below the ports of one address, also while old ones are in TIME_WAIT.
+/// Sockets that share a source address. Far below the ports of one address, also while old ones are
+/// in TIME_WAIT.
 const SOCKETS_PER_ADDRESS: usize = 1_000;
-/// Each connection of a member comes from another address, this many further on, so that those which it left behind in
-/// TIME_WAIT do not use up the ports of one; after so many it begins again.
+/// Each connection of a member comes from another address, this many further on, so that those
+/// which it left behind in TIME_WAIT do not use up the ports of one; after so many it begins again.
 const ADDRESSES_PER_GENERATION: usize = 1 << 14;
 const GENERATIONS: usize = 900;
 /// How long a member that the server closed stays away, in nanoseconds.
 const PAUSE_NS: u64 = 200_000_000;
 /// Bytes read at once outside of the ring.
 const READ_BYTES: usize = 64 << 10;
-/// Receive buffer of slow and stalled readers: small, so that what they leave unread stays with the server.
+/// Receive buffer of slow and stalled readers: small, so that what they leave unread stays with the
+/// server.
 const SMALL_BUFFER_BYTES: usize = 4_096;
 const SECOND_NS: f64 = 1e9;
 
@@ -163,7 +169,8 @@ pub struct Crowd {
     witness: Witness,
     open: u64,
     opening: Option<Opening>,
-    /// Members to be connected as soon as there is room, with the time at which that was due if it was due at one.
+    /// Members to be connected as soon as there is room, with the time at which that was due if it
+    /// was due at one.
     wanted: VecDeque<(u32, Option<u64>)>,
     /// Under way.
     handshakes: HashMap<u32, Shaking>,
@@ -469,7 +476,8 @@ impl Crowd {
             } else if !id.is_empty() && !id.contains(char::is_control) {
                 split.resume.replace_range(.., id);
             }
-            // A connection that broke before its first event resumes where the one before it would have.
+            // A connection that broke before its first event resumes where the one before it would
+            // have.
             if split.resume.is_empty() {
                 // Nobody knows what a slow reader would have come to.
                 let settled = if late { 0 } else { self.witness.settled(member.topic, now_ns()) };

@@ -1,8 +1,9 @@
 //! Opening one subscriber connection: connect, request, response head.
 //!
-//! Non-blocking: [`Handshake::go_on`] does what is possible and is called again when the socket is ready. The raw
-//! protocol opens as WebSocket does, so that the floor's sockets are of the same kind as a server's: a connection that has
-//! only ever received acknowledges otherwise than one that has sent a request.
+//! Non-blocking: [`Handshake::go_on`] does what is possible and is called again when the socket is
+//! ready. The raw protocol opens as WebSocket does, so that the floor's sockets are of the same
+//! kind as a server's: a connection that has only ever received acknowledges otherwise than one
+//! that has sent a request.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -18,13 +19,15 @@ use crate::framing::{Protocol, Splitter, nats};
 use crate::target::{Dialect, with_topic};
 use crate::workload::Behaviour;
 
-/// The floor's answer to any request head: as long as a WebSocket server's, so that its sockets have lived through the same.
+/// The floor's answer to any request head: as long as a WebSocket server's, so that its sockets
+/// have lived through the same.
 pub const FLOOR_HEAD: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 /// Bytes of a response head that are read before giving up.
 const HEAD_BYTES_MAX: usize = 16 << 10;
-/// Bytes of a NATS opening that are kept before giving up: more than the longest line that its parser takes.
+/// Bytes of a NATS opening that are kept before giving up: more than the longest line that its
+/// parser takes.
 const OPENING_BYTES_MAX: usize = 256 << 10;
 /// The nonce of RFC 6455 §1.3 and the answer that it demands: a load test needs no surprise.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -35,7 +38,8 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 pub struct Handshake {
     /// What is still to be sent of the request.
     request: Vec<u8>,
-    /// What has come of the response's head, and of what follows it as long as the opening is not over.
+    /// What has come of the response's head, and of what follows it as long as the opening is not
+    /// over.
     head: Vec<u8>,
     opening: Opening,
 }
@@ -161,7 +165,8 @@ impl Handshake {
         if !self.send(socket, setup)? {
             return Ok(Step::Waiting);
         }
-        // A stalled reader shall leave the stream's bytes in the socket: it reads the head in small pieces.
+        // A stalled reader shall leave the stream's bytes in the socket: it reads the head in small
+        // pieces.
         let piece = if setup.behaviour == Behaviour::Stalled { 1 } else { buffer.len() };
         loop {
             match rustix::net::recv(socket, &mut buffer[..piece], RecvFlags::empty()) {
@@ -260,7 +265,8 @@ pub fn head_end(protocol: Protocol, bytes: &[u8]) -> Result<Option<usize>> {
     Ok(Some(end + 4))
 }
 
-/// Whether a response's body comes in chunks; an error if in another transfer coding (RFC 9112 §6.1).
+/// Whether a response's body comes in chunks; an error if in another transfer coding (RFC 9112
+/// §6.1).
 fn is_chunked(head: &[u8]) -> Result<bool> {
     let head = String::from_utf8_lossy(head);
     let codings: Vec<&str> = head

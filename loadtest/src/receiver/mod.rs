@@ -1,14 +1,16 @@
 //! The receiver process: holds the subscribers' sockets and counts what arrives.
 //!
-//! One thread. A connection is opened by `handshake`, then its socket is in the io_uring of `wires` with a multishot receive
-//! until it ends; slow readers are read by the clock, stalled ones never. `crowd` knows who is subscribed and comes
-//! and goes, `tally` what arrived, `witness` what others must have, and this module obeys the coordinator, one JSON line
-//! per order. A coordinator that does not read holds no receive up: progress is told when there is room for it, the newest
-//! alone. `bare` is the loop that the receiver's own cost is measured against.
+//! One thread. A connection is opened by `handshake`, then its socket is in the io_uring of `wires`
+//! with a multishot receive until it ends; slow readers are read by the clock, stalled ones never.
+//! `crowd` knows who is subscribed and comes and goes, `tally` what arrived, `witness` what others
+//! must have, and this module obeys the coordinator, one JSON line per order. A coordinator that
+//! does not read holds no receive up: progress is told when there is room for it, the newest alone.
+//! `bare` is the loop that the receiver's own cost is measured against.
 //!
-//! Where TLS would go: between the socket and the splitter. `handshake` would first let a session speak on the socket, and
-//! `Crowd::arrived` would pass the bytes that the ring received through the member's session before it feeds the splitter;
-//! ring, members, audit and counters stay as they are.
+//! Where TLS would go: between the socket and the splitter. `handshake` would first let a session
+//! speak on the socket, and `Crowd::arrived` would pass the bytes that the ring received through
+//! the member's session before it feeds the splitter; ring, members, audit and counters stay as
+//! they are.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -131,7 +133,8 @@ pub enum Word {
     },
     /// Counters are zero.
     Zeroed,
-    /// This many events since zero have arrived everywhere (see the module's header for what that means).
+    /// This many events since zero have arrived everywhere (see the module's header for what that
+    /// means).
     Progress {
         /// Events since zero.
         events: u64,
@@ -175,7 +178,8 @@ pub struct Totals {
     pub scout_events: u64,
     /// Events delivered to all connections; without audit those that have arrived everywhere.
     pub deliveries: u64,
-    /// The audit's findings over all connections; those of each topic's first one where arrival is counted in bytes.
+    /// The audit's findings over all connections; those of each topic's first one where arrival is
+    /// counted in bytes.
     pub findings: Findings,
     /// Of the lost ones those at the end, which may still be on their way.
     pub tail: u64,
@@ -190,8 +194,8 @@ pub fn latency_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, LATENCY_NS_MAX, 3).expect("constant bounds are valid")
 }
 
-/// Runs a receiver on standard input and output until the input ends. A failure is told to the coordinator, which
-/// words it for the user.
+/// Runs a receiver on standard input and output until the input ends. A failure is told to the
+/// coordinator, which words it for the user.
 pub fn run() -> Result<ExitCode> {
     match Receiver::new().and_then(|mut receiver| receiver.serve()) {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -208,7 +212,8 @@ struct Receiver {
     wires: Wires,
     lines: Lines,
     crowd: Option<Crowd>,
-    /// Seen by the last reap: the end of the orders, and a failure of the channel that they come by.
+    /// Seen by the last reap: the end of the orders, and a failure of the channel that they come
+    /// by.
     over: bool,
     orders_failed: Option<anyhow::Error>,
     stopping: bool,

@@ -1,12 +1,14 @@
 //! What the connections of one receiver got, counted per topic; no I/O.
 //!
-//! There are two ways to know that an event has arrived everywhere. *By bytes*, whose cost does not depend on a protocol's
-//! framing: all connections of a topic receive the same bytes, so one of them, the scout, is split, and event k has
-//! arrived everywhere once all bytes of the topic together are connections × the scout's bytes at the end of event k. With one
-//! event in flight that is exact for every single connection; with more in flight it is the connections' average. What a scout
-//! gets is audited; what counting cannot see is a fault of the same length on another connection: an event in place of
-//! another, two of them swapped, one lost and one twice. *By
-//! events*: every connection is split, and an event has arrived once every connection of its topic has it.
+//! There are two ways to know that an event has arrived everywhere. *By bytes*, whose cost does not
+//! depend on a protocol's framing: all connections of a topic receive the same bytes, so one of
+//! them, the scout, is split, and event k has arrived everywhere once all bytes of the topic
+//! together are connections × the scout's bytes at the end of event k. With one event in flight
+//! that is exact for every single connection; with more in flight it is the connections' average.
+//! What a scout gets is audited; what counting cannot see is a fault of the same length on another
+//! connection: an event in place of another, two of them swapped, one lost and one twice. *By
+//! events*: every connection is split, and an event has arrived once every connection of its topic
+//! has it.
 //!
 //! Event k, from 1, goes to topic (k - 1) mod topics and carries the sequence (k - 1) / topics + 1.
 
@@ -18,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::{LastArrival, latency_histogram};
 use crate::stamp::Stamp;
 
-/// Events that are followed at once, over all topics. A sequence beyond comes from a broken or hostile stream.
+/// Events that are followed at once, over all topics. A sequence beyond comes from a broken or
+/// hostile stream.
 const PENDING_MAX: usize = 1 << 20;
 /// Last arrivals told in one sample; beyond it every second one is left out, and so on.
 const LASTS_MAX: usize = 4_096;
@@ -30,7 +33,8 @@ pub enum Counting {
     Bytes,
     /// By the events of every connection.
     Events,
-    /// Not at all: who comes and goes or reads slowly has no common end of an event. Deliveries are counted.
+    /// Not at all: who comes and goes or reads slowly has no common end of an event. Deliveries are
+    /// counted.
     Deliveries,
 }
 
@@ -88,20 +92,22 @@ pub fn events_of_topic(events: u64, topic: usize, topics: usize) -> u64 {
     events.saturating_sub(topic as u64).div_ceil(topics as u64)
 }
 
-/// Whether event `event` of `topic` is told although only one of 2^`shift` is: the same choice in every receiver, and no
-/// regular one.
+/// Whether event `event` of `topic` is told although only one of 2^`shift` is: the same choice in
+/// every receiver, and no regular one.
 pub fn is_told(event: u64, topic: usize, topics: usize, shift: u32) -> bool {
     let number = event.wrapping_mul(topics as u64).wrapping_add(topic as u64);
     shift == 0 || number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - shift) == 0
 }
 
-/// How many of `connections` connections from number `first` on are of `topic`: connection k is of topic k mod topics.
+/// How many of `connections` connections from number `first` on are of `topic`: connection k is of
+/// topic k mod topics.
 pub fn listeners(topic: usize, topics: usize, first: usize, connections: usize) -> usize {
     let ahead = (topic + topics - first % topics) % topics;
     connections.saturating_sub(ahead).div_ceil(topics)
 }
 
-/// Deliveries that the events after `from` up to `to` make on `connections` connections from number `first` on.
+/// Deliveries that the events after `from` up to `to` make on `connections` connections from number
+/// `first` on.
 pub fn owed(topics: usize, first: usize, connections: usize, from: u64, to: u64) -> u64 {
     (0..topics)
         .map(|topic| {
@@ -126,7 +132,8 @@ struct Topic {
     connections: u64,
     /// Bytes of all of its connections since zero.
     bytes: u64,
-    /// Bytes of its scout at the end of the events that are not complete, oldest first; by bytes only.
+    /// Bytes of its scout at the end of the events that are not complete, oldest first; by bytes
+    /// only.
     ends: VecDeque<u64>,
     /// Whole events of its scout since zero, and its bytes at the end of the last of them.
     scout: (u64, u64),
@@ -134,7 +141,8 @@ struct Topic {
     first: u64,
     /// Events since zero that all connections have, without a gap.
     complete: u64,
-    /// How many connections have each of those after them, the first being `first + complete`; by events only.
+    /// How many connections have each of those after them, the first being `first + complete`; by
+    /// events only.
     pending: VecDeque<u64>,
     /// True while it stands in `Tally::dirty`.
     dirty: bool,
@@ -153,7 +161,8 @@ pub struct Tally {
     connections: u64,
     /// Number of the first event since zero, from 1.
     next: u64,
-    /// Events since zero that are complete on all topics, without a gap, and how many of them were told.
+    /// Events since zero that are complete on all topics, without a gap, and how many of them were
+    /// told.
     complete: u64,
     told: u64,
     /// Since zero.

@@ -1,13 +1,15 @@
-//! What a receiver waits for: the io_uring that its sockets are in, the epoll of those that are not open yet, and the
-//! coordinator's orders.
+//! What a receiver waits for: the io_uring that its sockets are in, the epoll of those that are not
+//! open yet, and the coordinator's orders.
 //!
-//! While only open connections matter, one `io_uring_enter` per wake-up does everything: it hands over what was asked,
-//! waits, and finishes receives. Orders come through the ring too: a thread copies standard input into a socket
-//! that the ring receives on. Only while handshakes are under way (or stalled readers watched) does the receiver sleep in
-//! `epoll_wait`, in which the ring's doorbell is one of the descriptors.
+//! While only open connections matter, one `io_uring_enter` per wake-up does everything: it hands
+//! over what was asked, waits, and finishes receives. Orders come through the ring too: a thread
+//! copies standard input into a socket that the ring receives on. Only while handshakes are under
+//! way (or stalled readers watched) does the receiver sleep in `epoll_wait`, in which the ring's
+//! doorbell is one of the descriptors.
 //!
-//! A slot of the ring is the number of a plain descriptor. A descriptor is closed only after the ring has said that its
-//! receive ended and has taken the cancellation if there was one, so that a number is never reused under either.
+//! A slot of the ring is the number of a plain descriptor. A descriptor is closed only after the
+//! ring has said that its receive ended and has taken the cancellation if there was one, so that a
+//! number is never reused under either.
 
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -23,7 +25,8 @@ use rustix::io::Errno;
 
 /// Receive buffers of a receiver: many, so that a burst to all connections seldom runs out of them.
 const RECEIVE_BUFFERS: u16 = 1_024;
-/// Bytes of one: what a socket holds after a burst comes in few pieces, and all buffers together stay small.
+/// Bytes of one: what a socket holds after a burst comes in few pieces, and all buffers together
+/// stay small.
 const RECEIVE_BUFFER_BYTES: usize = 16 << 10;
 /// Descriptor numbers that the ring may meet.
 const SLOTS_MAX: u32 = 32 << 10;
@@ -98,8 +101,8 @@ impl Wires {
         Ok(())
     }
 
-    /// True if the kernel has not taken all that was asked of the ring: a cancellation among it would hit whoever has the
-    /// descriptor's number by then.
+    /// True if the kernel has not taken all that was asked of the ring: a cancellation among it
+    /// would hit whoever has the descriptor's number by then.
     pub fn asks(&mut self) -> bool {
         self.ring.queued() > 0
     }
@@ -127,7 +130,8 @@ impl Wires {
         Ok(self.ring.submit_and_wait(limit)?)
     }
 
-    /// Waits until something can be reaped or a watched socket is ready, at most `limit`. Gives the numbers of the sockets.
+    /// Waits until something can be reaped or a watched socket is ready, at most `limit`. Gives the
+    /// numbers of the sockets.
     pub fn wait_watching(&mut self, limit: Option<Duration>) -> Result<Vec<u32>> {
         self.ring.submit()?;
         let limit = if self.ring.may_sleep() { limit } else { Some(Duration::ZERO) };
@@ -141,7 +145,8 @@ impl Wires {
         let mut ready = Vec::new();
         for event in self.events.drain(..) {
             match event.data.u64() {
-                // The count says nothing; whoever is awake looks by itself. A doorbell that is quiet again is no failure.
+                // The count says nothing; whoever is awake looks by itself. A doorbell that is
+                // quiet again is no failure.
                 DOORBELL => drop(rustix::io::read(&self.doorbell, &mut [0; 8])),
                 number => ready.push(number as u32),
             }

@@ -1,32 +1,35 @@
 //! What one receiver knows of the events published, from those that reached any of its subscribers.
 //!
-//! A subscriber that joins a stream under way cannot tell by itself what it was owed, and one that breaks off cannot tell
-//! what it still lacked. Others can: events go round the topics by one count, so that an event of any topic says how far all
-//! of them are, and the time in its stamp says that it was published later than a handshake ended.
+//! A subscriber that joins a stream under way cannot tell by itself what it was owed, and one that
+//! breaks off cannot tell what it still lacked. Others can: events go round the topics by one
+//! count, so that an event of any topic says how far all of them are, and the time in its stamp
+//! says that it was published later than a handshake ended.
 //!
-//! What may be on its way is not owed. An event counts against a subscriber that joined (or was told of a gap) if it is
-//! stamped [`JOIN_NS`] later. It counts against one that breaks off once somebody has had it for [`GRACE_NS`]: what goes
-//! missing last of all in that time, with nothing behind it that would show it, is not seen. Churn avoids that: who
-//! lacks what another has does not leave before it is here or counts. Event streams that resume are audited over the break
-//! and need none of this; so it is WebSockets that storm, or that the server closes, whose last two seconds are in doubt.
-//! Where nobody at all gets anything, the number last published speaks, less twice what the rate so far can have brought
-//! meanwhile. No I/O, no clock.
+//! What may be on its way is not owed. An event counts against a subscriber that joined (or was
+//! told of a gap) if it is stamped [`JOIN_NS`] later. It counts against one that breaks off once
+//! somebody has had it for [`GRACE_NS`]: what goes missing last of all in that time, with nothing
+//! behind it that would show it, is not seen. Churn avoids that: who lacks what another has does
+//! not leave before it is here or counts. Event streams that resume are audited over the break and
+//! need none of this; so it is WebSockets that storm, or that the server closes, whose last two
+//! seconds are in doubt. Where nobody at all gets anything, the number last published speaks, less
+//! twice what the rate so far can have brought meanwhile. No I/O, no clock.
 
 use std::collections::VecDeque;
 
 use super::tally::events_of_topic;
 use crate::stamp::Stamp;
 
-/// What a server may need to bring an event to one that another has already: far longer than it takes in good order, and
-/// short beside a measurement.
+/// What a server may need to bring an event to one that another has already: far longer than it
+/// takes in good order, and short beside a measurement.
 pub const GRACE_NS: u64 = 2_000_000_000;
-/// What a server may need after its answer until the subscription holds. Most need nothing; who is not subscribed after that
-/// misses events although its subscriber was told that it is there.
+/// What a server may need after its answer until the subscription holds. Most need nothing; who is
+/// not subscribed after that misses events although its subscriber was told that it is there.
 pub const JOIN_NS: u64 = 250_000_000;
 /// Between two looks that are remembered.
 const LOOK_NS: u64 = 100_000_000;
 
-/// Subscribers that wait at once; beyond it, after as many joins without any event, the oldest are no longer followed.
+/// Subscribers that wait at once; beyond it, after as many joins without any event, the oldest are
+/// no longer followed.
 const WAITING_MAX: usize = 1 << 20;
 
 /// An event that somebody has.
@@ -55,7 +58,8 @@ pub struct Witness {
     topics: usize,
     first: Option<Seen>,
     newest: Option<Seen>,
-    /// The newest event at times in the past, [`LOOK_NS`] apart, oldest first; all but the first younger than [`GRACE_NS`].
+    /// The newest event at times in the past, [`LOOK_NS`] apart, oldest first; all but the first
+    /// younger than [`GRACE_NS`].
     looks: VecDeque<Seen>,
     /// Since when who waits, oldest first.
     waiting: VecDeque<(u64, u32)>,
@@ -75,7 +79,8 @@ impl Witness {
         }
     }
 
-    /// A subscriber waits for its first event since this time, which is not before that of those who wait already.
+    /// A subscriber waits for its first event since this time, which is not before that of those
+    /// who wait already.
     pub fn wait(&mut self, since_ns: u64, member: u32) {
         if self.waiting.len() == WAITING_MAX {
             self.waiting.pop_front();
@@ -122,7 +127,8 @@ impl Witness {
         events_of_topic(seen.map_or(0, |seen| seen.number), topic as usize, self.topics)
     }
 
-    /// Sequence of the topic's last event that was published before one that somebody has; 0 if there is none.
+    /// Sequence of the topic's last event that was published before one that somebody has; 0 if
+    /// there is none.
     pub fn known(&self, topic: u32) -> u64 {
         events_of_topic(self.newest.map_or(0, |seen| seen.number), topic as usize, self.topics)
     }
@@ -132,8 +138,8 @@ impl Witness {
         events_of_topic(number.saturating_sub(1), topic as usize, self.topics).saturating_add(1)
     }
 
-    /// The first event that, if it was published at all, must have been after this time, while nobody has seen any such;
-    /// `None` if too little was seen to tell.
+    /// The first event that, if it was published at all, must have been after this time, while
+    /// nobody has seen any such; `None` if too little was seen to tell.
     pub fn after_silence(&self, since_ns: u64) -> Option<u64> {
         let (first, newest) = (self.first?, self.newest?);
         let seen_ns = newest.stamp_ns.checked_sub(first.stamp_ns).filter(|&span| span >= GRACE_NS)?;

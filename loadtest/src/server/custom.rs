@@ -1,7 +1,8 @@
-//! A server of the user's own, which runs already: named by the URLs to subscribe at and a way to publish.
+//! A server of the user's own, which runs already: named by the URLs to subscribe at and a way to
+//! publish.
 //!
-//! A URL may hold `{topic}`, in whose place the name of a topic stands. Only plain connections are spoken so far; a
-//! server behind TLS is measured at its plain port.
+//! A URL may hold `{topic}`, in whose place the name of a topic stands. Only plain connections are
+//! spoken so far; a server behind TLS is measured at its plain port.
 
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -15,18 +16,20 @@ use crate::target::{Dialect, Target, Way};
 /// A server of the user's own.
 #[derive(Debug, Clone, Default, Args)]
 pub struct CustomArgs {
-    /// Measure a server that runs already: where to get its events as Server-Sent Events, for example
-    /// http://127.0.0.1:3000/events/{topic}
+    /// Measure a server that runs already: where to get its events as Server-Sent Events, for
+    /// example http://127.0.0.1:3000/events/{topic}
     #[arg(long, value_name = "URL")]
     pub subscribe_sse: Option<String>,
-    /// The same as WebSocket, ws://…; nats+ws://HOST:PORT/{topic} for the NATS client protocol in it
+    /// The same as WebSocket, ws://…; nats+ws://HOST:PORT/{topic} for the NATS client protocol in
+    /// it
     #[arg(long, value_name = "URL")]
     pub subscribe_ws: Option<String>,
-    /// Where to publish to it: http://… (one POST per event, the body is the data), ws://… (one message per event)
-    /// or nats://HOST:PORT/SUBJECT
+    /// Where to publish to it: http://… (one POST per event, the body is the data), ws://… (one
+    /// message per event) or nats://HOST:PORT/SUBJECT
     #[arg(long, value_name = "URL")]
     pub publish_to: Option<String>,
-    /// A command for `sh -c` that publishes to it: it gets the data of one event per line on its standard input
+    /// A command for `sh -c` that publishes to it: it gets the data of one event per line on its
+    /// standard input
     #[arg(long, value_name = "COMMAND", conflicts_with = "publish_to")]
     pub publish_command: Option<String>,
     /// A process of that server, whose CPU and memory are measured; repeatable

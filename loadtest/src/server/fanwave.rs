@@ -1,7 +1,7 @@
 //! A fanwave process of our own.
 //!
-//! Ready is when it has printed `data plane <address>` and `control plane <address>`. The proofs use it as a
-//! [`Server`]; the commands that drive any server use it as a `Running`.
+//! Ready is when it has printed `data plane <address>` and `control plane <address>`. The proofs
+//! use it as a [`Server`]; the commands that drive any server use it as a `Running`.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -27,8 +27,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `program serve` on free loopback ports, on `cpu` alone if one is given, with `shards` shards, and waits
-    /// until it is ready. Heartbeats are turned off in effect, unless `more` asks for them.
+    /// Starts `program serve` on free loopback ports, on `cpu` alone if one is given, with `shards`
+    /// shards, and waits until it is ready. Heartbeats are turned off in effect, unless `more` asks
+    /// for them.
     pub fn start(program: &Path, cpu: Option<usize>, shards: usize, more: &[String]) -> Result<Server> {
         let mut args: Vec<OsString> =
             ["serve", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--shards"]

@@ -1,8 +1,9 @@
 //! The server under test: which one, started where, and how to reach it.
 //!
-//! Three are started here, on free loopback ports, with their own directories, on the CPU that is asked for, and are
-//! killed and removed when a [`Running`] is dropped: fanwave, nchan (a module of nginx) and NATS. A fourth, the user's
-//! own, runs already and is named by URLs. What was started is asked for its version before anything is measured.
+//! Three are started here, on free loopback ports, with their own directories, on the CPU that is
+//! asked for, and are killed and removed when a [`Running`] is dropped: fanwave, nchan (a module of
+//! nginx) and NATS. A fourth, the user's own, runs already and is named by URLs. What was started
+//! is asked for its version before anything is measured.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -46,8 +47,8 @@ pub struct ServerChoice {
 /// How fanwave is started.
 #[derive(Debug, Clone, Default, Args)]
 pub struct FanwaveArgs {
-    /// The fanwave program, started as `PROGRAM serve …` for this measurement alone [default: the `fanwave` beside
-    /// this program]
+    /// The fanwave program, started as `PROGRAM serve …` for this measurement alone [default: the
+    /// `fanwave` beside this program]
     #[arg(long = "server", value_name = "PROGRAM")]
     pub program: Option<PathBuf>,
     /// A further argument for `serve`; repeatable
@@ -84,8 +85,9 @@ enum Process {
     Custom,
 }
 
-/// Starts the chosen server on `cpu` alone if one is given, and waits until it is ready. `shards` and `more` (further
-/// arguments of `fanwave serve`) are fanwave's; rivals have one worker. A server named by URLs is only looked up.
+/// Starts the chosen server on `cpu` alone if one is given, and waits until it is ready. `shards`
+/// and `more` (further arguments of `fanwave serve`) are fanwave's; rivals have one worker. A
+/// server named by URLs is only looked up.
 pub fn start(choice: &ServerChoice, cpu: Option<usize>, shards: usize, more: &[String]) -> Result<Running> {
     if choice.custom.is_given() {
         let FanwaveArgs { program, more } = &choice.fanwave;
@@ -199,7 +201,8 @@ fn version_of(program: &OsStr, args: &[&str], remedy: &str) -> Result<String> {
     }
 }
 
-/// The word that begins with a digit in a line such as `nginx version: nginx/1.22.1`; the whole line if there is none.
+/// The word that begins with a digit in a line such as `nginx version: nginx/1.22.1`; the whole
+/// line if there is none.
 fn bare_version(line: &str) -> String {
     line.split([' ', '/'])
         .map(|word| word.trim_start_matches('v'))
@@ -208,7 +211,8 @@ fn bare_version(line: &str) -> String {
         .to_owned()
 }
 
-/// A directory for a server's files, with its configuration in it; gone with all of them when it is dropped.
+/// A directory for a server's files, with its configuration in it; gone with all of them when it is
+/// dropped.
 fn scratch(server: &str, config: &str) -> Result<(TempDir, PathBuf)> {
     let prefix = format!("loadtest-{server}-");
     let directory =

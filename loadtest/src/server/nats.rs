@@ -1,7 +1,8 @@
 //! NATS as a rival: nats-server with a WebSocket listener, on one CPU.
 //!
-//! Subscribers speak the NATS client protocol in WebSocket messages; events are published over plain TCP, as a
-//! back end does. The configuration is `loadtest/rivals/nats.conf`. Go gets as many threads as there are CPUs to use.
+//! Subscribers speak the NATS client protocol in WebSocket messages; events are published over
+//! plain TCP, as a back end does. The configuration is `loadtest/rivals/nats.conf`. Go gets as many
+//! threads as there are CPUs to use.
 
 use std::net::SocketAddr;
 

@@ -1,7 +1,8 @@
 //! nchan, a module of nginx, as a rival: one nginx worker on one CPU.
 //!
-//! The configuration is `loadtest/rivals/nchan.conf`, filled in and put into a directory of its own. nginx's worker
-//! outlives a master that is killed, so a guard ends it whenever this program ends, however it ends.
+//! The configuration is `loadtest/rivals/nchan.conf`, filled in and put into a directory of its
+//! own. nginx's worker outlives a master that is killed, so a guard ends it whenever this program
+//! ends, however it ends.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -20,13 +21,15 @@ const CONFIG: &str = include_str!("../../rivals/nchan.conf");
 /// Ports tried: another program may take one between our choice and nginx's start.
 const PORTS_MAX: usize = 3;
 
-/// Ends a group of processes when it is dropped, and when this program dies: it waits for the end of its input.
+/// Ends a group of processes when it is dropped, and when this program dies: it waits for the end
+/// of its input.
 pub struct Guard {
     shell: Child,
 }
 
 impl Guard {
-    /// A guard of nobody yet. It is there before those whom it guards, so that there is no moment without it.
+    /// A guard of nobody yet. It is there before those whom it guards, so that there is no moment
+    /// without it.
     fn new() -> Result<Guard> {
         // A terminal's Ctrl-C reaches the guard too, which has its work to do then.
         let script =
@@ -106,7 +109,8 @@ fn try_start(cpu: Option<usize>, modules: &str) -> Result<(TempDir, Guard, Progr
 fn config(modules: &str, port: u16, connections: u64, root: bool) -> String {
     CONFIG
         .replace("@MODULES@", modules)
-        // A worker of root's nginx is another user by default, who may not write into the directory.
+        // A worker of root's nginx is another user by default, who may not write into the
+        // directory.
         .replace("@USER@", if root { "user root;" } else { "" })
         .replace("@CONNECTIONS@", &connections.to_string())
         .replace("@PORT@", &port.to_string())

@@ -1,7 +1,7 @@
 //! A server's process: started on a CPU, its output watched, ended when it is dropped.
 //!
-//! The last lines of its output are kept, so that an early end is told with the server's own reason. Ready is when its
-//! output has said everything that the caller waits for.
+//! The last lines of its output are kept, so that an early end is told with the server's own
+//! reason. Ready is when its output has said everything that the caller waits for.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -59,7 +59,8 @@ impl Program {
         Ok(Program { child, name: name.to_owned(), first_lines, last_lines, told })
     }
 
-    /// Waits until `ready`, fed with each line of output, gives something; an error if it ends or stays silent before.
+    /// Waits until `ready`, fed with each line of output, gives something; an error if it ends or
+    /// stays silent before.
     pub fn wait_ready<T>(&mut self, mut ready: impl FnMut(&str) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + START_LIMIT;
         // A server that talks without end is no more ready than a silent one.
@@ -84,7 +85,8 @@ impl Program {
         anyhow!("{} did not start: {why}", self.name)
     }
 
-    /// How it ended, if it does so by itself within a moment: its output and its sockets close before its end can be seen.
+    /// How it ended, if it does so by itself within a moment: its output and its sockets close
+    /// before its end can be seen.
     fn ended_soon(&mut self) -> Option<ExitStatus> {
         let deadline = Instant::now() + END_LIMIT;
         loop {
@@ -96,8 +98,8 @@ impl Program {
         }
     }
 
-    /// An end in words. Its last lines are its reason if it ended by itself; a panic does that by SIGABRT. Whoever was
-    /// killed has not said why.
+    /// An end in words. Its last lines are its reason if it ended by itself; a panic does that by
+    /// SIGABRT. Whoever was killed has not said why.
     fn end(&self, status: ExitStatus) -> String {
         match status.signal() {
             Some(signal) if signal != Signal::ABORT.as_raw() => describe(status),
@@ -115,7 +117,8 @@ impl Program {
         self.child.pid()
     }
 
-    /// Adds to an error how the server ended, and what it said, if it has ended: then that is the cause.
+    /// Adds to an error how the server ended, and what it said, if it has ended: then that is the
+    /// cause.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
         match self.ended_soon() {
             Some(status) => error.context(ServerFault(format!("{} ended: {}", self.name, self.end(status)))),

@@ -1,4 +1,5 @@
-//! A receiver as a child process, spoken to in JSON lines, and the server that it meets. No wait is without end.
+//! A receiver as a child process, spoken to in JSON lines, and the server that it meets. No wait is
+//! without end.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,7 +1,8 @@
-//! A toy server for the tests of commands: Server-Sent Events out, one POST per event in, on one port.
+//! A toy server for the tests of commands: Server-Sent Events out, one POST per event in, on one
+//! port.
 //!
-//! It does what a test plants: a capacity, a lost event, a refusal, an early end, an answer that is no HTTP. One
-//! thread per connection and one that fans out; they end with the test's process.
+//! It does what a test plants: a capacity, a lost event, a refusal, an early end, an answer that is
+//! no HTTP. One thread per connection and one that fans out; they end with the test's process.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -27,7 +28,8 @@ pub enum Deed {
 /// How long a stall is.
 pub const STALL: Duration = Duration::from_millis(600);
 
-/// Starts a server that sends each published event to every subscriber, at most `capacity` events per second.
+/// Starts a server that sends each published event to every subscriber, at most `capacity` events
+/// per second.
 pub fn fan_out(capacity: f64, deed: fn(u64, usize) -> Deed) -> SocketAddr {
     let subscribers = Arc::new(Mutex::new(Vec::new()));
     let (tell, told) = channel();
@@ -38,7 +40,8 @@ pub fn fan_out(capacity: f64, deed: fn(u64, usize) -> Deed) -> SocketAddr {
         while let Some((first_line, body)) = request(&mut reader) {
             if first_line.starts_with("GET") {
                 let mut stream = stream;
-                // The subscriber is known before it is told so: no event published after that can miss it.
+                // The subscriber is known before it is told so: no event published after that can
+                // miss it.
                 let mut subscribers = locked(&subscribers);
                 let _ = stream.write_all(SSE_OK);
                 subscribers.push(Some(stream));
@@ -154,7 +157,8 @@ pub fn loadtest_among_others(args: &[&str]) -> Output {
     finished(args)
 }
 
-/// Runs `loadtest` beside others with these for its output. None if it has not ended after a minute.
+/// Runs `loadtest` beside others with these for its output. None if it has not ended after a
+/// minute.
 pub fn loadtest_into(args: &[&str], stdout: Stdio, stderr: Stdio) -> Option<ExitStatus> {
     let _shared = CPUS.read().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));

@@ -1,8 +1,10 @@
-//! `fanwave publish --lines`: one request whose body lasts as long as standard input. Its answer is read meanwhile.
+//! `fanwave publish --lines`: one request whose body lasts as long as standard input. Its answer is
+//! read meanwhile.
 //!
 //! Invariants worth naming:
-//! - A line is sent as soon as it is whole, and no line costs another one: what cannot be sent is left out and told, as
-//!   the server does with what it refuses. An input that breaks ends the body like one that ends.
+//! - A line is sent as soon as it is whole, and no line costs another one: what cannot be sent is
+//!   left out and told, as the server does with what it refuses. An input that breaks ends the body
+//!   like one that ends.
 //! - Lines bear their number in standard input, whoever refuses them.
 //! - Whatever was left out or refused makes the command fail, with the counts.
 //! - The server may be silent as long as lines may come, and a bounded time after the last one.
@@ -48,7 +50,8 @@ pub(super) async fn publish_lines(
     verdict(summary, &unsent)
 }
 
-/// Passes the answer on as it comes, up to its summary. How the connection ends after that changes nothing.
+/// Passes the answer on as it comes, up to its summary. How the connection ends after that changes
+/// nothing.
 async fn read_answer(
     server: &Server,
     mut response: reqwest::Response,
@@ -100,13 +103,15 @@ struct Unsent {
     lines: u64,
     /// True once standard input could not be read any further.
     broken: bool,
-    /// True once nothing more is to be sent: the last line is on its way, or the server takes no more.
+    /// True once nothing more is to be sent: the last line is on its way, or the server takes no
+    /// more.
     over: bool,
 }
 
 impl Unsent {
-    /// Waits for a part of the server's answer, and notes meanwhile what is not sent. Before the last line the server
-    /// owes us nothing, so that the wait has no end; after it the part has to come in time.
+    /// Waits for a part of the server's answer, and notes meanwhile what is not sent. Before the
+    /// last line the server owes us nothing, so that the wait has no end; after it the part has to
+    /// come in time.
     async fn during<T>(
         &mut self,
         part: impl Future<Output = reqwest::Result<T>>,
@@ -230,8 +235,8 @@ impl<Input: AsyncRead + Send + Unpin + 'static> Lines<Input> {
         }
     }
 
-    /// The next line, or a blank one in place of a line that is left out: to the server that is no event, but it
-    /// counts, so that its numbers are those of the input.
+    /// The next line, or a blank one in place of a line that is left out: to the server that is no
+    /// event, but it counts, so that its numbers are those of the input.
     async fn read(&mut self) -> io::Result<Option<Bytes>> {
         let mut line = Vec::new();
         let read = (&mut self.input).take(EVENT_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line).await?;
@@ -276,7 +281,8 @@ impl<Input: AsyncRead + Send + Unpin + 'static> Lines<Input> {
     }
 }
 
-/// One line, its line break left out, as one line of NDJSON. In bytes a CR is no part of a line break.
+/// One line, its line break left out, as one line of NDJSON. In bytes a CR is no part of a line
+/// break.
 fn encode_line(line: &[u8], options: &Options) -> Result<Bytes, String> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let (data, base64) = if options.binary {
@@ -372,8 +378,8 @@ mod tests {
 
     const SUMMARY: &str = "{\"accepted\":2,\"refused\":0}\n";
 
-    /// Publishes these lines to a server that takes all it gets and answers with [`SUMMARY`]. Gives the request body
-    /// besides what came of it.
+    /// Publishes these lines to a server that takes all it gets and answers with [`SUMMARY`]. Gives
+    /// the request body besides what came of it.
     async fn lines_of(input: impl AsyncRead + Send + Unpin + 'static) -> (String, Outcome) {
         let (listener, server) = listener().await;
         let serve = async {
@@ -393,7 +399,8 @@ mod tests {
         assert!(matches!(&result, Err(ClientError::Refused(text)) if text == line), "{result:?}");
     }
 
-    /// A blank line takes the place of each line that is not sent, so that the server's numbers are those of the input.
+    /// A blank line takes the place of each line that is not sent, so that the server's numbers are
+    /// those of the input.
     #[tokio::test]
     async fn a_line_that_is_no_text_is_left_out_and_told_by_number() {
         let (body, (result, out, notes)) = lines_of(&b"one\n\xff\xfe\nthree\n"[..]).await;
@@ -499,7 +506,8 @@ mod tests {
         result.expect("the line is accepted");
     }
 
-    /// The server has said what came of the lines; how the connection ends after that changes nothing.
+    /// The server has said what came of the lines; how the connection ends after that changes
+    /// nothing.
     #[tokio::test]
     async fn a_summary_counts_even_if_the_connection_breaks_after_it() {
         let (listener, server) = listener().await;

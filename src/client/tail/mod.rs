@@ -2,12 +2,14 @@
 //!
 //! Invariants worth naming:
 //! - Every event is flushed before the next one is read.
-//! - Standard output holds events and nothing else; what happens to the connection is told on standard error.
-//! - An answer that a retry cannot change (204, 4xx, no event stream) ends the command; everything else is followed.
+//! - Standard output holds events and nothing else; what happens to the connection is told on
+//!   standard error.
+//! - An answer that a retry cannot change (204, 4xx, no event stream) ends the command; everything
+//!   else is followed.
 //!
-//! Over SSE nothing is lost or doubled across a reconnect: `Last-Event-ID` resumes. Where it cannot, what is published
-//! between two connections may be missing, and a note says so: the stream has given no id, or one that no header
-//! carries, or it is a raw WebSocket, which carries no ids.
+//! Over SSE nothing is lost or doubled across a reconnect: `Last-Event-ID` resumes. Where it
+//! cannot, what is published between two connections may be missing, and a note says so: the stream
+//! has given no id, or one that no header carries, or it is a raw WebSocket, which carries no ids.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -67,7 +69,8 @@ enum Source {
     WebSocket(websocket::Stream),
 }
 
-/// Follows `options.url` until the count is reached, `out` is closed (both `Ok`), or the server refuses.
+/// Follows `options.url` until the count is reached, `out` is closed (both `Ok`), or the server
+/// refuses.
 pub async fn run(options: Options, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), ClientError> {
     follow(options, ANSWER_TIME_MAX, out, notes).await
 }
@@ -109,7 +112,8 @@ fn source(options: &Options, answer_time_max: Duration) -> Result<Source, Client
     let form = "http://HOST:PORT/sse/TOPIC or ws://HOST:PORT/ws/TOPIC";
     let mut url = parse_url(&options.url, &["http", "ws"], form)?;
     if url.scheme() == "http" && (url.path() == "/ws" || url.path().starts_with("/ws/")) {
-        // Only a change between special and other schemes can fail, and both are special (WHATWG URL §6.1).
+        // Only a change between special and other schemes can fail, and both are special (WHATWG
+        // URL §6.1).
         url.set_scheme("ws").expect("http becomes ws");
     }
     Ok(match url.scheme() {
@@ -235,7 +239,8 @@ mod tests {
         loop {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             let text = if open.is_empty() { first } else { later };
-            // The rest of the request fits the kernel's buffer. A client that has given up meanwhile comes again.
+            // The rest of the request fits the kernel's buffer. A client that has given up
+            // meanwhile comes again.
             if stream.read_u8().await.is_ok() && stream.write_all(text.as_bytes()).await.is_ok() {
                 open.push(stream);
             }

@@ -98,7 +98,8 @@ impl Stream {
         headers
     }
 
-    /// Why the next connection may not go on where the last one ended; `None` if its headers name that point.
+    /// Why the next connection may not go on where the last one ended; `None` if its headers name
+    /// that point.
     fn lack(&self) -> Option<String> {
         match self.parser.last_event_id() {
             "" => Some("the stream has given no id to go on from".to_string()),
@@ -127,8 +128,8 @@ impl Stream {
     }
 }
 
-/// True if this value of a header field arrives as it is: it has no control characters, and no blanks around it
-/// (RFC 9110 §5.5).
+/// True if this value of a header field arrives as it is: it has no control characters, and no
+/// blanks around it (RFC 9110 §5.5).
 fn is_carried(id: &str) -> bool {
     HeaderValue::from_bytes(id.as_bytes()).is_ok() && id == id.trim_matches(BLANKS)
 }
@@ -209,7 +210,8 @@ mod tests {
         assert!(!notes.contains("missing"), "{notes}");
     }
 
-    /// What the second connection of a stream asks for whose first one ended after `first`, and what is noted.
+    /// What the second connection of a stream asks for whose first one ended after `first`, and
+    /// what is noted.
     async fn return_after(first: &str, flags: &[&str]) -> (String, String) {
         let (listener, url) = listener().await;
         let answers = [stream(first), stream("data: last\n\n")];

@@ -21,8 +21,8 @@ const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
 /// The subscription.
 pub(super) struct Stream {
     url: Url,
-    /// `url` with the id to start after, until a connection has used it: raw messages carry no ids, so asking for it
-    /// again would print everything again.
+    /// `url` with the id to start after, until a connection has used it: raw messages carry no ids,
+    /// so asking for it again would print everything again.
     resuming: Option<Url>,
     /// True once a connection was open.
     returning: bool,
@@ -64,7 +64,8 @@ impl Stream {
                 break ended;
             }
         };
-        // Our close frame, or the library's answer to the server's (RFC 6455 §5.5.1): polite, not worth a failure.
+        // Our close frame, or the library's answer to the server's (RFC 6455 §5.5.1): polite, not
+        // worth a failure.
         let leave = async {
             if matches!(ended, Ended::Done) { socket.close(None).await } else { socket.flush().await }
         };

@@ -23,7 +23,8 @@ pub struct AcceptPlace {
 pub fn places(listeners: usize, each: usize) -> Box<[AcceptPlace]> {
     (0..listeners * each)
         .map(|index| AcceptPlace {
-            // SAFETY: sockaddr_storage is plain old data for which all zeroes means "unspecified family".
+            // SAFETY: sockaddr_storage is plain old data for which all zeroes means "unspecified
+            // family".
             address: UnsafeCell::new(unsafe { std::mem::zeroed() }),
             length: UnsafeCell::new(0),
             listener: index % listeners,
@@ -65,7 +66,8 @@ impl Uring {
         if result >= 0 {
             self.open += 1;
             let place = &self.accepts[index as usize];
-            // SAFETY: S3: the accept completed, so the kernel has written address and length and is done with both.
+            // SAFETY: S3: the accept completed, so the kernel has written address and length and is
+            // done with both.
             let peer = unsafe { socket2::SockAddr::new(socket_address(place), *place.length.get()) };
             let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
             let peer = peer.as_socket().unwrap_or(unspecified);
@@ -83,7 +85,8 @@ impl Uring {
 /// The address that the kernel wrote, as socket2 wants it.
 fn socket_address(place: &AcceptPlace) -> socket2::SockAddrStorage {
     let mut storage = socket2::SockAddrStorage::zeroed();
-    // SAFETY: S3: the accept completed, so nobody writes the place; SockAddrStorage is a transparent sockaddr_storage.
+    // SAFETY: S3: the accept completed, so nobody writes the place; SockAddrStorage is a
+    // transparent sockaddr_storage.
     unsafe { *storage.view_as::<libc::sockaddr_storage>() = *place.address.get() };
     storage
 }

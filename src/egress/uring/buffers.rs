@@ -1,7 +1,7 @@
 //! The provided-buffer ring: receive buffers that the kernel picks from when bytes arrive.
 //!
-//! A buffer belongs to the kernel from `give_back` (or registration) until a completion names it, and to us from then until it is
-//! given back. Idle connections hold none.
+//! A buffer belongs to the kernel from `give_back` (or registration) until a completion names it,
+//! and to us from then until it is given back. Idle connections hold none.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -66,8 +66,8 @@ impl ReceiveBuffers {
             tail: 0,
             leaked: false,
         };
-        // SAFETY: the entries are page-aligned, zeroed, of the size named, and live until `drop`, which runs after the
-        // ring has ended or, if the kernel still uses them, not at all.
+        // SAFETY: the entries are page-aligned, zeroed, of the size named, and live until `drop`,
+        // which runs after the ring has ended or, if the kernel still uses them, not at all.
         let registered = unsafe {
             ring.submitter().register_buf_ring_with_flags(buffers.entries as u64, count, BUFFER_GROUP, 0)
         };
@@ -86,8 +86,8 @@ impl ReceiveBuffers {
     /// The bytes that a completion put into `buffer`.
     pub fn bytes(&mut self, buffer: u16, length: usize) -> &mut [u8] {
         assert!(buffer < self.count && length <= self.size, "the kernel names a buffer of ours");
-        // SAFETY: in bounds by the assertion; the completion gave this buffer to us, and `&mut self` keeps it from
-        // being given back while the slice lives.
+        // SAFETY: in bounds by the assertion; the completion gave this buffer to us, and `&mut
+        // self` keeps it from being given back while the slice lives.
         unsafe {
             let start = self.memory.add(usize::from(buffer) * self.size);
             std::slice::from_raw_parts_mut(start, length)
@@ -98,9 +98,10 @@ impl ReceiveBuffers {
     pub fn give_back(&mut self, buffer: u16) {
         assert!(buffer < self.count, "only buffers of this group");
         let index = usize::from(self.tail & (self.count - 1));
-        // SAFETY: `index` and `buffer` are in bounds; the kernel reads entries only below the published tail, and an
-        // entry is free again once its buffer was named by a completion. The fields are written one by one because the
-        // tail itself lies in the first entry's reserved bytes.
+        // SAFETY: `index` and `buffer` are in bounds; the kernel reads entries only below the
+        // published tail, and an entry is free again once its buffer was named by a completion. The
+        // fields are written one by one because the tail itself lies in the first entry's reserved
+        // bytes.
         unsafe {
             let entry = &mut *self.entries.add(index);
             entry.set_addr(self.memory.add(usize::from(buffer) * self.size) as u64);
@@ -112,7 +113,8 @@ impl ReceiveBuffers {
 
     /// Lets the kernel see what was given back.
     pub fn publish(&mut self) {
-        // SAFETY: the tail lies in the first entry, which lives as long as `self`; the kernel reads it with acquire order.
+        // SAFETY: the tail lies in the first entry, which lives as long as `self`; the kernel reads
+        // it with acquire order.
         unsafe {
             let tail = BufRingEntry::tail(self.entries).cast_mut().cast::<AtomicU16>();
             (*tail).store(self.tail, Ordering::Release);

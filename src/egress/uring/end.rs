@@ -1,12 +1,13 @@
 //! The end of a ring (S4): it is closed and then waited for.
 //!
-//! The kernel takes a closed ring apart by itself: it ends every request, and lets go of the ring's files only when the last one is over,
-//! the notification of a zero-copy send included. So one of the files is the writing end of a pipe, and the end of what its reading
-//! end brings tells that nothing of ours is used any more. Zero-copy sends are not waited for: their bytes are in use until the peers
-//! have read them.
+//! The kernel takes a closed ring apart by itself: it ends every request, and lets go of the ring's
+//! files only when the last one is over, the notification of a zero-copy send included. So one of
+//! the files is the writing end of a pipe, and the end of what its reading end brings tells that
+//! nothing of ours is used any more. Zero-copy sends are not waited for: their bytes are in use
+//! until the peers have read them.
 //!
-//! The kernel ends all requests in one pass, however many there are. Asked to cancel all, it would look for each among all others: 108 s
-//! with 100,000 receives.
+//! The kernel ends all requests in one pass, however many there are. Asked to cancel all, it would
+//! look for each among all others: 108 s with 100,000 receives.
 
 use std::io::{self, PipeReader};
 use std::mem::ManuallyDrop;
@@ -29,15 +30,15 @@ impl Drop for Uring {
 }
 
 impl Uring {
-    /// Ends the listeners and closes the ring. True once the kernel uses nothing of ours any more, false if that takes too long or
-    /// depends on the peers.
+    /// Ends the listeners and closes the ring. True once the kernel uses nothing of ours any more,
+    /// false if that takes too long or depends on the peers.
     ///
     /// # Safety
     /// The ring must not be used again.
     pub(super) unsafe fn end(&mut self) -> bool {
         for listener in &self.listeners {
-            // From here on nobody comes; a closed one would take whoever comes for as long as the kernel has accepts on it. This does not
-            // fail for a socket that listens.
+            // From here on nobody comes; a closed one would take whoever comes for as long as the
+            // kernel has accepts on it. This does not fail for a socket that listens.
             let _ = rustix::net::shutdown(listener, Shutdown::Read);
         }
         let last_file = self.register_last_file();

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-/// The kernel's view of a vectored payload: the same message header for every connection that gets it.
+/// The kernel's view of a vectored payload: the same message header for every connection that gets
+/// it.
 #[derive(Debug)]
 pub struct MessageHeader {
     /// What `header` points to.

@@ -2,8 +2,8 @@
 
 use crate::egress::ring::Slot;
 
-/// What a completion is about, in the top byte of its user data; the low half is a slot or an index. In between, an instant send
-/// has the index of its batch.
+/// What a completion is about, in the top byte of its user data; the low half is a slot or an
+/// index. In between, an instant send has the index of its batch.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Op {
@@ -46,6 +46,7 @@ impl Op {
     }
 }
 
-/// Batches of instant sends at most, since the last reap that found all of them taken and told: as many as user data can tell apart.
-/// Whoever reaps after each submit never has more than the queue has entries.
+/// Batches of instant sends at most, since the last reap that found all of them taken and told: as
+/// many as user data can tell apart. Whoever reaps after each submit never has more than the queue
+/// has entries.
 pub const INSTANT_BATCHES_MAX: usize = 1 << 24;

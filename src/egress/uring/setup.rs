@@ -1,4 +1,5 @@
-//! Making the ring: which features to ask for, how to tell that they work, and what to tell the operator if not.
+//! Making the ring: which features to ask for, how to tell that they work, and what to tell the
+//! operator if not.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -11,8 +12,9 @@ use crate::egress::ring::RingError;
 /// User data of the self-test's no-op.
 const SELF_TEST: u64 = 0x5e1f;
 
-/// Makes a ring as every shard's will be, tests it and throws it away, so that a start fails with cause and remedy
-/// before anything else uses io_uring. On a thread of its own, because a ring belongs to the thread that made it.
+/// Makes a ring as every shard's will be, tests it and throws it away, so that a start fails with
+/// cause and remedy before anything else uses io_uring. On a thread of its own, because a ring
+/// belongs to the thread that made it.
 pub fn try_out(submissions: u32, completions: u32) -> Result<(), RingError> {
     let failed = |source| RingError { what: "preparing the io_uring's self-test", source, remedy: "" };
     let doorbell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
@@ -24,8 +26,9 @@ pub fn try_out(submissions: u32, completions: u32) -> Result<(), RingError> {
     attempt.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// The best ring that this kernel makes: without a submission array (Linux 6.6), with task work deferred to our own enters (6.1),
-/// or at least without interrupts for it (6.0, the first that knows a single issuer).
+/// The best ring that this kernel makes: without a submission array (Linux 6.6), with task work
+/// deferred to our own enters (6.1), or at least without interrupts for it (6.0, the first that
+/// knows a single issuer).
 pub fn build(submissions: u32, completions: u32) -> Result<IoUring, RingError> {
     let mut last = None;
     for (no_array, defer) in [(true, true), (false, true), (false, false)] {
@@ -75,7 +78,8 @@ fn remedy(source: &io::Error) -> &'static str {
     }
 }
 
-/// Sends a no-op through the ring and sees that its completion rings the doorbell; the doorbell is quiet afterwards.
+/// Sends a no-op through the ring and sees that its completion rings the doorbell; the doorbell is
+/// quiet afterwards.
 pub fn self_test(ring: &mut IoUring, doorbell: BorrowedFd<'_>) -> Result<(), RingError> {
     let failed = |what, source| RingError { remedy: remedy(&source), what, source };
     ring.submitter()
@@ -106,9 +110,9 @@ pub fn self_test(ring: &mut IoUring, doorbell: BorrowedFd<'_>) -> Result<(), Rin
     Ok(())
 }
 
-/// True if this kernel frees the sockets of closed direct descriptors at once. Before Linux 6.13 they are freed in the order in which
-/// they were closed, each only after every request that was under way then: one idle subscriber's receive would hold
-/// all sockets closed after it came.
+/// True if this kernel frees the sockets of closed direct descriptors at once. Before Linux 6.13
+/// they are freed in the order in which they were closed, each only after every request that was
+/// under way then: one idle subscriber's receive would hold all sockets closed after it came.
 pub fn frees_direct_descriptors() -> bool {
     let release = rustix::system::uname();
     let release = release.release().to_string_lossy();

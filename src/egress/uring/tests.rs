@@ -1,5 +1,6 @@
-//! The real ring on loopback sockets. The test is the shard: it submits and reaps in its own thread, and plays the peers with
-//! ordinary sockets. Every wait is for something that must happen and fails after `PATIENCE`.
+//! The real ring on loopback sockets. The test is the shard: it submits and reaps in its own
+//! thread, and plays the peers with ordinary sockets. Every wait is for something that must happen
+//! and fails after `PATIENCE`.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -168,7 +169,8 @@ impl Rig {
         self.wait("a close", |seen| matches!(seen, Seen::Closed(closed) if *closed == slot).then_some(()));
     }
 
-    /// Turns until `peer` has read `length` bytes, and returns them; fewer only at the end of the stream.
+    /// Turns until `peer` has read `length` bytes, and returns them; fewer only at the end of the
+    /// stream.
     fn read(&mut self, peer: &mut TcpStream, length: usize) -> Vec<u8> {
         let start = Instant::now();
         let mut bytes = vec![0; length];
@@ -288,7 +290,8 @@ fn plain_descriptors_serve_as_well() {
     assert_eq!(rig.read(&mut peer, 1), b"", "the close reached the peer");
 }
 
-/// A ring of sockets that were opened elsewhere, with few and small buffers: the socket's descriptor is its slot.
+/// A ring of sockets that were opened elsewhere, with few and small buffers: the socket's
+/// descriptor is its slot.
 #[test]
 fn a_ring_without_listeners_receives_on_sockets_of_others_into_buffers_of_the_size_asked_for() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");

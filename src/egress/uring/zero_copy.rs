@@ -8,7 +8,8 @@ use super::{Uring, plain_result};
 use crate::egress::batch::Batch;
 use crate::egress::ring::{Completion, SendError, Slot};
 
-/// Asks for a word in the notification on whether the kernel copied (`IORING_SEND_ZC_REPORT_USAGE`, Linux 6.2).
+/// Asks for a word in the notification on whether the kernel copied (`IORING_SEND_ZC_REPORT_USAGE`,
+/// Linux 6.2).
 pub const ZERO_COPY_REPORT: u16 = 1 << 3;
 /// The word: it copied (`IORING_NOTIF_USAGE_ZC_COPIED`).
 const ZERO_COPY_COPIED: u32 = 1 << 31;
@@ -38,7 +39,8 @@ impl Uring {
         index
     }
 
-    /// A zero-copy send completes twice: when its bytes are queued, and when the kernel no longer reads them.
+    /// A zero-copy send completes twice: when its bytes are queued, and when the kernel no longer
+    /// reads them.
     pub(super) fn zero_copy_sent(
         &mut self,
         index: u32,

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::dispatcher::{DefaultGuard, Dispatch, set_default};
 
-/// Collects what this thread logs, until it is dropped. For tests whose tasks are all on this thread.
+/// Collects what this thread logs, until it is dropped. For tests whose tasks are all on this
+/// thread.
 pub(super) struct Log {
     written: Written,
-    /// tracing remembers per log line whether anybody wants it. While there is a single subscriber, a thread without
-    /// one may settle that for all threads; with two it asks them.
+    /// tracing remembers per log line whether anybody wants it. While there is a single subscriber,
+    /// a thread without one may settle that for all threads; with two it asks them.
     _second: Dispatch,
     _guard: DefaultGuard,
 }

@@ -1,7 +1,8 @@
-//! Promises of the hub as its callers see it: the router without a socket, and `run` over real loopback sockets.
+//! Promises of the hub as its callers see it: the router without a socket, and `run` over real
+//! loopback sockets.
 //!
-//! Shards are tasks that read the real broadcast path and tell what they saw. A shard that shall be stuck is simply
-//! not started, so nothing here waits for time to pass.
+//! Shards are tasks that read the real broadcast path and tell what they saw. A shard that shall be
+//! stuck is simply not started, so nothing here waits for time to pass.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

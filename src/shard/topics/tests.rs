@@ -204,7 +204,8 @@ fn the_slow_are_cut_where_they_are_few_and_take_up_the_topics_share() {
         topics.push(&Arc::new(event));
         sequence
     };
-    // The first one has everything; of the others `slow` wait for their sockets at 0. True if the last one is cut.
+    // The first one has everything; of the others `slow` wait for their sockets at 0. True if the
+    // last one is cut.
     let round = |topics: &mut Topics, slow: usize| {
         let head = topics.get(index).window.newest();
         let mut cut = false;

@@ -99,8 +99,8 @@ impl<'a> Answer<'a> {
         head.into_bytes()
     }
 
-    /// The head of an event stream, in chunks if `is_chunked`. `no-transform` and `X-Accel-Buffering`
-    /// keep proxies from holding events back.
+    /// The head of an event stream, in chunks if `is_chunked`. `no-transform` and
+    /// `X-Accel-Buffering` keep proxies from holding events back.
     pub fn sse_head(self, is_chunked: bool) -> Vec<u8> {
         let mut head = self.status_line(200);
         head.push_str("Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n");
@@ -112,8 +112,8 @@ impl<'a> Answer<'a> {
     }
 
     /// An event stream that ends at once and makes a browser come back after `retry_ms`. An
-    /// `EventSource` gives up for good at any status but 200 (WHATWG HTML §9.2.3); without an `id` it
-    /// keeps its resume point.
+    /// `EventSource` gives up for good at any status but 200 (WHATWG HTML §9.2.3); without an `id`
+    /// it keeps its resume point.
     pub fn come_back(self, refusal: &Refusal, retry_ms: u32) -> Vec<u8> {
         let body = format!("retry: {retry_ms}\n: {}: {}\n\n", refusal.reason.row().label, refusal.detail);
         let mut head = self.status_line(200);

@@ -1,4 +1,5 @@
-//! The header fields of a request that decide something (RFC 9110 §5, RFC 6455 §4.2.1); all others are ignored.
+//! The header fields of a request that decide something (RFC 9110 §5, RFC 6455 §4.2.1); all others
+//! are ignored.
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -17,8 +18,8 @@ const WEBSOCKET_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// Characters of base64 for the 16 bytes of a key.
 const KEY_CHARACTERS: usize = 24;
 
-/// Decodes a key. Some clients put random characters where only zero bits may be left over; the key is hashed as
-/// text, so that does no harm.
+/// Decodes a key. Some clients put random characters where only zero bits may be left over; the key
+/// is hashed as text, so that does no harm.
 const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
@@ -126,8 +127,9 @@ impl<'b> Fields<'_, 'b> {
         rules.choose(self.members("Sec-WebSocket-Protocol"))
     }
 
-    /// Refuses clients that say that they cannot read `text/event-stream`. Of the media ranges that match it the most
-    /// specific decides (RFC 9110 §12.5.1); no `Accept`, or an empty one, accepts everything.
+    /// Refuses clients that say that they cannot read `text/event-stream`. Of the media ranges that
+    /// match it the most specific decides (RFC 9110 §12.5.1); no `Accept`, or an empty one, accepts
+    /// everything.
     pub(super) fn check_accepts_event_stream(&self) -> Result<(), Refusal> {
         let mut given = false;
         // How specific the deciding range is, and whether it admits the type.
@@ -166,7 +168,8 @@ impl<'b> Fields<'_, 'b> {
         self.members("Accept").any(range)
     }
 
-    /// Checks the opening handshake (RFC 6455 §4.2.1) and gives the value of `Sec-WebSocket-Accept`.
+    /// Checks the opening handshake (RFC 6455 §4.2.1) and gives the value of
+    /// `Sec-WebSocket-Accept`.
     pub(super) fn websocket_accept(&self) -> Result<[u8; 28], Refusal> {
         let upgrade = |detail: &str| refuse(CloseReason::UpgradeRequired, detail);
         if !self.wants_websocket() {

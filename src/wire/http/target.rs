@@ -1,7 +1,9 @@
-//! The target of a request (RFC 9112 §3.2): which of our paths it is, and which topics and id it names.
+//! The target of a request (RFC 9112 §3.2): which of our paths it is, and which topics and id it
+//! names.
 //!
-//! In a path `+` is a plus; in a query it is a space (application/x-www-form-urlencoded). Places are told as bytes of
-//! the target, from 0. A malformed escape is refused where it matters to us, and not looked at in what we ignore.
+//! In a path `+` is a plus; in a query it is a space (application/x-www-form-urlencoded). Places
+//! are told as bytes of the target, from 0. A malformed escape is refused where it matters to us,
+//! and not looked at in what we ignore.
 
 use std::borrow::Cow;
 

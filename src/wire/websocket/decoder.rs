@@ -1,15 +1,17 @@
-//! Frames from WebSocket clients (RFC 6455 §5.2 to §5.6), read as they come off the socket in pieces of any size.
+//! Frames from WebSocket clients (RFC 6455 §5.2 to §5.6), read as they come off the socket in
+//! pieces of any size.
 //!
 //! Invariants worth naming:
-//! - No payload is stored: data is unmasked where it lies, checked, counted and forgotten. Only a control frame that
-//!   is cut by the end of a piece is kept, in a box that lives until the frame is whole.
+//! - No payload is stored: data is unmasked where it lies, checked, counted and forgotten. Only a
+//!   control frame that is cut by the end of a piece is kept, in a box that lives until the frame
+//!   is whole.
 //! - [`Decoder::feed_showing`] also shows the payload of messages, piece by piece, where it lies.
 //! - A limit is enforced at the frame's header, before the first byte of its payload is looked at.
 //! - Nothing is read after a close frame or a violation.
 //! - One decoder per idle connection: it stays within [`DECODER_BYTES_MAX`].
 //!
-//! Not here: what is answered. Later formats that take commands get the payload of text messages at the one place
-//! that checks it.
+//! Not here: what is answered. Later formats that take commands get the payload of text messages at
+//! the one place that checks it.
 
 use super::mask::unmask;
 use super::utf8::Utf8;
@@ -37,7 +39,8 @@ pub enum Incoming<'a> {
     Close {
         /// The client's code; `None` if its frame had no payload.
         code: Option<u16>,
-        /// The code for the close frame that answers: the client's own, 1000 if it gave none (RFC 6455 §5.5.1).
+        /// The code for the close frame that answers: the client's own, 1000 if it gave none (RFC
+        /// 6455 §5.5.1).
         reply: Option<u16>,
     },
     /// The last frame of a data message has ended. Its payload was checked and dropped.
@@ -101,7 +104,8 @@ struct Control {
 /// Reads one client's frames. `Default` is the state after the opening handshake.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// Payload bytes of this frame that are still to come; collects the length while the header is read.
+    /// Payload bytes of this frame that are still to come; collects the length while the header is
+    /// read.
     remaining: u64,
     /// Payload bytes announced by the frames of the open message.
     message_bytes: u64,
@@ -117,8 +121,9 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Reads the next bytes from the socket and calls `on` for each thing that they complete. Unmasks in place, so
-    /// `bytes` hold nothing of use afterwards. `message_bytes_max` bounds a data message over all its fragments.
+    /// Reads the next bytes from the socket and calls `on` for each thing that they complete.
+    /// Unmasks in place, so `bytes` hold nothing of use afterwards. `message_bytes_max` bounds a
+    /// data message over all its fragments.
     pub fn feed(
         &mut self,
         bytes: &mut [u8],
@@ -228,8 +233,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Checks the frame's first byte against what may come now (RFC 6455 §5.2, §5.4), and opens the message that it
-    /// begins.
+    /// Checks the frame's first byte against what may come now (RFC 6455 §5.2, §5.4), and opens the
+    /// message that it begins.
     fn check_first(&mut self) -> Result<(), Violation> {
         if self.first & RESERVED_BITS != 0 {
             return Err(protocol("a reserved bit is set"));
@@ -253,7 +258,8 @@ impl Decoder {
         }
     }
 
-    /// The payload's length has been read into `remaining`: what can be refused by it is refused here.
+    /// The payload's length has been read into `remaining`: what can be refused by it is refused
+    /// here.
     fn length_is_known(&mut self, message_bytes_max: u64) -> Result<(), Violation> {
         if !self.is_control() {
             self.message_bytes = self.message_bytes.saturating_add(self.remaining);
@@ -373,8 +379,8 @@ impl Control {
     }
 }
 
-/// The code of a close frame's payload, which does not have one byte (RFC 6455 §5.5.1, §7.4). Codes of the protocol
-/// itself end at 1014 so far; 3000 to 4999 are for libraries and applications.
+/// The code of a close frame's payload, which does not have one byte (RFC 6455 §5.5.1, §7.4). Codes
+/// of the protocol itself end at 1014 so far; 3000 to 4999 are for libraries and applications.
 fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
     let Some((code, reason)) = payload.split_first_chunk() else { return Ok(None) };
     let code = u16::from_be_bytes(*code);

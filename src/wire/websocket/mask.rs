@@ -2,7 +2,8 @@
 //!
 //! A plain loop over words of eight bytes: the compiler makes vector instructions of it.
 
-/// XORs `bytes` with the masking key (RFC 6455 §5.3); `offset` is the place of the first byte in its payload.
+/// XORs `bytes` with the masking key (RFC 6455 §5.3); `offset` is the place of the first byte in
+/// its payload.
 pub fn unmask(bytes: &mut [u8], mask: [u8; 4], offset: usize) {
     let mut mask = mask;
     mask.rotate_left(offset % 4);

@@ -1,8 +1,9 @@
-//! WebSocket after the opening handshake (RFC 6455 §5): what the server writes, and the closing codes.
+//! WebSocket after the opening handshake (RFC 6455 §5): what the server writes, and the closing
+//! codes.
 //!
-//! A server's frames are unmasked (§5.1), so one event is the same bytes for every subscriber; each is one
-//! unfragmented message. Clients' frames are read by [`Decoder`]. Not here: the opening handshake (`http`), and when
-//! to ping or close (`shard`).
+//! A server's frames are unmasked (§5.1), so one event is the same bytes for every subscriber; each
+//! is one unfragmented message. Clients' frames are read by [`Decoder`]. Not here: the opening
+//! handshake (`http`), and when to ping or close (`shard`).
 
 use bytes::Bytes;
 
@@ -35,7 +36,8 @@ const CLOSE_OPCODE: u8 = 0x8;
 const PING_OPCODE: u8 = 0x9;
 const PONG_OPCODE: u8 = 0xA;
 
-/// The frame of one event: its data as one text or binary message. Name, id and retry are not carried.
+/// The frame of one event: its data as one text or binary message. Name, id and retry are not
+/// carried.
 pub fn encode_event(event: &Event) -> Bytes {
     let opcode = if event.data.is_binary() { BINARY_OPCODE } else { TEXT_OPCODE };
     Bytes::from(frame(opcode, event.data.bytes()))
@@ -75,7 +77,8 @@ pub fn pong_frame(payload: &[u8]) -> Vec<u8> {
     frame(PONG_OPCODE, payload)
 }
 
-/// One whole unmasked frame in one allocation of its exact size, the length in its shortest form (RFC 6455 §5.2).
+/// One whole unmasked frame in one allocation of its exact size, the length in its shortest form
+/// (RFC 6455 §5.2).
 fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut header = [0; HEADER_BYTES_MAX];
     header[0] = FIN | opcode;

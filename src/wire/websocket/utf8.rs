@@ -1,7 +1,7 @@
 //! UTF-8 that comes in pieces: says at the first possible byte that a text is none (RFC 6455 §8.1).
 //!
-//! Whole pieces go through the standard library, which skips over ASCII; only a character that is cut by the end of a
-//! piece is kept, at most three bytes of it.
+//! Whole pieces go through the standard library, which skips over ASCII; only a character that is
+//! cut by the end of a piece is kept, at most three bytes of it.
 
 /// The state between two pieces of a text.
 #[derive(Clone, Copy, Default, Debug)]

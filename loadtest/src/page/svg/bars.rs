@@ -1,7 +1,8 @@
 //! Bars: figures of a few candidates side by side, in groups, beside the floor.
 //!
-//! Bars lie, so that every one has its name before it and its value behind it: no legend, no colour that must be told
-//! apart. A whisker shows the smallest and largest of several measurements. The axis starts at 0.
+//! Bars lie, so that every one has its name before it and its value behind it: no legend, no colour
+//! that must be told apart. A whisker shows the smallest and largest of several measurements. The
+//! axis starts at 0.
 
 use super::scale::{Scale, nice_ticks};
 use super::{Anchor, Canvas, Picture, STYLES, WIDTH, nothing, shortened, text_width};

@@ -1,9 +1,10 @@
 //! Pictures as SVG: lines over time, latency by percentile, bars beside a floor.
 //!
-//! A [`Picture`] has a name, a description and its figures as a table, so that who cannot see it loses nothing. Series
-//! differ in colour (told apart by colour-blind people too, see `style.css`), in dashes and in markers. A picture is
-//! 420 units wide whatever it shows: text stays readable on a phone and two fit side by side on a screen. Values that
-//! are not finite, or not above zero on a logarithmic axis, leave a gap; no coordinate ever is NaN.
+//! A [`Picture`] has a name, a description and its figures as a table, so that who cannot see it
+//! loses nothing. Series differ in colour (told apart by colour-blind people too, see `style.css`),
+//! in dashes and in markers. A picture is 420 units wide whatever it shows: text stays readable on
+//! a phone and two fit side by side on a screen. Values that are not finite, or not above zero on a
+//! logarithmic axis, leave a gap; no coordinate ever is NaN.
 
 use super::{escape, push};
 pub use bars::{Bar, Bars, Group, bars};

@@ -1,8 +1,9 @@
 //! Latency by percentile, over a logarithmic axis of nines.
 //!
-//! The x axis is log₁₀ of 1 / (1 − quantile): 90 %, 99 %, 99.9 % lie at even distances, so that the tail, which is what
-//! subscribers feel, gets as much room as the median. A line is the exact distribution as steps: each value covers the
-//! quantiles up to its cumulated share. The largest value ends it, at one in so many as were recorded.
+//! The x axis is log₁₀ of 1 / (1 − quantile): 90 %, 99 %, 99.9 % lie at even distances, so that the
+//! tail, which is what subscribers feel, gets as much room as the median. A line is the exact
+//! distribution as steps: each value covers the quantiles up to its cumulated share. The largest
+//! value ends it, at one in so many as were recorded.
 
 use super::lines::{Frame, ends, left_of, x_label, y_axis};
 use super::scale::{Scale, log_ticks};

@@ -36,8 +36,9 @@ impl Scale {
     }
 }
 
-/// Ticks of a linear axis that holds `low..=high`, about `wanted` of them, at multiples of 1, 2, 2.5 or 5 × 10ⁿ of the
-/// unit's own size. The first is at or below `low`, the last at or above `high`; there are always two.
+/// Ticks of a linear axis that holds `low..=high`, about `wanted` of them, at multiples of 1, 2,
+/// 2.5 or 5 × 10ⁿ of the unit's own size. The first is at or below `low`, the last at or above
+/// `high`; there are always two.
 pub fn nice_ticks(unit: Unit, low: f64, high: f64, wanted: usize) -> Vec<f64> {
     let high = if high > low { high } else { low + low.abs().max(unit.step(low).0) };
     let (size, _) = unit.step(high.abs().max(low.abs()));
@@ -54,8 +55,9 @@ pub fn nice_ticks(unit: Unit, low: f64, high: f64, wanted: usize) -> Vec<f64> {
     (first..=last).map(|tick| tick as f64 * step * size).collect()
 }
 
-/// Ticks of a logarithmic axis that holds `low..=high`, both above 0: powers of ten, with 2 and 5 between them where
-/// there would be few. The first is at or below `low`, the last at or above `high`; there are always two.
+/// Ticks of a logarithmic axis that holds `low..=high`, both above 0: powers of ten, with 2 and 5
+/// between them where there would be few. The first is at or below `low`, the last at or above
+/// `high`; there are always two.
 pub fn log_ticks(low: f64, high: f64) -> Vec<f64> {
     let high = high.max(low);
     let decades = (high / low).log10();

@@ -1,7 +1,9 @@
-//! What members do by the clock: ramp up, read slowly, are replaced one by one, or storm back all at once.
+//! What members do by the clock: ramp up, read slowly, are replaced one by one, or storm back all
+//! at once.
 //!
-//! Churn and ramp keep to a schedule from their start: what is late is done at once and delays nothing that comes after.
-//! Churn takes the oldest first, but nobody whose break would hide a loss (`witness`).
+//! Churn and ramp keep to a schedule from their start: what is late is done at once and delays
+//! nothing that comes after. Churn takes the oldest first, but nobody whose break would hide a loss
+//! (`witness`).
 
 use std::cmp::Reverse;
 
@@ -14,7 +16,8 @@ use crate::receiver::wires::Wires;
 use crate::stamp::now_ns;
 use crate::workload::Behaviour;
 
-/// The shortest and the longest time between two reads of a slow reader, and the bytes of one between those.
+/// The shortest and the longest time between two reads of a slow reader, and the bytes of one
+/// between those.
 const SLOW_READ_NS: (u64, u64) = (5_000_000, 100_000_000);
 const SLOW_READ_BYTES: u64 = 2_048;
 /// How long churn waits where nobody may leave.
@@ -151,7 +154,8 @@ impl Crowd {
         self.ages.push_back((number, generation));
     }
 
-    /// True unless it lacks what another has and what may still be on its way: a break would hide whether it comes.
+    /// True unless it lacks what another has and what may still be on its way: a break would hide
+    /// whether it comes.
     fn may_leave(&self, number: u32, now: u64) -> bool {
         let member = &self.members[number as usize];
         member.split.as_ref().is_none_or(|split| {

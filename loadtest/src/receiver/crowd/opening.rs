@@ -1,8 +1,9 @@
-//! How members get their connections: asked for, begun as soon as there is room for a handshake, and open.
+//! How members get their connections: asked for, begun as soon as there is room for a handshake,
+//! and open.
 //!
-//! The time of a handshake is what its user would wait: where it was due at a time (a ramp, a return, a replacement), it
-//! begins then, also if it has to wait for room; where connections are opened as fast as the server answers, with the
-//! connect.
+//! The time of a handshake is what its user would wait: where it was due at a time (a ramp, a
+//! return, a replacement), it begins then, also if it has to wait for room; where connections are
+//! opened as fast as the server answers, with the connect.
 
 use std::cmp::Reverse;
 use std::time::Instant;
@@ -88,8 +89,8 @@ impl Crowd {
     /// A watched socket is ready.
     pub fn ready(&mut self, number: u32, wires: &mut Wires) -> Result<()> {
         let Some(shaking) = self.handshakes.get_mut(&number) else {
-            // Only stalled readers are watched once they are open, and only for their end. They learn of it by a reset: the
-            // end of the stream waits behind what they do not read.
+            // Only stalled readers are watched once they are open, and only for their end. They
+            // learn of it by a reset: the end of the stream waits behind what they do not read.
             return match self.members[number as usize].state {
                 State::Open => self.closed(number, "the server ended the stream"),
                 _ => Ok(()),
@@ -164,7 +165,8 @@ impl Crowd {
         }
     }
 
-    /// What a member receives comes in chunks, which most servers may cut otherwise on each connection.
+    /// What a member receives comes in chunks, which most servers may cut otherwise on each
+    /// connection.
     fn has_chunks(&mut self, number: u32) {
         let even = self.setup.dialect == Dialect::Fanwave;
         self.after_event = if even { b"\r\n".len() as u64 } else { 0 };

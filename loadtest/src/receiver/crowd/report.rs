@@ -9,8 +9,8 @@ use crate::receiver::witness::Witness;
 use crate::usage::own_cpu_ns;
 
 impl Crowd {
-    /// Sets all counters to zero; `next` is the number of the event expected first. Of those who do not stay, whoever has
-    /// received something expects what follows it.
+    /// Sets all counters to zero; `next` is the number of the event expected first. Of those who do
+    /// not stay, whoever has received something expects what follows it.
     pub fn zero(&mut self, next: u64, raw_frame_bytes: usize) {
         self.tally.zero(next);
         self.witness = Witness::new(self.setup.topics);

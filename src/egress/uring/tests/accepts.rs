@@ -18,7 +18,8 @@ fn an_idle_listener_keeps_nobody_out_of_a_busy_one() {
                 peers.push(TcpStream::connect(rig.addresses[busy]).expect("a place in the backlog"));
                 rig.accepted();
             }
-            // Beside all subscribers everybody's listener has a place, for an answer to one too many.
+            // Beside all subscribers everybody's listener has a place, for an answer to one too
+            // many.
             for address in rig.addresses.clone() {
                 peers.push(TcpStream::connect(address).expect("a place in the backlog"));
                 rig.accepted();

@@ -34,7 +34,8 @@ fn a_ring_with_everything_in_flight_ends_cleanly() {
     assert_eq!((Rc::strong_count(&large), Rc::strong_count(&vectored)), (1, 1), "nothing was leaked");
 }
 
-/// The kernel reads the bytes of a zero-copy send until its socket is gone, so they may outlive the ring.
+/// The kernel reads the bytes of a zero-copy send until its socket is gone, so they may outlive the
+/// ring.
 #[test]
 fn a_ring_with_zero_copy_sends_in_flight_ends_without_freeing_their_bytes() {
     for round in 0..4 {
@@ -51,7 +52,8 @@ fn a_ring_with_zero_copy_sends_in_flight_ends_without_freeing_their_bytes() {
     }
 }
 
-/// More requests than the kernel finishes in one go, and more than the completion queue holds: nothing needs to be leaked.
+/// More requests than the kernel finishes in one go, and more than the completion queue holds:
+/// nothing needs to be leaked.
 #[test]
 fn a_ring_with_thousands_of_receives_ends_cleanly() {
     for direct in [true, false] {

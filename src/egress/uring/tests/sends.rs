@@ -1,5 +1,5 @@
-//! Sends on the real ring: instant, waiting and zero-copy ones, of every kind of payload, to peers that read, that do not, and that
-//! are gone.
+//! Sends on the real ring: instant, waiting and zero-copy ones, of every kind of payload, to peers
+//! that read, that do not, and that are gone.
 
 use super::*;
 
@@ -98,7 +98,8 @@ fn instant_sends_that_the_kernel_has_not_seen_are_held() {
     assert_eq!(Rc::strong_count(&small), 1);
 }
 
-/// More completions than the queue holds: until the last is told, nothing is let go of and nothing new is taken.
+/// More completions than the queue holds: until the last is told, nothing is let go of and nothing
+/// new is taken.
 #[test]
 fn a_completion_queue_that_overflows_stops_the_ring_until_all_is_told() {
     let mut rig = Rig::new(4);
@@ -204,8 +205,8 @@ fn a_reset_ends_the_receive_and_the_send() {
     assert!(rig.seen.is_empty(), "both wait: {:?}", rig.seen);
     reset_on_close(&peer);
     drop(peer);
-    // The kernel tells the error once: whichever of the two hears it, the other sees an end. What the peer had taken
-    // of the send may be counted first; then the next send fails.
+    // The kernel tells the error once: whichever of the two hears it, the other sees an end. What
+    // the peer had taken of the send may be counted first; then the next send fails.
     let end = rig.receive_end(slot);
     assert!(matches!(end, ReceiveEnd::Failed(libc::ECONNRESET) | ReceiveEnd::EndOfStream), "{end:?}");
     if rig.sent(slot).is_ok() {
