@@ -86,14 +86,18 @@ impl Account {
 
     /// True if the topic may have an event of so many bytes more.
     pub fn has_room(&self, bytes: usize) -> bool {
-        let most = self.memory.topic_bytes_max / if self.memory.is_pressed() { 2 } else { 1 };
-        self.held() + bytes <= most && self.memory.has_room(bytes)
+        let most = self.memory.topic_bytes_max;
+        let most = if self.memory.is_pressed() { pressed_from(most) } else { most };
+        // A topic that holds more than its history can leaves the last of the memory to the others.
+        let exceeds = self.held() > self.memory.topic_bytes_max / 2;
+        let reserve = if exceeds { self.memory.bytes_max / RESERVED } else { 0 };
+        self.held() + bytes <= most && self.memory.has_room(bytes + reserve)
     }
 
     /// True while its events take more than its history can: the topic may have no room for its
     /// next event.
     pub fn is_pressed(&self) -> bool {
-        self.held() > self.memory.topic_bytes_max / 2
+        self.held() > pressed_from(self.memory.topic_bytes_max)
     }
 
     /// Bytes of its events alive.
@@ -133,6 +137,16 @@ impl Account {
     }
 }
 
+/// One part in so many of the memory is for topics that hold no more than their history.
+const RESERVED: usize = 8;
+
+/// What a topic that may hold `bytes` holds at least while it is pressed. Its history is at most half,
+/// and its largest event a quarter: so its next event has room beside the history, and it is pressed
+/// whenever an event has none.
+fn pressed_from(bytes: usize) -> usize {
+    bytes - bytes / 4
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,9 +166,10 @@ mod tests {
         assert!(accounts[0].is_pressed() && !memory.is_pressed());
         accounts[3].take(10);
         assert!(memory.is_pressed());
-        assert!(accounts[3].has_room(115) && !accounts[3].has_room(116), "half of a quarter");
+        assert!(accounts[3].has_room(178) && !accounts[3].has_room(179), "three quarters of it");
+        // A history may take half of a topic's share: the next event has room beside it.
         accounts[3].take(115);
-        assert!(accounts[4].has_room(125));
+        assert!(accounts[3].has_room(62) && !accounts[3].is_pressed());
         accounts[4].take(120);
         assert!(!accounts[4].has_room(6) && memory.held() == 995);
         assert!(!memory.has_room(6) && memory.has_room(5));

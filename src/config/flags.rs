@@ -149,8 +149,8 @@ limit_flags! {
         /// Age of these events
         window_ms_max: Millis;
         /// Memory of all events alive with their frames, those that slow subscribers still lack
-        /// included; one topic has at most a quarter; at least --window-bytes-max and 40 x
-        /// --message-bytes-max + 30,264 B
+        /// included; one topic has at most a quarter; at least --window-bytes-max and 80 x
+        /// --message-bytes-max + 60,528 B
         window_bytes_total_max: Size;
     }
     "Queues and sends" {
@@ -428,7 +428,7 @@ pub(crate) mod tests {
             ("message-bytes-max", "[1 to 1GiB]"),
             ("drain-ms-max", "[at most 2000000000]"),
             ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,261 B)"),
-            ("window-bytes-total-max", "at least --window-bytes-max and 40 x --message-bytes-max + 30,264 B"),
+            ("window-bytes-total-max", "at least --window-bytes-max and 80 x --message-bytes-max + 60,528 B"),
             ("hub-queue-bytes-max", "at least 5 x --message-bytes-max + 3,783 B"),
         ] {
             assert!(text(flag).contains(bounds), "--{flag}: no {bounds:?} in {}", text(flag));
@@ -447,7 +447,7 @@ pub(crate) mod tests {
             ];
             config(&flags.each_ref().map(String::as_str), &[]).map(drop)
         };
-        let total = 40 * 1_000 + 30_264;
+        let total = 80 * 1_000 + 60_528;
         assert_eq!(sizes(4 * 2_261, total, 8_783), Ok(()));
         for (flag, refused) in [
             ("--window-bytes-max ", sizes(4 * 2_261 - 1, total, 8_783)),

@@ -104,9 +104,10 @@ pub const BATCH_EVENTS_MAX: usize = 256;
 /// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
 /// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
 pub const TOPIC_BYTES: usize = 640;
-/// Memory holds at least this many of the largest events with their frames: a topic has a quarter
-/// of it, half of that for its history, and room for one more.
-pub const EVENTS_HELD_MIN: usize = 8;
+/// Memory holds at least this many of the largest events with their frames: a topic has a quarter of
+/// it, half of that for its history, and is pressed before its next event has no room
+/// (`broadcast::Account`).
+pub const EVENTS_HELD_MIN: usize = 16;
 /// A window holds at least this many broadcasts, so that taking one never overruns a subscriber
 /// that keeps up.
 pub const WINDOW_BATCHES_MIN: usize = 4;
@@ -244,7 +245,7 @@ impl Limits {
                 "window-bytes-total-max",
                 self.window_bytes_total_max as u64,
                 (EVENTS_HELD_MIN * self.event_memory_max()).max(self.window_bytes_max) as u64,
-                "it holds eight of the largest events with their frames (--message-bytes-max) and one topic's history \
+                "it holds sixteen of the largest events with their frames (--message-bytes-max) and one topic's history \
                  (--window-bytes-max)",
             ),
             ("window-ms-max", self.window_ms_max, 1_000, "a window holds events until they are sent"),
@@ -316,6 +317,10 @@ pub const TOPICS_RESERVED_MAX: usize = 1 << 20;
 pub const MARKS_MAX: usize = 1_024;
 /// Topics with events beyond their history that a shard looks at in one tick.
 pub const EXCESS_TOPICS_PER_TICK_MAX: usize = 4_096;
+/// Events that a shard drops in one turn, some milliseconds of work; the rest waits for the next ones.
+pub const DROPS_PER_TURN_MAX: usize = 16_384;
+/// Milliseconds that a send may wait whose subscriber was cut for being too slow.
+pub const CUT_MS_MAX: u64 = 5_000;
 /// Expired events that a shard drops in one tick.
 pub const EXPIRED_PER_TICK_MAX: usize = 16_384;
 /// Entries of the submission queue: a full sweep step plus as many receives, closes and accepts.

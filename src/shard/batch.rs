@@ -74,6 +74,8 @@ struct Cached {
     starts: Vec<u64>,
     /// Newest sequence of these topics when the run was built.
     head: u64,
+    /// `Topics::gone` then.
+    gone: u64,
     run: Run,
 }
 
@@ -131,7 +133,8 @@ impl Batches {
         let hit = self.cached.iter().find(|cached| {
             // A run that is bounded by what one send carries does not change with what comes behind
             // it.
-            (cached.head == head || cached.run.more)
+            // But its topics' indexes may be of others since; those have another head.
+            (cached.head == head || cached.run.more && cached.gone == topics.gone())
                 && cached.run.format == format
                 && cached.run.cursors.contains(&cursor)
                 && cached.topics[0] == first
@@ -151,7 +154,7 @@ impl Batches {
         let mut head = 0;
         if members.len() > RECENT_LOOKS_MIN
             && !memberships.has_starts()
-            && let Some(recent) = topics.recent_after(cursor)
+            && let Some(recent) = topics.recent_after(cursor, members.len())
         {
             // Of many topics few have news: the events since the cursor tell which.
             let places = recent.filter_map(|topic| members.binary_search_by_key(&topic, |m| m.topic).ok());
@@ -234,7 +237,7 @@ impl Batches {
             _ => None,
         };
         let run = Run { batch: shared, more: to < head, format, topic, cursors: low..first };
-        self.remember(&run, head);
+        self.remember(&run, head, topics.gone());
         run
     }
 
@@ -285,7 +288,7 @@ impl Batches {
         Rc::new(Batch::empty(&self.ledger))
     }
 
-    fn remember(&mut self, run: &Run, head: u64) {
+    fn remember(&mut self, run: &Run, head: u64, gone: u64) {
         let (mut topics, mut starts) = (Vec::new(), Vec::new());
         if self.cached.len() >= BATCHES_CACHED * Format::COUNT {
             let oldest = self.cached.pop_back().expect("not empty");
@@ -299,7 +302,7 @@ impl Batches {
             self.pool.pop_front();
         }
         self.pool.push_back(run.batch.clone());
-        self.cached.push_front(Cached { topics, starts, head, run: run.clone() });
+        self.cached.push_front(Cached { topics, starts, head, gone, run: run.clone() });
     }
 }
 

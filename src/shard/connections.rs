@@ -109,6 +109,9 @@ impl Memberships {
     /// The sequence after which events of `topic` are still to be sent to a subscriber at `cursor`.
     pub fn begins_after(&self, topic: TopicIndex, cursor: u64) -> u64 {
         let Memberships::Many(several) = self else { return cursor };
+        if several.starts.is_empty() {
+            return cursor;
+        }
         let place = several.members.binary_search_by_key(&topic, |member| member.topic);
         let start = place.ok().and_then(|at| several.starts.get(at));
         start.map_or(cursor, |start| cursor.max(*start))

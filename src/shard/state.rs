@@ -180,6 +180,7 @@ impl State {
         self.now = now;
         self.turn += 1;
         self.work = Work::default();
+        self.topics.begin_turn();
         let tick = (now.ns_since(self.start) / (TICK_MS * 1_000_000)) as u32;
         let passed = tick - self.tick;
         self.tick = tick;

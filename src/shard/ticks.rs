@@ -13,8 +13,9 @@
 use super::connections::{CHUNK, Phase};
 use super::state::State;
 use crate::close::CloseReason;
+use crate::config::OverrunPolicy;
 use crate::config::limits::{
-    CANCEL_RETRY_MS, DUE_PER_TURN, DUE_PER_TURN_MIN, ENTRIES_LOOKED_AT_MAX, LINGER_MS_MAX,
+    CANCEL_RETRY_MS, CUT_MS_MAX, DUE_PER_TURN, DUE_PER_TURN_MIN, ENTRIES_LOOKED_AT_MAX, LINGER_MS_MAX,
     STALL_MS_UNDER_PRESSURE, TICK_MS,
 };
 use crate::egress::Slot;
@@ -54,8 +55,10 @@ impl State {
             let error = std::io::Error::from_raw_os_error(errno);
             tracing::warn!(shard = self.setup.number, %error, "cannot accept connections");
         }
-        // A whole tick without events: nobody asks for the same run again soon.
-        if !self.topics.is_active() && self.sequence == self.sequence_at_tick {
+        // A whole tick without events: nobody asks for the same run again soon. And remembered runs
+        // keep frames that others may need the memory of.
+        let is_quiet = !self.topics.is_active() && self.sequence == self.sequence_at_tick;
+        if is_quiet || self.setup.memory.is_pressed() {
             self.batches.forget();
         }
         self.sequence_at_tick = self.sequence;
@@ -116,7 +119,10 @@ impl State {
             }
             Phase::Open | Phase::Finishing if connection.sending => {
                 let stall_ms = limits.stall_ms_max;
-                let is_late = quiet >= ticks(STALL_MS_UNDER_PRESSURE) && self.is_pressed_by(slot);
+                let is_cut =
+                    connection.reason == CloseReason::Overrun && connection.phase == Phase::Finishing;
+                let is_late = is_cut && quiet >= ticks(CUT_MS_MAX)
+                    || quiet >= ticks(STALL_MS_UNDER_PRESSURE) && self.is_pressed_by(slot);
                 if is_late || quiet >= ticks(stall_ms) {
                     self.abort(slot, CloseReason::Stalled);
                 }
@@ -136,14 +142,17 @@ impl State {
         }
     }
 
-    /// True while memory is short, and so is the patience with a slow send: memory of batches, of
-    /// all events, or of a topic of which it holds events beyond the history.
+    /// True while memory is short, and so is the patience with a slow send: memory of batches, of all
+    /// events, or of a topic of which it holds events beyond the history. For a subscriber that skips
+    /// none of these are kept.
     fn is_pressed_by(&self, slot: Slot) -> bool {
         let connection = self.connections.get(slot);
-        let mut members = connection.memberships.iter_from(connection.cursor);
-        self.ledger.bytes() > self.setup.config.limits.pinned_bytes_max
+        let config = &self.setup.config;
+        let holds = |(topic, from)| self.topics.get(topic).is_pressed_by(from);
+        self.ledger.bytes() > config.limits.pinned_bytes_max
             || self.setup.memory.is_pressed()
-            || members.any(|(topic, from)| self.topics.get(topic).is_pressed_by(from))
+            || config.overrun == OverrunPolicy::Close
+                && connection.memberships.iter_from(connection.cursor).any(holds)
     }
 
     /// A sign of life on an idle connection.

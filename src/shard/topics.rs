@@ -29,8 +29,8 @@ use crate::broadcast::{Account, Crowd, Encoded};
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{
-    EXCESS_TOPICS_PER_TICK_MAX, EXPIRED_PER_TICK_MAX, LAP_OVERLAP, MARKS_MAX, RECENT_EVENTS,
-    TOPICS_RESERVED_MAX,
+    DROPS_PER_TURN_MAX, EXCESS_TOPICS_PER_TICK_MAX, EXPIRED_PER_TICK_MAX, LAP_OVERLAP, MARKS_MAX,
+    RECENT_EVENTS, TOPICS_RESERVED_MAX,
 };
 use crate::egress::Slot;
 use crate::event::Topic;
@@ -148,6 +148,10 @@ pub struct Topics {
     recent: VecDeque<(u64, TopicIndex)>,
     /// Sequence of the newest event that is not in `recent`.
     before_recent: u64,
+    /// Topics that have gone: an index may have another one since.
+    gone: u64,
+    /// Events that may still be dropped in this turn.
+    drops_left: usize,
     /// A round has ended whose topic is pressed.
     pressed: bool,
     /// Topics with subscribers.
@@ -176,6 +180,8 @@ impl Topics {
             excess_memory: 0,
             recent: VecDeque::with_capacity(RECENT_EVENTS),
             before_recent: 0,
+            gone: 0,
+            drops_left: DROPS_PER_TURN_MAX,
             pressed: false,
             heard: 0,
             forgotten: Forgotten::default(),
@@ -290,6 +296,16 @@ impl Topics {
         self.weight.memory + self.excess_memory
     }
 
+    /// A turn begins: a bounded number of events may be dropped in it.
+    pub fn begin_turn(&mut self) {
+        self.drops_left = DROPS_PER_TURN_MAX;
+    }
+
+    /// How many topics have gone: what is remembered by index from before may be of another topic.
+    pub fn gone(&self) -> u64 {
+        self.gone
+    }
+
     /// Puts an event into its topic's window and sends the elevator round.
     pub fn push(&mut self, event: &Arc<Encoded>) {
         if let Some(name) = event.forgets() {
@@ -335,11 +351,13 @@ impl Topics {
         }
     }
 
-    /// The events after `cursor`, newest first, each with its topic; `None` if some are too long
-    /// ago to be known.
-    pub fn recent_after(&self, cursor: u64) -> Option<impl Iterator<Item = TopicIndex>> {
-        let newer = self.recent.iter().rev().take_while(move |(sequence, _)| *sequence > cursor);
-        (cursor >= self.before_recent).then(|| newer.map(|(_, topic)| *topic))
+    /// The topics of the events after `cursor`, newest first; `None` if some are too long ago to be
+    /// known, or more than `most` are.
+    pub fn recent_after(&self, cursor: u64, most: usize) -> Option<impl Iterator<Item = TopicIndex>> {
+        let older = self.recent.partition_point(|(sequence, _)| *sequence <= cursor);
+        let newer = self.recent.len() - older;
+        let is_known = cursor >= self.before_recent && newer <= most;
+        is_known.then(|| self.recent.iter().rev().take(newer).map(|(_, topic)| *topic))
     }
 
     /// Takes what is older than the limit out of the histories, a bounded number of events at a
@@ -364,6 +382,13 @@ impl Topics {
             let Some(topic) = self.entry(index).as_mut() else { continue };
             topic.exceeds = topic.window.excess() > 0;
             if !topic.exceeds {
+                continue;
+            }
+            if topic.subscribers.is_empty() {
+                // What one turn might not drop.
+                topic.exceeds = false;
+                self.trim(index);
+                self.forget_if_unused(index);
                 continue;
             }
             if topic.lap.left == 0 {
@@ -403,14 +428,16 @@ impl Topics {
 
     /// Drops what no subscriber of a topic lacks any more and is no history.
     fn trim(&mut self, index: TopicIndex) {
+        let drops_left = self.drops_left;
         let topic = self.get_mut(index);
         let floor = if topic.subscribers.is_empty() { u64::MAX } else { topic.floor };
-        let (events, memory) = topic.window.drop_excess(floor);
+        let (events, memory) = topic.window.drop_excess(floor, drops_left);
         let exceeds = topic.window.excess() > 0 && !topic.exceeds;
         topic.exceeds |= exceeds;
         if exceeds {
             self.exceeding.push_back(index);
         }
+        self.drops_left -= events;
         self.excess -= events;
         self.excess_memory -= memory;
     }
@@ -431,7 +458,9 @@ impl Topics {
         while self.get(index).hub_forgot && !self.get(index).window.is_empty() {
             self.evict(index);
         }
-        if self.get(index).window.is_empty() {
+        let window = &self.get(index).window;
+        if window.is_empty() && window.excess() == 0 {
+            self.gone += 1;
             let mut topic = self.entry(index).take().expect("checked above");
             topic.take_account(None);
             self.by_name.remove(&topic.name);
@@ -627,7 +656,8 @@ impl TopicState {
     /// True while its events take most of its share and a subscriber at `cursor` lacks some that
     /// are no history any more.
     pub fn is_pressed_by(&self, cursor: u64) -> bool {
-        cursor < self.window.evicted() && self.account.as_ref().is_some_and(|account| account.is_pressed())
+        // Where they are the same it is in the midst of the newest one of them.
+        cursor <= self.window.evicted() && self.account.as_ref().is_some_and(|account| account.is_pressed())
     }
 
     /// The newest event is counted in `account`; that of former events, if it is another one, is

@@ -105,10 +105,12 @@ impl Window {
         weight
     }
 
-    /// Drops the excess up to `sequence`. Returns how many events that were, and their memory.
-    pub fn drop_excess(&mut self, sequence: u64) -> (usize, usize) {
+    /// Drops the excess up to `sequence`, `most` events at most. Returns how many events that were,
+    /// and their memory.
+    pub fn drop_excess(&mut self, sequence: u64, most: usize) -> (usize, usize) {
         let before = (self.excess, self.excess_memory);
-        while self.excess > 0 && self.events[0].sequence <= sequence {
+        let least = self.excess - most.min(self.excess);
+        while self.excess > least && self.events[0].sequence <= sequence {
             let event = self.events.pop_front().expect("looked at above");
             self.excess -= 1;
             self.excess_memory -= event.memory();
@@ -239,12 +241,12 @@ mod tests {
         assert_eq!(window.index_after(5), 1, "a cursor in the excess finds what it lacks");
         assert_eq!(window.front().map(|event| event.sequence), Some(12), "the history");
         assert!(window.weight().memory < whole.memory);
-        assert_eq!(window.drop_excess(8), (1, encoded("t", 5).memory()));
+        assert_eq!(window.drop_excess(8, 10), (1, encoded("t", 5).memory()));
         assert_eq!((window.evicted(), window.gone(), window.excess()), (9, 5, 1));
-        assert_eq!(window.drop_excess(100).0, 1, "what is history stays");
+        assert_eq!(window.drop_excess(100, 10).0, 1, "what is history stays");
         assert_eq!((window.gone(), window.len()), (9, 1));
         window.evict();
-        window.drop_excess(12);
+        window.drop_excess(12, 10);
         assert_eq!((window.evicted(), window.gone(), window.weight()), (12, 12, Weight::default()));
         assert_eq!(window.evict(), Weight::default());
     }
@@ -257,7 +259,7 @@ mod tests {
         }
         for _ in 0..1_000 {
             window.evict();
-            window.drop_excess(u64::MAX);
+            window.drop_excess(u64::MAX, 1);
         }
         assert!(window.events.capacity() <= EVENTS_KEPT, "{} places", window.events.capacity());
     }

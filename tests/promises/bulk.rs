@@ -60,14 +60,14 @@ async fn large_events_at_once_reach_everybody() {
 #[tokio::test]
 async fn a_publisher_that_is_too_fast_waits_and_loses_nothing() {
     let flags = ["--shards", "1", "--message-bytes-max=10000", "--window-bytes-max=100KiB"];
-    let little = ["--window-bytes-total-max=512KiB", "--hub-queue-bytes-max=64KiB"];
+    let little = ["--window-bytes-total-max=1MiB", "--hub-queue-bytes-max=64KiB"];
     everybody_gets(&[&flags[..], &little].concat(), 4, 3_000, 4 << 10).await;
 }
 
 #[tokio::test]
 async fn a_topic_without_room_refuses_single_events_and_no_other_topic_does() {
     let flags = ["--shards", "1", "--message-bytes-max=10000", "--window-bytes-max=100KiB"];
-    let little = ["--window-bytes-total-max=512KiB", "--stall-ms-max=120000"];
+    let little = ["--window-bytes-total-max=1MiB", "--stall-ms-max=120000"];
     let server = Server::start(&[&flags[..], &little].concat());
     let behind = Subscriber::connect(server.data, Protocol::Sse, &["slow"]).await;
     let mut reader = Subscriber::connect(server.data, Protocol::WebSocket, &["fast"]).await;

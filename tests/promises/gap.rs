@@ -104,14 +104,14 @@ async fn a_quiet_topic_has_no_gap_although_its_window_is_gone() {
         "1",
         "--message-bytes-max=1000",
         "--window-bytes-max=9KiB",
-        "--window-bytes-total-max=80KiB",
+        "--window-bytes-total-max=144KiB",
     ]);
     let quiet = server.publish("quiet", "q0").await;
     let missed = server.publish("missed", "m0").await;
     server.publish("missed", "m1").await;
-    // Two events of each of eight topics take more than the half of the memory that is for
+    // Four events of each of eight topics take more than the half of the memory that is for
     // histories.
-    for number in 0..16 {
+    for number in 0..32 {
         server.publish(&format!("busy {}", number % 8), "x".repeat(1_000)).await;
     }
     for protocol in BOTH {

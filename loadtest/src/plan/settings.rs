@@ -182,7 +182,7 @@ mod tests {
             "--topics-max 200000",
             "--message-bytes-max 16777216",
             "--window-bytes-max 67113908",
-            "--window-bytes-total-max 671118904",
+            "--window-bytes-total-max 1342237808",
             "--hub-queue-bytes-max 83889863",
             "--heartbeat-ms 30000",
         ];
