@@ -91,8 +91,9 @@ async fn the_commands_work(server: Server, shell: &str) {
     server.await_subscribers("hello", 1, 1).await;
     let publish = Running::shell(shell, publish);
     assert_eq!(tail.line(), "hello, world", "{shell}: {commands:?}");
-    let lines = [curl.line(), curl.line(), curl.line(), curl.line()];
-    let [begin, blank, id, data] = lines.each_ref().map(String::as_str);
+    let lines = [curl.line(), curl.line(), curl.line(), curl.line(), curl.line()];
+    let [retry, begin, blank, id, data] = lines.each_ref().map(String::as_str);
+    assert!(retry.starts_with("retry: "), "{shell}: {lines:?}");
     assert!(begin.starts_with("id: ") && begin.ends_with("-0"), "{shell}: {lines:?}");
     assert!(blank.is_empty() && id.starts_with("id: ") && id.ends_with("-1"), "{shell}: {lines:?}");
     assert_eq!(data, "data: hello, world");
