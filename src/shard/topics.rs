@@ -21,6 +21,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+mod lap;
+
+use lap::Lap;
+
 use super::connections::TopicIndex;
 use super::forgotten::Forgotten;
 use super::names::Names;
@@ -29,60 +33,12 @@ use crate::broadcast::{Account, Crowd, Encoded};
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{
-    DROPS_PER_TURN_MAX, EXCESS_TOPICS_PER_TICK_MAX, EXPIRED_PER_TICK_MAX, LAP_OVERLAP, MARKS_MAX,
-    RECENT_EVENTS, TOPICS_RESERVED_MAX,
+    DROPS_PER_TURN_MAX, EXCESS_TOPICS_PER_TICK_MAX, EXPIRED_PER_TICK_MAX, LAP_OVERLAP, RECENT_EVENTS,
+    TOPICS_RESERVED_MAX,
 };
 use crate::egress::Slot;
 use crate::event::Topic;
 use crate::wire::Family;
-
-/// An event run that is done when the elevator has made its `due`-th visit.
-#[derive(Debug, Clone, Copy)]
-struct Mark {
-    due: u64,
-    intake: Stamp,
-    events: u32,
-}
-
-/// The elevator of one topic.
-#[derive(Debug)]
-pub struct Lap {
-    /// Next subscriber to visit; below the number of subscribers, or 0.
-    position: usize,
-    /// Visits until everybody has been offered what is there now.
-    left: usize,
-    /// Visits since the last round was complete.
-    visited: usize,
-    /// Visits ever.
-    visits: u64,
-    /// The lowest cursor that this round has met.
-    low: u64,
-    /// A cursor below is far behind: it stands in the older half of the excess, as that was when
-    /// the round began.
-    far: u64,
-    /// Subscribers far behind that this round has met.
-    behind: usize,
-    /// Those of them that wait for their own sockets are cut.
-    cuts: bool,
-    /// Whose events reach their last subscriber when; dues never fall. At most `MARKS_MAX`.
-    marks: VecDeque<Mark>,
-}
-
-impl Default for Lap {
-    fn default() -> Lap {
-        Lap {
-            position: 0,
-            left: 0,
-            visited: 0,
-            visits: 0,
-            low: u64::MAX,
-            far: 0,
-            behind: 0,
-            cuts: false,
-            marks: VecDeque::new(),
-        }
-    }
-}
 
 /// One topic on one shard.
 #[derive(Debug)]
@@ -681,31 +637,6 @@ impl TopicState {
         {
             account.count(self.told, now);
             self.told = now;
-        }
-    }
-}
-
-impl Lap {
-    /// Nobody has been met yet.
-    fn begin_round(&mut self) {
-        self.visited = 0;
-        self.low = u64::MAX;
-        self.behind = 0;
-    }
-
-    /// Remembers that an event taken in at `intake` is done after a whole round from here.
-    fn note(&mut self, intake: Stamp) {
-        let due = self.visits + self.left as u64;
-        let full = self.marks.len() >= MARKS_MAX;
-        match self.marks.back_mut() {
-            Some(last) if last.due == due && last.intake == intake => last.events += 1,
-            // A backlog: what comes now is told with what came a little before, rather too late
-            // than too early.
-            Some(last) if full => {
-                last.due = due;
-                last.events += 1;
-            }
-            _ => self.marks.push_back(Mark { due, intake, events: 1 }),
         }
     }
 }
