@@ -46,7 +46,7 @@ pub struct FleetPlan {
     pub target: SocketAddr,
     /// What to speak.
     pub protocol: Protocol,
-    /// What flows over its WebSockets.
+    /// What flows over its connections.
     pub dialect: Dialect,
     /// Path and query of the request; may hold `{topic}`.
     pub path: String,
@@ -70,12 +70,12 @@ pub struct FleetPlan {
 }
 
 impl FleetPlan {
-    /// Steady, unaudited subscribers of one topic; the rest is set by struct update.
+    /// Steady, unaudited subscribers of one topic of a fanwave; the rest is set by struct update.
     pub fn steady(target: SocketAddr, protocol: Protocol, path: String) -> FleetPlan {
         FleetPlan {
             target,
             protocol,
-            dialect: Dialect::Plain,
+            dialect: Dialect::Fanwave,
             path,
             topics: 1,
             first: 0,
