@@ -126,6 +126,11 @@ impl Account {
         self.behind.load(Ordering::Relaxed) * 2 < self.subscribers.load(Ordering::Relaxed)
     }
 
+    /// True if more than half of them are: what keeps them is not one or the other socket.
+    pub fn behind_are_most(&self) -> bool {
+        self.behind.load(Ordering::Relaxed) * 2 > self.subscribers.load(Ordering::Relaxed)
+    }
+
     pub(super) fn take(&self, bytes: usize) {
         self.memory.held.fetch_add(bytes, Ordering::Relaxed);
         self.held.fetch_add(bytes, Ordering::Relaxed);
@@ -183,9 +188,11 @@ mod tests {
         let none = Crowd::default();
         let lone = Crowd { subscribers: 1, behind: 1 };
         account.count(none, lone);
+        assert!(account.behind_are_most());
         assert!(!account.behind_are_few());
         account.count(none, Crowd { subscribers: 1, behind: 0 });
         assert!(!account.behind_are_few(), "one of two is half of them");
+        assert!(!account.behind_are_most());
         let many = Crowd { subscribers: 3, behind: 0 };
         account.count(none, many);
         assert!(account.behind_are_few());

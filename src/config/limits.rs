@@ -319,6 +319,9 @@ pub const MARKS_MAX: usize = 1_024;
 pub const EXCESS_TOPICS_PER_TICK_MAX: usize = 4_096;
 /// Events that a shard drops in one turn, some milliseconds of work; the rest waits for the next ones.
 pub const DROPS_PER_TURN_MAX: usize = 16_384;
+/// Bytes of a send that a subscriber takes in one tick, or it is slow: 1 MiB/s. Slow ones are cut where
+/// a topic is pressed and few are far behind.
+pub const SLOW_BYTES_PER_TICK: usize = 256 << 10;
 /// Milliseconds that a send may wait whose subscriber was cut for being too slow.
 pub const CUT_MS_MAX: u64 = 5_000;
 /// Expired events that a shard drops in one tick.

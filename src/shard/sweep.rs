@@ -12,7 +12,7 @@ use super::connections::{Memberships, Phase, TopicIndex};
 use super::state::State;
 use crate::close::CloseReason;
 use crate::config::OverrunPolicy;
-use crate::config::limits::{SWEEP_VISITS_MAX, TOPIC_VISITS_MAX, VISIT_BYTES};
+use crate::config::limits::{SLOW_BYTES_PER_TICK, SWEEP_VISITS_MAX, TOPIC_VISITS_MAX, VISIT_BYTES};
 use crate::egress::{Batch, EgressRing, SendMode, Slot};
 use crate::event::EventId;
 use crate::wire::Format;
@@ -140,13 +140,23 @@ impl State {
             // is kept for it.
             from = from.max(self.topics.get(topic).window.evicted());
         }
-        let too_slow = self.topics.meet(topic, from, waits);
+        let too_slow = self.topics.meet(topic, from, waits && self.is_slow(slot, topic, from));
         self.topics.advance(topic, 1, &mut self.offered);
         if too_slow {
             self.overrun(slot);
         } else {
             self.visit(slot, at_hand, ring);
         }
+    }
+
+    /// True if the send of a subscriber waits for longer than its socket needs at a modest rate.
+    fn is_slow(&self, slot: Slot, topic: TopicIndex, from: u64) -> bool {
+        let window = &self.topics.get(topic).window;
+        // What is under way is about as large as what comes next.
+        let next = window.get(window.index_after(from)).map_or(0, |event| event.memory());
+        let bytes = next.max(self.setup.config.limits.send_bytes_max);
+        let waited = self.tick - self.connections.get(slot).since;
+        waited as usize > bytes / SLOW_BYTES_PER_TICK
     }
 
     /// A subscriber that got a send in this turn already has what one send carries, and is marked

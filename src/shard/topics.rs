@@ -525,15 +525,15 @@ impl Topics {
         &ahead[..ahead.len().min(round).min(lap.left).min(most)]
     }
 
-    /// A visit of `index` has met a subscriber at `cursor`; `waits`: its own socket keeps it. True
-    /// if it is so slow that it has to go.
+    /// A visit of `index` has met a subscriber at `cursor`; `is_slow`: its own socket keeps it, for
+    /// long. True if it has to go.
     #[inline]
-    pub fn meet(&mut self, index: TopicIndex, cursor: u64, waits: bool) -> bool {
+    pub fn meet(&mut self, index: TopicIndex, cursor: u64, is_slow: bool) -> bool {
         let lap = &mut self.get_mut(index).lap;
         lap.low = lap.low.min(cursor);
         let is_behind = cursor < lap.far;
         lap.behind += usize::from(is_behind);
-        is_behind && waits && lap.cuts
+        is_behind && is_slow && lap.cuts
     }
 
     /// Moves the elevator of an active topic on, past so many of `next_visits`. Runs of events that
@@ -609,11 +609,12 @@ impl Topics {
 const MARKS_KEPT: usize = 16;
 
 impl TopicState {
-    /// True while its events take most of its share and a subscriber at `cursor` lacks some that
-    /// are no history any more.
+    /// True while its events take most of its share, a subscriber at `cursor` lacks some that are no
+    /// history any more, and most others do not.
     pub fn is_pressed_by(&self, cursor: u64) -> bool {
+        let is_short = |account: &Arc<Account>| account.is_pressed() && !account.behind_are_most();
         // Where they are the same it is in the midst of the newest one of them.
-        cursor <= self.window.evicted() && self.account.as_ref().is_some_and(|account| account.is_pressed())
+        cursor <= self.window.evicted() && self.account.as_ref().is_some_and(is_short)
     }
 
     /// The newest event is counted in `account`; that of former events, if it is another one, is
