@@ -23,13 +23,13 @@ use crate::clock::{Stamp, http_date};
 use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, EXECUTOR_MEMLOCK_BYTES, TICK_MS};
 use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
 use crate::egress::{EgressRing, RingError};
-use crate::shard::{Setup, Shard, Turn};
+use crate::shard::{Shard, ShardSetup, Turn};
 
 /// What one shard needs to start.
 #[derive(Debug)]
 pub struct ShardStart {
     /// Who it is.
-    pub setup: Setup,
+    pub setup: ShardSetup,
     /// Its sockets.
     pub ring: UringOptions,
     /// Its end of the broadcast.
@@ -178,10 +178,10 @@ mod tests {
     use crate::egress::listener::listen;
     use crate::event::Epoch;
 
-    fn setup() -> Setup {
+    fn setup() -> ShardSetup {
         let config = Arc::new(Config::default());
         let memory = Memory::new(&config.limits);
-        Setup {
+        ShardSetup {
             number: 0,
             cpu: 0,
             config,

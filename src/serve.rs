@@ -17,11 +17,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, Memory, path};
+use crate::config::capacity::{Capacity, Sharers};
 use crate::config::limits::{
     COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES,
     RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
-use crate::config::room::{Room, Sharers};
 use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::listener::{listen, listen_alone};
 use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
@@ -87,7 +87,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         Sockets::Direct => true,
         Sockets::Plain => false,
     };
-    let room = room(&config, direct)?;
+    let capacity = capacity(&config, direct)?;
     let epoch = Epoch::random()
         .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -118,20 +118,20 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         let (outbox, inbox) = path(config.limits.shard_queue_batches_max)
             .map_err(|error| failed(format!("cannot make the doorbell: {error}; raise ulimit -n")))?;
         outboxes.push(outbox);
-        let setup = shard::Setup {
+        let setup = shard::ShardSetup {
             number,
             cpu,
             config: config.clone(),
             epoch,
             demand: demand.clone(),
             memory: memory.clone(),
-            connections_max: room.connections_max,
+            connections_max: capacity.connections_max,
         };
         let ring = UringOptions {
             listeners,
-            accepts_per_listener: room.accepts_per_listener,
-            slots: room.slots as u32,
-            sockets_max: room.sockets_max as u32,
+            accepts_per_listener: capacity.accepts_per_listener,
+            slots: capacity.slots as u32,
+            sockets_max: capacity.sockets_max as u32,
             direct,
             receive_buffers: RECEIVE_BUFFERS,
             receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
@@ -150,10 +150,10 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         listen: listen.clone(),
         control: control_addresses,
         shard_cpus: config.shard_cpus.clone(),
-        connections_per_shard_max: room.connections_max,
-        memory: memory_lines(&config, &room),
+        connections_per_shard_max: capacity.connections_max,
+        memory: memory_lines(&config, &capacity),
     });
-    let setup = hub::Setup {
+    let setup = hub::HubSetup {
         config,
         epoch,
         outboxes,
@@ -161,7 +161,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         memory,
         listen,
         control,
-        control_connections_max: room.control_connections_max,
+        control_connections_max: capacity.control_connections_max,
         shard_ends,
     };
     let served = runtime.block_on(hub::run(setup, drain));
@@ -193,7 +193,7 @@ fn signals() -> std::io::Result<impl Future<Output = ()>> {
 }
 
 /// What the descriptor limit, raised as far as it goes, allows.
-fn room(config: &Config, direct: bool) -> Result<Room, ServeError> {
+fn capacity(config: &Config, direct: bool) -> Result<Capacity, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let hard = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if setrlimit(Resource::Nofile, hard).is_err() {
@@ -205,7 +205,7 @@ fn room(config: &Config, direct: bool) -> Result<Room, ServeError> {
         listens: config.listen.len(),
         controls: config.control.len(),
     };
-    Room::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)
+    Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)
         .map_err(ServeError::Descriptors)
 }
 
@@ -372,21 +372,21 @@ fn connect_at_once(path: &Path) -> std::io::Result<()> {
 }
 
 /// User-space memory at the limits, one line per owner.
-fn memory_lines(config: &Config, room: &Room) -> Vec<(&'static str, u64)> {
+fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)> {
     let limits = &config.limits;
     let shards = config.shard_cpus.len() as u64;
     let per_socket = size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>();
     let rings = SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16;
     let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
-    let control = room.control_connections_max * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
+    let control = capacity.control_connections_max * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
     // The shortest topic and the shortest id have a byte each.
     let events_max = limits.history_memory_max() / (EVENT_BYTES_FIXED + 2);
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
     vec![
-        ("connections, when all are in use", sum(room.slots * per_socket)),
+        ("connections, when all are in use", sum(capacity.slots * per_socket)),
         (
             "request heads, when all come at once",
-            sum(room.sockets_max.saturating_mul(limits.handshake_bytes_max)),
+            sum(capacity.sockets_max.saturating_mul(limits.handshake_bytes_max)),
         ),
         ("control connections, when all are in use", (control * config.control.len()) as u64),
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (2 * shards + 1)),

@@ -20,7 +20,7 @@ const ROOMS: [(&str, &[&str]); 24] = [
     ("printed", &[]),
     ("wire", &["event", "close"]),
     ("config/limits", &["event", "wire"]),
-    ("config/room", &["config/limits"]),
+    ("config/capacity", &["config/limits"]),
     ("config/units", &[]),
     ("config", &["config/limits", "wire"]),
     ("config/flags", &["config", "config/limits", "config/units"]),

@@ -26,7 +26,7 @@ use fanwave::egress::sim::{Dice, SimRing, Weather};
 use fanwave::event::{CustomId, Data, Epoch, Event, EventId, Topic};
 use fanwave::hub::TopicTable;
 use fanwave::metrics::{FamilyCounters, ShardMetrics, ShardReport};
-use fanwave::shard::{Setup, Shard, Turn};
+use fanwave::shard::{Shard, ShardSetup, Turn};
 use tokio::sync::oneshot;
 
 #[path = "simulation/memory.rs"]
@@ -104,7 +104,8 @@ fn build(
     // Little room in the ring makes sweeps stop in mid-lap.
     let room = [8, 20, 2_048][(seed % 3) as usize];
     let ring = SimRing::new(SOCKETS, weather, seed ^ 0xfa).recording().with_room(room);
-    let setup = Setup { number: 0, cpu: 0, config, epoch: EPOCH, demand, memory, connections_max: SOCKETS };
+    let setup =
+        ShardSetup { number: 0, cpu: 0, config, epoch: EPOCH, demand, memory, connections_max: SOCKETS };
     (outbox, Shard::new(setup, ring, inbox, now))
 }
 

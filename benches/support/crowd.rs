@@ -14,7 +14,7 @@ use fanwave::config::{Config, Limits};
 use fanwave::egress::sim::{SimRing, Weather};
 use fanwave::egress::{EgressRing, Slot};
 use fanwave::event::Topic;
-use fanwave::shard::{Setup, Shard, Turn};
+use fanwave::shard::{Shard, ShardSetup, Turn};
 use fanwave::wire::Format;
 
 use super::counting::counted;
@@ -58,7 +58,7 @@ impl Crowd {
         let demand = Arc::new(Demand::default());
         let connections_max = subscriptions.len();
         let memory = Memory::new(&config.limits);
-        let setup = Setup { number: 0, cpu: 0, config, epoch: EPOCH, demand, memory, connections_max };
+        let setup = ShardSetup { number: 0, cpu: 0, config, epoch: EPOCH, demand, memory, connections_max };
         let mut ring = SimRing::new(connections_max, Weather::Fair, 0);
         let mut slots = Vec::new();
         for subscription in subscriptions {

@@ -15,7 +15,7 @@ use crate::fault::told;
 use crate::framing::Protocol;
 use crate::link::{self, Link};
 use crate::process::sockets_per_process_max;
-use crate::receiver::{Order, Setup, Totals, Word, latency_histogram, owed, record};
+use crate::receiver::{CrowdSetup, Order, Totals, Word, latency_histogram, owed, record};
 use crate::target::Dialect;
 use crate::workload::Behaviour;
 use sample::Lasts;
@@ -174,7 +174,7 @@ impl Fleet {
 
     fn add_member(&mut self) -> Result<()> {
         let mut link = Link::start("receiver", self.plan.cpu)?;
-        link.send(&Order::Setup(Setup {
+        link.send(&Order::Setup(CrowdSetup {
             target: self.plan.target,
             protocol: self.plan.protocol,
             dialect: self.plan.dialect,

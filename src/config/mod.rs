@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub mod capacity;
 pub mod flags;
 pub mod limits;
 mod pages;
-pub mod room;
 pub mod units;
 
 pub use limits::Limits;

@@ -54,7 +54,7 @@ pub use self::topics::{TopicRecord, TopicTable};
 
 /// What the hub needs to run. The caller has bound the listeners and started the shards.
 #[derive(Debug)]
-pub struct Setup {
+pub struct HubSetup {
     /// The validated configuration.
     pub config: Arc<Config>,
     /// The process as it appears in ids.
@@ -139,8 +139,8 @@ struct Hub {
 /// with those that do not end within [`DRAIN_GRACE_MS`] after they were told to, or if a listener
 /// is unusable. They are told as soon as all are done, at the latest [`DRAIN_GRACE_MS`] after
 /// `drain_ms_max`.
-pub async fn run(setup: Setup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
-    let Setup {
+pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
+    let HubSetup {
         config,
         epoch,
         outboxes,

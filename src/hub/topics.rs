@@ -5,7 +5,7 @@
 //!   published to longest ago; its counts are lost, and shards where nobody subscribes to it drop
 //!   its window.
 //! - Recording an event costs one hash lookup and a few links, whatever the number of topics:
-//!   `slots` are chained from the newest to the oldest publish by index.
+//!   `places` are chained from the newest to the oldest publish by index.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -34,24 +34,24 @@ pub struct TopicRecord {
 }
 
 #[derive(Debug)]
-struct Slot {
+struct Place {
     record: TopicRecord,
     /// What its events alive weigh.
     account: Arc<Account>,
-    /// The slot published to next after this one; [`NONE`] exactly for `newest`.
+    /// The place published to next after this one; [`NONE`] exactly for `newest`.
     newer: usize,
-    /// The slot published to last before this one; [`NONE`] exactly for `oldest`.
+    /// The place published to last before this one; [`NONE`] exactly for `oldest`.
     older: usize,
 }
 
 /// The topics by name and by age.
 #[derive(Debug)]
 pub struct TopicTable {
-    /// Slot of each topic; as many entries as `slots`.
+    /// Place of each topic; as many entries as `places`.
     index: HashMap<Topic, usize>,
     /// The same in the order of names. Only topics that come and go cost a step here.
     in_order: BTreeMap<Topic, usize>,
-    slots: Vec<Slot>,
+    places: Vec<Place>,
     newest: usize,
     oldest: usize,
     topics_max: usize,
@@ -76,7 +76,7 @@ impl TopicTable {
         TopicTable {
             index: HashMap::with_capacity(places),
             in_order: BTreeMap::new(),
-            slots: Vec::with_capacity(places),
+            places: Vec::with_capacity(places),
             newest: NONE,
             oldest: NONE,
             topics_max,
@@ -93,9 +93,9 @@ impl TopicTable {
             }
             None => self.enter(&event.topic),
         };
-        let slot = &mut self.slots[at];
-        let account = slot.account.clone();
-        let record = &mut slot.record;
+        let place = &mut self.places[at];
+        let account = place.account.clone();
+        let record = &mut place.record;
         record.sequence = sequence;
         record.id.clone_from(&event.id);
         record.events += 1;
@@ -107,7 +107,7 @@ impl TopicTable {
     /// True if `topic` may have an event of so much memory more.
     pub fn has_room(&self, topic: &Topic, memory: usize) -> bool {
         match self.index.get(topic) {
-            Some(&at) => self.slots[at].account.has_room(memory),
+            Some(&at) => self.places[at].account.has_room(memory),
             // It may be forgotten for another one, whose name goes with the event.
             None => self.memory.has_room(memory + TOPIC_BYTES_MAX),
         }
@@ -120,33 +120,33 @@ impl TopicTable {
 
     /// What is known of `topic`.
     pub fn get(&self, topic: &Topic) -> Option<&TopicRecord> {
-        self.index.get(topic).map(|&at| &self.slots[at].record)
+        self.index.get(topic).map(|&at| &self.places[at].record)
     }
 
     /// The topics whose names come after `after`, in the order of names (by bytes).
     pub fn after(&self, after: &str) -> impl Iterator<Item = &TopicRecord> {
         let names = self.in_order.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
-        names.map(|(_, &at)| &self.slots[at].record)
+        names.map(|(_, &at)| &self.places[at].record)
     }
 
     /// How many topics are remembered.
     pub fn count(&self) -> usize {
-        self.slots.len()
+        self.places.len()
     }
 
-    /// A slot for a new topic, not linked yet: a fresh one, or that of the topic published to
+    /// A place for a new topic, not linked yet: a fresh one, or that of the topic published to
     /// longest ago, which is given too.
     fn enter(&mut self, topic: &Topic) -> (usize, Option<Topic>) {
         let record = TopicRecord { topic: topic.clone(), sequence: 0, id: None, events: 0, bytes: 0 };
         let account = Account::new(&self.memory);
-        let (at, forgotten) = if self.slots.len() < self.topics_max {
-            self.slots.push(Slot { record, account, newer: NONE, older: NONE });
-            (self.slots.len() - 1, None)
+        let (at, forgotten) = if self.places.len() < self.topics_max {
+            self.places.push(Place { record, account, newer: NONE, older: NONE });
+            (self.places.len() - 1, None)
         } else {
             let at = self.oldest;
             self.unlink(at);
-            self.slots[at].account = account;
-            let forgotten = std::mem::replace(&mut self.slots[at].record, record).topic;
+            self.places[at].account = account;
+            let forgotten = std::mem::replace(&mut self.places[at].record, record).topic;
             self.index.remove(&forgotten);
             self.in_order.remove(&forgotten);
             (at, Some(forgotten))
@@ -157,23 +157,23 @@ impl TopicTable {
     }
 
     fn unlink(&mut self, at: usize) {
-        let Slot { newer, older, .. } = self.slots[at];
+        let Place { newer, older, .. } = self.places[at];
         match newer {
             NONE => self.newest = older,
-            newer => self.slots[newer].older = older,
+            newer => self.places[newer].older = older,
         }
         match older {
             NONE => self.oldest = newer,
-            older => self.slots[older].newer = newer,
+            older => self.places[older].newer = newer,
         }
     }
 
     fn link_newest(&mut self, at: usize) {
-        self.slots[at].newer = NONE;
-        self.slots[at].older = self.newest;
+        self.places[at].newer = NONE;
+        self.places[at].older = self.newest;
         match self.newest {
             NONE => self.oldest = at,
-            newest => self.slots[newest].newer = at,
+            newest => self.places[newest].newer = at,
         }
         self.newest = at;
     }

@@ -26,7 +26,7 @@ mod ticks;
 pub mod topics;
 pub mod window;
 
-pub use state::{Setup, State, Work};
+pub use state::{ShardSetup, State, Work};
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub struct Shard<R> {
 
 impl<R: EgressRing> Shard<R> {
     /// A shard without connections.
-    pub fn new(setup: Setup, ring: R, inbox: Inbox, now: Stamp) -> Shard<R> {
+    pub fn new(setup: ShardSetup, ring: R, inbox: Inbox, now: Stamp) -> Shard<R> {
         Shard { ring, inbox, state: State::new(setup, now), told_to_end: false }
     }
 

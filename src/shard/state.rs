@@ -26,7 +26,7 @@ use crate::wire::{Family, Format};
 
 /// What a shard is told at start.
 #[derive(Debug, Clone)]
-pub struct Setup {
+pub struct ShardSetup {
     /// The shard's number, from 0.
     pub number: usize,
     /// The CPU it is pinned to.
@@ -91,7 +91,7 @@ struct Sent {
 /// A shard without its ring.
 #[derive(Debug)]
 pub struct State {
-    pub(super) setup: Setup,
+    pub(super) setup: ShardSetup,
     pub(super) connections: Connections,
     pub(super) topics: Topics,
     pub(super) batches: Batches,
@@ -139,7 +139,7 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(setup: Setup, now: Stamp) -> State {
+    pub(super) fn new(setup: ShardSetup, now: Stamp) -> State {
         let ledger = Ledger::default();
         let answers = Answers {
             heartbeat: Format::ALL

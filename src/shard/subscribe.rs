@@ -11,7 +11,7 @@ use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, RETURN_MS_MIN, RETUR
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
 use crate::wire::gap::{Gap, GapReason};
-use crate::wire::http::{Answer, Head, HeadRules, LastEventId, Manner, Refusal, Subscribe};
+use crate::wire::http::{Answer, Head, HeadRules, LastEventId, Manner, RefusedRequest, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
 use crate::wire::{Family, Format, http, websocket};
 
@@ -153,14 +153,14 @@ impl State {
         if has_begun {
             let manner = Manner { cors: self.setup.config.pages.origins.cors(None), ..Manner::default() };
             let detail = "the request head breaks off".into();
-            self.refuse(slot, &Refusal { reason: CloseReason::BadRequest, detail }, &manner);
+            self.refuse(slot, &RefusedRequest { reason: CloseReason::BadRequest, detail }, &manner);
         } else {
             self.abort(slot, CloseReason::ClientGone);
         }
     }
 
     /// Answers a request that makes no subscriber.
-    pub(super) fn refuse(&mut self, slot: Slot, refusal: &Refusal, manner: &Manner) {
+    pub(super) fn refuse(&mut self, slot: Slot, refusal: &RefusedRequest, manner: &Manner) {
         tracing::debug!(
             peer = %self.connections.get(slot).peer(),
             reason = refusal.reason.row().label,
@@ -173,7 +173,7 @@ impl State {
     }
 
     /// Why a subscriber of these topics cannot come in now, if so.
-    pub(super) fn why_no_subscriber(&self, topics: &[Topic]) -> Option<Refusal> {
+    pub(super) fn why_no_subscriber(&self, topics: &[Topic]) -> Option<RefusedRequest> {
         let (reason, detail) = if self.drain.is_some() {
             (CloseReason::Draining, "the server is draining")
         } else if self.subscribers.iter().sum::<usize>() >= self.setup.connections_max {
@@ -183,7 +183,7 @@ impl State {
         } else {
             return None;
         };
-        Some(Refusal { reason, detail: detail.into() })
+        Some(RefusedRequest { reason, detail: detail.into() })
     }
 
     /// Makes the connection a subscriber; false if it was refused.

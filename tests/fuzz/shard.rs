@@ -19,7 +19,7 @@ use fanwave::egress::Slot;
 use fanwave::egress::sim::{SimRing, Weather};
 use fanwave::event::{Data, Epoch, Event, EventId, Topic};
 use fanwave::hub::TopicTable;
-use fanwave::shard::{Setup, Shard, Turn};
+use fanwave::shard::{Shard, ShardSetup, Turn};
 
 const EPOCH: Epoch = Epoch(12_345);
 const SOCKETS: usize = 12;
@@ -102,7 +102,7 @@ impl World {
         let room = [8, 20, 2_048][(seed % 3) as usize];
         let ring = SimRing::new(SOCKETS, weather, seed).recording().with_room(room);
         let now = Stamp(1_000_000_000);
-        let setup = Setup {
+        let setup = ShardSetup {
             number: 0,
             cpu: 0,
             config: Arc::new(config),

@@ -39,7 +39,7 @@ impl Small {
         let config = Arc::new(Config { limits, overrun, ..Config::default() });
         let (outbox, inbox) = path(config.limits.shard_queue_batches_max).expect("eventfd");
         let ring = SimRing::new(64, Weather::Fair, 1).recording();
-        let setup = Setup {
+        let setup = ShardSetup {
             number: 0,
             cpu: 0,
             config,

@@ -6,8 +6,8 @@
 //! on how fast clients come back.
 
 use fanwave::config::Limits;
+use fanwave::config::capacity::Sharers;
 use fanwave::config::limits::{EVENTS_HELD_MIN, SOCKETS_SPARE, WINDOW_BATCHES_MIN};
-use fanwave::config::room::Sharers;
 use fanwave::event::EVENT_BYTES_BESIDE_DATA_MAX;
 use serde::Serialize;
 

@@ -24,7 +24,7 @@ use fanwave::egress::{ReceiveEnd, Slot};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
-use super::Setup;
+use super::CrowdSetup;
 use super::handshake::Handshake;
 use super::tally::{Counting, Tally};
 use super::wires::{Wires, slot};
@@ -156,7 +156,7 @@ struct Churn {
 /// The subscribers of one receiver.
 #[derive(Debug)]
 pub struct Crowd {
-    setup: Setup,
+    setup: CrowdSetup,
     counting: Counting,
     /// All connections of a topic receive the same bytes.
     same_bytes: bool,
@@ -195,7 +195,7 @@ pub struct Crowd {
 
 impl Crowd {
     /// Nobody yet.
-    pub fn new(mut setup: Setup) -> Crowd {
+    pub fn new(mut setup: CrowdSetup) -> Crowd {
         setup.topics = setup.topics.max(1);
         let small = match setup.behaviour {
             Behaviour::Slow { bytes_per_second } => {
@@ -239,7 +239,7 @@ impl Crowd {
     }
 
     /// What it receives, and how.
-    pub fn setup(&self) -> &Setup {
+    pub fn setup(&self) -> &CrowdSetup {
         &self.setup
     }
 

@@ -13,7 +13,7 @@ use memchr::memmem;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
 
-use super::Setup;
+use super::CrowdSetup;
 use crate::fault::server_fault;
 use crate::framing::{Protocol, Splitter, nats};
 use crate::target::{Dialect, with_topic};
@@ -81,7 +81,7 @@ pub struct Attempt<'a> {
 }
 
 /// Begins a connection.
-pub fn start(setup: &Setup, attempt: Attempt<'_>) -> Result<(OwnedFd, Handshake)> {
+pub fn start(setup: &CrowdSetup, attempt: Attempt<'_>) -> Result<(OwnedFd, Handshake)> {
     let family = if setup.target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP)).context(
@@ -112,7 +112,7 @@ pub fn start(setup: &Setup, attempt: Attempt<'_>) -> Result<(OwnedFd, Handshake)
     Ok((socket, Handshake { request: request(setup, attempt), head: Vec::new(), opening }))
 }
 
-fn refused(setup: &Setup, error: Errno) -> anyhow::Error {
+fn refused(setup: &CrowdSetup, error: Errno) -> anyhow::Error {
     let target = setup.target;
     match error {
         Errno::ADDRNOTAVAIL => anyhow!(
@@ -134,7 +134,7 @@ fn source_address(block: usize) -> Result<Ipv4Addr> {
     Ok(Ipv4Addr::new(127, 1 + (number >> 16) as u8, (number >> 8) as u8, number as u8))
 }
 
-fn request(setup: &Setup, attempt: Attempt<'_>) -> Vec<u8> {
+fn request(setup: &CrowdSetup, attempt: Attempt<'_>) -> Vec<u8> {
     let (path, host) = (with_topic(&setup.path, attempt.topic), setup.target);
     match setup.protocol {
         Protocol::Sse => {
@@ -158,7 +158,7 @@ pub fn websocket_request(path: &str, host: SocketAddr) -> Vec<u8> {
 
 impl Handshake {
     /// Sends and reads as far as the socket lets it.
-    pub fn go_on(&mut self, socket: &OwnedFd, setup: &Setup, buffer: &mut [u8]) -> Result<Step> {
+    pub fn go_on(&mut self, socket: &OwnedFd, setup: &CrowdSetup, buffer: &mut [u8]) -> Result<Step> {
         if let Err(error) = rustix::net::sockopt::socket_error(socket)? {
             return Err(refused(setup, error));
         }
@@ -209,7 +209,7 @@ impl Handshake {
     }
 
     /// Sends what is left of the request; false if the socket must get ready first.
-    fn send(&mut self, socket: &OwnedFd, setup: &Setup) -> Result<bool> {
+    fn send(&mut self, socket: &OwnedFd, setup: &CrowdSetup) -> Result<bool> {
         while !self.request.is_empty() {
             match rustix::net::send(socket, &self.request, SendFlags::NOSIGNAL) {
                 Ok(sent) => drop(self.request.drain(..sent)),

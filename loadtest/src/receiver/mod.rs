@@ -51,7 +51,7 @@ const UNTOLD: Duration = Duration::from_millis(2);
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Order {
     /// Say what is to be received, once, before all else.
-    Setup(Setup),
+    Setup(CrowdSetup),
     /// Open this many connections more. Answered by [`Word::Opened`].
     Open {
         /// How many.
@@ -85,7 +85,7 @@ pub enum Order {
 
 /// What a receiver process receives, and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Setup {
+pub struct CrowdSetup {
     /// Where to connect.
     pub target: SocketAddr,
     /// What to speak.

@@ -11,8 +11,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::broadcast::Doorbell;
+use crate::config::capacity::Capacity;
 use crate::config::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS};
-use crate::config::room::Room;
 use crate::egress::listener::listen;
 use crate::egress::{Ledger, Payload};
 
@@ -51,7 +51,7 @@ impl Rig {
 
     fn on(addresses: &[&str], sockets_max: u32, direct: bool) -> Rig {
         let sockets_max = sockets_max as usize;
-        let room = Room {
+        let room = Capacity {
             slots: sockets_max,
             sockets_max,
             connections_max: sockets_max,
@@ -61,7 +61,7 @@ impl Rig {
         Rig::in_room(addresses, room, direct)
     }
 
-    fn in_room(addresses: &[&str], room: Room, direct: bool) -> Rig {
+    fn in_room(addresses: &[&str], room: Capacity, direct: bool) -> Rig {
         let doorbell = Doorbell::new().expect("an eventfd");
         let (addresses, listeners) = addresses
             .iter()

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::hub::{ControlListener, HubError, Setup, run};
+use crate::hub::{ControlListener, HubError, HubSetup, run};
 
 /// A running hub.
 struct Server {
@@ -30,7 +30,7 @@ fn serve(shards: usize, limits: Limits, more: Option<ControlListener>) -> Server
     let drain = Arc::new(Notify::new());
     let drained = drain.clone();
     let memory = Memory::new(&limits);
-    let setup = Setup {
+    let setup = HubSetup {
         config: config(shards, limits),
         epoch: EPOCH,
         outboxes,

@@ -9,7 +9,7 @@ use crate::config::{Config, Limits, OverrunPolicy, Sockets};
 use crate::egress::sim::{SimRing, Weather};
 use crate::event::{CustomId, Epoch};
 use crate::shard::fixtures::{encoded, encoded_alone};
-use crate::shard::{Setup, Shard};
+use crate::shard::{Shard, ShardSetup};
 
 struct Bench {
     shard: Shard<SimRing>,
@@ -33,7 +33,7 @@ impl Bench {
         let (outbox, inbox) = path(8).expect("eventfd");
         let (demand, now) = (Arc::<Demand>::default(), Stamp(1_000_000_000));
         let memory = Memory::new(&config.limits);
-        let setup = Setup {
+        let setup = ShardSetup {
             number: 0,
             cpu: 0,
             config,

@@ -12,7 +12,7 @@ use crate::config::{Config, Limits, OverrunPolicy, Sockets};
 use crate::egress::sim::{SimRing, Weather};
 use crate::event::Epoch;
 use crate::shard::fixtures::encoded_with;
-use crate::shard::{Setup, Shard, Turn};
+use crate::shard::{Shard, ShardSetup, Turn};
 
 const HEARTBEAT: &[u8] = b"3\r\n:\n\n\r\n";
 /// Sockets beside those of the crowd.
@@ -42,7 +42,7 @@ impl Crowd {
         let now = Stamp(1_000_000_000);
         let epoch = Epoch(7);
         let memory = Memory::new(&config.limits);
-        let setup = Setup {
+        let setup = ShardSetup {
             number: 0,
             cpu: 0,
             config,

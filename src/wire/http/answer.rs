@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::Refusal;
+use super::RefusedRequest;
 use super::origin::Cors;
 
 /// Seconds that a browser may remember a preflight; none remembers longer than two hours.
@@ -38,7 +38,7 @@ impl<'a> Answer<'a> {
     ///
     /// # Panics
     /// If the reason has no HTTP status, because then it is no reason to refuse a request.
-    pub fn refusal(self, refusal: &Refusal) -> Vec<u8> {
+    pub fn refusal(self, refusal: &RefusedRequest) -> Vec<u8> {
         let status = refusal.reason.row().http_status.expect("a refused request has an HTTP status");
         let mut head = self.status_line(status);
         let connection = match status {
@@ -114,7 +114,7 @@ impl<'a> Answer<'a> {
     /// An event stream that ends at once and makes a browser come back after `retry_ms`. An
     /// `EventSource` gives up for good at any status but 200 (WHATWG HTML §9.2.3); without an `id`
     /// it keeps its resume point.
-    pub fn come_back(self, refusal: &Refusal, retry_ms: u32) -> Vec<u8> {
+    pub fn come_back(self, refusal: &RefusedRequest, retry_ms: u32) -> Vec<u8> {
         let body = format!("retry: {retry_ms}\n: {}: {}\n\n", refusal.reason.row().label, refusal.detail);
         let mut head = self.status_line(200);
         head.push_str("Content-Type: text/event-stream\r\nCache-Control: no-store\r\n");
@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn refused(reason: CloseReason, cors: Cors) -> String {
-        let refusal = Refusal { reason, detail: "wrong".into() };
+        let refusal = RefusedRequest { reason, detail: "wrong".into() };
         text(Answer::new(&manner(cors), Some(DATE)).refusal(&refusal))
     }
 
@@ -261,7 +261,7 @@ mod tests {
         for cors in [Cors::Silent, Cors::Any, Cors::Other, named()] {
             let manner = manner(cors);
             let answer = Answer::new(&manner, Some(DATE));
-            let refusal = Refusal { reason: CloseReason::NotFound, detail: "x".into() };
+            let refusal = RefusedRequest { reason: CloseReason::NotFound, detail: "x".into() };
             for bytes in [
                 answer.refusal(&refusal),
                 answer.health(true),
@@ -330,7 +330,7 @@ mod tests {
              Cache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\nConnection: close\r\n\r\n"
         );
         assert!(text(answer.sse_head(true)).contains("\r\nTransfer-Encoding: chunked\r\n"));
-        let refusal = Refusal { reason: CloseReason::Draining, detail: "later".into() };
+        let refusal = RefusedRequest { reason: CloseReason::Draining, detail: "later".into() };
         assert_eq!(
             text(answer.come_back(&refusal, 1_234)),
             "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Type: text/event-stream\r\n\

@@ -9,7 +9,7 @@ use sha1::{Digest as _, Sha1};
 use super::host::is_host;
 use super::last_event_id::LastEventId;
 use super::subprotocol::Subprotocols;
-use super::{Refusal, refuse};
+use super::{RefusedRequest, refuse};
 use crate::close::CloseReason;
 
 /// Appended to the client's key before it is hashed (RFC 6455 §1.3).
@@ -42,7 +42,7 @@ impl<'b> Fields<'_, 'b> {
     }
 
     /// The value of the field called `name`, which may come only once.
-    fn one(&self, name: &str) -> Result<Option<&'b [u8]>, Refusal> {
+    fn one(&self, name: &str) -> Result<Option<&'b [u8]>, RefusedRequest> {
         let mut values = self.all(name);
         let value = values.next();
         if values.next().is_some() {
@@ -65,7 +65,7 @@ impl<'b> Fields<'_, 'b> {
     }
 
     /// The `Host`, of which a request of HTTP/1.1 has exactly one (RFC 9112 §3.2); checked.
-    pub(super) fn host(&self, http_1_0: bool) -> Result<Option<&'b str>, Refusal> {
+    pub(super) fn host(&self, http_1_0: bool) -> Result<Option<&'b str>, RefusedRequest> {
         match self.one("Host")? {
             None if !http_1_0 => Err(bad("the Host header field is missing")),
             Some(host) if !is_host(host) => {
@@ -94,7 +94,7 @@ impl<'b> Fields<'_, 'b> {
     }
 
     /// Refuses requests that announce a body (RFC 9112 §6).
-    pub(super) fn check_no_body(&self) -> Result<(), Refusal> {
+    pub(super) fn check_no_body(&self) -> Result<(), RefusedRequest> {
         let body = || refuse(CloseReason::BodyNotAllowed, "a request body is not wanted here");
         let mut codings = self.members("Transfer-Encoding").peekable();
         if codings.peek().is_some() {
@@ -123,14 +123,14 @@ impl<'b> Fields<'_, 'b> {
     }
 
     /// The subprotocol to be named in the answer to an opening handshake.
-    pub(super) fn subprotocol(&self, rules: &Subprotocols) -> Result<Option<&'b str>, Refusal> {
+    pub(super) fn subprotocol(&self, rules: &Subprotocols) -> Result<Option<&'b str>, RefusedRequest> {
         rules.choose(self.members("Sec-WebSocket-Protocol"))
     }
 
     /// Refuses clients that say that they cannot read `text/event-stream`. Of the media ranges that
     /// match it the most specific decides (RFC 9110 §12.5.1); no `Accept`, or an empty one, accepts
     /// everything.
-    pub(super) fn check_accepts_event_stream(&self) -> Result<(), Refusal> {
+    pub(super) fn check_accepts_event_stream(&self) -> Result<(), RefusedRequest> {
         let mut given = false;
         // How specific the deciding range is, and whether it admits the type.
         let mut decision = (0, false);
@@ -170,7 +170,7 @@ impl<'b> Fields<'_, 'b> {
 
     /// Checks the opening handshake (RFC 6455 §4.2.1) and gives the value of
     /// `Sec-WebSocket-Accept`.
-    pub(super) fn websocket_accept(&self) -> Result<[u8; 28], Refusal> {
+    pub(super) fn websocket_accept(&self) -> Result<[u8; 28], RefusedRequest> {
         let upgrade = |detail: &str| refuse(CloseReason::UpgradeRequired, detail);
         if !self.wants_websocket() {
             return Err(upgrade("this path speaks WebSocket: Upgrade: websocket is missing"));
@@ -207,6 +207,6 @@ fn is_key(key: &[u8]) -> bool {
     key.len() == KEY_CHARACTERS && KEY_BASE64.decode_slice(key, &mut bytes) == Ok(16)
 }
 
-fn bad(detail: impl Into<String>) -> Refusal {
+fn bad(detail: impl Into<String>) -> RefusedRequest {
     refuse(CloseReason::BadRequest, detail)
 }

@@ -86,7 +86,7 @@ pub enum Head {
     /// OPTIONS on one of our paths: a browser asks what it may send from another origin.
     Preflight,
     /// Nothing that we answer with anything but an error.
-    Refused(Refusal),
+    Refused(RefusedRequest),
 }
 
 /// A subscriber who may come in.
@@ -115,7 +115,7 @@ pub struct Handshake {
 
 /// Why a request is not served. The client's fault, except for `Full` and `Draining`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct RefusedRequest {
     /// A reason with an HTTP status.
     pub reason: CloseReason,
     /// One line for a human, without its end.
@@ -123,8 +123,8 @@ pub struct Refusal {
 }
 
 /// A refusal for `reason`.
-fn refuse(reason: CloseReason, detail: impl Into<String>) -> Refusal {
-    Refusal { reason, detail: detail.into() }
+fn refuse(reason: CloseReason, detail: impl Into<String>) -> RefusedRequest {
+    RefusedRequest { reason, detail: detail.into() }
 }
 
 /// Reads the head of a request from its first byte on, and says how its answer is to look. Call
@@ -168,7 +168,7 @@ fn interpret(
     head_bytes: usize,
     rules: &HeadRules<'_>,
     manner: &mut Manner,
-) -> Result<Head, Refusal> {
+) -> Result<Head, RefusedRequest> {
     let fields = Fields(request.headers);
     let http_1_0 = request.version == Some(0);
     let host = fields.host(http_1_0)?;
@@ -224,7 +224,7 @@ fn handshake(
     http_1_0: bool,
     host: Option<&str>,
     rules: &HeadRules<'_>,
-) -> Result<Handshake, Refusal> {
+) -> Result<Handshake, RefusedRequest> {
     if http_1_0 {
         return Err(refuse(CloseReason::BadRequest, "a WebSocket needs HTTP/1.1 (RFC 6455 4.1)"));
     }
@@ -238,7 +238,7 @@ fn handshake(
 }
 
 /// The head does not end within the limit: is it its first line or the rest?
-fn too_large(allowed: &[u8]) -> Refusal {
+fn too_large(allowed: &[u8]) -> RefusedRequest {
     let bytes = allowed.len();
     // Empty lines before the request line do not count (RFC 9112 §2.2).
     let start = allowed.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
@@ -251,7 +251,7 @@ fn too_large(allowed: &[u8]) -> Refusal {
 }
 
 /// What a human needs to hear about bytes that are no request head.
-fn malformed(bytes: &[u8], error: httparse::Error) -> Refusal {
+fn malformed(bytes: &[u8], error: httparse::Error) -> RefusedRequest {
     use httparse::Error;
     // A TLS record of type handshake, version 3.x (RFC 8446 §5.1).
     if matches!(bytes, [0x16] | [0x16, 3, ..]) {

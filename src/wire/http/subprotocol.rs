@@ -3,7 +3,7 @@
 //! A browser fails a connection whose offer is not answered (WHATWG WebSockets §3.1). To us the
 //! name means nothing, so the first one that is offered is given back.
 
-use super::{Refusal, refuse};
+use super::{RefusedRequest, refuse};
 use crate::close::CloseReason;
 
 /// Bytes of a name that is given back.
@@ -26,7 +26,7 @@ impl Subprotocols {
     pub(super) fn choose<'a>(
         &self,
         offered: impl Iterator<Item = &'a [u8]>,
-    ) -> Result<Option<&'a str>, Refusal> {
+    ) -> Result<Option<&'a str>, RefusedRequest> {
         let mut only_ours = None;
         for name in offered.filter(|name| is_name(name)) {
             if name.starts_with(OURS) {

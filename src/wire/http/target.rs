@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 
 use super::last_event_id::LastEventId;
-use super::{Refusal, refuse};
+use super::{RefusedRequest, refuse};
 use crate::close::CloseReason;
 use crate::event::Topic;
 use crate::wire::Family;
@@ -90,7 +90,7 @@ impl<'a> Part<'a> {
 
 impl<'a> Target<'a> {
     /// Finds the path; the rest is looked at by [`Target::wanted`]. `/echo` is one only if `echo`.
-    pub(super) fn new(target: &'a str, echo: bool) -> Result<Target<'a>, Refusal> {
+    pub(super) fn new(target: &'a str, echo: bool) -> Result<Target<'a>, RefusedRequest> {
         if let Some(at) = target.find('#') {
             return Err(bad(format!("a '#' at byte {at} of the target; a topic writes it as %23")));
         }
@@ -128,7 +128,7 @@ impl<'a> Target<'a> {
     }
 
     /// The topics and the last event id, decoded and checked.
-    pub(super) fn wanted(&self, topics_max: usize) -> Result<Wanted, Refusal> {
+    pub(super) fn wanted(&self, topics_max: usize) -> Result<Wanted, RefusedRequest> {
         let mut wanted = Wanted { topics: Vec::with_capacity(1), last_event_id: None };
         if let Some(part) = self.topic {
             wanted.add_topic(part, false, topics_max)?;
@@ -159,7 +159,12 @@ impl<'a> Target<'a> {
 }
 
 impl Wanted {
-    fn add_topic(&mut self, part: Part<'_>, plus_is_space: bool, topics_max: usize) -> Result<(), Refusal> {
+    fn add_topic(
+        &mut self,
+        part: Part<'_>,
+        plus_is_space: bool,
+        topics_max: usize,
+    ) -> Result<(), RefusedRequest> {
         let name = decoded(part, plus_is_space).map_err(|fault| fault.refusal("the topic"))?;
         let topic = Topic::new(&name)
             .map_err(|error| bad(format!("{error}; it begins at byte {} of the target", part.at)))?;
@@ -210,7 +215,7 @@ struct Fault<'a> {
 }
 
 impl Fault<'_> {
-    fn refusal(self, what: &str) -> Refusal {
+    fn refusal(self, what: &str) -> RefusedRequest {
         let begin = self.part.at;
         bad(match self.fault {
             EscapeFault::Malformed(at) => {
@@ -254,7 +259,7 @@ pub(crate) fn percent_decoded(text: &str, plus_is_space: bool) -> Result<Cow<'_,
     percent_encoding::percent_decode_str(text).decode_utf8().map_err(not_utf8)
 }
 
-fn bad(detail: String) -> Refusal {
+fn bad(detail: String) -> RefusedRequest {
     refuse(CloseReason::BadRequest, detail)
 }
 
@@ -262,7 +267,7 @@ fn bad(detail: String) -> Refusal {
 mod tests {
     use super::*;
 
-    fn wanted(target: &str) -> Result<Wanted, Refusal> {
+    fn wanted(target: &str) -> Result<Wanted, RefusedRequest> {
         Target::new(target, false).and_then(|target| target.wanted(3))
     }
 

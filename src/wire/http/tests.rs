@@ -36,7 +36,7 @@ fn id(subscribe: &Subscribe) -> Option<&str> {
     subscribe.last_event_id.as_ref().map(LastEventId::as_str)
 }
 
-fn refused(bytes: &[u8]) -> Refusal {
+fn refused(bytes: &[u8]) -> RefusedRequest {
     match parse_head(bytes, &RULES).0 {
         Head::Refused(refusal) => refusal,
         other => panic!("{:?} gave {other:?}", String::from_utf8_lossy(bytes)),

@@ -26,7 +26,7 @@ impl Scene {
     fn new(behaviour: Behaviour) -> Scene {
         let server = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let (orders, obeyed) = UnixStream::pair().expect("sockets");
-        let crowd = Crowd::new(Setup {
+        let crowd = Crowd::new(CrowdSetup {
             target: server.local_addr().expect("bound"),
             protocol: Protocol::Sse,
             dialect: Dialect::Plain,

@@ -1,7 +1,7 @@
 //! Accepts of several listeners that share a shard's room.
 
 use super::*;
-use crate::config::room::Sharers;
+use crate::config::capacity::Sharers;
 
 /// Whoever comes while there is room gets in, wherever everybody comes.
 #[test]
@@ -10,7 +10,7 @@ fn an_idle_listener_keeps_nobody_out_of_a_busy_one() {
     let sharers = Sharers { shards: 1, listens: LISTENERS.len(), controls: 0 };
     for descriptors in [100, 120, 200] {
         let wanted = 100 - LISTENERS.len();
-        let room = Room::of(descriptors, true, sharers, wanted).expect("room");
+        let room = Capacity::of(descriptors, true, sharers, wanted).expect("room");
         for busy in 0..LISTENERS.len() {
             let mut rig = Rig::in_room(&LISTENERS, room, true);
             let mut peers = Vec::new();

@@ -35,7 +35,7 @@ impl Sharers {
 
 /// Room for connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct Capacity {
     /// Slots of each shard's ring. The slot of a plain descriptor is its number, which may be any.
     pub slots: usize,
     /// Sockets that each shard has open at a time.
@@ -51,10 +51,10 @@ pub struct Room {
     pub accepts_per_listener: usize,
 }
 
-impl Room {
+impl Capacity {
     /// What a limit of `descriptors` allows; `wanted` connections per shard, 0 for all. Fails with
     /// what is wrong.
-    pub fn of(descriptors: usize, direct: bool, sharers: Sharers, wanted: usize) -> Result<Room, String> {
+    pub fn of(descriptors: usize, direct: bool, sharers: Sharers, wanted: usize) -> Result<Capacity, String> {
         let descriptors = descriptors.min(SOCKETS_LIMIT);
         let controls = match direct {
             true => CONTROL_CONNECTIONS_MIN,
@@ -93,7 +93,7 @@ impl Room {
         }
         let spare = SOCKETS_SPARE.max(sharers.listens).min(share - connections_max);
         let sockets_max = connections_max + spare;
-        Ok(Room {
+        Ok(Capacity {
             slots: if direct { sockets_max } else { descriptors },
             sockets_max,
             connections_max,
@@ -117,8 +117,8 @@ fn accepts_per_listener(listeners: usize, spare: usize) -> usize {
 mod tests {
     use super::*;
 
-    fn room(descriptors: usize, direct: bool, shards: usize, wanted: usize) -> Result<Room, String> {
-        Room::of(descriptors, direct, Sharers { shards, listens: 1, controls: 1 }, wanted)
+    fn room(descriptors: usize, direct: bool, shards: usize, wanted: usize) -> Result<Capacity, String> {
+        Capacity::of(descriptors, direct, Sharers { shards, listens: 1, controls: 1 }, wanted)
     }
 
     #[test]
@@ -175,7 +175,7 @@ mod tests {
             assert_eq!((enough.slots, enough.sockets_max), (least, least), "all of it is each shard's");
         }
         let unheard = Sharers { shards: 1, listens: 1, controls: 0 };
-        assert!(Room::of(41, true, unheard, 0).is_ok(), "without the control API nobody connects to it");
+        assert!(Capacity::of(41, true, unheard, 0).is_ok(), "without the control API nobody connects to it");
     }
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
             (64, true, 20, 2),
         ] {
             let sharers = Sharers { shards: 1, listens: 1, controls };
-            let room = Room::of(descriptors, direct, sharers, 0).expect("room");
+            let room = Capacity::of(descriptors, direct, sharers, 0).expect("room");
             assert_eq!(room.control_connections_max, each, "{descriptors} {direct} {controls}");
         }
     }
@@ -212,17 +212,17 @@ mod tests {
             let sharers = Sharers { shards: 1, listens, controls: 0 };
             let most = 1_000 - listens;
             for wanted in [0, 1, 300, most - 1, most] {
-                let room = Room::of(1_000, true, sharers, wanted).expect("room");
+                let room = Capacity::of(1_000, true, sharers, wanted).expect("room");
                 let idle = (listens - 1) * room.accepts_per_listener;
                 assert!(room.accepts_per_listener > 0, "{listens} {wanted} {room:?}");
                 assert!(room.connections_max + idle < room.sockets_max, "{listens} {wanted} {room:?}");
             }
-            let error = Room::of(1_000, true, sharers, most + 1).expect_err("no place for a listener");
+            let error = Capacity::of(1_000, true, sharers, most + 1).expect_err("no place for a listener");
             assert!(error.contains(&format!("has room for {most} connections per shard")), "{error}");
         }
         let several = |wanted| {
             let sharers = Sharers { shards: 1, listens: 2, controls: 0 };
-            Room::of(1_000, true, sharers, wanted).expect("room").accepts_per_listener
+            Capacity::of(1_000, true, sharers, wanted).expect("room").accepts_per_listener
         };
         assert_eq!([100, 960, 990, 998].map(several), [32, 32, 9, 1], "as many as fit");
     }
