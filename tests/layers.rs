@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 /// A room, the bottom one first, and the rooms that it may import. A file belongs to the room with
 /// the longest name that its path starts with. Not here: `main` and `banner`, which nothing can
 /// import.
-const ROOMS: [(&str, &[&str]); 24] = [
+const ROOMS: [(&str, &[&str]); 25] = [
     ("event", &[]),
     ("clock", &[]),
     ("close", &[]),
+    ("topic_pattern", &["event"]),
     ("printed", &[]),
     ("wire", &["event", "close"]),
     ("config/limits", &["event", "wire"]),
