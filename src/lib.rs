@@ -15,7 +15,7 @@ pub mod metrics;
 pub mod printed; // commands for people to paste
 pub mod runtime;
 pub mod serve; // puts the stages together
-pub mod topic_pattern;
+pub mod topic_pattern; // names for many topics
 pub mod wire;
 
 // The other ends.
