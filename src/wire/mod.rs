@@ -6,6 +6,8 @@ pub mod gap;
 pub mod http;
 pub mod sse;
 pub mod sse_parser;
+pub mod start;
 pub mod websocket;
 
 pub use format::{Family, Format};
+pub use start::Start;
