@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 
-use fanwave::config::units::rounded;
+use fanwave::config::units::{grouped, rounded};
 use fanwave::config::{ControlAddress, Limits, OverrunPolicy};
 use fanwave::printed::{quoted, reachable, scope};
 use fanwave::serve::Started;
@@ -99,19 +99,6 @@ fn commands(started: &Started, program: &str) -> Vec<String> {
 fn labelled(label: &str, rows: &[String]) -> Vec<String> {
     let labels = std::iter::once(label).chain(std::iter::repeat(""));
     labels.zip(rows).map(|(label, row)| format!("{label:13} {row}")).collect()
-}
-
-/// Digits in groups of three: `20,000`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Milliseconds as seconds, without a rest of zeros: `15 s`, `0.25 s`.

@@ -8,8 +8,8 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use fanwave::client::{self, ClientError, publish, tail};
-use fanwave::command::Command;
 use fanwave::command::sources::{self, SourceError};
+use fanwave::command::{Command, check_config};
 use fanwave::config::flags::ServeFlags;
 use fanwave::serve;
 
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Ok(Command::Serve(flags)) => run_server(*flags),
         Ok(Command::Publish(options)) => run_publish(options),
         Ok(Command::Tail(options)) => run_tail(options),
+        Ok(Command::CheckConfig(options)) => check_config(&options),
         // Help and version end with 0, mistakes with 2.
         Err(SourceError::CommandLine(error)) => error.exit(),
         Err(SourceError::Settings(line)) => Err((USAGE, line)),
@@ -72,6 +73,11 @@ fn run_publish(options: publish::Options) -> Outcome {
 fn run_tail(options: tail::Options) -> Outcome {
     let (mut out, mut notes) = (io::stdout(), io::stderr());
     outcome(client::block_on(client::or_interrupted(tail::run(options, &mut out, &mut notes))))
+}
+
+fn check_config(options: &check_config::Options) -> Outcome {
+    let text = check_config::run(options).map_err(|line| (USAGE, line))?;
+    io::stdout().write_all(text.as_bytes()).map_err(|error| (FAILURE, error.to_string()))
 }
 
 fn outcome(result: Result<(), ClientError>) -> Outcome {

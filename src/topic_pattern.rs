@@ -61,6 +61,22 @@ impl Pattern {
         (!self.as_str().contains('*')).then_some(&self.0)
     }
 
+    /// True if it stands for every topic that `other` stands for.
+    pub fn contains(&self, other: &Pattern) -> bool {
+        let mut others = other.as_str().split('/');
+        for segment in self.as_str().split('/') {
+            match (segment, others.next()) {
+                (_, None) => return false,
+                (REST, Some(_)) => return true,
+                (_, Some(REST)) => return false,
+                (ONE, Some(_)) => {}
+                (exact, Some(other)) if exact == other => {}
+                _ => return false,
+            }
+        }
+        others.next().is_none()
+    }
+
     /// True if it stands for `topic`, among others perhaps.
     pub fn matches(&self, topic: &str) -> bool {
         let mut names = topic.split('/');
@@ -179,6 +195,25 @@ mod tests {
             let by_hand: Vec<&str> = text.split('/').collect();
             let names: Vec<&str> = topic.split('/').collect();
             prop_assert_eq!(pattern(&text).matches(&topic), naive(&by_hand, &names));
+        }
+
+        /// What contains another pattern stands for each of its topics; what does not lacks one.
+        #[test]
+        fn containing_is_standing_for_all_topics_of_the_other(
+            texts in prop::array::uniform2("([ab*]/){0,3}([ab*]|\\*\\*)"),
+        ) {
+            let [outer, inner] = texts.each_ref().map(|text| pattern(text));
+            // All topics of up to five segments over a, b and a stranger.
+            let mut topics = vec![String::new()];
+            let mut all = Vec::new();
+            for _ in 0..5 {
+                topics = topics.iter().flat_map(|begin| ["a", "b", "c"].map(|name| {
+                    if begin.is_empty() { name.to_string() } else { format!("{begin}/{name}") }
+                })).collect();
+                all.extend(topics.iter().cloned());
+            }
+            let holds = all.iter().filter(|topic| inner.matches(topic)).all(|topic| outer.matches(topic));
+            prop_assert_eq!(outer.contains(&inner), holds, "{} {}", outer, inner);
         }
     }
 }

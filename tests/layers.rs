@@ -22,8 +22,8 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("wire", &["event", "close"]),
     ("config/limits", &["event", "wire"]),
     ("config/capacity", &["config/limits"]),
-    ("config/units", &[]),
-    ("config", &["config/limits", "wire"]),
+    ("config/units", &["wire"]),
+    ("config", &["event", "topic_pattern", "config/limits", "config/units", "wire"]),
     ("config/flags", &["config", "config/limits", "config/units"]),
     ("metrics", &["event", "wire", "close"]),
     ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics"]),
@@ -46,7 +46,7 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ),
     ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "shard"]),
     ("client", &["wire", "config/limits"]),
-    ("command", &["config", "config/flags", "client"]),
+    ("command", &["event", "config", "config/flags", "config/units", "client"]),
 ];
 
 /// Puts the others together: it imports what it likes, and no other room imports it.

@@ -31,6 +31,7 @@ mod promises {
     mod pages;
     mod refusals;
     mod resume;
+    mod rules;
     mod shutdown;
     mod stalled_reader;
     mod start_up;

@@ -33,6 +33,8 @@ use tokio::sync::oneshot;
 mod memory;
 #[path = "simulation/questions.rs"]
 mod questions;
+#[path = "simulation/rules.rs"]
+mod rules;
 #[path = "simulation/shares.rs"]
 mod shares;
 mod support;

@@ -17,8 +17,11 @@ use std::path::PathBuf;
 
 use clap::FromArgMatches;
 use clap::parser::ValueSource;
+use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::{Command, CommandLine, parser};
+use crate::config::rules::{self, RuleText};
+use crate::config::units::nearest;
 
 /// Why there is no command to run.
 #[derive(Debug, thiserror::Error)]
@@ -47,24 +50,30 @@ pub fn parse(
     let flags = parser.find_subcommand(name).expect("a parsed command exists");
 
     let from_environment = environment_settings(name, flags, environment);
-    let mut settings = Settings::new();
+    let mut file = FileSettings::default();
+    let mut source = String::new();
     if let Some(path) = config_path(name, typed, &from_environment) {
-        let source = path.display().to_string();
-        settings = std::fs::read_to_string(&path)
+        source = path.display().to_string();
+        file = std::fs::read_to_string(&path)
             .map_err(|error| error.to_string())
             .and_then(|text| file_settings(flags, &text))
             .map_err(|cause| SourceError::Settings(format!("--config {source}: {cause}")))?;
-        check_alone(&parser, &settings, &source)?;
+        check_alone(&parser, &file.settings, &source)?;
     }
     if name == "serve" {
         check_alone(&parser, &from_environment, "environment")?;
     }
+    let mut settings = file.settings;
     settings.extend(from_environment);
     settings.retain(|flag, _| typed.value_source(flag) != Some(ValueSource::CommandLine));
     // Positions 0 and 1 are the program and the command.
     args.splice(2..2, as_arguments(&settings));
     let matches = parser.try_get_matches_from(args)?;
-    Ok(CommandLine::from_arg_matches(&matches)?.command)
+    let mut command = CommandLine::from_arg_matches(&matches)?.command;
+    if let Command::Serve(flags) = &mut command {
+        flags.set_rules(file.rules, source);
+    }
+    Ok(command)
 }
 
 /// Puts `serve` where no command stands: without arguments, or before a flag that is not about the
@@ -132,49 +141,52 @@ pub fn unknown_variables(environment: impl IntoIterator<Item = (OsString, OsStri
     });
     let told = |name: String| {
         let listens = ["FANWAVE_PORT", "FANWAVE_HOST", "FANWAVE_ADDR", "FANWAVE_ADDRESS", "FANWAVE_BIND"];
-        let nearest = match listens.contains(&name.as_str()) {
-            true => Some("FANWAVE_LISTEN"),
-            false => known.iter().map(String::as_str).min_by_key(|other| distance(&name, other)),
+        let nearest_name = match listens.contains(&name.as_str()) {
+            true => "FANWAVE_LISTEN",
+            false => nearest(&name, known.iter().map(String::as_str)),
         };
-        let nearest = nearest.expect("there are settings");
-        format!("{name} is no setting and is ignored; the nearest one is {nearest}")
+        format!("{name} is no setting and is ignored; the nearest one is {nearest_name}")
     };
     let mut lines: Vec<String> = unknown.map(told).collect();
     lines.sort();
     lines
 }
 
-/// Characters to insert, delete or replace on the way from one name to the other (Levenshtein).
-fn distance(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (at, byte) in from.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
-        for (other_at, other) in to.bytes().enumerate() {
-            let replaced = diagonal + usize::from(byte != other);
-            diagonal = row[other_at + 1];
-            row[other_at + 1] = replaced.min(diagonal + 1).min(row[other_at] + 1);
-        }
-    }
-    row[to.len()]
+/// What the file says: the values of flags, and the rules.
+#[derive(Default)]
+struct FileSettings {
+    settings: Settings,
+    rules: Vec<RuleText>,
 }
 
-/// The keys of a TOML file, in snake_case or kebab-case; unknown ones are refused by name.
-fn file_settings(flags: &clap::Command, text: &str) -> Result<Settings, String> {
-    let table: toml::Table = toml::from_str(text).map_err(|error| one_line(&error.to_string()))?;
+/// The keys of a TOML file, in snake_case or kebab-case, and its rules; unknown keys are refused
+/// with the nearest one.
+fn file_settings(flags: &clap::Command, text: &str) -> Result<FileSettings, String> {
+    let table = DeTable::parse(text).map_err(|error| one_line(&error.to_string()))?;
     let mut settings = Settings::new();
-    for (key, value) in table {
-        let name = key.replace('-', "_");
-        if name == "config" || !setting_names(flags).any(|known| known == name) {
-            return Err(format!("unknown key `{key}`; the keys are the flags of `fanwave serve --help`"));
+    let mut rules = Vec::new();
+    for (key, value) in table.get_ref() {
+        let key = key.get_ref();
+        if key == rules::KEY {
+            rules = RuleText::read(value, text)?;
+            continue;
         }
-        let values = match value {
-            toml::Value::Array(values) => values,
+        let name = key.replace('-', "_");
+        let known = || setting_names(flags).filter(|known| *known != "config");
+        if !known().any(|known| known == name) {
+            let nearest = nearest(&name, known().chain([rules::KEY]));
+            return Err(format!("unknown key `{key}`; the nearest one is `{nearest}`"));
+        }
+        let values = match value.get_ref() {
+            DeValue::Array(values) => values.iter().map(|value| value.get_ref()).collect(),
             value => vec![value],
         };
         let values = values.into_iter().map(|value| match value {
-            toml::Value::String(text) => Ok(text.into()),
-            toml::Value::Integer(number) => Ok(number.to_string().into()),
-            toml::Value::Boolean(yes) => Ok(yes.to_string().into()),
+            DeValue::String(text) => Ok(text.as_ref().into()),
+            DeValue::Integer(number) => {
+                integer(number).map(OsString::from).ok_or_else(|| format!("`{key}` is too large a number"))
+            }
+            DeValue::Boolean(yes) => Ok(yes.to_string().into()),
             other => {
                 Err(format!("`{key}` is a {}; write a text, a whole number, true or false", other.type_str()))
             }
@@ -183,7 +195,12 @@ fn file_settings(flags: &clap::Command, text: &str) -> Result<Settings, String> 
             return Err(format!("`{key}` is given twice"));
         }
     }
-    Ok(settings)
+    Ok(FileSettings { settings, rules })
+}
+
+/// An integer of TOML in decimal.
+fn integer(number: &DeInteger<'_>) -> Option<String> {
+    i64::from_str_radix(number.as_str(), number.radix()).ok().map(|number| number.to_string())
 }
 
 /// Parses what one source says to `fanwave serve` without the others, and checks its limits.
@@ -301,7 +318,12 @@ mod tests {
     #[test]
     fn a_file_is_refused_by_key() {
         let cases = [
-            ("window_evnts_max = 1", "unknown key `window_evnts_max`"),
+            (
+                "window_evnts_max = 1",
+                "unknown key `window_evnts_max`; the nearest one is `window_events_max`",
+            ),
+            ("[[rules]]", "unknown key `rules`; the nearest one is `rule`"),
+            ("shards = 1\n[[rule]]\nmatch = \"a\"\nage = 1", "line 4: unknown key `age` of a rule"),
             ("config = \"other.toml\"", "unknown key `config`"),
             ("shards = 2.5", "`shards` is a float"),
             ("[limits]\nshards = 2", "unknown key `limits`"),

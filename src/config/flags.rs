@@ -16,6 +16,7 @@ use std::str::FromStr;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::pages::PageFlags;
+use super::rules::{RuleText, Rules};
 use super::units::{Count, Millis, Size};
 use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets, tcp_address};
 
@@ -93,6 +94,13 @@ pub struct ServeFlags {
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     #[arg(help_heading = "Settings")]
     log: String,
+
+    /// The rules of the file.
+    #[arg(skip)]
+    rules: Vec<RuleText>,
+    /// The path of the file.
+    #[arg(skip)]
+    rules_source: String,
 }
 
 /// One line per limit: its help, its name, how it is written. The flag is the name in kebab-case.
@@ -175,6 +183,12 @@ impl ServeFlags {
         &self.log
     }
 
+    /// Takes the rules of the file `source`.
+    pub(crate) fn set_rules(&mut self, rules: Vec<RuleText>, source: String) {
+        self.rules = rules;
+        self.rules_source = source;
+    }
+
     /// Checks each limit by itself; the error is one line that names the flag. What one limit asks
     /// of another is checked by [`ServeFlags::config`].
     pub(crate) fn check_each_limit(self) -> Result<(), String> {
@@ -206,6 +220,8 @@ impl ServeFlags {
             return Err(format!("--cpus: CPU {cpu} is not among those that this process may use: {allowed}"));
         }
         let shards = self.shards.unwrap_or(cpus.len());
+        let rules = Rules::new(&self.rules, &limits)
+            .map_err(|error| format!("--config {}: {error}", self.rules_source))?;
         Ok(Config {
             listen: self.listen,
             control: self.control,
@@ -215,6 +231,7 @@ impl ServeFlags {
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
             limits,
+            rules,
         })
     }
 }

@@ -101,6 +101,10 @@ impl Default for Limits {
 /// The most events in one broadcast. Large enough that a shard's wake-up is paid once per many
 /// events.
 pub const BATCH_EVENTS_MAX: usize = 256;
+/// Rules of the configuration file: each costs a queue per shard, and a look at each new topic.
+pub const RULES_MAX: usize = 64;
+/// Milliseconds that a rule's history lasts at least: events leave histories once per tick.
+pub const HISTORY_MS_MIN: u64 = 1_000;
 /// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
 /// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
 pub const TOPIC_BYTES: usize = 640;

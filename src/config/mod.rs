@@ -9,9 +9,11 @@ pub mod capacity;
 pub mod flags;
 pub mod limits;
 mod pages;
+pub mod rules;
 pub mod units;
 
 pub use limits::Limits;
+pub use rules::Rules;
 
 use crate::wire::http::{Origin, Origins, Subprotocols};
 
@@ -123,6 +125,8 @@ pub struct Config {
     pub diagnostic_echo: bool,
     /// Every bound.
     pub limits: Limits,
+    /// What the file says of the topics of patterns.
+    pub rules: Rules,
 }
 
 impl Default for Config {
@@ -137,6 +141,7 @@ impl Default for Config {
             sockets: Sockets::Auto,
             diagnostic_echo: false,
             limits: Limits::default(),
+            rules: Rules::default(),
         }
     }
 }

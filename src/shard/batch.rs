@@ -317,7 +317,7 @@ fn keep<T>(spare: &mut Vec<Vec<T>>, mut buffer: Vec<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Limits;
+    use crate::config::{Limits, Rules};
     use crate::event::Topic;
     use crate::shard::fixtures::{encoded, encoded_with};
 
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn connections_between_the_same_two_events_share_a_batch() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         let events = [encoded("a", 3), encoded("a", 7), encoded("a", 9)];
         events.iter().for_each(|event| topics.push(event));
         let members = members(&mut topics, &["a"]);
@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn events_of_several_topics_come_in_sequence_order() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         let events: Vec<_> =
             [("b", 1), ("a", 2), ("c", 3), ("a", 4), ("b", 5)].map(|(topic, n)| encoded(topic, n)).into();
         events.iter().for_each(|event| topics.push(event));
@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn after_a_gap_each_topic_begins_where_it_is_whole() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         let events: Vec<_> = [("a", 1), ("b", 2), ("a", 3), ("b", 4), ("a", 5), ("b", 6)]
             .map(|(topic, n)| encoded(topic, n))
             .into();
@@ -433,7 +433,7 @@ mod tests {
     /// Whoever has one topic is handed the run of the one before, if that serves its cursor.
     #[test]
     fn a_run_that_leaves_something_out_serves_nobody_else() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         for sequence in 1..=6 {
             topics.push(&encoded("b", sequence));
         }
@@ -450,7 +450,7 @@ mod tests {
 
     #[test]
     fn a_send_is_bounded_and_large_frames_stay_where_they_are() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         for sequence in 1..=3 {
             topics.push(&encoded_with("a", sequence, vec![b'x'; 5_000]));
         }
@@ -464,7 +464,7 @@ mod tests {
 
     #[test]
     fn buffers_of_batches_that_nobody_holds_are_used_again() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         let members = members(&mut topics, &["a"]);
         let mut batches = batches(1 << 20);
         let mut seen = Vec::new();

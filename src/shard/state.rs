@@ -147,7 +147,7 @@ impl State {
         };
         State {
             connections: Connections::default(),
-            topics: Topics::new(&setup.config.limits),
+            topics: Topics::new(&setup.config.limits, &setup.config.rules),
             batches: Batches::new(setup.config.limits.send_bytes_max, &ledger),
             ledger,
             metrics: ShardMetrics::default(),

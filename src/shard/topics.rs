@@ -6,9 +6,7 @@
 //!
 //! Invariants worth naming:
 //! - A topic with `lap.left > 0` is in `active`. Others there are stale and passed over.
-//! - History is bounded by events, bytes and age per topic, by memory per topic and by memory in
-//!   all. It depends on what was pushed alone (and on age), so all shards have the same; `by_front`
-//!   finds the oldest event of all.
+//! - Histories are the same on all shards (`history`).
 //! - What leaves a history stays in the window while a subscriber may lack it: above `floor`, which
 //!   no subscriber's cursor is below. A whole round knows the lowest cursor that it met, and sets
 //!   it. (The sweep reports a higher one for a subscriber that would rather skip what it is late
@@ -18,24 +16,25 @@
 //! - The hub gives a topic no more than its share (`broadcast::Account`). Subscribers that are far
 //!   behind use most of that up. Where they are few, those that wait for their own sockets are cut.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+mod history;
 mod lap;
 
+use history::Histories;
 use lap::Lap;
 
 use super::connections::TopicIndex;
 use super::forgotten::Forgotten;
 use super::names::Names;
-use super::window::{Cut, Weight, Window};
+use super::window::{Weight, Window};
 use crate::broadcast::{Account, Crowd, Encoded};
 use crate::clock::Stamp;
-use crate::config::Limits;
 use crate::config::limits::{
-    DROPS_PER_TURN_MAX, EXCESS_TOPICS_PER_TICK_MAX, EXPIRED_PER_TICK_MAX, LAP_OVERLAP, RECENT_EVENTS,
-    TOPICS_RESERVED_MAX,
+    DROPS_PER_TURN_MAX, EXCESS_TOPICS_PER_TICK_MAX, LAP_OVERLAP, RECENT_EVENTS, TOPICS_RESERVED_MAX,
 };
+use crate::config::{Limits, Rules};
 use crate::egress::Slot;
 use crate::event::Topic;
 use crate::wire::Family;
@@ -51,6 +50,8 @@ pub struct TopicState {
     pub subscribers: Vec<Slot>,
     /// Subscribers by family.
     pub by_family: [u32; Family::COUNT],
+    /// The index of its rule.
+    rule: u8,
     /// The hub has forgotten it: it goes with its events when nobody subscribes to it any more.
     hub_forgot: bool,
     /// It is in `Topics::active`.
@@ -64,16 +65,6 @@ pub struct TopicState {
     account: Option<Arc<Account>>,
     /// What `account` was told of its subscribers.
     told: Crowd,
-}
-
-/// The bounds of histories, from the limits.
-#[derive(Debug, Clone, Copy)]
-struct Quota {
-    events: usize,
-    bytes: usize,
-    topic_memory: usize,
-    memory: usize,
-    age_ns: u64,
 }
 
 /// Entries of a chunk of the table.
@@ -92,11 +83,7 @@ pub struct Topics {
     laps: usize,
     /// Topics with an excess, and some that had one at the last tick.
     exceeding: VecDeque<TopicIndex>,
-    /// The topic of the oldest event of each history, by sequence.
-    by_front: BTreeMap<u64, TopicIndex>,
-    /// Events in all histories, and what they weigh.
-    events: usize,
-    weight: Weight,
+    histories: Histories,
     /// Events beyond the histories, and their memory.
     excess: usize,
     excess_memory: usize,
@@ -116,12 +103,11 @@ pub struct Topics {
     /// subscribers and as many others.
     forgotten: Forgotten,
     topics_max: usize,
-    quota: Quota,
 }
 
 impl Topics {
     /// An empty table.
-    pub fn new(limits: &Limits) -> Topics {
+    pub fn new(limits: &Limits, rules: &Rules) -> Topics {
         Topics {
             by_name: Names::for_topics(limits.topics_max.saturating_mul(2).min(TOPICS_RESERVED_MAX)),
             table: Vec::new(),
@@ -129,9 +115,7 @@ impl Topics {
             active: VecDeque::new(),
             laps: 0,
             exceeding: VecDeque::new(),
-            by_front: BTreeMap::new(),
-            events: 0,
-            weight: Weight::default(),
+            histories: Histories::new(limits, rules),
             excess: 0,
             excess_memory: 0,
             recent: VecDeque::with_capacity(RECENT_EVENTS),
@@ -142,13 +126,6 @@ impl Topics {
             heard: 0,
             forgotten: Forgotten::default(),
             topics_max: limits.topics_max,
-            quota: Quota {
-                events: limits.window_events_max,
-                bytes: limits.window_bytes_max,
-                topic_memory: limits.topic_history_memory_max(),
-                memory: limits.history_memory_max(),
-                age_ns: limits.window_ms_max.saturating_mul(1_000_000),
-            },
         }
     }
 
@@ -162,6 +139,7 @@ impl Topics {
             window: Window::after(self.forgotten.take(name)),
             subscribers: Vec::new(),
             by_family: [0; Family::COUNT],
+            rule: self.histories.rule_of(name.as_str()),
             hub_forgot: false,
             queued: false,
             exceeds: false,
@@ -233,12 +211,12 @@ impl Topics {
 
     /// Events in all histories.
     pub fn window_events(&self) -> usize {
-        self.events
+        self.histories.events
     }
 
     /// Bytes in all histories, as published.
     pub fn window_bytes(&self) -> usize {
-        self.weight.published
+        self.histories.weight.published
     }
 
     /// Events that stay beyond the histories, for subscribers that still lack them, and their
@@ -249,7 +227,7 @@ impl Topics {
 
     /// Memory of everything in the windows.
     pub fn memory(&self) -> usize {
-        self.weight.memory + self.excess_memory
+        self.histories.weight.memory + self.excess_memory
     }
 
     /// A turn begins: a bounded number of events may be dropped in it.
@@ -272,11 +250,9 @@ impl Topics {
             self.before_recent = self.recent.pop_front().map_or(0, |(sequence, _)| sequence);
         }
         self.recent.push_back((event.sequence, index));
-        self.events += 1;
-        self.weight.add(Weight::of(event));
         let topic = self.get_mut(index);
         topic.hub_forgot = false;
-        let is_first = topic.window.is_empty();
+        let (rule, is_first) = (topic.rule, topic.window.is_empty());
         topic.window.push(event.clone());
         if !topic.subscribers.is_empty() {
             topic.take_account(event.account());
@@ -287,24 +263,8 @@ impl Topics {
                 self.begin_lap(index);
             }
         }
-        if is_first {
-            self.by_front.insert(event.sequence, index);
-        }
-        let quota = self.quota;
-        loop {
-            let window = &self.get(index).window;
-            let weight = window.weight();
-            if window.len() > quota.events || weight.published > quota.bytes {
-                self.evict(index, Window::evict);
-            } else if weight.memory > quota.topic_memory {
-                self.evict(index, Window::cut);
-            } else {
-                break;
-            }
-        }
-        while self.weight.memory > quota.memory {
-            self.evict_oldest();
-        }
+        self.histories.add(rule, event.sequence, index, Weight::of(event), is_first);
+        self.bound_histories(index);
     }
 
     /// The topics of the events after `cursor`, newest first; `None` if some are too long ago to be
@@ -314,48 +274,6 @@ impl Topics {
         let newer = self.recent.len() - older;
         let is_known = cursor >= self.before_recent && newer <= most;
         is_known.then(|| self.recent.iter().rev().take(newer).map(|(_, topic)| *topic))
-    }
-
-    /// Takes what is older than the limit out of the histories, a bounded number of events at a
-    /// time.
-    pub fn expire(&mut self, now: Stamp) {
-        for _ in 0..EXPIRED_PER_TICK_MAX {
-            let Some((_, &index)) = self.by_front.first_key_value() else { break };
-            let front = self.get(index).window.front().expect("a history's first event");
-            if now.ns_since(front.intake) <= self.quota.age_ns {
-                break;
-            }
-            self.evict(index, Window::evict);
-            self.forget_if_unused(index);
-        }
-    }
-
-    /// The sequence after which the events of a topic's history come that are at most `ms` old, and
-    /// whether some of those have left it for want of memory.
-    pub fn since(&self, index: TopicIndex, ms: u64, now: Stamp) -> (u64, bool) {
-        let stamp = Stamp(now.0.saturating_sub(ms.saturating_mul(1_000_000)));
-        let window = &self.get(index).window;
-        let cut = self.promised_cut(window, now).filter(|cut| cut.intake >= stamp);
-        (window.before_intake(stamp), cut.is_some())
-    }
-
-    /// The sequence after which the last `events` events of a topic's history come, and whether
-    /// some of those have left it for want of memory.
-    pub fn last(&self, index: TopicIndex, events: u64, now: Stamp) -> (u64, bool) {
-        let window = &self.get(index).window;
-        let events = usize::try_from(events).unwrap_or(usize::MAX);
-        let is_short = window.len() < events && self.promised_cut(window, now).is_some();
-        (window.before_last(events), is_short)
-    }
-
-    /// The newest event that is no history any more although the bounds of that have room for it.
-    fn promised_cut(&self, window: &Window, now: Stamp) -> Option<Cut> {
-        let quota = &self.quota;
-        window.last_cut().filter(|cut| {
-            now.ns_since(cut.intake) <= quota.age_ns
-                && window.len() < quota.events
-                && window.weight().published + cut.published <= quota.bytes
-        })
     }
 
     /// Sends the elevator of each topic with an excess round, if it rests: subscribers may have
@@ -393,24 +311,6 @@ impl Topics {
         }
     }
 
-    /// Takes the oldest event of one topic out of its history, by its bounds ([`Window::evict`]) or
-    /// for want of memory ([`Window::cut`]); it stays as excess while it is needed.
-    fn evict(&mut self, index: TopicIndex, how: fn(&mut Window) -> Weight) {
-        let topic = self.get_mut(index);
-        let Some(front) = topic.window.front().map(|event| event.sequence) else { return };
-        let weight = how(&mut topic.window);
-        let next = topic.window.front().map(|event| event.sequence);
-        self.by_front.remove(&front);
-        if let Some(next) = next {
-            self.by_front.insert(next, index);
-        }
-        self.events -= 1;
-        self.weight.remove(weight);
-        self.excess += 1;
-        self.excess_memory += weight.memory;
-        self.trim(index);
-    }
-
     /// Drops what no subscriber of a topic lacks any more and is no history.
     fn trim(&mut self, index: TopicIndex) {
         let drops_left = self.drops_left;
@@ -425,13 +325,6 @@ impl Topics {
         self.drops_left -= events;
         self.excess -= events;
         self.excess_memory -= memory;
-    }
-
-    /// Takes the oldest event of all out of its history.
-    fn evict_oldest(&mut self) {
-        let Some((_, &index)) = self.by_front.first_key_value() else { return };
-        self.evict(index, Window::cut);
-        self.forget_if_unused(index);
     }
 
     /// Takes the oldest event of all out of its history, as for want of memory.

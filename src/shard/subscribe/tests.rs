@@ -29,6 +29,7 @@ impl Bench {
             sockets: Sockets::Auto,
             diagnostic_echo: false,
             limits: Limits::default(),
+            rules: Default::default(),
         });
         let (outbox, inbox) = path(8).expect("eventfd");
         let (demand, now) = (Arc::<Demand>::default(), Stamp(1_000_000_000));

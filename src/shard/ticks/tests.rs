@@ -37,6 +37,7 @@ impl Crowd {
             sockets: Sockets::Auto,
             diagnostic_echo: false,
             limits: Limits::default(),
+            rules: Default::default(),
         });
         let (outbox, inbox) = path(8).expect("eventfd");
         let now = Stamp(1_000_000_000);

@@ -5,7 +5,7 @@ use crate::shard::fixtures::{encoded, encoded_alone, encoded_with};
 fn topics(change: impl FnOnce(&mut Limits)) -> Topics {
     let mut limits = Limits::default();
     change(&mut limits);
-    Topics::new(&limits)
+    Topics::new(&limits, &Rules::default())
 }
 
 fn topic(name: &str) -> Topic {
@@ -192,7 +192,7 @@ fn the_slow_are_cut_where_they_are_few_and_take_up_the_topics_share() {
     let limits = Limits { window_events_max: 4, window_bytes_total_max: 400_000, ..Limits::default() };
     let memory = Memory::new(&limits);
     let account = Account::new(&memory);
-    let mut topics = Topics::new(&limits);
+    let mut topics = Topics::new(&limits, &Rules::default());
     let index = topics.intern(&topic("a"));
     for slot in 0..3 {
         topics.join(index, slot, Family::EventStream, 0);
@@ -325,7 +325,7 @@ fn what_is_forgotten_early_does_not_pile_up_behind_an_old_event() {
     // Each takes the place of the one that goes for it.
     for number in 0..100 {
         push(&mut topics, 1_000 + number, Some(number));
-        let (fronts, known) = (topics.by_front.len(), topics.by_name.len());
+        let (fronts, known) = (topics.histories.fronts(), topics.by_name.len());
         assert!(fronts <= known, "{fronts} oldest events of {known} topics");
     }
     assert_eq!(topics.window_events(), 101);
