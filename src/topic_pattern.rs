@@ -56,6 +56,11 @@ impl Pattern {
         self.0.as_str()
     }
 
+    /// The pattern as a name: that of a topic, or one with a `*`.
+    pub fn into_name(self) -> Topic {
+        self.0
+    }
+
     /// The one topic that it names, if it has no `*`.
     pub fn topic(&self) -> Option<&Topic> {
         (!self.as_str().contains('*')).then_some(&self.0)

@@ -19,7 +19,7 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("close", &[]),
     ("topic_pattern", &["event"]),
     ("printed", &[]),
-    ("wire", &["event", "close"]),
+    ("wire", &["event", "close", "topic_pattern"]),
     ("config/limits", &["event", "wire"]),
     ("config/capacity", &["config/limits"]),
     ("config/units", &["wire"]),
@@ -38,7 +38,7 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("egress", &["egress/batch", "egress/ring", "egress/uring"]),
     (
         "shard",
-        &["event", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "egress"],
+        &["event", "topic_pattern", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "egress"],
     ),
     (
         "hub",

@@ -42,6 +42,8 @@ use support::peer::{Ending, Heard, Peer, Protocol};
 
 const EPOCH: Epoch = Epoch(12_345);
 const TOPICS: [&str; 4] = ["a", "b", "c", "d/e"];
+/// Patterns of some of these.
+const PATTERNS: [&str; 5] = ["*", "**", "d/*", "d/**", "*/e"];
 const SOCKETS: usize = 24;
 
 /// The world of one seed.
@@ -71,8 +73,10 @@ struct World {
     /// Topic of every event, by sequence - 1.
     log: Vec<usize>,
     peers: Vec<Option<Peer>>,
-    /// Last ids of peers that left, to resume from.
-    left: Vec<(Vec<usize>, u64)>,
+    /// The topics and patterns that the peer of each slot asked for.
+    asked: Vec<Vec<&'static str>>,
+    /// What peers that left had asked for, and their last ids, to resume from.
+    left: Vec<(Vec<&'static str>, u64)>,
     /// Events that peers read.
     heard: u64,
     draining: bool,
@@ -153,16 +157,24 @@ impl World {
             policy,
             log: Vec::new(),
             peers: (0..SOCKETS).map(|_| None).collect(),
+            asked: vec![Vec::new(); SOCKETS],
             left: Vec::new(),
             heard: 0,
             draining: false,
         }
     }
 
-    fn some_topics(&mut self) -> Vec<usize> {
+    fn some_topics(&mut self) -> Vec<&'static str> {
         let count = 1 + self.dice.roll(3) as usize;
-        let mut topics: Vec<usize> =
-            (0..count).map(|_| self.dice.roll(TOPICS.len() as u64) as usize).collect();
+        let some = |_| match self.dice.chance(1, 4) {
+            true => PATTERNS[self.dice.roll(PATTERNS.len() as u64) as usize],
+            false => TOPICS[self.dice.roll(TOPICS.len() as u64) as usize],
+        };
+        let mut topics: Vec<&str> = (0..count).map(some).collect();
+        if self.dice.chance(1, 20) {
+            // So many that those with news are looked for by the newest events.
+            topics.extend(TOPICS.iter().chain(&PATTERNS));
+        }
         topics.sort_unstable();
         topics.dedup();
         topics
@@ -170,13 +182,12 @@ impl World {
 
     fn connect(&mut self) {
         let protocol = if self.dice.chance(1, 2) { Protocol::Sse } else { Protocol::WebSocket };
-        let (topics, after) = match self.left.pop() {
-            Some((topics, sequence)) if self.dice.chance(3, 4) => (topics, Some(sequence)),
+        let (names, after) = match self.left.pop() {
+            Some((names, sequence)) if self.dice.chance(3, 4) => (names, Some(sequence)),
             _ => (self.some_topics(), None),
         };
         let Some(slot) = self.shard.ring_mut().connect() else { return };
         let taken = self.shard.metrics().events;
-        let names: Vec<&str> = topics.iter().map(|topic| TOPICS[*topic]).collect();
         let after_id = after.map(|sequence| EventId { epoch: EPOCH, sequence }.to_string());
         let mut head = support::peer::request(protocol, &names, after_id.as_deref());
         if protocol == Protocol::Sse && self.dice.chance(1, 2) {
@@ -184,6 +195,8 @@ impl World {
             head = head.replace("HTTP/1.1", "HTTP/1.0");
         }
         self.shard.ring_mut().peer_sends(slot, head.as_bytes());
+        let topics = covered(&names);
+        self.asked[slot as usize] = names;
         self.peers[slot as usize] = Some(Peer::new(protocol, topics, after, taken));
     }
 
@@ -362,7 +375,7 @@ impl World {
             assert!(legal, "slot {slot} was hung up on: {:?}, reasons so far: {reasons:?}", peer.ending());
         }
         if let Some(last) = peer.last.or(peer.after) {
-            self.left.push((peer.topics, last));
+            self.left.push((std::mem::take(&mut self.asked[slot]), last));
         }
         self.shard.ring_mut().peer_closes(slot as Slot);
     }
@@ -521,19 +534,39 @@ fn check_event(peer: &mut Peer, sequence: u64, log: &[usize]) {
     peer.last = Some(sequence);
 }
 
+/// The topics that these topics and patterns stand for, by the definition.
+fn covered(names: &[&str]) -> Vec<usize> {
+    fn matches(pattern: &[&str], topic: &[&str]) -> bool {
+        match (pattern, topic) {
+            ([], []) => true,
+            (["**"], [_, ..]) => true,
+            ([first, pattern @ ..], [name, topic @ ..]) => {
+                (*first == "*" || first == name) && matches(pattern, topic)
+            }
+            _ => false,
+        }
+    }
+    let segments = |name: &'static str| name.split('/').collect::<Vec<_>>();
+    let is_covered = |topic: &usize| {
+        let topic = segments(TOPICS[*topic]);
+        names.iter().any(|name| matches(&name.split('/').collect::<Vec<_>>(), &topic))
+    };
+    (0..TOPICS.len()).filter(is_covered).collect()
+}
+
 /// A gap may be told only of topics whose windows can have lost some of the events that the shard
 /// has taken, `log`.
 fn check_gap(peer: &mut Peer, topics: &[String], log: &[usize], window_events: usize) {
     let seen = peer.last.or(peer.after).unwrap_or(peer.connected_at);
     let newest = log.len() as u64;
     for name in topics {
-        let topic = TOPICS.iter().position(|topic| topic == name).expect("a topic of this test");
-        let since = log[seen.min(newest) as usize..].iter().filter(|other| **other == topic);
+        let topics = covered(&[name]);
+        let since = |topic: usize| log[seen.min(newest) as usize..].iter().filter(move |other| **other == topic);
         assert!(
-            since.count() > window_events,
+            topics.iter().any(|topic| since(*topic).count() > window_events),
             "{name} has no gap after {seen}: its window still holds all since"
         );
-        peer.lost.insert(topic, newest);
+        peer.lost.extend(topics.into_iter().map(|topic| (topic, newest)));
     }
 }
 

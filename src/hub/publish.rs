@@ -118,6 +118,10 @@ fn parse_id(text: &str) -> Result<CustomId, Refusal> {
 /// ([`Epoch::is_ours`](crate::event::Epoch::is_ours)), so one of another process is none for a
 /// publisher either.
 pub fn reserved(event: &Event) -> Option<Refusal> {
+    if event.topic.as_str().contains('*') {
+        let text = format!("the topic {} has a '*', which stands for many topics; publish to one", event.topic);
+        return Some(Refusal::new(RefusalReason::BadTopic, text));
+    }
     let name = event.name.as_ref().map(EventName::as_str);
     if name == Some(GAP_EVENT) {
         let text = format!("the event name {GAP_EVENT:?} is the server's own notice of a gap");

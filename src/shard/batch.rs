@@ -97,8 +97,8 @@ pub struct Batches {
     /// By topic of `news`, the sequence after which its events are sent if that is beyond the
     /// cursor, else 0. Zeros at the end are left out, so that this is empty for nearly everybody.
     starts: Vec<u64>,
-    /// Next index into the window of each topic of `news`.
-    next: Vec<usize>,
+    /// The place of the next event of each topic of `news`.
+    next: Vec<u64>,
 }
 
 impl Batches {
@@ -157,33 +157,35 @@ impl Batches {
             && let Some(recent) = topics.recent_after(cursor, members.len())
         {
             // Of many topics few have news: the events since the cursor tell which.
-            let places = recent.filter_map(|topic| members.binary_search_by_key(&topic, |m| m.topic).ok());
+            let place = |topic: &TopicIndex| members.binary_search_by_key(topic, |m| m.topic).ok();
+            let places = recent.flat_map(|topic| topics.with_patterns(topic)).filter_map(|topic| place(&topic));
             self.news.extend(places.map(|at| members[at].topic));
             self.news.sort_unstable();
             self.news.dedup();
             // An index may have had another topic when the event came.
-            self.news.retain(|topic| topics.get(*topic).window.newest() > cursor);
+            self.news.retain(|topic| topics.newest(*topic) > cursor);
             for topic in &self.news {
-                let window = &topics.get(*topic).window;
-                if window.gone() > cursor {
+                if topics.get(*topic).window.gone() > cursor {
                     return None;
                 }
-                head = head.max(window.newest());
+                head = head.max(topics.newest(*topic));
             }
             return Some(head);
         }
         for (topic, from) in memberships.iter_from(cursor) {
-            let window = &topics.get(topic).window;
-            if window.newest() > from {
-                if window.gone() > from {
-                    return None;
-                }
+            let newest = topics.newest(topic);
+            let is_lost = topics.get(topic).window.gone() > from;
+            // What a pattern has lost it may name no more.
+            if is_lost && (newest > from || topics.get(topic).is_pattern()) {
+                return None;
+            }
+            if newest > from {
                 if from > cursor {
                     self.starts.resize(self.news.len(), 0);
                     self.starts.push(from);
                 }
                 self.news.push(topic);
-                head = head.max(window.newest());
+                head = head.max(newest);
             }
         }
         Some(head)
@@ -247,28 +249,31 @@ impl Batches {
         self.next.clear();
         let mut low = 0;
         for (at, topic) in self.news.iter().enumerate() {
-            let window = &topics.get(*topic).window;
             let start = self.starts.get(at).copied().unwrap_or(0);
-            let index = window.index_after(cursor.max(start));
+            let place = topics.place_after(*topic, cursor.max(start));
             if start == 0 {
-                let before = index.checked_sub(1).and_then(|before| window.get(before));
-                low = low.max(before.map_or(window.gone(), |event| event.sequence));
+                low = low.max(topics.sequence_before(*topic, place));
             }
-            self.next.push(index);
+            self.next.push(place);
         }
         let mut bytes = 0;
         while self.run.len() < SEGMENTS_MAX {
             let candidates = self.news.iter().zip(&self.next).enumerate();
             let oldest = candidates
-                .filter_map(|(at, (topic, index))| Some((at, topics.get(*topic).window.get(*index)?)))
+                .filter_map(|(at, (topic, place))| Some((at, topics.event_at(*topic, *place)?)))
                 .min_by_key(|(_, event)| event.sequence);
-            let Some((at, event)) = oldest else { break };
+            let Some((_, event)) = oldest else { break };
             bytes += event.frame(format).len();
             if bytes > self.send_bytes_max && !self.run.is_empty() {
                 break;
             }
             self.run.push(event.clone());
-            self.next[at] += 1;
+            // A topic and its patterns have the same event, which goes out once.
+            for (topic, place) in self.news.iter().zip(&mut self.next) {
+                if topics.event_at(*topic, *place).is_some_and(|other| other.sequence == event.sequence) {
+                    *place = topics.place_behind(*topic, *place);
+                }
+            }
         }
         low
     }

@@ -34,6 +34,7 @@ impl State {
                 self.connections.vacate(slot);
                 // Whoever has the slot next may have to wait as well.
                 self.held_back.retain(|held| held.0 != slot);
+                self.learning.retain(|held| held.0 != slot);
             }
         }
     }

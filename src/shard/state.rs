@@ -20,7 +20,7 @@ use crate::close::CloseReason;
 use crate::config::Config;
 use crate::config::limits::{TICK_MS, TOPICS_PER_ANSWER_MAX};
 use crate::egress::{Batch, Ledger, Slot};
-use crate::event::Epoch;
+use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 use crate::wire::{Family, Format};
 
@@ -105,6 +105,8 @@ pub struct State {
     /// Who named an event that another shard may have had first: asked again when the sequence
     /// beside it is taken.
     pub(super) held_back: Vec<(Slot, u64)>,
+    /// Who waits until its patterns are known, with its topics; at most `HELD_BACK_MAX`.
+    pub(super) learning: Vec<(Slot, Vec<Topic>)>,
     /// Sequence of the newest event taken from the hub.
     pub(super) sequence: u64,
     /// `sequence` at the last tick.
@@ -155,6 +157,7 @@ impl State {
             answers,
             ready: VecDeque::new(),
             held_back: Vec::new(),
+            learning: Vec::new(),
             sequence: 0,
             sequence_at_tick: 0,
             subscribers: [0; Format::COUNT],
@@ -273,7 +276,7 @@ impl State {
             if under_way {
                 // The elevator may miss it.
                 let from = connection.memberships.begins_after(member.topic, connection.cursor);
-                self.topics.meet(member.topic, from, false);
+                self.topics.meet(member.topic, from, from, false);
                 self.mark_ready(moved);
             }
         }

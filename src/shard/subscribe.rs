@@ -64,6 +64,17 @@ impl State {
                 self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
                 return None;
             }
+            Head::Subscribe(subscribe, _) if self.must_learn(&subscribe.topics) => {
+                if self.learning.len() >= HELD_BACK_MAX {
+                    let detail = "too many subscribers wait for new patterns".into();
+                    self.refuse(slot, &RefusedRequest { reason: CloseReason::Full, detail }, &manner);
+                    return None;
+                }
+                self.topics.want(&subscribe.topics);
+                self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
+                self.learning.push((slot, subscribe.topics));
+                return None;
+            }
             Head::Subscribe(subscribe, _) if !asked_again && self.must_wait(slot, &subscribe) => {
                 self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
                 self.held_back.push((slot, self.setup.demand.newest()));
@@ -112,9 +123,33 @@ impl State {
         self.sequence < self.setup.demand.newest() && self.named_by(&Memberships::from(members), id).is_none()
     }
 
-    /// True if its request waits for an event on its way.
+    /// True if some of these are patterns that not all topics know yet, and a subscriber of them may
+    /// come in.
+    fn must_learn(&self, topics: &[Topic]) -> bool {
+        !self.topics.know(topics) && self.why_no_subscriber(topics).is_none()
+    }
+
+    /// True if its request waits for an event on its way, or for a pattern.
     pub(super) fn is_held_back(&self, slot: Slot) -> bool {
-        self.held_back.iter().any(|held| held.0 == slot)
+        let learns = self.learning.iter().any(|held| held.0 == slot);
+        learns || self.held_back.iter().any(|held| held.0 == slot)
+    }
+
+    /// Tells patterns to topics, and asks those again whose patterns are known by now.
+    pub(super) fn learn(&mut self) {
+        self.topics.learn_some();
+        let topics = &mut self.topics;
+        let due: Vec<Slot> = self
+            .learning
+            .extract_if(.., |(_, names)| {
+                topics.want(names);
+                topics.know(names)
+            })
+            .map(|held| held.0)
+            .collect();
+        for slot in due {
+            self.read_again(slot, false);
+        }
     }
 
     /// Asks those again who were held back for events that have come by now.
@@ -123,14 +158,19 @@ impl State {
         let due: Vec<Slot> =
             self.held_back.extract_if(.., |held| held.1 <= sequence).map(|held| held.0).collect();
         for slot in due {
-            let connection = self.connections.get_mut(slot);
-            let Session::Handshake(head) = &mut connection.session else { continue };
-            let mut head = std::mem::take(head);
-            if connection.phase == Phase::Handshake
-                && let Some(used) = self.handle_head(slot, &head, true)
-            {
-                self.handle_frames(slot, &mut head[used..]);
-            }
+            self.read_again(slot, true);
+        }
+    }
+
+    /// Reads a request head again that was held back.
+    fn read_again(&mut self, slot: Slot, asked_again: bool) {
+        let connection = self.connections.get_mut(slot);
+        let Session::Handshake(head) = &mut connection.session else { return };
+        let mut head = std::mem::take(head);
+        if connection.phase == Phase::Handshake
+            && let Some(used) = self.handle_head(slot, &head, asked_again)
+        {
+            self.handle_frames(slot, &mut head[used..]);
         }
     }
 

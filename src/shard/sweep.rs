@@ -117,7 +117,7 @@ impl State {
                 counters.sends += u64::from(sends);
                 counters.bytes += u64::from(sends) * run.batch.len() as u64;
                 self.work.bytes += sends as usize * run.batch.len();
-                self.topics.meet(topic, run.batch.to(), false);
+                self.topics.meet(topic, run.batch.to(), run.batch.to(), false);
                 self.note_taken(format, &run.batch, sends);
             }
         }
@@ -132,7 +132,8 @@ impl State {
     fn visit_next(&mut self, topic: TopicIndex, at_hand: &mut AtHand, ring: &mut impl EgressRing) {
         let slot = self.topics.next_visits(topic, 1)[0];
         let connection = self.connections.get(slot);
-        let mut from = connection.memberships.begins_after(topic, connection.cursor);
+        let cursor = connection.memberships.begins_after(topic, connection.cursor);
+        let mut from = cursor;
         // A send of this turn has not had the time to wait.
         let waits = connection.sending && connection.turn != self.turn;
         if waits && self.setup.config.overrun == OverrunPolicy::Skip {
@@ -140,7 +141,7 @@ impl State {
             // is kept for it.
             from = from.max(self.topics.get(topic).window.evicted());
         }
-        let too_slow = self.topics.meet(topic, from, waits && self.is_slow(slot, topic, from));
+        let too_slow = self.topics.meet(topic, cursor, from, waits && self.is_slow(slot, topic, from));
         self.topics.advance(topic, 1, &mut self.offered);
         if too_slow {
             self.overrun(slot);
@@ -151,9 +152,9 @@ impl State {
 
     /// True if the send of a subscriber waits for longer than its socket needs at a modest rate.
     fn is_slow(&self, slot: Slot, topic: TopicIndex, from: u64) -> bool {
-        let window = &self.topics.get(topic).window;
         // What is under way is about as large as what comes next.
-        let next = window.get(window.index_after(from)).map_or(0, |event| event.memory());
+        let next = self.topics.event_at(topic, self.topics.place_after(topic, from));
+        let next = next.map_or(0, |event| event.memory());
         let bytes = next.max(self.setup.config.limits.send_bytes_max);
         let waited = self.tick - self.connections.get(slot).since;
         waited as usize > bytes / SLOW_BYTES_PER_TICK
@@ -292,7 +293,7 @@ impl State {
             return;
         }
         let connection = self.connections.get(slot);
-        let is_lacking = |(topic, from)| self.topics.get(topic).window.newest() > from;
+        let is_lacking = |(topic, from)| self.topics.newest(topic) > from;
         let lacks_some = connection.memberships.iter_from(connection.cursor).any(is_lacking);
         if lacks_some || connection.is_owed() {
             self.mark_ready(slot);

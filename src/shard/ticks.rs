@@ -51,6 +51,7 @@ impl State {
     pub(super) fn handle_ticks(&mut self, passed: u32) {
         self.topics.expire(self.now);
         self.topics.look_at_excess();
+        self.topics.look_at_patterns();
         if let Some(errno) = self.accept_errno.take() {
             let error = std::io::Error::from_raw_os_error(errno);
             tracing::warn!(shard = self.setup.number, %error, "cannot accept connections");

@@ -21,9 +21,11 @@ use std::sync::Arc;
 
 mod history;
 mod lap;
+mod patterns;
 
 use history::Histories;
 use lap::Lap;
+use patterns::Log;
 
 use super::connections::TopicIndex;
 use super::forgotten::Forgotten;
@@ -52,14 +54,20 @@ pub struct TopicState {
     pub by_family: [u32; Family::COUNT],
     /// The index of its rule.
     rule: u8,
+    /// The patterns that it is one of, in no order.
+    patterns: Vec<TopicIndex>,
+    /// Some exactly for a pattern.
+    log: Option<Box<Log>>,
     /// The hub has forgotten it: it goes with its events when nobody subscribes to it any more.
     hub_forgot: bool,
     /// It is in `Topics::active`.
     queued: bool,
     /// It is in `Topics::exceeding`.
     exceeds: bool,
-    /// No subscriber's cursor is below.
+    /// No subscriber needs what is up to here.
     floor: u64,
+    /// No subscriber's cursor is below; lower than `floor` where one would rather skip.
+    true_floor: u64,
     lap: Lap,
     /// Where its newest event is counted.
     account: Option<Arc<Account>>,
@@ -84,6 +92,14 @@ pub struct Topics {
     /// Topics with an excess, and some that had one at the last tick.
     exceeding: VecDeque<TopicIndex>,
     histories: Histories,
+    /// All patterns, in no order; at most `PATTERNS_MAX`.
+    patterns: Vec<TopicIndex>,
+    /// Patterns that topics are still to be told of.
+    chores: VecDeque<TopicIndex>,
+    /// Events in all logs.
+    places: usize,
+    /// The newest event that a subscriber of a pattern has lost.
+    pattern_gone: u64,
     /// Events beyond the histories, and their memory.
     excess: usize,
     excess_memory: usize,
@@ -116,6 +132,10 @@ impl Topics {
             laps: 0,
             exceeding: VecDeque::new(),
             histories: Histories::new(limits, rules),
+            patterns: Vec::new(),
+            chores: VecDeque::new(),
+            places: 0,
+            pattern_gone: 0,
             excess: 0,
             excess_memory: 0,
             recent: VecDeque::with_capacity(RECENT_EVENTS),
@@ -134,9 +154,13 @@ impl Topics {
         if let Some(index) = self.by_name.get(name) {
             return *index;
         }
+        let log = patterns::pattern_of(name).map(|pattern| Box::new(Log::new(pattern)));
+        let is_pattern = log.is_some();
         let topic = TopicState {
             name: name.clone(),
-            window: Window::after(self.forgotten.take(name)),
+            window: if is_pattern { Window::default() } else { Window::after(self.forgotten.take(name)) },
+            patterns: if is_pattern { Vec::new() } else { self.patterns_of(name) },
+            log,
             subscribers: Vec::new(),
             by_family: [0; Family::COUNT],
             rule: self.histories.rule_of(name.as_str()),
@@ -144,6 +168,7 @@ impl Topics {
             queued: false,
             exceeds: false,
             floor: 0,
+            true_floor: 0,
             lap: Lap::default(),
             account: None,
             told: Crowd::default(),
@@ -164,6 +189,9 @@ impl Topics {
             }
         };
         self.by_name.insert(name.clone(), index);
+        if is_pattern {
+            self.begin_pattern(index);
+        }
         self.bound_forgotten();
         index
     }
@@ -201,7 +229,9 @@ impl Topics {
         let heard =
             |name: &Topic| self.find(name).is_some_and(|index| !self.get(index).subscribers.is_empty());
         let new = names.iter().filter(|name| !heard(name)).count();
-        new == 0 || self.heard + new <= self.topics_max
+        let is_new = |name: &&Topic| name.as_str().contains('*') && self.find(name).is_none();
+        let patterns = names.iter().filter(is_new).count();
+        (new == 0 || self.heard + new <= self.topics_max) && self.has_room_for_patterns(patterns)
     }
 
     /// The topics whose names come after `after`, in the order of names.
@@ -256,12 +286,10 @@ impl Topics {
         topic.window.push(event.clone());
         if !topic.subscribers.is_empty() {
             topic.take_account(event.account());
-            let rests = topic.lap.left == 0;
-            topic.lap.left = topic.subscribers.len();
-            topic.lap.note(event.intake);
-            if rests {
-                self.begin_lap(index);
-            }
+            self.send_round(index, event.intake);
+        }
+        if !self.get(index).patterns.is_empty() {
+            self.push_to_patterns(index, event);
         }
         self.histories.add(rule, event.sequence, index, Weight::of(event), is_first);
         self.bound_histories(index);
@@ -272,7 +300,8 @@ impl Topics {
     pub fn recent_after(&self, cursor: u64, most: usize) -> Option<impl Iterator<Item = TopicIndex>> {
         let older = self.recent.partition_point(|(sequence, _)| *sequence <= cursor);
         let newer = self.recent.len() - older;
-        let is_known = cursor >= self.before_recent && newer <= most;
+        // A pattern that has lost events may be found at none of its topics.
+        let is_known = cursor >= self.before_recent.max(self.pattern_gone) && newer <= most;
         is_known.then(|| self.recent.iter().rev().take(newer).map(|(_, topic)| *topic))
     }
 
@@ -287,18 +316,39 @@ impl Topics {
             if !topic.exceeds {
                 continue;
             }
-            if topic.subscribers.is_empty() {
-                // What one turn might not drop.
-                topic.exceeds = false;
+            for at in 0..topic.patterns.len() {
+                let pattern = self.get(index).patterns[at];
+                self.begin_round_of(pattern);
+            }
+            if self.get(index).subscribers.is_empty() {
+                // What one turn might not drop, or a subscriber of a pattern no longer lacks.
+                self.get_mut(index).exceeds = false;
                 self.trim(index);
                 self.forget_if_unused(index);
                 continue;
             }
-            if topic.lap.left == 0 {
-                topic.lap.left = topic.subscribers.len();
-                self.begin_lap(index);
-            }
+            self.begin_round_of(index);
             self.exceeding.push_back(index);
+        }
+    }
+
+    /// Sends an elevator that rests past all subscribers, if there are any.
+    fn begin_round_of(&mut self, index: TopicIndex) {
+        let topic = self.get_mut(index);
+        if topic.lap.left == 0 && !topic.subscribers.is_empty() {
+            topic.lap.left = topic.subscribers.len();
+            self.begin_lap(index);
+        }
+    }
+
+    /// The elevator of a topic is to go round for an event taken in at `intake`.
+    fn send_round(&mut self, index: TopicIndex, intake: Stamp) {
+        let topic = self.get_mut(index);
+        let rests = topic.lap.left == 0;
+        topic.lap.left = topic.subscribers.len();
+        topic.lap.note(intake);
+        if rests {
+            self.begin_lap(index);
         }
     }
 
@@ -313,10 +363,16 @@ impl Topics {
 
     /// Drops what no subscriber of a topic lacks any more and is no history.
     fn trim(&mut self, index: TopicIndex) {
-        let drops_left = self.drops_left;
+        let (drops_left, floor) = (self.drops_left, self.floor_of(index));
         let topic = self.get_mut(index);
-        let floor = if topic.subscribers.is_empty() { u64::MAX } else { topic.floor };
-        let (events, memory) = topic.window.drop_excess(floor, drops_left);
+        let mut dropped = Vec::new();
+        let has_patterns = !topic.patterns.is_empty();
+        let note = |sequence| {
+            if has_patterns {
+                dropped.push(sequence);
+            }
+        };
+        let (events, memory) = topic.window.drop_excess(floor, drops_left, note);
         let exceeds = topic.window.excess() > 0 && !topic.exceeds;
         topic.exceeds |= exceeds;
         if exceeds {
@@ -325,6 +381,7 @@ impl Topics {
         self.drops_left -= events;
         self.excess -= events;
         self.excess_memory -= memory;
+        self.dropped_from(index, &dropped);
     }
 
     /// Takes the oldest event of all out of its history, as for want of memory.
@@ -336,7 +393,8 @@ impl Topics {
     /// Removes a topic without subscribers that has no events either, or that the hub has
     /// forgotten.
     fn forget_if_unused(&mut self, index: TopicIndex) {
-        if !self.get(index).subscribers.is_empty() {
+        let topic = self.get(index);
+        if !topic.subscribers.is_empty() || topic.is_pattern() {
             return;
         }
         while self.get(index).hub_forgot && !self.get(index).window.is_empty() {
@@ -344,17 +402,25 @@ impl Topics {
         }
         let window = &self.get(index).window;
         if window.is_empty() && window.excess() == 0 {
-            self.gone += 1;
-            let mut topic = self.entry(index).take().expect("checked above");
-            topic.take_account(None);
-            self.by_name.remove(&topic.name);
-            // Else it is free once `active` has come to it.
-            if !topic.queued {
-                self.free.push(index);
-            }
-            self.forgotten.note(topic.name, topic.window.evicted());
+            let topic = self.release(index);
+            let evicted = topic.window.evicted();
+            self.forgotten_with(&topic.name, evicted);
+            self.forgotten.note(topic.name, evicted);
             self.bound_forgotten();
         }
+    }
+
+    /// Takes a topic out of the table.
+    fn release(&mut self, index: TopicIndex) -> TopicState {
+        self.gone += 1;
+        let mut topic = self.entry(index).take().expect("an index is held only while its topic lives");
+        topic.take_account(None);
+        self.by_name.remove(&topic.name);
+        // Else it is free once `active` has come to it.
+        if !topic.queued {
+            self.free.push(index);
+        }
+        topic
     }
 
     /// The hub has forgotten a topic. It goes with its events as soon as nobody subscribes to it.
@@ -373,8 +439,10 @@ impl Topics {
         let topic = self.get_mut(index);
         let is_first = topic.subscribers.is_empty();
         topic.floor = if is_first { cursor } else { topic.floor.min(cursor) };
+        topic.true_floor = if is_first { cursor } else { topic.true_floor.min(cursor) };
         if topic.lap.left > 0 {
             topic.lap.low = topic.lap.low.min(cursor);
+            topic.lap.true_low = topic.lap.true_low.min(cursor);
         }
         topic.subscribers.push(slot);
         // The newcomer takes a visit of the round; whoever the round ends with must not go without.
@@ -409,7 +477,9 @@ impl Topics {
                 self.laps -= 1;
                 self.end_lap(index, false);
             }
-            self.trim(index);
+            if !self.get(index).is_pattern() {
+                self.trim(index);
+            }
         }
         self.forget_if_unused(index);
         moved.map(|slot| (slot, under_way))
@@ -453,13 +523,14 @@ impl Topics {
         &ahead[..ahead.len().min(round).min(lap.left).min(most)]
     }
 
-    /// A visit of `index` has met a subscriber at `cursor`; `is_slow`: its own socket keeps it, for
-    /// long. True if it has to go.
+    /// A visit of `index` has met a subscriber at `cursor` that needs what is after `needs`;
+    /// `is_slow`: its own socket keeps it, for long. True if it has to go.
     #[inline]
-    pub fn meet(&mut self, index: TopicIndex, cursor: u64, is_slow: bool) -> bool {
+    pub fn meet(&mut self, index: TopicIndex, cursor: u64, needs: u64, is_slow: bool) -> bool {
         let lap = &mut self.get_mut(index).lap;
-        lap.low = lap.low.min(cursor);
-        let is_behind = cursor < lap.far;
+        lap.low = lap.low.min(needs);
+        lap.true_low = lap.true_low.min(cursor);
+        let is_behind = needs < lap.far;
         lap.behind += usize::from(is_behind);
         is_behind && is_slow && lap.cuts
     }
@@ -491,11 +562,16 @@ impl Topics {
 
     /// The elevator has come round once, so that it has met every subscriber.
     fn end_round(&mut self, index: TopicIndex) {
+        let exceeding = self.exceeding_of(index);
+        let excess = exceeding.map_or(0, |index| self.get(index).window.excess());
+        let middle = exceeding.filter(|_| excess > 0).and_then(|index| self.get(index).window.get(excess / 2));
+        let far = middle.map_or(0, |event| event.sequence);
         let topic = self.get_mut(index);
         let lap = &mut topic.lap;
+        let before = topic.floor;
         topic.floor = lap.low;
+        topic.true_floor = lap.true_low;
         let behind = lap.behind;
-        let excess = topic.window.excess();
         // Most topics have neither an excess nor too little room, and look at their account for
         // nothing else.
         let pressed = topic.account.as_ref().is_some_and(|account| account.is_pressed());
@@ -508,10 +584,12 @@ impl Topics {
         topic.lap.cuts = pressed && behind > 0 && few();
         self.pressed |= pressed;
         let topic = self.get_mut(index);
-        let middle = topic.window.get(excess / 2).filter(|_| excess > 0);
-        topic.lap.far = middle.map_or(0, |event| event.sequence);
+        topic.lap.far = far;
         topic.lap.begin_round();
-        self.trim(index);
+        match topic.is_pattern() {
+            true => self.trim_below(index, before),
+            false => self.trim(index),
+        }
     }
 
     /// Everybody has been visited since the last push. The next lap starts with those whom this one

@@ -138,6 +138,9 @@ impl Topics {
     /// whether some of those have left it for want of memory.
     pub fn since(&self, index: TopicIndex, ms: u64, now: Stamp) -> (u64, bool) {
         let stamp = Stamp(now.0.saturating_sub(ms.saturating_mul(1_000_000)));
+        if let Some(log) = &self.get(index).log {
+            return self.since_in(index, log, stamp, now);
+        }
         let cut = self.promised_cut(index, now).filter(|cut| cut.intake >= stamp);
         (self.get(index).window.before_intake(stamp), cut.is_some())
     }
@@ -145,8 +148,11 @@ impl Topics {
     /// The sequence after which the last `events` events of a topic's history come, and whether
     /// some of those have left it for want of memory.
     pub fn last(&self, index: TopicIndex, events: u64, now: Stamp) -> (u64, bool) {
-        let window = &self.get(index).window;
         let events = usize::try_from(events).unwrap_or(usize::MAX);
+        if let Some(log) = &self.get(index).log {
+            return self.last_in(index, log, events, now);
+        }
+        let window = &self.get(index).window;
         let is_short = window.len() < events && self.promised_cut(index, now).is_some();
         (window.before_last(events), is_short)
     }
@@ -163,11 +169,19 @@ impl Topics {
         })
     }
 
+    /// Until when an event that was cut was promised by its age.
+    pub(super) fn promised_until(&self, index: TopicIndex, cut: Cut) -> Stamp {
+        let bounds = &self.histories.bounds[usize::from(self.get(index).rule)];
+        Stamp(cut.intake.0.saturating_add(bounds.age_ns))
+    }
+
     /// Takes the oldest event of one topic out of its history, by its bounds ([`Window::evict`]) or
     /// for want of memory ([`Window::cut`]); it stays as excess while it is needed.
     pub(super) fn evict(&mut self, index: TopicIndex, how: fn(&mut Window) -> Weight) {
         let topic = self.get_mut(index);
-        let Some(front) = topic.window.front().map(|event| event.sequence) else { return };
+        let Some(event) = topic.window.front() else { return };
+        let front = event.sequence;
+        let event = (!topic.patterns.is_empty()).then(|| event.clone());
         let weight = how(&mut topic.window);
         let next = topic.window.front().map(|event| event.sequence);
         let fronts = usize::from(topic.rule);
@@ -180,6 +194,9 @@ impl Topics {
         self.histories.weight.remove(weight);
         self.excess += 1;
         self.excess_memory += weight.memory;
+        if let Some(event) = event {
+            self.evicted_from(index, &event);
+        }
         self.trim(index);
     }
 

@@ -94,7 +94,8 @@ pub enum Head {
 pub struct Subscribe {
     /// How it wants its events.
     pub format: Format,
-    /// Distinct, at least one, in the order given: the path's first, then the query's.
+    /// Distinct, at least one, in the order given: the path's first, then the query's. Those with a
+    /// `*` are patterns ([`Pattern`](crate::topic_pattern::Pattern)).
     pub topics: Vec<Topic>,
     /// Where each of them begins.
     pub start: Start,

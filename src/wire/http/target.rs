@@ -11,6 +11,7 @@ use super::last_event_id::LastEventId;
 use super::{RefusedRequest, refuse};
 use crate::close::CloseReason;
 use crate::event::Topic;
+use crate::topic_pattern::Pattern;
 use crate::wire::start::{SINCE_MS_MAX, parse_duration_ms};
 use crate::wire::{Family, Start};
 
@@ -61,7 +62,7 @@ pub(super) struct Target<'a> {
 /// What a subscriber wants.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// Distinct, at least one.
+    /// Distinct, at least one. Those with a `*` are patterns.
     pub(super) topics: Vec<Topic>,
     /// From the query.
     pub(super) start: Start,
@@ -144,6 +145,7 @@ impl<'a> Target<'a> {
             let value = value.unwrap_or(name.slice(name.text.len(), name.text.len()));
             match decoded(name, true).as_deref() {
                 Ok("topic") => wanted.add_topic(value, true, topics_max)?,
+                Ok("match") => wanted.add_pattern(value, topics_max)?,
                 // What it holds is the client's matter, as in the header field.
                 Ok("since") => since = since.or(Some(parse_since(value)?)),
                 Ok("last") => last = last.or(Some(parse_last(value)?)),
@@ -157,7 +159,7 @@ impl<'a> Target<'a> {
         }
         if wanted.topics.is_empty() {
             let path = if self.route == Route::Subscribe(Family::EventStream) { "/sse" } else { "/ws" };
-            return Err(bad(format!("no topic: ask for {path}/{{topic}} or {path}?topic=...")));
+            return Err(bad(format!("no topic: ask for {path}/{{topic}}, {path}?topic=... or {path}?match=...")));
         }
         let others = since.map(Start::Since).or(last.map(Start::Last));
         wanted.start = after.map(Start::After).or(others).unwrap_or_default();
@@ -175,6 +177,23 @@ impl Wanted {
         let name = decoded(part, plus_is_space).map_err(|fault| fault.refusal("the topic"))?;
         let topic = Topic::new(&name)
             .map_err(|error| bad(format!("{error}; it begins at byte {} of the target", part.at)))?;
+        if name.contains('*') {
+            let at = part.at;
+            return Err(bad(format!(
+                "a '*' in the topic that begins at byte {at} of the target; for many topics use match: ?match=news/**"
+            )));
+        }
+        self.add(topic, topics_max)
+    }
+
+    fn add_pattern(&mut self, part: Part<'_>, topics_max: usize) -> Result<(), RefusedRequest> {
+        let text = decoded(part, true).map_err(|fault| fault.refusal("the pattern"))?;
+        let pattern = Pattern::new(&text)
+            .map_err(|error| bad(format!("{error}; it begins at byte {} of the target", part.at)))?;
+        self.add(pattern.into_name(), topics_max)
+    }
+
+    fn add(&mut self, topic: Topic, topics_max: usize) -> Result<(), RefusedRequest> {
         if self.topics.contains(&topic) {
             return Ok(());
         }
@@ -311,6 +330,8 @@ mod tests {
             ("/sse?%74opic=a=b", &["a=b"]),
             ("HTTP://edge.example:80/sse/a?topic=b", &["a", "b"]),
             ("https://edge.example/sse/a", &["a"]),
+            ("/sse/a?match=b/*&topic=c", &["a", "b/*", "c"]),
+            ("/ws?match=a&topic=a&match=%2A%2A", &["a", "**"]),
             ("/sse/{\"a\"|^}?topic=`{|}", &["{\"a\"|^}", "`{|}"]),
         ] {
             let names: Vec<String> =
@@ -323,8 +344,22 @@ mod tests {
     fn what_is_wrong_is_told_with_its_place() {
         let long = format!("/sse?topic={}", "x".repeat(256));
         for (target, detail) in [
-            ("/sse", "no topic: ask for /sse/{topic} or /sse?topic=..."),
-            ("/ws?", "no topic: ask for /ws/{topic} or /ws?topic=..."),
+            ("/sse", "no topic: ask for /sse/{topic}, /sse?topic=... or /sse?match=..."),
+            ("/ws?", "no topic: ask for /ws/{topic}, /ws?topic=... or /ws?match=..."),
+            (
+                "/sse/a/*",
+                "a '*' in the topic that begins at byte 5 of the target; for many topics use match: ?match=news/**",
+            ),
+            (
+                "/ws?topic=%2A",
+                "a '*' in the topic that begins at byte 10 of the target; for many topics use match: ?match=news/**",
+            ),
+            ("/sse?match=", "the pattern is empty; it begins at byte 11 of the target"),
+            (
+                "/sse/a?match=**/b",
+                "** stands before the end of the pattern; it is its last segment or none; it begins at byte 13 of the target",
+            ),
+            ("/sse?match=%+1", "the pattern has a bad percent escape at byte 11 of the target"),
             ("/sse/", "the topic is empty; it begins at byte 5 of the target"),
             ("/sse/a?topic=", "the topic is empty; it begins at byte 13 of the target"),
             ("/sse/a?topic", "the topic is empty; it begins at byte 12 of the target"),
