@@ -19,8 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::broadcast::{Demand, Memory, path};
 use crate::config::capacity::{Capacity, Sharers};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES,
-    RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, PATTERN_PLACE_BYTES,
+    PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::listener::{listen, listen_alone};
@@ -392,6 +392,7 @@ fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (2 * shards + 1)),
         ("events and their frames, in queues and windows", limits.window_bytes_total_max as u64),
         ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
+        ("patterns' logs, when they are full", sum(PATTERN_PLACES_MAX * PATTERN_PLACE_BYTES)),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings + receive)),
     ]

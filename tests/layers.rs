@@ -38,7 +38,18 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("egress", &["egress/batch", "egress/ring", "egress/uring"]),
     (
         "shard",
-        &["event", "topic_pattern", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "egress"],
+        &[
+            "event",
+            "topic_pattern",
+            "wire",
+            "clock",
+            "close",
+            "config",
+            "config/limits",
+            "metrics",
+            "broadcast",
+            "egress",
+        ],
     ),
     (
         "hub",

@@ -29,6 +29,7 @@ mod promises {
     mod ndjson;
     mod overrun;
     mod pages;
+    mod patterns;
     mod refusals;
     mod resume;
     mod rules;

@@ -561,7 +561,8 @@ fn check_gap(peer: &mut Peer, topics: &[String], log: &[usize], window_events: u
     let newest = log.len() as u64;
     for name in topics {
         let topics = covered(&[name]);
-        let since = |topic: usize| log[seen.min(newest) as usize..].iter().filter(move |other| **other == topic);
+        let since =
+            |topic: usize| log[seen.min(newest) as usize..].iter().filter(move |other| **other == topic);
         assert!(
             topics.iter().any(|topic| since(*topic).count() > window_events),
             "{name} has no gap after {seen}: its window still holds all since"

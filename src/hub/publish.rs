@@ -119,7 +119,8 @@ fn parse_id(text: &str) -> Result<CustomId, Refusal> {
 /// publisher either.
 pub fn reserved(event: &Event) -> Option<Refusal> {
     if event.topic.as_str().contains('*') {
-        let text = format!("the topic {} has a '*', which stands for many topics; publish to one", event.topic);
+        let text =
+            format!("the topic {} has a '*', which stands for many topics; publish to one", event.topic);
         return Some(Refusal::new(RefusalReason::BadTopic, text));
     }
     let name = event.name.as_ref().map(EventName::as_str);

@@ -158,7 +158,8 @@ impl Batches {
         {
             // Of many topics few have news: the events since the cursor tell which.
             let place = |topic: &TopicIndex| members.binary_search_by_key(topic, |m| m.topic).ok();
-            let places = recent.flat_map(|topic| topics.with_patterns(topic)).filter_map(|topic| place(&topic));
+            let places =
+                recent.flat_map(|topic| topics.with_patterns(topic)).filter_map(|topic| place(&topic));
             self.news.extend(places.map(|at| members[at].topic));
             self.news.sort_unstable();
             self.news.dedup();

@@ -564,7 +564,8 @@ impl Topics {
     fn end_round(&mut self, index: TopicIndex) {
         let exceeding = self.exceeding_of(index);
         let excess = exceeding.map_or(0, |index| self.get(index).window.excess());
-        let middle = exceeding.filter(|_| excess > 0).and_then(|index| self.get(index).window.get(excess / 2));
+        let middle =
+            exceeding.filter(|_| excess > 0).and_then(|index| self.get(index).window.get(excess / 2));
         let far = middle.map_or(0, |event| event.sequence);
         let topic = self.get_mut(index);
         let lap = &mut topic.lap;

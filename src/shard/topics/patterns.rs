@@ -177,7 +177,8 @@ impl Topics {
             None => topic.window.evicted(),
             // A pattern's is not in one piece.
             Some(log) => {
-                let first = log.places.first_key_value().map_or(topic.window.newest(), |(first, _)| first - 1);
+                let first =
+                    log.places.first_key_value().map_or(topic.window.newest(), |(first, _)| first - 1);
                 first.max(topic.window.gone())
             }
         }
@@ -224,7 +225,8 @@ impl Topics {
         if events >= log.history {
             return (self.before_history(index), is_short);
         }
-        let is_history = |(sequence, owner): &(&u64, &TopicIndex)| **sequence > self.get(**owner).window.evicted();
+        let is_history =
+            |(sequence, owner): &(&u64, &TopicIndex)| **sequence > self.get(**owner).window.evicted();
         let mut newest = log.places.iter().rev().filter(is_history);
         let before = newest.nth(events.min(PATTERN_LAST_MAX)).map(|(sequence, _)| *sequence);
         (before.unwrap_or_else(|| self.before_history(index)).max(self.get(index).window.gone()), is_short)

@@ -159,7 +159,9 @@ impl<'a> Target<'a> {
         }
         if wanted.topics.is_empty() {
             let path = if self.route == Route::Subscribe(Family::EventStream) { "/sse" } else { "/ws" };
-            return Err(bad(format!("no topic: ask for {path}/{{topic}}, {path}?topic=... or {path}?match=...")));
+            return Err(bad(format!(
+                "no topic: ask for {path}/{{topic}}, {path}?topic=... or {path}?match=..."
+            )));
         }
         let others = since.map(Start::Since).or(last.map(Start::Last));
         wanted.start = after.map(Start::After).or(others).unwrap_or_default();
