@@ -17,7 +17,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, Memory, path};
-use crate::config::capacity::{Capacity, Sharers};
+use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES,
     RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
@@ -60,8 +60,8 @@ pub enum ServeError {
         remedy: &'static str,
     },
     /// The descriptor limit is too low for what the operator wants.
-    #[error("{0}")]
-    Descriptors(String),
+    #[error(transparent)]
+    Descriptors(#[from] NoCapacity),
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -140,7 +140,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         let handle = spawn_shard(
             ShardStart { setup, ring, inbox },
             move |result| drop(ready.send((number, result))),
-            move |result| drop(ended.send(ShardEnd { shard: number, result: result.clone() })),
+            move |result| drop(ended.send(ShardEnd::new(number, result.clone()))),
         );
         shards.push(handle.map_err(failed)?);
     }
@@ -173,7 +173,9 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             }
             Ok(())
         }
-        Err(HubError::Shard { shard, cause }) => Err(ServeError::Shard { shard, cause }),
+        Err(HubError::Shard { shard, failure }) => {
+            Err(ServeError::Shard { shard, cause: failure.to_string() })
+        }
         Err(error) => Err(ServeError::Hub(error.to_string())),
     }
 }
@@ -205,8 +207,7 @@ fn capacity(config: &Config, direct: bool) -> Result<Capacity, ServeError> {
         listens: config.listen.len(),
         controls: config.control.len(),
     };
-    Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)
-        .map_err(ServeError::Descriptors)
+    Ok(Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)?)
 }
 
 /// Waits until every shard has said that it is ready; fails with the first that is not.

@@ -98,6 +98,35 @@ impl Default for Limits {
     }
 }
 
+/// A limit that is not possible, by the name of its flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LimitError {
+    /// The limit is larger than the server or the kernel can keep.
+    #[error("--{flag} is {value}, at most {max} is possible: {why}")]
+    TooLarge {
+        /// Name of the flag, without dashes before it.
+        flag: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// The largest that is possible.
+        max: u64,
+        /// What bounds it.
+        why: &'static str,
+    },
+    /// The limit is smaller than the server needs.
+    #[error("--{flag} is {value}, at least {min} is needed: {why}")]
+    TooSmall {
+        /// Name of the flag, without dashes before it.
+        flag: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// The smallest that is enough.
+        min: u64,
+        /// What needs it; names the other flag if there is one.
+        why: &'static str,
+    },
+}
+
 /// The most events in one broadcast. Large enough that a shard's wake-up is paid once per many
 /// events.
 pub const BATCH_EVENTS_MAX: usize = 256;
@@ -171,15 +200,15 @@ impl Limits {
 
     /// Checks the relations between limits; the error names the flag, and the other one if there is
     /// one.
-    pub fn check(&self) -> Result<(), String> {
-        for (name, value, max, why) in self.maxima() {
+    pub fn check(&self) -> Result<(), LimitError> {
+        for (flag, value, max, why) in self.maxima() {
             if value > max {
-                return Err(format!("--{name} is {value}, at most {max} is possible: {why}"));
+                return Err(LimitError::TooLarge { flag, value, max, why });
             }
         }
-        for (name, value, min, why) in self.minima() {
+        for (flag, value, min, why) in self.minima() {
             if value < min {
-                return Err(format!("--{name} is {value}, at least {min} is needed: {why}"));
+                return Err(LimitError::TooSmall { flag, value, min, why });
             }
         }
         Ok(())
@@ -490,7 +519,9 @@ mod tests {
     #[test]
     fn a_window_too_small_for_its_events_is_refused_by_name() {
         let limits = Limits { window_bytes_max: 1 << 20, ..Limits::default() };
-        assert!(limits.check().expect_err("too small").contains("--window-bytes-max"));
+        let error = limits.check().expect_err("too small");
+        assert!(matches!(error, LimitError::TooSmall { flag: "window-bytes-max", value: 1_048_576, .. }));
+        assert!(error.to_string().starts_with("--window-bytes-max is 1048576, at least 4199"), "{error}");
     }
 
     #[test]
@@ -505,7 +536,9 @@ mod tests {
             ("drain-ms-max", Limits { drain_ms_max: u64::MAX, ..Limits::default() }),
         ];
         for (name, limits) in cases {
-            assert!(most(limits).starts_with(&format!("--{name} is ")), "{name}");
+            let error = most(limits);
+            assert!(matches!(error, LimitError::TooLarge { flag, .. } if flag == name), "{error}");
+            assert!(error.to_string().starts_with(&format!("--{name} is ")), "{error}");
         }
     }
 }

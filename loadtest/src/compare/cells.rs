@@ -78,7 +78,6 @@ pub struct Column {
     pub others_share: Spread,
     /// The largest share of a CPU that it used while another was measured.
     pub idle_share_max: f64,
-    pub legs: Vec<Leg>,
 }
 
 /// A server whose subscribers connect. Dropped in this order: nobody sees its peer go.
@@ -321,7 +320,6 @@ impl Column {
             receiver_share: of(|leg| leg.receiver_share),
             others_share: of(|leg| leg.others_share),
             idle_share_max,
-            legs,
         }
     }
 }

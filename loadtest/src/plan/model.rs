@@ -20,6 +20,7 @@ use super::rows::{self, by_protocol};
 use super::work::{CPU_TERMS, Work};
 use crate::framing::Protocol;
 use crate::machine::Machine;
+use crate::report::write_json;
 
 /// The form of the file; another one is refused.
 const VERSION: u32 = 3;
@@ -176,9 +177,7 @@ impl Model {
 
     /// Saves the model.
     pub fn save(&self, file: &Path) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(self)?;
-        text.push('\n');
-        fs::write(file, text).with_context(|| format!("writing the model {}", file.display()))
+        write_json(file, self).context("the model")
     }
 
     /// Reads a saved model. What this program did not write is refused in one line.

@@ -47,8 +47,6 @@ struct Cell {
     ring_deliveries_per_second: Spread,
     /// io_uring / `send(2)` loop, CPU per delivery, over the pairs.
     ring_ratio: Spread,
-    legs: Vec<Leg>,
-    ring_legs: Vec<Leg>,
 }
 
 /// Measures and prints.
@@ -122,8 +120,6 @@ impl Cell {
             ring_us_per_delivery: us(&ring_legs),
             ring_deliveries_per_second: rate(&ring_legs),
             ring_ratio: Spread::of(pairs.map(|(one, ring)| ring.us_per_delivery / one.us_per_delivery)),
-            legs,
-            ring_legs,
         }
     }
 }

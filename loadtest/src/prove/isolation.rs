@@ -70,7 +70,8 @@ struct Leg {
     stalled: bool,
     stages: Vec<Stage>,
     memory: Memory,
-    stats: Value,
+    /// What the server said in the end of connections that do not keep up.
+    told: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -144,9 +145,9 @@ fn leg(
     for &rate in &args.rate {
         stages.push(stage(&mut healthy, &mut publisher, rate, time)?);
     }
-    let (memory, stats) = (server.memory()?, server.stats()?);
+    let (memory, told) = (server.memory()?, told(&server.stats()?));
     publisher.finish()?;
-    Ok(Leg { stalled, stages, memory, stats })
+    Ok(Leg { stalled, stages, memory, told })
 }
 
 /// Publishes at `rate` for `time`, each event at its time or as soon after as it can be, stamped
@@ -220,11 +221,7 @@ fn show(bench: &Bench, args: &IsolationArgs, comparisons: &[Comparison]) {
             with.median - without.median
         ));
         if let Some(leg) = comparison.legs(true).last() {
-            say(&format!(
-                "{}: /stats of the last leg with it: {}",
-                comparison.protocol.label(),
-                told(&leg.stats)
-            ));
+            say(&format!("{}: /stats of the last leg with it: {}", comparison.protocol.label(), leg.told));
         }
     }
     say(&format!(
