@@ -22,6 +22,8 @@ mod reap;
 mod state;
 mod subscribe;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod ticks;
 pub mod topics;
 pub mod window;
