@@ -50,8 +50,8 @@ pub enum CloseReason {
     WsTooBig,
     /// The client answered no ping.
     PingTimeout,
-    /// The cursor fell out of the window, or the subscriber is too slow for a topic without room. It
-    /// has some seconds for the send that waits, and is cut then.
+    /// The cursor fell out of the window, or the subscriber is too slow for a topic without room.
+    /// It has some seconds for the send that waits, and is cut then.
     Overrun,
     /// A send made no progress for too long, or sends of slow sockets held too many bytes.
     Stalled,

@@ -21,8 +21,8 @@ struct Start {
     /// What is missing between the event that the client named and where its topics begin.
     gap: Option<Gap>,
     /// The client named no event, or one of a process that is gone: it is given an id to come back
-    /// with, should it leave before the first event. Whoever named another one goes on naming it
-    /// until then.
+    /// with, should it leave before the first event. A client that named another one goes on naming
+    /// it until then.
     is_new: bool,
 }
 
@@ -53,7 +53,7 @@ impl State {
                 }
             }
             Phase::Open => self.handle_frames(slot, bytes),
-            // Whoever is being hung up on has said enough.
+            // A client that is being hung up on has said enough.
             _ => {}
         }
     }
