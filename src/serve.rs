@@ -220,7 +220,7 @@ fn await_ready(
         match ready.recv() {
             Ok((shard, Ok(()))) => drop(silent.remove(&shard)),
             Ok((shard, Err(cause))) => return Err(ServeError::Shard { shard, cause }),
-            // Whoever is silent has ended: it was not even made.
+            // A shard that is silent has ended: it was not even made.
             Err(_) => {
                 let cause = why_not_ready(shards.swap_remove(first));
                 return Err(ServeError::Shard { shard: first, cause });

@@ -81,7 +81,7 @@ pub struct ServeFlags {
     #[arg(long, value_name = "IP:PORT", value_delimiter = ',', default_value = "127.0.0.1:8080")]
     #[arg(value_parser = socket_address, help_heading = "Addresses")]
     listen: Vec<SocketAddr>,
-    /// Where publishers and operators connect; keep it private, whoever reaches it may publish
+    /// Where publishers and operators connect; keep it private, every client there may publish
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_delimiter = ',', default_value = "127.0.0.1:8081")]
     #[arg(help_heading = "Addresses")]
     control: Vec<ControlAddress>,

@@ -133,8 +133,8 @@ pub const BATCH_EVENTS_MAX: usize = 256;
 /// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
 /// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
 pub const TOPIC_BYTES: usize = 640;
-/// Memory holds at least this many of the largest events with their frames: a topic has a quarter of
-/// it, half of that for its history, and is pressed before its next event has no room
+/// Memory holds at least this many of the largest events with their frames: a topic has a quarter
+/// of it, half of that for its history, and is pressed before its next event has no room
 /// (`broadcast::Account`).
 pub const EVENTS_HELD_MIN: usize = 16;
 /// A window holds at least this many broadcasts, so that taking one never overruns a subscriber
@@ -298,7 +298,7 @@ impl Limits {
 /// from some tens on; few enough that the kernel's requests and the entries of the queue are still
 /// in the cache when they are used again.
 pub const SWEEP_VISITS_MAX: usize = 128;
-/// Sockets of a shard beyond its subscribers, so that whoever comes too many still gets an answer.
+/// Sockets of a shard beyond its subscribers, so that a client too many still gets an answer.
 pub const SOCKETS_SPARE: usize = 256;
 /// The kernel's own bound on a table of direct descriptors (`IORING_MAX_FIXED_FILES`).
 pub const SOCKETS_LIMIT: usize = 1 << 20;
@@ -346,10 +346,11 @@ pub const TOPICS_RESERVED_MAX: usize = 1 << 20;
 pub const MARKS_MAX: usize = 1_024;
 /// Topics with events beyond their history that a shard looks at in one tick.
 pub const EXCESS_TOPICS_PER_TICK_MAX: usize = 4_096;
-/// Events that a shard drops in one turn, some milliseconds of work; the rest waits for the next ones.
+/// Events that a shard drops in one turn, some milliseconds of work; the rest waits for the next
+/// ones.
 pub const DROPS_PER_TURN_MAX: usize = 16_384;
-/// Bytes of a send that a subscriber takes in one tick, or it is slow: 1 MiB/s. Slow ones are cut where
-/// a topic is pressed and few are far behind.
+/// Bytes of a send that a subscriber takes in one tick, or it is slow: 1 MiB/s. Slow ones are cut
+/// where a topic is pressed and few are far behind.
 pub const SLOW_BYTES_PER_TICK: usize = 256 << 10;
 /// Milliseconds that a send may wait whose subscriber was cut for being too slow.
 pub const CUT_MS_MAX: u64 = 5_000;
@@ -390,7 +391,7 @@ pub const BATCHES_CACHED: usize = 4;
 /// Batches of a shard that are kept for their buffers, so that steady traffic does not allocate.
 /// The remembered ones hold half of them.
 pub const BATCHES_POOLED: usize = 2 * BATCHES_CACHED * Format::COUNT;
-/// Clients of a shard that may wait for an event on its way; whoever comes beyond is told of a gap.
+/// Clients of a shard that may wait for an event on its way; further ones are told of a gap.
 /// Each holds its request head.
 pub const HELD_BACK_MAX: usize = 1_024;
 /// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the

@@ -5,7 +5,7 @@
 //! - A line is sent as soon as it is whole, and no line costs another one: what cannot be sent is
 //!   left out and told, as the server does with what it refuses. An input that breaks ends the body
 //!   like one that ends.
-//! - Lines bear their number in standard input, whoever refuses them.
+//! - Lines bear their number in standard input, whether client or server refuses them.
 //! - Whatever was left out or refused makes the command fail, with the counts.
 //! - The server may be silent as long as lines may come, and a bounded time after the last one.
 

@@ -505,7 +505,7 @@ fn completions_ring_the_doorbell_of_a_sleeping_shard_and_of_no_other() {
     while !rig.ring.wants_submit() && rig.ring.ring.completion().is_empty() {
         assert!(start.elapsed() < PATIENCE, "the bytes arrive");
     }
-    assert!(!rig.rung(Duration::ZERO), "whoever is awake looks by itself");
+    assert!(!rig.rung(Duration::ZERO), "a shard that is awake looks by itself");
     assert!(!rig.ring.may_sleep(), "there is something to reap");
     rig.wait("the bytes", |seen| matches!(seen, Seen::Received(..)).then_some(()));
     assert!(!rig.rung(Duration::ZERO));
