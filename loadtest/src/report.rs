@@ -19,7 +19,7 @@ use crate::audit::Findings;
 use crate::link::has_room;
 use crate::machine::Machine;
 use crate::outcome::{Cost, FloorCost, Latency, Outcome};
-use crate::unit::Unit;
+use crate::unit::{Unit, grouped};
 use crate::workload::{Behaviour, Crowd};
 
 /// Columns of a terminal that every report fits.
@@ -401,19 +401,6 @@ impl Spread {
     pub fn show(&self, decimals: usize) -> String {
         format!("{:.decimals$} ({:.decimals$} to {:.decimals$})", self.median, self.min, self.max)
     }
-}
-
-/// A number with thousands set apart.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]

@@ -20,9 +20,10 @@ use crate::outcome::{Latency, Outcome};
 use crate::page::run_page;
 use crate::process::sockets_per_process_max;
 use crate::prove::Bench;
-use crate::report::{check_place, grouped, outcome_table, progress, save, say, table};
+use crate::report::{check_place, outcome_table, progress, save, say, table};
 use crate::scenario::{self, Limits, Overrides};
 use crate::server::{self, ServerChoice};
+use crate::unit::grouped;
 use crate::workload::{Pace, Workload};
 
 /// Options of `run`.

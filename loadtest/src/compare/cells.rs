@@ -12,9 +12,10 @@ use crate::framing::Protocol;
 use crate::prove::leg::{Leg, Window, floor_leg, server_leg};
 use crate::prove::{ARRIVE_LIMIT, Bench, open_in_turns, publish_one_by_one};
 use crate::publisher::{PublishPlan, Publisher};
-use crate::report::{Spread, grouped, progress};
+use crate::report::{Spread, progress};
 use crate::server::{self, Running, ServerChoice};
 use crate::target::Target;
+use crate::unit::grouped;
 use crate::usage::{CpuMeter, CpuSample};
 
 /// Events that are published before anything is measured: they show the frame's length and touch

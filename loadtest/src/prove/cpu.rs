@@ -19,9 +19,10 @@ use super::{ARRIVE_LIMIT, Bench, ServerArgs, open_in_turns, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::floor::Floor;
 use crate::framing::Protocol;
-use crate::report::{Spread, grouped, paragraph, progress, save, say, table};
+use crate::report::{Spread, paragraph, progress, save, say, table};
 use crate::server::Server;
 use crate::target::Way;
+use crate::unit::grouped;
 use crate::usage::{CpuMeter, interrupts_are_apart};
 
 /// Events that are published before anything is measured: they show the frame's length and touch

@@ -13,7 +13,8 @@ use serde::Serialize;
 use super::Bench;
 use super::leg::{Leg, floor_leg};
 use crate::floor::{Floor, SENDS_PER_ENTER, Sends};
-use crate::report::{Spread, grouped, progress, save, say, table};
+use crate::report::{Spread, progress, save, say, table};
+use crate::unit::grouped;
 use crate::usage::{CpuMeter, interrupts_are_apart};
 
 /// Options of `floor`.

@@ -16,8 +16,9 @@ use super::{ARRIVE_LIMIT, Bench};
 use crate::fleet::FleetPlan;
 use crate::floor::{Floor, Shape};
 use crate::framing::Protocol;
-use crate::report::{Spread, grouped, progress, save, say, table};
+use crate::report::{Spread, progress, save, say, table};
 use crate::stamp::STAMP_BYTES;
+use crate::unit::grouped;
 
 /// What subscribers may cost, as a multiple of the bare loop.
 const RATIO_MAX: f64 = 1.2;

@@ -16,10 +16,11 @@ use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
 use crate::publisher::Publisher;
-use crate::report::{Spread, grouped, progress, save, say, table};
+use crate::report::{Spread, progress, save, say, table};
 use crate::server::Server;
 use crate::stamp::now_ns;
 use crate::target::Way;
+use crate::unit::grouped;
 use crate::usage::Memory;
 use crate::workload::Behaviour;
 

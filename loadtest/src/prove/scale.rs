@@ -14,9 +14,10 @@ use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
 use crate::receiver::latency_histogram;
-use crate::report::{grouped, progress, save, say};
+use crate::report::{progress, save, say};
 use crate::server::Server;
 use crate::target::Way;
+use crate::unit::grouped;
 use crate::usage::Memory;
 
 /// Options of `scale`.
