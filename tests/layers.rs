@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// A room, the bottom one first, and the rooms that it may import. A file belongs to the room with
 /// the longest name that its path starts with. Not here: `main` and `banner`, which nothing can
 /// import.
-const ROOMS: [(&str, &[&str]); 24] = [
+const ROOMS: [(&str, &[&str]); 25] = [
     ("event", &[]),
     ("clock", &[]),
     ("close", &[]),
@@ -32,6 +32,7 @@ const ROOMS: [(&str, &[&str]); 24] = [
     ("egress/ring", &["egress/batch"]),
     ("egress/listener", &["config/limits"]),
     ("egress/uring", &["config/limits", "egress/batch", "egress/ring", "egress/uring/header"]),
+    ("egress/epoll", &["config/limits", "egress/batch", "egress/ring"]),
     ("egress/sim", &["config/limits", "egress/batch", "egress/ring"]),
     // What the shard sees of it: the trait, the batches, the prefetch.
     ("egress", &["egress/batch", "egress/ring", "egress/uring"]),
@@ -43,7 +44,7 @@ const ROOMS: [(&str, &[&str]); 24] = [
         "hub",
         &["event", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "printed"],
     ),
-    ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "shard"]),
+    ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard"]),
     ("client", &["wire", "config/limits"]),
     ("command", &["config", "config/flags", "client"]),
 ];
