@@ -17,7 +17,9 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::pages::PageFlags;
 use super::units::{Count, Millis, Size};
-use super::{Config, ControlAddress, LimitError, Limits, OverrunPolicy, PageError, Sockets, tcp_address};
+use super::{
+    Config, ControlAddress, Egress, LimitError, Limits, OverrunPolicy, PageError, Sockets, tcp_address,
+};
 
 /// Limits whose smallest value is another limit's matter; their help says so in words.
 const BOUNDED_BY_OTHERS: [&str; 3] = ["window-bytes-max", "window-bytes-total-max", "hub-queue-bytes-max"];
@@ -69,6 +71,9 @@ pub enum ConfigError {
         /// Those that it may use.
         allowed: CpuList,
     },
+    /// Direct descriptors are asked for without the ring that has them.
+    #[error("--sockets direct is a matter of io_uring; leave it out with --egress epoll")]
+    DirectWithoutUring,
     /// The kernel does not say which CPUs this process may use.
     #[error("cannot read the CPUs of this process: {0}")]
     UnknownCpus(#[source] rustix::io::Errno),
@@ -97,6 +102,11 @@ pub struct ServeFlags {
 
     #[command(flatten)]
     limits: LimitFlags,
+    /// How subscribers are reached. uring: by io_uring, or no start; epoll: one system call per
+    /// send; auto: io_uring where it is allowed
+    #[arg(long, value_name = "auto|uring|epoll", value_enum, default_value = "auto")]
+    #[arg(hide_possible_values = true, help_heading = "Connections")]
+    egress: Egress,
     /// Where subscriber sockets live. direct: each shard may have `ulimit -n`; plain: all shards
     /// share it; auto: by the kernel's version
     #[arg(long, value_name = "auto|direct|plain", value_enum, default_value = "auto")]
@@ -226,6 +236,9 @@ impl ServeFlags {
         let limits = Limits::from(self.limits);
         limits.check()?;
         check_addresses(&self.listen, &self.control)?;
+        if (self.egress, self.sockets) == (Egress::Epoll, Sockets::Direct) {
+            return Err(ConfigError::DirectWithoutUring);
+        }
         let cpus = self.cpus.map_or_else(|| allowed.to_vec(), |list| list.0);
         if let Some(cpu) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
             return Err(ConfigError::Cpu { cpu: *cpu, allowed: CpuList(allowed.to_vec()) });
@@ -237,6 +250,7 @@ impl ServeFlags {
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages: self.pages.rules()?,
             overrun: self.overrun,
+            egress: self.egress,
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
             limits,
@@ -382,7 +396,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 24] = [
+        let cases: [Case<'_>; 26] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--port", "8080"], &[], &["--port", "--listen 0.0.0.0:8080"]),
             (&["--shards=1", "--host"], &[], &["--host", "--listen 0.0.0.0:8080"]),
@@ -395,6 +409,8 @@ pub(crate) mod tests {
             (&["--cpus", "0-2"], &[], &["--cpus", "CPU 2", "0-1,3"]),
             (&["--cors-origin", "a, b"], &[], &["--cors-origin", "none"]),
             (&["--overrun", "drop"], &[], &["--overrun", "skip"]),
+            (&["--egress", "select"], &[], &["--egress", "uring", "epoll"]),
+            (&["--sockets=direct"], &[("FANWAVE_EGRESS", "epoll")], &["--sockets direct", "--egress epoll"]),
             (&["--log", "fanwave=loud"], &[], &["--log"]),
             (&["--log", "loud"], &[], &["--log", "`loud` is no level", "trace, or target=level"]),
             (&["--log", "info, inof"], &[], &["--log", "`inof` is no level"]),

@@ -371,6 +371,13 @@ pub const RING_END_MS_MAX: u64 = 1_000;
 pub const RECEIVE_BUFFERS: u16 = 256;
 /// Bytes of one receive buffer: a request head or a small message in one piece.
 pub const RECEIVE_BUFFER_BYTES: usize = 2_048;
+/// Receives over epoll in one turn, one per socket: as many as a turn has buffers for over
+/// io_uring.
+pub const RECEIVES_PER_REAP_MAX: usize = RECEIVE_BUFFERS as usize;
+/// Events that one look at an epoll brings, 12 bytes each; the rest comes with the next look.
+pub const EPOLL_EVENTS_MAX: usize = 512;
+/// Segments of one sendmsg(2): 64 large frames, 1 KiB on the stack. A send of more takes several.
+pub const EPOLL_SEGMENTS_MAX: usize = 64;
 /// Connections waiting in the kernel's accept queue per listener (bounded by `net.core.somaxconn`).
 pub const LISTEN_BACKLOG: i32 = 4_096;
 /// Milliseconds that a start waits for a port that somebody else still has, and between two looks.

@@ -76,6 +76,17 @@ pub enum OverrunPolicy {
     Skip,
 }
 
+/// How the shards reach their sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Egress {
+    /// By io_uring where it works, else by epoll.
+    Auto,
+    /// By io_uring, or not at all.
+    Uring,
+    /// By epoll: one system call per send.
+    Epoll,
+}
+
 /// Where subscriber sockets live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sockets {
@@ -127,6 +138,8 @@ pub struct Config {
     pub pages: PageRules,
     /// What to do with those who cannot keep up.
     pub overrun: OverrunPolicy,
+    /// How the shards reach their sockets.
+    pub egress: Egress,
     /// Where subscriber sockets live.
     pub sockets: Sockets,
     /// WebSockets on `/echo` and `/` get back what they send.
@@ -144,6 +157,7 @@ impl Default for Config {
             shard_cpus: vec![0],
             pages: PageRules::default(),
             overrun: OverrunPolicy::Close,
+            egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
             limits: Limits::default(),

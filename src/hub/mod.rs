@@ -51,6 +51,7 @@ mod topics;
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
 pub use self::refusal::{Refusal, RefusalCounts, RefusalReason};
+pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
 
 /// What the hub needs to run. The caller has bound the listeners and started the shards.
@@ -66,6 +67,8 @@ pub struct HubSetup {
     pub demand: Arc<Demand>,
     /// What all events alive weigh.
     pub memory: Arc<Memory>,
+    /// How the shards reach their sockets.
+    pub egress: EgressReport,
     /// Where subscribers connect, as bound.
     pub listen: Vec<SocketAddr>,
     /// Where the control API listens: already bound, non-blocking.
@@ -142,6 +145,7 @@ enum Stage {
 struct Hub {
     config: Arc<Config>,
     epoch: Epoch,
+    egress: EgressReport,
     /// Where subscribers connect, as bound.
     listen: Vec<SocketAddr>,
     started: Stamp,
@@ -169,6 +173,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
         outboxes,
         demand,
         memory,
+        egress,
         listen,
         control,
         control_connections_max,
@@ -177,7 +182,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     let drain_ms_max = config.limits.drain_ms_max;
     let mut ends =
         Ends { receiver: shard_ends, running: (0..outboxes.len()).collect(), serving: true, failure: None };
-    let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, memory, listen));
+    let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, memory, egress, listen));
     let listening = listen::start(control, control_connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
@@ -285,12 +290,14 @@ impl Hub {
         outboxes: Vec<Outbox>,
         demand: Arc<Demand>,
         memory: Arc<Memory>,
+        egress: EgressReport,
         listen: Vec<SocketAddr>,
     ) -> Hub {
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
         Hub {
             config,
             epoch,
+            egress,
             listen,
             started: Stamp::now(),
             intake: Mutex::new(intake),

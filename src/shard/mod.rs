@@ -141,7 +141,7 @@ impl<R: EgressRing> Shard<R> {
         self.ring.awake();
     }
 
-    /// The ring, for a test that plays the peers.
+    /// The ring, for a driver that sleeps in it, and for a test that plays the peers.
     pub fn ring_mut(&mut self) -> &mut R {
         &mut self.ring
     }
