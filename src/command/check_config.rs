@@ -36,7 +36,7 @@ pub fn run(options: &Options) -> Result<String, String> {
     let args = ["fanwave".into(), "serve".into(), file];
     let command = sources::parse(args, |_| None).map_err(|error| error.to_string())?;
     let Command::Serve(flags) = command else { return Err("the file is not for this command".to_string()) };
-    let config = flags.config()?;
+    let config = flags.config().map_err(|error| error.to_string())?;
     Ok(match &options.topic {
         Some(topic) => told_of(topic, &config),
         None => told(&config, &options.file.display().to_string()),
@@ -60,7 +60,12 @@ fn told_of(topic: &Topic, config: &Config) -> String {
         None => ("no rule, so the flags alone".to_string(), History::of(&config.limits)),
     };
     let memory = config.limits.topic_history_memory_max();
-    format!("{topic}: {which}\nhistory: {}, and at most {} with their frames\n", history(kept), bytes(memory))
+    let publish = if config.lets_clients_publish(topic.as_str()) { "may" } else { "may not" };
+    format!(
+        "{topic}: {which}\nhistory: {}, and at most {} with their frames\nclients {publish} publish\n",
+        history(kept),
+        bytes(memory)
+    )
 }
 
 fn history(History { events, bytes: size, age_ms }: History) -> String {
@@ -89,17 +94,19 @@ mod tests {
 
     #[test]
     fn a_topic_is_told_its_rule_and_what_that_gives() {
-        let config = config("[[rule]]\nmatch = \"quotes/**\"\nhistory = { events = 10, age = \"30s\" }\n");
+        let config = config(
+            "[[rule]]\nmatch = \"quotes/**\"\nhistory = { events = 10, age = \"30s\" }\nclient_publish = true\n",
+        );
         let told = |topic: &str| told_of(&Topic::new(topic).expect("legal"), &config);
         assert_eq!(
             told("quotes/EUR"),
             "quotes/EUR: the rule in line 1, match = \"quotes/**\"\n\
-             history: 10 events, 8MiB, 30s, and at most 64MiB with their frames\n"
+             history: 10 events, 8MiB, 30s, and at most 64MiB with their frames\nclients may publish\n"
         );
         assert_eq!(
             told("news"),
             "news: no rule, so the flags alone\n\
-             history: 1,024 events, 8MiB, 5m, and at most 64MiB with their frames\n"
+             history: 1,024 events, 8MiB, 5m, and at most 64MiB with their frames\nclients may not publish\n"
         );
     }
 }

@@ -20,7 +20,8 @@ use clap::parser::ValueSource;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::{Command, CommandLine, parser};
-use crate::config::rules::{self, RuleText};
+use crate::config::LimitError;
+use crate::config::rules::{self, RuleError, RuleText};
 use crate::config::units::nearest;
 
 /// Why there is no command to run.
@@ -29,9 +30,69 @@ pub enum SourceError {
     /// The command line asks for help or the version, or is wrong; clap knows how to say so.
     #[error("{0}")]
     CommandLine(#[from] clap::Error),
-    /// The file or the environment is wrong: one line with the source.
-    #[error("{0}")]
-    Settings(String),
+    /// The file cannot be read, or is no table of settings.
+    #[error("--config {}: {error}", .path.display())]
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong.
+        error: FileError,
+    },
+    /// What the file or the environment says is wrong by itself.
+    #[error("{place}: {error}")]
+    Value {
+        /// The file's path, or `environment`.
+        place: String,
+        /// What is wrong.
+        error: ValueError,
+    },
+}
+
+/// What is wrong with a file of settings.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] std::io::Error),
+    /// It is no TOML.
+    #[error("{}", one_line(&.0.to_string()))]
+    NoToml(#[from] toml::de::Error),
+    /// A key that is none of the flags.
+    #[error("unknown key `{key}`; the nearest one is `{nearest}`")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// One that there is.
+        nearest: String,
+    },
+    /// A rule is wrong.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    /// A number that no flag takes.
+    #[error("`{0}` is too large a number")]
+    TooLarge(String),
+    /// A key in both spellings.
+    #[error("`{0}` is given twice")]
+    Twice(String),
+    /// A value of a type that no flag has.
+    #[error("`{key}` is a {kind}; write a text, a whole number, true or false")]
+    Kind {
+        /// The key.
+        key: String,
+        /// TOML's name of the type.
+        kind: &'static str,
+    },
+}
+
+/// What is wrong with a setting.
+#[derive(Debug, thiserror::Error)]
+pub enum ValueError {
+    /// The flag does not take it.
+    #[error("{}", cause(.0))]
+    Flag(clap::Error),
+    /// It is out of the limit's bounds.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
 }
 
 /// What the file or the environment says: the values of each flag, by its name in snake_case.
@@ -51,14 +112,14 @@ pub fn parse(
 
     let from_environment = environment_settings(name, flags, environment);
     let mut file = FileSettings::default();
-    let mut source = String::new();
+    let mut source = PathBuf::new();
     if let Some(path) = config_path(name, typed, &from_environment) {
-        source = path.display().to_string();
         file = std::fs::read_to_string(&path)
-            .map_err(|error| error.to_string())
+            .map_err(FileError::from)
             .and_then(|text| file_settings(flags, &text))
-            .map_err(|cause| SourceError::Settings(format!("--config {source}: {cause}")))?;
-        check_alone(&parser, &file.settings, &source)?;
+            .map_err(|error| SourceError::File { path: path.clone(), error })?;
+        check_alone(&parser, &file.settings, &path.display().to_string())?;
+        source = path;
     }
     if name == "serve" {
         check_alone(&parser, &from_environment, "environment")?;
@@ -161,8 +222,8 @@ struct FileSettings {
 
 /// The keys of a TOML file, in snake_case or kebab-case, and its rules; unknown keys are refused
 /// with the nearest one.
-fn file_settings(flags: &clap::Command, text: &str) -> Result<FileSettings, String> {
-    let table = DeTable::parse(text).map_err(|error| one_line(&error.to_string()))?;
+fn file_settings(flags: &clap::Command, text: &str) -> Result<FileSettings, FileError> {
+    let table = DeTable::parse(text)?;
     let mut settings = Settings::new();
     let mut rules = Vec::new();
     for (key, value) in table.get_ref() {
@@ -175,7 +236,7 @@ fn file_settings(flags: &clap::Command, text: &str) -> Result<FileSettings, Stri
         let known = || setting_names(flags).filter(|known| *known != "config");
         if !known().any(|known| known == name) {
             let nearest = nearest(&name, known().chain([rules::KEY]));
-            return Err(format!("unknown key `{key}`; the nearest one is `{nearest}`"));
+            return Err(FileError::UnknownKey { key: key.to_string(), nearest: nearest.to_string() });
         }
         let values = match value.get_ref() {
             DeValue::Array(values) => values.iter().map(|value| value.get_ref()).collect(),
@@ -184,15 +245,13 @@ fn file_settings(flags: &clap::Command, text: &str) -> Result<FileSettings, Stri
         let values = values.into_iter().map(|value| match value {
             DeValue::String(text) => Ok(text.as_ref().into()),
             DeValue::Integer(number) => {
-                integer(number).map(OsString::from).ok_or_else(|| format!("`{key}` is too large a number"))
+                integer(number).map(OsString::from).ok_or_else(|| FileError::TooLarge(key.to_string()))
             }
             DeValue::Boolean(yes) => Ok(yes.to_string().into()),
-            other => {
-                Err(format!("`{key}` is a {}; write a text, a whole number, true or false", other.type_str()))
-            }
+            other => Err(FileError::Kind { key: key.to_string(), kind: other.type_str() }),
         });
         if settings.insert(name, values.collect::<Result<_, _>>()?).is_some() {
-            return Err(format!("`{key}` is given twice"));
+            return Err(FileError::Twice(key.to_string()));
         }
     }
     Ok(FileSettings { settings, rules })
@@ -204,19 +263,24 @@ fn integer(number: &DeInteger<'_>) -> Option<String> {
 }
 
 /// Parses what one source says to `fanwave serve` without the others, and checks its limits.
-fn check_alone(parser: &clap::Command, settings: &Settings, source: &str) -> Result<(), SourceError> {
+fn check_alone(parser: &clap::Command, settings: &Settings, place: &str) -> Result<(), SourceError> {
     let args = ["fanwave".into(), "serve".into()].into_iter().chain(as_arguments(settings));
     let parsed = parser.clone().try_get_matches_from(args);
     let checked = match parsed.and_then(|matches| CommandLine::from_arg_matches(&matches)) {
-        Ok(CommandLine { command: Command::Serve(flags) }) => flags.check_each_limit(),
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let text = error.to_string();
-            let cause = text.split("\n\n").next().unwrap_or_default();
-            Err(one_line(cause.strip_prefix("error: ").unwrap_or(cause)))
+        Ok(CommandLine { command: Command::Serve(flags) }) => {
+            flags.check_each_limit().map_err(ValueError::from)
         }
+        Ok(_) => Ok(()),
+        Err(error) => Err(ValueError::Flag(error)),
     };
-    checked.map_err(|cause| SourceError::Settings(format!("{source}: {cause}")))
+    checked.map_err(|error| SourceError::Value { place: place.to_string(), error })
+}
+
+/// What clap says is wrong, without its advice.
+fn cause(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let cause = text.split("\n\n").next().unwrap_or_default();
+    one_line(cause.strip_prefix("error: ").unwrap_or(cause))
 }
 
 fn as_arguments(settings: &Settings) -> Vec<OsString> {

@@ -20,13 +20,18 @@ use super::units::{Age, Size, grouped, nearest};
 use crate::event::EVENT_BYTES_FIXED;
 use crate::topic_pattern::Pattern;
 
+/// Why a rule cannot do what it says: one line with its place and a remedy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct RuleError(String);
+
 /// The name of the tables in the file.
 pub const KEY: &str = "rule";
 
 /// The keys of a rule.
-const KEYS: [&str; 2] = ["match", "history"];
+const KEYS: [&str; 3] = ["match", "history", "client_publish"];
 /// Keys of rules to come.
-const NOT_YET: [&str; 6] = ["retain", "conflate", "slow", "client_publish", "public", "presence"];
+const NOT_YET: [&str; 5] = ["retain", "conflate", "slow", "public", "presence"];
 /// The keys of a history.
 const HISTORY_KEYS: [&str; 3] = ["events", "bytes", "age"];
 
@@ -61,6 +66,8 @@ pub struct Rule {
     pub line: usize,
     /// What returning subscribers get.
     pub history: History,
+    /// Whether clients of the data plane may publish there; `None` leaves it to the flag.
+    pub client_publish: Option<bool>,
 }
 
 /// All rules in the order of the file, at most `RULES_MAX`.
@@ -75,12 +82,16 @@ pub struct RuleText {
     events: Option<(usize, usize)>,
     bytes: Option<(usize, usize)>,
     age_ms: Option<u64>,
+    client_publish: Option<bool>,
 }
 
 impl Rules {
-    /// Fills in what the rules leave open, and checks what they say together. The error is one line
-    /// that begins with the place.
-    pub fn new(texts: &[RuleText], limits: &Limits) -> Result<Rules, String> {
+    /// Fills in what the rules leave open, and checks what they say together.
+    pub fn new(texts: &[RuleText], limits: &Limits) -> Result<Rules, RuleError> {
+        Rules::checked(texts, limits).map_err(RuleError)
+    }
+
+    fn checked(texts: &[RuleText], limits: &Limits) -> Result<Rules, String> {
         let mut rules: Vec<Rule> = Vec::new();
         let mut bytes = 0;
         for text in texts {
@@ -125,9 +136,12 @@ impl Rules {
 }
 
 impl RuleText {
-    /// Reads the rules of a file: the value of its key `rule`. The error is one line that begins
-    /// with the place.
-    pub fn read(value: &Spanned<DeValue<'_>>, text: &str) -> Result<Vec<RuleText>, String> {
+    /// Reads the rules of a file: the value of its key `rule`.
+    pub fn read(value: &Spanned<DeValue<'_>>, text: &str) -> Result<Vec<RuleText>, RuleError> {
+        RuleText::read_all(value, text).map_err(RuleError)
+    }
+
+    fn read_all(value: &Spanned<DeValue<'_>>, text: &str) -> Result<Vec<RuleText>, String> {
         let place = |span: Range<usize>| 1 + text[..span.start].matches('\n').count();
         let tables =
             value.get_ref().as_array().filter(|array| array.iter().all(|one| one.get_ref().is_table()));
@@ -177,7 +191,8 @@ impl RuleText {
                 Size((events * (EVENT_BYTES_FIXED + 1)).next_multiple_of(1 << 10))
             ));
         }
-        Ok(Rule { pattern: self.pattern.clone(), line: self.line, history })
+        let RuleText { line, client_publish, .. } = *self;
+        Ok(Rule { pattern: self.pattern.clone(), line, history, client_publish })
     }
 }
 
@@ -191,8 +206,14 @@ struct Keys<'a, P> {
 
 impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
     fn rule(&self) -> Result<RuleText, String> {
-        let mut rule =
-            RuleText { pattern: self.pattern()?, line: self.line, events: None, bytes: None, age_ms: None };
+        let mut rule = RuleText {
+            pattern: self.pattern()?,
+            line: self.line,
+            events: None,
+            bytes: None,
+            age_ms: None,
+            client_publish: None,
+        };
         for (key, value) in self.keys {
             let line = (self.place)(key.span());
             match key.get_ref().as_ref() {
@@ -204,6 +225,12 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
                         )
                     })?;
                     Keys { line, keys, place: self.place }.history(&mut rule)?;
+                }
+                "client_publish" => {
+                    let yes = value.get_ref().as_bool();
+                    let yes =
+                        yes.ok_or_else(|| format!("line {line}: write client_publish = true or false"))?;
+                    rule.client_publish = Some(yes);
                 }
                 name if NOT_YET.contains(&name) => {
                     return Err(format!(
@@ -279,7 +306,7 @@ fn number(value: &DeValue<'_>) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn rules(text: &str) -> Result<Rules, String> {
+    fn rules(text: &str) -> Result<Rules, RuleError> {
         let file = DeTable::parse(text).unwrap_or_else(|error| panic!("{error}"));
         let (_, value) = file.get_ref().iter().find(|(key, _)| key.get_ref() == KEY).expect("rules");
         Rules::new(&RuleText::read(value, text)?, &Limits::default())
@@ -350,7 +377,7 @@ mod tests {
                 "line 13: the histories of one topic of each rule up to here take 314572800 bytes",
             ),
         ] {
-            let error = rules(&text).expect_err(&text);
+            let error = rules(&text).expect_err(&text).to_string();
             assert!(error.starts_with(told), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }

@@ -10,6 +10,7 @@ use crate::config::SseRefusals;
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, RETURN_MS_MIN, RETURN_MS_SPREAD};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
+use crate::refusal::RefusalReason;
 use crate::wire::gap::Gap;
 use crate::wire::http::{Answer, Head, HeadRules, Manner, RefusedRequest, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
@@ -18,6 +19,9 @@ use crate::wire::{Family, Format, http, websocket};
 impl State {
     /// Bytes from the client of `slot`.
     pub(super) fn handle_received(&mut self, slot: Slot, bytes: &mut [u8]) {
+        if self.keep_unread(slot, bytes) {
+            return;
+        }
         let connection = self.connections.get_mut(slot);
         connection.pinged = false;
         match connection.phase {
@@ -42,7 +46,7 @@ impl State {
                 }
             }
             Phase::Open => self.handle_frames(slot, bytes),
-            // Whoever is being hung up on has said enough.
+            // A client that is being hung up on has said enough.
             _ => {}
         }
     }
@@ -295,6 +299,9 @@ impl State {
 
     /// WebSocket frames from the client of `slot`, perhaps in part.
     fn handle_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
+        if let Some(topic) = self.publishes_to(slot).cloned() {
+            return self.handle_raw(slot, bytes, &topic);
+        }
         let connection = self.connections.get_mut(slot);
         let decoder = match &mut connection.session {
             Session::WebSocket(decoder) => decoder,
@@ -319,6 +326,9 @@ impl State {
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
         self.metrics.families[Family::WebSocket.index()].messages_in += messages;
+        if self.setup.config.has_client_publishers() {
+            self.metrics.refused.add_some(RefusalReason::NotAllowed, messages);
+        }
         if !pongs.is_empty() {
             self.answer(slot, pongs);
         }
@@ -333,9 +343,11 @@ impl State {
         fed: Result<(), Violation>,
     ) {
         if let Some(reply) = closed {
-            let frame = websocket::close_frame(reply.unwrap_or(1000), "");
-            self.answer(slot, frame);
-            self.finish(slot, CloseReason::ClientGone);
+            let reason = CloseReason::ClientGone;
+            if let Some(code) = reply.or(reason.row().websocket_code.unasked()) {
+                self.answer(slot, websocket::close_frame(code, ""));
+            }
+            self.finish(slot, reason);
         } else if let Err(Violation { reason, detail }) = fed {
             self.hang_up(slot, reason, detail);
         }
@@ -345,7 +357,7 @@ impl State {
     /// end of the stream.
     pub(super) fn hang_up(&mut self, slot: Slot, reason: CloseReason, detail: &str) {
         let format = self.connections.get(slot).format;
-        let last_words = (format.spec().close)(reason.row().websocket_code, detail);
+        let last_words = (format.spec().close)(reason.row().websocket_code.unasked(), detail);
         if !last_words.is_empty() {
             self.answer(slot, last_words);
         }

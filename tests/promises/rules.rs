@@ -9,7 +9,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use crate::support::peer::request;
+use crate::support::peer::{masked, request};
 use crate::support::{Protocol, Server, Subscriber};
 
 /// A file that is gone when the test is over.
@@ -78,6 +78,24 @@ async fn a_history_holds_what_the_first_rule_that_matches_says() {
     }
 }
 
+#[tokio::test]
+async fn a_rule_says_where_clients_may_publish() {
+    let text = "[[rule]]\nmatch = \"chat/closed\"\nclient_publish = false\n\
+                [[rule]]\nmatch = \"chat/*\"\nclient_publish = true\n";
+    let file = File::new("publish", text);
+    let flags = ["--shards", "1", "--config", file.path(), "--client-publish", "chat/closed"];
+    let server = Server::start(&flags);
+    let mut all = Subscriber::connect(server.data, Protocol::Sse, &["chat/**"]).await;
+    for topic in ["chat/closed", "chat/open"] {
+        let mut client = Subscriber::connect(server.data, Protocol::WebSocket, &[topic]).await;
+        client.send(&masked(1, topic.as_bytes())).await;
+        if topic == "chat/open" {
+            assert_eq!(client.text().await, topic);
+        }
+    }
+    assert_eq!(all.text().await, "chat/open", "and nothing before");
+}
+
 #[test]
 fn check_config_tells_what_a_topic_gets() {
     let file = File::new("told", RULES);
@@ -89,7 +107,7 @@ fn check_config_tells_what_a_topic_gets() {
     assert_eq!(
         told(&["--topic", "quotes/USD"]),
         "quotes/USD: the rule in line 5, match = \"quotes/**\"\n\
-         history: 3 events, 8MiB, 1h, and at most 64MiB with their frames\n"
+         history: 3 events, 8MiB, 1h, and at most 64MiB with their frames\nclients may not publish\n"
     );
     assert_eq!(
         told(&[]),
