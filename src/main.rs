@@ -54,10 +54,10 @@ fn run_server(flags: ServeFlags) -> Outcome {
         tracing::warn!("{line}");
     }
     let config = flags.config().map_err(|error| (USAGE, error.to_string()))?;
-    let (limits, overrun) = (config.limits.clone(), config.overrun);
+    let (limits, slow) = (config.limits.clone(), config.slow);
     let program = std::env::args().next().unwrap_or_else(|| "fanwave".to_string());
     let started = |started: &serve::Started| {
-        let text = banner::text(started, &limits, overrun, &program);
+        let text = banner::text(started, &limits, slow, &program);
         let mut out = io::stdout().lock();
         // A server whose standard output is closed still serves.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -82,6 +82,20 @@ impl Pattern {
         others.next().is_none()
     }
 
+    /// True if some topic is one of both.
+    pub fn overlaps(&self, other: &Pattern) -> bool {
+        let (mut ours, mut others) = (self.as_str().split('/'), other.as_str().split('/'));
+        loop {
+            match (ours.next(), others.next()) {
+                (None, None) => return true,
+                (None, _) | (_, None) => return false,
+                (Some(REST), _) | (_, Some(REST)) => return true,
+                (Some(ours), Some(others)) if ours == ONE || others == ONE || ours == others => {}
+                _ => return false,
+            }
+        }
+    }
+
     /// True if it stands for `topic`, among others perhaps.
     pub fn matches(&self, topic: &str) -> bool {
         let mut names = topic.split('/');
@@ -219,6 +233,8 @@ mod tests {
             }
             let holds = all.iter().filter(|topic| inner.matches(topic)).all(|topic| outer.matches(topic));
             prop_assert_eq!(outer.contains(&inner), holds, "{} {}", outer, inner);
+            let meet = all.iter().any(|topic| inner.matches(topic) && outer.matches(topic));
+            prop_assert_eq!(outer.overlaps(&inner), meet, "{} {}", outer, inner);
         }
     }
 }

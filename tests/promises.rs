@@ -26,6 +26,7 @@ mod promises {
     mod half_closed;
     mod heartbeat;
     mod interop;
+    mod latest;
     mod memory;
     mod ndjson;
     mod overrun;

@@ -174,11 +174,17 @@ fn environment_settings(
     setting_names(flags)
         .filter(|name| command == "serve" || *name == "server")
         .filter_map(|name| {
-            let value = environment(&format!("FANWAVE_{}", name.to_ascii_uppercase()))?;
-            (!value.is_empty()).then(|| (name.to_string(), vec![value]))
+            let former = FORMER_NAMES.iter().find(|(_, now)| *now == name).map(|(before, _)| *before);
+            let value_of = |name: &str| environment(&format!("FANWAVE_{}", name.to_ascii_uppercase()));
+            let is_set = |value: &OsString| !value.is_empty();
+            let value = value_of(name).filter(is_set).or_else(|| value_of(former?).filter(is_set))?;
+            Some((name.to_string(), vec![value]))
         })
         .collect()
 }
+
+/// Settings that had another name, and the one that they have now.
+const FORMER_NAMES: [(&str, &str); 1] = [("overrun", "slow")];
 
 /// What the environment and the file may set, in snake_case.
 fn setting_names(flags: &clap::Command) -> impl Iterator<Item = &str> {
@@ -190,8 +196,9 @@ fn setting_names(flags: &clap::Command) -> impl Iterator<Item = &str> {
 pub fn unknown_variables(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<String> {
     let parser = parser();
     let flags = parser.find_subcommand("serve").expect("a command of ours");
-    let known: Vec<String> =
-        setting_names(flags).map(|name| format!("FANWAVE_{}", name.to_ascii_uppercase())).collect();
+    let former = FORMER_NAMES.iter().map(|(before, _)| *before);
+    let names = setting_names(flags).chain(former);
+    let known: Vec<String> = names.map(|name| format!("FANWAVE_{}", name.to_ascii_uppercase())).collect();
     let unknown = environment.into_iter().filter_map(|(name, value)| {
         let name = name.into_string().ok().filter(|name| name.starts_with("FANWAVE_"))?;
         // The address of the clients; and what Kubernetes tells of a service that is called
@@ -233,6 +240,8 @@ fn file_settings(flags: &clap::Command, text: &str) -> Result<FileSettings, File
             continue;
         }
         let name = key.replace('-', "_");
+        let now = FORMER_NAMES.iter().find(|(before, _)| *before == name).map(|(_, now)| now.to_string());
+        let name = now.unwrap_or(name);
         let known = || setting_names(flags).filter(|known| *known != "config");
         if !known().any(|known| known == name) {
             let nearest = nearest(&name, known().chain([rules::KEY]));
@@ -369,6 +378,20 @@ mod tests {
         }
         let error = config(&[], &[("FANWAVE_DIAGNOSTIC_ECHO", "yes")]).expect_err("no switch");
         assert!(error.contains("environment") && error.contains("diagnostic-echo"), "{error}");
+    }
+
+    #[test]
+    fn a_former_name_still_sets_what_it_was_the_name_of() {
+        use crate::config::SlowPolicy;
+        let file = File::new("former", "overrun = \"skip\"\n");
+        let slow =
+            |args: &[&str], environment: &[(&str, &str)]| config(args, environment).map(|config| config.slow);
+        assert_eq!(slow(&["--overrun", "skip"], &[]), Ok(SlowPolicy::Skip));
+        assert_eq!(slow(&["--config", file.path()], &[]), Ok(SlowPolicy::Skip));
+        let variables = [("FANWAVE_OVERRUN", "skip"), ("FANWAVE_SLOW", "latest")];
+        assert_eq!(slow(&["--config", file.path()], &variables), Ok(SlowPolicy::Latest));
+        assert_eq!(slow(&[], &variables[..1]), Ok(SlowPolicy::Skip));
+        assert_eq!(unknown_variables([("FANWAVE_OVERRUN".into(), "skip".into())]), Vec::<String>::new());
     }
 
     #[test]

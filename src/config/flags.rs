@@ -19,7 +19,7 @@ use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
 use super::units::{Count, Millis, Size};
 use super::{
-    Config, ControlAddress, Egress, LimitError, Limits, OverrunPolicy, PageError, Sockets, tcp_address,
+    Config, ControlAddress, Egress, LimitError, Limits, PageError, SlowPolicy, Sockets, tcp_address,
 };
 use crate::topic_pattern::{Pattern, PatternError};
 
@@ -127,11 +127,11 @@ pub struct ServeFlags {
     #[arg(long, value_name = "auto|direct|plain", value_enum, default_value = "auto")]
     #[arg(hide_possible_values = true, help_heading = "Connections")]
     sockets: Sockets,
-    /// Subscribers that are too slow: close them, to come back and resume, or skip to the next
-    /// event
-    #[arg(long, value_name = "close|skip", value_enum, default_value = "close")]
-    #[arg(hide_possible_values = true, help_heading = "Windows")]
-    overrun: OverrunPolicy,
+    /// Subscribers that are too slow: close them, to come back and resume; skip to the next event; or
+    /// always send the latest event of each topic alone
+    #[arg(long, alias = "overrun", value_name = "close|skip|latest", default_value = "close")]
+    #[arg(help_heading = "Windows")]
+    slow: SlowPolicy,
 
     /// A WebSocket on /echo and on / gets back what it sends, for test suites; not for production
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true)]
@@ -280,7 +280,7 @@ impl ServeFlags {
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages: self.pages.rules()?,
             client_publish: self.client_publish,
-            overrun: self.overrun,
+            slow: self.slow,
             egress: self.egress,
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
@@ -424,7 +424,7 @@ pub(crate) mod tests {
             assert_eq!(config.control, ["127.0.0.1:8081".parse().expect("an address")]);
             assert_eq!(config.shard_cpus, [0, 1, 3]);
             assert_eq!(config.pages, PageRules::default());
-            assert_eq!(config.overrun, OverrunPolicy::Close);
+            assert_eq!(config.slow, SlowPolicy::Close);
             assert_eq!(config, Config { shard_cpus: vec![0, 1, 3], ..Config::default() });
         }
     }
@@ -444,7 +444,7 @@ pub(crate) mod tests {
             (&["--cpus", "0,0"], &[], &["--cpus", "twice"]),
             (&["--cpus", "0-2"], &[], &["--cpus", "CPU 2", "0-1,3"]),
             (&["--cors-origin", "a, b"], &[], &["--cors-origin", "none"]),
-            (&["--overrun", "drop"], &[], &["--overrun", "skip"]),
+            (&["--overrun", "drop"], &[], &["--slow", "skip"]),
             (&["--egress", "select"], &[], &["--egress", "uring", "epoll"]),
             (&["--sockets=direct"], &[("FANWAVE_EGRESS", "epoll")], &["--sockets direct", "--egress epoll"]),
             (&["--log", "fanwave=loud"], &[], &["--log"]),

@@ -16,6 +16,8 @@ pub use limits::{LimitError, Limits};
 pub use pages::PageError;
 pub use rules::Rules;
 
+pub use crate::wire::SlowPolicy;
+
 use crate::topic_pattern::Pattern;
 use crate::wire::http::{Origin, Origins, Subprotocols};
 
@@ -68,15 +70,6 @@ fn tcp_address(text: &str) -> Option<SocketAddr> {
         let (_, port) = text.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("localhost"))?;
         format!("127.0.0.1:{port}").parse().ok()
     })
-}
-
-/// What to do with a subscriber whose cursor fell out of the window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum OverrunPolicy {
-    /// Close it: WebSocket 1013, SSE end of stream. The client reconnects and resumes.
-    Close,
-    /// Go on with the next event of each topic that lost some, and tell it of the gap.
-    Skip,
 }
 
 /// How the shards reach their sockets.
@@ -142,7 +135,7 @@ pub struct Config {
     /// Topics to which clients of the data plane may publish.
     pub client_publish: Vec<Pattern>,
     /// What to do with those who cannot keep up.
-    pub overrun: OverrunPolicy,
+    pub slow: SlowPolicy,
     /// How the shards reach their sockets.
     pub egress: Egress,
     /// Where subscriber sockets live.
@@ -162,6 +155,22 @@ impl Config {
         by_rule.unwrap_or_else(|| self.client_publish.iter().any(|pattern| pattern.matches(topic)))
     }
 
+    /// What happens to subscribers of a topic or pattern that say nothing of it: what its rule says,
+    /// else the flag. Of a pattern's rules the strictest counts.
+    pub fn slow_of(&self, name: &str) -> SlowPolicy {
+        let by_rule = |rule: Option<&rules::Rule>| rule.and_then(|rule| rule.slow).unwrap_or(self.slow);
+        match Pattern::new(name) {
+            Ok(pattern) if pattern.topic().is_none() => {
+                let rules = self.rules.iter().filter(|rule| rule.pattern.overlaps(&pattern));
+                let strictest = rules.map(|rule| by_rule(Some(rule))).min();
+                let is_covered = self.rules.iter().any(|rule| rule.pattern.contains(&pattern));
+                let other = if is_covered { SlowPolicy::Latest } else { self.slow };
+                strictest.map_or(other, |strictest| strictest.min(other))
+            }
+            _ => by_rule(self.rules.of(name)),
+        }
+    }
+
     /// True if there may be topics to which clients may publish.
     pub fn has_client_publishers(&self) -> bool {
         !self.client_publish.is_empty() || self.rules.iter().any(|rule| rule.client_publish == Some(true))
@@ -177,7 +186,7 @@ impl Default for Config {
             shard_cpus: vec![0],
             pages: PageRules::default(),
             client_publish: Vec::new(),
-            overrun: OverrunPolicy::Close,
+            slow: SlowPolicy::Close,
             egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,

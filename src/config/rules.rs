@@ -19,6 +19,7 @@ use super::limits::{HISTORY_MS_MIN, RULES_MAX};
 use super::units::{Age, Size, grouped, nearest};
 use crate::event::EVENT_BYTES_FIXED;
 use crate::topic_pattern::Pattern;
+use crate::wire::SlowPolicy;
 
 /// Why a rule cannot do what it says: one line with its place and a remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,9 +30,9 @@ pub struct RuleError(String);
 pub const KEY: &str = "rule";
 
 /// The keys of a rule.
-const KEYS: [&str; 3] = ["match", "history", "client_publish"];
+const KEYS: [&str; 4] = ["match", "history", "slow", "client_publish"];
 /// Keys of rules to come.
-const NOT_YET: [&str; 5] = ["retain", "conflate", "slow", "public", "presence"];
+const NOT_YET: [&str; 4] = ["retain", "conflate", "public", "presence"];
 /// The keys of a history.
 const HISTORY_KEYS: [&str; 3] = ["events", "bytes", "age"];
 
@@ -66,6 +67,9 @@ pub struct Rule {
     pub line: usize,
     /// What returning subscribers get.
     pub history: History,
+    /// What happens to subscribers that fall behind and say nothing of it; `None` leaves it to the
+    /// flag.
+    pub slow: Option<SlowPolicy>,
     /// Whether clients of the data plane may publish there; `None` leaves it to the flag.
     pub client_publish: Option<bool>,
 }
@@ -82,6 +86,7 @@ pub struct RuleText {
     events: Option<(usize, usize)>,
     bytes: Option<(usize, usize)>,
     age_ms: Option<u64>,
+    slow: Option<SlowPolicy>,
     client_publish: Option<bool>,
 }
 
@@ -191,8 +196,8 @@ impl RuleText {
                 Size((events * (EVENT_BYTES_FIXED + 1)).next_multiple_of(1 << 10))
             ));
         }
-        let RuleText { line, client_publish, .. } = *self;
-        Ok(Rule { pattern: self.pattern.clone(), line, history, client_publish })
+        let RuleText { line, slow, client_publish, .. } = *self;
+        Ok(Rule { pattern: self.pattern.clone(), line, history, slow, client_publish })
     }
 }
 
@@ -212,6 +217,7 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
             events: None,
             bytes: None,
             age_ms: None,
+            slow: None,
             client_publish: None,
         };
         for (key, value) in self.keys {
@@ -225,6 +231,13 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
                         )
                     })?;
                     Keys { line, keys, place: self.place }.history(&mut rule)?;
+                }
+                "slow" => {
+                    let slow = value.get_ref().as_str().and_then(|text| text.parse().ok());
+                    let slow = slow.ok_or_else(|| {
+                        format!("line {line}: write slow = \"close\", \"skip\" or \"latest\"")
+                    })?;
+                    rule.slow = Some(slow);
                 }
                 "client_publish" => {
                     let yes = value.get_ref().as_bool();
@@ -357,6 +370,7 @@ mod tests {
             (format!("{rule}history.bytes = \"8MB\""), "line 3: write bytes = \"8MiB\""),
             (format!("{rule}history.age = 30"), "line 3: write age = \"30s\""),
             (format!("{rule}history.age = \"999ms\""), "line 3: age is 999 ms, at least 1000 are needed"),
+            (format!("{rule}slow = \"drop\""), "line 3: write slow = \"close\", \"skip\" or \"latest\""),
             (format!("{rule}public = true"), "line 3: `public` of a rule is not built yet; take the key out"),
             (
                 format!("{rule}history.events = 20000"),

@@ -37,6 +37,8 @@ pub struct Run {
     /// Events of these topics remain beyond what one send carries.
     pub more: bool,
     format: Format,
+    /// It has the newest event of each topic alone.
+    latest: bool,
     /// The topic of all its events, if they are of one and it has all of that topic's.
     topic: Option<TopicIndex>,
     /// The cursors that it serves.
@@ -123,19 +125,24 @@ impl Batches {
         &mut self,
         topics: &Topics,
         memberships: &Memberships,
-        format: Format,
+        (format, latest): (Format, bool),
         cursor: u64,
     ) -> News {
         self.news.clear();
         self.starts.clear();
-        let Some(head) = self.find_news(topics, memberships, cursor) else { return News::Lost };
+        let head = match latest {
+            true => self.find_values(topics, memberships, cursor),
+            false => self.find_news(topics, memberships, cursor),
+        };
+        let Some(head) = head else { return News::Lost };
         let Some(&first) = self.news.first() else { return News::None };
         let hit = self.cached.iter().find(|cached| {
             // A run that is bounded by what one send carries does not change with what comes behind
             // it.
             // But its topics' indexes may be of others since; those have another head.
-            (cached.head == head || cached.run.more && cached.gone == topics.gone())
+            (cached.head == head || cached.run.more && cached.gone == topics.gone() && !latest)
                 && cached.run.format == format
+                && cached.run.latest == latest
                 && cached.run.cursors.contains(&cursor)
                 && cached.topics[0] == first
                 && cached.topics[1..] == self.news[1..]
@@ -144,7 +151,7 @@ impl Batches {
         if let Some(cached) = hit {
             return News::Run(cached.run.clone());
         }
-        News::Run(self.build(topics, format, cursor, head))
+        News::Run(self.build(topics, (format, latest), cursor, head))
     }
 
     /// Fills `news` and `starts`, and returns the newest sequence of the topics with news, 0 if
@@ -192,6 +199,26 @@ impl Batches {
         Some(head)
     }
 
+    /// Does the same for a subscriber of the newest events alone.
+    fn find_values(&mut self, topics: &Topics, memberships: &Memberships, cursor: u64) -> Option<u64> {
+        let mut head = 0;
+        for (topic, from) in memberships.iter_from(cursor) {
+            let values = topics.values(topic);
+            if values.since() > from {
+                return None;
+            }
+            if values.newest() > from {
+                if from > cursor {
+                    self.starts.resize(self.news.len(), 0);
+                    self.starts.push(from);
+                }
+                self.news.push(topic);
+                head = head.max(values.newest());
+            }
+        }
+        Some(head)
+    }
+
     /// Forgets all remembered batches, so that their memory is free when the last send of each is
     /// done.
     pub fn forget(&mut self) {
@@ -201,8 +228,11 @@ impl Batches {
         self.spare_segments.clear();
     }
 
-    fn build(&mut self, topics: &Topics, format: Format, cursor: u64, head: u64) -> Run {
-        let low = self.collect(topics, format, cursor);
+    fn build(&mut self, topics: &Topics, (format, latest): (Format, bool), cursor: u64, head: u64) -> Run {
+        let low = match latest {
+            true => self.collect_values(topics, format, cursor),
+            false => self.collect(topics, format, cursor),
+        };
         let first = self.run.first().expect("there is news").sequence;
         let mut shared = self.take_from_pool();
         let batch = Rc::get_mut(&mut shared).expect("the pool gives batches that nobody else holds");
@@ -239,7 +269,7 @@ impl Batches {
             ([only], []) => Some(*only),
             _ => None,
         };
-        let run = Run { batch: shared, more: to < head, format, topic, cursors: low..first };
+        let run = Run { batch: shared, more: to < head, format, latest, topic, cursors: low..first };
         self.remember(&run, head, topics.gone());
         run
     }
@@ -276,6 +306,32 @@ impl Batches {
                 }
             }
         }
+        low
+    }
+
+    /// Fills `run` with the newest events after `cursor` and `starts` in sequence order, as many as
+    /// one send carries, and returns the least cursor that lacks the same.
+    fn collect_values(&mut self, topics: &Topics, format: Format, cursor: u64) -> u64 {
+        let mut low = 0;
+        for (at, topic) in self.news.iter().enumerate() {
+            let values = topics.values(*topic);
+            let start = self.starts.get(at).copied().unwrap_or(0);
+            if start == 0 {
+                low = low.max(values.sequence_before(cursor));
+            }
+            self.run.extend(values.from(cursor.max(start)).take(SEGMENTS_MAX).cloned());
+        }
+        // A topic and its patterns have the same event, which goes out once.
+        self.run.sort_unstable_by_key(|event| event.sequence);
+        self.run.dedup_by_key(|event| event.sequence);
+        let mut bytes = 0;
+        let send_bytes_max = self.send_bytes_max;
+        let mut fits = |event: &Arc<Encoded>| {
+            bytes += event.frame(format).len();
+            bytes <= send_bytes_max
+        };
+        let fitting = self.run.iter().take(SEGMENTS_MAX).take_while(|event| fits(event)).count();
+        self.run.truncate(fitting.max(1));
         low
     }
 
@@ -344,7 +400,7 @@ mod tests {
         format: Format,
         cursor: u64,
     ) -> Option<Run> {
-        match batches.news_after(topics, members, format, cursor) {
+        match batches.news_after(topics, members, (format, false), cursor) {
             News::Run(run) => Some(run),
             News::None => None,
             News::Lost => panic!("nothing is gone"),

@@ -10,8 +10,8 @@ use std::rc::Rc;
 use super::echo::Echo;
 use crate::close::CloseReason;
 use crate::egress::{Batch, Slot, prefetch};
-use crate::wire::Format;
 use crate::wire::websocket::Decoder;
+use crate::wire::{Format, SlowPolicy};
 
 /// Index of a topic in the shard's table.
 pub type TopicIndex = u32;
@@ -201,6 +201,15 @@ impl From<Peer> for SocketAddr {
     }
 }
 
+/// How many lanes there are.
+pub const LANES: usize = 2 * Format::COUNT;
+
+/// The lane of a format, for subscribers of the newest events alone or for all others.
+#[inline]
+pub fn lane(format: Format, latest: bool) -> usize {
+    format.index() + if latest { Format::COUNT } else { 0 }
+}
+
 /// One connection. What a visit of the sweep touches comes first and fills one cache line.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -235,10 +244,12 @@ pub struct Connection {
     pub queued: bool,
     /// The kernel copies its zero-copy sends: use plain ones.
     pub copies: bool,
-    /// It is or was a subscriber.
-    pub subscribed: bool,
+    /// What happens when it falls behind; meaningful from `Open` on.
+    pub slow: SlowPolicy,
     /// Protocol state.
     pub session: Session,
+    /// It is or was a subscriber.
+    pub subscribed: bool,
     /// Why it ends; meaningful from `Finishing` on.
     pub reason: CloseReason,
     /// The peer has ended its stream, or the socket failed: nothing more will be received.
@@ -279,6 +290,7 @@ impl Connection {
             pinged: false,
             ending: false,
             cancelled: false,
+            slow: SlowPolicy::Close,
             subscribed: false,
             peer: peer.into(),
         }
@@ -287,6 +299,18 @@ impl Connection {
     fn vacant() -> Connection {
         let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
         Connection { phase: Phase::Vacant, ..Connection::new(nobody, 0) }
+    }
+
+    /// What its batches depend on besides its topics: format and policy. Below [`LANES`].
+    #[inline]
+    pub fn lane(&self) -> usize {
+        lane(self.format, self.wants_latest())
+    }
+
+    /// True if it gets the newest events alone.
+    #[inline]
+    pub fn wants_latest(&self) -> bool {
+        self.slow == SlowPolicy::Latest
     }
 
     /// True if a send waits or something is to go out before any news.

@@ -271,8 +271,11 @@ impl State {
         if !subscriber {
             return;
         }
-        let format = connection.format;
+        let (format, latest) = (connection.format, connection.wants_latest());
         while let Some(member) = self.connections.get_mut(slot).memberships.pop() {
+            if latest {
+                self.topics.end_latest(member.topic);
+            }
             let Some((moved, under_way)) = self.topics.leave(member.topic, member.position, format.family())
             else {
                 continue;
@@ -284,7 +287,10 @@ impl State {
             if under_way {
                 // The elevator may miss it.
                 let from = connection.memberships.begins_after(member.topic, connection.cursor);
-                self.topics.meet(member.topic, from, from, false);
+                match connection.wants_latest() {
+                    true => self.topics.meet_latest(member.topic, from),
+                    false => drop(self.topics.meet(member.topic, from, from, false)),
+                }
                 self.mark_ready(moved);
             }
         }

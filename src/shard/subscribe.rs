@@ -14,7 +14,7 @@ use crate::refusal::RefusalReason;
 use crate::wire::gap::Gap;
 use crate::wire::http::{Answer, Head, HeadRules, Manner, RefusedRequest, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
-use crate::wire::{Family, Format, http, websocket};
+use crate::wire::{Family, Format, SlowPolicy, http, websocket};
 
 impl State {
     /// Bytes from the client of `slot`.
@@ -240,16 +240,25 @@ impl State {
         let members = indexes.into_iter().map(|topic| Membership { topic, position: 0 });
         let mut memberships = Memberships::from(members.collect::<Vec<_>>());
         let start = self.start(&mut memberships, &request.start);
+        // Of several defaults the strictest counts.
+        let usual = || request.topics.iter().map(|topic| self.setup.config.slow_of(topic.as_str())).min();
+        let slow = request.slow.or_else(usual).unwrap_or_default();
         for at in 0..memberships.as_slice().len() {
             let topic = memberships.as_slice()[at].topic;
             let from = memberships.begins_after(topic, start.cursor);
-            memberships.as_mut_slice()[at].position = self.topics.join(topic, slot, format.family(), from);
+            // The cursor of a subscriber of the newest events holds back nothing.
+            let needs = if slow == SlowPolicy::Latest { u64::MAX } else { from };
+            memberships.as_mut_slice()[at].position = self.topics.join(topic, slot, format.family(), needs);
+            if slow == SlowPolicy::Latest {
+                self.topics.begin_latest(topic, from);
+            }
         }
 
         let connection = self.connections.get_mut(slot);
         connection.phase = Phase::Open;
         connection.subscribed = true;
         connection.format = format;
+        connection.slow = slow;
         connection.memberships = memberships;
         connection.cursor = start.cursor;
         connection.session = match format.family() {

@@ -13,12 +13,12 @@
 use super::connections::{CHUNK, Phase};
 use super::state::State;
 use crate::close::CloseReason;
-use crate::config::OverrunPolicy;
 use crate::config::limits::{
     CANCEL_RETRY_MS, CUT_MS_MAX, DUE_PER_TURN, DUE_PER_TURN_MIN, ENTRIES_LOOKED_AT_MAX, LINGER_MS_MAX,
     STALL_MS_UNDER_PRESSURE, TICK_MS,
 };
 use crate::egress::Slot;
+use crate::wire::SlowPolicy;
 
 /// The slab is walked once in this many ticks.
 const TICKS_PER_WALK: usize = (1_000 / TICK_MS) as usize;
@@ -152,7 +152,7 @@ impl State {
         let holds = |(topic, from)| self.topics.get(topic).is_pressed_by(from);
         self.ledger.bytes() > config.limits.pinned_bytes_max
             || self.setup.memory.is_pressed()
-            || config.overrun == OverrunPolicy::Close
+            || connection.slow == SlowPolicy::Close
                 && connection.memberships.iter_from(connection.cursor).any(holds)
     }
 

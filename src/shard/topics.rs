@@ -22,10 +22,12 @@ use std::sync::Arc;
 mod history;
 mod lap;
 mod patterns;
+mod values;
 
 use history::Histories;
 use lap::Lap;
 use patterns::Log;
+use values::Values;
 
 use super::connections::TopicIndex;
 use super::forgotten::Forgotten;
@@ -58,6 +60,8 @@ pub struct TopicState {
     patterns: Vec<TopicIndex>,
     /// Some exactly for a pattern.
     log: Option<Box<Log>>,
+    /// Some while a subscriber wants the newest events alone.
+    values: Option<Box<Values>>,
     /// The hub has forgotten it: it goes with its events when nobody subscribes to it any more.
     hub_forgot: bool,
     /// It is in `Topics::active`.
@@ -161,6 +165,7 @@ impl Topics {
             window: if is_pattern { Window::default() } else { Window::after(self.forgotten.take(name)) },
             patterns: if is_pattern { Vec::new() } else { self.patterns_of(name) },
             log,
+            values: None,
             subscribers: Vec::new(),
             by_family: [0; Family::COUNT],
             rule: self.histories.rule_of(name.as_str()),
@@ -286,6 +291,7 @@ impl Topics {
         topic.window.push(event.clone());
         if !topic.subscribers.is_empty() {
             topic.take_account(event.account());
+            self.note_value(index, event);
             self.send_round(index, event.intake);
         }
         if !self.get(index).patterns.is_empty() {
@@ -573,6 +579,8 @@ impl Topics {
         topic.floor = lap.low;
         topic.true_floor = lap.true_low;
         let behind = lap.behind;
+        self.end_round_of_latest(index);
+        let topic = self.get_mut(index);
         // Most topics have neither an excess nor too little room, and look at their account for
         // nothing else.
         let pressed = topic.account.as_ref().is_some_and(|account| account.is_pressed());

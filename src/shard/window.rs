@@ -181,6 +181,11 @@ impl Window {
         self.events.iter().skip(self.excess)
     }
 
+    /// The newest event, if it is still here.
+    pub fn newest_event(&self) -> Option<&Arc<Encoded>> {
+        self.events.back()
+    }
+
     /// Where publishers' ids stand.
     pub fn ids(&self) -> &Ids {
         &self.ids

@@ -14,7 +14,7 @@ use fanwave::clock::Stamp;
 use fanwave::config::limits::{
     BATCH_EVENTS_MAX, EVENTS_PER_TURN_MAX, SWEEP_VISITS_MAX, TICK_MS, VISIT_BYTES,
 };
-use fanwave::config::{Config, Limits, OverrunPolicy};
+use fanwave::config::{Config, Limits, SlowPolicy};
 use fanwave::egress::Slot;
 use fanwave::egress::sim::{SimRing, Weather};
 use fanwave::event::{Data, Epoch, Event, EventId, Topic};
@@ -94,8 +94,9 @@ impl World {
             shard_queue_batches_max: 2,
             ..Limits::default()
         };
-        let overrun = if (seed / 8).is_multiple_of(2) { OverrunPolicy::Close } else { OverrunPolicy::Skip };
-        let config = Config { limits: limits.clone(), overrun, diagnostic_echo: true, ..Config::default() };
+        let overrun = if (seed / 8).is_multiple_of(2) { SlowPolicy::Close } else { SlowPolicy::Skip };
+        let config =
+            Config { limits: limits.clone(), slow: overrun, diagnostic_echo: true, ..Config::default() };
         let (outbox, inbox) = path(limits.shard_queue_batches_max).expect("eventfd");
         let (demand, memory) = (Arc::<Demand>::default(), Memory::new(&limits));
         let weather = if (seed / 16).is_multiple_of(4) { Weather::Fair } else { Weather::Rough };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::broadcast::{Demand, EncodedBatch, Memory, Message, Outbox, path};
 use crate::clock::Stamp;
-use crate::config::{Config, Egress, Limits, OverrunPolicy, Sockets};
+use crate::config::{Config, Egress, Limits, SlowPolicy, Sockets};
 use crate::egress::sim::{SimRing, Weather};
 use crate::event::{CustomId, Epoch};
 use crate::shard::fixtures::{encoded, encoded_alone};
@@ -26,7 +26,7 @@ impl Bench {
             shard_cpus: vec![0],
             pages: Default::default(),
             client_publish: Vec::new(),
-            overrun: OverrunPolicy::Close,
+            slow: SlowPolicy::Close,
             egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
@@ -349,4 +349,51 @@ fn a_pattern_without_subscribers_is_forgotten_and_learned_again() {
     assert_eq!(patterns(&bench), Vec::<String>::new());
     bench.publish(vec![encoded("n/b", 2)]);
     assert_eq!(begun(&mut bench, "match=n/*&last=5").0, [1, 2]);
+}
+
+/// However far behind it is, it gets the newest event of each topic alone, and nothing is kept for it
+/// but that.
+#[test]
+fn a_subscriber_of_the_latest_holds_back_nothing_and_gets_the_newest_event_of_each_topic() {
+    let mut bench = Bench::new();
+    let request = |query: &str| format!("GET /sse?{query}&slow=latest HTTP/1.0\r\nHost: h\r\n\r\n");
+    let slots = ["topic=t/a", "match=t/*", "match=t/*&topic=t/b"].map(|query| {
+        let slot = bench.connect(request(query).as_bytes());
+        bench.heard(slot);
+        bench.shard.ring_mut().stall(slot, true);
+        slot
+    });
+    for sequence in (1..4_000).step_by(40) {
+        let topic =
+            |sequence| if sequence < 2_000 { "t/early" } else { ["t/a", "t/b"][sequence as usize % 2] };
+        let events = (sequence..sequence + 40).map(|sequence| encoded(topic(sequence), sequence));
+        bench.publish(events.collect());
+    }
+    assert_eq!(bench.shard.excess(), (0, 0), "no window keeps anything for them");
+    let data = |said: String| -> Vec<u64> {
+        said.lines().filter_map(|line| line.strip_prefix("data: ")?.parse().ok()).collect()
+    };
+    for (slot, newest) in
+        slots.into_iter().zip([&[4_000][..], &[1_999, 3_999, 4_000], &[1_999, 3_999, 4_000]])
+    {
+        bench.shard.ring_mut().stall(slot, false);
+        bench.turns();
+        let said = data(bench.heard(slot));
+        assert!(said.ends_with(newest), "{said:?}");
+        // What was under way when it stopped reading went out whole.
+        assert!(said.len() <= newest.len() + 40, "{} events", said.len());
+        assert!(said.is_sorted_by(|before, after| before < after), "{said:?}");
+    }
+    assert_eq!(bench.shard.metrics().families[Family::EventStream.index()].overruns, 0);
+    bench.publish(vec![encoded("t/a", 4_001), encoded("t/a", 4_002)]);
+    assert_eq!(data(bench.heard(slots[0])), [4_002], "of what comes at once too");
+    // Who comes back, and who asks for older ones, gets the newest of those.
+    bench.demand.announce(4_002);
+    for (query, events) in [
+        ("topic=t/a&slow=latest&last=5", &[4_002][..]),
+        ("match=t/*&slow=latest&after=7-0", &[1_999, 3_999, 4_002]),
+        ("match=t/*&slow=latest", &[]),
+    ] {
+        assert_eq!(begun(&mut bench, query).0, events, "{query}");
+    }
 }

@@ -93,6 +93,11 @@ impl Log {
         is_new
     }
 
+    /// All places, the newest first.
+    pub(super) fn newest_first(&self) -> impl Iterator<Item = (u64, TopicIndex)> {
+        self.places.iter().rev().map(|(sequence, topic)| (*sequence, *topic))
+    }
+
     /// The first place after `cursor`.
     fn after(&self, cursor: u64) -> Option<(u64, TopicIndex)> {
         let mut later = self.places.range((Bound::Excluded(cursor), Bound::Unbounded));
@@ -197,7 +202,7 @@ impl Topics {
     }
 
     /// An event that a log names.
-    fn event_of(&self, topic: TopicIndex, sequence: u64) -> &Arc<Encoded> {
+    pub(super) fn event_of(&self, topic: TopicIndex, sequence: u64) -> &Arc<Encoded> {
         let window = &self.get(topic).window;
         let event = window.get(window.index_after(sequence - 1));
         event.filter(|event| event.sequence == sequence).expect("a log names what is in a window")
@@ -410,6 +415,7 @@ impl Topics {
                 pattern.take_account(event.account());
                 pattern.log.as_mut().expect("a pattern").account_of = Some(of);
             }
+            self.note_value(index, event);
             self.send_round(index, event.intake);
         }
     }

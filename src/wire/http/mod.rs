@@ -16,7 +16,7 @@
 
 use crate::close::CloseReason;
 use crate::event::Topic;
-use crate::wire::{Family, Format, Start};
+use crate::wire::{Family, Format, SlowPolicy, Start};
 
 mod answer;
 mod content_type;
@@ -99,6 +99,8 @@ pub struct Subscribe {
     pub topics: Vec<Topic>,
     /// Where each of them begins.
     pub start: Start,
+    /// What happens when it falls behind, if it says so.
+    pub slow: Option<SlowPolicy>,
     /// Some exactly if the format is a WebSocket one.
     pub handshake: Option<Handshake>,
     /// It asks for an event stream by name (`Accept`), as an `EventSource` does.
@@ -215,8 +217,8 @@ fn interpret(
         return Ok(Head::StreamHead(format));
     }
     let names_event_stream = family == Family::EventStream && fields.names_event_stream();
-    let topics = wanted.topics;
-    let subscribe = Subscribe { format, topics, start, handshake, names_event_stream };
+    let (topics, slow) = (wanted.topics, wanted.slow);
+    let subscribe = Subscribe { format, topics, start, slow, handshake, names_event_stream };
     Ok(Head::Subscribe(Box::new(subscribe), head_bytes))
 }
 

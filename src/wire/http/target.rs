@@ -13,7 +13,7 @@ use crate::close::CloseReason;
 use crate::event::Topic;
 use crate::topic_pattern::Pattern;
 use crate::wire::start::{SINCE_MS_MAX, parse_duration_ms};
-use crate::wire::{Family, Start};
+use crate::wire::{Family, SlowPolicy, Start};
 
 /// Names under which a query may bring the last event id: ours, and those that other servers taught
 /// their clients.
@@ -66,6 +66,8 @@ pub(super) struct Wanted {
     pub(super) topics: Vec<Topic>,
     /// From the query.
     pub(super) start: Start,
+    /// What happens when it falls behind, if the query says so.
+    pub(super) slow: Option<SlowPolicy>,
 }
 
 /// A piece of the target and the byte where it begins.
@@ -132,7 +134,7 @@ impl<'a> Target<'a> {
     /// The topics and where they begin, decoded and checked. The strongest start alone counts: an
     /// id, then `since`, then `last`; of several of a kind the first.
     pub(super) fn wanted(&self, topics_max: usize) -> Result<Wanted, RefusedRequest> {
-        let mut wanted = Wanted { topics: Vec::with_capacity(1), start: Start::Now };
+        let mut wanted = Wanted { topics: Vec::with_capacity(1), start: Start::Now, slow: None };
         let (mut after, mut since, mut last) = (None, None, None);
         if let Some(part) = self.topic {
             wanted.add_topic(part, false, topics_max)?;
@@ -147,6 +149,7 @@ impl<'a> Target<'a> {
                 Ok("topic") => wanted.add_topic(value, true, topics_max)?,
                 Ok("match") => wanted.add_pattern(value, topics_max)?,
                 // What it holds is the client's matter, as in the header field.
+                Ok("slow") => wanted.slow = wanted.slow.or(Some(parse_slow(value)?)),
                 Ok("since") => since = since.or(Some(parse_since(value)?)),
                 Ok("last") => last = last.or(Some(parse_last(value)?)),
                 Ok(name) if LAST_EVENT_ID_NAMES.contains(&name) && after.is_none() => {
@@ -215,6 +218,14 @@ fn parse_since(value: Part<'_>) -> Result<u64, RefusedRequest> {
         let at = value.at;
         bad(format!("since is no time at byte {at} of the target; write 500ms, 30s, 5m or 1h, at most 555h"))
     })
+}
+
+/// What happens when a subscriber falls behind.
+fn parse_slow(value: Part<'_>) -> Result<SlowPolicy, RefusedRequest> {
+    value
+        .text
+        .parse()
+        .map_err(|told| bad(format!("slow is no policy at byte {} of the target; {told}", value.at)))
 }
 
 /// With how many events of each topic a subscriber begins.
@@ -356,6 +367,7 @@ mod tests {
                 "/ws?topic=%2A",
                 "a '*' in the topic that begins at byte 10 of the target; for many topics use match: ?match=news/**",
             ),
+            ("/sse/a?slow=", "slow is no policy at byte 12 of the target; write close, skip or latest"),
             ("/sse?match=", "the pattern is empty; it begins at byte 11 of the target"),
             (
                 "/sse/a?match=**/b",
