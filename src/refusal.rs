@@ -77,6 +77,10 @@ pub enum RefusalReason {
     Busy,
     /// Clients may not publish to this topic.
     NotAllowed,
+    /// The idempotency key is illegal.
+    BadKey,
+    /// The idempotency key was used for another event of the topic.
+    Conflict,
 }
 
 /// The rows of the table, in the order of [`RefusalReason`]: label, HTTP status.
@@ -113,12 +117,14 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (TransferCoding, "transfer_coding", StatusCode::NOT_IMPLEMENTED),
         (Busy, "busy", StatusCode::SERVICE_UNAVAILABLE),
         (NotAllowed, "not_allowed", StatusCode::FORBIDDEN),
+        (BadKey, "bad_key", StatusCode::BAD_REQUEST),
+        (Conflict, "conflict", StatusCode::CONFLICT),
     ]
 };
 
 impl RefusalReason {
     /// How many reasons there are.
-    pub const COUNT: usize = RefusalReason::NotAllowed as usize + 1;
+    pub const COUNT: usize = RefusalReason::Conflict as usize + 1;
 
     /// All of them, in the order of their counts.
     pub const ALL: [RefusalReason; RefusalReason::COUNT] = {

@@ -31,7 +31,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["event", "topic_pattern", "config/limits", "config/units", "wire"]),
     ("config/flags", &["config", "config/limits", "config/units", "topic_pattern"]),
     ("metrics", &["event", "wire", "close", "refusal"]),
-    ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics", "refusal"]),
+    ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics", "refusal", "publishing"]),
     // The kernel's view of a batch, which the batch keeps. It is in `uring` because it is unsafe.
     ("egress/uring/header", &[]),
     ("egress/batch", &["clock", "egress/uring/header"]),

@@ -25,6 +25,7 @@ mod promises {
     mod gap;
     mod half_closed;
     mod heartbeat;
+    mod idempotency;
     mod interop;
     mod latest;
     mod memory;

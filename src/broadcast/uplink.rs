@@ -20,6 +20,7 @@ use futures_util::task::AtomicWaker;
 
 use crate::config::limits::{UPLINK_BYTES_MAX, UPLINK_PUBLISHES_MAX};
 use crate::event::Event;
+use crate::publishing::IdempotencyKey;
 use crate::refusal::Refusal;
 
 /// Which publish of which client: whoever has the slot later has another number.
@@ -40,6 +41,8 @@ pub struct Publish {
     pub ticket: Ticket,
     /// What it says.
     pub event: Event,
+    /// Under which it may come again.
+    pub key: Option<IdempotencyKey>,
 }
 
 /// An event of a client that was taken.
@@ -186,7 +189,7 @@ mod tests {
             id: None,
             retry_ms: None,
         };
-        Publish { ticket: Ticket { slot: 1, number: 2, tag }, event }
+        Publish { ticket: Ticket { slot: 1, number: 2, tag }, event, key: None }
     }
 
     fn answer(publish: Publish) -> Answer {

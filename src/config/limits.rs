@@ -494,6 +494,11 @@ pub const UPLINK_SHARE: usize = 64;
 /// Publishes that the hub takes before it broadcasts them, answers, and looks at its other work.
 pub const UPLINK_ROUND_MAX: usize = 1_024;
 
+/// Idempotency keys that the hub remembers, about 300 bytes each; beyond it the oldest is forgotten
+/// before its time.
+pub const IDEMPOTENCY_KEYS_MAX: usize = 65_536;
+/// Milliseconds that a key is remembered: longer than a publisher waits before it asks again.
+pub const IDEMPOTENCY_MS: u64 = 120_000;
 /// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for
 /// room, take no more than the rest.
 pub const SINGLES_SHARE: usize = 8;

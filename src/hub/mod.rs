@@ -25,7 +25,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused};
+use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused, Taken};
 use crate::clock::Stamp;
 use crate::config::Config;
 use crate::config::limits::{
@@ -33,12 +33,14 @@ use crate::config::limits::{
     TOPIC_RETRY_MS,
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
+use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
 mod control;
 mod guard;
 mod head;
 mod intake;
+mod keys;
 mod listen;
 mod listing;
 mod refusal;
@@ -327,15 +329,15 @@ impl Hub {
     }
 
     /// Takes one event in and broadcasts it at once.
-    fn publish(&self, event: Event) -> Result<u64, Refusal> {
-        let sequence = self.change(|intake| intake.accept(event, Stamp::now()))?;
+    fn publish(&self, event: Event, key: Option<IdempotencyKey>) -> Result<Taken, Refusal> {
+        let taken = self.change(|intake| intake.accept_once(event, key, Stamp::now()))?;
         self.flush();
-        Ok(sequence)
+        Ok(taken)
     }
 
     /// Takes one event in; [`Hub::flush`] once the body chunk is used up.
-    fn accept(&self, event: Event, intake_at: Stamp) -> Result<u64, Refusal> {
-        self.change(|intake| intake.accept(event, intake_at))
+    fn accept(&self, event: Event, key: Option<IdempotencyKey>, intake_at: Stamp) -> Result<Taken, Refusal> {
+        self.change(|intake| intake.accept_once(event, key, intake_at))
     }
 
     /// Broadcasts what is queued, as far as the shards have room.

@@ -256,7 +256,7 @@ impl State {
         let client = self.publishers.client(slot);
         client.unanswered += 1;
         let ticket = Ticket { slot, number: client.number, tag };
-        if !self.publishers.uplink.send(Publish { ticket, event }) {
+        if !self.publishers.uplink.send(Publish { ticket, event, key: None }) {
             // The hub is gone: the process is about to end.
             self.publishers.note(ticket);
         }

@@ -160,7 +160,7 @@ pub fn ndjson_lines(data: &[u8]) {
     assert_eq!(lines(body, cut), whole, "in pieces of {cut}");
     for line in whole.iter().flatten() {
         match parse_line(line, MESSAGE_BYTES_MAX) {
-            Ok(event) => check_event(event),
+            Ok((event, _)) => check_event(event),
             Err(refusal) => assert!(!refusal.text.contains('\n'), "one line: {refusal:?}"),
         }
     }
