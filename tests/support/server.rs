@@ -128,6 +128,13 @@ impl Server {
         until("the end of the process", async || self.process.try_wait().expect("our own child")).await
     }
 
+    /// Ends the process in an orderly way and gives what it logged.
+    pub async fn into_log(mut self) -> String {
+        self.signal(Signal::TERM);
+        self.ended().await;
+        self.log.take().expect("it is taken once").join().expect("the log is read")
+    }
+
     /// True while the process runs.
     pub fn runs(&mut self) -> bool {
         self.process.try_wait().expect("our own child").is_none()
