@@ -150,8 +150,9 @@ impl Epoll {
             sockets_max: options.sockets_max as usize,
             open: 0,
             waits: Waits::default(),
-            done: VecDeque::new(),
-            to_receive: VecDeque::new(),
+            // As many as one turn makes, so that neither grows under load.
+            done: VecDeque::with_capacity(SUBMISSIONS_MAX as usize + EPOLL_EVENTS_MAX),
+            to_receive: VecDeque::with_capacity(EPOLL_EVENTS_MAX),
             buffer: vec![0; options.receive_buffer_bytes].into(),
             events: Vec::with_capacity(EPOLL_EVENTS_MAX),
             room: SUBMISSIONS_MAX as usize,
