@@ -69,6 +69,10 @@ struct Socket {
 
 const _: () = assert!(std::mem::size_of::<Socket>() <= 12, "this is kept for every descriptor number");
 
+/// Most bytes of user space that a ring takes for each slot: vectors grow by doubling, and a send
+/// may wait on every one.
+pub const SLOT_BYTES: usize = 2 * (std::mem::size_of::<Socket>() + sends::WAIT_BYTES);
+
 /// A completion that was not told yet.
 #[derive(Debug)]
 enum Done {
