@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 
 use super::{PATIENCE, Protocol, until, within};
@@ -143,6 +143,11 @@ impl Server {
     /// Descriptors that the process has open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("our own child").count()
+    }
+
+    /// Gives the process this limit of descriptors; it keeps those that it has.
+    pub fn limit_descriptors(&self, limit: Rlimit) {
+        prlimit(Some(self.pid()), Resource::Nofile, limit).expect("the process is there");
     }
 
     /// Bytes of memory that the process has resident (`VmRSS` in proc_pid_status(5)).
