@@ -17,7 +17,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, Memory, path};
-use crate::config::capacity::{Capacity, Sharers};
+use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS,
     RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
@@ -28,7 +28,7 @@ use crate::egress::listener::{listen, listen_alone};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
-use crate::hub::{self, ControlListener, EgressReport, HubError, ShardEnd};
+use crate::hub::{self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure};
 use crate::runtime::{RingOptions, RuntimeError, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
@@ -66,8 +66,8 @@ pub enum ServeError {
         remedy: &'static str,
     },
     /// The descriptor limit is too low for what the operator wants.
-    #[error("{0}")]
-    Descriptors(String),
+    #[error(transparent)]
+    Descriptors(#[from] NoCapacity),
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -80,12 +80,12 @@ pub enum ServeError {
         source: RuntimeError,
     },
     /// A shard failed later.
-    #[error("shard {shard}: {cause}")]
+    #[error("shard {shard}: {failure}")]
     ShardEnd {
         /// The shard's number.
         shard: usize,
-        /// What it said.
-        cause: String,
+        /// How it ended.
+        failure: ShardFailure,
     },
     /// The hub's own runtime or thread failed.
     #[error("hub: {0}")]
@@ -142,7 +142,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             move || _ = ready.send(number),
             move |result| {
                 let result = result.as_ref().map(|_| ()).map_err(ToString::to_string);
-                drop(ended.send(ShardEnd { shard: number, result }));
+                drop(ended.send(ShardEnd::new(number, result)));
             },
         );
         shards.push(handle.map_err(failed)?);
@@ -179,7 +179,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             }
             Ok(())
         }
-        Err(HubError::Shard { shard, cause }) => Err(ServeError::ShardEnd { shard, cause }),
+        Err(HubError::Shard { shard, failure }) => Err(ServeError::ShardEnd { shard, failure }),
         Err(error) => Err(ServeError::Hub(error.to_string())),
     }
 }
@@ -215,8 +215,7 @@ fn capacity(config: &Config, direct: bool) -> Result<Capacity, ServeError> {
         listens: config.listen.len(),
         controls: config.control.len(),
     };
-    Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)
-        .map_err(ServeError::Descriptors)
+    Ok(Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)?)
 }
 
 /// What the ring of a shard with these listeners needs to know.
@@ -249,7 +248,7 @@ fn await_ready(
     while let Some(first) = silent.first().copied() {
         match ready.recv() {
             Ok(shard) => drop(silent.remove(&shard)),
-            // Nobody will say anything any more: those that are silent have ended.
+            // A shard that is silent has ended: it was not even made.
             Err(_) => {
                 let source = shards.swap_remove(first).why_not_ready();
                 return Err(ServeError::Shard { shard: first, source });

@@ -260,7 +260,7 @@ pub fn lines_of(output: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
-            // Whoever has read enough is gone; the pipe is drained all the same.
+            // A test that has read enough is gone; the pipe is drained all the same.
             let _ = sender.send(line);
         }
     });

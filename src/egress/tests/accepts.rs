@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::capacity::Sharers;
 
-/// Whoever comes while there is room gets in, wherever everybody comes.
+/// Each client that comes while there is room gets in, whichever listener the others come to.
 fn an_idle_listener_keeps_nobody_out_of_a_busy_one<K: Kind>() {
     const LISTENERS: [&str; 3] = ["127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"];
     let sharers = Sharers { shards: 1, listens: LISTENERS.len(), controls: 0 };

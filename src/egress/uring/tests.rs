@@ -103,7 +103,7 @@ fn completions_ring_the_doorbell_of_a_sleeping_shard_and_of_no_other() {
         assert!(start.elapsed() < PATIENCE, "the bytes arrive");
     }
     let is_rung = |doorbell: &Doorbell| doorbell.wait(Duration::ZERO).expect("a doorbell");
-    assert!(!is_rung(&rig.doorbell), "whoever is awake looks by itself");
+    assert!(!is_rung(&rig.doorbell), "a shard that is awake looks by itself");
     assert!(!rig.ring.may_sleep(), "there is something to reap");
     rig.wait("the bytes", |seen| matches!(seen, Seen::Received(..)).then_some(()));
     assert!(!is_rung(&rig.doorbell));
