@@ -466,6 +466,32 @@ fn cancelling_a_receive_ends_that_of_one_slot_and_of_no_other<K: Kind>() {
     assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
 }
 
+/// What comes meanwhile stays in the kernel, and so does the end of the stream.
+fn a_receive_that_is_paused_tells_nothing_until_it_is_armed_again_and_loses_nothing<K: Kind>() {
+    let mut rig = Rig::<K>::new(4);
+    let (mut peer, slot) = rig.peer();
+    rig.ring.receive(slot);
+    rig.settle();
+    rig.ring.pause(slot);
+    assert_eq!(rig.receive_end(slot), ReceiveEnd::Cancelled);
+    peer.write_all(b"meanwhile").expect("room in the socket");
+    peer.shutdown(Shutdown::Write).expect("a socket");
+    rig.settle();
+    assert!(rig.seen.is_empty(), "nobody listens: {:?}", rig.seen);
+    // One that has ended already is no fault.
+    rig.ring.pause(slot);
+    rig.settle();
+    assert!(rig.seen.is_empty(), "there was nothing to end: {:?}", rig.seen);
+    rig.ring.receive(slot);
+    let heard = rig.wait("the peer's words", |seen| match seen {
+        Seen::Received(from, bytes) if *from == slot => Some(bytes.clone()),
+        _ => None,
+    });
+    assert_eq!(heard, b"meanwhile");
+    assert_eq!(rig.receive_end(slot), ReceiveEnd::EndOfStream);
+    rig.close(slot);
+}
+
 fn peers_beyond_the_table_wait_and_a_slot_is_used_again_only_after_it_was_closed<K: Kind>() {
     let mut rig = Rig::<K>::new(2);
     let first = rig.peer();
@@ -571,6 +597,7 @@ on_every_ring!(
     a_stream_that_the_peer_has_reset_ends_too,
     cancelling_ends_the_send_and_the_receive_of_one_slot_and_of_no_other,
     cancelling_a_receive_ends_that_of_one_slot_and_of_no_other,
+    a_receive_that_is_paused_tells_nothing_until_it_is_armed_again_and_loses_nothing,
     peers_beyond_the_table_wait_and_a_slot_is_used_again_only_after_it_was_closed,
     what_happens_to_a_socket_wakes_a_sleeping_shard_and_so_does_its_doorbell,
     more_bytes_than_receive_buffers_are_delivered_in_order_and_without_loss,
