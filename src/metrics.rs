@@ -65,6 +65,10 @@ pub struct ShardMetrics {
     pub enters: u64,
     /// Times the shard went to sleep.
     pub sleeps: u64,
+    /// Sends that the kernel was asked not to copy.
+    pub zero_copy_sends: u64,
+    /// Those of them that it copied all the same.
+    pub zero_copy_copied: u64,
     /// Intake at the hub to the shard's window, per event.
     pub intake_to_shard: Histogram<u64>,
     /// Intake to the completion of the send that carried the event, per delivery, by family.
@@ -86,6 +90,8 @@ impl Default for ShardMetrics {
             events: 0,
             enters: 0,
             sleeps: 0,
+            zero_copy_sends: 0,
+            zero_copy_copied: 0,
             intake_to_shard: latency_histogram(),
             intake_to_written: [latency_histogram(), latency_histogram()],
             intake_to_last: latency_histogram(),
@@ -127,4 +133,10 @@ pub struct ShardReport {
     pub excess_events: u64,
     /// Their memory, with their frames.
     pub excess_bytes: u64,
+    /// Bytes of small frames and answers that are laid out for sends under way.
+    pub pinned_bytes: u64,
+    /// Sequence of the newest event taken from the hub.
+    pub sequence: u64,
+    /// Subscribers that the shard takes.
+    pub subscribers_max: u64,
 }

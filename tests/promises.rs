@@ -26,6 +26,7 @@ mod promises {
     mod heartbeat;
     mod interop;
     mod memory;
+    mod metrics;
     mod ndjson;
     mod overrun;
     mod pages;

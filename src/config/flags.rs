@@ -114,6 +114,13 @@ macro_rules! limit_flags {
                 Limits { $($($name: flags.$name.0,)+)+ }
             }
         }
+
+        impl Limits {
+            /// Name, unit (`N`, `BYTES` or `MS`) and value of every limit.
+            pub fn values(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$($((stringify!($name), $kind::UNIT, self.$name as u64),)+)+].into_iter()
+            }
+        }
     };
 }
 

@@ -460,7 +460,7 @@ pub const PAGE_TOPICS: usize = 1_000;
 pub const LISTINGS_MAX: usize = 2;
 /// Largest `limit`. Bounds the answer; the next page goes on after its last name.
 pub const PAGE_TOPICS_MAX: usize = 10_000;
-/// Of a control listener's connections, one in so many is kept for `/healthz` and `/stats` when all
+/// Of a control listener's connections, one in so many is kept for `/healthz` and statistics when all
 /// others are at work.
 pub const CONTROL_SPARE_SHARE: usize = 8;
 /// The most that are kept so; each of them is answered at once.

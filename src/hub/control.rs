@@ -22,10 +22,11 @@ use serde::Serialize;
 
 use super::guard::Guard;
 use super::listing::Page;
+use super::openmetrics::Exposition;
 use super::publish::{
     Options, check_content_coding, check_size, parse_options, parse_query, parse_text, parse_topic_path,
 };
-use super::refusal::{error_response, json_line};
+use super::refusal::{error_response, json_bytes, json_line};
 use super::stream::{publish_stream, refused_unread};
 use super::{Hub, Refusal, RefusalReason};
 use crate::config::ControlAddress;
@@ -46,6 +47,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
         .route("/", get(help))
         .route("/healthz", get(health))
         .route("/stats", get(stats))
+        .route("/metrics", get(metrics))
         .route("/topics", get(list_topics))
         // The empty topic has a route of its own: the wildcard does not match it, and it deserves
         // its reason.
@@ -61,7 +63,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
 /// The value of `Allow` for a path of ours.
 pub(super) fn allowed(path: &str) -> Option<&'static str> {
     match path {
-        "/" | "/healthz" | "/stats" | "/topics" => Some("GET, HEAD, OPTIONS"),
+        "/" | "/healthz" | "/stats" | "/metrics" | "/topics" => Some("GET, HEAD, OPTIONS"),
         "/publish" => Some("POST, OPTIONS"),
         "*" => Some("OPTIONS"),
         path => path.starts_with(TOPIC_PATH).then_some("GET, HEAD, POST, OPTIONS"),
@@ -169,7 +171,29 @@ async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, R
 
 async fn stats(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     parse_query(query.as_deref(), &[]).map_err(|refusal| hub.counted(refusal))?;
-    Ok(json_line(&hub.stats().await))
+    let gather = async { json_bytes(&hub.stats().await) };
+    Ok(answer_of("application/json", &*hub.shared.stats.get(gather).await))
+}
+
+async fn metrics(
+    State(hub): State<Arc<Hub>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    parse_query(query.as_deref(), &[]).map_err(|refusal| hub.counted(refusal))?;
+    let exposition = Exposition::asked(&headers);
+    let shared = match exposition {
+        Exposition::Prometheus => &hub.shared.prometheus,
+        Exposition::OpenMetrics => &hub.shared.open_metrics,
+    };
+    let text = shared.get(async { hub.metrics(exposition).await.into() }).await;
+    let mut response = answer_of(exposition.content_type(), &text);
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
+}
+
+fn answer_of(content_type: &'static str, body: &Bytes) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))], body.clone()).into_response()
 }
 
 async fn health(State(hub): State<Arc<Hub>>) -> Response {
@@ -219,6 +243,7 @@ POST /publish          publish NDJSON, one event per line; one request may last 
 GET  /topics           topics with subscribers, last id and window (limit=, after=)
 GET  /topics/TOPIC     one topic
 GET  /stats            counters and latencies
+GET  /metrics          the same for Prometheus, or as OpenMetrics
 GET  /healthz          200 while serving, 503 while draining
 
 {subscribe}{curl} -d 'hello' {news}

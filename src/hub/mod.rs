@@ -18,8 +18,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -33,16 +34,21 @@ use crate::config::limits::{
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
 
+mod accept;
 mod control;
 mod guard;
 mod head;
 mod intake;
 mod listen;
 mod listing;
+mod metrics;
+mod openmetrics;
+mod process;
 pub mod publish;
 mod refusal;
 mod scrape;
 mod seats;
+mod shared;
 mod stats;
 mod stream;
 mod topics;
@@ -50,6 +56,7 @@ mod topics;
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
 pub use self::refusal::{Refusal, RefusalCounts, RefusalReason};
+use self::shared::Shared;
 pub use self::topics::{TopicRecord, TopicTable};
 
 /// What the hub needs to run. The caller has bound the listeners and started the shards.
@@ -122,6 +129,7 @@ struct Hub {
     /// Where subscribers connect, as bound.
     listen: Vec<SocketAddr>,
     started: Stamp,
+    started_at: SystemTime,
     intake: Mutex<Intake>,
     /// Rung when the queue got shorter, and at the drain.
     room: Notify,
@@ -129,7 +137,16 @@ struct Hub {
     stalled: Notify,
     stage: watch::Sender<Stage>,
     scrapes: Semaphore,
+    shared: Answers,
     listings: Semaphore,
+}
+
+/// Answers that are shared by all who ask at the same time.
+#[derive(Debug, Default)]
+struct Answers {
+    stats: Shared<Bytes>,
+    prometheus: Shared<Bytes>,
+    open_metrics: Shared<Bytes>,
 }
 
 /// Serves the control API and broadcasts what is published, until `drain` resolves and every shard
@@ -265,11 +282,13 @@ impl Hub {
             epoch,
             listen,
             started: Stamp::now(),
+            started_at: SystemTime::now(),
             intake: Mutex::new(intake),
             room: Notify::new(),
             stalled: Notify::new(),
             stage: watch::Sender::new(Stage::Serving),
             scrapes: Semaphore::new(SCRAPES_MAX),
+            shared: Answers::default(),
             listings: Semaphore::new(LISTINGS_MAX),
         }
     }

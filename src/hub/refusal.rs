@@ -7,6 +7,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use serde::Serialize;
 use serde::ser::Serializer;
 
@@ -191,9 +192,15 @@ impl IntoResponse for Refusal {
 
 /// One line of JSON.
 pub fn json_line(value: &impl Serialize) -> Response {
+    let content_type = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, content_type)], json_bytes(value)).into_response()
+}
+
+/// One line of JSON, as bytes.
+pub fn json_bytes(value: &impl Serialize) -> Bytes {
     let mut line = serde_json::to_vec(value).expect("numbers, strings and lists of them are JSON");
     line.push(b'\n');
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], line).into_response()
+    line.into()
 }
 
 /// `{"error":"…"}` with this status, and `Retry-After: 1` where a retry helps.
@@ -222,6 +229,11 @@ impl RefusalCounts {
         self.0[reason as usize] += 1;
     }
 
+    /// Label and count of every reason.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        TABLE.iter().zip(self.0).map(|(row, count)| (row.1, count))
+    }
+
     /// How many there were.
     pub fn get(&self, reason: RefusalReason) -> u64 {
         self.0[reason as usize]
@@ -230,7 +242,7 @@ impl RefusalCounts {
 
 impl Serialize for RefusalCounts {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(TABLE.iter().zip(self.0).map(|(row, count)| (row.1, count)))
+        serializer.collect_map(self.iter())
     }
 }
 

@@ -25,7 +25,10 @@ impl State {
             Completion::ReceiveEnded { slot, end } => self.handle_receive_end(slot, end),
             Completion::Short { slot, batch, result } => self.handle_short(slot, batch, result),
             Completion::Sent { slot, batch, result } => self.handle_sent(slot, batch, result),
-            Completion::Copied { slot } => self.connections.get_mut(slot).copies = true,
+            Completion::Copied { slot } => {
+                self.metrics.zero_copy_copied += 1;
+                self.connections.get_mut(slot).copies = true;
+            }
             Completion::StreamEnded { slot } => {
                 self.connections.get_mut(slot).ending = false;
                 self.mark_ready(slot);

@@ -320,6 +320,9 @@ impl State {
             window_bytes: self.topics.window_bytes() as u64,
             excess_events: excess_events as u64,
             excess_bytes: excess_bytes as u64,
+            pinned_bytes: self.ledger.bytes() as u64,
+            sequence: self.sequence,
+            subscribers_max: self.setup.connections_max as u64,
         }
     }
 

@@ -391,6 +391,7 @@ impl State {
             connection.sending = true;
             connection.missed = owes;
             counters.sends_in_flight += u64::from(connection.subscribed);
+            self.metrics.zero_copy_sends += u64::from(mode == SendMode::ZeroCopy);
         }
     }
 }

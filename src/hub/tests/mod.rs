@@ -209,6 +209,9 @@ fn report(number: usize) -> ShardReport {
         window_bytes: 0,
         excess_events: 0,
         excess_bytes: 0,
+        pinned_bytes: 0,
+        sequence: 0,
+        subscribers_max: 100,
     }
 }
 

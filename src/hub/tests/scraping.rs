@@ -197,6 +197,17 @@ async fn a_shard_that_does_not_answer_is_told_and_hides_nothing_else() {
     assert_eq!(states, ["ok", "unavailable", "unavailable"]);
     assert_eq!(stats["shards"][0]["formats"]["sse"]["frames"], 10);
     assert_eq!(stats["totals"], Value::Null, "a sum that lacks a shard would fall between two scrapes");
+    let metrics = bench.get("/metrics").await.body;
+    for (line, times) in [
+        ("fanwave_shard_up{shard=\"0\"} 1", 1),
+        ("fanwave_shard_up{shard=\"1\"} 0", 1),
+        ("fanwave_sent_frames_total{shard=\"0\",format=\"sse\"} 10", 1),
+        ("fanwave_sent_frames_total{shard=\"1\"", 0),
+        ("fanwave_publish_to_shard_seconds_count{shard=\"0\"} 1", 1),
+        ("fanwave_publish_to_shard_seconds_count{shard=\"2\"}", 0),
+    ] {
+        assert_eq!(metrics.lines().filter(|other| other.starts_with(line)).count(), times, "{line}");
+    }
     let listing = bench.get("/topics").await;
     assert_eq!(names(&listing), ["quiet"]);
     assert_eq!(listing.json()["unavailable"], serde_json::json!([1, 2]));
