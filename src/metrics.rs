@@ -4,6 +4,8 @@
 //! path and gets a [`ShardReport`]. Latencies are nanoseconds, recorded by (batch, reap) with
 //! counts, never per frame.
 
+use std::net::SocketAddr;
+
 use hdrhistogram::Histogram;
 
 use crate::close::CloseReason;
@@ -116,6 +118,23 @@ pub struct TopicReport {
     pub newest: u64,
 }
 
+/// A subscriber whose send waits for room in its socket.
+#[derive(Debug, Clone)]
+pub struct SlowReport {
+    /// Its address.
+    pub peer: SocketAddr,
+    /// Its protocol.
+    pub family: Family,
+    /// Its topics, not more than are told.
+    pub topics: Vec<Topic>,
+    /// Topics that are left out.
+    pub more_topics: usize,
+    /// Events of its topics that wait behind the send.
+    pub lag_events: u64,
+    /// Milliseconds since the send was submitted, to a tick.
+    pub waits_ms: u64,
+}
+
 /// The answer to a scrape.
 #[derive(Debug, Clone)]
 pub struct ShardReport {
@@ -135,6 +154,8 @@ pub struct ShardReport {
     pub excess_bytes: u64,
     /// Bytes of small frames and answers that are laid out for sends under way.
     pub pinned_bytes: u64,
+    /// Milliseconds that the oldest send waits for room in its socket, 0 if none does.
+    pub oldest_send_ms: u64,
     /// Sequence of the newest event taken from the hub.
     pub sequence: u64,
     /// Subscribers that the shard takes.

@@ -404,6 +404,11 @@ pub const DUE_PER_TURN_MIN: usize = 8;
 /// What a publisher's id costs each shard beside its event, until that leaves the window: two
 /// integers in a tree.
 pub const ID_PLACE_BYTES: usize = 32;
+/// Subscribers that a shard tells of where the operator asks who is slow: those whose sends wait
+/// longest.
+pub const SLOW_SENDS_MAX: usize = 16;
+/// Topics that are told of each of them.
+pub const SLOW_TOPICS_MAX: usize = 8;
 /// Topics that a shard tells of in one turn, and the hub puts together in one go: some tenths of a
 /// millisecond. A longer page takes several questions.
 pub const TOPICS_PER_ANSWER_MAX: usize = 1_024;

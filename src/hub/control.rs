@@ -48,6 +48,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
         .route("/healthz", get(health))
         .route("/stats", get(stats))
         .route("/metrics", get(metrics))
+        .route("/slow", get(slow))
         .route("/topics", get(list_topics))
         // The empty topic has a route of its own: the wildcard does not match it, and it deserves
         // its reason.
@@ -63,7 +64,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
 /// The value of `Allow` for a path of ours.
 pub(super) fn allowed(path: &str) -> Option<&'static str> {
     match path {
-        "/" | "/healthz" | "/stats" | "/metrics" | "/topics" => Some("GET, HEAD, OPTIONS"),
+        "/" | "/healthz" | "/stats" | "/metrics" | "/slow" | "/topics" => Some("GET, HEAD, OPTIONS"),
         "/publish" => Some("POST, OPTIONS"),
         "*" => Some("OPTIONS"),
         path => path.starts_with(TOPIC_PATH).then_some("GET, HEAD, POST, OPTIONS"),
@@ -175,6 +176,12 @@ async fn stats(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result
     Ok(answer_of("application/json", &*hub.shared.stats.get(gather).await))
 }
 
+async fn slow(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    parse_query(query.as_deref(), &[]).map_err(|refusal| hub.counted(refusal))?;
+    let gather = async { json_bytes(&hub.slow().await) };
+    Ok(answer_of("application/json", &*hub.shared.slow.get(gather).await))
+}
+
 async fn metrics(
     State(hub): State<Arc<Hub>>,
     RawQuery(query): RawQuery,
@@ -244,6 +251,7 @@ GET  /topics           topics with subscribers, last id and window (limit=, afte
 GET  /topics/TOPIC     one topic
 GET  /stats            counters and latencies
 GET  /metrics          the same for Prometheus, or as OpenMetrics
+GET  /slow             subscribers whose sends wait longest
 GET  /healthz          200 while serving, 503 while draining
 
 {subscribe}{curl} -d 'hello' {news}

@@ -190,7 +190,8 @@ async fn answer(
     let (response, work) = match seat.begin(request.uri().path()) {
         Ok(work) => (TowerToHyperService::new(router.clone()).call(request).await?, work),
         Err(work) => {
-            let text = "all control connections are at work; only /healthz, /stats and /metrics are answered";
+            let text =
+                "all control connections are at work; only /healthz, /stats, /metrics and /slow are answered";
             let refusal = Refusal::new(RefusalReason::Busy, text);
             let body = Body::new(request.into_body()).into_data_stream();
             let mut response = refused_unread(hub, refusal, body);

@@ -150,6 +150,11 @@ impl Hub {
             let lag = hub.sequence.saturating_sub(report.sequence);
             page.sample(&[("shard", &report.shard.to_string())], lag);
         }
+        page.family("fanwave_oldest_send_seconds", Gauge, "How long the oldest send waits for its socket.");
+        for report in moment.reports.iter().flatten() {
+            let seconds = report.oldest_send_ms as f64 / 1_000.0;
+            page.sample(&[("shard", &report.shard.to_string())], seconds);
+        }
     }
 
     /// What the operator may set.

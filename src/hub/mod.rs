@@ -49,6 +49,7 @@ mod refusal;
 mod scrape;
 mod seats;
 mod shared;
+mod slow;
 mod stats;
 mod stream;
 mod topics;
@@ -145,6 +146,7 @@ struct Hub {
 #[derive(Debug, Default)]
 struct Answers {
     stats: Shared<Bytes>,
+    slow: Shared<Bytes>,
     prometheus: Shared<Bytes>,
     open_metrics: Shared<Bytes>,
 }

@@ -7,7 +7,7 @@
 //! - When room is short the longest idle leaves, so that connections that say nothing keep nobody
 //!   out.
 //! - Some places are kept: when all others are at work, those that come still get `/healthz`,
-//!   `/stats` and `/metrics`, and are told so if they ask for more.
+//!   `/stats`, `/metrics` and `/slow`, and are told so if they ask for more.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -110,7 +110,7 @@ impl Seat {
         *self.idle() = None;
         let others = self.working.fetch_add(1, Ordering::Relaxed);
         let work = Work(self.clone());
-        let is_small = matches!(path, "/healthz" | "/stats" | "/metrics");
+        let is_small = matches!(path, "/healthz" | "/stats" | "/metrics" | "/slow");
         if others < self.working_max || is_small { Ok(work) } else { Err(work) }
     }
 

@@ -19,6 +19,7 @@ mod forgotten;
 mod ids;
 mod names;
 mod reap;
+mod slow;
 mod state;
 mod subscribe;
 mod sweep;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::batch::Batches;
 use super::connections::{Connections, Phase};
+use super::slow::SlowSends;
 use super::ticks::{DrainPass, Look};
 use super::topics::Topics;
 use crate::broadcast::{Demand, Drain, EncodedBatch, Memory, Question, TopicQuery};
@@ -113,6 +114,8 @@ pub struct State {
     pub(super) subscribers: [usize; Format::COUNT],
     /// Which entries are to be looked at because time has passed.
     pub(super) look: Look,
+    /// Whose sends wait longest.
+    pub(super) slow: SlowSends,
     /// `None` while serving.
     pub(super) drain: Option<Drain>,
     /// How far the drain's look at all connections has come; `None` between two of them.
@@ -159,6 +162,7 @@ impl State {
             sequence_at_tick: 0,
             subscribers: [0; Format::COUNT],
             look: Look::default(),
+            slow: SlowSends::default(),
             drain: None,
             drain_pass: None,
             date: None,
@@ -297,6 +301,7 @@ impl State {
     pub(super) fn reply(&self, question: Question, enters: u64) {
         match question {
             Question::Counters(answer) => drop(answer.send(self.report(enters))),
+            Question::Slow(answer) => drop(answer.send(self.slowest())),
             Question::Topics(query, answer) => drop(answer.send(self.list(&query))),
         }
     }
@@ -321,6 +326,7 @@ impl State {
             excess_events: excess_events as u64,
             excess_bytes: excess_bytes as u64,
             pinned_bytes: self.ledger.bytes() as u64,
+            oldest_send_ms: self.slowest().first().map_or(0, |slowest| slowest.waits_ms),
             sequence: self.sequence,
             subscribers_max: self.setup.connections_max as u64,
         }

@@ -79,6 +79,9 @@ impl State {
         while self.look.left > 0 && budget > 0 && self.ready.len() < ready_max {
             let slot = self.look.next;
             self.look.next = if slot + 1 == capacity { 0 } else { slot + 1 };
+            if slot == 0 {
+                self.slow.end_walk();
+            }
             self.look.left -= 1;
             budget -= 1;
             self.check(slot as Slot);
@@ -99,7 +102,8 @@ impl State {
     fn check(&mut self, slot: Slot) {
         let limits = &self.setup.config.limits;
         let connection = self.connections.get_mut(slot);
-        let quiet = self.tick - connection.since;
+        let since = connection.since;
+        let quiet = self.tick - since;
         match connection.phase {
             Phase::Vacant | Phase::Closing => {}
             Phase::Aborting => {
@@ -125,6 +129,8 @@ impl State {
                     || quiet >= ticks(STALL_MS_UNDER_PRESSURE) && self.is_pressed_by(slot);
                 if is_late || quiet >= ticks(stall_ms) {
                     self.abort(slot, CloseReason::Stalled);
+                } else {
+                    self.slow.meet(slot, since);
                 }
             }
             Phase::Open => {

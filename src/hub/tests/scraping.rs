@@ -214,6 +214,25 @@ async fn a_shard_that_does_not_answer_is_told_and_hides_nothing_else() {
     bench.get("/topics/x").await.assert_error(StatusCode::SERVICE_UNAVAILABLE, "[1, 2]");
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_slowest_subscribers_of_all_shards_come_first() {
+    let mut bench = bench(3, Limits::default());
+    let _seen = [bench.start_shard(0), bench.start_shard(1)];
+    let slow = bench.get("/slow").await.json();
+    assert_eq!(slow["unavailable"], serde_json::json!([2]));
+    let want = serde_json::json!({
+        "shard": 1,
+        "peer": "192.0.2.1:1001",
+        "format": "websocket",
+        "topics": ["a"],
+        "more_topics": 2,
+        "lag_events": 7,
+        "seconds": 2.5,
+    });
+    assert_eq!((&slow["slow"][0], slow["slow"][1]["seconds"].as_f64()), (&want, Some(1.25)));
+    bench.get("/slow?x=1").await.assert_error(StatusCode::BAD_REQUEST, "x");
+}
+
 #[tokio::test]
 async fn health_is_good_until_the_drain() {
     let bench = bench(1, Limits::default());
