@@ -19,8 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::broadcast::{Demand, Memory, path};
 use crate::config::capacity::{Capacity, Sharers};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES,
-    RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES,
+    KERNEL_PATIENCE_MS, LOG_LINES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::{Config, ControlAddress, Sockets};
 use crate::egress::listener::{listen, listen_alone};
@@ -28,6 +28,7 @@ use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
 use crate::hub::{self, ControlListener, HubError, ShardEnd};
+use crate::log;
 use crate::runtime::{ShardHandle, ShardStart, spawn_shard, why_not_ready};
 use crate::shard;
 use crate::shard::connections::Connection;
@@ -187,6 +188,7 @@ fn signals() -> std::io::Result<impl Future<Output = ()>> {
         tokio::spawn(async move {
             let _ = futures_util::future::select(pin!(terminate.recv()), pin!(interrupt.recv())).await;
             tracing::warn!("second signal: ending without the drain");
+            log::flush();
             std::process::exit(1);
         });
     })
@@ -382,7 +384,7 @@ fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)
     // The shortest topic and the shortest id have a byte each.
     let events_max = limits.history_memory_max() / (EVENT_BYTES_FIXED + 2);
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
-    vec![
+    let mut lines = vec![
         ("connections, when all are in use", sum(capacity.slots * per_socket)),
         (
             "request heads, when all come at once",
@@ -394,7 +396,12 @@ fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)
         ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings + receive)),
-    ]
+    ];
+    if config.access_log {
+        let waiting = LOG_LINES_MAX * ACCESS_LINE_BYTES_MAX;
+        lines.push(("access log", sum(capacity.slots * ACCESS_ENTRY_BYTES) + waiting as u64));
+    }
+    lines
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// A room, the bottom one first, and the rooms that it may import. A file belongs to the room with
 /// the longest name that its path starts with. Not here: `main` and `banner`, which nothing can
 /// import.
-const ROOMS: [(&str, &[&str]); 25] = [
+const ROOMS: [(&str, &[&str]); 26] = [
     ("event", &[]),
     ("clock", &[]),
     ("close", &[]),
@@ -25,6 +25,7 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("config/units", &[]),
     ("config", &["config/limits", "wire"]),
     ("config/flags", &["config", "config/limits", "config/units"]),
+    ("log", &["clock", "config", "config/limits"]),
     ("metrics", &["event", "wire", "close"]),
     ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics"]),
     // The kernel's view of a batch, which the batch keeps. It is in `uring` because it is unsafe.
@@ -38,11 +39,33 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("egress", &["egress/batch", "egress/ring", "egress/uring"]),
     (
         "shard",
-        &["event", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "egress"],
+        &[
+            "event",
+            "wire",
+            "clock",
+            "close",
+            "config",
+            "config/limits",
+            "log",
+            "metrics",
+            "broadcast",
+            "egress",
+        ],
     ),
     (
         "hub",
-        &["event", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "printed"],
+        &[
+            "event",
+            "wire",
+            "clock",
+            "close",
+            "config",
+            "config/limits",
+            "log",
+            "metrics",
+            "broadcast",
+            "printed",
+        ],
     ),
     ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "shard"]),
     ("client", &["wire", "config/limits"]),

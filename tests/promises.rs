@@ -25,6 +25,7 @@ mod promises {
     mod half_closed;
     mod heartbeat;
     mod interop;
+    mod log;
     mod memory;
     mod metrics;
     mod ndjson;

@@ -17,7 +17,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::pages::PageFlags;
 use super::units::{Count, Millis, Size};
-use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets, tcp_address};
+use super::{Config, ControlAddress, Limits, LogFormat, OverrunPolicy, Sockets, tcp_address};
 
 /// Limits whose smallest value is another limit's matter; their help says so in words.
 const BOUNDED_BY_OTHERS: [&str; 3] = ["window-bytes-max", "window-bytes-total-max", "hub-queue-bytes-max"];
@@ -93,6 +93,15 @@ pub struct ServeFlags {
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     #[arg(help_heading = "Settings")]
     log: String,
+    /// Lines of the log for people, or one JSON object each
+    #[arg(long, value_name = "text|json", value_enum, default_value = "text")]
+    #[arg(hide_possible_values = true, help_heading = "Settings")]
+    log_format: LogFormat,
+    /// Log each subscriber that comes, and what it got when it goes
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    #[arg(action = clap::ArgAction::Set, help_heading = "Settings")]
+    access_log: bool,
 }
 
 /// One line per limit: its help, its name, how it is written. The flag is the name in kebab-case.
@@ -182,6 +191,16 @@ impl ServeFlags {
         &self.log
     }
 
+    /// How the lines of the log look.
+    pub fn log_format(&self) -> LogFormat {
+        self.log_format
+    }
+
+    /// Whether the log has a line for each subscriber that comes and goes.
+    pub fn access_log(&self) -> bool {
+        self.access_log
+    }
+
     /// Checks each limit by itself; the error is one line that names the flag. What one limit asks
     /// of another is checked by [`ServeFlags::config`].
     pub(crate) fn check_each_limit(self) -> Result<(), String> {
@@ -221,6 +240,7 @@ impl ServeFlags {
             overrun: self.overrun,
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
+            access_log: self.access_log,
             limits,
         })
     }

@@ -5,7 +5,7 @@
 //! then of the hub. Relations that must hold between constants are asserted at compile time,
 //! relations between flags in [`Limits::check`].
 
-use crate::event::EVENT_BYTES_BESIDE_DATA_MAX;
+use crate::event::{EVENT_BYTES_BESIDE_DATA_MAX, TOPIC_BYTES_MAX};
 use crate::wire::Format;
 
 /// What the operator may set. `Default` gives the values of a server without flags.
@@ -420,9 +420,22 @@ pub const SINGLES_SHARE: usize = 8;
 pub const GIVE_BACK_MS: u64 = 4_000;
 /// Bytes of an allocation that has a page of its own in mimalloc.
 pub const GIVE_BACK_PAGE_BYTES: usize = 1 << 20;
-/// Milliseconds between two lines of the log that publishers are refused because subscribers are
-/// behind.
-pub const BEHIND_TOLD_MS: u64 = 10_000;
+/// Milliseconds between two warnings of the log for one reason that clients or publishers provoke.
+pub const LOG_WARNING_MS: u64 = 10_000;
+/// Lines per second about single connections for one reason, of each shard and of the hub.
+pub const LOG_DETAILS_PER_SECOND: u32 = 10;
+/// Lines that wait for the thread that writes the log, with `--access-log`; further ones are left
+/// out and counted.
+pub const LOG_LINES_MAX: usize = 4 << 10;
+/// Topics that a line of the access log names. What it holds of a subscriber, and a line that
+/// waits, are mostly these.
+pub const ACCESS_TOPICS_MAX: usize = 4;
+/// Bytes of the longest line of the access log: each topic with escapes, and the rest.
+pub const ACCESS_LINE_BYTES_MAX: usize = ACCESS_TOPICS_MAX * 6 * TOPIC_BYTES_MAX + 512;
+/// Bytes that the access log holds of a subscriber; topics are shared.
+pub const ACCESS_ENTRY_BYTES: usize = 160;
+/// Milliseconds that the last lines of the log have to be written.
+pub const LOG_FLUSH_MS_MAX: u64 = 1_000;
 /// Milliseconds until a stream whose topic has no room looks again. Shards give room back at every
 /// tick, or sooner.
 pub const TOPIC_RETRY_MS: u64 = 10;

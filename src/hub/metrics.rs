@@ -10,6 +10,7 @@ use super::openmetrics::{Exposition, Kind, Page};
 use super::stats::Moment;
 use super::{Hub, process};
 use crate::close::CLOSE_TABLE;
+use crate::log;
 use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport};
 use crate::wire::Family;
 
@@ -120,6 +121,12 @@ impl Hub {
             Counter,
             "Times that a batch met a shard's full queue.",
             hub.shard_queue_stalls,
+        );
+        page.single(
+            "fanwave_log_left_out_lines_total",
+            Counter,
+            "Lines of the log that found its queue full.",
+            log::left_out(),
         );
         page.single("fanwave_hub_queue_events", Gauge, "Events that not every shard has.", hub.queue.events);
         page.single("fanwave_hub_queue_bytes", Gauge, "Memory of these events.", hub.queue.bytes);

@@ -33,6 +33,7 @@ use crate::config::limits::{
     TOPIC_RETRY_MS,
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
+use crate::log::Pace;
 
 mod accept;
 mod control;
@@ -139,6 +140,8 @@ struct Hub {
     stage: watch::Sender<Stage>,
     scrapes: Semaphore,
     shared: Answers,
+    /// Of lines about single control connections.
+    head_pace: Mutex<Pace>,
     listings: Semaphore,
 }
 
@@ -291,6 +294,7 @@ impl Hub {
             stage: watch::Sender::new(Stage::Serving),
             scrapes: Semaphore::new(SCRAPES_MAX),
             shared: Answers::default(),
+            head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
         }
     }
@@ -298,6 +302,11 @@ impl Hub {
     /// The state behind the lock; never hold it across an await.
     fn intake(&self) -> MutexGuard<'_, Intake> {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pace of lines about single control connections.
+    fn head_pace(&self) -> MutexGuard<'_, Pace> {
+        self.head_pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does something to the intake, then wakes the retry if a shard's queue is full.

@@ -10,6 +10,7 @@ use crate::clock::Stamp;
 use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
 
+mod access;
 pub mod batch;
 pub mod connections;
 mod echo;

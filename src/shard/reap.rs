@@ -34,6 +34,7 @@ impl State {
                 self.mark_ready(slot);
             }
             Completion::Closed { slot } => {
+                self.log_closed(slot);
                 self.connections.vacate(slot);
                 // Whoever has the slot next may have to wait as well.
                 self.held_back.retain(|held| held.0 != slot);
@@ -67,6 +68,9 @@ impl State {
         if connection.subscribed {
             counters.sends -= u64::from(taken == 0);
             counters.bytes -= (batch.len() - taken) as u64;
+        }
+        if let Some(access) = &mut self.access {
+            access.take_back(slot, batch.frames(), batch.len() - taken);
         }
         if batch.frames() > 0 {
             counters.frames -= u64::from(batch.frames());
@@ -123,6 +127,9 @@ impl State {
         }
         connection.since = tick;
         let sent = connection.offset as usize + taken;
+        if let Some(access) = &mut self.access {
+            access.add(slot, if sent < batch.len() { 0 } else { batch.frames() }, taken);
+        }
         if sent < batch.len() {
             self.keep_rest(slot, batch, sent);
             return;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::access::Access;
 use super::batch::Batches;
 use super::connections::{Connections, Phase};
 use super::slow::SlowSends;
@@ -22,6 +23,7 @@ use crate::config::Config;
 use crate::config::limits::{TICK_MS, TOPICS_PER_ANSWER_MAX};
 use crate::egress::{Batch, Ledger, Slot};
 use crate::event::Epoch;
+use crate::log::Pace;
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 use crate::wire::{Family, Format};
 
@@ -126,6 +128,12 @@ pub struct State {
     pub(super) accept_errno: Option<i32>,
     /// Batches of which sends were taken whole since the last turn, by format.
     pub(super) completed: [Vec<Rc<Batch>>; Format::COUNT],
+    /// What subscribers got; `None` without an access log.
+    pub(super) access: Option<Access>,
+    /// Of lines that say why a connection ends or a request is refused, by reason.
+    paces: [Pace; CloseReason::COUNT],
+    /// Of warnings that accepts fail.
+    pub(super) accept_pace: Pace,
     /// Spreads clients that are asked to come back.
     pub(super) jitter: Jitter,
     /// Runs of events that the elevator has offered to everybody, to be recorded in the next turn.
@@ -169,6 +177,9 @@ impl State {
             accept_errno: None,
             completed: Default::default(),
             offered: Vec::new(),
+            access: setup.config.access_log.then(Access::default),
+            paces: [Pace::DETAIL; CloseReason::COUNT],
+            accept_pace: Pace::WARNING,
             jitter: Jitter::new(setup.epoch.0 ^ setup.number as u64),
             now,
             turn: 0,
@@ -260,11 +271,14 @@ impl State {
         };
         connection.reason = reason;
         self.metrics.closed[reason.index()] += 1;
-        tracing::debug!(peer = %connection.peer(), reason = reason.row().label, "closing");
+        let peer = connection.peer();
+        if let Some(left_out) = self.detail(reason) {
+            tracing::debug!(%peer, reason = reason.row().label, left_out, "closing");
+        }
         if !subscriber {
             return;
         }
-        let format = connection.format;
+        let format = self.connections.get(slot).format;
         while let Some(member) = self.connections.get_mut(slot).memberships.pop() {
             let Some((moved, under_way)) = self.topics.leave(member.topic, member.position, format.family())
             else {
@@ -288,6 +302,13 @@ impl State {
             self.setup.demand.end(format);
         }
         self.metrics.families[family.index()].connections -= 1;
+    }
+
+    /// `Some` if the log takes another line about a connection for this reason now: with the number
+    /// of those that were left out.
+    pub(super) fn detail(&mut self, reason: CloseReason) -> Option<u64> {
+        let wanted = tracing::enabled!(tracing::Level::DEBUG);
+        wanted.then(|| self.paces[reason.index()].admit(self.now)).flatten()
     }
 
     /// The ring has told all that came of the sends so far: what they count for is right.

@@ -53,7 +53,9 @@ impl State {
         self.topics.look_at_excess();
         if let Some(errno) = self.accept_errno.take() {
             let error = std::io::Error::from_raw_os_error(errno);
-            tracing::warn!(shard = self.setup.number, %error, "cannot accept connections");
+            if let Some(left_out) = self.accept_pace.admit(self.now) {
+                tracing::warn!(shard = self.setup.number, %error, left_out, "cannot accept connections");
+            }
         }
         // A whole tick without events: nobody asks for the same run again soon. And remembered runs
         // keep frames that others may need the memory of.

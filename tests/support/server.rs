@@ -122,6 +122,11 @@ impl Server {
         until("the end of the process", async || self.process.try_wait().expect("our own child")).await
     }
 
+    /// All that an ended process has logged.
+    pub fn log(&mut self) -> String {
+        self.log.take().and_then(|log| log.join().ok()).expect("it is read once")
+    }
+
     /// True while the process runs.
     pub fn runs(&mut self) -> bool {
         self.process.try_wait().expect("our own child").is_none()

@@ -28,6 +28,7 @@ impl Bench {
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
+            access_log: false,
             limits: Limits::default(),
         });
         let (outbox, inbox) = path(8).expect("eventfd");

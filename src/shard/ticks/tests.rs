@@ -36,6 +36,7 @@ impl Crowd {
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
+            access_log: false,
             limits: Limits::default(),
         });
         let (outbox, inbox) = path(8).expect("eventfd");
