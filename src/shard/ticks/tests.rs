@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::broadcast::{Drain, EncodedBatch, Memory, Message, Outbox, path};
 use crate::clock::Stamp;
-use crate::config::{Config, Limits, OverrunPolicy, Sockets};
+use crate::config::{Config, Egress, Limits, OverrunPolicy, Sockets};
 use crate::egress::sim::{SimRing, Weather};
 use crate::event::Epoch;
 use crate::shard::fixtures::encoded_with;
@@ -34,6 +34,7 @@ impl Crowd {
             shard_cpus: vec![0],
             pages: Default::default(),
             overrun: OverrunPolicy::Close,
+            egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
             access_log: false,
