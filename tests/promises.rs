@@ -17,6 +17,7 @@ mod promises {
     mod bulk;
     mod control;
     mod control_room;
+    mod dashboard;
     mod delivery;
     mod echo;
     mod first_steps;

@@ -2,9 +2,21 @@
 
 use axum::http::{HeaderMap, header};
 
+/// True if `Accept` names the media type `wanted`, and gives it no less weight than `other`.
+pub(super) fn rather(headers: &HeaderMap, wanted: &str, other: &str) -> bool {
+    let is_it = |member: &[u8]| {
+        let range = member.split(|byte| *byte == b';').next().unwrap_or_default();
+        range.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes())
+    };
+    let fields = headers.get_all(header::ACCEPT).iter();
+    let named = fields.flat_map(|field| field.as_bytes().split(|byte| *byte == b',')).any(is_it);
+    let weighs = weight(headers, wanted);
+    named && weighs > 0 && weighs >= weight(headers, other)
+}
+
 /// The weight in thousandths that `Accept` gives to a media type, by its most specific range; 0 if
 /// it does not want it. Without `Accept` everything is equally welcome.
-pub(super) fn weight(headers: &HeaderMap, wanted: &str) -> u16 {
+fn weight(headers: &HeaderMap, wanted: &str) -> u16 {
     let (kind, _) = wanted.split_once('/').expect("a media type");
     let mut given = false;
     let mut decision = (0, 0);
@@ -44,6 +56,24 @@ mod tests {
     use axum::http::HeaderValue;
 
     use super::*;
+
+    #[test]
+    fn a_type_that_is_named_comes_before_one_that_weighs_no_more() {
+        for (accept, html) in [
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", true),
+            ("text/html", true),
+            ("text/html, text/plain", true),
+            ("text/html;q=0.5, text/plain", false),
+            ("text/html;q=0", false),
+            ("*/*", false),
+            ("text/*", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+            assert_eq!(rather(&headers, "text/html", "text/plain"), html, "{accept}");
+        }
+        assert!(!rather(&HeaderMap::new(), "text/html", "text/plain"));
+    }
 
     #[test]
     fn the_most_specific_range_gives_the_weight() {

@@ -28,7 +28,7 @@ use super::publish::{
 };
 use super::refusal::{error_response, json_bytes, json_line};
 use super::stream::{publish_stream, refused_unread};
-use super::{Hub, Refusal, RefusalReason};
+use super::{Hub, Refusal, RefusalReason, accept, pages};
 use crate::config::ControlAddress;
 use crate::config::limits::CONTROL_BODY_MS_MAX;
 use crate::event::{Data, Event, Topic};
@@ -41,10 +41,10 @@ const TOPIC_PATH: &str = "/topics/";
 /// All routes of the control API, as served at `address`, behind the guard.
 pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
     let guard = Guard::new(hub.clone(), &address);
-    let help = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| help(&hub, &address, &headers);
+    let front = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| front(&hub, &address, &headers);
     let topic = || get(show_topic).post(publish_one);
     Router::new()
-        .route("/", get(help))
+        .route("/", get(front))
         .route("/healthz", get(health))
         .route("/stats", get(stats))
         .route("/metrics", get(metrics))
@@ -55,6 +55,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
         .route(TOPIC_PATH, topic())
         .route("/topics/{*topic}", topic())
         .route("/publish", post(publish_stream))
+        .merge(pages::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
         .with_state(hub)
@@ -67,6 +68,7 @@ pub(super) fn allowed(path: &str) -> Option<&'static str> {
         "/" | "/healthz" | "/stats" | "/metrics" | "/slow" | "/topics" => Some("GET, HEAD, OPTIONS"),
         "/publish" => Some("POST, OPTIONS"),
         "*" => Some("OPTIONS"),
+        path if pages::is_file(path) => Some("GET, HEAD, OPTIONS"),
         path => path.starts_with(TOPIC_PATH).then_some("GET, HEAD, POST, OPTIONS"),
     }
 }
@@ -223,6 +225,16 @@ async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri, bod
     if let Some(allowed) = allowed(uri.path()) {
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     }
+    response
+}
+
+/// The dashboard for browsers, the endpoints for everybody else.
+fn front(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> Response {
+    let mut response = match accept::rather(headers, "text/html", "text/plain") {
+        true => pages::dashboard(),
+        false => help(hub, address, headers).into_response(),
+    };
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     response
 }
 

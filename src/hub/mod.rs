@@ -45,6 +45,7 @@ mod listen;
 mod listing;
 mod metrics;
 mod openmetrics;
+mod pages;
 mod process;
 pub mod publish;
 mod refusal;

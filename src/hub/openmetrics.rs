@@ -46,13 +46,10 @@ pub(super) enum Exposition {
 impl Exposition {
     /// OpenMetrics where it is asked for by name, and not less than the other.
     pub(super) fn asked(headers: &HeaderMap) -> Exposition {
-        let name = "application/openmetrics-text";
-        let named = headers.get_all("accept").iter().any(|field| {
-            field.as_bytes().to_ascii_lowercase().windows(name.len()).any(|part| part == name.as_bytes())
-        });
-        let weight = accept::weight(headers, name);
-        let rather = named && weight > 0 && weight >= accept::weight(headers, "text/plain");
-        if rather { Exposition::OpenMetrics } else { Exposition::Prometheus }
+        match accept::rather(headers, "application/openmetrics-text", "text/plain") {
+            true => Exposition::OpenMetrics,
+            false => Exposition::Prometheus,
+        }
     }
 
     pub(super) fn content_type(self) -> &'static str {

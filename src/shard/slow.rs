@@ -73,10 +73,7 @@ impl State {
 
     fn slow_report(&self, waiting: Waiting) -> SlowReport {
         let connection = self.connections.get(waiting.slot);
-        let lacks = |(topic, from)| {
-            let window = &self.topics.get(topic).window;
-            (window.len() - window.index_after(from)) as u64
-        };
+        let lacks = |(topic, from)| self.topics.get(topic).window.newer_than(from) as u64;
         let members = connection.memberships.as_slice();
         SlowReport {
             peer: connection.peer(),
