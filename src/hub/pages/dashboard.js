@@ -108,17 +108,22 @@ function shape(name, attributes, text) {
   return made;
 }
 
-// The next of 1, 2, 5 times a power of ten.
-function ceiling(value) {
+// The next of 1, 2, 4 times a power of ten, of units of bytes for bytes.
+function ceiling(value, unit) {
+  if (unit === bytes && value >= 1024) {
+    const size = 1024 ** Math.floor(Math.log2(value) / 10);
+    return ceiling(value / size) * size;
+  }
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999);
+  return [1, 2, 4, 10].map((step) => step * power).find((step) => step >= value * 0.999);
 }
 
 // series: [name, class, value of an entry]; a gap where there is none.
 function chart(id, series, unit) {
   const [width, height, top, bottom, inset] = [420, 170, 26, 20, 58];
   const values = series.map(([, , value]) => past.map((entry) => [entry.at, value(entry)]));
-  const most = ceiling(Math.max(1e-6, ...values.flat().map(([, value]) => value ?? 0)));
+  const least = unit === seconds ? 1e-6 : 4;
+  const most = ceiling(Math.max(least, ...values.flat().map(([, value]) => value ?? 0)), unit);
   const now = past.at(-1).at;
   const x = (time) => width - 4 - (now - time) / 1000 / SECONDS * (width - inset - 4);
   const y = (value) => height - bottom - value / most * (height - top - bottom);
@@ -195,8 +200,9 @@ function health(stats, slow) {
   if (cut > 0) said.push(["warning", "Slow subscribers are hung up on:", `${count(cut)} per second`]);
   if (said.length === 0) {
     const waiting = FORMATS.reduce((total, [format]) => total + (at(stats, `totals.formats.${format}.sends_in_flight`) ?? 0), 0);
-    const slowest = slow[0] ? `, the oldest for ${seconds(slow[0].seconds)}` : "";
-    said.push(["good", "It is well.", waiting > 0 ? `${grouped(waiting)} sends wait for their socket${slowest}.` : "Nobody is slow."]);
+    const slowest = slow[0] ? `${waiting === 1 ? "" : ", the oldest"} for ${seconds(slow[0].seconds)}` : "";
+    const wait = waiting === 1 ? "1 send waits for its socket" : `${grouped(waiting)} sends wait for their sockets`;
+    said.push(["good", "It is well.", waiting > 0 ? `${wait}${slowest}.` : "Nobody is slow."]);
   }
   tell(said);
 }
@@ -264,16 +270,20 @@ function bounds(stats, text) {
   }), 4, "");
 }
 
+// The colour of a protocol, and its name for those who do not see it.
+function protocol(name, style) {
+  return element("span", { class: "key " + style, role: "img", "aria-label": name, title: name });
+}
+
 function slowest(list) {
   const keys = Object.fromEntries(FORMATS.map(([format, name, style]) => [format, [name, style]]));
   rows("slowest", list.slice(0, 16).map((one) => [
-    head(one.peer),
-    left(element("span", { class: "key " + keys[one.format][1] }), keys[one.format][0]),
-    cell(grouped(one.shard)),
+    head(protocol(...keys[one.format]), one.peer),
     cell(figure(one.seconds, seconds(one.seconds))),
     cell(figure(one.lag_events)),
+    cell(grouped(one.shard)),
     element("td", { class: "left topic" }, one.topics.join(", ") + (one.more_topics > 0 ? ` and ${one.more_topics} more` : "")),
-  ]), 6, "No send waits for its socket.");
+  ]), 5, "No send waits for its socket.");
 }
 
 function shards(stats) {
@@ -332,6 +342,7 @@ function show(stats, slow, text) {
   byId("bytes-rate").textContent = now("bytes") === null ? "–" : bytes(now("bytes"));
   byId("shard-now").textContent = seconds(entry.quantiles.shard[1]);
   byId("last-now").textContent = seconds(entry.quantiles.last[1]);
+  byId("slow-now").textContent = slow[0] ? seconds(slow[0].seconds) : "none";
   health(stats, slow);
   for (const name of ["shard", "last"]) {
     chart(name + "-chart", [["p50", "s2", (one) => one.quantiles[name][0]], ["p99", "s3", (one) => one.quantiles[name][1]]], seconds);
