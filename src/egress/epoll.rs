@@ -277,6 +277,13 @@ impl EgressRing for Epoll {
         self.queue_receive(slot);
     }
 
+    fn pause(&mut self, slot: Slot) {
+        self.ask();
+        if std::mem::take(&mut self.sockets[slot as usize].receiving) {
+            self.done.push_back(Done::ReceiveEnded(slot, ReceiveEnd::Cancelled));
+        }
+    }
+
     fn end_stream(&mut self, slot: Slot) {
         self.ask();
         self.calls += 1;
@@ -291,8 +298,7 @@ impl EgressRing for Epoll {
         self.ask();
         let socket = &mut self.sockets[slot as usize];
         if std::mem::take(&mut socket.receiving) {
-            let end = ReceiveEnd::Failed(Errno::CANCELED.raw_os_error());
-            self.done.push_back(Done::ReceiveEnded(slot, end));
+            self.done.push_back(Done::ReceiveEnded(slot, ReceiveEnd::Cancelled));
         }
         self.stop_sending(slot, Some(Errno::CANCELED));
     }

@@ -18,7 +18,7 @@ use crate::wire::Family;
 type Row<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
 
 /// Figures of a shard.
-const OF_SHARD: [Row<ShardReport>; 15] = [
+const OF_SHARD: [Row<ShardReport>; 17] = [
     ("fanwave_connections", Gauge, "Connections, those in the handshake or closing included.", |shard| {
         shard.metrics.connections
     }),
@@ -32,6 +32,15 @@ const OF_SHARD: [Row<ShardReport>; 15] = [
     ("fanwave_shard_events_total", Counter, "Events that the shard has taken from the hub.", |shard| {
         shard.metrics.events
     }),
+    ("fanwave_client_published_events_total", Counter, "Events that clients published.", |shard| {
+        shard.metrics.published
+    }),
+    (
+        "fanwave_client_pauses_total",
+        Counter,
+        "Times that a client was not read from until its publishes were answered.",
+        |shard| shard.metrics.pauses,
+    ),
     ("fanwave_ring_enters_total", Counter, "System calls of the shard's ring.", |shard| shard.metrics.enters),
     ("fanwave_shard_sleeps_total", Counter, "Times that the shard had nothing to do.", |shard| {
         shard.metrics.sleeps
@@ -194,6 +203,12 @@ fn write_shards(page: &mut Page, shards: &[(String, &ShardReport)]) {
             for (family, counters) in Family::ALL.iter().zip(&report.metrics.families) {
                 page.sample(&[("shard", shard), ("format", family.label())], figure(counters));
             }
+        }
+    }
+    page.family("fanwave_client_refused_publishes_total", Counter, "Publishes of clients that were refused.");
+    for (shard, report) in shards {
+        for (reason, count) in report.metrics.refused.iter() {
+            page.sample(&[("shard", shard), ("reason", reason)], count);
         }
     }
     page.family("fanwave_closed_connections_total", Counter, "Connections that ended.");

@@ -10,8 +10,8 @@
 //!   done, control connections end, and then the shards by [`Message::End`]. So newcomers are
 //!   refused and counted until all have what is theirs.
 //!
-//! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks),
-//! `stream` (NDJSON), `guard` (foreign pages), `head` (what is no request), `listen` and `seats`
+//! Reading order: `intake` (events to batches), `control` (who asks),
+//! `stream` (NDJSON), `uplink` (what clients publish), `guard` (foreign pages), `head` (what is no request), `listen` and `seats`
 //! (connections). Not here: signals, binding of addresses, threads (`serve`).
 
 use std::collections::BTreeSet;
@@ -35,6 +35,7 @@ use crate::config::limits::{
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
 use crate::log::Pace;
+use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
 mod accept;
 mod control;
@@ -47,7 +48,6 @@ mod metrics;
 mod openmetrics;
 mod pages;
 mod process;
-pub mod publish;
 mod refusal;
 mod scrape;
 mod seats;
@@ -56,10 +56,10 @@ mod slow;
 mod stats;
 mod stream;
 mod topics;
+mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
-pub use self::refusal::{Refusal, RefusalCounts, RefusalReason};
 use self::shared::Shared;
 pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
@@ -208,6 +208,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, memory, egress, listen));
     let listening = listen::start(control, control_connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
+    let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     tokio::select! {
         biased;
@@ -226,6 +227,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     hub.stage.send_replace(Stage::Stopped);
     listening.join_all().await;
     retry.abort();
+    uplinks.abort();
     give_back.abort();
     let ended = async {
         ends.during(hub.tell_shards(|| Message::End)).await;

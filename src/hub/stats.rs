@@ -114,6 +114,11 @@ struct Counts {
     connections: u64,
     closed: ByReason,
     events: u64,
+    /// What clients published and the hub took.
+    published: u64,
+    /// What clients wanted to publish and was not taken, here or at the hub.
+    refused: RefusalCounts,
+    pauses: u64,
     enters: u64,
     sleeps: u64,
     zero_copy: ZeroCopy,
@@ -252,6 +257,9 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
         connections: metrics.connections,
         closed: ByReason(metrics.closed),
         events: metrics.events,
+        published: metrics.published,
+        refused: metrics.refused.clone(),
+        pauses: metrics.pauses,
         enters: metrics.enters,
         sleeps: metrics.sleeps,
         zero_copy: ZeroCopy { sends: metrics.zero_copy_sends, copied: metrics.zero_copy_copied },
@@ -292,6 +300,9 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         connections,
         closed,
         events,
+        published,
+        refused,
+        pauses,
         enters,
         sleeps,
         zero_copy_sends,
@@ -310,6 +321,9 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     total.accept_failures += accept_failures;
     total.connections += connections;
     total.events += events;
+    total.published += published;
+    total.refused.add_all(refused);
+    total.pauses += pauses;
     total.enters += enters;
     total.sleeps += sleeps;
     total.zero_copy_sends += zero_copy_sends;

@@ -33,6 +33,7 @@ impl Crowd {
             control: Vec::new(),
             shard_cpus: vec![0],
             pages: Default::default(),
+            client_publish: Vec::new(),
             overrun: OverrunPolicy::Close,
             egress: Egress::Auto,
             sockets: Sockets::Auto,
