@@ -19,8 +19,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::broadcast::{Demand, Memory, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS,
-    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX,
+    ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
+    SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -29,6 +30,7 @@ use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
 use crate::hub::{self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure};
+use crate::log;
 use crate::runtime::{RingOptions, RuntimeError, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
@@ -193,6 +195,7 @@ fn signals() -> std::io::Result<impl Future<Output = ()>> {
         tokio::spawn(async move {
             let _ = futures_util::future::select(pin!(terminate.recv()), pin!(interrupt.recv())).await;
             tracing::warn!("second signal: ending without the drain");
+            log::flush();
             std::process::exit(1);
         });
     })
@@ -419,7 +422,7 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
     // The shortest topic and the shortest id have a byte each.
     let events_max = limits.history_memory_max() / (EVENT_BYTES_FIXED + 2);
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
-    vec![
+    let mut lines = vec![
         ("connections, when all are in use", sum(capacity.slots * per_socket)),
         (
             "request heads, when all come at once",
@@ -431,7 +434,12 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings)),
-    ]
+    ];
+    if config.access_log {
+        let waiting = LOG_LINES_MAX * ACCESS_LINE_BYTES_MAX;
+        lines.push(("access log", sum(capacity.slots * ACCESS_ENTRY_BYTES) + waiting as u64));
+    }
+    lines
 }
 
 #[cfg(test)]

@@ -264,6 +264,11 @@ async fn stats_are_whole_while_publishers_are_refused() {
         assert_eq!(shards.len(), 2, "{stats}");
         assert!(shards.iter().all(|shard| shard["state"] == "ok"), "{stats}");
         assert!(stats["totals"].is_object(), "{stats}");
+        let metrics = server.get("/metrics").await.body;
+        for shard in 0..2 {
+            let up = format!("fanwave_shard_up{{shard=\"{shard}\"}} 1");
+            assert!(metrics.lines().any(|line| line == up), "no {up:?} in {metrics}");
+        }
         let listing = server.get("/topics").await.json();
         assert!(listing.get("unavailable").is_none(), "{listing}");
         assert_eq!(listing["topics"][0]["topic"], "t", "{listing}");

@@ -128,11 +128,16 @@ impl Server {
         until("the end of the process", async || self.process.try_wait().expect("our own child")).await
     }
 
+    /// All that an ended process has logged.
+    pub fn log(&mut self) -> String {
+        self.log.take().and_then(|log| log.join().ok()).expect("it is read once")
+    }
+
     /// Ends the process in an orderly way and gives what it logged.
     pub async fn into_log(mut self) -> String {
         self.signal(Signal::TERM);
         self.ended().await;
-        self.log.take().expect("it is taken once").join().expect("the log is read")
+        self.log()
     }
 
     /// True while the process runs.
