@@ -22,8 +22,8 @@ struct Start {
     /// What is missing between the event that the client named and where its topics begin.
     gap: Option<Gap>,
     /// The client named no event, or one of a process that is gone: it is given an id to come back
-    /// with, should it leave before the first event. Whoever named another one goes on naming it
-    /// until then.
+    /// with, should it leave before the first event. A client that named another one goes on naming
+    /// it until then.
     is_new: bool,
 }
 
@@ -69,7 +69,7 @@ impl State {
             }
             Phase::Serving => self.handle_posts(slot, bytes),
             Phase::Open => self.handle_frames(slot, bytes),
-            // Whoever is being hung up on has said enough.
+            // A client that is being hung up on has said enough.
             _ => {}
         }
     }
@@ -364,9 +364,11 @@ impl State {
         fed: Result<(), Violation>,
     ) {
         if let Some(reply) = closed {
-            let frame = websocket::close_frame(reply.unwrap_or(1000), "");
-            self.answer(slot, frame);
-            self.finish(slot, CloseReason::ClientGone);
+            let reason = CloseReason::ClientGone;
+            if let Some(code) = reply.or(reason.row().websocket_code.unasked()) {
+                self.answer(slot, websocket::close_frame(code, ""));
+            }
+            self.finish(slot, reason);
         } else if let Err(Violation { reason, detail }) = fed {
             self.hang_up(slot, reason, detail);
         }
@@ -376,7 +378,7 @@ impl State {
     /// end of the stream.
     pub(super) fn hang_up(&mut self, slot: Slot, reason: CloseReason, detail: &str) {
         let format = self.connections.get(slot).format;
-        let last_words = (format.spec().close)(reason.row().websocket_code, detail);
+        let last_words = (format.spec().close)(reason.row().websocket_code.unasked(), detail);
         if !last_words.is_empty() {
             self.answer(slot, last_words);
         }
