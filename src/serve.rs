@@ -20,7 +20,7 @@ use crate::broadcast::{Demand, Memory, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES,
-    RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+    RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::EpollOptions;
@@ -411,7 +411,7 @@ fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)
     // The shortest topic and the shortest id have a byte each.
     let events_max = limits.history_memory_max() / (EVENT_BYTES_FIXED + 2);
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
-    vec![
+    let mut lines = vec![
         ("connections, when all are in use", sum(capacity.slots * per_socket)),
         (
             "request heads, when all come at once",
@@ -423,7 +423,16 @@ fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)
         ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings + receive)),
-    ]
+    ];
+    if !config.client_publish.is_empty() {
+        // Messages that are not whole, what paused clients have said, and what is on its way.
+        let uplink = UPLINK_BYTES_MAX + limits.message_bytes_max;
+        lines.push((
+            "what clients publish, until the hub has it",
+            sum(2 * limits.incoming_bytes_max() + uplink),
+        ));
+    }
+    lines
 }
 
 #[cfg(test)]

@@ -193,7 +193,8 @@ impl Limits {
     }
 
     /// The most that clients' messages which are not whole take on one shard, where clients may
-    /// publish. What would be more is refused.
+    /// publish; what would be more is refused. As much may be received from clients that are paused
+    /// and not be read yet; who adds more is cut.
     pub fn incoming_bytes_max(&self) -> usize {
         INCOMING_MESSAGES_MIN * self.message_bytes_max.max(RECEIVE_BUFFER_BYTES)
     }
@@ -454,8 +455,7 @@ pub const TOPICS_PER_ANSWER_MAX: usize = 1_024;
 
 /// So many of the largest messages of clients may be under way on one shard at once.
 pub const INCOMING_MESSAGES_MIN: usize = 32;
-/// Publishes of one shard's clients that have no answer yet. As many as a busy turn brings; each
-/// takes 200 bytes in the queue, from the start.
+/// Publishes of one shard's clients that have no answer yet: as many as a busy turn brings.
 pub const UPLINK_PUBLISHES_MAX: usize = 1_024;
 /// Bytes of one shard's publishes on their way to the hub, from which on no further one is queued;
 /// the last one may be of any size. The hub takes so much in some milliseconds.
