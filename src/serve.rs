@@ -21,7 +21,7 @@ use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX,
     ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
-    SUBMISSIONS_MAX, TOPIC_BYTES,
+    SUBMISSIONS_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -435,6 +435,14 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings)),
     ];
+    if !config.client_publish.is_empty() {
+        // Messages that are not whole, what paused clients have said, and what is on its way.
+        let uplink = UPLINK_BYTES_MAX + limits.message_bytes_max;
+        lines.push((
+            "what clients publish, until the hub has it",
+            sum(2 * limits.incoming_bytes_max() + uplink),
+        ));
+    }
     if config.access_log {
         let waiting = LOG_LINES_MAX * ACCESS_LINE_BYTES_MAX;
         lines.push(("access log", sum(capacity.slots * ACCESS_ENTRY_BYTES) + waiting as u64));
