@@ -17,7 +17,10 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::pages::PageFlags;
 use super::units::{Count, Millis, Size};
-use super::{Config, ControlAddress, LimitError, Limits, OverrunPolicy, PageError, Sockets, tcp_address};
+use super::{
+    Config, ControlAddress, Egress, LimitError, Limits, OverrunPolicy, PageError, Sockets, tcp_address,
+};
+use crate::topic_pattern::{Pattern, PatternError};
 
 /// Limits whose smallest value is another limit's matter; their help says so in words.
 const BOUNDED_BY_OTHERS: [&str; 3] = ["window-bytes-max", "window-bytes-total-max", "hub-queue-bytes-max"];
@@ -69,6 +72,9 @@ pub enum ConfigError {
         /// Those that it may use.
         allowed: CpuList,
     },
+    /// Direct descriptors are asked for without the ring that has them.
+    #[error("--sockets direct is a matter of io_uring; leave it out with --egress epoll")]
+    DirectWithoutUring,
     /// The kernel does not say which CPUs this process may use.
     #[error("cannot read the CPUs of this process: {0}")]
     UnknownCpus(#[source] rustix::io::Errno),
@@ -87,6 +93,11 @@ pub struct ServeFlags {
     control: Vec<ControlAddress>,
     #[command(flatten)]
     pages: PageFlags,
+    /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
+    /// list of patterns, * for one segment, ** at the end for the rest [default: none]
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = client_publish)]
+    #[arg(help_heading = "Publishing")]
+    client_publish: Vec<Pattern>,
 
     /// Threads that hold subscribers; more than CPUs share them in turn [default: one per CPU]
     #[arg(long, value_name = "N", value_parser = shard_count, help_heading = "Shards")]
@@ -97,6 +108,11 @@ pub struct ServeFlags {
 
     #[command(flatten)]
     limits: LimitFlags,
+    /// How subscribers are reached. uring: by io_uring, or no start; epoll: one system call per
+    /// send; auto: io_uring where it is allowed
+    #[arg(long, value_name = "auto|uring|epoll", value_enum, default_value = "auto")]
+    #[arg(hide_possible_values = true, help_heading = "Connections")]
+    egress: Egress,
     /// Where subscriber sockets live. direct: each shard may have `ulimit -n`; plain: all shards
     /// share it; auto: by the kernel's version
     #[arg(long, value_name = "auto|direct|plain", value_enum, default_value = "auto")]
@@ -226,6 +242,9 @@ impl ServeFlags {
         let limits = Limits::from(self.limits);
         limits.check()?;
         check_addresses(&self.listen, &self.control)?;
+        if (self.egress, self.sockets) == (Egress::Epoll, Sockets::Direct) {
+            return Err(ConfigError::DirectWithoutUring);
+        }
         let cpus = self.cpus.map_or_else(|| allowed.to_vec(), |list| list.0);
         if let Some(cpu) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
             return Err(ConfigError::Cpu { cpu: *cpu, allowed: CpuList(allowed.to_vec()) });
@@ -236,7 +255,9 @@ impl ServeFlags {
             control: self.control,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages: self.pages.rules()?,
+            client_publish: self.client_publish,
             overrun: self.overrun,
+            egress: self.egress,
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
             limits,
@@ -325,6 +346,10 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
     tcp_address(text).ok_or_else(|| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
 }
 
+fn client_publish(text: &str) -> Result<Pattern, String> {
+    text.trim().parse().map_err(|error: PatternError| error.to_string())
+}
+
 /// Shards are threads with rings of their own; more than this on one machine is a slip of the
 /// finger.
 const SHARDS_MAX: usize = 1_024;
@@ -382,7 +407,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 24] = [
+        let cases: [Case<'_>; 26] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--port", "8080"], &[], &["--port", "--listen 0.0.0.0:8080"]),
             (&["--shards=1", "--host"], &[], &["--host", "--listen 0.0.0.0:8080"]),
@@ -395,6 +420,8 @@ pub(crate) mod tests {
             (&["--cpus", "0-2"], &[], &["--cpus", "CPU 2", "0-1,3"]),
             (&["--cors-origin", "a, b"], &[], &["--cors-origin", "none"]),
             (&["--overrun", "drop"], &[], &["--overrun", "skip"]),
+            (&["--egress", "select"], &[], &["--egress", "uring", "epoll"]),
+            (&["--sockets=direct"], &[("FANWAVE_EGRESS", "epoll")], &["--sockets direct", "--egress epoll"]),
             (&["--log", "fanwave=loud"], &[], &["--log"]),
             (&["--log", "loud"], &[], &["--log", "`loud` is no level", "trace, or target=level"]),
             (&["--log", "info, inof"], &[], &["--log", "`inof` is no level"]),

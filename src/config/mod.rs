@@ -14,6 +14,7 @@ pub mod units;
 pub use limits::{LimitError, Limits};
 pub use pages::PageError;
 
+use crate::topic_pattern::Pattern;
 use crate::wire::http::{Origin, Origins, Subprotocols};
 
 /// Where the control API listens.
@@ -76,6 +77,17 @@ pub enum OverrunPolicy {
     Skip,
 }
 
+/// How the shards reach their sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Egress {
+    /// By io_uring where it works, else by epoll.
+    Auto,
+    /// By io_uring, or not at all.
+    Uring,
+    /// By epoll: one system call per send.
+    Epoll,
+}
+
 /// Where subscriber sockets live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sockets {
@@ -125,14 +137,25 @@ pub struct Config {
     pub shard_cpus: Vec<usize>,
     /// What pages in browsers may do.
     pub pages: PageRules,
+    /// Topics to which clients of the data plane may publish.
+    pub client_publish: Vec<Pattern>,
     /// What to do with those who cannot keep up.
     pub overrun: OverrunPolicy,
+    /// How the shards reach their sockets.
+    pub egress: Egress,
     /// Where subscriber sockets live.
     pub sockets: Sockets,
     /// WebSockets on `/echo` and `/` get back what they send.
     pub diagnostic_echo: bool,
     /// Every bound.
     pub limits: Limits,
+}
+
+impl Config {
+    /// True if clients of the data plane may publish to `topic`.
+    pub fn lets_clients_publish(&self, topic: &str) -> bool {
+        self.client_publish.iter().any(|pattern| pattern.matches(topic))
+    }
 }
 
 impl Default for Config {
@@ -143,7 +166,9 @@ impl Default for Config {
             control: vec![ControlAddress::Tcp(loopback(8081))],
             shard_cpus: vec![0],
             pages: PageRules::default(),
+            client_publish: Vec::new(),
             overrun: OverrunPolicy::Close,
+            egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
             limits: Limits::default(),

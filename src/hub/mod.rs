@@ -10,9 +10,10 @@
 //!   done, control connections end, and then the shards by [`Message::End`]. So newcomers are
 //!   refused and counted until all have what is theirs.
 //!
-//! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks),
-//! `stream` (NDJSON), `guard` (foreign pages), `head` (what is no request), `listen` and `seats`
-//! (connections). Not here: signals, binding of addresses, threads (`serve`).
+//! Reading order: `intake` (events to batches), `control` (who asks),
+//! `stream` (NDJSON), `uplink` (what clients publish), `guard` (foreign pages), `head` (what is no
+//! request), `listen` and `seats` (connections). Not here: signals, binding of addresses, threads
+//! (`serve`).
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -33,6 +34,7 @@ use crate::config::limits::{
     TOPIC_RETRY_MS,
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
+use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
 mod control;
 mod guard;
@@ -40,7 +42,6 @@ mod head;
 mod intake;
 mod listen;
 mod listing;
-pub mod publish;
 mod refusal;
 mod scrape;
 mod seats;
@@ -49,10 +50,11 @@ pub mod sim;
 mod stats;
 mod stream;
 mod topics;
+mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
-pub use self::refusal::{Refusal, RefusalCounts, RefusalReason};
+pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
 
 /// What the hub needs to run. The caller has bound the listeners and started the shards.
@@ -68,6 +70,8 @@ pub struct HubSetup {
     pub demand: Arc<Demand>,
     /// What all events alive weigh.
     pub memory: Arc<Memory>,
+    /// How the shards reach their sockets.
+    pub egress: EgressReport,
     /// Where subscribers connect, as bound.
     pub listen: Vec<SocketAddr>,
     /// Where the control API listens: already bound, non-blocking.
@@ -144,6 +148,7 @@ enum Stage {
 struct Hub {
     config: Arc<Config>,
     epoch: Epoch,
+    egress: EgressReport,
     /// Where subscribers connect, as bound.
     listen: Vec<SocketAddr>,
     started: Stamp,
@@ -185,6 +190,7 @@ fn open(setup: HubSetup) -> (Arc<Hub>, Ends, Doors) {
         outboxes,
         demand,
         memory,
+        egress,
         listen,
         control,
         control_connections_max,
@@ -192,7 +198,7 @@ fn open(setup: HubSetup) -> (Arc<Hub>, Ends, Doors) {
     } = setup;
     let running = (0..outboxes.len()).collect();
     let ends = Ends { receiver: shard_ends, running, serving: true, failure: None };
-    let hub = Hub::new(config, epoch, outboxes, demand, memory, listen);
+    let hub = Hub::new(config, epoch, outboxes, demand, memory, egress, listen);
     (Arc::new(hub), ends, Doors { control, connections_max: control_connections_max })
 }
 
@@ -206,6 +212,7 @@ async fn serve(
     let drain_ms_max = hub.config.limits.drain_ms_max;
     let listening = listen::start(doors.control, doors.connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
+    let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     tokio::select! {
         biased;
@@ -224,6 +231,7 @@ async fn serve(
     hub.stage.send_replace(Stage::Stopped);
     listening.join_all().await;
     retry.abort();
+    uplinks.abort();
     give_back.abort();
     let ended = async {
         ends.during(hub.tell_shards(|| Message::End)).await;
@@ -311,12 +319,14 @@ impl Hub {
         outboxes: Vec<Outbox>,
         demand: Arc<Demand>,
         memory: Arc<Memory>,
+        egress: EgressReport,
         listen: Vec<SocketAddr>,
     ) -> Hub {
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
         Hub {
             config,
             epoch,
+            egress,
             listen,
             started: Stamp::now(),
             started_at: Instant::now(),

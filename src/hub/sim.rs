@@ -25,8 +25,8 @@ pub struct SimHub {
 }
 
 impl SimHub {
-    /// A hub that is asked as if at `address`, and its life, which is to be awaited. To be called on
-    /// a runtime.
+    /// A hub that is asked as if at `address`, and its life, which is to be awaited. To be called
+    /// on a runtime.
     pub fn new(
         setup: HubSetup,
         address: ControlAddress,

@@ -1,11 +1,11 @@
 //! Promise: what the hub has accepted reaches every subscriber of every shard once and in one
 //! order, what it has refused reaches nobody, and a topic without room holds up no other one.
 //!
-//! Set-up: the hub's own routes, intake, streams and drain, without sockets, on a runtime whose time
-//! stands still; the real queues and doorbells; one to three shards, each on a simulated ring of its
-//! own. A seed decides who publishes what and in which pieces, how far the hub's tasks run between
-//! two turns, which shard turns next and how much time passes, who connects where, stalls, leaves,
-//! and comes back to another shard. One more queue of the hub is read by the test itself.
+//! Set-up: the hub's own routes, intake, streams and drain, without sockets, on a runtime whose
+//! time stands still; the real queues and doorbells; one to three shards, each on a simulated ring
+//! of its own. A seed decides who publishes what and in which pieces, how far the hub's tasks run
+//! between two turns, which shard turns next and how much time passes, who connects where, stalls,
+//! leaves, and comes back to another shard. One more queue of the hub is read by the test itself.
 //!
 //! Expectation: each peer is checked from its own bytes, as with one shard; what each publisher was
 //! told agrees with what the test's own queue brings; the drain ends with all shards done, and then
@@ -17,7 +17,7 @@ use std::time::Duration;
 use fanwave::broadcast::{Doorbell, Inbox};
 use fanwave::egress::EgressRing;
 use fanwave::hub::sim::SimHub;
-use fanwave::hub::{HubError, HubSetup, ShardEnd};
+use fanwave::hub::{EgressReport, HubError, HubSetup, ShardEnd};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
@@ -129,6 +129,7 @@ impl Together {
             outboxes,
             demand: demand.clone(),
             memory: memory.clone(),
+            egress: EgressReport::default(),
             listen: Vec::new(),
             control: Vec::new(),
             control_connections_max: 0,
@@ -392,8 +393,8 @@ impl Together {
         turn == Turn::Idle
     }
 
-    /// Time passes, the hub's tasks run, and every shard turns, in an order by dice. True if none of
-    /// them has anything to do.
+    /// Time passes, the hub's tasks run, and every shard turns, in an order by dice. True if none
+    /// of them has anything to do.
     async fn round(&mut self, ms: u64) -> bool {
         if ms > 0 {
             tokio::time::advance(Duration::from_millis(ms)).await;

@@ -105,8 +105,8 @@ impl Together {
         assert!(self.publishers.is_answered(waits), "a topic has room again once its subscriber reads");
     }
 
-    /// One of several subscribers of a topic reads nothing. It is cut before its publishers give up,
-    /// whatever shards the others are on, and nobody else is where the weather is fair.
+    /// One of several subscribers of a topic reads nothing. It is cut before its publishers give
+    /// up, whatever shards the others are on, and nobody else is where the weather is fair.
     pub async fn cut_one(&mut self) {
         let seats = self.seats.len();
         let crowd: Vec<(usize, Slot)> = (0..6)

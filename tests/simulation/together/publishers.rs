@@ -212,8 +212,8 @@ impl Publishers {
     }
 }
 
-/// What became of the lines that a stream's answer tells of: those refused are named, the others are
-/// counted. The rest was not taken.
+/// What became of the lines that a stream's answer tells of: those refused are named, the others
+/// are counted. The rest was not taken.
 fn fates(answer: &[Value], numbers: &[u64]) -> Vec<Fate> {
     let (summary, errors) = answer.split_last().expect("an answer ends with its summary");
     let count = |name: &str| summary[name].as_u64().expect("a count") as usize;
