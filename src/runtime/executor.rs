@@ -159,7 +159,7 @@ mod tests {
 
     /// The ticker may take a whole tick to end.
     #[test]
-    fn whoever_comes_while_the_ticker_ends_is_refused() {
+    fn a_client_that_comes_while_the_ticker_ends_is_refused() {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let (address, listeners) = listen(any, 1, Duration::from_secs(1)).expect("a free port");
         let ring = UringOptions {
