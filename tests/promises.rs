@@ -19,6 +19,7 @@ mod promises {
     mod client_publish;
     mod control;
     mod control_room;
+    mod dashboard;
     mod delivery;
     mod echo;
     mod first_steps;
@@ -27,7 +28,9 @@ mod promises {
     mod half_closed;
     mod heartbeat;
     mod interop;
+    mod log;
     mod memory;
+    mod metrics;
     mod ndjson;
     mod overrun;
     mod pages;

@@ -9,8 +9,8 @@
 //!   TCP window. It goes on where it stopped when half of its publishes are answered.
 //! - Only clients with something on its way have an entry. Others cost nothing.
 //!
-//! Not here: what a protocol makes of its bytes (`subscribe` for WebSockets in raw mode, `posts` for
-//! HTTP).
+//! Not here: what a protocol makes of its bytes (`subscribe` for WebSockets in raw mode, `posts`
+//! for HTTP).
 
 use std::collections::{HashMap, VecDeque};
 
