@@ -30,6 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config/units", &[]),
     ("config", &["config/limits", "wire", "topic_pattern"]),
     ("config/flags", &["config", "config/limits", "config/units", "topic_pattern"]),
+    ("log", &["clock", "config", "config/limits"]),
     ("metrics", &["event", "wire", "close", "refusal"]),
     ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics", "refusal"]),
     // The kernel's view of a batch, which the batch keeps. It is in `uring` because it is unsafe.
@@ -53,6 +54,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "publishing",
             "config",
             "config/limits",
+            "log",
             "metrics",
             "broadcast",
             "egress",
@@ -69,6 +71,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "publishing",
             "config",
             "config/limits",
+            "log",
             "metrics",
             "broadcast",
             "printed",

@@ -18,6 +18,7 @@ mod promises {
     mod client_publish;
     mod control;
     mod control_room;
+    mod dashboard;
     mod delivery;
     mod echo;
     mod first_steps;
@@ -26,7 +27,9 @@ mod promises {
     mod half_closed;
     mod heartbeat;
     mod interop;
+    mod log;
     mod memory;
+    mod metrics;
     mod ndjson;
     mod overrun;
     mod pages;

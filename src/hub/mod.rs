@@ -20,8 +20,9 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -34,19 +35,27 @@ use crate::config::limits::{
     TOPIC_RETRY_MS,
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
+use crate::log::Pace;
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
+mod accept;
 mod control;
 mod guard;
 mod head;
 mod intake;
 mod listen;
 mod listing;
+mod metrics;
+mod openmetrics;
+mod pages;
+mod process;
 mod refusal;
 mod scrape;
 mod seats;
+mod shared;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod slow;
 mod stats;
 mod stream;
 mod topics;
@@ -54,6 +63,7 @@ mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
+use self::shared::Shared;
 pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
 
@@ -153,7 +163,8 @@ struct Hub {
     listen: Vec<SocketAddr>,
     started: Stamp,
     /// `started` by the runtime's clock, which a test may hold still.
-    started_at: Instant,
+    began: Instant,
+    started_at: SystemTime,
     intake: Mutex<Intake>,
     /// Rung when the queue got shorter, and at the drain.
     room: Notify,
@@ -161,7 +172,19 @@ struct Hub {
     stalled: Notify,
     stage: watch::Sender<Stage>,
     scrapes: Semaphore,
+    shared: Answers,
+    /// Of lines about single control connections.
+    head_pace: Mutex<Pace>,
     listings: Semaphore,
+}
+
+/// Answers that are shared by all who ask at the same time.
+#[derive(Debug, Default)]
+struct Answers {
+    stats: Shared<Bytes>,
+    slow: Shared<Bytes>,
+    prometheus: Shared<Bytes>,
+    open_metrics: Shared<Bytes>,
 }
 
 /// Serves the control API and broadcasts what is published, until `drain` resolves and every shard
@@ -329,24 +352,32 @@ impl Hub {
             egress,
             listen,
             started: Stamp::now(),
-            started_at: Instant::now(),
+            began: Instant::now(),
+            started_at: SystemTime::now(),
             intake: Mutex::new(intake),
             room: Notify::new(),
             stalled: Notify::new(),
             stage: watch::Sender::new(Stage::Serving),
             scrapes: Semaphore::new(SCRAPES_MAX),
+            shared: Answers::default(),
+            head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
         }
     }
 
     /// Now, by the runtime's clock.
     fn now(&self) -> Stamp {
-        self.started.plus(self.started_at.elapsed())
+        self.started.plus(self.began.elapsed())
     }
 
     /// The state behind the lock; never hold it across an await.
     fn intake(&self) -> MutexGuard<'_, Intake> {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pace of lines about single control connections.
+    fn head_pace(&self) -> MutexGuard<'_, Pace> {
+        self.head_pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does something to the intake, then wakes the retry if a shard's queue is full.

@@ -1,5 +1,5 @@
-//! A shard on a glommio executor, its timer, its sleep. (Beside this only `egress/uring/setup`
-//! knows glommio, for the doorbell.)
+//! A shard on a glommio executor, its timer, its sleep. (Beside this only `runtime` and, for the
+//! doorbell, `egress/uring/setup` know glommio.)
 //!
 //! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection; a
 //! cancelled task leaks, so tasks end by a flag before the executor does; sleeping in its reactor

@@ -11,6 +11,7 @@ use crate::clock::Stamp;
 use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
 
+mod access;
 pub mod batch;
 pub mod connections;
 mod echo;
@@ -22,6 +23,7 @@ mod names;
 mod publishers;
 mod raw;
 mod reap;
+mod slow;
 mod state;
 mod subscribe;
 mod sweep;
