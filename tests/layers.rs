@@ -251,8 +251,8 @@ fn neighbours(modules: &BTreeMap<String, String>) -> BTreeMap<String, BTreeSet<S
     let mut neighbours: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (module, code) in modules {
         for path in imports(module, code) {
-            let parents = path.match_indices('/').map(|(at, _)| &path[..at]).chain([path.as_str()]);
-            let other = parents.filter(|parent| modules.contains_key(*parent)).last();
+            let mut parents = path.match_indices('/').map(|(at, _)| &path[..at]).chain([path.as_str()]);
+            let other = parents.rfind(|parent| modules.contains_key(*parent));
             let other =
                 other.unwrap_or_else(|| panic!("{module} imports {path}, which only `main` can have"));
             let same =

@@ -193,7 +193,8 @@ impl Limits {
     }
 
     /// The most that clients' messages which are not whole take on one shard, where clients may
-    /// publish. What would be more is refused.
+    /// publish; what would be more is refused. As much may be received from clients that are paused
+    /// and not be read yet; who adds more is cut.
     pub fn incoming_bytes_max(&self) -> usize {
         INCOMING_MESSAGES_MIN * self.message_bytes_max.max(RECEIVE_BUFFER_BYTES)
     }
@@ -459,14 +460,13 @@ pub const TOPICS_PER_ANSWER_MAX: usize = 1_024;
 
 /// So many of the largest messages of clients may be under way on one shard at once.
 pub const INCOMING_MESSAGES_MIN: usize = 32;
-/// Publishes of one shard's clients that have no answer yet. As many as a busy turn brings; each
-/// takes 200 bytes in the queue, from the start.
+/// Publishes of one shard's clients that have no answer yet: as many as a busy turn brings.
 pub const UPLINK_PUBLISHES_MAX: usize = 1_024;
 /// Bytes of one shard's publishes on their way to the hub, from which on no further one is queued;
 /// the last one may be of any size. The hub takes so much in some milliseconds.
 pub const UPLINK_BYTES_MAX: usize = 4 << 20;
-/// Publishes of one client that have no answer yet; then nothing more is received from it until half
-/// of them are answered. Enough for a client that does not wait for answers, and few beside
+/// Publishes of one client that have no answer yet; then nothing more is received from it until
+/// half of them are answered. Enough for a client that does not wait for answers, and few beside
 /// [`UPLINK_PUBLISHES_MAX`], so that one client does not take all places.
 pub const UNANSWERED_MAX: usize = 64;
 /// Bytes that were received from one client and are not read yet because it has to wait, from which
@@ -475,6 +475,13 @@ pub const UNANSWERED_MAX: usize = 64;
 pub const PAUSED_BYTES_MAX: usize = 2 << 20;
 /// Clients that wait for room and go on in one turn. Each may publish [`UNANSWERED_MAX`].
 pub const RESUMES_PER_TURN_MAX: usize = 64;
+/// Milliseconds for the whole body of a publish on the data plane, as on the control plane.
+pub const POST_BODY_MS_MAX: u64 = 60_000;
+/// Milliseconds that a connection on which somebody published may be idle. Browsers keep theirs for
+/// longer and open another one then.
+pub const POST_IDLE_MS_MAX: u64 = 60_000;
+/// The same while sockets are short: then idle ones leave theirs to newcomers.
+pub const POST_SILENCE_MS_MIN: u64 = 1_000;
 /// Publishes that the hub takes from one shard before the next one has its turn.
 pub const UPLINK_SHARE: usize = 64;
 /// Publishes that the hub takes before it broadcasts them, answers, and looks at its other work.

@@ -11,7 +11,6 @@ use serde::ser::Serializer;
 
 use super::{Hub, RefusalCounts};
 use crate::broadcast::Question;
-use crate::clock::Stamp;
 use crate::close::{CLOSE_TABLE, CloseReason};
 use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport};
 use crate::wire::Family;
@@ -216,7 +215,7 @@ impl Hub {
         Stats {
             version: env!("CARGO_PKG_VERSION"),
             epoch: self.epoch.to_string(),
-            uptime_ms: Stamp::now().ns_since(self.started) / 1_000_000,
+            uptime_ms: self.now().ns_since(self.started) / 1_000_000,
             egress: self.egress.clone(),
             hub,
             totals: totals(&reports),

@@ -20,6 +20,7 @@ mod fixtures;
 mod forgotten;
 mod ids;
 mod names;
+mod posts;
 mod publishers;
 mod raw;
 mod reap;

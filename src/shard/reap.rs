@@ -52,6 +52,7 @@ impl State {
             }
             // Its request waits for an event on its way, and is answered when that has come.
             (ReceiveEnd::EndOfStream, Phase::Handshake) => {}
+            (ReceiveEnd::EndOfStream, Phase::Serving) => self.say_answers(slot),
             // It may have ended its side alone, and wait for the answer.
             (ReceiveEnd::EndOfStream, Phase::Open) => self.mark_ready(slot),
             (ReceiveEnd::EndOfStream, Phase::Lingering) => self.abort(slot, CloseReason::ClientGone),

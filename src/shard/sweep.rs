@@ -266,10 +266,17 @@ impl State {
         }
         match connection.phase {
             Phase::Vacant | Phase::Handshake | Phase::Lingering | Phase::Closing => {}
-            Phase::Serving => {}
+            Phase::Serving => self.attend_serving(slot, ring),
             Phase::Open => self.attend_open(slot, at_hand, ring),
             Phase::Finishing => self.attend_finishing(slot, ring),
             Phase::Aborting => self.attend_aborting(slot, ring),
+        }
+    }
+
+    /// The rest of a send, then answers.
+    fn attend_serving(&mut self, slot: Slot, ring: &mut impl EgressRing) {
+        if !self.connections.get(slot).sending {
+            self.send_owed(slot, ring);
         }
     }
 
