@@ -15,9 +15,11 @@ mod promises {
     mod bad_requests;
     mod browser;
     mod bulk;
+    mod client_post;
     mod client_publish;
     mod control;
     mod control_room;
+    mod dashboard;
     mod delivery;
     mod echo;
     mod first_steps;
@@ -28,7 +30,9 @@ mod promises {
     mod idempotency;
     mod interop;
     mod latest;
+    mod log;
     mod memory;
+    mod metrics;
     mod ndjson;
     mod overrun;
     mod pages;

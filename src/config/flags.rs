@@ -19,7 +19,8 @@ use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
 use super::units::{Count, Millis, Size};
 use super::{
-    Config, ControlAddress, Egress, LimitError, Limits, PageError, SlowPolicy, Sockets, tcp_address,
+    Config, ControlAddress, Egress, LimitError, Limits, LogFormat, PageError, SlowPolicy, Sockets,
+    tcp_address,
 };
 use crate::topic_pattern::{Pattern, PatternError};
 
@@ -146,6 +147,15 @@ pub struct ServeFlags {
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     #[arg(help_heading = "Settings")]
     log: String,
+    /// Lines of the log for people, or one JSON object each
+    #[arg(long, value_name = "text|json", value_enum, default_value = "text")]
+    #[arg(hide_possible_values = true, help_heading = "Settings")]
+    log_format: LogFormat,
+    /// Log each subscriber that comes, and what it got when it goes
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    #[arg(action = clap::ArgAction::Set, help_heading = "Settings")]
+    access_log: bool,
 
     /// The rules of the file.
     #[arg(skip)]
@@ -172,6 +182,13 @@ macro_rules! limit_flags {
         impl From<LimitFlags> for Limits {
             fn from(flags: LimitFlags) -> Limits {
                 Limits { $($($name: flags.$name.0,)+)+ }
+            }
+        }
+
+        impl Limits {
+            /// Name, unit (`N`, `BYTES` or `MS`) and value of every limit.
+            pub fn values(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$($((stringify!($name), $kind::UNIT, self.$name as u64),)+)+].into_iter()
             }
         }
     };
@@ -241,6 +258,16 @@ impl ServeFlags {
         self.rules_source = source;
     }
 
+    /// How the lines of the log look.
+    pub fn log_format(&self) -> LogFormat {
+        self.log_format
+    }
+
+    /// Whether the log has a line for each subscriber that comes and goes.
+    pub fn access_log(&self) -> bool {
+        self.access_log
+    }
+
     /// Checks each limit by itself. What one limit asks of another is checked by
     /// [`ServeFlags::config`].
     pub(crate) fn check_each_limit(self) -> Result<(), LimitError> {
@@ -284,6 +311,7 @@ impl ServeFlags {
             egress: self.egress,
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
+            access_log: self.access_log,
             limits,
             rules,
         })
@@ -432,7 +460,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 26] = [
+        let cases: [Case<'_>; 27] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--port", "8080"], &[], &["--port", "--listen 0.0.0.0:8080"]),
             (&["--shards=1", "--host"], &[], &["--host", "--listen 0.0.0.0:8080"]),
@@ -450,6 +478,7 @@ pub(crate) mod tests {
             (&["--log", "fanwave=loud"], &[], &["--log"]),
             (&["--log", "loud"], &[], &["--log", "`loud` is no level", "trace, or target=level"]),
             (&["--log", "info, inof"], &[], &["--log", "`inof` is no level"]),
+            (&["--log-format", "yaml"], &[], &["--log-format", "json"]),
             (&["--window-bytes-max", "8MB"], &[], &["--window-bytes-max", "8MiB"]),
             (&["--heartbeat-ms", "15s"], &[], &["--heartbeat-ms", "milliseconds"]),
             (&["--heartbeat-ms", "1"], &[], &["--heartbeat-ms", "1000"]),

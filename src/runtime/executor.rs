@@ -1,5 +1,5 @@
-//! A shard on a glommio executor, its timer, its sleep. (Beside this only `egress/uring/setup` knows
-//! glommio, for the doorbell.)
+//! A shard on a glommio executor, its timer, its sleep. (Beside this only `runtime` and, for the
+//! doorbell, `egress/uring/setup` know glommio.)
 //!
 //! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection; a
 //! cancelled task leaks, so tasks end by a flag before the executor does; sleeping in its reactor
@@ -18,7 +18,7 @@ use glommio::io::BufferedFile;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use rustix::process::{Resource, getrlimit};
 
-use super::{Dated, RuntimeError};
+use super::{Dated, LockedMemory, RuntimeError};
 use crate::broadcast::{Doorbell, Inbox};
 use crate::clock::Stamp;
 use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, EXECUTOR_MEMLOCK_BYTES, TICK_MS};
@@ -27,9 +27,9 @@ use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
 use crate::shard::{Shard, ShardSetup, Turn};
 
 /// Fails if the process may not lock the memory that an executor wants.
-pub fn check_locked_memory() -> Result<(), RuntimeError> {
+pub fn check_locked_memory() -> Result<(), LockedMemory> {
     let allowed = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
-    if allowed < EXECUTOR_MEMLOCK_BYTES { Err(RuntimeError::LockedMemory { allowed }) } else { Ok(()) }
+    if allowed < EXECUTOR_MEMLOCK_BYTES { Err(LockedMemory { allowed }) } else { Ok(()) }
 }
 
 /// Starts the executor; see [`super::spawn_shard`].
@@ -159,7 +159,7 @@ mod tests {
 
     /// The ticker may take a whole tick to end.
     #[test]
-    fn whoever_comes_while_the_ticker_ends_is_refused() {
+    fn a_client_that_comes_while_the_ticker_ends_is_refused() {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let (address, listeners) = listen(any, 1, Duration::from_secs(1)).expect("a free port");
         let ring = UringOptions {

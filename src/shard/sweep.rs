@@ -108,6 +108,14 @@ impl State {
             connection.handed(run.batch.to(), self.turn, self.tick);
             sends[lane] += 1;
         }
+        let passed = sends.iter().sum::<u32>() as usize;
+        if let Some(access) = &mut self.access {
+            for slot in &ahead[..passed] {
+                let run = runs[self.connections.get(*slot).lane()];
+                let batch = &run.expect("it was sent one").batch;
+                access.add(*slot, batch.frames(), batch.len());
+            }
+        }
         for (format, latest) in Format::ALL.into_iter().flat_map(|format| [(format, false), (format, true)]) {
             let at = lane(format, latest);
             let sends = sends[at];
@@ -124,7 +132,6 @@ impl State {
                 self.note_taken(format, &run.batch, sends);
             }
         }
-        let passed = sends.iter().sum::<u32>() as usize;
         if passed > 0 {
             self.topics.advance(topic, passed, &mut self.offered);
         }
@@ -274,10 +281,17 @@ impl State {
         }
         match connection.phase {
             Phase::Vacant | Phase::Handshake | Phase::Lingering | Phase::Closing => {}
-            Phase::Serving => {}
+            Phase::Serving => self.attend_serving(slot, ring),
             Phase::Open => self.attend_open(slot, at_hand, ring),
             Phase::Finishing => self.attend_finishing(slot, ring),
             Phase::Aborting => self.attend_aborting(slot, ring),
+        }
+    }
+
+    /// The rest of a send, then answers.
+    fn attend_serving(&mut self, slot: Slot, ring: &mut impl EgressRing) {
+        if !self.connections.get(slot).sending {
+            self.send_owed(slot, ring);
         }
     }
 
@@ -406,6 +420,9 @@ impl State {
                 counters.sends += 1;
                 counters.bytes += batch.len() as u64;
             }
+            if let Some(access) = &mut self.access {
+                access.add(slot, batch.frames(), batch.len());
+            }
             self.note_taken(format, batch, 1);
             if owes {
                 self.mark_ready(slot);
@@ -415,6 +432,7 @@ impl State {
             connection.sending = true;
             connection.missed = owes;
             counters.sends_in_flight += u64::from(connection.subscribed);
+            self.metrics.zero_copy_sends += u64::from(mode == SendMode::ZeroCopy);
         }
     }
 }
