@@ -125,6 +125,7 @@ impl World {
             overrun,
             client_publish,
             diagnostic_echo: true,
+            access_log: true,
             ..Config::default()
         };
         let (outbox, inbox) = path(limits.shard_queue_batches_max).expect("eventfd");
@@ -158,7 +159,7 @@ impl World {
 
     fn operate(&mut self, input: &mut Input<'_>, is_draining: &mut bool) {
         let operation = input.byte() % 19;
-        let slot = if operation < 9 || operation > 16 { input.below(SOCKETS) as Slot } else { 0 };
+        let slot = if !(9..=16).contains(&operation) { input.below(SOCKETS) as Slot } else { 0 };
         let is_open = self.shard.ring_mut().is_open(slot);
         match operation {
             0 | 1 => {
