@@ -22,7 +22,7 @@ use crate::publisher::{PublishPlan, Publisher};
 use crate::report::progress;
 use crate::server::{self, Running, ServerChoice};
 use crate::stamp::{STAMP_BYTES, now_ns};
-use crate::target::{Target, Way};
+use crate::target::Way;
 use crate::workload::{Behaviour, Pace, Workload};
 
 pub use show::show;
@@ -143,7 +143,8 @@ fn done(running: &Running, workload: &Workload, cpu: usize) -> Result<Judged> {
     let Pace::AtOnce { events, posts } = workload.publish else {
         bail!("only what is published at once is judged")
     };
-    let plan = plan(target, workload, posts);
+    let to = PublishPlan::to(target, workload.topics, workload.payload_bytes);
+    let plan = if posts { PublishPlan { way: Way::Post, ..to } } else { to };
     let mut crowds = Crowds::vanguard(target, workload, Some(cpu))?;
     crowds.open_rest(&workload.name)?;
     let connected = running.memory()?.map(|memory| memory.rss_own);
@@ -204,16 +205,6 @@ fn done(running: &Running, workload: &Workload, cpu: usize) -> Result<Judged> {
         }),
         reasons: reasons(running)?,
     })
-}
-
-fn plan(target: &Target, workload: &Workload, posts: bool) -> PublishPlan {
-    PublishPlan {
-        address: target.publish,
-        way: if posts { Way::Post } else { target.way },
-        path: target.publish_path.clone(),
-        topics: workload.topics,
-        payload_bytes: workload.payload_bytes,
-    }
 }
 
 fn stalled_readers(workload: &Workload) -> u64 {
@@ -330,13 +321,11 @@ impl Watch {
 /// it is used.
 fn memory_back(running: &Running, connected: u64) -> Result<(u64, Option<Duration>)> {
     let target = &running.target;
-    let mut beside = Publisher::connect(&PublishPlan {
-        address: target.publish,
-        way: Way::Post,
-        path: target.publish_path.replace("{topic}", BESIDE),
-        topics: 1,
-        payload_bytes: STAMP_BYTES,
-    })?;
+    let mut beside = Publisher::connect(&PublishPlan::post(
+        target.publish,
+        target.publish_path.replace("{topic}", BESIDE),
+        STAMP_BYTES,
+    ))?;
     let start = Instant::now();
     loop {
         beside.insist(1, now_ns(), start + BACK_LIMIT)?;

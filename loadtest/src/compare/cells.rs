@@ -6,27 +6,21 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::Entry;
-use crate::fleet::{Fleet, FleetPlan};
+use crate::fleet::Fleet;
 use crate::floor::Floor;
 use crate::framing::Protocol;
-use crate::prove::leg::{Leg, Window, floor_leg, server_leg};
-use crate::prove::{ARRIVE_LIMIT, Bench, open_in_turns, publish_one_by_one};
+use crate::prove::leg::{Leg, OTHERS_SHARE_HIGH, Summary, Window, calibrate, floor_leg, ratios, server_leg};
+use crate::prove::{Bench, open_in_turns};
 use crate::publisher::{PublishPlan, Publisher};
+use crate::receiver::CrowdSetup;
 use crate::report::{Spread, progress};
 use crate::server::{self, Running, ServerChoice};
 use crate::target::Target;
 use crate::unit::grouped;
 use crate::usage::{CpuMeter, CpuSample};
 
-/// Events that are published before anything is measured: they show the frame's length and touch
-/// every page once.
-const CALIBRATION_EVENTS: u64 = 8;
 /// Numbers of connections from one fleet to the next: each has source addresses of its own.
 const FLEET_SPAN: usize = 1_000_000;
-/// Above this share of their CPU the receivers, not the server, set the deliveries per second.
-const RECEIVER_SHARE_HIGH: f64 = 0.95;
-/// Above this share of the sender's CPU other programs disturb a leg.
-const OTHERS_SHARE_HIGH: f64 = 0.05;
 /// Above this share of its CPU a server that should be idle disturbs the one that is measured.
 const IDLE_SHARE_HIGH: f64 = 0.01;
 
@@ -66,17 +60,13 @@ pub struct Cell {
 #[derive(Debug, Serialize)]
 pub struct Column {
     pub name: String,
-    /// CPU microseconds per delivery; absent if its processes are not known.
-    pub us_per_delivery: Option<Spread>,
-    pub deliveries_per_second: Spread,
+    /// Its CPU per delivery is no number if its processes are not known.
+    #[serde(flatten)]
+    pub summary: Summary,
     /// Its CPU per delivery over the floor's, by rounds.
     pub to_floor: Option<Spread>,
     /// fanwave's CPU per delivery over its own, by rounds; absent for fanwave and the floor.
     pub fanwave_to_it: Option<Spread>,
-    /// Share of the receivers' CPU while it sent.
-    pub receiver_share: Spread,
-    /// Share of the sender's CPU that others used meanwhile.
-    pub others_share: Spread,
     /// The largest share of a CPU that it used while another was measured.
     pub idle_share_max: f64,
 }
@@ -116,7 +106,7 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
     let entries = started.iter().map(|running| entry(&running.target)).collect();
     let mut seats = Vec::new();
     for (at, running) in started.into_iter().enumerate() {
-        let Some(path) = running.target.path(plan.protocol).map(str::to_owned) else {
+        let Some(setup) = subscribers(bench, &running.target, plan.protocol, at * FLEET_SPAN) else {
             progress(&format!(
                 "{} does not speak {}: its cells stay empty",
                 running.target.name,
@@ -125,7 +115,7 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
             running.stop()?;
             continue;
         };
-        let fleet = fleet(bench, &running.target, plan.protocol, path, at * FLEET_SPAN);
+        let fleet = Fleet::new(setup);
         seats.push(Seat { fleet, running });
     }
     if seats.is_empty() {
@@ -165,31 +155,17 @@ pub fn blame(running: &mut Running, error: anyhow::Error) -> anyhow::Error {
     running.explain(error).context(running.target.name.clone())
 }
 
-/// Subscribers of one server.
-pub fn fleet(bench: &Bench, target: &Target, protocol: Protocol, path: String, first: usize) -> Fleet {
-    Fleet::new(FleetPlan {
-        dialect: target.dialect,
-        first,
-        cpu: Some(bench.common.receiver_cpu),
-        ..FleetPlan::steady(target.subscribe, protocol, path)
-    })
-}
-
-/// How to publish to one server, one topic.
-pub fn publish_plan(target: &Target, payload_bytes: usize) -> PublishPlan {
-    PublishPlan {
-        address: target.publish,
-        way: target.way,
-        path: target.publish_path.clone(),
-        topics: 1,
-        payload_bytes,
-    }
+/// Subscribers of one server; none if it does not speak the protocol.
+pub fn subscribers(bench: &Bench, target: &Target, protocol: Protocol, first: usize) -> Option<CrowdSetup> {
+    let path = target.path(protocol)?.to_owned();
+    let (dialect, cpu) = (target.dialect, Some(bench.common.receiver_cpu));
+    Some(CrowdSetup { dialect, first, cpu, ..CrowdSetup::steady(target.subscribe, protocol, path) })
 }
 
 /// Connects the publisher of a server whose subscribers are there.
 fn enter(plan: &Plan<'_>, mut seat: Seat) -> Result<Entrant> {
-    let calibrated = calibrate(plan, &seat.running.target, &mut seat.fleet);
-    let (publisher, frame_bytes) = calibrated.map_err(|error| blame(&mut seat.running, error))?;
+    let connected = connect(plan, &seat.running.target, &mut seat.fleet);
+    let (publisher, frame_bytes) = connected.map_err(|error| blame(&mut seat.running, error))?;
     let Seat { fleet, running } = seat;
     Ok(Entrant {
         fleet,
@@ -202,16 +178,12 @@ fn enter(plan: &Plan<'_>, mut seat: Seat) -> Result<Entrant> {
     })
 }
 
-/// Publishes a few events; gives the publisher and the mean length of a frame on the wire.
-fn calibrate(plan: &Plan<'_>, target: &Target, fleet: &mut Fleet) -> Result<(Publisher, f64)> {
+/// Gives the publisher and the mean length of a frame on the wire.
+fn connect(plan: &Plan<'_>, target: &Target, fleet: &mut Fleet) -> Result<(Publisher, f64)> {
     std::thread::sleep(target.talks_after_connect());
-    let mut publisher = Publisher::connect(&publish_plan(target, plan.payload_bytes))?;
-    fleet.zero(publisher.next(), 0)?;
-    publish_one_by_one(&mut publisher, CALIBRATION_EVENTS, |event, last| {
-        fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop)
-    })?;
-    let totals = fleet.check(CALIBRATION_EVENTS, CALIBRATION_EVENTS)?.totals;
-    Ok((publisher, totals.scout_bytes as f64 / CALIBRATION_EVENTS as f64))
+    let mut publisher = Publisher::connect(&PublishPlan::to(target, 1, plan.payload_bytes))?;
+    let frame_bytes = calibrate(&mut publisher, fleet)?;
+    Ok((publisher, frame_bytes))
 }
 
 /// All rounds of one cell.
@@ -250,7 +222,7 @@ fn cell(
         in_flight,
         floor_frame_bytes: frame_bytes,
         servers: columns(ring, legs, &floor_legs),
-        floor: Column::new("floor", floor_legs, true, 0.0),
+        floor: Column::new("floor", &floor_legs, true, 0.0),
     })
 }
 
@@ -295,33 +267,29 @@ fn columns(ring: &[Entrant], legs: Vec<Vec<Leg>>, floor: &[Leg]) -> Vec<Column> 
     let mut columns = Vec::new();
     for (entrant, legs) in ring.iter().zip(legs) {
         let (name, measured) = (&entrant.running.target.name, entrant.meter.is_some());
-        let to_floor = measured.then(|| ratio(&legs, floor));
-        let fanwave_to_it =
-            fanwave.as_ref().filter(|_| measured && name != "fanwave").map(|fanwave| ratio(fanwave, &legs));
-        let column = Column::new(name, legs, measured, entrant.idle_share_max);
+        let to_floor = measured.then(|| Spread::of(ratios(&legs, floor)));
+        let fanwave_to_it = fanwave
+            .as_ref()
+            .filter(|_| measured && name != "fanwave")
+            .map(|fanwave| Spread::of(ratios(fanwave, &legs)));
+        let column = Column::new(name, &legs, measured, entrant.idle_share_max);
         columns.push(Column { to_floor, fanwave_to_it, ..column });
     }
     columns
 }
 
-/// CPU per delivery of one over the other's, round by round.
-fn ratio(one: &[Leg], other: &[Leg]) -> Spread {
-    Spread::of(one.iter().zip(other).map(|(one, other)| one.us_per_delivery / other.us_per_delivery))
-}
-
 impl Column {
-    fn new(name: &str, legs: Vec<Leg>, measured: bool, idle_share_max: f64) -> Column {
-        let of = |figure: fn(&Leg) -> f64| Spread::of(legs.iter().map(figure));
-        Column {
-            name: name.to_owned(),
-            us_per_delivery: measured.then(|| of(|leg| leg.us_per_delivery)),
-            deliveries_per_second: of(|leg| leg.deliveries_per_second),
-            to_floor: None,
-            fanwave_to_it: None,
-            receiver_share: of(|leg| leg.receiver_share),
-            others_share: of(|leg| leg.others_share),
-            idle_share_max,
+    fn new(name: &str, legs: &[Leg], measured: bool, idle_share_max: f64) -> Column {
+        let (name, mut summary) = (name.to_owned(), Summary::of(legs));
+        if !measured {
+            summary.us_per_delivery = Spread::of([f64::NAN]);
         }
+        Column { name, summary, to_floor: None, fanwave_to_it: None, idle_share_max }
+    }
+
+    /// CPU microseconds per delivery; none if its processes are not known.
+    pub fn us_per_delivery(&self) -> Option<Spread> {
+        Some(self.summary.us_per_delivery).filter(|us| us.median.is_finite())
     }
 }
 
@@ -337,14 +305,14 @@ impl Cell {
         let columns = || std::iter::once(&self.floor).chain(&self.servers);
         let mut warnings = Vec::new();
         let full: Vec<&str> = columns()
-            .filter(|column| column.receiver_share.median > RECEIVER_SHARE_HIGH)
+            .filter(|column| column.summary.receivers_full())
             .map(|column| column.name.as_str())
             .collect();
         if !full.is_empty() {
             let names = full.join(", ");
             warnings.push(format!("the receivers' CPU was full: the deliveries/s of {names} are theirs"));
         }
-        let others = columns().map(|column| column.others_share.median).fold(0.0, f64::max);
+        let others = columns().map(|column| column.summary.others_share.median).fold(0.0, f64::max);
         if others > OTHERS_SHARE_HIGH {
             let share = others * 100.0;
             warnings.push(format!("other programs used up to {share:.0} % of the sender's CPU"));
@@ -376,30 +344,30 @@ pub mod tests {
             floor_frame_bytes: 202.0,
             servers: vec![
                 Column {
-                    to_floor: Some(ratio(&fanwave, &floor)),
-                    ..Column::new("fanwave", fanwave.clone(), true, 0.0)
+                    to_floor: Some(Spread::of(ratios(&fanwave, &floor))),
+                    ..Column::new("fanwave", &fanwave, true, 0.0)
                 },
                 Column {
-                    to_floor: Some(ratio(&rival, &floor)),
-                    fanwave_to_it: Some(ratio(&fanwave, &rival)),
-                    ..Column::new("<nchan>", rival, true, 0.0)
+                    to_floor: Some(Spread::of(ratios(&rival, &floor))),
+                    fanwave_to_it: Some(Spread::of(ratios(&fanwave, &rival))),
+                    ..Column::new("<nchan>", &rival, true, 0.0)
                 },
             ],
-            floor: Column::new("floor", floor, true, 0.0),
+            floor: Column::new("floor", &floor, true, 0.0),
         }
     }
 
     #[test]
     fn ratios_are_taken_round_by_round() {
         let (one, other) = (vec![leg(1.0), leg(8.0), leg(3.0)], vec![leg(2.0), leg(4.0), leg(3.0)]);
-        assert_eq!(ratio(&one, &other), Spread { median: 1.0, min: 0.5, max: 2.0 });
+        assert_eq!(Spread::of(ratios(&one, &other)), Spread { median: 1.0, min: 0.5, max: 2.0 });
     }
 
     #[test]
     fn a_server_whose_processes_are_not_known_has_a_rate_and_no_cost() {
-        let column = Column::new("custom", vec![leg(2.0)], false, 0.0);
-        assert_eq!(column.us_per_delivery, None);
-        assert_eq!(column.deliveries_per_second.median, 500_000.0);
+        let column = Column::new("custom", &[leg(2.0)], false, 0.0);
+        assert_eq!(column.us_per_delivery(), None);
+        assert_eq!(column.summary.deliveries_per_second.median, 500_000.0);
     }
 
     #[test]
@@ -407,8 +375,8 @@ pub mod tests {
         assert_eq!(cell().warnings(), Vec::<String>::new());
         let mut doubtful = cell();
         doubtful.servers[1].idle_share_max = 0.02;
-        doubtful.servers[0].receiver_share = Spread::of([0.97]);
-        doubtful.floor.others_share = Spread::of([0.2]);
+        doubtful.servers[0].summary.receiver_share = Spread::of([0.97]);
+        doubtful.floor.summary.others_share = Spread::of([0.2]);
         let warnings = doubtful.warnings();
         assert_eq!(warnings.len(), 3, "{warnings:?}");
         for word in ["2.0 % of a CPU", "receivers", "20 %"] {

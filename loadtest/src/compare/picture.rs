@@ -80,17 +80,17 @@ fn cpu_bars(outcome: &Comparison, cell: &Cell) -> Bars {
         unit: Unit::CpuMicroseconds,
         groups: vec![Group {
             label: String::new(),
-            bars: server_bars(outcome, cell, |column| column.us_per_delivery).collect(),
+            bars: server_bars(outcome, cell, Column::us_per_delivery).collect(),
         }],
-        reference: cell.floor.us_per_delivery.map(|us| (us.median, "floor".into())),
+        reference: cell.floor.us_per_delivery().map(|us| (us.median, "floor".into())),
     }
 }
 
 fn rate_bars(outcome: &Comparison) -> Bars {
     let group = |cell: &Cell| Group {
         label: heading(outcome, cell),
-        bars: server_bars(outcome, cell, |column| Some(column.deliveries_per_second))
-            .chain([Bar::spread("floor", &cell.floor.deliveries_per_second)])
+        bars: server_bars(outcome, cell, |column| Some(column.summary.deliveries_per_second))
+            .chain([Bar::spread("floor", &cell.floor.summary.deliveries_per_second)])
             .collect(),
     };
     Bars {

@@ -18,10 +18,11 @@ use serde::{Deserialize, Serialize};
 use super::design::{Design, Group, Load};
 use super::fit::rounded;
 use crate::engine::kernel;
-use crate::fleet::{Fleet, FleetPlan};
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::prove::ARRIVE_LIMIT;
 use crate::publisher::{PublishPlan, PublishProcess};
+use crate::receiver::CrowdSetup;
 use crate::report::progress;
 use crate::server::{self, FanwaveArgs, Running, ServerChoice};
 use crate::usage::{CpuMeter, CpuSample, interrupts_are_apart};
@@ -276,12 +277,14 @@ impl Leg<'_> {
     fn run(mut self, stand: &Stand<'_>, time: Duration, notebook: &mut Notebook) -> Result<()> {
         let Notebook { measured, repetitions } = notebook;
         let group = self.group;
-        let mut fleet = Fleet::new(FleetPlan {
+        let target = &self.server.target;
+        let path = target.path(group.protocol).context("the server does not speak this protocol")?;
+        let mut fleet = Fleet::new(CrowdSetup {
             cpu: Some(stand.receiver_cpu),
             topics: group.topics,
             // Who answers pings must find them between the events.
             audit: group.heartbeat_ms.is_some(),
-            ..FleetPlan::steady(self.server.target.subscribe, group.protocol, self.path()?)
+            ..CrowdSetup::steady(target.subscribe, group.protocol, path.to_owned())
         });
         self.kernel_empty = kernel::settled_bytes()?;
         measured.memory.push(self.memory(0)?);
@@ -359,14 +362,7 @@ impl Leg<'_> {
 
     /// Publishes at a rate, a warm-up first, and checks the arrival of everything.
     fn load(&mut self, fleet: &mut Fleet, load: &Load, cpu: usize, time: Duration) -> Result<CpuRow> {
-        let target = &self.server.target;
-        let plan = PublishPlan {
-            address: target.publish,
-            way: target.way,
-            path: target.publish_path.clone(),
-            topics: self.group.topics,
-            payload_bytes: load.bytes,
-        };
+        let plan = PublishPlan::to(&self.server.target, self.group.topics, load.bytes);
         let mut publisher = PublishProcess::start(&plan, Some(cpu))?;
         fleet.zero(publisher.next(), 0)?;
         let warm = publish_at(fleet, &mut publisher, load.rate, WARM_UP)?;
@@ -387,16 +383,6 @@ impl Leg<'_> {
         row.frame_bytes = rounded(totals.scout_bytes as f64 / all as f64);
         row.receiver_share = rounded((totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds);
         Ok(row)
-    }
-
-    /// Where the group subscribes.
-    fn path(&self) -> Result<String> {
-        let target = &self.server.target;
-        let path = match self.group.protocol {
-            Protocol::Sse => &target.sse_path,
-            _ => &target.ws_path,
-        };
-        path.clone().context("the server does not speak this protocol")
     }
 }
 

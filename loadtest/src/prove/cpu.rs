@@ -14,28 +14,22 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::leg::{CHECKED, Leg, Window, floor_leg, server_leg};
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, open_in_turns, path};
-use crate::fleet::{Fleet, FleetPlan};
+use super::leg::{
+    CHECKED, Leg, OTHERS_SHARE_HIGH, Summary, Window, calibrate, floor_leg, ratios, server_leg,
+};
+use super::{Bench, ServerArgs, open_in_turns};
+use crate::fleet::Fleet;
 use crate::floor::Floor;
 use crate::framing::Protocol;
+use crate::receiver::CrowdSetup;
 use crate::report::{Spread, paragraph, progress, save, say, table};
 use crate::server::Server;
 use crate::target::Way;
 use crate::unit::grouped;
 use crate::usage::{CpuMeter, interrupts_are_apart};
 
-/// Events that are published before anything is measured: they show the frame's length and touch
-/// every page once.
-const CALIBRATION_EVENTS: u64 = 8;
 /// The floor's subscribers are numbered from here on, beyond those of the server.
 const FLOOR_FIRST: usize = 1_000_000;
-/// Above this share of their CPU the receivers, not the server, set the deliveries per second.
-const RECEIVER_SHARE_HIGH: f64 = 0.95;
-
-/// Above this share of the sender's CPU other programs disturb a cell.
-const OTHERS_SHARE_HIGH: f64 = 0.05;
-
 /// Options of `cpu`.
 #[derive(Debug, Clone, Args)]
 pub struct CpuArgs {
@@ -77,17 +71,12 @@ struct Cell {
     connections: usize,
     in_flight: u64,
     window: Window,
-    floor_us_per_delivery: Spread,
-    server_us_per_delivery: Spread,
+    floor: Summary,
+    server: Summary,
     /// Server / floor, over the pairs.
     ratio: Spread,
     /// The same, pair by pair.
     ratios: Vec<f64>,
-    server_deliveries_per_second: Spread,
-    floor_deliveries_per_second: Spread,
-    receiver_share: Spread,
-    /// Share of the sender's CPU that others used, over the legs of both.
-    others_share: Spread,
 }
 
 /// A leg's time from its option, whose name errors tell.
@@ -113,11 +102,10 @@ pub fn run(bench: &Bench, args: &CpuArgs) -> Result<()> {
     let mut cells = Vec::new();
     for &connections in &args.connections {
         for &protocol in &args.protocol {
-            let mut server =
-                Server::start(&args.server.program, Some(bench.common.sender_cpu), 1, &args.server.more)?;
-            let measured = series(bench, args, &server, protocol, connections, time, apart);
-            cells.extend(measured.map_err(|error| server.explain(error))?);
-            server.stop()?;
+            cells.extend(
+                args.server
+                    .ask(bench, |server| series(bench, args, server, protocol, connections, time, apart))?,
+            );
         }
     }
     show(bench, args, &cells);
@@ -135,11 +123,7 @@ fn series(
     apart: bool,
 ) -> Result<Vec<Cell>> {
     let common = &bench.common;
-    let mut fleet = Fleet::new(FleetPlan {
-        cpu: Some(common.receiver_cpu),
-        audit: args.audit,
-        ..FleetPlan::steady(server.listen, protocol, path(protocol))
-    });
+    let mut fleet = Fleet::new(CrowdSetup { audit: args.audit, ..bench.subscribers(server, protocol) });
     let mut floor = Floor::start(0, common.sender_cpu, common.receiver_cpu, FLOOR_FIRST)?;
     open_in_turns(connections, |some| {
         fleet.open(some)?;
@@ -149,13 +133,7 @@ fn series(
     let server_meter = CpuMeter::new(server.pid(), common.sender_cpu, apart);
     let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, apart);
 
-    fleet.zero(publisher.next(), 0)?;
-    super::publish_one_by_one(&mut publisher, CALIBRATION_EVENTS, |event, last| {
-        fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop)
-    })?;
-    let totals = fleet.check(CALIBRATION_EVENTS, CALIBRATION_EVENTS)?.totals;
-    let mut frame_bytes = totals.scout_bytes as f64 / CALIBRATION_EVENTS as f64;
-
+    let mut frame_bytes = calibrate(&mut publisher, &mut fleet)?;
     let mut cells = Vec::new();
     for &in_flight in &args.in_flight {
         // With one event in flight both windows are the same.
@@ -198,24 +176,16 @@ impl Cell {
         floor_legs: Vec<Leg>,
         server_legs: Vec<Leg>,
     ) -> Cell {
-        let us = |legs: &[Leg]| Spread::of(legs.iter().map(|leg| leg.us_per_delivery));
-        let rate = |legs: &[Leg]| Spread::of(legs.iter().map(|leg| leg.deliveries_per_second));
-        let pairs = floor_legs.iter().zip(&server_legs);
-        let ratios: Vec<f64> =
-            pairs.map(|(floor, server)| server.us_per_delivery / floor.us_per_delivery).collect();
+        let ratios = ratios(&server_legs, &floor_legs);
         Cell {
             protocol,
             connections,
             in_flight,
             window,
-            floor_us_per_delivery: us(&floor_legs),
-            server_us_per_delivery: us(&server_legs),
+            floor: Summary::of(&floor_legs),
+            server: Summary::of(&server_legs),
             ratio: Spread::of(ratios.iter().copied()),
             ratios,
-            server_deliveries_per_second: rate(&server_legs),
-            floor_deliveries_per_second: rate(&floor_legs),
-            receiver_share: Spread::of(server_legs.iter().map(|leg| leg.receiver_share)),
-            others_share: Spread::of(floor_legs.iter().chain(&server_legs).map(|leg| leg.others_share)),
         }
     }
 
@@ -236,12 +206,12 @@ impl Cell {
             if self.in_flight == 1 { "-".into() } else { self.window.label().into() },
             grouped(self.connections as u64),
             self.in_flight.to_string(),
-            format!("{:.3}", self.floor_us_per_delivery.median),
-            format!("{:.3}", self.server_us_per_delivery.median),
+            format!("{:.3}", self.floor.us_per_delivery.median),
+            format!("{:.3}", self.server.us_per_delivery.median),
             self.ratio.show(2),
-            grouped(self.floor_deliveries_per_second.median as u64),
-            grouped(self.server_deliveries_per_second.median as u64),
-            format!("{:.0} %", self.receiver_share.median * 100.0),
+            grouped(self.floor.deliveries_per_second.median as u64),
+            grouped(self.server.deliveries_per_second.median as u64),
+            format!("{:.0} %", self.server.receiver_share.median * 100.0),
         ]
     }
 }
@@ -274,14 +244,15 @@ fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
         say(&format!("{}: {gain:.1} times the deliveries/s of 16 in flight", deep.name()));
     }
     for cell in cells {
-        if cell.receiver_share.median > RECEIVER_SHARE_HIGH {
+        if cell.server.receivers_full() {
             say(&format!(
                 "WARNING: {}: the receivers' CPU was full, the deliveries/s are theirs",
                 cell.name()
             ));
         }
-        if cell.others_share.median > OTHERS_SHARE_HIGH {
-            let share = cell.others_share.median * 100.0;
+        let others = cell.floor.others_share.median.max(cell.server.others_share.median);
+        if others > OTHERS_SHARE_HIGH {
+            let share = others * 100.0;
             say(&format!("WARNING: {}: other programs used {share:.0} % of the sender's CPU", cell.name()));
         }
     }
@@ -300,7 +271,7 @@ fn throughput_gains(cells: &[Cell]) -> Vec<(&Cell, f64)> {
         .iter()
         .filter(|cell| cell.in_flight == 256)
         .filter_map(|deep| {
-            let rate = |cell: &Cell| cell.server_deliveries_per_second.median;
+            let rate = |cell: &Cell| cell.server.deliveries_per_second.median;
             sister(deep).map(|shallow| (deep, rate(deep) / rate(shallow)))
         })
         .collect()

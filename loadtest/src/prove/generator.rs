@@ -13,9 +13,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{ARRIVE_LIMIT, Bench};
-use crate::fleet::FleetPlan;
 use crate::floor::{Floor, Shape};
 use crate::framing::Protocol;
+use crate::receiver::CrowdSetup;
 use crate::report::{Spread, progress, save, say, table};
 use crate::stamp::STAMP_BYTES;
 use crate::unit::grouped;
@@ -105,12 +105,12 @@ fn measure(bench: &Bench, args: &GeneratorArgs, protocol: Protocol, time: Durati
     let common = &bench.common;
     let mut receivers = Vec::new();
     for (at, kind) in [Kind::Bare, Kind::Counting, Kind::Audit].into_iter().enumerate() {
-        let floor = Floor::start_for(args.connections, common.sender_cpu, |target| FleetPlan {
+        let floor = Floor::start_for(args.connections, common.sender_cpu, |target| CrowdSetup {
             first: at * FIRST_STEP,
             cpu: Some(common.receiver_cpu),
             audit: kind == Kind::Audit,
             bare: kind == Kind::Bare,
-            ..FleetPlan::steady(target, protocol, "/generator".into())
+            ..CrowdSetup::steady(target, protocol, "/generator".into())
         })?;
         receivers.push((kind, floor, Vec::new()));
     }

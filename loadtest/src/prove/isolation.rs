@@ -12,10 +12,11 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
-use crate::fleet::{Fleet, FleetPlan};
+use super::{ARRIVE_LIMIT, Bench, ServerArgs, publish_one_by_one};
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::publisher::Publisher;
+use crate::receiver::CrowdSetup;
 use crate::report::{Spread, progress, save, say, table};
 use crate::server::Server;
 use crate::stamp::now_ns;
@@ -98,11 +99,9 @@ pub fn run(bench: &Bench, args: &IsolationArgs) -> Result<()> {
                     protocol.label(),
                     args.pairs
                 ));
-                let cpu = Some(bench.common.sender_cpu);
-                let mut server = Server::start(&args.server.program, cpu, 1, &args.server.more)?;
-                let leg = leg(bench, args, &server, protocol, stalled, time);
-                legs.push(leg.map_err(|error| server.explain(error))?);
-                server.stop()?;
+                legs.push(
+                    args.server.ask(bench, |server| leg(bench, args, server, protocol, stalled, time))?,
+                );
             }
         }
         comparisons.push(Comparison { protocol, legs });
@@ -119,13 +118,9 @@ fn leg(
     stalled: bool,
     time: Duration,
 ) -> Result<Leg> {
-    let plan = FleetPlan {
-        cpu: Some(bench.common.receiver_cpu),
-        audit: true,
-        ..FleetPlan::steady(server.listen, protocol, path(protocol))
-    };
+    let plan = CrowdSetup { audit: true, ..bench.subscribers(server, protocol) };
     let mut healthy = Fleet::new(plan.clone());
-    let mut sleeper = Fleet::new(FleetPlan {
+    let mut sleeper = Fleet::new(CrowdSetup {
         first: STALLED_FIRST,
         behaviour: Behaviour::Stalled,
         receive_buffer: Some(STALLED_BUFFER_BYTES),
@@ -138,10 +133,7 @@ fn leg(
     }
     healthy.open(args.connections - args.connections / 2)?;
     let mut publisher = super::publisher(server, Way::Stream, args.size)?;
-    healthy.zero(publisher.next(), 0)?;
-    super::publish_one_by_one(&mut publisher, WARM_UP_EVENTS, |event, last| {
-        healthy.wait_for(event, ARRIVE_LIMIT, last).map(drop)
-    })?;
+    publish_one_by_one(&mut publisher, &mut healthy, WARM_UP_EVENTS)?;
     let mut stages = Vec::new();
     for &rate in &args.rate {
         stages.push(stage(&mut healthy, &mut publisher, rate, time)?);

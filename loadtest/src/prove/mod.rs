@@ -7,10 +7,12 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::machine::Machine;
 use crate::process::{check_cpus, check_sockets, pin_self, raise_descriptor_limit};
 use crate::publisher::{PublishPlan, Publisher};
+use crate::receiver::CrowdSetup;
 use crate::report::check_place;
 use crate::server::Server;
 use crate::target::{Way, with_topic};
@@ -80,10 +82,38 @@ impl Bench {
         common.json.as_deref().map_or(Ok(()), check_place)?;
         Ok(Bench { machine: Machine::describe(raise_descriptor_limit()?), common })
     }
+
+    /// Subscribers of the proofs' topic on the receivers' CPU.
+    pub fn subscribers(&self, server: &Server, protocol: Protocol) -> CrowdSetup {
+        let cpu = Some(self.common.receiver_cpu);
+        CrowdSetup { cpu, ..CrowdSetup::steady(server.listen, protocol, path(protocol)) }
+    }
+}
+
+impl ServerArgs {
+    /// Asks a server of its own, of one shard on the sender's CPU.
+    pub fn ask<T>(&self, bench: &Bench, ask: impl FnOnce(&Server) -> Result<T>) -> Result<T> {
+        self.ask_with(Some(bench.common.sender_cpu), 1, &[], ask)
+    }
+
+    /// Asks a server of its own with `shards` shards, `more` arguments, and on `cpu` alone if one is
+    /// given.
+    pub fn ask_with<T>(
+        &self,
+        cpu: Option<usize>,
+        shards: usize,
+        more: &[String],
+        ask: impl FnOnce(&Server) -> Result<T>,
+    ) -> Result<T> {
+        let mut server = Server::start(&self.program, cpu, shards, &[&self.more, more].concat())?;
+        let answer = ask(&server).map_err(|error| server.explain(error))?;
+        server.stop()?;
+        Ok(answer)
+    }
 }
 
 /// The subscriber path of the proofs' topic.
-pub fn path(protocol: Protocol) -> String {
+fn path(protocol: Protocol) -> String {
     with_topic(&format!("/{}/{{topic}}", protocol.label()), 0)
 }
 
@@ -93,7 +123,7 @@ pub fn publisher(server: &Server, way: Way, payload_bytes: usize) -> Result<Publ
         bail!("fanwave takes stamped events by stream or post; give --way stream or --way post");
     }
     let path = "/topics/{topic}".into();
-    Publisher::connect(&PublishPlan { address: server.control, way, path, topics: 1, payload_bytes })
+    Publisher::connect(&PublishPlan { way, path, ..PublishPlan::stream(server.control, payload_bytes) })
 }
 
 /// Opens `connections` connections on each of the sides that are to be compared; `open` opens so
@@ -114,33 +144,13 @@ pub fn open_in_turns(connections: usize, mut open: impl FnMut(usize) -> Result<(
     Ok(())
 }
 
-/// Publishes `events` events one by one, each after the one before has arrived everywhere.
-/// `arrived` waits until so many events since zero have arrived.
-pub fn publish_one_by_one(
-    publisher: &mut Publisher,
-    events: u64,
-    mut arrived: impl FnMut(u64, u64) -> Result<()>,
-) -> Result<()> {
+/// Publishes `events` events one by one, each after the one before has arrived everywhere. The
+/// fleet counts from there on.
+pub fn publish_one_by_one(publisher: &mut Publisher, fleet: &mut Fleet, events: u64) -> Result<()> {
+    fleet.zero(publisher.next(), 0)?;
     for event in 1..=events {
         publisher.publish(1)?;
-        arrived(event, publisher.next() - 1)?;
+        fleet.wait_for(event, ARRIVE_LIMIT, publisher.next() - 1)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connections_are_opened_some_at_a_time_and_no_more_than_there_is_room_for() {
-        let mut steps = Vec::new();
-        open_in_turns(120, |some| {
-            steps.push(some);
-            Ok(())
-        })
-        .expect("there is room for 120");
-        assert_eq!(steps, [50, 50, 20]);
-        open_in_turns(usize::MAX, |_| panic!("refused before the first is open")).expect_err("too many");
-    }
 }

@@ -18,15 +18,14 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::cpu::leg_time;
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
-use crate::fleet::{Fleet, FleetPlan};
+use super::{ARRIVE_LIMIT, Bench, ServerArgs};
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::publisher::{PublishPlan, PublishProcess, Publisher};
-use crate::receiver::latency_histogram;
+use crate::receiver::{CrowdSetup, latency_histogram};
 use crate::report::{Spread, paragraph, progress, save, say, table};
 use crate::server::Server;
 use crate::stamp::STAMP_BYTES;
-use crate::target::Way;
 use crate::unit::grouped;
 use crate::usage::{cpu_busy_ns, own_cpu_ns};
 use crate::workload::{Behaviour, Pace};
@@ -176,13 +175,8 @@ fn posts(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Questio
     with_server(bench, args, &[], |server| {
         let (many, rate) = (args.busy_connections, args.busy_rate);
         let mut busy = neighbour(bench, server, "busy", many, SMALL_BYTES, rate)?;
-        let mut publisher = Publisher::connect(&PublishPlan {
-            address: server.control,
-            way: Way::Post,
-            path: "/topics/single".into(),
-            topics: 1,
-            payload_bytes: SMALL_BYTES,
-        })?;
+        let mut publisher =
+            Publisher::connect(&PublishPlan::post(server.control, "/topics/single".into(), SMALL_BYTES))?;
         let beside = format!("{rate} events/s to {}", grouped(many as u64));
         question(bench, args, "a single POST, to its answer", beside, |with| {
             busy.used()?;
@@ -207,11 +201,8 @@ fn listed(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Questi
     with_server(bench, args, &room, |server| {
         progress(&format!("publishing to {} topics", grouped(args.topics as u64)));
         let mut names = Publisher::connect(&PublishPlan {
-            address: server.control,
-            way: Way::Stream,
-            path: String::new(),
             topics: args.topics,
-            payload_bytes: STAMP_BYTES,
+            ..PublishPlan::stream(server.control, STAMP_BYTES)
         })?;
         names.publish(args.topics as u64)?;
         names.finish()?;
@@ -244,11 +235,7 @@ fn with_server(
     more: &[String],
     ask: impl FnOnce(&Server) -> Result<Question>,
 ) -> Result<Question> {
-    let more = [&args.server.more, more].concat();
-    let mut server = Server::start(&args.server.program, Some(bench.common.sender_cpu), 1, &more)?;
-    let asked = ask(&server).map_err(|error| server.explain(error))?;
-    server.stop()?;
-    Ok(asked)
+    args.server.ask_with(Some(bench.common.sender_cpu), 1, more, ask)
 }
 
 /// Does the pairs of legs. `leg` is told whether the neighbour is to be there; every second pair
@@ -285,22 +272,11 @@ fn small(bench: &Bench, args: &NeighboursArgs, server: &Server) -> Result<Topic>
     for (protocol, first, connections) in
         [(Protocol::Sse, 0, half), (Protocol::Ws, half, args.connections - half)]
     {
-        let mut fleet = Fleet::new(FleetPlan {
-            cpu: Some(bench.common.receiver_cpu),
-            audit: true,
-            first,
-            ..FleetPlan::steady(server.listen, protocol, path(protocol))
-        });
+        let mut fleet = Fleet::new(CrowdSetup { audit: true, first, ..bench.subscribers(server, protocol) });
         fleet.open(connections)?;
         fleets.push(fleet);
     }
-    let plan = PublishPlan {
-        address: server.control,
-        way: Way::Stream,
-        path: String::new(),
-        topics: 1,
-        payload_bytes: SMALL_BYTES,
-    };
+    let plan = PublishPlan::stream(server.control, SMALL_BYTES);
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
     Ok(Topic { fleets, publisher, rate: SMALL_RATE, used_ns: 0 })
 }
@@ -314,20 +290,14 @@ fn neighbour(
     payload_bytes: usize,
     rate: f64,
 ) -> Result<Topic> {
-    let mut fleet = Fleet::new(FleetPlan {
-        cpu: Some(bench.common.receiver_cpu),
+    let mut fleet = Fleet::new(CrowdSetup {
+        path: format!("/ws/{name}"),
         first: NEIGHBOUR_FIRST,
         behaviour: Behaviour::Once,
-        ..FleetPlan::steady(server.listen, Protocol::Ws, format!("/ws/{name}"))
+        ..bench.subscribers(server, Protocol::Ws)
     });
     fleet.open(connections)?;
-    let plan = PublishPlan {
-        address: server.control,
-        way: Way::Post,
-        path: format!("/topics/{name}"),
-        topics: 1,
-        payload_bytes,
-    };
+    let plan = PublishPlan::post(server.control, format!("/topics/{name}"), payload_bytes);
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
     Ok(Topic { fleets: vec![fleet], publisher, rate, used_ns: 0 })
 }
@@ -337,7 +307,7 @@ impl Topic {
     fn used(&mut self) -> Result<u64> {
         let mut used = std::mem::take(&mut self.used_ns) + self.publisher.sample()?.cpu_ns;
         for fleet in &mut self.fleets {
-            used += fleet.sample()?.counts.cpu_ns;
+            used += fleet.sample()?.iter().map(|word| word.counts.cpu_ns).sum::<u64>();
         }
         Ok(used)
     }
@@ -384,9 +354,9 @@ impl Topic {
         let events = self.published(first, Duration::ZERO)?;
         let limit = Instant::now() + DRAIN_LIMIT;
         for fleet in &mut self.fleets {
-            let sample = fleet.sample()?;
-            self.used_ns += sample.counts.cpu_ns;
-            let closed = fleet.connections() as u64 - sample.connections;
+            let words = fleet.sample()?;
+            self.used_ns += words.iter().map(|word| word.counts.cpu_ns).sum::<u64>();
+            let closed = fleet.connections() as u64 - words.iter().map(|word| word.connections).sum::<u64>();
             if closed > 0 {
                 return Ok(Some(format!("{closed} of the neighbour's subscribers were closed")));
             }

@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
-use crate::fleet::{Fleet, FleetPlan};
+use super::{ARRIVE_LIMIT, Bench, ServerArgs};
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
-use crate::receiver::latency_histogram;
+use crate::receiver::{CrowdSetup, latency_histogram};
 use crate::report::{progress, save, say};
 use crate::server::Server;
 use crate::target::Way;
@@ -70,9 +70,7 @@ pub fn run(bench: &Bench, args: &ScaleArgs) -> Result<()> {
     {
         bail!("--connections, --protocol, --shards and --events are at least 1");
     }
-    let mut server = Server::start(&args.server.program, None, args.shards, &args.server.more)?;
-    let outcome = measure(args, &server).map_err(|error| server.explain(error))?;
-    server.stop()?;
+    let outcome = args.server.ask_with(None, args.shards, &[], |server| measure(bench, args, server))?;
     say(&bench.machine.line());
     say(&format!(
         "\n{} subscribers on {} shards of one process ({} descriptors allowed), from {} receiver processes: open in {:.1} s",
@@ -100,7 +98,7 @@ pub fn run(bench: &Bench, args: &ScaleArgs) -> Result<()> {
     save(bench.common.json.as_deref(), "scale", &bench.machine, &outcome)
 }
 
-fn measure(args: &ScaleArgs, server: &Server) -> Result<Outcome> {
+fn measure(bench: &Bench, args: &ScaleArgs, server: &Server) -> Result<Outcome> {
     let empty = server.memory()?;
     let mut fleets = Vec::new();
     let start = Instant::now();
@@ -109,11 +107,8 @@ fn measure(args: &ScaleArgs, server: &Server) -> Result<Outcome> {
         let parts = args.protocol.len();
         let connections = args.connections / parts + usize::from(at < args.connections % parts);
         progress(&format!("opening {} {} connections", grouped(connections as u64), protocol.label()));
-        let mut fleet = Fleet::new(FleetPlan {
-            first,
-            audit: true,
-            ..FleetPlan::steady(server.listen, protocol, path(protocol))
-        });
+        let mut fleet =
+            Fleet::new(CrowdSetup { first, audit: true, cpu: None, ..bench.subscribers(server, protocol) });
         fleet.open(connections)?;
         first += connections;
         fleets.push(fleet);
