@@ -428,18 +428,14 @@ fn page(bench: &Bench, args: &KneeArgs, workload: &Workload, knee: &Knee) -> Str
         let seconds = |outcome: &Outcome| outcome.each.at(quantile).unwrap_or(0) as f64;
         Line::new(name, measured.iter().map(|outcome| (rate(outcome), seconds(outcome))).collect())
     };
-    page.figure(
-        &lines(&Lines {
-            title: "Latency by rate".into(),
-            about: "Publish to each subscriber, median and 99th percentile, at each rate that was tried"
-                .into(),
-            x: Axis::log("events published per second", Unit::PerSecond),
-            y: Axis::log("publish to each subscriber", Unit::Nanoseconds),
-            lines: vec![line("p99", 0.99), line("median", 0.5)],
-            limits: vec![(args.p99_ms * 1e6, format!("limit {} ms", args.p99_ms))],
-        }),
-        "where p99 leaves the ground is the knee",
+    let (x, y) = (
+        Axis::log("events published per second", Unit::PerSecond),
+        Axis::log("publish to each subscriber", Unit::Nanoseconds),
     );
+    let about = "Publish to each subscriber, median and 99th percentile, at each rate that was tried";
+    let mut plot = Lines::new("Latency by rate", about, x, y, vec![line("p99", 0.99), line("median", 0.5)]);
+    plot.limits.push((args.p99_ms * 1e6, format!("limit {} ms", args.p99_ms)));
+    page.figure(&lines(&plot), "where p99 leaves the ground is the knee");
     page.table("Every step, in order", 1, &HEAD, &knee.rows());
     page.html()
 }

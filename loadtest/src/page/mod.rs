@@ -298,6 +298,7 @@ mod tests {
             y: Axis::log("publish → each subscriber, p99", Unit::Nanoseconds),
             lines: vec![Line::new("measured", points.clone()), Line::dots("held out", points[9..].to_vec())],
             limits: vec![(50e6, "limit: 50 ms".into())],
+            table: None,
         })
     }
 
@@ -361,6 +362,7 @@ mod tests {
             y: Axis::linear(evil, Unit::Count),
             lines: vec![Line::new(evil, vec![(1.0, 1.0)]), Line::dots(evil, vec![(1.0, 1.0)])],
             limits: vec![(1.0, evil.into())],
+            table: None,
         });
         page.figure(&lines, evil);
         let bar = Bar::new(evil, 1.0);

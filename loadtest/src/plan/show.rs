@@ -408,15 +408,13 @@ fn delivery_plot(model: &Model) -> Lines {
         format!("ws, model at {} connections", Unit::Count.show(connections)),
         curve.collect(),
     ));
-    Lines {
-        title: "CPU per delivery".into(),
-        about: "CPU microseconds per delivery over events per second, measured and as the model has it"
-            .into(),
-        x: Axis::log("events/s of a connection", Unit::Count),
-        y: Axis::linear("CPU per delivery", Unit::CpuMicroseconds),
+    Lines::new(
+        "CPU per delivery",
+        "CPU microseconds per delivery over events per second, measured and as the model has it",
+        Axis::log("events/s of a connection", Unit::Count),
+        Axis::linear("CPU per delivery", Unit::CpuMicroseconds),
         lines,
-        limits: Vec::new(),
-    }
+    )
 }
 
 #[cfg(test)]

@@ -27,6 +27,9 @@ const DASHES: [&str; STYLES] = ["", "7 4", "2 3", "10 3 2 3", "5 2", "1 4"];
 /// Mean width of a character of 12 units' height, generously: text is measured by no one here.
 const CHARACTER: f64 = 7.3;
 
+/// Head and rows.
+pub type Table = (Vec<String>, Vec<Vec<String>>);
+
 /// A finished picture.
 #[derive(Debug, Clone)]
 pub struct Picture {
@@ -149,16 +152,17 @@ impl Canvas {
         self.body.push('\n');
     }
 
-    /// Names with line and marker in rows from the top left; gives the height taken.
-    fn legend(&mut self, names: &[&str], lines: &[bool], left: f64) -> f64 {
+    /// Names with marker, and with line if they have one, in rows from the top left; gives the
+    /// height taken.
+    fn legend<'a>(&mut self, names: impl Iterator<Item = (&'a str, bool)>) -> f64 {
         const SAMPLE: f64 = 26.0;
         const ROW: f64 = 18.0;
-        let (mut x, mut y) = (left, 12.0);
-        for (series, (name, &line)) in names.iter().zip(lines).enumerate() {
+        let (mut x, mut y, mut height) = (0.0, 12.0, 0.0);
+        for (series, (name, line)) in names.enumerate() {
             let shown = shortened(name, 44);
             let width = SAMPLE + 6.0 + text_width(&shown) + 14.0;
-            if x > left && x + width > WIDTH {
-                (x, y) = (left, y + ROW);
+            if x > 0.0 && x + width > WIDTH {
+                (x, y) = (0.0, y + ROW);
             }
             if line {
                 self.run(series, &[vec![(x, y - 4.0), (x + SAMPLE, y - 4.0)]]);
@@ -166,8 +170,26 @@ impl Canvas {
             self.marker(series, (x + SAMPLE / 2.0, y - 4.0));
             self.text("name", Anchor::Start, (x + SAMPLE + 6.0, y), &shown);
             x += width;
+            height = y + 8.0;
         }
-        if names.is_empty() { 0.0 } else { y + 8.0 }
+        height
+    }
+
+    /// Labels of an x axis at their places. One that has no room beside its right neighbour is left
+    /// out: the largest number matters most.
+    fn x_labels(&mut self, labels: impl DoubleEndedIterator<Item = (f64, String)>, y: f64) {
+        let mut free_to = f64::INFINITY;
+        for (x, label) in labels.rev() {
+            let half = text_width(&label) / 2.0;
+            if x + half <= free_to {
+                self.text("label", Anchor::Middle, (x, y), &label);
+                free_to = x - half - 4.0;
+            }
+        }
+    }
+
+    fn picture(self, title: &str, about: &str, height: f64, (head, rows): Table) -> Picture {
+        Picture { title: title.into(), description: about.into(), height, body: self.body, head, rows }
     }
 }
 
