@@ -108,6 +108,7 @@ struct Stalled {
 }
 
 /// What a publisher did.
+#[derive(Default)]
 struct Published {
     events: u64,
     seconds: Option<f64>,
@@ -172,10 +173,8 @@ fn done(running: &Running, workload: &Workload, cpu: usize) -> Result<Judged> {
     let readers = stalled_readers(workload);
     let Watch { expected, received, closed, arrived, cut, published, .. } = watch;
     let published = published.unwrap_or_else(|| Published {
-        events: 0,
-        seconds: None,
-        again: 0,
         fault: Some(format!("not everything was published within {limit:?}")),
+        ..Published::default()
     });
     Ok(Judged {
         workload: workload.clone(),
@@ -228,7 +227,7 @@ fn start_publisher(plan: PublishPlan, events: u64, posts: bool, limit: Duration)
         });
         let published = match outcome {
             Ok(()) => Published { events, seconds: Some(start.elapsed().as_secs_f64()), again, fault: None },
-            Err(error) => Published { events: 0, seconds: None, again, fault: Some(format!("{error:#}")) },
+            Err(error) => Published { again, fault: Some(format!("{error:#}")), ..Published::default() },
         };
         // Who looks has gone if the judging failed.
         let _ = tell.send(published);

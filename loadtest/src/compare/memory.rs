@@ -9,9 +9,9 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::cells::{blame, subscribers};
 use crate::framing::Protocol;
 use crate::prove::Bench;
+use crate::prove::cells::{blame, subscribers};
 use crate::prove::memory::{PAYLOAD_BYTES, Stages};
 use crate::publisher::PublishPlan;
 use crate::report::progress;

@@ -1,12 +1,13 @@
 //! The page of a comparison: bars beside the floor, and the tables.
 
-use super::cells::{Cell, Column};
+use super::Comparison;
 use super::show::{CPU_HEAD, MEMORY_HEAD, cpu_note, cpu_rows, full_name, memory_note, memory_rows};
-use super::{Comparison, Entry};
 use crate::framing::Protocol;
 use crate::machine::Machine;
 use crate::page::Page;
 use crate::page::svg::{Bar, Bars, Group, bars};
+use crate::prove::cells::Entry;
+use crate::prove::cells::{Cell, Column};
 use crate::report::Spread;
 use crate::unit::{Unit, grouped};
 

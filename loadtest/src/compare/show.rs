@@ -1,10 +1,10 @@
 //! The tables of a comparison.
 
 use super::Comparison;
-use super::cells::{Cell, Column};
 use super::memory::Reading;
 use crate::framing::Protocol;
 use crate::prove::Bench;
+use crate::prove::cells::{Cell, Column};
 use crate::prove::leg::CHECKED;
 use crate::report::{Spread, paragraph, say, table};
 use crate::unit::grouped;
@@ -134,9 +134,9 @@ pub fn memory_rows(readings: &[Reading]) -> Vec<Vec<String>> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::compare::Entry;
-    use crate::compare::cells::tests::cell;
     use crate::compare::memory::tests::reading;
+    use crate::prove::cells::Entry;
+    use crate::prove::cells::tests::cell;
 
     pub fn outcome() -> Comparison {
         let entry = |name: &str| Entry { name: name.into(), version: "1.2.3".into(), cpus: vec![0] };

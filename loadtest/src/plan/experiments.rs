@@ -53,10 +53,11 @@ const SSE_HEARTBEAT_BYTES: u64 = 3;
 const WS_HEARTBEAT_BYTES: u64 = 2;
 
 /// What a server did in a leg.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Events went out.
+    #[default]
     Load,
     /// Nothing but heartbeats, if there were any.
     Idle,
@@ -67,7 +68,7 @@ pub enum Kind {
 }
 
 /// The CPU of one leg, and the work it was for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CpuRow {
     /// Round, from 0.
     pub round: usize,
@@ -115,23 +116,13 @@ impl CpuRow {
             connections: group.connections,
             topics: group.topics,
             seconds,
-            rate: 0.0,
-            events: 0,
-            deliveries: 0,
-            payload_bytes: 0,
-            frame_bytes: 0.0,
-            handshakes: 0,
-            closes: 0,
-            heartbeats: 0,
-            cpu_ns: 0,
-            receiver_share: 0.0,
-            others_share: 0.0,
+            ..CpuRow::default()
         }
     }
 }
 
 /// Memory at one moment.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MemoryRow {
     /// Round, from 0.
     pub round: usize,
@@ -234,11 +225,8 @@ fn measure_empty(stand: &Stand<'_>, round: usize) -> Result<MemoryRow> {
         round,
         protocol: Protocol::Ws,
         shards: EMPTY_SHARDS,
-        connections: 0,
-        window_events: 0,
-        window_bytes: 0,
         user_bytes: server.memory()?.context("the server's processes are known")?.rss_own,
-        kernel_bytes: 0,
+        ..MemoryRow::default()
     };
     server.stop()?;
     Ok(row)

@@ -23,11 +23,19 @@ use crate::report::write_json;
 
 /// The form of the file; another one is refused.
 const VERSION: u32 = 3;
-/// Terms of user-space memory, in bytes each.
-pub const USER_TERMS: [&str; 7] =
-    ["process", "shard", "shard_used", "connection_ws", "connection_sse", "window_event", "window_byte"];
-/// Terms of kernel memory of both ends on loopback, in bytes each.
-pub const KERNEL_TERMS: [&str; 3] = ["shard", "connection_ws", "connection_sse"];
+/// Terms of user-space memory, in bytes each, and what they are.
+pub const USER_TERMS: [(&str, &str); 7] = [
+    ("process", "the process without connections"),
+    ("shard", "a shard"),
+    ("shard_used", "a shard's first use"),
+    ("connection_ws", "a WebSocket"),
+    ("connection_sse", "an SSE stream"),
+    ("window_event", "an event in a window"),
+    ("window_byte", "a byte of data in a window"),
+];
+/// Terms of kernel memory of both ends on loopback, in bytes each, and what they are.
+pub const KERNEL_TERMS: [(&str, &str); 3] =
+    [("shard", "a shard"), ("connection_ws", "a WebSocket"), ("connection_sse", "an SSE stream")];
 /// Candidates for the interval at which half of `apart` is paid, in milliseconds: around the 40
 /// within which Linux acknowledges. Far from there a fit would only follow noise.
 const APART_MS: [f64; 5] = [30.0, 36.0, 43.0, 52.0, 62.0];
@@ -108,12 +116,13 @@ impl Model {
         if loads.is_empty() {
             bail!("no measured point is below {SHARE_MAX} of a core: ask for lower rates");
         }
-        let names = CPU_TERMS.map(|(name, _)| name);
+        let names = names_of(&CPU_TERMS);
         fit::check("CPU model", &names, &rows::cpu(&used, APART_MS[0]))?;
         let apart_ms = best_apart_ms(&used);
         let cpu = Fit::of("CPU model", &names, &rows::cpu(&used, apart_ms), seed)?;
-        let user = Fit::of("user memory model", &USER_TERMS, &rows::user(&measured.memory), seed)?;
-        let kernel = Fit::of("kernel memory model", &KERNEL_TERMS, &rows::kernel(&measured.memory), seed)?;
+        let user = Fit::of("user memory model", &names_of(&USER_TERMS), &rows::user(&measured.memory), seed)?;
+        let kernel =
+            Fit::of("kernel memory model", &names_of(&KERNEL_TERMS), &rows::kernel(&measured.memory), seed)?;
         let overheads: Vec<f64> = loads
             .iter()
             .filter(|row| row.protocol == Protocol::Sse)
@@ -205,14 +214,9 @@ impl Model {
     }
 
     fn check(&self) -> Result<()> {
-        let fits: [(&Fit, Vec<&str>); 3] = [
-            (&self.cpu, CPU_TERMS.map(|(name, _)| name).to_vec()),
-            (&self.user, USER_TERMS.to_vec()),
-            (&self.kernel, KERNEL_TERMS.to_vec()),
-        ];
-        for (fit, names) in fits {
-            fit.check(&names)?;
-        }
+        self.cpu.check(&names_of(&CPU_TERMS))?;
+        self.user.check(&names_of(&USER_TERMS))?;
+        self.kernel.check(&names_of(&KERNEL_TERMS))?;
         let domain = &self.domain;
         let numbers = [
             self.apart_ms,
@@ -273,6 +277,10 @@ impl Domain {
     }
 }
 
+fn names_of(terms: &[(&'static str, &str)]) -> Vec<&'static str> {
+    terms.iter().map(|(name, _)| *name).collect()
+}
+
 /// A number in words: whole if it is large, three digits if it is small.
 fn number(value: f64) -> String {
     if value >= 100.0 {
@@ -322,7 +330,7 @@ mod tests {
             Work::second(Protocol::Ws, 4_000.0, 20.0, 204.0),
             Work::second(Protocol::Ws, 16_000.0, 6.0, 504.0),
             Work::second(Protocol::Sse, 8_000.0, 6.0, 230.0),
-            Work { handshakes: 1e6, closes: 1e6, ..Work::nothing(Protocol::Ws) },
+            Work { handshakes: 1e6, closes: 1e6, protocol: Protocol::Ws, ..Work::default() },
         ];
         let truth = [&CPU_TRUTH[..], &USER_TRUTH, &KERNEL_TRUTH].concat();
         let mut terms = vec![0; truth.len()];

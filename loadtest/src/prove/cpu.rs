@@ -1,35 +1,16 @@
-//! `loadtest cpu`: the server's CPU per delivery beside the floor's, in the same minutes on the
-//! same kind of sockets.
-//!
-//! Server and floor each keep their subscribers for the whole cell. Legs alternate, floor then
-//! server, so that a drift of the machine falls on both; only the ratio of a pair counts. The floor
-//! sends frames as long as the server's own, measured on the wire. With K events in flight the
-//! floor does one send of K frames per socket.
-//!
-//! The connections of both are opened in turns, since the order counts: see [`open_in_turns`].
+//! `loadtest cpu`: the server's CPU per delivery beside the floor's (see `cells`).
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
-use serde::Serialize;
 
-use super::leg::{
-    CHECKED, Leg, OTHERS_SHARE_HIGH, Summary, Window, calibrate, floor_leg, ratios, server_leg,
-};
-use super::{Bench, ServerArgs, open_in_turns};
-use crate::fleet::Fleet;
-use crate::floor::Floor;
+use super::cells::{self, Cell};
+use super::leg::{CHECKED, Window, leg_time};
+use super::{Bench, ServerArgs};
 use crate::framing::Protocol;
-use crate::receiver::CrowdSetup;
-use crate::report::{Spread, paragraph, progress, save, say, table};
-use crate::server::Server;
-use crate::target::Way;
+use crate::report::{paragraph, progress, save, say, table};
 use crate::unit::grouped;
-use crate::usage::{CpuMeter, interrupts_are_apart};
+use crate::usage::interrupts_are_apart;
 
-/// The floor's subscribers are numbered from here on, beyond those of the server.
-const FLOOR_FIRST: usize = 1_000_000;
 /// Options of `cpu`.
 #[derive(Debug, Clone, Args)]
 pub struct CpuArgs {
@@ -56,35 +37,9 @@ pub struct CpuArgs {
     /// Seconds of one leg
     #[arg(long, default_value_t = 3.0)]
     seconds_per_leg: f64,
-    /// How the server's events are published
-    #[arg(long, default_value = "stream")]
-    way: Way,
     /// Check every connection's stamps too, beside its bytes; costs the receivers CPU
     #[arg(long)]
     audit: bool,
-}
-
-/// One way of sending, measured against the floor.
-#[derive(Debug, Serialize)]
-struct Cell {
-    protocol: Protocol,
-    connections: usize,
-    in_flight: u64,
-    window: Window,
-    floor: Summary,
-    server: Summary,
-    /// Server / floor, over the pairs.
-    ratio: Spread,
-    /// The same, pair by pair.
-    ratios: Vec<f64>,
-}
-
-/// A leg's time from its option, whose name errors tell.
-pub fn leg_time(option: &str, seconds: f64) -> Result<Duration> {
-    if !(0.1..=600.0).contains(&seconds) {
-        bail!("{option} {seconds} is not possible; give 0.1 to 600 seconds");
-    }
-    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// Measures every cell and prints the table.
@@ -99,126 +54,42 @@ pub fn run(bench: &Bench, args: &CpuArgs) -> Result<()> {
             "this kernel accounts interrupts apart: the softirq time of the sender's CPU is added to both sides",
         );
     }
-    let mut cells = Vec::new();
-    for &connections in &args.connections {
-        for &protocol in &args.protocol {
-            cells.extend(
-                args.server
-                    .ask(bench, |server| series(bench, args, server, protocol, connections, time, apart))?,
-            );
-        }
-    }
+    let plan = cells::Plan {
+        protocol: Protocol::Sse,
+        connections: 0,
+        payload_bytes: args.size,
+        audit: args.audit,
+        in_flight: &args.in_flight,
+        windows: &args.window,
+        rounds: args.pairs,
+        time,
+        apart,
+    };
+    let (_, cells) = cells::measure(bench, &[args.server.choice()], &args.connections, &args.protocol, plan)?;
     show(bench, args, &cells);
     save(bench.common.json.as_deref(), "cpu", &bench.machine, &cells)
 }
 
-/// All cells of one protocol and number of connections, over the same sockets.
-fn series(
-    bench: &Bench,
-    args: &CpuArgs,
-    server: &Server,
-    protocol: Protocol,
-    connections: usize,
-    time: Duration,
-    apart: bool,
-) -> Result<Vec<Cell>> {
-    let common = &bench.common;
-    let mut fleet = Fleet::new(CrowdSetup { audit: args.audit, ..bench.subscribers(server, protocol) });
-    let mut floor = Floor::start(0, common.sender_cpu, common.receiver_cpu, FLOOR_FIRST)?;
-    open_in_turns(connections, |some| {
-        fleet.open(some)?;
-        floor.open(some)
-    })?;
-    let mut publisher = super::publisher(server, args.way, args.size)?;
-    let server_meter = CpuMeter::new(server.pid(), common.sender_cpu, apart);
-    let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, apart);
-
-    let mut frame_bytes = calibrate(&mut publisher, &mut fleet)?;
-    let mut cells = Vec::new();
-    for &in_flight in &args.in_flight {
-        // With one event in flight both windows are the same.
-        let windows = if in_flight == 1 { &[Window::Burst][..] } else { &args.window };
-        let mut floor_legs = Vec::new();
-        let mut server_legs: Vec<Vec<Leg>> = windows.iter().map(|_| Vec::new()).collect();
-        for pair in 1..=args.pairs {
-            progress(&format!(
-                "{}, {connections} connections, {in_flight} in flight: pair {pair} of {}",
-                protocol.label(),
-                args.pairs
-            ));
-            floor_legs.push(floor_leg(
-                &mut floor,
-                &floor_meter,
-                frame_bytes.round() as usize,
-                in_flight,
-                time,
-            )?);
-            for (&window, legs) in windows.iter().zip(&mut server_legs) {
-                let leg = server_leg(&mut fleet, &mut publisher, &server_meter, in_flight, window, time)?;
-                frame_bytes = leg.frame_bytes;
-                legs.push(leg);
-            }
-        }
-        for (&window, legs) in windows.iter().zip(server_legs) {
-            cells.push(Cell::new(protocol, connections, in_flight, window, floor_legs.clone(), legs));
-        }
-    }
-    publisher.finish().context("after all legs")?;
-    Ok(cells)
-}
-
-impl Cell {
-    fn new(
-        protocol: Protocol,
-        connections: usize,
-        in_flight: u64,
-        window: Window,
-        floor_legs: Vec<Leg>,
-        server_legs: Vec<Leg>,
-    ) -> Cell {
-        let ratios = ratios(&server_legs, &floor_legs);
-        Cell {
-            protocol,
-            connections,
-            in_flight,
-            window,
-            floor: Summary::of(&floor_legs),
-            server: Summary::of(&server_legs),
-            ratio: Spread::of(ratios.iter().copied()),
-            ratios,
-        }
-    }
-
-    /// The cell in words.
-    fn name(&self) -> String {
-        format!(
-            "{}, {} connections, {} in flight ({})",
-            self.protocol.label(),
-            grouped(self.connections as u64),
-            self.in_flight,
-            self.window.label()
-        )
-    }
-
-    fn row(&self) -> Vec<String> {
-        vec![
-            self.protocol.label().into(),
-            if self.in_flight == 1 { "-".into() } else { self.window.label().into() },
-            grouped(self.connections as u64),
-            self.in_flight.to_string(),
-            format!("{:.3}", self.floor.us_per_delivery.median),
-            format!("{:.3}", self.server.us_per_delivery.median),
-            self.ratio.show(2),
-            grouped(self.floor.deliveries_per_second.median as u64),
-            grouped(self.server.deliveries_per_second.median as u64),
-            format!("{:.0} %", self.server.receiver_share.median * 100.0),
-        ]
-    }
+fn row(cell: &Cell) -> Vec<String> {
+    let (floor, server) = (&cell.floor.summary, &cell.servers[0]);
+    let summary = &server.summary;
+    vec![
+        cell.protocol.label().into(),
+        if cell.in_flight == 1 { "-".into() } else { cell.window.label().into() },
+        grouped(cell.connections as u64),
+        cell.in_flight.to_string(),
+        format!("{:.3}", floor.us_per_delivery.median),
+        format!("{:.3}", summary.us_per_delivery.median),
+        server.to_floor.map_or_else(|| "-".into(), |ratio| ratio.show(2)),
+        grouped(floor.deliveries_per_second.median as u64),
+        grouped(summary.deliveries_per_second.median as u64),
+        format!("{:.0} %", summary.receiver_share.median * 100.0),
+    ]
 }
 
 fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
     say(&format!("{}\n", bench.machine.line()));
-    let rows: Vec<_> = cells.iter().map(Cell::row).collect();
+    let rows: Vec<_> = cells.iter().map(row).collect();
     let head = [
         "protocol",
         "window",
@@ -243,19 +114,7 @@ fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
     for (deep, gain) in throughput_gains(cells) {
         say(&format!("{}: {gain:.1} times the deliveries/s of 16 in flight", deep.name()));
     }
-    for cell in cells {
-        if cell.server.receivers_full() {
-            say(&format!(
-                "WARNING: {}: the receivers' CPU was full, the deliveries/s are theirs",
-                cell.name()
-            ));
-        }
-        let others = cell.floor.others_share.median.max(cell.server.others_share.median);
-        if others > OTHERS_SHARE_HIGH {
-            let share = others * 100.0;
-            say(&format!("WARNING: {}: other programs used {share:.0} % of the sender's CPU", cell.name()));
-        }
-    }
+    cells.iter().flat_map(Cell::warnings).for_each(|warning| say(&format!("WARNING: {warning}")));
 }
 
 /// Each cell with 256 in flight, and its deliveries per second over those of its sister with 16.
@@ -271,7 +130,7 @@ fn throughput_gains(cells: &[Cell]) -> Vec<(&Cell, f64)> {
         .iter()
         .filter(|cell| cell.in_flight == 256)
         .filter_map(|deep| {
-            let rate = |cell: &Cell| cell.server.deliveries_per_second.median;
+            let rate = |cell: &Cell| cell.servers[0].summary.deliveries_per_second.median;
             sister(deep).map(|shallow| (deep, rate(deep) / rate(shallow)))
         })
         .collect()
@@ -280,39 +139,19 @@ fn throughput_gains(cells: &[Cell]) -> Vec<(&Cell, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_ratio_is_the_median_over_pairs_not_of_medians() {
-        let floor = vec![Leg::example(1.0, 1.0), Leg::example(2.0, 1.0), Leg::example(4.0, 1.0)];
-        let server = vec![Leg::example(2.0, 1.0), Leg::example(2.0, 1.0), Leg::example(2.0, 1.0)];
-        let cell = Cell::new(Protocol::Sse, 10, 1, Window::Burst, floor, server);
-        assert_eq!(cell.ratio, Spread { median: 1.0, min: 0.5, max: 2.0 });
-    }
+    use crate::prove::cells::tests::cell;
+    use crate::report::Spread;
 
     #[test]
     fn the_gain_of_256_over_16_is_taken_within_one_series() {
         let cell = |protocol, in_flight, rate| {
-            Cell::new(
-                protocol,
-                10,
-                in_flight,
-                Window::Sliding,
-                vec![Leg::example(1.0, 1.0)],
-                vec![Leg::example(1.0, rate)],
-            )
+            let mut cell = Cell { protocol, in_flight, ..cell() };
+            cell.servers[0].summary.deliveries_per_second = Spread::of([rate]);
+            cell
         };
         let cells =
             [cell(Protocol::Sse, 16, 2.0), cell(Protocol::Ws, 16, 5.0), cell(Protocol::Ws, 256, 15.0)];
         let gains: Vec<f64> = throughput_gains(&cells).into_iter().map(|(_, gain)| gain).collect();
         assert_eq!(gains, [3.0]);
-    }
-
-    #[test]
-    fn an_impossible_time_is_refused() {
-        for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e9] {
-            let error = leg_time("--some-time", seconds).expect_err("impossible").to_string();
-            assert!(error.contains("--some-time"), "{error}");
-        }
-        assert!(leg_time("--some-time", 0.5).is_ok());
     }
 }

@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Bench;
-use super::leg::{Leg, Summary, floor_leg, ratios};
+use super::leg::{Leg, Summary, floor_leg, leg_time, ratios};
 use crate::floor::{Floor, SENDS_PER_ENTER, Sends};
 use crate::report::{Spread, progress, save, say, table};
 use crate::unit::grouped;
@@ -53,7 +53,7 @@ pub fn run(bench: &Bench, args: &FloorArgs) -> Result<()> {
     if args.connections == 0 || args.frame == 0 || args.legs == 0 || args.burst.contains(&0) {
         bail!("--connections, --frame, --legs and --burst are at least 1");
     }
-    let time = super::cpu::leg_time("--seconds-per-leg", args.seconds_per_leg)?;
+    let time = leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     let cells = measure(bench, args, time)?;
     say(&format!("{}\n", bench.machine.line()));
     let rows: Vec<_> = cells.iter().map(row).collect();

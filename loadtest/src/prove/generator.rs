@@ -12,6 +12,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
 
+use super::leg::leg_time;
 use super::{ARRIVE_LIMIT, Bench};
 use crate::floor::{Floor, Shape};
 use crate::framing::Protocol;
@@ -73,7 +74,7 @@ struct Cell {
 
 /// Measures, prints and saves; a broken promise is an error after that.
 pub fn run(bench: &Bench, args: &GeneratorArgs) -> Result<()> {
-    let time = super::cpu::leg_time("--seconds-per-leg", args.seconds_per_leg)?;
+    let time = leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     if args.connections == 0 || args.rounds == 0 || args.burst == 0 {
         bail!("--connections, --rounds and --burst are at least 1");
     }

@@ -12,15 +12,15 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::leg::leg_time;
 use super::{ARRIVE_LIMIT, Bench, ServerArgs, publish_one_by_one};
 use crate::fleet::Fleet;
 use crate::framing::Protocol;
-use crate::publisher::Publisher;
+use crate::publisher::{PublishPlan, Publisher};
 use crate::receiver::CrowdSetup;
 use crate::report::{Spread, progress, save, say, table};
 use crate::server::Server;
 use crate::stamp::now_ns;
-use crate::target::Way;
 use crate::unit::grouped;
 use crate::usage::Memory;
 use crate::workload::Behaviour;
@@ -84,7 +84,7 @@ struct Comparison {
 
 /// Measures and prints.
 pub fn run(bench: &Bench, args: &IsolationArgs) -> Result<()> {
-    let time = super::cpu::leg_time("--seconds-per-stage", args.seconds_per_stage)?;
+    let time = leg_time("--seconds-per-stage", args.seconds_per_stage)?;
     if args.connections == 0 || args.pairs == 0 || args.rate.is_empty() || args.rate.contains(&0) {
         bail!("--connections, --pairs and --rate are at least 1");
     }
@@ -132,7 +132,7 @@ fn leg(
         sleeper.open(1)?;
     }
     healthy.open(args.connections - args.connections / 2)?;
-    let mut publisher = super::publisher(server, Way::Stream, args.size)?;
+    let mut publisher = Publisher::connect(&PublishPlan::stream(server.control, args.size))?;
     publish_one_by_one(&mut publisher, &mut healthy, WARM_UP_EVENTS)?;
     let mut stages = Vec::new();
     for &rate in &args.rate {

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -52,6 +52,14 @@ impl Window {
             Window::Sliding => "sliding",
         }
     }
+}
+
+/// A leg's time from its option, whose name errors tell.
+pub fn leg_time(option: &str, seconds: f64) -> Result<Duration> {
+    if !(0.1..=600.0).contains(&seconds) {
+        bail!("{option} {seconds} is not possible; give 0.1 to 600 seconds");
+    }
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// What a leg showed.
@@ -240,4 +248,18 @@ pub fn server_leg(
     leg.frame_bytes = totals.scout_bytes as f64 / events as f64;
     leg.receiver_share = (totals.cpu_ns - receivers_before) as f64 / 1e9 / leg.seconds;
     Ok(leg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_impossible_time_is_refused() {
+        for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e9] {
+            let error = leg_time("--some-time", seconds).expect_err("impossible").to_string();
+            assert!(error.contains("--some-time"), "{error}");
+        }
+        assert!(leg_time("--some-time", 0.5).is_ok());
+    }
 }

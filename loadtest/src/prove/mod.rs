@@ -4,19 +4,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 
 use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::machine::Machine;
 use crate::process::{check_cpus, check_sockets, pin_self, raise_descriptor_limit};
-use crate::publisher::{PublishPlan, Publisher};
+use crate::publisher::Publisher;
 use crate::receiver::CrowdSetup;
 use crate::report::check_place;
-use crate::server::Server;
-use crate::target::{Way, with_topic};
+use crate::server::{FanwaveArgs, Server, ServerChoice};
+use crate::target::with_topic;
 
+pub mod cells;
 pub mod cpu;
 pub mod floor;
 pub mod generator;
@@ -91,6 +92,12 @@ impl Bench {
 }
 
 impl ServerArgs {
+    /// The server that is meant.
+    pub fn choice(&self) -> ServerChoice {
+        let fanwave = FanwaveArgs { program: Some(self.program.clone()), more: self.more.clone() };
+        ServerChoice { fanwave, ..ServerChoice::default() }
+    }
+
     /// Asks a server of its own, of one shard on the sender's CPU.
     pub fn ask<T>(&self, bench: &Bench, ask: impl FnOnce(&Server) -> Result<T>) -> Result<T> {
         self.ask_with(Some(bench.common.sender_cpu), 1, &[], ask)
@@ -115,15 +122,6 @@ impl ServerArgs {
 /// The subscriber path of the proofs' topic.
 fn path(protocol: Protocol) -> String {
     with_topic(&format!("/{}/{{topic}}", protocol.label()), 0)
-}
-
-/// A publisher of the proofs' topic.
-pub fn publisher(server: &Server, way: Way, payload_bytes: usize) -> Result<Publisher> {
-    if !matches!(way, Way::Stream | Way::Post) {
-        bail!("fanwave takes stamped events by stream or post; give --way stream or --way post");
-    }
-    let path = "/topics/{topic}".into();
-    Publisher::connect(&PublishPlan { way, path, ..PublishPlan::stream(server.control, payload_bytes) })
 }
 
 /// Opens `connections` connections on each of the sides that are to be compared; `open` opens so

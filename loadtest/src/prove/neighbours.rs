@@ -17,7 +17,7 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::cpu::leg_time;
+use super::leg::leg_time;
 use super::{ARRIVE_LIMIT, Bench, ServerArgs};
 use crate::fleet::Fleet;
 use crate::framing::Protocol;

@@ -13,10 +13,10 @@ use serde::Serialize;
 use super::{ARRIVE_LIMIT, Bench, ServerArgs};
 use crate::fleet::Fleet;
 use crate::framing::Protocol;
+use crate::publisher::{PublishPlan, Publisher};
 use crate::receiver::{CrowdSetup, latency_histogram};
 use crate::report::{progress, save, say};
 use crate::server::Server;
-use crate::target::Way;
 use crate::unit::grouped;
 use crate::usage::Memory;
 
@@ -119,7 +119,7 @@ fn measure(bench: &Bench, args: &ScaleArgs, server: &Server) -> Result<Outcome> 
     let stats = server.stats()?;
     check_count(&stats, args.connections)?;
 
-    let mut publisher = super::publisher(server, Way::Stream, args.size)?;
+    let mut publisher = Publisher::connect(&PublishPlan::stream(server.control, args.size))?;
     for fleet in &mut fleets {
         fleet.zero(publisher.next(), 0)?;
     }

@@ -21,9 +21,9 @@ use super::{Bench, ServerArgs, publish_one_by_one};
 use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::process::Child;
+use crate::publisher::{PublishPlan, Publisher};
 use crate::report::{paragraph, progress, save, say, table};
 use crate::server::Server;
-use crate::target::Way;
 use crate::unit::grouped;
 
 /// Events before strace is attached.
@@ -110,7 +110,7 @@ pub fn run(bench: &Bench, args: &SyscallsArgs) -> Result<()> {
 fn count(bench: &Bench, args: &SyscallsArgs, server: &Server, protocol: Protocol) -> Result<Vec<Calls>> {
     let mut fleet = Fleet::new(bench.subscribers(server, protocol));
     fleet.open(args.connections)?;
-    let mut publisher = super::publisher(server, Way::Stream, args.size)?;
+    let mut publisher = Publisher::connect(&PublishPlan::stream(server.control, args.size))?;
     publish_one_by_one(&mut publisher, &mut fleet, WARM_UP_EVENTS)?;
     let strace = Strace::attach(server.pid())?;
     publish_one_by_one(&mut publisher, &mut fleet, args.events)?;

@@ -6,7 +6,7 @@
 //! a phone and two fit side by side on a screen. Values that are not finite, or not above zero on a
 //! logarithmic axis, leave a gap; no coordinate ever is NaN.
 
-use super::{escape, push};
+use super::escape;
 pub use bars::{Bar, Bars, Group, bars};
 pub use lines::{Axis, Line, Lines, lines};
 pub use percentiles::percentiles;
@@ -75,16 +75,8 @@ enum Anchor {
 
 impl Canvas {
     fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
-        push(
-            &mut self.body,
-            format_args!(
-                "<line class=\"{class}\" x1=\"{}\" y1=\"{}\" x2=\"{}\" y2=\"{}\"/>\n",
-                n(x1),
-                n(y1),
-                n(x2),
-                n(y2)
-            ),
-        );
+        let (x1, y1, x2, y2) = (n(x1), n(y1), n(x2), n(y2));
+        self.body += &format!("<line class=\"{class}\" x1=\"{x1}\" y1=\"{y1}\" x2=\"{x2}\" y2=\"{y2}\"/>\n");
     }
 
     fn text(&mut self, class: &str, anchor: Anchor, (x, y): (f64, f64), text: &str) {
@@ -93,28 +85,15 @@ impl Canvas {
             Anchor::Middle => "middle",
             Anchor::End => "end",
         };
-        push(
-            &mut self.body,
-            format_args!(
-                "<text class=\"{class}\" text-anchor=\"{anchor}\" x=\"{}\" y=\"{}\">{}</text>\n",
-                n(x),
-                n(y),
-                escape(text)
-            ),
-        );
+        let (x, y, text) = (n(x), n(y), escape(text));
+        let place = format!("text-anchor=\"{anchor}\" x=\"{x}\" y=\"{y}\"");
+        self.body += &format!("<text class=\"{class}\" {place}>{text}</text>\n");
     }
 
     fn rectangle(&mut self, class: &str, (x, y): (f64, f64), (width, height): (f64, f64)) {
-        push(
-            &mut self.body,
-            format_args!(
-                "<rect class=\"{class}\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"2\"/>\n",
-                n(x),
-                n(y),
-                n(width.max(0.0)),
-                n(height.max(0.0))
-            ),
-        );
+        let (x, y, width, height) = (n(x), n(y), n(width.max(0.0)), n(height.max(0.0)));
+        let place = format!("x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\"");
+        self.body += &format!("<rect class=\"{class}\" {place} rx=\"2\"/>\n");
     }
 
     /// A line of series `series` through `points`; runs are not connected with each other.
@@ -122,16 +101,14 @@ impl Canvas {
         let mut path = String::new();
         for run in runs.iter().filter(|run| run.len() > 1) {
             for (at, &(x, y)) in run.iter().enumerate() {
-                push(&mut path, format_args!("{}{} {}", if at == 0 { "M" } else { "L" }, n(x), n(y)));
+                path += &format!("{}{} {}", if at == 0 { "M" } else { "L" }, n(x), n(y));
             }
         }
         if !path.is_empty() {
             let style = series % STYLES;
             let dashes = DASHES[style];
-            push(
-                &mut self.body,
-                format_args!("<path class=\"line s{style}\" stroke-dasharray=\"{dashes}\" d=\"{path}\"/>\n"),
-            );
+            self.body +=
+                &format!("<path class=\"line s{style}\" stroke-dasharray=\"{dashes}\" d=\"{path}\"/>\n");
         }
     }
 

@@ -1,16 +1,24 @@
-//! CPU per delivery: the rounds of one protocol, over connections that stay for all of its cells.
+//! CPU per delivery of one or several servers beside the floor's, in the same minutes, on the same
+//! kind of sockets: what `cpu` and `compare` show.
+//!
+//! For one protocol and number of connections all servers run at once on one CPU, each with
+//! subscribers of its own that stay for all cells. In a round the floor and every server have one
+//! leg, one after the other, so that a drift of the machine falls on all; only ratios of one round
+//! count. While one is measured the others are idle, which is checked. The floor sends frames as
+//! long as the shortest of any server, measured on the wire; with K events in flight it does one
+//! send of K frames per socket. Connections are opened in turns, since the order counts: see
+//! [`open_in_turns`].
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use super::Entry;
+use super::leg::{Leg, OTHERS_SHARE_HIGH, Summary, Window, calibrate, floor_leg, ratios, server_leg};
+use super::{Bench, open_in_turns};
 use crate::fleet::Fleet;
 use crate::floor::Floor;
 use crate::framing::Protocol;
-use crate::prove::leg::{Leg, OTHERS_SHARE_HIGH, Summary, Window, calibrate, floor_leg, ratios, server_leg};
-use crate::prove::{Bench, open_in_turns};
 use crate::publisher::{PublishPlan, Publisher};
 use crate::receiver::CrowdSetup;
 use crate::report::{Spread, progress};
@@ -33,8 +41,12 @@ pub struct Plan<'a> {
     pub connections: usize,
     /// Bytes of an event's data.
     pub payload_bytes: usize,
-    /// Events at once, one cell for each.
+    /// Check every connection and record latencies.
+    pub audit: bool,
+    /// Events under way, one cell for each.
     pub in_flight: &'a [u64],
+    /// How more than one event is kept under way, one cell for each.
+    pub windows: &'a [Window],
     /// Legs of each server in each cell.
     pub rounds: usize,
     /// Time of one leg.
@@ -43,13 +55,23 @@ pub struct Plan<'a> {
     pub apart: bool,
 }
 
+/// A server that took part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    pub name: String,
+    pub version: String,
+    /// CPUs that it is pinned to; empty if it is not, or if that is not known.
+    pub cpus: Vec<usize>,
+}
+
 /// One protocol and number of events in flight, all servers.
 #[derive(Debug, Serialize)]
 pub struct Cell {
     pub protocol: Protocol,
     pub connections: usize,
     pub in_flight: u64,
-    /// Bytes of the floor's frames: the mean of the shortest frames of any server.
+    pub window: Window,
+    /// Bytes of the floor's frames in the last round.
     pub floor_frame_bytes: f64,
     pub floor: Column,
     /// In the order of the servers; those that do not speak the protocol are missing.
@@ -63,8 +85,10 @@ pub struct Column {
     /// Its CPU per delivery is no number if its processes are not known.
     #[serde(flatten)]
     pub summary: Summary,
-    /// Its CPU per delivery over the floor's, by rounds.
+    /// Its CPU per delivery over the floor's.
     pub to_floor: Option<Spread>,
+    /// The same, round by round.
+    pub ratios: Vec<f64>,
     /// fanwave's CPU per delivery over its own, by rounds; absent for fanwave and the floor.
     pub fanwave_to_it: Option<Spread>,
     /// The largest share of a CPU that it used while another was measured.
@@ -89,8 +113,27 @@ struct Entrant {
     running: Running,
 }
 
+/// Everybody's cells for each of these numbers of connections and protocols.
+pub fn measure(
+    bench: &Bench,
+    choices: &[ServerChoice],
+    connections: &[usize],
+    protocols: &[Protocol],
+    plan: Plan<'_>,
+) -> Result<(Vec<Entry>, Vec<Cell>)> {
+    let (mut entries, mut cells) = (Vec::new(), Vec::new());
+    for &connections in connections {
+        for &protocol in protocols {
+            let (servers, more) = series(bench, choices, &Plan { protocol, connections, ..plan })?;
+            entries = servers;
+            cells.extend(more);
+        }
+    }
+    Ok((entries, cells))
+}
+
 /// Everybody's cells of one protocol.
-pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Result<(Vec<Entry>, Vec<Cell>)> {
+fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Result<(Vec<Entry>, Vec<Cell>)> {
     let common = &bench.common;
     let mut started = Vec::new();
     for choice in choices {
@@ -115,7 +158,7 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
             running.stop()?;
             continue;
         };
-        let fleet = Fleet::new(setup);
+        let fleet = Fleet::new(CrowdSetup { audit: plan.audit, ..setup });
         seats.push(Seat { fleet, running });
     }
     if seats.is_empty() {
@@ -133,7 +176,11 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
     let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, plan.apart);
     let mut cells = Vec::new();
     for &in_flight in plan.in_flight {
-        cells.push(cell(plan, in_flight, &mut floor, &floor_meter, &mut ring)?);
+        // With one event in flight all windows are the same.
+        let windows = if in_flight == 1 { &[Window::Burst][..] } else { plan.windows };
+        for &window in windows {
+            cells.push(cell(plan, (in_flight, window), &mut floor, &floor_meter, &mut ring)?);
+        }
     }
     for entrant in ring {
         // Variables are dropped from the last to the first: should the publisher fail, the fleet
@@ -189,12 +236,12 @@ fn connect(plan: &Plan<'_>, target: &Target, fleet: &mut Fleet) -> Result<(Publi
 /// All rounds of one cell.
 fn cell(
     plan: &Plan<'_>,
-    in_flight: u64,
+    (in_flight, window): (u64, Window),
     floor: &mut Floor,
     floor_meter: &CpuMeter,
     ring: &mut [Entrant],
 ) -> Result<Cell> {
-    let frame_bytes = ring.iter().map(|entrant| entrant.frame_bytes).fold(f64::INFINITY, f64::min);
+    let mut frame_bytes = 0.0;
     let mut floor_legs = Vec::new();
     let mut legs: Vec<Vec<Leg>> = ring.iter().map(|_| Vec::new()).collect();
     for entrant in ring.iter_mut() {
@@ -207,12 +254,13 @@ fn cell(
             grouped(plan.connections as u64),
             plan.rounds
         ));
+        frame_bytes = ring.iter().map(|entrant| entrant.frame_bytes).fold(f64::INFINITY, f64::min);
         let watch = Watch::begin(ring)?;
         floor_legs.push(floor_leg(floor, floor_meter, frame_bytes.round() as usize, in_flight, plan.time)?);
         watch.end(ring, None)?;
         for at in 0..ring.len() {
             let watch = Watch::begin(ring)?;
-            legs[at].push(ring[at].leg(in_flight, plan.time)?);
+            legs[at].push(ring[at].leg(in_flight, window, plan.time)?);
             watch.end(ring, Some(at))?;
         }
     }
@@ -220,6 +268,7 @@ fn cell(
         protocol: plan.protocol,
         connections: plan.connections,
         in_flight,
+        window,
         floor_frame_bytes: frame_bytes,
         servers: columns(ring, legs, &floor_legs),
         floor: Column::new("floor", &floor_legs, true, 0.0),
@@ -227,11 +276,13 @@ fn cell(
 }
 
 impl Entrant {
-    fn leg(&mut self, in_flight: u64, time: Duration) -> Result<Leg> {
+    fn leg(&mut self, in_flight: u64, window: Window, time: Duration) -> Result<Leg> {
         let unmeasured = CpuMeter::over(&[], &[], false);
         let meter = self.meter.as_ref().unwrap_or(&unmeasured);
-        server_leg(&mut self.fleet, &mut self.publisher, meter, in_flight, Window::Burst, time)
-            .map_err(|error| blame(&mut self.running, error))
+        let leg = server_leg(&mut self.fleet, &mut self.publisher, meter, in_flight, window, time)
+            .map_err(|error| blame(&mut self.running, error))?;
+        self.frame_bytes = leg.frame_bytes;
+        Ok(leg)
     }
 }
 
@@ -267,13 +318,13 @@ fn columns(ring: &[Entrant], legs: Vec<Vec<Leg>>, floor: &[Leg]) -> Vec<Column> 
     let mut columns = Vec::new();
     for (entrant, legs) in ring.iter().zip(legs) {
         let (name, measured) = (&entrant.running.target.name, entrant.meter.is_some());
-        let to_floor = measured.then(|| Spread::of(ratios(&legs, floor)));
+        let ratios_to_floor = if measured { ratios(&legs, floor) } else { Vec::new() };
         let fanwave_to_it = fanwave
             .as_ref()
             .filter(|_| measured && name != "fanwave")
             .map(|fanwave| Spread::of(ratios(fanwave, &legs)));
         let column = Column::new(name, &legs, measured, entrant.idle_share_max);
-        columns.push(Column { to_floor, fanwave_to_it, ..column });
+        columns.push(Column { fanwave_to_it, ..column.beside(ratios_to_floor) });
     }
     columns
 }
@@ -284,7 +335,13 @@ impl Column {
         if !measured {
             summary.us_per_delivery = Spread::of([f64::NAN]);
         }
-        Column { name, summary, to_floor: None, fanwave_to_it: None, idle_share_max }
+        Column { name, summary, to_floor: None, ratios: Vec::new(), fanwave_to_it: None, idle_share_max }
+    }
+
+    /// With its ratios to the floor, if there are any.
+    fn beside(self, ratios: Vec<f64>) -> Column {
+        let to_floor = (!ratios.is_empty()).then(|| Spread::of(ratios.iter().copied()));
+        Column { to_floor, ratios, ..self }
     }
 
     /// CPU microseconds per delivery; none if its processes are not known.
@@ -297,7 +354,8 @@ impl Cell {
     /// The cell in words.
     pub fn name(&self) -> String {
         let connections = grouped(self.connections as u64);
-        format!("{}, {connections} connections, {} in flight", self.protocol.label(), self.in_flight)
+        let sliding = if self.window == Window::Sliding { " (sliding)" } else { "" };
+        format!("{}, {connections} connections, {} in flight{sliding}", self.protocol.label(), self.in_flight)
     }
 
     /// What makes its figures doubtful.
@@ -341,16 +399,13 @@ pub mod tests {
             protocol: Protocol::Ws,
             connections: 10,
             in_flight: 16,
+            window: Window::Burst,
             floor_frame_bytes: 202.0,
             servers: vec![
+                Column::new("fanwave", &fanwave, true, 0.0).beside(ratios(&fanwave, &floor)),
                 Column {
-                    to_floor: Some(Spread::of(ratios(&fanwave, &floor))),
-                    ..Column::new("fanwave", &fanwave, true, 0.0)
-                },
-                Column {
-                    to_floor: Some(Spread::of(ratios(&rival, &floor))),
                     fanwave_to_it: Some(Spread::of(ratios(&fanwave, &rival))),
-                    ..Column::new("<nchan>", &rival, true, 0.0)
+                    ..Column::new("<nchan>", &rival, true, 0.0).beside(ratios(&rival, &floor))
                 },
             ],
             floor: Column::new("floor", &floor, true, 0.0),
