@@ -318,6 +318,8 @@ mod tests {
         APART_TRUTH, CPU_TRUTH, KERNEL_TRUTH, NOISE, QUIET, USER_TRUTH, dot, machine, model, planted,
     };
 
+    const MIB: f64 = 1_048_576.0;
+
     /// How many of what each fit was asked are covered, as a share.
     fn coverage(covered: &[u32], fits: u64) -> Vec<f64> {
         covered.iter().map(|covered| f64::from(*covered) / fits as f64).collect()
@@ -379,6 +381,25 @@ mod tests {
         assert!((several / (0.9e6 + 6.0 * 1e6 + 145.0 * 16_000.0) - 1.0).abs() < 0.1, "{several}");
         let kernel = model.kernel(Protocol::Ws, 1.0, 16_000.0).value;
         assert!((kernel / (0.5e6 + 8_700.0 * 16_000.0) - 1.0).abs() < 0.15, "{kernel}");
+    }
+
+    /// The points of the committed model are fitted anew; what was measured beside them stands in
+    /// `plan.txt` there.
+    #[test]
+    fn the_held_out_point_of_the_kept_run_is_predicted_within_ten_percent() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/runs/2026-11-21-xeon-2cpu/model.json");
+        let kept = Model::load(Path::new(file)).expect("a model of this version");
+        let model = Model::of(machine(), kept.design, kept.measured).expect("as it was fitted");
+        let frame_bytes = model.frame_bytes(Protocol::Ws, 500.0);
+        let figures = [
+            ("CPU", model.cpu(&Work::second(Protocol::Ws, 16_000.0, 6.0, frame_bytes)), 0.504),
+            ("user memory", model.user(Protocol::Ws, 1.0, 16_000.0, (0.0, 0.0)), 3.86 * MIB),
+            ("kernel memory", model.kernel(Protocol::Ws, 1.0, 16_000.0), 136.0 * MIB),
+        ];
+        for (what, predicted, measured) in figures {
+            let error = predicted.value / measured - 1.0;
+            assert!(error.abs() < 0.1, "{what}: {predicted:?}, measured {measured}");
+        }
     }
 
     #[test]
