@@ -10,9 +10,8 @@
 //!   instant send that it has not seen.
 //! - A receive is armed once and delivers until [`Completion::ReceiveEnded`].
 //! - A slot may be closed only while neither a send, a receive nor an end of stream of it is in the
-//!   ring: the kernel may look a socket up late, and would meet whoever has the slot by then.
-//! - Completions only report. Whoever handles them marks what is to be done and asks the ring
-//!   later.
+//!   ring: the kernel may look a socket up late, and would meet the next one in the slot.
+//! - Completions only report. Their handler marks what is to be done and asks the ring later.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -51,6 +50,8 @@ pub enum ReceiveEnd {
     EndOfStream,
     /// No receive buffer was free; arming it again helps once some are back.
     NoBuffers,
+    /// It was asked to end. What had come before was told.
+    Cancelled,
     /// The connection failed; the errno says how.
     Failed(i32),
 }
@@ -141,6 +142,10 @@ pub trait EgressRing {
 
     /// Arms the receive of `slot`.
     fn receive(&mut self, slot: Slot);
+
+    /// Ends the receive of `slot` that is in the ring, so that the peer finds no more room once the
+    /// kernel's buffers are full; it completes. Finds nothing if it has just ended by itself.
+    fn pause(&mut self, slot: Slot);
 
     /// Ends our side of the stream: the peer reads what was sent and then the end.
     fn end_stream(&mut self, slot: Slot);

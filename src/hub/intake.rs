@@ -16,14 +16,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::publish::reserved;
-use super::refusal::{Refusal, RefusalCounts, RefusalReason};
 use super::topics::{Recorded, TopicTable};
 use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused};
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{BEHIND_TOLD_MS, SINGLES_SHARE};
 use crate::event::{Epoch, Event, Topic};
+use crate::publishing::reserved;
+use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 use crate::wire::Format;
 
 /// What the hub counts, from the start.
@@ -229,7 +229,7 @@ impl Intake {
         }
     }
 
-    /// Counts a refusal, whoever made it.
+    /// Counts a refusal of the intake or of a room before it.
     pub fn count(&mut self, refusal: &Refusal) {
         self.counters.refused.add(refusal.reason);
     }
@@ -350,7 +350,6 @@ impl Intake {
 mod tests {
     use bytes::Bytes;
 
-    use super::super::refusal::RefusalReason;
     use super::*;
     use crate::broadcast::{Inbox, path};
     use crate::event::{CustomId, Data, EVENT_BYTES_FIXED, EventId, EventName};

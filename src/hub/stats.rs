@@ -16,12 +16,30 @@ use crate::close::{CLOSE_TABLE, CloseReason};
 use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport};
 use crate::wire::Family;
 
+/// How the shards reach their sockets, for operators.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct EgressReport {
+    /// `uring` or `epoll`.
+    pub ring: &'static str,
+    /// `direct` or `plain` descriptors.
+    pub sockets: &'static str,
+    /// Why it is this one.
+    pub why: String,
+    /// What it costs beside the best.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<&'static str>,
+    /// What to do to have the best.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
 /// The whole answer.
 #[derive(Serialize)]
 pub(super) struct Stats {
     version: &'static str,
     epoch: String,
     uptime_ms: u64,
+    egress: EgressReport,
     hub: HubStats,
     /// `None` if a shard gave no report.
     totals: Option<Counts>,
@@ -86,6 +104,11 @@ struct Counts {
     connections: u64,
     closed: ByReason,
     events: u64,
+    /// What clients published and the hub took.
+    published: u64,
+    /// What clients wanted to publish and was not taken, here or at the hub.
+    refused: RefusalCounts,
+    pauses: u64,
     enters: u64,
     sleeps: u64,
     /// Now. Windows share their events, so the total is the largest of the shards'.
@@ -156,6 +179,7 @@ impl Hub {
             version: env!("CARGO_PKG_VERSION"),
             epoch: self.epoch.to_string(),
             uptime_ms: Stamp::now().ns_since(self.started) / 1_000_000,
+            egress: self.egress.clone(),
             hub: HubStats {
                 sequence: intake.sequence(),
                 events: counters.events,
@@ -208,6 +232,9 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
         connections: metrics.connections,
         closed: ByReason(metrics.closed),
         events: metrics.events,
+        published: metrics.published,
+        refused: metrics.refused.clone(),
+        pauses: metrics.pauses,
         enters: metrics.enters,
         sleeps: metrics.sleeps,
         window,
@@ -247,6 +274,9 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         connections,
         closed,
         events,
+        published,
+        refused,
+        pauses,
         enters,
         sleeps,
         intake_to_shard,
@@ -263,6 +293,9 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     total.accept_failures += accept_failures;
     total.connections += connections;
     total.events += events;
+    total.published += published;
+    total.refused.add_all(refused);
+    total.pauses += pauses;
     total.enters += enters;
     total.sleeps += sleeps;
     merge(&mut total.intake_to_shard, intake_to_shard);

@@ -10,6 +10,7 @@ use crate::config::SseRefusals;
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, RETURN_MS_MIN, RETURN_MS_SPREAD};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
+use crate::refusal::RefusalReason;
 use crate::wire::gap::{Gap, GapReason};
 use crate::wire::http::{Answer, Head, HeadRules, LastEventId, Manner, RefusedRequest, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
@@ -21,14 +22,17 @@ struct Start {
     /// What is missing between the event that the client named and where its topics begin.
     gap: Option<Gap>,
     /// The client named no event, or one of a process that is gone: it is given an id to come back
-    /// with, should it leave before the first event. Whoever named another one goes on naming it
-    /// until then.
+    /// with, should it leave before the first event. A client that named another one goes on naming
+    /// it until then.
     is_new: bool,
 }
 
 impl State {
     /// Bytes from the client of `slot`.
     pub(super) fn handle_received(&mut self, slot: Slot, bytes: &mut [u8]) {
+        if self.keep_unread(slot, bytes) {
+            return;
+        }
         let connection = self.connections.get_mut(slot);
         connection.pinged = false;
         match connection.phase {
@@ -53,7 +57,7 @@ impl State {
                 }
             }
             Phase::Open => self.handle_frames(slot, bytes),
-            // Whoever is being hung up on has said enough.
+            // A client that is being hung up on has said enough.
             _ => {}
         }
     }
@@ -308,6 +312,9 @@ impl State {
 
     /// WebSocket frames from the client of `slot`, perhaps in part.
     fn handle_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
+        if let Some(topic) = self.publishes_to(slot).cloned() {
+            return self.handle_raw(slot, bytes, &topic);
+        }
         let connection = self.connections.get_mut(slot);
         let decoder = match &mut connection.session {
             Session::WebSocket(decoder) => decoder,
@@ -332,6 +339,9 @@ impl State {
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
         self.metrics.families[Family::WebSocket.index()].messages_in += messages;
+        if !self.setup.config.client_publish.is_empty() {
+            self.metrics.refused.add_some(RefusalReason::NotAllowed, messages);
+        }
         if !pongs.is_empty() {
             self.answer(slot, pongs);
         }
@@ -346,9 +356,11 @@ impl State {
         fed: Result<(), Violation>,
     ) {
         if let Some(reply) = closed {
-            let frame = websocket::close_frame(reply.unwrap_or(1000), "");
-            self.answer(slot, frame);
-            self.finish(slot, CloseReason::ClientGone);
+            let reason = CloseReason::ClientGone;
+            if let Some(code) = reply.or(reason.row().websocket_code.unasked()) {
+                self.answer(slot, websocket::close_frame(code, ""));
+            }
+            self.finish(slot, reason);
         } else if let Err(Violation { reason, detail }) = fed {
             self.hang_up(slot, reason, detail);
         }
@@ -358,7 +370,7 @@ impl State {
     /// end of the stream.
     pub(super) fn hang_up(&mut self, slot: Slot, reason: CloseReason, detail: &str) {
         let format = self.connections.get(slot).format;
-        let last_words = (format.spec().close)(reason.row().websocket_code, detail);
+        let last_words = (format.spec().close)(reason.row().websocket_code.unasked(), detail);
         if !last_words.is_empty() {
             self.answer(slot, last_words);
         }

@@ -132,7 +132,7 @@ impl State {
                     self.beat(slot);
                 }
             }
-            Phase::Finishing => {}
+            Phase::Serving | Phase::Finishing => {}
             Phase::Lingering => {
                 if quiet >= ticks(LINGER_MS_MAX) {
                     let reason = connection.reason;
@@ -142,9 +142,9 @@ impl State {
         }
     }
 
-    /// True while memory is short, and so is the patience with a slow send: memory of batches, of all
-    /// events, or of a topic of which it holds events beyond the history. For a subscriber that skips
-    /// none of these are kept.
+    /// True while memory is short, and so is the patience with a slow send: memory of batches, of
+    /// all events, or of a topic of which it holds events beyond the history. For a subscriber that
+    /// skips none of these are kept.
     fn is_pressed_by(&self, slot: Slot) -> bool {
         let connection = self.connections.get(slot);
         let config = &self.setup.config;
@@ -157,8 +157,10 @@ impl State {
 
     /// A sign of life on an idle connection.
     fn beat(&mut self, slot: Slot) {
+        // A client that is paused cannot show one.
+        let is_paused = self.publishers.is_paused(slot);
         let connection = self.connections.get_mut(slot);
-        if connection.pinged {
+        if connection.pinged && !is_paused {
             self.abort(slot, CloseReason::PingTimeout);
             return;
         }
@@ -176,8 +178,8 @@ impl State {
 
     /// Goes on with the look at all connections of a draining shard that is not done; with a new
     /// one, if the last is over and `may_begin`. Subscribers who have everything are hung up on; at
-    /// the deadline all are. A look that finds no subscriber says so: nobody becomes one any more,
-    /// and whoever else is there was told to go elsewhere, or asked nothing yet.
+    /// the deadline all are. A look that finds no subscriber says so: nobody becomes one any more.
+    /// The other connections were told to go elsewhere, or asked nothing yet.
     pub(super) fn drain(&mut self, may_begin: bool) {
         let Some(drain) = self.drain.as_ref().filter(|drain| !drain.is_done()) else { return };
         let overdue = self.now >= drain.deadline;

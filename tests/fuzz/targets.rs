@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fanwave::broadcast::Encoded;
 use fanwave::clock::Stamp;
 use fanwave::event::{Data, Epoch, Event, EventId};
-use fanwave::hub::publish::{Line, Lines, parse_line, parse_options, parse_text, parse_topic_path};
+use fanwave::publishing::{Line, Lines, parse_line, parse_options, parse_text, parse_topic_path};
 use fanwave::wire::Format;
 use fanwave::wire::http::{Head, HeadRules, Manner, Origins, Subprotocols, parse_head};
 use fanwave::wire::sse_parser::Parser;
@@ -145,7 +145,7 @@ fn decoded(bytes: &[u8], cut: usize, showing: bool) -> (Vec<String>, Option<&'st
             false => decoder.feed(piece, MESSAGE_BYTES_MAX as u64, &mut on),
         };
         if let Err(violation) = fed {
-            assert!(violation.reason.row().websocket_code.is_some(), "{violation:?}");
+            assert!(violation.reason.row().websocket_code.unasked().is_some(), "{violation:?}");
             return (said, Some(violation.detail));
         }
     }

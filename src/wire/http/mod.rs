@@ -37,7 +37,7 @@ pub(crate) use target::{EscapeFault, percent_decoded};
 
 pub use answer::{Answer, Manner};
 pub use last_event_id::LastEventId;
-pub use origin::{Cors, Origin, Origins};
+pub use origin::{Cors, Origin, OriginError, Origins};
 pub use subprotocol::Subprotocols;
 
 use fields::Fields;
