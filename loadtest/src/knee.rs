@@ -216,19 +216,9 @@ fn search(bench: &Bench, args: &KneeArgs, workload: &Workload) -> Result<Knee> {
 
 impl Step {
     fn of(per_second: f64, outcome: Outcome, p99_ms: f64) -> Step {
-        match judge(&outcome, p99_ms) {
-            Some((limit, why)) => {
-                let doubts = doubts(&outcome, limit);
-                Step { per_second, broke: Some(limit), why, doubts, outcome: Some(outcome) }
-            }
-            None => Step {
-                per_second,
-                broke: None,
-                why: String::new(),
-                doubts: Vec::new(),
-                outcome: Some(outcome),
-            },
-        }
+        let (broke, why) = judge(&outcome, p99_ms).unzip();
+        let doubts = broke.map_or_else(Vec::new, |limit| doubts(&outcome, limit));
+        Step { per_second, broke, why: why.unwrap_or_default(), doubts, outcome: Some(outcome) }
     }
 
     /// A step that ended with an error: the server's limit if the server caused it and has carried

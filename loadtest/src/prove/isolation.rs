@@ -5,7 +5,7 @@
 //! due, so a publisher that is held up shows in the latencies. Latency is taken at the healthy
 //! receivers, publish to arrival, every delivery.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -13,14 +13,14 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::leg::leg_time;
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, publish_one_by_one};
+use super::topic::{Latencies, Topic};
+use super::{Bench, ServerArgs};
 use crate::fleet::Fleet;
 use crate::framing::Protocol;
-use crate::publisher::{PublishPlan, Publisher};
+use crate::publisher::{PublishPlan, PublishProcess};
 use crate::receiver::CrowdSetup;
 use crate::report::{Spread, progress, save, say, table};
 use crate::server::Server;
-use crate::stamp::now_ns;
 use crate::unit::grouped;
 use crate::usage::Memory;
 use crate::workload::Behaviour;
@@ -29,8 +29,9 @@ use crate::workload::Behaviour;
 const STALLED_BUFFER_BYTES: usize = 4_096;
 /// The stalled reader's number, beyond the healthy ones.
 const STALLED_FIRST: usize = 1_000_000;
-/// Events before the first stage.
-const WARM_UP_EVENTS: u64 = 20;
+/// What is published before the first stage: events per second, for a moment.
+const WARM_UP_RATE: f64 = 100.0;
+const WARM_UP: Duration = Duration::from_millis(200);
 
 /// Options of `isolation`.
 #[derive(Debug, Clone, Args)]
@@ -57,14 +58,11 @@ pub struct IsolationArgs {
     pairs: usize,
 }
 
-/// Latencies of one stage in microseconds.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Serialize)]
 struct Stage {
     rate: u64,
-    deliveries: u64,
-    p50_us: f64,
-    p99_us: f64,
-    max_us: f64,
+    #[serde(flatten)]
+    latencies: Latencies,
 }
 
 #[derive(Debug, Serialize)]
@@ -132,41 +130,18 @@ fn leg(
         sleeper.open(1)?;
     }
     healthy.open(args.connections - args.connections / 2)?;
-    let mut publisher = Publisher::connect(&PublishPlan::stream(server.control, args.size))?;
-    publish_one_by_one(&mut publisher, &mut healthy, WARM_UP_EVENTS)?;
+    let plan = PublishPlan::stream(server.control, args.size);
+    let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
+    let mut topic = Topic::new(vec![healthy], publisher, WARM_UP_RATE);
+    topic.measured(WARM_UP)?;
     let mut stages = Vec::new();
     for &rate in &args.rate {
-        stages.push(stage(&mut healthy, &mut publisher, rate, time)?);
+        topic.rate = rate as f64;
+        stages.push(Stage { rate, latencies: Latencies::of(&topic.measured(time)?) });
     }
     let (memory, told) = (server.memory()?, told(&server.stats()?));
-    publisher.finish()?;
+    topic.finish()?;
     Ok(Leg { stalled, stages, memory, told })
-}
-
-/// Publishes at `rate` for `time`, each event at its time or as soon after as it can be, stamped
-/// with its time.
-fn stage(healthy: &mut Fleet, publisher: &mut Publisher, rate: u64, time: Duration) -> Result<Stage> {
-    healthy.zero(publisher.next(), 0)?;
-    let events = (rate as f64 * time.as_secs_f64()).ceil() as u64;
-    let (start, start_ns) = (Instant::now(), now_ns());
-    for event in 0..events {
-        let due = Duration::from_secs_f64(event as f64 / rate as f64);
-        // Waiting takes in what the receivers say.
-        while start.elapsed() < due {
-            healthy.pump(start + due)?;
-        }
-        publisher.publish_stamped(1, start_ns + due.as_nanos() as u64)?;
-    }
-    healthy.wait_for(events, ARRIVE_LIMIT, publisher.next() - 1)?;
-    let report = healthy.check(events, publisher.next() - 1)?;
-    let us = |ns: u64| ns as f64 / 1e3;
-    Ok(Stage {
-        rate,
-        deliveries: report.totals.findings.events,
-        p50_us: us(report.latencies.value_at_quantile(0.5)),
-        p99_us: us(report.latencies.value_at_quantile(0.99)),
-        max_us: us(report.latencies.max()),
-    })
 }
 
 impl Comparison {
@@ -185,7 +160,9 @@ fn show(bench: &Bench, args: &IsolationArgs, comparisons: &[Comparison]) {
     for comparison in comparisons {
         for (at, &rate) in args.rate.iter().enumerate() {
             for name in ["p50", "p99"] {
-                let of = |stage: &Stage| if name == "p50" { stage.p50_us } else { stage.p99_us };
+                let of = |stage: &Stage| {
+                    if name == "p50" { stage.latencies.p50_us } else { stage.latencies.p99_us }
+                };
                 let without = Spread::of(comparison.stages(false, at).map(of));
                 let with = Spread::of(comparison.stages(true, at).map(of));
                 rows.push(vec![

@@ -27,6 +27,7 @@ pub mod memory;
 pub mod neighbours;
 pub mod scale;
 pub mod syscalls;
+pub mod topic;
 
 /// The longest time from a publish to its arrival on every connection.
 pub const ARRIVE_LIMIT: Duration = Duration::from_secs(20);

@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::leg::leg_time;
-use super::{ARRIVE_LIMIT, Bench, ServerArgs};
+use super::topic::{Latencies, Topic};
+use super::{Bench, ServerArgs};
 use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::publisher::{PublishPlan, PublishProcess, Publisher};
@@ -28,7 +29,7 @@ use crate::server::Server;
 use crate::stamp::STAMP_BYTES;
 use crate::unit::grouped;
 use crate::usage::{cpu_busy_ns, own_cpu_ns};
-use crate::workload::{Behaviour, Pace};
+use crate::workload::Behaviour;
 use listing::list_pages;
 
 mod listing;
@@ -43,10 +44,6 @@ const SMALL_BYTES: usize = 100;
 const LARGE_BYTES: usize = 1 << 20;
 /// From the answer of a single POST to the next one.
 const POST_PAUSE: Duration = Duration::from_millis(2);
-/// How long the neighbour's last events may take.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-/// From one look at processes to the next.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// First number of the neighbour's subscribers: they have other source addresses.
 const NEIGHBOUR_FIRST: usize = 100_000;
 
@@ -84,10 +81,8 @@ pub struct NeighboursArgs {
 /// One leg; latencies in microseconds.
 #[derive(Debug, Clone, Serialize)]
 struct Leg {
-    count: u64,
-    p50_us: f64,
-    p99_us: f64,
-    max_us: f64,
+    #[serde(flatten)]
+    latencies: Latencies,
     /// Share of the generator's CPU that was busy, other programs included.
     generator_share: f64,
     /// The generator's own part of that.
@@ -111,15 +106,6 @@ struct Question {
     /// Median over the pairs that are not void, if there are any.
     p99_ratio: Option<f64>,
     pairs: Vec<Pair>,
-}
-
-/// A topic that is published to at a rate, its publisher being a process of its own.
-struct Topic {
-    fleets: Vec<Fleet>,
-    publisher: PublishProcess,
-    rate: f64,
-    /// CPU nanoseconds of its receivers and its publisher that nobody asked for yet.
-    used_ns: u64,
 }
 
 /// What a leg gives.
@@ -278,7 +264,7 @@ fn small(bench: &Bench, args: &NeighboursArgs, server: &Server) -> Result<Topic>
     }
     let plan = PublishPlan::stream(server.control, SMALL_BYTES);
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
-    Ok(Topic { fleets, publisher, rate: SMALL_RATE, used_ns: 0 })
+    Ok(Topic::new(fleets, publisher, SMALL_RATE))
 }
 
 /// The topic `name` with subscribers that are only counted.
@@ -299,86 +285,13 @@ fn neighbour(
     fleet.open(connections)?;
     let plan = PublishPlan::post(server.control, format!("/topics/{name}"), payload_bytes);
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
-    Ok(Topic { fleets: vec![fleet], publisher, rate, used_ns: 0 })
-}
-
-impl Topic {
-    /// CPU nanoseconds of its receivers and its publisher since this was last asked.
-    fn used(&mut self) -> Result<u64> {
-        let mut used = std::mem::take(&mut self.used_ns) + self.publisher.sample()?.cpu_ns;
-        for fleet in &mut self.fleets {
-            used += fleet.sample()?.iter().map(|word| word.counts.cpu_ns).sum::<u64>();
-        }
-        Ok(used)
-    }
-
-    /// Begins to publish for `time`; gives the number of the first event.
-    fn go(&mut self, time: Duration) -> Result<u64> {
-        let next = self.publisher.next();
-        self.fleets.iter_mut().try_for_each(|fleet| fleet.zero(next, 0))?;
-        self.publisher.go(Pace::Rate { per_second: self.rate }, time.as_secs_f64())?;
-        Ok(next)
-    }
-
-    /// Waits until all of it is published; gives how many events that were since `first`.
-    fn published(&mut self, first: u64, time: Duration) -> Result<u64> {
-        let limit = Instant::now() + time + ARRIVE_LIMIT;
-        while self.publisher.poll()?.is_none() {
-            if Instant::now() > limit {
-                bail!("the server has not taken what was published within {ARRIVE_LIMIT:?}");
-            }
-            let look = Instant::now() + LOOK_EVERY;
-            for fleet in &mut self.fleets {
-                fleet.pump(look)?;
-            }
-        }
-        Ok(self.publisher.next() - first)
-    }
-
-    /// Publishes for `time`; gives the latencies of all deliveries, each of which must arrive.
-    fn measured(&mut self, time: Duration) -> Result<Histogram<u64>> {
-        let first = self.go(time)?;
-        let events = self.published(first, time)?;
-        let last = self.publisher.next() - 1;
-        let mut latencies = latency_histogram();
-        for fleet in &mut self.fleets {
-            fleet.wait_for(events, ARRIVE_LIMIT, last)?;
-            let report = fleet.check(events, last).context("the small topic")?;
-            latencies.add(&report.latencies).context("histograms have the same bounds")?;
-        }
-        Ok(latencies)
-    }
-
-    /// Waits until what was begun has arrived everywhere; tells what kept it from that.
-    fn settle(&mut self, first: u64) -> Result<Option<String>> {
-        let events = self.published(first, Duration::ZERO)?;
-        let limit = Instant::now() + DRAIN_LIMIT;
-        for fleet in &mut self.fleets {
-            let words = fleet.sample()?;
-            self.used_ns += words.iter().map(|word| word.counts.cpu_ns).sum::<u64>();
-            let closed = fleet.connections() as u64 - words.iter().map(|word| word.connections).sum::<u64>();
-            if closed > 0 {
-                return Ok(Some(format!("{closed} of the neighbour's subscribers were closed")));
-            }
-            while fleet.complete() < events {
-                if !fleet.pump(limit)? {
-                    return Ok(Some("the neighbour's events did not arrive".to_owned()));
-                }
-            }
-        }
-        Ok(None)
-    }
+    Ok(Topic::new(vec![fleet], publisher, rate))
 }
 
 impl Leg {
     fn of(heard: &Heard, generator_share: f64, own_share: f64) -> Leg {
-        let latencies = &heard.latencies;
-        let us = |ns: u64| ns as f64 / 1e3;
         Leg {
-            count: latencies.len(),
-            p50_us: us(latencies.value_at_quantile(0.5)),
-            p99_us: us(latencies.value_at_quantile(0.99)),
-            max_us: us(latencies.max()),
+            latencies: Latencies::of(&heard.latencies),
             generator_share,
             own_share,
             disturbed: heard.disturbed.clone(),
@@ -407,7 +320,8 @@ impl Pair {
 /// The median of beside / alone of the 99th percentiles, over the pairs that are not void.
 fn ratio(pairs: &[Pair]) -> Option<f64> {
     let valid = pairs.iter().filter(|pair| pair.void().is_none());
-    let ratios: Vec<f64> = valid.map(|pair| pair.beside.p99_us / pair.alone.p99_us).collect();
+    let ratios: Vec<f64> =
+        valid.map(|pair| pair.beside.latencies.p99_us / pair.alone.latencies.p99_us).collect();
     (!ratios.is_empty()).then(|| Spread::of(ratios).median)
 }
 
@@ -440,7 +354,7 @@ fn show(bench: &Bench, args: &NeighboursArgs, questions: &[Question]) {
 }
 
 fn row(question: &Question, quantile: &str) -> Vec<String> {
-    let of = |leg: &Leg| if quantile == "p50" { leg.p50_us } else { leg.p99_us };
+    let of = |leg: &Leg| if quantile == "p50" { leg.latencies.p50_us } else { leg.latencies.p99_us };
     let alone = Spread::of(question.pairs.iter().map(|pair| of(&pair.alone)));
     let beside = Spread::of(question.pairs.iter().map(|pair| of(&pair.beside)));
     let shown = match (quantile, question.p99_ratio) {
@@ -457,10 +371,7 @@ mod tests {
 
     fn pair(alone: f64, beside: f64, generator_share: f64, disturbed: Option<&str>) -> Pair {
         let leg = |p99_us, disturbed: Option<&str>| Leg {
-            count: 1,
-            p50_us: p99_us / 2.0,
-            p99_us,
-            max_us: p99_us,
+            latencies: Latencies { count: 1, p50_us: p99_us / 2.0, p99_us, max_us: p99_us },
             generator_share,
             own_share: 0.4,
             disturbed: disturbed.map(str::to_owned),
