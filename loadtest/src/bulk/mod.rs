@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::audit::Findings;
 use crate::engine::crowds::Crowds;
@@ -131,12 +132,10 @@ pub fn judge(
         true => vec![STALL_FLAG.to_owned(), STALL_MS_MAX.to_string()],
         false => Vec::new(),
     };
-    let mut running = server::start(choice, Some(sender_cpu), shards, &more)?;
-    let judged = done(&running, workload, receiver_cpu)
-        .map_err(|error| running.explain(error))
-        .with_context(|| format!("{} against {}", workload.name, running.target.name))?;
-    running.stop()?;
-    Ok(judged)
+    server::ask(choice, Some(sender_cpu), shards, &more, |running| {
+        let of = || format!("{} against {}", workload.name, running.target.name);
+        done(running, workload, receiver_cpu).with_context(of)
+    })
 }
 
 fn done(running: &Running, workload: &Workload, cpu: usize) -> Result<Judged> {
@@ -310,7 +309,7 @@ impl Watch {
     /// read stands before it. So it is the server's count, once it has as many as the others are;
     /// it has fewer while others that it closed have not heard of it yet.
     fn all_cut(&self, running: &Running) -> Result<bool> {
-        let open = running.stats()?.and_then(|stats| stats.pointer("/totals/connections")?.as_u64());
+        let open = running.stats()?.pointer("/totals/connections").and_then(Value::as_u64);
         Ok(self.stalled_closed >= self.stalled || open.is_some_and(|open| open == self.takers - self.closed))
     }
 }
@@ -343,7 +342,7 @@ fn memory_back(running: &Running, connected: u64) -> Result<(u64, Option<Duratio
 /// Why the server closed connections, as it counts them.
 fn reasons(running: &Running) -> Result<Vec<(String, u64)>> {
     let stats = running.stats()?;
-    let closed = stats.as_ref().and_then(|stats| stats.pointer("/totals/closed")?.as_object());
+    let closed = stats.pointer("/totals/closed").and_then(Value::as_object);
     let counts = closed.into_iter().flatten();
     Ok(counts
         .filter_map(|(reason, count)| Some((reason.clone(), count.as_u64().filter(|&count| count > 0)?)))

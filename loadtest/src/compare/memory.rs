@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::framing::Protocol;
 use crate::prove::Bench;
-use crate::prove::cells::{blame, subscribers};
+use crate::prove::cells::blame;
 use crate::prove::memory::{PAYLOAD_BYTES, Stages};
 use crate::publisher::PublishPlan;
 use crate::report::progress;
@@ -44,15 +44,16 @@ pub fn read(
     }
     let mut running = server::start(choice, Some(bench.common.sender_cpu), 1, &[])?;
     let target = running.target.clone();
-    let Some(subscribers) = subscribers(bench, &target, protocol, 0) else {
+    if target.path(protocol).is_none() {
         running.stop()?;
         return Ok(None);
-    };
+    }
     let (name, server) = (protocol.label(), target.name.clone());
     progress(&format!("{name}, {server}: memory with {few} and {many} idle connections"));
-    let memory = || running.memory().map(|memory| memory.expect("it was started here"));
-    let plan = PublishPlan::to(&target, 1, PAYLOAD_BYTES);
-    let stages = Stages::read(memory, subscribers, &plan, (few, many), target.talks_after_connect())
+    let (subscribers, plan) =
+        (bench.subscribers(&target, protocol)?, PublishPlan::to(&target, 1, PAYLOAD_BYTES));
+    let talk = target.talks_after_connect();
+    let stages = Stages::read(|| running.own_memory(), subscribers, &plan, (few, many), talk)
         .map_err(|error| blame(&mut running, error))?;
     running.stop()?;
     let per_connection = stages.per_connection(|memory| memory.rss_own);

@@ -20,7 +20,6 @@ use crate::prove::leg::{Window, leg_time};
 use crate::report::{check_place, save};
 use crate::server::{CustomArgs, FanwaveArgs, Rival, ServerChoice};
 use crate::stamp::STAMP_BYTES;
-use crate::usage::interrupts_are_apart;
 use memory::Reading;
 
 mod memory;
@@ -80,20 +79,18 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     let time = leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     let (few, many) = check(args)?;
     args.page.as_deref().map_or(Ok(()), check_place)?;
-    let apart = interrupts_are_apart()?;
     let choices = choices(args);
     let plan = cells::Plan {
-        protocol: Protocol::Sse,
-        connections: 0,
+        protocols: &args.protocol,
+        connections: &args.connections,
         payload_bytes: args.size,
         audit: false,
         in_flight: &args.in_flight,
         windows: &[Window::Burst],
         rounds: args.pairs,
         time,
-        apart,
     };
-    let (servers, cells) = cells::measure(bench, &choices, &args.connections, &args.protocol, plan)?;
+    let (servers, cells) = cells::measure(bench, &choices, &plan)?;
     let mut outcome =
         Comparison { servers, payload_bytes: args.size, cells, memory: Vec::new(), warnings: Vec::new() };
     for &protocol in &args.protocol {

@@ -185,6 +185,10 @@ impl<'a> Stand<'a> {
     pub fn new(fanwave: &'a FanwaveArgs, server_cpu: usize, receiver_cpu: usize) -> Result<Stand<'a>> {
         Ok(Stand { fanwave, server_cpu, receiver_cpu, apart: interrupts_are_apart()? })
     }
+
+    fn choice(&self) -> ServerChoice {
+        ServerChoice { fanwave: self.fanwave.clone(), ..ServerChoice::default() }
+    }
 }
 
 /// Measures the whole design.
@@ -217,19 +221,18 @@ pub fn measure(stand: &Stand<'_>, design: &Design) -> Result<Measured> {
 
 /// The memory of a server with several shards that nobody has connected to yet.
 fn measure_empty(stand: &Stand<'_>, round: usize) -> Result<MemoryRow> {
-    let choice = ServerChoice { fanwave: stand.fanwave.clone(), ..ServerChoice::default() };
-    let server = server::start(&choice, Some(stand.server_cpu), EMPTY_SHARDS, &[])?;
-    // As long as the empty server with one shard gets.
-    kernel::settled_bytes()?;
-    let row = MemoryRow {
-        round,
-        protocol: Protocol::Ws,
-        shards: EMPTY_SHARDS,
-        user_bytes: server.memory()?.context("the server's processes are known")?.rss_own,
-        ..MemoryRow::default()
-    };
-    server.stop()?;
-    Ok(row)
+    let (cpu, choice) = (Some(stand.server_cpu), stand.choice());
+    server::ask(&choice, cpu, EMPTY_SHARDS, &[], |server| {
+        // As long as the empty server with one shard gets.
+        kernel::settled_bytes()?;
+        Ok(MemoryRow {
+            round,
+            protocol: Protocol::Ws,
+            shards: EMPTY_SHARDS,
+            user_bytes: server.own_memory()?.rss_own,
+            ..MemoryRow::default()
+        })
+    })
 }
 
 /// Measures one group on a server of its own, into the notebook.
@@ -241,14 +244,12 @@ pub fn measure_group(
     notebook: &mut Notebook,
 ) -> Result<()> {
     let heartbeat = group.heartbeat_ms.map(|ms| ["--heartbeat-ms".to_owned(), ms.to_string()]);
-    let choice = ServerChoice { fanwave: stand.fanwave.clone(), ..ServerChoice::default() };
     let more = heartbeat.as_ref().map_or(&[][..], |heartbeat| heartbeat);
-    let mut server = server::start(&choice, Some(stand.server_cpu), 1, more)?;
-    let meter = server.meter(stand.apart).context("the server's processes are known")?;
-    let leg = Leg { server: &server, meter, group, round, window: Window::of(group.topics), kernel_empty: 0 };
-    let outcome = leg.run(stand, time, notebook);
-    outcome.map_err(|error| server.explain(error))?;
-    server.stop()
+    server::ask(&stand.choice(), Some(stand.server_cpu), 1, more, |server| {
+        let meter = server.meter(stand.apart).context("the server's processes are known")?;
+        let window = Window::of(group.topics);
+        Leg { server, meter, group, round, window, kernel_empty: 0 }.run(stand, time, notebook)
+    })
 }
 
 /// A group under measurement.
@@ -325,7 +326,7 @@ impl Leg<'_> {
             connections,
             window_events: self.window.events_max,
             window_bytes: self.window.bytes_max,
-            user_bytes: self.server.memory()?.context("the server's processes are known")?.rss_own,
+            user_bytes: self.server.own_memory()?.rss_own,
             kernel_bytes: kernel::bytes()? as i64 - self.kernel_empty as i64,
         })
     }

@@ -25,7 +25,7 @@ use crate::report::{Spread, progress};
 use crate::server::{self, Running, ServerChoice};
 use crate::target::Target;
 use crate::unit::grouped;
-use crate::usage::{CpuMeter, CpuSample};
+use crate::usage::{CpuMeter, CpuSample, interrupts_are_apart};
 
 /// Numbers of connections from one fleet to the next: each has source addresses of its own.
 const FLEET_SPAN: usize = 1_000_000;
@@ -35,10 +35,10 @@ const IDLE_SHARE_HIGH: f64 = 0.01;
 /// What is done to each server.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan<'a> {
-    /// What the subscribers speak.
-    pub protocol: Protocol,
-    /// Subscribers of each server.
-    pub connections: usize,
+    /// What the subscribers speak, a series of cells for each.
+    pub protocols: &'a [Protocol],
+    /// Subscribers of each server, a series of cells for each number.
+    pub connections: &'a [usize],
     /// Bytes of an event's data.
     pub payload_bytes: usize,
     /// Check every connection and record latencies.
@@ -51,8 +51,6 @@ pub struct Plan<'a> {
     pub rounds: usize,
     /// Time of one leg.
     pub time: Duration,
-    /// Whether the kernel accounts interrupts apart.
-    pub apart: bool,
 }
 
 /// A server that took part.
@@ -113,18 +111,18 @@ struct Entrant {
     running: Running,
 }
 
-/// Everybody's cells for each of these numbers of connections and protocols.
-pub fn measure(
-    bench: &Bench,
-    choices: &[ServerChoice],
-    connections: &[usize],
-    protocols: &[Protocol],
-    plan: Plan<'_>,
-) -> Result<(Vec<Entry>, Vec<Cell>)> {
+/// Everybody's cells.
+pub fn measure(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Result<(Vec<Entry>, Vec<Cell>)> {
+    let apart = interrupts_are_apart()?;
+    if apart {
+        progress(
+            "this kernel accounts interrupts apart: the softirq time of the sender's CPU is added to all sides",
+        );
+    }
     let (mut entries, mut cells) = (Vec::new(), Vec::new());
-    for &connections in connections {
-        for &protocol in protocols {
-            let (servers, more) = series(bench, choices, &Plan { protocol, connections, ..plan })?;
+    for &connections in plan.connections {
+        for &protocol in plan.protocols {
+            let (servers, more) = series(bench, choices, plan, &Series { protocol, connections, apart })?;
             entries = servers;
             cells.extend(more);
         }
@@ -132,15 +130,29 @@ pub fn measure(
     Ok((entries, cells))
 }
 
-/// Everybody's cells of one protocol.
-fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Result<(Vec<Entry>, Vec<Cell>)> {
+/// What the cells over the same sockets have in common.
+struct Series {
+    protocol: Protocol,
+    connections: usize,
+    /// Whether the kernel accounts interrupts apart.
+    apart: bool,
+}
+
+/// Everybody's cells of one series.
+fn series(
+    bench: &Bench,
+    choices: &[ServerChoice],
+    plan: &Plan<'_>,
+    series: &Series,
+) -> Result<(Vec<Entry>, Vec<Cell>)> {
+    let protocol = series.protocol;
     let common = &bench.common;
     let mut started = Vec::new();
     for choice in choices {
         let running = server::start(choice, Some(common.sender_cpu), 1, &[])?;
         progress(&format!(
             "{}: {} {} is ready",
-            plan.protocol.label(),
+            protocol.label(),
             running.target.name,
             running.target.version
         ));
@@ -149,37 +161,38 @@ fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Result<(V
     let entries = started.iter().map(|running| entry(&running.target)).collect();
     let mut seats = Vec::new();
     for (at, running) in started.into_iter().enumerate() {
-        let Some(setup) = subscribers(bench, &running.target, plan.protocol, at * FLEET_SPAN) else {
+        if running.target.path(protocol).is_none() {
             progress(&format!(
                 "{} does not speak {}: its cells stay empty",
                 running.target.name,
-                plan.protocol.label()
+                protocol.label()
             ));
             running.stop()?;
             continue;
-        };
-        let fleet = Fleet::new(CrowdSetup { audit: plan.audit, ..setup });
+        }
+        let setup = bench.subscribers(&running.target, protocol)?;
+        let fleet = Fleet::new(CrowdSetup { audit: plan.audit, first: at * FLEET_SPAN, ..setup });
         seats.push(Seat { fleet, running });
     }
     if seats.is_empty() {
-        bail!("no server speaks {}", plan.protocol.label());
+        bail!("no server speaks {}", protocol.label());
     }
     let first = choices.len() * FLEET_SPAN;
     let mut floor = Floor::start(0, common.sender_cpu, common.receiver_cpu, first)?;
-    open_in_turns(plan.connections, |some| {
+    open_in_turns(series.connections, |some| {
         for Seat { fleet, running } in &mut seats {
             fleet.open(some).map_err(|error| blame(running, error))?;
         }
         floor.open(some)
     })?;
-    let mut ring = seats.into_iter().map(|seat| enter(plan, seat)).collect::<Result<Vec<_>>>()?;
-    let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, plan.apart);
+    let mut ring = seats.into_iter().map(|seat| enter(plan, series, seat)).collect::<Result<Vec<_>>>()?;
+    let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, series.apart);
     let mut cells = Vec::new();
     for &in_flight in plan.in_flight {
         // With one event in flight all windows are the same.
         let windows = if in_flight == 1 { &[Window::Burst][..] } else { plan.windows };
         for &window in windows {
-            cells.push(cell(plan, (in_flight, window), &mut floor, &floor_meter, &mut ring)?);
+            cells.push(cell(plan, series, (in_flight, window), &mut floor, &floor_meter, &mut ring)?);
         }
     }
     for entrant in ring {
@@ -202,22 +215,15 @@ pub fn blame(running: &mut Running, error: anyhow::Error) -> anyhow::Error {
     running.explain(error).context(running.target.name.clone())
 }
 
-/// Subscribers of one server; none if it does not speak the protocol.
-pub fn subscribers(bench: &Bench, target: &Target, protocol: Protocol, first: usize) -> Option<CrowdSetup> {
-    let path = target.path(protocol)?.to_owned();
-    let (dialect, cpu) = (target.dialect, Some(bench.common.receiver_cpu));
-    Some(CrowdSetup { dialect, first, cpu, ..CrowdSetup::steady(target.subscribe, protocol, path) })
-}
-
 /// Connects the publisher of a server whose subscribers are there.
-fn enter(plan: &Plan<'_>, mut seat: Seat) -> Result<Entrant> {
+fn enter(plan: &Plan<'_>, series: &Series, mut seat: Seat) -> Result<Entrant> {
     let connected = connect(plan, &seat.running.target, &mut seat.fleet);
     let (publisher, frame_bytes) = connected.map_err(|error| blame(&mut seat.running, error))?;
     let Seat { fleet, running } = seat;
     Ok(Entrant {
         fleet,
         publisher,
-        meter: running.meter(plan.apart),
+        meter: running.meter(series.apart),
         idle_meter: CpuMeter::over(&running.target.pids, &[], false),
         idle_share_max: 0.0,
         frame_bytes,
@@ -236,6 +242,7 @@ fn connect(plan: &Plan<'_>, target: &Target, fleet: &mut Fleet) -> Result<(Publi
 /// All rounds of one cell.
 fn cell(
     plan: &Plan<'_>,
+    series: &Series,
     (in_flight, window): (u64, Window),
     floor: &mut Floor,
     floor_meter: &CpuMeter,
@@ -250,8 +257,8 @@ fn cell(
     for round in 1..=plan.rounds {
         progress(&format!(
             "{}, {} connections each, {in_flight} in flight: round {round} of {}",
-            plan.protocol.label(),
-            grouped(plan.connections as u64),
+            series.protocol.label(),
+            grouped(series.connections as u64),
             plan.rounds
         ));
         frame_bytes = ring.iter().map(|entrant| entrant.frame_bytes).fold(f64::INFINITY, f64::min);
@@ -265,8 +272,8 @@ fn cell(
         }
     }
     Ok(Cell {
-        protocol: plan.protocol,
-        connections: plan.connections,
+        protocol: series.protocol,
+        connections: series.connections,
         in_flight,
         window,
         floor_frame_bytes: frame_bytes,

@@ -7,9 +7,8 @@ use super::cells::{self, Cell};
 use super::leg::{CHECKED, Window, leg_time};
 use super::{Bench, ServerArgs};
 use crate::framing::Protocol;
-use crate::report::{paragraph, progress, save, say, table};
+use crate::report::{paragraph, save, say, table};
 use crate::unit::grouped;
-use crate::usage::interrupts_are_apart;
 
 /// Options of `cpu`.
 #[derive(Debug, Clone, Args)]
@@ -48,24 +47,17 @@ pub fn run(bench: &Bench, args: &CpuArgs) -> Result<()> {
     if args.pairs == 0 || args.connections.contains(&0) || args.in_flight.contains(&0) {
         bail!("--pairs, --connections and --in-flight are at least 1");
     }
-    let apart = interrupts_are_apart()?;
-    if apart {
-        progress(
-            "this kernel accounts interrupts apart: the softirq time of the sender's CPU is added to both sides",
-        );
-    }
     let plan = cells::Plan {
-        protocol: Protocol::Sse,
-        connections: 0,
+        protocols: &args.protocol,
+        connections: &args.connections,
         payload_bytes: args.size,
         audit: args.audit,
         in_flight: &args.in_flight,
         windows: &args.window,
         rounds: args.pairs,
         time,
-        apart,
     };
-    let (_, cells) = cells::measure(bench, &[args.server.choice()], &args.connections, &args.protocol, plan)?;
+    let (_, cells) = cells::measure(bench, &[args.server.choice()], &plan)?;
     show(bench, args, &cells);
     save(bench.common.json.as_deref(), "cpu", &bench.machine, &cells)
 }

@@ -20,7 +20,7 @@ use crate::framing::Protocol;
 use crate::publisher::{PublishPlan, PublishProcess};
 use crate::receiver::CrowdSetup;
 use crate::report::{Spread, progress, save, say, table};
-use crate::server::Server;
+use crate::server::Running;
 use crate::unit::grouped;
 use crate::usage::Memory;
 use crate::workload::Behaviour;
@@ -98,7 +98,8 @@ pub fn run(bench: &Bench, args: &IsolationArgs) -> Result<()> {
                     args.pairs
                 ));
                 legs.push(
-                    args.server.ask(bench, |server| leg(bench, args, server, protocol, stalled, time))?,
+                    args.server
+                        .ask(bench, &[], |server| leg(bench, args, server, protocol, stalled, time))?,
                 );
             }
         }
@@ -111,12 +112,12 @@ pub fn run(bench: &Bench, args: &IsolationArgs) -> Result<()> {
 fn leg(
     bench: &Bench,
     args: &IsolationArgs,
-    server: &Server,
+    server: &Running,
     protocol: Protocol,
     stalled: bool,
     time: Duration,
 ) -> Result<Leg> {
-    let plan = CrowdSetup { audit: true, ..bench.subscribers(server, protocol) };
+    let plan = CrowdSetup { audit: true, ..bench.subscribers(&server.target, protocol)? };
     let mut healthy = Fleet::new(plan.clone());
     let mut sleeper = Fleet::new(CrowdSetup {
         first: STALLED_FIRST,
@@ -130,7 +131,7 @@ fn leg(
         sleeper.open(1)?;
     }
     healthy.open(args.connections - args.connections / 2)?;
-    let plan = PublishPlan::stream(server.control, args.size);
+    let plan = PublishPlan::to(&server.target, 1, args.size);
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
     let mut topic = Topic::new(vec![healthy], publisher, WARM_UP_RATE);
     topic.measured(WARM_UP)?;
@@ -139,7 +140,7 @@ fn leg(
         topic.rate = rate as f64;
         stages.push(Stage { rate, latencies: Latencies::of(&topic.measured(time)?) });
     }
-    let (memory, told) = (server.memory()?, told(&server.stats()?));
+    let (memory, told) = (server.own_memory()?, told(&server.stats()?));
     topic.finish()?;
     Ok(Leg { stalled, stages, memory, told })
 }

@@ -103,10 +103,10 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
     let mut readings = Vec::new();
     for &protocol in &args.protocol {
         progress(&format!("{}: {} and {} idle connections", protocol.label(), args.few, args.many));
-        readings.push(args.server.ask(bench, |server| {
-            let subscribers = CrowdSetup { audit: true, ..bench.subscribers(server, protocol) };
-            let (plan, both) = (PublishPlan::stream(server.control, PAYLOAD_BYTES), (args.few, args.many));
-            let stages = Stages::read(|| server.memory(), subscribers, &plan, both, Duration::ZERO)?;
+        readings.push(args.server.ask(bench, &[], |server| {
+            let subscribers = CrowdSetup { audit: true, ..bench.subscribers(&server.target, protocol)? };
+            let (plan, both) = (PublishPlan::to(&server.target, 1, PAYLOAD_BYTES), (args.few, args.many));
+            let stages = Stages::read(|| server.own_memory(), subscribers, &plan, both, Duration::ZERO)?;
             Ok(Reading { protocol, stages })
         })?);
     }

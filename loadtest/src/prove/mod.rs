@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::fleet::Fleet;
@@ -14,8 +14,8 @@ use crate::process::{check_cpus, check_sockets, pin_self, raise_descriptor_limit
 use crate::publisher::Publisher;
 use crate::receiver::CrowdSetup;
 use crate::report::check_place;
-use crate::server::{FanwaveArgs, Server, ServerChoice};
-use crate::target::with_topic;
+use crate::server::{self, FanwaveArgs, Running, ServerChoice};
+use crate::target::Target;
 
 pub mod cells;
 pub mod cpu;
@@ -85,10 +85,12 @@ impl Bench {
         Ok(Bench { machine: Machine::describe(raise_descriptor_limit()?), common })
     }
 
-    /// Subscribers of the proofs' topic on the receivers' CPU.
-    pub fn subscribers(&self, server: &Server, protocol: Protocol) -> CrowdSetup {
-        let cpu = Some(self.common.receiver_cpu);
-        CrowdSetup { cpu, ..CrowdSetup::steady(server.listen, protocol, path(protocol)) }
+    /// Subscribers of a server on the receivers' CPU.
+    pub fn subscribers(&self, target: &Target, protocol: Protocol) -> Result<CrowdSetup> {
+        let path = target.path(protocol).map(str::to_owned);
+        let path = path.with_context(|| format!("{} does not speak {}", target.name, protocol.label()))?;
+        let (dialect, cpu) = (target.dialect, Some(self.common.receiver_cpu));
+        Ok(CrowdSetup { dialect, cpu, ..CrowdSetup::steady(target.subscribe, protocol, path) })
     }
 }
 
@@ -99,30 +101,15 @@ impl ServerArgs {
         ServerChoice { fanwave, ..ServerChoice::default() }
     }
 
-    /// Asks a server of its own, of one shard on the sender's CPU.
-    pub fn ask<T>(&self, bench: &Bench, ask: impl FnOnce(&Server) -> Result<T>) -> Result<T> {
-        self.ask_with(Some(bench.common.sender_cpu), 1, &[], ask)
-    }
-
-    /// Asks a server of its own with `shards` shards, `more` arguments, and on `cpu` alone if one is
-    /// given.
-    pub fn ask_with<T>(
+    /// Asks a server of its own, with `more` arguments, of one shard on the sender's CPU.
+    pub fn ask<T>(
         &self,
-        cpu: Option<usize>,
-        shards: usize,
+        bench: &Bench,
         more: &[String],
-        ask: impl FnOnce(&Server) -> Result<T>,
+        ask: impl FnOnce(&Running) -> Result<T>,
     ) -> Result<T> {
-        let mut server = Server::start(&self.program, cpu, shards, &[&self.more, more].concat())?;
-        let answer = ask(&server).map_err(|error| server.explain(error))?;
-        server.stop()?;
-        Ok(answer)
+        server::ask(&self.choice(), Some(bench.common.sender_cpu), 1, more, ask)
     }
-}
-
-/// The subscriber path of the proofs' topic.
-fn path(protocol: Protocol) -> String {
-    with_topic(&format!("/{}/{{topic}}", protocol.label()), 0)
 }
 
 /// Opens `connections` connections on each of the sides that are to be compared; `open` opens so

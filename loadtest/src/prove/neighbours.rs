@@ -25,7 +25,7 @@ use crate::framing::Protocol;
 use crate::publisher::{PublishPlan, PublishProcess, Publisher};
 use crate::receiver::{CrowdSetup, latency_histogram};
 use crate::report::{Spread, paragraph, progress, save, say, table};
-use crate::server::Server;
+use crate::server::Running;
 use crate::stamp::STAMP_BYTES;
 use crate::unit::grouped;
 use crate::usage::{cpu_busy_ns, own_cpu_ns};
@@ -140,7 +140,7 @@ pub fn run(bench: &Bench, args: &NeighboursArgs) -> Result<()> {
 
 /// A small topic beside large events.
 fn large(bench: &Bench, args: &NeighboursArgs, time: Duration, rate: f64) -> Result<Question> {
-    with_server(bench, args, &[], |server| {
+    args.server.ask(bench, &[], |server| {
         let mut small = small(bench, args, server)?;
         let many = args.large_connections;
         let mut large = neighbour(bench, server, "large", many, LARGE_BYTES, rate)?;
@@ -158,11 +158,14 @@ fn large(bench: &Bench, args: &NeighboursArgs, time: Duration, rate: f64) -> Res
 
 /// Single POSTs beside a busy topic.
 fn posts(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Question> {
-    with_server(bench, args, &[], |server| {
+    args.server.ask(bench, &[], |server| {
         let (many, rate) = (args.busy_connections, args.busy_rate);
         let mut busy = neighbour(bench, server, "busy", many, SMALL_BYTES, rate)?;
-        let mut publisher =
-            Publisher::connect(&PublishPlan::post(server.control, "/topics/single".into(), SMALL_BYTES))?;
+        let mut publisher = Publisher::connect(&PublishPlan::post(
+            server.target.publish,
+            "/topics/single".into(),
+            SMALL_BYTES,
+        ))?;
         let beside = format!("{rate} events/s to {}", grouped(many as u64));
         question(bench, args, "a single POST, to its answer", beside, |with| {
             busy.used()?;
@@ -184,16 +187,16 @@ fn posts(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Questio
 /// A small topic beside listings of very many topics.
 fn listed(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Question> {
     let room = ["--topics-max".to_owned(), (args.topics + 1_000).to_string()];
-    with_server(bench, args, &room, |server| {
+    args.server.ask(bench, &room, |server| {
         progress(&format!("publishing to {} topics", grouped(args.topics as u64)));
         let mut names = Publisher::connect(&PublishPlan {
             topics: args.topics,
-            ..PublishPlan::stream(server.control, STAMP_BYTES)
+            ..PublishPlan::stream(server.target.publish, STAMP_BYTES)
         })?;
         names.publish(args.topics as u64)?;
         names.finish()?;
         let mut small = small(bench, args, server)?;
-        let control = server.control;
+        let control = server.target.publish;
         let mut pages = 0;
         let beside = format!("GET /topics of {}, page by page", grouped(args.topics as u64));
         let mut asked = question(bench, args, "a small topic", beside, |with| {
@@ -212,16 +215,6 @@ fn listed(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Questi
         asked.beside += &format!(" ({} pages/s)", grouped((pages as f64 / seconds).round() as u64));
         Ok(asked)
     })
-}
-
-/// Asks with a server of its own.
-fn with_server(
-    bench: &Bench,
-    args: &NeighboursArgs,
-    more: &[String],
-    ask: impl FnOnce(&Server) -> Result<Question>,
-) -> Result<Question> {
-    args.server.ask_with(Some(bench.common.sender_cpu), 1, more, ask)
 }
 
 /// Does the pairs of legs. `leg` is told whether the neighbour is to be there; every second pair
@@ -252,17 +245,18 @@ fn question(
 }
 
 /// The small topic of the proofs' name, half of its subscribers SSE.
-fn small(bench: &Bench, args: &NeighboursArgs, server: &Server) -> Result<Topic> {
+fn small(bench: &Bench, args: &NeighboursArgs, server: &Running) -> Result<Topic> {
     let mut fleets = Vec::new();
     let half = args.connections / 2;
     for (protocol, first, connections) in
         [(Protocol::Sse, 0, half), (Protocol::Ws, half, args.connections - half)]
     {
-        let mut fleet = Fleet::new(CrowdSetup { audit: true, first, ..bench.subscribers(server, protocol) });
+        let mut fleet =
+            Fleet::new(CrowdSetup { audit: true, first, ..bench.subscribers(&server.target, protocol)? });
         fleet.open(connections)?;
         fleets.push(fleet);
     }
-    let plan = PublishPlan::stream(server.control, SMALL_BYTES);
+    let plan = PublishPlan::stream(server.target.publish, SMALL_BYTES);
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
     Ok(Topic::new(fleets, publisher, SMALL_RATE))
 }
@@ -270,7 +264,7 @@ fn small(bench: &Bench, args: &NeighboursArgs, server: &Server) -> Result<Topic>
 /// The topic `name` with subscribers that are only counted.
 fn neighbour(
     bench: &Bench,
-    server: &Server,
+    server: &Running,
     name: &str,
     connections: usize,
     payload_bytes: usize,
@@ -280,10 +274,10 @@ fn neighbour(
         path: format!("/ws/{name}"),
         first: NEIGHBOUR_FIRST,
         behaviour: Behaviour::Once,
-        ..bench.subscribers(server, Protocol::Ws)
+        ..bench.subscribers(&server.target, Protocol::Ws)?
     });
     fleet.open(connections)?;
-    let plan = PublishPlan::post(server.control, format!("/topics/{name}"), payload_bytes);
+    let plan = PublishPlan::post(server.target.publish, format!("/topics/{name}"), payload_bytes);
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
     Ok(Topic::new(vec![fleet], publisher, rate))
 }

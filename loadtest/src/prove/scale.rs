@@ -16,7 +16,7 @@ use crate::framing::Protocol;
 use crate::publisher::{PublishPlan, Publisher};
 use crate::receiver::{CrowdSetup, latency_histogram};
 use crate::report::{progress, save, say};
-use crate::server::Server;
+use crate::server::{self, Running};
 use crate::unit::grouped;
 use crate::usage::Memory;
 
@@ -70,7 +70,8 @@ pub fn run(bench: &Bench, args: &ScaleArgs) -> Result<()> {
     {
         bail!("--connections, --protocol, --shards and --events are at least 1");
     }
-    let outcome = args.server.ask_with(None, args.shards, &[], |server| measure(bench, args, server))?;
+    let outcome =
+        server::ask(&args.server.choice(), None, args.shards, &[], |server| measure(bench, args, server))?;
     say(&bench.machine.line());
     say(&format!(
         "\n{} subscribers on {} shards of one process ({} descriptors allowed), from {} receiver processes: open in {:.1} s",
@@ -98,8 +99,8 @@ pub fn run(bench: &Bench, args: &ScaleArgs) -> Result<()> {
     save(bench.common.json.as_deref(), "scale", &bench.machine, &outcome)
 }
 
-fn measure(bench: &Bench, args: &ScaleArgs, server: &Server) -> Result<Outcome> {
-    let empty = server.memory()?;
+fn measure(bench: &Bench, args: &ScaleArgs, server: &Running) -> Result<Outcome> {
+    let empty = server.own_memory()?;
     let mut fleets = Vec::new();
     let start = Instant::now();
     let mut first = 0;
@@ -107,19 +108,23 @@ fn measure(bench: &Bench, args: &ScaleArgs, server: &Server) -> Result<Outcome> 
         let parts = args.protocol.len();
         let connections = args.connections / parts + usize::from(at < args.connections % parts);
         progress(&format!("opening {} {} connections", grouped(connections as u64), protocol.label()));
-        let mut fleet =
-            Fleet::new(CrowdSetup { first, audit: true, cpu: None, ..bench.subscribers(server, protocol) });
+        let mut fleet = Fleet::new(CrowdSetup {
+            first,
+            audit: true,
+            cpu: None,
+            ..bench.subscribers(&server.target, protocol)?
+        });
         fleet.open(connections)?;
         first += connections;
         fleets.push(fleet);
     }
     let connect_seconds = start.elapsed().as_secs_f64();
     std::thread::sleep(Duration::from_secs(1));
-    let idle = server.memory()?;
+    let idle = server.own_memory()?;
     let stats = server.stats()?;
     check_count(&stats, args.connections)?;
 
-    let mut publisher = Publisher::connect(&PublishPlan::stream(server.control, args.size))?;
+    let mut publisher = Publisher::connect(&PublishPlan::to(&server.target, 1, args.size))?;
     for fleet in &mut fleets {
         fleet.zero(publisher.next(), 0)?;
     }

@@ -23,7 +23,7 @@ use crate::framing::Protocol;
 use crate::process::Child;
 use crate::publisher::{PublishPlan, Publisher};
 use crate::report::{paragraph, progress, save, say, table};
-use crate::server::Server;
+use crate::server::Running;
 use crate::unit::grouped;
 
 /// Events before strace is attached.
@@ -79,7 +79,7 @@ pub fn run(bench: &Bench, args: &SyscallsArgs) -> Result<()> {
             args.events,
             args.connections
         ));
-        let counted = args.server.ask(bench, |server| count(bench, args, server, protocol))?;
+        let counted = args.server.ask(bench, &[], |server| count(bench, args, server, protocol))?;
         let deliveries = args.events * args.connections as u64;
         let calls = counted.iter().map(|line| line.calls).sum();
         let per_1000_deliveries = calls as f64 * 1_000.0 / deliveries as f64;
@@ -107,12 +107,12 @@ pub fn run(bench: &Bench, args: &SyscallsArgs) -> Result<()> {
     save(bench.common.json.as_deref(), "syscalls", &bench.machine, &counts)
 }
 
-fn count(bench: &Bench, args: &SyscallsArgs, server: &Server, protocol: Protocol) -> Result<Vec<Calls>> {
-    let mut fleet = Fleet::new(bench.subscribers(server, protocol));
+fn count(bench: &Bench, args: &SyscallsArgs, server: &Running, protocol: Protocol) -> Result<Vec<Calls>> {
+    let mut fleet = Fleet::new(bench.subscribers(&server.target, protocol)?);
     fleet.open(args.connections)?;
-    let mut publisher = Publisher::connect(&PublishPlan::stream(server.control, args.size))?;
+    let mut publisher = Publisher::connect(&PublishPlan::to(&server.target, 1, args.size))?;
     publish_one_by_one(&mut publisher, &mut fleet, WARM_UP_EVENTS)?;
-    let strace = Strace::attach(server.pid())?;
+    let strace = Strace::attach(server.target.pids[0])?;
     publish_one_by_one(&mut publisher, &mut fleet, args.events)?;
     let table = strace.detach()?;
     fleet.check(args.events, publisher.next() - 1)?;
