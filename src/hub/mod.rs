@@ -25,7 +25,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused};
-use crate::clock::Stamp;
+use crate::clock::{Stamp, unix_ms};
 use crate::config::Config;
 use crate::config::limits::{
     DRAIN_GRACE_MS, GIVE_BACK_MS, GIVE_BACK_PAGE_BYTES, LISTINGS_MAX, SCRAPES_MAX, STALL_RETRY_MS,
@@ -291,9 +291,18 @@ impl Hub {
 
     /// Takes one event in and broadcasts it at once.
     fn publish(&self, event: Event) -> Result<u64, Refusal> {
-        let sequence = self.change(|intake| intake.accept(event, Stamp::now()))?;
+        let sequence = self.change(|intake| {
+            intake.tell_time(unix_ms());
+            intake.accept(event, Stamp::now())
+        })?;
         self.flush();
         Ok(sequence)
+    }
+
+    /// The time of a chunk of a stream's body, which the intake is told too.
+    fn intake_time(&self) -> Stamp {
+        self.intake().tell_time(unix_ms());
+        Stamp::now()
     }
 
     /// Takes one event in; [`Hub::flush`] once the body chunk is used up.

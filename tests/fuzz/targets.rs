@@ -10,10 +10,10 @@ use fanwave::broadcast::Encoded;
 use fanwave::clock::Stamp;
 use fanwave::event::{Data, Epoch, Event, EventId};
 use fanwave::hub::publish::{Line, Lines, parse_line, parse_options, parse_text, parse_topic_path};
-use fanwave::wire::Format;
 use fanwave::wire::http::{Head, HeadRules, Manner, Origins, Subprotocols, parse_head};
 use fanwave::wire::sse_parser::Parser;
 use fanwave::wire::websocket::{Decoder, Incoming};
+use fanwave::wire::{Family, Format};
 
 /// A target: its name is that of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
@@ -93,7 +93,7 @@ fn check_head(head: &Head, manner: &Manner, bytes: &[u8], rules: &HeadRules<'_>)
             for (at, topic) in subscribe.topics.iter().enumerate() {
                 assert!(!subscribe.topics[..at].contains(topic), "{topic:?} twice");
             }
-            assert_eq!(subscribe.handshake.is_some(), subscribe.format == Format::WebSocket);
+            assert_eq!(subscribe.handshake.is_some(), subscribe.format.family() == Family::WebSocket);
         }
         Head::Echo(_, used) => assert!(rules.echo && *used <= bytes.len()),
         Head::Refused(refusal) => {
@@ -213,7 +213,7 @@ pub fn single_publish(data: &[u8]) {
 /// An event that was accepted fits its frames, and reads back as it was written.
 fn check_event(event: Event) {
     let encoded = Encoded::new(event.clone(), EPOCH, 7, Stamp(0));
-    let frames = Format::ALL.map(|format| encoded.frame(format).clone());
+    let frames = Format::ALL.map(|format| encoded.frame(format));
     let made = Format::ALL.iter().map(|format| format.frame_bytes_max(&event)).sum::<usize>();
     // A frame within another one takes no memory of its own.
     let most = frames.iter().map(Bytes::len).sum::<usize>() - frames[Format::Sse.index()].len();

@@ -38,7 +38,7 @@ pub(crate) use target::{EscapeFault, percent_decoded};
 pub use answer::{Answer, Manner};
 pub use last_event_id::LastEventId;
 pub use origin::{Cors, Origin, Origins};
-pub use subprotocol::Subprotocols;
+pub use subprotocol::{JSON, Subprotocols};
 
 use fields::Fields;
 use target::{Route, Target};
@@ -94,7 +94,8 @@ pub enum Head {
 pub struct Subscribe {
     /// How it wants its events.
     pub format: Format,
-    /// Distinct, at least one, in the order given: the path's first, then the query's.
+    /// Distinct, in the order given: the path's first, then the query's. At least one, save where
+    /// the format takes commands.
     pub topics: Vec<Topic>,
     /// The last event id that the client had, maybe not one of ours.
     pub last_event_id: Option<LastEventId>,
@@ -189,9 +190,9 @@ fn interpret(
     let family = match target.route {
         Route::Subscribe(family) => family,
         Route::Health => return Ok(Head::Health),
-        Route::Echo => return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules)?, head_bytes)),
+        Route::Echo => return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules, &[])?, head_bytes)),
         Route::Front if rules.echo && fields.wants_websocket() => {
-            return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules)?, head_bytes));
+            return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules, &[])?, head_bytes));
         }
         Route::Front | Route::Server => {
             let is_html = fields.wants_html();
@@ -199,7 +200,12 @@ fn interpret(
         }
     };
 
+    let speaks_json = family == Family::WebSocket
+        && matches!(fields.subprotocol(rules.subprotocols, &[JSON]), Ok(Some(name)) if name == JSON);
     let wanted = target.wanted(rules.topics_max)?;
+    if wanted.topics.is_empty() && !speaks_json {
+        return Err(target.no_topic());
+    }
     let last_event_id = fields.last_event_id().or(wanted.last_event_id);
     let (format, handshake) = match family {
         Family::EventStream => {
@@ -207,7 +213,10 @@ fn interpret(
             // Chunks are not for clients of HTTP/1.0 (RFC 9112 §7.1).
             (if http_1_0 { Format::Sse } else { Format::SseChunked }, None)
         }
-        Family::WebSocket => (Format::WebSocket, Some(handshake(&fields, http_1_0, host, rules)?)),
+        Family::WebSocket => {
+            let format = if speaks_json { Format::Json } else { Format::WebSocket };
+            (format, Some(handshake(&fields, http_1_0, host, rules, &[JSON])?))
+        }
     };
     if request.method == Some("HEAD") {
         return Ok(Head::StreamHead(format));
@@ -218,12 +227,13 @@ fn interpret(
     Ok(Head::Subscribe(Box::new(subscribe), head_bytes))
 }
 
-/// What to answer to a WebSocket's opening handshake.
+/// What to answer to a WebSocket's opening handshake, where these subprotocols of ours are `spoken`.
 fn handshake(
     fields: &Fields<'_, '_>,
     http_1_0: bool,
     host: Option<&str>,
     rules: &HeadRules<'_>,
+    spoken: &[&str],
 ) -> Result<Handshake, RefusedRequest> {
     if http_1_0 {
         return Err(refuse(CloseReason::BadRequest, "a WebSocket needs HTTP/1.1 (RFC 6455 4.1)"));
@@ -233,7 +243,7 @@ fn handshake(
         let detail = "pages of this Origin may not open WebSockets here (--cors-origin)";
         return Err(refuse(CloseReason::ForeignOrigin, detail));
     }
-    let subprotocol = fields.subprotocol(rules.subprotocols)?.map(str::to_string);
+    let subprotocol = fields.subprotocol(rules.subprotocols, spoken)?.map(str::to_string);
     Ok(Handshake { accept, subprotocol })
 }
 

@@ -60,7 +60,7 @@ pub(super) struct Target<'a> {
 /// What a subscriber wants.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// Distinct, at least one.
+    /// Distinct, perhaps none.
     pub(super) topics: Vec<Topic>,
     /// From the query.
     pub(super) last_event_id: Option<LastEventId>,
@@ -150,11 +150,13 @@ impl<'a> Target<'a> {
                 _ => {}
             }
         }
-        if wanted.topics.is_empty() {
-            let path = if self.route == Route::Subscribe(Family::EventStream) { "/sse" } else { "/ws" };
-            return Err(bad(format!("no topic: ask for {path}/{{topic}} or {path}?topic=...")));
-        }
         Ok(wanted)
+    }
+
+    /// Refuses a subscriber of no topic.
+    pub(super) fn no_topic(&self) -> RefusedRequest {
+        let path = if self.route == Route::Subscribe(Family::EventStream) { "/sse" } else { "/ws" };
+        bad(format!("no topic: ask for {path}/{{topic}} or {path}?topic=..."))
     }
 }
 
@@ -268,7 +270,9 @@ mod tests {
     use super::*;
 
     fn wanted(target: &str) -> Result<Wanted, RefusedRequest> {
-        Target::new(target, false).and_then(|target| target.wanted(3))
+        let target = Target::new(target, false)?;
+        let wanted = target.wanted(3)?;
+        if wanted.topics.is_empty() { Err(target.no_topic()) } else { Ok(wanted) }
     }
 
     #[test]
