@@ -221,7 +221,13 @@ impl Batches {
             [frame] if are_kept => Payload::Frame(std::mem::take(frame)),
             [frame] => Payload::Own(std::mem::take(frame)),
             frames if !are_kept || frames.iter().all(|frame| frame.len() <= CONTIGUOUS_FRAME_BYTES_MAX) => {
-                let mut bytes = self.spare_bytes.pop().unwrap_or_default();
+                // Frames differ in length by format: a run takes the least buffer that fits it.
+                let spare = self.spare_bytes.iter().enumerate();
+                let fitting = spare.filter(|(_, spare)| spare.capacity() >= len);
+                let mut bytes = match fitting.min_by_key(|(_, spare)| spare.capacity()) {
+                    Some((at, _)) => self.spare_bytes.swap_remove(at),
+                    None => self.spare_bytes.pop().unwrap_or_default(),
+                };
                 bytes.reserve(len.next_power_of_two().max(BUFFER_BYTES_MIN));
                 frames.iter().for_each(|frame| bytes.extend_from_slice(frame));
                 Payload::Contiguous(bytes)
