@@ -13,6 +13,8 @@ pub mod close; // why we hang up
 pub mod config;
 pub mod metrics;
 pub mod printed; // commands for people to paste
+pub mod publishing; // bytes of a publish to an event
+pub mod refusal; // why a publish is not taken
 pub mod runtime;
 pub mod serve; // puts the stages together
 pub mod topic_pattern; // names for many topics

@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 
 use crate::close::CloseReason;
 use crate::event::Topic;
+use crate::refusal::RefusalCounts;
 use crate::wire::Family;
 
 /// Largest latency that a histogram tells apart, in nanoseconds (10 minutes); longer ones count as
@@ -61,6 +62,12 @@ pub struct ShardMetrics {
     pub closed: [u64; CloseReason::COUNT],
     /// Events taken from the hub.
     pub events: u64,
+    /// What clients published and the hub took.
+    pub published: u64,
+    /// What clients wanted to publish and was not taken, here or at the hub, by reason.
+    pub refused: RefusalCounts,
+    /// Times nothing more was received from a client until its publishes were answered.
+    pub pauses: u64,
     /// `io_uring_enter` calls of the EgressRing.
     pub enters: u64,
     /// Times the shard went to sleep.
@@ -84,6 +91,9 @@ impl Default for ShardMetrics {
             connections: 0,
             closed: [0; CloseReason::COUNT],
             events: 0,
+            published: 0,
+            refused: RefusalCounts::default(),
+            pauses: 0,
             enters: 0,
             sleeps: 0,
             intake_to_shard: latency_histogram(),

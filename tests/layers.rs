@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// A room, the bottom one first, and the rooms that it may import. A file belongs to the room with
 /// the longest name that its path starts with. Not here: `main` and `banner`, which nothing can
 /// import.
-const ROOMS: [(&str, &[&str]); 25] = [
+const ROOMS: [(&str, &[&str]); 27] = [
     ("event", &[]),
     ("clock", &[]),
     ("close", &[]),
@@ -21,12 +21,14 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("printed", &[]),
     ("wire", &["event", "close"]),
     ("config/limits", &["event", "wire"]),
+    ("refusal", &["config/limits"]),
+    ("publishing", &["event", "wire", "config/limits", "refusal"]),
     ("config/capacity", &["config/limits"]),
     ("config/units", &[]),
-    ("config", &["config/limits", "wire"]),
-    ("config/flags", &["config", "config/limits", "config/units"]),
-    ("metrics", &["event", "wire", "close"]),
-    ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics"]),
+    ("config", &["config/limits", "wire", "topic_pattern"]),
+    ("config/flags", &["config", "config/limits", "config/units", "topic_pattern"]),
+    ("metrics", &["event", "wire", "close", "refusal"]),
+    ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics", "refusal"]),
     // The kernel's view of a batch, which the batch keeps. It is in `uring` because it is unsafe.
     ("egress/uring/header", &[]),
     ("egress/batch", &["clock", "egress/uring/header"]),
@@ -38,11 +40,35 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("egress", &["egress/batch", "egress/ring", "egress/uring"]),
     (
         "shard",
-        &["event", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "egress"],
+        &[
+            "event",
+            "wire",
+            "clock",
+            "close",
+            "refusal",
+            "publishing",
+            "config",
+            "config/limits",
+            "metrics",
+            "broadcast",
+            "egress",
+        ],
     ),
     (
         "hub",
-        &["event", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "printed"],
+        &[
+            "event",
+            "wire",
+            "clock",
+            "close",
+            "refusal",
+            "publishing",
+            "config",
+            "config/limits",
+            "metrics",
+            "broadcast",
+            "printed",
+        ],
     ),
     ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "shard"]),
     ("client", &["wire", "config/limits"]),

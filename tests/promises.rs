@@ -15,6 +15,7 @@ mod promises {
     mod bad_requests;
     mod browser;
     mod bulk;
+    mod client_publish;
     mod control;
     mod control_room;
     mod delivery;

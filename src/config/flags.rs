@@ -18,6 +18,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::pages::PageFlags;
 use super::units::{Count, Millis, Size};
 use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets, tcp_address};
+use crate::topic_pattern::{Pattern, PatternError};
 
 /// Limits whose smallest value is another limit's matter; their help says so in words.
 const BOUNDED_BY_OTHERS: [&str; 3] = ["window-bytes-max", "window-bytes-total-max", "hub-queue-bytes-max"];
@@ -59,6 +60,11 @@ pub struct ServeFlags {
     control: Vec<ControlAddress>,
     #[command(flatten)]
     pages: PageFlags,
+    /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
+    /// list of patterns, * for one segment, ** at the end for the rest [default: none]
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = client_publish)]
+    #[arg(help_heading = "Publishing")]
+    client_publish: Vec<Pattern>,
 
     /// Threads that hold subscribers; more than CPUs share them in turn [default: one per CPU]
     #[arg(long, value_name = "N", value_parser = shard_count, help_heading = "Shards")]
@@ -211,6 +217,7 @@ impl ServeFlags {
             control: self.control,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages: self.pages.rules()?,
+            client_publish: self.client_publish,
             overrun: self.overrun,
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
@@ -284,6 +291,10 @@ impl std::fmt::Display for CpuList {
 
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
     tcp_address(text).ok_or_else(|| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
+}
+
+fn client_publish(text: &str) -> Result<Pattern, String> {
+    text.trim().parse().map_err(|error: PatternError| error.to_string())
 }
 
 /// Shards are threads with rings of their own; more than this on one machine is a slip of the

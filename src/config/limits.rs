@@ -29,8 +29,9 @@ pub struct Limits {
     pub topics_max: usize,
     /// Bytes of one published event's data.
     pub message_bytes_max: usize,
-    /// Bytes of one message from a WebSocket client. Such messages are read and dropped, so this
-    /// costs nothing; with `--diagnostic-echo` an echo holds so much.
+    /// Bytes of one message from a WebSocket client. It costs nothing where messages are read and
+    /// dropped; where clients may publish one may hold so much, and with `--diagnostic-echo` an
+    /// echo.
     pub message_in_bytes_max: usize,
     /// Events of one topic's history, from which subscribers resume. A subscriber that is further
     /// behind keeps what it lacks while there is memory (`window_bytes_total_max`).
@@ -160,6 +161,12 @@ impl Limits {
     /// The most memory that one event may take: itself, and its frame in each format.
     pub fn event_memory_max(&self) -> usize {
         self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::MADE * self.frame_bytes_max()
+    }
+
+    /// The most that clients' messages which are not whole take on one shard, where clients may
+    /// publish. What would be more is refused.
+    pub fn incoming_bytes_max(&self) -> usize {
+        INCOMING_MESSAGES_MIN * self.message_bytes_max.max(RECEIVE_BUFFER_BYTES)
     }
 
     /// The longest NDJSON line: what must be escaped to be ASCII (`\u0436`) is three times as long,
@@ -408,6 +415,29 @@ pub const ID_PLACE_BYTES: usize = 32;
 /// millisecond. A longer page takes several questions.
 pub const TOPICS_PER_ANSWER_MAX: usize = 1_024;
 
+/// So many of the largest messages of clients may be under way on one shard at once.
+pub const INCOMING_MESSAGES_MIN: usize = 32;
+/// Publishes of one shard's clients that have no answer yet. As many as a busy turn brings; each
+/// takes 200 bytes in the queue, from the start.
+pub const UPLINK_PUBLISHES_MAX: usize = 1_024;
+/// Bytes of one shard's publishes on their way to the hub, from which on no further one is queued;
+/// the last one may be of any size. The hub takes so much in some milliseconds.
+pub const UPLINK_BYTES_MAX: usize = 4 << 20;
+/// Publishes of one client that have no answer yet; then nothing more is received from it until half
+/// of them are answered. Enough for a client that does not wait for answers, and few beside
+/// [`UPLINK_PUBLISHES_MAX`], so that one client does not take all places.
+pub const UNANSWERED_MAX: usize = 64;
+/// Bytes that were received from one client and are not read yet because it has to wait, from which
+/// on its connection ends. All receive buffers may be one client's in a turn, and in the next one
+/// until the kernel has ended its receive.
+pub const PAUSED_BYTES_MAX: usize = 2 << 20;
+/// Clients that wait for room and go on in one turn. Each may publish [`UNANSWERED_MAX`].
+pub const RESUMES_PER_TURN_MAX: usize = 64;
+/// Publishes that the hub takes from one shard before the next one has its turn.
+pub const UPLINK_SHARE: usize = 64;
+/// Publishes that the hub takes before it broadcasts them, answers, and looks at its other work.
+pub const UPLINK_ROUND_MAX: usize = 1_024;
+
 /// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for
 /// room, take no more than the rest.
 pub const SINGLES_SHARE: usize = 8;
@@ -474,6 +504,8 @@ const _: () = assert!(SWEEP_VISITS_MAX * 2 <= SUBMISSIONS_MAX as usize);
 const _: () = assert!(SUBMISSIONS_MAX * 4 <= COMPLETIONS_MAX);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
 const _: () = assert!(ECHO_WAITING_BYTES_MAX > RECEIVE_BUFFERS as usize * RECEIVE_BUFFER_BYTES);
+const _: () = assert!(UNANSWERED_MAX * 16 <= UPLINK_PUBLISHES_MAX);
+const _: () = assert!(PAUSED_BYTES_MAX > 2 * RECEIVE_BUFFERS as usize * RECEIVE_BUFFER_BYTES);
 const _: () = assert!(SEGMENTS_MAX <= 1_024);
 const _: () = assert!(PAGE_TOPICS <= PAGE_TOPICS_MAX);
 const _: () = assert!(MS_POSSIBLE + KERNEL_PATIENCE_MS <= i32::MAX as u64);

@@ -13,6 +13,7 @@ pub mod units;
 
 pub use limits::Limits;
 
+use crate::topic_pattern::Pattern;
 use crate::wire::http::{Origin, Origins, Subprotocols};
 
 /// Where the control API listens.
@@ -115,6 +116,8 @@ pub struct Config {
     pub shard_cpus: Vec<usize>,
     /// What pages in browsers may do.
     pub pages: PageRules,
+    /// Topics to which clients of the data plane may publish.
+    pub client_publish: Vec<Pattern>,
     /// What to do with those who cannot keep up.
     pub overrun: OverrunPolicy,
     /// Where subscriber sockets live.
@@ -125,6 +128,13 @@ pub struct Config {
     pub limits: Limits,
 }
 
+impl Config {
+    /// True if clients of the data plane may publish to `topic`.
+    pub fn lets_clients_publish(&self, topic: &str) -> bool {
+        self.client_publish.iter().any(|pattern| pattern.matches(topic))
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
@@ -133,6 +143,7 @@ impl Default for Config {
             control: vec![ControlAddress::Tcp(loopback(8081))],
             shard_cpus: vec![0],
             pages: PageRules::default(),
+            client_publish: Vec::new(),
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Auto,
             diagnostic_echo: false,

@@ -51,6 +51,8 @@ pub enum ReceiveEnd {
     EndOfStream,
     /// No receive buffer was free; arming it again helps once some are back.
     NoBuffers,
+    /// It was asked to end. What had come before was told.
+    Cancelled,
     /// The connection failed; the errno says how.
     Failed(i32),
 }
@@ -141,6 +143,10 @@ pub trait EgressRing {
 
     /// Arms the receive of `slot`.
     fn receive(&mut self, slot: Slot);
+
+    /// Ends the receive of `slot` that is in the ring, so that the peer finds no more room once the
+    /// kernel's buffers are full; it completes. Finds nothing if it has just ended by itself.
+    fn pause(&mut self, slot: Slot);
 
     /// Ends our side of the stream: the peer reads what was sent and then the end.
     fn end_stream(&mut self, slot: Slot);

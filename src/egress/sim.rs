@@ -92,6 +92,8 @@ struct Socket {
     ending: bool,
     /// What is in the ring is to end.
     cancelled: bool,
+    /// The receive in the ring is to end.
+    pausing: bool,
     closing: bool,
     /// True exactly while the slot is in `SimRing::busy`.
     busy: bool,
@@ -195,6 +197,11 @@ impl SimRing {
     /// The peer is gone without a word.
     pub fn peer_resets(&mut self, slot: Slot) {
         self.touch(slot).reset = true;
+    }
+
+    /// What the peer of `slot` has sent and nobody has received.
+    pub fn unreceived(&self, slot: Slot) -> usize {
+        self.sockets[slot as usize].inbound.len()
     }
 
     /// While stalled, the peer reads nothing and sends to it wait.
@@ -323,12 +330,17 @@ impl SimRing {
     fn step_receive(&mut self, slot: usize) {
         let socket = &mut self.sockets[slot];
         if !socket.receiving {
+            socket.pausing = false;
             return;
         }
         let ended = if socket.reset {
             Some(ReceiveEnd::Failed(ECONNRESET))
         } else if socket.cancelled {
-            Some(ReceiveEnd::Failed(ECANCELED))
+            Some(ReceiveEnd::Cancelled)
+        } else if std::mem::take(&mut socket.pausing)
+            && !(self.weather == Weather::Rough && self.dice.chance(1, 8))
+        {
+            Some(ReceiveEnd::Cancelled)
         } else if !socket.inbound.is_empty() {
             let rough = self.weather == Weather::Rough;
             let all = socket.inbound.len();
@@ -399,6 +411,13 @@ impl EgressRing for SimRing {
         let socket = self.touch(slot);
         assert!(socket.open && !socket.receiving, "one receive per open slot");
         socket.receiving = true;
+    }
+
+    fn pause(&mut self, slot: Slot) {
+        self.queue();
+        let socket = self.touch(slot);
+        assert!(socket.open, "an open slot is paused");
+        socket.pausing = true;
     }
 
     fn end_stream(&mut self, slot: Slot) {

@@ -316,6 +316,10 @@ impl EgressRing for Uring {
         self.push_on_socket(entry.user_data(Op::Receive.user_data(slot)));
     }
 
+    fn pause(&mut self, slot: Slot) {
+        self.cancel_request(slot, Op::Receive.user_data(slot));
+    }
+
     fn end_stream(&mut self, slot: Slot) {
         let entry = opcode::Shutdown::new(socket(slot), libc::SHUT_WR).build();
         self.push_on_socket(entry.user_data(Op::EndStream.user_data(slot)));
@@ -451,6 +455,7 @@ impl Uring {
                 i32::MIN..0 => ReceiveEnd::NoBuffers,
                 0 => ReceiveEnd::EndOfStream,
                 libc::ENOBUFS => ReceiveEnd::NoBuffers,
+                libc::ECANCELED => ReceiveEnd::Cancelled,
                 errno => ReceiveEnd::Failed(errno),
             };
             handle(Completion::ReceiveEnded { slot, end });

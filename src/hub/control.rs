@@ -22,9 +22,6 @@ use serde::Serialize;
 
 use super::guard::Guard;
 use super::listing::Page;
-use super::publish::{
-    Options, check_content_coding, check_size, parse_options, parse_query, parse_text, parse_topic_path,
-};
 use super::refusal::{error_response, json_line};
 use super::stream::{publish_stream, refused_unread};
 use super::{Hub, Refusal, RefusalReason};
@@ -32,6 +29,9 @@ use crate::config::ControlAddress;
 use crate::config::limits::CONTROL_BODY_MS_MAX;
 use crate::event::{Data, Event, Topic};
 use crate::printed::{quoted, reachable};
+use crate::publishing::{
+    Options, check_content_coding, check_size, parse_options, parse_query, parse_text, parse_topic_path,
+};
 use crate::wire::http::has_content_type;
 
 /// Where the path of one topic begins.

@@ -16,14 +16,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::publish::reserved;
-use super::refusal::{Refusal, RefusalCounts, RefusalReason};
 use super::topics::{Recorded, TopicTable};
 use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Wanted};
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{BEHIND_TOLD_MS, SINGLES_SHARE};
 use crate::event::{Epoch, Event, Topic};
+use crate::publishing::reserved;
+use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 use crate::wire::Format;
 
 /// No frame is longer than so many times the weight of its event: a line break, the dearest of all
@@ -380,7 +380,6 @@ impl Intake {
 mod tests {
     use bytes::Bytes;
 
-    use super::super::refusal::RefusalReason;
     use super::*;
     use crate::broadcast::{Inbox, path};
     use crate::event::{CustomId, Data, EVENT_BYTES_FIXED, EventId, EventName};

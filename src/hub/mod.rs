@@ -10,8 +10,8 @@
 //!   done, control connections end, and then the shards by [`Message::End`]. So newcomers are
 //!   refused and counted until all have what is theirs.
 //!
-//! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks),
-//! `stream` (NDJSON), `guard` (foreign pages), `head` (what is no request), `listen` and `seats`
+//! Reading order: `intake` (events to batches), `control` (who asks),
+//! `stream` (NDJSON), `uplink` (what clients publish), `guard` (foreign pages), `head` (what is no request), `listen` and `seats`
 //! (connections). Not here: signals, binding of addresses, threads (`serve`).
 
 use std::collections::BTreeSet;
@@ -32,6 +32,7 @@ use crate::config::limits::{
     TOPIC_RETRY_MS,
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
+use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
 mod control;
 mod guard;
@@ -39,17 +40,16 @@ mod head;
 mod intake;
 mod listen;
 mod listing;
-pub mod publish;
 mod refusal;
 mod scrape;
 mod seats;
 mod stats;
 mod stream;
 mod topics;
+mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
-pub use self::refusal::{Refusal, RefusalCounts, RefusalReason};
 pub use self::topics::{TopicRecord, TopicTable};
 
 /// What the hub needs to run. The caller has bound the listeners and started the shards.
@@ -157,6 +157,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, memory, listen));
     let listening = listen::start(control, control_connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
+    let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     tokio::select! {
         biased;
@@ -175,6 +176,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     hub.stage.send_replace(Stage::Stopped);
     listening.join_all().await;
     retry.abort();
+    uplinks.abort();
     give_back.abort();
     let ended = async {
         ends.during(hub.tell_shards(|| Message::End)).await;

@@ -86,6 +86,11 @@ struct Counts {
     connections: u64,
     closed: ByReason,
     events: u64,
+    /// What clients published and the hub took.
+    published: u64,
+    /// What clients wanted to publish and was not taken, here or at the hub.
+    refused: RefusalCounts,
+    pauses: u64,
     enters: u64,
     sleeps: u64,
     /// Now. Windows share their events, so the total is the largest of the shards'.
@@ -208,6 +213,9 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
         connections: metrics.connections,
         closed: ByReason(metrics.closed),
         events: metrics.events,
+        published: metrics.published,
+        refused: metrics.refused.clone(),
+        pauses: metrics.pauses,
         enters: metrics.enters,
         sleeps: metrics.sleeps,
         window,
@@ -247,6 +255,9 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         connections,
         closed,
         events,
+        published,
+        refused,
+        pauses,
         enters,
         sleeps,
         intake_to_shard,
@@ -263,6 +274,9 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     total.accept_failures += accept_failures;
     total.connections += connections;
     total.events += events;
+    total.published += published;
+    total.refused.add_all(refused);
+    total.pauses += pauses;
     total.enters += enters;
     total.sleeps += sleeps;
     merge(&mut total.intake_to_shard, intake_to_shard);

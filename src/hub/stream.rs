@@ -24,12 +24,12 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::publish::{Line, Lines, check_content_coding, parse_line, parse_query};
 use super::{Hub, Refusal, RefusalReason, Stage};
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{ERROR_LINES_MAX, LINGER_MS_MAX};
 use crate::event::{CustomId, Event};
+use crate::publishing::{Line, Lines, check_content_coding, parse_line, parse_query};
 
 /// Answers at once with a stream of error lines and, at the end, the summary.
 pub(super) async fn publish_stream(

@@ -27,6 +27,8 @@ pub enum Phase {
     Vacant,
     /// The request head is not complete.
     Handshake,
+    /// Its requests are answered one after the other, as those of a publisher are.
+    Serving,
     /// A subscriber.
     Open,
     /// Only last words are still to be sent.

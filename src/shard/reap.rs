@@ -41,7 +41,7 @@ impl State {
     fn handle_receive_end(&mut self, slot: Slot, end: ReceiveEnd) {
         let connection = self.connections.get_mut(slot);
         connection.receiving = false;
-        connection.ended = end != ReceiveEnd::NoBuffers;
+        connection.ended = !matches!(end, ReceiveEnd::NoBuffers | ReceiveEnd::Cancelled);
         match (end, connection.phase) {
             (ReceiveEnd::EndOfStream, Phase::Handshake) if !self.is_held_back(slot) => {
                 self.break_off_handshake(slot);
@@ -52,7 +52,9 @@ impl State {
             (ReceiveEnd::EndOfStream, Phase::Open) => self.mark_ready(slot),
             (ReceiveEnd::EndOfStream, Phase::Lingering) => self.abort(slot, CloseReason::ClientGone),
             (ReceiveEnd::Failed(_), _) => self.abort(slot, CloseReason::SocketError),
-            (ReceiveEnd::EndOfStream | ReceiveEnd::NoBuffers, _) => self.mark_ready(slot),
+            (ReceiveEnd::EndOfStream | ReceiveEnd::NoBuffers | ReceiveEnd::Cancelled, _) => {
+                self.mark_ready(slot)
+            }
         }
     }
 

@@ -12,9 +12,10 @@ use bytes::Bytes;
 
 use super::batch::Batches;
 use super::connections::{Connections, Phase};
+use super::publishers::Publishers;
 use super::ticks::{DrainPass, Look};
 use super::topics::Topics;
-use crate::broadcast::{Demand, Drain, EncodedBatch, Memory, Question, TopicQuery};
+use crate::broadcast::{Demand, Drain, EncodedBatch, Memory, Question, TopicQuery, Uplink};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -95,6 +96,7 @@ pub struct State {
     pub(super) connections: Connections,
     pub(super) topics: Topics,
     pub(super) batches: Batches,
+    pub(super) publishers: Publishers,
     pub(super) ledger: Ledger,
     pub(super) metrics: ShardMetrics,
     /// What was sent, as far as the ring has told which sends it did not take.
@@ -139,7 +141,7 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(setup: ShardSetup, now: Stamp) -> State {
+    pub(super) fn new(setup: ShardSetup, uplink: Uplink, now: Stamp) -> State {
         let ledger = Ledger::default();
         let answers = Answers {
             heartbeat: Format::ALL
@@ -149,6 +151,7 @@ impl State {
             connections: Connections::default(),
             topics: Topics::new(&setup.config.limits),
             batches: Batches::new(setup.config.limits.send_bytes_max, &ledger),
+            publishers: Publishers::new(uplink),
             ledger,
             metrics: ShardMetrics::default(),
             settled: Default::default(),
@@ -250,11 +253,13 @@ impl State {
     fn depart(&mut self, slot: Slot, reason: CloseReason) {
         let connection = self.connections.get_mut(slot);
         let subscriber = match connection.phase {
-            Phase::Handshake => false,
+            Phase::Handshake | Phase::Serving => false,
             Phase::Open => true,
             _ => return,
         };
         connection.reason = reason;
+        // It has nothing more to say, and hears of what it said only by its events.
+        self.publishers.forget(slot);
         self.metrics.closed[reason.index()] += 1;
         tracing::debug!(peer = %connection.peer(), reason = reason.row().label, "closing");
         if !subscriber {

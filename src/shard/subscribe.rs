@@ -10,6 +10,7 @@ use crate::config::SseRefusals;
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, RETURN_MS_MIN, RETURN_MS_SPREAD};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
+use crate::refusal::RefusalReason;
 use crate::wire::gap::{Gap, GapReason};
 use crate::wire::http::{Answer, Head, HeadRules, LastEventId, Manner, RefusedRequest, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
@@ -29,6 +30,9 @@ struct Start {
 impl State {
     /// Bytes from the client of `slot`.
     pub(super) fn handle_received(&mut self, slot: Slot, bytes: &mut [u8]) {
+        if self.keep_unread(slot, bytes) {
+            return;
+        }
         let connection = self.connections.get_mut(slot);
         connection.pinged = false;
         match connection.phase {
@@ -308,6 +312,9 @@ impl State {
 
     /// WebSocket frames from the client of `slot`, perhaps in part.
     fn handle_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
+        if let Some(topic) = self.publishes_to(slot).cloned() {
+            return self.handle_raw(slot, bytes, &topic);
+        }
         let connection = self.connections.get_mut(slot);
         let decoder = match &mut connection.session {
             Session::WebSocket(decoder) => decoder,
@@ -332,6 +339,9 @@ impl State {
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
         self.metrics.families[Family::WebSocket.index()].messages_in += messages;
+        if !self.setup.config.client_publish.is_empty() {
+            self.metrics.refused.add_some(RefusalReason::NotAllowed, messages);
+        }
         if !pongs.is_empty() {
             self.answer(slot, pongs);
         }

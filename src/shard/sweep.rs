@@ -249,14 +249,17 @@ impl State {
         let connection = self.connections.get_mut(slot);
         connection.queued = false;
         assert!(connection.turn != self.turn, "nothing is done beside the send of this turn");
-        let listens =
-            matches!(connection.phase, Phase::Handshake | Phase::Open | Phase::Finishing | Phase::Lingering);
-        if listens && !connection.receiving && !connection.ended {
+        let listens = matches!(
+            connection.phase,
+            Phase::Handshake | Phase::Serving | Phase::Open | Phase::Finishing | Phase::Lingering
+        );
+        if listens && !connection.receiving && !connection.ended && !self.publishers.is_paused(slot) {
             connection.receiving = true;
             ring.receive(slot);
         }
         match connection.phase {
             Phase::Vacant | Phase::Handshake | Phase::Lingering | Phase::Closing => {}
+            Phase::Serving => {}
             Phase::Open => self.attend_open(slot, at_hand, ring),
             Phase::Finishing => self.attend_finishing(slot, ring),
             Phase::Aborting => self.attend_aborting(slot, ring),
@@ -294,7 +297,9 @@ impl State {
         let connection = self.connections.get(slot);
         let is_lacking = |(topic, from)| self.topics.get(topic).window.newest() > from;
         let lacks_some = connection.memberships.iter_from(connection.cursor).any(is_lacking);
-        if lacks_some || connection.is_owed() {
+        if self.publishers.is_paused(slot) {
+            // What it said before its end is still to be read. It is marked when it goes on.
+        } else if lacks_some || connection.is_owed() {
             self.mark_ready(slot);
         } else {
             self.hang_up(slot, CloseReason::ClientGone, "");

@@ -132,7 +132,7 @@ impl State {
                     self.beat(slot);
                 }
             }
-            Phase::Finishing => {}
+            Phase::Serving | Phase::Finishing => {}
             Phase::Lingering => {
                 if quiet >= ticks(LINGER_MS_MAX) {
                     let reason = connection.reason;
@@ -157,8 +157,10 @@ impl State {
 
     /// A sign of life on an idle connection.
     fn beat(&mut self, slot: Slot) {
+        // A client that is paused cannot show one.
+        let is_paused = self.publishers.is_paused(slot);
         let connection = self.connections.get_mut(slot);
-        if connection.pinged {
+        if connection.pinged && !is_paused {
             self.abort(slot, CloseReason::PingTimeout);
             return;
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fanwave::broadcast::Encoded;
 use fanwave::clock::Stamp;
 use fanwave::event::{Data, Epoch, Event, EventId};
-use fanwave::hub::publish::{Line, Lines, parse_line, parse_options, parse_text, parse_topic_path};
+use fanwave::publishing::{Line, Lines, parse_line, parse_options, parse_text, parse_topic_path};
 use fanwave::wire::http::{Head, HeadRules, Manner, Origins, Subprotocols, parse_head};
 use fanwave::wire::sse_parser::Parser;
 use fanwave::wire::websocket::{Decoder, Incoming};

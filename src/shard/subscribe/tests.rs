@@ -25,6 +25,7 @@ impl Bench {
             control: Vec::new(),
             shard_cpus: vec![0],
             pages: Default::default(),
+            client_publish: Vec::new(),
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Auto,
             diagnostic_echo: false,

@@ -34,6 +34,7 @@ impl Crowd {
             control: Vec::new(),
             shard_cpus: vec![0],
             pages: Default::default(),
+            client_publish: Vec::new(),
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Auto,
             diagnostic_echo: false,

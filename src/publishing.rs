@@ -16,9 +16,9 @@ use http::header::CONTENT_ENCODING;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::refusal::{Refusal, RefusalReason};
 use crate::config::limits::LINE_BYTES_KEPT;
 use crate::event::{CustomId, Data, Event, EventId, EventName, Topic};
+use crate::refusal::{Refusal, RefusalReason};
 use crate::wire::http::{EscapeFault, percent_decoded};
 use crate::wire::json::without_white_space;
 use crate::wire::sse::GAP_EVENT;
@@ -331,6 +331,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::limits::REFUSAL_BYTES_MAX;
 
     fn line(text: &str) -> Result<Event, Refusal> {
         parse_line(text.as_bytes(), 100)
@@ -492,5 +493,15 @@ mod tests {
         chunks.push(b"\nok\n");
         assert_eq!(cut(&chunks, 100), [(1, "-".to_string()), (2, "ok".to_string())]);
         assert_eq!(cut(&[b"12345\n123456\n1234567"], 6)[2], (3, "-".to_string()));
+    }
+
+    #[test]
+    fn a_refusal_is_one_line_whatever_it_quotes() {
+        let line = parse_line(br#"{"topic":"a","e\n\u001b[2J\u00e9":1}"#, 10);
+        let text = line.expect_err("no member has this name").text;
+        assert!(text.starts_with(r"unknown field `e\n\u{1b}[2Jé`, expected "), "{text}");
+        let refusal = Refusal::new(RefusalReason::BadJson, "\n".repeat(1 << 20));
+        assert!(refusal.text.starts_with("\\n\\n") && refusal.text.ends_with("…"));
+        assert!(refusal.text.len() <= REFUSAL_BYTES_MAX + "…".len());
     }
 }
