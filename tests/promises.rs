@@ -35,6 +35,7 @@ mod promises {
     mod shutdown;
     mod stalled_reader;
     mod start_up;
+    mod starts;
     mod topics;
     mod websocket;
 }

@@ -21,6 +21,7 @@ mod names;
 mod publishers;
 mod raw;
 mod reap;
+mod start;
 mod state;
 mod subscribe;
 mod sweep;

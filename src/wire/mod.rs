@@ -7,6 +7,8 @@ pub mod http;
 pub mod json;
 pub mod sse;
 pub mod sse_parser;
+pub mod start;
 pub mod websocket;
 
 pub use format::{Family, Format};
+pub use start::Start;

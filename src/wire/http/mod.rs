@@ -16,7 +16,7 @@
 
 use crate::close::CloseReason;
 use crate::event::Topic;
-use crate::wire::{Family, Format};
+use crate::wire::{Family, Format, Start};
 
 mod answer;
 mod content_type;
@@ -97,8 +97,8 @@ pub struct Subscribe {
     /// Distinct, in the order given: the path's first, then the query's. At least one, save where
     /// the format takes commands.
     pub topics: Vec<Topic>,
-    /// The last event id that the client had, maybe not one of ours.
-    pub last_event_id: Option<LastEventId>,
+    /// Where each of them begins.
+    pub start: Start,
     /// Some exactly if the format is a WebSocket one.
     pub handshake: Option<Handshake>,
     /// It asks for an event stream by name (`Accept`), as an `EventSource` does.
@@ -206,7 +206,8 @@ fn interpret(
     if wanted.topics.is_empty() && !speaks_json {
         return Err(target.no_topic());
     }
-    let last_event_id = fields.last_event_id().or(wanted.last_event_id);
+    // A browser comes back with the same URL and the header, so the header is newer.
+    let start = fields.last_event_id().map_or(wanted.start, Start::After);
     let (format, handshake) = match family {
         Family::EventStream => {
             fields.check_accepts_event_stream()?;
@@ -223,7 +224,7 @@ fn interpret(
     }
     let names_event_stream = family == Family::EventStream && fields.names_event_stream();
     let topics = wanted.topics;
-    let subscribe = Subscribe { format, topics, last_event_id, handshake, names_event_stream };
+    let subscribe = Subscribe { format, topics, start, handshake, names_event_stream };
     Ok(Head::Subscribe(Box::new(subscribe), head_bytes))
 }
 

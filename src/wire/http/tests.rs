@@ -33,7 +33,7 @@ fn subscribed(head: &str) -> Subscribe {
 }
 
 fn id(subscribe: &Subscribe) -> Option<&str> {
-    subscribe.last_event_id.as_ref().map(LastEventId::as_str)
+    subscribe.start.after().map(LastEventId::as_str)
 }
 
 fn refused(bytes: &[u8]) -> RefusedRequest {
