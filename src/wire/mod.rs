@@ -1,6 +1,7 @@
 //! Bytes of the protocols: pure functions and small state machines, no I/O, no clock.
 
 pub mod chunked;
+pub mod envelope;
 pub mod format;
 pub mod gap;
 pub mod http;
