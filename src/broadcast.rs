@@ -29,11 +29,13 @@ use crate::wire::Format;
 use crate::wire::format::{Frame, Given};
 
 mod account;
+mod presence;
 mod question;
 mod sleep;
 mod uplink;
 
 pub use account::{Account, Crowd, Memory};
+pub use presence::{Answerer, Asker, Crowds};
 pub use question::{Question, TopicQuery};
 use sleep::Sleep;
 pub use uplink::{Answer, HubEnd, Outcome, Publish, Taken, Ticket, Uplink};
@@ -303,6 +305,7 @@ pub struct Outbox {
     queue: Sender<Message>,
     side: Sender<Question>,
     uplink: HubEnd,
+    presence: Answerer,
     doorbell: Arc<Doorbell>,
 }
 
@@ -314,6 +317,9 @@ pub struct Inbox {
     /// Until the shard takes it.
     uplink: Option<Uplink>,
     answers: Receiver<Vec<Answer>>,
+    /// Until the shard takes it.
+    asker: Option<Asker>,
+    crowds: Receiver<(Ticket, Crowds)>,
     doorbell: Arc<Doorbell>,
 }
 
@@ -333,9 +339,20 @@ pub fn path(messages_max: usize) -> std::io::Result<(Outbox, Inbox)> {
     let (asker, asked) = crossbeam_channel::bounded(QUESTIONS_MAX);
     let doorbell = Arc::new(Doorbell::new()?);
     let (uplink, hub_end) = uplink::uplink();
-    let outbox = Outbox { queue: sender, side: asker, uplink: hub_end, doorbell: doorbell.clone() };
-    let answers = uplink.receiver();
-    Ok((outbox, Inbox { queue: receiver, side: asked, uplink: Some(uplink), answers, doorbell }))
+    let (presence_asker, presence) = presence::presence();
+    let outbox =
+        Outbox { queue: sender, side: asker, uplink: hub_end, presence, doorbell: doorbell.clone() };
+    let (answers, crowds) = (uplink.receiver(), presence_asker.receiver());
+    let inbox = Inbox {
+        queue: receiver,
+        side: asked,
+        uplink: Some(uplink),
+        answers,
+        asker: Some(presence_asker),
+        crowds,
+        doorbell,
+    };
+    Ok((outbox, inbox))
 }
 
 impl Outbox {
@@ -373,6 +390,17 @@ impl Outbox {
         self.doorbell.ring();
     }
 
+    /// The hub's end of the asks for subscribers.
+    pub fn presence(&self) -> &Answerer {
+        &self.presence
+    }
+
+    /// Answers such an ask, and wakes the shard if it sleeps.
+    pub fn tell_presence(&self, ticket: Ticket, crowds: Crowds) {
+        self.presence.answer(ticket, crowds);
+        self.doorbell.ring();
+    }
+
     /// Messages waiting in the queue, without questions.
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -402,10 +430,18 @@ impl Inbox {
         self.uplink.take().expect("a shard takes its uplink once")
     }
 
+    /// The shard's end of the asks for subscribers, to be taken once. Answers wake the shard.
+    pub fn take_asker(&mut self) -> Asker {
+        self.asker.take().expect("a shard takes its asker once")
+    }
+
     /// Announces sleep and says whether all queues are empty, so that the shard may await its
     /// doorbell. On `false` the shard counts as awake again.
     pub fn may_sleep(&self) -> bool {
-        let is_quiet = || self.queue.is_empty() && self.side.is_empty() && self.answers.is_empty();
+        let is_quiet = || {
+            let is_told_nothing = self.queue.is_empty() && self.side.is_empty();
+            is_told_nothing && self.answers.is_empty() && self.crowds.is_empty()
+        };
         self.doorbell.sleep.begin(is_quiet)
     }
 

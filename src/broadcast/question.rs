@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::event::Topic;
 use crate::metrics::{ShardReport, TopicReport};
+use crate::wire::Family;
 
 /// Which topics a shard shall tell of.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub enum TopicQuery {
 pub enum Question {
     /// Its counters and histograms.
     Counters(oneshot::Sender<ShardReport>),
+    /// How many subscribers these topics have there, by family.
+    Presence(Arc<[Topic]>, oneshot::Sender<Vec<[u64; Family::COUNT]>>),
     /// What it knows of some topics.
     Topics(TopicQuery, oneshot::Sender<Vec<TopicReport>>),
 }
@@ -43,6 +46,7 @@ impl Question {
     pub fn is_given_up(&self) -> bool {
         match self {
             Question::Counters(answer) => answer.is_closed(),
+            Question::Presence(_, answer) => answer.is_closed(),
             Question::Topics(_, answer) => answer.is_closed(),
         }
     }

@@ -40,6 +40,7 @@ mod head;
 mod intake;
 mod listen;
 mod listing;
+mod presence;
 mod refusal;
 mod scrape;
 mod seats;
@@ -158,6 +159,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     let listening = listen::start(control, control_connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
+    let presences = tokio::spawn(presence::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     tokio::select! {
         biased;
@@ -177,6 +179,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     listening.join_all().await;
     retry.abort();
     uplinks.abort();
+    presences.abort();
     give_back.abort();
     let ended = async {
         ends.during(hub.tell_shards(|| Message::End)).await;
