@@ -15,8 +15,10 @@ mod promises {
     mod bad_requests;
     mod browser;
     mod bulk;
+    mod client_post;
     mod client_publish;
     mod control;
+    mod conversation;
     mod control_room;
     mod delivery;
     mod echo;

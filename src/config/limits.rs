@@ -439,6 +439,13 @@ pub const UNANSWERED_MAX: usize = 64;
 pub const PAUSED_BYTES_MAX: usize = 2 << 20;
 /// Clients that wait for room and go on in one turn. Each may publish [`UNANSWERED_MAX`].
 pub const RESUMES_PER_TURN_MAX: usize = 64;
+/// Milliseconds for the whole body of a publish on the data plane, as on the control plane.
+pub const POST_BODY_MS_MAX: u64 = 60_000;
+/// Milliseconds that a connection on which somebody published may be idle. Browsers keep theirs for
+/// longer and open another one then.
+pub const POST_IDLE_MS_MAX: u64 = 60_000;
+/// The same while sockets are short: then idle ones leave theirs to newcomers.
+pub const POST_SILENCE_MS_MIN: u64 = 1_000;
 /// Publishes that the hub takes from one shard before the next one has its turn.
 pub const UPLINK_SHARE: usize = 64;
 /// Publishes that the hub takes before it broadcasts them, answers, and looks at its other work.

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use super::echo::Echo;
+use super::posts::Posts;
 use crate::close::CloseReason;
 use crate::egress::{Batch, Slot, prefetch};
 use crate::wire::Format;
@@ -19,8 +20,8 @@ pub type TopicIndex = u32;
 /// Entries per chunk, one behind the other.
 pub const CHUNK: usize = 256;
 
-/// Where a connection stands in its life; it only moves downwards, and from `Closing` back to
-/// `Vacant`.
+/// Where a connection stands in its life; it only moves downwards, from `Serving` back to
+/// `Handshake` for a request of another kind, and from `Closing` back to `Vacant`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// No connection.
@@ -140,6 +141,50 @@ impl Memberships {
         cursor
     }
 
+    /// Puts one in, whose stream begins after `from`, for a subscriber at `cursor`. All others go on
+    /// where they were. Returns the cursor from which all do: `from`, if that is lower.
+    pub fn add(&mut self, member: Membership, cursor: u64, from: u64) -> u64 {
+        let mut starts: Vec<u64> = self.iter_from(cursor).map(|(_, from)| from).collect();
+        let place = self.as_slice().binary_search_by_key(&member.topic, |member| member.topic);
+        let at = place.expect_err("a subscriber has a topic once");
+        starts.insert(at, from);
+        match self {
+            Memberships::None => *self = Memberships::One(member),
+            Memberships::One(one) => {
+                let mut members = vec![*one; 2];
+                members[at] = member;
+                *self = Memberships::from(members);
+            }
+            Memberships::Many(several) => {
+                several.members.reserve_exact(1);
+                several.members.insert(at, member);
+            }
+        }
+        self.start_after(starts)
+    }
+
+    /// Takes the one of `topic` out, if it is there, for a subscriber at `cursor`. Returns it and
+    /// the cursor of the others, which go on where they were.
+    pub fn remove(&mut self, topic: TopicIndex, cursor: u64) -> Option<(Membership, u64)> {
+        let at = self.as_slice().binary_search_by_key(&topic, |member| member.topic).ok()?;
+        let mut starts: Vec<u64> = self.iter_from(cursor).map(|(_, from)| from).collect();
+        starts.remove(at);
+        let member = match self {
+            Memberships::None => return None,
+            Memberships::One(_) => {
+                let one = self.pop();
+                return one.map(|one| (one, cursor));
+            }
+            Memberships::Many(several) => several.members.remove(at),
+        };
+        if let Memberships::Many(several) = self
+            && let [one] = several.members.as_slice()
+        {
+            *self = Memberships::One(*one);
+        }
+        Some((member, self.start_after(starts)))
+    }
+
     /// Takes the last one out.
     pub fn pop(&mut self) -> Option<Membership> {
         match self {
@@ -173,6 +218,8 @@ pub enum Session {
     Sse,
     /// WebSocket: frames from the client, parsed as they come.
     WebSocket(Decoder),
+    /// Requests that publish, of which this is known.
+    Posts(Box<Posts>),
     /// WebSocket that gets back what it sends.
     Echo(Box<Echo>),
 }

@@ -11,6 +11,7 @@ use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
 
 pub mod batch;
+mod commands;
 pub mod connections;
 mod echo;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod fixtures;
 mod forgotten;
 mod ids;
 mod names;
+mod posts;
 mod publishers;
 mod raw;
 mod reap;
@@ -55,7 +57,7 @@ pub struct Shard<R> {
 impl<R: EgressRing> Shard<R> {
     /// A shard without connections.
     pub fn new(setup: ShardSetup, ring: R, mut inbox: Inbox, now: Stamp) -> Shard<R> {
-        let state = State::new(setup, inbox.take_uplink(), now);
+        let state = State::new(setup, inbox.take_uplink(), inbox.take_asker(), now);
         Shard { ring, inbox, state, told_to_end: false }
     }
 
@@ -78,6 +80,7 @@ impl<R: EgressRing> Shard<R> {
         let messages = self.take_messages();
         let state = &mut self.state;
         // Before what clients say: they may say more once they are answered.
+        state.take_crowds();
         state.take_answers();
         if !state.held_back.is_empty() {
             state.ask_again();

@@ -14,7 +14,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::connections::Phase;
+use super::commands::Conversation;
+use super::connections::{Phase, Session};
 use super::state::State;
 use crate::broadcast::{Answer, Outcome, Publish, Ticket, Uplink};
 use crate::close::CloseReason;
@@ -34,6 +35,10 @@ pub(super) enum Until {
     Room,
     /// The answer to its last publish.
     Quiet,
+    /// That what it was answered is sent.
+    Sent,
+    /// An event on its way.
+    Event,
 }
 
 impl Until {
@@ -42,6 +47,7 @@ impl Until {
         match self {
             Until::Room => unanswered <= UNANSWERED_MAX / 2,
             Until::Quiet => unanswered == 0,
+            Until::Sent | Until::Event => false,
         }
     }
 }
@@ -56,12 +62,15 @@ struct Client {
     paused: Option<Paused>,
     /// What has come of a message that is not whole.
     message: Message,
+    /// Its commands under way.
+    conversation: Conversation,
 }
 
 impl Client {
     /// True if there is nothing to remember of it.
     fn is_idle(&self) -> bool {
-        self.unanswered == 0 && self.paused.is_none() && self.message == Message::default()
+        let is_quiet = self.unanswered == 0 && self.paused.is_none();
+        is_quiet && self.message == Message::default() && self.conversation.is_over()
     }
 }
 
@@ -96,6 +105,14 @@ impl Message {
         }
     }
 
+    /// Bytes that were collected.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Message::Collected(bytes) => bytes.len(),
+            Message::Dropped => 0,
+        }
+    }
+
     /// Bytes of memory that it takes.
     fn held(&self) -> usize {
         match self {
@@ -127,6 +144,8 @@ pub(super) struct Publishers {
     held: usize,
     /// Those of them that may go on, by slot and number, in the order in which they could.
     due: VecDeque<(Slot, u64)>,
+    /// Who was answered in this turn and is to be told.
+    answered: Vec<Slot>,
     /// Whose receives are to end. May hold a slot twice, or one that is not paused any more.
     to_pause: Vec<Slot>,
 }
@@ -140,6 +159,7 @@ impl Publishers {
             paused: 0,
             held: 0,
             due: VecDeque::new(),
+            answered: Vec::new(),
             to_pause: Vec::new(),
         }
     }
@@ -190,6 +210,47 @@ impl Publishers {
         }
     }
 
+    /// The commands of a client, if it is remembered.
+    pub(super) fn conversation(&mut self, slot: Slot) -> Option<&mut Conversation> {
+        self.clients.get_mut(&slot).map(|client| &mut client.conversation)
+    }
+
+    /// The commands of a client, which is remembered from now on.
+    pub(super) fn conversation_of(&mut self, slot: Slot) -> &mut Conversation {
+        &mut self.client(slot).conversation
+    }
+
+    /// True if the hub owes the client an answer to a command.
+    pub(super) fn awaits_hub(&self, slot: Slot) -> bool {
+        !self.clients.is_empty()
+            && self.clients.get(&slot).is_some_and(|client| client.conversation.awaits_hub())
+    }
+
+    /// Forgets a client of which there is nothing to remember.
+    pub(super) fn forget_if_idle(&mut self, slot: Slot) {
+        if !self.clients.is_empty() && self.clients.get(&slot).is_some_and(Client::is_idle) {
+            self.clients.remove(&slot);
+        }
+    }
+
+    /// Counts something that the client asks of the hub, and names it.
+    pub(super) fn ticket(&mut self, slot: Slot) -> Ticket {
+        let client = self.client(slot);
+        client.unanswered += 1;
+        Ticket { slot, number: client.number, tag: 0 }
+    }
+
+    /// What a paused client waits for has come.
+    pub(super) fn let_go_on(&mut self, slot: Slot, waits_for: Until) {
+        if self.paused == 0 {
+            return;
+        }
+        let Some(Client { number, paused: Some(paused), .. }) = self.clients.get_mut(&slot) else { return };
+        if paused.until == waits_for && !std::mem::replace(&mut paused.is_due, true) {
+            self.due.push_back((slot, *number));
+        }
+    }
+
     /// Wakes the hub for what was queued in this turn.
     pub(super) fn wake_hub(&mut self) {
         self.uplink.wake_hub();
@@ -200,15 +261,26 @@ impl Publishers {
         !self.due.is_empty() && self.uplink.room() > 0
     }
 
+    /// Answers for this client have gathered, and are to be sent once all are here.
+    pub(super) fn note_answers(&mut self, slot: Slot) {
+        self.answered.push(slot);
+    }
+
     fn client(&mut self, slot: Slot) -> &mut Client {
         self.clients.entry(slot).or_insert_with(|| {
             self.number += 1;
-            Client { number: self.number, unanswered: 0, paused: None, message: Message::default() }
+            Client {
+                number: self.number,
+                unanswered: 0,
+                paused: None,
+                message: Message::default(),
+                conversation: Conversation::default(),
+            }
         })
     }
 
     /// Notes an answer. False if its client has left.
-    fn note(&mut self, ticket: Ticket) -> bool {
+    pub(super) fn note(&mut self, ticket: Ticket) -> bool {
         let Some(client) = self.clients.get_mut(&ticket.slot).filter(|client| client.number == ticket.number)
         else {
             return false;
@@ -324,24 +396,25 @@ impl State {
                 }
             }
         }
+        let mut answered = std::mem::take(&mut self.publishers.answered);
+        answered.drain(..).for_each(|slot| self.say_answers(slot));
+        self.publishers.answered = answered;
         for _ in 0..RESUMES_PER_TURN_MAX {
             let Some((slot, mut unread)) = self.publishers.next_due() else { break };
-            if !unread.is_empty() {
-                self.handle_received(slot, &mut unread);
-            }
-            self.went_on(slot);
+            // Even if nothing is unread: it may wait with a request that was read.
+            self.handle_received(slot, &mut unread);
+            // It is listened to again.
+            self.mark_ready(slot);
         }
     }
 
-    /// What became of a publish: each protocol tells its client in its own way. A raw WebSocket is
-    /// told nothing.
-    fn answered(&mut self, _slot: Slot, _tag: u64, _outcome: Outcome) {}
-
-    /// A client was let go on, and has said what it had said before. If it is paused no more, it is
-    /// listened to again.
-    fn went_on(&mut self, slot: Slot) {
-        if !self.publishers.is_paused(slot) {
-            self.mark_ready(slot);
+    /// What became of a publish of a client that is still there. Each protocol tells it in its own
+    /// way; a raw WebSocket is told nothing.
+    fn answered(&mut self, slot: Slot, _tag: u64, outcome: Outcome) {
+        match self.connections.get(slot).session {
+            Session::Posts(_) => self.post_answered(slot, outcome),
+            Session::WebSocket(_) => self.command_answered(slot, outcome),
+            Session::Handshake(_) | Session::Sse | Session::Echo(_) => {}
         }
     }
 }

@@ -48,6 +48,7 @@ impl State {
             }
             // Its request waits for an event on its way, and is answered when that has come.
             (ReceiveEnd::EndOfStream, Phase::Handshake) => {}
+            (ReceiveEnd::EndOfStream, Phase::Serving) => self.say_answers(slot),
             // It may have ended its side alone, and wait for the answer.
             (ReceiveEnd::EndOfStream, Phase::Open) => self.mark_ready(slot),
             (ReceiveEnd::EndOfStream, Phase::Lingering) => self.abort(slot, CloseReason::ClientGone),
@@ -127,7 +128,9 @@ impl State {
             return;
         }
         connection.offset = 0;
-        let owes = connection.missed || connection.control.is_some() || connection.phase != Phase::Open;
+        // A client that waits for this goes on.
+        let waits = self.publishers.is_paused(slot);
+        let owes = waits || connection.missed || connection.control.is_some() || connection.phase != Phase::Open;
         connection.missed = false;
         let format = connection.format;
         self.note_taken(format, &batch, 1);

@@ -4,10 +4,11 @@
 //! found in `start`.
 
 use super::connections::{Membership, Memberships, Phase, Session, TopicIndex};
+use super::publishers::Until;
 use super::state::State;
 use crate::close::CloseReason;
-use crate::config::SseRefusals;
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, RETURN_MS_MIN, RETURN_MS_SPREAD};
+use crate::config::{Config, SseRefusals};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
 use crate::refusal::RefusalReason;
@@ -15,6 +16,17 @@ use crate::wire::gap::Gap;
 use crate::wire::http::{Answer, Head, HeadRules, Manner, RefusedRequest, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
 use crate::wire::{Family, Format, http, websocket};
+
+/// What the operator allows in a request head.
+pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
+    HeadRules {
+        head_bytes_max: config.limits.handshake_bytes_max,
+        topics_max: config.limits.topics_per_connection_max,
+        origins: &config.pages.origins,
+        subprotocols: &config.pages.subprotocols,
+        echo: config.diagnostic_echo,
+    }
+}
 
 impl State {
     /// Bytes from the client of `slot`.
@@ -45,6 +57,7 @@ impl State {
                     }
                 }
             }
+            Phase::Serving => self.handle_posts(slot, bytes),
             Phase::Open => self.handle_frames(slot, bytes),
             // Whoever is being hung up on has said enough.
             _ => {}
@@ -53,15 +66,11 @@ impl State {
 
     /// A request head, perhaps in part. Returns the bytes of a head that made a subscriber.
     fn handle_head(&mut self, slot: Slot, bytes: &[u8], asked_again: bool) -> Option<usize> {
-        let config = self.setup.config.clone();
-        let rules = HeadRules {
-            head_bytes_max: config.limits.handshake_bytes_max,
-            topics_max: config.limits.topics_per_connection_max,
-            origins: &config.pages.origins,
-            subprotocols: &config.pages.subprotocols,
-            echo: config.diagnostic_echo,
-        };
-        let (head, manner) = http::parse_head(bytes, &rules);
+        if http::begins_post(bytes) {
+            self.begin_posts(slot, bytes);
+            return None;
+        }
+        let (head, manner) = http::parse_head(bytes, &head_rules(&self.setup.config));
         let accepting = self.drain.is_none();
         let answer = match head {
             Head::Partial => {
@@ -127,6 +136,7 @@ impl State {
         let due: Vec<Slot> =
             self.held_back.extract_if(.., |held| held.1 <= sequence).map(|held| held.0).collect();
         for slot in due {
+            self.publishers.let_go_on(slot, Until::Event);
             let connection = self.connections.get_mut(slot);
             let Session::Handshake(head) = &mut connection.session else { continue };
             let mut head = std::mem::take(head);
@@ -259,6 +269,9 @@ impl State {
 
     /// WebSocket frames from the client of `slot`, perhaps in part.
     fn handle_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
+        if self.connections.get(slot).format == Format::Json {
+            return self.handle_commands(slot, bytes);
+        }
         if let Some(topic) = self.publishes_to(slot).cloned() {
             return self.handle_raw(slot, bytes, &topic);
         }
@@ -267,7 +280,7 @@ impl State {
             Session::WebSocket(decoder) => decoder,
             Session::Echo(_) => return self.handle_echo(slot, bytes),
             // An event stream takes nothing from its client.
-            Session::Handshake(_) | Session::Sse => return,
+            Session::Handshake(_) | Session::Sse | Session::Posts(_) => return,
         };
         let message_bytes_max = self.setup.config.limits.message_in_bytes_max as u64;
         let waiting = connection.control.as_ref().map_or(0, |batch| batch.len());

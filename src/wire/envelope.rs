@@ -109,8 +109,10 @@ pub enum Reply<'a> {
     Unsubscribed(&'a Named),
     /// To `publish`.
     Published {
-        /// The place of the event in the order.
-        at: EventId,
+        /// The id that subscribers see.
+        id: &'a str,
+        /// Its place in the order.
+        sequence: u64,
         /// It was taken before, under the same key.
         duplicate: bool,
     },
@@ -255,8 +257,10 @@ fn write_reply(json: &mut Vec<u8>, reply: &Reply<'_>) -> std::io::Result<()> {
             write_named(json, of);
             Ok(())
         }
-        Reply::Published { at, duplicate } => {
-            write!(json, r#""id":"{at}","sequence":{}"#, at.sequence)?;
+        Reply::Published { id, sequence, duplicate } => {
+            json.write_all(br#""id":"#)?;
+            push_string(json, id);
+            write!(json, r#","sequence":{sequence}"#)?;
             json.write_all(if *duplicate { br#","duplicate":true"# } else { b"" })
         }
         Reply::Present { topic, sse, websocket } => {

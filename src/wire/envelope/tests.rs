@@ -120,12 +120,12 @@ fn answers_are_one_object() {
         (Some("1"), Reply::Unsubscribed(&of), r#"{"ref":1,"ok":{"topic":"a\"b"}}"#),
         (
             Some("1"),
-            Reply::Published { at, duplicate: false },
+            Reply::Published { id: "10-7", sequence: 7, duplicate: false },
             r#"{"ref":1,"ok":{"id":"10-7","sequence":7}}"#,
         ),
         (
             Some("1"),
-            Reply::Published { at, duplicate: true },
+            Reply::Published { id: "10-7", sequence: 7, duplicate: true },
             r#"{"ref":1,"ok":{"id":"10-7","sequence":7,"duplicate":true}}"#,
         ),
         (
