@@ -75,7 +75,7 @@ async fn events_say_all_that_their_publishers_said() {
     assert!((before..before + 60_000).contains(&time), "{time}, and it is {before}");
     event["time"] = Value::Null;
     assert_eq!(event, json!({ "topic": "a", "id": plain.id, "data": "hi \"you\"\n", "time": null }));
-    server.publish_with("b", "event=price&id=mine&retry=500", "1").await;
+    server.publish_with("b", "?event=price&id=mine&retry=500", "1").await;
     let mut event = client.hear().await;
     event["time"] = Value::Null;
     let at = plain.id.replace("-1", "-2");
@@ -141,12 +141,11 @@ async fn a_client_that_was_cut_off_goes_on_where_it_was() {
     assert_eq!(client.hear().await["data"], "2");
     assert_eq!(client.hear().await["data"], "3");
     let mut other = Client::connect(&server, &[], None).await;
-    for topic in ["a", "b"] {
+    for (topic, data) in [("a", "2"), ("b", "3")] {
         let ok = other.done(json!({ "ref": topic, "subscribe": { "topic": topic, "after": id } })).await;
         assert_eq!(ok["after"], id);
+        assert_eq!(other.hear().await["data"], data);
     }
-    let texts = [other.hear().await["data"].clone(), other.hear().await["data"].clone()];
-    assert_eq!(texts, ["2", "3"]);
     for number in 4..10 {
         server.publish("a", number.to_string()).await;
     }
@@ -154,7 +153,9 @@ async fn a_client_that_was_cut_off_goes_on_where_it_was() {
     let ok = late.done(json!({ "ref": 1, "subscribe": { "topic": "a", "after": id } })).await;
     assert_eq!(late.hear().await, json!({ "gap": { "after": id, "reason": "expired", "topics": ["a"] } }));
     assert_ne!(ok["after"], id, "from here on it is whole");
-    assert_eq!(late.hear().await["data"], "6");
+    for number in 6..10 {
+        assert_eq!(late.hear().await["data"], number.to_string());
+    }
     let ok = late.done(json!({ "ref": 2, "subscribe": { "topic": "b", "after": "nobody's" } })).await;
     assert_eq!(ok["topic"], "b");
 }
