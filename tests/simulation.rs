@@ -31,6 +31,8 @@ use tokio::sync::oneshot;
 
 #[path = "simulation/memory.rs"]
 mod memory;
+#[path = "simulation/publishers.rs"]
+mod publishers;
 #[path = "simulation/questions.rs"]
 mod questions;
 #[path = "simulation/shares.rs"]

@@ -29,6 +29,7 @@ mod log;
 mod publishing;
 mod scraping;
 mod streaming;
+mod uplinks;
 
 const EPOCH: Epoch = Epoch(10_000_000_000_000_000_000);
 /// `EPOCH` as ids show it.
