@@ -340,8 +340,7 @@ pub fn path(messages_max: usize) -> std::io::Result<(Outbox, Inbox)> {
     let doorbell = Arc::new(Doorbell::new()?);
     let (uplink, hub_end) = uplink::uplink();
     let (presence_asker, presence) = presence::presence();
-    let outbox =
-        Outbox { queue: sender, side: asker, uplink: hub_end, presence, doorbell: doorbell.clone() };
+    let outbox = Outbox { queue: sender, side: asker, uplink: hub_end, presence, doorbell: doorbell.clone() };
     let (answers, crowds) = (uplink.receiver(), presence_asker.receiver());
     let inbox = Inbox {
         queue: receiver,

@@ -18,8 +18,8 @@ mod promises {
     mod client_post;
     mod client_publish;
     mod control;
-    mod conversation;
     mod control_room;
+    mod conversation;
     mod delivery;
     mod echo;
     mod first_steps;

@@ -308,7 +308,8 @@ impl State {
             return Err((ErrorCode::Full, detail));
         }
         // A topic that is not known has no events that an id could name.
-        let alone = known.map_or(Memberships::None, |topic| Memberships::One(Membership { topic, position: 0 }));
+        let alone =
+            known.map_or(Memberships::None, |topic| Memberships::One(Membership { topic, position: 0 }));
         let named = start.after().and_then(|id| self.named_by(&alone, id));
         let newest = self.setup.demand.newest();
         let may_come = start.after().is_some() && named.is_none() && self.sequence < newest && !asked_again;
@@ -393,8 +394,7 @@ impl State {
             Ok(taken) => {
                 let ours = EventId { epoch, sequence: taken.sequence }.to_string();
                 let id = id.as_ref().map_or(ours.as_str(), CustomId::as_str);
-                let reply =
-                    Reply::Published { id, sequence: taken.sequence, duplicate: taken.duplicate };
+                let reply = Reply::Published { id, sequence: taken.sequence, duplicate: taken.duplicate };
                 envelope::answer(Some(&reference), &reply)
             }
             Err(Refusal { reason, text }) => {

@@ -229,9 +229,7 @@ pub fn parse(text: &str) -> Result<Request<'_>, Fault<'_>> {
         }
         (Some(_), Some(_)) => Err(bad("a message is one command")),
     };
-    command
-        .map(|command| Request { reference, command })
-        .map_err(|wrong| fault(Some(reference), wrong))
+    command.map(|command| Request { reference, command }).map_err(|wrong| fault(Some(reference), wrong))
 }
 
 /// The answer to the command of `reference`, `None` where none could be read: a text message in one
@@ -240,7 +238,11 @@ pub fn answer(reference: Option<&str>, reply: &Reply<'_>) -> Vec<u8> {
     let mut json = Vec::with_capacity(128);
     json.extend_from_slice(br#"{"ref":"#);
     json.extend_from_slice(reference.unwrap_or("null").as_bytes());
-    json.extend_from_slice(if matches!(reply, Reply::Error { .. }) { br#","error":{"# } else { br#","ok":{"# });
+    json.extend_from_slice(if matches!(reply, Reply::Error { .. }) {
+        br#","error":{"#
+    } else {
+        br#","ok":{"#
+    });
     write_reply(&mut json, reply).expect("a vector takes every write");
     json.extend_from_slice(b"}}");
     let text = String::from_utf8(json).expect("JSON is UTF-8");
@@ -291,7 +293,8 @@ fn reference_of(json: &RawValue) -> Option<&str> {
     let text = json.get();
     let bytes = match text.as_bytes()[0] {
         b'"' => serde_json::from_str::<String>(text).ok()?.len(),
-        b'-' | b'0'..=b'9' => text.len(),
+        // One that no program can read, as `1e999`, would be none in the answer either.
+        b'-' | b'0'..=b'9' => serde_json::from_str::<serde_json::Number>(text).ok().map(|_| text.len())?,
         _ => return None,
     };
     (bytes <= REF_BYTES_MAX).then_some(text)

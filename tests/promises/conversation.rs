@@ -83,7 +83,8 @@ async fn events_say_all_that_their_publishers_said() {
         "topic": "b", "id": "mine", "event": "price", "data": "1", "time": null, "retry": 500, "at": at,
     });
     assert_eq!(event, full);
-    let binary = server.post("/topics/a").header("content-type", "application/octet-stream").body(vec![0, 255]);
+    let binary =
+        server.post("/topics/a").header("content-type", "application/octet-stream").body(vec![0, 255]);
     server.answer(binary).await;
     assert_eq!(client.hear().await["base64"], "AP8=");
 }
@@ -184,7 +185,9 @@ async fn what_a_client_publishes_comes_to_all_and_back_to_it_in_order() {
     assert_eq!(events, expected);
     assert_eq!(stream.texts(200).await, expected);
 
-    let ok = client.done(json!({ "ref": 1, "publish": { "topic": "chat/b", "base64": "AP8=", "id": "mine" } })).await;
+    let ok = client
+        .done(json!({ "ref": 1, "publish": { "topic": "chat/b", "base64": "AP8=", "id": "mine" } }))
+        .await;
     assert_eq!(ok, json!({ "id": "mine", "sequence": 201 }));
     let refused = [
         (json!({ "topic": "other", "data": 1 }), "not_allowed"),
@@ -228,7 +231,10 @@ async fn commands_of_all_kinds_are_answered_in_their_order() {
         let heard = client.hear().await;
         if heard["topic"].is_string() {
             assert!(subscribed, "no event outside of a subscription: {heard}");
-            assert_eq!(heard["data"].as_str().and_then(|text| text.parse::<u64>().ok()).map(|n| n % 6), Some(2));
+            assert_eq!(
+                heard["data"].as_str().and_then(|text| text.parse::<u64>().ok()).map(|n| n % 6),
+                Some(2)
+            );
             continue;
         }
         assert_eq!(heard["ref"], next, "{heard}");

@@ -144,7 +144,8 @@ impl Parlour {
         let take = if all { usize::MAX } else { self.world.dice.roll(100) as usize };
         let takes = |outbox: &Outbox| outbox.uplink().take();
         self.pending.extend(std::iter::from_fn(|| takes(&self.world.outbox)).take(take));
-        self.asks.extend(std::iter::from_fn(|| self.world.outbox.presence().take()).map(|(ticket, _)| ticket));
+        self.asks
+            .extend(std::iter::from_fn(|| self.world.outbox.presence().take()).map(|(ticket, _)| ticket));
         let some = |dice: &mut Dice, waiting: usize| match all {
             true => waiting,
             false => dice.roll(waiting as u64 + 1) as usize,
@@ -169,7 +170,8 @@ impl Parlour {
                 self.world.log.push(topic.expect("a topic of this test"));
                 self.world.demand.announce(sequence);
                 let account = self.world.accounts.record(&event, sequence, event.published_bytes()).account;
-                let keeps = if self.world.dice.chance(1, 2) { Wanted::of([Format::Json]) } else { Wanted::NONE };
+                let keeps =
+                    if self.world.dice.chance(1, 2) { Wanted::of([Format::Json]) } else { Wanted::NONE };
                 let encoded = Encoded::new(event, EPOCH, sequence, self.world.now).keeping(keeps);
                 events.push(Arc::new(encoded.counted_in(&account)));
                 self.published.insert(sequence, from);
@@ -334,7 +336,9 @@ impl Client {
                         assert!(!some_between(topic, *has, begins), "{heard} leaves out some after {has}");
                     }
                     None => {
-                        assert!(after.is_none_or(|after| after == begins || !some_between(topic, after, begins)));
+                        assert!(
+                            after.is_none_or(|after| after == begins || !some_between(topic, after, begins))
+                        );
                         self.topics.insert(topic, begins);
                     }
                 }

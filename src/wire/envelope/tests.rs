@@ -55,7 +55,9 @@ fn a_ref_is_given_back_as_it_was_written() {
         let text = format!(r#"{{"ref":{reference},"ping":{{}}}}"#);
         assert_eq!(parse(&text).expect(reference).reference, reference);
     }
-    for reference in ["null", "true", "[1]", "{}", &format!("\"{}\"", "x".repeat(65)), &"1".repeat(65)] {
+    for reference in
+        ["null", "1e999", "true", "[1]", "{}", &format!("\"{}\"", "x".repeat(65)), &"1".repeat(65)]
+    {
         let text = format!(r#"{{"ref":{reference},"ping":{{}}}}"#);
         let detail = "ref is a number, or a string of at most 64 bytes";
         assert_eq!(fault(&text), (None, ErrorCode::BadCommand, detail.to_string()), "{reference}");
