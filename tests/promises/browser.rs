@@ -275,11 +275,11 @@ async fn a_browser_speaks_json_and_publishes_to_other_pages() {
     assert_eq!(seen, expected);
 
     cut.send_modify(|times| *times += 1);
+    assert_eq!(reported(&mut reports).await, "json closed");
     server.publish("chat/a", "missed").await;
     all(
         &mut reports,
         &[
-            "json closed",
             "json open fanwave.v1.json",
             "json 1 topic,after",
             r#"json event chat/a "missed""#,
