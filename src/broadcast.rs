@@ -242,7 +242,7 @@ impl Drain {
 pub enum Message {
     /// Events to hand to the subscribers.
     Batch(Arc<EncodedBatch>),
-    /// Begin to drain. A shard that is done goes on answering whoever comes, until all are.
+    /// Begin to drain. A shard that is done still answers new clients, until all shards are.
     Drain(Drain),
     /// End now: every shard is done, or out of time.
     End,
@@ -287,7 +287,7 @@ impl Doorbell {
         }
     }
 
-    /// The shard woke up, whoever rang.
+    /// The shard woke up, by a ring or by itself.
     pub fn awake(&self) {
         self.sleep.end();
     }
@@ -550,7 +550,7 @@ mod tests {
         outbox.try_send(message()).expect("room");
         assert!(rung(inbox.doorbell()));
         assert!(inbox.doorbell().wait(Duration::MAX).expect("an eventfd"));
-        assert!(!inbox.doorbell().wait(Duration::ZERO).expect("an eventfd"), "whoever waited has heard it");
+        assert!(!inbox.doorbell().wait(Duration::ZERO).expect("an eventfd"), "the wait has used the ring up");
         outbox.try_send(message()).expect("room");
         assert!(!rung(inbox.doorbell()), "the shard was already woken");
     }

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         Ok(Command::Tail(options)) => run_tail(options),
         // Help and version end with 0, mistakes with 2.
         Err(SourceError::CommandLine(error)) => error.exit(),
-        Err(SourceError::Settings(line)) => Err((USAGE, line)),
+        Err(error) => Err((USAGE, error.to_string())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,7 +52,7 @@ fn run_server(flags: ServeFlags) -> Outcome {
     for line in sources::unknown_variables(std::env::vars_os()) {
         tracing::warn!("{line}");
     }
-    let config = flags.config().map_err(|line| (USAGE, line))?;
+    let config = flags.config().map_err(|error| (USAGE, error.to_string()))?;
     let (limits, overrun) = (config.limits.clone(), config.overrun);
     let program = std::env::args().next().unwrap_or_else(|| "fanwave".to_string());
     let started = |started: &serve::Started| {

@@ -17,20 +17,24 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::broadcast::{Demand, Memory, path};
-use crate::config::capacity::{Capacity, Sharers};
+use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES,
     RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
-use crate::config::{Config, ControlAddress, Sockets};
+use crate::config::{Config, ControlAddress};
+use crate::egress::epoll::EpollOptions;
 use crate::egress::listener::{listen, listen_alone};
-use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
+use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
-use crate::hub::{self, ControlListener, HubError, ShardEnd};
-use crate::runtime::{ShardHandle, ShardStart, spawn_shard, why_not_ready};
+use crate::hub::{self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure};
+use crate::runtime::{RingOptions, RuntimeError, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
+use egress::Ring;
+
+mod egress; // which ring
 
 /// What is running, told once every shard has said that it is ready.
 #[derive(Debug)]
@@ -43,6 +47,8 @@ pub struct Started {
     pub shard_cpus: Vec<usize>,
     /// Connections that each shard has room for.
     pub connections_per_shard_max: usize,
+    /// How the shards reach their sockets.
+    pub egress: EgressReport,
     /// User-space memory at the limits: owner and bytes, one line each.
     pub memory: Vec<(&'static str, u64)>,
 }
@@ -60,18 +66,26 @@ pub enum ServeError {
         remedy: &'static str,
     },
     /// The descriptor limit is too low for what the operator wants.
-    #[error("{0}")]
-    Descriptors(String),
+    #[error(transparent)]
+    Descriptors(#[from] NoCapacity),
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
-    /// A shard could not start or failed later.
-    #[error("shard {shard}: {cause}")]
+    /// A shard could not start.
+    #[error("shard {shard}: {source}")]
     Shard {
         /// The shard's number.
         shard: usize,
         /// Cause and remedy.
-        cause: String,
+        source: RuntimeError,
+    },
+    /// A shard failed later.
+    #[error("shard {shard}: {failure}")]
+    ShardEnd {
+        /// The shard's number.
+        shard: usize,
+        /// How it ended.
+        failure: ShardFailure,
     },
     /// The hub's own runtime or thread failed.
     #[error("hub: {0}")]
@@ -82,12 +96,9 @@ pub enum ServeError {
 /// first connection is accepted.
 pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeError> {
     let config = Arc::new(config);
-    let direct = match config.sockets {
-        Sockets::Auto => frees_direct_descriptors(),
-        Sockets::Direct => true,
-        Sockets::Plain => false,
-    };
-    let capacity = capacity(&config, direct)?;
+    raise_descriptor_limit();
+    let choice = egress::choose(config.egress, config.sockets)?;
+    let capacity = capacity(&config, choice.ring.is_direct())?;
     let epoch = Epoch::random()
         .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -99,8 +110,6 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         let _entered = runtime.enter();
         signals().map_err(|error| ServeError::Hub(format!("cannot listen for signals: {error}")))?
     };
-    // Before glommio makes rings of its own: where it may not, it panics.
-    try_out()?;
     // All of them, so that one start tells of every address that is in use.
     let mut failures = Failures::default();
     let (control_addresses, control) = bind_control(&config.control, &mut failures);
@@ -114,9 +123,9 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     let mut shards = Vec::new();
     let (ready_sender, ready) = std::sync::mpsc::channel();
     for (number, (cpu, listeners)) in config.shard_cpus.iter().copied().zip(listeners).enumerate() {
-        let failed = |cause: String| ServeError::Shard { shard: number, cause };
+        let failed = |source| ServeError::Shard { shard: number, source };
         let (outbox, inbox) = path(config.limits.shard_queue_batches_max)
-            .map_err(|error| failed(format!("cannot make the doorbell: {error}; raise ulimit -n")))?;
+            .map_err(|source| failed(RuntimeError::Doorbell { what: "make", source }))?;
         outboxes.push(outbox);
         let setup = shard::ShardSetup {
             number,
@@ -127,30 +136,26 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             memory: memory.clone(),
             connections_max: capacity.connections_max,
         };
-        let ring = UringOptions {
-            listeners,
-            accepts_per_listener: capacity.accepts_per_listener,
-            slots: capacity.slots as u32,
-            sockets_max: capacity.sockets_max as u32,
-            direct,
-            receive_buffers: RECEIVE_BUFFERS,
-            receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
-        };
         let (ready, ended) = (ready_sender.clone(), end_sender.clone());
         let handle = spawn_shard(
-            ShardStart { setup, ring, inbox },
-            move |result| drop(ready.send((number, result))),
-            move |result| drop(ended.send(ShardEnd { shard: number, result: result.clone() })),
+            ShardStart { setup, ring: ring(choice.ring, &capacity, listeners), inbox },
+            move || _ = ready.send(number),
+            move |result| {
+                let result = result.as_ref().map(|_| ()).map_err(ToString::to_string);
+                drop(ended.send(ShardEnd::new(number, result)));
+            },
         );
         shards.push(handle.map_err(failed)?);
     }
     drop((ready_sender, end_sender));
     let shards = await_ready(&ready, shards)?;
+    choice.log();
     started(&Started {
         listen: listen.clone(),
         control: control_addresses,
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
+        egress: choice.report.clone(),
         memory: memory_lines(&config, &capacity),
     });
     let setup = hub::HubSetup {
@@ -159,6 +164,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         outboxes,
         demand,
         memory,
+        egress: choice.report,
         listen,
         control,
         control_connections_max: capacity.control_connections_max,
@@ -173,7 +179,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             }
             Ok(())
         }
-        Err(HubError::Shard { shard, cause }) => Err(ServeError::Shard { shard, cause }),
+        Err(HubError::Shard { shard, failure }) => Err(ServeError::ShardEnd { shard, failure }),
         Err(error) => Err(ServeError::Hub(error.to_string())),
     }
 }
@@ -192,37 +198,60 @@ fn signals() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// What the descriptor limit, raised as far as it goes, allows.
-fn capacity(config: &Config, direct: bool) -> Result<Capacity, ServeError> {
+/// Raises the descriptor limit as far as it goes.
+fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let hard = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if setrlimit(Resource::Nofile, hard).is_err() {
         tracing::warn!(current = ?limit.current, "cannot raise the descriptor limit to its maximum");
     }
+}
+
+/// What the descriptor limit allows.
+fn capacity(config: &Config, direct: bool) -> Result<Capacity, ServeError> {
     let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
     let sharers = Sharers {
         shards: config.shard_cpus.len(),
         listens: config.listen.len(),
         controls: config.control.len(),
     };
-    Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)
-        .map_err(ServeError::Descriptors)
+    Ok(Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)?)
+}
+
+/// What the ring of a shard with these listeners needs to know.
+fn ring(ring: Ring, capacity: &Capacity, listeners: Vec<OwnedFd>) -> RingOptions {
+    match ring {
+        Ring::Uring { direct } => RingOptions::Uring(UringOptions {
+            listeners,
+            accepts_per_listener: capacity.accepts_per_listener,
+            slots: capacity.slots as u32,
+            sockets_max: capacity.sockets_max as u32,
+            direct,
+            receive_buffers: RECEIVE_BUFFERS,
+            receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
+        }),
+        Ring::Epoll => RingOptions::Epoll(EpollOptions {
+            listeners,
+            accepts_per_listener: capacity.accepts_per_listener,
+            sockets_max: capacity.sockets_max as u32,
+            receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
+        }),
+    }
 }
 
 /// Waits until every shard has said that it is ready; fails with the first that is not.
 fn await_ready(
-    ready: &Receiver<(usize, Result<(), String>)>,
+    ready: &Receiver<usize>,
     mut shards: Vec<ShardHandle>,
 ) -> Result<Vec<ShardHandle>, ServeError> {
     let mut silent: BTreeSet<usize> = (0..shards.len()).collect();
     while let Some(first) = silent.first().copied() {
         match ready.recv() {
-            Ok((shard, Ok(()))) => drop(silent.remove(&shard)),
-            Ok((shard, Err(cause))) => return Err(ServeError::Shard { shard, cause }),
-            // Whoever is silent has ended: it was not even made.
+            Ok(shard) => drop(silent.remove(&shard)),
+            // A shard that is silent has ended: it was not even made.
             Err(_) => {
-                let cause = why_not_ready(shards.swap_remove(first));
-                return Err(ServeError::Shard { shard: first, cause });
+                let source = shards.swap_remove(first).why_not_ready();
+                return Err(ServeError::Shard { shard: first, source });
             }
         }
     }

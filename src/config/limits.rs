@@ -99,14 +99,43 @@ impl Default for Limits {
     }
 }
 
+/// A limit that is not possible, by the name of its flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LimitError {
+    /// The limit is larger than the server or the kernel can keep.
+    #[error("--{flag} is {value}, at most {max} is possible: {why}")]
+    TooLarge {
+        /// Name of the flag, without dashes before it.
+        flag: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// The largest that is possible.
+        max: u64,
+        /// What bounds it.
+        why: &'static str,
+    },
+    /// The limit is smaller than the server needs.
+    #[error("--{flag} is {value}, at least {min} is needed: {why}")]
+    TooSmall {
+        /// Name of the flag, without dashes before it.
+        flag: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// The smallest that is enough.
+        min: u64,
+        /// What needs it; names the other flag if there is one.
+        why: &'static str,
+    },
+}
+
 /// The most events in one broadcast. Large enough that a shard's wake-up is paid once per many
 /// events.
 pub const BATCH_EVENTS_MAX: usize = 256;
 /// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
 /// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
 pub const TOPIC_BYTES: usize = 640;
-/// Memory holds at least this many of the largest events with their frames: a topic has a quarter of
-/// it, half of that for its history, and is pressed before its next event has no room
+/// Memory holds at least this many of the largest events with their frames: a topic has a quarter
+/// of it, half of that for its history, and is pressed before its next event has no room
 /// (`broadcast::Account`).
 pub const EVENTS_HELD_MIN: usize = 16;
 /// A window holds at least this many broadcasts, so that taking one never overruns a subscriber
@@ -178,15 +207,15 @@ impl Limits {
 
     /// Checks the relations between limits; the error names the flag, and the other one if there is
     /// one.
-    pub fn check(&self) -> Result<(), String> {
-        for (name, value, max, why) in self.maxima() {
+    pub fn check(&self) -> Result<(), LimitError> {
+        for (flag, value, max, why) in self.maxima() {
             if value > max {
-                return Err(format!("--{name} is {value}, at most {max} is possible: {why}"));
+                return Err(LimitError::TooLarge { flag, value, max, why });
             }
         }
-        for (name, value, min, why) in self.minima() {
+        for (flag, value, min, why) in self.minima() {
             if value < min {
-                return Err(format!("--{name} is {value}, at least {min} is needed: {why}"));
+                return Err(LimitError::TooSmall { flag, value, min, why });
             }
         }
         Ok(())
@@ -276,7 +305,7 @@ impl Limits {
 /// from some tens on; few enough that the kernel's requests and the entries of the queue are still
 /// in the cache when they are used again.
 pub const SWEEP_VISITS_MAX: usize = 128;
-/// Sockets of a shard beyond its subscribers, so that whoever comes too many still gets an answer.
+/// Sockets of a shard beyond its subscribers, so that a client too many still gets an answer.
 pub const SOCKETS_SPARE: usize = 256;
 /// The kernel's own bound on a table of direct descriptors (`IORING_MAX_FIXED_FILES`).
 pub const SOCKETS_LIMIT: usize = 1 << 20;
@@ -324,10 +353,11 @@ pub const TOPICS_RESERVED_MAX: usize = 1 << 20;
 pub const MARKS_MAX: usize = 1_024;
 /// Topics with events beyond their history that a shard looks at in one tick.
 pub const EXCESS_TOPICS_PER_TICK_MAX: usize = 4_096;
-/// Events that a shard drops in one turn, some milliseconds of work; the rest waits for the next ones.
+/// Events that a shard drops in one turn, some milliseconds of work; the rest waits for the next
+/// ones.
 pub const DROPS_PER_TURN_MAX: usize = 16_384;
-/// Bytes of a send that a subscriber takes in one tick, or it is slow: 1 MiB/s. Slow ones are cut where
-/// a topic is pressed and few are far behind.
+/// Bytes of a send that a subscriber takes in one tick, or it is slow: 1 MiB/s. Slow ones are cut
+/// where a topic is pressed and few are far behind.
 pub const SLOW_BYTES_PER_TICK: usize = 256 << 10;
 /// Milliseconds that a send may wait whose subscriber was cut for being too slow.
 pub const CUT_MS_MAX: u64 = 5_000;
@@ -348,6 +378,13 @@ pub const RING_END_MS_MAX: u64 = 1_000;
 pub const RECEIVE_BUFFERS: u16 = 256;
 /// Bytes of one receive buffer: a request head or a small message in one piece.
 pub const RECEIVE_BUFFER_BYTES: usize = 2_048;
+/// Receives over epoll in one turn, one per socket: as many as a turn has buffers for over
+/// io_uring.
+pub const RECEIVES_PER_REAP_MAX: usize = RECEIVE_BUFFERS as usize;
+/// Events that one look at an epoll brings, 12 bytes each; the rest comes with the next look.
+pub const EPOLL_EVENTS_MAX: usize = 512;
+/// Segments of one sendmsg(2): 64 large frames, 1 KiB on the stack. A send of more takes several.
+pub const EPOLL_SEGMENTS_MAX: usize = 64;
 /// Connections waiting in the kernel's accept queue per listener (bounded by `net.core.somaxconn`).
 pub const LISTEN_BACKLOG: i32 = 4_096;
 /// Milliseconds that a start waits for a port that somebody else still has, and between two looks.
@@ -368,7 +405,7 @@ pub const BATCHES_CACHED: usize = 4;
 /// Batches of a shard that are kept for their buffers, so that steady traffic does not allocate.
 /// The remembered ones hold half of them.
 pub const BATCHES_POOLED: usize = 2 * BATCHES_CACHED * Format::COUNT;
-/// Clients of a shard that may wait for an event on its way; whoever comes beyond is told of a gap.
+/// Clients of a shard that may wait for an event on its way; further ones are told of a gap.
 /// Each holds its request head.
 pub const HELD_BACK_MAX: usize = 1_024;
 /// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the
@@ -535,7 +572,9 @@ mod tests {
     #[test]
     fn a_window_too_small_for_its_events_is_refused_by_name() {
         let limits = Limits { window_bytes_max: 1 << 20, ..Limits::default() };
-        assert!(limits.check().expect_err("too small").contains("--window-bytes-max"));
+        let error = limits.check().expect_err("too small");
+        assert!(matches!(error, LimitError::TooSmall { flag: "window-bytes-max", value: 1_048_576, .. }));
+        assert!(error.to_string().starts_with("--window-bytes-max is 1048576, at least 4199"), "{error}");
     }
 
     #[test]
@@ -550,7 +589,9 @@ mod tests {
             ("drain-ms-max", Limits { drain_ms_max: u64::MAX, ..Limits::default() }),
         ];
         for (name, limits) in cases {
-            assert!(most(limits).starts_with(&format!("--{name} is ")), "{name}");
+            let error = most(limits);
+            assert!(matches!(error, LimitError::TooLarge { flag, .. } if flag == name), "{error}");
+            assert!(error.to_string().starts_with(&format!("--{name} is ")), "{error}");
         }
     }
 }

@@ -11,7 +11,8 @@ pub mod limits;
 mod pages;
 pub mod units;
 
-pub use limits::Limits;
+pub use limits::{LimitError, Limits};
+pub use pages::PageError;
 
 use crate::topic_pattern::Pattern;
 use crate::wire::http::{Origin, Origins, Subprotocols};
@@ -35,16 +36,25 @@ impl fmt::Display for ControlAddress {
     }
 }
 
-impl FromStr for ControlAddress {
-    type Err = String;
+/// What text lacks to be a [`ControlAddress`]; the message says what to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ControlAddressError {
+    /// Nothing follows `unix:`.
+    #[error("the path is missing, write unix:/run/fanwave.sock")]
+    NoPath,
+    /// Neither kind of address.
+    #[error("write IP:PORT or unix:PATH, for example 127.0.0.1:8081 or unix:/run/fanwave.sock")]
+    Unknown,
+}
 
-    fn from_str(text: &str) -> Result<ControlAddress, String> {
+impl FromStr for ControlAddress {
+    type Err = ControlAddressError;
+
+    fn from_str(text: &str) -> Result<ControlAddress, ControlAddressError> {
         match text.strip_prefix("unix:") {
-            Some("") => Err("the path is missing, write unix:/run/fanwave.sock".to_string()),
+            Some("") => Err(ControlAddressError::NoPath),
             Some(path) => Ok(ControlAddress::Unix(path.into())),
-            None => tcp_address(text).map(ControlAddress::Tcp).ok_or_else(|| {
-                "write IP:PORT or unix:PATH, for example 127.0.0.1:8081 or unix:/run/fanwave.sock".to_string()
-            }),
+            None => tcp_address(text).map(ControlAddress::Tcp).ok_or(ControlAddressError::Unknown),
         }
     }
 }
@@ -65,6 +75,17 @@ pub enum OverrunPolicy {
     Close,
     /// Go on with the next event of each topic that lost some, and tell it of the gap.
     Skip,
+}
+
+/// How the shards reach their sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Egress {
+    /// By io_uring where it works, else by epoll.
+    Auto,
+    /// By io_uring, or not at all.
+    Uring,
+    /// By epoll: one system call per send.
+    Epoll,
 }
 
 /// Where subscriber sockets live.
@@ -120,6 +141,8 @@ pub struct Config {
     pub client_publish: Vec<Pattern>,
     /// What to do with those who cannot keep up.
     pub overrun: OverrunPolicy,
+    /// How the shards reach their sockets.
+    pub egress: Egress,
     /// Where subscriber sockets live.
     pub sockets: Sockets,
     /// WebSockets on `/echo` and `/` get back what they send.
@@ -145,6 +168,7 @@ impl Default for Config {
             pages: PageRules::default(),
             client_publish: Vec::new(),
             overrun: OverrunPolicy::Close,
+            egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
             limits: Limits::default(),

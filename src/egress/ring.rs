@@ -10,9 +10,8 @@
 //!   instant send that it has not seen.
 //! - A receive is armed once and delivers until [`Completion::ReceiveEnded`].
 //! - A slot may be closed only while neither a send, a receive nor an end of stream of it is in the
-//!   ring: the kernel may look a socket up late, and would meet whoever has the slot by then.
-//! - Completions only report. Whoever handles them marks what is to be done and asks the ring
-//!   later.
+//!   ring: the kernel may look a socket up late, and would meet the next one in the slot.
+//! - Completions only report. Their handler marks what is to be done and asks the ring later.
 
 use std::net::SocketAddr;
 use std::rc::Rc;

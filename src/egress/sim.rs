@@ -220,6 +220,12 @@ impl SimRing {
         !socket.open || socket.ended || socket.cancelled
     }
 
+    /// True if our side ended the stream of `slot`, before it was closed or instead; also after the
+    /// close, until the slot is used again.
+    pub fn ended_in_order(&self, slot: Slot) -> bool {
+        self.sockets[slot as usize].ended
+    }
+
     /// Bytes that the kernel took for `slot` in all.
     pub fn taken(&self, slot: Slot) -> u64 {
         self.sockets[slot as usize].taken

@@ -292,7 +292,7 @@ impl EgressRing for Uring {
         let entry = match mode {
             SendMode::Instant => {
                 if !self.instant.last().is_some_and(|last| Rc::ptr_eq(last, batch)) {
-                    assert!(self.instant.len() < INSTANT_BATCHES_MAX, "whoever sends also reaps");
+                    assert!(self.instant.len() < INSTANT_BATCHES_MAX, "a shard that sends also reaps");
                     self.instant.push(batch.clone());
                 }
                 let user_data = Op::SendInstant.user_data_with_batch(slot, self.instant.len() - 1);

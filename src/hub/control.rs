@@ -195,7 +195,7 @@ async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri, bod
     response
 }
 
-/// The endpoints, with commands for whoever asked through `address`.
+/// The endpoints, with commands for a client that asked through `address`.
 fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
     let asked = headers.get(header::HOST).and_then(authority);
     let (curl, control, asked) = match address {

@@ -258,7 +258,7 @@ impl Intake {
         }
     }
 
-    /// Counts a refusal, whoever made it.
+    /// Counts a refusal of the intake or of a room before it.
     pub fn count(&mut self, refusal: &Refusal) {
         self.counters.refused.add(refusal.reason);
     }

@@ -15,6 +15,7 @@
 //! (connections). Not here: signals, binding of addresses, threads (`serve`).
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,6 +52,7 @@ mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
+pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
 
 /// What the hub needs to run. The caller has bound the listeners and started the shards.
@@ -66,6 +68,8 @@ pub struct HubSetup {
     pub demand: Arc<Demand>,
     /// What all events alive weigh.
     pub memory: Arc<Memory>,
+    /// How the shards reach their sockets.
+    pub egress: EgressReport,
     /// Where subscribers connect, as bound.
     pub listen: Vec<SocketAddr>,
     /// Where the control API listens: already bound, non-blocking.
@@ -81,20 +85,42 @@ pub struct HubSetup {
 pub struct ShardEnd {
     /// The shard's number.
     pub shard: usize,
-    /// `Err` if it failed: the cause and, if there is one, the remedy.
-    pub result: Result<(), String>,
+    /// `Err` if it failed.
+    pub result: Result<(), ShardFailure>,
+}
+
+impl ShardEnd {
+    /// The end of a shard's thread with its result; an error tells the cause and, if there is one,
+    /// the remedy.
+    pub fn new(shard: usize, result: Result<(), impl Into<Box<dyn Error + Send + Sync>>>) -> ShardEnd {
+        ShardEnd { shard, result: result.map_err(|error| ShardFailure::Failed(error.into())) }
+    }
+}
+
+/// How a shard ended that should not have ended so.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardFailure {
+    /// It failed.
+    #[error(transparent)]
+    Failed(Box<dyn Error + Send + Sync>),
+    /// It ended well, and nobody had told it to.
+    #[error("ended without being told to")]
+    Untold,
+    /// Its thread is gone and has said nothing.
+    #[error("ended without a word")]
+    Silent,
 }
 
 /// Why the hub did not end well. None of these heals by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// A shard failed, or ended before it was told to.
-    #[error("shard {shard}: {cause}")]
+    #[error("shard {shard}: {failure}")]
     Shard {
         /// The shard's number.
         shard: usize,
-        /// What it said.
-        cause: String,
+        /// How it ended.
+        failure: ShardFailure,
     },
     /// Some shards did not end in time after a drain.
     #[error("shards {0:?} did not end in time after the drain")]
@@ -120,6 +146,7 @@ enum Stage {
 struct Hub {
     config: Arc<Config>,
     epoch: Epoch,
+    egress: EgressReport,
     /// Where subscribers connect, as bound.
     listen: Vec<SocketAddr>,
     started: Stamp,
@@ -147,6 +174,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
         outboxes,
         demand,
         memory,
+        egress,
         listen,
         control,
         control_connections_max,
@@ -155,7 +183,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     let drain_ms_max = config.limits.drain_ms_max;
     let mut ends =
         Ends { receiver: shard_ends, running: (0..outboxes.len()).collect(), serving: true, failure: None };
-    let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, memory, listen));
+    let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, memory, egress, listen));
     let listening = listen::start(control, control_connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
@@ -219,19 +247,24 @@ impl Ends {
 
     /// Waits for the end of one more shard. Nothing is lost if the wait is given up.
     async fn next(&mut self) {
-        let end = self.receiver.recv().await;
-        let (ended, result): (Vec<usize>, _) = match end {
-            Some(ShardEnd { shard, result }) => (vec![shard], result),
-            None => (self.running.iter().copied().collect(), Err("ended without a word".to_string())),
-        };
-        let result =
-            if self.serving { result.and(Err("ended without being told to".into())) } else { result };
-        for shard in ended {
-            self.running.remove(&shard);
-            if let Err(cause) = &result {
-                tracing::error!(shard, "{cause}");
-                self.failure.get_or_insert(HubError::Shard { shard, cause: cause.clone() });
+        match self.receiver.recv().await {
+            Some(ShardEnd { shard, result: Ok(()) }) if self.serving => {
+                self.ended(shard, Err(ShardFailure::Untold));
             }
+            Some(ShardEnd { shard, result }) => self.ended(shard, result),
+            None => {
+                for shard in std::mem::take(&mut self.running) {
+                    self.ended(shard, Err(ShardFailure::Silent));
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, shard: usize, result: Result<(), ShardFailure>) {
+        self.running.remove(&shard);
+        if let Err(failure) = result {
+            tracing::error!(shard, "{failure}");
+            self.failure.get_or_insert(HubError::Shard { shard, failure });
         }
     }
 }
@@ -262,12 +295,14 @@ impl Hub {
         outboxes: Vec<Outbox>,
         demand: Arc<Demand>,
         memory: Arc<Memory>,
+        egress: EgressReport,
         listen: Vec<SocketAddr>,
     ) -> Hub {
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
         Hub {
             config,
             epoch,
+            egress,
             listen,
             started: Stamp::now(),
             intake: Mutex::new(intake),

@@ -16,12 +16,30 @@ use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
 use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport};
 use crate::wire::Family;
 
+/// How the shards reach their sockets, for operators.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct EgressReport {
+    /// `uring` or `epoll`.
+    pub ring: &'static str,
+    /// `direct` or `plain` descriptors.
+    pub sockets: &'static str,
+    /// Why it is this one.
+    pub why: String,
+    /// What it costs beside the best.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<&'static str>,
+    /// What to do to have the best.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
 /// The whole answer.
 #[derive(Serialize)]
 pub(super) struct Stats {
     version: &'static str,
     epoch: String,
     uptime_ms: u64,
+    egress: EgressReport,
     hub: HubStats,
     /// `None` if a shard gave no report.
     totals: Option<Counts>,
@@ -172,6 +190,7 @@ impl Hub {
             version: env!("CARGO_PKG_VERSION"),
             epoch: self.epoch.to_string(),
             uptime_ms: Stamp::now().ns_since(self.started) / 1_000_000,
+            egress: self.egress.clone(),
             hub: HubStats {
                 sequence: intake.sequence(),
                 events: counters.events,

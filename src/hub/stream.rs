@@ -76,7 +76,7 @@ pub(super) fn refused_unread(hub: &Hub, refusal: Refusal, rest: BodyDataStream) 
 /// answer.
 async fn discard(mut frames: BodyDataStream) {
     let rest = async { while let Some(Ok(_)) = frames.next().await {} };
-    // Whoever still sends then has had the time to read.
+    // A publisher that still sends then has had the time to read.
     let _ = tokio::time::timeout(Duration::from_millis(LINGER_MS_MAX), rest).await;
 }
 

@@ -1,8 +1,9 @@
 //! One shard: all connections of one core, and the turn that serves them.
 //!
 //! A turn is: take what the hub sent, reap what the kernel finished, answer a question, let time
-//! pass, sweep, submit. What clients publish goes to the hub as it is reaped. Each part is bounded and works at its own pace; completions and messages
-//! only mark what is to be done. The shard neither sleeps nor reads the clock: whoever drives it
+//! pass, sweep, submit. What clients publish goes to the hub as it is reaped. Each part is bounded
+//! and works at its own pace; completions and messages only mark what is to be done. The shard
+//! neither sleeps nor reads the clock: its driver
 //! (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
 
 use crate::broadcast::{Inbox, Message};
@@ -27,6 +28,8 @@ mod start;
 mod state;
 mod subscribe;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod ticks;
 pub mod topics;
 pub mod window;
@@ -75,7 +78,7 @@ impl<R: EgressRing> Shard<R> {
         // turn does. One per turn: a question is answered within `QUESTIONS_MAX` turns, whatever
         // the ring and the queue of messages do.
         let question = self.inbox.next_question();
-        // Before what clients say: whoever comes from another shard may name an event that waits
+        // Before what clients say: one that comes from another shard may name an event that waits
         // here.
         let messages = self.take_messages();
         let state = &mut self.state;
@@ -152,7 +155,7 @@ impl<R: EgressRing> Shard<R> {
         self.ring.awake();
     }
 
-    /// The ring, for a test that plays the peers.
+    /// The ring, for a driver that sleeps in it, and for a test that plays the peers.
     pub fn ring_mut(&mut self) -> &mut R {
         &mut self.ring
     }

@@ -32,7 +32,7 @@ impl State {
             }
             Completion::Closed { slot } => {
                 self.connections.vacate(slot);
-                // Whoever has the slot next may have to wait as well.
+                // The next client in this slot may have to wait as well.
                 self.held_back.retain(|held| held.0 != slot);
             }
         }

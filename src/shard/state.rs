@@ -234,6 +234,7 @@ impl State {
     /// Ends a connection after its last words: no more events, the peer gets what is queued and
     /// then the end of the stream.
     pub(super) fn finish(&mut self, slot: Slot, reason: CloseReason) {
+        assert!(reason.row().ending.may_be_in_order(), "{reason:?} cuts");
         self.depart(slot, reason);
         let tick = self.tick;
         let connection = self.connections.get_mut(slot);
@@ -242,8 +243,10 @@ impl State {
         self.mark_ready(slot);
     }
 
-    /// Ends a connection at once.
+    /// Cuts a connection. One that was about to end in order keeps the reason for that.
     pub(super) fn abort(&mut self, slot: Slot, reason: CloseReason) {
+        let ends_already = !matches!(self.connections.get(slot).phase, Phase::Handshake | Phase::Open);
+        assert!(ends_already || reason.row().ending.may_cut(), "{reason:?} does not cut");
         self.depart(slot, reason);
         let tick = self.tick;
         let connection = self.connections.get_mut(slot);

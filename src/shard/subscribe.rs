@@ -59,7 +59,7 @@ impl State {
             }
             Phase::Serving => self.handle_posts(slot, bytes),
             Phase::Open => self.handle_frames(slot, bytes),
-            // Whoever is being hung up on has said enough.
+            // A client that is being hung up on has said enough.
             _ => {}
         }
     }
@@ -316,9 +316,11 @@ impl State {
         fed: Result<(), Violation>,
     ) {
         if let Some(reply) = closed {
-            let frame = websocket::close_frame(reply.unwrap_or(1000), "");
-            self.answer(slot, frame);
-            self.finish(slot, CloseReason::ClientGone);
+            let reason = CloseReason::ClientGone;
+            if let Some(code) = reply.or(reason.row().websocket_code.unasked()) {
+                self.answer(slot, websocket::close_frame(code, ""));
+            }
+            self.finish(slot, reason);
         } else if let Err(Violation { reason, detail }) = fed {
             self.hang_up(slot, reason, detail);
         }
@@ -328,7 +330,7 @@ impl State {
     /// end of the stream.
     pub(super) fn hang_up(&mut self, slot: Slot, reason: CloseReason, detail: &str) {
         let format = self.connections.get(slot).format;
-        let last_words = (format.spec().close)(reason.row().websocket_code, detail);
+        let last_words = (format.spec().close)(reason.row().websocket_code.unasked(), detail);
         if !last_words.is_empty() {
             self.answer(slot, last_words);
         }

@@ -105,7 +105,7 @@ impl State {
             if !plain || !run.serves(connection.memberships.as_slice(), connection.cursor) {
                 break;
             }
-            debug_assert_eq!(connection.offset, 0, "whoever is owed nothing is not in mid-batch");
+            debug_assert_eq!(connection.offset, 0, "a connection that is owed nothing is not in mid-batch");
             ring.send(*slot, &run.batch, 0, SendMode::Instant);
             connection.handed(run.batch.to(), self.turn, self.tick);
             sends[format.index()] += 1;
@@ -113,7 +113,7 @@ impl State {
         for format in Format::ALL {
             let sends = sends[format.index()];
             if let (1.., Some(run)) = (sends, runs[format.index()]) {
-                // Whoever is in a topic's list is a subscriber, and counted as one.
+                // Each connection in a topic's list is a subscriber, and counted as one.
                 let counters = &mut self.metrics.families[format.family().index()];
                 counters.sends += u64::from(sends);
                 counters.bytes += u64::from(sends) * run.batch.len() as u64;
@@ -170,7 +170,7 @@ impl State {
             self.metrics.families[connection.format.family().index()].deferred += 1;
         } else if connection.control.is_some() || connection.partial.is_some() {
             // Its turn comes from the ready queue: first what it is owed, then the news.
-            debug_assert!(connection.queued, "whoever is owed something is marked");
+            debug_assert!(connection.queued, "a connection that is owed something is marked");
         } else if connection.turn != self.turn {
             self.send_news(slot, at_hand, ring);
         }
@@ -330,7 +330,7 @@ impl State {
         // The rest of a batch moved the cursor when it was handed over first; a command may have set
         // it back since.
         let cursor = self.connections.get(slot).cursor;
-        // Whoever was owed this may be owed more: an elevator may have passed meanwhile.
+        // It may be owed more: an elevator may have passed meanwhile.
         self.submit_send(slot, &batch, mode, true, ring);
         self.connections.get_mut(slot).cursor = cursor;
         true

@@ -163,9 +163,9 @@ impl State {
         }
     }
 
-    /// True while memory is short, and so is the patience with a slow send: memory of batches, of all
-    /// events, or of a topic of which it holds events beyond the history. For a subscriber that skips
-    /// none of these are kept.
+    /// True while memory is short, and so is the patience with a slow send: memory of batches, of
+    /// all events, or of a topic of which it holds events beyond the history. For a subscriber that
+    /// skips none of these are kept.
     fn is_pressed_by(&self, slot: Slot) -> bool {
         let connection = self.connections.get(slot);
         let config = &self.setup.config;
@@ -199,8 +199,8 @@ impl State {
 
     /// Goes on with the look at all connections of a draining shard that is not done; with a new
     /// one, if the last is over and `may_begin`. Subscribers who have everything are hung up on; at
-    /// the deadline all are. A look that finds no subscriber says so: nobody becomes one any more,
-    /// and whoever else is there was told to go elsewhere, or asked nothing yet.
+    /// the deadline all are. A look that finds no subscriber says so: nobody becomes one any more.
+    /// The other connections were told to go elsewhere, or asked nothing yet.
     pub(super) fn drain(&mut self, may_begin: bool) {
         let Some(drain) = self.drain.as_ref().filter(|drain| !drain.is_done()) else { return };
         let overdue = self.now >= drain.deadline;

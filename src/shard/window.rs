@@ -11,11 +11,11 @@
 //!
 //! Sequences rise to the right, with holes: other topics' events lie between.
 //!
-//! History is the same on all shards: whoever comes back gets what is in it and nothing older. The
-//! excess serves cursors that were here before; `topics` says how far it may go. A cursor below
-//! `gone` has lost events of this topic; any other cursor finds all that it has not seen in here.
-//! (After a gap a subscriber of several topics may begin later in some of them: then its start
-//! there stands for the cursor.)
+//! History is the same on all shards: a client that comes back gets what is in it and nothing
+//! older. The excess serves cursors that were here before; `topics` says how far it may go. A
+//! cursor below `gone` has lost events of this topic; any other cursor finds all that it has not
+//! seen in here. (After a gap a subscriber of several topics may begin later in some of them: then
+//! its start there stands for the cursor.)
 
 use std::collections::VecDeque;
 use std::sync::Arc;

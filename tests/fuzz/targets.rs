@@ -147,7 +147,7 @@ fn decoded(bytes: &[u8], cut: usize, showing: bool) -> (Vec<String>, Option<&'st
             false => decoder.feed(piece, MESSAGE_BYTES_MAX as u64, &mut on),
         };
         if let Err(violation) = fed {
-            assert!(violation.reason.row().websocket_code.is_some(), "{violation:?}");
+            assert!(violation.reason.row().websocket_code.unasked().is_some(), "{violation:?}");
             return (said, Some(violation.detail));
         }
     }

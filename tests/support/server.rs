@@ -2,6 +2,8 @@
 //!
 //! The process is killed when the [`Server`] is dropped; if the test is failing then, its log is
 //! printed first.
+//!
+//! `FANWAVE_EGRESS` of the tests is the server's: with `epoll` every promise is kept over epoll.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -13,6 +15,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::{PATIENCE, Protocol, until, within};
+
+/// Names the ring that the server stands on.
+const EGRESS: &str = "FANWAVE_EGRESS";
 
 /// A running server.
 pub struct Server {
@@ -71,6 +76,7 @@ impl Server {
             .args(["serve", "--listen", &data, "--control", &control, "--log", "fanwave=debug"])
             .args(flags)
             .env_clear()
+            .envs(std::env::var_os(EGRESS).map(|egress| (EGRESS, egress)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -242,7 +248,7 @@ pub fn lines_of(output: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
-            // Whoever has read enough is gone; the pipe is drained all the same.
+            // A test that has read enough is gone; the pipe is drained all the same.
             let _ = sender.send(line);
         }
     });

@@ -19,9 +19,10 @@ use super::{ARRIVE_LIMIT, Bench, ServerArgs, open_in_turns, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::floor::Floor;
 use crate::framing::Protocol;
-use crate::report::{Spread, grouped, paragraph, progress, save, say, table};
+use crate::report::{Spread, paragraph, progress, save, say, table};
 use crate::server::Server;
 use crate::target::Way;
+use crate::unit::grouped;
 use crate::usage::{CpuMeter, interrupts_are_apart};
 
 /// Events that are published before anything is measured: they show the frame's length and touch
@@ -80,13 +81,13 @@ struct Cell {
     server_us_per_delivery: Spread,
     /// Server / floor, over the pairs.
     ratio: Spread,
+    /// The same, pair by pair.
+    ratios: Vec<f64>,
     server_deliveries_per_second: Spread,
     floor_deliveries_per_second: Spread,
     receiver_share: Spread,
     /// Share of the sender's CPU that others used, over the legs of both.
     others_share: Spread,
-    floor_legs: Vec<Leg>,
-    server_legs: Vec<Leg>,
 }
 
 /// A leg's time from its option, whose name errors tell.
@@ -200,6 +201,8 @@ impl Cell {
         let us = |legs: &[Leg]| Spread::of(legs.iter().map(|leg| leg.us_per_delivery));
         let rate = |legs: &[Leg]| Spread::of(legs.iter().map(|leg| leg.deliveries_per_second));
         let pairs = floor_legs.iter().zip(&server_legs);
+        let ratios: Vec<f64> =
+            pairs.map(|(floor, server)| server.us_per_delivery / floor.us_per_delivery).collect();
         Cell {
             protocol,
             connections,
@@ -207,13 +210,12 @@ impl Cell {
             window,
             floor_us_per_delivery: us(&floor_legs),
             server_us_per_delivery: us(&server_legs),
-            ratio: Spread::of(pairs.map(|(floor, server)| server.us_per_delivery / floor.us_per_delivery)),
+            ratio: Spread::of(ratios.iter().copied()),
+            ratios,
             server_deliveries_per_second: rate(&server_legs),
             floor_deliveries_per_second: rate(&floor_legs),
             receiver_share: Spread::of(server_legs.iter().map(|leg| leg.receiver_share)),
             others_share: Spread::of(floor_legs.iter().chain(&server_legs).map(|leg| leg.others_share)),
-            floor_legs,
-            server_legs,
         }
     }
 

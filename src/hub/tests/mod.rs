@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
-use super::{Hub, ShardEnd, control};
+use super::{EgressReport, Hub, ShardEnd, control};
 use crate::broadcast::{Encoded, Inbox, Memory, Message, Question, TopicQuery, path};
 use crate::config::limits::TOPICS_PER_ANSWER_MAX;
 use crate::config::{Config, Limits, PageRules};
@@ -57,7 +57,8 @@ fn bench(shards: usize, limits: Limits) -> Bench {
     let listen = vec!["0.0.0.0:8080".parse().expect("an address")];
     let config = config(shards, limits);
     let memory = Memory::new(&config.limits);
-    let hub = Arc::new(Hub::new(config, EPOCH, outboxes, Arc::default(), memory, listen));
+    let hub =
+        Arc::new(Hub::new(config, EPOCH, outboxes, Arc::default(), memory, EgressReport::default(), listen));
     tokio::spawn(super::retry_stalls(hub.clone()));
     let control = "127.0.0.1:8081".parse().expect("an address");
     Bench { router: control::router(hub.clone(), control), hub, inboxes }

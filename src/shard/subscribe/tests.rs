@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::broadcast::{Demand, EncodedBatch, Memory, Message, Outbox, path};
 use crate::clock::Stamp;
-use crate::config::{Config, Limits, OverrunPolicy, Sockets};
+use crate::config::{Config, Egress, Limits, OverrunPolicy, Sockets};
 use crate::egress::sim::{SimRing, Weather};
 use crate::event::{CustomId, Epoch};
 use crate::shard::fixtures::{encoded, encoded_alone};
@@ -27,6 +27,7 @@ impl Bench {
             pages: Default::default(),
             client_publish: Vec::new(),
             overrun: OverrunPolicy::Close,
+            egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
             limits: Limits::default(),

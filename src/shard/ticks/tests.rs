@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::broadcast::{Drain, EncodedBatch, Memory, Message, Outbox, path};
 use crate::clock::Stamp;
-use crate::config::{Config, Limits, OverrunPolicy, Sockets};
+use crate::config::{Config, Egress, Limits, OverrunPolicy, Sockets};
 use crate::egress::sim::{SimRing, Weather};
 use crate::event::Epoch;
 use crate::shard::fixtures::encoded_with;
@@ -36,6 +36,7 @@ impl Crowd {
             pages: Default::default(),
             client_publish: Vec::new(),
             overrun: OverrunPolicy::Close,
+            egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
             limits: Limits::default(),

@@ -40,7 +40,7 @@ pub(crate) use target::{EscapeFault, percent_decoded};
 pub use answer::{Answer, Manner};
 pub use body::{BodyLength, BodyReader, Broken};
 pub use last_event_id::LastEventId;
-pub use origin::{Cors, Origin, Origins};
+pub use origin::{Cors, Origin, OriginError, Origins};
 pub use post::{Keep, Post, PostHead, begins_post, parse_post};
 pub use subprotocol::{JSON, Subprotocols};
 

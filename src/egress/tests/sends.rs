@@ -1,4 +1,4 @@
-//! Sends on the real ring: instant, waiting and zero-copy ones, of every kind of payload, to peers
+//! Sends: instant, waiting and zero-copy ones, of every kind of payload, to peers
 //! that read, that do not, and that are gone.
 
 use super::*;
@@ -24,9 +24,8 @@ fn payloads() -> Vec<(Rc<Batch>, Vec<u8>, usize)> {
     list
 }
 
-#[test]
-fn plain_sends_arrive_byte_for_byte() {
-    let mut rig = Rig::new(4);
+fn plain_sends_arrive_byte_for_byte<K: Kind>() {
+    let mut rig = Rig::<K>::new(4);
     let (mut peer, slot) = rig.peer();
     for (batch, expected, offset) in payloads() {
         rig.ring.send(slot, &batch, offset, SendMode::Waiting);
@@ -37,9 +36,8 @@ fn plain_sends_arrive_byte_for_byte() {
     assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
 }
 
-#[test]
-fn instant_sends_arrive_byte_for_byte_and_silently() {
-    let mut rig = Rig::new(4);
+fn instant_sends_arrive_byte_for_byte_and_silently<K: Kind>() {
+    let mut rig = Rig::<K>::new(4);
     let (mut peer, slot) = rig.peer();
     for (batch, expected, offset) in payloads() {
         rig.ring.send(slot, &batch, offset, SendMode::Instant);
@@ -50,13 +48,12 @@ fn instant_sends_arrive_byte_for_byte_and_silently() {
     assert!(rig.seen.is_empty(), "nothing was heard: {:?}", rig.seen);
 }
 
-#[test]
-fn an_instant_send_takes_what_there_is_room_for_and_says_how_much() {
+fn an_instant_send_takes_what_there_is_room_for_and_says_how_much<K: Kind>() {
     let bytes = pattern(24 << 20, 3);
     let segments = Bytes::from(bytes.clone());
     let segments = (0..24).map(|number| segments.slice(number << 20..(number + 1) << 20)).collect();
     for payload in [Payload::Contiguous(bytes.clone()), Payload::Vectored(segments)] {
-        let mut rig = Rig::new(4);
+        let mut rig = Rig::<K>::new(4);
         let (mut peer, slot) = rig.peer();
         let (mut other, other_slot) = rig.peer();
         let (large, small) = (batch(payload), batch(Payload::Contiguous(pattern(200, 1))));
@@ -84,60 +81,8 @@ fn an_instant_send_takes_what_there_is_room_for_and_says_how_much() {
     }
 }
 
-#[test]
-fn instant_sends_that_the_kernel_has_not_seen_are_held() {
-    let mut rig = Rig::new(4);
-    let (_peer, slot) = rig.peer();
-    let small = batch(Payload::Contiguous(pattern(200, 1)));
-    for _ in 0..3 {
-        rig.ring.send(slot, &small, 0, SendMode::Instant);
-    }
-    rig.ring.reap(&mut |completion| panic!("{completion:?} of what was not submitted"));
-    assert_eq!(Rc::strong_count(&small), 2, "sends in a row share their hold");
-    rig.turn();
-    assert_eq!(Rc::strong_count(&small), 1);
-}
-
-/// More completions than the queue holds: until the last is told, nothing is let go of and nothing
-/// new is taken.
-#[test]
-fn a_completion_queue_that_overflows_stops_the_ring_until_all_is_told() {
-    let mut rig = Rig::new(4);
-    let (peer, slot) = rig.peer();
-    reset_on_close(&peer);
-    drop(peer);
-    // No two sends in a row share a batch, so each is held by itself.
-    let small = [1, 2].map(|seed| batch(Payload::Contiguous(pattern(200, seed))));
-    let mut sends = 0;
-    while rig.ring.room() > 0 {
-        assert!(sends <= COMPLETIONS_MAX as usize + SUBMISSIONS_MAX as usize, "the queue overflows");
-        for _ in 0..rig.ring.room() {
-            rig.ring.send(slot, &small[sends % 2], 0, SendMode::Instant);
-            sends += 1;
-        }
-        rig.ring.submit().expect("a submit does not fail");
-    }
-    assert!(sends > COMPLETIONS_MAX as usize);
-    let held = || small.each_ref().map(|batch| Rc::strong_count(batch) - 1);
-    let mut told = 0;
-    while told < sends {
-        assert_eq!(held(), [sends.div_ceil(2), sends / 2], "all are held while {told} are told");
-        rig.ring.reap(&mut |completion| match completion {
-            Completion::Short { slot: of, batch, result: Err(SendError::Gone(_)) } if of == slot => {
-                assert!(Rc::ptr_eq(&batch, &small[told % 2]), "each is told with its own batch");
-                told += 1;
-            }
-            other => panic!("{other:?}"),
-        });
-        assert!(told == sends || rig.ring.wants_submit(), "the rest comes with the next submit");
-        rig.ring.submit().expect("a submit does not fail");
-    }
-    assert_eq!((rig.ring.room(), held()), (SUBMISSIONS_MAX as usize, [0, 0]));
-}
-
-#[test]
-fn zero_copy_sends_arrive_byte_for_byte_and_loopback_says_that_it_copied() {
-    let mut rig = Rig::new(4);
+fn zero_copy_sends_arrive_byte_for_byte_and_loopback_says_that_it_copied<K: Kind>() {
+    let mut rig = Rig::<K>::new(4);
     let (mut peer, slot) = rig.peer();
     for (batch, expected, offset) in payloads() {
         rig.ring.send(slot, &batch, offset, SendMode::ZeroCopy);
@@ -152,9 +97,8 @@ fn zero_copy_sends_arrive_byte_for_byte_and_loopback_says_that_it_copied() {
 }
 
 /// One batch, many peers: the message header of a vectored payload is shared.
-#[test]
-fn one_batch_goes_to_many_peers_at_once() {
-    let mut rig = Rig::new(32);
+fn one_batch_goes_to_many_peers_at_once<K: Kind>() {
+    let mut rig = Rig::<K>::new(32);
     let mut peers: Vec<_> = (0..32).map(|_| rig.peer()).collect();
     let segments: Vec<Vec<u8>> = (0..4).map(|seed| pattern(6_000, seed)).collect();
     let batch = batch(Payload::Vectored(segments.iter().cloned().map(Bytes::from).collect()));
@@ -171,9 +115,8 @@ fn one_batch_goes_to_many_peers_at_once() {
     }
 }
 
-#[test]
-fn a_send_waits_in_the_ring_for_a_peer_that_does_not_read() {
-    let mut rig = Rig::new(4);
+fn a_send_waits_in_the_ring_for_a_peer_that_does_not_read<K: Kind>() {
+    let mut rig = Rig::<K>::new(4);
     let (mut slow, slow_slot) = rig.peer();
     let (mut quick, quick_slot) = rig.peer();
     // More than both sockets' buffers hold.
@@ -194,9 +137,8 @@ fn a_send_waits_in_the_ring_for_a_peer_that_does_not_read() {
     assert_eq!(Rc::strong_count(&large), 1);
 }
 
-#[test]
-fn a_reset_ends_the_receive_and_the_send() {
-    let mut rig = Rig::new(4);
+fn a_reset_ends_the_receive_and_the_send<K: Kind>() {
+    let mut rig = Rig::<K>::new(4);
     let (peer, slot) = rig.peer();
     rig.ring.receive(slot);
     let large = batch(Payload::Contiguous(pattern(24 << 20, 3)));
@@ -217,10 +159,9 @@ fn a_reset_ends_the_receive_and_the_send() {
     rig.close(slot);
 }
 
-#[test]
-fn a_send_to_a_peer_that_is_gone_says_so() {
+fn a_send_to_a_peer_that_is_gone_says_so<K: Kind>() {
     for mode in [SendMode::Waiting, SendMode::ZeroCopy] {
-        let mut rig = Rig::new(4);
+        let mut rig = Rig::<K>::new(4);
         let (peer, slot) = rig.peer();
         rig.ring.receive(slot);
         rig.settle();
@@ -235,9 +176,8 @@ fn a_send_to_a_peer_that_is_gone_says_so() {
     }
 }
 
-#[test]
-fn an_instant_send_to_a_peer_that_is_gone_says_so() {
-    let mut rig = Rig::new(4);
+fn an_instant_send_to_a_peer_that_is_gone_says_so<K: Kind>() {
+    let mut rig = Rig::<K>::new(4);
     let (peer, slot) = rig.peer();
     reset_on_close(&peer);
     drop(peer);
@@ -249,9 +189,8 @@ fn an_instant_send_to_a_peer_that_is_gone_says_so() {
 }
 
 /// The kernel reads what the batch holds now, not where its last bytes were.
-#[test]
-fn a_batch_that_is_filled_again_is_sent_as_it_is_now() {
-    let mut rig = Rig::new(4);
+fn a_batch_that_is_filled_again_is_sent_as_it_is_now<K: Kind>() {
+    let mut rig = Rig::<K>::new(4);
     let (mut peer, slot) = rig.peer();
     let mut batch = Batch::empty(&Ledger::default());
     for segments in [["one", " and ", "two"], ["three", " or ", "four"]] {
@@ -263,3 +202,16 @@ fn a_batch_that_is_filled_again_is_sent_as_it_is_now() {
         batch = Rc::into_inner(shared).expect("the ring has let go of the batch");
     }
 }
+
+on_every_ring!(
+    plain_sends_arrive_byte_for_byte,
+    instant_sends_arrive_byte_for_byte_and_silently,
+    an_instant_send_takes_what_there_is_room_for_and_says_how_much,
+    zero_copy_sends_arrive_byte_for_byte_and_loopback_says_that_it_copied,
+    one_batch_goes_to_many_peers_at_once,
+    a_send_waits_in_the_ring_for_a_peer_that_does_not_read,
+    a_reset_ends_the_receive_and_the_send,
+    a_send_to_a_peer_that_is_gone_says_so,
+    an_instant_send_to_a_peer_that_is_gone_says_so,
+    a_batch_that_is_filled_again_is_sent_as_it_is_now,
+);

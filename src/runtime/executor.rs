@@ -1,5 +1,5 @@
-//! What runs a shard: one pinned glommio executor each, its timer, its sleep. (Beside this only
-//! `egress/uring/setup` knows glommio, for the doorbell.)
+//! A shard on a glommio executor, its timer, its sleep. (Beside this only `egress/uring/setup` knows
+//! glommio, for the doorbell.)
 //!
 //! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection; a
 //! cancelled task leaks, so tasks end by a flag before the executor does; sleeping in its reactor
@@ -8,113 +8,84 @@
 //! its thread in poll(2), which nobody on this executor minds for so short a time.
 
 use std::cell::Cell;
+use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use glommio::io::BufferedFile;
-use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
-use rustix::io::Errno;
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use rustix::process::{Resource, getrlimit};
 
+use super::{Dated, RuntimeError};
 use crate::broadcast::{Doorbell, Inbox};
-use crate::clock::{Stamp, http_date};
+use crate::clock::Stamp;
 use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, EXECUTOR_MEMLOCK_BYTES, TICK_MS};
+use crate::egress::EgressRing;
 use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
-use crate::egress::{EgressRing, RingError};
 use crate::shard::{Shard, ShardSetup, Turn};
 
-/// What one shard needs to start.
-#[derive(Debug)]
-pub struct ShardStart {
-    /// Who it is.
-    pub setup: ShardSetup,
-    /// Its sockets.
-    pub ring: UringOptions,
-    /// Its end of the broadcast.
-    pub inbox: Inbox,
+/// Fails if the process may not lock the memory that an executor wants.
+pub fn check_locked_memory() -> Result<(), RuntimeError> {
+    let allowed = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
+    if allowed < EXECUTOR_MEMLOCK_BYTES { Err(RuntimeError::LockedMemory { allowed }) } else { Ok(()) }
 }
 
-/// A running shard; joined for its result.
-pub type ShardHandle = ExecutorJoinHandle<Result<(), String>>;
-
-/// Starts a shard on a thread of its own, pinned to its CPU. `ready` hears once that it runs, or
-/// why it does not; `ended` hears its result when its thread is about to end.
-pub fn spawn_shard(
-    start: ShardStart,
-    ready: impl FnOnce(Result<(), String>) + Send + 'static,
-    ended: impl FnOnce(&Result<(), String>) + Send + 'static,
-) -> Result<ShardHandle, String> {
-    let cpu = start.setup.cpu;
-    let locked = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
-    if locked < EXECUTOR_MEMLOCK_BYTES {
-        return Err(format!(
-            "the limit of locked memory (memlock) is {} KiB, an executor needs {} KiB: raise ulimit -l",
-            locked >> 10,
-            EXECUTOR_MEMLOCK_BYTES >> 10
-        ));
-    }
+/// Starts the executor; see [`super::spawn_shard`].
+pub(super) fn spawn(
+    setup: ShardSetup,
+    ring: UringOptions,
+    inbox: Inbox,
+    ready: impl FnOnce() + Send + 'static,
+    ended: impl FnOnce(&Result<(), RuntimeError>) + Send + 'static,
+) -> Result<ExecutorJoinHandle<Result<(), RuntimeError>>, RuntimeError> {
+    check_locked_memory()?;
+    let cpu = setup.cpu;
     LocalExecutorBuilder::new(Placement::Fixed(cpu))
-        .name(&format!("shard-{}", start.setup.number))
+        .name(&format!("shard-{}", setup.number))
         .io_memory(EXECUTOR_IO_BYTES)
         .spawn(move || async move {
-            let result = run(start, ready).await;
+            let result = run(setup, ring, inbox, ready).await;
             ended(&result);
             result
         })
-        .map_err(|error| format!("cannot start an executor on CPU {cpu}: {error}{}", remedy(&error)))
+        .map_err(|source| RuntimeError::Start { cpu, source })
 }
 
-/// Why the thread of a shard ended before it was ready: cause and remedy. Waits for its end.
-pub fn why_not_ready(shard: ShardHandle) -> String {
-    match shard.join() {
-        Err(error) => format!("cannot make its executor: {error}{}", remedy(&error)),
-        Ok(Err(cause)) => cause,
-        Ok(Ok(())) => "its thread ended before it was ready".into(),
-    }
+/// A failure of the doorbell.
+fn doorbell_failed<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> RuntimeError {
+    move |source| RuntimeError::Doorbell { what, source: source.into() }
 }
 
-/// What the operator can do about an executor that cannot be made.
-fn remedy(error: &GlommioError<()>) -> &'static str {
-    let errno = match error {
-        GlommioError::IoError(error) => error.raw_os_error(),
-        GlommioError::EnhancedIoError { source, .. } => source.raw_os_error(),
-        _ => None,
-    };
-    match errno.map(Errno::from_raw_os_error) {
-        Some(Errno::MFILE | Errno::NFILE) => "; raise ulimit -n",
-        Some(Errno::NOMEM) => "; raise ulimit -l (memlock) or the memory limit of the container",
-        Some(Errno::AGAIN) => "; raise ulimit -u or the task limit of the container",
-        _ => "",
-    }
-}
-
-async fn run(start: ShardStart, ready: impl FnOnce(Result<(), String>)) -> Result<(), String> {
-    let doorbell = start.inbox.doorbell().clone();
-    let (mut shard, bell) = match open(start, &doorbell) {
-        Ok(open) => open,
-        Err(cause) => {
-            ready(Err(cause.clone()));
-            return Err(cause);
-        }
-    };
-    ready(Ok(()));
+async fn run(
+    setup: ShardSetup,
+    ring: UringOptions,
+    inbox: Inbox,
+    ready: impl FnOnce(),
+) -> Result<(), RuntimeError> {
+    let doorbell = inbox.doorbell().clone();
+    let (mut shard, bell) = open(setup, ring, inbox, &doorbell)?;
+    ready();
     let ending = Rc::new(Cell::new(false));
     let ticker = glommio::spawn_local(tick(doorbell.clone(), ending.clone())).detach();
     let result = pump(&mut shard, &doorbell, &bell).await;
     end(shard, &ending, ticker).await;
-    let closed = bell.close().await.map_err(|error| format!("cannot close the doorbell: {error}"));
+    let closed = bell.close().await.map_err(doorbell_failed("close"));
     result.and(closed)
 }
 
 /// Opens all that a shard ever opens by itself: its ring, and the copy of its doorbell that glommio
 /// awaits.
-fn open(start: ShardStart, doorbell: &Doorbell) -> Result<(Shard<Uring>, BufferedFile), String> {
-    let ring = Uring::new(start.ring, doorbell.as_fd()).map_err(|error| error.to_string())?;
-    let copy = rustix::io::dup(doorbell)
-        .map_err(|error| format!("cannot copy the doorbell: {error}; raise ulimit -n"))?;
-    Ok((Shard::new(start.setup, ring, start.inbox, Stamp::now()), adopt_doorbell(copy)))
+fn open(
+    setup: ShardSetup,
+    ring: UringOptions,
+    inbox: Inbox,
+    doorbell: &Doorbell,
+) -> Result<(Shard<Uring>, BufferedFile), RuntimeError> {
+    let ring = Uring::new(ring, doorbell.as_fd())?;
+    let copy = rustix::io::dup(doorbell).map_err(doorbell_failed("copy"))?;
+    Ok((Shard::new(setup, ring, inbox, Stamp::now()), adopt_doorbell(copy)))
 }
 
 /// Wakes a sleeping shard once per tick; one that is awake sees by itself that time has passed.
@@ -138,24 +109,18 @@ async fn pump<R: EgressRing>(
     shard: &mut Shard<R>,
     doorbell: &Doorbell,
     bell: &BufferedFile,
-) -> Result<(), String> {
-    let mut dated: Option<Stamp> = None;
+) -> Result<(), RuntimeError> {
+    let mut dated = Dated::default();
     loop {
         let now = Stamp::now();
-        // A sleeping shard is woken every tick, so nobody is told a date that is much older.
-        if dated.is_none_or(|dated| now.ns_since(dated) >= TICK_MS * 1_000_000) {
-            shard.set_date(http_date());
-            dated = Some(now);
-        }
-        match shard.turn(now).map_err(|error: RingError| error.to_string())? {
+        dated.tell(shard, now);
+        match shard.turn(now)? {
             Turn::Busy => glommio::executor().yield_if_needed().await,
             Turn::Idle => {
                 if shard.may_sleep() {
                     let rung = doorbell.wait(Duration::from_millis(DOZE_MS));
-                    if !rung.map_err(|error| format!("cannot wait for the doorbell: {error}"))? {
-                        bell.read_at(0, 8)
-                            .await
-                            .map_err(|error| format!("cannot await the doorbell: {error}"))?;
+                    if !rung.map_err(doorbell_failed("wait for"))? {
+                        bell.read_at(0, 8).await.map_err(doorbell_failed("await"))?;
                     }
                     shard.awake();
                 }

@@ -3,16 +3,15 @@
 use super::*;
 use crate::config::capacity::Sharers;
 
-/// Whoever comes while there is room gets in, wherever everybody comes.
-#[test]
-fn an_idle_listener_keeps_nobody_out_of_a_busy_one() {
+/// Each client that comes while there is room gets in, whichever listener the others come to.
+fn an_idle_listener_keeps_nobody_out_of_a_busy_one<K: Kind>() {
     const LISTENERS: [&str; 3] = ["127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"];
     let sharers = Sharers { shards: 1, listens: LISTENERS.len(), controls: 0 };
     for descriptors in [100, 120, 200] {
         let wanted = 100 - LISTENERS.len();
         let room = Capacity::of(descriptors, true, sharers, wanted).expect("room");
         for busy in 0..LISTENERS.len() {
-            let mut rig = Rig::in_room(&LISTENERS, room, true);
+            let mut rig = Rig::<K>::in_room(&LISTENERS, room);
             let mut peers = Vec::new();
             for _ in 0..wanted {
                 peers.push(TcpStream::connect(rig.addresses[busy]).expect("a place in the backlog"));
@@ -27,3 +26,5 @@ fn an_idle_listener_keeps_nobody_out_of_a_busy_one() {
         }
     }
 }
+
+on_every_ring!(an_idle_listener_keeps_nobody_out_of_a_busy_one,);
