@@ -224,7 +224,7 @@ impl Intake {
         let (longest, format) = frames.into_iter().max_by_key(|(bytes, _)| *bytes)?;
         (longest > self.frame_bytes_max).then(|| {
             let (place, reason) = match format {
-                Format::Json => ("in JSON", "each control character of its text costs 5 more"),
+                Format::Json => ("in JSON", "each control character of its name costs 5 more"),
                 _ => ("on an event stream", "each line of its data costs 7 more"),
             };
             let most = self.frame_bytes_max;
@@ -517,9 +517,12 @@ mod tests {
         assert_eq!(intake.counters().refused.get(RefusalReason::TooLarge), 1);
         intake.accept(event(&"\n".repeat(2_900)), Stamp(0)).expect("20,307 bytes and an id");
         intake.accept(event(&"x".repeat(10_000)), Stamp(0)).expect("a long line costs 7 bytes");
-        let refusal = intake.accept(event(&"\u{1}".repeat(10_000)), Stamp(0)).expect_err("60,000 bytes");
-        assert!(refusal.text.contains("in JSON"), "{refusal}");
+        intake.accept(event(&"\u{1}".repeat(10_000)), Stamp(0)).expect("JSON takes it as base64");
         intake.accept(event(&"\"".repeat(10_000)), Stamp(0)).expect("a quote costs one byte more");
+        let name = EventName::new(&"\u{1}".repeat(255)).expect("a name");
+        let long = Event { name: Some(name), ..event(&"\"".repeat(10_000)) };
+        let refusal = intake.accept(long, Stamp(0)).expect_err("a name of 1,532 bytes");
+        assert!(refusal.text.contains("in JSON"), "{refusal}");
     }
 
     #[test]

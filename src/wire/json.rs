@@ -4,6 +4,8 @@
 //! Invariants worth naming:
 //! - A frame is made in one allocation of its exact size.
 //! - Only what JSON must escape is escaped (RFC 8259 §7), so text of other scripts costs nothing.
+//! - The data of a frame is at most twice as long as that of its event: text that is longer, because
+//!   most of it is control characters, is given as base64 like binary data.
 //!
 //! Not here: commands and their answers (`envelope`), and what frames are (`websocket`).
 
@@ -15,7 +17,7 @@ use bytes::Bytes;
 
 use super::format::Given;
 use super::websocket;
-use crate::event::{Event, EventId};
+use crate::event::{Data, Event, EventId};
 
 /// The frame of one event: `topic`, `id`, `event` if named, `data` or for binary data `base64`,
 /// `time`, `retry` if given, and `at`, our own id, where the publisher gave another one.
@@ -63,7 +65,7 @@ fn write_event(json: &mut Vec<u8>, event: &Event, id: &str, unix_ms: u64) {
         json.extend_from_slice(br#","event":"#);
         push_string(json, name.as_str());
     }
-    if event.data.is_binary() {
+    if is_base64(&event.data) {
         json.extend_from_slice(br#","base64":""#);
         let start = json.len();
         json.resize(start + base64_size(event.data.bytes().len()), 0);
@@ -91,7 +93,7 @@ fn event_size(event: &Event, id_bytes: usize, time_digits: usize) -> usize {
     let id = br#","id":"#.len() + shown;
     let name =
         event.name.as_ref().map_or(0, |name| br#","event":"#.len() + string_size(name.as_str().as_bytes()));
-    let data = match event.data.is_binary() {
+    let data = match is_base64(&event.data) {
         true => br#","base64":"""#.len() + base64_size(event.data.bytes().len()),
         false => br#","data":"#.len() + string_size(event.data.bytes()),
     };
@@ -99,6 +101,11 @@ fn event_size(event: &Event, id_bytes: usize, time_digits: usize) -> usize {
     let retry = event.retry_ms.map_or(0, |ms| br#","retry":"#.len() + decimal_digits(ms.into()));
     let at = event.id.as_ref().map_or(0, |_| br#","at":"""#.len() + id_bytes);
     topic + id + name + data + time + retry + at + 1
+}
+
+/// True for data that is given as base64.
+fn is_base64(data: &Data) -> bool {
+    data.is_binary() || string_size(data.bytes()) > 2 * data.bytes().len() + 2
 }
 
 /// Appends `text` as a JSON string.
@@ -142,7 +149,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::{CustomId, Data, Epoch, Field, Topic};
+    use crate::event::{CustomId, Epoch, Field, Topic};
 
     const GIVEN: Given = Given { epoch: Epoch(36), sequence: 7, unix_ms: 1_764_460_800_000 };
 
@@ -178,6 +185,14 @@ mod tests {
     }
 
     #[test]
+    fn text_that_is_more_than_twice_as_long_in_json_is_base64() {
+        let json = |text: &str| encoded(&event(Data::string(text.into())));
+        assert!(json("\n\"\\\t").contains(r#""data":"\n\"\\\t""#));
+        assert!(json("\u{1}abcd").contains(r#""data":"\u0001abcd""#));
+        assert!(json("\u{1}\u{2}").contains(r#""base64":"AQI=""#));
+    }
+
+    #[test]
     fn each_byte_costs_what_the_encoder_writes_for_it() {
         for byte in 0..=0x7f {
             let text = char::from(byte).to_string();
@@ -201,7 +216,10 @@ mod tests {
                 ..event(Data::string(data.clone()))
             };
             let json: serde_json::Value = serde_json::from_str(&encoded(&event)).expect("JSON");
-            prop_assert_eq!(&json["data"], &data);
+            match json["base64"].as_str() {
+                Some(base64) => prop_assert_eq!(BASE64.decode(base64).expect("base64"), data.as_bytes()),
+                None => prop_assert_eq!(&json["data"], &data),
+            }
             prop_assert_eq!(&json["event"], &name);
         }
 
