@@ -359,6 +359,47 @@ impl Client {
     }
 }
 
+/// A client that names an event on its way waits for it, and what it says meanwhile waits too.
+#[test]
+fn a_subscription_after_an_event_on_its_way_waits_for_it() {
+    let mut parlour = Parlour::new(1);
+    let world = &mut parlour.world;
+    let fair = Arc::new(Config::default());
+    (world.outbox, world.shard) =
+        build(fair, Weather::Fair, 2, world.now, world.demand.clone(), world.memory.clone());
+    let head = support::peer::request(Protocol::WebSocket, &[], None);
+    let head = head.strip_suffix("\r\n").expect("a head ends in a blank line");
+    let head = format!("{head}Sec-WebSocket-Protocol: fanwave.v1.json\r\n\r\n");
+    let slot = world.shard.ring_mut().connect().expect("a free slot");
+    world.shard.ring_mut().peer_sends(slot, head.as_bytes());
+    world.turns();
+    world.shard.ring_mut().peer_takes(slot);
+    world.demand.announce(1);
+    for command in [&br#"{"ref":1,"subscribe":{"topic":"a","after":"mine"}}"#[..], br#"{"ref":2,"ping":{}}"#]
+    {
+        world.shard.ring_mut().peer_sends(slot, &support::peer::masked(0x1, command));
+    }
+    world.turns();
+    assert_eq!(world.shard.ring_mut().peer_takes(slot), b"", "nobody knows the event yet");
+    let event = Event {
+        topic: Topic::new("a").expect("legal"),
+        data: Data::text(Bytes::from("1")).expect("UTF-8"),
+        name: None,
+        id: Some(CustomId::new("mine").expect("a legal id")),
+        retry_ms: None,
+    };
+    let recorded = world.accounts.record(&event, 1, event.published_bytes());
+    let encoded = Encoded::new(event, EPOCH, 1, world.now).counted_in(&recorded.account);
+    world.stuck = Some(Message::Batch(Arc::new(EncodedBatch { events: [Arc::new(encoded)].into() })));
+    world.offer();
+    world.turns();
+    let mut client = Client { is_open: true, ..Client::default() };
+    client.unread.extend(world.shard.ring_mut().peer_takes(slot));
+    assert_eq!(client.next(), Some(json!({ "ref": 1, "ok": { "topic": "a", "after": "9ix-1" } })));
+    assert_eq!(client.next(), Some(json!({ "ref": 2, "ok": {} })));
+    assert_eq!(client.next(), None, "it has that event");
+}
+
 /// A text message in two frames, perhaps with a ping between them.
 fn fragments(text: &[u8], pings: bool) -> Vec<u8> {
     let (first, rest) = text.split_at(text.len() / 3);
