@@ -20,6 +20,7 @@ mod promises {
     mod control;
     mod control_room;
     mod conversation;
+    mod dashboard;
     mod delivery;
     mod echo;
     mod first_steps;
@@ -28,7 +29,9 @@ mod promises {
     mod half_closed;
     mod heartbeat;
     mod interop;
+    mod log;
     mod memory;
+    mod metrics;
     mod ndjson;
     mod overrun;
     mod pages;

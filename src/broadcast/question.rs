@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::event::Topic;
-use crate::metrics::{ShardReport, TopicReport};
+use crate::metrics::{ShardReport, SlowReport, TopicReport};
 use crate::wire::Family;
 
 /// Which topics a shard shall tell of.
@@ -37,6 +37,8 @@ pub enum Question {
     Counters(oneshot::Sender<ShardReport>),
     /// How many subscribers these topics have there, by family.
     Presence(Arc<[Topic]>, oneshot::Sender<Vec<[u64; Family::COUNT]>>),
+    /// The subscribers whose sends wait longest.
+    Slow(oneshot::Sender<Vec<SlowReport>>),
     /// What it knows of some topics.
     Topics(TopicQuery, oneshot::Sender<Vec<TopicReport>>),
 }
@@ -47,6 +49,7 @@ impl Question {
         match self {
             Question::Counters(answer) => answer.is_closed(),
             Question::Presence(_, answer) => answer.is_closed(),
+            Question::Slow(answer) => answer.is_closed(),
             Question::Topics(_, answer) => answer.is_closed(),
         }
     }

@@ -188,7 +188,8 @@ impl Reading {
             self.tell(number, &broken);
             return Ok(());
         }
-        self.take(number, event, &mut self.hub.intake_time()).await
+        let mut now = self.hub.intake_time();
+        self.take(number, event, &mut now).await
     }
 
     /// Takes in one line's event, waiting for room, or tells why it is none.

@@ -11,6 +11,7 @@ use crate::clock::Stamp;
 use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
 
+mod access;
 pub mod batch;
 mod commands;
 pub mod connections;
@@ -24,6 +25,7 @@ mod posts;
 mod publishers;
 mod raw;
 mod reap;
+mod slow;
 mod start;
 mod state;
 mod subscribe;

@@ -9,8 +9,8 @@
 //!   TCP window. It goes on where it stopped when half of its publishes are answered.
 //! - Only clients with something on its way have an entry. Others cost nothing.
 //!
-//! Not here: what a protocol makes of its bytes (`subscribe` for WebSockets in raw mode, `posts` for
-//! HTTP).
+//! Not here: what a protocol makes of its bytes (`subscribe` for WebSockets in raw mode, `posts`
+//! for HTTP).
 
 use std::collections::{HashMap, VecDeque};
 
@@ -142,6 +142,8 @@ pub(super) struct Publishers {
     paused: usize,
     /// Memory of all messages that are not whole.
     held: usize,
+    /// Bytes that were received from paused clients and not read.
+    unread: usize,
     /// Those of them that may go on, by slot and number, in the order in which they could.
     due: VecDeque<(Slot, u64)>,
     /// Who was answered in this turn and is to be told.
@@ -158,6 +160,7 @@ impl Publishers {
             number: 0,
             paused: 0,
             held: 0,
+            unread: 0,
             due: VecDeque::new(),
             answered: Vec::new(),
             to_pause: Vec::new(),
@@ -184,7 +187,10 @@ impl Publishers {
         if !self.clients.is_empty()
             && let Some(client) = self.clients.remove(&slot)
         {
-            self.paused -= usize::from(client.paused.is_some());
+            if let Some(paused) = client.paused {
+                self.paused -= 1;
+                self.unread -= paused.unread.len();
+            }
             self.held -= client.message.held();
         }
     }
@@ -309,6 +315,7 @@ impl Publishers {
             };
             let Some(paused) = client.paused.take() else { continue };
             self.paused -= 1;
+            self.unread -= paused.unread.len();
             if client.is_idle() {
                 self.clients.remove(&slot);
             }
@@ -347,6 +354,7 @@ impl State {
             self.publishers.due.push_back((slot, number));
         }
         self.publishers.paused += 1;
+        self.publishers.unread += unread.len();
         self.publishers.to_pause.push(slot);
         self.metrics.pauses += 1;
     }
@@ -361,7 +369,10 @@ impl State {
             return false;
         };
         paused.unread.extend_from_slice(bytes);
-        if paused.unread.len() > PAUSED_BYTES_MAX {
+        let of_one = paused.unread.len();
+        self.publishers.unread += bytes.len();
+        let of_all = self.publishers.unread;
+        if of_one > PAUSED_BYTES_MAX || of_all > self.setup.config.limits.incoming_bytes_max() {
             self.abort(slot, CloseReason::Stalled);
         } else {
             // The end of its receive may have come between two waits of it.

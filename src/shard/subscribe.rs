@@ -164,12 +164,15 @@ impl State {
 
     /// Answers a request that makes no subscriber.
     pub(super) fn refuse(&mut self, slot: Slot, refusal: &RefusedRequest, manner: &Manner) {
-        tracing::debug!(
-            peer = %self.connections.get(slot).peer(),
-            reason = refusal.reason.row().label,
-            detail = refusal.detail,
-            "request refused"
-        );
+        if let Some(left_out) = self.detail(refusal.reason) {
+            tracing::debug!(
+                peer = %self.connections.get(slot).peer(),
+                reason = refusal.reason.row().label,
+                detail = refusal.detail,
+                left_out,
+                "request refused"
+            );
+        }
         let answer = self.answer_in(manner).refusal(refusal);
         self.answer(slot, answer);
         self.finish(slot, refusal.reason);
@@ -240,6 +243,7 @@ impl State {
             self.answer(slot, opening(start.is_new.then_some(at)));
         }
         self.count_in(format);
+        self.log_subscribed(slot);
         true
     }
 

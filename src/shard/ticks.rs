@@ -55,7 +55,9 @@ impl State {
         self.topics.look_at_excess();
         if let Some(errno) = self.accept_errno.take() {
             let error = std::io::Error::from_raw_os_error(errno);
-            tracing::warn!(shard = self.setup.number, %error, "cannot accept connections");
+            if let Some(left_out) = self.accept_pace.admit(self.now) {
+                tracing::warn!(shard = self.setup.number, %error, left_out, "cannot accept connections");
+            }
         }
         // A whole tick without events: nobody asks for the same run again soon. And remembered runs
         // keep frames that others may need the memory of.
@@ -81,6 +83,9 @@ impl State {
         while self.look.left > 0 && budget > 0 && self.ready.len() < ready_max {
             let slot = self.look.next;
             self.look.next = if slot + 1 == capacity { 0 } else { slot + 1 };
+            if slot == 0 {
+                self.slow.end_walk();
+            }
             self.look.left -= 1;
             budget -= 1;
             self.check(slot as Slot);
@@ -101,7 +106,8 @@ impl State {
     fn check(&mut self, slot: Slot) {
         let limits = &self.setup.config.limits;
         let connection = self.connections.get_mut(slot);
-        let quiet = self.tick - connection.since;
+        let since = connection.since;
+        let quiet = self.tick - since;
         match connection.phase {
             Phase::Vacant | Phase::Closing => {}
             Phase::Aborting => {
@@ -127,6 +133,8 @@ impl State {
                     || quiet >= ticks(STALL_MS_UNDER_PRESSURE) && self.is_pressed_by(slot);
                 if is_late || quiet >= ticks(stall_ms) {
                     self.abort(slot, CloseReason::Stalled);
+                } else {
+                    self.slow.meet(slot, since);
                 }
             }
             Phase::Open => {

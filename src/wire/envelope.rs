@@ -199,6 +199,9 @@ struct PingJson {}
 /// What is wrong with the inside of a command.
 type Wrong = (ErrorCode, String);
 
+/// Reads the inside of a command.
+type ReadCommand = fn(&str) -> Result<Command<'_>, Wrong>;
+
 /// Reads one text message.
 pub fn parse(text: &str) -> Result<Request<'_>, Fault<'_>> {
     let fault = |reference, (code, mut detail): Wrong| {
@@ -213,7 +216,7 @@ pub fn parse(text: &str) -> Result<Request<'_>, Fault<'_>> {
         let detail = format!("ref is a number, or a string of at most {REF_BYTES_MAX} bytes");
         return Err(fault(None, bad(detail)));
     };
-    let commands: [(Option<&RawValue>, fn(&str) -> Result<Command<'_>, Wrong>); 6] = [
+    let commands: [(Option<&RawValue>, ReadCommand); 6] = [
         (json.subscribe, subscribe),
         (json.unsubscribe, |json| Ok(Command::Unsubscribe(named(inside(json)?)?))),
         (json.publish, |json| Ok(Command::Publish(json))),

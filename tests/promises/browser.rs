@@ -33,7 +33,7 @@ const PAGE: &str = include_str!("../browser/page.html");
 const RETURNING: &str = include_str!("../browser/returning.html");
 const CONVERSATION: &str = include_str!("../browser/conversation.html");
 /// Names of the program, the Debian one first.
-const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
+pub const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
 
 /// Serves the page, and passes on what it reports.
 async fn serve_page(listener: TcpListener, reports: mpsc::UnboundedSender<String>) {

@@ -62,7 +62,7 @@ async fn a_round_is_bounded_and_the_next_one_begins_with_another_shard() {
         }
     }
     bench.hub.take_uplinks(1);
-    let counts = uplinks.iter_mut().map(|uplink| told(uplink)).collect::<Vec<_>>();
+    let counts = uplinks.iter_mut().map(told).collect::<Vec<_>>();
     assert_eq!(counts.iter().map(Vec::len).sum::<usize>(), UPLINK_ROUND_MAX);
     assert_eq!(counts[1][0], (0, Ok(1)), "shard 1 came first");
     assert_eq!(counts[0][0], (0, Ok(UPLINK_SHARE as u64 + 1)));
