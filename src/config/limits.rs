@@ -413,6 +413,9 @@ pub const HELD_BACK_MAX: usize = 1_024;
 /// latest is owed a pong (RFC 6455 §5.5.3), and a client that does not read must not make us
 /// remember.
 pub const PONGS_BYTES_MAX: usize = 4 << 10;
+/// Bytes of answers to commands that may wait to be sent; then nothing more is received from their
+/// client until they are. A client has as many again in its receive buffers, at most.
+pub const REPLIES_BYTES_MAX: usize = 16 << 10;
 /// Bytes of echoes that may wait behind a send in flight (`--diagnostic-echo`); a client that sends
 /// more without reading is closed as stalled. All receive buffers may be one client's in a turn.
 pub const ECHO_WAITING_BYTES_MAX: usize = 1 << 20;

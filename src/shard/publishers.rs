@@ -34,6 +34,8 @@ pub(super) enum Until {
     Room,
     /// The answer to its last publish.
     Quiet,
+    /// That what it was answered is sent.
+    Sent,
 }
 
 impl Until {
@@ -42,6 +44,7 @@ impl Until {
         match self {
             Until::Room => unanswered <= UNANSWERED_MAX / 2,
             Until::Quiet => unanswered == 0,
+            Until::Sent => false,
         }
     }
 }
@@ -204,6 +207,17 @@ impl Publishers {
             self.client(slot).message = message;
         } else if self.clients.get(&slot).is_some_and(Client::is_idle) {
             self.clients.remove(&slot);
+        }
+    }
+
+    /// What a paused client waits for has come.
+    pub(super) fn let_go_on(&mut self, slot: Slot, waits_for: Until) {
+        if self.paused == 0 {
+            return;
+        }
+        let Some(Client { number, paused: Some(paused), .. }) = self.clients.get_mut(&slot) else { return };
+        if paused.until == waits_for && !std::mem::replace(&mut paused.is_due, true) {
+            self.due.push_back((slot, *number));
         }
     }
 

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use super::batch::{News, Run};
 use super::connections::{Memberships, Phase, TopicIndex};
+use super::publishers::Until;
 use super::state::State;
 use crate::close::CloseReason;
 use crate::config::OverrunPolicy;
@@ -275,8 +276,8 @@ impl State {
 
     /// The rest of a send, then answers.
     fn attend_serving(&mut self, slot: Slot, ring: &mut impl EgressRing) {
-        if !self.connections.get(slot).sending {
-            self.send_owed(slot, ring);
+        if !self.connections.get(slot).sending && !self.send_owed(slot, ring) {
+            self.publishers.let_go_on(slot, Until::Sent);
         }
     }
 

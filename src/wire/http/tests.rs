@@ -165,7 +165,11 @@ fn each_refusal_has_its_reason_and_says_what_is_wrong() {
         (get("/sse/a", "host: f\r\n"), BadRequest, "Host header field comes twice"),
         ("GET /sse/a HTTP/1.1\r\nHost: a b\r\n\r\n".into(), BadRequest, "Host header field is malformed"),
         ("GET /sse/a HTTP/1.0\r\nHost: [::1\r\n\r\n".into(), BadRequest, "Host header field is malformed"),
-        (get("/x", ""), NotFound, "/sse/{topic}, /sse?topic=..., /ws/{topic}, /ws?topic=..., POST /topics/{topic}, /healthz"),
+        (
+            get("/x", ""),
+            NotFound,
+            "/sse/{topic}, /sse?topic=..., /ws/{topic}, /ws?topic=..., POST /topics/{topic}, /healthz",
+        ),
         (get("/sse", ""), BadRequest, "no topic"),
         (get("/sse/%ff", ""), BadRequest, "not UTF-8"),
         (get("/sse/a?topic=b&topic=c&topic=d", ""), BadRequest, "more than 3 topics"),
