@@ -276,8 +276,8 @@ impl State {
 
     /// The rest of a send, then answers.
     fn attend_serving(&mut self, slot: Slot, ring: &mut impl EgressRing) {
-        if !self.connections.get(slot).sending {
-            self.send_owed(slot, ring);
+        if !self.connections.get(slot).sending && !self.send_owed(slot, ring) {
+            self.publishers.let_go_on(slot, Until::Sent);
         }
     }
 
