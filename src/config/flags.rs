@@ -435,7 +435,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 26] = [
+        let cases: [Case<'_>; 27] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--port", "8080"], &[], &["--port", "--listen 0.0.0.0:8080"]),
             (&["--shards=1", "--host"], &[], &["--host", "--listen 0.0.0.0:8080"]),
@@ -453,6 +453,7 @@ pub(crate) mod tests {
             (&["--log", "fanwave=loud"], &[], &["--log"]),
             (&["--log", "loud"], &[], &["--log", "`loud` is no level", "trace, or target=level"]),
             (&["--log", "info, inof"], &[], &["--log", "`inof` is no level"]),
+            (&["--log-format", "yaml"], &[], &["--log-format", "json"]),
             (&["--window-bytes-max", "8MB"], &[], &["--window-bytes-max", "8MiB"]),
             (&["--heartbeat-ms", "15s"], &[], &["--heartbeat-ms", "milliseconds"]),
             (&["--heartbeat-ms", "1"], &[], &["--heartbeat-ms", "1000"]),

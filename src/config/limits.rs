@@ -558,8 +558,8 @@ pub const PAGE_TOPICS: usize = 1_000;
 pub const LISTINGS_MAX: usize = 2;
 /// Largest `limit`. Bounds the answer; the next page goes on after its last name.
 pub const PAGE_TOPICS_MAX: usize = 10_000;
-/// Of a control listener's connections, one in so many is kept for `/healthz` and statistics when all
-/// others are at work.
+/// Of a control listener's connections, one in so many is kept for `/healthz` and statistics when
+/// all others are at work.
 pub const CONTROL_SPARE_SHARE: usize = 8;
 /// The most that are kept so; each of them is answered at once.
 pub const CONTROL_SPARE_MAX: usize = 16;

@@ -83,7 +83,8 @@ pub struct Intake {
     stalled: bool,
     /// The log knows that publishers are refused for lack of room; until the queue is empty.
     full_told: bool,
-    /// Of warnings that publishers are refused for lack of room, and because subscribers are behind.
+    /// Of warnings that publishers are refused for lack of room, and because subscribers are
+    /// behind.
     full_pace: Pace,
     behind_pace: Pace,
     /// True from the begin of the drain on; nothing is accepted then.

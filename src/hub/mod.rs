@@ -163,9 +163,9 @@ struct Hub {
     /// Where subscribers connect, as bound.
     listen: Vec<SocketAddr>,
     started: Stamp,
-    started_at: SystemTime,
     /// `started` by the runtime's clock, which a test may hold still.
-    clock_started: Instant,
+    began: Instant,
+    started_at: SystemTime,
     intake: Mutex<Intake>,
     /// Rung when the queue got shorter, and at the drain.
     room: Notify,
@@ -355,8 +355,8 @@ impl Hub {
             egress,
             listen,
             started: Stamp::now(),
+            began: Instant::now(),
             started_at: SystemTime::now(),
-            clock_started: Instant::now(),
             intake: Mutex::new(intake),
             room: Notify::new(),
             stalled: Notify::new(),
@@ -370,7 +370,7 @@ impl Hub {
 
     /// Now, by the runtime's clock.
     fn now(&self) -> Stamp {
-        self.started.plus(self.clock_started.elapsed())
+        self.started.plus(self.began.elapsed())
     }
 
     /// The state behind the lock; never hold it across an await.

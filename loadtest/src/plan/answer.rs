@@ -346,7 +346,8 @@ fn storm(model: &Model, question: &Question, busy: f64, cores: f64) -> Option<Es
     let everybody = Work {
         handshakes: question.subscribers,
         closes: question.subscribers,
-        ..Work::nothing(question.protocol)
+        protocol: question.protocol,
+        ..Work::default()
     };
     Some(model.cpu(&everybody).times(1.0 / free))
 }
