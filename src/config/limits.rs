@@ -468,8 +468,8 @@ pub const UPLINK_PUBLISHES_MAX: usize = 1_024;
 /// Bytes of one shard's publishes on their way to the hub, from which on no further one is queued;
 /// the last one may be of any size. The hub takes so much in some milliseconds.
 pub const UPLINK_BYTES_MAX: usize = 4 << 20;
-/// Asks of one shard's clients for a topic's subscribers that have no answer yet; what comes beyond is
-/// told to come again. Each is a look at a table on every shard.
+/// Asks of one shard's clients for a topic's subscribers that have no answer yet; what comes beyond
+/// is told to come again. Each is a look at a table on every shard.
 pub const PRESENCES_MAX: usize = 64;
 /// Publishes of one client that have no answer yet; then nothing more is received from it until
 /// half of them are answered. Enough for a client that does not wait for answers, and few beside
