@@ -187,9 +187,10 @@ impl Limits {
         (2 * self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX).min(FRAME_BYTES_POSSIBLE)
     }
 
-    /// The most memory that one event may take: itself, and its frame in each format.
+    /// The most memory that one event may take: itself, and its frame in each format that every event
+    /// keeps. It keeps a rare one only within this.
     pub fn event_memory_max(&self) -> usize {
-        self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::MADE * self.frame_bytes_max()
+        self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::KEPT * self.frame_bytes_max()
     }
 
     /// The most that clients' messages which are not whole take on one shard, where clients may
