@@ -651,7 +651,7 @@ mod tests {
         intake.demand.begin(Format::Json);
         intake.flush();
         // Line breaks weigh seven times on an event stream.
-        let heavy = event(&format!("{}{}", "\n".repeat(2_700), "\"".repeat(7_300)));
+        let heavy = event(&format!("{}{}", "\n".repeat(1_650), "\"".repeat(8_350)));
         let light = event(&"x".repeat(10_000));
         for (event, is_kept) in [(heavy, false), (light, true)] {
             let json = Format::Json.frame_bytes_max(&event);
