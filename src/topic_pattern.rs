@@ -57,6 +57,11 @@ impl Pattern {
     }
 
     /// The pattern as a name: that of a topic, or one with a `*`.
+    pub fn name(&self) -> &Topic {
+        &self.0
+    }
+
+    /// The same, owned.
     pub fn into_name(self) -> Topic {
         self.0
     }

@@ -19,6 +19,7 @@ mod promises {
     mod client_publish;
     mod control;
     mod control_room;
+    mod conversation;
     mod dashboard;
     mod delivery;
     mod echo;

@@ -30,6 +30,8 @@ use fanwave::metrics::{FamilyCounters, ShardMetrics, ShardReport};
 use fanwave::shard::{Shard, ShardSetup, Turn};
 use tokio::sync::oneshot;
 
+#[path = "simulation/conversation.rs"]
+mod conversation;
 #[path = "simulation/memory.rs"]
 mod memory;
 #[path = "simulation/publishers.rs"]
@@ -102,7 +104,7 @@ fn config(window_events: usize, policy: SlowPolicy, dice: &mut Dice) -> Arc<Conf
         window_bytes_total_max: [4 << 20, 512 << 20, 512 << 20][dice.roll(3) as usize],
         ..Limits::default()
     };
-    Arc::new(Config { slow: policy, limits, ..Config::default() })
+    Arc::new(Config { slow: policy, limits, access_log: true, ..Config::default() })
 }
 
 fn build(
@@ -172,7 +174,17 @@ impl World {
         }
     }
 
-    fn some_topics(&mut self) -> Vec<&'static str> {
+    fn some_topics(&mut self) -> Vec<usize> {
+        let count = 1 + self.dice.roll(3) as usize;
+        let mut topics: Vec<usize> =
+            (0..count).map(|_| self.dice.roll(TOPICS.len() as u64) as usize).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
+    }
+
+    /// Some topics and patterns.
+    fn some_names(&mut self) -> Vec<&'static str> {
         let count = 1 + self.dice.roll(3) as usize;
         let some = |_| match self.dice.chance(1, 4) {
             true => PATTERNS[self.dice.roll(PATTERNS.len() as u64) as usize],
@@ -192,7 +204,7 @@ impl World {
         let protocol = if self.dice.chance(1, 2) { Protocol::Sse } else { Protocol::WebSocket };
         let (names, after) = match self.left.pop() {
             Some((names, sequence)) if self.dice.chance(3, 4) => (names, Some(sequence)),
-            _ => (self.some_topics(), None),
+            _ => (self.some_names(), None),
         };
         let Some(slot) = self.shard.ring_mut().connect() else { return };
         let taken = self.shard.metrics().events;

@@ -206,9 +206,10 @@ impl Limits {
         (2 * self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX).min(FRAME_BYTES_POSSIBLE)
     }
 
-    /// The most memory that one event may take: itself, and its frame in each format.
+    /// The most memory that one event may take: itself, and its frame in each format that every event
+    /// keeps. It keeps a rare one only within this.
     pub fn event_memory_max(&self) -> usize {
-        self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::MADE * self.frame_bytes_max()
+        self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::KEPT * self.frame_bytes_max()
     }
 
     /// The most that clients' messages which are not whole take on one shard, where clients may
@@ -432,6 +433,9 @@ pub const HELD_BACK_MAX: usize = 1_024;
 /// latest is owed a pong (RFC 6455 §5.5.3), and a client that does not read must not make us
 /// remember.
 pub const PONGS_BYTES_MAX: usize = 4 << 10;
+/// Bytes of answers to commands that may wait to be sent; then nothing more is received from their
+/// client until they are. A client has as many again in its receive buffers, at most.
+pub const REPLIES_BYTES_MAX: usize = 16 << 10;
 /// Bytes of echoes that may wait behind a send in flight (`--diagnostic-echo`); a client that sends
 /// more without reading is closed as stalled. All receive buffers may be one client's in a turn.
 pub const ECHO_WAITING_BYTES_MAX: usize = 1 << 20;
@@ -484,6 +488,9 @@ pub const UPLINK_PUBLISHES_MAX: usize = 1_024;
 /// Bytes of one shard's publishes on their way to the hub, from which on no further one is queued;
 /// the last one may be of any size. The hub takes so much in some milliseconds.
 pub const UPLINK_BYTES_MAX: usize = 4 << 20;
+/// Asks of one shard's clients for a topic's subscribers that have no answer yet; what comes beyond
+/// is told to come again. Each is a look at a table on every shard.
+pub const PRESENCES_MAX: usize = 64;
 /// Publishes of one client that have no answer yet; then nothing more is received from it until
 /// half of them are answered. Enough for a client that does not wait for answers, and few beside
 /// [`UPLINK_PUBLISHES_MAX`], so that one client does not take all places.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use super::keys::Keys;
 use super::topics::{Recorded, TopicTable};
-use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Taken};
+use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Taken, Wanted};
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::SINGLES_SHARE;
@@ -27,6 +27,11 @@ use crate::log::Pace;
 use crate::publishing::{IdempotencyKey, reserved};
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 use crate::wire::Format;
+
+/// No frame is longer than so many times the weight of its event: a line break, the dearest of all
+/// bytes, takes 7 on an event stream, and what frames have besides is less than what an event
+/// weighs besides.
+const FRAME_GROWTH_MAX: usize = 7;
 
 /// What the hub counts, from the start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -85,6 +90,11 @@ pub struct Intake {
     behind_pace: Pace,
     /// True from the begin of the drain on; nothing is accepted then.
     draining: bool,
+    /// The time of day, as it was told last, in milliseconds since 1970.
+    unix_ms: u64,
+    /// Formats that had subscribers at the last flush: between two of them what an event weighs
+    /// does not change.
+    wanted: Wanted,
     topics: TopicTable,
     keys: Keys,
     counters: HubCounters,
@@ -94,6 +104,8 @@ pub struct Intake {
     batch_bytes_max: usize,
     /// Bytes of the longest frame that an event may have.
     frame_bytes_max: usize,
+    /// Memory that an event may take.
+    event_memory_max: usize,
 }
 
 /// Why an event is not taken now.
@@ -129,6 +141,8 @@ impl Intake {
             full_pace: Pace::DETAIL,
             behind_pace: Pace::WARNING,
             draining: false,
+            unix_ms: 0,
+            wanted: Wanted::NONE,
             topics: TopicTable::new(limits.topics_max, memory),
             keys: Keys::default(),
             counters: HubCounters::default(),
@@ -137,7 +151,26 @@ impl Intake {
             batch_events_max: limits.batch_events_max(),
             batch_bytes_max: limits.batch_bytes_max(),
             frame_bytes_max: limits.frame_bytes_max(),
+            event_memory_max: limits.event_memory_max(),
         }
+    }
+
+    /// Tells the time of day, which the events from now on were taken in at.
+    pub fn tell_time(&mut self, unix_ms: u64) {
+        self.unix_ms = unix_ms;
+    }
+
+    /// Memory that `event` would take now.
+    pub fn memory_of(&self, event: &Event) -> usize {
+        Encoded::memory_of(event) + Encoded::memory_of_rare(event, self.kept_of(event))
+    }
+
+    /// Rare formats whose frames `event` would keep: those wanted, if it then takes no more memory
+    /// than any event may.
+    fn kept_of(&self, event: &Event) -> Wanted {
+        let memory = || Encoded::memory_of(event) + Encoded::memory_of_rare(event, self.wanted);
+        let fits = self.wanted == Wanted::NONE || memory() <= self.event_memory_max;
+        if fits { self.wanted } else { Wanted::NONE }
     }
 
     /// Whether an event of `topic` that takes so much memory would be taken now. An empty queue
@@ -172,7 +205,7 @@ impl Intake {
         if let Some(frame) = self.frame_too_long(&event) {
             return self.refuse(frame);
         }
-        if let Err(no_room) = self.room(&event.topic, Encoded::memory_of(&event)) {
+        if let Err(no_room) = self.room(&event.topic, self.memory_of(&event)) {
             return self.refuse_for_room(no_room, &event.topic, intake);
         }
         if let Some(refusal) = reserved(&event) {
@@ -180,15 +213,17 @@ impl Intake {
         }
         self.sequence += 1;
         self.demand.announce(self.sequence);
+        let kept = self.kept_of(&event);
         let Recorded { account, forgets } = self.topics.record(&event, self.sequence, bytes);
         self.counters.events += 1;
         self.counters.bytes += bytes as u64;
         let encoded = Encoded::new(event, self.epoch, self.sequence, intake);
+        let encoded = encoded.taken_at(self.unix_ms).keeping(kept);
         let encoded = encoded.forgetting(forgets).counted_in(&account);
         self.events += 1;
         self.bytes += encoded.memory();
         for format in Format::ALL {
-            if self.demand.wants(format) {
+            if self.demand.wants(format) && encoded.keeps(format) {
                 encoded.frame(format);
             }
         }
@@ -222,13 +257,19 @@ impl Intake {
 
     /// The refusal of an event one of whose frames would be longer than any may be.
     fn frame_too_long(&self, event: &Event) -> Option<Refusal> {
-        let longest = Format::ALL.map(|format| format.frame_bytes_max(event)).into_iter().max()?;
+        if event.weight() * FRAME_GROWTH_MAX <= self.frame_bytes_max {
+            return None;
+        }
+        let frames = Format::ALL.map(|format| (format.frame_bytes_max(event), format));
+        let (longest, format) = frames.into_iter().max_by_key(|(bytes, _)| *bytes)?;
         (longest > self.frame_bytes_max).then(|| {
-            let text = format!(
-                "the event would take {longest} bytes on an event stream, at most {} are allowed: \
-                 each line of its data costs 7 more",
-                self.frame_bytes_max
-            );
+            let (place, reason) = match format {
+                Format::Json => ("in JSON", "each control character of its name costs 5 more"),
+                _ => ("on an event stream", "each line of its data costs 7 more"),
+            };
+            let most = self.frame_bytes_max;
+            let text =
+                format!("the event would take {longest} bytes {place}, at most {most} are allowed: {reason}");
             Refusal::new(RefusalReason::TooLarge, text)
         })
     }
@@ -273,6 +314,7 @@ impl Intake {
     /// Hands what is queued to every shard, in as few batches as the limits allow, until done or
     /// until a shard's queue is full.
     pub fn flush(&mut self) -> Flushed {
+        self.wanted = self.demand.wanted();
         loop {
             if self.sending.is_none() {
                 match self.next_batch() {
@@ -517,6 +559,12 @@ mod tests {
         assert_eq!(intake.counters().refused.get(RefusalReason::TooLarge), 1);
         intake.accept(event(&"\n".repeat(2_900)), Stamp(0)).expect("20,307 bytes and an id");
         intake.accept(event(&"x".repeat(10_000)), Stamp(0)).expect("a long line costs 7 bytes");
+        intake.accept(event(&"\u{1}".repeat(10_000)), Stamp(0)).expect("JSON takes it as base64");
+        intake.accept(event(&"\"".repeat(10_000)), Stamp(0)).expect("a quote costs one byte more");
+        let name = EventName::new(&"\u{1}".repeat(255)).expect("a name");
+        let long = Event { name: Some(name), ..event(&"\"".repeat(10_000)) };
+        let refusal = intake.accept(long, Stamp(0)).expect_err("a name of 1,532 bytes");
+        assert!(refusal.text.contains("in JSON"), "{refusal}");
     }
 
     #[test]
@@ -578,8 +626,9 @@ mod tests {
     fn an_event_is_encoded_before_it_leaves_for_the_formats_that_have_subscribers() {
         let (mut intake, inboxes) = intake(1, 8, &Limits::default());
         // What lies within another frame brings that one.
-        let steps =
-            [(None, 3), (Some(Format::SseChunked), 2), (Some(Format::Sse), 1), (Some(Format::WebSocket), 0)];
+        let mut steps = vec![(None, 3), (Some(Format::Sse), 2), (Some(Format::WebSocket), 1)];
+        // An event that weighs the frames of a rare format came after the flush that saw its need.
+        steps.extend([(Some(Format::Json), 1), (None, 0)]);
         for (wanted, absent) in steps {
             if let Some(format) = wanted {
                 intake.demand.begin(format);
@@ -588,6 +637,52 @@ mod tests {
             intake.flush();
             let sent = format!("{:?}", inboxes[0].try_recv());
             assert_eq!(sent.matches("<uninit>").count(), absent, "{sent}");
+        }
+    }
+
+    /// Else every event would weigh what nobody asks for.
+    #[test]
+    fn json_weighs_in_events_that_come_while_somebody_reads_it_and_in_no_others() {
+        let (mut intake, inboxes) = intake(1, 8, &Limits::default());
+        let take = |intake: &mut Intake| {
+            intake.tell_time(1_764_460_800_000);
+            intake.accept(event("x"), Stamp(0)).expect("room");
+            intake.flush();
+            let Some(Message::Batch(batch)) = inboxes[0].try_recv() else { panic!("a batch") };
+            batch.events[0].clone()
+        };
+        let plain = take(&mut intake);
+        assert_eq!(plain.memory(), Encoded::memory_of(&event("x")));
+        intake.demand.begin(Format::Json);
+        intake.flush();
+        let wanted = take(&mut intake);
+        let json = Format::Json.frame_bytes_max(&event("x"));
+        assert_eq!(wanted.memory(), plain.memory() + json);
+        assert_eq!(intake.topics().memory().held(), plain.memory() + wanted.memory());
+        for (encoded, is_kept) in [(plain, false), (wanted, true)] {
+            let (frame, again) = (encoded.frame(Format::Json), encoded.frame(Format::Json));
+            assert_eq!(frame, again);
+            assert!(frame.ends_with(br#""data":"x","time":1764460800000}"#), "{frame:?}");
+            assert_eq!(frame.as_ptr() == again.as_ptr(), is_kept);
+        }
+    }
+
+    /// So the least memory that a server needs is the same, whoever reads what.
+    #[test]
+    fn an_event_that_would_be_too_heavy_with_its_json_keeps_none() {
+        let limits = Limits { message_bytes_max: 10_000, ..Limits::default() };
+        let (mut intake, _inboxes) = intake(1, 8, &limits);
+        intake.demand.begin(Format::Json);
+        intake.flush();
+        // Line breaks weigh seven times on an event stream.
+        let heavy = event(&format!("{}{}", "\n".repeat(1_650), "\"".repeat(8_350)));
+        let light = event(&"x".repeat(10_000));
+        for (event, is_kept) in [(heavy, false), (light, true)] {
+            let json = Format::Json.frame_bytes_max(&event);
+            let with = Encoded::memory_of(&event) + json;
+            assert_eq!(with <= limits.event_memory_max(), is_kept, "{with}");
+            assert_eq!(intake.memory_of(&event), if is_kept { with } else { with - json });
+            intake.accept(event, Stamp(0)).expect("room");
         }
     }
 

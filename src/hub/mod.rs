@@ -28,7 +28,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused, Taken};
-use crate::clock::Stamp;
+use crate::clock::{Stamp, unix_ms};
 use crate::config::Config;
 use crate::config::limits::{
     DRAIN_GRACE_MS, GIVE_BACK_MS, GIVE_BACK_PAGE_BYTES, LISTINGS_MAX, SCRAPES_MAX, STALL_RETRY_MS,
@@ -50,6 +50,7 @@ mod listing;
 mod metrics;
 mod openmetrics;
 mod pages;
+mod presence;
 mod process;
 mod refusal;
 mod scrape;
@@ -238,6 +239,7 @@ async fn serve(
     let listening = listen::start(doors.control, doors.connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
+    let presences = tokio::spawn(presence::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     tokio::select! {
         biased;
@@ -257,6 +259,7 @@ async fn serve(
     listening.join_all().await;
     retry.abort();
     uplinks.abort();
+    presences.abort();
     give_back.abort();
     let ended = async {
         ends.during(hub.tell_shards(|| Message::End)).await;
@@ -394,9 +397,18 @@ impl Hub {
 
     /// Takes one event in and broadcasts it at once.
     fn publish(&self, event: Event, key: Option<IdempotencyKey>) -> Result<Taken, Refusal> {
-        let taken = self.change(|intake| intake.accept_once(event, key, self.now()))?;
+        let taken = self.change(|intake| {
+            intake.tell_time(unix_ms());
+            intake.accept_once(event, key, self.now())
+        })?;
         self.flush();
         Ok(taken)
+    }
+
+    /// The time of a chunk of a stream's body, which the intake is told too.
+    fn intake_time(&self) -> Stamp {
+        self.intake().tell_time(unix_ms());
+        self.now()
     }
 
     /// Takes one event in; [`Hub::flush`] once the body chunk is used up.

@@ -4,6 +4,7 @@
 //! found in `start`.
 
 use super::connections::{Membership, Memberships, Phase, Session, TopicIndex};
+use super::publishers::Until;
 use super::state::State;
 use crate::close::CloseReason;
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, RETURN_MS_MIN, RETURN_MS_SPREAD};
@@ -160,6 +161,7 @@ impl State {
             .map(|held| held.0)
             .collect();
         for slot in due {
+            self.publishers.let_go_on(slot, Until::Known);
             self.read_again(slot, false);
         }
     }
@@ -170,6 +172,7 @@ impl State {
         let due: Vec<Slot> =
             self.held_back.extract_if(.., |held| held.1 <= sequence).map(|held| held.0).collect();
         for slot in due {
+            self.publishers.let_go_on(slot, Until::Event);
             self.read_again(slot, true);
         }
     }
@@ -253,16 +256,11 @@ impl State {
         let start = self.start(&mut memberships, &request.start);
         // Of several defaults the strictest counts.
         let usual = || request.topics.iter().map(|topic| self.setup.config.slow_of(topic.as_str())).min();
-        let slow = request.slow.or_else(usual).unwrap_or_default();
+        let slow = request.slow.or_else(usual).unwrap_or(self.setup.config.slow);
         for at in 0..memberships.as_slice().len() {
             let topic = memberships.as_slice()[at].topic;
             let from = memberships.begins_after(topic, start.cursor);
-            // The cursor of a subscriber of the newest events holds back nothing.
-            let needs = if slow == SlowPolicy::Latest { u64::MAX } else { from };
-            memberships.as_mut_slice()[at].position = self.topics.join(topic, slot, format.family(), needs);
-            if slow == SlowPolicy::Latest {
-                self.topics.begin_latest(topic, from);
-            }
+            memberships.as_mut_slice()[at].position = self.join_topic(slot, topic, format, slow, from);
         }
 
         let connection = self.connections.get_mut(slot);
@@ -294,6 +292,24 @@ impl State {
         true
     }
 
+    /// Adds a subscriber to a topic, whose events it gets after `from`. Returns its position.
+    pub(super) fn join_topic(
+        &mut self,
+        slot: Slot,
+        topic: TopicIndex,
+        format: Format,
+        slow: SlowPolicy,
+        from: u64,
+    ) -> u32 {
+        if slow != SlowPolicy::Latest {
+            return self.topics.join(topic, slot, format.family(), from);
+        }
+        // The cursor of a subscriber of the newest events holds back nothing.
+        let position = self.topics.join(topic, slot, format.family(), u64::MAX);
+        self.topics.begin_latest(topic, from);
+        position
+    }
+
     /// Counts a connection that is now open.
     pub(super) fn count_in(&mut self, format: Format) {
         let subscribers = &mut self.subscribers[format.index()];
@@ -320,6 +336,9 @@ impl State {
 
     /// WebSocket frames from the client of `slot`, perhaps in part.
     fn handle_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
+        if self.connections.get(slot).format == Format::Json {
+            return self.handle_commands(slot, bytes);
+        }
         if let Some(topic) = self.publishes_to(slot).cloned() {
             return self.handle_raw(slot, bytes, &topic);
         }

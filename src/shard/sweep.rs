@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use super::batch::{News, Run};
 use super::connections::{LANES, Memberships, Phase, TopicIndex, lane};
+use super::publishers::Until;
 use super::state::State;
 use crate::close::CloseReason;
 use crate::config::limits::{SLOW_BYTES_PER_TICK, SWEEP_VISITS_MAX, TOPIC_VISITS_MAX, VISIT_BYTES};
@@ -290,8 +291,8 @@ impl State {
 
     /// The rest of a send, then answers.
     fn attend_serving(&mut self, slot: Slot, ring: &mut impl EgressRing) {
-        if !self.connections.get(slot).sending {
-            self.send_owed(slot, ring);
+        if !self.connections.get(slot).sending && !self.send_owed(slot, ring) {
+            self.publishers.let_go_on(slot, Until::Sent);
         }
     }
 
@@ -305,9 +306,11 @@ impl State {
         if self.send_owed(slot, ring) {
             return;
         }
+        self.publishers.let_go_on(slot, Until::Sent);
         self.send_news(slot, at_hand, ring);
         let connection = self.connections.get(slot);
         let has_everything = !connection.is_owed() && connection.turn != self.turn;
+        let has_everything = has_everything && !self.publishers.awaits_hub(slot);
         if self.drain.is_some() && connection.phase == Phase::Open && has_everything {
             self.hang_up(slot, CloseReason::Draining, "the server is draining");
         } else if connection.ended && connection.phase == Phase::Open {
@@ -330,8 +333,9 @@ impl State {
             false => self.topics.newest(topic) > from,
         };
         let lacks_some = connection.memberships.iter_from(connection.cursor).any(is_lacking);
-        if self.publishers.is_paused(slot) {
-            // What it said before its end is still to be read. It is marked when it goes on.
+        if self.publishers.is_paused(slot) || self.publishers.awaits_hub(slot) {
+            // What it said before its end is still to be read, or to be answered. It is marked when
+            // it goes on, or is answered.
         } else if lacks_some || connection.is_owed() {
             self.mark_ready(slot);
         } else {
@@ -350,8 +354,12 @@ impl State {
             (None, Some(batch)) => (batch, SendMode::Instant),
             (None, None) => return false,
         };
+        // The rest of a batch moved the cursor when it was handed over first; a command may have
+        // set it back since.
+        let cursor = self.connections.get(slot).cursor;
         // It may be owed more: an elevator may have passed meanwhile.
         self.submit_send(slot, &batch, mode, true, ring);
+        self.connections.get_mut(slot).cursor = cursor;
         true
     }
 

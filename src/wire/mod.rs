@@ -1,9 +1,11 @@
 //! Bytes of the protocols: pure functions and small state machines, no I/O, no clock.
 
 pub mod chunked;
+pub mod envelope;
 pub mod format;
 pub mod gap;
 pub mod http;
+pub mod json;
 pub mod slow;
 pub mod sse;
 pub mod sse_parser;

@@ -3,7 +3,8 @@
 use std::str::FromStr;
 
 /// The strictest first.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SlowPolicy {
     /// It is closed: WebSocket 1013, SSE end of stream. The client reconnects and resumes.
     #[default]

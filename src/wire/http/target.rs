@@ -69,7 +69,7 @@ pub(super) struct Target<'a> {
 /// What a subscriber wants.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// Distinct, at least one. Those with a `*` are patterns.
+    /// Distinct, perhaps none. Those with a `*` are patterns.
     pub(super) topics: Vec<Topic>,
     /// From the query.
     pub(super) start: Start,
@@ -179,15 +179,15 @@ impl<'a> Target<'a> {
                 _ => {}
             }
         }
-        if wanted.topics.is_empty() {
-            let path = if self.route == Route::Subscribe(Family::EventStream) { "/sse" } else { "/ws" };
-            return Err(bad(format!(
-                "no topic: ask for {path}/{{topic}}, {path}?topic=... or {path}?match=..."
-            )));
-        }
         let others = since.map(Start::Since).or(last.map(Start::Last));
         wanted.start = after.map(Start::After).or(others).unwrap_or_default();
         Ok(wanted)
+    }
+
+    /// Refuses a subscriber of no topic.
+    pub(super) fn no_topic(&self) -> RefusedRequest {
+        let path = if self.route == Route::Subscribe(Family::EventStream) { "/sse" } else { "/ws" };
+        bad(format!("no topic: ask for {path}/{{topic}}, {path}?topic=... or {path}?match=..."))
     }
 }
 
@@ -353,7 +353,9 @@ mod tests {
     use super::*;
 
     fn wanted(target: &str) -> Result<Wanted, RefusedRequest> {
-        Target::new(target, false).and_then(|target| target.wanted(3))
+        let target = Target::new(target, false)?;
+        let wanted = target.wanted(3)?;
+        if wanted.topics.is_empty() { Err(target.no_topic()) } else { Ok(wanted) }
     }
 
     #[test]
