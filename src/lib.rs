@@ -14,6 +14,7 @@ pub mod config;
 pub mod metrics;
 pub mod printed; // commands for people to paste
 pub mod runtime;
+pub mod secret; // a bearer token
 pub mod serve; // puts the stages together
 pub mod topic_pattern; // names for many topics
 pub mod wire;

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -39,6 +39,8 @@ pub struct Started {
     pub listen: Vec<SocketAddr>,
     /// Control plane addresses as bound.
     pub control: Vec<ControlAddress>,
+    /// The file with the token that publishers bring, if they need one.
+    pub token_file: Option<PathBuf>,
     /// CPU of each shard.
     pub shard_cpus: Vec<usize>,
     /// Connections that each shard has room for.
@@ -149,6 +151,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     started(&Started {
         listen: listen.clone(),
         control: control_addresses,
+        token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
         memory: memory_lines(&config, &capacity),

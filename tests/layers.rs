@@ -13,17 +13,18 @@ use std::path::{Path, PathBuf};
 /// A room, the bottom one first, and the rooms that it may import. A file belongs to the room with
 /// the longest name that its path starts with. Not here: `main` and `banner`, which nothing can
 /// import.
-const ROOMS: [(&str, &[&str]); 25] = [
+const ROOMS: [(&str, &[&str]); 26] = [
     ("event", &[]),
     ("clock", &[]),
     ("close", &[]),
     ("topic_pattern", &["event"]),
     ("printed", &[]),
+    ("secret", &[]),
     ("wire", &["event", "close"]),
     ("config/limits", &["event", "wire"]),
     ("config/capacity", &["config/limits"]),
     ("config/units", &[]),
-    ("config", &["config/limits", "wire"]),
+    ("config", &["config/limits", "secret", "wire"]),
     ("config/flags", &["config", "config/limits", "config/units"]),
     ("metrics", &["event", "wire", "close"]),
     ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics"]),
@@ -42,10 +43,21 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ),
     (
         "hub",
-        &["event", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "printed"],
+        &[
+            "event",
+            "wire",
+            "clock",
+            "close",
+            "config",
+            "config/limits",
+            "metrics",
+            "broadcast",
+            "printed",
+            "secret",
+        ],
     ),
     ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "shard"]),
-    ("client", &["wire", "config/limits"]),
+    ("client", &["wire", "config/limits", "secret"]),
     ("command", &["config", "config/flags", "client"]),
 ];
 

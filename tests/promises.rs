@@ -16,6 +16,7 @@ mod promises {
     mod browser;
     mod bulk;
     mod control;
+    mod control_access;
     mod control_room;
     mod delivery;
     mod echo;

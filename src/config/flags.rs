@@ -15,6 +15,7 @@ use std::str::FromStr;
 
 use tracing_subscriber::filter::LevelFilter;
 
+use super::control::ControlFlags;
 use super::pages::PageFlags;
 use super::units::{Count, Millis, Size};
 use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets, tcp_address};
@@ -53,10 +54,13 @@ pub struct ServeFlags {
     #[arg(long, value_name = "IP:PORT", value_delimiter = ',', default_value = "127.0.0.1:8080")]
     #[arg(value_parser = socket_address, help_heading = "Addresses")]
     listen: Vec<SocketAddr>,
-    /// Where publishers and operators connect; keep it private, whoever reaches it may publish
+    /// Where publishers and operators connect; beyond loopback and Unix sockets it needs
+    /// --control-token-file
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_delimiter = ',', default_value = "127.0.0.1:8081")]
     #[arg(help_heading = "Addresses")]
     control: Vec<ControlAddress>,
+    #[command(flatten)]
+    operators: ControlFlags,
     #[command(flatten)]
     pages: PageFlags,
 
@@ -200,6 +204,7 @@ impl ServeFlags {
         let limits = Limits::from(self.limits);
         limits.check()?;
         check_addresses(&self.listen, &self.control)?;
+        let control_rules = self.operators.rules(&self.control)?;
         let cpus = self.cpus.map_or_else(|| allowed.to_vec(), |list| list.0);
         if let Some(cpu) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
             let allowed = CpuList(allowed.to_vec());
@@ -209,6 +214,7 @@ impl ServeFlags {
         Ok(Config {
             listen: self.listen,
             control: self.control,
+            control_rules,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages: self.pages.rules()?,
             overrun: self.overrun,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 pub mod capacity;
+mod control;
 pub mod flags;
 pub mod limits;
 mod pages;
@@ -13,6 +14,7 @@ pub mod units;
 
 pub use limits::Limits;
 
+use crate::secret::Secret;
 use crate::wire::http::{Origin, Origins, Subprotocols};
 
 /// Where the control API listens.
@@ -22,6 +24,16 @@ pub enum ControlAddress {
     Tcp(SocketAddr),
     /// A Unix stream socket at this path.
     Unix(PathBuf),
+}
+
+impl ControlAddress {
+    /// True if only this machine reaches it: a Unix socket, or loopback.
+    pub fn is_local(&self) -> bool {
+        match self {
+            ControlAddress::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            ControlAddress::Unix(_) => true,
+        }
+    }
 }
 
 /// Written as it is read: `127.0.0.1:8081` or `unix:/run/fanwave.sock`.
@@ -104,6 +116,13 @@ pub struct PageRules {
     pub control_hosts: Vec<String>,
 }
 
+/// Who may use the control plane.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ControlRules {
+    /// What every request must bring, but those over a Unix socket and `/healthz`.
+    pub token: Option<Secret>,
+}
+
 /// Everything `fanwave serve` needs to know. `Default` is a server without flags, with one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -111,6 +130,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Control plane addresses.
     pub control: Vec<ControlAddress>,
+    /// Who may use the control plane.
+    pub control_rules: ControlRules,
     /// One entry per shard: the CPU it is pinned to.
     pub shard_cpus: Vec<usize>,
     /// What pages in browsers may do.
@@ -131,6 +152,7 @@ impl Default for Config {
         Config {
             listen: vec![loopback(8080)],
             control: vec![ControlAddress::Tcp(loopback(8081))],
+            control_rules: ControlRules::default(),
             shard_cpus: vec![0],
             pages: PageRules::default(),
             overrun: OverrunPolicy::Close,

@@ -101,7 +101,7 @@ async fn read_event(
     check_content_coding(headers)?;
     let topic = topic_of(uri)?;
     let Options { name, id, retry_ms } = parse_options(uri.query())?;
-    let reading = read_body(body, hub.config.limits.message_bytes_max);
+    let reading = read_body(body, hub.config().limits.message_bytes_max);
     let bytes = tokio::time::timeout(Duration::from_millis(CONTROL_BODY_MS_MAX), reading)
         .await
         .unwrap_or_else(|_| {
@@ -201,7 +201,11 @@ fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
     let (curl, control, asked) = match address {
         ControlAddress::Tcp(address) => {
             let control = asked.as_ref().map_or_else(|| reachable(*address), Authority::to_string);
-            ("curl".to_string(), control, asked)
+            let curl = match hub.config().control_rules.token {
+                Some(_) => r#"curl -H "Authorization: Bearer $TOKEN""#,
+                None => "curl",
+            };
+            (curl.to_string(), control, asked)
         }
         ControlAddress::Unix(path) => {
             (format!("curl --unix-socket {}", quoted(&path.to_string_lossy())), "localhost".to_string(), None)

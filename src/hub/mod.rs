@@ -117,7 +117,8 @@ enum Stage {
 /// What all requests of the control API share.
 #[derive(Debug)]
 struct Hub {
-    config: Arc<Config>,
+    /// As it is now: a reload replaces it. [`Hub::config`].
+    config: Mutex<Arc<Config>>,
     epoch: Epoch,
     /// Where subscribers connect, as bound.
     listen: Vec<SocketAddr>,
@@ -261,7 +262,7 @@ impl Hub {
     ) -> Hub {
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
         Hub {
-            config,
+            config: Mutex::new(config),
             epoch,
             listen,
             started: Stamp::now(),
@@ -272,6 +273,11 @@ impl Hub {
             scrapes: Semaphore::new(SCRAPES_MAX),
             listings: Semaphore::new(LISTINGS_MAX),
         }
+    }
+
+    /// The configuration as it is now.
+    fn config(&self) -> Arc<Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The state behind the lock; never hold it across an await.

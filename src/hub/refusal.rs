@@ -69,6 +69,8 @@ pub enum RefusalReason {
     ForeignHost,
     /// A page of a foreign origin asks.
     ForeignOrigin,
+    /// The control token is missing or wrong.
+    Unauthorized,
     /// The body is compressed, or encoded in another way.
     ContentCoding,
     /// The body has a transfer coding that is not understood.
@@ -107,6 +109,7 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (BadHost, "bad_host", StatusCode::BAD_REQUEST),
         (ForeignHost, "foreign_host", StatusCode::FORBIDDEN),
         (ForeignOrigin, "foreign_origin", StatusCode::FORBIDDEN),
+        (Unauthorized, "unauthorized", StatusCode::UNAUTHORIZED),
         (ContentCoding, "content_coding", StatusCode::UNSUPPORTED_MEDIA_TYPE),
         (TransferCoding, "transfer_coding", StatusCode::NOT_IMPLEMENTED),
         (Busy, "busy", StatusCode::SERVICE_UNAVAILABLE),
@@ -205,6 +208,9 @@ pub fn error_response(status: StatusCode, text: &str) -> Response {
     let mut response = (status, json_line(&Body { error: text })).into_response();
     if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
         response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
