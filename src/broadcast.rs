@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use tokio::sync::oneshot;
 
 use crate::clock::Stamp;
+use crate::config::Config;
 use crate::config::limits::QUESTIONS_MAX;
 use crate::event::{Epoch, Event, Topic};
 use crate::wire::Format;
@@ -201,6 +202,8 @@ pub enum Message {
     Batch(Arc<EncodedBatch>),
     /// Begin to drain. A shard that is done goes on answering whoever comes, until all are.
     Drain(Drain),
+    /// The configuration from now on.
+    Reload(Arc<Config>),
     /// End now: every shard is done, or out of time.
     End,
 }

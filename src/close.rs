@@ -36,6 +36,10 @@ pub enum CloseReason {
     ForeignOrigin,
     /// No room: a connection limit is reached.
     Full,
+    /// The address has as many connections as one may have.
+    AddressFull,
+    /// The connection does not begin with the PROXY header that is expected on its address.
+    BadProxyHeader,
     /// The server is draining.
     Draining,
     /// A frame broke RFC 6455.
@@ -93,7 +97,9 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         row(UnknownCoding, "unknown_coding", None, Some(501)),
         row(ForeignOrigin, "foreign_origin", None, Some(403)),
         row(Full, "full", Some(1013), Some(503)),
-        row(Draining, "draining", Some(1001), Some(503)),
+        row(AddressFull, "address_full", Some(1013), Some(429)),
+        row(BadProxyHeader, "bad_proxy_header", None, Some(400)),
+        row(Draining, "draining", Some(1012), Some(503)),
         row(WsProtocol, "ws_protocol", Some(1002), None),
         row(WsNotUtf8, "ws_not_utf8", Some(1007), None),
         row(WsTooBig, "ws_too_big", Some(1009), None),

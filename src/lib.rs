@@ -8,6 +8,7 @@ pub mod hub; // publish: sequence, encode
 pub mod shard; // windows, cursors, sweep
 
 // What the stages stand on.
+pub mod admission; // who may come in
 pub mod clock;
 pub mod close; // why we hang up
 pub mod config;
@@ -16,6 +17,7 @@ pub mod printed; // commands for people to paste
 pub mod runtime;
 pub mod secret; // a bearer token
 pub mod serve; // puts the stages together
+pub mod systemd; // the service manager
 pub mod topic_pattern; // names for many topics
 pub mod wire;
 

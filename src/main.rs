@@ -10,8 +10,13 @@ use std::process::ExitCode;
 use fanwave::client::{self, ClientError, publish, tail};
 use fanwave::command::Command;
 use fanwave::command::sources::{self, SourceError};
+use fanwave::config::Config;
 use fanwave::config::flags::ServeFlags;
 use fanwave::serve;
+use fanwave::systemd::Passed;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, reload};
 
 mod banner; // what `serve` prints once it runs
 
@@ -43,16 +48,31 @@ fn main() -> ExitCode {
 /// What a command leaves: nothing, or an exit code with one line.
 type Outcome = Result<(), (u8, String)>;
 
-fn run_server(flags: ServeFlags) -> Outcome {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(flags.log()))
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+fn run_server(mut flags: ServeFlags) -> Outcome {
+    let (filter, log) = reload::Layer::new(EnvFilter::new(flags.log()));
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry().with(filter).with(lines).init();
     for line in sources::unknown_variables(std::env::vars_os()) {
         tracing::warn!("{line}");
     }
+    let passed = Passed::from_environment().map_err(|line| (USAGE, line))?;
+    let (listen, control) = (passed.data_addresses(), passed.control_addresses());
+    flags.take_over(listen.clone(), control.clone());
     let config = flags.config().map_err(|line| (USAGE, line))?;
+    let reread = move || {
+        let command = sources::parse(std::env::args_os(), |name| std::env::var_os(name));
+        let Command::Serve(mut flags) = command.map_err(|error| error.to_string())? else {
+            return Err("the command is another one".to_string());
+        };
+        flags.take_over(listen.clone(), control.clone());
+        flags.config()
+    };
+    let adopt = move |config: &Config| {
+        // The log is there as long as the process.
+        let _ = log.reload(EnvFilter::new(&config.log));
+    };
+    let operator = serve::Operator { reread: Box::new(reread), adopt: Box::new(adopt) };
     let (limits, overrun) = (config.limits.clone(), config.overrun);
     let program = std::env::args().next().unwrap_or_else(|| "fanwave".to_string());
     let started = |started: &serve::Started| {
@@ -61,7 +81,7 @@ fn run_server(flags: ServeFlags) -> Outcome {
         // A server whose standard output is closed still serves.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     };
-    serve::run(config, started).map_err(|error| (FAILURE, error.to_string()))
+    serve::run(config, passed, operator, started).map_err(|error| (FAILURE, error.to_string()))
 }
 
 fn run_publish(options: publish::Options) -> Outcome {

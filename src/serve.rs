@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 
+use crate::admission::{Addresses, Admission};
 use crate::broadcast::{Demand, Memory, path};
 use crate::config::capacity::{Capacity, Sharers};
 use crate::config::limits::{
@@ -23,14 +25,15 @@ use crate::config::limits::{
     RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
 };
 use crate::config::{Config, ControlAddress, Sockets};
-use crate::egress::listener::{listen, listen_alone};
+use crate::egress::listener::{listen, listen_alone, take_over};
 use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
-use crate::hub::{self, ControlListener, HubError, ShardEnd};
+use crate::hub::{self, ControlListener, HubError, ShardEnd, Surroundings, Tidings};
 use crate::runtime::{ShardHandle, ShardStart, spawn_shard, why_not_ready};
 use crate::shard;
 use crate::shard::connections::Connection;
+use crate::systemd::{Manager, Passed};
 
 /// What is running, told once every shard has said that it is ready.
 #[derive(Debug)]
@@ -47,6 +50,14 @@ pub struct Started {
     pub connections_per_shard_max: usize,
     /// User-space memory at the limits: owner and bytes, one line each.
     pub memory: Vec<(&'static str, u64)>,
+}
+
+/// Whom a running server asks for another configuration.
+pub struct Operator {
+    /// Reads it again; the error is one line.
+    pub reread: Box<dyn Fn() -> Result<Config, String> + Send + Sync>,
+    /// It is valid from now on.
+    pub adopt: Box<dyn Fn(&Config) + Send + Sync>,
 }
 
 /// Why the server did not start or did not end well: one line with the cause, and the remedy if
@@ -82,7 +93,14 @@ pub enum ServeError {
 
 /// Serves until SIGTERM or SIGINT has drained everything. `started` is called once, before the
 /// first connection is accepted.
-pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeError> {
+///
+/// `passed` are sockets of the service manager, `operator` is asked for another configuration.
+pub fn run(
+    config: Config,
+    passed: Passed,
+    operator: Operator,
+    started: impl FnOnce(&Started),
+) -> Result<(), ServeError> {
     let config = Arc::new(config);
     let direct = match config.sockets {
         Sockets::Auto => frees_direct_descriptors(),
@@ -97,7 +115,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         .build()
         .map_err(|error| ServeError::Hub(format!("cannot make the runtime: {error}")))?;
     // Before the first thread, so that every thread leaves the signals to this one.
-    let drain = {
+    let (drain, hangups) = {
         let _entered = runtime.enter();
         signals().map_err(|error| ServeError::Hub(format!("cannot listen for signals: {error}")))?
     };
@@ -105,12 +123,21 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     try_out()?;
     // All of them, so that one start tells of every address that is in use.
     let mut failures = Failures::default();
-    let (control_addresses, control) = bind_control(&config.control, &mut failures);
-    let (listen, listeners) = bind_data(&config, &mut failures);
+    let keeps_listeners = !passed.data.is_empty();
+    let (control_addresses, control) = match passed.control.is_empty() {
+        true => bind_control(&config.control, &mut failures),
+        false => passed.control.into_iter().unzip(),
+    };
+    let (listen, listeners) = match keeps_listeners {
+        true => share_passed(&config, passed.data, &mut failures),
+        false => bind_data(&config, &mut failures),
+    };
     failures.check()?;
 
     let demand = Arc::new(Demand::default());
     let memory = Memory::new(&config.limits);
+    let per_address = config.limits.connections_per_address_max;
+    let addresses = (per_address > 0).then(|| Arc::new(Addresses::new(per_address)));
     let (end_sender, shard_ends) = tokio::sync::mpsc::unbounded_channel();
     let mut outboxes = Vec::new();
     let mut shards = Vec::new();
@@ -128,9 +155,11 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             demand: demand.clone(),
             memory: memory.clone(),
             connections_max: capacity.connections_max,
+            admission: Admission { addresses: addresses.clone(), sockets_max: capacity.sockets_max },
         };
         let ring = UringOptions {
             listeners,
+            keeps_listeners,
             accepts_per_listener: capacity.accepts_per_listener,
             slots: capacity.slots as u32,
             sockets_max: capacity.sockets_max as u32,
@@ -156,7 +185,19 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         connections_per_shard_max: capacity.connections_max,
         memory: memory_lines(&config, &capacity),
     });
+    let manager = Manager::from_environment();
+    manager.ready();
+    let watchdog = manager.watchdog;
+    let tell = move |tidings| match tidings {
+        Tidings::Reloading => manager.reloading(),
+        Tidings::Reloaded => manager.ready(),
+        Tidings::Draining => manager.stopping(),
+        Tidings::Alive => manager.alive(),
+    };
+    let Operator { reread, adopt } = operator;
+    let surroundings = Surroundings { reread, adopt, tell: Box::new(tell), watchdog, hangups: Some(hangups) };
     let setup = hub::HubSetup {
+        surroundings,
         config,
         epoch,
         outboxes,
@@ -181,18 +222,26 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT; the second one ends the process at once.
-fn signals() -> std::io::Result<impl Future<Output = ()>> {
+/// What resolves at the first SIGTERM or SIGINT, while the second one ends the process at once; and a
+/// message for each SIGHUP.
+fn signals() -> std::io::Result<(impl Future<Output = ()>, UnboundedReceiver<()>)> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (asked, hangups) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        // Signals that come together are one.
+        while hangup.recv().await.is_some() && asked.send(()).is_ok() {}
+    });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
+    let drain = async move {
         let _ = futures_util::future::select(pin!(terminate.recv()), pin!(interrupt.recv())).await;
         tokio::spawn(async move {
             let _ = futures_util::future::select(pin!(terminate.recv()), pin!(interrupt.recv())).await;
             tracing::warn!("second signal: ending without the drain");
             std::process::exit(1);
         });
-    })
+    };
+    Ok((drain, hangups))
 }
 
 /// What the descriptor limit, raised as far as it goes, allows.
@@ -273,6 +322,29 @@ fn bind_data(config: &Config, failures: &mut Failures) -> (Vec<SocketAddr>, Vec<
                 }
             }
             Err(error) => failures.0.push((ControlAddress::Tcp(*address), error.into())),
+        }
+    }
+    (addresses, by_shard)
+}
+
+/// Takes data plane listeners that were passed. All shards accept from the same queue: a listener of
+/// a shard's own would have to be of the same user as the one that was passed (`SO_REUSEPORT`).
+fn share_passed(
+    config: &Config,
+    passed: Vec<(SocketAddr, OwnedFd)>,
+    failures: &mut Failures,
+) -> (Vec<SocketAddr>, Vec<Vec<OwnedFd>>) {
+    let shards = config.shard_cpus.len();
+    let user_timeout = Duration::from_millis(config.limits.stall_ms_max + KERNEL_PATIENCE_MS);
+    let mut addresses = Vec::new();
+    let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
+    for (address, listener) in passed {
+        addresses.push(address);
+        match take_over(listener, shards, user_timeout) {
+            Ok(listeners) => {
+                by_shard.iter_mut().zip(listeners).for_each(|(shard, listener)| shard.push(listener));
+            }
+            Err(error) => failures.0.push((ControlAddress::Tcp(address), error.into())),
         }
     }
     (addresses, by_shard)
@@ -385,7 +457,8 @@ fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)
     // The shortest topic and the shortest id have a byte each.
     let events_max = limits.history_memory_max() / (EVENT_BYTES_FIXED + 2);
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
-    vec![
+    let addresses = if limits.connections_per_address_max > 0 { Addresses::BYTES as u64 } else { 0 };
+    let mut lines = vec![
         ("connections, when all are in use", sum(capacity.slots * per_socket)),
         (
             "request heads, when all come at once",
@@ -397,7 +470,10 @@ fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)
         ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings + receive)),
-    ]
+        ("counters of connections by address", addresses),
+    ];
+    lines.retain(|(_, bytes)| *bytes > 0);
+    lines
 }
 
 #[cfg(test)]

@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 /// A room, the bottom one first, and the rooms that it may import. A file belongs to the room with
 /// the longest name that its path starts with. Not here: `main` and `banner`, which nothing can
 /// import.
-const ROOMS: [(&str, &[&str]); 26] = [
+const ROOMS: [(&str, &[&str]); 28] = [
     ("event", &[]),
     ("clock", &[]),
     ("close", &[]),
     ("topic_pattern", &["event"]),
     ("printed", &[]),
     ("secret", &[]),
+    ("admission", &[]),
     ("wire", &["event", "close"]),
     ("config/limits", &["event", "wire"]),
     ("config/capacity", &["config/limits"]),
@@ -39,7 +40,18 @@ const ROOMS: [(&str, &[&str]); 26] = [
     ("egress", &["egress/batch", "egress/ring", "egress/uring"]),
     (
         "shard",
-        &["event", "wire", "clock", "close", "config", "config/limits", "metrics", "broadcast", "egress"],
+        &[
+            "event",
+            "wire",
+            "clock",
+            "close",
+            "admission",
+            "config",
+            "config/limits",
+            "metrics",
+            "broadcast",
+            "egress",
+        ],
     ),
     (
         "hub",
@@ -57,6 +69,7 @@ const ROOMS: [(&str, &[&str]); 26] = [
         ],
     ),
     ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "shard"]),
+    ("systemd", &["config", "hub"]),
     ("client", &["wire", "config/limits", "secret"]),
     ("command", &["config", "config/flags", "client"]),
 ];

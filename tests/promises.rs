@@ -12,6 +12,7 @@
 mod support;
 
 mod promises {
+    mod admission;
     mod bad_requests;
     mod browser;
     mod bulk;
@@ -29,9 +30,13 @@ mod promises {
     mod memory;
     mod ndjson;
     mod overrun;
+    mod packages;
     mod pages;
+    mod proxies;
     mod refusals;
+    mod reload;
     mod resume;
+    mod service_manager;
     mod shutdown;
     mod stalled_reader;
     mod start_up;

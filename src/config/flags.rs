@@ -59,6 +59,11 @@ pub struct ServeFlags {
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_delimiter = ',', default_value = "127.0.0.1:8081")]
     #[arg(help_heading = "Addresses")]
     control: Vec<ControlAddress>,
+    /// Which --listen addresses take the PROXY protocol, version 1 or 2: there every connection begins
+    /// with it, so nobody but the proxy may reach them
+    #[arg(long, value_name = "IP:PORT", value_delimiter = ',', value_parser = socket_address)]
+    #[arg(help_heading = "Addresses")]
+    proxy_protocol: Vec<SocketAddr>,
     #[command(flatten)]
     operators: ControlFlags,
     #[command(flatten)]
@@ -125,6 +130,11 @@ limit_flags! {
     "Connections" {
         /// Connections of one shard; 0 takes what the descriptor limit allows
         connections_per_shard_max: Count;
+        /// Connections of one address, or of one IPv6 network of 64 bits; 0 for any number, as behind a
+        /// proxy without --proxy-protocol
+        connections_per_address_max: Count;
+        /// Connections that a shard accepts in a second; others wait in the kernel; 0 for any number
+        handshakes_per_second_max: Count;
         /// Request head
         handshake_bytes_max: Size;
         /// From accept to a whole request head
@@ -179,6 +189,16 @@ impl ServeFlags {
         &self.log
     }
 
+    /// Sockets that were passed take the place of the addresses of their plane.
+    pub fn take_over(&mut self, listen: Vec<SocketAddr>, control: Vec<ControlAddress>) {
+        if !listen.is_empty() {
+            self.listen = listen;
+        }
+        if !control.is_empty() {
+            self.control = control;
+        }
+    }
+
     /// Checks each limit by itself; the error is one line that names the flag. What one limit asks
     /// of another is checked by [`ServeFlags::config`].
     pub(crate) fn check_each_limit(self) -> Result<(), String> {
@@ -204,6 +224,9 @@ impl ServeFlags {
         let limits = Limits::from(self.limits);
         limits.check()?;
         check_addresses(&self.listen, &self.control)?;
+        if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
+            return Err(format!("--proxy-protocol {other} is none of the --listen addresses"));
+        }
         let control_rules = self.operators.rules(&self.control)?;
         let cpus = self.cpus.map_or_else(|| allowed.to_vec(), |list| list.0);
         if let Some(cpu) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
@@ -214,12 +237,14 @@ impl ServeFlags {
         Ok(Config {
             listen: self.listen,
             control: self.control,
+            proxy_protocol: self.proxy_protocol,
             control_rules,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages: self.pages.rules()?,
             overrun: self.overrun,
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
+            log: self.log,
             limits,
         })
     }

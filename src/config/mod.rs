@@ -10,9 +10,11 @@ mod control;
 pub mod flags;
 pub mod limits;
 mod pages;
+mod reload;
 pub mod units;
 
 pub use limits::Limits;
+pub use reload::Reloaded;
 
 use crate::secret::Secret;
 use crate::wire::http::{Origin, Origins, Subprotocols};
@@ -128,6 +130,8 @@ pub struct ControlRules {
 pub struct Config {
     /// Data plane addresses; every shard listens on each.
     pub listen: Vec<SocketAddr>,
+    /// Those of them on which every connection begins with a PROXY header.
+    pub proxy_protocol: Vec<SocketAddr>,
     /// Control plane addresses.
     pub control: Vec<ControlAddress>,
     /// Who may use the control plane.
@@ -142,6 +146,8 @@ pub struct Config {
     pub sockets: Sockets,
     /// WebSockets on `/echo` and `/` get back what they send.
     pub diagnostic_echo: bool,
+    /// What to log: directives of `tracing_subscriber::EnvFilter`, checked.
+    pub log: String,
     /// Every bound.
     pub limits: Limits,
 }
@@ -151,6 +157,7 @@ impl Default for Config {
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Config {
             listen: vec![loopback(8080)],
+            proxy_protocol: Vec::new(),
             control: vec![ControlAddress::Tcp(loopback(8081))],
             control_rules: ControlRules::default(),
             shard_cpus: vec![0],
@@ -158,7 +165,15 @@ impl Default for Config {
             overrun: OverrunPolicy::Close,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
+            log: "info".to_string(),
             limits: Limits::default(),
         }
+    }
+}
+
+impl Config {
+    /// True if connections to this address of `listen` begin with a PROXY header.
+    pub fn is_proxied(&self, listener: usize) -> bool {
+        self.listen.get(listener).is_some_and(|address| self.proxy_protocol.contains(address))
     }
 }

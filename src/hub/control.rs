@@ -26,6 +26,7 @@ use super::publish::{
     Options, check_content_coding, check_size, parse_options, parse_query, parse_text, parse_topic_path,
 };
 use super::refusal::{error_response, json_line};
+use super::reload::reload;
 use super::stream::{publish_stream, refused_unread};
 use super::{Hub, Refusal, RefusalReason};
 use crate::config::ControlAddress;
@@ -52,6 +53,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
         .route(TOPIC_PATH, topic())
         .route("/topics/{*topic}", topic())
         .route("/publish", post(publish_stream))
+        .route("/reload", post(reload))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
         .with_state(hub)
@@ -62,7 +64,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
 pub(super) fn allowed(path: &str) -> Option<&'static str> {
     match path {
         "/" | "/healthz" | "/stats" | "/topics" => Some("GET, HEAD, OPTIONS"),
-        "/publish" => Some("POST, OPTIONS"),
+        "/publish" | "/reload" => Some("POST, OPTIONS"),
         "*" => Some("OPTIONS"),
         path => path.starts_with(TOPIC_PATH).then_some("GET, HEAD, POST, OPTIONS"),
     }
@@ -224,6 +226,7 @@ GET  /topics           topics with subscribers, last id and window (limit=, afte
 GET  /topics/TOPIC     one topic
 GET  /stats            counters and latencies
 GET  /healthz          200 while serving, 503 while draining
+POST /reload           read the configuration again
 
 {subscribe}{curl} -d 'hello' {news}
 {curl} -d 'hello' {news_with_options}

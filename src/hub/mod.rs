@@ -12,7 +12,8 @@
 //!
 //! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks),
 //! `stream` (NDJSON), `guard` (foreign pages), `head` (what is no request), `listen` and `seats`
-//! (connections). Not here: signals, binding of addresses, threads (`serve`).
+//! (connections),
+//! `reload` (another configuration). Not here: signals, binding of addresses, threads (`serve`).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ mod listen;
 mod listing;
 pub mod publish;
 mod refusal;
+mod reload;
 mod scrape;
 mod seats;
 mod stats;
@@ -50,6 +52,7 @@ mod topics;
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
 pub use self::refusal::{Refusal, RefusalCounts, RefusalReason};
+pub use self::reload::{Surroundings, Tidings};
 pub use self::topics::{TopicRecord, TopicTable};
 
 /// What the hub needs to run. The caller has bound the listeners and started the shards.
@@ -73,6 +76,8 @@ pub struct HubSetup {
     pub control_connections_max: usize,
     /// One message per shard when its thread ends.
     pub shard_ends: UnboundedReceiver<ShardEnd>,
+    /// Those who started it.
+    pub surroundings: Surroundings,
 }
 
 /// A shard's thread ended.
@@ -129,7 +134,9 @@ struct Hub {
     /// Rung when a shard's queue was full.
     stalled: Notify,
     stage: watch::Sender<Stage>,
+    surroundings: Surroundings,
     scrapes: Semaphore,
+    reloads: Semaphore,
     listings: Semaphore,
 }
 
@@ -151,20 +158,26 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
         control,
         control_connections_max,
         shard_ends,
+        mut surroundings,
     } = setup;
-    let drain_ms_max = config.limits.drain_ms_max;
+    let (hangups, watchdog) = (surroundings.hangups.take(), surroundings.watchdog);
     let mut ends =
         Ends { receiver: shard_ends, running: (0..outboxes.len()).collect(), serving: true, failure: None };
-    let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, memory, listen));
+    let hub = Hub::new(config, epoch, outboxes, demand, memory, listen);
+    let hub = Arc::new(Hub { surroundings, ..hub });
     let listening = listen::start(control, control_connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
+    let life = watchdog.map(|patience| tokio::spawn(reload::tell_of_life(hub.clone(), patience)));
+    let reloads = hangups.map(|hangups| tokio::spawn(reload::reload_at_hangups(hub.clone(), hangups)));
     tokio::select! {
         biased;
         () = drain => tracing::info!("draining"),
         () = ends.next() => tracing::error!("draining because a shard ended"),
     }
     ends.serving = false;
+    (hub.surroundings.tell)(Tidings::Draining);
+    let drain_ms_max = hub.config().limits.drain_ms_max;
     let deadline = Stamp::now().plus(Duration::from_millis(drain_ms_max));
     hub.begin_drain();
     let done = ends.during(async {
@@ -177,6 +190,9 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     listening.join_all().await;
     retry.abort();
     give_back.abort();
+    for task in life.into_iter().chain(reloads) {
+        task.abort();
+    }
     let ended = async {
         ends.during(hub.tell_shards(|| Message::End)).await;
         while !ends.running.is_empty() {
@@ -270,7 +286,9 @@ impl Hub {
             room: Notify::new(),
             stalled: Notify::new(),
             stage: watch::Sender::new(Stage::Serving),
+            surroundings: Surroundings::default(),
             scrapes: Semaphore::new(SCRAPES_MAX),
+            reloads: Semaphore::new(1),
             listings: Semaphore::new(LISTINGS_MAX),
         }
     }
@@ -278,6 +296,11 @@ impl Hub {
     /// The configuration as it is now.
     fn config(&self) -> Arc<Config> {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another configuration is valid from now on.
+    fn adopt(&self, config: Arc<Config>) {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
     /// The state behind the lock; never hold it across an await.

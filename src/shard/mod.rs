@@ -5,11 +5,13 @@
 //! only mark what is to be done. The shard neither sleeps nor reads the clock: whoever drives it
 //! (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
 
+use crate::admission::Bucket;
 use crate::broadcast::{Inbox, Message};
 use crate::clock::Stamp;
 use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
 
+mod admit;
 pub mod batch;
 pub mod connections;
 mod echo;
@@ -72,6 +74,14 @@ impl<R: EgressRing> Shard<R> {
         // Before what clients say: whoever comes from another shard may name an event that waits
         // here.
         let messages = self.take_messages();
+        let per_second = self.state.setup.config.limits.handshakes_per_second_max;
+        match per_second {
+            0 => self.ring.allow_accepts(usize::MAX, usize::MAX),
+            _ => {
+                let more = self.state.bucket.fill(per_second, now.0);
+                self.ring.allow_accepts(more, Bucket::most(per_second));
+            }
+        }
         let state = &mut self.state;
         if !state.held_back.is_empty() {
             state.ask_again();
@@ -113,7 +123,8 @@ impl<R: EgressRing> Shard<R> {
             taken += 1;
             match message {
                 Message::Batch(batch) => self.state.take_events(&batch),
-                Message::Drain(drain) => self.state.drain = Some(drain),
+                Message::Drain(drain) => self.state.begin_drain(drain),
+                Message::Reload(config) => self.state.setup.config = config,
                 Message::End => self.told_to_end = true,
             }
         }

@@ -4,6 +4,7 @@ pub mod chunked;
 pub mod format;
 pub mod gap;
 pub mod http;
+pub mod proxy;
 pub mod sse;
 pub mod sse_parser;
 pub mod websocket;

@@ -72,6 +72,7 @@ impl Rig {
             })
             .unzip();
         let options = UringOptions {
+            keeps_listeners: false,
             listeners,
             accepts_per_listener: room.accepts_per_listener,
             slots: if direct { room.slots as u32 } else { 20_000 },
@@ -90,7 +91,7 @@ impl Rig {
         let seen = &mut self.seen;
         self.ring.reap(&mut |completion| {
             seen.push(match completion {
-                Completion::Accepted { slot, peer } => Seen::Accepted(slot, peer),
+                Completion::Accepted { slot, peer, .. } => Seen::Accepted(slot, peer),
                 Completion::AcceptFailed(errno) => panic!("accept failed with errno {errno}"),
                 Completion::Received { slot, bytes } => Seen::Received(slot, bytes.to_vec()),
                 Completion::ReceiveEnded { slot, end } => Seen::ReceiveEnded(slot, end),
@@ -300,6 +301,7 @@ fn a_ring_without_listeners_receives_on_sockets_of_others_into_buffers_of_the_si
     let (mut peer, _) = listener.accept().expect("a peer");
     let doorbell = Doorbell::new().expect("an eventfd");
     let options = UringOptions {
+        keeps_listeners: false,
         listeners: Vec::new(),
         accepts_per_listener: 0,
         slots: 1_024,
