@@ -8,6 +8,7 @@ use std::fmt::Write;
 
 use fanwave::config::units::rounded;
 use fanwave::config::{ControlAddress, Limits, OverrunPolicy};
+use fanwave::hub::EgressReport;
 use fanwave::printed::{quoted, reachable, scope};
 use fanwave::serve::Started;
 
@@ -28,6 +29,7 @@ pub fn text(started: &Started, limits: &Limits, overrun: OverrunPolicy, program:
         });
     }
     lines.extend(capacity(started, limits, overrun));
+    lines.extend(labelled("egress", &egress(&started.egress)));
     lines.extend(memory(&started.memory));
     lines.push(String::new());
     lines.extend(labelled("try", &commands(started, program)));
@@ -58,6 +60,16 @@ fn capacity(started: &Started, limits: &Limits, overrun: OverrunPolicy) -> Vec<S
         ),
         format!("heartbeat     every {}", seconds(limits.heartbeat_ms)),
     ]
+}
+
+/// How subscribers are reached, and what that costs.
+fn egress(report: &EgressReport) -> Vec<String> {
+    let EgressReport { ring, sockets, why, cost, remedy } = report;
+    let name = if *ring == "uring" { "io_uring" } else { ring };
+    let mut rows = vec![format!("{name} on {sockets} descriptors: {why}")];
+    rows.extend(cost.map(|cost| format!("costs {cost}")));
+    rows.extend(remedy.iter().map(|remedy| format!("remedy: {remedy}")));
+    rows
 }
 
 /// One line per owner, and the sum.
@@ -136,6 +148,13 @@ mod tests {
             token_file: None,
             shard_cpus: vec![0, 2],
             connections_per_shard_max: 20_000,
+            egress: EgressReport {
+                ring: "epoll",
+                sockets: "plain",
+                why: "no io_uring: it is forbidden".into(),
+                cost: Some("much"),
+                remedy: Some("allow it".into()),
+            },
             memory: vec![("connections", 5 << 20), ("windows, shared", 256 << 20)],
         }
     }
@@ -210,6 +229,27 @@ mod tests {
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }
+    }
+
+    #[test]
+    fn what_the_second_best_egress_costs_is_told_with_the_remedy() {
+        let rows = "\negress        epoll on plain descriptors: no io_uring: it is forbidden\n              \
+                    costs much\n              remedy: allow it\n";
+        let text = banner(&["127.0.0.1:1"], &["127.0.0.1:2"], "fanwave");
+        assert!(text.contains(rows), "no {rows:?} in\n{text}");
+        let mut best = started(&["127.0.0.1:1"], &["127.0.0.1:2"]);
+        best.egress = EgressReport {
+            ring: "uring",
+            sockets: "direct",
+            why: "it works here".into(),
+            cost: None,
+            remedy: None,
+        };
+        let text = super::text(&best, &Limits::default(), OverrunPolicy::Close, "fanwave");
+        assert!(
+            text.contains("\negress        io_uring on direct descriptors: it works here\nmemory "),
+            "{text}"
+        );
     }
 
     #[test]

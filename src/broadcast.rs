@@ -1,5 +1,6 @@
 //! From the hub to every shard: one message per batch of events, through one bounded queue per
-//! shard, and beside it a side path of questions, bounded as well.
+//! shard, and beside it a side path of questions, bounded as well. And back: what clients publish
+//! (`uplink`).
 //!
 //! Invariants worth naming:
 //! - The hub is the only sender, so every shard sees the same events in the same order.
@@ -31,10 +32,12 @@ use crate::wire::format::Frame;
 mod account;
 mod question;
 mod sleep;
+mod uplink;
 
 pub use account::{Account, Crowd, Memory};
 pub use question::{Question, TopicQuery};
 use sleep::Sleep;
+pub use uplink::{Answer, HubEnd, Outcome, Publish, Taken, Ticket, Uplink};
 
 /// One event with its sequence and its frames.
 #[derive(Debug)]
@@ -200,7 +203,7 @@ impl Drain {
 pub enum Message {
     /// Events to hand to the subscribers.
     Batch(Arc<EncodedBatch>),
-    /// Begin to drain. A shard that is done goes on answering whoever comes, until all are.
+    /// Begin to drain. A shard that is done still answers new clients, until all shards are.
     Drain(Drain),
     /// The configuration from now on.
     Reload(Arc<Config>),
@@ -247,7 +250,7 @@ impl Doorbell {
         }
     }
 
-    /// The shard woke up, whoever rang.
+    /// The shard woke up, by a ring or by itself.
     pub fn awake(&self) {
         self.sleep.end();
     }
@@ -264,6 +267,7 @@ impl AsFd for Doorbell {
 pub struct Outbox {
     queue: Sender<Message>,
     side: Sender<Question>,
+    uplink: HubEnd,
     doorbell: Arc<Doorbell>,
 }
 
@@ -272,6 +276,9 @@ pub struct Outbox {
 pub struct Inbox {
     queue: Receiver<Message>,
     side: Receiver<Question>,
+    /// Until the shard takes it.
+    uplink: Option<Uplink>,
+    answers: Receiver<Vec<Answer>>,
     doorbell: Arc<Doorbell>,
 }
 
@@ -284,14 +291,16 @@ pub enum Refused {
     Gone(Message),
 }
 
-/// A queue of at most `messages_max` messages to one shard, and a side path of [`QUESTIONS_MAX`]
-/// questions.
+/// A queue of at most `messages_max` messages to one shard, a side path of [`QUESTIONS_MAX`]
+/// questions, and an uplink.
 pub fn path(messages_max: usize) -> std::io::Result<(Outbox, Inbox)> {
     let (sender, receiver) = crossbeam_channel::bounded(messages_max);
     let (asker, asked) = crossbeam_channel::bounded(QUESTIONS_MAX);
     let doorbell = Arc::new(Doorbell::new()?);
-    let outbox = Outbox { queue: sender, side: asker, doorbell: doorbell.clone() };
-    Ok((outbox, Inbox { queue: receiver, side: asked, doorbell }))
+    let (uplink, hub_end) = uplink::uplink();
+    let outbox = Outbox { queue: sender, side: asker, uplink: hub_end, doorbell: doorbell.clone() };
+    let answers = uplink.receiver();
+    Ok((outbox, Inbox { queue: receiver, side: asked, uplink: Some(uplink), answers, doorbell }))
 }
 
 impl Outbox {
@@ -318,6 +327,17 @@ impl Outbox {
         asked
     }
 
+    /// The hub's end of the uplink.
+    pub fn uplink(&self) -> &HubEnd {
+        &self.uplink
+    }
+
+    /// Answers publishes of the shard's clients, at least one, and wakes it if it sleeps.
+    pub fn answer(&self, answers: Vec<Answer>) {
+        self.uplink.answer(answers);
+        self.doorbell.ring();
+    }
+
     /// Messages waiting in the queue, without questions.
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -342,10 +362,16 @@ impl Inbox {
         self.side.try_iter().find(|question| !question.is_given_up())
     }
 
-    /// Announces sleep and says whether both queues are empty, so that the shard may await its
+    /// The shard's end of the uplink, to be taken once. Its answers wake the shard like messages do.
+    pub fn take_uplink(&mut self) -> Uplink {
+        self.uplink.take().expect("a shard takes its uplink once")
+    }
+
+    /// Announces sleep and says whether all queues are empty, so that the shard may await its
     /// doorbell. On `false` the shard counts as awake again.
     pub fn may_sleep(&self) -> bool {
-        self.doorbell.sleep.begin(|| self.queue.is_empty() && self.side.is_empty())
+        let is_quiet = || self.queue.is_empty() && self.side.is_empty() && self.answers.is_empty();
+        self.doorbell.sleep.begin(is_quiet)
     }
 
     /// The wake-up of this shard.
@@ -428,7 +454,7 @@ mod tests {
         outbox.try_send(message()).expect("room");
         assert!(rung(inbox.doorbell()));
         assert!(inbox.doorbell().wait(Duration::MAX).expect("an eventfd"));
-        assert!(!inbox.doorbell().wait(Duration::ZERO).expect("an eventfd"), "whoever waited has heard it");
+        assert!(!inbox.doorbell().wait(Duration::ZERO).expect("an eventfd"), "the wait has used the ring up");
         outbox.try_send(message()).expect("room");
         assert!(!rung(inbox.doorbell()), "the shard was already woken");
     }

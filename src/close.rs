@@ -1,11 +1,15 @@
-//! Why we hang up: one table with the WebSocket code, the HTTP status, the metric label and the log
-//! word.
+//! Why a connection ends: one table with the metric label, which is the word in the log too, how
+//! the connection ends, the WebSocket code and the HTTP status.
+//!
+//! The shard asserts that no connection ends in another way than its row says, and a test in
+//! `shard/tests` brings each reason about and compares what the peer gets.
 
 /// The reason for the end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum CloseReason {
-    /// The client closed, with or without a WebSocket close frame.
+    /// The client closed, with or without a WebSocket close frame. It is cut if it has asked for
+    /// nothing, or if its socket takes nothing more.
     ClientGone,
     /// The socket failed: reset, timeout of the kernel, unreachable.
     SocketError,
@@ -40,7 +44,7 @@ pub enum CloseReason {
     AddressFull,
     /// The connection does not begin with the PROXY header that is expected on its address.
     BadProxyHeader,
-    /// The server is draining.
+    /// The server is draining. A subscriber that has not taken everything by the deadline is cut.
     Draining,
     /// A frame broke RFC 6455.
     WsProtocol,
@@ -50,10 +54,57 @@ pub enum CloseReason {
     WsTooBig,
     /// The client answered no ping.
     PingTimeout,
-    /// The cursor fell out of the window.
+    /// The cursor fell out of the window, or the subscriber is too slow for a topic without room.
+    /// It has some seconds for the send that waits, and is cut then.
     Overrun,
     /// A send made no progress for too long, or sends of slow sockets held too many bytes.
     Stalled,
+}
+
+/// The code of the close frame that a WebSocket gets (RFC 6455 §7.4) when it ends in order. Nothing
+/// is said to a connection that is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseCode {
+    /// No frame goes out: the connection is none of a WebSocket yet, or it is cut.
+    None,
+    /// This one.
+    Ours(u16),
+    /// The client's own comes back (RFC 6455 §5.5.1); this one, if it gave none.
+    Echo(u16),
+}
+
+impl CloseCode {
+    /// The code for a client that has sent no close frame; `None` where it gets none.
+    pub fn unasked(self) -> Option<u16> {
+        match self {
+            CloseCode::None => None,
+            CloseCode::Ours(code) | CloseCode::Echo(code) => Some(code),
+        }
+    }
+}
+
+/// How a connection comes to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// In order: the rest of what was begun, the last words, the end of our stream, and then the
+    /// client's is awaited. A client that takes none of it is cut after a while.
+    InOrder,
+    /// Cut: nothing more is said, and the socket is closed with what waits in it.
+    Cut,
+    /// One or the other; the reason says when.
+    Either,
+}
+
+impl Ending {
+    /// True if a connection may end in order.
+    pub fn may_be_in_order(self) -> bool {
+        self != Ending::Cut
+    }
+
+    /// True if a connection may be cut without a try to end it in order.
+    pub fn may_cut(self) -> bool {
+        self != Ending::InOrder
+    }
 }
 
 /// One row of the table.
@@ -63,49 +114,60 @@ pub struct CloseRow {
     pub reason: CloseReason,
     /// Label in metrics and word in logs.
     pub label: &'static str,
-    /// WebSocket close code (RFC 6455 §7.4); `None` where no close frame is owed.
-    pub websocket_code: Option<u16>,
+    /// How the connection ends.
+    pub ending: Ending,
+    /// What a WebSocket is told.
+    pub websocket_code: CloseCode,
     /// HTTP status where the reason refuses a request.
     pub http_status: Option<u16>,
 }
 
-const fn row(
-    reason: CloseReason,
-    label: &'static str,
-    websocket_code: Option<u16>,
-    http_status: Option<u16>,
-) -> CloseRow {
-    CloseRow { reason, label, websocket_code, http_status }
+/// A request gets its refusal, and the connection ends in order.
+const fn refusal(reason: CloseReason, label: &'static str, http_status: u16) -> CloseRow {
+    let (ending, websocket_code) = (Ending::InOrder, CloseCode::None);
+    CloseRow { reason, label, ending, websocket_code, http_status: Some(http_status) }
+}
+
+/// A WebSocket is told the reason by this code; no request is refused with a status.
+const fn told(reason: CloseReason, label: &'static str, ending: Ending, code: CloseCode) -> CloseRow {
+    CloseRow { reason, label, ending, websocket_code: code, http_status: None }
+}
+
+/// The connection is cut.
+const fn cut(reason: CloseReason, label: &'static str) -> CloseRow {
+    told(reason, label, Ending::Cut, CloseCode::None)
 }
 
 /// The table, in the order of [`CloseReason`].
 pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
+    use CloseCode::{Echo, Ours};
     use CloseReason::*;
+    use Ending::{Either, InOrder};
     [
-        row(ClientGone, "client_gone", Some(1000), None),
-        row(SocketError, "socket_error", None, None),
-        row(BadRequest, "bad_request", None, Some(400)),
-        row(HeadTooLarge, "head_too_large", None, Some(431)),
-        row(TargetTooLong, "target_too_long", None, Some(414)),
-        row(HandshakeTimeout, "handshake_timeout", None, None),
-        row(NotFound, "not_found", None, Some(404)),
-        row(MethodNotAllowed, "method_not_allowed", None, Some(405)),
-        row(NotAcceptable, "not_acceptable", None, Some(406)),
-        row(UpgradeRequired, "upgrade_required", None, Some(426)),
-        row(Answered, "answered", None, Some(200)),
-        row(BodyNotAllowed, "body_not_allowed", None, Some(413)),
-        row(UnknownCoding, "unknown_coding", None, Some(501)),
-        row(ForeignOrigin, "foreign_origin", None, Some(403)),
-        row(Full, "full", Some(1013), Some(503)),
-        row(AddressFull, "address_full", Some(1013), Some(429)),
-        row(BadProxyHeader, "bad_proxy_header", None, Some(400)),
-        row(Draining, "draining", Some(1012), Some(503)),
-        row(WsProtocol, "ws_protocol", Some(1002), None),
-        row(WsNotUtf8, "ws_not_utf8", Some(1007), None),
-        row(WsTooBig, "ws_too_big", Some(1009), None),
-        row(PingTimeout, "ping_timeout", None, None),
-        row(Overrun, "overrun", Some(1013), None),
-        row(Stalled, "stalled", None, None),
+        told(ClientGone, "client_gone", Either, Echo(1000)),
+        cut(SocketError, "socket_error"),
+        refusal(BadRequest, "bad_request", 400),
+        refusal(HeadTooLarge, "head_too_large", 431),
+        refusal(TargetTooLong, "target_too_long", 414),
+        cut(HandshakeTimeout, "handshake_timeout"),
+        refusal(NotFound, "not_found", 404),
+        refusal(MethodNotAllowed, "method_not_allowed", 405),
+        refusal(NotAcceptable, "not_acceptable", 406),
+        refusal(UpgradeRequired, "upgrade_required", 426),
+        told(Answered, "answered", InOrder, CloseCode::None),
+        refusal(BodyNotAllowed, "body_not_allowed", 413),
+        refusal(UnknownCoding, "unknown_coding", 501),
+        refusal(ForeignOrigin, "foreign_origin", 403),
+        refusal(Full, "full", 503),
+        refusal(AddressFull, "address_full", 429),
+        refusal(BadProxyHeader, "bad_proxy_header", 400),
+        CloseRow { http_status: Some(503), ..told(Draining, "draining", Either, Ours(1012)) },
+        told(WsProtocol, "ws_protocol", InOrder, Ours(1002)),
+        told(WsNotUtf8, "ws_not_utf8", InOrder, Ours(1007)),
+        told(WsTooBig, "ws_too_big", InOrder, Ours(1009)),
+        cut(PingTimeout, "ping_timeout"),
+        told(Overrun, "overrun", InOrder, Ours(1013)),
+        cut(Stalled, "stalled"),
     ]
 };
 
@@ -133,6 +195,11 @@ mod tests {
         for (index, row) in CLOSE_TABLE.iter().enumerate() {
             assert_eq!(row.reason.index(), index);
             assert_eq!(CLOSE_TABLE.iter().filter(|other| other.label == row.label).count(), 1);
+            let is_told = row.websocket_code != CloseCode::None || row.http_status.is_some();
+            assert!(
+                !is_told || row.ending.may_be_in_order(),
+                "{row:?}: nothing is said to those that are cut"
+            );
         }
     }
 }

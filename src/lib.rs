@@ -12,8 +12,11 @@ pub mod admission; // who may come in
 pub mod clock;
 pub mod close; // why we hang up
 pub mod config;
+pub mod log; // how its lines look, how many there may be
 pub mod metrics;
 pub mod printed; // commands for people to paste
+pub mod publishing; // bytes of a publish to an event
+pub mod refusal; // why a publish is not taken
 pub mod runtime;
 pub mod secret; // a bearer token
 pub mod serve; // puts the stages together

@@ -4,7 +4,7 @@
 //! one line on standard error with its remedy; only a wrong command line is answered at length, by
 //! clap.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use fanwave::client::{self, ClientError, publish, tail};
@@ -12,11 +12,8 @@ use fanwave::command::Command;
 use fanwave::command::sources::{self, SourceError};
 use fanwave::config::Config;
 use fanwave::config::flags::ServeFlags;
-use fanwave::serve;
 use fanwave::systemd::Passed;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, reload};
+use fanwave::{log, serve};
 
 mod banner; // what `serve` prints once it runs
 
@@ -33,7 +30,7 @@ fn main() -> ExitCode {
         Ok(Command::Tail(options)) => run_tail(options),
         // Help and version end with 0, mistakes with 2.
         Err(SourceError::CommandLine(error)) => error.exit(),
-        Err(SourceError::Settings(line)) => Err((USAGE, line)),
+        Err(error) => Err((USAGE, error.to_string())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,30 +45,30 @@ fn main() -> ExitCode {
 /// What a command leaves: nothing, or an exit code with one line.
 type Outcome = Result<(), (u8, String)>;
 
-fn run_server(mut flags: ServeFlags) -> Outcome {
-    let (filter, log) = reload::Layer::new(EnvFilter::new(flags.log()));
-    let lines =
-        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
-    tracing_subscriber::registry().with(filter).with(lines).init();
+fn run_server(flags: ServeFlags) -> Outcome {
+    log::start(flags.log(), flags.log_format(), flags.access_log());
+    let outcome = serve_with(flags);
+    log::flush();
+    outcome
+}
+
+fn serve_with(mut flags: ServeFlags) -> Outcome {
     for line in sources::unknown_variables(std::env::vars_os()) {
         tracing::warn!("{line}");
     }
     let passed = Passed::from_environment().map_err(|line| (USAGE, line))?;
     let (listen, control) = (passed.data_addresses(), passed.control_addresses());
     flags.take_over(listen.clone(), control.clone());
-    let config = flags.config().map_err(|line| (USAGE, line))?;
+    let config = flags.config().map_err(|error| (USAGE, error.to_string()))?;
     let reread = move || {
         let command = sources::parse(std::env::args_os(), |name| std::env::var_os(name));
         let Command::Serve(mut flags) = command.map_err(|error| error.to_string())? else {
             return Err("the command is another one".to_string());
         };
         flags.take_over(listen.clone(), control.clone());
-        flags.config()
+        flags.config().map_err(|error| error.to_string())
     };
-    let adopt = move |config: &Config| {
-        // The log is there as long as the process.
-        let _ = log.reload(EnvFilter::new(&config.log));
-    };
+    let adopt = |config: &Config| log::set_filter(&config.log, config.access_log);
     let operator = serve::Operator { reread: Box::new(reread), adopt: Box::new(adopt) };
     let (limits, overrun) = (config.limits.clone(), config.overrun);
     let program = std::env::args().next().unwrap_or_else(|| "fanwave".to_string());

@@ -19,21 +19,29 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::admission::{Addresses, Admission};
 use crate::broadcast::{Demand, Memory, path};
-use crate::config::capacity::{Capacity, Sharers};
+use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES,
-    RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX,
+    ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
+    SUBMISSIONS_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
-use crate::config::{Config, ControlAddress, Sockets};
+use crate::config::{Config, ControlAddress};
+use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
 use crate::egress::listener::{listen, listen_alone, take_over};
-use crate::egress::uring::{UringOptions, frees_direct_descriptors, try_out};
+use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
-use crate::hub::{self, ControlListener, HubError, ShardEnd, Surroundings, Tidings};
-use crate::runtime::{ShardHandle, ShardStart, spawn_shard, why_not_ready};
+use crate::hub::{
+    self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
+};
+use crate::log;
+use crate::runtime::{RingOptions, RuntimeError, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
 use crate::systemd::{Manager, Passed};
+use egress::Ring;
+
+mod egress; // which ring
 
 /// What is running, told once every shard has said that it is ready.
 #[derive(Debug)]
@@ -48,6 +56,8 @@ pub struct Started {
     pub shard_cpus: Vec<usize>,
     /// Connections that each shard has room for.
     pub connections_per_shard_max: usize,
+    /// How the shards reach their sockets.
+    pub egress: EgressReport,
     /// User-space memory at the limits: owner and bytes, one line each.
     pub memory: Vec<(&'static str, u64)>,
 }
@@ -73,18 +83,26 @@ pub enum ServeError {
         remedy: &'static str,
     },
     /// The descriptor limit is too low for what the operator wants.
-    #[error("{0}")]
-    Descriptors(String),
+    #[error(transparent)]
+    Descriptors(#[from] NoCapacity),
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
-    /// A shard could not start or failed later.
-    #[error("shard {shard}: {cause}")]
+    /// A shard could not start.
+    #[error("shard {shard}: {source}")]
     Shard {
         /// The shard's number.
         shard: usize,
         /// Cause and remedy.
-        cause: String,
+        source: RuntimeError,
+    },
+    /// A shard failed later.
+    #[error("shard {shard}: {failure}")]
+    ShardEnd {
+        /// The shard's number.
+        shard: usize,
+        /// How it ended.
+        failure: ShardFailure,
     },
     /// The hub's own runtime or thread failed.
     #[error("hub: {0}")]
@@ -102,12 +120,9 @@ pub fn run(
     started: impl FnOnce(&Started),
 ) -> Result<(), ServeError> {
     let config = Arc::new(config);
-    let direct = match config.sockets {
-        Sockets::Auto => frees_direct_descriptors(),
-        Sockets::Direct => true,
-        Sockets::Plain => false,
-    };
-    let capacity = capacity(&config, direct)?;
+    raise_descriptor_limit();
+    let choice = egress::choose(config.egress, config.sockets)?;
+    let capacity = capacity(&config, choice.ring.is_direct())?;
     let epoch = Epoch::random()
         .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -119,8 +134,6 @@ pub fn run(
         let _entered = runtime.enter();
         signals().map_err(|error| ServeError::Hub(format!("cannot listen for signals: {error}")))?
     };
-    // Before glommio makes rings of its own: where it may not, it panics.
-    try_out()?;
     // All of them, so that one start tells of every address that is in use.
     let mut failures = Failures::default();
     let keeps_listeners = !passed.data.is_empty();
@@ -143,9 +156,9 @@ pub fn run(
     let mut shards = Vec::new();
     let (ready_sender, ready) = std::sync::mpsc::channel();
     for (number, (cpu, listeners)) in config.shard_cpus.iter().copied().zip(listeners).enumerate() {
-        let failed = |cause: String| ServeError::Shard { shard: number, cause };
+        let failed = |source| ServeError::Shard { shard: number, source };
         let (outbox, inbox) = path(config.limits.shard_queue_batches_max)
-            .map_err(|error| failed(format!("cannot make the doorbell: {error}; raise ulimit -n")))?;
+            .map_err(|source| failed(RuntimeError::Doorbell { what: "make", source }))?;
         outboxes.push(outbox);
         let setup = shard::ShardSetup {
             number,
@@ -157,33 +170,28 @@ pub fn run(
             connections_max: capacity.connections_max,
             admission: Admission { addresses: addresses.clone(), sockets_max: capacity.sockets_max },
         };
-        let ring = UringOptions {
-            listeners,
-            keeps_listeners,
-            accepts_per_listener: capacity.accepts_per_listener,
-            slots: capacity.slots as u32,
-            sockets_max: capacity.sockets_max as u32,
-            direct,
-            receive_buffers: RECEIVE_BUFFERS,
-            receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
-        };
         let (ready, ended) = (ready_sender.clone(), end_sender.clone());
         let handle = spawn_shard(
-            ShardStart { setup, ring, inbox },
-            move |result| drop(ready.send((number, result))),
-            move |result| drop(ended.send(ShardEnd { shard: number, result: result.clone() })),
+            ShardStart { setup, ring: ring(choice.ring, &capacity, listeners, keeps_listeners), inbox },
+            move || _ = ready.send(number),
+            move |result| {
+                let result = result.as_ref().map(|_| ()).map_err(ToString::to_string);
+                drop(ended.send(ShardEnd::new(number, result)));
+            },
         );
         shards.push(handle.map_err(failed)?);
     }
     drop((ready_sender, end_sender));
     let shards = await_ready(&ready, shards)?;
+    choice.log();
     started(&Started {
         listen: listen.clone(),
         control: control_addresses,
         token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
-        memory: memory_lines(&config, &capacity),
+        egress: choice.report.clone(),
+        memory: memory_lines(&config, &capacity, choice.ring),
     });
     let manager = Manager::from_environment();
     manager.ready();
@@ -203,6 +211,7 @@ pub fn run(
         outboxes,
         demand,
         memory,
+        egress: choice.report,
         listen,
         control,
         control_connections_max: capacity.control_connections_max,
@@ -217,7 +226,7 @@ pub fn run(
             }
             Ok(())
         }
-        Err(HubError::Shard { shard, cause }) => Err(ServeError::Shard { shard, cause }),
+        Err(HubError::Shard { shard, failure }) => Err(ServeError::ShardEnd { shard, failure }),
         Err(error) => Err(ServeError::Hub(error.to_string())),
     }
 }
@@ -238,43 +247,68 @@ fn signals() -> std::io::Result<(impl Future<Output = ()>, UnboundedReceiver<()>
         tokio::spawn(async move {
             let _ = futures_util::future::select(pin!(terminate.recv()), pin!(interrupt.recv())).await;
             tracing::warn!("second signal: ending without the drain");
+            log::flush();
             std::process::exit(1);
         });
     };
     Ok((drain, hangups))
 }
 
-/// What the descriptor limit, raised as far as it goes, allows.
-fn capacity(config: &Config, direct: bool) -> Result<Capacity, ServeError> {
+/// Raises the descriptor limit as far as it goes.
+fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let hard = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if setrlimit(Resource::Nofile, hard).is_err() {
         tracing::warn!(current = ?limit.current, "cannot raise the descriptor limit to its maximum");
     }
+}
+
+/// What the descriptor limit allows.
+fn capacity(config: &Config, direct: bool) -> Result<Capacity, ServeError> {
     let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
     let sharers = Sharers {
         shards: config.shard_cpus.len(),
         listens: config.listen.len(),
         controls: config.control.len(),
     };
-    Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)
-        .map_err(ServeError::Descriptors)
+    Ok(Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)?)
+}
+
+/// What the ring of a shard with these listeners needs to know.
+fn ring(ring: Ring, capacity: &Capacity, listeners: Vec<OwnedFd>, keeps_listeners: bool) -> RingOptions {
+    match ring {
+        Ring::Uring { direct } => RingOptions::Uring(UringOptions {
+            listeners,
+            keeps_listeners,
+            accepts_per_listener: capacity.accepts_per_listener,
+            slots: capacity.slots as u32,
+            sockets_max: capacity.sockets_max as u32,
+            direct,
+            receive_buffers: RECEIVE_BUFFERS,
+            receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
+        }),
+        Ring::Epoll => RingOptions::Epoll(EpollOptions {
+            listeners,
+            accepts_per_listener: capacity.accepts_per_listener,
+            sockets_max: capacity.sockets_max as u32,
+            receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
+        }),
+    }
 }
 
 /// Waits until every shard has said that it is ready; fails with the first that is not.
 fn await_ready(
-    ready: &Receiver<(usize, Result<(), String>)>,
+    ready: &Receiver<usize>,
     mut shards: Vec<ShardHandle>,
 ) -> Result<Vec<ShardHandle>, ServeError> {
     let mut silent: BTreeSet<usize> = (0..shards.len()).collect();
     while let Some(first) = silent.first().copied() {
         match ready.recv() {
-            Ok((shard, Ok(()))) => drop(silent.remove(&shard)),
-            Ok((shard, Err(cause))) => return Err(ServeError::Shard { shard, cause }),
-            // Whoever is silent has ended: it was not even made.
+            Ok(shard) => drop(silent.remove(&shard)),
+            // A shard that is silent has ended: it was not even made.
             Err(_) => {
-                let cause = why_not_ready(shards.swap_remove(first));
-                return Err(ServeError::Shard { shard: first, cause });
+                let source = shards.swap_remove(first).why_not_ready();
+                return Err(ServeError::Shard { shard: first, source });
             }
         }
     }
@@ -447,17 +481,24 @@ fn connect_at_once(path: &Path) -> std::io::Result<()> {
 }
 
 /// User-space memory at the limits, one line per owner.
-fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)> {
+fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'static str, u64)> {
     let limits = &config.limits;
     let shards = config.shard_cpus.len() as u64;
-    let per_socket = size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>();
-    let rings = SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16;
-    let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
+    let (per_slot, rings) = match ring {
+        Ring::Uring { .. } => {
+            let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
+            (size_of::<usize>(), SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16 + receive)
+        }
+        // Beside its receive buffer the events and completions of a turn.
+        Ring::Epoll => {
+            (SLOT_BYTES, RECEIVE_BUFFER_BYTES + (EPOLL_EVENTS_MAX + SUBMISSIONS_MAX as usize) * 64)
+        }
+    };
+    let per_socket = size_of::<Connection>() + size_of::<Slot>() + per_slot;
     let control = capacity.control_connections_max * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
     // The shortest topic and the shortest id have a byte each.
     let events_max = limits.history_memory_max() / (EVENT_BYTES_FIXED + 2);
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
-    let addresses = if limits.connections_per_address_max > 0 { Addresses::BYTES as u64 } else { 0 };
     let mut lines = vec![
         ("connections, when all are in use", sum(capacity.slots * per_socket)),
         (
@@ -469,10 +510,23 @@ fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)
         ("events and their frames, in queues and windows", limits.window_bytes_total_max as u64),
         ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
-        ("rings and receive buffers", sum(rings + receive)),
-        ("counters of connections by address", addresses),
+        ("rings and receive buffers", sum(rings)),
     ];
-    lines.retain(|(_, bytes)| *bytes > 0);
+    if !config.client_publish.is_empty() {
+        // Messages that are not whole, what paused clients have said, and what is on its way.
+        let uplink = UPLINK_BYTES_MAX + limits.message_bytes_max;
+        lines.push((
+            "what clients publish, until the hub has it",
+            sum(2 * limits.incoming_bytes_max() + uplink),
+        ));
+    }
+    if config.access_log {
+        let waiting = LOG_LINES_MAX * ACCESS_LINE_BYTES_MAX;
+        lines.push(("access log", sum(capacity.slots * ACCESS_ENTRY_BYTES) + waiting as u64));
+    }
+    if limits.connections_per_address_max > 0 {
+        lines.push(("counters of connections by address", Addresses::BYTES as u64));
+    }
     lines
 }
 

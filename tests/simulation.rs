@@ -31,6 +31,8 @@ use tokio::sync::oneshot;
 
 #[path = "simulation/memory.rs"]
 mod memory;
+#[path = "simulation/publishers.rs"]
+mod publishers;
 #[path = "simulation/questions.rs"]
 mod questions;
 #[path = "simulation/shares.rs"]
@@ -589,7 +591,7 @@ fn every_subscriber_sees_a_gap_free_sequence_or_an_explicit_gap() {
 
 /// A heartbeat that finds an answer waiting is no ping, and nobody owes it a pong.
 #[test]
-fn whoever_was_not_pinged_is_not_missed() {
+fn a_client_that_was_not_pinged_is_not_missed() {
     let mut world = World::new(0, Weather::Fair);
     let calm = config(64, OverrunPolicy::Close, &mut world.dice);
     let heartbeat_ms = calm.limits.heartbeat_ms;
@@ -612,7 +614,7 @@ fn whoever_was_not_pinged_is_not_missed() {
     assert_eq!(world.shard.ring_mut().peer_takes(slot), b"\x89\x00", "a ping");
 }
 
-/// Whoever names an event that is still on its way waits for it, also in the slot of somebody who
+/// A client that names an event on its way waits for it, also in the slot of another client that
 /// waited for it and left.
 #[test]
 fn an_event_on_its_way_is_waited_for_in_a_slot_that_was_used_before() {

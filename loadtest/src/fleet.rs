@@ -12,11 +12,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use hdrhistogram::Histogram;
 
 use crate::fault::told;
-use crate::framing::Protocol;
+use crate::framing::{Dialect, Protocol};
 use crate::link::{self, Link};
 use crate::process::sockets_per_process_max;
 use crate::receiver::{CrowdSetup, Order, Totals, Word, latency_histogram, owed, record};
-use crate::target::Dialect;
 use crate::workload::Behaviour;
 use sample::Lasts;
 

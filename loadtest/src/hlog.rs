@@ -25,14 +25,14 @@ const MAX_DIVISOR: f64 = 1e6;
 /// Significant digits of every latency in this program.
 const DIGITS: u8 = 3;
 
-/// Writes latencies to a file: tag, start in seconds from the start of the measurement, length in
-/// seconds, values. A tag with a space or a comma, which the format cannot hold, is an error.
-pub fn write(path: &Path, latencies: &[(&str, f64, f64, &Latency)]) -> Result<()> {
+/// Writes latencies to a file: tag, length of the measurement in seconds, values. A tag with a space
+/// or a comma, which the format cannot hold, is an error.
+pub fn write(path: &Path, latencies: &[(String, f64, &Latency)]) -> Result<()> {
     let text = log(latencies)?;
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
-fn log(latencies: &[(&str, f64, f64, &Latency)]) -> Result<Vec<u8>> {
+fn log(latencies: &[(String, f64, &Latency)]) -> Result<Vec<u8>> {
     let mut text = Vec::from(
         "#[Logged with fanwave loadtest; values are nanoseconds, Interval_Max is milliseconds]\n\
          #[Histogram log format version 1.3]\n\
@@ -43,15 +43,13 @@ fn log(latencies: &[(&str, f64, f64, &Latency)]) -> Result<Vec<u8>> {
     let mut writer = IntervalLogWriterBuilder::new()
         .with_max_value_divisor(MAX_DIVISOR)
         .begin_log_with(&mut text, &mut serializer)?;
-    for &(tag, start, seconds, latency) in latencies {
+    for (tag, seconds, latency) in latencies {
         let name = Tag::new(tag).with_context(|| format!("{tag:?} cannot be a tag of an .hlog file"))?;
-        let time = |seconds: f64| {
-            Duration::try_from_secs_f64(seconds)
-                .with_context(|| format!("{tag}: {seconds} seconds is no time"))
-        };
+        let time = Duration::try_from_secs_f64(*seconds)
+            .with_context(|| format!("{tag}: {seconds} seconds is no time"))?;
         let histogram = histogram(latency).with_context(|| format!("the latencies {tag}"))?;
         writer
-            .write_histogram(&histogram, time(start)?, time(seconds)?, Some(name))
+            .write_histogram(&histogram, Duration::ZERO, time, Some(name))
             .map_err(|error| anyhow!("the latencies {tag}: {error}"))?;
     }
     Ok(text)
@@ -85,8 +83,9 @@ mod tests {
         let each = latency((1..20_000).map(|step| step * step * 7));
         let last = latency([123_456_789, 5_000_000_000].into_iter());
         let none = Latency::default();
-        let text = log(&[("each", 0.0, 30.5, &each), ("last", 0.0, 30.5, &last), ("none", 1.25, 2.0, &none)])
-            .expect("a log");
+        let all = [("each", 30.5, &each), ("last", 30.5, &last), ("none", 2.0, &none)];
+        let text =
+            log(&all.map(|(tag, seconds, latency)| (tag.to_owned(), seconds, latency))).expect("a log");
         let mut read = Vec::new();
         for entry in IntervalLogIterator::new(&text) {
             if let LogEntry::Interval(interval) = entry.expect("well formed") {
@@ -109,7 +108,7 @@ mod tests {
             );
         }
         assert_eq!((read[0].1, read[0].2), (Duration::ZERO, Duration::from_millis(30_500)));
-        assert_eq!((read[2].1, read[2].2), (Duration::from_millis(1_250), Duration::from_secs(2)));
+        assert_eq!((read[2].1, read[2].2), (Duration::ZERO, Duration::from_secs(2)));
         assert!((read[1].3 - 5_000.0).abs() < 5.0, "the maximum is in milliseconds: {}", read[1].3);
     }
 
@@ -126,9 +125,9 @@ mod tests {
     #[test]
     fn what_the_format_cannot_hold_is_an_error() {
         let latency = latency([5_000].into_iter());
-        assert!(log(&[("two words", 0.0, 1.0, &latency)]).is_err());
-        assert!(log(&[("each", -1.0, 1.0, &latency)]).is_err());
-        assert!(log(&[("each", 0.0, f64::NAN, &latency)]).is_err());
+        for (tag, seconds) in [("two words", 1.0), ("each", -1.0), ("each", f64::NAN)] {
+            assert!(log(&[(tag.to_owned(), seconds, &latency)]).is_err(), "{tag} {seconds}");
+        }
     }
 
     #[test]

@@ -23,11 +23,11 @@ use crate::outcome::Outcome;
 use crate::page::svg::{Axis, Line, Lines, lines};
 use crate::page::{Notice, Page};
 use crate::prove::Bench;
-use crate::report::{grouped, progress, save, say, table};
+use crate::report::{progress, save, say, table};
 use crate::run::{Files, shards_for};
 use crate::scenario::{self, Overrides};
 use crate::server::{self, ServerChoice};
-use crate::unit::Unit;
+use crate::unit::{Unit, grouped};
 use crate::workload::{Behaviour, Pace, Workload};
 
 /// The finest search: below it no machine gives the same answer twice.

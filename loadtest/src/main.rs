@@ -20,7 +20,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use machine::Machine;
 use prove::{Bench, Common};
 
 mod audit;
@@ -61,6 +60,8 @@ mod workload;
 #[derive(Debug, Parser)]
 #[command(name = "loadtest", version)]
 struct Cli {
+    #[command(flatten)]
+    common: Common,
     #[command(subcommand)]
     command: Command,
 }
@@ -70,91 +71,31 @@ enum Command {
     /// Scenarios against a server: latencies, cost, memory, and whether every event arrived once
     /// and in order
     #[command(after_long_help = scenario::FORM)]
-    Run {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: Box<run::RunArgs>,
-    },
+    Run(Box<run::RunArgs>),
     /// The highest rate that a server carries before latencies or deliveries break
-    Knee {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: Box<knee::KneeArgs>,
-    },
+    Knee(Box<knee::KneeArgs>),
     /// fanwave and its rivals under the same workload, beside the floor
-    Compare {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: compare::CompareArgs,
-    },
+    Compare(Box<compare::CompareArgs>),
     /// How many servers a number of subscribers and events needs: measures a cost model, answers
     /// from it
-    Plan {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: plan::PlanArgs,
-    },
+    Plan(Box<plan::PlanArgs>),
     /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind
     /// of sockets
-    Floor {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: prove::floor::FloorArgs,
-    },
+    Floor(prove::floor::FloorArgs),
     /// CPU per delivery of the server, interleaved with the floor
-    Cpu {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: prove::cpu::CpuArgs,
-    },
+    Cpu(prove::cpu::CpuArgs),
     /// System calls of the server per 1,000 deliveries (needs strace)
-    Syscalls {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: prove::syscalls::SyscallsArgs,
-    },
+    Syscalls(prove::syscalls::SyscallsArgs),
     /// Resident memory of the server per idle connection
-    Memory {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: prove::memory::MemoryArgs,
-    },
+    Memory(prove::memory::MemoryArgs),
     /// Very many idle subscribers, and events that reach every one of them
-    Scale {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: prove::scale::ScaleArgs,
-    },
+    Scale(prove::scale::ScaleArgs),
     /// What one stalled reader costs the others and the server
-    Isolation {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: prove::isolation::IsolationArgs,
-    },
+    Isolation(prove::isolation::IsolationArgs),
     /// What large events, a busy topic and listings cost others on the same server
-    Neighbours {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: prove::neighbours::NeighboursArgs,
-    },
+    Neighbours(prove::neighbours::NeighboursArgs),
     /// CPU per delivery of this load generator, beside a bare receive loop
-    Generator {
-        #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        args: prove::generator::GeneratorArgs,
-    },
+    Generator(prove::generator::GeneratorArgs),
     /// A receiver process (started by the other commands)
     #[command(hide = true)]
     Receiver,
@@ -177,7 +118,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let Cli { common, command } = Cli::parse();
+    match run(common, command) {
         Ok(code) => code,
         Err(error) => {
             // Who has closed standard error learns it from the exit code.
@@ -187,20 +129,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<ExitCode> {
+fn run(common: Common, command: Command) -> Result<ExitCode> {
+    let bench = || Bench::pinned(common.clone());
     match command {
-        Command::Run { common, args } => run::run(&bench(common)?, &args)?,
-        Command::Knee { common, args } => knee::run(&bench(common)?, &args)?,
-        Command::Compare { common, args } => compare::run(&bench(common)?, &args)?,
-        Command::Plan { common, args } => plan::run(common, &args)?,
-        Command::Floor { common, args } => prove::floor::run(&bench(common)?, &args)?,
-        Command::Cpu { common, args } => prove::cpu::run(&bench(common)?, &args)?,
-        Command::Syscalls { common, args } => prove::syscalls::run(&bench(common)?, &args)?,
-        Command::Memory { common, args } => prove::memory::run(&bench(common)?, &args)?,
-        Command::Scale { common, args } => prove::scale::run(&unpinned(common)?, &args)?,
-        Command::Isolation { common, args } => prove::isolation::run(&bench(common)?, &args)?,
-        Command::Neighbours { common, args } => prove::neighbours::run(&bench(common)?, &args)?,
-        Command::Generator { common, args } => prove::generator::run(&bench(common)?, &args)?,
+        Command::Run(args) => run::run(&bench()?, &args)?,
+        Command::Knee(args) => knee::run(&bench()?, &args)?,
+        Command::Compare(args) => compare::run(&bench()?, &args)?,
+        Command::Plan(args) => plan::run(common, &args)?,
+        Command::Floor(args) => prove::floor::run(&bench()?, &args)?,
+        Command::Cpu(args) => prove::cpu::run(&bench()?, &args)?,
+        Command::Syscalls(args) => prove::syscalls::run(&bench()?, &args)?,
+        Command::Memory(args) => prove::memory::run(&bench()?, &args)?,
+        Command::Scale(args) => prove::scale::run(&Bench::unpinned(common)?, &args)?,
+        Command::Isolation(args) => prove::isolation::run(&bench()?, &args)?,
+        Command::Neighbours(args) => prove::neighbours::run(&bench()?, &args)?,
+        Command::Generator(args) => prove::generator::run(&bench()?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),
         Command::FloorSender => floor::run()?,
@@ -208,20 +151,4 @@ fn run(command: Command) -> Result<ExitCode> {
     }
     report::said()?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Prepares a measurement with this process beside the receivers.
-fn bench(common: Common) -> Result<Bench> {
-    let receiver_cpu = common.receiver_cpu;
-    process::check_cpus(common.sender_cpu, receiver_cpu)?;
-    let bench = unpinned(common)?;
-    process::pin_self(receiver_cpu)?;
-    Ok(bench)
-}
-
-/// Prepares a measurement in which CPUs do not matter.
-fn unpinned(common: Common) -> Result<Bench> {
-    common.json.as_deref().map_or(Ok(()), report::check_place)?;
-    let descriptors = process::raise_descriptor_limit()?;
-    Ok(Bench { machine: Machine::describe(descriptors), common })
 }

@@ -63,7 +63,9 @@ pub struct Latency {
     pub mean_ns: f64,
     /// Quantile (0.5, 0.9, 0.99, 0.999, 0.9999, 1) and nanoseconds, rising.
     pub quantiles: Vec<(f64, u64)>,
-    /// The whole histogram: nanoseconds (highest equivalent value) and count, rising.
+    /// The whole histogram: nanoseconds (highest equivalent value) and count, rising. Pages draw it
+    /// and interval logs hold it; JSON has the summary alone.
+    #[serde(skip)]
     pub recorded: Vec<(u64, u64)>,
 }
 

@@ -13,12 +13,13 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::audit::Findings;
 use crate::link::has_room;
 use crate::machine::Machine;
 use crate::outcome::{Cost, FloorCost, Latency, Outcome};
-use crate::unit::Unit;
+use crate::unit::{Unit, grouped};
 use crate::workload::{Behaviour, Crowd};
 
 /// Columns of a terminal that every report fits.
@@ -82,9 +83,27 @@ pub fn check_place(file: &Path) -> Result<()> {
 /// Saves a run's results with the machine, if a file was asked for.
 pub fn save<T: Serialize>(file: Option<&Path>, command: &str, machine: &Machine, results: &T) -> Result<()> {
     let Some(file) = file else { return Ok(()) };
-    let mut text = serde_json::to_string_pretty(&Document { command, machine, results })?;
-    text.push('\n');
+    write_json(file, &Document { command, machine, results })
+}
+
+/// Writes JSON to be kept in a repository: a line for each result, and no line within one.
+pub fn write_json(file: &Path, document: &impl Serialize) -> Result<()> {
+    let text = outline(&serde_json::to_value(document)?, 2) + "\n";
     fs::write(file, text).with_context(|| format!("writing {}", file.display()))
+}
+
+/// JSON whose outer `levels` have a line for each entry.
+fn outline(value: &Value, levels: usize) -> String {
+    let inner = |value| outline(value, levels - 1);
+    let (open, close, entries): (char, char, Vec<String>) = match value {
+        Value::Array(items) if levels > 0 => ('[', ']', items.iter().map(inner).collect()),
+        Value::Object(fields) if levels > 0 => {
+            let entry = |(name, value)| format!("{}: {}", Value::from(String::clone(name)), inner(value));
+            ('{', '}', fields.iter().map(entry).collect())
+        }
+        other => return other.to_string(),
+    };
+    format!("{open}\n{}\n{close}", entries.join(",\n"))
 }
 
 /// Prints rows under a head, columns as wide as their widest cell; the first `left` columns lean
@@ -384,19 +403,6 @@ impl Spread {
     }
 }
 
-/// A number with thousands set apart.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -520,5 +526,12 @@ mod tests {
         assert_eq!(grouped(999), "999");
         assert_eq!(grouped(1_000), "1,000");
         assert_eq!(grouped(12_345_678), "12,345,678");
+    }
+
+    #[test]
+    fn saved_json_has_a_line_for_each_result_and_none_within_one() {
+        let document = serde_json::json!({"command": "run", "results": [{"a": [1, 2]}, {"a": []}]});
+        let lines = "{\n\"command\": \"run\",\n\"results\": [\n{\"a\":[1,2]},\n{\"a\":[]}\n]\n}";
+        assert_eq!(outline(&document, 2), lines);
     }
 }

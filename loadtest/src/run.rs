@@ -20,9 +20,10 @@ use crate::outcome::{Latency, Outcome};
 use crate::page::run_page;
 use crate::process::sockets_per_process_max;
 use crate::prove::Bench;
-use crate::report::{check_place, grouped, outcome_table, progress, save, say, table};
+use crate::report::{check_place, outcome_table, progress, save, say, table};
 use crate::scenario::{self, Limits, Overrides};
 use crate::server::{self, ServerChoice};
+use crate::unit::grouped;
 use crate::workload::{Pace, Workload};
 
 /// Options of `run`.
@@ -209,12 +210,7 @@ impl Destinations {
             fs::write(file, page()).with_context(|| format!("writing {}", file.display()))?;
         }
         if let Some(file) = &self.hlog {
-            let tagged = tagged(outcomes);
-            let lines: Vec<(&str, f64, f64, &Latency)> = tagged
-                .iter()
-                .map(|(tag, seconds, latency)| (tag.as_str(), 0.0, *seconds, *latency))
-                .collect();
-            hlog::write(file, &lines)?;
+            hlog::write(file, &tagged(outcomes))?;
         }
         Ok(())
     }
@@ -229,7 +225,13 @@ fn tagged(outcomes: &[Outcome]) -> Vec<(String, f64, &Latency)> {
             1 => String::new(),
             _ => format!("{}-{}-", at + 1, outcome.workload.name),
         };
-        let kinds = [("each", Some(&outcome.each)), ("last", outcome.last.as_ref())];
+        let kinds = [
+            ("each", Some(&outcome.each)),
+            ("last", outcome.last.as_ref()),
+            ("late", Some(&outcome.lateness)),
+            ("handshake", Some(&outcome.handshakes.latency)),
+            ("handshake-again", Some(&outcome.handshakes.again_latency)),
+        ];
         for (kind, latency) in kinds {
             if let Some(latency) = latency.filter(|latency| latency.count > 0) {
                 tagged.push((format!("{prefix}{kind}"), outcome.seconds, latency));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::framing::Protocol;
+use crate::framing::{Dialect, Protocol};
 
 /// A running server.
 #[derive(Debug, Clone)]
@@ -57,21 +57,6 @@ impl Target {
             Dialect::Nats => Duration::from_secs(3),
         }
     }
-}
-
-/// What flows over a server's connections.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dialect {
-    /// A message is an event's data.
-    #[default]
-    Plain,
-    /// The same, and where an event stream comes in chunks, each event is one: all connections get
-    /// the same bytes.
-    Fanwave,
-    /// The NATS client protocol in binary messages; a subscriber sends CONNECT and SUB and answers
-    /// PING.
-    Nats,
 }
 
 /// How events are published.

@@ -4,8 +4,6 @@
 //! and along axes. Time and rates step by thousands, memory by 1,024. Nothing here rounds a figure
 //! that is kept: only text comes out.
 
-use crate::report::grouped;
-
 /// What a number is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
@@ -98,6 +96,19 @@ impl Unit {
         }
         format!("{}{suffix}", trimmed(significant(scaled)))
     }
+}
+
+/// A number with thousands set apart.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// Three significant digits, at most six decimals; whole numbers of up to three digits have none.

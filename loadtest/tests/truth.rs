@@ -18,6 +18,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::Deserializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
@@ -186,6 +190,26 @@ impl Told {
         Told(serde_json::from_value(value.clone()).expect("pairs of numbers"))
     }
 
+    /// The histogram of an interval log that has this tag.
+    fn in_log(log: &[u8], wanted: &str) -> Told {
+        let encoded = IntervalLogIterator::new(log).find_map(|entry| match entry.expect("well formed") {
+            LogEntry::Interval(interval) if interval.tag()?.as_str() == wanted => {
+                Some(interval.encoded_histogram().to_owned())
+            }
+            _ => None,
+        });
+        let bytes =
+            base64::engine::general_purpose::STANDARD.decode(encoded.expect("the tag")).expect("base64");
+        let histogram: Histogram<u64> =
+            Deserializer::new().deserialize(&mut &bytes[..]).expect("a histogram");
+        Told(
+            histogram
+                .iter_recorded()
+                .map(|value| (value.value_iterated_to(), value.count_at_value()))
+                .collect(),
+        )
+    }
+
     fn count(&self) -> u64 {
         self.0.iter().map(|value| value.1).sum()
     }
@@ -259,7 +283,7 @@ fn a_run_reports_the_delays_that_the_server_made() {
         connections = 50\n";
     std::fs::write(file("toml"), scenario).expect("a temporary file");
     let run = Command::new(env!("CARGO_BIN_EXE_loadtest"))
-        .args(["run", &file("toml"), "--no-floor", "--json", &file("json")])
+        .args(["run", &file("toml"), "--no-floor", "--json", &file("json"), "--hlog", &file("hlog")])
         .args(["--subscribe-sse", &format!("http://{}/{{topic}}", server.subscribe)])
         .args(["--publish-to", &format!("nats://{}/{{topic}}", server.publish)])
         .output()
@@ -267,12 +291,13 @@ fn a_run_reports_the_delays_that_the_server_made() {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(run.status.success(), "{}{}", text(&run.stdout), text(&run.stderr));
     let saved: Value = serde_json::from_slice(&std::fs::read(file("json")).expect("saved")).expect("JSON");
-    ["toml", "json"].iter().for_each(|end| std::fs::remove_file(file(end)).expect("ours"));
+    let log = std::fs::read(file("hlog")).expect("saved");
+    ["toml", "json", "hlog"].iter().for_each(|end| std::fs::remove_file(file(end)).expect("ours"));
     let outcome = &saved["results"][0];
     assert_eq!((&outcome["published"], &outcome["deliveries"]), (&json!(1_000), &json!(1_000)), "{outcome}");
     // Each topic has one subscriber, who is the last one too.
-    for latency in ["each", "last"].map(|name| &outcome[name]) {
-        let told = Told::of(&latency["recorded"]);
+    for name in ["each", "last"] {
+        let (latency, told) = (&outcome[name], Told::in_log(&log, name));
         assert_as_delayed(&told);
         let quantiles: Vec<(f64, u64)> = serde_json::from_value(latency["quantiles"].clone()).expect("pairs");
         for (quantile, percent) in [(0.5, 50), (0.9, 90), (0.99, 99), (1.0, 100)] {

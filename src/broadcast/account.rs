@@ -145,9 +145,9 @@ impl Account {
 /// One part in so many of the memory is for topics that hold no more than their history.
 const RESERVED: usize = 8;
 
-/// What a topic that may hold `bytes` holds at least while it is pressed. Its history is at most half,
-/// and its largest event a quarter: so its next event has room beside the history, and it is pressed
-/// whenever an event has none.
+/// What a topic that may hold `bytes` holds at least while it is pressed. Its history is at most
+/// half, and its largest event a quarter: so its next event has room beside the history, and it is
+/// pressed whenever an event has none.
 fn pressed_from(bytes: usize) -> usize {
     bytes - bytes / 4
 }

@@ -1,4 +1,4 @@
-//! Whether a shard may be asleep, and so whether whoever brings work must wake it.
+//! Whether a shard may be asleep, and so whether a sender of work must wake it.
 //!
 //! Both sides write first and look afterwards, with a SeqCst fence in between: the shard announces
 //! its sleep before it looks for work, the sender queues its work before it looks for a sleeper. So
@@ -32,7 +32,7 @@ impl Sleep {
         idle
     }
 
-    /// The shard is awake, whoever woke it.
+    /// The shard is awake, by a ring or by itself.
     pub fn end(&self) {
         self.announced.store(false, Ordering::Relaxed);
     }

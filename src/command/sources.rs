@@ -19,6 +19,7 @@ use clap::FromArgMatches;
 use clap::parser::ValueSource;
 
 use super::{Command, CommandLine, parser};
+use crate::config::LimitError;
 
 /// Why there is no command to run.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +27,58 @@ pub enum SourceError {
     /// The command line asks for help or the version, or is wrong; clap knows how to say so.
     #[error("{0}")]
     CommandLine(#[from] clap::Error),
-    /// The file or the environment is wrong: one line with the source.
-    #[error("{0}")]
-    Settings(String),
+    /// The file cannot be read, or is no table of settings.
+    #[error("--config {}: {error}", .path.display())]
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong.
+        error: FileError,
+    },
+    /// What the file or the environment says is wrong by itself.
+    #[error("{place}: {error}")]
+    Value {
+        /// The file's path, or `environment`.
+        place: String,
+        /// What is wrong.
+        error: ValueError,
+    },
+}
+
+/// What is wrong with a file of settings.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] std::io::Error),
+    /// It is no TOML.
+    #[error("{}", one_line(&.0.to_string()))]
+    NoToml(#[from] toml::de::Error),
+    /// A key that is none of the flags.
+    #[error("unknown key `{0}`; the keys are the flags of `fanwave serve --help`")]
+    UnknownKey(String),
+    /// A key in both spellings.
+    #[error("`{0}` is given twice")]
+    Twice(String),
+    /// A value of a type that no flag has.
+    #[error("`{key}` is a {kind}; write a text, a whole number, true or false")]
+    Kind {
+        /// The key.
+        key: String,
+        /// TOML's name of the type.
+        kind: &'static str,
+    },
+}
+
+/// What is wrong with a setting.
+#[derive(Debug, thiserror::Error)]
+pub enum ValueError {
+    /// The flag does not take it.
+    #[error("{}", cause(.0))]
+    Flag(clap::Error),
+    /// It is out of the limit's bounds.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
 }
 
 /// What the file or the environment says: the values of each flag, by its name in snake_case.
@@ -51,9 +101,9 @@ pub fn parse(
     if let Some(path) = config_path(name, typed, &from_environment) {
         let source = path.display().to_string();
         settings = std::fs::read_to_string(&path)
-            .map_err(|error| error.to_string())
+            .map_err(FileError::from)
             .and_then(|text| file_settings(flags, &text))
-            .map_err(|cause| SourceError::Settings(format!("--config {source}: {cause}")))?;
+            .map_err(|error| SourceError::File { path, error })?;
         check_alone(&parser, &settings, &source)?;
     }
     if name == "serve" {
@@ -160,13 +210,13 @@ fn distance(from: &str, to: &str) -> usize {
 }
 
 /// The keys of a TOML file, in snake_case or kebab-case; unknown ones are refused by name.
-fn file_settings(flags: &clap::Command, text: &str) -> Result<Settings, String> {
-    let table: toml::Table = toml::from_str(text).map_err(|error| one_line(&error.to_string()))?;
+fn file_settings(flags: &clap::Command, text: &str) -> Result<Settings, FileError> {
+    let table: toml::Table = toml::from_str(text)?;
     let mut settings = Settings::new();
     for (key, value) in table {
         let name = key.replace('-', "_");
         if name == "config" || !setting_names(flags).any(|known| known == name) {
-            return Err(format!("unknown key `{key}`; the keys are the flags of `fanwave serve --help`"));
+            return Err(FileError::UnknownKey(key));
         }
         let values = match value {
             toml::Value::Array(values) => values,
@@ -176,31 +226,34 @@ fn file_settings(flags: &clap::Command, text: &str) -> Result<Settings, String> 
             toml::Value::String(text) => Ok(text.into()),
             toml::Value::Integer(number) => Ok(number.to_string().into()),
             toml::Value::Boolean(yes) => Ok(yes.to_string().into()),
-            other => {
-                Err(format!("`{key}` is a {}; write a text, a whole number, true or false", other.type_str()))
-            }
+            other => Err(FileError::Kind { key: key.clone(), kind: other.type_str() }),
         });
         if settings.insert(name, values.collect::<Result<_, _>>()?).is_some() {
-            return Err(format!("`{key}` is given twice"));
+            return Err(FileError::Twice(key));
         }
     }
     Ok(settings)
 }
 
 /// Parses what one source says to `fanwave serve` without the others, and checks its limits.
-fn check_alone(parser: &clap::Command, settings: &Settings, source: &str) -> Result<(), SourceError> {
+fn check_alone(parser: &clap::Command, settings: &Settings, place: &str) -> Result<(), SourceError> {
     let args = ["fanwave".into(), "serve".into()].into_iter().chain(as_arguments(settings));
     let parsed = parser.clone().try_get_matches_from(args);
     let checked = match parsed.and_then(|matches| CommandLine::from_arg_matches(&matches)) {
-        Ok(CommandLine { command: Command::Serve(flags) }) => flags.check_each_limit(),
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let text = error.to_string();
-            let cause = text.split("\n\n").next().unwrap_or_default();
-            Err(one_line(cause.strip_prefix("error: ").unwrap_or(cause)))
+        Ok(CommandLine { command: Command::Serve(flags) }) => {
+            flags.check_each_limit().map_err(ValueError::from)
         }
+        Ok(_) => Ok(()),
+        Err(error) => Err(ValueError::Flag(error)),
     };
-    checked.map_err(|cause| SourceError::Settings(format!("{source}: {cause}")))
+    checked.map_err(|error| SourceError::Value { place: place.to_string(), error })
+}
+
+/// What clap says is wrong, without its advice.
+fn cause(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let cause = text.split("\n\n").next().unwrap_or_default();
+    one_line(cause.strip_prefix("error: ").unwrap_or(cause))
 }
 
 fn as_arguments(settings: &Settings) -> Vec<OsString> {

@@ -5,6 +5,8 @@
 //! whatever else the process has open; that part is set aside, so that no flood of subscribers
 //! takes it.
 
+use std::fmt;
+
 use super::limits::{
     ACCEPTS_ARMED, CONTROL_CONNECTIONS_MAX, CONTROL_CONNECTIONS_MIN, DESCRIPTORS_OF_HUB,
     DESCRIPTORS_OF_SHARD, SOCKETS_LIMIT, SOCKETS_SPARE,
@@ -51,10 +53,46 @@ pub struct Capacity {
     pub accepts_per_listener: usize,
 }
 
+/// The descriptor limit has too little room. The operator mends it, and the message says how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoCapacity {
+    /// The limit.
+    pub descriptors: usize,
+    /// What the server itself takes of it, where that stands in the way of subscribers.
+    pub own: Option<usize>,
+    /// Connections per shard that there is room for.
+    pub room: usize,
+    /// Connections per shard that the operator asked for; 0 where any number would have done.
+    pub wanted: usize,
+}
+
+impl fmt::Display for NoCapacity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NoCapacity { descriptors, own, room, wanted } = self;
+        write!(f, "the descriptor limit of {descriptors}")?;
+        if let Some(own) = own {
+            write!(f, ", of which the server itself needs {own},")?;
+        }
+        write!(f, " has room for {room} connections per shard")?;
+        if *wanted > 0 {
+            write!(f, ", --connections-per-shard-max asks for {wanted}")?;
+        }
+        // Each shard has the whole limit of direct descriptors; plain ones are shared.
+        let remedy = if own.is_none() { "raise ulimit -n or use more shards" } else { "raise ulimit -n" };
+        write!(f, ": {remedy}")
+    }
+}
+
+impl std::error::Error for NoCapacity {}
+
 impl Capacity {
-    /// What a limit of `descriptors` allows; `wanted` connections per shard, 0 for all. Fails with
-    /// what is wrong.
-    pub fn of(descriptors: usize, direct: bool, sharers: Sharers, wanted: usize) -> Result<Capacity, String> {
+    /// What a limit of `descriptors` allows; `wanted` connections per shard, 0 for all.
+    pub fn of(
+        descriptors: usize,
+        direct: bool,
+        sharers: Sharers,
+        wanted: usize,
+    ) -> Result<Capacity, NoCapacity> {
         let descriptors = descriptors.min(SOCKETS_LIMIT);
         let controls = match direct {
             true => CONTROL_CONNECTIONS_MIN,
@@ -79,17 +117,8 @@ impl Capacity {
             wanted => wanted,
         };
         if connections_max == 0 || connections_max > most {
-            let (own, remedy) = match direct && fits {
-                true => (String::new(), "raise ulimit -n or use more shards"),
-                false => (format!(", of which the server itself needs {beside},"), "raise ulimit -n"),
-            };
-            let asked = match wanted {
-                0 => String::new(),
-                wanted => format!(", --connections-per-shard-max asks for {wanted}"),
-            };
-            return Err(format!(
-                "the descriptor limit of {descriptors}{own} has room for {most} connections per shard{asked}: {remedy}"
-            ));
+            let own = if direct && fits { None } else { Some(beside) };
+            return Err(NoCapacity { descriptors, own, room: most, wanted });
         }
         let spare = SOCKETS_SPARE.max(sharers.listens).min(share - connections_max);
         let sockets_max = connections_max + spare;
@@ -117,7 +146,7 @@ fn accepts_per_listener(listeners: usize, spare: usize) -> usize {
 mod tests {
     use super::*;
 
-    fn room(descriptors: usize, direct: bool, shards: usize, wanted: usize) -> Result<Capacity, String> {
+    fn room(descriptors: usize, direct: bool, shards: usize, wanted: usize) -> Result<Capacity, NoCapacity> {
         Capacity::of(descriptors, direct, Sharers { shards, listens: 1, controls: 1 }, wanted)
     }
 
@@ -129,7 +158,7 @@ mod tests {
         }
         let few = room(20_000, true, 1, 100).expect("room");
         assert_eq!((few.slots, few.sockets_max), (356, 356));
-        let error = room(20_000, true, 1, 20_000).expect_err("too many");
+        let error = room(20_000, true, 1, 20_000).expect_err("too many").to_string();
         assert!(
             error.contains("limit of 20000 has room for 19999 connections per shard")
                 && error.ends_with("asks for 20000: raise ulimit -n or use more shards"),
@@ -152,7 +181,7 @@ mod tests {
         assert_eq!((one.slots, one.sockets_max, one.connections_max), (20_000, 18_935, 18_679));
         let four = room(20_000, false, 4, 0).expect("room");
         assert_eq!((four.slots, four.sockets_max), (20_000, (20_000 - 32 - 36 - 1_024) / 4));
-        let error = room(20_000, false, 1, 18_935).expect_err("too many");
+        let error = room(20_000, false, 1, 18_935).expect_err("too many").to_string();
         assert!(
             error.contains("20000, of which the server itself needs 1065, has room for 18934 connections"),
             "{error}"
@@ -165,7 +194,8 @@ mod tests {
         // The least that is enough: 32 of the hub, 9 of each shard, and 8 control connections.
         for (shards, least) in [(1, 49), (2, 58), (8, 112)] {
             for (descriptors, wanted) in [(0, 0), (16, 0), (least - 1, 0), (least - 1, 1)] {
-                let error = room(descriptors, true, shards, wanted).expect_err("the server does not fit");
+                let error =
+                    room(descriptors, true, shards, wanted).expect_err("the server does not fit").to_string();
                 let told = format!(
                     "limit of {descriptors}, of which the server itself needs {least}, has room for 0 connections"
                 );
@@ -217,7 +247,9 @@ mod tests {
                 assert!(room.accepts_per_listener > 0, "{listens} {wanted} {room:?}");
                 assert!(room.connections_max + idle < room.sockets_max, "{listens} {wanted} {room:?}");
             }
-            let error = Capacity::of(1_000, true, sharers, most + 1).expect_err("no place for a listener");
+            let error = Capacity::of(1_000, true, sharers, most + 1)
+                .expect_err("no place for a listener")
+                .to_string();
             assert!(error.contains(&format!("has room for {most} connections per shard")), "{error}");
         }
         let several = |wanted| {
@@ -241,7 +273,7 @@ mod tests {
             }
         }
         assert!(room(64, false, 1, 0).is_ok());
-        let error = room(64, false, 8, 0).expect_err("the shards themselves need more");
+        let error = room(64, false, 8, 0).expect_err("the shards themselves need more").to_string();
         assert!(error.ends_with("has room for 0 connections per shard: raise ulimit -n"), "{error}");
     }
 }

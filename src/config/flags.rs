@@ -15,10 +15,14 @@ use std::str::FromStr;
 
 use tracing_subscriber::filter::LevelFilter;
 
-use super::control::ControlFlags;
+use super::control::{ControlError, ControlFlags};
 use super::pages::PageFlags;
 use super::units::{Count, Millis, Size};
-use super::{Config, ControlAddress, Limits, OverrunPolicy, Sockets, tcp_address};
+use super::{
+    Config, ControlAddress, Egress, LimitError, Limits, LogFormat, OverrunPolicy, PageError, Sockets,
+    tcp_address,
+};
+use crate::topic_pattern::{Pattern, PatternError};
 
 /// Limits whose smallest value is another limit's matter; their help says so in words.
 const BOUNDED_BY_OTHERS: [&str; 3] = ["window-bytes-max", "window-bytes-total-max", "hub-queue-bytes-max"];
@@ -47,6 +51,43 @@ pub(crate) fn bounds() -> BTreeMap<&'static str, String> {
     minima.keys().chain(maxima.keys()).map(|name| told(name)).collect()
 }
 
+/// What flags mean together, or on this machine, and may not: one line that names the flag.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A limit is out of its bounds.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// A flag about pages is wrong.
+    #[error(transparent)]
+    Page(#[from] PageError),
+    /// A flag about the control plane is wrong.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The PROXY protocol is meant for an address that nobody listens on.
+    #[error("--proxy-protocol {0} is none of the --listen addresses")]
+    ProxiedNowhere(SocketAddr),
+    /// An address for subscribers stands twice.
+    #[error("--listen {0} is given twice")]
+    ListenTwice(SocketAddr),
+    /// An address is meant for both planes.
+    #[error("--control {0} is also a --listen address; choose another port")]
+    ControlIsListen(SocketAddr),
+    /// A CPU that the scheduler does not let this process use.
+    #[error("--cpus: CPU {cpu} is not among those that this process may use: {allowed}")]
+    Cpu {
+        /// Its number.
+        cpu: usize,
+        /// Those that it may use.
+        allowed: CpuList,
+    },
+    /// Direct descriptors are asked for without the ring that has them.
+    #[error("--sockets direct is a matter of io_uring; leave it out with --egress epoll")]
+    DirectWithoutUring,
+    /// The kernel does not say which CPUs this process may use.
+    #[error("cannot read the CPUs of this process: {0}")]
+    UnknownCpus(#[source] rustix::io::Errno),
+}
+
 /// The flags of `fanwave serve`.
 #[derive(Debug, clap::Args)]
 pub struct ServeFlags {
@@ -68,6 +109,11 @@ pub struct ServeFlags {
     operators: ControlFlags,
     #[command(flatten)]
     pages: PageFlags,
+    /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
+    /// list of patterns, * for one segment, ** at the end for the rest [default: none]
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = client_publish)]
+    #[arg(help_heading = "Publishing")]
+    client_publish: Vec<Pattern>,
 
     /// Threads that hold subscribers; more than CPUs share them in turn [default: one per CPU]
     #[arg(long, value_name = "N", value_parser = shard_count, help_heading = "Shards")]
@@ -78,6 +124,11 @@ pub struct ServeFlags {
 
     #[command(flatten)]
     limits: LimitFlags,
+    /// How subscribers are reached. uring: by io_uring, or no start; epoll: one system call per
+    /// send; auto: io_uring where it is allowed
+    #[arg(long, value_name = "auto|uring|epoll", value_enum, default_value = "auto")]
+    #[arg(hide_possible_values = true, help_heading = "Connections")]
+    egress: Egress,
     /// Where subscriber sockets live. direct: each shard may have `ulimit -n`; plain: all shards
     /// share it; auto: by the kernel's version
     #[arg(long, value_name = "auto|direct|plain", value_enum, default_value = "auto")]
@@ -102,6 +153,15 @@ pub struct ServeFlags {
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     #[arg(help_heading = "Settings")]
     log: String,
+    /// Lines of the log for people, or one JSON object each
+    #[arg(long, value_name = "text|json", value_enum, default_value = "text")]
+    #[arg(hide_possible_values = true, help_heading = "Settings")]
+    log_format: LogFormat,
+    /// Log each subscriber that comes, and what it got when it goes
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    #[arg(action = clap::ArgAction::Set, help_heading = "Settings")]
+    access_log: bool,
 }
 
 /// One line per limit: its help, its name, how it is written. The flag is the name in kebab-case.
@@ -121,6 +181,13 @@ macro_rules! limit_flags {
         impl From<LimitFlags> for Limits {
             fn from(flags: LimitFlags) -> Limits {
                 Limits { $($($name: flags.$name.0,)+)+ }
+            }
+        }
+
+        impl Limits {
+            /// Name, unit (`N`, `BYTES` or `MS`) and value of every limit.
+            pub fn values(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$($((stringify!($name), $kind::UNIT, self.$name as u64),)+)+].into_iter()
             }
         }
     };
@@ -199,9 +266,19 @@ impl ServeFlags {
         }
     }
 
-    /// Checks each limit by itself; the error is one line that names the flag. What one limit asks
-    /// of another is checked by [`ServeFlags::config`].
-    pub(crate) fn check_each_limit(self) -> Result<(), String> {
+    /// How the lines of the log look.
+    pub fn log_format(&self) -> LogFormat {
+        self.log_format
+    }
+
+    /// Whether the log has a line for each subscriber that comes and goes.
+    pub fn access_log(&self) -> bool {
+        self.access_log
+    }
+
+    /// Checks each limit by itself. What one limit asks of another is checked by
+    /// [`ServeFlags::config`].
+    pub(crate) fn check_each_limit(self) -> Result<(), LimitError> {
         let limits = Limits {
             window_bytes_max: usize::MAX,
             window_bytes_total_max: usize::MAX,
@@ -211,27 +288,27 @@ impl ServeFlags {
         limits.check()
     }
 
-    /// Checks what flags mean together and on this machine. The error is one line that names the
-    /// flag.
-    pub fn config(self) -> Result<Config, String> {
-        let allowed =
-            allowed_cpus().map_err(|error| format!("cannot read the CPUs of this process: {error}"))?;
+    /// Checks what flags mean together and on this machine.
+    pub fn config(self) -> Result<Config, ConfigError> {
+        let allowed = allowed_cpus().map_err(ConfigError::UnknownCpus)?;
         self.config_on(&allowed)
     }
 
     /// [`ServeFlags::config`] where the process may use the CPUs `allowed`.
-    fn config_on(self, allowed: &[usize]) -> Result<Config, String> {
+    fn config_on(self, allowed: &[usize]) -> Result<Config, ConfigError> {
         let limits = Limits::from(self.limits);
         limits.check()?;
         check_addresses(&self.listen, &self.control)?;
         if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
-            return Err(format!("--proxy-protocol {other} is none of the --listen addresses"));
+            return Err(ConfigError::ProxiedNowhere(*other));
         }
         let control_rules = self.operators.rules(&self.control)?;
+        if (self.egress, self.sockets) == (Egress::Epoll, Sockets::Direct) {
+            return Err(ConfigError::DirectWithoutUring);
+        }
         let cpus = self.cpus.map_or_else(|| allowed.to_vec(), |list| list.0);
         if let Some(cpu) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
-            let allowed = CpuList(allowed.to_vec());
-            return Err(format!("--cpus: CPU {cpu} is not among those that this process may use: {allowed}"));
+            return Err(ConfigError::Cpu { cpu: *cpu, allowed: CpuList(allowed.to_vec()) });
         }
         let shards = self.shards.unwrap_or(cpus.len());
         Ok(Config {
@@ -241,23 +318,27 @@ impl ServeFlags {
             control_rules,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages: self.pages.rules()?,
+            client_publish: self.client_publish,
             overrun: self.overrun,
+            egress: self.egress,
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
             log: self.log,
+            log_format: self.log_format,
+            access_log: self.access_log,
             limits,
         })
     }
 }
 
 /// An address that stands twice would be bound twice: subscriber listeners share their port.
-fn check_addresses(listen: &[SocketAddr], control: &[ControlAddress]) -> Result<(), String> {
+fn check_addresses(listen: &[SocketAddr], control: &[ControlAddress]) -> Result<(), ConfigError> {
     for (index, address) in listen.iter().enumerate().filter(|(_, address)| address.port() != 0) {
         if listen[..index].contains(address) {
-            return Err(format!("--listen {address} is given twice"));
+            return Err(ConfigError::ListenTwice(*address));
         }
         if control.contains(&ControlAddress::Tcp(*address)) {
-            return Err(format!("--control {address} is also a --listen address; choose another port"));
+            return Err(ConfigError::ControlIsListen(*address));
         }
     }
     Ok(())
@@ -271,27 +352,41 @@ fn allowed_cpus() -> rustix::io::Result<Vec<usize>> {
 
 /// CPUs by number, at least one, each once, in the order given: `0,2-5`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct CpuList(Vec<usize>);
+pub struct CpuList(Vec<usize>);
+
+/// What text lacks to be a [`CpuList`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CpuListError {
+    /// A part that is no number.
+    #[error("`{0}` is no CPU number; write a list such as 0,2-5")]
+    Number(String),
+    /// A range whose end stands before its beginning.
+    #[error("`{0}` runs backwards")]
+    Backwards(String),
+    /// A CPU that was named before.
+    #[error("CPU {0} is listed twice; --shards may exceed the CPUs")]
+    Twice(usize),
+}
 
 impl FromStr for CpuList {
-    type Err = String;
+    type Err = CpuListError;
 
-    fn from_str(text: &str) -> Result<CpuList, String> {
+    fn from_str(text: &str) -> Result<CpuList, CpuListError> {
         let number = |text: &str| {
             let cpu = text.trim().parse::<usize>().ok();
             cpu.filter(|cpu| *cpu < rustix::thread::CpuSet::MAX_CPU)
-                .ok_or_else(|| format!("`{text}` is no CPU number; write a list such as 0,2-5"))
+                .ok_or_else(|| CpuListError::Number(text.to_string()))
         };
         let mut cpus = Vec::new();
         for part in text.split(',') {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
             let (first, last) = (number(first)?, number(last)?);
             if first > last {
-                return Err(format!("`{part}` runs backwards"));
+                return Err(CpuListError::Backwards(part.to_string()));
             }
             for cpu in first..=last {
                 if cpus.contains(&cpu) {
-                    return Err(format!("CPU {cpu} is listed twice; --shards may exceed the CPUs"));
+                    return Err(CpuListError::Twice(cpu));
                 }
                 cpus.push(cpu);
             }
@@ -315,6 +410,10 @@ impl std::fmt::Display for CpuList {
 
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
     tcp_address(text).ok_or_else(|| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
+}
+
+fn client_publish(text: &str) -> Result<Pattern, String> {
+    text.trim().parse().map_err(|error: PatternError| error.to_string())
 }
 
 /// Shards are threads with rings of their own; more than this on one machine is a slip of the
@@ -351,7 +450,7 @@ pub(crate) mod tests {
     /// The configuration of the server where it may use the CPUs 0, 1 and 3.
     pub fn config(args: &[&str], environment: &[(&str, &str)]) -> Result<Config, String> {
         match parse_with(args, environment) {
-            Ok(Command::Serve(flags)) => flags.config_on(&[0, 1, 3]),
+            Ok(Command::Serve(flags)) => flags.config_on(&[0, 1, 3]).map_err(|error| error.to_string()),
             Ok(other) => panic!("{other:?}"),
             Err(error) => Err(error.to_string()),
         }
@@ -374,7 +473,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 24] = [
+        let cases: [Case<'_>; 26] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--port", "8080"], &[], &["--port", "--listen 0.0.0.0:8080"]),
             (&["--shards=1", "--host"], &[], &["--host", "--listen 0.0.0.0:8080"]),
@@ -387,6 +486,8 @@ pub(crate) mod tests {
             (&["--cpus", "0-2"], &[], &["--cpus", "CPU 2", "0-1,3"]),
             (&["--cors-origin", "a, b"], &[], &["--cors-origin", "none"]),
             (&["--overrun", "drop"], &[], &["--overrun", "skip"]),
+            (&["--egress", "select"], &[], &["--egress", "uring", "epoll"]),
+            (&["--sockets=direct"], &[("FANWAVE_EGRESS", "epoll")], &["--sockets direct", "--egress epoll"]),
             (&["--log", "fanwave=loud"], &[], &["--log"]),
             (&["--log", "loud"], &[], &["--log", "`loud` is no level", "trace, or target=level"]),
             (&["--log", "info, inof"], &[], &["--log", "`inof` is no level"]),

@@ -5,7 +5,7 @@
 //! then of the hub. Relations that must hold between constants are asserted at compile time,
 //! relations between flags in [`Limits::check`].
 
-use crate::event::EVENT_BYTES_BESIDE_DATA_MAX;
+use crate::event::{EVENT_BYTES_BESIDE_DATA_MAX, TOPIC_BYTES_MAX};
 use crate::wire::Format;
 
 /// What the operator may set. `Default` gives the values of a server without flags.
@@ -35,8 +35,9 @@ pub struct Limits {
     pub topics_max: usize,
     /// Bytes of one published event's data.
     pub message_bytes_max: usize,
-    /// Bytes of one message from a WebSocket client. Such messages are read and dropped, so this
-    /// costs nothing; with `--diagnostic-echo` an echo holds so much.
+    /// Bytes of one message from a WebSocket client. It costs nothing where messages are read and
+    /// dropped; where clients may publish one may hold so much, and with `--diagnostic-echo` an
+    /// echo.
     pub message_in_bytes_max: usize,
     /// Events of one topic's history, from which subscribers resume. A subscriber that is further
     /// behind keeps what it lacks while there is memory (`window_bytes_total_max`).
@@ -106,14 +107,43 @@ impl Default for Limits {
     }
 }
 
+/// A limit that is not possible, by the name of its flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LimitError {
+    /// The limit is larger than the server or the kernel can keep.
+    #[error("--{flag} is {value}, at most {max} is possible: {why}")]
+    TooLarge {
+        /// Name of the flag, without dashes before it.
+        flag: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// The largest that is possible.
+        max: u64,
+        /// What bounds it.
+        why: &'static str,
+    },
+    /// The limit is smaller than the server needs.
+    #[error("--{flag} is {value}, at least {min} is needed: {why}")]
+    TooSmall {
+        /// Name of the flag, without dashes before it.
+        flag: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// The smallest that is enough.
+        min: u64,
+        /// What needs it; names the other flag if there is one.
+        why: &'static str,
+    },
+}
+
 /// The most events in one broadcast. Large enough that a shard's wake-up is paid once per many
 /// events.
 pub const BATCH_EVENTS_MAX: usize = 256;
 /// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
 /// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
 pub const TOPIC_BYTES: usize = 640;
-/// Memory holds at least this many of the largest events with their frames: a topic has a quarter of
-/// it, half of that for its history, and is pressed before its next event has no room
+/// Memory holds at least this many of the largest events with their frames: a topic has a quarter
+/// of it, half of that for its history, and is pressed before its next event has no room
 /// (`broadcast::Account`).
 pub const EVENTS_HELD_MIN: usize = 16;
 /// A window holds at least this many broadcasts, so that taking one never overruns a subscriber
@@ -170,6 +200,13 @@ impl Limits {
         self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::MADE * self.frame_bytes_max()
     }
 
+    /// The most that clients' messages which are not whole take on one shard, where clients may
+    /// publish; what would be more is refused. As much may be received from clients that are paused
+    /// and not be read yet; who adds more is cut.
+    pub fn incoming_bytes_max(&self) -> usize {
+        INCOMING_MESSAGES_MIN * self.message_bytes_max.max(RECEIVE_BUFFER_BYTES)
+    }
+
     /// The longest NDJSON line: what must be escaped to be ASCII (`\u0436`) is three times as long,
     /// base64 less; the other fields are short. Only control characters and escapes without need
     /// (`\u003c`) are longer, six times for each.
@@ -179,15 +216,15 @@ impl Limits {
 
     /// Checks the relations between limits; the error names the flag, and the other one if there is
     /// one.
-    pub fn check(&self) -> Result<(), String> {
-        for (name, value, max, why) in self.maxima() {
+    pub fn check(&self) -> Result<(), LimitError> {
+        for (flag, value, max, why) in self.maxima() {
             if value > max {
-                return Err(format!("--{name} is {value}, at most {max} is possible: {why}"));
+                return Err(LimitError::TooLarge { flag, value, max, why });
             }
         }
-        for (name, value, min, why) in self.minima() {
+        for (flag, value, min, why) in self.minima() {
             if value < min {
-                return Err(format!("--{name} is {value}, at least {min} is needed: {why}"));
+                return Err(LimitError::TooSmall { flag, value, min, why });
             }
         }
         Ok(())
@@ -285,7 +322,7 @@ pub const HANDSHAKE_MS_SHORT: u64 = 2_000;
 /// Subscribers that a draining shard hangs up on in a millisecond at least, so that a few are gone at
 /// once. 100,000 that come back together take seconds of CPU elsewhere.
 pub const HANG_UPS_PER_MS: u64 = 4;
-/// Sockets of a shard beyond its subscribers, so that whoever comes too many still gets an answer.
+/// Sockets of a shard beyond its subscribers, so that a client too many still gets an answer.
 pub const SOCKETS_SPARE: usize = 256;
 /// The kernel's own bound on a table of direct descriptors (`IORING_MAX_FIXED_FILES`).
 pub const SOCKETS_LIMIT: usize = 1 << 20;
@@ -335,10 +372,11 @@ pub const TOPICS_RESERVED_MAX: usize = 1 << 20;
 pub const MARKS_MAX: usize = 1_024;
 /// Topics with events beyond their history that a shard looks at in one tick.
 pub const EXCESS_TOPICS_PER_TICK_MAX: usize = 4_096;
-/// Events that a shard drops in one turn, some milliseconds of work; the rest waits for the next ones.
+/// Events that a shard drops in one turn, some milliseconds of work; the rest waits for the next
+/// ones.
 pub const DROPS_PER_TURN_MAX: usize = 16_384;
-/// Bytes of a send that a subscriber takes in one tick, or it is slow: 1 MiB/s. Slow ones are cut where
-/// a topic is pressed and few are far behind.
+/// Bytes of a send that a subscriber takes in one tick, or it is slow: 1 MiB/s. Slow ones are cut
+/// where a topic is pressed and few are far behind.
 pub const SLOW_BYTES_PER_TICK: usize = 256 << 10;
 /// Milliseconds that a send may wait whose subscriber was cut for being too slow.
 pub const CUT_MS_MAX: u64 = 5_000;
@@ -359,6 +397,13 @@ pub const RING_END_MS_MAX: u64 = 1_000;
 pub const RECEIVE_BUFFERS: u16 = 256;
 /// Bytes of one receive buffer: a request head or a small message in one piece.
 pub const RECEIVE_BUFFER_BYTES: usize = 2_048;
+/// Receives over epoll in one turn, one per socket: as many as a turn has buffers for over
+/// io_uring.
+pub const RECEIVES_PER_REAP_MAX: usize = RECEIVE_BUFFERS as usize;
+/// Events that one look at an epoll brings, 12 bytes each; the rest comes with the next look.
+pub const EPOLL_EVENTS_MAX: usize = 512;
+/// Segments of one sendmsg(2): 64 large frames, 1 KiB on the stack. A send of more takes several.
+pub const EPOLL_SEGMENTS_MAX: usize = 64;
 /// Connections waiting in the kernel's accept queue per listener (bounded by `net.core.somaxconn`).
 pub const LISTEN_BACKLOG: i32 = 4_096;
 /// Milliseconds that a start waits for a port that somebody else still has, and between two looks.
@@ -379,7 +424,7 @@ pub const BATCHES_CACHED: usize = 4;
 /// Batches of a shard that are kept for their buffers, so that steady traffic does not allocate.
 /// The remembered ones hold half of them.
 pub const BATCHES_POOLED: usize = 2 * BATCHES_CACHED * Format::COUNT;
-/// Clients of a shard that may wait for an event on its way; whoever comes beyond is told of a gap.
+/// Clients of a shard that may wait for an event on its way; further ones are told of a gap.
 /// Each holds its request head.
 pub const HELD_BACK_MAX: usize = 1_024;
 /// Bytes of answers that may wait behind a send in flight before pings go unanswered: only the
@@ -422,9 +467,43 @@ pub const DUE_PER_TURN_MIN: usize = 8;
 /// What a publisher's id costs each shard beside its event, until that leaves the window: two
 /// integers in a tree.
 pub const ID_PLACE_BYTES: usize = 32;
+/// Subscribers that a shard tells of where the operator asks who is slow: those whose sends wait
+/// longest.
+pub const SLOW_SENDS_MAX: usize = 16;
+/// Topics that are told of each of them.
+pub const SLOW_TOPICS_MAX: usize = 8;
 /// Topics that a shard tells of in one turn, and the hub puts together in one go: some tenths of a
 /// millisecond. A longer page takes several questions.
 pub const TOPICS_PER_ANSWER_MAX: usize = 1_024;
+
+/// So many of the largest messages of clients may be under way on one shard at once.
+pub const INCOMING_MESSAGES_MIN: usize = 32;
+/// Publishes of one shard's clients that have no answer yet: as many as a busy turn brings.
+pub const UPLINK_PUBLISHES_MAX: usize = 1_024;
+/// Bytes of one shard's publishes on their way to the hub, from which on no further one is queued;
+/// the last one may be of any size. The hub takes so much in some milliseconds.
+pub const UPLINK_BYTES_MAX: usize = 4 << 20;
+/// Publishes of one client that have no answer yet; then nothing more is received from it until half
+/// of them are answered. Enough for a client that does not wait for answers, and few beside
+/// [`UPLINK_PUBLISHES_MAX`], so that one client does not take all places.
+pub const UNANSWERED_MAX: usize = 64;
+/// Bytes that were received from one client and are not read yet because it has to wait, from which
+/// on its connection ends. All receive buffers may be one client's in a turn, and in the next one
+/// until the kernel has ended its receive.
+pub const PAUSED_BYTES_MAX: usize = 2 << 20;
+/// Clients that wait for room and go on in one turn. Each may publish [`UNANSWERED_MAX`].
+pub const RESUMES_PER_TURN_MAX: usize = 64;
+/// Milliseconds for the whole body of a publish on the data plane, as on the control plane.
+pub const POST_BODY_MS_MAX: u64 = 60_000;
+/// Milliseconds that a connection on which somebody published may be idle. Browsers keep theirs for
+/// longer and open another one then.
+pub const POST_IDLE_MS_MAX: u64 = 60_000;
+/// The same while sockets are short: then idle ones leave theirs to newcomers.
+pub const POST_SILENCE_MS_MIN: u64 = 1_000;
+/// Publishes that the hub takes from one shard before the next one has its turn.
+pub const UPLINK_SHARE: usize = 64;
+/// Publishes that the hub takes before it broadcasts them, answers, and looks at its other work.
+pub const UPLINK_ROUND_MAX: usize = 1_024;
 
 /// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for
 /// room, take no more than the rest.
@@ -433,9 +512,22 @@ pub const SINGLES_SHARE: usize = 8;
 pub const GIVE_BACK_MS: u64 = 4_000;
 /// Bytes of an allocation that has a page of its own in mimalloc.
 pub const GIVE_BACK_PAGE_BYTES: usize = 1 << 20;
-/// Milliseconds between two lines of the log that publishers are refused because subscribers are
-/// behind.
-pub const BEHIND_TOLD_MS: u64 = 10_000;
+/// Milliseconds between two warnings of the log for one reason that clients or publishers provoke.
+pub const LOG_WARNING_MS: u64 = 10_000;
+/// Lines per second about single connections for one reason, of each shard and of the hub.
+pub const LOG_DETAILS_PER_SECOND: u32 = 10;
+/// Lines that wait for the thread that writes the log, with `--access-log`; further ones are left
+/// out and counted.
+pub const LOG_LINES_MAX: usize = 4 << 10;
+/// Topics that a line of the access log names. What it holds of a subscriber, and a line that
+/// waits, are mostly these.
+pub const ACCESS_TOPICS_MAX: usize = 4;
+/// Bytes of the longest line of the access log: each topic with escapes, and the rest.
+pub const ACCESS_LINE_BYTES_MAX: usize = ACCESS_TOPICS_MAX * 6 * TOPIC_BYTES_MAX + 512;
+/// Bytes that the access log holds of a subscriber; topics are shared.
+pub const ACCESS_ENTRY_BYTES: usize = 160;
+/// Milliseconds that the last lines of the log have to be written.
+pub const LOG_FLUSH_MS_MAX: u64 = 1_000;
 /// Milliseconds until a stream whose topic has no room looks again. Shards give room back at every
 /// tick, or sooner.
 pub const TOPIC_RETRY_MS: u64 = 10;
@@ -478,7 +570,7 @@ pub const PAGE_TOPICS: usize = 1_000;
 pub const LISTINGS_MAX: usize = 2;
 /// Largest `limit`. Bounds the answer; the next page goes on after its last name.
 pub const PAGE_TOPICS_MAX: usize = 10_000;
-/// Of a control listener's connections, one in so many is kept for `/healthz` and `/stats` when all
+/// Of a control listener's connections, one in so many is kept for `/healthz` and statistics when all
 /// others are at work.
 pub const CONTROL_SPARE_SHARE: usize = 8;
 /// The most that are kept so; each of them is answered at once.
@@ -492,6 +584,8 @@ const _: () = assert!(SWEEP_VISITS_MAX * 2 <= SUBMISSIONS_MAX as usize);
 const _: () = assert!(SUBMISSIONS_MAX * 4 <= COMPLETIONS_MAX);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
 const _: () = assert!(ECHO_WAITING_BYTES_MAX > RECEIVE_BUFFERS as usize * RECEIVE_BUFFER_BYTES);
+const _: () = assert!(UNANSWERED_MAX * 16 <= UPLINK_PUBLISHES_MAX);
+const _: () = assert!(PAUSED_BYTES_MAX > 2 * RECEIVE_BUFFERS as usize * RECEIVE_BUFFER_BYTES);
 const _: () = assert!(SEGMENTS_MAX <= 1_024);
 const _: () = assert!(PAGE_TOPICS <= PAGE_TOPICS_MAX);
 const _: () = assert!(MS_POSSIBLE + KERNEL_PATIENCE_MS <= i32::MAX as u64);
@@ -508,7 +602,9 @@ mod tests {
     #[test]
     fn a_window_too_small_for_its_events_is_refused_by_name() {
         let limits = Limits { window_bytes_max: 1 << 20, ..Limits::default() };
-        assert!(limits.check().expect_err("too small").contains("--window-bytes-max"));
+        let error = limits.check().expect_err("too small");
+        assert!(matches!(error, LimitError::TooSmall { flag: "window-bytes-max", value: 1_048_576, .. }));
+        assert!(error.to_string().starts_with("--window-bytes-max is 1048576, at least 4199"), "{error}");
     }
 
     #[test]
@@ -523,7 +619,9 @@ mod tests {
             ("drain-ms-max", Limits { drain_ms_max: u64::MAX, ..Limits::default() }),
         ];
         for (name, limits) in cases {
-            assert!(most(limits).starts_with(&format!("--{name} is ")), "{name}");
+            let error = most(limits);
+            assert!(matches!(error, LimitError::TooLarge { flag, .. } if flag == name), "{error}");
+            assert!(error.to_string().starts_with(&format!("--{name} is ")), "{error}");
         }
     }
 }

@@ -13,10 +13,13 @@ mod pages;
 mod reload;
 pub mod units;
 
-pub use limits::Limits;
+pub use control::ControlError;
+pub use limits::{LimitError, Limits};
+pub use pages::PageError;
 pub use reload::Reloaded;
 
 use crate::secret::Secret;
+use crate::topic_pattern::Pattern;
 use crate::wire::http::{Origin, Origins, Subprotocols};
 
 /// Where the control API listens.
@@ -48,16 +51,25 @@ impl fmt::Display for ControlAddress {
     }
 }
 
-impl FromStr for ControlAddress {
-    type Err = String;
+/// What text lacks to be a [`ControlAddress`]; the message says what to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ControlAddressError {
+    /// Nothing follows `unix:`.
+    #[error("the path is missing, write unix:/run/fanwave.sock")]
+    NoPath,
+    /// Neither kind of address.
+    #[error("write IP:PORT or unix:PATH, for example 127.0.0.1:8081 or unix:/run/fanwave.sock")]
+    Unknown,
+}
 
-    fn from_str(text: &str) -> Result<ControlAddress, String> {
+impl FromStr for ControlAddress {
+    type Err = ControlAddressError;
+
+    fn from_str(text: &str) -> Result<ControlAddress, ControlAddressError> {
         match text.strip_prefix("unix:") {
-            Some("") => Err("the path is missing, write unix:/run/fanwave.sock".to_string()),
+            Some("") => Err(ControlAddressError::NoPath),
             Some(path) => Ok(ControlAddress::Unix(path.into())),
-            None => tcp_address(text).map(ControlAddress::Tcp).ok_or_else(|| {
-                "write IP:PORT or unix:PATH, for example 127.0.0.1:8081 or unix:/run/fanwave.sock".to_string()
-            }),
+            None => tcp_address(text).map(ControlAddress::Tcp).ok_or(ControlAddressError::Unknown),
         }
     }
 }
@@ -80,6 +92,17 @@ pub enum OverrunPolicy {
     Skip,
 }
 
+/// How the shards reach their sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Egress {
+    /// By io_uring where it works, else by epoll.
+    Auto,
+    /// By io_uring, or not at all.
+    Uring,
+    /// By epoll: one system call per send.
+    Epoll,
+}
+
 /// Where subscriber sockets live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sockets {
@@ -90,6 +113,16 @@ pub enum Sockets {
     /// In the process's table of descriptors: all shards share them, less what is kept for the
     /// server itself.
     Plain,
+}
+
+/// How the lines of the log look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
 }
 
 /// What an event stream gets that cannot come in now, but may later.
@@ -140,16 +173,31 @@ pub struct Config {
     pub shard_cpus: Vec<usize>,
     /// What pages in browsers may do.
     pub pages: PageRules,
+    /// Topics to which clients of the data plane may publish.
+    pub client_publish: Vec<Pattern>,
     /// What to do with those who cannot keep up.
     pub overrun: OverrunPolicy,
+    /// How the shards reach their sockets.
+    pub egress: Egress,
     /// Where subscriber sockets live.
     pub sockets: Sockets,
     /// WebSockets on `/echo` and `/` get back what they send.
     pub diagnostic_echo: bool,
     /// What to log: directives of `tracing_subscriber::EnvFilter`, checked.
     pub log: String,
+    /// How its lines look.
+    pub log_format: LogFormat,
+    /// The log has a line for each subscriber that comes and goes.
+    pub access_log: bool,
     /// Every bound.
     pub limits: Limits,
+}
+
+impl Config {
+    /// True if clients of the data plane may publish to `topic`.
+    pub fn lets_clients_publish(&self, topic: &str) -> bool {
+        self.client_publish.iter().any(|pattern| pattern.matches(topic))
+    }
 }
 
 impl Default for Config {
@@ -162,10 +210,14 @@ impl Default for Config {
             control_rules: ControlRules::default(),
             shard_cpus: vec![0],
             pages: PageRules::default(),
+            client_publish: Vec::new(),
             overrun: OverrunPolicy::Close,
+            egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
             log: "info".to_string(),
+            log_format: LogFormat::Text,
+            access_log: false,
             limits: Limits::default(),
         }
     }

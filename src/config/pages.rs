@@ -1,7 +1,43 @@
 //! The flags about pages in browsers: whose may subscribe, publish and read.
 
 use super::{PageRules, SseRefusals};
-use crate::wire::http::{Origin, Origins, Subprotocols, is_host, is_subprotocol};
+use crate::wire::http::{Origin, OriginError, Origins, Subprotocols, is_host, is_subprotocol};
+
+/// What a flag about pages says that it may not. Names the flag.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PageError {
+    /// A word for all or no origins stands beside others.
+    #[error("--cors-origin: `*` and `none` each stand alone")]
+    OriginsBesideWord,
+    /// Text that is no origin, of pages that may subscribe.
+    #[error("--cors-origin `{text}`: {error}, * or none")]
+    CorsOrigin {
+        /// As it was given.
+        text: String,
+        /// What is wrong with it.
+        error: OriginError,
+    },
+    /// Text that is no origin, of pages that may use the control plane.
+    #[error("--control-origin `{text}`: {error}")]
+    ControlOrigin {
+        /// As it was given.
+        text: String,
+        /// What is wrong with it.
+        error: OriginError,
+    },
+    /// `none` stands beside names.
+    #[error("--ws-subprotocols: `none` stands alone")]
+    SubprotocolsBesideNone,
+    /// A name that the server uses itself.
+    #[error("--ws-subprotocols `{0}`: names that begin with fanwave. are the server's own")]
+    OwnSubprotocol(String),
+    /// Text that is no name of a subprotocol (RFC 6455 §4.1).
+    #[error("--ws-subprotocols `{0}`: a name is 1 to 64 letters, digits or !#$%&'*+-.^_`|~")]
+    Subprotocol(String),
+    /// Text that is no name of a host.
+    #[error("--control-host `{0}`: write a name such as fanwave.internal, without a port")]
+    Host(String),
+}
 
 /// The flags of [`PageRules`].
 #[derive(Debug, clap::Args)]
@@ -29,8 +65,8 @@ pub(super) struct PageFlags {
 }
 
 impl PageFlags {
-    /// Checked. The error is one line that names the flag.
-    pub(super) fn rules(self) -> Result<PageRules, String> {
+    /// Checked.
+    pub(super) fn rules(self) -> Result<PageRules, PageError> {
         let [cors_origin, subprotocols, control_origin, control_host] =
             [self.cors_origin, self.ws_subprotocols, self.control_origin, self.control_host].map(trimmed);
         Ok(PageRules {
@@ -41,7 +77,7 @@ impl PageFlags {
                 _ => Subprotocols::Only(each(subprotocols, subprotocol)?),
             },
             sse_refusals: self.refuse_sse_with,
-            control_origins: each(control_origin, |text| origin("--control-origin", &text))?,
+            control_origins: each(control_origin, control_origin_of)?,
             control_hosts: each(control_host, host)?,
         })
     }
@@ -51,46 +87,41 @@ fn trimmed(list: Vec<String>) -> Vec<String> {
     list.iter().map(|text| text.trim().to_string()).collect()
 }
 
-fn each<T>(list: Vec<String>, check: impl Fn(String) -> Result<T, String>) -> Result<Vec<T>, String> {
+fn each<T>(list: Vec<String>, check: impl Fn(String) -> Result<T, PageError>) -> Result<Vec<T>, PageError> {
     list.into_iter().map(check).collect()
 }
 
-fn origins(list: &[String]) -> Result<Origins, String> {
+fn origins(list: &[String]) -> Result<Origins, PageError> {
     match list.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["*"] => Ok(Origins::Any),
         ["none"] => Ok(Origins::None),
-        several if several.contains(&"*") || several.contains(&"none") => {
-            Err("--cors-origin: `*` and `none` each stand alone".to_string())
+        several if several.contains(&"*") || several.contains(&"none") => Err(PageError::OriginsBesideWord),
+        several => {
+            several.iter().map(|text| cors_origin_of(text)).collect::<Result<_, _>>().map(Origins::These)
         }
-        several => several
-            .iter()
-            .map(|text| origin("--cors-origin", text))
-            .collect::<Result<_, _>>()
-            .map(Origins::These),
     }
 }
 
-fn origin(flag: &str, text: &str) -> Result<Origin, String> {
-    let also = if flag == "--cors-origin" { ", * or none" } else { "" };
-    text.parse().map_err(|error| format!("{flag} `{text}`: {error}{also}"))
+fn cors_origin_of(text: &str) -> Result<Origin, PageError> {
+    text.parse().map_err(|error| PageError::CorsOrigin { text: text.to_string(), error })
 }
 
-fn subprotocol(name: String) -> Result<String, String> {
+fn control_origin_of(text: String) -> Result<Origin, PageError> {
+    text.parse().map_err(|error| PageError::ControlOrigin { text, error })
+}
+
+fn subprotocol(name: String) -> Result<String, PageError> {
     match name.as_str() {
-        "none" => Err("--ws-subprotocols: `none` stands alone".to_string()),
-        known if known.starts_with("fanwave.") => {
-            Err(format!("--ws-subprotocols `{name}`: names that begin with fanwave. are the server's own"))
-        }
+        "none" => Err(PageError::SubprotocolsBesideNone),
+        known if known.starts_with("fanwave.") => Err(PageError::OwnSubprotocol(name)),
         known if is_subprotocol(known.as_bytes()) => Ok(name),
-        _ => Err(format!("--ws-subprotocols `{name}`: a name is 1 to 64 letters, digits or !#$%&'*+-.^_`|~")),
+        _ => Err(PageError::Subprotocol(name)),
     }
 }
 
-fn host(name: String) -> Result<String, String> {
+fn host(name: String) -> Result<String, PageError> {
     if name.is_empty() || name.contains([':', '[']) || !is_host(name.as_bytes()) {
-        return Err(format!(
-            "--control-host `{name}`: write a name such as fanwave.internal, without a port"
-        ));
+        return Err(PageError::Host(name));
     }
     Ok(name.strip_suffix('.').map(str::to_string).unwrap_or(name))
 }

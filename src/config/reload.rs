@@ -44,10 +44,14 @@ impl Config {
             control_rules: ControlRules { token },
             shard_cpus,
             pages,
+            client_publish,
             overrun,
+            egress,
             sockets,
             diagnostic_echo,
             log,
+            log_format,
+            access_log,
             limits,
         } = new;
         let PageRules { origins, subprotocols, sse_refusals, control_origins, control_hosts } = pages;
@@ -63,6 +67,10 @@ impl Config {
         to.keeps("proxy-protocol", &self.proxy_protocol, proxy_protocol);
         to.keeps("control", &self.control, control);
         to.keeps("shards and --cpus", &self.shard_cpus, shard_cpus);
+        to.keeps("client-publish", &self.client_publish, client_publish);
+        to.keeps("egress", &self.egress, egress);
+        to.keeps("log-format", &self.log_format, log_format);
+        to.keeps("access-log", &self.access_log, access_log);
         to.keeps("sockets", &self.sockets, sockets);
         to.keeps("overrun", &self.overrun, overrun);
         self.reload_limits(&mut to, limits);

@@ -37,26 +37,40 @@ impl Millis {
 /// Binary units, largest first.
 const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
-impl FromStr for Count {
-    type Err = String;
+/// Text that is no number of its kind; the message says what to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    /// No [`Count`].
+    #[error("write a whole number, for example 1024")]
+    Count,
+    /// No [`Millis`].
+    #[error("write whole milliseconds, for example 15000")]
+    Millis,
+    /// No [`Size`].
+    #[error("write bytes as 65536, 64KiB, 8MiB or 1GiB")]
+    Size,
+}
 
-    fn from_str(text: &str) -> Result<Count, String> {
-        text.parse().map(Count).map_err(|_| "write a whole number, for example 1024".to_string())
+impl FromStr for Count {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Count, UnitError> {
+        text.parse().map(Count).map_err(|_| UnitError::Count)
     }
 }
 
 impl FromStr for Millis {
-    type Err = String;
+    type Err = UnitError;
 
-    fn from_str(text: &str) -> Result<Millis, String> {
-        text.parse().map(Millis).map_err(|_| "write whole milliseconds, for example 15000".to_string())
+    fn from_str(text: &str) -> Result<Millis, UnitError> {
+        text.parse().map(Millis).map_err(|_| UnitError::Millis)
     }
 }
 
 impl FromStr for Size {
-    type Err = String;
+    type Err = UnitError;
 
-    fn from_str(text: &str) -> Result<Size, String> {
+    fn from_str(text: &str) -> Result<Size, UnitError> {
         let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (digits, unit) = text.split_at(digits_end);
         let unit = unit.trim_start();
@@ -66,10 +80,7 @@ impl FromStr for Size {
             None => None,
         };
         let bytes = digits.parse().ok().zip(factor).and_then(|(n, factor): (u64, u64)| n.checked_mul(factor));
-        bytes
-            .and_then(|bytes| usize::try_from(bytes).ok())
-            .map(Size)
-            .ok_or_else(|| "write bytes as 65536, 64KiB, 8MiB or 1GiB".to_string())
+        bytes.and_then(|bytes| usize::try_from(bytes).ok()).map(Size).ok_or(UnitError::Size)
     }
 }
 

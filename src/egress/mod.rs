@@ -1,10 +1,12 @@
-//! Submit and reap: the shard's own io_uring, which owns every subscriber socket.
+//! Submit and reap: the shard's own ring, which owns every subscriber socket.
 //!
-//! The shard speaks to the [`EgressRing`] trait; [`uring`] is the kernel's, `sim` (of the feature
-//! of that name) the seeded double that tests and benchmarks drive. What the compiler cannot check
-//! of the crate is all in [`uring`], and only therefore [`prefetch`] is.
+//! The shard speaks to the [`EgressRing`] trait. [`uring`] is the kernel's own, [`epoll`] takes its
+//! place where that is not to be had, `sim` (of the feature of that name) is the seeded double that
+//! tests and benchmarks drive. What the compiler cannot check of the crate is all in [`uring`], and
+//! only therefore [`prefetch`] is.
 
 pub mod batch;
+pub mod epoll;
 pub mod listener;
 pub mod ring;
 #[cfg(feature = "sim")]
@@ -14,3 +16,6 @@ pub mod uring;
 pub use batch::{Batch, Ledger, Payload};
 pub use ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, SendMode, Slot};
 pub use uring::prefetch;
+
+#[cfg(test)]
+mod tests;

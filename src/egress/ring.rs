@@ -1,8 +1,9 @@
 //! What a shard asks of the kernel, and what it hears back.
 //!
 //! Invariants worth naming:
-//! - A [`Slot`] is a socket's index in the ring's table and the connection's index in the shard's
-//!   slab. It is given by [`Completion::Accepted`] and free again after [`Completion::Closed`].
+//! - A [`Slot`] is a socket's index in the ring's table, or its number as a descriptor of the
+//!   process, and the connection's index in the shard's slab. It is given by
+//!   [`Completion::Accepted`] and free again after [`Completion::Closed`].
 //! - One send per slot is in the ring at a time; the ring holds its batch until the kernel has let
 //!   go of the bytes. An instant send is over once a submit has returned and there is room again,
 //!   any other with its [`Completion::Sent`].
@@ -10,16 +11,15 @@
 //!   instant send that it has not seen.
 //! - A receive is armed once and delivers until [`Completion::ReceiveEnded`].
 //! - A slot may be closed only while neither a send, a receive nor an end of stream of it is in the
-//!   ring: the kernel may look a socket up late, and would meet whoever has the slot by then.
-//! - Completions only report. Whoever handles them marks what is to be done and asks the ring
-//!   later.
+//!   ring: the kernel may look a socket up late, and would meet the next one in the slot.
+//! - Completions only report. Their handler marks what is to be done and asks the ring later.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::batch::Batch;
 
-/// A socket's index in the ring's table and the connection's index in the slab.
+/// A socket's index in the ring's table, or its number, and the connection's index in the slab.
 pub type Slot = u32;
 
 /// What becomes of a send that meets a full socket buffer.
@@ -51,6 +51,8 @@ pub enum ReceiveEnd {
     EndOfStream,
     /// No receive buffer was free; arming it again helps once some are back.
     NoBuffers,
+    /// It was asked to end. What had come before was told.
+    Cancelled,
     /// The connection failed; the errno says how.
     Failed(i32),
 }
@@ -144,6 +146,10 @@ pub trait EgressRing {
     /// Arms the receive of `slot`.
     fn receive(&mut self, slot: Slot);
 
+    /// Ends the receive of `slot` that is in the ring, so that the peer finds no more room once the
+    /// kernel's buffers are full; it completes. Finds nothing if it has just ended by itself.
+    fn pause(&mut self, slot: Slot);
+
     /// Ends our side of the stream: the peer reads what was sent and then the end.
     fn end_stream(&mut self, slot: Slot);
 
@@ -171,11 +177,11 @@ pub trait EgressRing {
     /// Tells `handle` all completions that are there now; returns how many.
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize;
 
-    /// True if nothing is queued and nothing waits to be reaped; from then on completions ring the
-    /// doorbell.
+    /// True if nothing is queued and nothing waits to be reaped; from then on what happens wakes the
+    /// shard, by its doorbell or where it sleeps in the ring itself.
     fn may_sleep(&mut self) -> bool;
 
-    /// The shard is awake: completions need not ring the doorbell.
+    /// The shard is awake: completions need not wake it.
     fn awake(&mut self);
 
     /// System calls made so far.

@@ -92,6 +92,8 @@ struct Socket {
     ending: bool,
     /// What is in the ring is to end.
     cancelled: bool,
+    /// The receive in the ring is to end.
+    pausing: bool,
     closing: bool,
     /// True exactly while the slot is in `SimRing::busy`.
     busy: bool,
@@ -205,6 +207,11 @@ impl SimRing {
         self.touch(slot).reset = true;
     }
 
+    /// What the peer of `slot` has sent and nobody has received.
+    pub fn unreceived(&self, slot: Slot) -> usize {
+        self.sockets[slot as usize].inbound.len()
+    }
+
     /// While stalled, the peer reads nothing and sends to it wait.
     pub fn stall(&mut self, slot: Slot, stalled: bool) {
         self.touch(slot).stalled = stalled;
@@ -219,6 +226,12 @@ impl SimRing {
     pub fn ended(&self, slot: Slot) -> bool {
         let socket = &self.sockets[slot as usize];
         !socket.open || socket.ended || socket.cancelled
+    }
+
+    /// True if our side ended the stream of `slot`, before it was closed or instead; also after the
+    /// close, until the slot is used again.
+    pub fn ended_in_order(&self, slot: Slot) -> bool {
+        self.sockets[slot as usize].ended
     }
 
     /// Bytes that the kernel took for `slot` in all.
@@ -331,12 +344,16 @@ impl SimRing {
     fn step_receive(&mut self, slot: usize) {
         let socket = &mut self.sockets[slot];
         if !socket.receiving {
+            socket.pausing = false;
             return;
         }
+        // One that is between two waits is not found.
+        let is_missed = |dice: &mut Dice| self.weather == Weather::Rough && dice.chance(1, 8);
+        let is_paused = std::mem::take(&mut socket.pausing) && !is_missed(&mut self.dice);
         let ended = if socket.reset {
             Some(ReceiveEnd::Failed(ECONNRESET))
-        } else if socket.cancelled {
-            Some(ReceiveEnd::Failed(ECANCELED))
+        } else if socket.cancelled || is_paused {
+            Some(ReceiveEnd::Cancelled)
         } else if !socket.inbound.is_empty() {
             let rough = self.weather == Weather::Rough;
             let all = socket.inbound.len();
@@ -407,6 +424,13 @@ impl EgressRing for SimRing {
         let socket = self.touch(slot);
         assert!(socket.open && !socket.receiving, "one receive per open slot");
         socket.receiving = true;
+    }
+
+    fn pause(&mut self, slot: Slot) {
+        self.queue();
+        let socket = self.touch(slot);
+        assert!(socket.open, "an open slot is paused");
+        socket.pausing = true;
     }
 
     fn end_stream(&mut self, slot: Slot) {

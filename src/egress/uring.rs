@@ -300,7 +300,7 @@ impl EgressRing for Uring {
         let entry = match mode {
             SendMode::Instant => {
                 if !self.instant.last().is_some_and(|last| Rc::ptr_eq(last, batch)) {
-                    assert!(self.instant.len() < INSTANT_BATCHES_MAX, "whoever sends also reaps");
+                    assert!(self.instant.len() < INSTANT_BATCHES_MAX, "a shard that sends also reaps");
                     self.instant.push(batch.clone());
                 }
                 let user_data = Op::SendInstant.user_data_with_batch(slot, self.instant.len() - 1);
@@ -322,6 +322,10 @@ impl EgressRing for Uring {
         self.receives += 1;
         let entry = opcode::RecvMulti::new(socket(slot), BUFFER_GROUP).build();
         self.push_on_socket(entry.user_data(Op::Receive.user_data(slot)));
+    }
+
+    fn pause(&mut self, slot: Slot) {
+        self.cancel_request(slot, Op::Receive.user_data(slot));
     }
 
     fn end_stream(&mut self, slot: Slot) {
@@ -463,6 +467,7 @@ impl Uring {
                 i32::MIN..0 => ReceiveEnd::NoBuffers,
                 0 => ReceiveEnd::EndOfStream,
                 libc::ENOBUFS => ReceiveEnd::NoBuffers,
+                libc::ECANCELED => ReceiveEnd::Cancelled,
                 errno => ReceiveEnd::Failed(errno),
             };
             handle(Completion::ReceiveEnded { slot, end });

@@ -10,8 +10,8 @@
 //! A later minor version of HTTP/1 in the first head is served as HTTP/1.1 (RFC 9110 §2.5), which
 //! hyper would refuse.
 //!
-//! Whoever has said nothing of a request is refused nothing: a connection that was only opened, or
-//! that ends or is given up between two requests.
+//! A connection that has said nothing of a request is refused nothing. Such a connection was only
+//! opened, or it ends or is given up between two requests.
 
 use std::io;
 use std::pin::Pin;

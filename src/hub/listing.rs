@@ -10,14 +10,14 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Hub;
-use super::publish::parse_query;
-use super::refusal::{Refusal, RefusalReason};
 use super::stats::{Amount, ByFamily};
 use super::topics::TopicRecord;
 use crate::broadcast::{Question, TopicQuery};
 use crate::config::limits::{PAGE_TOPICS, PAGE_TOPICS_MAX, TOPICS_PER_ANSWER_MAX};
 use crate::event::Topic;
 use crate::metrics::TopicReport;
+use crate::publishing::parse_query;
+use crate::refusal::{Refusal, RefusalReason};
 use crate::wire::Family;
 
 /// Which page of the list, in the order of names (by bytes).
@@ -202,6 +202,6 @@ impl View<'_> {
 }
 
 /// The shards that gave no report.
-fn silent(reports: &[Option<Vec<TopicReport>>]) -> impl Iterator<Item = usize> {
+pub(super) fn silent<T>(reports: &[Option<T>]) -> impl Iterator<Item = usize> {
     reports.iter().enumerate().filter(|(_, report)| report.is_none()).map(|(shard, _)| shard)
 }

@@ -10,17 +10,19 @@
 //!   done, control connections end, and then the shards by [`Message::End`]. So newcomers are
 //!   refused and counted until all have what is theirs.
 //!
-//! Reading order: `publish` (bytes to events), `intake` (events to batches), `control` (who asks),
-//! `stream` (NDJSON), `guard` (foreign pages), `head` (what is no request), `listen` and `seats`
-//! (connections),
-//! `reload` (another configuration). Not here: signals, binding of addresses, threads (`serve`).
+//! Reading order: `intake` (events to batches), `control` (who asks), `stream` (NDJSON), `uplink`
+//! (what clients publish), `guard` (who may), `head` (what is no request), `listen` and `seats`
+//! (connections), `reload` (another configuration). Not here: signals, binding of addresses, threads
+//! (`serve`).
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -33,26 +35,36 @@ use crate::config::limits::{
     TOPIC_RETRY_MS,
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
+use crate::log::Pace;
+use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
+mod accept;
 mod control;
 mod guard;
 mod head;
 mod intake;
 mod listen;
 mod listing;
-pub mod publish;
+mod metrics;
+mod openmetrics;
+mod pages;
+mod process;
 mod refusal;
 mod reload;
 mod scrape;
 mod seats;
+mod shared;
+mod slow;
 mod stats;
 mod stream;
 mod topics;
+mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
-pub use self::refusal::{Refusal, RefusalCounts, RefusalReason};
 pub use self::reload::{Surroundings, Tidings};
+use self::shared::Shared;
+pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
 
 /// What the hub needs to run. The caller has bound the listeners and started the shards.
@@ -68,6 +80,8 @@ pub struct HubSetup {
     pub demand: Arc<Demand>,
     /// What all events alive weigh.
     pub memory: Arc<Memory>,
+    /// How the shards reach their sockets.
+    pub egress: EgressReport,
     /// Where subscribers connect, as bound.
     pub listen: Vec<SocketAddr>,
     /// Where the control API listens: already bound, non-blocking.
@@ -85,20 +99,42 @@ pub struct HubSetup {
 pub struct ShardEnd {
     /// The shard's number.
     pub shard: usize,
-    /// `Err` if it failed: the cause and, if there is one, the remedy.
-    pub result: Result<(), String>,
+    /// `Err` if it failed.
+    pub result: Result<(), ShardFailure>,
+}
+
+impl ShardEnd {
+    /// The end of a shard's thread with its result; an error tells the cause and, if there is one,
+    /// the remedy.
+    pub fn new(shard: usize, result: Result<(), impl Into<Box<dyn Error + Send + Sync>>>) -> ShardEnd {
+        ShardEnd { shard, result: result.map_err(|error| ShardFailure::Failed(error.into())) }
+    }
+}
+
+/// How a shard ended that should not have ended so.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardFailure {
+    /// It failed.
+    #[error(transparent)]
+    Failed(Box<dyn Error + Send + Sync>),
+    /// It ended well, and nobody had told it to.
+    #[error("ended without being told to")]
+    Untold,
+    /// Its thread is gone and has said nothing.
+    #[error("ended without a word")]
+    Silent,
 }
 
 /// Why the hub did not end well. None of these heals by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// A shard failed, or ended before it was told to.
-    #[error("shard {shard}: {cause}")]
+    #[error("shard {shard}: {failure}")]
     Shard {
         /// The shard's number.
         shard: usize,
-        /// What it said.
-        cause: String,
+        /// How it ended.
+        failure: ShardFailure,
     },
     /// Some shards did not end in time after a drain.
     #[error("shards {0:?} did not end in time after the drain")]
@@ -125,9 +161,11 @@ struct Hub {
     /// As it is now: a reload replaces it. [`Hub::config`].
     config: Mutex<Arc<Config>>,
     epoch: Epoch,
+    egress: EgressReport,
     /// Where subscribers connect, as bound.
     listen: Vec<SocketAddr>,
     started: Stamp,
+    started_at: SystemTime,
     intake: Mutex<Intake>,
     /// Rung when the queue got shorter, and at the drain.
     room: Notify,
@@ -137,7 +175,19 @@ struct Hub {
     surroundings: Surroundings,
     scrapes: Semaphore,
     reloads: Semaphore,
+    shared: Answers,
+    /// Of lines about single control connections.
+    head_pace: Mutex<Pace>,
     listings: Semaphore,
+}
+
+/// Answers that are shared by all who ask at the same time.
+#[derive(Debug, Default)]
+struct Answers {
+    stats: Shared<Bytes>,
+    slow: Shared<Bytes>,
+    prometheus: Shared<Bytes>,
+    open_metrics: Shared<Bytes>,
 }
 
 /// Serves the control API and broadcasts what is published, until `drain` resolves and every shard
@@ -154,6 +204,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
         outboxes,
         demand,
         memory,
+        egress,
         listen,
         control,
         control_connections_max,
@@ -163,10 +214,11 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     let (hangups, watchdog) = (surroundings.hangups.take(), surroundings.watchdog);
     let mut ends =
         Ends { receiver: shard_ends, running: (0..outboxes.len()).collect(), serving: true, failure: None };
-    let hub = Hub::new(config, epoch, outboxes, demand, memory, listen);
+    let hub = Hub::new(config, epoch, outboxes, demand, memory, egress, listen);
     let hub = Arc::new(Hub { surroundings, ..hub });
     let listening = listen::start(control, control_connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
+    let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     let life = watchdog.map(|patience| tokio::spawn(reload::tell_of_life(hub.clone(), patience)));
     let reloads = hangups.map(|hangups| tokio::spawn(reload::reload_at_hangups(hub.clone(), hangups)));
@@ -189,6 +241,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     hub.stage.send_replace(Stage::Stopped);
     listening.join_all().await;
     retry.abort();
+    uplinks.abort();
     give_back.abort();
     for task in life.into_iter().chain(reloads) {
         task.abort();
@@ -231,19 +284,24 @@ impl Ends {
 
     /// Waits for the end of one more shard. Nothing is lost if the wait is given up.
     async fn next(&mut self) {
-        let end = self.receiver.recv().await;
-        let (ended, result): (Vec<usize>, _) = match end {
-            Some(ShardEnd { shard, result }) => (vec![shard], result),
-            None => (self.running.iter().copied().collect(), Err("ended without a word".to_string())),
-        };
-        let result =
-            if self.serving { result.and(Err("ended without being told to".into())) } else { result };
-        for shard in ended {
-            self.running.remove(&shard);
-            if let Err(cause) = &result {
-                tracing::error!(shard, "{cause}");
-                self.failure.get_or_insert(HubError::Shard { shard, cause: cause.clone() });
+        match self.receiver.recv().await {
+            Some(ShardEnd { shard, result: Ok(()) }) if self.serving => {
+                self.ended(shard, Err(ShardFailure::Untold));
             }
+            Some(ShardEnd { shard, result }) => self.ended(shard, result),
+            None => {
+                for shard in std::mem::take(&mut self.running) {
+                    self.ended(shard, Err(ShardFailure::Silent));
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, shard: usize, result: Result<(), ShardFailure>) {
+        self.running.remove(&shard);
+        if let Err(failure) = result {
+            tracing::error!(shard, "{failure}");
+            self.failure.get_or_insert(HubError::Shard { shard, failure });
         }
     }
 }
@@ -274,14 +332,17 @@ impl Hub {
         outboxes: Vec<Outbox>,
         demand: Arc<Demand>,
         memory: Arc<Memory>,
+        egress: EgressReport,
         listen: Vec<SocketAddr>,
     ) -> Hub {
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
         Hub {
             config: Mutex::new(config),
             epoch,
+            egress,
             listen,
             started: Stamp::now(),
+            started_at: SystemTime::now(),
             intake: Mutex::new(intake),
             room: Notify::new(),
             stalled: Notify::new(),
@@ -289,6 +350,8 @@ impl Hub {
             surroundings: Surroundings::default(),
             scrapes: Semaphore::new(SCRAPES_MAX),
             reloads: Semaphore::new(1),
+            shared: Answers::default(),
+            head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
         }
     }
@@ -306,6 +369,11 @@ impl Hub {
     /// The state behind the lock; never hold it across an await.
     fn intake(&self) -> MutexGuard<'_, Intake> {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pace of lines about single control connections.
+    fn head_pace(&self) -> MutexGuard<'_, Pace> {
+        self.head_pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does something to the intake, then wakes the retry if a shard's queue is full.

@@ -24,13 +24,13 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::publish::{Line, Lines, check_content_coding, parse_line, parse_query};
 use super::{Hub, Refusal, RefusalReason, Stage};
 use crate::broadcast::Encoded;
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{ERROR_LINES_MAX, LINGER_MS_MAX};
 use crate::event::{CustomId, Event};
+use crate::publishing::{Line, Lines, check_content_coding, parse_line, parse_query};
 
 /// Answers at once with a stream of error lines and, at the end, the summary.
 pub(super) async fn publish_stream(
@@ -77,7 +77,7 @@ pub(super) fn refused_unread(hub: &Hub, refusal: Refusal, rest: BodyDataStream) 
 /// answer.
 async fn discard(mut frames: BodyDataStream) {
     let rest = async { while let Some(Ok(_)) = frames.next().await {} };
-    // Whoever still sends then has had the time to read.
+    // A publisher that still sends then has had the time to read.
     let _ = tokio::time::timeout(Duration::from_millis(LINGER_MS_MAX), rest).await;
 }
 

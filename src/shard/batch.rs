@@ -430,7 +430,7 @@ mod tests {
         assert!(Rc::ptr_eq(&late.batch, &same.batch), "beyond its starts it is as all others");
     }
 
-    /// Whoever has one topic is handed the run of the one before, if that serves its cursor.
+    /// A subscriber of one topic is handed the run of the one before, if that serves its cursor.
     #[test]
     fn a_run_that_leaves_something_out_serves_nobody_else() {
         let mut topics = Topics::new(&Limits::default());

@@ -1,10 +1,10 @@
 //! What a shard keeps of topics that it has forgotten: the sequence of the last event that left
 //! each.
 //!
-//! Whoever comes back to a topic after a quiet time has lost nothing, although no window of it is
-//! left. So few bytes are kept for longer than a topic, and a bounded number of them; beyond it one
-//! sequence stands for all that were dropped, and whoever comes back to one of those is told of a
-//! gap that may be none.
+//! A client that comes back to a topic after a quiet time has lost nothing, although no window of
+//! it is left. So a few bytes are kept for longer than the topic, of a bounded number of topics.
+//! Beyond it one sequence stands for all that were dropped: a client that comes back to one of
+//! those is told of a gap that may be none.
 
 use std::collections::{BTreeMap, HashMap};
 

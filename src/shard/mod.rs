@@ -1,8 +1,9 @@
 //! One shard: all connections of one core, and the turn that serves them.
 //!
 //! A turn is: take what the hub sent, reap what the kernel finished, answer a question, let time
-//! pass, sweep, submit. Each part is bounded and works at its own pace; completions and messages
-//! only mark what is to be done. The shard neither sleeps nor reads the clock: whoever drives it
+//! pass, sweep, submit. What clients publish goes to the hub as it is reaped. Each part is bounded
+//! and works at its own pace; completions and messages only mark what is to be done. The shard
+//! neither sleeps nor reads the clock: its driver
 //! (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
 
 use crate::admission::Bucket;
@@ -11,6 +12,7 @@ use crate::clock::Stamp;
 use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
 
+mod access;
 mod admit;
 pub mod batch;
 pub mod connections;
@@ -20,10 +22,16 @@ mod fixtures;
 mod forgotten;
 mod ids;
 mod names;
+mod posts;
+mod publishers;
+mod raw;
 mod reap;
+mod slow;
 mod state;
 mod subscribe;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod ticks;
 pub mod topics;
 pub mod window;
@@ -53,8 +61,9 @@ pub struct Shard<R> {
 
 impl<R: EgressRing> Shard<R> {
     /// A shard without connections.
-    pub fn new(setup: ShardSetup, ring: R, inbox: Inbox, now: Stamp) -> Shard<R> {
-        Shard { ring, inbox, state: State::new(setup, now), told_to_end: false }
+    pub fn new(setup: ShardSetup, ring: R, mut inbox: Inbox, now: Stamp) -> Shard<R> {
+        let state = State::new(setup, inbox.take_uplink(), now);
+        Shard { ring, inbox, state, told_to_end: false }
     }
 
     /// The date for the answers from now on (RFC 9110 §6.6.1). A shard that was never told tells
@@ -71,7 +80,7 @@ impl<R: EgressRing> Shard<R> {
         // turn does. One per turn: a question is answered within `QUESTIONS_MAX` turns, whatever
         // the ring and the queue of messages do.
         let question = self.inbox.next_question();
-        // Before what clients say: whoever comes from another shard may name an event that waits
+        // Before what clients say: one that comes from another shard may name an event that waits
         // here.
         let messages = self.take_messages();
         let per_second = self.state.setup.config.limits.handshakes_per_second_max;
@@ -83,10 +92,13 @@ impl<R: EgressRing> Shard<R> {
             }
         }
         let state = &mut self.state;
+        // Before what clients say: they may say more once they are answered.
+        state.take_answers();
         if !state.held_back.is_empty() {
             state.ask_again();
         }
         self.ring.reap(&mut |completion| state.handle_completion(completion));
+        state.publishers.wake_hub();
         state.record_latencies();
         // A ring without room has not told yet which instant sends of the last turn it did not
         // take.
@@ -102,7 +114,9 @@ impl<R: EgressRing> Shard<R> {
             state.handle_ticks(ticks);
         }
         state.look_at_some();
-        let asked = state.sweep(&mut self.ring);
+        let room = self.ring.room();
+        state.end_receives(&mut self.ring);
+        let asked = state.sweep(&mut self.ring) || self.ring.room() != room;
         state.drain(ticks > 0 || !asked);
         if self.told_to_end {
             return Ok(Turn::Ended);
@@ -111,6 +125,7 @@ impl<R: EgressRing> Shard<R> {
             self.ring.submit()?;
         }
         let to_do = !state.ready.is_empty() || state.topics.is_active() || state.has_more_to_look_at();
+        let to_do = to_do || state.publishers.has_due();
         let more = asked || messages > 0 || asked_us || to_do;
         Ok(if more { Turn::Busy } else { Turn::Idle })
     }
@@ -150,7 +165,7 @@ impl<R: EgressRing> Shard<R> {
         self.ring.awake();
     }
 
-    /// The ring, for a test that plays the peers.
+    /// The ring, for a driver that sleeps in it, and for a test that plays the peers.
     pub fn ring_mut(&mut self) -> &mut R {
         &mut self.ring
     }

@@ -29,15 +29,19 @@ impl State {
             Completion::ReceiveEnded { slot, end } => self.handle_receive_end(slot, end),
             Completion::Short { slot, batch, result } => self.handle_short(slot, batch, result),
             Completion::Sent { slot, batch, result } => self.handle_sent(slot, batch, result),
-            Completion::Copied { slot } => self.connections.get_mut(slot).copies = true,
+            Completion::Copied { slot } => {
+                self.metrics.zero_copy_copied += 1;
+                self.connections.get_mut(slot).copies = true;
+            }
             Completion::StreamEnded { slot } => {
                 self.connections.get_mut(slot).ending = false;
                 self.mark_ready(slot);
             }
             Completion::Closed { slot } => {
                 self.leave_address(slot);
+                self.log_closed(slot);
                 self.connections.vacate(slot);
-                // Whoever has the slot next may have to wait as well.
+                // The next client in this slot may have to wait as well.
                 self.held_back.retain(|held| held.0 != slot);
             }
         }
@@ -46,18 +50,21 @@ impl State {
     fn handle_receive_end(&mut self, slot: Slot, end: ReceiveEnd) {
         let connection = self.connections.get_mut(slot);
         connection.receiving = false;
-        connection.ended = end != ReceiveEnd::NoBuffers;
+        connection.ended = !matches!(end, ReceiveEnd::NoBuffers | ReceiveEnd::Cancelled);
         match (end, connection.phase) {
             (ReceiveEnd::EndOfStream, Phase::Handshake) if !self.is_held_back(slot) => {
                 self.break_off_handshake(slot);
             }
             // Its request waits for an event on its way, and is answered when that has come.
             (ReceiveEnd::EndOfStream, Phase::Handshake) => {}
+            (ReceiveEnd::EndOfStream, Phase::Serving) => self.say_answers(slot),
             // It may have ended its side alone, and wait for the answer.
             (ReceiveEnd::EndOfStream, Phase::Open) => self.mark_ready(slot),
             (ReceiveEnd::EndOfStream, Phase::Lingering) => self.abort(slot, CloseReason::ClientGone),
             (ReceiveEnd::Failed(_), _) => self.abort(slot, CloseReason::SocketError),
-            (ReceiveEnd::EndOfStream | ReceiveEnd::NoBuffers, _) => self.mark_ready(slot),
+            (ReceiveEnd::EndOfStream | ReceiveEnd::NoBuffers | ReceiveEnd::Cancelled, _) => {
+                self.mark_ready(slot)
+            }
         }
     }
 
@@ -69,6 +76,9 @@ impl State {
         if connection.subscribed {
             counters.sends -= u64::from(taken == 0);
             counters.bytes -= (batch.len() - taken) as u64;
+        }
+        if let Some(access) = &mut self.access {
+            access.take_back(slot, batch.frames(), batch.len() - taken);
         }
         if batch.frames() > 0 {
             counters.frames -= u64::from(batch.frames());
@@ -125,6 +135,9 @@ impl State {
         }
         connection.since = tick;
         let sent = connection.offset as usize + taken;
+        if let Some(access) = &mut self.access {
+            access.add(slot, if sent < batch.len() { 0 } else { batch.frames() }, taken);
+        }
         if sent < batch.len() {
             self.keep_rest(slot, batch, sent);
             return;

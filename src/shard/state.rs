@@ -10,18 +10,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::access::Access;
 use super::batch::Batches;
 use super::connections::{Connections, Phase};
+use super::publishers::Publishers;
+use super::slow::SlowSends;
 use super::ticks::{DrainPass, HangUps, Look};
 use super::topics::Topics;
 use crate::admission::{Admission, Bucket};
-use crate::broadcast::{Demand, Drain, EncodedBatch, Memory, Question, TopicQuery};
+use crate::broadcast::{Demand, Drain, EncodedBatch, Memory, Question, TopicQuery, Uplink};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::config::limits::{TICK_MS, TOPICS_PER_ANSWER_MAX};
 use crate::egress::{Batch, Ledger, Slot};
 use crate::event::Epoch;
+use crate::log::Pace;
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 use crate::wire::{Family, Format};
 
@@ -98,6 +102,7 @@ pub struct State {
     pub(super) connections: Connections,
     pub(super) topics: Topics,
     pub(super) batches: Batches,
+    pub(super) publishers: Publishers,
     pub(super) ledger: Ledger,
     pub(super) metrics: ShardMetrics,
     /// What was sent, as far as the ring has told which sends it did not take.
@@ -116,6 +121,8 @@ pub struct State {
     pub(super) subscribers: [usize; Format::COUNT],
     /// Which entries are to be looked at because time has passed.
     pub(super) look: Look,
+    /// Whose sends wait longest.
+    pub(super) slow: SlowSends,
     /// `None` while serving.
     pub(super) drain: Option<Drain>,
     /// How fast a draining shard hangs up.
@@ -130,6 +137,12 @@ pub struct State {
     pub(super) accept_errno: Option<i32>,
     /// Batches of which sends were taken whole since the last turn, by format.
     pub(super) completed: [Vec<Rc<Batch>>; Format::COUNT],
+    /// What subscribers got; `None` without an access log.
+    pub(super) access: Option<Access>,
+    /// Of lines that say why a connection ends or a request is refused, by reason.
+    paces: [Pace; CloseReason::COUNT],
+    /// Of warnings that accepts fail.
+    pub(super) accept_pace: Pace,
     /// Spreads clients that are asked to come back.
     pub(super) jitter: Jitter,
     /// Runs of events that the elevator has offered to everybody, to be recorded in the next turn.
@@ -146,7 +159,7 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(setup: ShardSetup, now: Stamp) -> State {
+    pub(super) fn new(setup: ShardSetup, uplink: Uplink, now: Stamp) -> State {
         let ledger = Ledger::default();
         let answers = Answers {
             heartbeat: Format::ALL
@@ -156,6 +169,7 @@ impl State {
             connections: Connections::default(),
             topics: Topics::new(&setup.config.limits),
             batches: Batches::new(setup.config.limits.send_bytes_max, &ledger),
+            publishers: Publishers::new(uplink),
             ledger,
             metrics: ShardMetrics::default(),
             settled: Default::default(),
@@ -166,6 +180,7 @@ impl State {
             sequence_at_tick: 0,
             subscribers: [0; Format::COUNT],
             look: Look::default(),
+            slow: SlowSends::default(),
             drain: None,
             hang_ups: HangUps::default(),
             bucket: Bucket::default(),
@@ -174,6 +189,9 @@ impl State {
             accept_errno: None,
             completed: Default::default(),
             offered: Vec::new(),
+            access: setup.config.access_log.then(Access::default),
+            paces: [Pace::DETAIL; CloseReason::COUNT],
+            accept_pace: Pace::WARNING,
             jitter: Jitter::new(setup.epoch.0 ^ setup.number as u64),
             now,
             turn: 0,
@@ -232,6 +250,7 @@ impl State {
     /// Ends a connection after its last words: no more events, the peer gets what is queued and
     /// then the end of the stream.
     pub(super) fn finish(&mut self, slot: Slot, reason: CloseReason) {
+        assert!(reason.row().ending.may_be_in_order(), "{reason:?} cuts");
         self.depart(slot, reason);
         let tick = self.tick;
         let connection = self.connections.get_mut(slot);
@@ -240,8 +259,10 @@ impl State {
         self.mark_ready(slot);
     }
 
-    /// Ends a connection at once.
+    /// Cuts a connection. One that was about to end in order keeps the reason for that.
     pub(super) fn abort(&mut self, slot: Slot, reason: CloseReason) {
+        let ends_already = !matches!(self.connections.get(slot).phase, Phase::Handshake | Phase::Open);
+        assert!(ends_already || reason.row().ending.may_cut(), "{reason:?} does not cut");
         self.depart(slot, reason);
         let tick = self.tick;
         let connection = self.connections.get_mut(slot);
@@ -259,17 +280,22 @@ impl State {
     fn depart(&mut self, slot: Slot, reason: CloseReason) {
         let connection = self.connections.get_mut(slot);
         let subscriber = match connection.phase {
-            Phase::Handshake => false,
+            Phase::Handshake | Phase::Serving => false,
             Phase::Open => true,
             _ => return,
         };
         connection.reason = reason;
+        // It has nothing more to say, and hears of what it said only by its events.
+        self.publishers.forget(slot);
         self.metrics.closed[reason.index()] += 1;
-        tracing::debug!(peer = %connection.peer(), reason = reason.row().label, "closing");
+        let peer = connection.peer();
+        if let Some(left_out) = self.detail(reason) {
+            tracing::debug!(%peer, reason = reason.row().label, left_out, "closing");
+        }
         if !subscriber {
             return;
         }
-        let format = connection.format;
+        let format = self.connections.get(slot).format;
         while let Some(member) = self.connections.get_mut(slot).memberships.pop() {
             let Some((moved, under_way)) = self.topics.leave(member.topic, member.position, format.family())
             else {
@@ -295,6 +321,13 @@ impl State {
         self.metrics.families[family.index()].connections -= 1;
     }
 
+    /// `Some` if the log takes another line about a connection for this reason now: with the number
+    /// of those that were left out.
+    pub(super) fn detail(&mut self, reason: CloseReason) -> Option<u64> {
+        let wanted = tracing::enabled!(tracing::Level::DEBUG);
+        wanted.then(|| self.paces[reason.index()].admit(self.now)).flatten()
+    }
+
     /// The ring has told all that came of the sends so far: what they count for is right.
     pub(super) fn settle(&mut self) {
         for (settled, counters) in self.settled.iter_mut().zip(&self.metrics.families) {
@@ -306,6 +339,7 @@ impl State {
     pub(super) fn reply(&self, question: Question, enters: u64) {
         match question {
             Question::Counters(answer) => drop(answer.send(self.report(enters))),
+            Question::Slow(answer) => drop(answer.send(self.slowest())),
             Question::Topics(query, answer) => drop(answer.send(self.list(&query))),
         }
     }
@@ -329,6 +363,10 @@ impl State {
             window_bytes: self.topics.window_bytes() as u64,
             excess_events: excess_events as u64,
             excess_bytes: excess_bytes as u64,
+            pinned_bytes: self.ledger.bytes() as u64,
+            oldest_send_ms: self.slowest().first().map_or(0, |slowest| slowest.waits_ms),
+            sequence: self.sequence,
+            subscribers_max: self.setup.connections_max as u64,
         }
     }
 

@@ -6,12 +6,13 @@
 use super::connections::{Membership, Memberships, Phase, Session, Standing, TopicIndex};
 use super::state::State;
 use crate::close::CloseReason;
-use crate::config::SseRefusals;
 use crate::config::limits::{
     HELD_BACK_MAX, PONGS_BYTES_MAX, RETRY_AFTER_S_SPREAD, RETURN_MS_MIN, RETURN_MS_SPREAD,
 };
+use crate::config::{Config, SseRefusals};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
+use crate::refusal::RefusalReason;
 use crate::wire::gap::{Gap, GapReason};
 use crate::wire::http::{Answer, Head, HeadRules, LastEventId, Manner, RefusedRequest, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
@@ -23,14 +24,28 @@ struct Start {
     /// What is missing between the event that the client named and where its topics begin.
     gap: Option<Gap>,
     /// The client named no event, or one of a process that is gone: it is given an id to come back
-    /// with, should it leave before the first event. Whoever named another one goes on naming it
-    /// until then.
+    /// with, should it leave before the first event. A client that named another one goes on naming
+    /// it until then.
     is_new: bool,
+}
+
+/// What the operator allows in a request head.
+pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
+    HeadRules {
+        head_bytes_max: config.limits.handshake_bytes_max,
+        topics_max: config.limits.topics_per_connection_max,
+        origins: &config.pages.origins,
+        subprotocols: &config.pages.subprotocols,
+        echo: config.diagnostic_echo,
+    }
 }
 
 impl State {
     /// Bytes from the client of `slot`.
     pub(super) fn handle_received(&mut self, slot: Slot, bytes: &mut [u8]) {
+        if self.keep_unread(slot, bytes) {
+            return;
+        }
         let connection = self.connections.get_mut(slot);
         connection.pinged = false;
         match connection.phase {
@@ -57,23 +72,20 @@ impl State {
                     }
                 }
             }
+            Phase::Serving => self.handle_posts(slot, bytes),
             Phase::Open => self.handle_frames(slot, bytes),
-            // Whoever is being hung up on has said enough.
+            // A client that is being hung up on has said enough.
             _ => {}
         }
     }
 
     /// A request head, perhaps in part. Returns the bytes of a head that made a subscriber.
     fn handle_head(&mut self, slot: Slot, bytes: &[u8], asked_again: bool) -> Option<usize> {
-        let config = self.setup.config.clone();
-        let rules = HeadRules {
-            head_bytes_max: config.limits.handshake_bytes_max,
-            topics_max: config.limits.topics_per_connection_max,
-            origins: &config.pages.origins,
-            subprotocols: &config.pages.subprotocols,
-            echo: config.diagnostic_echo,
-        };
-        let (head, manner) = http::parse_head(bytes, &rules);
+        if http::begins_post(bytes) {
+            self.begin_posts(slot, bytes);
+            return None;
+        }
+        let (head, manner) = http::parse_head(bytes, &head_rules(&self.setup.config));
         let accepting = self.drain.is_none();
         let answer = match head {
             Head::Partial => {
@@ -166,12 +178,15 @@ impl State {
 
     /// Answers a request that makes no subscriber.
     pub(super) fn refuse(&mut self, slot: Slot, refusal: &RefusedRequest, manner: &Manner) {
-        tracing::debug!(
-            peer = %self.connections.get(slot).peer(),
-            reason = refusal.reason.row().label,
-            detail = refusal.detail,
-            "request refused"
-        );
+        if let Some(left_out) = self.detail(refusal.reason) {
+            tracing::debug!(
+                peer = %self.connections.get(slot).peer(),
+                reason = refusal.reason.row().label,
+                detail = refusal.detail,
+                left_out,
+                "request refused"
+            );
+        }
         let retry_after_s = 1 + self.jitter.below(RETRY_AFTER_S_SPREAD);
         let answer = self.answer_in(manner).after(retry_after_s).refusal(refusal);
         self.answer(slot, answer);
@@ -245,6 +260,7 @@ impl State {
             self.answer(slot, opening(start.is_new.then_some(at)));
         }
         self.count_in(format);
+        self.log_subscribed(slot);
         true
     }
 
@@ -316,12 +332,15 @@ impl State {
 
     /// WebSocket frames from the client of `slot`, perhaps in part.
     fn handle_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
+        if let Some(topic) = self.publishes_to(slot).cloned() {
+            return self.handle_raw(slot, bytes, &topic);
+        }
         let connection = self.connections.get_mut(slot);
         let decoder = match &mut connection.session {
             Session::WebSocket(decoder) => decoder,
             Session::Echo(_) => return self.handle_echo(slot, bytes),
             // An event stream takes nothing from its client.
-            Session::Handshake(_) | Session::Sse => return,
+            Session::Handshake(_) | Session::Sse | Session::Posts(_) => return,
         };
         let message_bytes_max = self.setup.config.limits.message_in_bytes_max as u64;
         let waiting = connection.control.as_ref().map_or(0, |batch| batch.len());
@@ -340,6 +359,9 @@ impl State {
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
         self.metrics.families[Family::WebSocket.index()].messages_in += messages;
+        if !self.setup.config.client_publish.is_empty() {
+            self.metrics.refused.add_some(RefusalReason::NotAllowed, messages);
+        }
         if !pongs.is_empty() {
             self.answer(slot, pongs);
         }
@@ -354,9 +376,11 @@ impl State {
         fed: Result<(), Violation>,
     ) {
         if let Some(reply) = closed {
-            let frame = websocket::close_frame(reply.unwrap_or(1000), "");
-            self.answer(slot, frame);
-            self.finish(slot, CloseReason::ClientGone);
+            let reason = CloseReason::ClientGone;
+            if let Some(code) = reply.or(reason.row().websocket_code.unasked()) {
+                self.answer(slot, websocket::close_frame(code, ""));
+            }
+            self.finish(slot, reason);
         } else if let Err(Violation { reason, detail }) = fed {
             self.hang_up(slot, reason, detail);
         }
@@ -366,7 +390,7 @@ impl State {
     /// end of the stream.
     pub(super) fn hang_up(&mut self, slot: Slot, reason: CloseReason, detail: &str) {
         let format = self.connections.get(slot).format;
-        let last_words = (format.spec().close)(reason.row().websocket_code, detail);
+        let last_words = (format.spec().close)(reason.row().websocket_code.unasked(), detail);
         if !last_words.is_empty() {
             self.answer(slot, last_words);
         }

@@ -104,15 +104,23 @@ impl State {
             if !plain || !run.serves(connection.memberships.as_slice(), connection.cursor) {
                 break;
             }
-            debug_assert_eq!(connection.offset, 0, "whoever is owed nothing is not in mid-batch");
+            debug_assert_eq!(connection.offset, 0, "a connection that is owed nothing is not in mid-batch");
             ring.send(*slot, &run.batch, 0, SendMode::Instant);
             connection.handed(run.batch.to(), self.turn, self.tick);
             sends[format.index()] += 1;
         }
+        let passed = sends.iter().sum::<u32>() as usize;
+        if let Some(access) = &mut self.access {
+            for slot in &ahead[..passed] {
+                let run = runs[self.connections.get(*slot).format.index()];
+                let batch = &run.expect("it was sent one").batch;
+                access.add(*slot, batch.frames(), batch.len());
+            }
+        }
         for format in Format::ALL {
             let sends = sends[format.index()];
             if let (1.., Some(run)) = (sends, runs[format.index()]) {
-                // Whoever is in a topic's list is a subscriber, and counted as one.
+                // Each connection in a topic's list is a subscriber, and counted as one.
                 let counters = &mut self.metrics.families[format.family().index()];
                 counters.sends += u64::from(sends);
                 counters.bytes += u64::from(sends) * run.batch.len() as u64;
@@ -121,7 +129,6 @@ impl State {
                 self.note_taken(format, &run.batch, sends);
             }
         }
-        let passed = sends.iter().sum::<u32>() as usize;
         if passed > 0 {
             self.topics.advance(topic, passed, &mut self.offered);
         }
@@ -169,7 +176,7 @@ impl State {
             self.metrics.families[connection.format.family().index()].deferred += 1;
         } else if connection.control.is_some() || connection.partial.is_some() {
             // Its turn comes from the ready queue: first what it is owed, then the news.
-            debug_assert!(connection.queued, "whoever is owed something is marked");
+            debug_assert!(connection.queued, "a connection that is owed something is marked");
         } else if connection.turn != self.turn {
             self.send_news(slot, at_hand, ring);
         }
@@ -249,17 +256,27 @@ impl State {
         let connection = self.connections.get_mut(slot);
         connection.queued = false;
         assert!(connection.turn != self.turn, "nothing is done beside the send of this turn");
-        let listens =
-            matches!(connection.phase, Phase::Handshake | Phase::Open | Phase::Finishing | Phase::Lingering);
-        if listens && !connection.receiving && !connection.ended {
+        let listens = matches!(
+            connection.phase,
+            Phase::Handshake | Phase::Serving | Phase::Open | Phase::Finishing | Phase::Lingering
+        );
+        if listens && !connection.receiving && !connection.ended && !self.publishers.is_paused(slot) {
             connection.receiving = true;
             ring.receive(slot);
         }
         match connection.phase {
             Phase::Vacant | Phase::Handshake | Phase::Lingering | Phase::Closing => {}
+            Phase::Serving => self.attend_serving(slot, ring),
             Phase::Open => self.attend_open(slot, at_hand, ring),
             Phase::Finishing => self.attend_finishing(slot, ring),
             Phase::Aborting => self.attend_aborting(slot, ring),
+        }
+    }
+
+    /// The rest of a send, then answers.
+    fn attend_serving(&mut self, slot: Slot, ring: &mut impl EgressRing) {
+        if !self.connections.get(slot).sending {
+            self.send_owed(slot, ring);
         }
     }
 
@@ -295,7 +312,9 @@ impl State {
         let connection = self.connections.get(slot);
         let is_lacking = |(topic, from)| self.topics.get(topic).window.newest() > from;
         let lacks_some = connection.memberships.iter_from(connection.cursor).any(is_lacking);
-        if lacks_some || connection.is_owed() {
+        if self.publishers.is_paused(slot) {
+            // What it said before its end is still to be read. It is marked when it goes on.
+        } else if lacks_some || connection.is_owed() {
             self.mark_ready(slot);
         } else {
             self.hang_up(slot, CloseReason::ClientGone, "");
@@ -313,7 +332,7 @@ impl State {
             (None, Some(batch)) => (batch, SendMode::Instant),
             (None, None) => return false,
         };
-        // Whoever was owed this may be owed more: an elevator may have passed meanwhile.
+        // It may be owed more: an elevator may have passed meanwhile.
         self.submit_send(slot, &batch, mode, true, ring);
         true
     }
@@ -383,6 +402,9 @@ impl State {
                 counters.sends += 1;
                 counters.bytes += batch.len() as u64;
             }
+            if let Some(access) = &mut self.access {
+                access.add(slot, batch.frames(), batch.len());
+            }
             self.note_taken(format, batch, 1);
             if owes {
                 self.mark_ready(slot);
@@ -392,6 +414,7 @@ impl State {
             connection.sending = true;
             connection.missed = owes;
             counters.sends_in_flight += u64::from(connection.subscribed);
+            self.metrics.zero_copy_sends += u64::from(mode == SendMode::ZeroCopy);
         }
     }
 }

@@ -10,7 +10,8 @@
 //! - No heartbeat is due later than `heartbeat_ms`, and those of equal subscribers are not due
 //!   together.
 
-use super::connections::{CHUNK, Phase, Standing};
+use super::connections::{CHUNK, Phase, Session, Standing};
+use super::posts::Awaited;
 use super::state::State;
 use crate::broadcast::Drain;
 use crate::clock::Stamp;
@@ -18,10 +19,11 @@ use crate::close::CloseReason;
 use crate::config::OverrunPolicy;
 use crate::config::limits::{
     CANCEL_RETRY_MS, CUT_MS_MAX, DUE_PER_TURN, DUE_PER_TURN_MIN, ENTRIES_LOOKED_AT_MAX, HANDSHAKE_MS_SHORT,
-    HANG_UPS_PER_MS, LINGER_MS_MAX, RETURN_MS_MIN, RETURN_MS_SPREAD, SOCKETS_FREE_SHARE,
-    STALL_MS_UNDER_PRESSURE, TICK_MS,
+    HANG_UPS_PER_MS, LINGER_MS_MAX, POST_BODY_MS_MAX, POST_IDLE_MS_MAX, POST_SILENCE_MS_MIN, RETURN_MS_MIN,
+    RETURN_MS_SPREAD, SOCKETS_FREE_SHARE, STALL_MS_UNDER_PRESSURE, TICK_MS,
 };
 use crate::egress::Slot;
+use crate::refusal::{Refusal, RefusalReason};
 
 /// The slab is walked once in this many ticks.
 const TICKS_PER_WALK: usize = (1_000 / TICK_MS) as usize;
@@ -92,7 +94,9 @@ impl State {
         self.topics.look_at_excess();
         if let Some(errno) = self.accept_errno.take() {
             let error = std::io::Error::from_raw_os_error(errno);
-            tracing::warn!(shard = self.setup.number, %error, "cannot accept connections");
+            if let Some(left_out) = self.accept_pace.admit(self.now) {
+                tracing::warn!(shard = self.setup.number, %error, left_out, "cannot accept connections");
+            }
         }
         // A whole tick without events: nobody asks for the same run again soon. And remembered runs
         // keep frames that others may need the memory of.
@@ -118,6 +122,9 @@ impl State {
         while self.look.left > 0 && budget > 0 && self.ready.len() < ready_max {
             let slot = self.look.next;
             self.look.next = if slot + 1 == capacity { 0 } else { slot + 1 };
+            if slot == 0 {
+                self.slow.end_walk();
+            }
             self.look.left -= 1;
             budget -= 1;
             self.check(slot as Slot);
@@ -139,7 +146,8 @@ impl State {
         let limits = &self.setup.config.limits;
         let is_short = self.setup.admission.is_short(self.connections.len(), SOCKETS_FREE_SHARE);
         let connection = self.connections.get_mut(slot);
-        let quiet = self.tick - connection.since;
+        let since = connection.since;
+        let quiet = self.tick - since;
         match connection.phase {
             Phase::Vacant | Phase::Closing => {}
             Phase::Aborting => {
@@ -161,7 +169,7 @@ impl State {
                     self.abort(slot, CloseReason::HandshakeTimeout);
                 }
             }
-            Phase::Open | Phase::Finishing if connection.sending => {
+            Phase::Serving | Phase::Open | Phase::Finishing if connection.sending => {
                 let stall_ms = limits.stall_ms_max;
                 let is_cut =
                     connection.reason == CloseReason::Overrun && connection.phase == Phase::Finishing;
@@ -169,6 +177,8 @@ impl State {
                     || quiet >= ticks(STALL_MS_UNDER_PRESSURE) && self.is_pressed_by(slot);
                 if is_late || quiet >= ticks(stall_ms) {
                     self.abort(slot, CloseReason::Stalled);
+                } else {
+                    self.slow.meet(slot, since);
                 }
             }
             Phase::Open => {
@@ -176,6 +186,7 @@ impl State {
                     self.beat(slot);
                 }
             }
+            Phase::Serving => self.check_serving(slot, quiet),
             Phase::Finishing => {}
             Phase::Lingering => {
                 if quiet >= ticks(LINGER_MS_MAX) {
@@ -186,9 +197,27 @@ impl State {
         }
     }
 
-    /// True while memory is short, and so is the patience with a slow send: memory of batches, of all
-    /// events, or of a topic of which it holds events beyond the history. For a subscriber that skips
-    /// none of these are kept.
+    /// Looks whether a client that publishes has been quiet for too long. One whose publishes are on
+    /// their way waits for us.
+    fn check_serving(&mut self, slot: Slot, quiet: u32) {
+        let Session::Posts(posts) = &self.connections.get(slot).session else { return };
+        let idle_ms_max = if self.is_short_of_sockets() { POST_SILENCE_MS_MIN } else { POST_IDLE_MS_MAX };
+        match posts.awaits() {
+            Some(Awaited::Request) if quiet >= ticks(idle_ms_max) => self.finish(slot, CloseReason::Answered),
+            Some(Awaited::Head) if quiet >= ticks(self.setup.config.limits.handshake_ms_max) => {
+                self.abort(slot, CloseReason::HandshakeTimeout);
+            }
+            Some(Awaited::Body) if quiet >= ticks(POST_BODY_MS_MAX) => {
+                let text = format!("the body did not arrive within {POST_BODY_MS_MAX} ms");
+                self.end_posts(slot, &Refusal::new(RefusalReason::BodyTimeout, text));
+            }
+            _ => {}
+        }
+    }
+
+    /// True while memory is short, and so is the patience with a slow send: memory of batches, of
+    /// all events, or of a topic of which it holds events beyond the history. For a subscriber that
+    /// skips none of these are kept.
     fn is_pressed_by(&self, slot: Slot) -> bool {
         let connection = self.connections.get(slot);
         let config = &self.setup.config;
@@ -201,8 +230,10 @@ impl State {
 
     /// A sign of life on an idle connection.
     fn beat(&mut self, slot: Slot) {
+        // A client that is paused cannot show one.
+        let is_paused = self.publishers.is_paused(slot);
         let connection = self.connections.get_mut(slot);
-        if connection.pinged {
+        if connection.pinged && !is_paused {
             self.abort(slot, CloseReason::PingTimeout);
             return;
         }
@@ -242,8 +273,8 @@ impl State {
 
     /// Goes on with the look at all connections of a draining shard that is not done; with a new
     /// one, if the last is over and `may_begin`. Subscribers who have everything are hung up on; at
-    /// the deadline all are. A look that finds no subscriber says so: nobody becomes one any more,
-    /// and whoever else is there was told to go elsewhere, or asked nothing yet.
+    /// the deadline all are. A look that finds no subscriber says so: nobody becomes one any more.
+    /// The other connections were told to go elsewhere, or asked nothing yet.
     pub(super) fn drain(&mut self, may_begin: bool) {
         let Some(drain) = self.drain.as_ref().filter(|drain| !drain.is_done()) else { return };
         let overdue = self.now >= drain.deadline;
@@ -257,6 +288,9 @@ impl State {
             pass.next += 1;
             let connection = self.connections.get(slot);
             if !connection.subscribed {
+                // What was published is answered.
+                pass.serving |= connection.phase == Phase::Serving
+                    && (connection.is_owed() || self.publishers.unanswered(slot) > 0);
                 continue;
             }
             pass.serving = true;

@@ -449,7 +449,7 @@ impl Topics {
             topic.lap.low = topic.lap.low.min(cursor);
         }
         topic.subscribers.push(slot);
-        // The newcomer takes a visit of the round; whoever the round ends with must not go without.
+        // The newcomer takes a visit of the round; the last one of the round must not go without.
         topic.lap.left += usize::from(topic.lap.left > 0);
         topic.by_family[family.index()] += 1;
         let position = topic.subscribers.len() as u32 - 1;
@@ -609,8 +609,8 @@ impl Topics {
 const MARKS_KEPT: usize = 16;
 
 impl TopicState {
-    /// True while its events take most of its share, a subscriber at `cursor` lacks some that are no
-    /// history any more, and most others do not.
+    /// True while its events take most of its share, a subscriber at `cursor` lacks some that are
+    /// no history any more, and most others do not.
     pub fn is_pressed_by(&self, cursor: u64) -> bool {
         let is_short = |account: &Arc<Account>| account.is_pressed() && !account.behind_are_most();
         // Where they are the same it is in the midst of the newest one of them.

@@ -60,7 +60,8 @@ def tornado(url, ids):
     import sseclient
     from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 
-    # Tornado has no reader of event streams; sseclient-py's gets the pieces as tornado hands them on.
+    # Tornado has no reader of event streams; sseclient-py's gets the pieces as tornado hands them
+    # on.
     text = bytearray()
 
     def head(line):

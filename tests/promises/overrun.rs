@@ -136,7 +136,7 @@ async fn skipped(slow: Protocol) {
     assert_eq!(topic["subscribers"], serde_json::json!({ "sse": sse, "websocket": websocket }));
 }
 
-/// Whoever lost events of one topic still gets everything of its others.
+/// A subscriber that lost events of one topic still gets everything of its others.
 async fn skipped_one_of_two(slow: Protocol) {
     let (server, mut behind, _fast, next) = fallen_behind("skip", slow, &["t", "quiet"]).await;
     server.publish("quiet", "still here").await;

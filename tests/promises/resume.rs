@@ -1,4 +1,5 @@
-//! Claim: whoever comes back with the id of its last event loses nothing and gets nothing twice.
+//! Claim: a client that comes back with the id of its last event loses nothing and gets nothing
+//! twice.
 //!
 //! Set-up: subscribers that drop their connection, at rest or in the middle of a stream, while
 //! events go on. They come back with `Last-Event-ID` as a header or in the query, with our ids or
@@ -61,7 +62,7 @@ async fn a_connection_that_drops_before_its_first_event_loses_nothing() {
     for way in WAYS {
         let mut again = resume(&server, way, &["t", "other"], &opening).await;
         assert_eq!(again.text().await, "meanwhile", "{way:?}");
-        assert_eq!(again.opening_id, None, "whoever resumes keeps its own id until the next event");
+        assert_eq!(again.opening_id, None, "a client that resumes keeps its own id until the next event");
     }
     assert_no_gaps(&server).await;
 }

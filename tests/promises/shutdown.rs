@@ -5,9 +5,9 @@
 //! open for as long as the test wants; publishers, probes and new subscribers that come meanwhile;
 //! a subscriber that never reads.
 //!
-//! Expectation: whoever reads gets everything accepted and then its end (WebSocket 1012, SSE end of
-//! stream); meanwhile `/healthz` and publishers get 503; exit code 0, at the latest after
-//! `--drain-ms-max`. A second signal ends the process at once.
+//! Expectation: a subscriber that reads gets everything accepted and then its end (WebSocket 1012,
+//! SSE end of stream); meanwhile `/healthz` and publishers get 503; exit code 0, at the latest
+//! after `--drain-ms-max`. A second signal ends the process at once.
 
 use rustix::process::Signal;
 use serde_json::Value;

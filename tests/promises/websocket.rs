@@ -1,5 +1,5 @@
 //! Claim: a WebSocket follows RFC 6455: pings are echoed, closes are answered, fragments are
-//! accepted, and whoever breaks the protocol is told by its close code and touches nobody else.
+//! accepted, and a client that breaks the protocol is told by its close code and touches no other.
 //!
 //! Set-up: frames written byte by byte on bare sockets, and tungstenite as a client of another
 //! make. A healthy subscriber listens all the while.

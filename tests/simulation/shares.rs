@@ -1,8 +1,8 @@
 //! Promise: a topic that has no room gets some again as soon as its subscribers come on, are cut or
 //! leave, no other topic pays for it, and no event goes to a subscriber of another topic.
 //!
-//! Set-up: one shard with the least memory that the limits allow, its topics played one by one: some
-//! subscribers read nothing, or now and then.
+//! Set-up: one shard with the least memory that the limits allow, its topics played one by one:
+//! some subscribers read nothing, or now and then.
 //!
 //! Expectation: publishers wait some seconds at most; a topic whose subscribers read everything is
 //! never refused; a turn drops a bounded number of events.
@@ -149,8 +149,8 @@ fn nobody_gets_events_of_a_topic_that_had_the_index_before() {
     assert!(said.contains("hello") && !said.contains("secret"), "{said}");
 }
 
-/// Subscribers that are cut, and those that wait with the newest event beyond the history, give back
-/// what their sends hold.
+/// Subscribers that are cut, and those that wait with the newest event beyond the history, give
+/// back what their sends hold.
 #[test]
 fn a_full_topic_has_room_again_soon_after_its_slow_subscribers_are_cut() {
     for (subscribers, stalled, bytes) in [(24, 8, 2_400), (8, 2, 9_900)] {

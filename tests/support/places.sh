@@ -1,9 +1,10 @@
 # Places for programs of others that judge this server, below target/judges. Sourced by scripts.
 #
-# A place is made anew when its list of packages changes. Where one cannot be made, the caller skips.
+# A place is made anew when its list of packages changes. Where one cannot be made, the caller
+# skips.
 
-# python_place NAME REQUIREMENTS MAY_INSTALL: prints the directory of a virtual environment with these
-# packages; fails, with the reason on stderr, if there is none and none can be made.
+# python_place NAME REQUIREMENTS MAY_INSTALL: prints the directory of a virtual environment with
+# these packages; fails, with the reason on stderr, if there is none and none can be made.
 python_place() {
     local place=$PWD/target/judges/$1 requirements=$2 may_install=$3
     if cmp -s "$requirements" "$place/installed.txt"; then
@@ -29,7 +30,8 @@ python_place() {
     printf '%s\n' "$place"
 }
 
-# node_place NAME MANIFEST_DIRECTORY MAY_INSTALL: the same for npm, by package.json and its lock file.
+# node_place NAME MANIFEST_DIRECTORY MAY_INSTALL: the same for npm, by package.json and its lock
+# file.
 node_place() {
     local place=$PWD/target/judges/$1 manifest=$2 may_install=$3
     if cmp -s "$manifest/package-lock.json" "$place/installed.json"; then

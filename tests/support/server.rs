@@ -2,6 +2,8 @@
 //!
 //! The process is killed when the [`Server`] is dropped; if the test is failing then, its log is
 //! printed first.
+//!
+//! `FANWAVE_EGRESS` of the tests is the server's: with `epoll` every promise is kept over epoll.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -9,10 +11,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 
 use super::{PATIENCE, Protocol, until, within};
+
+/// Names the ring that the server stands on.
+const EGRESS: &str = "FANWAVE_EGRESS";
 
 /// A running server.
 pub struct Server {
@@ -70,6 +75,7 @@ impl Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fanwave"));
         command.args(["serve", "--listen", &data, "--control", &control, "--log", "fanwave=debug"]);
         command.args(flags).env_clear().stdin(Stdio::null());
+        command.envs(std::env::var_os(EGRESS).map(|egress| (EGRESS, egress)));
         Server::run(command)
     }
 
@@ -127,6 +133,18 @@ impl Server {
         until("the end of the process", async || self.process.try_wait().expect("our own child")).await
     }
 
+    /// All that an ended process has logged.
+    pub fn log(&mut self) -> String {
+        self.log.take().and_then(|log| log.join().ok()).expect("it is read once")
+    }
+
+    /// Ends the process in an orderly way and gives what it logged.
+    pub async fn into_log(mut self) -> String {
+        self.signal(Signal::TERM);
+        self.ended().await;
+        self.log()
+    }
+
     /// True while the process runs.
     pub fn runs(&mut self) -> bool {
         self.process.try_wait().expect("our own child").is_none()
@@ -135,6 +153,11 @@ impl Server {
     /// Descriptors that the process has open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("our own child").count()
+    }
+
+    /// Gives the process this limit of descriptors; it keeps those that it has.
+    pub fn limit_descriptors(&self, limit: Rlimit) {
+        prlimit(Some(self.pid()), Resource::Nofile, limit).expect("the process is there");
     }
 
     /// Bytes of memory that the process has resident (`VmRSS` in proc_pid_status(5)).
@@ -247,7 +270,7 @@ pub fn lines_of(output: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
-            // Whoever has read enough is gone; the pipe is drained all the same.
+            // A test that has read enough is gone; the pipe is drained all the same.
             let _ = sender.send(line);
         }
     });

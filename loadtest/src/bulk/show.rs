@@ -1,7 +1,8 @@
 //! Bulk in print: a row for each part, then what a row has no room for.
 
 use super::{BACK_LIMIT, CUT_LIMIT, Judged, KEPT_BYTES, STALL_MS_MAX};
-use crate::report::{grouped, paragraph, say, table};
+use crate::report::{paragraph, say, table};
+use crate::unit::grouped;
 use crate::workload::Pace;
 
 const HEAD: [&str; 11] = [

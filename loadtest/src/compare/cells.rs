@@ -12,9 +12,10 @@ use crate::framing::Protocol;
 use crate::prove::leg::{Leg, Window, floor_leg, server_leg};
 use crate::prove::{ARRIVE_LIMIT, Bench, open_in_turns, publish_one_by_one};
 use crate::publisher::{PublishPlan, Publisher};
-use crate::report::{Spread, grouped, progress};
+use crate::report::{Spread, progress};
 use crate::server::{self, Running, ServerChoice};
 use crate::target::Target;
+use crate::unit::grouped;
 use crate::usage::{CpuMeter, CpuSample};
 
 /// Events that are published before anything is measured: they show the frame's length and touch
@@ -78,7 +79,6 @@ pub struct Column {
     pub others_share: Spread,
     /// The largest share of a CPU that it used while another was measured.
     pub idle_share_max: f64,
-    pub legs: Vec<Leg>,
 }
 
 /// A server whose subscribers connect. Dropped in this order: nobody sees its peer go.
@@ -321,7 +321,6 @@ impl Column {
             receiver_share: of(|leg| leg.receiver_share),
             others_share: of(|leg| leg.others_share),
             idle_share_max,
-            legs,
         }
     }
 }

@@ -7,8 +7,8 @@ use crate::framing::Protocol;
 use crate::machine::Machine;
 use crate::page::Page;
 use crate::page::svg::{Bar, Bars, Group, bars};
-use crate::report::{Spread, grouped};
-use crate::unit::Unit;
+use crate::report::Spread;
+use crate::unit::{Unit, grouped};
 
 /// The comparison as one HTML document.
 pub fn page(outcome: &Comparison, machine: &Machine) -> String {

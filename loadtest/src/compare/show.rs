@@ -6,7 +6,8 @@ use super::memory::Reading;
 use crate::framing::Protocol;
 use crate::prove::Bench;
 use crate::prove::leg::CHECKED;
-use crate::report::{Spread, grouped, paragraph, say, table};
+use crate::report::{Spread, paragraph, say, table};
+use crate::unit::grouped;
 
 /// Heads of the table of CPU.
 pub const CPU_HEAD: [&str; 9] = [

@@ -16,7 +16,8 @@ use hdrhistogram::Histogram;
 use super::{Stage, kernel};
 use crate::outcome::Interval;
 use crate::receiver::{Counts, latency_histogram, record};
-use crate::report::{grouped, progress};
+use crate::report::progress;
+use crate::unit::grouped;
 use crate::usage::{CpuMeter, CpuSample, cpu_busy_ns, own_cpu_ns};
 use crate::workload::Workload;
 

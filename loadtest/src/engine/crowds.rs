@@ -17,8 +17,9 @@ use crate::audit::Findings;
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
 use crate::receiver::{Counts, owed};
-use crate::report::{grouped, progress};
+use crate::report::progress;
 use crate::target::Target;
+use crate::unit::grouped;
 use crate::workload::{Crowd, Workload};
 
 /// One connection in so many opens first.

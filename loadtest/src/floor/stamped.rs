@@ -83,8 +83,7 @@ impl Stamped {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::framing::Splitter;
-    use crate::target::Dialect;
+    use crate::framing::{Dialect, Splitter};
 
     #[test]
     fn a_burst_is_what_receivers_read() {

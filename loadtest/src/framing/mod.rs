@@ -9,7 +9,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::stamp::Stamp;
-use crate::target::Dialect;
 
 pub mod chunked;
 pub mod nats;
@@ -43,6 +42,21 @@ impl Protocol {
             Protocol::Raw => "raw",
         }
     }
+}
+
+/// What flows over a server's connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dialect {
+    /// A message is an event's data.
+    #[default]
+    Plain,
+    /// The same, and where an event stream comes in chunks, each event is one: all connections get
+    /// the same bytes.
+    Fanwave,
+    /// The NATS client protocol in binary messages; a subscriber sends CONNECT and SUB and answers
+    /// PING.
+    Nats,
 }
 
 /// True if all connections of a topic receive the same bytes, so that arrival may be counted in

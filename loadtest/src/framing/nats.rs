@@ -205,7 +205,7 @@ mod tests {
     use super::super::websocket::tests::server_frame;
     use super::super::{Protocol, Splitter};
     use super::*;
-    use crate::target::Dialect;
+    use crate::framing::Dialect;
 
     fn splitter() -> Splitter {
         Splitter::new(Protocol::Ws, Dialect::Nats, 0)

@@ -114,7 +114,7 @@ mod tests {
     use super::super::tests::{payload, split};
     use super::super::{Protocol, Splitter};
     use super::*;
-    use crate::target::Dialect;
+    use crate::framing::Dialect;
 
     fn splitter() -> Splitter {
         Splitter::new(Protocol::Sse, Dialect::Plain, 0)

@@ -214,7 +214,7 @@ pub mod tests {
     use super::super::tests::{payload, split};
     use super::super::{Protocol, Splitter};
     use super::*;
-    use crate::target::Dialect;
+    use crate::framing::Dialect;
 
     /// A server's frame, which is never masked.
     pub fn server_frame(first: u8, payload: &[u8]) -> Vec<u8> {

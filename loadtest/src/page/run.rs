@@ -9,8 +9,8 @@ use crate::audit::Findings;
 use crate::engine::verdict::condemned;
 use crate::machine::Machine;
 use crate::outcome::{Interval, Latency, Outcome};
-use crate::report::{audit_line, grouped, latency_rows, outcome_rows};
-use crate::unit::Unit;
+use crate::report::{audit_line, latency_rows, outcome_rows};
+use crate::unit::{Unit, grouped};
 
 /// Distributions in one picture: more cannot be told apart.
 const COMPARED_MAX: usize = 6;

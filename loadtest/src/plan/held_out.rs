@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::design::{Design, Group, Load};
 use super::experiments::{CpuRow, Kind, Measured, MemoryRow, Notebook, Stand, measure_group};
 use super::fit::{Estimate, rounded};
-use super::model::{Checked, Model};
+use super::model::{Checked, ERROR_MAX, Model};
 use super::work::Work;
 use crate::framing::Protocol;
 use crate::report::{Spread, progress};
@@ -26,8 +26,6 @@ const RATES: [f64; 8] = [1.0, 2.0, 4.0, 6.0, 14.0, 28.0, 70.0, 200.0];
 const SHARE: f64 = 0.55;
 /// Seconds of one leg.
 const SECONDS: f64 = 3.0;
-/// What a prediction is allowed to be off.
-pub const ERROR_MAX: f64 = 0.15;
 
 /// Options of `--held-out`.
 #[derive(Debug, Clone, Args)]

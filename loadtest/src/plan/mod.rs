@@ -22,7 +22,7 @@ use self::model::Model;
 use self::question::QuestionArgs;
 use crate::machine::Machine;
 use crate::process::{check_sockets, raise_descriptor_limit};
-use crate::prove::Common;
+use crate::prove::{Bench, Common};
 use crate::report::save;
 use crate::server::FanwaveArgs;
 
@@ -91,7 +91,7 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
     let stand = || Stand::new(&args.fanwave, common.sender_cpu, common.receiver_cpu);
     // Only who measures needs two CPUs.
     let machine = match loaded.is_none() || args.held_out.held_out {
-        true => crate::bench(common.clone())?.machine,
+        true => Bench::pinned(common.clone())?.machine,
         false => Machine::describe(raise_descriptor_limit()?),
     };
     for file in [&args.save, &args.page].into_iter().flatten() {

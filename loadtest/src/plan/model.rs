@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use super::design::Design;
 use super::experiments::{CpuRow, Kind, Measured, OTHERS_SHARE_MAX};
 use super::fit::{self, Estimate, Fit};
-use super::held_out::ERROR_MAX;
 use super::rows::{self, by_protocol};
 use super::work::{CPU_TERMS, Work};
 use crate::framing::Protocol;
 use crate::machine::Machine;
+use crate::report::write_json;
 
 /// The form of the file; another one is refused.
 const VERSION: u32 = 3;
@@ -31,6 +31,8 @@ pub const KERNEL_TERMS: [&str; 3] = ["shard", "connection_ws", "connection_sse"]
 /// Candidates for the interval at which half of `apart` is paid, in milliseconds: around the 40
 /// within which Linux acknowledges. Far from there a fit would only follow noise.
 const APART_MS: [f64; 5] = [30.0, 36.0, 43.0, 52.0, 62.0];
+/// What a prediction is allowed to be off.
+pub const ERROR_MAX: f64 = 0.15;
 /// Above this share of a core deliveries merge, or the receivers are the bottleneck: such points
 /// are left out.
 const SHARE_MAX: f64 = 0.85;
@@ -176,9 +178,7 @@ impl Model {
 
     /// Saves the model.
     pub fn save(&self, file: &Path) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(self)?;
-        text.push('\n');
-        fs::write(file, text).with_context(|| format!("writing the model {}", file.display()))
+        write_json(file, self).context("the model")
     }
 
     /// Reads a saved model. What this program did not write is refused in one line.
@@ -276,7 +276,7 @@ impl Domain {
 /// A number in words: whole if it is large, three digits if it is small.
 fn number(value: f64) -> String {
     if value >= 100.0 {
-        crate::report::grouped(value.round() as u64)
+        crate::unit::grouped(value.round() as u64)
     } else {
         format!("{}", fit::to_digits(value, 3))
     }

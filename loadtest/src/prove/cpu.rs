@@ -6,7 +6,10 @@
 //! sends frames as long as the server's own, measured on the wire. With K events in flight the
 //! floor does one send of K frames per socket.
 //!
-//! The connections of both are opened in turns, since the order counts: see [`open_in_turns`].
+//! With `--beside-arg` a second server has its legs in the same pairs: `--beside-arg=--egress
+//! --beside-arg=epoll` shows both rings beside one floor.
+//!
+//! The connections of all are opened in turns, since the order counts: see [`open_in_turns`].
 
 use std::time::Duration;
 
@@ -19,9 +22,11 @@ use super::{ARRIVE_LIMIT, Bench, ServerArgs, open_in_turns, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::floor::Floor;
 use crate::framing::Protocol;
-use crate::report::{Spread, grouped, paragraph, progress, save, say, table};
+use crate::publisher::Publisher;
+use crate::report::{Spread, paragraph, progress, save, say, table};
 use crate::server::Server;
 use crate::target::Way;
+use crate::unit::grouped;
 use crate::usage::{CpuMeter, interrupts_are_apart};
 
 /// Events that are published before anything is measured: they show the frame's length and touch
@@ -67,11 +72,16 @@ pub struct CpuArgs {
     /// Check every connection's stamps too, beside its bytes; costs the receivers CPU
     #[arg(long)]
     audit: bool,
+    /// Measure a second server in the same pairs, started with this further argument; repeatable
+    #[arg(long = "beside-arg", value_name = "ARG", allow_hyphen_values = true)]
+    beside: Vec<String>,
 }
 
 /// One way of sending, measured against the floor.
 #[derive(Debug, Serialize)]
 struct Cell {
+    /// The server's further arguments.
+    server: String,
     protocol: Protocol,
     connections: usize,
     in_flight: u64,
@@ -80,13 +90,13 @@ struct Cell {
     server_us_per_delivery: Spread,
     /// Server / floor, over the pairs.
     ratio: Spread,
+    /// The same, pair by pair.
+    ratios: Vec<f64>,
     server_deliveries_per_second: Spread,
     floor_deliveries_per_second: Spread,
     receiver_share: Spread,
     /// Share of the sender's CPU that others used, over the legs of both.
     others_share: Spread,
-    floor_legs: Vec<Leg>,
-    server_legs: Vec<Leg>,
 }
 
 /// A leg's time from its option, whose name errors tell.
@@ -112,55 +122,111 @@ pub fn run(bench: &Bench, args: &CpuArgs) -> Result<()> {
     let mut cells = Vec::new();
     for &connections in &args.connections {
         for &protocol in &args.protocol {
-            let mut server =
-                Server::start(&args.server.program, Some(bench.common.sender_cpu), 1, &args.server.more)?;
-            let measured = series(bench, args, &server, protocol, connections, time, apart);
-            cells.extend(measured.map_err(|error| server.explain(error))?);
-            server.stop()?;
+            let mut servers = Vec::new();
+            for more in args.servers() {
+                let server = Server::start(&args.server.program, Some(bench.common.sender_cpu), 1, &more)?;
+                servers.push((more.join(" "), server));
+            }
+            let measured = series(bench, args, &servers, protocol, connections, time, apart);
+            cells.extend(measured.map_err(|error| {
+                servers.iter_mut().fold(error, |error, (_, server)| server.explain(error))
+            })?);
+            for (_, server) in servers {
+                server.stop()?;
+            }
         }
     }
     show(bench, args, &cells);
     save(bench.common.json.as_deref(), "cpu", &bench.machine, &cells)
 }
 
+impl CpuArgs {
+    /// The further arguments of each server.
+    fn servers(&self) -> Vec<Vec<String>> {
+        let first = self.server.more.clone();
+        let beside = [&first[..], &self.beside].concat();
+        if self.beside.is_empty() { vec![first] } else { vec![first, beside] }
+    }
+}
+
+/// A server with its subscribers, beside the floor and perhaps another one.
+struct Side<'a> {
+    /// Its further arguments.
+    name: &'a str,
+    fleet: Fleet,
+    publisher: Publisher,
+    meter: CpuMeter,
+}
+
+impl<'a> Side<'a> {
+    fn new(
+        bench: &Bench,
+        args: &CpuArgs,
+        server: &'a (String, Server),
+        protocol: Protocol,
+        apart: bool,
+    ) -> Result<Side<'a>> {
+        let (name, server) = server;
+        Ok(Side {
+            name,
+            fleet: Fleet::new(FleetPlan {
+                cpu: Some(bench.common.receiver_cpu),
+                audit: args.audit,
+                ..FleetPlan::steady(server.listen, protocol, path(protocol))
+            }),
+            publisher: super::publisher(server, args.way, args.size)?,
+            meter: CpuMeter::new(server.pid(), bench.common.sender_cpu, apart),
+        })
+    }
+
+    /// Publishes a few events. Returns the length of a frame.
+    fn calibrate(&mut self) -> Result<f64> {
+        let Side { fleet, publisher, .. } = self;
+        fleet.zero(publisher.next(), 0)?;
+        super::publish_one_by_one(publisher, CALIBRATION_EVENTS, |event, last| {
+            fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop)
+        })?;
+        let totals = fleet.check(CALIBRATION_EVENTS, CALIBRATION_EVENTS)?.totals;
+        Ok(totals.scout_bytes as f64 / CALIBRATION_EVENTS as f64)
+    }
+}
+
 /// All cells of one protocol and number of connections, over the same sockets.
 fn series(
     bench: &Bench,
     args: &CpuArgs,
-    server: &Server,
+    servers: &[(String, Server)],
     protocol: Protocol,
     connections: usize,
     time: Duration,
     apart: bool,
 ) -> Result<Vec<Cell>> {
     let common = &bench.common;
-    let mut fleet = Fleet::new(FleetPlan {
-        cpu: Some(common.receiver_cpu),
-        audit: args.audit,
-        ..FleetPlan::steady(server.listen, protocol, path(protocol))
-    });
+    let mut sides = Vec::new();
+    for server in servers {
+        sides.push(Side::new(bench, args, server, protocol, apart)?);
+    }
     let mut floor = Floor::start(0, common.sender_cpu, common.receiver_cpu, FLOOR_FIRST)?;
     open_in_turns(connections, |some| {
-        fleet.open(some)?;
+        for side in &mut sides {
+            side.fleet.open(some)?;
+        }
         floor.open(some)
     })?;
-    let mut publisher = super::publisher(server, args.way, args.size)?;
-    let server_meter = CpuMeter::new(server.pid(), common.sender_cpu, apart);
     let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, apart);
-
-    fleet.zero(publisher.next(), 0)?;
-    super::publish_one_by_one(&mut publisher, CALIBRATION_EVENTS, |event, last| {
-        fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop)
-    })?;
-    let totals = fleet.check(CALIBRATION_EVENTS, CALIBRATION_EVENTS)?.totals;
-    let mut frame_bytes = totals.scout_bytes as f64 / CALIBRATION_EVENTS as f64;
+    let mut frame_bytes = 0.0;
+    for side in &mut sides {
+        frame_bytes = side.calibrate()?;
+    }
 
     let mut cells = Vec::new();
     for &in_flight in &args.in_flight {
         // With one event in flight both windows are the same.
         let windows = if in_flight == 1 { &[Window::Burst][..] } else { &args.window };
         let mut floor_legs = Vec::new();
-        let mut server_legs: Vec<Vec<Leg>> = windows.iter().map(|_| Vec::new()).collect();
+        let kinds: Vec<(usize, Window)> =
+            (0..sides.len()).flat_map(|side| windows.iter().map(move |window| (side, *window))).collect();
+        let mut server_legs: Vec<Vec<Leg>> = kinds.iter().map(|_| Vec::new()).collect();
         for pair in 1..=args.pairs {
             progress(&format!(
                 "{}, {connections} connections, {in_flight} in flight: pair {pair} of {}",
@@ -174,17 +240,21 @@ fn series(
                 in_flight,
                 time,
             )?);
-            for (&window, legs) in windows.iter().zip(&mut server_legs) {
-                let leg = server_leg(&mut fleet, &mut publisher, &server_meter, in_flight, window, time)?;
+            for (&(side, window), legs) in kinds.iter().zip(&mut server_legs) {
+                let Side { fleet, publisher, meter, .. } = &mut sides[side];
+                let leg = server_leg(fleet, publisher, meter, in_flight, window, time)?;
                 frame_bytes = leg.frame_bytes;
                 legs.push(leg);
             }
         }
-        for (&window, legs) in windows.iter().zip(server_legs) {
-            cells.push(Cell::new(protocol, connections, in_flight, window, floor_legs.clone(), legs));
+        for (&(side, window), legs) in kinds.iter().zip(server_legs) {
+            let cell = Cell::new(protocol, connections, in_flight, window, floor_legs.clone(), legs);
+            cells.push(Cell { server: sides[side].name.into(), ..cell });
         }
     }
-    publisher.finish().context("after all legs")?;
+    for side in sides {
+        side.publisher.finish().context("after all legs")?;
+    }
     Ok(cells)
 }
 
@@ -200,27 +270,31 @@ impl Cell {
         let us = |legs: &[Leg]| Spread::of(legs.iter().map(|leg| leg.us_per_delivery));
         let rate = |legs: &[Leg]| Spread::of(legs.iter().map(|leg| leg.deliveries_per_second));
         let pairs = floor_legs.iter().zip(&server_legs);
+        let ratios: Vec<f64> =
+            pairs.map(|(floor, server)| server.us_per_delivery / floor.us_per_delivery).collect();
         Cell {
+            server: String::new(),
             protocol,
             connections,
             in_flight,
             window,
             floor_us_per_delivery: us(&floor_legs),
             server_us_per_delivery: us(&server_legs),
-            ratio: Spread::of(pairs.map(|(floor, server)| server.us_per_delivery / floor.us_per_delivery)),
+            ratio: Spread::of(ratios.iter().copied()),
+            ratios,
             server_deliveries_per_second: rate(&server_legs),
             floor_deliveries_per_second: rate(&floor_legs),
             receiver_share: Spread::of(server_legs.iter().map(|leg| leg.receiver_share)),
             others_share: Spread::of(floor_legs.iter().chain(&server_legs).map(|leg| leg.others_share)),
-            floor_legs,
-            server_legs,
         }
     }
 
     /// The cell in words.
     fn name(&self) -> String {
         format!(
-            "{}, {} connections, {} in flight ({})",
+            "{}{}{}, {} connections, {} in flight ({})",
+            self.server,
+            if self.server.is_empty() { "" } else { ", " },
             self.protocol.label(),
             grouped(self.connections as u64),
             self.in_flight,
@@ -246,8 +320,15 @@ impl Cell {
 
 fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
     say(&format!("{}\n", bench.machine.line()));
-    let rows: Vec<_> = cells.iter().map(Cell::row).collect();
+    // Where there are two, each row says whose it is.
+    let named = args.servers().len() > 1;
+    let row = |cell: &Cell| {
+        let server = if cell.server.is_empty() { "-" } else { &cell.server };
+        if named { [vec![server.into()], cell.row()].concat() } else { cell.row() }
+    };
+    let rows: Vec<_> = cells.iter().map(row).collect();
     let head = [
+        "server",
         "protocol",
         "window",
         "connections",
@@ -259,7 +340,11 @@ fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
         "server del/s",
         "receivers",
     ];
-    table(2, &head, &rows);
+    if named {
+        table(3, &head, &rows)
+    } else {
+        table(2, &head[1..], &rows)
+    }
     say(
         "\nµs = CPU of the sender per delivery, median; ratio = server / floor of each pair; floor: one send(2) per",
     );
@@ -290,6 +375,7 @@ fn throughput_gains(cells: &[Cell]) -> Vec<(&Cell, f64)> {
     let sister = |deep: &Cell| {
         cells.iter().find(|cell| {
             cell.in_flight == 16
+                && cell.server == deep.server
                 && (cell.protocol, cell.connections, cell.window)
                     == (deep.protocol, deep.connections, deep.window)
         })

@@ -13,7 +13,8 @@ use serde::Serialize;
 use super::Bench;
 use super::leg::{Leg, floor_leg};
 use crate::floor::{Floor, SENDS_PER_ENTER, Sends};
-use crate::report::{Spread, grouped, progress, save, say, table};
+use crate::report::{Spread, progress, save, say, table};
+use crate::unit::grouped;
 use crate::usage::{CpuMeter, interrupts_are_apart};
 
 /// Options of `floor`.
@@ -47,8 +48,6 @@ struct Cell {
     ring_deliveries_per_second: Spread,
     /// io_uring / `send(2)` loop, CPU per delivery, over the pairs.
     ring_ratio: Spread,
-    legs: Vec<Leg>,
-    ring_legs: Vec<Leg>,
 }
 
 /// Measures and prints.
@@ -122,8 +121,6 @@ impl Cell {
             ring_us_per_delivery: us(&ring_legs),
             ring_deliveries_per_second: rate(&ring_legs),
             ring_ratio: Spread::of(pairs.map(|(one, ring)| ring.us_per_delivery / one.us_per_delivery)),
-            legs,
-            ring_legs,
         }
     }
 }

@@ -16,8 +16,9 @@ use super::{ARRIVE_LIMIT, Bench};
 use crate::fleet::FleetPlan;
 use crate::floor::{Floor, Shape};
 use crate::framing::Protocol;
-use crate::report::{Spread, grouped, progress, save, say, table};
+use crate::report::{Spread, progress, save, say, table};
 use crate::stamp::STAMP_BYTES;
+use crate::unit::grouped;
 
 /// What subscribers may cost, as a multiple of the bare loop.
 const RATIO_MAX: f64 = 1.2;
@@ -68,15 +69,6 @@ struct Cell {
     us_per_delivery: Spread,
     /// Receiver / bare loop, over the rounds.
     ratio: Spread,
-    legs: Vec<Leg>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct Leg {
-    deliveries: u64,
-    seconds: f64,
-    cpu_ns: u64,
-    us_per_delivery: f64,
 }
 
 /// Measures, prints and saves; a broken promise is an error after that.
@@ -129,7 +121,7 @@ fn measure(bench: &Bench, args: &GeneratorArgs, protocol: Protocol, time: Durati
             legs.push(leg(floor, *kind, shape, time)?);
         }
     }
-    let bare: Vec<Leg> = receivers[0].2.clone();
+    let bare: Vec<f64> = receivers[0].2.clone();
     Ok(receivers
         .into_iter()
         .map(|(kind, _, legs)| Cell {
@@ -137,20 +129,19 @@ fn measure(bench: &Bench, args: &GeneratorArgs, protocol: Protocol, time: Durati
             connections: args.connections,
             events_per_send: args.burst,
             kind,
-            us_per_delivery: Spread::of(legs.iter().map(|leg| leg.us_per_delivery)),
+            us_per_delivery: Spread::of(legs.iter().copied()),
             ratio: ratio(&legs, &bare),
-            legs,
         })
         .collect())
 }
 
-fn ratio(legs: &[Leg], bare: &[Leg]) -> Spread {
-    Spread::of(legs.iter().zip(bare).map(|(leg, bare)| leg.us_per_delivery / bare.us_per_delivery))
+fn ratio(legs: &[f64], bare: &[f64]) -> Spread {
+    Spread::of(legs.iter().zip(bare).map(|(leg, bare)| leg / bare))
 }
 
-/// Bursts for `time` and what they cost the receiver; every delivery is checked as the receiver's
+/// Bursts for `time` and their CPU microseconds per delivery at the receiver; every delivery is checked as the receiver's
 /// kind can.
-fn leg(floor: &mut Floor, kind: Kind, shape: Shape, time: Duration) -> Result<Leg> {
+fn leg(floor: &mut Floor, kind: Kind, shape: Shape, time: Duration) -> Result<f64> {
     floor.shape_stamped(shape)?;
     let connections = floor.fleet().connections() as u64;
     let send = |floor: &mut Floor, time: Duration| -> Result<u64> {
@@ -164,9 +155,7 @@ fn leg(floor: &mut Floor, kind: Kind, shape: Shape, time: Duration) -> Result<Le
     };
     let warm = send(floor, WARM_UP)?;
     let before = floor.fleet().report(0)?.totals.cpu_ns;
-    let start = Instant::now();
     let events = send(floor, time)?;
-    let seconds = start.elapsed().as_secs_f64();
     let cpu_ns = floor.fleet().report(0)?.totals.cpu_ns - before;
     let all = warm + events;
     match kind {
@@ -179,8 +168,7 @@ fn leg(floor: &mut Floor, kind: Kind, shape: Shape, time: Duration) -> Result<Le
         }
         Kind::Counting | Kind::Audit => drop(floor.fleet().check(all, all)?),
     }
-    let deliveries = events * connections;
-    Ok(Leg { deliveries, seconds, cpu_ns, us_per_delivery: cpu_ns as f64 / 1e3 / deliveries as f64 })
+    Ok(cpu_ns as f64 / 1e3 / (events * connections) as f64)
 }
 
 fn show(bench: &Bench, args: &GeneratorArgs, cells: &[Cell], worst: f64) {
@@ -225,10 +213,7 @@ mod tests {
 
     #[test]
     fn the_ratio_is_taken_within_each_round() {
-        let leg = |us_per_delivery| Leg { deliveries: 1, seconds: 1.0, cpu_ns: 1, us_per_delivery };
-        let bare = [leg(1.0), leg(2.0), leg(4.0)];
-        let audit = [leg(1.5), leg(2.2), leg(4.4)];
-        let ratio = ratio(&audit, &bare);
+        let ratio = ratio(&[1.5, 2.2, 4.4], &[1.0, 2.0, 4.0]);
         assert!((ratio.median - 1.1).abs() < 1e-9 && (ratio.max - 1.5).abs() < 1e-9, "{ratio:?}");
     }
 }

@@ -16,10 +16,11 @@ use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
 use crate::publisher::Publisher;
-use crate::report::{Spread, grouped, progress, save, say, table};
+use crate::report::{Spread, progress, save, say, table};
 use crate::server::Server;
 use crate::stamp::now_ns;
 use crate::target::Way;
+use crate::unit::grouped;
 use crate::usage::Memory;
 use crate::workload::Behaviour;
 
@@ -70,7 +71,8 @@ struct Leg {
     stalled: bool,
     stages: Vec<Stage>,
     memory: Memory,
-    stats: Value,
+    /// What the server said in the end of connections that do not keep up.
+    told: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -144,9 +146,9 @@ fn leg(
     for &rate in &args.rate {
         stages.push(stage(&mut healthy, &mut publisher, rate, time)?);
     }
-    let (memory, stats) = (server.memory()?, server.stats()?);
+    let (memory, told) = (server.memory()?, told(&server.stats()?));
     publisher.finish()?;
-    Ok(Leg { stalled, stages, memory, stats })
+    Ok(Leg { stalled, stages, memory, told })
 }
 
 /// Publishes at `rate` for `time`, each event at its time or as soon after as it can be, stamped
@@ -220,11 +222,7 @@ fn show(bench: &Bench, args: &IsolationArgs, comparisons: &[Comparison]) {
             with.median - without.median
         ));
         if let Some(leg) = comparison.legs(true).last() {
-            say(&format!(
-                "{}: /stats of the last leg with it: {}",
-                comparison.protocol.label(),
-                told(&leg.stats)
-            ));
+            say(&format!("{}: /stats of the last leg with it: {}", comparison.protocol.label(), leg.told));
         }
     }
     say(&format!(

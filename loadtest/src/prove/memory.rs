@@ -13,9 +13,10 @@ use serde::Serialize;
 use super::{ARRIVE_LIMIT, Bench, ServerArgs, path, publish_one_by_one};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
-use crate::report::{grouped, progress, save, say, table};
+use crate::report::{progress, save, say, table};
 use crate::server::Server;
 use crate::target::Way;
+use crate::unit::grouped;
 use crate::usage::Memory;
 
 /// Memory has settled when it did not change for so long.

@@ -9,8 +9,9 @@ use clap::Args;
 
 use crate::framing::Protocol;
 use crate::machine::Machine;
-use crate::process::check_sockets;
+use crate::process::{check_cpus, check_sockets, pin_self, raise_descriptor_limit};
 use crate::publisher::{PublishPlan, Publisher};
+use crate::report::check_place;
 use crate::server::Server;
 use crate::target::{Way, with_topic};
 
@@ -33,14 +34,14 @@ const OPENED_IN_TURN: usize = 50;
 #[derive(Debug, Clone, Args)]
 pub struct Common {
     /// CPU of the sender: the server or the floor
-    #[arg(long, value_name = "CPU", default_value_t = 0)]
+    #[arg(long, global = true, value_name = "CPU", default_value_t = 0)]
     pub sender_cpu: usize,
     /// CPU of the receivers and of the coordinator
-    #[arg(long, value_name = "CPU", default_value_t = 1)]
+    #[arg(long, global = true, value_name = "CPU", default_value_t = 1)]
     pub receiver_cpu: usize,
     /// Save the results as JSON with machine, command line and commit: of the checkout around you,
     /// not of the program
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }
 
@@ -62,6 +63,23 @@ pub struct Bench {
     pub machine: Machine,
     /// Options of every command.
     pub common: Common,
+}
+
+impl Bench {
+    /// Prepares a measurement with this process beside the receivers.
+    pub fn pinned(common: Common) -> Result<Bench> {
+        let receiver_cpu = common.receiver_cpu;
+        check_cpus(common.sender_cpu, receiver_cpu)?;
+        let bench = Bench::unpinned(common)?;
+        pin_self(receiver_cpu)?;
+        Ok(bench)
+    }
+
+    /// Prepares a measurement in which CPUs do not matter.
+    pub fn unpinned(common: Common) -> Result<Bench> {
+        common.json.as_deref().map_or(Ok(()), check_place)?;
+        Ok(Bench { machine: Machine::describe(raise_descriptor_limit()?), common })
+    }
 }
 
 /// The subscriber path of the proofs' topic.

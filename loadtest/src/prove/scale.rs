@@ -14,9 +14,10 @@ use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
 use crate::receiver::latency_histogram;
-use crate::report::{grouped, progress, save, say};
+use crate::report::{progress, save, say};
 use crate::server::Server;
 use crate::target::Way;
+use crate::unit::grouped;
 use crate::usage::Memory;
 
 /// Options of `scale`.
@@ -56,7 +57,7 @@ struct Outcome {
     publish_to_last_ms: Vec<f64>,
     /// Milliseconds from publish to arrival over all deliveries: median, 99th percentile, maximum.
     arrival_ms: [f64; 3],
-    /// What the server says of itself.
+    /// What the server says of itself, over all shards.
     stats: serde_json::Value,
 }
 
@@ -161,7 +162,7 @@ fn measure(args: &ScaleArgs, server: &Server) -> Result<Outcome> {
             ms(latencies.value_at_quantile(0.99)),
             ms(latencies.max()),
         ],
-        stats: server.stats()?,
+        stats: server.stats()?["totals"].take(),
     })
 }
 

@@ -21,9 +21,10 @@ use super::{ARRIVE_LIMIT, Bench, ServerArgs, path, publish_one_by_one};
 use crate::fleet::{Fleet, FleetPlan};
 use crate::framing::Protocol;
 use crate::process::Child;
-use crate::report::{grouped, paragraph, progress, save, say, table};
+use crate::report::{paragraph, progress, save, say, table};
 use crate::server::Server;
 use crate::target::Way;
+use crate::unit::grouped;
 
 /// Events before strace is attached.
 const WARM_UP_EVENTS: u64 = 20;

@@ -13,9 +13,9 @@ use super::pipe::Pipe;
 use super::{Batch, PublishPlan, Refusals, Sink, TEND_EVERY, Template};
 use crate::fault::server_fault;
 use crate::framing::websocket::{CLOSE, TEXT, client_frame, client_head};
-use crate::framing::{Protocol, Splitter};
+use crate::framing::{Dialect, Protocol, Splitter};
 use crate::receiver::handshake::{head_end, websocket_request};
-use crate::target::{Dialect, with_topic};
+use crate::target::with_topic;
 
 /// Status 1000: nothing is wrong.
 const CLOSE_NORMAL: [u8; 2] = [3, 232];

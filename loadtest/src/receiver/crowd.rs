@@ -417,7 +417,8 @@ impl Crowd {
                     let error = std::io::Error::from_raw_os_error(errno);
                     self.closed(number, &format!("the connection broke: {error}"))?;
                 }
-                (State::Away | State::Connecting, _) => {}
+                // Only a member that leaves cancels its receive.
+                (State::Open, ReceiveEnd::Cancelled) | (State::Away | State::Connecting, _) => {}
             }
         }
         for number in std::mem::take(&mut self.closing) {

@@ -15,8 +15,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use super::CrowdSetup;
 use crate::fault::server_fault;
-use crate::framing::{Protocol, Splitter, nats};
-use crate::target::{Dialect, with_topic};
+use crate::framing::{Dialect, Protocol, Splitter, nats};
+use crate::target::with_topic;
 use crate::workload::Behaviour;
 
 /// The floor's answer to any request head: as long as a WebSocket server's, so that its sockets

@@ -23,9 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::Findings;
 use crate::fault::is_by_server;
-use crate::framing::Protocol;
+use crate::framing::{Dialect, Protocol};
 use crate::link::{Lines, has_room, write_line};
-use crate::target::Dialect;
 use crate::usage::own_cpu_ns;
 use crate::workload::Behaviour;
 use crowd::Crowd;

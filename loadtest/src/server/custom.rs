@@ -11,7 +11,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use super::pinned_to;
-use crate::target::{Dialect, Target, Way};
+use crate::framing::Dialect;
+use crate::target::{Target, Way};
 
 /// A server of the user's own.
 #[derive(Debug, Clone, Default, Args)]

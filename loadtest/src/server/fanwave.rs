@@ -10,8 +10,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::program::Program;
+use crate::framing::Dialect;
 use crate::http;
-use crate::target::{Dialect, Target, Way};
+use crate::target::{Target, Way};
 use crate::usage::{Memory, memory};
 
 /// Heartbeats would be bytes that nobody published: they are as rare as fanwave allows.

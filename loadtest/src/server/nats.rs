@@ -10,7 +10,8 @@ use anyhow::Result;
 
 use super::program::Program;
 use super::{INSTALL, Process, Running, scratch, version_of};
-use crate::target::{Dialect, Target, Way};
+use crate::framing::Dialect;
+use crate::target::{Target, Way};
 
 const CONFIG: &str = include_str!("../../rivals/nats.conf");
 

@@ -14,8 +14,9 @@ use tempfile::TempDir;
 
 use super::program::Program;
 use super::{INSTALL, Process, Running, scratch, version_of};
+use crate::framing::Dialect;
 use crate::process::sockets_per_process_max;
-use crate::target::{Dialect, Target, Way};
+use crate::target::{Target, Way};
 
 const CONFIG: &str = include_str!("../../rivals/nchan.conf");
 /// Ports tried: another program may take one between our choice and nginx's start.

@@ -5,7 +5,7 @@
 //! - A line is sent as soon as it is whole, and no line costs another one: what cannot be sent is
 //!   left out and told, as the server does with what it refuses. An input that breaks ends the body
 //!   like one that ends.
-//! - Lines bear their number in standard input, whoever refuses them.
+//! - Lines bear their number in standard input, whether client or server refuses them.
 //! - Whatever was left out or refused makes the command fail, with the counts.
 //! - The server may be silent as long as lines may come, and a bounded time after the last one.
 
@@ -91,9 +91,20 @@ fn verdict(summary: Summary, unsent: &Unsent) -> Result<(), ClientError> {
 /// What keeps a line of standard input from being sent, with its number from 1.
 enum Obstacle {
     /// The line is no event, and is left out.
-    Line { number: u64, cause: String },
+    Line { number: u64, cause: NoEvent },
     /// The line cannot be read; there is nothing after it.
     Broken { number: u64, error: io::Error },
+}
+
+/// Why a line is no event.
+#[derive(Debug, thiserror::Error)]
+enum NoEvent {
+    #[error("more than {EVENT_BYTES_MAX} bytes")]
+    TooLong,
+    #[error("not UTF-8 at byte {at}; --binary publishes any bytes")]
+    NotUtf8 { at: usize },
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
 }
 
 /// What was not sent.
@@ -244,11 +255,7 @@ impl<Input: AsyncRead + Send + Unpin + 'static> Lines<Input> {
             return Ok(None);
         }
         let too_long = line.len() > EVENT_BYTES_MAX && !line.ends_with(b"\n");
-        let json = if too_long {
-            Err(format!("more than {EVENT_BYTES_MAX} bytes"))
-        } else {
-            encode_line(&line, &self.options)
-        };
+        let json = if too_long { Err(NoEvent::TooLong) } else { encode_line(&line, &self.options) };
         let cause = match json {
             Ok(json) => return Ok(Some(json)),
             Err(cause) => cause,
@@ -283,20 +290,18 @@ impl<Input: AsyncRead + Send + Unpin + 'static> Lines<Input> {
 
 /// One line, its line break left out, as one line of NDJSON. In bytes a CR is no part of a line
 /// break.
-fn encode_line(line: &[u8], options: &Options) -> Result<Bytes, String> {
+fn encode_line(line: &[u8], options: &Options) -> Result<Bytes, NoEvent> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let (data, base64) = if options.binary {
         (None, Some(STANDARD.encode(line)))
     } else {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let text = std::str::from_utf8(line).map_err(|error| {
-            format!("not UTF-8 at byte {}; --binary publishes any bytes", error.valid_up_to())
-        })?;
+        let text = std::str::from_utf8(line).map_err(|error| NoEvent::NotUtf8 { at: error.valid_up_to() })?;
         (Some(text), None)
     };
     let event = options.event.as_deref();
     let line = Line { topic: &options.topic, data, base64, event, retry: options.retry };
-    let mut json = serde_json::to_vec(&line).map_err(|error| error.to_string())?;
+    let mut json = serde_json::to_vec(&line)?;
     json.push(b'\n');
     Ok(json.into())
 }

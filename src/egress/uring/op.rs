@@ -47,6 +47,6 @@ impl Op {
 }
 
 /// Batches of instant sends at most, since the last reap that found all of them taken and told: as
-/// many as user data can tell apart. Whoever reaps after each submit never has more than the queue
-/// has entries.
+/// many as user data can tell apart. A shard that reaps after each submit never has more than the
+/// queue has entries.
 pub const INSTANT_BATCHES_MAX: usize = 1 << 24;

@@ -36,6 +36,7 @@ fn serve(shards: usize, limits: Limits, more: Option<ControlListener>) -> Server
         outboxes,
         demand: Arc::default(),
         memory,
+        egress: EgressReport::default(),
         listen: vec!["127.0.0.1:8080".parse().expect("an address")],
         surroundings: Default::default(),
         control: [ControlListener::Tcp(listener)].into_iter().chain(more).collect(),
@@ -177,7 +178,7 @@ async fn a_shard_that_fails_ends_the_server_by_name_and_drains_the_others() {
         let mut server = serve(2, Limits::default(), None);
         drop(server.inboxes.remove(1));
         let mut seen = server.start_shard(0);
-        server.ends.send(ShardEnd { shard: 1, result: result.clone() }).expect("it runs");
+        server.ends.send(ShardEnd::new(1, result.clone())).expect("it runs");
         assert!(matches!(seen.recv().await, Some(Seen::Drain)));
         let error = server.ended.await.expect("no panic").expect_err("a failure");
         let cause = result.err().unwrap_or("ended without being told to".into());

@@ -81,12 +81,12 @@ async fn a_head_that_no_route_sees_is_told_and_counted_under_its_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_asks_nothing_is_refused_nothing() {
+async fn a_client_that_asks_nothing_is_refused_nothing() {
     let bench = bench(1, Limits::default());
     for (bytes, ends) in [("", true), ("\r\n", true), ("", false), ("\r\n", false)] {
         assert_eq!(exchange(&bench, bytes.as_bytes(), ends).await, "", "{bytes:?}");
     }
-    // Between two requests as well, whoever ends the connection, and after a body.
+    // Between two requests as well, whether client or server ends the connection, and after a body.
     for ends in [true, false] {
         let requests = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n\
             POST /topics/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx";

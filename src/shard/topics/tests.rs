@@ -350,7 +350,7 @@ fn only_topics_with_subscribers_take_places_from_new_ones() {
 }
 
 #[test]
-fn whoever_moves_during_a_lap_is_named() {
+fn a_subscriber_that_moves_during_a_lap_is_named() {
     let mut topics = topics(|_| ());
     let index = topics.intern(&topic("a"));
     for slot in 10..13 {

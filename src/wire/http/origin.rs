@@ -26,21 +26,35 @@ impl fmt::Display for Origin {
     }
 }
 
-impl FromStr for Origin {
-    type Err = String;
+/// What text lacks to be an origin; the message says what to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OriginError {
+    /// `://` is missing.
+    #[error("write an origin such as https://example.com")]
+    NoScheme,
+    /// What stands before `://` is no scheme (RFC 3986 §3.1).
+    #[error("an origin begins with its scheme, as https://example.com does")]
+    Scheme,
+    /// What stands behind it is no host with or without a port.
+    #[error("an origin is scheme://host or scheme://host:port, without a path")]
+    Host,
+}
 
-    fn from_str(text: &str) -> Result<Origin, String> {
+impl FromStr for Origin {
+    type Err = OriginError;
+
+    fn from_str(text: &str) -> Result<Origin, OriginError> {
         let lower = text.to_ascii_lowercase();
         let Some((scheme, authority)) = lower.split_once("://") else {
-            return Err("write an origin such as https://example.com".to_string());
+            return Err(OriginError::NoScheme);
         };
         let scheme_bytes = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
         if !scheme.starts_with(|first: char| first.is_ascii_alphabetic()) || !scheme.bytes().all(scheme_bytes)
         {
-            return Err("an origin begins with its scheme, as https://example.com does".to_string());
+            return Err(OriginError::Scheme);
         }
         if authority.is_empty() || !is_host(authority.as_bytes()) {
-            return Err("an origin is scheme://host or scheme://host:port, without a path".to_string());
+            return Err(OriginError::Host);
         }
         Ok(Origin(format!("{scheme}://{}", without_default_port(scheme, authority)).into()))
     }

@@ -6,12 +6,15 @@
 //!   control frame that is cut by the end of a piece is kept, in a box that lives until the frame
 //!   is whole.
 //! - [`Decoder::feed_showing`] also shows the payload of messages, piece by piece, where it lies.
+//!   [`Decoder::feed_until`] stops between two messages as well.
 //! - A limit is enforced at the frame's header, before the first byte of its payload is looked at.
 //! - Nothing is read after a close frame or a violation.
 //! - One decoder per idle connection: it stays within [`DECODER_BYTES_MAX`].
 //!
 //! Not here: what is answered. Later formats that take commands get the payload of text messages at
 //! the one place that checks it.
+
+use std::ops::ControlFlow;
 
 use super::mask::unmask;
 use super::utf8::Utf8;
@@ -130,7 +133,12 @@ impl Decoder {
         message_bytes_max: u64,
         on: impl FnMut(Incoming<'_>),
     ) -> Result<(), Violation> {
-        self.feed_as::<false>(bytes, message_bytes_max, on)
+        let mut on = on;
+        self.feed_as::<false>(bytes, message_bytes_max, |incoming| {
+            on(incoming);
+            ControlFlow::Continue(())
+        })
+        .map(drop)
     }
 
     /// [`Decoder::feed`] that also shows the payload of data messages ([`Incoming::Payload`]). What
@@ -141,6 +149,22 @@ impl Decoder {
         message_bytes_max: u64,
         on: impl FnMut(Incoming<'_>),
     ) -> Result<(), Violation> {
+        let mut on = on;
+        self.feed_until(bytes, message_bytes_max, |incoming| {
+            on(incoming);
+            ControlFlow::Continue(())
+        })
+        .map(drop)
+    }
+
+    /// [`Decoder::feed_showing`] that reads no further than the first [`Incoming::Message`] after
+    /// which `on` breaks off. Returns how many bytes it has read; the others are as they were.
+    pub fn feed_until(
+        &mut self,
+        bytes: &mut [u8],
+        message_bytes_max: u64,
+        on: impl FnMut(Incoming<'_>) -> ControlFlow<()>,
+    ) -> Result<usize, Violation> {
         self.feed_as::<true>(bytes, message_bytes_max, on)
     }
 
@@ -148,8 +172,8 @@ impl Decoder {
         &mut self,
         bytes: &mut [u8],
         message_bytes_max: u64,
-        mut on: impl FnMut(Incoming<'_>),
-    ) -> Result<(), Violation> {
+        mut on: impl FnMut(Incoming<'_>) -> ControlFlow<()>,
+    ) -> Result<usize, Violation> {
         let result = self.read::<SHOWING>(bytes, message_bytes_max, &mut on);
         if result.is_err() {
             self.close();
@@ -161,28 +185,32 @@ impl Decoder {
         &mut self,
         bytes: &mut [u8],
         message_bytes_max: u64,
-        on: &mut impl FnMut(Incoming<'_>),
-    ) -> Result<(), Violation> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            match self.part {
-                Part::Closed => return Ok(()),
+        on: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
+    ) -> Result<usize, Violation> {
+        let mut read = 0;
+        while read < bytes.len() {
+            let rest = &mut bytes[read..];
+            let after = match self.part {
+                Part::Closed => return Ok(read + rest.len()),
                 Part::Payload => {
                     let here = rest.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
-                    let (payload, after) = rest.split_at_mut(here);
-                    self.payload::<SHOWING>(payload, on)?;
-                    rest = after;
+                    read += here;
+                    self.payload::<SHOWING>(&mut rest[..here], on)?
                 }
                 _ => {
+                    read += 1;
                     self.header_byte(rest[0], message_bytes_max)?;
-                    rest = &mut rest[1..];
-                    if self.part == Part::Payload && self.remaining == 0 {
-                        self.payload::<SHOWING>(&mut [], on)?;
+                    match self.part == Part::Payload && self.remaining == 0 {
+                        true => self.payload::<SHOWING>(&mut [], on)?,
+                        false => ControlFlow::Continue(()),
                     }
                 }
+            };
+            if after.is_break() {
+                break;
             }
         }
-        Ok(())
+        Ok(read)
     }
 
     /// Takes one byte of a frame's header (RFC 6455 §5.2).
@@ -278,8 +306,8 @@ impl Decoder {
     fn payload<const SHOWING: bool>(
         &mut self,
         payload: &mut [u8],
-        on: &mut impl FnMut(Incoming<'_>),
-    ) -> Result<(), Violation> {
+        on: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Violation> {
         self.remaining -= payload.len() as u64;
         let ends = self.remaining == 0;
         if ends {
@@ -290,7 +318,10 @@ impl Decoder {
             self.mask.rotate_left(payload.len() % 4);
         }
         if self.is_control() {
-            return self.control_payload(payload, ends, on);
+            self.control_payload(payload, ends, &mut |incoming| {
+                let _ = on(incoming);
+            })?;
+            return Ok(ControlFlow::Continue(()));
         }
         if self.message == Message::Text {
             let valid = self.utf8.push(payload);
@@ -299,13 +330,13 @@ impl Decoder {
             }
         }
         if SHOWING && !payload.is_empty() {
-            on(Incoming::Payload(payload));
+            let _ = on(Incoming::Payload(payload));
         }
         if ends && self.is_last() {
             let text = std::mem::take(&mut self.message) == Message::Text;
-            on(Incoming::Message { bytes: self.message_bytes, text });
+            return Ok(on(Incoming::Message { bytes: self.message_bytes, text }));
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Collects a control frame's payload, without a copy if it is here in one piece.
@@ -664,6 +695,30 @@ mod tests {
             let expected = [(true, "Grüezi".into()), (false, binary.to_vec()), (false, Vec::new())];
             assert_eq!((messages.as_slice(), payload.len()), (&expected[..], 0), "in pieces of {size}");
         }
+    }
+
+    #[test]
+    fn a_caller_that_breaks_off_reads_the_next_message_later() {
+        let first = frames(&[(0x89, b"1"), (0x01, b"a"), (0x80, b"b")]);
+        let bytes = [first.clone(), frames(&[(0x81, b"c"), (0x82, b""), (0x8a, b"")])].concat();
+        let mut decoder = Decoder::default();
+        let (mut rest, mut ends, mut payloads) = (bytes.clone(), Vec::new(), Vec::new());
+        let mut at = 0;
+        while at < rest.len() {
+            at += decoder
+                .feed_until(&mut rest[at..], 9, |incoming| match incoming {
+                    Incoming::Message { .. } => ControlFlow::Break(()),
+                    Incoming::Payload(piece) => {
+                        payloads.extend_from_slice(piece);
+                        ControlFlow::Break(())
+                    }
+                    _ => ControlFlow::Break(()),
+                })
+                .expect("valid frames");
+            ends.push(at);
+        }
+        assert_eq!(payloads, b"abc");
+        assert_eq!(ends, [first.len(), first.len() + 7, first.len() + 13, bytes.len()]);
     }
 
     proptest! {

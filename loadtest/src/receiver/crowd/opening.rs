@@ -17,12 +17,11 @@ use super::{
     STUCK_LOOK_NS, STUCK_NS, Shaking, State, Task, late,
 };
 use crate::audit::Audit;
-use crate::framing::Splitter;
+use crate::framing::{Dialect, Splitter};
 use crate::receiver::handshake::{self, Attempt, Step};
 use crate::receiver::tally::Counting;
 use crate::receiver::wires::{Wires, slot};
 use crate::stamp::now_ns;
-use crate::target::Dialect;
 use crate::workload::Behaviour;
 
 impl Crowd {

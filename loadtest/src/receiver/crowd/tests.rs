@@ -8,9 +8,8 @@ use std::time::Instant;
 use fanwave::egress::{Completion, EgressRing};
 
 use super::*;
-use crate::framing::Protocol;
+use crate::framing::{Dialect, Protocol};
 use crate::stamp::{STAMP_BYTES, Stamp};
-use crate::target::Dialect;
 
 /// A crowd, what it waits for, and its server.
 struct Scene {

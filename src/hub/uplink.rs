@@ -1,0 +1,81 @@
+//! What clients of the shards publish: taken from the uplinks, answered on the side paths.
+//!
+//! Invariants worth naming:
+//! - All that waits when the hub wakes up is accepted together, flushed once, and answered with one
+//!   message per shard. Then other work of the hub has its turn.
+//! - No shard waits for another one's flood: each has its share of a round
+//!   ([`UPLINK_SHARE`]), and the next round begins with the next shard.
+//! - A publish is admitted like a single one of the control plane: nobody waits for room here.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use super::{Hub, Intake};
+use crate::broadcast::{Answer, Outbox, Publish, Taken};
+use crate::clock::Stamp;
+use crate::config::limits::{UPLINK_ROUND_MAX, UPLINK_SHARE};
+
+/// Serves the uplinks as long as the hub lives: while it drains, clients are told so.
+pub(super) async fn serve(hub: Arc<Hub>) {
+    let mut first = 0;
+    loop {
+        poll_fn(|context| {
+            let intake = hub.intake();
+            // Registered before the look: see `broadcast::uplink`.
+            intake.outboxes().iter().for_each(|outbox| outbox.uplink().wake_with(context.waker()));
+            match intake.outboxes().iter().all(|outbox| outbox.uplink().is_empty()) {
+                true => Poll::Pending,
+                false => Poll::Ready(()),
+            }
+        })
+        .await;
+        hub.take_uplinks(first);
+        first += 1;
+        tokio::task::yield_now().await;
+    }
+}
+
+impl Hub {
+    /// Takes what waits on the uplinks, a bounded number, beginning with shard `first`.
+    pub(super) fn take_uplinks(&self, first: usize) {
+        let answers = self.change(|intake| accept_round(intake, first));
+        self.flush();
+        let intake = self.intake();
+        for (outbox, answers) in intake.outboxes().iter().zip(answers) {
+            if !answers.is_empty() {
+                outbox.answer(answers);
+            }
+        }
+    }
+}
+
+/// Accepts or refuses publishes of all shards, in turns of a share. Returns the answers by shard.
+fn accept_round(intake: &mut Intake, first: usize) -> Vec<Vec<Answer>> {
+    let shards = intake.outboxes().len();
+    let mut answers: Vec<Vec<Answer>> = (0..shards).map(|_| Vec::new()).collect();
+    let now = Stamp::now();
+    let mut left = UPLINK_ROUND_MAX;
+    let mut idle = 0;
+    let mut turn = first;
+    while left > 0 && idle < shards {
+        let shard = turn % shards;
+        turn += 1;
+        let mut taken = 0;
+        while taken < UPLINK_SHARE.min(left)
+            && let Some(Publish { ticket, event }) = next(intake.outboxes(), shard)
+        {
+            taken += 1;
+            let outcome = intake.accept(event, now).map(|sequence| Taken { sequence, duplicate: false });
+            answers[shard].push(Answer { ticket, outcome });
+        }
+        left -= taken;
+        // One that had less than its share is not asked again in this round.
+        idle = if taken < UPLINK_SHARE { idle + 1 } else { 0 };
+    }
+    answers
+}
+
+fn next(outboxes: &[Outbox], shard: usize) -> Option<Publish> {
+    outboxes[shard].uplink().take()
+}
