@@ -159,7 +159,7 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         refusal(UnknownCoding, "unknown_coding", 501),
         refusal(ForeignOrigin, "foreign_origin", 403),
         refusal(Full, "full", 503),
-        refusal(AddressFull, "address_full", 429),
+        CloseRow { ending: Either, ..refusal(AddressFull, "address_full", 429) },
         refusal(BadProxyHeader, "bad_proxy_header", 400),
         CloseRow { http_status: Some(503), ..told(Draining, "draining", Either, Ours(1012)) },
         told(WsProtocol, "ws_protocol", InOrder, Ours(1002)),

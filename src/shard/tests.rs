@@ -320,7 +320,7 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
             refused(403),
         ),
         (Full, full(), refused(503)),
-        (Draining, drained(), closed(1001)),
+        (Draining, drained(), closed(1012)),
         (Draining, cut_by_the_drain(), CUT),
         (WsProtocol, after_frame(b"\x81\x01a", WsProtocol), closed(1002)),
         (WsNotUtf8, after_frame(&masked(0x1, b"\xff"), WsNotUtf8), closed(1007)),
