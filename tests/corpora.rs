@@ -75,6 +75,7 @@ targets! {
     single_publish
     sse_parser
     proxy_header
+    commands
     whole_shard
 }
 

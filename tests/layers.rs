@@ -24,7 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("printed", &[]),
     ("secret", &[]),
     ("admission", &[]),
-    ("wire", &["event", "close"]),
+    ("wire", &["event", "close", "topic_pattern"]),
     ("config/limits", &["event", "wire"]),
     ("refusal", &["config/limits"]),
     ("publishing", &["event", "wire", "config/limits", "refusal"]),

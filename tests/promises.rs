@@ -21,6 +21,7 @@ mod promises {
     mod control;
     mod control_access;
     mod control_room;
+    mod conversation;
     mod dashboard;
     mod delivery;
     mod echo;
@@ -45,6 +46,7 @@ mod promises {
     mod shutdown;
     mod stalled_reader;
     mod start_up;
+    mod starts;
     mod topics;
     mod websocket;
 }

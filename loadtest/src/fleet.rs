@@ -5,24 +5,16 @@
 //! What is said of "every connection" (completion, last arrivals) holds for steady subscribers:
 //! those who come and go are counted and audited, and not waited for.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use hdrhistogram::Histogram;
 
 use crate::fault::told;
-use crate::framing::{Dialect, Protocol};
 use crate::link::{self, Link};
 use crate::process::sockets_per_process_max;
-use crate::receiver::{CrowdSetup, Order, Totals, Word, latency_histogram, owed, record};
+use crate::receiver::{CrowdSetup, Order, SampleWord, Totals, Word, latency_histogram, owed, record};
 use crate::workload::Behaviour;
-use sample::Lasts;
-
-mod sample;
-
-pub use crate::receiver::LastArrival;
-pub use sample::Sample;
 
 /// The longest silence of a receiver that opens connections; it reports a stuck opening itself,
 /// earlier.
@@ -38,56 +30,6 @@ const TAIL_LOOK: Duration = Duration::from_millis(20);
 /// run small.
 pub const SOCKETS_PER_RECEIVER_MAX: u64 = 19_000;
 
-/// What to subscribe to, and how.
-#[derive(Debug, Clone)]
-pub struct FleetPlan {
-    /// Where to connect.
-    pub target: SocketAddr,
-    /// What to speak.
-    pub protocol: Protocol,
-    /// What flows over its connections.
-    pub dialect: Dialect,
-    /// Path and query of the request; may hold `{topic}`.
-    pub path: String,
-    /// Topics: connection k, counted over all fleets, subscribes to topic k mod topics. At least 1.
-    pub topics: usize,
-    /// Number of the first connection: fleets of one run use different source addresses.
-    pub first: usize,
-    /// CPU of the receivers.
-    pub cpu: Option<usize>,
-    /// Check every connection and record latencies.
-    pub audit: bool,
-    /// What the subscribers do once they are connected.
-    pub behaviour: Behaviour,
-    /// Handshakes started per second while they connect; as fast as the server answers if absent.
-    pub ramp_per_second: Option<f64>,
-    /// Receive buffer of each socket in bytes; the system's own (small ones for slow and stalled
-    /// readers) if absent.
-    pub receive_buffer: Option<usize>,
-    /// Only receive and add up lengths: the loop that the generator's own cost is measured against.
-    pub bare: bool,
-}
-
-impl FleetPlan {
-    /// Steady, unaudited subscribers of one topic of a fanwave; the rest is set by struct update.
-    pub fn steady(target: SocketAddr, protocol: Protocol, path: String) -> FleetPlan {
-        FleetPlan {
-            target,
-            protocol,
-            dialect: Dialect::Fanwave,
-            path,
-            topics: 1,
-            first: 0,
-            cpu: None,
-            audit: false,
-            behaviour: Behaviour::Steady,
-            ramp_per_second: None,
-            receive_buffer: None,
-            bare: false,
-        }
-    }
-}
-
 struct Member {
     link: Link,
     connections: usize,
@@ -96,12 +38,19 @@ struct Member {
     answer: Option<Word>,
 }
 
+/// Connections of one receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    /// Number of the first.
+    pub first: usize,
+    /// How many.
+    pub connections: usize,
+}
+
 /// Running receivers with their connections.
 pub struct Fleet {
-    plan: FleetPlan,
+    plan: CrowdSetup,
     members: Vec<Member>,
-    /// Events that have not arrived in all receivers.
-    lasts: Lasts,
 }
 
 /// Counters over all receivers since zero.
@@ -115,13 +64,23 @@ pub struct FleetTotals {
 
 impl Fleet {
     /// A fleet without connections.
-    pub fn new(plan: FleetPlan) -> Fleet {
-        Fleet { plan, members: Vec::new(), lasts: Lasts::default() }
+    pub fn new(plan: CrowdSetup) -> Fleet {
+        Fleet { plan, members: Vec::new() }
     }
 
     /// Connections now.
     pub fn connections(&self) -> usize {
         self.members.iter().map(|member| member.connections).sum()
+    }
+
+    /// Number of the first connection of each receiver, and how many it has.
+    pub fn groups(&self) -> Vec<Group> {
+        let mut first = self.plan.first;
+        let group = |member: &Member| {
+            first += member.connections;
+            Group { first: first - member.connections, connections: member.connections }
+        };
+        self.members.iter().map(group).collect()
     }
 
     /// Receiver processes now.
@@ -173,18 +132,8 @@ impl Fleet {
 
     fn add_member(&mut self) -> Result<()> {
         let mut link = Link::start("receiver", self.plan.cpu)?;
-        link.send(&Order::Setup(CrowdSetup {
-            target: self.plan.target,
-            protocol: self.plan.protocol,
-            dialect: self.plan.dialect,
-            path: self.plan.path.clone(),
-            topics: self.plan.topics,
-            first: self.plan.first + self.connections(),
-            audit: self.plan.audit,
-            behaviour: self.plan.behaviour,
-            receive_buffer: self.plan.receive_buffer,
-            bare: self.plan.bare,
-        }))?;
+        let first = self.plan.first + self.connections();
+        link.send(&Order::Setup(CrowdSetup { first, ..self.plan.clone() }))?;
         self.members.push(Member { link, connections: 0, complete: 0, answer: None });
         Ok(())
     }
@@ -200,7 +149,6 @@ impl Fleet {
     /// Sets all counters to zero; `next` is the number of the event expected first, over all
     /// topics. Nothing may be in flight to steady subscribers.
     pub fn zero(&mut self, next: u64, raw_frame_bytes: usize) -> Result<()> {
-        self.lasts = Lasts::default();
         for at in 0..self.members.len() {
             self.order(at, &Order::Zero { next, raw_frame_bytes })?;
         }
@@ -344,17 +292,16 @@ impl Fleet {
         Ok(())
     }
 
-    /// What happened since the last sample (or since zero).
-    pub fn sample(&mut self) -> Result<Sample> {
-        let mut samples = Vec::new();
-        for word in self.ask_all(|_, _| Order::Sample, ANSWER_LIMIT)? {
-            match word {
-                Word::Sample(sample) => samples.push(sample),
-                other => return Err(unexpected(&other)),
-            }
-        }
-        let receivers: Vec<usize> = self.members.iter().map(|member| member.connections).collect();
-        Ok(Sample::merge(samples, &mut self.lasts, self.plan.topics, self.plan.first, &receivers))
+    /// What happened since the last sample (or since zero), receiver by receiver.
+    pub fn sample(&mut self) -> Result<Vec<SampleWord>> {
+        let words = self.ask_all(|_, _| Order::Sample, ANSWER_LIMIT)?;
+        words
+            .into_iter()
+            .map(|word| match word {
+                Word::Sample(sample) => Ok(sample),
+                other => Err(unexpected(&other)),
+            })
+            .collect()
     }
 
     /// The counters, after checking that `events` arrived over all topics on every connection to

@@ -15,9 +15,10 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{Fleet, FleetPlan};
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::link::{Lines, Link, write_line};
+use crate::receiver::CrowdSetup;
 use crate::receiver::handshake::FLOOR_HEAD;
 use ring::Ring;
 pub use ring::SENDS_PER_ENTER;
@@ -189,10 +190,10 @@ pub struct Floor {
 impl Floor {
     /// Starts the sender on `sender_cpu` and `connections` subscribers on `receiver_cpu`.
     pub fn start(connections: usize, sender_cpu: usize, receiver_cpu: usize, first: usize) -> Result<Floor> {
-        Floor::start_for(connections, sender_cpu, |target| FleetPlan {
+        Floor::start_for(connections, sender_cpu, |target| CrowdSetup {
             first,
             cpu: Some(receiver_cpu),
-            ..FleetPlan::steady(target, Protocol::Raw, String::new())
+            ..CrowdSetup::steady(target, Protocol::Raw, String::new())
         })
     }
 
@@ -200,7 +201,7 @@ impl Floor {
     pub fn start_for(
         connections: usize,
         sender_cpu: usize,
-        plan: impl FnOnce(SocketAddr) -> FleetPlan,
+        plan: impl FnOnce(SocketAddr) -> CrowdSetup,
     ) -> Result<Floor> {
         let mut sender = Link::start("floor-sender", Some(sender_cpu))?;
         let target = match sender.next(Instant::now() + ANSWER_LIMIT)? {

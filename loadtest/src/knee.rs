@@ -216,19 +216,9 @@ fn search(bench: &Bench, args: &KneeArgs, workload: &Workload) -> Result<Knee> {
 
 impl Step {
     fn of(per_second: f64, outcome: Outcome, p99_ms: f64) -> Step {
-        match judge(&outcome, p99_ms) {
-            Some((limit, why)) => {
-                let doubts = doubts(&outcome, limit);
-                Step { per_second, broke: Some(limit), why, doubts, outcome: Some(outcome) }
-            }
-            None => Step {
-                per_second,
-                broke: None,
-                why: String::new(),
-                doubts: Vec::new(),
-                outcome: Some(outcome),
-            },
-        }
+        let (broke, why) = judge(&outcome, p99_ms).unzip();
+        let doubts = broke.map_or_else(Vec::new, |limit| doubts(&outcome, limit));
+        Step { per_second, broke, why: why.unwrap_or_default(), doubts, outcome: Some(outcome) }
     }
 
     /// A step that ended with an error: the server's limit if the server caused it and has carried
@@ -428,18 +418,14 @@ fn page(bench: &Bench, args: &KneeArgs, workload: &Workload, knee: &Knee) -> Str
         let seconds = |outcome: &Outcome| outcome.each.at(quantile).unwrap_or(0) as f64;
         Line::new(name, measured.iter().map(|outcome| (rate(outcome), seconds(outcome))).collect())
     };
-    page.figure(
-        &lines(&Lines {
-            title: "Latency by rate".into(),
-            about: "Publish to each subscriber, median and 99th percentile, at each rate that was tried"
-                .into(),
-            x: Axis::log("events published per second", Unit::PerSecond),
-            y: Axis::log("publish to each subscriber", Unit::Nanoseconds),
-            lines: vec![line("p99", 0.99), line("median", 0.5)],
-            limits: vec![(args.p99_ms * 1e6, format!("limit {} ms", args.p99_ms))],
-        }),
-        "where p99 leaves the ground is the knee",
+    let (x, y) = (
+        Axis::log("events published per second", Unit::PerSecond),
+        Axis::log("publish to each subscriber", Unit::Nanoseconds),
     );
+    let about = "Publish to each subscriber, median and 99th percentile, at each rate that was tried";
+    let mut plot = Lines::new("Latency by rate", about, x, y, vec![line("p99", 0.99), line("median", 0.5)]);
+    plot.limits.push((args.p99_ms * 1e6, format!("limit {} ms", args.p99_ms)));
+    page.figure(&lines(&plot), "where p99 leaves the ground is the knee");
     page.table("Every step, in order", 1, &HEAD, &knee.rows());
     page.html()
 }

@@ -7,11 +7,11 @@
 //! Reading order: `workload` (what is asked), `target` (of whom), `outcome` (what it showed) are
 //! the vocabulary. Commands: `run` and `knee` do a `scenario` by way of `engine`, or `bulk` where
 //! all events come at once; `compare` puts rivals side by side; `plan` fits a cost model and
-//! answers from it; `prove/` measures one promise each. They stand on `server` (starts who is
-//! measured), `publisher`, and `fleet`, which drives `receiver` processes over a `link`; a receiver
-//! splits bytes with `framing` and checks them with `audit`. `floor` and `usage` say what the
-//! kernel and a process cost, `fault` whose error it is. Results leave through `report` (tables,
-//! JSON), `page` (HTML), `hlog`, with their units in `unit`.
+//! answers from it; `prove/` measures one promise each, by `prove::cells` where it is CPU. They
+//! stand on `server` (starts who is measured), `publisher`, and `fleet`, which drives `receiver`
+//! processes over a `link`; a receiver splits bytes with `framing` and checks them with `audit`.
+//! `floor` and `usage` say what the kernel and a process cost, `fault` whose error it is. Results
+//! leave through `report` (tables, JSON), `page` (HTML), `hlog`, with their units in `unit`.
 
 use std::ffi::OsString;
 use std::io::Write;

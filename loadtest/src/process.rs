@@ -19,6 +19,9 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// margin.
 const DESCRIPTORS_SPARE: u64 = 500;
 
+/// From one look for a child's end to the next.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
 /// A running child. Dropping it kills and reaps it.
 #[derive(Debug)]
 pub struct Child {
@@ -63,6 +66,18 @@ impl Child {
         self.inner.try_wait().ok().flatten()
     }
 
+    /// How the child ended, if it does so by itself within the limit.
+    pub fn ended_within(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let status = self.ended();
+            if status.is_some() || Instant::now() >= deadline {
+                return status;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
     /// Asks the child to end with `signal` and waits for it, at most `limit`.
     pub fn stop(&mut self, signal: Signal, limit: Duration) -> Result<ExitStatus> {
         // Whose end was seen has no process id any more: another process may have it.
@@ -72,17 +87,9 @@ impl Child {
         if let Some(pid) = Pid::from_raw(self.pid() as i32) {
             rustix::process::kill_process(pid, signal).with_context(|| format!("ending {}", self.name))?;
         }
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(status) =
-                self.inner.try_wait().with_context(|| format!("waiting for {}", self.name))?
-            {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                bail!("{} did not end within {limit:?} of {signal:?}", self.name);
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        match self.ended_within(limit) {
+            Some(status) => Ok(status),
+            None => bail!("{} did not end within {limit:?} of {signal:?}", self.name),
         }
     }
 }

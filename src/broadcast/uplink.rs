@@ -23,7 +23,7 @@ use crate::config::limits::{UPLINK_BYTES_MAX, UPLINK_PUBLISHES_MAX};
 use crate::event::Event;
 use crate::refusal::Refusal;
 
-/// Which publish of which client: whoever has the slot later has another number.
+/// Which publish of which client: the next client in the slot has another number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
     /// The client's slot on its shard.
@@ -113,7 +113,7 @@ impl Uplink {
     /// Queues a publish for which there is room. False if the hub is gone: then nobody answers, and
     /// the process is about to end.
     pub fn send(&mut self, publish: Publish) -> bool {
-        assert!(self.unanswered < UPLINK_PUBLISHES_MAX, "whoever publishes asks for room");
+        assert!(self.unanswered < UPLINK_PUBLISHES_MAX, "a shard asks for room before it publishes");
         self.shared.bytes.fetch_add(publish.event.weight(), Ordering::Relaxed);
         let sent = self.queue.send(publish).is_ok();
         self.unanswered += usize::from(sent);

@@ -25,10 +25,10 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused};
-use crate::clock::Stamp;
+use crate::clock::{Stamp, unix_ms};
 use crate::config::Config;
 use crate::config::limits::{
     DRAIN_GRACE_MS, GIVE_BACK_MS, GIVE_BACK_PAGE_BYTES, LISTINGS_MAX, SCRAPES_MAX, STALL_RETRY_MS,
@@ -48,12 +48,15 @@ mod listing;
 mod metrics;
 mod openmetrics;
 mod pages;
+mod presence;
 mod process;
 mod refusal;
 mod reload;
 mod scrape;
 mod seats;
 mod shared;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod slow;
 mod stats;
 mod stream;
@@ -165,6 +168,8 @@ struct Hub {
     /// Where subscribers connect, as bound.
     listen: Vec<SocketAddr>,
     started: Stamp,
+    /// `started` by the runtime's clock, which a test may hold still.
+    began: Instant,
     started_at: SystemTime,
     intake: Mutex<Intake>,
     /// Rung when the queue got shorter, and at the drain.
@@ -198,6 +203,19 @@ struct Answers {
 /// is unusable. They are told as soon as all are done, at the latest [`DRAIN_GRACE_MS`] after
 /// `drain_ms_max`.
 pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
+    let (hub, ends, doors) = open(setup);
+    serve(hub, ends, doors, drain).await
+}
+
+/// Where publishers and operators come in.
+struct Doors {
+    control: Vec<ControlListener>,
+    connections_max: usize,
+    hangups: Option<UnboundedReceiver<()>>,
+}
+
+/// The parts of a hub that does not serve yet.
+fn open(setup: HubSetup) -> (Arc<Hub>, Ends, Doors) {
     let HubSetup {
         config,
         epoch,
@@ -211,17 +229,29 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
         shard_ends,
         mut surroundings,
     } = setup;
-    let (hangups, watchdog) = (surroundings.hangups.take(), surroundings.watchdog);
-    let mut ends =
-        Ends { receiver: shard_ends, running: (0..outboxes.len()).collect(), serving: true, failure: None };
+    let running = (0..outboxes.len()).collect();
+    let ends = Ends { receiver: shard_ends, running, serving: true, failure: None };
     let hub = Hub::new(config, epoch, outboxes, demand, memory, egress, listen);
-    let hub = Arc::new(Hub { surroundings, ..hub });
-    let listening = listen::start(control, control_connections_max, &hub).map_err(HubError::Listener)?;
+    let hangups = surroundings.hangups.take();
+    let doors = Doors { control, connections_max: control_connections_max, hangups };
+    (Arc::new(Hub { surroundings, ..hub }), ends, doors)
+}
+
+/// The life of an open hub, as [`run`] says.
+async fn serve(
+    hub: Arc<Hub>,
+    mut ends: Ends,
+    doors: Doors,
+    drain: impl Future<Output = ()>,
+) -> Result<(), HubError> {
+    let listening = listen::start(doors.control, doors.connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
+    let presences = tokio::spawn(presence::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
-    let life = watchdog.map(|patience| tokio::spawn(reload::tell_of_life(hub.clone(), patience)));
-    let reloads = hangups.map(|hangups| tokio::spawn(reload::reload_at_hangups(hub.clone(), hangups)));
+    let life =
+        hub.surroundings.watchdog.map(|patience| tokio::spawn(reload::tell_of_life(hub.clone(), patience)));
+    let reloads = doors.hangups.map(|hangups| tokio::spawn(reload::reload_at_hangups(hub.clone(), hangups)));
     tokio::select! {
         biased;
         () = drain => tracing::info!("draining"),
@@ -230,7 +260,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     ends.serving = false;
     (hub.surroundings.tell)(Tidings::Draining);
     let drain_ms_max = hub.config().limits.drain_ms_max;
-    let deadline = Stamp::now().plus(Duration::from_millis(drain_ms_max));
+    let deadline = hub.now().plus(Duration::from_millis(drain_ms_max));
     hub.begin_drain();
     let done = ends.during(async {
         hub.flush_all().await;
@@ -242,6 +272,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
     listening.join_all().await;
     retry.abort();
     uplinks.abort();
+    presences.abort();
     give_back.abort();
     for task in life.into_iter().chain(reloads) {
         task.abort();
@@ -342,6 +373,7 @@ impl Hub {
             egress,
             listen,
             started: Stamp::now(),
+            began: Instant::now(),
             started_at: SystemTime::now(),
             intake: Mutex::new(intake),
             room: Notify::new(),
@@ -366,6 +398,11 @@ impl Hub {
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
+    /// Now, by the runtime's clock.
+    fn now(&self) -> Stamp {
+        self.started.plus(self.began.elapsed())
+    }
+
     /// The state behind the lock; never hold it across an await.
     fn intake(&self) -> MutexGuard<'_, Intake> {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
@@ -388,9 +425,18 @@ impl Hub {
 
     /// Takes one event in and broadcasts it at once.
     fn publish(&self, event: Event) -> Result<u64, Refusal> {
-        let sequence = self.change(|intake| intake.accept(event, Stamp::now()))?;
+        let sequence = self.change(|intake| {
+            intake.tell_time(unix_ms());
+            intake.accept(event, self.now())
+        })?;
         self.flush();
         Ok(sequence)
+    }
+
+    /// The time of a chunk of a stream's body, which the intake is told too.
+    fn intake_time(&self) -> Stamp {
+        self.intake().tell_time(unix_ms());
+        self.now()
     }
 
     /// Takes one event in; [`Hub::flush`] once the body chunk is used up.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::fixtures::encoded_with;
 use super::{Shard, ShardSetup};
+use crate::admission::{Addresses, Admission};
 use crate::broadcast::{Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, path};
 use crate::clock::Stamp;
 use crate::close::{CLOSE_TABLE, CloseCode, CloseReason};
@@ -65,8 +66,12 @@ impl Case {
     }
 
     fn with(limits: Limits) -> Case {
+        Case::admitting(Config { limits, ..Config::default() }, Admission::default())
+    }
+
+    fn admitting(config: Config, admission: Admission) -> Case {
         let pages = PageRules { origins: Origins::None, ..PageRules::default() };
-        let config = Arc::new(Config { limits, pages, ..Config::default() });
+        let config = Arc::new(Config { pages, ..config });
         let (outbox, inbox) = path(8).expect("eventfd");
         let now = Stamp(1_000_000_000);
         let memory = Memory::new(&config.limits);
@@ -80,7 +85,7 @@ impl Case {
             demand,
             memory,
             connections_max,
-            admission: Default::default(),
+            admission,
         };
         let ring = SimRing::new(16, Weather::Fair, 1).recording();
         Case { shard: Shard::new(setup, ring, inbox, now), outbox, now, sequence: 0, said: Vec::new() }
@@ -214,6 +219,25 @@ fn full() -> Seen {
     case.see(slot, CloseReason::Full)
 }
 
+/// The address of all peers may have no connection; so many sockets there are.
+fn address_full(sockets_max: usize) -> Seen {
+    let addresses = Some(Arc::new(Addresses::new(0)));
+    let mut case = Case::admitting(Config::default(), Admission { addresses, sockets_max });
+    for _ in 1..sockets_max {
+        case.connect("");
+    }
+    let slot = case.websocket("");
+    case.see(slot, CloseReason::AddressFull)
+}
+
+fn no_proxy_header() -> Seen {
+    let mut config = Config::default();
+    config.proxy_protocol = config.listen.clone();
+    let mut case = Case::admitting(config, Admission::default());
+    let slot = case.connect("PROXY nonsense\r\n");
+    case.see(slot, CloseReason::BadProxyHeader)
+}
+
 fn refused_in_the_drain() -> Seen {
     let mut case = Case::new();
     case.drain(60_000);
@@ -320,6 +344,9 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
             refused(403),
         ),
         (Full, full(), refused(503)),
+        (AddressFull, address_full(0), refused(429)),
+        (AddressFull, address_full(8), CUT),
+        (BadProxyHeader, no_proxy_header(), refused(400)),
         (Draining, drained(), closed(1012)),
         (Draining, cut_by_the_drain(), CUT),
         (WsProtocol, after_frame(b"\x81\x01a", WsProtocol), closed(1002)),
@@ -336,6 +363,7 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
         let by_row = Seen {
             status: match reason {
                 Answered => Some(200),
+                AddressFull if !seen.in_order => None,
                 _ => row.http_status.filter(|_| !is_subscriber),
             },
             code: row.websocket_code.unasked().filter(|_| seen.in_order),

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::audit::Findings;
 use crate::engine::crowds::Crowds;
@@ -22,7 +23,7 @@ use crate::publisher::{PublishPlan, Publisher};
 use crate::report::progress;
 use crate::server::{self, Running, ServerChoice};
 use crate::stamp::{STAMP_BYTES, now_ns};
-use crate::target::{Target, Way};
+use crate::target::Way;
 use crate::workload::{Behaviour, Pace, Workload};
 
 pub use show::show;
@@ -108,6 +109,7 @@ struct Stalled {
 }
 
 /// What a publisher did.
+#[derive(Default)]
 struct Published {
     events: u64,
     seconds: Option<f64>,
@@ -130,12 +132,10 @@ pub fn judge(
         true => vec![STALL_FLAG.to_owned(), STALL_MS_MAX.to_string()],
         false => Vec::new(),
     };
-    let mut running = server::start(choice, Some(sender_cpu), shards, &more)?;
-    let judged = done(&running, workload, receiver_cpu)
-        .map_err(|error| running.explain(error))
-        .with_context(|| format!("{} against {}", workload.name, running.target.name))?;
-    running.stop()?;
-    Ok(judged)
+    server::ask(choice, Some(sender_cpu), shards, &more, |running| {
+        let of = || format!("{} against {}", workload.name, running.target.name);
+        done(running, workload, receiver_cpu).with_context(of)
+    })
 }
 
 fn done(running: &Running, workload: &Workload, cpu: usize) -> Result<Judged> {
@@ -143,7 +143,8 @@ fn done(running: &Running, workload: &Workload, cpu: usize) -> Result<Judged> {
     let Pace::AtOnce { events, posts } = workload.publish else {
         bail!("only what is published at once is judged")
     };
-    let plan = plan(target, workload, posts);
+    let to = PublishPlan::to(target, workload.topics, workload.payload_bytes);
+    let plan = if posts { PublishPlan { way: Way::Post, ..to } } else { to };
     let mut crowds = Crowds::vanguard(target, workload, Some(cpu))?;
     crowds.open_rest(&workload.name)?;
     let connected = running.memory()?.map(|memory| memory.rss_own);
@@ -171,10 +172,8 @@ fn done(running: &Running, workload: &Workload, cpu: usize) -> Result<Judged> {
     let readers = stalled_readers(workload);
     let Watch { expected, received, closed, arrived, cut, published, .. } = watch;
     let published = published.unwrap_or_else(|| Published {
-        events: 0,
-        seconds: None,
-        again: 0,
         fault: Some(format!("not everything was published within {limit:?}")),
+        ..Published::default()
     });
     Ok(Judged {
         workload: workload.clone(),
@@ -206,16 +205,6 @@ fn done(running: &Running, workload: &Workload, cpu: usize) -> Result<Judged> {
     })
 }
 
-fn plan(target: &Target, workload: &Workload, posts: bool) -> PublishPlan {
-    PublishPlan {
-        address: target.publish,
-        way: if posts { Way::Post } else { target.way },
-        path: target.publish_path.clone(),
-        topics: workload.topics,
-        payload_bytes: workload.payload_bytes,
-    }
-}
-
 fn stalled_readers(workload: &Workload) -> u64 {
     let stalled = workload.subscribers.iter().filter(|crowd| crowd.behaviour == Behaviour::Stalled);
     stalled.map(|crowd| crowd.connections as u64).sum()
@@ -237,7 +226,7 @@ fn start_publisher(plan: PublishPlan, events: u64, posts: bool, limit: Duration)
         });
         let published = match outcome {
             Ok(()) => Published { events, seconds: Some(start.elapsed().as_secs_f64()), again, fault: None },
-            Err(error) => Published { events: 0, seconds: None, again, fault: Some(format!("{error:#}")) },
+            Err(error) => Published { again, fault: Some(format!("{error:#}")), ..Published::default() },
         };
         // Who looks has gone if the judging failed.
         let _ = tell.send(published);
@@ -320,7 +309,7 @@ impl Watch {
     /// read stands before it. So it is the server's count, once it has as many as the others are;
     /// it has fewer while others that it closed have not heard of it yet.
     fn all_cut(&self, running: &Running) -> Result<bool> {
-        let open = running.stats()?.and_then(|stats| stats.pointer("/totals/connections")?.as_u64());
+        let open = running.stats()?.pointer("/totals/connections").and_then(Value::as_u64);
         Ok(self.stalled_closed >= self.stalled || open.is_some_and(|open| open == self.takers - self.closed))
     }
 }
@@ -330,13 +319,11 @@ impl Watch {
 /// it is used.
 fn memory_back(running: &Running, connected: u64) -> Result<(u64, Option<Duration>)> {
     let target = &running.target;
-    let mut beside = Publisher::connect(&PublishPlan {
-        address: target.publish,
-        way: Way::Post,
-        path: target.publish_path.replace("{topic}", BESIDE),
-        topics: 1,
-        payload_bytes: STAMP_BYTES,
-    })?;
+    let mut beside = Publisher::connect(&PublishPlan::post(
+        target.publish,
+        target.publish_path.replace("{topic}", BESIDE),
+        STAMP_BYTES,
+    ))?;
     let start = Instant::now();
     loop {
         beside.insist(1, now_ns(), start + BACK_LIMIT)?;
@@ -355,7 +342,7 @@ fn memory_back(running: &Running, connected: u64) -> Result<(u64, Option<Duratio
 /// Why the server closed connections, as it counts them.
 fn reasons(running: &Running) -> Result<Vec<(String, u64)>> {
     let stats = running.stats()?;
-    let closed = stats.as_ref().and_then(|stats| stats.pointer("/totals/closed")?.as_object());
+    let closed = stats.pointer("/totals/closed").and_then(Value::as_object);
     let counts = closed.into_iter().flatten();
     Ok(counts
         .filter_map(|(reason, count)| Some((reason.clone(), count.as_u64().filter(|&count| count > 0)?)))

@@ -6,33 +6,24 @@
 //! alive. A server that was not started here has served others before and holds what they left: it
 //! is not read.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use serde::Serialize;
 
-use super::cells::{blame, fleet, publish_plan};
 use crate::framing::Protocol;
-use crate::prove::memory::settled;
-use crate::prove::{ARRIVE_LIMIT, Bench, publish_one_by_one};
-use crate::publisher::Publisher;
+use crate::prove::Bench;
+use crate::prove::cells::blame;
+use crate::prove::memory::{PAYLOAD_BYTES, Stages};
+use crate::publisher::PublishPlan;
 use crate::report::progress;
-use crate::server::{self, Running, ServerChoice};
-use crate::usage::Memory;
-
-/// Bytes of the event at the end.
-const PAYLOAD_BYTES: usize = 200;
+use crate::server::{self, ServerChoice};
 
 /// What one server took for one protocol.
 #[derive(Debug, Serialize)]
 pub struct Reading {
     pub server: String,
     pub protocol: Protocol,
-    pub few: usize,
-    pub many: usize,
-    pub empty: Memory,
-    pub at_few: Memory,
-    pub at_many: Memory,
+    #[serde(flatten)]
+    pub stages: Stages,
     /// Bytes of `VmRSS - RssFile` that each connection between the two readings added.
     pub per_connection: f64,
     /// How many times as much as fanwave's; absent for fanwave.
@@ -52,57 +43,21 @@ pub fn read(
         return Ok(None);
     }
     let mut running = server::start(choice, Some(bench.common.sender_cpu), 1, &[])?;
-    let reading = match running.target.path(protocol).map(str::to_owned) {
-        Some(path) => {
-            progress(&format!(
-                "{}, {}: memory with {few} and {many} idle connections",
-                protocol.label(),
-                running.target.name
-            ));
-            let outcome = stages(bench, &running, protocol, path, few, many);
-            Some(outcome.map_err(|error| blame(&mut running, error))?)
-        }
-        None => None,
-    };
+    let target = running.target.clone();
+    if target.path(protocol).is_none() {
+        running.stop()?;
+        return Ok(None);
+    }
+    let (name, server) = (protocol.label(), target.name.clone());
+    progress(&format!("{name}, {server}: memory with {few} and {many} idle connections"));
+    let (subscribers, plan) =
+        (bench.subscribers(&target, protocol)?, PublishPlan::to(&target, 1, PAYLOAD_BYTES));
+    let talk = target.talks_after_connect();
+    let stages = Stages::read(|| running.own_memory(), subscribers, &plan, (few, many), talk)
+        .map_err(|error| blame(&mut running, error))?;
     running.stop()?;
-    Ok(reading)
-}
-
-fn stages(
-    bench: &Bench,
-    running: &Running,
-    protocol: Protocol,
-    path: String,
-    few: usize,
-    many: usize,
-) -> Result<Reading> {
-    let target = &running.target;
-    let talk: Duration = target.talks_after_connect();
-    let now = || running.memory().map(|memory| memory.expect("it was started here"));
-    let empty = settled(now)?;
-    let mut fleet = fleet(bench, target, protocol, path, 0);
-    fleet.open(few)?;
-    std::thread::sleep(talk);
-    let at_few = settled(now)?;
-    fleet.open(many - few)?;
-    std::thread::sleep(talk);
-    let at_many = settled(now)?;
-    let mut publisher = Publisher::connect(&publish_plan(target, PAYLOAD_BYTES))?;
-    fleet.zero(publisher.next(), 0)?;
-    publish_one_by_one(&mut publisher, 1, |event, last| fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop))?;
-    fleet.check(1, 1)?;
-    publisher.finish()?;
-    Ok(Reading {
-        server: target.name.clone(),
-        protocol,
-        few,
-        many,
-        empty,
-        at_few,
-        at_many,
-        per_connection: (at_many.rss_own as f64 - at_few.rss_own as f64) / (many - few) as f64,
-        times_fanwave: None,
-    })
+    let per_connection = stages.per_connection(|memory| memory.rss_own);
+    Ok(Some(Reading { server, protocol, stages, per_connection, times_fanwave: None }))
 }
 
 /// Sets each rival's reading beside fanwave's of the same protocol.
@@ -121,17 +76,21 @@ pub fn relate(readings: &mut [Reading]) {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::usage::Memory;
 
     pub fn reading(server: &str, protocol: Protocol, per_connection: f64) -> Reading {
         let memory = Memory { rss_own: 4 << 20, pss: 0, huge: 0 };
         Reading {
             server: server.into(),
             protocol,
-            few: 10,
-            many: 110,
-            empty: memory,
-            at_few: memory,
-            at_many: memory,
+            stages: Stages {
+                few: 10,
+                many: 110,
+                empty: memory,
+                at_few: memory,
+                at_many: memory,
+                after_event: memory,
+            },
             per_connection,
             times_fanwave: None,
         }

@@ -3,7 +3,7 @@
 //!
 //! For one protocol all servers run at once on one CPU, each with subscribers of its own, and take
 //! turns: floor, fanwave, nchan, NATS, floor, … While one is measured the others are idle, which is
-//! checked. So a drift of the machine falls on all, and only ratios of one round count. [`cells`]
+//! checked. So a drift of the machine falls on all, and only ratios of one round count. `prove::cells`
 //! measures CPU, [`memory`] idle connections, [`show`] and [`picture`] tell the outcome.
 
 use std::fs;
@@ -15,15 +15,13 @@ use serde::Serialize;
 
 use crate::framing::Protocol;
 use crate::prove::Bench;
-use crate::prove::cpu::leg_time;
+use crate::prove::cells::{self, Cell, Entry};
+use crate::prove::leg::{Window, leg_time};
 use crate::report::{check_place, save};
 use crate::server::{CustomArgs, FanwaveArgs, Rival, ServerChoice};
 use crate::stamp::STAMP_BYTES;
-use crate::usage::interrupts_are_apart;
-use cells::Cell;
 use memory::Reading;
 
-mod cells;
 mod memory;
 mod picture;
 mod show;
@@ -64,15 +62,6 @@ pub struct CompareArgs {
     page: Option<PathBuf>,
 }
 
-/// A server that took part.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Entry {
-    name: String,
-    version: String,
-    /// CPUs that it is pinned to; empty if it is not, or if that is not known.
-    cpus: Vec<usize>,
-}
-
 /// The outcome.
 #[derive(Debug, Serialize)]
 struct Comparison {
@@ -90,32 +79,20 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     let time = leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     let (few, many) = check(args)?;
     args.page.as_deref().map_or(Ok(()), check_place)?;
-    let apart = interrupts_are_apart()?;
     let choices = choices(args);
     let plan = cells::Plan {
-        protocol: Protocol::Sse,
-        connections: 0,
+        protocols: &args.protocol,
+        connections: &args.connections,
         payload_bytes: args.size,
+        audit: false,
         in_flight: &args.in_flight,
+        windows: &[Window::Burst],
         rounds: args.pairs,
         time,
-        apart,
     };
-    let mut outcome = Comparison {
-        servers: Vec::new(),
-        payload_bytes: args.size,
-        cells: Vec::new(),
-        memory: Vec::new(),
-        warnings: Vec::new(),
-    };
-    for &connections in &args.connections {
-        for &protocol in &args.protocol {
-            let plan = cells::Plan { protocol, connections, ..plan };
-            let (servers, cells) = cells::series(bench, &choices, &plan)?;
-            outcome.servers = servers;
-            outcome.cells.extend(cells);
-        }
-    }
+    let (servers, cells) = cells::measure(bench, &choices, &plan)?;
+    let mut outcome =
+        Comparison { servers, payload_bytes: args.size, cells, memory: Vec::new(), warnings: Vec::new() };
     for &protocol in &args.protocol {
         for choice in &choices {
             outcome.memory.extend(memory::read(bench, choice, protocol, few, many)?);

@@ -1,12 +1,13 @@
 //! The page of a comparison: bars beside the floor, and the tables.
 
-use super::cells::{Cell, Column};
+use super::Comparison;
 use super::show::{CPU_HEAD, MEMORY_HEAD, cpu_note, cpu_rows, full_name, memory_note, memory_rows};
-use super::{Comparison, Entry};
 use crate::framing::Protocol;
 use crate::machine::Machine;
 use crate::page::Page;
 use crate::page::svg::{Bar, Bars, Group, bars};
+use crate::prove::cells::Entry;
+use crate::prove::cells::{Cell, Column};
 use crate::report::Spread;
 use crate::unit::{Unit, grouped};
 
@@ -80,17 +81,17 @@ fn cpu_bars(outcome: &Comparison, cell: &Cell) -> Bars {
         unit: Unit::CpuMicroseconds,
         groups: vec![Group {
             label: String::new(),
-            bars: server_bars(outcome, cell, |column| column.us_per_delivery).collect(),
+            bars: server_bars(outcome, cell, Column::us_per_delivery).collect(),
         }],
-        reference: cell.floor.us_per_delivery.map(|us| (us.median, "floor".into())),
+        reference: cell.floor.us_per_delivery().map(|us| (us.median, "floor".into())),
     }
 }
 
 fn rate_bars(outcome: &Comparison) -> Bars {
     let group = |cell: &Cell| Group {
         label: heading(outcome, cell),
-        bars: server_bars(outcome, cell, |column| Some(column.deliveries_per_second))
-            .chain([Bar::spread("floor", &cell.floor.deliveries_per_second)])
+        bars: server_bars(outcome, cell, |column| Some(column.summary.deliveries_per_second))
+            .chain([Bar::spread("floor", &cell.floor.summary.deliveries_per_second)])
             .collect(),
     };
     Bars {

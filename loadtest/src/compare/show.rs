@@ -1,10 +1,10 @@
 //! The tables of a comparison.
 
 use super::Comparison;
-use super::cells::{Cell, Column};
 use super::memory::Reading;
 use crate::framing::Protocol;
 use crate::prove::Bench;
+use crate::prove::cells::{Cell, Column};
 use crate::prove::leg::CHECKED;
 use crate::report::{Spread, paragraph, say, table};
 use crate::unit::grouped;
@@ -58,7 +58,7 @@ pub fn cpu_note(outcome: &Comparison) -> String {
 
 /// How to read the table of memory.
 pub fn memory_note(readings: &[Reading]) -> String {
-    let (few, many) = readings.first().map_or((0, 0), |reading| (reading.few, reading.many));
+    let (few, many) = readings.first().map_or((0, 0), |reading| (reading.stages.few, reading.stages.many));
     format!(
         "Resident memory of the server's own (VmRSS - RssFile) without subscribers, with {} and with {} that hear \
          nothing; per idle connection = growth from few to many.",
@@ -95,11 +95,11 @@ fn cpu_row(cell: &Cell, column: &Column) -> Vec<String> {
         grouped(cell.connections as u64),
         cell.in_flight.to_string(),
         column.name.clone(),
-        column.us_per_delivery.map_or_else(|| "not known".into(), |us| format!("{:.3}", us.median)),
+        column.us_per_delivery().map_or_else(|| "not known".into(), |us| format!("{:.3}", us.median)),
         ratio(&column.to_floor),
         ratio(&column.fanwave_to_it),
-        grouped(column.deliveries_per_second.median as u64),
-        format!("{:.0} %", column.receiver_share.median * 100.0),
+        grouped(column.summary.deliveries_per_second.median as u64),
+        format!("{:.0} %", column.summary.receiver_share.median * 100.0),
     ]
 }
 
@@ -121,9 +121,9 @@ pub fn memory_rows(readings: &[Reading]) -> Vec<Vec<String>> {
             vec![
                 reading.protocol.label().into(),
                 reading.server.clone(),
-                kib(reading.empty.rss_own),
-                kib(reading.at_few.rss_own),
-                kib(reading.at_many.rss_own),
+                kib(reading.stages.empty.rss_own),
+                kib(reading.stages.at_few.rss_own),
+                kib(reading.stages.at_many.rss_own),
                 format!("{:.0} B", reading.per_connection),
                 reading.times_fanwave.map_or_else(|| "-".into(), |times| format!("{times:.0}")),
             ]
@@ -134,9 +134,9 @@ pub fn memory_rows(readings: &[Reading]) -> Vec<Vec<String>> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::compare::Entry;
-    use crate::compare::cells::tests::cell;
     use crate::compare::memory::tests::reading;
+    use crate::prove::cells::Entry;
+    use crate::prove::cells::tests::cell;
 
     pub fn outcome() -> Comparison {
         let entry = |name: &str| Entry { name: name.into(), version: "1.2.3".into(), cpus: vec![0] };

@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::lasts::{Group, Lasts};
+use super::lasts::Lasts;
 use crate::audit::Findings;
-use crate::fleet::{Fleet, FleetPlan};
-use crate::framing::Protocol;
-use crate::receiver::{Counts, owed};
+use crate::fleet::Fleet;
+use crate::receiver::{Counts, CrowdSetup, owed};
 use crate::report::progress;
 use crate::target::Target;
 use crate::unit::grouped;
@@ -66,19 +65,14 @@ impl Crowds {
         let mut members: Vec<Member> = Vec::new();
         let mut first = 0;
         for crowd in &workload.subscribers {
-            let path = match crowd.protocol {
-                Protocol::Sse => target.sse_path.clone(),
-                Protocol::Ws => target.ws_path.clone(),
-                Protocol::Raw => None,
-            };
-            let Some(path) = path else {
+            let Some(path) = target.path(crowd.protocol).map(str::to_owned) else {
                 bail!(
                     "{} offers no {} subscriptions; give --protocol with the other one",
                     target.name,
                     crowd.protocol.label()
                 );
             };
-            let mut fleet = Fleet::new(FleetPlan {
+            let mut fleet = Fleet::new(CrowdSetup {
                 dialect: target.dialect,
                 topics: workload.topics,
                 first,
@@ -86,17 +80,13 @@ impl Crowds {
                 audit: true,
                 behaviour: crowd.behaviour,
                 ramp_per_second: crowd.ramp_per_second,
-                ..FleetPlan::steady(target.subscribe, crowd.protocol, path)
+                ..CrowdSetup::steady(target.subscribe, crowd.protocol, path)
             });
             fleet.open(vanguard(crowd.connections))?;
             members.push(Member { fleet, crowd: crowd.clone(), first });
             first += crowd.connections;
         }
-        let steady = members.iter().filter(|member| member.is_steady());
-        let groups =
-            steady.map(|member| Group { first: member.first, connections: member.crowd.connections });
-        let lasts = Lasts::new(workload.topics, groups.collect());
-        Ok(Crowds { members, topics: workload.topics, lasts })
+        Ok(Crowds { members, topics: workload.topics, lasts: Lasts::default() })
     }
 
     /// Opens the rest of every crowd, one after the other, and counts from event 1 on. Gives the
@@ -114,8 +104,10 @@ impl Crowds {
                 fleet.open(rest)?;
             }
             // Counting anew forgets them.
-            handshakes.extend(fleet.sample()?.handshakes);
+            fleet.sample()?.into_iter().for_each(|word| handshakes.extend(word.handshakes));
         }
+        let steady = self.members.iter().filter(|member| member.is_steady());
+        self.lasts = Lasts::new(self.topics, steady.flat_map(|member| member.fleet.groups()).collect());
         for member in &mut self.members {
             member.fleet.zero(1, 0)?;
         }
@@ -177,16 +169,18 @@ impl Crowds {
         let any_steady = self.any_steady();
         let mut heard = Heard::default();
         for member in &mut self.members {
-            let sample = member.fleet.sample()?;
-            heard.all.add(&sample.counts);
-            heard.connections += sample.connections;
-            heard.handshakes.extend(sample.handshakes);
-            if member.is_steady() {
-                heard.steady.add(&sample.counts);
-                self.lasts.take(&sample.lasts, sample.lasts_weight, &mut heard.lasts);
-            }
-            if member.is_steady() || !any_steady {
-                heard.latencies.extend(sample.latencies);
+            let steady = member.is_steady();
+            for word in member.fleet.sample()? {
+                heard.all.add(&word.counts);
+                heard.connections += word.connections;
+                heard.handshakes.extend(word.handshakes);
+                if steady {
+                    heard.steady.add(&word.counts);
+                    self.lasts.take(&word.lasts, word.lasts_shift, &mut heard.lasts);
+                }
+                if steady || !any_steady {
+                    heard.latencies.extend(word.latencies);
+                }
             }
         }
         Ok(heard)

@@ -1,33 +1,26 @@
-//! When an event had reached the last of all steady subscribers, from what each group of them
-//! tells.
+//! When an event had reached the last of all steady subscribers, from what each receiver tells.
 //!
-//! A group is a fleet: it tells an event once all of its own subscribers of the event's topic have
-//! it. An event is through once every group that has subscribers of its topic has told it; the
-//! latest of them counts. Groups tell at different times, so events wait here; what waits is
-//! bounded, and the oldest is given up first.
+//! A receiver tells an event once all of its own subscribers of the event's topic have it. An event
+//! is through once every receiver that has subscribers of its topic has told it; the latest of them
+//! counts. Receivers tell at different times, so events wait here; what waits is bounded, and the
+//! oldest is given up first. Receivers that have much to tell leave events out, each its own share,
+//! but by one rule ([`is_told`]): what the one with the smallest share tells, all of them tell.
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::fleet::LastArrival;
-use crate::receiver::listeners;
+use crate::fleet::Group;
+use crate::receiver::{LastArrival, is_told, listeners};
 
-/// Events that wait for a further group.
+/// Events that wait for a further receiver.
 const WAITING_MAX: usize = 1 << 18;
 
-/// Connections of one fleet.
-#[derive(Debug, Clone, Copy)]
-pub struct Group {
-    /// Number of the first.
-    pub first: usize,
-    /// How many.
-    pub connections: usize,
-}
-
-/// Merges the groups' tellings.
-#[derive(Debug)]
+/// Merges what receivers tell.
+#[derive(Debug, Default)]
 pub struct Lasts {
     topics: usize,
     groups: Vec<Group>,
+    /// One of 2^shift events is told by all.
+    shift: u32,
     waiting: HashMap<Key, Waiting>,
     /// Keys in the order in which they began to wait; some have gone since.
     order: VecDeque<Key>,
@@ -39,51 +32,47 @@ type Key = (usize, u64);
 #[derive(Debug)]
 struct Waiting {
     latest_ns: u64,
-    weight: u64,
-    /// Groups that have not told yet, at least 1.
+    /// Receivers that have not told yet, at least 1.
     missing: usize,
 }
 
 impl Lasts {
-    /// For groups of connections over so many topics.
+    /// For receivers of these connections, over so many topics.
     pub fn new(topics: usize, groups: Vec<Group>) -> Lasts {
-        Lasts { topics, groups, waiting: HashMap::new(), order: VecDeque::new() }
+        Lasts { topics, groups, ..Lasts::default() }
     }
 
-    /// Takes what a group tells, each standing for `weight` events; adds to `through` the
-    /// nanoseconds from stamp to last arrival of the events that are through now, with their
-    /// weight.
-    pub fn take(&mut self, told: &[LastArrival], weight: u64, through: &mut Vec<(u64, u64)>) {
-        for last in told {
-            let concerned = self.groups.iter().filter(|group| group.has(last.topic, self.topics)).count();
+    /// Takes what a receiver tells, which is one of 2^`shift` events. Adds to `through` the
+    /// nanoseconds from stamp to last arrival of the events that are through now, and how many
+    /// events each of them stands for.
+    pub fn take(&mut self, told: &[LastArrival], shift: u32, through: &mut Vec<(u64, u64)>) {
+        let topics = self.topics;
+        if shift > self.shift {
+            self.shift = shift;
+            self.waiting.retain(|&(topic, event), _| is_told(event, topic, topics, shift));
+        }
+        let shift = self.shift;
+        for last in told.iter().filter(|last| is_told(last.event, last.topic, topics, shift)) {
+            let listen = |group: &&Group| listeners(last.topic, topics, group.first, group.connections) > 0;
             let key = (last.topic, last.event);
-            let (mut latest_ns, mut weight) = (last.arrival_ns, weight);
-            let mut missing = concerned.saturating_sub(1);
-            if let Some(waiting) = self.waiting.get(&key) {
-                latest_ns = latest_ns.max(waiting.latest_ns);
-                weight = weight.max(waiting.weight);
-                missing = waiting.missing - 1;
-            } else if missing > 0 {
+            let waiting = self.waiting.entry(key).or_insert_with(|| {
                 self.order.push_back(key);
-            }
-            if missing == 0 {
+                Waiting { latest_ns: 0, missing: self.groups.iter().filter(listen).count() }
+            });
+            waiting.latest_ns = waiting.latest_ns.max(last.arrival_ns);
+            waiting.missing = waiting.missing.saturating_sub(1);
+            if waiting.missing == 0 {
+                through.push((waiting.latest_ns.saturating_sub(last.stamp_ns), 1 << shift));
                 self.waiting.remove(&key);
-                through.push((latest_ns.saturating_sub(last.stamp_ns), weight));
-            } else {
-                self.waiting.insert(key, Waiting { latest_ns, weight, missing });
+                if self.order.back() == Some(&key) {
+                    self.order.pop_back();
+                }
             }
         }
         while self.waiting.len() > WAITING_MAX || self.order.len() > 2 * WAITING_MAX {
             let Some(oldest) = self.order.pop_front() else { break };
             self.waiting.remove(&oldest);
         }
-    }
-}
-
-impl Group {
-    /// True if one of the connections subscribes to `topic`.
-    fn has(&self, topic: usize, topics: usize) -> bool {
-        listeners(topic, topics, self.first, self.connections) > 0
     }
 }
 
@@ -100,10 +89,10 @@ mod tests {
         let groups = vec![Group { first: 0, connections: 5 }, Group { first: 5, connections: 5 }];
         let mut lasts = Lasts::new(1, groups);
         let mut through = Vec::new();
-        lasts.take(&[told(1, 0, 1_500), told(2, 0, 1_700)], 1, &mut through);
+        lasts.take(&[told(1, 0, 1_500), told(2, 0, 1_700)], 0, &mut through);
         assert!(through.is_empty());
-        lasts.take(&[told(2, 0, 1_600)], 1, &mut through);
-        lasts.take(&[told(1, 0, 1_900)], 1, &mut through);
+        lasts.take(&[told(2, 0, 1_600)], 0, &mut through);
+        lasts.take(&[told(1, 0, 1_900)], 0, &mut through);
         assert_eq!(through, [(700, 1), (900, 1)]);
         assert!(lasts.waiting.is_empty());
     }
@@ -114,10 +103,25 @@ mod tests {
         let groups = vec![Group { first: 0, connections: 3 }, Group { first: 3, connections: 2 }];
         let mut lasts = Lasts::new(4, groups);
         let mut through = Vec::new();
-        lasts.take(&[told(1, 0, 1_100), told(1, 1, 1_200)], 2, &mut through);
-        assert_eq!(through, [(200, 2)]);
-        lasts.take(&[told(1, 3, 1_300), told(1, 0, 1_400)], 1, &mut through);
-        assert_eq!(through, [(200, 2), (300, 1), (400, 2)]);
+        lasts.take(&[told(1, 0, 1_100), told(1, 1, 1_200)], 0, &mut through);
+        assert_eq!(through, [(200, 1)]);
+        lasts.take(&[told(1, 3, 1_300), told(1, 0, 1_400)], 0, &mut through);
+        assert_eq!(through, [(200, 1), (300, 1), (400, 1)]);
+        assert!(lasts.waiting.is_empty());
+    }
+
+    #[test]
+    fn of_two_selections_the_smaller_one_counts_and_nothing_stays_behind() {
+        let all: Vec<LastArrival> = (1..=1_000).map(|event| told(event, 0, 1_050)).collect();
+        let some: Vec<LastArrival> =
+            all.iter().copied().filter(|last| is_told(last.event, 0, 1, 3)).collect();
+        let mut lasts =
+            Lasts::new(1, vec![Group { first: 0, connections: 5 }, Group { first: 5, connections: 5 }]);
+        let mut through = Vec::new();
+        lasts.take(&all, 0, &mut through);
+        lasts.take(&some, 3, &mut through);
+        assert_eq!(through, vec![(50, 8); some.len()]);
+        assert!(lasts.waiting.is_empty());
     }
 
     #[test]
@@ -126,10 +130,10 @@ mod tests {
         let mut lasts = Lasts::new(1, groups);
         let mut through = Vec::new();
         for event in 1..=WAITING_MAX as u64 + 10 {
-            lasts.take(&[told(event, 0, 2_000)], 1, &mut through);
+            lasts.take(&[told(event, 0, 2_000)], 0, &mut through);
         }
         assert_eq!(lasts.waiting.len(), WAITING_MAX);
-        lasts.take(&[told(1, 0, 2_000)], 1, &mut through);
+        lasts.take(&[told(1, 0, 2_000)], 0, &mut through);
         assert!(through.is_empty(), "the first was given up");
     }
 }

@@ -28,13 +28,7 @@ pub enum Source {
 impl Source {
     /// Connects; pinned to `cpu` if it is a process.
     pub fn start(target: &Target, workload: &Workload, cpu: Option<usize>) -> Result<Source> {
-        let plan = PublishPlan {
-            address: target.publish,
-            way: target.way,
-            path: target.publish_path.clone(),
-            topics: workload.topics,
-            payload_bytes: workload.payload_bytes,
-        };
+        let plan = PublishPlan::to(target, workload.topics, workload.payload_bytes);
         match workload.publish {
             Pace::Rate { .. } | Pace::Burst { .. } => PublishProcess::start(&plan, cpu).map(Source::Process),
             Pace::InFlight { .. } | Pace::AtOnce { .. } | Pace::Idle {} => {

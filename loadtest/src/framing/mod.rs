@@ -21,10 +21,11 @@ use sse::SseSplitter;
 use websocket::WsSplitter;
 
 /// What a connection speaks after its handshake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// Server-Sent Events (WHATWG HTML §9.2).
+    #[default]
     Sse,
     /// WebSocket (RFC 6455), server to client.
     Ws,

@@ -12,6 +12,8 @@ use crate::stamp::{STAMP_BYTES, Stamp};
 
 /// Bytes of a control line: `INFO` of a large cluster is the longest.
 const LINE_BYTES_MAX: usize = 64 << 10;
+/// What stands behind a message's payload.
+const LINE_END: &[u8] = b"\r\n";
 /// The answer to `PING`, and the line that asks for it.
 pub const PONG: &[u8] = b"PONG\r\n";
 /// See [`PONG`].
@@ -40,32 +42,16 @@ pub fn subject_of(path: &str) -> &str {
 }
 
 /// Understands what a server says.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Parser {
     /// The current line, if it began in an earlier feed.
     line: Vec<u8>,
     /// Bytes of the current message still to come, its line end included; 0 between messages.
     message_left: usize,
     /// The start of the current message's payload.
-    prefix: [u8; STAMP_BYTES],
-    /// 0 <= prefix_bytes <= prefix_wanted <= STAMP_BYTES.
-    prefix_bytes: usize,
-    prefix_wanted: usize,
+    prefix: Vec<u8>,
     /// `PING`s since [`Parser::answered`].
     pings: u32,
-}
-
-impl Default for Parser {
-    fn default() -> Parser {
-        Parser {
-            line: Vec::new(),
-            message_left: 0,
-            prefix: [0; STAMP_BYTES],
-            prefix_bytes: 0,
-            prefix_wanted: 0,
-            pings: 0,
-        }
-    }
 }
 
 impl Parser {
@@ -83,7 +69,7 @@ impl Parser {
             if self.message_left > 0 {
                 at += self.message(&bytes[at..]);
                 if self.message_left == 0 {
-                    on_message(at, Stamp::read(&self.prefix[..self.prefix_bytes]));
+                    on_message(at, Stamp::read(&self.prefix));
                 }
                 continue;
             }
@@ -127,9 +113,8 @@ impl Parser {
     /// Takes what is here of a message; gives its bytes.
     fn message(&mut self, bytes: &[u8]) -> usize {
         let here = self.message_left.min(bytes.len());
-        let kept = here.min(self.prefix_wanted - self.prefix_bytes);
-        self.prefix[self.prefix_bytes..self.prefix_bytes + kept].copy_from_slice(&bytes[..kept]);
-        self.prefix_bytes += kept;
+        let payload = here.min(self.message_left.saturating_sub(LINE_END.len()));
+        self.prefix.extend_from_slice(&bytes[..payload.min(STAMP_BYTES - self.prefix.len())]);
         self.message_left -= here;
         here
     }
@@ -147,9 +132,8 @@ impl Parser {
                     .filter(|_| count == 3 || count == 4)
                     .and_then(|word| std::str::from_utf8(word).ok()?.parse().ok())
                     .ok_or_else(|| format!("the server sent a broken NATS line {}", shown(line)))?;
-                self.message_left = bytes.saturating_add(2);
-                self.prefix_bytes = 0;
-                self.prefix_wanted = bytes.min(STAMP_BYTES);
+                self.message_left = bytes.saturating_add(LINE_END.len());
+                self.prefix.clear();
                 Ok(0)
             }
             Some(b"PING") => {

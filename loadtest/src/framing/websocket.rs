@@ -173,18 +173,11 @@ fn close_reason(payload: &[u8]) -> String {
 }
 
 /// Splits a stream into messages.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct WsSplitter {
     frames: Frames,
     /// The first bytes of the current message.
-    prefix: [u8; STAMP_BYTES],
-    prefix_bytes: usize,
-}
-
-impl Default for WsSplitter {
-    fn default() -> WsSplitter {
-        WsSplitter { frames: Frames::default(), prefix: [0; STAMP_BYTES], prefix_bytes: 0 }
-    }
+    prefix: Vec<u8>,
 }
 
 impl WsSplitter {
@@ -192,13 +185,11 @@ impl WsSplitter {
         let mut at = 0;
         while let Some(piece) = self.frames.next(bytes, &mut at)? {
             let payload = &bytes[piece.payload];
-            let kept = payload.len().min(STAMP_BYTES - self.prefix_bytes);
-            self.prefix[self.prefix_bytes..self.prefix_bytes + kept].copy_from_slice(&payload[..kept]);
-            self.prefix_bytes += kept;
+            self.prefix.extend_from_slice(&payload[..payload.len().min(STAMP_BYTES - self.prefix.len())]);
             if piece.ends {
-                let start = &self.prefix[..self.prefix_bytes];
-                on_event(EventEnd { at, stamp: Stamp::read(start), gap: start.starts_with(GAP_DATA) });
-                self.prefix_bytes = 0;
+                let (stamp, gap) = (Stamp::read(&self.prefix), self.prefix.starts_with(GAP_DATA));
+                on_event(EventEnd { at, stamp, gap });
+                self.prefix.clear();
             }
         }
         Ok(Fed { pings: self.frames.unanswered(), pongs: 0 })

@@ -6,8 +6,6 @@
 //! or a server is escaped here, on its way in; pictures escape their own text. Each picture carries
 //! its figures as a table, folded away beneath it.
 
-use std::fmt::Write;
-
 use crate::machine::Machine;
 pub use run::run_page;
 use svg::Picture;
@@ -71,17 +69,14 @@ impl Page {
         let memory = machine.memory_bytes >> 30;
         let mut subtitle = String::new();
         if !about.is_empty() {
-            push(&mut subtitle, format_args!("<p class=\"about\">{}</p>\n", escape(about)));
+            subtitle += &format!("<p class=\"about\">{}</p>\n", escape(about));
         }
-        push(
-            &mut subtitle,
-            format_args!(
-                "<p class=\"machine\">{} · {} CPUs · {memory} GiB · {} · <time>{}</time></p>\n",
-                escape(&machine.cpu),
-                machine.cpus,
-                escape(kernel),
-                escape(&machine.date)
-            ),
+        subtitle += &format!(
+            "<p class=\"machine\">{} · {} CPUs · {memory} GiB · {} · <time>{}</time></p>\n",
+            escape(&machine.cpu),
+            machine.cpus,
+            escape(kernel),
+            escape(&machine.date)
         );
         let footer = format!(
             "<p>Command</p>\n<pre><code>{}</code></pre>\n<p>Commit <code>{}</code> · loadtest {} · {} descriptors per \
@@ -110,10 +105,8 @@ impl Page {
             Notice::Warning => ("warning", "Warning"),
             Notice::Bad => ("bad", "✗ Failed"),
         };
-        push(
-            &mut self.notices,
-            format_args!("<p class=\"notice {class}\"><strong>{word}</strong> {}</p>\n", escape(text)),
-        );
+        self.notices +=
+            &format!("<p class=\"notice {class}\"><strong>{word}</strong> {}</p>\n", escape(text));
     }
 
     /// Warnings at the top of the page.
@@ -125,17 +118,17 @@ impl Page {
 
     /// A heading; what follows belongs to it.
     pub fn section(&mut self, heading: &str) {
-        push(&mut self.body, format_args!("<h2>{}</h2>\n", escape(heading)));
+        self.body += &format!("<h2>{}</h2>\n", escape(heading));
     }
 
     /// A smaller heading within a section.
     pub fn part(&mut self, heading: &str) {
-        push(&mut self.body, format_args!("<h3>{}</h3>\n", escape(heading)));
+        self.body += &format!("<h3>{}</h3>\n", escape(heading));
     }
 
     /// A paragraph.
     pub fn text(&mut self, text: &str) {
-        push(&mut self.body, format_args!("<p>{}</p>\n", escape(text)));
+        self.body += &format!("<p>{}</p>\n", escape(text));
     }
 
     /// Key figures, side by side.
@@ -146,9 +139,9 @@ impl Page {
         self.body.push_str("<dl class=\"tiles\">\n");
         for tile in tiles {
             let (label, value) = (escape(&tile.label), escape(&tile.value));
-            push(&mut self.body, format_args!("<div><dt>{label}</dt><dd>{value}"));
+            self.body += &format!("<div><dt>{label}</dt><dd>{value}");
             if !tile.note.is_empty() {
-                push(&mut self.body, format_args!("<small>{}</small>", escape(&tile.note)));
+                self.body += &format!("<small>{}</small>", escape(&tile.note));
             }
             self.body.push_str("</dd></div>\n");
         }
@@ -173,17 +166,14 @@ impl Page {
             Some(open) => self.body.truncate(open.len()),
             None => self.body.push_str("<div class=\"pictures\">\n"),
         }
-        push(
-            &mut self.body,
-            format_args!("<figure>\n<figcaption><strong>{}</strong>", escape(&picture.title)),
-        );
+        self.body += &format!("<figure>\n<figcaption><strong>{}</strong>", escape(&picture.title));
         if !caption.is_empty() {
-            push(&mut self.body, format_args!("<span>{}</span>", escape(caption)));
+            self.body += &format!("<span>{}</span>", escape(caption));
         }
-        push(&mut self.body, format_args!("</figcaption>\n{}", picture.svg(&identifier)));
+        self.body += &format!("</figcaption>\n{}", picture.svg(&identifier));
         if !picture.rows.is_empty() {
             let rows = table("", 1, &picture.head, &picture.rows);
-            push(&mut self.body, format_args!("<details><summary>As a table</summary>\n{rows}</details>\n"));
+            self.body += &format!("<details><summary>As a table</summary>\n{rows}</details>\n");
         }
         self.body.push_str("</figure>\n");
         self.body.push_str(END);
@@ -227,12 +217,12 @@ fn table(caption: &str, left: usize, head: &[String], rows: &[Vec<String>]) -> S
     let mut text =
         String::from("<div class=\"scroll\" tabindex=\"0\" role=\"group\" aria-label=\"table\">\n<table>\n");
     if !caption.is_empty() {
-        push(&mut text, format_args!("<caption>{}</caption>\n", escape(caption)));
+        text += &format!("<caption>{}</caption>\n", escape(caption));
     }
     let class = |column: usize| if column < left { " class=\"left\"" } else { "" };
     text.push_str("<thead><tr>");
     for (column, cell) in head.iter().enumerate() {
-        push(&mut text, format_args!("<th scope=\"col\"{}>{}</th>", class(column), escape(cell)));
+        text += &format!("<th scope=\"col\"{}>{}</th>", class(column), escape(cell));
     }
     text.push_str("</tr></thead>\n<tbody>\n");
     for row in rows {
@@ -240,20 +230,14 @@ fn table(caption: &str, left: usize, head: &[String], rows: &[Vec<String>]) -> S
         for column in 0..head.len() {
             let cell = row.get(column).map_or_else(String::new, |cell| escape(cell));
             match column {
-                0 if left > 0 => {
-                    push(&mut text, format_args!("<th scope=\"row\" class=\"left\">{cell}</th>"))
-                }
-                _ => push(&mut text, format_args!("<td{}>{cell}</td>", class(column))),
+                0 if left > 0 => text += &format!("<th scope=\"row\" class=\"left\">{cell}</th>"),
+                _ => text += &format!("<td{}>{cell}</td>", class(column)),
             }
         }
         text.push_str("</tr>\n");
     }
     text.push_str("</tbody>\n</table>\n</div>\n");
     text
-}
-
-fn push(text: &mut String, part: std::fmt::Arguments<'_>) {
-    text.write_fmt(part).expect("a String takes everything");
 }
 
 #[cfg(test)]
@@ -298,6 +282,7 @@ mod tests {
             y: Axis::log("publish → each subscriber, p99", Unit::Nanoseconds),
             lines: vec![Line::new("measured", points.clone()), Line::dots("held out", points[9..].to_vec())],
             limits: vec![(50e6, "limit: 50 ms".into())],
+            table: None,
         })
     }
 
@@ -361,6 +346,7 @@ mod tests {
             y: Axis::linear(evil, Unit::Count),
             lines: vec![Line::new(evil, vec![(1.0, 1.0)]), Line::dots(evil, vec![(1.0, 1.0)])],
             limits: vec![(1.0, evil.into())],
+            table: None,
         });
         page.figure(&lines, evil);
         let bar = Bar::new(evil, 1.0);

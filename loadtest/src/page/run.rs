@@ -247,19 +247,18 @@ fn latency_pictures(page: &mut Page, outcome: &Outcome) {
     let line = |name: &str, of: fn(&Interval) -> u64| {
         Line::new(name, course(outcome, |interval| of(interval) as f64))
     };
-    let picture = lines(&Lines {
-        title: "Latency over time".into(),
-        about: "Median, 99th percentile and largest latency to each subscriber, per interval".into(),
-        x: time(),
-        y: Axis::log("publish → each subscriber", Unit::Nanoseconds),
-        lines: vec![
+    let plot = Lines::new(
+        "Latency over time",
+        "Median, 99th percentile and largest latency to each subscriber, per interval",
+        time(),
+        Axis::log("publish → each subscriber", Unit::Nanoseconds),
+        vec![
             line("median", |interval| interval.p50_ns),
             line("p99", |interval| interval.p99_ns),
             line("largest", |interval| interval.max_ns),
         ],
-        limits: Vec::new(),
-    });
-    page.figure(&picture, "per interval; a gap is an interval in which nothing came");
+    );
+    page.figure(&lines(&plot), "per interval; a gap is an interval in which nothing came");
 }
 
 fn time() -> Axis {
@@ -272,59 +271,59 @@ fn course(outcome: &Outcome, of: impl Fn(&Interval) -> f64) -> Vec<(f64, f64)> {
 }
 
 fn course_pictures(page: &mut Page, outcome: &Outcome) {
-    let plot = |title: &str, about: &str, y: Axis, lines: Vec<Line>| Lines {
-        title: title.to_owned(),
-        about: about.to_owned(),
-        x: time(),
-        y,
-        lines,
-        limits: Vec::new(),
+    let line = |name: &str, of: fn(&Interval) -> f64| Line::new(name, course(outcome, of));
+    let mut plot = |title: &str, caption: &str, about: &str, y: Axis, series: Vec<Line>| {
+        page.figure(&lines(&Lines::new(title, about, time(), y, series)), caption);
     };
-    let deliveries = course(outcome, |interval| rate(interval.deliveries, interval.seconds));
-    let y = Axis::linear("deliveries per second", Unit::PerSecond);
-    let about = "Deliveries per second to all subscribers, per interval";
-    let picture = lines(&plot("Throughput", about, y, vec![Line::new("deliveries", deliveries)]));
-    page.figure(&picture, "event × subscriber");
-
-    let published = course(outcome, |interval| rate(interval.published, interval.seconds));
-    let y = Axis::linear("events per second", Unit::PerSecond);
-    let about = "Events published per second, per interval";
-    let picture = lines(&plot("Published", about, y, vec![Line::new("events", published)]));
-    page.figure(&picture, "over all topics");
-
+    plot(
+        "Throughput",
+        "event × subscriber",
+        "Deliveries per second to all subscribers, per interval",
+        Axis::linear("deliveries per second", Unit::PerSecond),
+        vec![line("deliveries", |interval| rate(interval.deliveries, interval.seconds))],
+    );
+    plot(
+        "Published",
+        "over all topics",
+        "Events published per second, per interval",
+        Axis::linear("events per second", Unit::PerSecond),
+        vec![line("events", |interval| rate(interval.published, interval.seconds))],
+    );
     if outcome.cost.is_some() {
-        let y = Axis::linear("share of one CPU", Unit::Share);
-        let server = course(outcome, |interval| interval.server_share);
-        let generator = course(outcome, |interval| interval.generator_share);
-        let about =
-            "CPU of the server and busy time of the generator's CPU as a share of one CPU, per interval";
-        let both = vec![Line::new(&outcome.server, server), Line::new("generator's CPU", generator)];
-        let picture = lines(&plot("CPU of the server", about, y, both));
-        page.figure(
-            &picture,
+        plot(
+            "CPU of the server",
             "user, system and softirq time of the server's processes; the generator's CPU is busy with receivers, \
              publisher, coordinator and whatever else runs there",
+            "CPU of the server and busy time of the generator's CPU as a share of one CPU, per interval",
+            Axis::linear("share of one CPU", Unit::Share),
+            vec![
+                line(&outcome.server, |interval| interval.server_share),
+                line("generator's CPU", |interval| interval.generator_share),
+            ],
+        );
+        // Apart: the machine's kernel memory is a hundred times that of a lean server.
+        plot(
+            "Memory of the server",
+            "resident, in user space",
+            "Resident user-space memory of the server at the end of each interval",
+            Axis::linear("memory", Unit::Bytes),
+            vec![line(&outcome.server, |interval| interval.server_rss as f64)],
         );
     }
-    // Apart: the machine's kernel memory is a hundred times that of a lean server.
-    let y = || Axis::linear("memory", Unit::Bytes);
-    if outcome.cost.is_some() {
-        let server = course(outcome, |interval| interval.server_rss as f64);
-        let about = "Resident user-space memory of the server at the end of each interval";
-        let picture =
-            lines(&plot("Memory of the server", about, y(), vec![Line::new(&outcome.server, server)]));
-        page.figure(&picture, "resident, in user space");
-    }
-    let kernel = course(outcome, |interval| interval.kernel_bytes as f64);
-    let about = "Kernel memory of the machine for sockets and their buffers at the end of each interval";
-    let picture = lines(&plot("Memory of the kernel", about, y(), vec![Line::new("kernel", kernel)]));
-    page.figure(&picture, "slab and socket buffers of the whole machine: both ends of every connection");
-
-    let open = course(outcome, |interval| interval.connections as f64);
-    let y = Axis::linear("connections", Unit::Count);
-    let about = "Connections open at the end of each interval";
-    let picture = lines(&plot("Connections", about, y, vec![Line::new("open", open)]));
-    page.figure(&picture, "open at the end of each interval");
+    plot(
+        "Memory of the kernel",
+        "slab and socket buffers of the whole machine: both ends of every connection",
+        "Kernel memory of the machine for sockets and their buffers at the end of each interval",
+        Axis::linear("memory", Unit::Bytes),
+        vec![line("kernel", |interval| interval.kernel_bytes as f64)],
+    );
+    plot(
+        "Connections",
+        "open at the end of each interval",
+        "Connections open at the end of each interval",
+        Axis::linear("connections", Unit::Count),
+        vec![line("open", |interval| interval.connections as f64)],
+    );
 }
 
 #[cfg(test)]

@@ -62,8 +62,9 @@ pub struct Load {
 
 /// Fewest repetitions.
 const ROUNDS_MIN: usize = 3;
-/// Any seed will do; the same one makes runs comparable.
-const SEED: u64 = 20_251;
+/// Designs that are part of the program.
+const USUAL: &str = include_str!("../../scenarios/plan/usual.toml");
+const QUICK: &str = include_str!("../../scenarios/plan/quick.toml");
 
 fn one() -> usize {
     1
@@ -71,53 +72,8 @@ fn one() -> usize {
 
 impl Design {
     /// The usual design: about three minutes, or half of it.
-    ///
-    /// Connections span a factor of 16 and rates are chosen so that one core is busy between a few
-    /// percent and about half: the range in which a server is planned to run. Rates below and above
-    /// 25/s are both there because a lone delivery, acknowledged by itself, costs more than one
-    /// that follows the last within the delay of an acknowledgement. Three numbers of connections
-    /// are the fewest that tell what an event costs from what many connections cost.
     pub fn usual(quick: bool) -> Design {
-        let load = |rate: f64, bytes: usize| Load { rate, bytes };
-        let group = |protocol, connections, heartbeat_ms, loads: &[Load]| Group {
-            protocol,
-            connections,
-            topics: 1,
-            heartbeat_ms,
-            loads: loads.to_vec(),
-        };
-        let (ws, sse) = (Protocol::Ws, Protocol::Sse);
-        let group = if quick {
-            vec![
-                group(ws, 500, None, &[load(50.0, 200), load(300.0, 200)]),
-                group(ws, 1_500, None, &[load(100.0, 200)]),
-                group(ws, 4_000, None, &[load(4.0, 200), load(35.0, 200), load(35.0, 2_000)]),
-                group(sse, 4_000, None, &[load(8.0, 200), load(35.0, 200)]),
-                group(ws, 2_000, Some(1_000), &[]),
-                group(sse, 2_000, Some(1_000), &[]),
-            ]
-        } else {
-            vec![
-                group(ws, 250, None, &[load(100.0, 200), load(600.0, 200)]),
-                group(
-                    ws,
-                    1_000,
-                    None,
-                    &[load(10.0, 200), load(50.0, 200), load(150.0, 200), load(100.0, 2_000)],
-                ),
-                group(
-                    ws,
-                    4_000,
-                    None,
-                    &[load(3.0, 200), load(10.0, 200), load(35.0, 200), load(25.0, 4_000)],
-                ),
-                group(sse, 1_000, None, &[load(10.0, 200), load(150.0, 200)]),
-                group(sse, 4_000, None, &[load(10.0, 200), load(35.0, 200), load(25.0, 2_000)]),
-                group(ws, 4_000, Some(1_000), &[]),
-                group(sse, 4_000, Some(1_000), &[]),
-            ]
-        };
-        Design { rounds: ROUNDS_MIN, seconds: if quick { 0.8 } else { 1.5 }, seed: SEED, group }
+        toml::from_str(if quick { QUICK } else { USUAL }).expect("the tests read it")
     }
 
     /// A design from a TOML file.

@@ -18,10 +18,11 @@ use serde::{Deserialize, Serialize};
 use super::design::{Design, Group, Load};
 use super::fit::rounded;
 use crate::engine::kernel;
-use crate::fleet::{Fleet, FleetPlan};
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::prove::ARRIVE_LIMIT;
 use crate::publisher::{PublishPlan, PublishProcess};
+use crate::receiver::CrowdSetup;
 use crate::report::progress;
 use crate::server::{self, FanwaveArgs, Running, ServerChoice};
 use crate::usage::{CpuMeter, CpuSample, interrupts_are_apart};
@@ -52,10 +53,11 @@ const SSE_HEARTBEAT_BYTES: u64 = 3;
 const WS_HEARTBEAT_BYTES: u64 = 2;
 
 /// What a server did in a leg.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Events went out.
+    #[default]
     Load,
     /// Nothing but heartbeats, if there were any.
     Idle,
@@ -66,7 +68,7 @@ pub enum Kind {
 }
 
 /// The CPU of one leg, and the work it was for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CpuRow {
     /// Round, from 0.
     pub round: usize,
@@ -114,23 +116,13 @@ impl CpuRow {
             connections: group.connections,
             topics: group.topics,
             seconds,
-            rate: 0.0,
-            events: 0,
-            deliveries: 0,
-            payload_bytes: 0,
-            frame_bytes: 0.0,
-            handshakes: 0,
-            closes: 0,
-            heartbeats: 0,
-            cpu_ns: 0,
-            receiver_share: 0.0,
-            others_share: 0.0,
+            ..CpuRow::default()
         }
     }
 }
 
 /// Memory at one moment.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MemoryRow {
     /// Round, from 0.
     pub round: usize,
@@ -193,6 +185,10 @@ impl<'a> Stand<'a> {
     pub fn new(fanwave: &'a FanwaveArgs, server_cpu: usize, receiver_cpu: usize) -> Result<Stand<'a>> {
         Ok(Stand { fanwave, server_cpu, receiver_cpu, apart: interrupts_are_apart()? })
     }
+
+    fn choice(&self) -> ServerChoice {
+        ServerChoice { fanwave: self.fanwave.clone(), ..ServerChoice::default() }
+    }
 }
 
 /// Measures the whole design.
@@ -225,22 +221,18 @@ pub fn measure(stand: &Stand<'_>, design: &Design) -> Result<Measured> {
 
 /// The memory of a server with several shards that nobody has connected to yet.
 fn measure_empty(stand: &Stand<'_>, round: usize) -> Result<MemoryRow> {
-    let choice = ServerChoice { fanwave: stand.fanwave.clone(), ..ServerChoice::default() };
-    let server = server::start(&choice, Some(stand.server_cpu), EMPTY_SHARDS, &[])?;
-    // As long as the empty server with one shard gets.
-    kernel::settled_bytes()?;
-    let row = MemoryRow {
-        round,
-        protocol: Protocol::Ws,
-        shards: EMPTY_SHARDS,
-        connections: 0,
-        window_events: 0,
-        window_bytes: 0,
-        user_bytes: server.memory()?.context("the server's processes are known")?.rss_own,
-        kernel_bytes: 0,
-    };
-    server.stop()?;
-    Ok(row)
+    let (cpu, choice) = (Some(stand.server_cpu), stand.choice());
+    server::ask(&choice, cpu, EMPTY_SHARDS, &[], |server| {
+        // As long as the empty server with one shard gets.
+        kernel::settled_bytes()?;
+        Ok(MemoryRow {
+            round,
+            protocol: Protocol::Ws,
+            shards: EMPTY_SHARDS,
+            user_bytes: server.own_memory()?.rss_own,
+            ..MemoryRow::default()
+        })
+    })
 }
 
 /// Measures one group on a server of its own, into the notebook.
@@ -252,14 +244,12 @@ pub fn measure_group(
     notebook: &mut Notebook,
 ) -> Result<()> {
     let heartbeat = group.heartbeat_ms.map(|ms| ["--heartbeat-ms".to_owned(), ms.to_string()]);
-    let choice = ServerChoice { fanwave: stand.fanwave.clone(), ..ServerChoice::default() };
     let more = heartbeat.as_ref().map_or(&[][..], |heartbeat| heartbeat);
-    let mut server = server::start(&choice, Some(stand.server_cpu), 1, more)?;
-    let meter = server.meter(stand.apart).context("the server's processes are known")?;
-    let leg = Leg { server: &server, meter, group, round, window: Window::of(group.topics), kernel_empty: 0 };
-    let outcome = leg.run(stand, time, notebook);
-    outcome.map_err(|error| server.explain(error))?;
-    server.stop()
+    server::ask(&stand.choice(), Some(stand.server_cpu), 1, more, |server| {
+        let meter = server.meter(stand.apart).context("the server's processes are known")?;
+        let window = Window::of(group.topics);
+        Leg { server, meter, group, round, window, kernel_empty: 0 }.run(stand, time, notebook)
+    })
 }
 
 /// A group under measurement.
@@ -276,12 +266,14 @@ impl Leg<'_> {
     fn run(mut self, stand: &Stand<'_>, time: Duration, notebook: &mut Notebook) -> Result<()> {
         let Notebook { measured, repetitions } = notebook;
         let group = self.group;
-        let mut fleet = Fleet::new(FleetPlan {
+        let target = &self.server.target;
+        let path = target.path(group.protocol).context("the server does not speak this protocol")?;
+        let mut fleet = Fleet::new(CrowdSetup {
             cpu: Some(stand.receiver_cpu),
             topics: group.topics,
             // Who answers pings must find them between the events.
             audit: group.heartbeat_ms.is_some(),
-            ..FleetPlan::steady(self.server.target.subscribe, group.protocol, self.path()?)
+            ..CrowdSetup::steady(target.subscribe, group.protocol, path.to_owned())
         });
         self.kernel_empty = kernel::settled_bytes()?;
         measured.memory.push(self.memory(0)?);
@@ -334,7 +326,7 @@ impl Leg<'_> {
             connections,
             window_events: self.window.events_max,
             window_bytes: self.window.bytes_max,
-            user_bytes: self.server.memory()?.context("the server's processes are known")?.rss_own,
+            user_bytes: self.server.own_memory()?.rss_own,
             kernel_bytes: kernel::bytes()? as i64 - self.kernel_empty as i64,
         })
     }
@@ -359,14 +351,7 @@ impl Leg<'_> {
 
     /// Publishes at a rate, a warm-up first, and checks the arrival of everything.
     fn load(&mut self, fleet: &mut Fleet, load: &Load, cpu: usize, time: Duration) -> Result<CpuRow> {
-        let target = &self.server.target;
-        let plan = PublishPlan {
-            address: target.publish,
-            way: target.way,
-            path: target.publish_path.clone(),
-            topics: self.group.topics,
-            payload_bytes: load.bytes,
-        };
+        let plan = PublishPlan::to(&self.server.target, self.group.topics, load.bytes);
         let mut publisher = PublishProcess::start(&plan, Some(cpu))?;
         fleet.zero(publisher.next(), 0)?;
         let warm = publish_at(fleet, &mut publisher, load.rate, WARM_UP)?;
@@ -387,16 +372,6 @@ impl Leg<'_> {
         row.frame_bytes = rounded(totals.scout_bytes as f64 / all as f64);
         row.receiver_share = rounded((totals.cpu_ns - receivers) as f64 / 1e9 / row.seconds);
         Ok(row)
-    }
-
-    /// Where the group subscribes.
-    fn path(&self) -> Result<String> {
-        let target = &self.server.target;
-        let path = match self.group.protocol {
-            Protocol::Sse => &target.sse_path,
-            _ => &target.ws_path,
-        };
-        path.clone().context("the server does not speak this protocol")
     }
 }
 

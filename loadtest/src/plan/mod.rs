@@ -7,8 +7,8 @@
 //! prediction was. `caveats` says what to know of the model behind it, `show` words it all.
 //! `planted` is what the tests stand on.
 
-use std::fs::{self, OpenOptions};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -23,7 +23,7 @@ use self::question::QuestionArgs;
 use crate::machine::Machine;
 use crate::process::{check_sockets, raise_descriptor_limit};
 use crate::prove::{Bench, Common};
-use crate::report::save;
+use crate::report::{check_place, save};
 use crate::server::FanwaveArgs;
 
 mod answer;
@@ -95,7 +95,7 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
         false => Machine::describe(raise_descriptor_limit()?),
     };
     for file in [&args.save, &args.page].into_iter().flatten() {
-        check_writable(file)?;
+        check_place(file)?;
     }
     let largest = match &loaded {
         Some(model) => model.domain.connections.1 as usize,
@@ -139,34 +139,4 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
     save(common.json.as_deref(), "plan", &machine, &plan)?;
     // Last: what was measured is shown and saved even where the prediction was wrong.
     held_out.iter().try_for_each(HeldOut::require)
-}
-
-/// Refuses a file that cannot be written before minutes are spent on what shall be in it.
-fn check_writable(file: &Path) -> Result<()> {
-    let existed = file.exists();
-    let opened = OpenOptions::new().create(true).append(true).open(file);
-    opened.with_context(|| format!("{} cannot be written", file.display()))?;
-    if !existed {
-        fs::remove_file(file).with_context(|| format!("removing {}", file.display()))?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_that_cannot_be_written_is_refused_by_name_and_one_that_can_is_left_as_it_was() {
-        let error =
-            format!("{:#}", check_writable(Path::new("no-such-directory/model.json")).expect_err("no place"));
-        assert!(error.contains("no-such-directory/model.json") && !error.contains('\n'), "{error}");
-        let file = std::env::temp_dir().join(format!("fanwave-writable-{}", std::process::id()));
-        check_writable(&file).expect("writable");
-        assert!(!file.exists());
-        fs::write(&file, "kept").expect("writable");
-        check_writable(&file).expect("writable");
-        assert_eq!(fs::read_to_string(&file).expect("readable"), "kept");
-        fs::remove_file(&file).expect("removable");
-    }
 }

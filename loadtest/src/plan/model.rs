@@ -23,11 +23,19 @@ use crate::report::write_json;
 
 /// The form of the file; another one is refused.
 const VERSION: u32 = 3;
-/// Terms of user-space memory, in bytes each.
-pub const USER_TERMS: [&str; 7] =
-    ["process", "shard", "shard_used", "connection_ws", "connection_sse", "window_event", "window_byte"];
-/// Terms of kernel memory of both ends on loopback, in bytes each.
-pub const KERNEL_TERMS: [&str; 3] = ["shard", "connection_ws", "connection_sse"];
+/// Terms of user-space memory, in bytes each, and what they are.
+pub const USER_TERMS: [(&str, &str); 7] = [
+    ("process", "the process without connections"),
+    ("shard", "a shard"),
+    ("shard_used", "a shard's first use"),
+    ("connection_ws", "a WebSocket"),
+    ("connection_sse", "an SSE stream"),
+    ("window_event", "an event in a window"),
+    ("window_byte", "a byte of data in a window"),
+];
+/// Terms of kernel memory of both ends on loopback, in bytes each, and what they are.
+pub const KERNEL_TERMS: [(&str, &str); 3] =
+    [("shard", "a shard"), ("connection_ws", "a WebSocket"), ("connection_sse", "an SSE stream")];
 /// Candidates for the interval at which half of `apart` is paid, in milliseconds: around the 40
 /// within which Linux acknowledges. Far from there a fit would only follow noise.
 const APART_MS: [f64; 5] = [30.0, 36.0, 43.0, 52.0, 62.0];
@@ -108,12 +116,13 @@ impl Model {
         if loads.is_empty() {
             bail!("no measured point is below {SHARE_MAX} of a core: ask for lower rates");
         }
-        let names = CPU_TERMS.map(|(name, _)| name);
+        let names = names_of(&CPU_TERMS);
         fit::check("CPU model", &names, &rows::cpu(&used, APART_MS[0]))?;
         let apart_ms = best_apart_ms(&used);
         let cpu = Fit::of("CPU model", &names, &rows::cpu(&used, apart_ms), seed)?;
-        let user = Fit::of("user memory model", &USER_TERMS, &rows::user(&measured.memory), seed)?;
-        let kernel = Fit::of("kernel memory model", &KERNEL_TERMS, &rows::kernel(&measured.memory), seed)?;
+        let user = Fit::of("user memory model", &names_of(&USER_TERMS), &rows::user(&measured.memory), seed)?;
+        let kernel =
+            Fit::of("kernel memory model", &names_of(&KERNEL_TERMS), &rows::kernel(&measured.memory), seed)?;
         let overheads: Vec<f64> = loads
             .iter()
             .filter(|row| row.protocol == Protocol::Sse)
@@ -205,14 +214,9 @@ impl Model {
     }
 
     fn check(&self) -> Result<()> {
-        let fits: [(&Fit, Vec<&str>); 3] = [
-            (&self.cpu, CPU_TERMS.map(|(name, _)| name).to_vec()),
-            (&self.user, USER_TERMS.to_vec()),
-            (&self.kernel, KERNEL_TERMS.to_vec()),
-        ];
-        for (fit, names) in fits {
-            fit.check(&names)?;
-        }
+        self.cpu.check(&names_of(&CPU_TERMS))?;
+        self.user.check(&names_of(&USER_TERMS))?;
+        self.kernel.check(&names_of(&KERNEL_TERMS))?;
         let domain = &self.domain;
         let numbers = [
             self.apart_ms,
@@ -273,6 +277,10 @@ impl Domain {
     }
 }
 
+fn names_of(terms: &[(&'static str, &str)]) -> Vec<&'static str> {
+    terms.iter().map(|(name, _)| *name).collect()
+}
+
 /// A number in words: whole if it is large, three digits if it is small.
 fn number(value: f64) -> String {
     if value >= 100.0 {
@@ -310,6 +318,8 @@ mod tests {
         APART_TRUTH, CPU_TRUTH, KERNEL_TRUTH, NOISE, QUIET, USER_TRUTH, dot, machine, model, planted,
     };
 
+    const MIB: f64 = 1_048_576.0;
+
     /// How many of what each fit was asked are covered, as a share.
     fn coverage(covered: &[u32], fits: u64) -> Vec<f64> {
         covered.iter().map(|covered| f64::from(*covered) / fits as f64).collect()
@@ -322,7 +332,7 @@ mod tests {
             Work::second(Protocol::Ws, 4_000.0, 20.0, 204.0),
             Work::second(Protocol::Ws, 16_000.0, 6.0, 504.0),
             Work::second(Protocol::Sse, 8_000.0, 6.0, 230.0),
-            Work { handshakes: 1e6, closes: 1e6, ..Work::nothing(Protocol::Ws) },
+            Work { handshakes: 1e6, closes: 1e6, protocol: Protocol::Ws, ..Work::default() },
         ];
         let truth = [&CPU_TRUTH[..], &USER_TRUTH, &KERNEL_TRUTH].concat();
         let mut terms = vec![0; truth.len()];
@@ -371,6 +381,25 @@ mod tests {
         assert!((several / (0.9e6 + 6.0 * 1e6 + 145.0 * 16_000.0) - 1.0).abs() < 0.1, "{several}");
         let kernel = model.kernel(Protocol::Ws, 1.0, 16_000.0).value;
         assert!((kernel / (0.5e6 + 8_700.0 * 16_000.0) - 1.0).abs() < 0.15, "{kernel}");
+    }
+
+    /// The points of the committed model are fitted anew; what was measured beside them stands in
+    /// `plan.txt` there.
+    #[test]
+    fn the_held_out_point_of_the_kept_run_is_predicted_within_ten_percent() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/runs/2026-11-21-xeon-2cpu/model.json");
+        let kept = Model::load(Path::new(file)).expect("a model of this version");
+        let model = Model::of(machine(), kept.design, kept.measured).expect("as it was fitted");
+        let frame_bytes = model.frame_bytes(Protocol::Ws, 500.0);
+        let figures = [
+            ("CPU", model.cpu(&Work::second(Protocol::Ws, 16_000.0, 6.0, frame_bytes)), 0.504),
+            ("user memory", model.user(Protocol::Ws, 1.0, 16_000.0, (0.0, 0.0)), 3.86 * MIB),
+            ("kernel memory", model.kernel(Protocol::Ws, 1.0, 16_000.0), 136.0 * MIB),
+        ];
+        for (what, predicted, measured) in figures {
+            let error = predicted.value / measured - 1.0;
+            assert!(error.abs() < 0.1, "{what}: {predicted:?}, measured {measured}");
+        }
     }
 
     #[test]

@@ -138,16 +138,7 @@ pub fn memory_row(
     window_events: u64,
     window_bytes: u64,
 ) -> MemoryRow {
-    MemoryRow {
-        round: 0,
-        protocol,
-        shards: 1,
-        connections,
-        window_events,
-        window_bytes,
-        user_bytes: 0,
-        kernel_bytes: 0,
-    }
+    MemoryRow { protocol, shards: 1, connections, window_events, window_bytes, ..MemoryRow::default() }
 }
 
 /// The looks at the memory of a group.

@@ -9,12 +9,22 @@ use crate::framing::Protocol;
 /// The most of anything: beyond it the arithmetic means nothing.
 const MOST: f64 = 1e10;
 
-/// The question: how many subscribers, how much, on what.
+/// What is asked; how much of everything, and on what.
 #[derive(Debug, Clone, Args)]
 pub struct QuestionArgs {
     /// Subscribers; with it the planner answers
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub subscribers: Option<f64>,
+    subscribers: Option<f64>,
+    #[command(flatten)]
+    question: Question,
+}
+
+/// The question: how many subscribers, how much, on what.
+#[derive(Debug, Clone, PartialEq, Serialize, Args)]
+pub struct Question {
+    /// Subscribers, at least 1.
+    #[arg(skip)]
+    pub subscribers: f64,
     /// Events per second over all topics
     #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
     pub rate: f64,
@@ -50,35 +60,6 @@ pub struct QuestionArgs {
     pub spare: f64,
 }
 
-/// A question that can be answered. Units as in [`QuestionArgs`].
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Question {
-    /// At least 1.
-    pub subscribers: f64,
-    /// At least 0.
-    pub rate: f64,
-    /// Above 0.
-    pub bytes: f64,
-    /// WebSocket or Server-Sent Events.
-    pub protocol: Protocol,
-    /// At least 0.
-    pub churn: f64,
-    /// 1 to `subscribers`.
-    pub topics: f64,
-    /// Above 0.
-    pub heartbeat: f64,
-    /// Whole, at least 1.
-    pub node_cores: f64,
-    /// Above 0.
-    pub node_memory: f64,
-    /// Above 0.
-    pub node_network: f64,
-    /// Above 0, below 1.
-    pub utilisation: f64,
-    /// Whole, at least 0.
-    pub spare: f64,
-}
-
 impl QuestionArgs {
     /// The question, if one was asked; an impossible number is refused by its option.
     pub fn question(&self) -> Result<Option<Question>> {
@@ -87,7 +68,7 @@ impl QuestionArgs {
             if !(low..=high).contains(&value) {
                 bail!("--{option} {value} is impossible: it is from {low} to {high}");
             }
-            Ok(value)
+            Ok(())
         };
         let whole = |option: &str, value: f64, low: f64, high: f64| {
             if value.fract() != 0.0 {
@@ -95,21 +76,19 @@ impl QuestionArgs {
             }
             within(option, value, low, high)
         };
-        let subscribers = whole("subscribers", subscribers, 1.0, MOST)?;
-        Ok(Some(Question {
-            subscribers,
-            rate: within("rate", self.rate, 0.0, 1e7)?,
-            bytes: within("bytes", self.bytes, 1.0, 16_777_216.0)?,
-            protocol: self.protocol,
-            churn: within("churn", self.churn, 0.0, MOST)?,
-            topics: whole("topics", self.topics, 1.0, subscribers)?,
-            heartbeat: within("heartbeat", self.heartbeat, 1.0, 86_400.0)?,
-            node_cores: whole("node-cores", self.node_cores, 1.0, 4_096.0)?,
-            node_memory: within("node-memory", self.node_memory, 0.1, 1e6)?,
-            node_network: within("node-network", self.node_network, 0.001, 1e6)?,
-            utilisation: within("utilisation", self.utilisation, 0.05, 0.95)?,
-            spare: whole("spare", self.spare, 0.0, 1e6)?,
-        }))
+        whole("subscribers", subscribers, 1.0, MOST)?;
+        let asked = &self.question;
+        within("rate", asked.rate, 0.0, 1e7)?;
+        within("bytes", asked.bytes, 1.0, 16_777_216.0)?;
+        within("churn", asked.churn, 0.0, MOST)?;
+        whole("topics", asked.topics, 1.0, subscribers)?;
+        within("heartbeat", asked.heartbeat, 1.0, 86_400.0)?;
+        whole("node-cores", asked.node_cores, 1.0, 4_096.0)?;
+        within("node-memory", asked.node_memory, 0.1, 1e6)?;
+        within("node-network", asked.node_network, 0.001, 1e6)?;
+        within("utilisation", asked.utilisation, 0.05, 0.95)?;
+        whole("spare", asked.spare, 0.0, 1e6)?;
+        Ok(Some(Question { subscribers, ..asked.clone() }))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::answer::Answer;
 use super::caveats::{self, Caveat};
 use super::experiments::{CpuRow, Kind};
-use super::fit::{Estimate, Term};
+use super::fit::{Estimate, Fit, Term};
 use super::held_out::{Compared, HeldOut};
 use super::model::{ERROR_MAX, KERNEL_TERMS, Model, USER_TERMS, disturbed};
 use super::work::{CPU_TERMS, Work};
@@ -18,47 +18,24 @@ const COST_HEAD: [&str; 4] = ["cost of", "best", "90 % interval", "standard erro
 const HELD_OUT_HEAD: [&str; 5] = ["held out", "predicted", "90 % interval", "measured (min to max)", "error"];
 const ANSWER_HEAD: [&str; 3] = ["needed", "", "how"];
 
-/// What memory terms are, in words.
-fn memory_term(name: &str) -> &'static str {
-    match name {
-        "process" => "user memory: the process without connections",
-        "shard" => "a shard",
-        "shard_used" => "a shard's first use",
-        "connection_ws" => "a WebSocket",
-        "connection_sse" => "an SSE stream",
-        "window_event" => "an event in a window",
-        _ => "a byte of data in a window",
-    }
-}
-
 fn cost_rows(model: &Model) -> Vec<Vec<String>> {
-    let row = |what: &str, unit: Unit, term: &Term| {
-        vec![
-            what.to_owned(),
-            unit.show(term.value),
-            format!("{} to {}", unit.show(term.low), unit.show(term.high)),
-            unit.show(term.error),
-        ]
+    let rows = |of: &'static str, unit: Unit, terms: &'static [(&str, &str)], fit: &Fit| {
+        let row = move |((_, what), term): (&(&str, &str), &Term)| {
+            let interval = format!("{} to {}", unit.show(term.low), unit.show(term.high));
+            vec![format!("{of}: {what}"), unit.show(term.value), interval, unit.show(term.error)]
+        };
+        terms.iter().zip(&fit.terms).map(row).collect::<Vec<_>>()
     };
-    let cpu = CPU_TERMS
-        .iter()
-        .zip(&model.cpu.terms)
-        .map(|((_, what), term)| row(&format!("CPU: {what}"), Unit::CpuMicroseconds, term));
-    let user = USER_TERMS.iter().zip(&model.user.terms).map(|(name, term)| {
-        let what = memory_term(name);
-        let what = if *name == "process" { what.to_owned() } else { format!("user memory: {what}") };
-        row(&what, Unit::Bytes, term)
-    });
-    let kernel = KERNEL_TERMS.iter().zip(&model.kernel.terms).map(|(name, term)| {
-        row(&format!("kernel memory, both ends: {}", memory_term(name)), Unit::Bytes, term)
-    });
-    cpu.chain(user).chain(kernel).collect()
+    let mut all = rows("CPU", Unit::CpuMicroseconds, &CPU_TERMS, &model.cpu);
+    all.extend(rows("user memory", Unit::Bytes, &USER_TERMS, &model.user));
+    all.extend(rows("kernel memory, both ends", Unit::Bytes, &KERNEL_TERMS, &model.kernel));
+    all
 }
 
 /// What the fit is made of.
 fn fit_notes(model: &Model) -> [String; 2] {
     let domain = &model.domain;
-    let residual = |fit: &super::fit::Fit| Unit::Share.show(fit.scatter);
+    let residual = |fit: &Fit| Unit::Share.show(fit.scatter);
     [
         format!(
             "Fitted to {} points of CPU, {} of user and {} of kernel memory (medians of {} rounds): {} to {} connections \
@@ -408,15 +385,13 @@ fn delivery_plot(model: &Model) -> Lines {
         format!("ws, model at {} connections", Unit::Count.show(connections)),
         curve.collect(),
     ));
-    Lines {
-        title: "CPU per delivery".into(),
-        about: "CPU microseconds per delivery over events per second, measured and as the model has it"
-            .into(),
-        x: Axis::log("events/s of a connection", Unit::Count),
-        y: Axis::linear("CPU per delivery", Unit::CpuMicroseconds),
+    Lines::new(
+        "CPU per delivery",
+        "CPU microseconds per delivery over events per second, measured and as the model has it",
+        Axis::log("events/s of a connection", Unit::Count),
+        Axis::linear("CPU per delivery", Unit::CpuMicroseconds),
         lines,
-        limits: Vec::new(),
-    }
+    )
 }
 
 #[cfg(test)]

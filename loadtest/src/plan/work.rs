@@ -28,7 +28,7 @@ pub const CPU_TERMS: [(&str, &str); 13] = [
 const SPREAD_CONNECTIONS: f64 = 4_000.0;
 
 /// What one shard does in some time.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Work {
     /// What the subscribers speak.
     pub protocol: Protocol,
@@ -53,32 +53,17 @@ pub struct Work {
 }
 
 impl Work {
-    /// No time, no connections, nothing done.
-    pub fn nothing(protocol: Protocol) -> Work {
-        Work {
-            protocol,
-            seconds: 0.0,
-            connections: 0.0,
-            events: 0.0,
-            deliveries: 0.0,
-            rate: 0.0,
-            frame_bytes: 0.0,
-            handshakes: 0.0,
-            closes: 0.0,
-            heartbeats: 0.0,
-        }
-    }
-
     /// A second in which `rate` events of `frame_bytes` go to each of so many connections.
     pub fn second(protocol: Protocol, connections: f64, rate: f64, frame_bytes: f64) -> Work {
         Work {
+            protocol,
             seconds: 1.0,
             connections,
             events: rate,
             deliveries: rate * connections,
             rate,
             frame_bytes,
-            ..Work::nothing(protocol)
+            ..Work::default()
         }
     }
 

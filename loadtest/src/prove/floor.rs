@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Bench;
-use super::leg::{Leg, floor_leg};
+use super::leg::{Leg, Summary, floor_leg, leg_time, ratios};
 use crate::floor::{Floor, SENDS_PER_ENTER, Sends};
 use crate::report::{Spread, progress, save, say, table};
 use crate::unit::grouped;
@@ -42,10 +42,8 @@ struct Cell {
     connections: usize,
     frames_per_send: u64,
     /// Of the `send(2)` loop.
-    us_per_delivery: Spread,
-    deliveries_per_second: Spread,
-    ring_us_per_delivery: Spread,
-    ring_deliveries_per_second: Spread,
+    send: Summary,
+    ring: Summary,
     /// io_uring / `send(2)` loop, CPU per delivery, over the pairs.
     ring_ratio: Spread,
 }
@@ -55,7 +53,7 @@ pub fn run(bench: &Bench, args: &FloorArgs) -> Result<()> {
     if args.connections == 0 || args.frame == 0 || args.legs == 0 || args.burst.contains(&0) {
         bail!("--connections, --frame, --legs and --burst are at least 1");
     }
-    let time = super::cpu::leg_time("--seconds-per-leg", args.seconds_per_leg)?;
+    let time = leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     let cells = measure(bench, args, time)?;
     say(&format!("{}\n", bench.machine.line()));
     let rows: Vec<_> = cells.iter().map(row).collect();
@@ -80,10 +78,10 @@ fn row(cell: &Cell) -> Vec<String> {
     vec![
         grouped(cell.connections as u64),
         cell.frames_per_send.to_string(),
-        cell.us_per_delivery.show(3),
-        grouped(cell.deliveries_per_second.median as u64),
-        format!("{:.3}", cell.ring_us_per_delivery.median),
-        grouped(cell.ring_deliveries_per_second.median as u64),
+        cell.send.us_per_delivery.show(3),
+        grouped(cell.send.deliveries_per_second.median as u64),
+        format!("{:.3}", cell.ring.us_per_delivery.median),
+        grouped(cell.ring.deliveries_per_second.median as u64),
         cell.ring_ratio.show(2),
     ]
 }
@@ -102,25 +100,20 @@ fn measure(bench: &Bench, args: &FloorArgs, time: Duration) -> Result<Vec<Cell>>
                 legs.push(floor_leg(&mut floor, &meter, args.frame, frames, time)?);
             }
         }
-        cells.push(Cell::new(args.connections, frames, legs, ring_legs));
+        cells.push(Cell::new(args.connections, frames, &legs, &ring_legs));
     }
     Ok(cells)
 }
 
 impl Cell {
     /// Over pairs of legs, one of each sender.
-    fn new(connections: usize, frames_per_send: u64, legs: Vec<Leg>, ring_legs: Vec<Leg>) -> Cell {
-        let us = |legs: &[Leg]| Spread::of(legs.iter().map(|leg| leg.us_per_delivery));
-        let rate = |legs: &[Leg]| Spread::of(legs.iter().map(|leg| leg.deliveries_per_second));
-        let pairs = legs.iter().zip(&ring_legs);
+    fn new(connections: usize, frames_per_send: u64, legs: &[Leg], ring_legs: &[Leg]) -> Cell {
         Cell {
             connections,
             frames_per_send,
-            us_per_delivery: us(&legs),
-            deliveries_per_second: rate(&legs),
-            ring_us_per_delivery: us(&ring_legs),
-            ring_deliveries_per_second: rate(&ring_legs),
-            ring_ratio: Spread::of(pairs.map(|(one, ring)| ring.us_per_delivery / one.us_per_delivery)),
+            send: Summary::of(legs),
+            ring: Summary::of(ring_legs),
+            ring_ratio: Spread::of(ratios(ring_legs, legs)),
         }
     }
 }

@@ -12,10 +12,11 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
 
+use super::leg::leg_time;
 use super::{ARRIVE_LIMIT, Bench};
-use crate::fleet::FleetPlan;
 use crate::floor::{Floor, Shape};
 use crate::framing::Protocol;
+use crate::receiver::CrowdSetup;
 use crate::report::{Spread, progress, save, say, table};
 use crate::stamp::STAMP_BYTES;
 use crate::unit::grouped;
@@ -73,7 +74,7 @@ struct Cell {
 
 /// Measures, prints and saves; a broken promise is an error after that.
 pub fn run(bench: &Bench, args: &GeneratorArgs) -> Result<()> {
-    let time = super::cpu::leg_time("--seconds-per-leg", args.seconds_per_leg)?;
+    let time = leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     if args.connections == 0 || args.rounds == 0 || args.burst == 0 {
         bail!("--connections, --rounds and --burst are at least 1");
     }
@@ -105,12 +106,12 @@ fn measure(bench: &Bench, args: &GeneratorArgs, protocol: Protocol, time: Durati
     let common = &bench.common;
     let mut receivers = Vec::new();
     for (at, kind) in [Kind::Bare, Kind::Counting, Kind::Audit].into_iter().enumerate() {
-        let floor = Floor::start_for(args.connections, common.sender_cpu, |target| FleetPlan {
+        let floor = Floor::start_for(args.connections, common.sender_cpu, |target| CrowdSetup {
             first: at * FIRST_STEP,
             cpu: Some(common.receiver_cpu),
             audit: kind == Kind::Audit,
             bare: kind == Kind::Bare,
-            ..FleetPlan::steady(target, protocol, "/generator".into())
+            ..CrowdSetup::steady(target, protocol, "/generator".into())
         })?;
         receivers.push((kind, floor, Vec::new()));
     }

@@ -5,21 +5,22 @@
 //! due, so a publisher that is held up shows in the latencies. Latency is taken at the healthy
 //! receivers, publish to arrival, every delivery.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
-use crate::fleet::{Fleet, FleetPlan};
+use super::leg::leg_time;
+use super::topic::{Latencies, Topic};
+use super::{Bench, ServerArgs};
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
-use crate::publisher::Publisher;
+use crate::publisher::{PublishPlan, PublishProcess};
+use crate::receiver::CrowdSetup;
 use crate::report::{Spread, progress, save, say, table};
-use crate::server::Server;
-use crate::stamp::now_ns;
-use crate::target::Way;
+use crate::server::Running;
 use crate::unit::grouped;
 use crate::usage::Memory;
 use crate::workload::Behaviour;
@@ -28,8 +29,9 @@ use crate::workload::Behaviour;
 const STALLED_BUFFER_BYTES: usize = 4_096;
 /// The stalled reader's number, beyond the healthy ones.
 const STALLED_FIRST: usize = 1_000_000;
-/// Events before the first stage.
-const WARM_UP_EVENTS: u64 = 20;
+/// What is published before the first stage: events per second, for a moment.
+const WARM_UP_RATE: f64 = 100.0;
+const WARM_UP: Duration = Duration::from_millis(200);
 
 /// Options of `isolation`.
 #[derive(Debug, Clone, Args)]
@@ -56,14 +58,11 @@ pub struct IsolationArgs {
     pairs: usize,
 }
 
-/// Latencies of one stage in microseconds.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Serialize)]
 struct Stage {
     rate: u64,
-    deliveries: u64,
-    p50_us: f64,
-    p99_us: f64,
-    max_us: f64,
+    #[serde(flatten)]
+    latencies: Latencies,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,7 +82,7 @@ struct Comparison {
 
 /// Measures and prints.
 pub fn run(bench: &Bench, args: &IsolationArgs) -> Result<()> {
-    let time = super::cpu::leg_time("--seconds-per-stage", args.seconds_per_stage)?;
+    let time = leg_time("--seconds-per-stage", args.seconds_per_stage)?;
     if args.connections == 0 || args.pairs == 0 || args.rate.is_empty() || args.rate.contains(&0) {
         bail!("--connections, --pairs and --rate are at least 1");
     }
@@ -98,11 +97,10 @@ pub fn run(bench: &Bench, args: &IsolationArgs) -> Result<()> {
                     protocol.label(),
                     args.pairs
                 ));
-                let cpu = Some(bench.common.sender_cpu);
-                let mut server = Server::start(&args.server.program, cpu, 1, &args.server.more)?;
-                let leg = leg(bench, args, &server, protocol, stalled, time);
-                legs.push(leg.map_err(|error| server.explain(error))?);
-                server.stop()?;
+                legs.push(
+                    args.server
+                        .ask(bench, &[], |server| leg(bench, args, server, protocol, stalled, time))?,
+                );
             }
         }
         comparisons.push(Comparison { protocol, legs });
@@ -114,18 +112,14 @@ pub fn run(bench: &Bench, args: &IsolationArgs) -> Result<()> {
 fn leg(
     bench: &Bench,
     args: &IsolationArgs,
-    server: &Server,
+    server: &Running,
     protocol: Protocol,
     stalled: bool,
     time: Duration,
 ) -> Result<Leg> {
-    let plan = FleetPlan {
-        cpu: Some(bench.common.receiver_cpu),
-        audit: true,
-        ..FleetPlan::steady(server.listen, protocol, path(protocol))
-    };
+    let plan = CrowdSetup { audit: true, ..bench.subscribers(&server.target, protocol)? };
     let mut healthy = Fleet::new(plan.clone());
-    let mut sleeper = Fleet::new(FleetPlan {
+    let mut sleeper = Fleet::new(CrowdSetup {
         first: STALLED_FIRST,
         behaviour: Behaviour::Stalled,
         receive_buffer: Some(STALLED_BUFFER_BYTES),
@@ -137,44 +131,18 @@ fn leg(
         sleeper.open(1)?;
     }
     healthy.open(args.connections - args.connections / 2)?;
-    let mut publisher = super::publisher(server, Way::Stream, args.size)?;
-    healthy.zero(publisher.next(), 0)?;
-    super::publish_one_by_one(&mut publisher, WARM_UP_EVENTS, |event, last| {
-        healthy.wait_for(event, ARRIVE_LIMIT, last).map(drop)
-    })?;
+    let plan = PublishPlan::to(&server.target, 1, args.size);
+    let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
+    let mut topic = Topic::new(vec![healthy], publisher, WARM_UP_RATE);
+    topic.measured(WARM_UP)?;
     let mut stages = Vec::new();
     for &rate in &args.rate {
-        stages.push(stage(&mut healthy, &mut publisher, rate, time)?);
+        topic.rate = rate as f64;
+        stages.push(Stage { rate, latencies: Latencies::of(&topic.measured(time)?) });
     }
-    let (memory, told) = (server.memory()?, told(&server.stats()?));
-    publisher.finish()?;
+    let (memory, told) = (server.own_memory()?, told(&server.stats()?));
+    topic.finish()?;
     Ok(Leg { stalled, stages, memory, told })
-}
-
-/// Publishes at `rate` for `time`, each event at its time or as soon after as it can be, stamped
-/// with its time.
-fn stage(healthy: &mut Fleet, publisher: &mut Publisher, rate: u64, time: Duration) -> Result<Stage> {
-    healthy.zero(publisher.next(), 0)?;
-    let events = (rate as f64 * time.as_secs_f64()).ceil() as u64;
-    let (start, start_ns) = (Instant::now(), now_ns());
-    for event in 0..events {
-        let due = Duration::from_secs_f64(event as f64 / rate as f64);
-        // Waiting takes in what the receivers say.
-        while start.elapsed() < due {
-            healthy.pump(start + due)?;
-        }
-        publisher.publish_stamped(1, start_ns + due.as_nanos() as u64)?;
-    }
-    healthy.wait_for(events, ARRIVE_LIMIT, publisher.next() - 1)?;
-    let report = healthy.check(events, publisher.next() - 1)?;
-    let us = |ns: u64| ns as f64 / 1e3;
-    Ok(Stage {
-        rate,
-        deliveries: report.totals.findings.events,
-        p50_us: us(report.latencies.value_at_quantile(0.5)),
-        p99_us: us(report.latencies.value_at_quantile(0.99)),
-        max_us: us(report.latencies.max()),
-    })
 }
 
 impl Comparison {
@@ -193,7 +161,9 @@ fn show(bench: &Bench, args: &IsolationArgs, comparisons: &[Comparison]) {
     for comparison in comparisons {
         for (at, &rate) in args.rate.iter().enumerate() {
             for name in ["p50", "p99"] {
-                let of = |stage: &Stage| if name == "p50" { stage.p50_us } else { stage.p99_us };
+                let of = |stage: &Stage| {
+                    if name == "p50" { stage.latencies.p50_us } else { stage.latencies.p99_us }
+                };
                 let without = Spread::of(comparison.stages(false, at).map(of));
                 let with = Spread::of(comparison.stages(true, at).map(of));
                 rows.push(vec![

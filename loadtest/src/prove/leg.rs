@@ -6,20 +6,28 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::ARRIVE_LIMIT;
+use super::{ARRIVE_LIMIT, publish_one_by_one};
 use crate::fleet::Fleet;
 use crate::floor::Floor;
 use crate::publisher::Publisher;
+use crate::report::Spread;
 use crate::usage::CpuMeter;
 
 /// Time of the unmeasured beginning of a leg.
 const WARM_UP: Duration = Duration::from_millis(150);
 /// Time that a sender gets to go quiet, so that its work after the last arrival is counted.
 const SETTLE: Duration = Duration::from_millis(3);
+
+/// Events that are published before anything is measured.
+const CALIBRATION_EVENTS: u64 = 8;
+/// Above this share of their CPU the receivers, not the sender, set the deliveries per second.
+const RECEIVER_SHARE_HIGH: f64 = 0.95;
+/// Above this share of the sender's CPU other programs disturb its legs.
+pub const OTHERS_SHARE_HIGH: f64 = 0.05;
 
 /// What a comparison's checks can see, said beneath its figures.
 pub const CHECKED: &str = "Where all connections get the same bytes, each was checked to the byte and the first by its \
@@ -46,17 +54,21 @@ impl Window {
     }
 }
 
+/// A leg's time from its option, whose name errors tell.
+pub fn leg_time(option: &str, seconds: f64) -> Result<Duration> {
+    if !(0.1..=600.0).contains(&seconds) {
+        bail!("{option} {seconds} is not possible; give 0.1 to 600 seconds");
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
 /// What a leg showed.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Leg {
     /// Events sent.
     pub events: u64,
-    /// Events × connections.
-    pub deliveries: u64,
     /// From the first publish to the last arrival.
     pub seconds: f64,
-    /// CPU of the sender's process.
-    pub cpu_ns: u64,
     /// CPU of the sender per delivery, in microseconds.
     pub us_per_delivery: f64,
     /// Deliveries per second of wall time.
@@ -69,15 +81,57 @@ pub struct Leg {
     pub others_share: f64,
 }
 
+/// The legs of one sender, summed up.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// CPU of the sender per delivery, in microseconds.
+    pub us_per_delivery: Spread,
+    /// Deliveries per second of wall time.
+    pub deliveries_per_second: Spread,
+    /// Share of the receivers' CPU while it sent.
+    pub receiver_share: Spread,
+    /// Share of the sender's CPU that others used meanwhile.
+    pub others_share: Spread,
+}
+
+impl Summary {
+    /// Over at least one leg.
+    pub fn of(legs: &[Leg]) -> Summary {
+        let of = |figure: fn(&Leg) -> f64| Spread::of(legs.iter().map(figure));
+        Summary {
+            us_per_delivery: of(|leg| leg.us_per_delivery),
+            deliveries_per_second: of(|leg| leg.deliveries_per_second),
+            receiver_share: of(|leg| leg.receiver_share),
+            others_share: of(|leg| leg.others_share),
+        }
+    }
+
+    /// True if the receivers, not the sender, set the deliveries per second.
+    pub fn receivers_full(&self) -> bool {
+        self.receiver_share.median > RECEIVER_SHARE_HIGH
+    }
+}
+
+/// CPU per delivery of one sender over another's, leg by leg.
+pub fn ratios(one: &[Leg], other: &[Leg]) -> Vec<f64> {
+    one.iter().zip(other).map(|(one, other)| one.us_per_delivery / other.us_per_delivery).collect()
+}
+
+/// Publishes a few events, which touch every page once; gives the mean length of a frame on the
+/// wire.
+pub fn calibrate(publisher: &mut Publisher, fleet: &mut Fleet) -> Result<f64> {
+    publish_one_by_one(publisher, fleet, CALIBRATION_EVENTS)?;
+    let totals = fleet.check(CALIBRATION_EVENTS, publisher.next() - 1)?.totals;
+    Ok(totals.scout_bytes as f64 / CALIBRATION_EVENTS as f64)
+}
+
 #[cfg(test)]
 impl Leg {
     /// One event on one connection, undisturbed.
     pub fn example(us_per_delivery: f64, deliveries_per_second: f64) -> Leg {
         Leg {
             events: 1,
-            deliveries: 1,
             seconds: 1.0,
-            cpu_ns: 1,
             us_per_delivery,
             deliveries_per_second,
             frame_bytes: 200.0,
@@ -106,9 +160,7 @@ fn measure(
     let deliveries = events * connections as u64;
     Ok(Leg {
         events,
-        deliveries,
         seconds,
-        cpu_ns,
         us_per_delivery: cpu_ns as f64 / 1_000.0 / deliveries as f64,
         deliveries_per_second: deliveries as f64 / seconds,
         frame_bytes: 0.0,
@@ -196,4 +248,18 @@ pub fn server_leg(
     leg.frame_bytes = totals.scout_bytes as f64 / events as f64;
     leg.receiver_share = (totals.cpu_ns - receivers_before) as f64 / 1e9 / leg.seconds;
     Ok(leg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_impossible_time_is_refused() {
+        for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e9] {
+            let error = leg_time("--some-time", seconds).expect_err("impossible").to_string();
+            assert!(error.contains("--some-time"), "{error}");
+        }
+        assert!(leg_time("--some-time", 0.5).is_ok());
+    }
 }

@@ -10,12 +10,12 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, path, publish_one_by_one};
-use crate::fleet::{Fleet, FleetPlan};
+use super::{Bench, ServerArgs, publish_one_by_one};
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
+use crate::publisher::{PublishPlan, Publisher};
+use crate::receiver::CrowdSetup;
 use crate::report::{progress, save, say, table};
-use crate::server::Server;
-use crate::target::Way;
 use crate::unit::grouped;
 use crate::usage::Memory;
 
@@ -25,6 +25,9 @@ const SETTLED: Duration = Duration::from_millis(500);
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 /// The usual huge page: what one of them adds is not a connection's need but its granule.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
+
+/// Bytes of the event at the end.
+pub const PAYLOAD_BYTES: usize = 200;
 
 /// Options of `memory`.
 #[derive(Debug, Clone, Args)]
@@ -42,22 +45,54 @@ pub struct MemoryArgs {
     protocol: Vec<Protocol>,
 }
 
+/// A server's memory with few and with many idle subscribers.
+#[derive(Debug, Serialize)]
+pub struct Stages {
+    pub few: usize,
+    pub many: usize,
+    pub empty: Memory,
+    pub at_few: Memory,
+    pub at_many: Memory,
+    /// After one event to all of the many.
+    pub after_event: Memory,
+}
+
+impl Stages {
+    /// Reads a fresh server by `memory`. What it says unasked to subscribers that have just come
+    /// takes it at most `talk`.
+    pub fn read(
+        memory: impl Fn() -> Result<Memory>,
+        subscribers: CrowdSetup,
+        plan: &PublishPlan,
+        (few, many): (usize, usize),
+        talk: Duration,
+    ) -> Result<Stages> {
+        let empty = settled(&memory)?;
+        let mut fleet = Fleet::new(subscribers);
+        fleet.open(few)?;
+        std::thread::sleep(talk);
+        let at_few = settled(&memory)?;
+        fleet.open(many - few)?;
+        std::thread::sleep(talk);
+        let at_many = settled(&memory)?;
+        let mut publisher = Publisher::connect(plan)?;
+        publish_one_by_one(&mut publisher, &mut fleet, 1)?;
+        fleet.check(1, 1)?;
+        publisher.finish()?;
+        Ok(Stages { few, many, empty, at_few, at_many, after_event: settled(&memory)? })
+    }
+
+    /// Bytes that each connection between the two readings added.
+    pub fn per_connection(&self, of: impl Fn(&Memory) -> u64) -> f64 {
+        (of(&self.at_many) as f64 - of(&self.at_few) as f64) / (self.many - self.few) as f64
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Reading {
     protocol: Protocol,
-    few: usize,
-    many: usize,
-    empty: Memory,
-    at_few: Memory,
-    at_many: Memory,
-    /// After one event to all of the many.
-    after_event: Memory,
-}
-
-/// Bytes that each connection between the two readings added.
-fn per_connection(reading: &Reading, of: impl Fn(&Memory) -> u64) -> f64 {
-    let between = (reading.many - reading.few) as f64;
-    (of(&reading.at_many) as f64 - of(&reading.at_few) as f64) / between
+    #[serde(flatten)]
+    stages: Stages,
 }
 
 /// Reads and prints.
@@ -68,21 +103,23 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
     let mut readings = Vec::new();
     for &protocol in &args.protocol {
         progress(&format!("{}: {} and {} idle connections", protocol.label(), args.few, args.many));
-        let mut server =
-            Server::start(&args.server.program, Some(bench.common.sender_cpu), 1, &args.server.more)?;
-        readings.push(read(bench, args, &server, protocol).map_err(|error| server.explain(error))?);
-        server.stop()?;
+        readings.push(args.server.ask(bench, &[], |server| {
+            let subscribers = CrowdSetup { audit: true, ..bench.subscribers(&server.target, protocol)? };
+            let (plan, both) = (PublishPlan::to(&server.target, 1, PAYLOAD_BYTES), (args.few, args.many));
+            let stages = Stages::read(|| server.own_memory(), subscribers, &plan, both, Duration::ZERO)?;
+            Ok(Reading { protocol, stages })
+        })?);
     }
     say(&format!("{}\n", bench.machine.line()));
     let kib = |bytes: u64| format!("{} KiB", grouped(bytes >> 10));
     let mut rows = Vec::new();
-    for reading in &readings {
+    for Reading { protocol, stages } in &readings {
         for kind in ["VmRSS - RssFile", "Pss"] {
             let of = |memory: &Memory| if kind == "Pss" { memory.pss } else { memory.rss_own };
-            let per_connection = per_connection(reading, of);
-            let mut row = vec![reading.protocol.label().to_owned(), kind.to_owned()];
-            let stages = [&reading.empty, &reading.at_few, &reading.at_many, &reading.after_event];
-            row.extend(stages.map(|memory| kib(of(memory))));
+            let per_connection = stages.per_connection(of);
+            let mut row = vec![protocol.label().to_owned(), kind.to_owned()];
+            let all = [&stages.empty, &stages.at_few, &stages.at_many, &stages.after_event];
+            row.extend(all.map(|memory| kib(of(memory))));
             row.push(format!("{per_connection:.0} B"));
             rows.push(row);
         }
@@ -90,39 +127,22 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
     let (few, many) =
         (format!("{} idle", grouped(args.few as u64)), format!("{} idle", grouped(args.many as u64)));
     table(2, &["protocol", "memory", "empty", &few, &many, "after an event", "per idle connection"], &rows);
-    for reading in readings.iter().filter(|reading| reading.at_many.huge > reading.at_few.huge) {
-        let step = HUGE_PAGE_BYTES as f64 / (reading.many - reading.few) as f64;
-        say(&format!(
-            "{}: {} KiB of the growth are huge pages, each a step of {step:.0} B per connection",
-            reading.protocol.label(),
-            grouped((reading.at_many.huge - reading.at_few.huge) >> 10)
-        ));
+    for Reading { protocol, stages } in &readings {
+        let huge = stages.at_many.huge.saturating_sub(stages.at_few.huge);
+        if huge > 0 {
+            say(&format!(
+                "{}: {} KiB of the growth are huge pages, each a step of {:.0} B per connection",
+                protocol.label(),
+                grouped(huge >> 10),
+                HUGE_PAGE_BYTES as f64 / (stages.many - stages.few) as f64
+            ));
+        }
     }
     save(bench.common.json.as_deref(), "memory", &bench.machine, &readings)
 }
 
-fn read(bench: &Bench, args: &MemoryArgs, server: &Server, protocol: Protocol) -> Result<Reading> {
-    let empty = settled(|| server.memory())?;
-    let mut fleet = Fleet::new(FleetPlan {
-        cpu: Some(bench.common.receiver_cpu),
-        audit: true,
-        ..FleetPlan::steady(server.listen, protocol, path(protocol))
-    });
-    fleet.open(args.few)?;
-    let at_few = settled(|| server.memory())?;
-    fleet.open(args.many - args.few)?;
-    let at_many = settled(|| server.memory())?;
-    let mut publisher = super::publisher(server, Way::Stream, 200)?;
-    fleet.zero(publisher.next(), 0)?;
-    publish_one_by_one(&mut publisher, 1, |event, last| fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop))?;
-    fleet.check(1, 1)?;
-    publisher.finish()?;
-    let after_event = settled(|| server.memory())?;
-    Ok(Reading { protocol, few: args.few, many: args.many, empty, at_few, at_many, after_event })
-}
-
 /// A server's memory, read by `read`, once it has stopped changing, or when the limit is over.
-pub fn settled(read: impl Fn() -> Result<Memory>) -> Result<Memory> {
+fn settled(read: impl Fn() -> Result<Memory>) -> Result<Memory> {
     let deadline = Instant::now() + SETTLE_LIMIT;
     let mut before = read()?;
     loop {
@@ -142,8 +162,7 @@ mod tests {
     #[test]
     fn the_cost_of_a_connection_is_the_difference_over_those_between() {
         let memory = |rss_own| Memory { rss_own, pss: 0, huge: 0 };
-        let reading = Reading {
-            protocol: Protocol::Sse,
+        let stages = Stages {
             few: 10,
             many: 110,
             empty: memory(1),
@@ -151,7 +170,7 @@ mod tests {
             at_many: memory(25_000),
             after_event: memory(9),
         };
-        assert_eq!(per_connection(&reading, |memory| memory.rss_own), 200.0);
-        assert_eq!(per_connection(&reading, |memory| memory.pss), 0.0);
+        assert_eq!(stages.per_connection(|memory| memory.rss_own), 200.0);
+        assert_eq!(stages.per_connection(|memory| memory.pss), 0.0);
     }
 }

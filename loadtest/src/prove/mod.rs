@@ -4,17 +4,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::machine::Machine;
 use crate::process::{check_cpus, check_sockets, pin_self, raise_descriptor_limit};
-use crate::publisher::{PublishPlan, Publisher};
+use crate::publisher::Publisher;
+use crate::receiver::CrowdSetup;
 use crate::report::check_place;
-use crate::server::Server;
-use crate::target::{Way, with_topic};
+use crate::server::{self, FanwaveArgs, Running, ServerChoice};
+use crate::target::Target;
 
+pub mod cells;
 pub mod cpu;
 pub mod floor;
 pub mod generator;
@@ -24,6 +27,7 @@ pub mod memory;
 pub mod neighbours;
 pub mod scale;
 pub mod syscalls;
+pub mod topic;
 
 /// The longest time from a publish to its arrival on every connection.
 pub const ARRIVE_LIMIT: Duration = Duration::from_secs(20);
@@ -80,20 +84,32 @@ impl Bench {
         common.json.as_deref().map_or(Ok(()), check_place)?;
         Ok(Bench { machine: Machine::describe(raise_descriptor_limit()?), common })
     }
-}
 
-/// The subscriber path of the proofs' topic.
-pub fn path(protocol: Protocol) -> String {
-    with_topic(&format!("/{}/{{topic}}", protocol.label()), 0)
-}
-
-/// A publisher of the proofs' topic.
-pub fn publisher(server: &Server, way: Way, payload_bytes: usize) -> Result<Publisher> {
-    if !matches!(way, Way::Stream | Way::Post) {
-        bail!("fanwave takes stamped events by stream or post; give --way stream or --way post");
+    /// Subscribers of a server on the receivers' CPU.
+    pub fn subscribers(&self, target: &Target, protocol: Protocol) -> Result<CrowdSetup> {
+        let path = target.path(protocol).map(str::to_owned);
+        let path = path.with_context(|| format!("{} does not speak {}", target.name, protocol.label()))?;
+        let (dialect, cpu) = (target.dialect, Some(self.common.receiver_cpu));
+        Ok(CrowdSetup { dialect, cpu, ..CrowdSetup::steady(target.subscribe, protocol, path) })
     }
-    let path = "/topics/{topic}".into();
-    Publisher::connect(&PublishPlan { address: server.control, way, path, topics: 1, payload_bytes })
+}
+
+impl ServerArgs {
+    /// The server that is meant.
+    pub fn choice(&self) -> ServerChoice {
+        let fanwave = FanwaveArgs { program: Some(self.program.clone()), more: self.more.clone() };
+        ServerChoice { fanwave, ..ServerChoice::default() }
+    }
+
+    /// Asks a server of its own, with `more` arguments, of one shard on the sender's CPU.
+    pub fn ask<T>(
+        &self,
+        bench: &Bench,
+        more: &[String],
+        ask: impl FnOnce(&Running) -> Result<T>,
+    ) -> Result<T> {
+        server::ask(&self.choice(), Some(bench.common.sender_cpu), 1, more, ask)
+    }
 }
 
 /// Opens `connections` connections on each of the sides that are to be compared; `open` opens so
@@ -114,33 +130,13 @@ pub fn open_in_turns(connections: usize, mut open: impl FnMut(usize) -> Result<(
     Ok(())
 }
 
-/// Publishes `events` events one by one, each after the one before has arrived everywhere.
-/// `arrived` waits until so many events since zero have arrived.
-pub fn publish_one_by_one(
-    publisher: &mut Publisher,
-    events: u64,
-    mut arrived: impl FnMut(u64, u64) -> Result<()>,
-) -> Result<()> {
+/// Publishes `events` events one by one, each after the one before has arrived everywhere. The
+/// fleet counts from there on.
+pub fn publish_one_by_one(publisher: &mut Publisher, fleet: &mut Fleet, events: u64) -> Result<()> {
+    fleet.zero(publisher.next(), 0)?;
     for event in 1..=events {
         publisher.publish(1)?;
-        arrived(event, publisher.next() - 1)?;
+        fleet.wait_for(event, ARRIVE_LIMIT, publisher.next() - 1)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connections_are_opened_some_at_a_time_and_no_more_than_there_is_room_for() {
-        let mut steps = Vec::new();
-        open_in_turns(120, |some| {
-            steps.push(some);
-            Ok(())
-        })
-        .expect("there is room for 120");
-        assert_eq!(steps, [50, 50, 20]);
-        open_in_turns(usize::MAX, |_| panic!("refused before the first is open")).expect_err("too many");
-    }
 }

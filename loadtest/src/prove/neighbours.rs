@@ -12,24 +12,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::cpu::leg_time;
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
-use crate::fleet::{Fleet, FleetPlan};
+use super::leg::leg_time;
+use super::topic::{Latencies, Topic};
+use super::{Bench, ServerArgs};
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::publisher::{PublishPlan, PublishProcess, Publisher};
-use crate::receiver::latency_histogram;
+use crate::receiver::{CrowdSetup, latency_histogram};
 use crate::report::{Spread, paragraph, progress, save, say, table};
-use crate::server::Server;
+use crate::server::Running;
 use crate::stamp::STAMP_BYTES;
-use crate::target::Way;
 use crate::unit::grouped;
 use crate::usage::{cpu_busy_ns, own_cpu_ns};
-use crate::workload::{Behaviour, Pace};
+use crate::workload::Behaviour;
 use listing::list_pages;
 
 mod listing;
@@ -44,10 +44,6 @@ const SMALL_BYTES: usize = 100;
 const LARGE_BYTES: usize = 1 << 20;
 /// From the answer of a single POST to the next one.
 const POST_PAUSE: Duration = Duration::from_millis(2);
-/// How long the neighbour's last events may take.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-/// From one look at processes to the next.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// First number of the neighbour's subscribers: they have other source addresses.
 const NEIGHBOUR_FIRST: usize = 100_000;
 
@@ -85,10 +81,8 @@ pub struct NeighboursArgs {
 /// One leg; latencies in microseconds.
 #[derive(Debug, Clone, Serialize)]
 struct Leg {
-    count: u64,
-    p50_us: f64,
-    p99_us: f64,
-    max_us: f64,
+    #[serde(flatten)]
+    latencies: Latencies,
     /// Share of the generator's CPU that was busy, other programs included.
     generator_share: f64,
     /// The generator's own part of that.
@@ -112,15 +106,6 @@ struct Question {
     /// Median over the pairs that are not void, if there are any.
     p99_ratio: Option<f64>,
     pairs: Vec<Pair>,
-}
-
-/// A topic that is published to at a rate, its publisher being a process of its own.
-struct Topic {
-    fleets: Vec<Fleet>,
-    publisher: PublishProcess,
-    rate: f64,
-    /// CPU nanoseconds of its receivers and its publisher that nobody asked for yet.
-    used_ns: u64,
 }
 
 /// What a leg gives.
@@ -155,7 +140,7 @@ pub fn run(bench: &Bench, args: &NeighboursArgs) -> Result<()> {
 
 /// A small topic beside large events.
 fn large(bench: &Bench, args: &NeighboursArgs, time: Duration, rate: f64) -> Result<Question> {
-    with_server(bench, args, &[], |server| {
+    args.server.ask(bench, &[], |server| {
         let mut small = small(bench, args, server)?;
         let many = args.large_connections;
         let mut large = neighbour(bench, server, "large", many, LARGE_BYTES, rate)?;
@@ -173,16 +158,14 @@ fn large(bench: &Bench, args: &NeighboursArgs, time: Duration, rate: f64) -> Res
 
 /// Single POSTs beside a busy topic.
 fn posts(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Question> {
-    with_server(bench, args, &[], |server| {
+    args.server.ask(bench, &[], |server| {
         let (many, rate) = (args.busy_connections, args.busy_rate);
         let mut busy = neighbour(bench, server, "busy", many, SMALL_BYTES, rate)?;
-        let mut publisher = Publisher::connect(&PublishPlan {
-            address: server.control,
-            way: Way::Post,
-            path: "/topics/single".into(),
-            topics: 1,
-            payload_bytes: SMALL_BYTES,
-        })?;
+        let mut publisher = Publisher::connect(&PublishPlan::post(
+            server.target.publish,
+            "/topics/single".into(),
+            SMALL_BYTES,
+        ))?;
         let beside = format!("{rate} events/s to {}", grouped(many as u64));
         question(bench, args, "a single POST, to its answer", beside, |with| {
             busy.used()?;
@@ -204,19 +187,16 @@ fn posts(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Questio
 /// A small topic beside listings of very many topics.
 fn listed(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Question> {
     let room = ["--topics-max".to_owned(), (args.topics + 1_000).to_string()];
-    with_server(bench, args, &room, |server| {
+    args.server.ask(bench, &room, |server| {
         progress(&format!("publishing to {} topics", grouped(args.topics as u64)));
         let mut names = Publisher::connect(&PublishPlan {
-            address: server.control,
-            way: Way::Stream,
-            path: String::new(),
             topics: args.topics,
-            payload_bytes: STAMP_BYTES,
+            ..PublishPlan::stream(server.target.publish, STAMP_BYTES)
         })?;
         names.publish(args.topics as u64)?;
         names.finish()?;
         let mut small = small(bench, args, server)?;
-        let control = server.control;
+        let control = server.target.publish;
         let mut pages = 0;
         let beside = format!("GET /topics of {}, page by page", grouped(args.topics as u64));
         let mut asked = question(bench, args, "a small topic", beside, |with| {
@@ -235,20 +215,6 @@ fn listed(bench: &Bench, args: &NeighboursArgs, time: Duration) -> Result<Questi
         asked.beside += &format!(" ({} pages/s)", grouped((pages as f64 / seconds).round() as u64));
         Ok(asked)
     })
-}
-
-/// Asks with a server of its own.
-fn with_server(
-    bench: &Bench,
-    args: &NeighboursArgs,
-    more: &[String],
-    ask: impl FnOnce(&Server) -> Result<Question>,
-) -> Result<Question> {
-    let more = [&args.server.more, more].concat();
-    let mut server = Server::start(&args.server.program, Some(bench.common.sender_cpu), 1, &more)?;
-    let asked = ask(&server).map_err(|error| server.explain(error))?;
-    server.stop()?;
-    Ok(asked)
 }
 
 /// Does the pairs of legs. `leg` is told whether the neighbour is to be there; every second pair
@@ -279,136 +245,47 @@ fn question(
 }
 
 /// The small topic of the proofs' name, half of its subscribers SSE.
-fn small(bench: &Bench, args: &NeighboursArgs, server: &Server) -> Result<Topic> {
+fn small(bench: &Bench, args: &NeighboursArgs, server: &Running) -> Result<Topic> {
     let mut fleets = Vec::new();
     let half = args.connections / 2;
     for (protocol, first, connections) in
         [(Protocol::Sse, 0, half), (Protocol::Ws, half, args.connections - half)]
     {
-        let mut fleet = Fleet::new(FleetPlan {
-            cpu: Some(bench.common.receiver_cpu),
-            audit: true,
-            first,
-            ..FleetPlan::steady(server.listen, protocol, path(protocol))
-        });
+        let mut fleet =
+            Fleet::new(CrowdSetup { audit: true, first, ..bench.subscribers(&server.target, protocol)? });
         fleet.open(connections)?;
         fleets.push(fleet);
     }
-    let plan = PublishPlan {
-        address: server.control,
-        way: Way::Stream,
-        path: String::new(),
-        topics: 1,
-        payload_bytes: SMALL_BYTES,
-    };
+    let plan = PublishPlan::stream(server.target.publish, SMALL_BYTES);
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
-    Ok(Topic { fleets, publisher, rate: SMALL_RATE, used_ns: 0 })
+    Ok(Topic::new(fleets, publisher, SMALL_RATE))
 }
 
 /// The topic `name` with subscribers that are only counted.
 fn neighbour(
     bench: &Bench,
-    server: &Server,
+    server: &Running,
     name: &str,
     connections: usize,
     payload_bytes: usize,
     rate: f64,
 ) -> Result<Topic> {
-    let mut fleet = Fleet::new(FleetPlan {
-        cpu: Some(bench.common.receiver_cpu),
+    let mut fleet = Fleet::new(CrowdSetup {
+        path: format!("/ws/{name}"),
         first: NEIGHBOUR_FIRST,
         behaviour: Behaviour::Once,
-        ..FleetPlan::steady(server.listen, Protocol::Ws, format!("/ws/{name}"))
+        ..bench.subscribers(&server.target, Protocol::Ws)?
     });
     fleet.open(connections)?;
-    let plan = PublishPlan {
-        address: server.control,
-        way: Way::Post,
-        path: format!("/topics/{name}"),
-        topics: 1,
-        payload_bytes,
-    };
+    let plan = PublishPlan::post(server.target.publish, format!("/topics/{name}"), payload_bytes);
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
-    Ok(Topic { fleets: vec![fleet], publisher, rate, used_ns: 0 })
-}
-
-impl Topic {
-    /// CPU nanoseconds of its receivers and its publisher since this was last asked.
-    fn used(&mut self) -> Result<u64> {
-        let mut used = std::mem::take(&mut self.used_ns) + self.publisher.sample()?.cpu_ns;
-        for fleet in &mut self.fleets {
-            used += fleet.sample()?.counts.cpu_ns;
-        }
-        Ok(used)
-    }
-
-    /// Begins to publish for `time`; gives the number of the first event.
-    fn go(&mut self, time: Duration) -> Result<u64> {
-        let next = self.publisher.next();
-        self.fleets.iter_mut().try_for_each(|fleet| fleet.zero(next, 0))?;
-        self.publisher.go(Pace::Rate { per_second: self.rate }, time.as_secs_f64())?;
-        Ok(next)
-    }
-
-    /// Waits until all of it is published; gives how many events that were since `first`.
-    fn published(&mut self, first: u64, time: Duration) -> Result<u64> {
-        let limit = Instant::now() + time + ARRIVE_LIMIT;
-        while self.publisher.poll()?.is_none() {
-            if Instant::now() > limit {
-                bail!("the server has not taken what was published within {ARRIVE_LIMIT:?}");
-            }
-            let look = Instant::now() + LOOK_EVERY;
-            for fleet in &mut self.fleets {
-                fleet.pump(look)?;
-            }
-        }
-        Ok(self.publisher.next() - first)
-    }
-
-    /// Publishes for `time`; gives the latencies of all deliveries, each of which must arrive.
-    fn measured(&mut self, time: Duration) -> Result<Histogram<u64>> {
-        let first = self.go(time)?;
-        let events = self.published(first, time)?;
-        let last = self.publisher.next() - 1;
-        let mut latencies = latency_histogram();
-        for fleet in &mut self.fleets {
-            fleet.wait_for(events, ARRIVE_LIMIT, last)?;
-            let report = fleet.check(events, last).context("the small topic")?;
-            latencies.add(&report.latencies).context("histograms have the same bounds")?;
-        }
-        Ok(latencies)
-    }
-
-    /// Waits until what was begun has arrived everywhere; tells what kept it from that.
-    fn settle(&mut self, first: u64) -> Result<Option<String>> {
-        let events = self.published(first, Duration::ZERO)?;
-        let limit = Instant::now() + DRAIN_LIMIT;
-        for fleet in &mut self.fleets {
-            let sample = fleet.sample()?;
-            self.used_ns += sample.counts.cpu_ns;
-            let closed = fleet.connections() as u64 - sample.connections;
-            if closed > 0 {
-                return Ok(Some(format!("{closed} of the neighbour's subscribers were closed")));
-            }
-            while fleet.complete() < events {
-                if !fleet.pump(limit)? {
-                    return Ok(Some("the neighbour's events did not arrive".to_owned()));
-                }
-            }
-        }
-        Ok(None)
-    }
+    Ok(Topic::new(vec![fleet], publisher, rate))
 }
 
 impl Leg {
     fn of(heard: &Heard, generator_share: f64, own_share: f64) -> Leg {
-        let latencies = &heard.latencies;
-        let us = |ns: u64| ns as f64 / 1e3;
         Leg {
-            count: latencies.len(),
-            p50_us: us(latencies.value_at_quantile(0.5)),
-            p99_us: us(latencies.value_at_quantile(0.99)),
-            max_us: us(latencies.max()),
+            latencies: Latencies::of(&heard.latencies),
             generator_share,
             own_share,
             disturbed: heard.disturbed.clone(),
@@ -437,7 +314,8 @@ impl Pair {
 /// The median of beside / alone of the 99th percentiles, over the pairs that are not void.
 fn ratio(pairs: &[Pair]) -> Option<f64> {
     let valid = pairs.iter().filter(|pair| pair.void().is_none());
-    let ratios: Vec<f64> = valid.map(|pair| pair.beside.p99_us / pair.alone.p99_us).collect();
+    let ratios: Vec<f64> =
+        valid.map(|pair| pair.beside.latencies.p99_us / pair.alone.latencies.p99_us).collect();
     (!ratios.is_empty()).then(|| Spread::of(ratios).median)
 }
 
@@ -470,7 +348,7 @@ fn show(bench: &Bench, args: &NeighboursArgs, questions: &[Question]) {
 }
 
 fn row(question: &Question, quantile: &str) -> Vec<String> {
-    let of = |leg: &Leg| if quantile == "p50" { leg.p50_us } else { leg.p99_us };
+    let of = |leg: &Leg| if quantile == "p50" { leg.latencies.p50_us } else { leg.latencies.p99_us };
     let alone = Spread::of(question.pairs.iter().map(|pair| of(&pair.alone)));
     let beside = Spread::of(question.pairs.iter().map(|pair| of(&pair.beside)));
     let shown = match (quantile, question.p99_ratio) {
@@ -487,10 +365,7 @@ mod tests {
 
     fn pair(alone: f64, beside: f64, generator_share: f64, disturbed: Option<&str>) -> Pair {
         let leg = |p99_us, disturbed: Option<&str>| Leg {
-            count: 1,
-            p50_us: p99_us / 2.0,
-            p99_us,
-            max_us: p99_us,
+            latencies: Latencies { count: 1, p50_us: p99_us / 2.0, p99_us, max_us: p99_us },
             generator_share,
             own_share: 0.4,
             disturbed: disturbed.map(str::to_owned),

@@ -10,13 +10,13 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, path};
-use crate::fleet::{Fleet, FleetPlan};
+use super::{ARRIVE_LIMIT, Bench, ServerArgs};
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
-use crate::receiver::latency_histogram;
+use crate::publisher::{PublishPlan, Publisher};
+use crate::receiver::{CrowdSetup, latency_histogram};
 use crate::report::{progress, save, say};
-use crate::server::Server;
-use crate::target::Way;
+use crate::server::{self, Running};
 use crate::unit::grouped;
 use crate::usage::Memory;
 
@@ -70,9 +70,8 @@ pub fn run(bench: &Bench, args: &ScaleArgs) -> Result<()> {
     {
         bail!("--connections, --protocol, --shards and --events are at least 1");
     }
-    let mut server = Server::start(&args.server.program, None, args.shards, &args.server.more)?;
-    let outcome = measure(args, &server).map_err(|error| server.explain(error))?;
-    server.stop()?;
+    let outcome =
+        server::ask(&args.server.choice(), None, args.shards, &[], |server| measure(bench, args, server))?;
     say(&bench.machine.line());
     say(&format!(
         "\n{} subscribers on {} shards of one process ({} descriptors allowed), from {} receiver processes: open in {:.1} s",
@@ -100,8 +99,8 @@ pub fn run(bench: &Bench, args: &ScaleArgs) -> Result<()> {
     save(bench.common.json.as_deref(), "scale", &bench.machine, &outcome)
 }
 
-fn measure(args: &ScaleArgs, server: &Server) -> Result<Outcome> {
-    let empty = server.memory()?;
+fn measure(bench: &Bench, args: &ScaleArgs, server: &Running) -> Result<Outcome> {
+    let empty = server.own_memory()?;
     let mut fleets = Vec::new();
     let start = Instant::now();
     let mut first = 0;
@@ -109,10 +108,11 @@ fn measure(args: &ScaleArgs, server: &Server) -> Result<Outcome> {
         let parts = args.protocol.len();
         let connections = args.connections / parts + usize::from(at < args.connections % parts);
         progress(&format!("opening {} {} connections", grouped(connections as u64), protocol.label()));
-        let mut fleet = Fleet::new(FleetPlan {
+        let mut fleet = Fleet::new(CrowdSetup {
             first,
             audit: true,
-            ..FleetPlan::steady(server.listen, protocol, path(protocol))
+            cpu: None,
+            ..bench.subscribers(&server.target, protocol)?
         });
         fleet.open(connections)?;
         first += connections;
@@ -120,11 +120,11 @@ fn measure(args: &ScaleArgs, server: &Server) -> Result<Outcome> {
     }
     let connect_seconds = start.elapsed().as_secs_f64();
     std::thread::sleep(Duration::from_secs(1));
-    let idle = server.memory()?;
+    let idle = server.own_memory()?;
     let stats = server.stats()?;
     check_count(&stats, args.connections)?;
 
-    let mut publisher = super::publisher(server, Way::Stream, args.size)?;
+    let mut publisher = Publisher::connect(&PublishPlan::to(&server.target, 1, args.size))?;
     for fleet in &mut fleets {
         fleet.zero(publisher.next(), 0)?;
     }

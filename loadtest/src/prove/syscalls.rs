@@ -17,13 +17,13 @@ use rustix::process::Signal;
 use serde::Serialize;
 
 use super::leg::CHECKED;
-use super::{ARRIVE_LIMIT, Bench, ServerArgs, path, publish_one_by_one};
-use crate::fleet::{Fleet, FleetPlan};
+use super::{Bench, ServerArgs, publish_one_by_one};
+use crate::fleet::Fleet;
 use crate::framing::Protocol;
 use crate::process::Child;
+use crate::publisher::{PublishPlan, Publisher};
 use crate::report::{paragraph, progress, save, say, table};
-use crate::server::Server;
-use crate::target::Way;
+use crate::server::Running;
 use crate::unit::grouped;
 
 /// Events before strace is attached.
@@ -79,14 +79,11 @@ pub fn run(bench: &Bench, args: &SyscallsArgs) -> Result<()> {
             args.events,
             args.connections
         ));
-        let mut server =
-            Server::start(&args.server.program, Some(bench.common.sender_cpu), 1, &args.server.more)?;
-        let table = count(bench, args, &server, protocol).map_err(|error| server.explain(error))?;
-        server.stop()?;
+        let counted = args.server.ask(bench, &[], |server| count(bench, args, server, protocol))?;
         let deliveries = args.events * args.connections as u64;
-        let calls = table.iter().map(|line| line.calls).sum();
+        let calls = counted.iter().map(|line| line.calls).sum();
         let per_1000_deliveries = calls as f64 * 1_000.0 / deliveries as f64;
-        counts.push(Count { protocol, deliveries, calls, per_1000_deliveries, table });
+        counts.push(Count { protocol, deliveries, calls, per_1000_deliveries, table: counted });
     }
     say(&bench.machine.line());
     for count in &counts {
@@ -103,33 +100,20 @@ pub fn run(bench: &Bench, args: &SyscallsArgs) -> Result<()> {
             .iter()
             .map(|line| vec![line.name.clone(), grouped(line.calls), share(line.calls)])
             .collect();
-        table_of(&rows);
+        table(1, &["system call", "calls", "per 1,000 deliveries"], &rows);
     }
     say("");
     paragraph(CHECKED);
     save(bench.common.json.as_deref(), "syscalls", &bench.machine, &counts)
 }
 
-fn table_of(rows: &[Vec<String>]) {
-    table(1, &["system call", "calls", "per 1,000 deliveries"], rows);
-}
-
-fn count(bench: &Bench, args: &SyscallsArgs, server: &Server, protocol: Protocol) -> Result<Vec<Calls>> {
-    let mut fleet = Fleet::new(FleetPlan {
-        cpu: Some(bench.common.receiver_cpu),
-        ..FleetPlan::steady(server.listen, protocol, path(protocol))
-    });
+fn count(bench: &Bench, args: &SyscallsArgs, server: &Running, protocol: Protocol) -> Result<Vec<Calls>> {
+    let mut fleet = Fleet::new(bench.subscribers(&server.target, protocol)?);
     fleet.open(args.connections)?;
-    let mut publisher = super::publisher(server, Way::Stream, args.size)?;
-    fleet.zero(publisher.next(), 0)?;
-    publish_one_by_one(&mut publisher, WARM_UP_EVENTS, |event, last| {
-        fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop)
-    })?;
-    fleet.zero(publisher.next(), 0)?;
-    let strace = Strace::attach(server.pid())?;
-    publish_one_by_one(&mut publisher, args.events, |event, last| {
-        fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop)
-    })?;
+    let mut publisher = Publisher::connect(&PublishPlan::to(&server.target, 1, args.size))?;
+    publish_one_by_one(&mut publisher, &mut fleet, WARM_UP_EVENTS)?;
+    let strace = Strace::attach(server.target.pids[0])?;
+    publish_one_by_one(&mut publisher, &mut fleet, args.events)?;
     let table = strace.detach()?;
     fleet.check(args.events, publisher.next() - 1)?;
     publisher.finish()?;

@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::process::{ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -59,7 +59,7 @@ impl Program {
     fn write(&mut self) -> Result<()> {
         let written = self.pipe.send(&self.out, |_| Ok(()));
         self.out.clear();
-        written.map_err(|error| match ended(&mut self.child, END_LIMIT) {
+        written.map_err(|error| match self.child.ended_within(END_LIMIT) {
             Some(status) => early(status),
             None => error.context("writing to the publish command"),
         })
@@ -69,23 +69,11 @@ impl Program {
     fn finish(self) -> Result<()> {
         let Program { pipe, mut child, .. } = self;
         drop(pipe);
-        match ended(&mut child, STUCK_LIMIT) {
+        match child.ended_within(STUCK_LIMIT) {
             Some(status) if status.success() => Ok(()),
             Some(status) => bail!("the publish command failed ({})", describe(status)),
             None => bail!("the publish command did not end within {STUCK_LIMIT:?} of the end of its input"),
         }
-    }
-}
-
-/// How the program ended, if it does within the limit.
-fn ended(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let status = child.ended();
-        if status.is_some() || Instant::now() >= deadline {
-            return status;
-        }
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

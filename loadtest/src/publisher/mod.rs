@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::server_fault;
 use crate::stamp::{STAMP_BYTES, Stamp, now_ns};
-use crate::target::Way;
+use crate::target::{Target, Way};
 
 mod command;
 mod nats;
@@ -53,6 +53,22 @@ pub struct PublishPlan {
 }
 
 impl PublishPlan {
+    /// To a server as it wants it.
+    pub fn to(target: &Target, topics: usize, payload_bytes: usize) -> PublishPlan {
+        let Target { publish: address, way, publish_path: path, .. } = target.clone();
+        PublishPlan { address, way, path, topics, payload_bytes }
+    }
+
+    /// To a fanwave's control plane, by one stream, to the first topic.
+    pub fn stream(address: SocketAddr, payload_bytes: usize) -> PublishPlan {
+        PublishPlan { address, way: Way::Stream, path: String::new(), topics: 1, payload_bytes }
+    }
+
+    /// To one path, by POSTs.
+    pub fn post(address: SocketAddr, path: String, payload_bytes: usize) -> PublishPlan {
+        PublishPlan { way: Way::Post, path, ..PublishPlan::stream(address, payload_bytes) }
+    }
+
     fn check(&self) -> Result<()> {
         let PublishPlan { payload_bytes: bytes, topics, .. } = *self;
         if bytes < STAMP_BYTES {

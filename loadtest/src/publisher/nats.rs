@@ -61,12 +61,10 @@ fn parse(parser: &mut Parser, heard: &[u8]) -> Result<u32> {
 impl Sink for Nats {
     fn send(&mut self, batch: Batch<'_>) -> Result<Refusals> {
         self.tend()?;
-        let mut out = std::mem::take(&mut self.out);
+        let Nats { pipe, parser, template, out } = self;
         out.clear();
-        batch.events().for_each(|event| self.template.put(event, &mut out));
-        let written = self.write(&out);
-        self.out = out;
-        written.context("publishing")?;
+        batch.events().for_each(|event| template.put(event, out));
+        pipe.send(out, |heard| parse(parser, heard).map(drop)).context("publishing")?;
         Ok(Refusals::default())
     }
 

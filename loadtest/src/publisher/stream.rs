@@ -75,15 +75,13 @@ fn note(said: &mut Vec<u8>, heard: &[u8]) -> Result<()> {
 impl Sink for Stream {
     fn send(&mut self, batch: Batch<'_>) -> Result<Refusals> {
         self.tend()?;
-        let mut out = std::mem::take(&mut self.out);
+        let Stream { pipe, template, out, said } = self;
+        let bytes: usize = batch.events().map(|(topic, _)| template.bytes(topic)).sum();
         out.clear();
-        let bytes: usize = batch.events().map(|(topic, _)| self.template.bytes(topic)).sum();
         out.extend_from_slice(format!("{bytes:x}\r\n").as_bytes());
-        batch.events().for_each(|event| self.template.put(event, &mut out));
+        batch.events().for_each(|event| template.put(event, out));
         out.extend_from_slice(b"\r\n");
-        let written = self.write(&out);
-        self.out = out;
-        written.context("publishing")?;
+        pipe.send(out, |heard| note(said, heard)).context("publishing")?;
         Ok(Refusals::default())
     }
 

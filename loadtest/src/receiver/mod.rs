@@ -37,7 +37,7 @@ mod tally;
 mod wires;
 mod witness;
 
-pub use tally::{Counts, SampleWord, is_told, listeners, owed, record, recorded};
+pub use tally::{Counts, SampleWord, is_told, listeners, owed, record};
 
 /// Longest latency that the histogram tells apart, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
@@ -82,7 +82,7 @@ pub enum Order {
     Stop,
 }
 
-/// What a receiver process receives, and how.
+/// What to subscribe to, and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CrowdSetup {
     /// Where to connect.
@@ -93,19 +93,46 @@ pub struct CrowdSetup {
     pub dialect: Dialect,
     /// Path and query of the request, perhaps with `{topic}`; unused for [`Protocol::Raw`].
     pub path: String,
-    /// Topics, at least 1.
+    /// Topics: connection k, counted over all fleets, subscribes to topic k mod topics. At least 1.
     pub topics: usize,
     /// Number of the first connection over all receivers: spreads topics and source addresses.
     pub first: usize,
+    /// CPU of the receivers.
+    #[serde(skip)]
+    pub cpu: Option<usize>,
     /// Check every connection and record latencies.
     pub audit: bool,
     /// What the subscribers do once they are connected.
     pub behaviour: Behaviour,
-    /// Receive buffer of each socket in bytes.
+    /// Handshakes started per second while they connect; as fast as the server answers if absent.
+    #[serde(skip)]
+    pub ramp_per_second: Option<f64>,
+    /// Receive buffer of each socket in bytes; the system's own (small ones for slow and stalled
+    /// readers) if absent.
     pub receive_buffer: Option<usize>,
     /// Only receive and add up lengths, as the loop that a receiver is measured against.
     #[serde(default)]
     pub bare: bool,
+}
+
+impl CrowdSetup {
+    /// Steady, unaudited subscribers of one topic of a fanwave; the rest is set by struct update.
+    pub fn steady(target: SocketAddr, protocol: Protocol, path: String) -> CrowdSetup {
+        CrowdSetup {
+            target,
+            protocol,
+            dialect: Dialect::Fanwave,
+            path,
+            topics: 1,
+            first: 0,
+            cpu: None,
+            audit: false,
+            behaviour: Behaviour::Steady,
+            ramp_per_second: None,
+            receive_buffer: None,
+            bare: false,
+        }
+    }
 }
 
 /// When an event had reached all connections of its topic.

@@ -1,108 +1,60 @@
 //! A fanwave process of our own.
 //!
-//! Ready is when it has printed `data plane <address>` and `control plane <address>`. The proofs
-//! use it as a [`Server`]; the commands that drive any server use it as a `Running`.
+//! Ready is when it has printed `data plane <address>` and `control plane <address>`.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::program::Program;
+use super::{Running, version_of};
 use crate::framing::Dialect;
-use crate::http;
 use crate::target::{Target, Way};
-use crate::usage::{Memory, memory};
 
 /// Heartbeats would be bytes that nobody published: they are as rare as fanwave allows.
 const HEARTBEAT: [&str; 2] = ["--heartbeat-ms", "600000"];
 
-/// A running fanwave. Dropping it kills it.
-pub struct Server {
-    program: Program,
-    /// Data plane.
-    pub listen: SocketAddr,
-    /// Control plane.
-    pub control: SocketAddr,
-}
-
-impl Server {
-    /// Starts `program serve` on free loopback ports, on `cpu` alone if one is given, with `shards`
-    /// shards, and waits until it is ready. Heartbeats are turned off in effect, unless `more` asks
-    /// for them.
-    pub fn start(program: &Path, cpu: Option<usize>, shards: usize, more: &[String]) -> Result<Server> {
-        let mut args: Vec<OsString> =
-            ["serve", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--shards"]
-                .into_iter()
-                .map(OsString::from)
-                .collect();
-        args.push(shards.to_string().into());
-        if !more.iter().any(|arg| arg.starts_with(HEARTBEAT[0])) {
-            args.extend(HEARTBEAT.map(OsString::from));
-        }
-        if let Some(cpu) = cpu {
-            args.extend(["--cpus".into(), cpu.to_string().into()]);
-        }
-        args.extend(more.iter().map(OsString::from));
-        let name = format!("the server {}", program.display());
-        let mut program = Program::start(&name, cpu, program.as_os_str(), &args)?;
-        let (mut listen, mut control) = (None, None);
-        let (listen, control) = program.wait_ready(|line| {
-            listen = listen.or_else(|| address_of(line, "data plane"));
-            control = control.or_else(|| address_of(line, "control plane"));
-            listen.zip(control)
-        })?;
-        Ok(Server { program, listen, control })
+/// Starts `program serve` on free loopback ports, on `cpu` alone if one is given, with `shards`
+/// shards, and waits until it is ready. Heartbeats are turned off in effect, unless `more` asks for
+/// them.
+pub fn start(program: &Path, cpu: Option<usize>, shards: usize, more: &[String]) -> Result<Running> {
+    let version = version_of(program.as_os_str(), &["--version"], "build it with `cargo build --release`")?;
+    let mut args: Vec<OsString> =
+        ["serve", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--shards"]
+            .map(OsString::from)
+            .into();
+    args.push(shards.to_string().into());
+    if !more.iter().any(|arg| arg.starts_with(HEARTBEAT[0])) {
+        args.extend(HEARTBEAT.map(OsString::from));
     }
-
-    /// Process id.
-    pub fn pid(&self) -> u32 {
-        self.program.pid()
+    if let Some(cpu) = cpu {
+        args.extend(["--cpus".into(), cpu.to_string().into()]);
     }
-
-    /// Memory now.
-    pub fn memory(&self) -> Result<Memory> {
-        memory(self.pid())
-    }
-
-    /// `GET /stats`.
-    pub fn stats(&self) -> Result<serde_json::Value> {
-        let answer = http::get(self.control, "/stats")?;
-        serde_json::from_slice(&answer.body).context("/stats is no JSON")
-    }
-
-    /// What it may use at its limits, as its start says: owner and bytes.
-    pub fn declared(&self) -> Vec<(String, u64)> {
-        declared_in(&self.program.first_lines())
-    }
-
-    /// Adds to an error what the server said, if it has ended.
-    pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
-        self.program.explain(error)
-    }
-
-    /// SIGTERM, and exit code 0 within the limit.
-    pub fn stop(mut self) -> Result<()> {
-        self.program.stop(|status| status.success())
-    }
-
-    /// Where to subscribe and to publish.
-    pub fn target(&self, version: String, cpus: Vec<usize>) -> Target {
-        Target {
-            name: "fanwave".into(),
-            version,
-            pids: vec![self.pid()],
-            cpus,
-            subscribe: self.listen,
-            sse_path: Some("/sse/{topic}".into()),
-            ws_path: Some("/ws/{topic}".into()),
-            dialect: Dialect::Fanwave,
-            publish: self.control,
-            way: Way::Stream,
-            publish_path: "/topics/{topic}".into(),
-        }
-    }
+    args.extend(more.iter().map(OsString::from));
+    let name = format!("the server {}", program.display());
+    let mut program = Program::start(&name, cpu, program.as_os_str(), &args)?;
+    let (mut listen, mut control) = (None, None);
+    let (subscribe, publish) = program.wait_ready(|line| {
+        listen = listen.or_else(|| address_of(line, "data plane"));
+        control = control.or_else(|| address_of(line, "control plane"));
+        listen.zip(control)
+    })?;
+    let target = Target {
+        name: "fanwave".into(),
+        version,
+        pids: vec![program.pid()],
+        cpus: cpu.into_iter().collect(),
+        subscribe,
+        sse_path: Some("/sse/{topic}".into()),
+        ws_path: Some("/ws/{topic}".into()),
+        dialect: Dialect::Fanwave,
+        publish,
+        way: Way::Stream,
+        publish_path: "/topics/{topic}".into(),
+    };
+    Ok(Running { target, program: Some(program), _guard: None, _scratch: None })
 }
 
 /// The address in a line such as `data plane   127.0.0.1:8080`.
@@ -114,7 +66,7 @@ fn address_of(line: &str, label: &str) -> Option<SocketAddr> {
 
 /// The rows of the table that begins with the label `memory`: owner, then an amount such as `2.7
 /// MiB`.
-fn declared_in(lines: &[String]) -> Vec<(String, u64)> {
+pub fn declared_in(lines: &[String]) -> Vec<(String, u64)> {
     let mut rows = Vec::new();
     let table = lines.iter().skip_while(|line| !line.starts_with("memory "));
     for (at, line) in table.enumerate() {

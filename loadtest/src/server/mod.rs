@@ -8,16 +8,18 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use serde_json::Value;
 use tempfile::TempDir;
 
 pub use custom::CustomArgs;
-pub use fanwave::Server;
 
+use crate::framing::Dialect;
+use crate::http;
 use crate::process::cpus_allowed;
 use crate::target::Target;
 use crate::usage::{CpuMeter, Memory, memory, memory_peak};
@@ -70,19 +72,11 @@ pub enum Rival {
 pub struct Running {
     /// Where it is.
     pub target: Target,
-    process: Process,
-}
-
-enum Process {
-    Fanwave(Server),
-    // Dropped in this order: the program, what may be left of it, its directory.
-    Rival {
-        program: Program,
-        _guard: Option<nchan::Guard>,
-        _scratch: TempDir,
-    },
-    /// Not ours: it runs on when we are done.
-    Custom,
+    // Dropped in this order: the program, what may be left of it, its directory. None of them if it
+    // is not ours and runs on when we are done.
+    program: Option<Program>,
+    _guard: Option<nchan::Guard>,
+    _scratch: Option<TempDir>,
 }
 
 /// Starts the chosen server on `cpu` alone if one is given, and waits until it is ready. `shards`
@@ -94,21 +88,32 @@ pub fn start(choice: &ServerChoice, cpu: Option<usize>, shards: usize, more: &[S
         if choice.rival.is_some() || program.is_some() || !more.is_empty() {
             bail!("a server named by URLs runs already: leave out --server, --server-arg and --rival");
         }
-        return Ok(Running { target: choice.custom.target()?, process: Process::Custom });
+        let target = choice.custom.target()?;
+        return Ok(Running { target, program: None, _guard: None, _scratch: None });
     }
     match choice.rival {
         Some(Rival::Nchan) => nchan::start(cpu),
         Some(Rival::Nats) => nats::start(cpu),
         None => {
-            let program = choice.fanwave.program()?;
-            let version =
-                version_of(program.as_os_str(), &["--version"], "build it with `cargo build --release`")?;
             let more = [&choice.fanwave.more, more].concat();
-            let server = Server::start(&program, cpu, shards, &more)?;
-            let target = server.target(version, cpu.into_iter().collect());
-            Ok(Running { target, process: Process::Fanwave(server) })
+            fanwave::start(&choice.fanwave.program()?, cpu, shards, &more)
         }
     }
+}
+
+/// Starts a server as [`start`] does, asks it and stops it. An error says what the server said, if
+/// it has ended.
+pub fn ask<T>(
+    choice: &ServerChoice,
+    cpu: Option<usize>,
+    shards: usize,
+    more: &[String],
+    ask: impl FnOnce(&Running) -> Result<T>,
+) -> Result<T> {
+    let mut running = start(choice, cpu, shards, more)?;
+    let answer = ask(&running).map_err(|error| running.explain(error))?;
+    running.stop()?;
+    Ok(answer)
 }
 
 impl FanwaveArgs {
@@ -128,37 +133,37 @@ impl FanwaveArgs {
 
 impl Running {
     /// Ends it if it was started here. A server that ends otherwise than it should is an error.
-    pub fn stop(self) -> Result<()> {
-        match self.process {
-            Process::Fanwave(server) => server.stop(),
-            Process::Rival { mut program, .. } => program.stop(|status| status.code().is_some()),
-            Process::Custom => Ok(()),
-        }
+    pub fn stop(mut self) -> Result<()> {
+        let ours = self.is_fanwave();
+        let well = |status: ExitStatus| if ours { status.success() } else { status.code().is_some() };
+        self.program.as_mut().map_or(Ok(()), |program| program.stop(well))
     }
 
     /// Adds to an error what the server said, if it has ended.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
-        match &mut self.process {
-            Process::Fanwave(server) => server.explain(error),
-            Process::Rival { program, .. } => program.explain(error),
-            Process::Custom => error,
+        match &mut self.program {
+            Some(program) => program.explain(error),
+            None => error,
         }
+    }
+
+    fn is_fanwave(&self) -> bool {
+        self.target.dialect == Dialect::Fanwave
     }
 
     /// What it may use at its limits, owner and bytes, as far as it says so itself.
     pub fn declared(&self) -> Vec<(String, u64)> {
-        match &self.process {
-            Process::Fanwave(server) => server.declared(),
-            Process::Rival { .. } | Process::Custom => Vec::new(),
-        }
+        let program = self.program.as_ref().filter(|_| self.is_fanwave());
+        program.map_or_else(Vec::new, |program| fanwave::declared_in(&program.first_lines()))
     }
 
-    /// Its counters (`GET /stats`); `None` if it has no such.
-    pub fn stats(&self) -> Result<Option<serde_json::Value>> {
-        match &self.process {
-            Process::Fanwave(server) => server.stats().map(Some),
-            Process::Rival { .. } | Process::Custom => Ok(None),
+    /// Its counters (`GET /stats`); null if it has no such.
+    pub fn stats(&self) -> Result<Value> {
+        if !self.is_fanwave() {
+            return Ok(Value::Null);
         }
+        let answer = http::get(self.target.publish, "/stats")?;
+        serde_json::from_slice(&answer.body).context("/stats is no JSON")
     }
 
     /// The most memory of its own since its start, over all of its processes; `None` if they are
@@ -176,6 +181,11 @@ impl Running {
             sum = Some(sum.map_or(more, |sum| sum.plus(&more)));
         }
         Ok(sum)
+    }
+
+    /// The same of a server whose processes are known.
+    pub fn own_memory(&self) -> Result<Memory> {
+        self.memory()?.context("the server's processes are not known")
     }
 
     /// Reads its CPU time; `None` if its processes are not known. `apart` is what

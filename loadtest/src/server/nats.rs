@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 
 use super::program::Program;
-use super::{INSTALL, Process, Running, scratch, version_of};
+use super::{INSTALL, Running, scratch, version_of};
 use crate::framing::Dialect;
 use crate::target::{Target, Way};
 
@@ -44,7 +44,7 @@ pub fn start(cpu: Option<usize>) -> Result<Running> {
         way: Way::Nats,
         publish_path: "{topic}".into(),
     };
-    Ok(Running { target, process: Process::Rival { program, _guard: None, _scratch: scratch } })
+    Ok(Running { target, program: Some(program), _guard: None, _scratch: Some(scratch) })
 }
 
 /// The address behind `label` in a line of nats-server's log.

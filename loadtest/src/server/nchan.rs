@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use super::program::Program;
-use super::{INSTALL, Process, Running, scratch, version_of};
+use super::{INSTALL, Running, scratch, version_of};
 use crate::framing::Dialect;
 use crate::process::sockets_per_process_max;
 use crate::target::{Target, Way};
@@ -88,7 +88,7 @@ pub fn start(cpu: Option<usize>) -> Result<Running> {
         way: Way::WebSocket,
         publish_path: "/publish?topic={topic}".into(),
     };
-    Ok(Running { target, process: Process::Rival { program, _guard: Some(guard), _scratch: scratch } })
+    Ok(Running { target, program: Some(program), _guard: Some(guard), _scratch: Some(scratch) })
 }
 
 fn try_start(cpu: Option<usize>, modules: &str) -> Result<(TempDir, Guard, Program, u32, SocketAddr)> {

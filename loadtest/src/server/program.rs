@@ -88,14 +88,7 @@ impl Program {
     /// How it ended, if it does so by itself within a moment: its output and its sockets close
     /// before its end can be seen.
     fn ended_soon(&mut self) -> Option<ExitStatus> {
-        let deadline = Instant::now() + END_LIMIT;
-        loop {
-            let status = self.child.ended();
-            if status.is_some() || Instant::now() >= deadline {
-                return status;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        self.child.ended_within(END_LIMIT)
     }
 
     /// An end in words. Its last lines are its reason if it ended by itself; a panic does that by

@@ -5,7 +5,7 @@
 //! axis starts at 0.
 
 use super::scale::{Scale, nice_ticks};
-use super::{Anchor, Canvas, Picture, STYLES, WIDTH, nothing, shortened, text_width};
+use super::{Anchor, Canvas, Picture, STYLES, Table, WIDTH, nothing, shortened, text_width};
 use crate::unit::Unit;
 
 /// Height of a bar.
@@ -81,15 +81,7 @@ pub fn bars(plot: &Bars) -> Picture {
     } else {
         nothing(&mut canvas, height);
     }
-    let (head, rows) = figures(plot);
-    Picture {
-        title: plot.title.clone(),
-        description: plot.about.clone(),
-        height,
-        body: canvas.body,
-        head,
-        rows,
-    }
+    canvas.picture(&plot.title, &plot.about, height, figures(plot))
 }
 
 fn heading(group: &Group) -> f64 {
@@ -160,15 +152,8 @@ fn vertical(canvas: &mut Canvas, class: &str, x: f64, (from, to): (f64, f64)) {
 
 /// Numbers and name of the axis beneath `bottom`.
 fn axis(canvas: &mut Canvas, plot: &Bars, ticks: &[f64], scale: &Scale, bottom: f64) {
-    let mut free_from = 0.0;
-    for &tick in ticks {
-        let (x, label) = (scale.at(tick), plot.unit.tick(tick));
-        let half = text_width(&label) / 2.0;
-        if x - half >= free_from {
-            canvas.text("label", Anchor::Middle, (x, bottom + 16.0), &label);
-            free_from = x + half + 4.0;
-        }
-    }
+    let labels = ticks.iter().map(|&tick| (scale.at(tick), plot.unit.tick(tick)));
+    canvas.x_labels(labels, bottom + 16.0);
     let middle = (scale.at(0.0) + scale.at(ticks[ticks.len() - 1])) / 2.0;
     canvas.text("axis", Anchor::Middle, (middle, bottom + 33.0), &shortened(&plot.label, 48));
 }
@@ -195,7 +180,7 @@ fn draw_bar(canvas: &mut Canvas, scale: &Scale, (left, y): (f64, f64), series: u
     end
 }
 
-fn figures(plot: &Bars) -> (Vec<String>, Vec<Vec<String>>) {
+fn figures(plot: &Bars) -> Table {
     let ranges = all(plot).any(|bar| bar.range.is_some());
     let mut head = vec!["group".to_owned(), "who".to_owned(), plot.label.clone()];
     if ranges {

@@ -1,11 +1,11 @@
-//! Lines: several series over one x axis, usually time.
+//! Lines: several series over one x axis: time, a rate, or the nines of a percentile.
 
 use super::scale::{Scale, log_ticks, nice_ticks};
-use super::{AXIS_NAME, Anchor, Canvas, Picture, WIDTH, nothing, shortened, text_width};
+use super::{AXIS_NAME, Anchor, Canvas, Picture, Table, WIDTH, nothing, shortened, text_width};
 use crate::unit::Unit;
 
 /// Height of the plot itself.
-const PLOT: f64 = 170.0;
+const PLOT: f64 = 185.0;
 /// Room right of the plot, for half of the last tick's label.
 const RIGHT: f64 = 24.0;
 /// Series of more points than this have markers at some of them only.
@@ -16,6 +16,19 @@ const MARKERS: usize = 8;
 const ROWS_MAX: usize = 60;
 /// Ticks that are aimed at.
 const TICKS: usize = 5;
+/// An axis of nines ends at the latest here: 99.999999 %.
+const NINES_MAX: f64 = 8.0;
+
+/// How values lie along an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// From zero.
+    Linear,
+    /// By their logarithm.
+    Log,
+    /// Quantiles by their number of nines, from 0 % on (see [`nines`]).
+    Nines,
+}
 
 /// An axis.
 #[derive(Debug, Clone)]
@@ -24,34 +37,60 @@ pub struct Axis {
     pub label: String,
     /// What its numbers are.
     pub unit: Unit,
-    /// Logarithmic; else linear, and down to zero.
-    pub log: bool,
+    /// How they lie.
+    pub kind: Kind,
+}
+
+/// The place of a quantile on an axis of nines: 0 at 0, 1 at 0.9, 2 at 0.99, and so on.
+pub fn nines(quantile: f64) -> f64 {
+    -(1.0 - quantile).max(f64::MIN_POSITIVE).log10()
 }
 
 impl Axis {
     /// A linear axis that starts at 0.
     pub fn linear(label: impl Into<String>, unit: Unit) -> Axis {
-        Axis { label: label.into(), unit, log: false }
+        Axis { label: label.into(), unit, kind: Kind::Linear }
     }
 
     /// A logarithmic axis.
     pub fn log(label: impl Into<String>, unit: Unit) -> Axis {
-        Axis { label: label.into(), unit, log: true }
+        Axis { label: label.into(), unit, kind: Kind::Log }
     }
 
-    /// Ticks that hold all values; values that have no place on the axis do not count.
-    fn ticks(&self, values: impl Iterator<Item = f64>) -> Vec<f64> {
+    /// The range and the ticks, with their labels, that hold all values; values that have no place
+    /// on the axis do not count.
+    fn ticks(&self, values: impl Iterator<Item = f64>) -> ((f64, f64), Vec<(f64, String)>) {
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
-        for value in values.filter(|value| value.is_finite() && (!self.log || *value > 0.0)) {
+        for value in values.filter(|value| value.is_finite() && (self.kind != Kind::Log || *value > 0.0)) {
             (low, high) = (low.min(value), high.max(value));
         }
-        match (low <= high, self.log) {
-            (true, true) => log_ticks(low, high),
-            (true, false) => nice_ticks(self.unit, low.min(0.0), high, TICKS),
-            (false, true) => log_ticks(1.0, 10.0),
-            (false, false) => nice_ticks(self.unit, 0.0, self.unit.step(0.0).0, TICKS),
-        }
+        let any = low <= high;
+        let ticks = match self.kind {
+            Kind::Nines => {
+                let end = high.clamp(1.0, NINES_MAX);
+                return ((0.0, end), nines_ticks(end));
+            }
+            Kind::Log if any => log_ticks(low, high),
+            Kind::Log => log_ticks(1.0, 10.0),
+            Kind::Linear if any => nice_ticks(self.unit, low.min(0.0), high, TICKS),
+            Kind::Linear => nice_ticks(self.unit, 0.0, self.unit.step(0.0).0, TICKS),
+        };
+        let range = (ticks[0], ticks[ticks.len() - 1]);
+        (range, ticks.into_iter().map(|tick| (tick, self.unit.tick(tick))).collect())
     }
+}
+
+/// Ticks of an axis of nines, up to `end` of them.
+fn nines_ticks(end: f64) -> Vec<(f64, String)> {
+    let whole = (1..=end.floor() as usize).map(|count| {
+        let label = match count {
+            1 => "90 %".to_owned(),
+            2 => "99 %".to_owned(),
+            _ => format!("99.{} %", "9".repeat(count - 2)),
+        };
+        (count as f64, label)
+    });
+    [(0.0, "0 %".to_owned()), (nines(0.5), "50 %".to_owned())].into_iter().chain(whole).collect()
 }
 
 /// One series.
@@ -63,17 +102,19 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
     /// Markers alone, without a line between them.
     pub dots: bool,
+    /// Where markers stand, if not at points.
+    pub marks: Option<Vec<(f64, f64)>>,
 }
 
 impl Line {
     /// A line through points.
     pub fn new(name: impl Into<String>, points: Vec<(f64, f64)>) -> Line {
-        Line { name: name.into(), points, dots: false }
+        Line { name: name.into(), points, dots: false, marks: None }
     }
 
     /// Points that are not connected, for example measurements beside a model.
     pub fn dots(name: impl Into<String>, points: Vec<(f64, f64)>) -> Line {
-        Line { name: name.into(), points, dots: true }
+        Line { dots: true, ..Line::new(name, points) }
     }
 }
 
@@ -92,22 +133,28 @@ pub struct Lines {
     pub lines: Vec<Line>,
     /// Limits: a y value and what it is, drawn across the plot.
     pub limits: Vec<(f64, String)>,
+    /// Its figures, if they are not those of the points.
+    pub table: Option<Table>,
+}
+
+impl Lines {
+    /// Without limits.
+    pub fn new(title: &str, about: &str, x: Axis, y: Axis, lines: Vec<Line>) -> Lines {
+        Lines { title: title.into(), about: about.into(), x, y, lines, limits: Vec::new(), table: None }
+    }
 }
 
 /// Draws lines.
 pub fn lines(plot: &Lines) -> Picture {
     let mut canvas = Canvas::default();
     // A single line is named by title and axis.
-    let named = if plot.lines.len() > 1 { &plot.lines[..] } else { &[] };
-    let names: Vec<&str> = named.iter().map(|line| line.name.as_str()).collect();
-    let connected: Vec<bool> = plot.lines.iter().map(|line| !line.dots).collect();
-    let top = canvas.legend(&names, &connected, 0.0) + AXIS_NAME;
+    let named = plot.lines.len() > 1 || plot.x.kind == Kind::Nines;
+    let names = plot.lines.iter().filter(|_| named).map(|line| (line.name.as_str(), !line.dots));
+    let top = canvas.legend(names) + AXIS_NAME;
     let height = top + PLOT + 42.0;
     let all = || plot.lines.iter().flat_map(|line| line.points.iter().copied());
     if all().any(|(x, y)| x.is_finite() && y.is_finite()) {
-        let x_ticks = plot.x.ticks(all().map(|(x, _)| x));
-        let y_ticks = plot.y.ticks(all().map(|(_, y)| y).chain(plot.limits.iter().map(|&(y, _)| y)));
-        let frame = frame(&mut canvas, (&plot.x, &x_ticks), (&plot.y, &y_ticks), top);
+        let frame = Frame::draw(&mut canvas, plot, top);
         let limits = || plot.limits.iter().filter(|(limit, _)| frame.y.has(*limit));
         for (limit, _) in limits() {
             let y = frame.y.at(*limit);
@@ -116,90 +163,58 @@ pub fn lines(plot: &Lines) -> Picture {
         for (series, line) in plot.lines.iter().enumerate() {
             draw(&mut canvas, &frame, series, line);
         }
-        let places: Vec<_> = all()
-            .filter(|&(x, y)| frame.x.has(x) && frame.y.has(y))
-            .map(|(x, y)| (frame.x.at(x), frame.y.at(y)))
-            .collect();
+        let places: Vec<_> = all().filter_map(|point| frame.at(point)).collect();
         for (limit, name) in limits() {
             limit_name(&mut canvas, &frame, &places, frame.y.at(*limit), &shortened(name, 40));
         }
     } else {
         nothing(&mut canvas, height);
     }
-    let (head, rows) = figures(plot);
-    Picture {
-        title: plot.title.clone(),
-        description: plot.about.clone(),
-        height,
-        body: canvas.body,
-        head,
-        rows,
-    }
+    let table = plot.table.clone().unwrap_or_else(|| figures(plot));
+    canvas.picture(&plot.title, &plot.about, height, table)
 }
 
 /// Where values lie in a picture.
-pub struct Frame {
-    pub x: Scale,
-    pub y: Scale,
-    pub left: f64,
+struct Frame {
+    x: Scale,
+    y: Scale,
+    left: f64,
 }
 
-/// Draws axes, grid and labels; the plot reaches from `top` down.
-fn frame(
-    canvas: &mut Canvas,
-    (x, x_ticks): (&Axis, &[f64]),
-    (y, y_ticks): (&Axis, &[f64]),
-    top: f64,
-) -> Frame {
-    let labels: Vec<String> = y_ticks.iter().map(|&tick| y.unit.tick(tick)).collect();
-    let left = left_of(&labels);
-    let bottom = top + PLOT;
-    let frame = Frame {
-        x: Scale::new(ends(x_ticks), x.log, (left, WIDTH - RIGHT)),
-        y: Scale::new(ends(y_ticks), y.log, (bottom, top)),
-        left,
-    };
-    y_axis(canvas, &frame, y_ticks, &labels, &y.label, top);
-    let mut free_from = 0.0;
-    for &tick in x_ticks {
-        let place = frame.x.at(tick);
-        let label = x.unit.tick(tick);
-        canvas.line("tick", (place, bottom), (place, bottom + 4.0));
-        let half = text_width(&label) / 2.0;
-        if place - half >= free_from {
-            canvas.text("label", Anchor::Middle, (place, bottom + 17.0), &label);
-            free_from = place + half + 4.0;
+impl Frame {
+    /// Draws axes, grid and labels; the plot reaches from `top` down.
+    fn draw(canvas: &mut Canvas, plot: &Lines, top: f64) -> Frame {
+        let all = || plot.lines.iter().flat_map(|line| line.points.iter().copied());
+        let (x_range, x_ticks) = plot.x.ticks(all().map(|(x, _)| x));
+        let (y_range, y_ticks) =
+            plot.y.ticks(all().map(|(_, y)| y).chain(plot.limits.iter().map(|&(y, _)| y)));
+        let left = y_ticks.iter().map(|(_, label)| text_width(label)).fold(20.0, f64::max) + 8.0;
+        let (right, bottom) = (WIDTH - RIGHT, top + PLOT);
+        let scale = |axis: &Axis, range, ends| Scale::new(range, axis.kind == Kind::Log, ends);
+        let (x, y) = (scale(&plot.x, x_range, (left, right)), scale(&plot.y, y_range, (bottom, top)));
+        for (at, (tick, label)) in y_ticks.iter().enumerate() {
+            let place = y.at(*tick);
+            canvas.line(if at == 0 { "base" } else { "grid" }, (left, place), (right, place));
+            canvas.text("label", Anchor::End, (left - 6.0, place + 4.0), label);
         }
+        canvas.text("axis", Anchor::Start, (0.0, top - 14.0), &shortened(&plot.y.label, 56));
+        for (tick, _) in &x_ticks {
+            let place = x.at(*tick);
+            match plot.x.kind {
+                Kind::Nines => canvas.line("grid", (place, top), (place, bottom)),
+                _ => canvas.line("tick", (place, bottom), (place, bottom + 4.0)),
+            }
+        }
+        canvas.x_labels(x_ticks.iter().map(|(tick, label)| (x.at(*tick), label.clone())), bottom + 17.0);
+        let middle = f64::midpoint(left, right);
+        canvas.text("axis", Anchor::Middle, (middle, bottom + 34.0), &shortened(&plot.x.label, 48));
+        Frame { x, y, left }
     }
-    x_label(canvas, &frame, &x.label, bottom);
-    frame
-}
 
-/// Room that the labels of a y axis need.
-pub fn left_of(labels: &[String]) -> f64 {
-    labels.iter().map(|label| text_width(label)).fold(20.0, f64::max) + 8.0
-}
-
-/// Smallest and largest tick.
-pub fn ends(ticks: &[f64]) -> (f64, f64) {
-    (ticks[0], ticks[ticks.len() - 1])
-}
-
-/// The y axis: a line across the plot at each tick, its label at the left, the axis's name above.
-pub fn y_axis(canvas: &mut Canvas, frame: &Frame, ticks: &[f64], labels: &[String], name: &str, top: f64) {
-    for (at, (&tick, label)) in ticks.iter().zip(labels).enumerate() {
-        let place = frame.y.at(tick);
-        let class = if at == 0 { "base" } else { "grid" };
-        canvas.line(class, (frame.left, place), (WIDTH - RIGHT, place));
-        canvas.text("label", Anchor::End, (frame.left - 6.0, place + 4.0), label);
+    /// The place of a point, if it has one.
+    fn at(&self, (x, y): (f64, f64)) -> Option<(f64, f64)> {
+        (self.x.has(x) && self.y.has(y)).then(|| (self.x.at(x), self.y.at(y)))
     }
-    canvas.text("axis", Anchor::Start, (0.0, top - 14.0), &shortened(name, 56));
-}
-
-/// The name of the x axis, beneath its labels.
-pub fn x_label(canvas: &mut Canvas, frame: &Frame, name: &str, bottom: f64) {
-    let middle = (frame.left + WIDTH - RIGHT) / 2.0;
-    canvas.text("axis", Anchor::Middle, (middle, bottom + 34.0), &shortened(name, 48));
 }
 
 /// Names a limit at the end of its line where fewer of the points are in the way.
@@ -220,27 +235,23 @@ fn limit_name(canvas: &mut Canvas, frame: &Frame, points: &[(f64, f64)], y: f64,
 }
 
 fn draw(canvas: &mut Canvas, frame: &Frame, series: usize, line: &Line) {
-    let mut runs = vec![Vec::new()];
-    for &(x, y) in &line.points {
-        if frame.x.has(x) && frame.y.has(y) {
-            let place = (frame.x.at(x), frame.y.at(y));
-            runs.last_mut().expect("there is always a run").push(place);
-        } else {
-            runs.push(Vec::new());
-        }
-    }
+    let places: Vec<Option<(f64, f64)>> = line.points.iter().map(|&point| frame.at(point)).collect();
     if !line.dots {
+        let runs: Vec<Vec<(f64, f64)>> =
+            places.split(Option::is_none).map(|run| run.iter().copied().flatten().collect()).collect();
         canvas.run(series, &runs);
     }
-    let points: Vec<_> = runs.into_iter().flatten().collect();
-    let every = if line.dots || points.len() <= MARKED_MAX { 1 } else { points.len() / MARKERS };
-    for &place in points.iter().step_by(every) {
-        canvas.marker(series, place);
+    if let Some(marks) = &line.marks {
+        marks.iter().filter_map(|&mark| frame.at(mark)).for_each(|place| canvas.marker(series, place));
+        return;
     }
+    let points: Vec<_> = places.into_iter().flatten().collect();
+    let every = if line.dots || points.len() <= MARKED_MAX { 1 } else { points.len() / MARKERS };
+    points.iter().step_by(every).for_each(|&place| canvas.marker(series, place));
 }
 
 /// The table of a picture of lines: one row per x.
-fn figures(plot: &Lines) -> (Vec<String>, Vec<Vec<String>>) {
+fn figures(plot: &Lines) -> Table {
     let head = std::iter::once(plot.x.label.clone())
         .chain(plot.lines.iter().map(|line| line.name.clone()))
         .collect();
@@ -276,9 +287,13 @@ mod tests {
             title: "<script>alert(1)</script>".into(),
             about: "a & b".into(),
             x: Axis::linear("time", Unit::Seconds),
-            y: Axis { label: "latency".into(), unit: Unit::Nanoseconds, log },
+            y: match log {
+                true => Axis::log("latency", Unit::Nanoseconds),
+                false => Axis::linear("latency", Unit::Nanoseconds),
+            },
             lines: series,
             limits: vec![(f64::NAN, "none".into()), (50.0, "limit".into())],
+            table: None,
         })
     }
 
@@ -350,5 +365,20 @@ mod tests {
         assert_eq!(few.rows, [["1 s", "1 µs"], ["2 s", "2.50 µs"]]);
         let many = plot((0..1_000).map(|x| (f64::from(x), 1.0)).collect(), false);
         assert!(many.rows.len() <= ROWS_MAX && many.rows.len() > ROWS_MAX / 2);
+    }
+
+    #[test]
+    fn nines_lie_at_even_distances() {
+        for (quantile, place) in [(0.0, 0.0), (0.9, 1.0), (0.99, 2.0), (0.999, 3.0), (0.99999, 5.0)] {
+            assert!((nines(quantile) - place).abs() < 1e-6, "{quantile}");
+        }
+        assert!((nines(0.5) - 0.301).abs() < 0.001);
+        assert!(nines(1.0).is_finite());
+    }
+
+    #[test]
+    fn the_axis_names_its_nines() {
+        let labels: Vec<_> = nines_ticks(4.7).into_iter().map(|(_, label)| label).collect();
+        assert_eq!(labels, ["0 %", "50 %", "90 %", "99 %", "99.9 %", "99.99 %"]);
     }
 }

@@ -6,7 +6,7 @@
 //! a phone and two fit side by side on a screen. Values that are not finite, or not above zero on a
 //! logarithmic axis, leave a gap; no coordinate ever is NaN.
 
-use super::{escape, push};
+use super::escape;
 pub use bars::{Bar, Bars, Group, bars};
 pub use lines::{Axis, Line, Lines, lines};
 pub use percentiles::percentiles;
@@ -26,6 +26,9 @@ const STYLES: usize = 6;
 const DASHES: [&str; STYLES] = ["", "7 4", "2 3", "10 3 2 3", "5 2", "1 4"];
 /// Mean width of a character of 12 units' height, generously: text is measured by no one here.
 const CHARACTER: f64 = 7.3;
+
+/// Head and rows.
+pub type Table = (Vec<String>, Vec<Vec<String>>);
 
 /// A finished picture.
 #[derive(Debug, Clone)]
@@ -72,16 +75,8 @@ enum Anchor {
 
 impl Canvas {
     fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
-        push(
-            &mut self.body,
-            format_args!(
-                "<line class=\"{class}\" x1=\"{}\" y1=\"{}\" x2=\"{}\" y2=\"{}\"/>\n",
-                n(x1),
-                n(y1),
-                n(x2),
-                n(y2)
-            ),
-        );
+        let (x1, y1, x2, y2) = (n(x1), n(y1), n(x2), n(y2));
+        self.body += &format!("<line class=\"{class}\" x1=\"{x1}\" y1=\"{y1}\" x2=\"{x2}\" y2=\"{y2}\"/>\n");
     }
 
     fn text(&mut self, class: &str, anchor: Anchor, (x, y): (f64, f64), text: &str) {
@@ -90,28 +85,15 @@ impl Canvas {
             Anchor::Middle => "middle",
             Anchor::End => "end",
         };
-        push(
-            &mut self.body,
-            format_args!(
-                "<text class=\"{class}\" text-anchor=\"{anchor}\" x=\"{}\" y=\"{}\">{}</text>\n",
-                n(x),
-                n(y),
-                escape(text)
-            ),
-        );
+        let (x, y, text) = (n(x), n(y), escape(text));
+        let place = format!("text-anchor=\"{anchor}\" x=\"{x}\" y=\"{y}\"");
+        self.body += &format!("<text class=\"{class}\" {place}>{text}</text>\n");
     }
 
     fn rectangle(&mut self, class: &str, (x, y): (f64, f64), (width, height): (f64, f64)) {
-        push(
-            &mut self.body,
-            format_args!(
-                "<rect class=\"{class}\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"2\"/>\n",
-                n(x),
-                n(y),
-                n(width.max(0.0)),
-                n(height.max(0.0))
-            ),
-        );
+        let (x, y, width, height) = (n(x), n(y), n(width.max(0.0)), n(height.max(0.0)));
+        let place = format!("x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\"");
+        self.body += &format!("<rect class=\"{class}\" {place} rx=\"2\"/>\n");
     }
 
     /// A line of series `series` through `points`; runs are not connected with each other.
@@ -119,16 +101,14 @@ impl Canvas {
         let mut path = String::new();
         for run in runs.iter().filter(|run| run.len() > 1) {
             for (at, &(x, y)) in run.iter().enumerate() {
-                push(&mut path, format_args!("{}{} {}", if at == 0 { "M" } else { "L" }, n(x), n(y)));
+                path += &format!("{}{} {}", if at == 0 { "M" } else { "L" }, n(x), n(y));
             }
         }
         if !path.is_empty() {
             let style = series % STYLES;
             let dashes = DASHES[style];
-            push(
-                &mut self.body,
-                format_args!("<path class=\"line s{style}\" stroke-dasharray=\"{dashes}\" d=\"{path}\"/>\n"),
-            );
+            self.body +=
+                &format!("<path class=\"line s{style}\" stroke-dasharray=\"{dashes}\" d=\"{path}\"/>\n");
         }
     }
 
@@ -149,16 +129,17 @@ impl Canvas {
         self.body.push('\n');
     }
 
-    /// Names with line and marker in rows from the top left; gives the height taken.
-    fn legend(&mut self, names: &[&str], lines: &[bool], left: f64) -> f64 {
+    /// Names with marker, and with line if they have one, in rows from the top left; gives the
+    /// height taken.
+    fn legend<'a>(&mut self, names: impl Iterator<Item = (&'a str, bool)>) -> f64 {
         const SAMPLE: f64 = 26.0;
         const ROW: f64 = 18.0;
-        let (mut x, mut y) = (left, 12.0);
-        for (series, (name, &line)) in names.iter().zip(lines).enumerate() {
+        let (mut x, mut y, mut height) = (0.0, 12.0, 0.0);
+        for (series, (name, line)) in names.enumerate() {
             let shown = shortened(name, 44);
             let width = SAMPLE + 6.0 + text_width(&shown) + 14.0;
-            if x > left && x + width > WIDTH {
-                (x, y) = (left, y + ROW);
+            if x > 0.0 && x + width > WIDTH {
+                (x, y) = (0.0, y + ROW);
             }
             if line {
                 self.run(series, &[vec![(x, y - 4.0), (x + SAMPLE, y - 4.0)]]);
@@ -166,8 +147,26 @@ impl Canvas {
             self.marker(series, (x + SAMPLE / 2.0, y - 4.0));
             self.text("name", Anchor::Start, (x + SAMPLE + 6.0, y), &shown);
             x += width;
+            height = y + 8.0;
         }
-        if names.is_empty() { 0.0 } else { y + 8.0 }
+        height
+    }
+
+    /// Labels of an x axis at their places. One that has no room beside its right neighbour is left
+    /// out: the largest number matters most.
+    fn x_labels(&mut self, labels: impl DoubleEndedIterator<Item = (f64, String)>, y: f64) {
+        let mut free_to = f64::INFINITY;
+        for (x, label) in labels.rev() {
+            let half = text_width(&label) / 2.0;
+            if x + half <= free_to {
+                self.text("label", Anchor::Middle, (x, y), &label);
+                free_to = x - half - 4.0;
+            }
+        }
+    }
+
+    fn picture(self, title: &str, about: &str, height: f64, (head, rows): Table) -> Picture {
+        Picture { title: title.into(), description: about.into(), height, body: self.body, head, rows }
     }
 }
 

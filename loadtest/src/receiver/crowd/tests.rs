@@ -26,16 +26,10 @@ impl Scene {
         let server = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let (orders, obeyed) = UnixStream::pair().expect("sockets");
         let crowd = Crowd::new(CrowdSetup {
-            target: server.local_addr().expect("bound"),
-            protocol: Protocol::Sse,
             dialect: Dialect::Plain,
-            path: "/x".into(),
-            topics: 1,
-            first: 0,
             audit: true,
             behaviour,
-            receive_buffer: None,
-            bare: false,
+            ..CrowdSetup::steady(server.local_addr().expect("bound"), Protocol::Sse, "/x".into())
         });
         Scene {
             crowd,

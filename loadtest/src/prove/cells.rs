@@ -1,52 +1,65 @@
-//! CPU per delivery: the rounds of one protocol, over connections that stay for all of its cells.
+//! CPU per delivery of one or several servers beside the floor's, in the same minutes, on the same
+//! kind of sockets: what `cpu` and `compare` show.
+//!
+//! For one protocol and number of connections all servers run at once on one CPU, each with
+//! subscribers of its own that stay for all cells. In a round the floor and every server have one
+//! leg, one after the other, so that a drift of the machine falls on all; only ratios of one round
+//! count. While one is measured the others are idle, which is checked. The floor sends frames as
+//! long as the shortest of any server, measured on the wire; with K events in flight it does one
+//! send of K frames per socket. Connections are opened in turns, since the order counts: see
+//! [`open_in_turns`].
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use super::Entry;
-use crate::fleet::{Fleet, FleetPlan};
+use super::leg::{Leg, OTHERS_SHARE_HIGH, Summary, Window, calibrate, floor_leg, ratios, server_leg};
+use super::{Bench, open_in_turns};
+use crate::fleet::Fleet;
 use crate::floor::Floor;
 use crate::framing::Protocol;
-use crate::prove::leg::{Leg, Window, floor_leg, server_leg};
-use crate::prove::{ARRIVE_LIMIT, Bench, open_in_turns, publish_one_by_one};
 use crate::publisher::{PublishPlan, Publisher};
+use crate::receiver::CrowdSetup;
 use crate::report::{Spread, progress};
 use crate::server::{self, Running, ServerChoice};
 use crate::target::Target;
 use crate::unit::grouped;
-use crate::usage::{CpuMeter, CpuSample};
+use crate::usage::{CpuMeter, CpuSample, interrupts_are_apart};
 
-/// Events that are published before anything is measured: they show the frame's length and touch
-/// every page once.
-const CALIBRATION_EVENTS: u64 = 8;
 /// Numbers of connections from one fleet to the next: each has source addresses of its own.
 const FLEET_SPAN: usize = 1_000_000;
-/// Above this share of their CPU the receivers, not the server, set the deliveries per second.
-const RECEIVER_SHARE_HIGH: f64 = 0.95;
-/// Above this share of the sender's CPU other programs disturb a leg.
-const OTHERS_SHARE_HIGH: f64 = 0.05;
 /// Above this share of its CPU a server that should be idle disturbs the one that is measured.
 const IDLE_SHARE_HIGH: f64 = 0.01;
 
 /// What is done to each server.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan<'a> {
-    /// What the subscribers speak.
-    pub protocol: Protocol,
-    /// Subscribers of each server.
-    pub connections: usize,
+    /// What the subscribers speak, a series of cells for each.
+    pub protocols: &'a [Protocol],
+    /// Subscribers of each server, a series of cells for each number.
+    pub connections: &'a [usize],
     /// Bytes of an event's data.
     pub payload_bytes: usize,
-    /// Events at once, one cell for each.
+    /// Check every connection and record latencies.
+    pub audit: bool,
+    /// Events under way, one cell for each.
     pub in_flight: &'a [u64],
+    /// How more than one event is kept under way, one cell for each.
+    pub windows: &'a [Window],
     /// Legs of each server in each cell.
     pub rounds: usize,
     /// Time of one leg.
     pub time: Duration,
-    /// Whether the kernel accounts interrupts apart.
-    pub apart: bool,
+}
+
+/// A server that took part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    pub name: String,
+    pub version: String,
+    /// CPUs that it is pinned to; empty if it is not, or if that is not known.
+    pub cpus: Vec<usize>,
 }
 
 /// One protocol and number of events in flight, all servers.
@@ -55,7 +68,8 @@ pub struct Cell {
     pub protocol: Protocol,
     pub connections: usize,
     pub in_flight: u64,
-    /// Bytes of the floor's frames: the mean of the shortest frames of any server.
+    pub window: Window,
+    /// Bytes of the floor's frames in the last round.
     pub floor_frame_bytes: f64,
     pub floor: Column,
     /// In the order of the servers; those that do not speak the protocol are missing.
@@ -66,17 +80,15 @@ pub struct Cell {
 #[derive(Debug, Serialize)]
 pub struct Column {
     pub name: String,
-    /// CPU microseconds per delivery; absent if its processes are not known.
-    pub us_per_delivery: Option<Spread>,
-    pub deliveries_per_second: Spread,
-    /// Its CPU per delivery over the floor's, by rounds.
+    /// Its CPU per delivery is no number if its processes are not known.
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// Its CPU per delivery over the floor's.
     pub to_floor: Option<Spread>,
+    /// The same, round by round.
+    pub ratios: Vec<f64>,
     /// fanwave's CPU per delivery over its own, by rounds; absent for fanwave and the floor.
     pub fanwave_to_it: Option<Spread>,
-    /// Share of the receivers' CPU while it sent.
-    pub receiver_share: Spread,
-    /// Share of the sender's CPU that others used meanwhile.
-    pub others_share: Spread,
     /// The largest share of a CPU that it used while another was measured.
     pub idle_share_max: f64,
 }
@@ -99,15 +111,48 @@ struct Entrant {
     running: Running,
 }
 
-/// Everybody's cells of one protocol.
-pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Result<(Vec<Entry>, Vec<Cell>)> {
+/// Everybody's cells.
+pub fn measure(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Result<(Vec<Entry>, Vec<Cell>)> {
+    let apart = interrupts_are_apart()?;
+    if apart {
+        progress(
+            "this kernel accounts interrupts apart: the softirq time of the sender's CPU is added to all sides",
+        );
+    }
+    let (mut entries, mut cells) = (Vec::new(), Vec::new());
+    for &connections in plan.connections {
+        for &protocol in plan.protocols {
+            let (servers, more) = series(bench, choices, plan, &Series { protocol, connections, apart })?;
+            entries = servers;
+            cells.extend(more);
+        }
+    }
+    Ok((entries, cells))
+}
+
+/// What the cells over the same sockets have in common.
+struct Series {
+    protocol: Protocol,
+    connections: usize,
+    /// Whether the kernel accounts interrupts apart.
+    apart: bool,
+}
+
+/// Everybody's cells of one series.
+fn series(
+    bench: &Bench,
+    choices: &[ServerChoice],
+    plan: &Plan<'_>,
+    series: &Series,
+) -> Result<(Vec<Entry>, Vec<Cell>)> {
+    let protocol = series.protocol;
     let common = &bench.common;
     let mut started = Vec::new();
     for choice in choices {
         let running = server::start(choice, Some(common.sender_cpu), 1, &[])?;
         progress(&format!(
             "{}: {} {} is ready",
-            plan.protocol.label(),
+            protocol.label(),
             running.target.name,
             running.target.version
         ));
@@ -116,34 +161,39 @@ pub fn series(bench: &Bench, choices: &[ServerChoice], plan: &Plan<'_>) -> Resul
     let entries = started.iter().map(|running| entry(&running.target)).collect();
     let mut seats = Vec::new();
     for (at, running) in started.into_iter().enumerate() {
-        let Some(path) = running.target.path(plan.protocol).map(str::to_owned) else {
+        if running.target.path(protocol).is_none() {
             progress(&format!(
                 "{} does not speak {}: its cells stay empty",
                 running.target.name,
-                plan.protocol.label()
+                protocol.label()
             ));
             running.stop()?;
             continue;
-        };
-        let fleet = fleet(bench, &running.target, plan.protocol, path, at * FLEET_SPAN);
+        }
+        let setup = bench.subscribers(&running.target, protocol)?;
+        let fleet = Fleet::new(CrowdSetup { audit: plan.audit, first: at * FLEET_SPAN, ..setup });
         seats.push(Seat { fleet, running });
     }
     if seats.is_empty() {
-        bail!("no server speaks {}", plan.protocol.label());
+        bail!("no server speaks {}", protocol.label());
     }
     let first = choices.len() * FLEET_SPAN;
     let mut floor = Floor::start(0, common.sender_cpu, common.receiver_cpu, first)?;
-    open_in_turns(plan.connections, |some| {
+    open_in_turns(series.connections, |some| {
         for Seat { fleet, running } in &mut seats {
             fleet.open(some).map_err(|error| blame(running, error))?;
         }
         floor.open(some)
     })?;
-    let mut ring = seats.into_iter().map(|seat| enter(plan, seat)).collect::<Result<Vec<_>>>()?;
-    let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, plan.apart);
+    let mut ring = seats.into_iter().map(|seat| enter(plan, series, seat)).collect::<Result<Vec<_>>>()?;
+    let floor_meter = CpuMeter::new(floor.pid(), common.sender_cpu, series.apart);
     let mut cells = Vec::new();
     for &in_flight in plan.in_flight {
-        cells.push(cell(plan, in_flight, &mut floor, &floor_meter, &mut ring)?);
+        // With one event in flight all windows are the same.
+        let windows = if in_flight == 1 { &[Window::Burst][..] } else { plan.windows };
+        for &window in windows {
+            cells.push(cell(plan, series, (in_flight, window), &mut floor, &floor_meter, &mut ring)?);
+        }
     }
     for entrant in ring {
         // Variables are dropped from the last to the first: should the publisher fail, the fleet
@@ -165,36 +215,15 @@ pub fn blame(running: &mut Running, error: anyhow::Error) -> anyhow::Error {
     running.explain(error).context(running.target.name.clone())
 }
 
-/// Subscribers of one server.
-pub fn fleet(bench: &Bench, target: &Target, protocol: Protocol, path: String, first: usize) -> Fleet {
-    Fleet::new(FleetPlan {
-        dialect: target.dialect,
-        first,
-        cpu: Some(bench.common.receiver_cpu),
-        ..FleetPlan::steady(target.subscribe, protocol, path)
-    })
-}
-
-/// How to publish to one server, one topic.
-pub fn publish_plan(target: &Target, payload_bytes: usize) -> PublishPlan {
-    PublishPlan {
-        address: target.publish,
-        way: target.way,
-        path: target.publish_path.clone(),
-        topics: 1,
-        payload_bytes,
-    }
-}
-
 /// Connects the publisher of a server whose subscribers are there.
-fn enter(plan: &Plan<'_>, mut seat: Seat) -> Result<Entrant> {
-    let calibrated = calibrate(plan, &seat.running.target, &mut seat.fleet);
-    let (publisher, frame_bytes) = calibrated.map_err(|error| blame(&mut seat.running, error))?;
+fn enter(plan: &Plan<'_>, series: &Series, mut seat: Seat) -> Result<Entrant> {
+    let connected = connect(plan, &seat.running.target, &mut seat.fleet);
+    let (publisher, frame_bytes) = connected.map_err(|error| blame(&mut seat.running, error))?;
     let Seat { fleet, running } = seat;
     Ok(Entrant {
         fleet,
         publisher,
-        meter: running.meter(plan.apart),
+        meter: running.meter(series.apart),
         idle_meter: CpuMeter::over(&running.target.pids, &[], false),
         idle_share_max: 0.0,
         frame_bytes,
@@ -202,27 +231,24 @@ fn enter(plan: &Plan<'_>, mut seat: Seat) -> Result<Entrant> {
     })
 }
 
-/// Publishes a few events; gives the publisher and the mean length of a frame on the wire.
-fn calibrate(plan: &Plan<'_>, target: &Target, fleet: &mut Fleet) -> Result<(Publisher, f64)> {
+/// Gives the publisher and the mean length of a frame on the wire.
+fn connect(plan: &Plan<'_>, target: &Target, fleet: &mut Fleet) -> Result<(Publisher, f64)> {
     std::thread::sleep(target.talks_after_connect());
-    let mut publisher = Publisher::connect(&publish_plan(target, plan.payload_bytes))?;
-    fleet.zero(publisher.next(), 0)?;
-    publish_one_by_one(&mut publisher, CALIBRATION_EVENTS, |event, last| {
-        fleet.wait_for(event, ARRIVE_LIMIT, last).map(drop)
-    })?;
-    let totals = fleet.check(CALIBRATION_EVENTS, CALIBRATION_EVENTS)?.totals;
-    Ok((publisher, totals.scout_bytes as f64 / CALIBRATION_EVENTS as f64))
+    let mut publisher = Publisher::connect(&PublishPlan::to(target, 1, plan.payload_bytes))?;
+    let frame_bytes = calibrate(&mut publisher, fleet)?;
+    Ok((publisher, frame_bytes))
 }
 
 /// All rounds of one cell.
 fn cell(
     plan: &Plan<'_>,
-    in_flight: u64,
+    series: &Series,
+    (in_flight, window): (u64, Window),
     floor: &mut Floor,
     floor_meter: &CpuMeter,
     ring: &mut [Entrant],
 ) -> Result<Cell> {
-    let frame_bytes = ring.iter().map(|entrant| entrant.frame_bytes).fold(f64::INFINITY, f64::min);
+    let mut frame_bytes = 0.0;
     let mut floor_legs = Vec::new();
     let mut legs: Vec<Vec<Leg>> = ring.iter().map(|_| Vec::new()).collect();
     for entrant in ring.iter_mut() {
@@ -231,35 +257,39 @@ fn cell(
     for round in 1..=plan.rounds {
         progress(&format!(
             "{}, {} connections each, {in_flight} in flight: round {round} of {}",
-            plan.protocol.label(),
-            grouped(plan.connections as u64),
+            series.protocol.label(),
+            grouped(series.connections as u64),
             plan.rounds
         ));
+        frame_bytes = ring.iter().map(|entrant| entrant.frame_bytes).fold(f64::INFINITY, f64::min);
         let watch = Watch::begin(ring)?;
         floor_legs.push(floor_leg(floor, floor_meter, frame_bytes.round() as usize, in_flight, plan.time)?);
         watch.end(ring, None)?;
         for at in 0..ring.len() {
             let watch = Watch::begin(ring)?;
-            legs[at].push(ring[at].leg(in_flight, plan.time)?);
+            legs[at].push(ring[at].leg(in_flight, window, plan.time)?);
             watch.end(ring, Some(at))?;
         }
     }
     Ok(Cell {
-        protocol: plan.protocol,
-        connections: plan.connections,
+        protocol: series.protocol,
+        connections: series.connections,
         in_flight,
+        window,
         floor_frame_bytes: frame_bytes,
         servers: columns(ring, legs, &floor_legs),
-        floor: Column::new("floor", floor_legs, true, 0.0),
+        floor: Column::new("floor", &floor_legs, true, 0.0),
     })
 }
 
 impl Entrant {
-    fn leg(&mut self, in_flight: u64, time: Duration) -> Result<Leg> {
+    fn leg(&mut self, in_flight: u64, window: Window, time: Duration) -> Result<Leg> {
         let unmeasured = CpuMeter::over(&[], &[], false);
         let meter = self.meter.as_ref().unwrap_or(&unmeasured);
-        server_leg(&mut self.fleet, &mut self.publisher, meter, in_flight, Window::Burst, time)
-            .map_err(|error| blame(&mut self.running, error))
+        let leg = server_leg(&mut self.fleet, &mut self.publisher, meter, in_flight, window, time)
+            .map_err(|error| blame(&mut self.running, error))?;
+        self.frame_bytes = leg.frame_bytes;
+        Ok(leg)
     }
 }
 
@@ -295,33 +325,35 @@ fn columns(ring: &[Entrant], legs: Vec<Vec<Leg>>, floor: &[Leg]) -> Vec<Column> 
     let mut columns = Vec::new();
     for (entrant, legs) in ring.iter().zip(legs) {
         let (name, measured) = (&entrant.running.target.name, entrant.meter.is_some());
-        let to_floor = measured.then(|| ratio(&legs, floor));
-        let fanwave_to_it =
-            fanwave.as_ref().filter(|_| measured && name != "fanwave").map(|fanwave| ratio(fanwave, &legs));
-        let column = Column::new(name, legs, measured, entrant.idle_share_max);
-        columns.push(Column { to_floor, fanwave_to_it, ..column });
+        let ratios_to_floor = if measured { ratios(&legs, floor) } else { Vec::new() };
+        let fanwave_to_it = fanwave
+            .as_ref()
+            .filter(|_| measured && name != "fanwave")
+            .map(|fanwave| Spread::of(ratios(fanwave, &legs)));
+        let column = Column::new(name, &legs, measured, entrant.idle_share_max);
+        columns.push(Column { fanwave_to_it, ..column.beside(ratios_to_floor) });
     }
     columns
 }
 
-/// CPU per delivery of one over the other's, round by round.
-fn ratio(one: &[Leg], other: &[Leg]) -> Spread {
-    Spread::of(one.iter().zip(other).map(|(one, other)| one.us_per_delivery / other.us_per_delivery))
-}
-
 impl Column {
-    fn new(name: &str, legs: Vec<Leg>, measured: bool, idle_share_max: f64) -> Column {
-        let of = |figure: fn(&Leg) -> f64| Spread::of(legs.iter().map(figure));
-        Column {
-            name: name.to_owned(),
-            us_per_delivery: measured.then(|| of(|leg| leg.us_per_delivery)),
-            deliveries_per_second: of(|leg| leg.deliveries_per_second),
-            to_floor: None,
-            fanwave_to_it: None,
-            receiver_share: of(|leg| leg.receiver_share),
-            others_share: of(|leg| leg.others_share),
-            idle_share_max,
+    fn new(name: &str, legs: &[Leg], measured: bool, idle_share_max: f64) -> Column {
+        let (name, mut summary) = (name.to_owned(), Summary::of(legs));
+        if !measured {
+            summary.us_per_delivery = Spread::of([f64::NAN]);
         }
+        Column { name, summary, to_floor: None, ratios: Vec::new(), fanwave_to_it: None, idle_share_max }
+    }
+
+    /// With its ratios to the floor, if there are any.
+    fn beside(self, ratios: Vec<f64>) -> Column {
+        let to_floor = (!ratios.is_empty()).then(|| Spread::of(ratios.iter().copied()));
+        Column { to_floor, ratios, ..self }
+    }
+
+    /// CPU microseconds per delivery; none if its processes are not known.
+    pub fn us_per_delivery(&self) -> Option<Spread> {
+        Some(self.summary.us_per_delivery).filter(|us| us.median.is_finite())
     }
 }
 
@@ -329,7 +361,8 @@ impl Cell {
     /// The cell in words.
     pub fn name(&self) -> String {
         let connections = grouped(self.connections as u64);
-        format!("{}, {connections} connections, {} in flight", self.protocol.label(), self.in_flight)
+        let sliding = if self.window == Window::Sliding { " (sliding)" } else { "" };
+        format!("{}, {connections} connections, {} in flight{sliding}", self.protocol.label(), self.in_flight)
     }
 
     /// What makes its figures doubtful.
@@ -337,14 +370,14 @@ impl Cell {
         let columns = || std::iter::once(&self.floor).chain(&self.servers);
         let mut warnings = Vec::new();
         let full: Vec<&str> = columns()
-            .filter(|column| column.receiver_share.median > RECEIVER_SHARE_HIGH)
+            .filter(|column| column.summary.receivers_full())
             .map(|column| column.name.as_str())
             .collect();
         if !full.is_empty() {
             let names = full.join(", ");
             warnings.push(format!("the receivers' CPU was full: the deliveries/s of {names} are theirs"));
         }
-        let others = columns().map(|column| column.others_share.median).fold(0.0, f64::max);
+        let others = columns().map(|column| column.summary.others_share.median).fold(0.0, f64::max);
         if others > OTHERS_SHARE_HIGH {
             let share = others * 100.0;
             warnings.push(format!("other programs used up to {share:.0} % of the sender's CPU"));
@@ -373,33 +406,30 @@ pub mod tests {
             protocol: Protocol::Ws,
             connections: 10,
             in_flight: 16,
+            window: Window::Burst,
             floor_frame_bytes: 202.0,
             servers: vec![
+                Column::new("fanwave", &fanwave, true, 0.0).beside(ratios(&fanwave, &floor)),
                 Column {
-                    to_floor: Some(ratio(&fanwave, &floor)),
-                    ..Column::new("fanwave", fanwave.clone(), true, 0.0)
-                },
-                Column {
-                    to_floor: Some(ratio(&rival, &floor)),
-                    fanwave_to_it: Some(ratio(&fanwave, &rival)),
-                    ..Column::new("<nchan>", rival, true, 0.0)
+                    fanwave_to_it: Some(Spread::of(ratios(&fanwave, &rival))),
+                    ..Column::new("<nchan>", &rival, true, 0.0).beside(ratios(&rival, &floor))
                 },
             ],
-            floor: Column::new("floor", floor, true, 0.0),
+            floor: Column::new("floor", &floor, true, 0.0),
         }
     }
 
     #[test]
     fn ratios_are_taken_round_by_round() {
         let (one, other) = (vec![leg(1.0), leg(8.0), leg(3.0)], vec![leg(2.0), leg(4.0), leg(3.0)]);
-        assert_eq!(ratio(&one, &other), Spread { median: 1.0, min: 0.5, max: 2.0 });
+        assert_eq!(Spread::of(ratios(&one, &other)), Spread { median: 1.0, min: 0.5, max: 2.0 });
     }
 
     #[test]
     fn a_server_whose_processes_are_not_known_has_a_rate_and_no_cost() {
-        let column = Column::new("custom", vec![leg(2.0)], false, 0.0);
-        assert_eq!(column.us_per_delivery, None);
-        assert_eq!(column.deliveries_per_second.median, 500_000.0);
+        let column = Column::new("custom", &[leg(2.0)], false, 0.0);
+        assert_eq!(column.us_per_delivery(), None);
+        assert_eq!(column.summary.deliveries_per_second.median, 500_000.0);
     }
 
     #[test]
@@ -407,8 +437,8 @@ pub mod tests {
         assert_eq!(cell().warnings(), Vec::<String>::new());
         let mut doubtful = cell();
         doubtful.servers[1].idle_share_max = 0.02;
-        doubtful.servers[0].receiver_share = Spread::of([0.97]);
-        doubtful.floor.others_share = Spread::of([0.2]);
+        doubtful.servers[0].summary.receiver_share = Spread::of([0.97]);
+        doubtful.floor.summary.others_share = Spread::of([0.2]);
         let warnings = doubtful.warnings();
         assert_eq!(warnings.len(), 3, "{warnings:?}");
         for word in ["2.0 % of a CPU", "receivers", "20 %"] {
