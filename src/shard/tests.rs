@@ -219,11 +219,11 @@ fn full() -> Seen {
     case.see(slot, CloseReason::Full)
 }
 
-/// The address of all peers may have no connection; so many sockets there are.
-fn address_full(sockets_max: usize) -> Seen {
-    let addresses = Some(Arc::new(Addresses::new(0)));
+/// One more than the address of all peers may have, that has `most`, in a shard of so many sockets.
+fn address_full(most: usize, sockets_max: usize) -> Seen {
+    let addresses = Some(Arc::new(Addresses::new(most)));
     let mut case = Case::admitting(Config::default(), Admission { addresses, sockets_max });
-    for _ in 1..sockets_max {
+    for _ in 0..most {
         case.connect("");
     }
     let slot = case.websocket("");
@@ -344,8 +344,8 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
             refused(403),
         ),
         (Full, full(), refused(503)),
-        (AddressFull, address_full(0), refused(429)),
-        (AddressFull, address_full(8), CUT),
+        (AddressFull, address_full(0, 0), refused(429)),
+        (AddressFull, address_full(7, 8), CUT),
         (BadProxyHeader, no_proxy_header(), refused(400)),
         (Draining, drained(), closed(1012)),
         (Draining, cut_by_the_drain(), CUT),
