@@ -455,7 +455,7 @@ impl Together {
         if !peer.left && peer.opened_at.is_some() {
             let drained = self.draining
                 && match peer.ending() {
-                    Ending::CloseFrame(code) => code == 1001,
+                    Ending::CloseFrame(code) => code == 1012,
                     Ending::EndOfStream => peer.protocol == Protocol::Sse && peer.is_whole(),
                 };
             let cut = may_be_cut && matches!(peer.ending(), Ending::EndOfStream | Ending::CloseFrame(1013));

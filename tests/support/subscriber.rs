@@ -109,7 +109,8 @@ impl Subscriber {
         subscriber.head = String::from_utf8(subscriber.buffer[..end].to_vec()).expect("a head is ASCII");
         subscriber.at = end;
         assert!(subscriber.head.starts_with(status), "refused: {}", subscriber.head);
-        if subscriber.head.contains("\r\nTransfer-Encoding: chunked\r\n") {
+        // A proxy may write the field in another case.
+        if subscriber.head.to_ascii_lowercase().contains("\r\ntransfer-encoding: chunked\r\n") {
             let mut chunks = Chunks::default();
             subscriber.buffer = chunks.feed(&subscriber.buffer[end..]).concat();
             subscriber.at = 0;
