@@ -43,6 +43,19 @@ pub enum Phase {
     Closing,
 }
 
+/// What is known of a connection's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// A PROXY header is to tell it first.
+    Untold,
+    /// It is known, and not counted.
+    Known,
+    /// This connection is counted at its address.
+    Counted,
+    /// It is counted, and one more than the address may have: it makes no subscriber.
+    Crowded,
+}
+
 /// A subscriber's place in one topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Membership {
@@ -212,7 +225,7 @@ impl From<Vec<Membership>> for Memberships {
 /// The protocol state of one connection.
 #[derive(Debug)]
 pub enum Session {
-    /// Bytes of a request head that is not complete.
+    /// Bytes of a request head that is not complete, or of the PROXY header before it.
     Handshake(Vec<u8>),
     /// An event stream: nothing is expected from the client.
     Sse,
@@ -292,6 +305,8 @@ pub struct Connection {
     pub ended: bool,
     /// A ping is unanswered.
     pub pinged: bool,
+    /// What is known of its address.
+    pub standing: Standing,
     /// An end of our stream is in the ring.
     pub ending: bool,
     /// What is in the ring was asked to end.
@@ -324,6 +339,7 @@ impl Connection {
             ended: false,
             copies: false,
             pinged: false,
+            standing: Standing::Known,
             ending: false,
             cancelled: false,
             subscribed: false,
@@ -348,6 +364,11 @@ impl Connection {
         self.cursor = self.cursor.max(to);
         self.turn = turn;
         self.since = tick;
+    }
+
+    /// A proxy has told who connects.
+    pub fn set_peer(&mut self, peer: SocketAddr) {
+        self.peer = peer.into();
     }
 
     /// The peer's address.

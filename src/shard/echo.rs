@@ -27,7 +27,7 @@ pub struct Echo {
 impl State {
     /// Makes the connection an echo; false if it was refused.
     pub(super) fn open_echo(&mut self, slot: Slot, handshake: &Handshake, manner: &Manner) -> bool {
-        if let Some(refusal) = self.why_no_subscriber(&[]) {
+        if let Some(refusal) = self.why_no_subscriber(slot, &[]) {
             self.refuse(slot, &refusal, manner);
             return false;
         }

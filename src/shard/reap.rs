@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::connections::Phase;
+use super::connections::{Phase, Standing};
 use super::state::State;
 use crate::close::CloseReason;
 use crate::egress::{Batch, Completion, ReceiveEnd, SendError, Slot};
@@ -12,10 +12,14 @@ impl State {
     /// One completion.
     pub(super) fn handle_completion(&mut self, completion: Completion<'_>) {
         match completion {
-            Completion::Accepted { slot, peer } => {
+            Completion::Accepted { slot, peer, listener } => {
                 self.metrics.accepted += 1;
                 self.connections.occupy(slot, peer, self.tick);
                 self.mark_ready(slot);
+                match self.setup.config.is_proxied(listener) {
+                    true => self.connections.get_mut(slot).standing = Standing::Untold,
+                    false => self.count_at_address(slot),
+                }
             }
             Completion::AcceptFailed(errno) => {
                 self.metrics.accept_failures += 1;
@@ -34,6 +38,7 @@ impl State {
                 self.mark_ready(slot);
             }
             Completion::Closed { slot } => {
+                self.leave_address(slot);
                 self.log_closed(slot);
                 self.connections.vacate(slot);
                 // The next client in this slot may have to wait as well.

@@ -296,9 +296,10 @@ impl State {
         let connection = self.connections.get(slot);
         let has_everything = !connection.is_owed() && connection.turn != self.turn;
         let has_everything = has_everything && !self.publishers.awaits_hub(slot);
-        if self.drain.is_some() && connection.phase == Phase::Open && has_everything {
-            self.hang_up(slot, CloseReason::Draining, "the server is draining");
-        } else if connection.ended && connection.phase == Phase::Open {
+        if connection.phase != Phase::Open || has_everything && self.drained(slot) {
+            return;
+        }
+        if self.connections.get(slot).ended {
             self.see_off(slot);
         }
     }
