@@ -359,7 +359,8 @@ impl Inbox {
         self.side.try_iter().find(|question| !question.is_given_up())
     }
 
-    /// The shard's end of the uplink, to be taken once. Its answers wake the shard like messages do.
+    /// The shard's end of the uplink, to be taken once. Its answers wake the shard like messages
+    /// do.
     pub fn take_uplink(&mut self) -> Uplink {
         self.uplink.take().expect("a shard takes its uplink once")
     }

@@ -11,6 +11,7 @@ pub mod shard; // windows, cursors, sweep
 pub mod clock;
 pub mod close; // why we hang up
 pub mod config;
+pub mod log; // how its lines look, how many there may be
 pub mod metrics;
 pub mod printed; // commands for people to paste
 pub mod publishing; // bytes of a publish to an event

@@ -4,14 +4,14 @@
 //! one line on standard error with its remedy; only a wrong command line is answered at length, by
 //! clap.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use fanwave::client::{self, ClientError, publish, tail};
 use fanwave::command::Command;
 use fanwave::command::sources::{self, SourceError};
 use fanwave::config::flags::ServeFlags;
-use fanwave::serve;
+use fanwave::{log, serve};
 
 mod banner; // what `serve` prints once it runs
 
@@ -44,11 +44,13 @@ fn main() -> ExitCode {
 type Outcome = Result<(), (u8, String)>;
 
 fn run_server(flags: ServeFlags) -> Outcome {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(flags.log()))
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+    log::start(flags.log(), flags.log_format(), flags.access_log());
+    let outcome = serve_with(flags);
+    log::flush();
+    outcome
+}
+
+fn serve_with(flags: ServeFlags) -> Outcome {
     for line in sources::unknown_variables(std::env::vars_os()) {
         tracing::warn!("{line}");
     }

@@ -4,6 +4,8 @@
 //! path and gets a [`ShardReport`]. Latencies are nanoseconds, recorded by (batch, reap) with
 //! counts, never per frame.
 
+use std::net::SocketAddr;
+
 use hdrhistogram::Histogram;
 
 use crate::close::CloseReason;
@@ -72,6 +74,10 @@ pub struct ShardMetrics {
     pub enters: u64,
     /// Times the shard went to sleep.
     pub sleeps: u64,
+    /// Sends that the kernel was asked not to copy.
+    pub zero_copy_sends: u64,
+    /// Those of them that it copied all the same.
+    pub zero_copy_copied: u64,
     /// Intake at the hub to the shard's window, per event.
     pub intake_to_shard: Histogram<u64>,
     /// Intake to the completion of the send that carried the event, per delivery, by family.
@@ -96,6 +102,8 @@ impl Default for ShardMetrics {
             pauses: 0,
             enters: 0,
             sleeps: 0,
+            zero_copy_sends: 0,
+            zero_copy_copied: 0,
             intake_to_shard: latency_histogram(),
             intake_to_written: [latency_histogram(), latency_histogram()],
             intake_to_last: latency_histogram(),
@@ -120,6 +128,23 @@ pub struct TopicReport {
     pub newest: u64,
 }
 
+/// A subscriber whose send waits for room in its socket.
+#[derive(Debug, Clone)]
+pub struct SlowReport {
+    /// Its address.
+    pub peer: SocketAddr,
+    /// Its protocol.
+    pub family: Family,
+    /// Its topics, not more than are told.
+    pub topics: Vec<Topic>,
+    /// Topics that are left out.
+    pub more_topics: usize,
+    /// Events of its topics that wait behind the send.
+    pub lag_events: u64,
+    /// Milliseconds since the send was submitted, to a tick.
+    pub waits_ms: u64,
+}
+
 /// The answer to a scrape.
 #[derive(Debug, Clone)]
 pub struct ShardReport {
@@ -137,4 +162,12 @@ pub struct ShardReport {
     pub excess_events: u64,
     /// Their memory, with their frames.
     pub excess_bytes: u64,
+    /// Bytes of small frames and answers that are laid out for sends under way.
+    pub pinned_bytes: u64,
+    /// Milliseconds that the oldest send waits for room in its socket, 0 if none does.
+    pub oldest_send_ms: u64,
+    /// Sequence of the newest event taken from the hub.
+    pub sequence: u64,
+    /// Subscribers that the shard takes.
+    pub subscribers_max: u64,
 }

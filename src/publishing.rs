@@ -187,7 +187,12 @@ pub fn check_content_coding(headers: &HeaderMap) -> Result<(), Refusal> {
     let values = headers.get_all(CONTENT_ENCODING).iter();
     let mut codings =
         values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-    match codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")) {
+    check_coding(codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")))
+}
+
+/// Refuses a body that has a coding.
+pub fn check_coding(coding: Option<&[u8]>) -> Result<(), Refusal> {
+    match coding {
         Some(coding) => {
             let coding = String::from_utf8_lossy(coding);
             let text = format!("the body has the coding {coding:?}; send it without Content-Encoding");

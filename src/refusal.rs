@@ -219,6 +219,11 @@ impl RefusalCounts {
         }
     }
 
+    /// Label and count of every reason.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        RefusalReason::ALL.into_iter().map(|reason| (reason.label(), self.get(reason)))
+    }
+
     /// How many there were.
     pub fn get(&self, reason: RefusalReason) -> u64 {
         self.0[reason as usize]

@@ -19,16 +19,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::broadcast::{Demand, Memory, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
-    COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, RECEIVE_BUFFER_BYTES,
-    RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES,
+    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX,
+    ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
+    SUBMISSIONS_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
-use crate::egress::epoll::EpollOptions;
+use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
 use crate::egress::listener::{listen, listen_alone};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
 use crate::hub::{self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure};
+use crate::log;
 use crate::runtime::{RingOptions, RuntimeError, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
@@ -156,7 +158,7 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
         egress: choice.report.clone(),
-        memory: memory_lines(&config, &capacity),
+        memory: memory_lines(&config, &capacity, choice.ring),
     });
     let setup = hub::HubSetup {
         config,
@@ -193,6 +195,7 @@ fn signals() -> std::io::Result<impl Future<Output = ()>> {
         tokio::spawn(async move {
             let _ = futures_util::future::select(pin!(terminate.recv()), pin!(interrupt.recv())).await;
             tracing::warn!("second signal: ending without the drain");
+            log::flush();
             std::process::exit(1);
         });
     })
@@ -401,17 +404,25 @@ fn connect_at_once(path: &Path) -> std::io::Result<()> {
 }
 
 /// User-space memory at the limits, one line per owner.
-fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)> {
+fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'static str, u64)> {
     let limits = &config.limits;
     let shards = config.shard_cpus.len() as u64;
-    let per_socket = size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>();
-    let rings = SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16;
-    let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
+    let (per_slot, rings) = match ring {
+        Ring::Uring { .. } => {
+            let receive = usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_BYTES;
+            (size_of::<usize>(), SUBMISSIONS_MAX as usize * 64 + COMPLETIONS_MAX as usize * 16 + receive)
+        }
+        // Beside its receive buffer the events and completions of a turn.
+        Ring::Epoll => {
+            (SLOT_BYTES, RECEIVE_BUFFER_BYTES + (EPOLL_EVENTS_MAX + SUBMISSIONS_MAX as usize) * 64)
+        }
+    };
+    let per_socket = size_of::<Connection>() + size_of::<Slot>() + per_slot;
     let control = capacity.control_connections_max * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
     // The shortest topic and the shortest id have a byte each.
     let events_max = limits.history_memory_max() / (EVENT_BYTES_FIXED + 2);
     let sum = |per_shard: usize| (per_shard as u64).saturating_mul(shards);
-    vec![
+    let mut lines = vec![
         ("connections, when all are in use", sum(capacity.slots * per_socket)),
         (
             "request heads, when all come at once",
@@ -422,8 +433,21 @@ fn memory_lines(config: &Config, capacity: &Capacity) -> Vec<(&'static str, u64)
         ("events and their frames, in queues and windows", limits.window_bytes_total_max as u64),
         ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
-        ("rings and receive buffers", sum(rings + receive)),
-    ]
+        ("rings and receive buffers", sum(rings)),
+    ];
+    if !config.client_publish.is_empty() {
+        // Messages that are not whole, what paused clients have said, and what is on its way.
+        let uplink = UPLINK_BYTES_MAX + limits.message_bytes_max;
+        lines.push((
+            "what clients publish, until the hub has it",
+            sum(2 * limits.incoming_bytes_max() + uplink),
+        ));
+    }
+    if config.access_log {
+        let waiting = LOG_LINES_MAX * ACCESS_LINE_BYTES_MAX;
+        lines.push(("access log", sum(capacity.slots * ACCESS_ENTRY_BYTES) + waiting as u64));
+    }
+    lines
 }
 
 #[cfg(test)]

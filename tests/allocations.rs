@@ -6,7 +6,7 @@
 //!
 //! Expectation: from then on the shard's turns allocate nothing, whatever the mix of messages.
 //! Making the events and the message is the hub's part and is not counted. The first allocation
-//! prints where it happened.
+//! prints where it happened. The rings of the kernel's sockets are asked apart (`rings`).
 
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ mod counting;
 mod crowd;
 #[path = "../benches/support/events.rs"]
 mod events;
+#[path = "allocations/rings.rs"]
+mod rings;
 
 use crowd::{Crowd, Subscription};
 

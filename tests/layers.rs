@@ -30,6 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config/units", &[]),
     ("config", &["config/limits", "wire", "topic_pattern"]),
     ("config/flags", &["config", "config/limits", "config/units", "topic_pattern"]),
+    ("log", &["clock", "config", "config/limits"]),
     ("metrics", &["event", "wire", "close", "refusal"]),
     ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics", "refusal"]),
     // The kernel's view of a batch, which the batch keeps. It is in `uring` because it is unsafe.
@@ -53,6 +54,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "publishing",
             "config",
             "config/limits",
+            "log",
             "metrics",
             "broadcast",
             "egress",
@@ -69,6 +71,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "publishing",
             "config",
             "config/limits",
+            "log",
             "metrics",
             "broadcast",
             "printed",
@@ -248,8 +251,8 @@ fn neighbours(modules: &BTreeMap<String, String>) -> BTreeMap<String, BTreeSet<S
     let mut neighbours: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (module, code) in modules {
         for path in imports(module, code) {
-            let parents = path.match_indices('/').map(|(at, _)| &path[..at]).chain([path.as_str()]);
-            let other = parents.filter(|parent| modules.contains_key(*parent)).last();
+            let mut parents = path.match_indices('/').map(|(at, _)| &path[..at]).chain([path.as_str()]);
+            let other = parents.rfind(|parent| modules.contains_key(*parent));
             let other =
                 other.unwrap_or_else(|| panic!("{module} imports {path}, which only `main` can have"));
             let same =

@@ -15,9 +15,11 @@ mod promises {
     mod bad_requests;
     mod browser;
     mod bulk;
+    mod client_post;
     mod client_publish;
     mod control;
     mod control_room;
+    mod dashboard;
     mod delivery;
     mod echo;
     mod first_steps;
@@ -26,7 +28,9 @@ mod promises {
     mod half_closed;
     mod heartbeat;
     mod interop;
+    mod log;
     mod memory;
+    mod metrics;
     mod ndjson;
     mod overrun;
     mod pages;

@@ -31,11 +31,15 @@ use tokio::sync::oneshot;
 
 #[path = "simulation/memory.rs"]
 mod memory;
+#[path = "simulation/publishers.rs"]
+mod publishers;
 #[path = "simulation/questions.rs"]
 mod questions;
 #[path = "simulation/shares.rs"]
 mod shares;
 mod support;
+#[path = "simulation/together.rs"]
+mod together;
 use support::peer::{Ending, Heard, Peer, Protocol};
 
 const EPOCH: Epoch = Epoch(12_345);
@@ -325,6 +329,9 @@ impl World {
                 }
                 Heard::Refused(line) => panic!("refused: {line}"),
             }
+        }
+        for (number, by_id) in peer.ids.drain(..) {
+            assert_eq!(number, by_id, "the data of this test begins with the sequence");
         }
         for _ in 0..std::mem::take(&mut peer.pongs_owed) {
             self.shard.ring_mut().peer_sends(slot as Slot, &support::peer::masked(0xa, b""));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::event::Topic;
-use crate::metrics::{ShardReport, TopicReport};
+use crate::metrics::{ShardReport, SlowReport, TopicReport};
 
 /// Which topics a shard shall tell of.
 #[derive(Debug, Clone)]
@@ -34,6 +34,8 @@ pub enum TopicQuery {
 pub enum Question {
     /// Its counters and histograms.
     Counters(oneshot::Sender<ShardReport>),
+    /// The subscribers whose sends wait longest.
+    Slow(oneshot::Sender<Vec<SlowReport>>),
     /// What it knows of some topics.
     Topics(TopicQuery, oneshot::Sender<Vec<TopicReport>>),
 }
@@ -43,6 +45,7 @@ impl Question {
     pub fn is_given_up(&self) -> bool {
         match self {
             Question::Counters(answer) => answer.is_closed(),
+            Question::Slow(answer) => answer.is_closed(),
             Question::Topics(_, answer) => answer.is_closed(),
         }
     }

@@ -1,8 +1,9 @@
 //! From the shards to the hub: what clients publish, and what came of it.
 //!
 //! Invariants worth naming:
-//! - A shard has at most [`UPLINK_PUBLISHES_MAX`] publishes without an answer. So neither queue is
-//!   ever full: what has no place stays with the shard.
+//! - A shard has at most [`UPLINK_PUBLISHES_MAX`] publishes without an answer. That bounds both
+//!   queues: what has no place stays with the shard. They take memory as they are used, so a server
+//!   whose clients do not publish pays nothing for them.
 //! - Each publish is answered once, in the order of the queue, while hub and shard live.
 //! - The hub is woken only when it may be asleep: it registers *before* it looks at the queues, a
 //!   shard looks for it *after* it has queued ([`AtomicWaker`]). A shard wakes it once for all that
@@ -15,14 +16,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use futures_util::task::AtomicWaker;
 
 use crate::config::limits::{UPLINK_BYTES_MAX, UPLINK_PUBLISHES_MAX};
 use crate::event::Event;
 use crate::refusal::Refusal;
 
-/// Which publish of which client: whoever has the slot later has another number.
+/// Which publish of which client: the next client in the slot has another number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
     /// The client's slot on its shard.
@@ -94,9 +95,7 @@ pub struct HubEnd {
 
 /// An empty uplink.
 pub(super) fn uplink() -> (Uplink, HubEnd) {
-    let (publishes, queue) = bounded(UPLINK_PUBLISHES_MAX);
-    // An answer at least in each of them.
-    let (answer, answers) = bounded(UPLINK_PUBLISHES_MAX);
+    let ((publishes, queue), (answer, answers)) = (unbounded(), unbounded());
     let shared = Arc::new(Shared::default());
     let shard = Uplink { queue: publishes, answers, shared: shared.clone(), unanswered: 0, has_news: false };
     (shard, HubEnd { queue, answers: answer, shared })
@@ -114,9 +113,9 @@ impl Uplink {
     /// Queues a publish for which there is room. False if the hub is gone: then nobody answers, and
     /// the process is about to end.
     pub fn send(&mut self, publish: Publish) -> bool {
-        assert!(self.unanswered < UPLINK_PUBLISHES_MAX, "whoever publishes asks for room");
+        assert!(self.unanswered < UPLINK_PUBLISHES_MAX, "a shard asks for room before it publishes");
         self.shared.bytes.fetch_add(publish.event.weight(), Ordering::Relaxed);
-        let sent = self.queue.try_send(publish).is_ok();
+        let sent = self.queue.send(publish).is_ok();
         self.unanswered += usize::from(sent);
         self.has_news |= sent;
         sent
@@ -164,7 +163,7 @@ impl HubEnd {
     /// Queues answers, at least one, to as many publishes; a shard that has ended misses nothing.
     pub(super) fn answer(&self, answers: Vec<Answer>) {
         debug_assert!(!answers.is_empty());
-        let _ = self.answers.try_send(answers);
+        let _ = self.answers.send(answers);
     }
 }
 

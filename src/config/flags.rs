@@ -18,7 +18,8 @@ use tracing_subscriber::filter::LevelFilter;
 use super::pages::PageFlags;
 use super::units::{Count, Millis, Size};
 use super::{
-    Config, ControlAddress, Egress, LimitError, Limits, OverrunPolicy, PageError, Sockets, tcp_address,
+    Config, ControlAddress, Egress, LimitError, Limits, LogFormat, OverrunPolicy, PageError, Sockets,
+    tcp_address,
 };
 use crate::topic_pattern::{Pattern, PatternError};
 
@@ -137,6 +138,15 @@ pub struct ServeFlags {
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     #[arg(help_heading = "Settings")]
     log: String,
+    /// Lines of the log for people, or one JSON object each
+    #[arg(long, value_name = "text|json", value_enum, default_value = "text")]
+    #[arg(hide_possible_values = true, help_heading = "Settings")]
+    log_format: LogFormat,
+    /// Log each subscriber that comes, and what it got when it goes
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    #[arg(action = clap::ArgAction::Set, help_heading = "Settings")]
+    access_log: bool,
 }
 
 /// One line per limit: its help, its name, how it is written. The flag is the name in kebab-case.
@@ -156,6 +166,13 @@ macro_rules! limit_flags {
         impl From<LimitFlags> for Limits {
             fn from(flags: LimitFlags) -> Limits {
                 Limits { $($($name: flags.$name.0,)+)+ }
+            }
+        }
+
+        impl Limits {
+            /// Name, unit (`N`, `BYTES` or `MS`) and value of every limit.
+            pub fn values(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$($((stringify!($name), $kind::UNIT, self.$name as u64),)+)+].into_iter()
             }
         }
     };
@@ -219,6 +236,16 @@ impl ServeFlags {
         &self.log
     }
 
+    /// How the lines of the log look.
+    pub fn log_format(&self) -> LogFormat {
+        self.log_format
+    }
+
+    /// Whether the log has a line for each subscriber that comes and goes.
+    pub fn access_log(&self) -> bool {
+        self.access_log
+    }
+
     /// Checks each limit by itself. What one limit asks of another is checked by
     /// [`ServeFlags::config`].
     pub(crate) fn check_each_limit(self) -> Result<(), LimitError> {
@@ -260,6 +287,7 @@ impl ServeFlags {
             egress: self.egress,
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
+            access_log: self.access_log,
             limits,
         })
     }

@@ -5,7 +5,7 @@
 //! then of the hub. Relations that must hold between constants are asserted at compile time,
 //! relations between flags in [`Limits::check`].
 
-use crate::event::EVENT_BYTES_BESIDE_DATA_MAX;
+use crate::event::{EVENT_BYTES_BESIDE_DATA_MAX, TOPIC_BYTES_MAX};
 use crate::wire::Format;
 
 /// What the operator may set. `Default` gives the values of a server without flags.
@@ -193,7 +193,8 @@ impl Limits {
     }
 
     /// The most that clients' messages which are not whole take on one shard, where clients may
-    /// publish. What would be more is refused.
+    /// publish; what would be more is refused. As much may be received from clients that are paused
+    /// and not be read yet; who adds more is cut.
     pub fn incoming_bytes_max(&self) -> usize {
         INCOMING_MESSAGES_MIN * self.message_bytes_max.max(RECEIVE_BUFFER_BYTES)
     }
@@ -448,20 +449,24 @@ pub const DUE_PER_TURN_MIN: usize = 8;
 /// What a publisher's id costs each shard beside its event, until that leaves the window: two
 /// integers in a tree.
 pub const ID_PLACE_BYTES: usize = 32;
+/// Subscribers that a shard tells of where the operator asks who is slow: those whose sends wait
+/// longest.
+pub const SLOW_SENDS_MAX: usize = 16;
+/// Topics that are told of each of them.
+pub const SLOW_TOPICS_MAX: usize = 8;
 /// Topics that a shard tells of in one turn, and the hub puts together in one go: some tenths of a
 /// millisecond. A longer page takes several questions.
 pub const TOPICS_PER_ANSWER_MAX: usize = 1_024;
 
 /// So many of the largest messages of clients may be under way on one shard at once.
 pub const INCOMING_MESSAGES_MIN: usize = 32;
-/// Publishes of one shard's clients that have no answer yet. As many as a busy turn brings; each
-/// takes 200 bytes in the queue, from the start.
+/// Publishes of one shard's clients that have no answer yet: as many as a busy turn brings.
 pub const UPLINK_PUBLISHES_MAX: usize = 1_024;
 /// Bytes of one shard's publishes on their way to the hub, from which on no further one is queued;
 /// the last one may be of any size. The hub takes so much in some milliseconds.
 pub const UPLINK_BYTES_MAX: usize = 4 << 20;
-/// Publishes of one client that have no answer yet; then nothing more is received from it until half
-/// of them are answered. Enough for a client that does not wait for answers, and few beside
+/// Publishes of one client that have no answer yet; then nothing more is received from it until
+/// half of them are answered. Enough for a client that does not wait for answers, and few beside
 /// [`UPLINK_PUBLISHES_MAX`], so that one client does not take all places.
 pub const UNANSWERED_MAX: usize = 64;
 /// Bytes that were received from one client and are not read yet because it has to wait, from which
@@ -470,6 +475,13 @@ pub const UNANSWERED_MAX: usize = 64;
 pub const PAUSED_BYTES_MAX: usize = 2 << 20;
 /// Clients that wait for room and go on in one turn. Each may publish [`UNANSWERED_MAX`].
 pub const RESUMES_PER_TURN_MAX: usize = 64;
+/// Milliseconds for the whole body of a publish on the data plane, as on the control plane.
+pub const POST_BODY_MS_MAX: u64 = 60_000;
+/// Milliseconds that a connection on which somebody published may be idle. Browsers keep theirs for
+/// longer and open another one then.
+pub const POST_IDLE_MS_MAX: u64 = 60_000;
+/// The same while sockets are short: then idle ones leave theirs to newcomers.
+pub const POST_SILENCE_MS_MIN: u64 = 1_000;
 /// Publishes that the hub takes from one shard before the next one has its turn.
 pub const UPLINK_SHARE: usize = 64;
 /// Publishes that the hub takes before it broadcasts them, answers, and looks at its other work.
@@ -482,9 +494,22 @@ pub const SINGLES_SHARE: usize = 8;
 pub const GIVE_BACK_MS: u64 = 4_000;
 /// Bytes of an allocation that has a page of its own in mimalloc.
 pub const GIVE_BACK_PAGE_BYTES: usize = 1 << 20;
-/// Milliseconds between two lines of the log that publishers are refused because subscribers are
-/// behind.
-pub const BEHIND_TOLD_MS: u64 = 10_000;
+/// Milliseconds between two warnings of the log for one reason that clients or publishers provoke.
+pub const LOG_WARNING_MS: u64 = 10_000;
+/// Lines per second about single connections for one reason, of each shard and of the hub.
+pub const LOG_DETAILS_PER_SECOND: u32 = 10;
+/// Lines that wait for the thread that writes the log, with `--access-log`; further ones are left
+/// out and counted.
+pub const LOG_LINES_MAX: usize = 4 << 10;
+/// Topics that a line of the access log names. What it holds of a subscriber, and a line that
+/// waits, are mostly these.
+pub const ACCESS_TOPICS_MAX: usize = 4;
+/// Bytes of the longest line of the access log: each topic with escapes, and the rest.
+pub const ACCESS_LINE_BYTES_MAX: usize = ACCESS_TOPICS_MAX * 6 * TOPIC_BYTES_MAX + 512;
+/// Bytes that the access log holds of a subscriber; topics are shared.
+pub const ACCESS_ENTRY_BYTES: usize = 160;
+/// Milliseconds that the last lines of the log have to be written.
+pub const LOG_FLUSH_MS_MAX: u64 = 1_000;
 /// Milliseconds until a stream whose topic has no room looks again. Shards give room back at every
 /// tick, or sooner.
 pub const TOPIC_RETRY_MS: u64 = 10;
@@ -527,7 +552,7 @@ pub const PAGE_TOPICS: usize = 1_000;
 pub const LISTINGS_MAX: usize = 2;
 /// Largest `limit`. Bounds the answer; the next page goes on after its last name.
 pub const PAGE_TOPICS_MAX: usize = 10_000;
-/// Of a control listener's connections, one in so many is kept for `/healthz` and `/stats` when all
+/// Of a control listener's connections, one in so many is kept for `/healthz` and statistics when all
 /// others are at work.
 pub const CONTROL_SPARE_SHARE: usize = 8;
 /// The most that are kept so; each of them is answered at once.

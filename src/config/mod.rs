@@ -100,6 +100,16 @@ pub enum Sockets {
     Plain,
 }
 
+/// How the lines of the log look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
 /// What an event stream gets that cannot come in now, but may later.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum SseRefusals {
@@ -147,6 +157,8 @@ pub struct Config {
     pub sockets: Sockets,
     /// WebSockets on `/echo` and `/` get back what they send.
     pub diagnostic_echo: bool,
+    /// The log has a line for each subscriber that comes and goes.
+    pub access_log: bool,
     /// Every bound.
     pub limits: Limits,
 }
@@ -171,6 +183,7 @@ impl Default for Config {
             egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
+            access_log: false,
             limits: Limits::default(),
         }
     }

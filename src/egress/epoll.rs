@@ -69,6 +69,10 @@ struct Socket {
 
 const _: () = assert!(std::mem::size_of::<Socket>() <= 12, "this is kept for every descriptor number");
 
+/// Most bytes of user space that a ring takes for each slot: vectors grow by doubling, and a send
+/// may wait on every one.
+pub const SLOT_BYTES: usize = 2 * (std::mem::size_of::<Socket>() + sends::WAIT_BYTES);
+
 /// A completion that was not told yet.
 #[derive(Debug)]
 enum Done {
@@ -150,8 +154,9 @@ impl Epoll {
             sockets_max: options.sockets_max as usize,
             open: 0,
             waits: Waits::default(),
-            done: VecDeque::new(),
-            to_receive: VecDeque::new(),
+            // As many as one turn makes, so that neither grows under load.
+            done: VecDeque::with_capacity(SUBMISSIONS_MAX as usize + EPOLL_EVENTS_MAX),
+            to_receive: VecDeque::with_capacity(EPOLL_EVENTS_MAX),
             buffer: vec![0; options.receive_buffer_bytes].into(),
             events: Vec::with_capacity(EPOLL_EVENTS_MAX),
             room: SUBMISSIONS_MAX as usize,

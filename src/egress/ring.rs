@@ -1,8 +1,9 @@
 //! What a shard asks of the kernel, and what it hears back.
 //!
 //! Invariants worth naming:
-//! - A [`Slot`] is a socket's index in the ring's table and the connection's index in the shard's
-//!   slab. It is given by [`Completion::Accepted`] and free again after [`Completion::Closed`].
+//! - A [`Slot`] is a socket's index in the ring's table, or its number as a descriptor of the
+//!   process, and the connection's index in the shard's slab. It is given by
+//!   [`Completion::Accepted`] and free again after [`Completion::Closed`].
 //! - One send per slot is in the ring at a time; the ring holds its batch until the kernel has let
 //!   go of the bytes. An instant send is over once a submit has returned and there is room again,
 //!   any other with its [`Completion::Sent`].
@@ -18,7 +19,7 @@ use std::rc::Rc;
 
 use super::batch::Batch;
 
-/// A socket's index in the ring's table and the connection's index in the slab.
+/// A socket's index in the ring's table, or its number, and the connection's index in the slab.
 pub type Slot = u32;
 
 /// What becomes of a send that meets a full socket buffer.
@@ -170,11 +171,11 @@ pub trait EgressRing {
     /// Tells `handle` all completions that are there now; returns how many.
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize;
 
-    /// True if nothing is queued and nothing waits to be reaped; from then on completions ring the
-    /// doorbell.
+    /// True if nothing is queued and nothing waits to be reaped; from then on what happens wakes the
+    /// shard, by its doorbell or where it sleeps in the ring itself.
     fn may_sleep(&mut self) -> bool;
 
-    /// The shard is awake: completions need not ring the doorbell.
+    /// The shard is awake: completions need not wake it.
     fn awake(&mut self);
 
     /// System calls made so far.

@@ -339,13 +339,12 @@ impl SimRing {
             socket.pausing = false;
             return;
         }
+        // One that is between two waits is not found.
+        let is_missed = |dice: &mut Dice| self.weather == Weather::Rough && dice.chance(1, 8);
+        let is_paused = std::mem::take(&mut socket.pausing) && !is_missed(&mut self.dice);
         let ended = if socket.reset {
             Some(ReceiveEnd::Failed(ECONNRESET))
-        } else if socket.cancelled {
-            Some(ReceiveEnd::Cancelled)
-        } else if std::mem::take(&mut socket.pausing)
-            && !(self.weather == Weather::Rough && self.dice.chance(1, 8))
-        {
+        } else if socket.cancelled || is_paused {
             Some(ReceiveEnd::Cancelled)
         } else if !socket.inbound.is_empty() {
             let rough = self.weather == Weather::Rough;

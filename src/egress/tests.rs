@@ -2,7 +2,6 @@
 //! shard: it submits and reaps in its own thread, and plays the peers with ordinary sockets. Every
 //! wait is for something that must happen and fails after `PATIENCE`.
 
-use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,6 +37,7 @@ macro_rules! on_every_ring {
 
 mod accepts;
 mod end;
+mod receives;
 mod sends;
 
 /// How long anything may take before the test fails.
@@ -328,31 +328,6 @@ fn every_listener_accepts_and_names_the_peer<K: Kind>() {
     }
 }
 
-fn a_receive_delivers_every_byte_and_then_the_end_of_the_stream<K: Kind>() {
-    let mut rig = Rig::<K>::new(4);
-    let (mut peer, slot) = rig.peer();
-    rig.ring.receive(slot);
-    let mut received = Vec::new();
-    for round in 0..10 {
-        let bytes = pattern(1 + round * 700, round as u32);
-        peer.write_all(&bytes).expect("room in the socket");
-        received.clear();
-        while received.len() < bytes.len() {
-            let more = rig.wait("a receive", |seen| match seen {
-                Seen::Received(from, bytes) if *from == slot => Some(bytes.clone()),
-                _ => None,
-            });
-            assert!(!more.is_empty() && more.len() <= RECEIVE_BUFFER_BYTES);
-            received.extend(more);
-        }
-        assert_eq!(received, bytes);
-    }
-    peer.shutdown(Shutdown::Write).expect("a socket");
-    assert_eq!(rig.receive_end(slot), ReceiveEnd::EndOfStream);
-    assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
-    rig.close(slot);
-}
-
 fn a_connection_is_served_from_the_first_words_to_the_close<K: Kind>() {
     let mut rig = Rig::<K>::new(4_096);
     let (mut peer, slot) = rig.peer();
@@ -441,31 +416,6 @@ fn cancelling_ends_the_send_and_the_receive_of_one_slot_and_of_no_other<K: Kind>
     }
 }
 
-fn cancelling_a_receive_ends_that_of_one_slot_and_of_no_other<K: Kind>() {
-    let mut rig = Rig::<K>::new(4);
-    let (_peer, slot) = rig.peer();
-    let (mut other, other_slot) = rig.peer();
-    for slot in [slot, other_slot] {
-        rig.ring.receive(slot);
-    }
-    rig.settle();
-    rig.ring.cancel(slot);
-    assert_eq!(rig.receive_end(slot), ReceiveEnd::Cancelled);
-    rig.close(slot);
-    other.write_all(b"still here").expect("room in the socket");
-    let heard = rig.wait("the other's words", |seen| match seen {
-        Seen::Received(from, bytes) if *from == other_slot => Some(bytes.clone()),
-        _ => None,
-    });
-    assert_eq!(heard, b"still here");
-    // One that has ended by itself is no fault.
-    other.shutdown(Shutdown::Write).expect("a socket");
-    assert_eq!(rig.receive_end(other_slot), ReceiveEnd::EndOfStream);
-    rig.ring.cancel(other_slot);
-    rig.close(other_slot);
-    assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
-}
-
 fn peers_beyond_the_table_wait_and_a_slot_is_used_again_only_after_it_was_closed<K: Kind>() {
     let mut rig = Rig::<K>::new(2);
     let first = rig.peer();
@@ -526,52 +476,12 @@ fn what_happens_to_a_socket_wakes_a_sleeping_shard_and_so_does_its_doorbell<K: K
     }
 }
 
-fn more_bytes_than_receive_buffers_are_delivered_in_order_and_without_loss<K: Kind>() {
-    const PEERS: usize = RECEIVE_BUFFERS as usize / 2;
-    const BYTES: usize = 5 * RECEIVE_BUFFER_BYTES;
-    let mut rig = Rig::<K>::new(PEERS as u32);
-    let mut peers: Vec<_> = (0..PEERS).map(|_| rig.peer()).collect();
-    // Everything waits before the first receive is armed, so one turn runs out of buffers.
-    for (peer, slot) in &mut peers {
-        for part in pattern(BYTES, *slot).chunks(100) {
-            peer.write_all(part).expect("room in the socket");
-        }
-        peer.shutdown(Shutdown::Write).expect("a socket");
-        rig.ring.receive(*slot);
-    }
-    let mut received: HashMap<Slot, Vec<u8>> = peers.iter().map(|(_, slot)| (*slot, Vec::new())).collect();
-    let (mut open, mut starved) = (PEERS, 0);
-    let start = Instant::now();
-    while open > 0 {
-        assert!(start.elapsed() < PATIENCE, "{open} streams have not ended");
-        rig.turn();
-        for seen in std::mem::take(&mut rig.seen) {
-            match seen {
-                Seen::Received(slot, bytes) => received.entry(slot).or_default().extend(bytes),
-                Seen::ReceiveEnded(_, ReceiveEnd::EndOfStream) => open -= 1,
-                Seen::ReceiveEnded(slot, ReceiveEnd::NoBuffers) => {
-                    starved += 1;
-                    rig.ring.receive(slot);
-                }
-                other => panic!("unexpected: {other:?}"),
-            }
-        }
-    }
-    assert_eq!(starved > 0, K::SHARES_BUFFERS, "the buffers ran out");
-    for (slot, received) in received {
-        assert!(received == pattern(BYTES, slot), "slot {slot} got {} bytes", received.len());
-    }
-}
-
 on_every_ring!(
     every_listener_accepts_and_names_the_peer,
-    a_receive_delivers_every_byte_and_then_the_end_of_the_stream,
     a_connection_is_served_from_the_first_words_to_the_close,
     the_end_of_our_stream_follows_the_last_words_and_the_peer_may_still_speak,
     a_stream_that_the_peer_has_reset_ends_too,
     cancelling_ends_the_send_and_the_receive_of_one_slot_and_of_no_other,
-    cancelling_a_receive_ends_that_of_one_slot_and_of_no_other,
     peers_beyond_the_table_wait_and_a_slot_is_used_again_only_after_it_was_closed,
     what_happens_to_a_socket_wakes_a_sleeping_shard_and_so_does_its_doorbell,
-    more_bytes_than_receive_buffers_are_delivered_in_order_and_without_loss,
 );

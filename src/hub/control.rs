@@ -22,9 +22,10 @@ use serde::Serialize;
 
 use super::guard::Guard;
 use super::listing::Page;
-use super::refusal::{error_response, json_line};
+use super::openmetrics::Exposition;
+use super::refusal::{error_response, json_bytes, json_line};
 use super::stream::{publish_stream, refused_unread};
-use super::{Hub, Refusal, RefusalReason};
+use super::{Hub, Refusal, RefusalReason, accept, pages};
 use crate::config::ControlAddress;
 use crate::config::limits::CONTROL_BODY_MS_MAX;
 use crate::event::{Data, Event, Topic};
@@ -40,18 +41,21 @@ const TOPIC_PATH: &str = "/topics/";
 /// All routes of the control API, as served at `address`, behind the guard.
 pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
     let guard = Guard::new(hub.clone(), &address);
-    let help = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| help(&hub, &address, &headers);
+    let front = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| front(&hub, &address, &headers);
     let topic = || get(show_topic).post(publish_one);
     Router::new()
-        .route("/", get(help))
+        .route("/", get(front))
         .route("/healthz", get(health))
         .route("/stats", get(stats))
+        .route("/metrics", get(metrics))
+        .route("/slow", get(slow))
         .route("/topics", get(list_topics))
         // The empty topic has a route of its own: the wildcard does not match it, and it deserves
         // its reason.
         .route(TOPIC_PATH, topic())
         .route("/topics/{*topic}", topic())
         .route("/publish", post(publish_stream))
+        .merge(pages::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
         .with_state(hub)
@@ -61,9 +65,10 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
 /// The value of `Allow` for a path of ours.
 pub(super) fn allowed(path: &str) -> Option<&'static str> {
     match path {
-        "/" | "/healthz" | "/stats" | "/topics" => Some("GET, HEAD, OPTIONS"),
+        "/" | "/healthz" | "/stats" | "/metrics" | "/slow" | "/topics" => Some("GET, HEAD, OPTIONS"),
         "/publish" => Some("POST, OPTIONS"),
         "*" => Some("OPTIONS"),
+        path if pages::is_file(path) => Some("GET, HEAD, OPTIONS"),
         path => path.starts_with(TOPIC_PATH).then_some("GET, HEAD, POST, OPTIONS"),
     }
 }
@@ -169,7 +174,35 @@ async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, R
 
 async fn stats(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
     parse_query(query.as_deref(), &[]).map_err(|refusal| hub.counted(refusal))?;
-    Ok(json_line(&hub.stats().await))
+    let gather = async { json_bytes(&hub.stats().await) };
+    Ok(answer_of("application/json", &*hub.shared.stats.get(gather).await))
+}
+
+async fn slow(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    parse_query(query.as_deref(), &[]).map_err(|refusal| hub.counted(refusal))?;
+    let gather = async { json_bytes(&hub.slow().await) };
+    Ok(answer_of("application/json", &*hub.shared.slow.get(gather).await))
+}
+
+async fn metrics(
+    State(hub): State<Arc<Hub>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    parse_query(query.as_deref(), &[]).map_err(|refusal| hub.counted(refusal))?;
+    let exposition = Exposition::asked(&headers);
+    let shared = match exposition {
+        Exposition::Prometheus => &hub.shared.prometheus,
+        Exposition::OpenMetrics => &hub.shared.open_metrics,
+    };
+    let text = shared.get(async { hub.metrics(exposition).await.into() }).await;
+    let mut response = answer_of(exposition.content_type(), &text);
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
+}
+
+fn answer_of(content_type: &'static str, body: &Bytes) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))], body.clone()).into_response()
 }
 
 async fn health(State(hub): State<Arc<Hub>>) -> Response {
@@ -192,6 +225,16 @@ async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri, bod
     if let Some(allowed) = allowed(uri.path()) {
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     }
+    response
+}
+
+/// The dashboard for browsers, the endpoints for everybody else.
+fn front(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> Response {
+    let mut response = match accept::rather(headers, "text/html", "text/plain") {
+        true => pages::dashboard(),
+        false => help(hub, address, headers).into_response(),
+    };
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     response
 }
 
@@ -219,6 +262,8 @@ POST /publish          publish NDJSON, one event per line; one request may last 
 GET  /topics           topics with subscribers, last id and window (limit=, after=)
 GET  /topics/TOPIC     one topic
 GET  /stats            counters and latencies
+GET  /metrics          the same for Prometheus, or as OpenMetrics
+GET  /slow             subscribers whose sends wait longest
 GET  /healthz          200 while serving, 503 while draining
 
 {subscribe}{curl} -d 'hello' {news}

@@ -20,8 +20,9 @@ use super::topics::{Recorded, TopicTable};
 use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused};
 use crate::clock::Stamp;
 use crate::config::Limits;
-use crate::config::limits::{BEHIND_TOLD_MS, SINGLES_SHARE};
+use crate::config::limits::SINGLES_SHARE;
 use crate::event::{Epoch, Event, Topic};
+use crate::log::Pace;
 use crate::publishing::reserved;
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 use crate::wire::Format;
@@ -77,8 +78,9 @@ pub struct Intake {
     stalled: bool,
     /// The log knows that publishers are refused for lack of room; until the queue is empty.
     full_told: bool,
-    /// When the log was told last that publishers are refused because subscribers are behind.
-    behind_told: Option<Stamp>,
+    /// Of warnings that publishers are refused for lack of room, and because subscribers are behind.
+    full_pace: Pace,
+    behind_pace: Pace,
     /// True from the begin of the drain on; nothing is accepted then.
     draining: bool,
     topics: TopicTable,
@@ -121,7 +123,8 @@ impl Intake {
             bytes: 0,
             stalled: false,
             full_told: false,
-            behind_told: None,
+            full_pace: Pace::DETAIL,
+            behind_pace: Pace::WARNING,
             draining: false,
             topics: TopicTable::new(limits.topics_max, memory),
             counters: HubCounters::default(),
@@ -208,19 +211,21 @@ impl Intake {
     fn refuse_for_room<T>(&mut self, no_room: NoRoom, topic: &Topic, now: Stamp) -> Result<T, Refusal> {
         match no_room {
             NoRoom::Queue => {
-                if !std::mem::replace(&mut self.full_told, true) {
+                if !std::mem::replace(&mut self.full_told, true)
+                    && let Some(left_out) = self.full_pace.admit(now)
+                {
                     tracing::warn!(
+                        left_out,
                         "publishers get 503: the shards cannot take more, and the queue to them is full"
                     );
                 }
                 self.refuse(Refusal::full())
             }
             NoRoom::Memory => {
-                let tell_ms = self.behind_told.map_or(u64::MAX, |told| now.ns_since(told) / 1_000_000);
-                if tell_ms >= BEHIND_TOLD_MS {
-                    self.behind_told = Some(now);
+                if let Some(left_out) = self.behind_pace.admit(now) {
                     tracing::warn!(
                         %topic,
+                        left_out,
                         "publishers get 503: subscribers are behind, and their events take as much memory as they may"
                     );
                 }

@@ -29,10 +29,12 @@ use super::head::{Asked, Muted, refusal_of};
 use super::seats::{Seat, Seats, Working};
 use super::stream::refused_unread;
 use super::{Hub, Refusal, RefusalReason, Stage, control};
+use crate::clock::Stamp;
 use crate::config::ControlAddress;
 use crate::config::limits::{
     CONTROL_ACCEPT_RETRY_MS, CONTROL_BUFFER_BYTES_MAX, CONTROL_GRACE_MS, CONTROL_HEAD_MS_MAX,
 };
+use crate::log::Pace;
 use crate::wire::http::HEADERS_MAX;
 
 /// A control address, bound and non-blocking.
@@ -92,6 +94,7 @@ pub(super) fn start(
 async fn accept(listener: Listener, router: Router, hub: Arc<Hub>, connections_max: usize) {
     let mut connections = JoinSet::new();
     let mut seats = Seats::new(connections_max);
+    let mut pace = Pace::WARNING;
     let mut stopped = pin!(hub.reached(Stage::Stopped));
     loop {
         let accepted = tokio::select! {
@@ -112,7 +115,9 @@ async fn accept(listener: Listener, router: Router, hub: Arc<Hub>, connections_m
                 };
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a control connection");
+                if let Some(left_out) = pace.admit(Stamp::now()) {
+                    tracing::warn!(%error, left_out, "cannot accept a control connection");
+                }
                 seats.make_room(Duration::ZERO, None);
                 tokio::time::sleep(Duration::from_millis(CONTROL_ACCEPT_RETRY_MS)).await;
             }
@@ -171,10 +176,20 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     match refusal_of(&error, &read_buf, head_bytes_max) {
         Some(refusal) => {
             let refusal = hub.counted(refusal);
-            tracing::debug!(reason = refusal.reason.label(), "refused a request head: {refusal}");
+            if let Some(left_out) = hub.head_pace().admit(Stamp::now()) {
+                tracing::debug!(
+                    reason = refusal.reason.label(),
+                    left_out,
+                    "refused a request head: {refusal}"
+                );
+            }
             io.into_inner().refuse(&refusal).await;
         }
-        None => tracing::debug!(%error, "a control connection ended"),
+        None => {
+            if let Some(left_out) = hub.head_pace().admit(Stamp::now()) {
+                tracing::debug!(%error, left_out, "a control connection ended");
+            }
+        }
     }
 }
 
@@ -190,7 +205,8 @@ async fn answer(
     let (response, work) = match seat.begin(request.uri().path()) {
         Ok(work) => (TowerToHyperService::new(router.clone()).call(request).await?, work),
         Err(work) => {
-            let text = "all control connections are at work; only /healthz and /stats are answered";
+            let text =
+                "all control connections are at work; only /healthz, /stats, /metrics and /slow are answered";
             let refusal = Refusal::new(RefusalReason::Busy, text);
             let body = Body::new(request.into_body()).into_data_stream();
             let mut response = refused_unread(hub, refusal, body);

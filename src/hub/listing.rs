@@ -202,6 +202,6 @@ impl View<'_> {
 }
 
 /// The shards that gave no report.
-fn silent(reports: &[Option<Vec<TopicReport>>]) -> impl Iterator<Item = usize> {
+pub(super) fn silent<T>(reports: &[Option<T>]) -> impl Iterator<Item = usize> {
     reports.iter().enumerate().filter(|(_, report)| report.is_none()).map(|(shard, _)| shard)
 }

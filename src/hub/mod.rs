@@ -11,19 +11,21 @@
 //!   refused and counted until all have what is theirs.
 //!
 //! Reading order: `intake` (events to batches), `control` (who asks),
-//! `stream` (NDJSON), `uplink` (what clients publish), `guard` (foreign pages), `head` (what is no request), `listen` and `seats`
-//! (connections). Not here: signals, binding of addresses, threads (`serve`).
+//! `stream` (NDJSON), `uplink` (what clients publish), `guard` (foreign pages), `head` (what is no
+//! request), `listen` and `seats` (connections). Not here: signals, binding of addresses, threads
+//! (`serve`).
 
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused};
 use crate::clock::Stamp;
@@ -33,17 +35,27 @@ use crate::config::limits::{
     TOPIC_RETRY_MS,
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
+use crate::log::Pace;
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
+mod accept;
 mod control;
 mod guard;
 mod head;
 mod intake;
 mod listen;
 mod listing;
+mod metrics;
+mod openmetrics;
+mod pages;
+mod process;
 mod refusal;
 mod scrape;
 mod seats;
+mod shared;
+#[cfg(feature = "sim")]
+pub mod sim;
+mod slow;
 mod stats;
 mod stream;
 mod topics;
@@ -51,6 +63,7 @@ mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
+use self::shared::Shared;
 pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
 
@@ -149,6 +162,9 @@ struct Hub {
     /// Where subscribers connect, as bound.
     listen: Vec<SocketAddr>,
     started: Stamp,
+    started_at: SystemTime,
+    /// `started` by the runtime's clock, which a test may hold still.
+    clock_started: Instant,
     intake: Mutex<Intake>,
     /// Rung when the queue got shorter, and at the drain.
     room: Notify,
@@ -156,7 +172,19 @@ struct Hub {
     stalled: Notify,
     stage: watch::Sender<Stage>,
     scrapes: Semaphore,
+    shared: Answers,
+    /// Of lines about single control connections.
+    head_pace: Mutex<Pace>,
     listings: Semaphore,
+}
+
+/// Answers that are shared by all who ask at the same time.
+#[derive(Debug, Default)]
+struct Answers {
+    stats: Shared<Bytes>,
+    slow: Shared<Bytes>,
+    prometheus: Shared<Bytes>,
+    open_metrics: Shared<Bytes>,
 }
 
 /// Serves the control API and broadcasts what is published, until `drain` resolves and every shard
@@ -167,6 +195,18 @@ struct Hub {
 /// is unusable. They are told as soon as all are done, at the latest [`DRAIN_GRACE_MS`] after
 /// `drain_ms_max`.
 pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
+    let (hub, ends, doors) = open(setup);
+    serve(hub, ends, doors, drain).await
+}
+
+/// Where publishers and operators come in.
+struct Doors {
+    control: Vec<ControlListener>,
+    connections_max: usize,
+}
+
+/// The parts of a hub that does not serve yet.
+fn open(setup: HubSetup) -> (Arc<Hub>, Ends, Doors) {
     let HubSetup {
         config,
         epoch,
@@ -179,11 +219,21 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
         control_connections_max,
         shard_ends,
     } = setup;
-    let drain_ms_max = config.limits.drain_ms_max;
-    let mut ends =
-        Ends { receiver: shard_ends, running: (0..outboxes.len()).collect(), serving: true, failure: None };
-    let hub = Arc::new(Hub::new(config, epoch, outboxes, demand, memory, egress, listen));
-    let listening = listen::start(control, control_connections_max, &hub).map_err(HubError::Listener)?;
+    let running = (0..outboxes.len()).collect();
+    let ends = Ends { receiver: shard_ends, running, serving: true, failure: None };
+    let hub = Hub::new(config, epoch, outboxes, demand, memory, egress, listen);
+    (Arc::new(hub), ends, Doors { control, connections_max: control_connections_max })
+}
+
+/// The life of an open hub, as [`run`] says.
+async fn serve(
+    hub: Arc<Hub>,
+    mut ends: Ends,
+    doors: Doors,
+    drain: impl Future<Output = ()>,
+) -> Result<(), HubError> {
+    let drain_ms_max = hub.config.limits.drain_ms_max;
+    let listening = listen::start(doors.control, doors.connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
@@ -193,7 +243,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
         () = ends.next() => tracing::error!("draining because a shard ended"),
     }
     ends.serving = false;
-    let deadline = Stamp::now().plus(Duration::from_millis(drain_ms_max));
+    let deadline = hub.now().plus(Duration::from_millis(drain_ms_max));
     hub.begin_drain();
     let done = ends.during(async {
         hub.flush_all().await;
@@ -302,18 +352,32 @@ impl Hub {
             egress,
             listen,
             started: Stamp::now(),
+            started_at: SystemTime::now(),
+            clock_started: Instant::now(),
             intake: Mutex::new(intake),
             room: Notify::new(),
             stalled: Notify::new(),
             stage: watch::Sender::new(Stage::Serving),
             scrapes: Semaphore::new(SCRAPES_MAX),
+            shared: Answers::default(),
+            head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
         }
+    }
+
+    /// Now, by the runtime's clock.
+    fn now(&self) -> Stamp {
+        self.started.plus(self.clock_started.elapsed())
     }
 
     /// The state behind the lock; never hold it across an await.
     fn intake(&self) -> MutexGuard<'_, Intake> {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pace of lines about single control connections.
+    fn head_pace(&self) -> MutexGuard<'_, Pace> {
+        self.head_pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does something to the intake, then wakes the retry if a shard's queue is full.
@@ -328,7 +392,7 @@ impl Hub {
 
     /// Takes one event in and broadcasts it at once.
     fn publish(&self, event: Event) -> Result<u64, Refusal> {
-        let sequence = self.change(|intake| intake.accept(event, Stamp::now()))?;
+        let sequence = self.change(|intake| intake.accept(event, self.now()))?;
         self.flush();
         Ok(sequence)
     }

@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use serde::Serialize;
 
 use crate::refusal::Refusal;
@@ -14,9 +15,15 @@ impl IntoResponse for Refusal {
 
 /// One line of JSON.
 pub fn json_line(value: &impl Serialize) -> Response {
+    let content_type = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, content_type)], json_bytes(value)).into_response()
+}
+
+/// One line of JSON, as bytes.
+pub fn json_bytes(value: &impl Serialize) -> Bytes {
     let mut line = serde_json::to_vec(value).expect("numbers, strings and lists of them are JSON");
     line.push(b'\n');
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], line).into_response()
+    line.into()
 }
 
 /// `{"error":"…"}` with this status, and `Retry-After: 1` where a retry helps.

@@ -6,8 +6,8 @@
 //!   it is idle, and that includes one that has said nothing yet or only a part of a head.
 //! - When room is short the longest idle leaves, so that connections that say nothing keep nobody
 //!   out.
-//! - Some places are kept: when all others are at work, those that come still get `/healthz` and
-//!   `/stats`, and are told so if they ask for more.
+//! - Some places are kept: when all others are at work, those that come still get `/healthz`,
+//!   `/stats`, `/metrics` and `/slow`, and are told so if they ask for more.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,7 +41,7 @@ pub(super) struct Seat {
     /// It was told to leave.
     leave: Notify,
     working: Arc<AtomicUsize>,
-    /// Places that may be at work with anything but `/healthz` and `/stats`.
+    /// Places that may be at work with anything but those.
     working_max: usize,
 }
 
@@ -110,7 +110,7 @@ impl Seat {
         *self.idle() = None;
         let others = self.working.fetch_add(1, Ordering::Relaxed);
         let work = Work(self.clone());
-        let is_small = matches!(path, "/healthz" | "/stats");
+        let is_small = matches!(path, "/healthz" | "/stats" | "/metrics" | "/slow");
         if others < self.working_max || is_small { Ok(work) } else { Err(work) }
     }
 

@@ -11,7 +11,6 @@ use serde::ser::Serializer;
 
 use super::{Hub, RefusalCounts};
 use crate::broadcast::Question;
-use crate::clock::Stamp;
 use crate::close::{CLOSE_TABLE, CloseReason};
 use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport};
 use crate::wire::Family;
@@ -46,22 +45,32 @@ pub(super) struct Stats {
     shards: Vec<ShardStats>,
 }
 
+/// What the hub and the shards know, read at one time: the shards first, so that the hub knows all
+/// that they tell of.
+pub(super) struct Moment {
+    /// By shard; `None` where none came.
+    pub(super) reports: Vec<Option<ShardReport>>,
+    /// Messages that wait in the queue of each shard.
+    pub(super) queues: Vec<usize>,
+    pub(super) hub: HubStats,
+}
+
 #[derive(Serialize)]
-struct HubStats {
+pub(super) struct HubStats {
     /// Sequence of the last accepted event.
-    sequence: u64,
-    events: u64,
-    bytes: u64,
-    batches: u64,
+    pub(super) sequence: u64,
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+    pub(super) batches: u64,
     /// What not every shard has, now.
-    queue: Amount,
+    pub(super) queue: Amount,
     /// Now, in queues and windows.
-    memory: MemoryStats,
+    pub(super) memory: MemoryStats,
     /// Topics remembered, now.
-    topics: usize,
-    refused: RefusalCounts,
+    pub(super) topics: usize,
+    pub(super) refused: RefusalCounts,
     /// Times a batch met a full shard queue.
-    shard_queue_stalls: u64,
+    pub(super) shard_queue_stalls: u64,
 }
 
 /// Events and their bytes.
@@ -80,9 +89,9 @@ impl Amount {
 
 /// Memory of all events alive, with their frames.
 #[derive(Serialize)]
-struct MemoryStats {
-    bytes: usize,
-    bytes_max: usize,
+pub(super) struct MemoryStats {
+    pub(super) bytes: usize,
+    pub(super) bytes_max: usize,
 }
 
 #[derive(Serialize)]
@@ -111,6 +120,7 @@ struct Counts {
     pauses: u64,
     enters: u64,
     sleeps: u64,
+    zero_copy: ZeroCopy,
     /// Now. Windows share their events, so the total is the largest of the shards'.
     window: Amount,
     /// Now, beyond the windows' histories, for subscribers that are behind; memory with all frames.
@@ -118,6 +128,14 @@ struct Counts {
     excess: Amount,
     formats: ByFamily<FamilyCounters>,
     latency_us: Latencies,
+}
+
+/// Sends that the kernel was asked not to copy.
+#[derive(Serialize)]
+struct ZeroCopy {
+    sends: u64,
+    /// Those that it copied all the same.
+    copied: u64,
 }
 
 #[derive(Serialize)]
@@ -160,11 +178,32 @@ impl Serialize for ByReason {
 }
 
 impl Hub {
-    /// Asks the shards and puts everything together.
-    pub(super) async fn stats(&self) -> Stats {
+    /// Asks the shards, and then the hub.
+    pub(super) async fn moment(&self) -> Moment {
         let reports = self.scrape(Question::Counters).await;
         let intake = self.intake();
-        let queues = intake.outboxes().iter().map(|outbox| outbox.len());
+        let counters = intake.counters();
+        let (queue_events, queue_bytes) = intake.queue();
+        let hub = HubStats {
+            sequence: intake.sequence(),
+            events: counters.events,
+            bytes: counters.bytes,
+            batches: counters.batches,
+            queue: Amount { events: queue_events as u64, bytes: queue_bytes as u64 },
+            memory: MemoryStats {
+                bytes: intake.topics().memory().held(),
+                bytes_max: intake.topics().memory().bytes_max(),
+            },
+            topics: intake.topics().count(),
+            refused: counters.refused.clone(),
+            shard_queue_stalls: counters.stalls,
+        };
+        Moment { reports, queues: intake.outboxes().iter().map(|outbox| outbox.len()).collect(), hub }
+    }
+
+    /// Puts everything together.
+    pub(super) async fn stats(&self) -> Stats {
+        let Moment { reports, queues, hub } = self.moment().await;
         let shards = reports.iter().zip(queues).enumerate();
         let shards = shards.map(|(shard, (report, queue))| ShardStats {
             shard,
@@ -173,27 +212,12 @@ impl Hub {
             queue,
             counts: report.as_ref().map(counts_of),
         });
-        let counters = intake.counters();
-        let (queue_events, queue_bytes) = intake.queue();
         Stats {
             version: env!("CARGO_PKG_VERSION"),
             epoch: self.epoch.to_string(),
-            uptime_ms: Stamp::now().ns_since(self.started) / 1_000_000,
+            uptime_ms: self.now().ns_since(self.started) / 1_000_000,
             egress: self.egress.clone(),
-            hub: HubStats {
-                sequence: intake.sequence(),
-                events: counters.events,
-                bytes: counters.bytes,
-                batches: counters.batches,
-                queue: Amount { events: queue_events as u64, bytes: queue_bytes as u64 },
-                memory: MemoryStats {
-                    bytes: intake.topics().memory().held(),
-                    bytes_max: intake.topics().memory().bytes_max(),
-                },
-                topics: intake.topics().count(),
-                refused: counters.refused.clone(),
-                shard_queue_stalls: counters.stalls,
-            },
+            hub,
             totals: totals(&reports),
             shards: shards.collect(),
         }
@@ -237,6 +261,7 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
         pauses: metrics.pauses,
         enters: metrics.enters,
         sleeps: metrics.sleeps,
+        zero_copy: ZeroCopy { sends: metrics.zero_copy_sends, copied: metrics.zero_copy_copied },
         window,
         excess,
         formats: ByFamily(metrics.families.clone()),
@@ -279,6 +304,8 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         pauses,
         enters,
         sleeps,
+        zero_copy_sends,
+        zero_copy_copied,
         intake_to_shard,
         intake_to_written,
         intake_to_last,
@@ -298,6 +325,8 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     total.pauses += pauses;
     total.enters += enters;
     total.sleeps += sleeps;
+    total.zero_copy_sends += zero_copy_sends;
+    total.zero_copy_copied += zero_copy_copied;
     merge(&mut total.intake_to_shard, intake_to_shard);
     merge(&mut total.intake_to_last, intake_to_last);
     for (total, one) in total.intake_to_written.iter_mut().zip(intake_to_written) {

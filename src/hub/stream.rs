@@ -169,7 +169,7 @@ impl Reading {
 
     /// Takes in the lines that `chunk` completes. `Err` holds the line at which the drain began.
     async fn take_chunk(&mut self, chunk: &[u8]) -> Result<(), u64> {
-        let mut intake_at = Stamp::now();
+        let mut intake_at = self.hub.now();
         let mut rest = chunk;
         while let Some(line) = self.lines.next(&mut rest) {
             let Some((number, event)) = read(line, &self.hub.config.limits) else { continue };
@@ -189,7 +189,8 @@ impl Reading {
             self.tell(number, &broken);
             return Ok(());
         }
-        self.take(number, event, &mut Stamp::now()).await
+        let mut now = self.hub.now();
+        self.take(number, event, &mut now).await
     }
 
     /// Takes in one line's event, waiting for room, or tells why it is none.
@@ -210,7 +211,7 @@ impl Reading {
         let memory = Encoded::memory_of(&event);
         if self.hub.intake().room_for_stream(&event.topic, memory).is_err() {
             self.hub.wait_for_room(&event.topic, memory).await.map_err(|_| number)?;
-            *intake_at = Stamp::now();
+            *intake_at = self.hub.now();
         }
         let id = event.id.clone();
         match self.hub.accept(event, *intake_at) {

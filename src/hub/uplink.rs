@@ -39,7 +39,7 @@ pub(super) async fn serve(hub: Arc<Hub>) {
 impl Hub {
     /// Takes what waits on the uplinks, a bounded number, beginning with shard `first`.
     pub(super) fn take_uplinks(&self, first: usize) {
-        let answers = self.change(|intake| accept_round(intake, first));
+        let answers = self.change(|intake| accept_round(intake, first, self.now()));
         self.flush();
         let intake = self.intake();
         for (outbox, answers) in intake.outboxes().iter().zip(answers) {
@@ -51,10 +51,9 @@ impl Hub {
 }
 
 /// Accepts or refuses publishes of all shards, in turns of a share. Returns the answers by shard.
-fn accept_round(intake: &mut Intake, first: usize) -> Vec<Vec<Answer>> {
+fn accept_round(intake: &mut Intake, first: usize, now: Stamp) -> Vec<Vec<Answer>> {
     let shards = intake.outboxes().len();
     let mut answers: Vec<Vec<Answer>> = (0..shards).map(|_| Vec::new()).collect();
-    let now = Stamp::now();
     let mut left = UPLINK_ROUND_MAX;
     let mut idle = 0;
     let mut turn = first;

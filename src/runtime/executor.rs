@@ -1,5 +1,5 @@
-//! A shard on a glommio executor, its timer, its sleep. (Beside this only `egress/uring/setup` knows
-//! glommio, for the doorbell.)
+//! A shard on a glommio executor, its timer, its sleep. (Beside this only `runtime` and, for the
+//! doorbell, `egress/uring/setup` know glommio.)
 //!
 //! Rules kept here (read from glommio 0.9's source): no task, timer or waker per connection; a
 //! cancelled task leaks, so tasks end by a flag before the executor does; sleeping in its reactor
@@ -159,7 +159,7 @@ mod tests {
 
     /// The ticker may take a whole tick to end.
     #[test]
-    fn whoever_comes_while_the_ticker_ends_is_refused() {
+    fn a_client_that_comes_while_the_ticker_ends_is_refused() {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let (address, listeners) = listen(any, 1, Duration::from_secs(1)).expect("a free port");
         let ring = UringOptions {

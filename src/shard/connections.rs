@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use super::echo::Echo;
+use super::posts::Posts;
 use crate::close::CloseReason;
 use crate::egress::{Batch, Slot, prefetch};
 use crate::wire::Format;
@@ -19,8 +20,8 @@ pub type TopicIndex = u32;
 /// Entries per chunk, one behind the other.
 pub const CHUNK: usize = 256;
 
-/// Where a connection stands in its life; it only moves downwards, and from `Closing` back to
-/// `Vacant`.
+/// Where a connection stands in its life; it only moves downwards, from `Serving` back to
+/// `Handshake` for a request of another kind, and from `Closing` back to `Vacant`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// No connection.
@@ -173,6 +174,8 @@ pub enum Session {
     Sse,
     /// WebSocket: frames from the client, parsed as they come.
     WebSocket(Decoder),
+    /// Requests that publish, of which this is known.
+    Posts(Box<Posts>),
     /// WebSocket that gets back what it sends.
     Echo(Box<Echo>),
 }

@@ -40,6 +40,7 @@ impl State {
         let head = head.websocket_head(&handshake.accept, handshake.subprotocol.as_deref());
         self.answer(slot, head);
         self.count_in(Format::WebSocket);
+        self.log_subscribed(slot);
         true
     }
 

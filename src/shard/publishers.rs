@@ -9,12 +9,12 @@
 //!   TCP window. It goes on where it stopped when half of its publishes are answered.
 //! - Only clients with something on its way have an entry. Others cost nothing.
 //!
-//! Not here: what a protocol makes of its bytes (`subscribe` for WebSockets in raw mode, `posts` for
-//! HTTP).
+//! Not here: what a protocol makes of its bytes (`subscribe` for WebSockets in raw mode, `posts`
+//! for HTTP).
 
 use std::collections::{HashMap, VecDeque};
 
-use super::connections::Phase;
+use super::connections::{Phase, Session};
 use super::state::State;
 use crate::broadcast::{Answer, Outcome, Publish, Ticket, Uplink};
 use crate::close::CloseReason;
@@ -96,6 +96,14 @@ impl Message {
         }
     }
 
+    /// Bytes that were collected.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Message::Collected(bytes) => bytes.len(),
+            Message::Dropped => 0,
+        }
+    }
+
     /// Bytes of memory that it takes.
     fn held(&self) -> usize {
         match self {
@@ -125,8 +133,12 @@ pub(super) struct Publishers {
     paused: usize,
     /// Memory of all messages that are not whole.
     held: usize,
+    /// Bytes that were received from paused clients and not read.
+    unread: usize,
     /// Those of them that may go on, by slot and number, in the order in which they could.
     due: VecDeque<(Slot, u64)>,
+    /// Who was answered in this turn and is to be told.
+    answered: Vec<Slot>,
     /// Whose receives are to end. May hold a slot twice, or one that is not paused any more.
     to_pause: Vec<Slot>,
 }
@@ -139,7 +151,9 @@ impl Publishers {
             number: 0,
             paused: 0,
             held: 0,
+            unread: 0,
             due: VecDeque::new(),
+            answered: Vec::new(),
             to_pause: Vec::new(),
         }
     }
@@ -164,7 +178,10 @@ impl Publishers {
         if !self.clients.is_empty()
             && let Some(client) = self.clients.remove(&slot)
         {
-            self.paused -= usize::from(client.paused.is_some());
+            if let Some(paused) = client.paused {
+                self.paused -= 1;
+                self.unread -= paused.unread.len();
+            }
             self.held -= client.message.held();
         }
     }
@@ -198,6 +215,11 @@ impl Publishers {
     /// True if a paused client may go on at once.
     pub(super) fn has_due(&self) -> bool {
         !self.due.is_empty() && self.uplink.room() > 0
+    }
+
+    /// Answers for this client have gathered, and are to be sent once all are here.
+    pub(super) fn note_answers(&mut self, slot: Slot) {
+        self.answered.push(slot);
     }
 
     fn client(&mut self, slot: Slot) -> &mut Client {
@@ -237,6 +259,7 @@ impl Publishers {
             };
             let Some(paused) = client.paused.take() else { continue };
             self.paused -= 1;
+            self.unread -= paused.unread.len();
             if client.is_idle() {
                 self.clients.remove(&slot);
             }
@@ -275,6 +298,7 @@ impl State {
             self.publishers.due.push_back((slot, number));
         }
         self.publishers.paused += 1;
+        self.publishers.unread += unread.len();
         self.publishers.to_pause.push(slot);
         self.metrics.pauses += 1;
     }
@@ -289,7 +313,10 @@ impl State {
             return false;
         };
         paused.unread.extend_from_slice(bytes);
-        if paused.unread.len() > PAUSED_BYTES_MAX {
+        let of_one = paused.unread.len();
+        self.publishers.unread += bytes.len();
+        let of_all = self.publishers.unread;
+        if of_one > PAUSED_BYTES_MAX || of_all > self.setup.config.limits.incoming_bytes_max() {
             self.abort(slot, CloseReason::Stalled);
         } else {
             // The end of its receive may have come between two waits of it.
@@ -324,24 +351,24 @@ impl State {
                 }
             }
         }
+        let mut answered = std::mem::take(&mut self.publishers.answered);
+        answered.drain(..).for_each(|slot| self.say_answers(slot));
+        self.publishers.answered = answered;
         for _ in 0..RESUMES_PER_TURN_MAX {
             let Some((slot, mut unread)) = self.publishers.next_due() else { break };
-            if !unread.is_empty() {
-                self.handle_received(slot, &mut unread);
-            }
-            self.went_on(slot);
+            // Even if nothing is unread: it may wait with a request that was read.
+            self.handle_received(slot, &mut unread);
+            // It is listened to again.
+            self.mark_ready(slot);
         }
     }
 
-    /// What became of a publish: each protocol tells its client in its own way. A raw WebSocket is
-    /// told nothing.
-    fn answered(&mut self, _slot: Slot, _tag: u64, _outcome: Outcome) {}
-
-    /// A client was let go on, and has said what it had said before. If it is paused no more, it is
-    /// listened to again.
-    fn went_on(&mut self, slot: Slot) {
-        if !self.publishers.is_paused(slot) {
-            self.mark_ready(slot);
+    /// What became of a publish of a client that is still there. Each protocol tells it in its own
+    /// way; a raw WebSocket is told nothing.
+    fn answered(&mut self, slot: Slot, _tag: u64, outcome: Outcome) {
+        match self.connections.get(slot).session {
+            Session::Posts(_) => self.post_answered(slot, outcome),
+            Session::Handshake(_) | Session::Sse | Session::WebSocket(_) | Session::Echo(_) => {}
         }
     }
 }

@@ -25,12 +25,16 @@ impl State {
             Completion::ReceiveEnded { slot, end } => self.handle_receive_end(slot, end),
             Completion::Short { slot, batch, result } => self.handle_short(slot, batch, result),
             Completion::Sent { slot, batch, result } => self.handle_sent(slot, batch, result),
-            Completion::Copied { slot } => self.connections.get_mut(slot).copies = true,
+            Completion::Copied { slot } => {
+                self.metrics.zero_copy_copied += 1;
+                self.connections.get_mut(slot).copies = true;
+            }
             Completion::StreamEnded { slot } => {
                 self.connections.get_mut(slot).ending = false;
                 self.mark_ready(slot);
             }
             Completion::Closed { slot } => {
+                self.log_closed(slot);
                 self.connections.vacate(slot);
                 // The next client in this slot may have to wait as well.
                 self.held_back.retain(|held| held.0 != slot);
@@ -48,6 +52,7 @@ impl State {
             }
             // Its request waits for an event on its way, and is answered when that has come.
             (ReceiveEnd::EndOfStream, Phase::Handshake) => {}
+            (ReceiveEnd::EndOfStream, Phase::Serving) => self.say_answers(slot),
             // It may have ended its side alone, and wait for the answer.
             (ReceiveEnd::EndOfStream, Phase::Open) => self.mark_ready(slot),
             (ReceiveEnd::EndOfStream, Phase::Lingering) => self.abort(slot, CloseReason::ClientGone),
@@ -66,6 +71,9 @@ impl State {
         if connection.subscribed {
             counters.sends -= u64::from(taken == 0);
             counters.bytes -= (batch.len() - taken) as u64;
+        }
+        if let Some(access) = &mut self.access {
+            access.take_back(slot, batch.frames(), batch.len() - taken);
         }
         if batch.frames() > 0 {
             counters.frames -= u64::from(batch.frames());
@@ -122,6 +130,9 @@ impl State {
         }
         connection.since = tick;
         let sent = connection.offset as usize + taken;
+        if let Some(access) = &mut self.access {
+            access.add(slot, if sent < batch.len() { 0 } else { batch.frames() }, taken);
+        }
         if sent < batch.len() {
             self.keep_rest(slot, batch, sent);
             return;

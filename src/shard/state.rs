@@ -10,9 +10,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::access::Access;
 use super::batch::Batches;
 use super::connections::{Connections, Phase};
 use super::publishers::Publishers;
+use super::slow::SlowSends;
 use super::ticks::{DrainPass, Look};
 use super::topics::Topics;
 use crate::broadcast::{Demand, Drain, EncodedBatch, Memory, Question, TopicQuery, Uplink};
@@ -22,6 +24,7 @@ use crate::config::Config;
 use crate::config::limits::{TICK_MS, TOPICS_PER_ANSWER_MAX};
 use crate::egress::{Batch, Ledger, Slot};
 use crate::event::Epoch;
+use crate::log::Pace;
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 use crate::wire::{Family, Format};
 
@@ -115,6 +118,8 @@ pub struct State {
     pub(super) subscribers: [usize; Format::COUNT],
     /// Which entries are to be looked at because time has passed.
     pub(super) look: Look,
+    /// Whose sends wait longest.
+    pub(super) slow: SlowSends,
     /// `None` while serving.
     pub(super) drain: Option<Drain>,
     /// How far the drain's look at all connections has come; `None` between two of them.
@@ -125,6 +130,12 @@ pub struct State {
     pub(super) accept_errno: Option<i32>,
     /// Batches of which sends were taken whole since the last turn, by format.
     pub(super) completed: [Vec<Rc<Batch>>; Format::COUNT],
+    /// What subscribers got; `None` without an access log.
+    pub(super) access: Option<Access>,
+    /// Of lines that say why a connection ends or a request is refused, by reason.
+    paces: [Pace; CloseReason::COUNT],
+    /// Of warnings that accepts fail.
+    pub(super) accept_pace: Pace,
     /// Spreads clients that are asked to come back.
     pub(super) jitter: Jitter,
     /// Runs of events that the elevator has offered to everybody, to be recorded in the next turn.
@@ -162,12 +173,16 @@ impl State {
             sequence_at_tick: 0,
             subscribers: [0; Format::COUNT],
             look: Look::default(),
+            slow: SlowSends::default(),
             drain: None,
             drain_pass: None,
             date: None,
             accept_errno: None,
             completed: Default::default(),
             offered: Vec::new(),
+            access: setup.config.access_log.then(Access::default),
+            paces: [Pace::DETAIL; CloseReason::COUNT],
+            accept_pace: Pace::WARNING,
             jitter: Jitter::new(setup.epoch.0 ^ setup.number as u64),
             now,
             turn: 0,
@@ -264,11 +279,14 @@ impl State {
         // It has nothing more to say, and hears of what it said only by its events.
         self.publishers.forget(slot);
         self.metrics.closed[reason.index()] += 1;
-        tracing::debug!(peer = %connection.peer(), reason = reason.row().label, "closing");
+        let peer = connection.peer();
+        if let Some(left_out) = self.detail(reason) {
+            tracing::debug!(%peer, reason = reason.row().label, left_out, "closing");
+        }
         if !subscriber {
             return;
         }
-        let format = connection.format;
+        let format = self.connections.get(slot).format;
         while let Some(member) = self.connections.get_mut(slot).memberships.pop() {
             let Some((moved, under_way)) = self.topics.leave(member.topic, member.position, format.family())
             else {
@@ -294,6 +312,13 @@ impl State {
         self.metrics.families[family.index()].connections -= 1;
     }
 
+    /// `Some` if the log takes another line about a connection for this reason now: with the number
+    /// of those that were left out.
+    pub(super) fn detail(&mut self, reason: CloseReason) -> Option<u64> {
+        let wanted = tracing::enabled!(tracing::Level::DEBUG);
+        wanted.then(|| self.paces[reason.index()].admit(self.now)).flatten()
+    }
+
     /// The ring has told all that came of the sends so far: what they count for is right.
     pub(super) fn settle(&mut self) {
         for (settled, counters) in self.settled.iter_mut().zip(&self.metrics.families) {
@@ -305,6 +330,7 @@ impl State {
     pub(super) fn reply(&self, question: Question, enters: u64) {
         match question {
             Question::Counters(answer) => drop(answer.send(self.report(enters))),
+            Question::Slow(answer) => drop(answer.send(self.slowest())),
             Question::Topics(query, answer) => drop(answer.send(self.list(&query))),
         }
     }
@@ -328,6 +354,10 @@ impl State {
             window_bytes: self.topics.window_bytes() as u64,
             excess_events: excess_events as u64,
             excess_bytes: excess_bytes as u64,
+            pinned_bytes: self.ledger.bytes() as u64,
+            oldest_send_ms: self.slowest().first().map_or(0, |slowest| slowest.waits_ms),
+            sequence: self.sequence,
+            subscribers_max: self.setup.connections_max as u64,
         }
     }
 

@@ -6,8 +6,8 @@
 use super::connections::{Membership, Memberships, Phase, Session, TopicIndex};
 use super::state::State;
 use crate::close::CloseReason;
-use crate::config::SseRefusals;
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, RETURN_MS_MIN, RETURN_MS_SPREAD};
+use crate::config::{Config, SseRefusals};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
 use crate::refusal::RefusalReason;
@@ -25,6 +25,17 @@ struct Start {
     /// with, should it leave before the first event. A client that named another one goes on naming
     /// it until then.
     is_new: bool,
+}
+
+/// What the operator allows in a request head.
+pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
+    HeadRules {
+        head_bytes_max: config.limits.handshake_bytes_max,
+        topics_max: config.limits.topics_per_connection_max,
+        origins: &config.pages.origins,
+        subprotocols: &config.pages.subprotocols,
+        echo: config.diagnostic_echo,
+    }
 }
 
 impl State {
@@ -56,6 +67,7 @@ impl State {
                     }
                 }
             }
+            Phase::Serving => self.handle_posts(slot, bytes),
             Phase::Open => self.handle_frames(slot, bytes),
             // A client that is being hung up on has said enough.
             _ => {}
@@ -64,15 +76,11 @@ impl State {
 
     /// A request head, perhaps in part. Returns the bytes of a head that made a subscriber.
     fn handle_head(&mut self, slot: Slot, bytes: &[u8], asked_again: bool) -> Option<usize> {
-        let config = self.setup.config.clone();
-        let rules = HeadRules {
-            head_bytes_max: config.limits.handshake_bytes_max,
-            topics_max: config.limits.topics_per_connection_max,
-            origins: &config.pages.origins,
-            subprotocols: &config.pages.subprotocols,
-            echo: config.diagnostic_echo,
-        };
-        let (head, manner) = http::parse_head(bytes, &rules);
+        if http::begins_post(bytes) {
+            self.begin_posts(slot, bytes);
+            return None;
+        }
+        let (head, manner) = http::parse_head(bytes, &head_rules(&self.setup.config));
         let accepting = self.drain.is_none();
         let answer = match head {
             Head::Partial => {
@@ -165,12 +173,15 @@ impl State {
 
     /// Answers a request that makes no subscriber.
     pub(super) fn refuse(&mut self, slot: Slot, refusal: &RefusedRequest, manner: &Manner) {
-        tracing::debug!(
-            peer = %self.connections.get(slot).peer(),
-            reason = refusal.reason.row().label,
-            detail = refusal.detail,
-            "request refused"
-        );
+        if let Some(left_out) = self.detail(refusal.reason) {
+            tracing::debug!(
+                peer = %self.connections.get(slot).peer(),
+                reason = refusal.reason.row().label,
+                detail = refusal.detail,
+                left_out,
+                "request refused"
+            );
+        }
         let answer = self.answer_in(manner).refusal(refusal);
         self.answer(slot, answer);
         self.finish(slot, refusal.reason);
@@ -241,6 +252,7 @@ impl State {
             self.answer(slot, opening(start.is_new.then_some(at)));
         }
         self.count_in(format);
+        self.log_subscribed(slot);
         true
     }
 
@@ -320,7 +332,7 @@ impl State {
             Session::WebSocket(decoder) => decoder,
             Session::Echo(_) => return self.handle_echo(slot, bytes),
             // An event stream takes nothing from its client.
-            Session::Handshake(_) | Session::Sse => return,
+            Session::Handshake(_) | Session::Sse | Session::Posts(_) => return,
         };
         let message_bytes_max = self.setup.config.limits.message_in_bytes_max as u64;
         let waiting = connection.control.as_ref().map_or(0, |batch| batch.len());

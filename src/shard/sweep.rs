@@ -109,6 +109,14 @@ impl State {
             connection.handed(run.batch.to(), self.turn, self.tick);
             sends[format.index()] += 1;
         }
+        let passed = sends.iter().sum::<u32>() as usize;
+        if let Some(access) = &mut self.access {
+            for slot in &ahead[..passed] {
+                let run = runs[self.connections.get(*slot).format.index()];
+                let batch = &run.expect("it was sent one").batch;
+                access.add(*slot, batch.frames(), batch.len());
+            }
+        }
         for format in Format::ALL {
             let sends = sends[format.index()];
             if let (1.., Some(run)) = (sends, runs[format.index()]) {
@@ -121,7 +129,6 @@ impl State {
                 self.note_taken(format, &run.batch, sends);
             }
         }
-        let passed = sends.iter().sum::<u32>() as usize;
         if passed > 0 {
             self.topics.advance(topic, passed, &mut self.offered);
         }
@@ -259,10 +266,17 @@ impl State {
         }
         match connection.phase {
             Phase::Vacant | Phase::Handshake | Phase::Lingering | Phase::Closing => {}
-            Phase::Serving => {}
+            Phase::Serving => self.attend_serving(slot, ring),
             Phase::Open => self.attend_open(slot, at_hand, ring),
             Phase::Finishing => self.attend_finishing(slot, ring),
             Phase::Aborting => self.attend_aborting(slot, ring),
+        }
+    }
+
+    /// The rest of a send, then answers.
+    fn attend_serving(&mut self, slot: Slot, ring: &mut impl EgressRing) {
+        if !self.connections.get(slot).sending {
+            self.send_owed(slot, ring);
         }
     }
 
@@ -387,6 +401,9 @@ impl State {
                 counters.sends += 1;
                 counters.bytes += batch.len() as u64;
             }
+            if let Some(access) = &mut self.access {
+                access.add(slot, batch.frames(), batch.len());
+            }
             self.note_taken(format, batch, 1);
             if owes {
                 self.mark_ready(slot);
@@ -396,6 +413,7 @@ impl State {
             connection.sending = true;
             connection.missed = owes;
             counters.sends_in_flight += u64::from(connection.subscribed);
+            self.metrics.zero_copy_sends += u64::from(mode == SendMode::ZeroCopy);
         }
     }
 }

@@ -10,15 +10,17 @@
 //! - No heartbeat is due later than `heartbeat_ms`, and those of equal subscribers are not due
 //!   together.
 
-use super::connections::{CHUNK, Phase};
+use super::connections::{CHUNK, Phase, Session};
+use super::posts::Awaited;
 use super::state::State;
 use crate::close::CloseReason;
 use crate::config::OverrunPolicy;
 use crate::config::limits::{
     CANCEL_RETRY_MS, CUT_MS_MAX, DUE_PER_TURN, DUE_PER_TURN_MIN, ENTRIES_LOOKED_AT_MAX, LINGER_MS_MAX,
-    STALL_MS_UNDER_PRESSURE, TICK_MS,
+    POST_BODY_MS_MAX, POST_IDLE_MS_MAX, POST_SILENCE_MS_MIN, STALL_MS_UNDER_PRESSURE, TICK_MS,
 };
 use crate::egress::Slot;
+use crate::refusal::{Refusal, RefusalReason};
 
 /// The slab is walked once in this many ticks.
 const TICKS_PER_WALK: usize = (1_000 / TICK_MS) as usize;
@@ -53,7 +55,9 @@ impl State {
         self.topics.look_at_excess();
         if let Some(errno) = self.accept_errno.take() {
             let error = std::io::Error::from_raw_os_error(errno);
-            tracing::warn!(shard = self.setup.number, %error, "cannot accept connections");
+            if let Some(left_out) = self.accept_pace.admit(self.now) {
+                tracing::warn!(shard = self.setup.number, %error, left_out, "cannot accept connections");
+            }
         }
         // A whole tick without events: nobody asks for the same run again soon. And remembered runs
         // keep frames that others may need the memory of.
@@ -79,6 +83,9 @@ impl State {
         while self.look.left > 0 && budget > 0 && self.ready.len() < ready_max {
             let slot = self.look.next;
             self.look.next = if slot + 1 == capacity { 0 } else { slot + 1 };
+            if slot == 0 {
+                self.slow.end_walk();
+            }
             self.look.left -= 1;
             budget -= 1;
             self.check(slot as Slot);
@@ -99,7 +106,8 @@ impl State {
     fn check(&mut self, slot: Slot) {
         let limits = &self.setup.config.limits;
         let connection = self.connections.get_mut(slot);
-        let quiet = self.tick - connection.since;
+        let since = connection.since;
+        let quiet = self.tick - since;
         match connection.phase {
             Phase::Vacant | Phase::Closing => {}
             Phase::Aborting => {
@@ -117,7 +125,7 @@ impl State {
                     self.abort(slot, CloseReason::HandshakeTimeout);
                 }
             }
-            Phase::Open | Phase::Finishing if connection.sending => {
+            Phase::Serving | Phase::Open | Phase::Finishing if connection.sending => {
                 let stall_ms = limits.stall_ms_max;
                 let is_cut =
                     connection.reason == CloseReason::Overrun && connection.phase == Phase::Finishing;
@@ -125,6 +133,8 @@ impl State {
                     || quiet >= ticks(STALL_MS_UNDER_PRESSURE) && self.is_pressed_by(slot);
                 if is_late || quiet >= ticks(stall_ms) {
                     self.abort(slot, CloseReason::Stalled);
+                } else {
+                    self.slow.meet(slot, since);
                 }
             }
             Phase::Open => {
@@ -132,13 +142,32 @@ impl State {
                     self.beat(slot);
                 }
             }
-            Phase::Serving | Phase::Finishing => {}
+            Phase::Serving => self.check_serving(slot, quiet),
+            Phase::Finishing => {}
             Phase::Lingering => {
                 if quiet >= ticks(LINGER_MS_MAX) {
                     let reason = connection.reason;
                     self.abort(slot, reason);
                 }
             }
+        }
+    }
+
+    /// Looks whether a client that publishes has been quiet for too long. One whose publishes are on
+    /// their way waits for us.
+    fn check_serving(&mut self, slot: Slot, quiet: u32) {
+        let Session::Posts(posts) = &self.connections.get(slot).session else { return };
+        let idle_ms_max = if self.is_short_of_sockets() { POST_SILENCE_MS_MIN } else { POST_IDLE_MS_MAX };
+        match posts.awaits() {
+            Some(Awaited::Request) if quiet >= ticks(idle_ms_max) => self.finish(slot, CloseReason::Answered),
+            Some(Awaited::Head) if quiet >= ticks(self.setup.config.limits.handshake_ms_max) => {
+                self.abort(slot, CloseReason::HandshakeTimeout);
+            }
+            Some(Awaited::Body) if quiet >= ticks(POST_BODY_MS_MAX) => {
+                let text = format!("the body did not arrive within {POST_BODY_MS_MAX} ms");
+                self.end_posts(slot, &Refusal::new(RefusalReason::BodyTimeout, text));
+            }
+            _ => {}
         }
     }
 
@@ -193,6 +222,9 @@ impl State {
             pass.next += 1;
             let connection = self.connections.get(slot);
             if !connection.subscribed {
+                // What was published is answered.
+                pass.serving |= connection.phase == Phase::Serving
+                    && (connection.is_owed() || self.publishers.unanswered(slot) > 0);
                 continue;
             }
             pass.serving = true;

@@ -155,6 +155,11 @@ impl Window {
         self.events.partition_point(|event| event.sequence <= cursor)
     }
 
+    /// How many events are newer than `cursor`, excess included.
+    pub fn newer_than(&self, cursor: u64) -> usize {
+        self.events.len() - self.index_after(cursor)
+    }
+
     /// The event at `index`, oldest first, excess included.
     pub fn get(&self, index: usize) -> Option<&Arc<Encoded>> {
         self.events.get(index)
@@ -239,6 +244,7 @@ mod tests {
         window.evict();
         assert_eq!((window.evicted(), window.gone(), window.len(), window.excess()), (9, 0, 1, 2));
         assert_eq!(window.index_after(5), 1, "a cursor in the excess finds what it lacks");
+        assert_eq!([0, 5, 9, 12].map(|cursor| window.newer_than(cursor)), [3, 2, 1, 0]);
         assert_eq!(window.front().map(|event| event.sequence), Some(12), "the history");
         assert!(window.weight().memory < whole.memory);
         assert_eq!(window.drop_excess(8, 10), (1, encoded("t", 5).memory()));

@@ -2,13 +2,14 @@
 //!
 //! The first eight bytes are the seed of the ring's weather. Each further byte is an operation, and
 //! the bytes behind it what that needs: peers connect, send heads, frames and rubbish, stall, end
-//! and vanish; events are published; time passes; the shard drains.
+//! and vanish; events are published, by peers too; time passes; the shard drains.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use fanwave::broadcast::{
-    Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Question, Refused, path,
+    Answer, Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Publish, Question, Refused, Taken,
+    path,
 };
 use fanwave::clock::Stamp;
 use fanwave::config::limits::{
@@ -19,6 +20,7 @@ use fanwave::egress::Slot;
 use fanwave::egress::sim::{SimRing, Weather};
 use fanwave::event::{Data, Epoch, Event, EventId, Topic};
 use fanwave::hub::TopicTable;
+use fanwave::refusal::{Refusal, RefusalReason};
 use fanwave::shard::{Shard, ShardSetup, Turn};
 
 const EPOCH: Epoch = Epoch(12_345);
@@ -47,6 +49,28 @@ impl<'a> Input<'a> {
         self.0 = rest;
         bytes
     }
+}
+
+/// A publish that is well formed, or nearly.
+fn post(input: &mut Input<'_>) -> Vec<u8> {
+    let choice = input.byte();
+    let target = ["/topics/a", "/topics/b", "/topics/c%2fd?event=x&id=y", "/topics/%zz"];
+    let target = target[usize::from(choice % 4)];
+    let count = input.below(200);
+    let body = input.bytes(count);
+    let head = format!("POST {target} HTTP/1.1\r\nHost: e\r\n");
+    let (fields, body) = match choice / 4 % 8 {
+        0 => ("Transfer-Encoding: chunked\r\n".to_string(), [b"1;x\r\na\r\n", body].concat()),
+        1 => (
+            "Transfer-Encoding: chunked\r\n".to_string(),
+            [format!("{:x}\r\n", body.len() + 1).as_bytes(), b"x", body, b"\r\n0\r\n\r\n"].concat(),
+        ),
+        2 => (format!("Expect: 100-continue\r\nContent-Length: {}\r\n", body.len()), body.to_vec()),
+        3 => (format!("Content-Length: {}\r\n", 4_000), body.to_vec()),
+        4 => (format!("Connection: close\r\nContent-Length: {}\r\n", body.len()), body.to_vec()),
+        _ => (format!("Content-Length: {}\r\n", body.len()), body.to_vec()),
+    };
+    [format!("{head}{fields}\r\n").as_bytes(), &body].concat()
 }
 
 struct World {
@@ -95,7 +119,14 @@ impl World {
             ..Limits::default()
         };
         let overrun = if (seed / 8).is_multiple_of(2) { OverrunPolicy::Close } else { OverrunPolicy::Skip };
-        let config = Config { limits: limits.clone(), overrun, diagnostic_echo: true, ..Config::default() };
+        let client_publish = ["a", "c/*"].map(|text| text.parse().expect("a pattern")).into();
+        let config = Config {
+            limits: limits.clone(),
+            overrun,
+            client_publish,
+            diagnostic_echo: true,
+            ..Config::default()
+        };
         let (outbox, inbox) = path(limits.shard_queue_batches_max).expect("eventfd");
         let (demand, memory) = (Arc::<Demand>::default(), Memory::new(&limits));
         let weather = if (seed / 16).is_multiple_of(4) { Weather::Fair } else { Weather::Rough };
@@ -126,8 +157,8 @@ impl World {
     }
 
     fn operate(&mut self, input: &mut Input<'_>, is_draining: &mut bool) {
-        let operation = input.byte() % 16;
-        let slot = if operation < 9 { input.below(SOCKETS) as Slot } else { 0 };
+        let operation = input.byte() % 19;
+        let slot = if operation < 9 || operation > 16 { input.below(SOCKETS) as Slot } else { 0 };
         let is_open = self.shard.ring_mut().is_open(slot);
         match operation {
             0 | 1 => {
@@ -174,6 +205,19 @@ impl World {
                 self.stuck = Some(Message::Drain(Drain::new(deadline).0));
                 self.offer();
             }
+            16 => self.play_hub(input.below(40)),
+            17 | 18 => {
+                // On a connection that is there, or a new one.
+                let slot = if is_open { Some(slot) } else { self.shard.ring_mut().connect() };
+                let Some(slot) = slot else { return };
+                if !is_open {
+                    self.read[slot as usize] = Default::default();
+                }
+                let request = post(input);
+                for _ in 0..1 + input.below(80) {
+                    self.shard.ring_mut().peer_sends(slot, &request);
+                }
+            }
             13 => {
                 let (answer, _) = tokio::sync::oneshot::channel();
                 self.outbox.ask(Question::Counters(answer));
@@ -183,6 +227,23 @@ impl World {
                     self.turn(1);
                 }
             }
+        }
+    }
+
+    /// Takes so many publishes of peers, and answers each: with a place, or a refusal.
+    fn play_hub(&mut self, most: usize) {
+        let taken = std::iter::from_fn(|| self.outbox.uplink().take()).take(most);
+        let answers: Vec<Answer> = taken
+            .map(|Publish { ticket, event }| {
+                let outcome = match event.data.bytes().len() % 3 {
+                    0 => Err(Refusal::new(RefusalReason::Full, "no")),
+                    _ => Ok(Taken { sequence: self.sequence, duplicate: false }),
+                };
+                Answer { ticket, outcome }
+            })
+            .collect();
+        if !answers.is_empty() {
+            self.outbox.answer(answers);
         }
     }
 
@@ -299,6 +360,7 @@ impl World {
             !open && world.stuck.is_none() && world.outbox.is_empty()
         };
         for _ in 0..2_000 {
+            self.play_hub(usize::MAX);
             if self.turn(100) == Turn::Idle && is_over(self) {
                 break;
             }

@@ -11,7 +11,9 @@ use fanwave::clock::Stamp;
 use fanwave::event::{Data, Epoch, Event, EventId};
 use fanwave::publishing::{Line, Lines, parse_line, parse_options, parse_text, parse_topic_path};
 use fanwave::wire::Format;
-use fanwave::wire::http::{Head, HeadRules, Manner, Origins, Subprotocols, parse_head};
+use fanwave::wire::http::{
+    BodyReader, Head, HeadRules, Manner, Origins, PostHead, Subprotocols, begins_post, parse_head, parse_post,
+};
 use fanwave::wire::sse_parser::Parser;
 use fanwave::wire::websocket::{Decoder, Incoming};
 
@@ -56,6 +58,51 @@ pub fn request_head(data: &[u8]) {
         }
     }
     assert!(bytes.len() < rules.head_bytes_max || whole != Head::Partial, "a head ends at its limit");
+    if begins_post(bytes) {
+        check_post(bytes, &rules, step);
+    }
+}
+
+/// A publish is the same however its head and its body are cut.
+fn check_post(bytes: &[u8], rules: &HeadRules<'_>, step: usize) {
+    let whole = parse_post(bytes, rules);
+    let ends = (0..=bytes.len()).step_by(step).chain([bytes.len()]);
+    let first = ends.filter(|end| begins_post(&bytes[..*end])).find_map(|end| {
+        let head = parse_post(&bytes[..end], rules);
+        (head != PostHead::Partial).then_some(head)
+    });
+    let post = match (first, whole) {
+        (None, PostHead::Partial) => {
+            assert!(bytes.len() < rules.head_bytes_max, "a head ends at its limit");
+            return;
+        }
+        // What is wrong may be told of another byte.
+        (Some(PostHead::Refused(..)), PostHead::Refused(refusal, _)) => {
+            assert!(refusal.reason.row().http_status.is_some(), "{refusal:?}");
+            assert!(!refusal.detail.contains(['\r', '\n']), "one line: {refusal:?}");
+            return;
+        }
+        (Some(PostHead::Post(first)), PostHead::Post(whole)) => {
+            assert_eq!(first, whole);
+            whole
+        }
+        (first, whole) => panic!("told {first:?} of a part and {whole:?} of all"),
+    };
+    assert!(post.head_bytes <= bytes.len().min(rules.head_bytes_max));
+    let body = &bytes[post.head_bytes..];
+    let read = |cut: usize| {
+        let (mut reader, mut data, mut used) = (BodyReader::new(post.length), Vec::new(), 0);
+        for piece in body.chunks(cut) {
+            let Ok(read) = reader.feed(piece, |piece| data.extend_from_slice(piece)) else { return None };
+            used += read;
+            if read < piece.len() {
+                assert!(reader.is_whole(), "only its end stops a body");
+                break;
+            }
+        }
+        Some((data, used, reader.is_whole()))
+    };
+    assert_eq!(read(step), read(usize::MAX), "in pieces of {step}");
 }
 
 /// The target of a request whose other lines are as they should be.

@@ -29,7 +29,7 @@ use crate::support::{Protocol, Server, Subscriber, until, within};
 const PAGE: &str = include_str!("../browser/page.html");
 const RETURNING: &str = include_str!("../browser/returning.html");
 /// Names of the program, the Debian one first.
-const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
+pub const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
 
 /// Serves the page, and passes on what it reports.
 async fn serve_page(listener: TcpListener, reports: mpsc::UnboundedSender<String>) {

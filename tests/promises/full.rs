@@ -5,20 +5,22 @@
 //! publishers.
 //!
 //! Expectation: the connection beyond the limit is refused and the others are served, a place that
-//! becomes free can be taken, and a flood opens no more sockets than the shard has room for. Of the
+//! becomes free can be taken, and a flood opens no more sockets than the shard has room for. Those
+//! for whom the kernel has no descriptor are let in when it has some. Of the
 //! flood of events, every one that was answered 200 reaches every subscriber once and in order of
 //! its sequence, and none of those that were answered 503.
 
 use std::sync::Arc;
 
-use fanwave::config::limits::SOCKETS_SPARE;
+use fanwave::config::limits::{ACCEPTS_ARMED, SOCKETS_SPARE};
+use rustix::process::{Resource, Rlimit, getrlimit};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::support::peer::request;
 use crate::support::raw::exchange;
-use crate::support::{Protocol, Server, Subscriber, raise_descriptor_limit, until};
+use crate::support::{Protocol, Server, Subscriber, raise_descriptor_limit, until, within};
 
 #[tokio::test]
 async fn connections_beyond_the_limit_are_refused_until_a_place_is_free() {
@@ -114,6 +116,32 @@ async fn a_shard_opens_no_more_plain_sockets_than_it_has_room_for() {
         "{} descriptors",
         server.descriptors()
     );
+}
+
+/// Those for whom the kernel has no descriptor wait in its queue. More than the accepts that
+/// io_uring has armed, to which the limit of before applies.
+#[tokio::test]
+async fn newcomers_wait_while_descriptors_lack_and_lose_nothing() {
+    raise_descriptor_limit();
+    for egress in ["uring", "epoll"] {
+        let server = Server::start(&["--shards", "1", "--sockets", "plain", "--egress", egress]);
+        let failures = async || server.stats().await["totals"]["accept_failures"].as_u64().expect("a count");
+        // The connection that asks is open from here on.
+        assert_eq!(failures().await, 0);
+        let all = getrlimit(Resource::Nofile);
+        server.limit_descriptors(Rlimit { current: Some(3), ..all });
+        let mut newcomers = JoinSet::new();
+        for _ in 0..2 * ACCEPTS_ARMED {
+            newcomers.spawn(Subscriber::connect(server.data, Protocol::Sse, &["t"]));
+        }
+        until("the kernel to refuse", async || (failures().await > 0).then_some(())).await;
+        server.limit_descriptors(all);
+        let subscribers = within("everybody to be let in", newcomers.join_all()).await;
+        server.publish("t", "hello").await;
+        for mut subscriber in subscribers {
+            assert_eq!(subscriber.text().await, "hello", "{egress}");
+        }
+    }
 }
 
 const SUBSCRIBERS: usize = 300;
@@ -236,6 +264,11 @@ async fn stats_are_whole_while_publishers_are_refused() {
         assert_eq!(shards.len(), 2, "{stats}");
         assert!(shards.iter().all(|shard| shard["state"] == "ok"), "{stats}");
         assert!(stats["totals"].is_object(), "{stats}");
+        let metrics = server.get("/metrics").await.body;
+        for shard in 0..2 {
+            let up = format!("fanwave_shard_up{{shard=\"{shard}\"}} 1");
+            assert!(metrics.lines().any(|line| line == up), "no {up:?} in {metrics}");
+        }
         let listing = server.get("/topics").await.json();
         assert!(listing.get("unavailable").is_none(), "{listing}");
         assert_eq!(listing["topics"][0]["topic"], "t", "{listing}");

@@ -1,10 +1,12 @@
 //! Claim: a server that cannot start says why in one line and ends with an exit code other than 0.
+//! One that only lacks io_uring starts without it, and says so.
 //!
 //! Set-up: ports in use, CPUs that the process may not use, limits that contradict each other or
-//! the machine, io_uring forbidden, files that are missing or wrong.
+//! the machine, io_uring forbidden or missing, files that are missing or wrong.
 //!
 //! Expectation: exit code 1 for what this machine does not allow, 2 for what makes no sense;
-//! standard error has one line that names the cause, standard output nothing.
+//! standard error has one line that names the cause, standard output nothing. Without io_uring both
+//! protocols are served over epoll; banner, log and `/stats` tell cause, cost and remedy.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
@@ -237,21 +239,76 @@ async fn the_lowest_descriptor_limit_that_is_taken_serves_both_planes() {
     assert_eq!(server.wait().expect("our own child").code(), Some(0));
 }
 
-/// io_uring forbidden, as by the seccomp profile of most containers, or not there at all. glommio
-/// panics then, so it must not be asked first.
+/// io_uring forbidden, as by the seccomp profile of most containers, or not there at all: the
+/// system call, the errno that answers it, and what an operator is told.
+fn without_uring() -> [(libc::c_long, i32, Vec<&'static str>); 4] {
+    let forbidden = ["Operation not permitted", "kernel.io_uring_disabled", "seccomp", "io_uring"];
+    let missing = ["Function not implemented", "Linux 6.1 or newer", "CONFIG_IO_URING", "io_uring"];
+    [
+        (libc::SYS_io_uring_setup, libc::EPERM, forbidden.into()),
+        (libc::SYS_io_uring_setup, libc::ENOSYS, missing.into()),
+        (libc::SYS_io_uring_register, libc::EPERM, forbidden.into()),
+        (libc::SYS_io_uring_enter, libc::EPERM, forbidden.into()),
+    ]
+}
+
+/// glommio panics without io_uring, so it must not be asked first.
 #[test]
-fn a_start_without_io_uring_names_the_cause_and_the_remedy() {
-    let forbidden = ["Operation not permitted", "kernel.io_uring_disabled", "seccomp"];
-    let missing = ["Function not implemented", "Linux 6.1 or newer", "CONFIG_IO_URING"];
-    for (call, errno, parts) in [
-        (libc::SYS_io_uring_setup, libc::EPERM, &forbidden[..]),
-        (libc::SYS_io_uring_setup, libc::ENOSYS, &missing),
-        (libc::SYS_io_uring_register, libc::EPERM, &forbidden),
-        (libc::SYS_io_uring_enter, libc::EPERM, &forbidden),
-    ] {
+fn a_start_that_insists_on_io_uring_names_the_cause_and_the_remedy() {
+    for (call, errno, parts) in without_uring() {
         let what = format!("system call {call} answered with {errno}");
-        let parts = [parts, &["io_uring"]].concat();
-        assert_refused(&what, &run_without(call, Vec::new(), errno), 1, &parts);
+        let flags = [&ANYWHERE[..], &["--egress", "uring"]].concat();
+        let output = filtered(call, Vec::new(), errno, move || run(&flags, &[]));
+        assert_refused(&what, &output, 1, &parts);
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_io_uring_serves_over_epoll_and_says_so() {
+    for (call, errno, parts) in without_uring() {
+        let flags = ["--shards", "2", "--egress", "auto"];
+        let server = filtered(call, Vec::new(), errno, move || Server::start(&flags));
+        serves(&server).await;
+        let banner = server.banner.join("\n");
+        let stats = server.stats().await["egress"].clone();
+        let log = server.into_log().await;
+        let warning = log.lines().find(|line| line.contains("over epoll")).expect("a warning");
+        assert!(warning.contains("WARN"), "{warning}");
+        assert!(banner.contains("\negress        epoll on plain descriptors: no io_uring: "), "{banner}");
+        assert_eq!((&stats["ring"], &stats["sockets"]), (&"epoll".into(), &"plain".into()));
+        for told in [&banner, warning, &stats.to_string()] {
+            for part in parts.iter().chain(&["one system call per send"]) {
+                assert!(told.contains(part), "system call {call}, errno {errno}: no {part:?} in {told}");
+            }
+        }
+    }
+}
+
+/// A subscriber of each protocol gets what is published.
+async fn serves(server: &Server) {
+    let mut subscribers = Vec::new();
+    for protocol in [Protocol::Sse, Protocol::WebSocket] {
+        subscribers.push(Subscriber::connect(server.data, protocol, &["t"]).await);
+    }
+    server.publish("t", "hello").await;
+    for subscriber in &mut subscribers {
+        assert_eq!(subscriber.text().await, "hello");
+    }
+}
+
+#[tokio::test]
+async fn an_egress_that_was_asked_for_is_told_without_a_warning() {
+    for (asked, told) in [("uring", "io_uring on "), ("epoll", "epoll on plain ")] {
+        let server = Server::start(&["--shards", "1", "--egress", asked]);
+        serves(&server).await;
+        let banner = server.banner.join("\n");
+        assert!(banner.contains(&format!("\negress        {told}")), "{banner}");
+        let stats = server.stats().await["egress"].clone();
+        assert_eq!(stats["ring"], asked);
+        assert_eq!(stats["why"], format!("--egress {asked} asks for it"));
+        assert!(stats["remedy"].is_null(), "{stats}");
+        let log = server.into_log().await;
+        assert!(!log.contains("WARN") && log.contains(&format!("--egress {asked} asks for it")), "{log}");
     }
 }
 
@@ -260,14 +317,20 @@ fn a_start_without_io_uring_names_the_cause_and_the_remedy() {
 fn a_shard_whose_executor_cannot_be_made_is_named_with_the_cause_and_the_remedy() {
     let glommio = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 128);
     let rule = SeccompRule::new(vec![glommio.expect("a condition")]).expect("a rule");
-    let output = run_without(libc::SYS_io_uring_setup, vec![rule], libc::EMFILE);
+    let start = || run(&ANYWHERE, &[]);
+    let output = filtered(libc::SYS_io_uring_setup, vec![rule], libc::EMFILE, start);
     let parts = ["shard 0: cannot make its executor: ", "Too many open files", "raise ulimit -n"];
     assert_refused("an executor that cannot be made", &output, 1, &parts);
 }
 
-/// Runs the program where the system call `call`, if it matches one of `rules` or there is none, is
+/// Does something where the system call `call`, if it matches one of `rules` or there is none, is
 /// answered with `errno`.
-fn run_without(call: libc::c_long, rules: Vec<SeccompRule>, errno: i32) -> Output {
+fn filtered<T: Send + 'static>(
+    call: libc::c_long,
+    rules: Vec<SeccompRule>,
+    errno: i32,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let filter = SeccompFilter::new(
         [(call, rules)].into(),
         SeccompAction::Allow,
@@ -279,18 +342,37 @@ fn run_without(call: libc::c_long, rules: Vec<SeccompRule>, errno: i32) -> Outpu
     // starts.
     let filtered = std::thread::spawn(move || {
         seccompiler::apply_filter(&program).expect("every kernel with io_uring has seccomp");
-        run(&ANYWHERE, &[])
+        work()
     });
     filtered.join().expect("the program runs")
 }
 
 /// glommio asks for 512 KiB, whether or not the kernel holds this user to the limit.
 #[test]
-fn a_limit_of_locked_memory_that_is_too_low_is_named_with_the_remedy() {
-    let flags = [&ANYWHERE[..], &["--shards", "2"]].concat();
+fn a_limit_of_locked_memory_that_is_too_low_for_io_uring_is_named_with_the_remedy() {
+    let flags = [&ANYWHERE[..], &["--shards", "2", "--egress", "uring"]].concat();
     let output = under("ulimit -l 64", &flags).output().expect("the program runs");
     let parts = ["shard 0: ", "(memlock) is 64 KiB", "needs 512 KiB", "raise ulimit -l"];
     assert_refused("64 KiB of locked memory", &output, 1, &parts);
+}
+
+/// 64 KiB are what containers have.
+#[test]
+fn a_limit_of_locked_memory_that_is_too_low_for_io_uring_is_enough_for_epoll() {
+    let flags = [&ANYWHERE[..], &["--shards", "2"]].concat();
+    let mut server = under("ulimit -l 64", &flags);
+    let mut server = server.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
+    let lines = lines_of(server.stdout.take().expect("piped"));
+    let banner: Vec<String> = std::iter::from_fn(|| lines.recv_timeout(PATIENCE).ok())
+        .take_while(|line| !line.contains("/topics/hello"))
+        .collect();
+    // `timeout` hands it on.
+    kill_process(Pid::from_child(&server), Signal::TERM).expect("our own child");
+    assert_eq!(server.wait().expect("our own child").code(), Some(0));
+    let banner = banner.join("\n");
+    for part in ["egress        epoll", "(memlock) is 64 KiB", "remedy: raise ulimit -l"] {
+        assert!(banner.contains(part), "no {part:?} in {banner}");
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub enum Protocol {
 pub enum Heard {
     /// The head of the answer: it is subscribed.
     Opened,
-    /// An event; its data begins with its sequence.
+    /// An event: the number with which its data begins.
     Event(u64),
     /// A gap notice: the topics that it names.
     Gap(Vec<String>),
@@ -58,6 +58,8 @@ pub struct Peer {
     pub was_stalled: bool,
     /// It reset or closed its side.
     pub left: bool,
+    /// What its event stream said of each event: the number in the data, the sequence in the id.
+    pub ids: Vec<(u64, u64)>,
     /// Pings that it sent.
     pub pings: u32,
     /// Pings that it got and has not answered.
@@ -80,6 +82,7 @@ impl Peer {
             lost: HashMap::new(),
             was_stalled: false,
             left: false,
+            ids: Vec::new(),
             pings: 0,
             pongs_owed: 0,
             buffer: Vec::new(),
@@ -159,9 +162,10 @@ impl Peer {
                 continue;
             }
             let id = block.lines().find_map(|line| line.strip_prefix("id: ")).expect("an event has an id");
-            let sequence = sequence(data);
-            assert!(id.ends_with(&format!("-{sequence}")), "id {id} of event {sequence}");
-            heard.push(Heard::Event(sequence));
+            let (_, by_id) = id.rsplit_once('-').expect("an id of ours has a sequence");
+            let number = number(data);
+            self.ids.push((number, by_id.parse().expect("a sequence is a number")));
+            heard.push(Heard::Event(number));
         }
     }
 
@@ -172,7 +176,7 @@ impl Peer {
                 0x1 => {
                     let text = String::from_utf8(payload).expect("a text message is UTF-8");
                     let is_gap = text.starts_with("{\"gap\":");
-                    heard.push(if is_gap { gap(&text) } else { Heard::Event(sequence(&text)) });
+                    heard.push(if is_gap { gap(&text) } else { Heard::Event(number(&text)) });
                 }
                 0x8 => self.close_code = Some(u16::from_be_bytes([payload[0], payload[1]])),
                 0x9 => {
@@ -209,10 +213,10 @@ fn gap(json: &str) -> Heard {
     Heard::Gap(topics.iter().map(text).collect())
 }
 
-/// The sequence at the beginning of an event's data.
-fn sequence(data: &str) -> u64 {
+/// The number at the beginning of an event's data.
+fn number(data: &str) -> u64 {
     let number = data.split(' ').next().expect("split gives one part at least");
-    number.parse().unwrap_or_else(|_| panic!("data begins with its sequence: {data:.40}"))
+    number.parse().unwrap_or_else(|_| panic!("data begins with a number: {data:.40}"))
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {

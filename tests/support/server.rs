@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 
 use super::{PATIENCE, Protocol, until, within};
@@ -128,6 +128,18 @@ impl Server {
         until("the end of the process", async || self.process.try_wait().expect("our own child")).await
     }
 
+    /// All that an ended process has logged.
+    pub fn log(&mut self) -> String {
+        self.log.take().and_then(|log| log.join().ok()).expect("it is read once")
+    }
+
+    /// Ends the process in an orderly way and gives what it logged.
+    pub async fn into_log(mut self) -> String {
+        self.signal(Signal::TERM);
+        self.ended().await;
+        self.log()
+    }
+
     /// True while the process runs.
     pub fn runs(&mut self) -> bool {
         self.process.try_wait().expect("our own child").is_none()
@@ -136,6 +148,11 @@ impl Server {
     /// Descriptors that the process has open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("our own child").count()
+    }
+
+    /// Gives the process this limit of descriptors; it keeps those that it has.
+    pub fn limit_descriptors(&self, limit: Rlimit) {
+        prlimit(Some(self.pid()), Resource::Nofile, limit).expect("the process is there");
     }
 
     /// Bytes of memory that the process has resident (`VmRSS` in proc_pid_status(5)).

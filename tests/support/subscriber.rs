@@ -118,6 +118,11 @@ impl Subscriber {
         subscriber
     }
 
+    /// Its own address.
+    pub fn address(&self) -> SocketAddr {
+        self.socket.local_addr().expect("it is connected")
+    }
+
     /// Writes bytes as they are.
     pub async fn send(&mut self, bytes: &[u8]) {
         within("room to write", self.socket.write_all(bytes)).await.expect("the server reads");

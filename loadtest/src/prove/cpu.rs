@@ -1,13 +1,17 @@
 //! `loadtest cpu`: the server's CPU per delivery beside the floor's (see `cells`).
+//!
+//! With `--beside-arg` a second server has its legs in the same rounds: `--beside-arg=--egress
+//! --beside-arg=epoll` shows both rings beside one floor.
 
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::cells::{self, Cell};
+use super::cells::{self, Cell, Column};
 use super::leg::{CHECKED, Window, leg_time};
 use super::{Bench, ServerArgs};
 use crate::framing::Protocol;
 use crate::report::{paragraph, save, say, table};
+use crate::server::ServerChoice;
 use crate::unit::grouped;
 
 /// Options of `cpu`.
@@ -39,6 +43,18 @@ pub struct CpuArgs {
     /// Check every connection's stamps too, beside its bytes; costs the receivers CPU
     #[arg(long)]
     audit: bool,
+    /// Measure a second server in the same pairs, started with this further argument; repeatable
+    #[arg(long = "beside-arg", value_name = "ARG", allow_hyphen_values = true)]
+    beside: Vec<String>,
+}
+
+impl CpuArgs {
+    /// The servers: one, or the one beside it too.
+    fn servers(&self) -> Vec<ServerChoice> {
+        let mut servers = vec![self.server.choice(); if self.beside.is_empty() { 1 } else { 2 }];
+        servers[1..].iter_mut().for_each(|server| server.fanwave.more.extend(self.beside.clone()));
+        servers
+    }
 }
 
 /// Measures every cell and prints the table.
@@ -57,15 +73,23 @@ pub fn run(bench: &Bench, args: &CpuArgs) -> Result<()> {
         rounds: args.pairs,
         time,
     };
-    let (_, cells) = cells::measure(bench, &[args.server.choice()], &plan)?;
+    let servers = args.servers();
+    let (_, mut cells) = cells::measure(bench, &servers, &plan)?;
+    if servers.len() > 1 {
+        // Where there are two, their further arguments tell them apart.
+        for column in cells.iter_mut().flat_map(|cell| cell.servers.iter_mut().zip(&servers)) {
+            let (column, ServerChoice { fanwave, .. }) = column;
+            column.name = if fanwave.more.is_empty() { "-".into() } else { fanwave.more.join(" ") };
+        }
+    }
     show(bench, args, &cells);
     save(bench.common.json.as_deref(), "cpu", &bench.machine, &cells)
 }
 
-fn row(cell: &Cell) -> Vec<String> {
-    let (floor, server) = (&cell.floor.summary, &cell.servers[0]);
-    let summary = &server.summary;
+fn row(cell: &Cell, server: &Column) -> Vec<String> {
+    let (floor, summary) = (&cell.floor.summary, &server.summary);
     vec![
+        server.name.clone(),
         cell.protocol.label().into(),
         if cell.in_flight == 1 { "-".into() } else { cell.window.label().into() },
         grouped(cell.connections as u64),
@@ -81,8 +105,9 @@ fn row(cell: &Cell) -> Vec<String> {
 
 fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
     say(&format!("{}\n", bench.machine.line()));
-    let rows: Vec<_> = cells.iter().map(row).collect();
+    let rows = cells.iter().flat_map(|cell| cell.servers.iter().map(move |server| row(cell, server)));
     let head = [
+        "server",
         "protocol",
         "window",
         "connections",
@@ -94,7 +119,10 @@ fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
         "server del/s",
         "receivers",
     ];
-    table(2, &head, &rows);
+    // A single server needs no name.
+    let left_out = usize::from(args.beside.is_empty());
+    let rows: Vec<Vec<String>> = rows.map(|row| row[left_out..].to_vec()).collect();
+    table(3 - left_out, &head[left_out..], &rows);
     say(
         "\nµs = CPU of the sender per delivery, median; ratio = server / floor of each pair; floor: one send(2) per",
     );
@@ -104,28 +132,24 @@ fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
         false => paragraph(&format!("{CHECKED} --audit checks the stamps of all.")),
     }
     for (deep, gain) in throughput_gains(cells) {
-        say(&format!("{}: {gain:.1} times the deliveries/s of 16 in flight", deep.name()));
+        say(&format!("{deep}: {gain:.1} times the deliveries/s of 16 in flight"));
     }
     cells.iter().flat_map(Cell::warnings).for_each(|warning| say(&format!("WARNING: {warning}")));
 }
 
-/// Each cell with 256 in flight, and its deliveries per second over those of its sister with 16.
-fn throughput_gains(cells: &[Cell]) -> Vec<(&Cell, f64)> {
-    let sister = |deep: &Cell| {
-        cells.iter().find(|cell| {
-            cell.in_flight == 16
-                && (cell.protocol, cell.connections, cell.window)
-                    == (deep.protocol, deep.connections, deep.window)
-        })
-    };
-    cells
-        .iter()
-        .filter(|cell| cell.in_flight == 256)
-        .filter_map(|deep| {
-            let rate = |cell: &Cell| cell.servers[0].summary.deliveries_per_second.median;
-            sister(deep).map(|shallow| (deep, rate(deep) / rate(shallow)))
-        })
-        .collect()
+/// Each server's cell with 256 in flight, and its deliveries per second over those of its sister
+/// with 16.
+fn throughput_gains(cells: &[Cell]) -> Vec<(String, f64)> {
+    let mut gains = Vec::new();
+    for deep in cells.iter().filter(|cell| cell.in_flight == 256) {
+        let kind = |cell: &Cell| (cell.protocol, cell.connections, cell.window);
+        let sister = cells.iter().find(|cell| cell.in_flight == 16 && kind(cell) == kind(deep));
+        for (many, few) in deep.servers.iter().zip(sister.into_iter().flat_map(|sister| &sister.servers)) {
+            let rate = |column: &Column| column.summary.deliveries_per_second.median;
+            gains.push((format!("{}, {}", many.name, deep.name()), rate(many) / rate(few)));
+        }
+    }
+    gains
 }
 
 #[cfg(test)]
@@ -138,6 +162,7 @@ mod tests {
     fn the_gain_of_256_over_16_is_taken_within_one_series() {
         let cell = |protocol, in_flight, rate| {
             let mut cell = Cell { protocol, in_flight, ..cell() };
+            cell.servers.truncate(1);
             cell.servers[0].summary.deliveries_per_second = Spread::of([rate]);
             cell
         };

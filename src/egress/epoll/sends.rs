@@ -24,6 +24,9 @@ pub(super) struct Waiting {
     mode: SendMode,
 }
 
+/// Bytes that a send takes while it waits, and the number of its place afterwards.
+pub(super) const WAIT_BYTES: usize = std::mem::size_of::<Option<Waiting>>() + std::mem::size_of::<u32>();
+
 /// Sends that wait, by number from 1.
 #[derive(Debug, Default)]
 pub(super) struct Waits {

@@ -115,6 +115,24 @@ fn one_batch_goes_to_many_peers_at_once<K: Kind>() {
     }
 }
 
+/// More segments than one sendmsg(2) over epoll carries, in a send that is taken whole
+/// and in one that has to wait.
+fn a_payload_of_hundreds_of_segments_arrives_in_order<K: Kind>() {
+    for (mode, bytes) in [(SendMode::Instant, 100), (SendMode::Waiting, 60_000)] {
+        let mut rig = Rig::<K>::new(4);
+        let (mut peer, slot) = rig.peer();
+        let segments: Vec<Vec<u8>> = (0..300).map(|seed| pattern(bytes, seed)).collect();
+        let expected = segments.concat();
+        let batch = batch(Payload::Vectored(segments.into_iter().map(Bytes::from).collect()));
+        rig.ring.send(slot, &batch, 0, mode);
+        assert!(rig.read(&mut peer, expected.len()) == expected, "{mode:?}");
+        if mode == SendMode::Waiting {
+            assert_eq!(rig.sent(slot), Ok(expected.len()));
+        }
+        assert!(rig.seen.is_empty(), "nothing else happened: {:?}", rig.seen);
+    }
+}
+
 fn a_send_waits_in_the_ring_for_a_peer_that_does_not_read<K: Kind>() {
     let mut rig = Rig::<K>::new(4);
     let (mut slow, slow_slot) = rig.peer();
@@ -209,6 +227,7 @@ on_every_ring!(
     an_instant_send_takes_what_there_is_room_for_and_says_how_much,
     zero_copy_sends_arrive_byte_for_byte_and_loopback_says_that_it_copied,
     one_batch_goes_to_many_peers_at_once,
+    a_payload_of_hundreds_of_segments_arrives_in_order,
     a_send_waits_in_the_ring_for_a_peer_that_does_not_read,
     a_reset_ends_the_receive_and_the_send,
     a_send_to_a_peer_that_is_gone_says_so,

@@ -1,5 +1,6 @@
-//! What only the ring of io_uring has: a queue, completions that ring the doorbell, sockets that were
-//! opened elsewhere, an end that is waited for. What it shares with the other is in `egress/tests`.
+//! What only the ring of io_uring has: a queue, completions that ring the doorbell, sockets that
+//! were opened elsewhere, an end that is waited for. What it shares with the other is in
+//! `egress/tests`.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};

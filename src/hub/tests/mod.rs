@@ -20,7 +20,8 @@ use crate::broadcast::{Encoded, Inbox, Memory, Message, Question, TopicQuery, pa
 use crate::config::limits::TOPICS_PER_ANSWER_MAX;
 use crate::config::{Config, Limits, PageRules};
 use crate::event::{Epoch, Topic};
-use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
+use crate::metrics::{ShardMetrics, ShardReport, SlowReport, TopicReport};
+use crate::wire::Family;
 
 mod drain;
 mod guarding;
@@ -29,6 +30,7 @@ mod log;
 mod publishing;
 mod scraping;
 mod streaming;
+mod uplinks;
 
 const EPOCH: Epoch = Epoch(10_000_000_000_000_000_000);
 /// `EPOCH` as ids show it.
@@ -166,6 +168,7 @@ fn start_shard(
             }
             match question {
                 Some(Question::Counters(answer)) => drop(answer.send(report(number))),
+                Some(Question::Slow(answer)) => drop(answer.send(vec![slow(number)])),
                 Some(Question::Topics(query, answer)) => drop(answer.send(list(&topics, &query))),
                 None if inbox.may_sleep() => {
                     let mut rung = bell.readable().await.expect("the runtime lives");
@@ -210,6 +213,22 @@ fn report(number: usize) -> ShardReport {
         window_bytes: 0,
         excess_events: 0,
         excess_bytes: 0,
+        pinned_bytes: 0,
+        oldest_send_ms: 500,
+        sequence: 0,
+        subscribers_max: 100,
+    }
+}
+
+/// Each shard has a subscriber slower than those of the shards before.
+fn slow(number: usize) -> SlowReport {
+    SlowReport {
+        peer: ([192, 0, 2, 1], 1_000 + number as u16).into(),
+        family: Family::WebSocket,
+        topics: vec![Topic::new("a").expect("a topic")],
+        more_topics: 2,
+        lag_events: 7,
+        waits_ms: 1_250 * (number as u64 + 1),
     }
 }
 

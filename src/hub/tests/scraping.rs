@@ -197,10 +197,40 @@ async fn a_shard_that_does_not_answer_is_told_and_hides_nothing_else() {
     assert_eq!(states, ["ok", "unavailable", "unavailable"]);
     assert_eq!(stats["shards"][0]["formats"]["sse"]["frames"], 10);
     assert_eq!(stats["totals"], Value::Null, "a sum that lacks a shard would fall between two scrapes");
+    let metrics = bench.get("/metrics").await.body;
+    for (line, times) in [
+        ("fanwave_shard_up{shard=\"0\"} 1", 1),
+        ("fanwave_shard_up{shard=\"1\"} 0", 1),
+        ("fanwave_sent_frames_total{shard=\"0\",format=\"sse\"} 10", 1),
+        ("fanwave_sent_frames_total{shard=\"1\"", 0),
+        ("fanwave_publish_to_shard_seconds_count{shard=\"0\"} 1", 1),
+        ("fanwave_publish_to_shard_seconds_count{shard=\"2\"}", 0),
+    ] {
+        assert_eq!(metrics.lines().filter(|other| other.starts_with(line)).count(), times, "{line}");
+    }
     let listing = bench.get("/topics").await;
     assert_eq!(names(&listing), ["quiet"]);
     assert_eq!(listing.json()["unavailable"], serde_json::json!([1, 2]));
     bench.get("/topics/x").await.assert_error(StatusCode::SERVICE_UNAVAILABLE, "[1, 2]");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_slowest_subscribers_of_all_shards_come_first() {
+    let mut bench = bench(3, Limits::default());
+    let _seen = [bench.start_shard(0), bench.start_shard(1)];
+    let slow = bench.get("/slow").await.json();
+    assert_eq!(slow["unavailable"], serde_json::json!([2]));
+    let want = serde_json::json!({
+        "shard": 1,
+        "peer": "192.0.2.1:1001",
+        "format": "websocket",
+        "topics": ["a"],
+        "more_topics": 2,
+        "lag_events": 7,
+        "seconds": 2.5,
+    });
+    assert_eq!((&slow["slow"][0], slow["slow"][1]["seconds"].as_f64()), (&want, Some(1.25)));
+    bench.get("/slow?x=1").await.assert_error(StatusCode::BAD_REQUEST, "x");
 }
 
 #[tokio::test]

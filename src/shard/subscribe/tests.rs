@@ -30,6 +30,7 @@ impl Bench {
             egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
+            access_log: false,
             limits: Limits::default(),
         });
         let (outbox, inbox) = path(8).expect("eventfd");

@@ -38,6 +38,7 @@ impl Crowd {
             egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
+            access_log: false,
             limits: Limits::default(),
         });
         let (outbox, inbox) = path(8).expect("eventfd");

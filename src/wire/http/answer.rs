@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::RefusedRequest;
 use super::origin::Cors;
+use super::post::Keep;
 
 /// Seconds that a browser may remember a preflight; none remembers longer than two hours.
 const PREFLIGHT_SECONDS: u32 = 7_200;
@@ -88,11 +89,12 @@ impl<'a> Answer<'a> {
             Cors::Named(_) => Some(", Authorization"),
         };
         if let Some(also) = also {
-            head.push_str("Access-Control-Allow-Methods: GET\r\n");
-            push_line(
-                &mut head,
-                format_args!("Access-Control-Allow-Headers: Last-Event-ID, Cache-Control, Accept{also}"),
-            );
+            let (methods, fields) = match self.manner.allow.starts_with("POST") {
+                true => ("POST", "Content-Type"),
+                false => ("GET", "Last-Event-ID, Cache-Control, Accept"),
+            };
+            push_line(&mut head, format_args!("Access-Control-Allow-Methods: {methods}"));
+            push_line(&mut head, format_args!("Access-Control-Allow-Headers: {fields}{also}"));
             push_line(&mut head, format_args!("Access-Control-Max-Age: {PREFLIGHT_SECONDS}"));
         }
         head.push_str("Connection: close\r\n\r\n");
@@ -135,6 +137,24 @@ impl<'a> Answer<'a> {
         }
         head.push_str("\r\n");
         head.into_bytes()
+    }
+
+    /// To a publish: `body` is a line of JSON, and `field` one more header line or nothing. Appended
+    /// to the answers before it.
+    pub fn publish(self, out: &mut Vec<u8>, status: u16, keep: Keep, field: &str, body: &str) {
+        let mut head = self.status_line(status);
+        head.push_str(field);
+        head.push_str(match keep {
+            Keep::Close => "Connection: close\r\n",
+            Keep::Open => "",
+            Keep::OpenAsAsked => "Connection: keep-alive\r\n",
+        });
+        push_line(
+            &mut head,
+            format_args!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()),
+        );
+        out.extend_from_slice(head.as_bytes());
+        out.extend_from_slice(body.as_bytes());
     }
 
     /// The first lines of every answer.

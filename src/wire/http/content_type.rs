@@ -5,9 +5,13 @@ use http::header::CONTENT_TYPE;
 
 /// True if `Content-Type` names `media_type`, in any case and with any parameters.
 pub(crate) fn has_content_type(headers: &HeaderMap, media_type: &str) -> bool {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return false };
+    headers.get(CONTENT_TYPE).is_some_and(|value| is_type(value.as_bytes(), media_type))
+}
+
+/// True if the value of a `Content-Type` names `media_type`.
+pub(super) fn is_type(value: &[u8], media_type: &str) -> bool {
     // A quoted semicolon can only come after the one that begins the parameters.
-    let named = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+    let named = value.split(|byte| *byte == b';').next().unwrap_or_default();
     named.trim_ascii().eq_ignore_ascii_case(media_type.as_bytes())
 }
 

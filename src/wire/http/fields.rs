@@ -6,6 +6,8 @@ use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD as BASE64};
 use sha1::{Digest as _, Sha1};
 
+use super::body::BodyLength;
+use super::content_type::is_type;
 use super::host::is_host;
 use super::last_event_id::LastEventId;
 use super::subprotocol::Subprotocols;
@@ -60,7 +62,7 @@ impl<'b> Fields<'_, 'b> {
     }
 
     /// True if a field called `name` lists `token`, in any case.
-    fn lists(&self, name: &str, token: &str) -> bool {
+    pub(super) fn lists(&self, name: &str, token: &str) -> bool {
         self.members(name).any(|member| member.eq_ignore_ascii_case(token.as_bytes()))
     }
 
@@ -115,6 +117,39 @@ impl<'b> Fields<'_, 'b> {
             }
         }
         Ok(())
+    }
+
+    /// How long the body is that a request announces (RFC 9112 §6.3). A request that could be read in
+    /// two ways is refused.
+    pub(super) fn body_length(&self, http_1_0: bool) -> Result<BodyLength, RefusedRequest> {
+        let length = self.one("Content-Length")?;
+        let mut codings = self.members("Transfer-Encoding");
+        if let Some(coding) = codings.next() {
+            if !coding.eq_ignore_ascii_case(b"chunked") || codings.next().is_some() {
+                let detail = "the only transfer coding that is understood here is chunked";
+                return Err(refuse(CloseReason::UnknownCoding, detail));
+            }
+            if length.is_some() || http_1_0 {
+                return Err(bad("a body in chunks has no Content-Length, and is for HTTP/1.1"));
+            }
+            return Ok(BodyLength::Chunked);
+        }
+        let Some(length) = length else { return Ok(BodyLength::Known(0)) };
+        if length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
+            return Err(bad("the Content-Length header field is not a number"));
+        }
+        let digits = std::str::from_utf8(length).expect("digits are ASCII");
+        Ok(BodyLength::Known(digits.parse().unwrap_or(usize::MAX)))
+    }
+
+    /// True if the body is of this media type.
+    pub(super) fn names_type(&self, media_type: &str) -> bool {
+        self.all("Content-Type").next().is_some_and(|value| is_type(value, media_type))
+    }
+
+    /// The first coding of the body that is one (RFC 9110 §8.4).
+    pub(super) fn content_coding(&self) -> Option<&'b [u8]> {
+        self.members("Content-Encoding").find(|coding| !coding.eq_ignore_ascii_case(b"identity"))
     }
 
     /// The id that an `EventSource` had last; `None` if the field is absent or empty.

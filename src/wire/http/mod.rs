@@ -1,4 +1,4 @@
-//! HTTP/1.1 on the data plane (RFC 9112): the head of a subscriber's request in, one decision out.
+//! HTTP/1.1 on the data plane (RFC 9112): the head of a client's request in, one decision out.
 //!
 //! Invariants worth naming:
 //! - The decision depends on the first `head_bytes_max` bytes alone, not on how they came in.
@@ -6,7 +6,7 @@
 //!   and where.
 //! - A connection carries one request: every answer but an upgrade closes it, so bodies and
 //!   pipelined requests need no rules of their own. What follows the head of a subscription is the
-//!   caller's.
+//!   caller's. Only a publish (`post`, `body`) has a body, and may be followed by further requests.
 //!
 //! The parts: `target` (paths, queries, topics), `fields` (header fields), `mend` (heads that are
 //! taken although the parser is stricter), `host`, `origin`, `subprotocol`, `last_event_id` (one
@@ -19,6 +19,7 @@ use crate::event::Topic;
 use crate::wire::{Family, Format};
 
 mod answer;
+mod body;
 mod content_type;
 mod fields;
 mod front;
@@ -26,6 +27,7 @@ mod host;
 mod last_event_id;
 mod mend;
 mod origin;
+mod post;
 mod subprotocol;
 mod target;
 
@@ -36,8 +38,10 @@ pub(crate) use subprotocol::is_name as is_subprotocol;
 pub(crate) use target::{EscapeFault, percent_decoded};
 
 pub use answer::{Answer, Manner};
+pub use body::{BodyLength, BodyReader, Broken};
 pub use last_event_id::LastEventId;
 pub use origin::{Cors, Origin, OriginError, Origins};
+pub use post::{Keep, Post, PostHead, begins_post, parse_post};
 pub use subprotocol::Subprotocols;
 
 use fields::Fields;
@@ -179,13 +183,16 @@ fn interpret(
         method if manner.allow.split(", ").any(|allowed| allowed == method) => {}
         method => {
             let detail = match target.route {
+                Route::Topic => format!("{method} is not allowed on a topic; publish to it with POST"),
                 Route::Subscribe(_) => "a subscription is a GET".to_string(),
                 _ => format!("only {} may be asked here, not {method}", manner.allow),
             };
             return Err(refuse(CloseReason::MethodNotAllowed, detail));
         }
     }
-    fields.check_no_body()?;
+    if target.route != Route::Topic {
+        fields.check_no_body()?;
+    }
     let family = match target.route {
         Route::Subscribe(family) => family,
         Route::Health => return Ok(Head::Health),
@@ -193,6 +200,7 @@ fn interpret(
         Route::Front if rules.echo && fields.wants_websocket() => {
             return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules)?, head_bytes));
         }
+        Route::Topic => return Err(refuse(CloseReason::BadRequest, "a publish is of HTTP/1.1 or HTTP/1.0")),
         Route::Front | Route::Server => {
             let is_html = fields.wants_html();
             return Ok(Head::Front { is_html, body: front::front(is_html, host) });

@@ -19,7 +19,11 @@ const LAST_EVENT_ID_NAMES: [&str; 6] =
     ["last-event-id", "lastEventId", "lastEventID", "last_event_id", "Last-Event-ID", "after"];
 
 /// Said to those who ask for another path.
-const PATHS: &str = "not a path of ours: /sse/{topic}, /sse?topic=..., /ws/{topic}, /ws?topic=..., /healthz";
+const PATHS: &str = "not a path of ours: /sse/{topic}, /sse?topic=..., /ws/{topic}, /ws?topic=..., \
+     POST /topics/{topic}, /healthz";
+
+/// Where the path of a topic begins that is published to.
+const TOPIC_PATH: &str = "/topics/";
 
 /// Which of our paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub(super) enum Route {
     Front,
     /// `/echo`, where the operator allows it.
     Echo,
+    /// `/topics/{topic}`, to publish to.
+    Topic,
     /// `*`: the server as a whole (RFC 9110 §9.3.7).
     Server,
 }
@@ -43,6 +49,7 @@ impl Route {
             // The handshake of a WebSocket is a GET, and has no head alone.
             Route::Subscribe(Family::WebSocket) | Route::Echo => "GET, OPTIONS",
             Route::Server => "OPTIONS",
+            Route::Topic => "POST, OPTIONS",
             Route::Subscribe(Family::EventStream) | Route::Health | Route::Front => "GET, HEAD, OPTIONS",
         }
     }
@@ -114,17 +121,29 @@ impl<'a> Target<'a> {
             "/sse" => (Route::Subscribe(Family::EventStream), None),
             "/ws" => (Route::Subscribe(Family::WebSocket), None),
             text => {
-                let (family, prefix) = if text.starts_with("/sse/") {
-                    (Family::EventStream, "/sse/")
+                let (route, prefix) = if text.starts_with("/sse/") {
+                    (Route::Subscribe(Family::EventStream), "/sse/")
                 } else if text.starts_with("/ws/") {
-                    (Family::WebSocket, "/ws/")
+                    (Route::Subscribe(Family::WebSocket), "/ws/")
+                } else if text.starts_with(TOPIC_PATH) {
+                    (Route::Topic, TOPIC_PATH)
                 } else {
                     return Err(refuse(CloseReason::NotFound, PATHS));
                 };
-                (Route::Subscribe(family), Some(path.slice(prefix.len(), text.len())))
+                (route, Some(path.slice(prefix.len(), text.len())))
             }
         };
         Ok(Target { route, topic, query })
+    }
+
+    /// The topic that the path names, still escaped.
+    pub(super) fn topic(&self) -> Option<&'a str> {
+        self.topic.map(|part| part.text)
+    }
+
+    /// The query, still escaped.
+    pub(super) fn query(&self) -> Option<&'a str> {
+        self.query.map(|part| part.text)
     }
 
     /// The topics and the last event id, decoded and checked.
@@ -179,6 +198,16 @@ impl Wanted {
         self.topics.push(topic);
         Ok(())
     }
+}
+
+/// True if a request line goes on with the target of a topic that is published to.
+pub(super) fn is_topic_target(line: &[u8]) -> bool {
+    if line.starts_with(TOPIC_PATH.as_bytes()) {
+        return true;
+    }
+    let target = line.split(|byte| matches!(byte, b' ' | b'\r' | b'\n')).next().unwrap_or_default();
+    let target = std::str::from_utf8(target).unwrap_or_default();
+    without_authority(target).text.starts_with(TOPIC_PATH)
 }
 
 /// Path and query of a target, which may also come in absolute form (RFC 9112 §3.2.2).

@@ -1,0 +1,65 @@
+//! A hub without sockets, for tests that play publishers and shards.
+//!
+//! Its routes, intake, streams and drain are those of [`run`](super::run), and its clock is the
+//! runtime's. So where that is paused and one thread runs everything, the same questions in the
+//! same order have the same answers.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use axum::response::Response;
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
+
+use super::{Hub, HubError, HubSetup, control, open, serve};
+use crate::clock::Stamp;
+use crate::config::ControlAddress;
+
+/// The hub of a test.
+#[derive(Debug)]
+pub struct SimHub {
+    hub: Arc<Hub>,
+    router: Router,
+}
+
+impl SimHub {
+    /// A hub that is asked as if at `address`, and its life, which is to be awaited. To be called
+    /// on a runtime.
+    pub fn new(
+        setup: HubSetup,
+        address: ControlAddress,
+        drain: impl Future<Output = ()>,
+    ) -> (SimHub, impl Future<Output = Result<(), HubError>>) {
+        let (hub, ends, doors) = open(setup);
+        let router = control::router(hub.clone(), address);
+        (SimHub { hub: hub.clone(), router }, serve(hub, ends, doors, drain))
+    }
+
+    /// Now, as the hub stamps events.
+    pub fn now(&self) -> Stamp {
+        self.hub.now()
+    }
+
+    /// The answer to one request of the control API.
+    pub fn ask(&self, request: Request<Body>) -> impl Future<Output = Response> + Send + use<> {
+        let answer = TowerToHyperService::new(self.router.clone()).call(request);
+        async move {
+            match answer.await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        }
+    }
+
+    /// Times that a batch met a full shard queue.
+    pub fn stalls(&self) -> u64 {
+        self.hub.intake().counters().stalls
+    }
+
+    /// Events and bytes that not every shard has.
+    pub fn queue(&self) -> (usize, usize) {
+        self.hub.intake().queue()
+    }
+}

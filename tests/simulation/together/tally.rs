@@ -1,0 +1,43 @@
+//! Counts of all worlds.
+
+/// What happened in all worlds, so that no promise is kept for want of a case.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub accepted: usize,
+    pub refused: usize,
+    /// Events that peers read.
+    pub heard: usize,
+    pub gaps: usize,
+    /// Subscribers that were hung up on because they were too slow.
+    pub cut: usize,
+    /// Those that were told the end by the drain.
+    pub drained: usize,
+    /// Subscribers that came with an id that their shard had not reached yet.
+    pub came_early: usize,
+    /// Turns after which the shard slept until it was rung.
+    pub slept: usize,
+    /// Times that the hub had to wait for a shard.
+    pub stalls: usize,
+    pub saturated: usize,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Tally) {
+        let Tally { accepted, refused, heard, gaps, cut, drained, came_early, slept, stalls, saturated } =
+            other;
+        for (sum, more) in [
+            (&mut self.accepted, accepted),
+            (&mut self.refused, refused),
+            (&mut self.heard, heard),
+            (&mut self.gaps, gaps),
+            (&mut self.cut, cut),
+            (&mut self.drained, drained),
+            (&mut self.came_early, came_early),
+            (&mut self.slept, slept),
+            (&mut self.stalls, stalls),
+            (&mut self.saturated, saturated),
+        ] {
+            *sum += more;
+        }
+    }
+}
