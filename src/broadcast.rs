@@ -26,14 +26,16 @@ use crate::clock::Stamp;
 use crate::config::limits::QUESTIONS_MAX;
 use crate::event::{Epoch, Event, Topic};
 use crate::wire::Format;
-use crate::wire::format::Frame;
+use crate::wire::format::{Frame, Given};
 
 mod account;
+mod presence;
 mod question;
 mod sleep;
 mod uplink;
 
 pub use account::{Account, Crowd, Memory};
+pub use presence::{Answerer, Asker, Crowds};
 pub use question::{Question, TopicQuery};
 use sleep::Sleep;
 pub use uplink::{Answer, HubEnd, Outcome, Publish, Taken, Ticket, Uplink};
@@ -50,13 +52,17 @@ pub struct Encoded {
     /// The topic that the hub has forgotten for this event's, if that was one too many.
     forgets: Option<Topic>,
     epoch: Epoch,
-    /// Bytes of memory, with all frames that it can have.
+    /// Milliseconds since 1970 at the intake.
+    unix_ms: u64,
+    /// Bytes of memory, with all frames that it keeps.
     memory: usize,
     /// Where these are counted; `None` outside of the hub.
     held: Option<Arc<Held>>,
-    /// One per format, made by the hub where the format has subscribers, else by the first shard
-    /// that needs it.
-    frames: [OnceLock<Bytes>; Format::COUNT],
+    /// Which frames of rare formats it keeps.
+    keeps: Wanted,
+    /// One per format whose frames are made, by the hub where the format has subscribers, else by
+    /// the first shard that needs it.
+    frames: [OnceLock<Bytes>; Format::MADE],
 }
 
 impl Encoded {
@@ -69,10 +75,24 @@ impl Encoded {
             event,
             forgets: None,
             epoch,
+            unix_ms: 0,
             memory,
             held: None,
+            keeps: Wanted::NONE,
             frames: Default::default(),
         }
+    }
+
+    /// The same event, taken in at this time of day.
+    pub fn taken_at(self, unix_ms: u64) -> Encoded {
+        Encoded { unix_ms, ..self }
+    }
+
+    /// The same event, which keeps its frames of these formats too, rare ones included.
+    pub fn keeping(self, keeps: Wanted) -> Encoded {
+        let more =
+            Encoded::memory_of_rare(&self.event, keeps) - Encoded::memory_of_rare(&self.event, self.keeps);
+        Encoded { memory: self.memory + more, keeps, ..self }
     }
 
     /// The same event, for whose topic the hub has forgotten another one.
@@ -88,9 +108,17 @@ impl Encoded {
         self
     }
 
-    /// Bytes that `event` takes with all frames that it can have, whether they are made or not.
+    /// Bytes that `event` takes with all frames that every event keeps, whether they are made or
+    /// not.
     pub fn memory_of(event: &Event) -> usize {
-        event.weight() + Format::ALL.map(|format| format.frame_bytes_max(event)).iter().sum::<usize>()
+        let kept = Format::ALL.into_iter().filter(|format| !format.is_rare());
+        event.weight() + kept.map(|format| format.frame_bytes_max(event)).sum::<usize>()
+    }
+
+    /// Bytes that the frames of rare formats take besides, of those that are wanted.
+    pub fn memory_of_rare(event: &Event, wanted: Wanted) -> usize {
+        let kept = Format::ALL.into_iter().filter(|format| format.is_rare() && wanted.has(*format));
+        kept.map(|format| format.frame_bytes_max(event)).sum()
     }
 
     /// Bytes of memory that count for it.
@@ -114,18 +142,30 @@ impl Encoded {
         self.event.weight() + self.forgets.as_ref().map_or(0, |topic| topic.as_str().len())
     }
 
-    /// The wire bytes in `format`, encoded on the first call.
-    pub fn frame(&self, format: Format) -> &Bytes {
-        self.frames[format.index()].get_or_init(|| match format.spec().frame {
-            Frame::Made { encode, .. } => {
-                // The count that all clones share is allocated here, so that no shard pays for it
-                // between broadcast and submit. It keeps the event counted: a slow send may hold
-                // its frame for longer than any window.
-                let frame = encode(&self.event, self.epoch, self.sequence);
-                Bytes::from_owner(CountedFrame { frame, _held: self.held.clone() })
-            }
-            Frame::Within { format, cut } => cut(self.frame(format)),
-        })
+    /// The wire bytes in `format`, encoded on the first call; on each one, if the event does not
+    /// keep them.
+    pub fn frame(&self, format: Format) -> Bytes {
+        let (cell, encode) = match format.spec().frame {
+            Frame::Made { cell, encode, .. } => (cell, encode),
+            Frame::Within { format, cut } => return cut(&self.frame(format)),
+        };
+        let given = Given { epoch: self.epoch, sequence: self.sequence, unix_ms: self.unix_ms };
+        if !self.keeps(format) {
+            return encode(&self.event, &given);
+        }
+        let kept = self.frames[cell].get_or_init(|| {
+            // The count that all clones share is allocated here, so that no shard pays for it
+            // between broadcast and submit. It keeps the event counted: a slow send may hold its
+            // frame for longer than any window.
+            let frame = encode(&self.event, &given);
+            Bytes::from_owner(CountedFrame { frame, _held: self.held.clone() })
+        });
+        kept.clone()
+    }
+
+    /// True if the frame in `format` is kept, and counted in the event's memory.
+    pub fn keeps(&self, format: Format) -> bool {
+        !format.is_rare() || self.keeps.has(format)
     }
 
     /// The process that gave the sequence.
@@ -265,6 +305,7 @@ pub struct Outbox {
     queue: Sender<Message>,
     side: Sender<Question>,
     uplink: HubEnd,
+    presence: Answerer,
     doorbell: Arc<Doorbell>,
 }
 
@@ -276,6 +317,9 @@ pub struct Inbox {
     /// Until the shard takes it.
     uplink: Option<Uplink>,
     answers: Receiver<Vec<Answer>>,
+    /// Until the shard takes it.
+    asker: Option<Asker>,
+    crowds: Receiver<(Ticket, Crowds)>,
     doorbell: Arc<Doorbell>,
 }
 
@@ -295,9 +339,19 @@ pub fn path(messages_max: usize) -> std::io::Result<(Outbox, Inbox)> {
     let (asker, asked) = crossbeam_channel::bounded(QUESTIONS_MAX);
     let doorbell = Arc::new(Doorbell::new()?);
     let (uplink, hub_end) = uplink::uplink();
-    let outbox = Outbox { queue: sender, side: asker, uplink: hub_end, doorbell: doorbell.clone() };
-    let answers = uplink.receiver();
-    Ok((outbox, Inbox { queue: receiver, side: asked, uplink: Some(uplink), answers, doorbell }))
+    let (presence_asker, presence) = presence::presence();
+    let outbox = Outbox { queue: sender, side: asker, uplink: hub_end, presence, doorbell: doorbell.clone() };
+    let (answers, crowds) = (uplink.receiver(), presence_asker.receiver());
+    let inbox = Inbox {
+        queue: receiver,
+        side: asked,
+        uplink: Some(uplink),
+        answers,
+        asker: Some(presence_asker),
+        crowds,
+        doorbell,
+    };
+    Ok((outbox, inbox))
 }
 
 impl Outbox {
@@ -335,6 +389,17 @@ impl Outbox {
         self.doorbell.ring();
     }
 
+    /// The hub's end of the asks for subscribers.
+    pub fn presence(&self) -> &Answerer {
+        &self.presence
+    }
+
+    /// Answers such an ask, and wakes the shard if it sleeps.
+    pub fn tell_presence(&self, ticket: Ticket, crowds: Crowds) {
+        self.presence.answer(ticket, crowds);
+        self.doorbell.ring();
+    }
+
     /// Messages waiting in the queue, without questions.
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -365,16 +430,45 @@ impl Inbox {
         self.uplink.take().expect("a shard takes its uplink once")
     }
 
+    /// The shard's end of the asks for subscribers, to be taken once. Answers wake the shard.
+    pub fn take_asker(&mut self) -> Asker {
+        self.asker.take().expect("a shard takes its asker once")
+    }
+
     /// Announces sleep and says whether all queues are empty, so that the shard may await its
     /// doorbell. On `false` the shard counts as awake again.
     pub fn may_sleep(&self) -> bool {
-        let is_quiet = || self.queue.is_empty() && self.side.is_empty() && self.answers.is_empty();
+        let is_quiet = || {
+            let is_told_nothing = self.queue.is_empty() && self.side.is_empty();
+            is_told_nothing && self.answers.is_empty() && self.crowds.is_empty()
+        };
         self.doorbell.sleep.begin(is_quiet)
     }
 
     /// The wake-up of this shard.
     pub fn doorbell(&self) -> &Arc<Doorbell> {
         &self.doorbell
+    }
+}
+
+/// Formats that have subscribers, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wanted(u8);
+
+const _: () = assert!(Format::COUNT <= u8::BITS as usize);
+
+impl Wanted {
+    /// None has any.
+    pub const NONE: Wanted = Wanted(0);
+
+    /// These formats.
+    pub fn of(formats: impl IntoIterator<Item = Format>) -> Wanted {
+        Wanted(formats.into_iter().fold(0, |bits, format| bits | 1 << format.index()))
+    }
+
+    /// True if `format` is one of them.
+    pub fn has(self, format: Format) -> bool {
+        self.0 & 1 << format.index() != 0
     }
 }
 
@@ -404,6 +498,11 @@ impl Demand {
     /// True while some shard has subscribers of `format`.
     pub fn wants(&self, format: Format) -> bool {
         self.shards[format.index()].load(Ordering::Relaxed) > 0
+    }
+
+    /// The formats that have subscribers on some shard.
+    pub fn wanted(&self) -> Wanted {
+        Wanted::of(Format::ALL.into_iter().filter(|format| self.wants(*format)))
     }
 
     /// The hub gave `sequence`, and has told no shard of it yet.

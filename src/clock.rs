@@ -1,7 +1,7 @@
-//! Monotonic time as one integer, and the date for the answers of HTTP.
+//! Monotonic time as one integer, the time of day, and the date for the answers of HTTP.
 //!
 //! Stamps cross threads inside events, so all threads count from the same origin. Sans-IO code
-//! takes a [`Stamp`] or a date as an argument and never asks the clock itself.
+//! takes a [`Stamp`], a time or a date as an argument and never asks the clock itself.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
@@ -26,6 +26,11 @@ impl Stamp {
     pub fn plus(self, duration: Duration) -> Stamp {
         Stamp(self.0.saturating_add(duration.as_nanos() as u64))
     }
+}
+
+/// Milliseconds since 1970 by the clock of the system, which may be set forward and back.
+pub fn unix_ms() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
 
 /// Now, as HTTP writes it: `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 §5.6.7).

@@ -3,6 +3,8 @@
 //!
 //! The shard asserts that no connection ends in another way than its row says, and a test in
 //! `shard/tests` brings each reason about and compares what the peer gets.
+//!
+//! Beside it, why a command of a client is not carried out, which ends nothing.
 
 /// The reason for the end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -180,6 +182,73 @@ impl CloseReason {
     }
 }
 
+/// Why a command of a client is not carried out (`fanwave.v1.json`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum ErrorCode {
+    /// The message is no command: malformed, unknown, or with a member that is wrong.
+    BadCommand,
+    /// The topic or the pattern is illegal.
+    BadTopic,
+    /// Clients may not do this with this topic.
+    NotAllowed,
+    /// There is no token, or a bad one.
+    Unauthorized,
+    /// The server is not set up for this.
+    NotConfigured,
+    /// The token has expired.
+    Expired,
+    /// The data is larger than allowed.
+    TooLarge,
+    /// The connection has as many topics as it may.
+    TooMany,
+    /// No room: a limit of the server is reached. A retry may help.
+    Full,
+    /// The server is busy. A retry helps.
+    Busy,
+    /// The server is draining. A retry elsewhere helps.
+    Draining,
+    /// The same idempotency key came with other data.
+    Conflict,
+    /// Nobody knows whether it was carried out.
+    OutcomeUnknown,
+}
+
+/// The words of [`ErrorCode`], in its order: on the wire, in metrics and in logs.
+pub const ERROR_TABLE: [(ErrorCode, &str); ErrorCode::COUNT] = {
+    use ErrorCode::*;
+    [
+        (BadCommand, "bad_command"),
+        (BadTopic, "bad_topic"),
+        (NotAllowed, "not_allowed"),
+        (Unauthorized, "unauthorized"),
+        (NotConfigured, "not_configured"),
+        (Expired, "expired"),
+        (TooLarge, "too_large"),
+        (TooMany, "too_many"),
+        (Full, "full"),
+        (Busy, "busy"),
+        (Draining, "draining"),
+        (Conflict, "conflict"),
+        (OutcomeUnknown, "outcome_unknown"),
+    ]
+};
+
+impl ErrorCode {
+    /// How many codes there are; arrays by code have this length.
+    pub const COUNT: usize = ErrorCode::OutcomeUnknown as usize + 1;
+
+    /// The word of this code.
+    pub fn label(self) -> &'static str {
+        ERROR_TABLE[self as usize].1
+    }
+
+    /// The index into arrays by code.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,6 +263,14 @@ mod tests {
                 !is_told || row.ending.may_be_in_order(),
                 "{row:?}: nothing is said to those that are cut"
             );
+        }
+    }
+
+    #[test]
+    fn error_codes_are_in_the_order_of_the_enum_and_their_words_are_unique() {
+        for (index, (code, label)) in ERROR_TABLE.iter().enumerate() {
+            assert_eq!((code.index(), code.label()), (index, *label));
+            assert_eq!(ERROR_TABLE.iter().filter(|other| other.1 == *label).count(), 1);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use hdrhistogram::Histogram;
 
-use crate::close::CloseReason;
+use crate::close::{CloseReason, ErrorCode};
 use crate::event::Topic;
 use crate::refusal::RefusalCounts;
 use crate::wire::Family;
@@ -68,6 +68,10 @@ pub struct ShardMetrics {
     pub published: u64,
     /// What clients wanted to publish and was not taken, here or at the hub, by reason.
     pub refused: RefusalCounts,
+    /// Commands of clients that were answered, or went on to the hub.
+    pub commands: u64,
+    /// Commands that were not carried out, by code.
+    pub command_errors: [u64; ErrorCode::COUNT],
     /// Times nothing more was received from a client until its publishes were answered.
     pub pauses: u64,
     /// `io_uring_enter` calls of the EgressRing.
@@ -99,6 +103,8 @@ impl Default for ShardMetrics {
             events: 0,
             published: 0,
             refused: RefusalCounts::default(),
+            commands: 0,
+            command_errors: [0; ErrorCode::COUNT],
             pauses: 0,
             enters: 0,
             sleeps: 0,

@@ -20,6 +20,7 @@ use crate::config::limits::LINE_BYTES_KEPT;
 use crate::event::{CustomId, Data, Event, EventId, EventName, Topic};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::wire::http::{EscapeFault, percent_decoded};
+use crate::wire::json::without_white_space;
 use crate::wire::sse::GAP_EVENT;
 
 /// What a publisher may say about an event besides its topic and data.
@@ -222,25 +223,6 @@ fn text_of(data: &RawValue, line: &str) -> Result<Data, Refusal> {
         without_white_space(json)
     };
     Ok(Data::string(text))
-}
-
-/// Valid JSON without the white space between its tokens.
-fn without_white_space(json: &str) -> String {
-    let mut compact = String::with_capacity(json.len());
-    let mut in_string = false;
-    let mut escaped = false;
-    for c in json.chars() {
-        if in_string {
-            in_string = escaped || c != '"';
-            escaped = !escaped && c == '\\';
-        } else if matches!(c, ' ' | '\t' | '\r' | '\n') {
-            continue;
-        } else {
-            in_string = c == '"';
-        }
-        compact.push(c);
-    }
-    compact
 }
 
 /// The parser's words with the column alone: it saw one line, so its "line 1" would mislead.

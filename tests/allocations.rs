@@ -29,7 +29,7 @@ use crowd::{Crowd, Subscription};
 const SUBSCRIBERS: usize = 1_000;
 const BURST: usize = 16;
 /// More than the shard's list of all events in its windows ever holds.
-const WARM_UP_EVENTS: usize = 1_600;
+const WARM_UP_EVENTS: usize = 4_800;
 const STEADY_ROUNDS: usize = 200;
 
 struct Scene {

@@ -22,7 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("close", &[]),
     ("topic_pattern", &["event"]),
     ("printed", &[]),
-    ("wire", &["event", "close"]),
+    ("wire", &["event", "close", "topic_pattern"]),
     ("config/limits", &["event", "wire"]),
     ("refusal", &["config/limits"]),
     ("publishing", &["event", "wire", "config/limits", "refusal"]),

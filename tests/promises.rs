@@ -19,6 +19,7 @@ mod promises {
     mod client_publish;
     mod control;
     mod control_room;
+    mod conversation;
     mod dashboard;
     mod delivery;
     mod echo;
@@ -39,6 +40,7 @@ mod promises {
     mod shutdown;
     mod stalled_reader;
     mod start_up;
+    mod starts;
     mod topics;
     mod websocket;
 }

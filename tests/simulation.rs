@@ -29,6 +29,8 @@ use fanwave::metrics::{FamilyCounters, ShardMetrics, ShardReport};
 use fanwave::shard::{Shard, ShardSetup, Turn};
 use tokio::sync::oneshot;
 
+#[path = "simulation/conversation.rs"]
+mod conversation;
 #[path = "simulation/memory.rs"]
 mod memory;
 #[path = "simulation/publishers.rs"]

@@ -43,10 +43,16 @@ fn request((format, topics): &Subscription<'_>) -> String {
     match format {
         Format::Sse => format!("GET /sse?{query} HTTP/1.0\r\n\r\n"),
         Format::SseChunked => format!("GET /sse?{query} HTTP/1.1\r\nHost: bench\r\n\r\n"),
-        Format::WebSocket => format!(
-            "GET /ws?{query} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        ),
+        Format::WebSocket | Format::Json => {
+            let offer = match format {
+                Format::Json => "Sec-WebSocket-Protocol: fanwave.v1.json\r\n",
+                _ => "",
+            };
+            format!(
+                "GET /ws?{query} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{offer}\r\n"
+            )
+        }
     }
 }
 

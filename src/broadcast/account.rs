@@ -4,7 +4,7 @@
 //! Invariants worth naming:
 //! - An event counts from when the hub makes it until the last holder lets go of it and of its
 //!   frames: queues, windows of all shards, sends in the kernel. It counts once, with all frames
-//!   that it can have.
+//!   that it keeps.
 //! - The hub alone adds, and asks for room before; everybody subtracts. So the bounds are never
 //!   exceeded.
 //! - History is at most half of the memory, and of one topic at most half of what that topic may

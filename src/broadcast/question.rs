@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::event::Topic;
 use crate::metrics::{ShardReport, SlowReport, TopicReport};
+use crate::wire::Family;
 
 /// Which topics a shard shall tell of.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub enum TopicQuery {
 pub enum Question {
     /// Its counters and histograms.
     Counters(oneshot::Sender<ShardReport>),
+    /// How many subscribers these topics have there, by family.
+    Presence(Arc<[Topic]>, oneshot::Sender<Vec<[u64; Family::COUNT]>>),
     /// The subscribers whose sends wait longest.
     Slow(oneshot::Sender<Vec<SlowReport>>),
     /// What it knows of some topics.
@@ -45,6 +48,7 @@ impl Question {
     pub fn is_given_up(&self) -> bool {
         match self {
             Question::Counters(answer) => answer.is_closed(),
+            Question::Presence(_, answer) => answer.is_closed(),
             Question::Slow(answer) => answer.is_closed(),
             Question::Topics(_, answer) => answer.is_closed(),
         }

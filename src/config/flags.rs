@@ -210,14 +210,14 @@ limit_flags! {
         /// Age of these events
         window_ms_max: Millis;
         /// Memory of all events alive with their frames, those that slow subscribers still lack
-        /// included; one topic has at most a quarter; at least --window-bytes-max and 80 x
-        /// --message-bytes-max + 60,528 B
+        /// included; one topic has at most a quarter; at least --window-bytes-max and 112 x
+        /// --message-bytes-max + 80,704 B
         window_bytes_total_max: Size;
     }
     "Queues and sends" {
         /// Events accepted and not yet broadcast; beyond it publishers get 503
         hub_queue_events_max: Count;
-        /// Memory of these events with their frames, at least 5 x --message-bytes-max + 3,783 B
+        /// Memory of these events with their frames, at least 7 x --message-bytes-max + 5,044 B
         hub_queue_bytes_max: Size;
         /// Broadcasts waiting for one shard; a full queue holds the hub back
         shard_queue_batches_max: Count;
@@ -435,7 +435,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 26] = [
+        let cases: [Case<'_>; 27] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--port", "8080"], &[], &["--port", "--listen 0.0.0.0:8080"]),
             (&["--shards=1", "--host"], &[], &["--host", "--listen 0.0.0.0:8080"]),
@@ -453,6 +453,7 @@ pub(crate) mod tests {
             (&["--log", "fanwave=loud"], &[], &["--log"]),
             (&["--log", "loud"], &[], &["--log", "`loud` is no level", "trace, or target=level"]),
             (&["--log", "info, inof"], &[], &["--log", "`inof` is no level"]),
+            (&["--log-format", "yaml"], &[], &["--log-format", "json"]),
             (&["--window-bytes-max", "8MB"], &[], &["--window-bytes-max", "8MiB"]),
             (&["--heartbeat-ms", "15s"], &[], &["--heartbeat-ms", "milliseconds"]),
             (&["--heartbeat-ms", "1"], &[], &["--heartbeat-ms", "1000"]),
@@ -522,8 +523,11 @@ pub(crate) mod tests {
             ("message-bytes-max", "[1 to 1GiB]"),
             ("drain-ms-max", "[at most 2000000000]"),
             ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,261 B)"),
-            ("window-bytes-total-max", "at least --window-bytes-max and 80 x --message-bytes-max + 60,528 B"),
-            ("hub-queue-bytes-max", "at least 5 x --message-bytes-max + 3,783 B"),
+            (
+                "window-bytes-total-max",
+                "at least --window-bytes-max and 112 x --message-bytes-max + 80,704 B",
+            ),
+            ("hub-queue-bytes-max", "at least 7 x --message-bytes-max + 5,044 B"),
         ] {
             assert!(text(flag).contains(bounds), "--{flag}: no {bounds:?} in {}", text(flag));
         }
@@ -541,13 +545,13 @@ pub(crate) mod tests {
             ];
             config(&flags.each_ref().map(String::as_str), &[]).map(drop)
         };
-        let total = 80 * 1_000 + 60_528;
-        assert_eq!(sizes(4 * 2_261, total, 8_783), Ok(()));
+        let total = 112 * 1_000 + 80_704;
+        assert_eq!(sizes(4 * 2_261, total, 12_044), Ok(()));
         for (flag, refused) in [
-            ("--window-bytes-max ", sizes(4 * 2_261 - 1, total, 8_783)),
-            ("--window-bytes-total-max ", sizes(4 * 2_261, total - 1, 8_783)),
-            ("--window-bytes-total-max ", sizes(total + 1, total, 8_783)),
-            ("--hub-queue-bytes-max ", sizes(4 * 2_261, total, 8_782)),
+            ("--window-bytes-max ", sizes(4 * 2_261 - 1, total, 12_044)),
+            ("--window-bytes-total-max ", sizes(4 * 2_261, total - 1, 12_044)),
+            ("--window-bytes-total-max ", sizes(total + 1, total, 12_044)),
+            ("--hub-queue-bytes-max ", sizes(4 * 2_261, total, 12_043)),
         ] {
             assert!(refused.expect_err(flag).starts_with(flag), "{flag}");
         }

@@ -413,6 +413,9 @@ pub const HELD_BACK_MAX: usize = 1_024;
 /// latest is owed a pong (RFC 6455 §5.5.3), and a client that does not read must not make us
 /// remember.
 pub const PONGS_BYTES_MAX: usize = 4 << 10;
+/// Bytes of answers to commands that may wait to be sent; then nothing more is received from their
+/// client until they are. A client has as many again in its receive buffers, at most.
+pub const REPLIES_BYTES_MAX: usize = 16 << 10;
 /// Bytes of echoes that may wait behind a send in flight (`--diagnostic-echo`); a client that sends
 /// more without reading is closed as stalled. All receive buffers may be one client's in a turn.
 pub const ECHO_WAITING_BYTES_MAX: usize = 1 << 20;
@@ -465,6 +468,9 @@ pub const UPLINK_PUBLISHES_MAX: usize = 1_024;
 /// Bytes of one shard's publishes on their way to the hub, from which on no further one is queued;
 /// the last one may be of any size. The hub takes so much in some milliseconds.
 pub const UPLINK_BYTES_MAX: usize = 4 << 20;
+/// Asks of one shard's clients for a topic's subscribers that have no answer yet; what comes beyond is
+/// told to come again. Each is a look at a table on every shard.
+pub const PRESENCES_MAX: usize = 64;
 /// Publishes of one client that have no answer yet; then nothing more is received from it until
 /// half of them are answered. Enough for a client that does not wait for answers, and few beside
 /// [`UPLINK_PUBLISHES_MAX`], so that one client does not take all places.
@@ -552,8 +558,8 @@ pub const PAGE_TOPICS: usize = 1_000;
 pub const LISTINGS_MAX: usize = 2;
 /// Largest `limit`. Bounds the answer; the next page goes on after its last name.
 pub const PAGE_TOPICS_MAX: usize = 10_000;
-/// Of a control listener's connections, one in so many is kept for `/healthz` and statistics when all
-/// others are at work.
+/// Of a control listener's connections, one in so many is kept for `/healthz` and statistics when
+/// all others are at work.
 pub const CONTROL_SPARE_SHARE: usize = 8;
 /// The most that are kept so; each of them is answered at once.
 pub const CONTROL_SPARE_MAX: usize = 16;

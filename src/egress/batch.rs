@@ -28,8 +28,9 @@ impl Ledger {
 /// Where the bytes are.
 #[derive(Debug)]
 pub enum Payload {
-    /// An answer to one connection.
-    Answer(Bytes),
+    /// Bytes that nobody else counts: an answer to one connection, or a frame that its event does
+    /// not keep.
+    Own(Bytes),
     /// One frame, shared with the windows of all shards.
     Frame(Bytes),
     /// Small frames, laid out one behind the other once.
@@ -42,7 +43,7 @@ impl Payload {
     /// Total bytes.
     fn len(&self) -> usize {
         match self {
-            Payload::Answer(bytes) | Payload::Frame(bytes) => bytes.len(),
+            Payload::Own(bytes) | Payload::Frame(bytes) => bytes.len(),
             Payload::Contiguous(bytes) => bytes.len(),
             Payload::Vectored(segments) => segments.iter().map(Bytes::len).sum(),
         }
@@ -51,7 +52,7 @@ impl Payload {
     /// Bytes that no event counts.
     fn own(&self) -> usize {
         match self {
-            Payload::Answer(bytes) => bytes.len(),
+            Payload::Own(bytes) => bytes.len(),
             Payload::Contiguous(bytes) => bytes.len(),
             Payload::Frame(_) | Payload::Vectored(_) => 0,
         }
@@ -95,7 +96,7 @@ impl Batch {
     /// An answer to one connection: a head, a control frame, a notice.
     pub fn answer(bytes: impl Into<Bytes>, ledger: &Ledger) -> Rc<Batch> {
         let mut batch = Batch::empty(ledger);
-        batch.fill(Payload::Answer(bytes.into()), 0);
+        batch.fill(Payload::Own(bytes.into()), 0);
         Rc::new(batch)
     }
 
@@ -162,7 +163,7 @@ impl Batch {
     pub fn segments(&self) -> Option<&[Bytes]> {
         match &self.payload {
             Payload::Vectored(segments) => Some(segments),
-            Payload::Answer(_) | Payload::Frame(_) | Payload::Contiguous(_) => None,
+            Payload::Own(_) | Payload::Frame(_) | Payload::Contiguous(_) => None,
         }
     }
 
@@ -171,7 +172,7 @@ impl Batch {
     #[inline]
     pub fn bytes_at(&self, offset: usize) -> &[u8] {
         match &self.payload {
-            Payload::Answer(bytes) | Payload::Frame(bytes) => &bytes[offset..],
+            Payload::Own(bytes) | Payload::Frame(bytes) => &bytes[offset..],
             Payload::Contiguous(bytes) => &bytes[offset..],
             Payload::Vectored(segments) => bytes_within(segments, offset),
         }

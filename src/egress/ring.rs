@@ -171,8 +171,8 @@ pub trait EgressRing {
     /// Tells `handle` all completions that are there now; returns how many.
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize;
 
-    /// True if nothing is queued and nothing waits to be reaped; from then on what happens wakes the
-    /// shard, by its doorbell or where it sleeps in the ring itself.
+    /// True if nothing is queued and nothing waits to be reaped; from then on what happens wakes
+    /// the shard, by its doorbell or where it sleeps in the ring itself.
     fn may_sleep(&mut self) -> bool;
 
     /// The shard is awake: completions need not wake it.

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::topics::{Recorded, TopicTable};
-use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused};
+use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Wanted};
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::SINGLES_SHARE;
@@ -26,6 +26,11 @@ use crate::log::Pace;
 use crate::publishing::reserved;
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 use crate::wire::Format;
+
+/// No frame is longer than so many times the weight of its event: a line break, the dearest of all
+/// bytes, takes 7 on an event stream, and what frames have besides is less than what an event
+/// weighs besides.
+const FRAME_GROWTH_MAX: usize = 7;
 
 /// What the hub counts, from the start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,11 +83,17 @@ pub struct Intake {
     stalled: bool,
     /// The log knows that publishers are refused for lack of room; until the queue is empty.
     full_told: bool,
-    /// Of warnings that publishers are refused for lack of room, and because subscribers are behind.
+    /// Of warnings that publishers are refused for lack of room, and because subscribers are
+    /// behind.
     full_pace: Pace,
     behind_pace: Pace,
     /// True from the begin of the drain on; nothing is accepted then.
     draining: bool,
+    /// The time of day, as it was told last, in milliseconds since 1970.
+    unix_ms: u64,
+    /// Formats that had subscribers at the last flush: between two of them what an event weighs
+    /// does not change.
+    wanted: Wanted,
     topics: TopicTable,
     counters: HubCounters,
     queue_events_max: usize,
@@ -126,6 +137,8 @@ impl Intake {
             full_pace: Pace::DETAIL,
             behind_pace: Pace::WARNING,
             draining: false,
+            unix_ms: 0,
+            wanted: Wanted::NONE,
             topics: TopicTable::new(limits.topics_max, memory),
             counters: HubCounters::default(),
             queue_events_max: limits.hub_queue_events_max,
@@ -134,6 +147,16 @@ impl Intake {
             batch_bytes_max: limits.batch_bytes_max(),
             frame_bytes_max: limits.frame_bytes_max(),
         }
+    }
+
+    /// Tells the time of day, which the events from now on were taken in at.
+    pub fn tell_time(&mut self, unix_ms: u64) {
+        self.unix_ms = unix_ms;
+    }
+
+    /// Memory that `event` would take now.
+    pub fn memory_of(&self, event: &Event) -> usize {
+        Encoded::memory_of(event) + Encoded::memory_of_rare(event, self.wanted)
     }
 
     /// Whether an event of `topic` that takes so much memory would be taken now. An empty queue
@@ -168,7 +191,7 @@ impl Intake {
         if let Some(frame) = self.frame_too_long(&event) {
             return self.refuse(frame);
         }
-        if let Err(no_room) = self.room(&event.topic, Encoded::memory_of(&event)) {
+        if let Err(no_room) = self.room(&event.topic, self.memory_of(&event)) {
             return self.refuse_for_room(no_room, &event.topic, intake);
         }
         if let Some(refusal) = reserved(&event) {
@@ -180,11 +203,12 @@ impl Intake {
         self.counters.events += 1;
         self.counters.bytes += bytes as u64;
         let encoded = Encoded::new(event, self.epoch, self.sequence, intake);
+        let encoded = encoded.taken_at(self.unix_ms).keeping(self.wanted);
         let encoded = encoded.forgetting(forgets).counted_in(&account);
         self.events += 1;
         self.bytes += encoded.memory();
         for format in Format::ALL {
-            if self.demand.wants(format) {
+            if self.demand.wants(format) && encoded.keeps(format) {
                 encoded.frame(format);
             }
         }
@@ -197,13 +221,19 @@ impl Intake {
 
     /// The refusal of an event one of whose frames would be longer than any may be.
     fn frame_too_long(&self, event: &Event) -> Option<Refusal> {
-        let longest = Format::ALL.map(|format| format.frame_bytes_max(event)).into_iter().max()?;
+        if event.weight() * FRAME_GROWTH_MAX <= self.frame_bytes_max {
+            return None;
+        }
+        let frames = Format::ALL.map(|format| (format.frame_bytes_max(event), format));
+        let (longest, format) = frames.into_iter().max_by_key(|(bytes, _)| *bytes)?;
         (longest > self.frame_bytes_max).then(|| {
-            let text = format!(
-                "the event would take {longest} bytes on an event stream, at most {} are allowed: \
-                 each line of its data costs 7 more",
-                self.frame_bytes_max
-            );
+            let (place, reason) = match format {
+                Format::Json => ("in JSON", "each control character of its name costs 5 more"),
+                _ => ("on an event stream", "each line of its data costs 7 more"),
+            };
+            let most = self.frame_bytes_max;
+            let text =
+                format!("the event would take {longest} bytes {place}, at most {most} are allowed: {reason}");
             Refusal::new(RefusalReason::TooLarge, text)
         })
     }
@@ -248,6 +278,7 @@ impl Intake {
     /// Hands what is queued to every shard, in as few batches as the limits allow, until done or
     /// until a shard's queue is full.
     pub fn flush(&mut self) -> Flushed {
+        self.wanted = self.demand.wanted();
         loop {
             if self.sending.is_none() {
                 match self.next_batch() {
@@ -492,6 +523,12 @@ mod tests {
         assert_eq!(intake.counters().refused.get(RefusalReason::TooLarge), 1);
         intake.accept(event(&"\n".repeat(2_900)), Stamp(0)).expect("20,307 bytes and an id");
         intake.accept(event(&"x".repeat(10_000)), Stamp(0)).expect("a long line costs 7 bytes");
+        intake.accept(event(&"\u{1}".repeat(10_000)), Stamp(0)).expect("JSON takes it as base64");
+        intake.accept(event(&"\"".repeat(10_000)), Stamp(0)).expect("a quote costs one byte more");
+        let name = EventName::new(&"\u{1}".repeat(255)).expect("a name");
+        let long = Event { name: Some(name), ..event(&"\"".repeat(10_000)) };
+        let refusal = intake.accept(long, Stamp(0)).expect_err("a name of 1,532 bytes");
+        assert!(refusal.text.contains("in JSON"), "{refusal}");
     }
 
     #[test]
@@ -553,8 +590,9 @@ mod tests {
     fn an_event_is_encoded_before_it_leaves_for_the_formats_that_have_subscribers() {
         let (mut intake, inboxes) = intake(1, 8, &Limits::default());
         // What lies within another frame brings that one.
-        let steps =
-            [(None, 3), (Some(Format::SseChunked), 2), (Some(Format::Sse), 1), (Some(Format::WebSocket), 0)];
+        let mut steps = vec![(None, 3), (Some(Format::Sse), 2), (Some(Format::WebSocket), 1)];
+        // An event that weighs the frames of a rare format came after the flush that saw its need.
+        steps.extend([(Some(Format::Json), 1), (None, 0)]);
         for (wanted, absent) in steps {
             if let Some(format) = wanted {
                 intake.demand.begin(format);
@@ -563,6 +601,33 @@ mod tests {
             intake.flush();
             let sent = format!("{:?}", inboxes[0].try_recv());
             assert_eq!(sent.matches("<uninit>").count(), absent, "{sent}");
+        }
+    }
+
+    /// Else every event would weigh what nobody asks for.
+    #[test]
+    fn json_weighs_in_events_that_come_while_somebody_reads_it_and_in_no_others() {
+        let (mut intake, inboxes) = intake(1, 8, &Limits::default());
+        let take = |intake: &mut Intake| {
+            intake.tell_time(1_764_460_800_000);
+            intake.accept(event("x"), Stamp(0)).expect("room");
+            intake.flush();
+            let Some(Message::Batch(batch)) = inboxes[0].try_recv() else { panic!("a batch") };
+            batch.events[0].clone()
+        };
+        let plain = take(&mut intake);
+        assert_eq!(plain.memory(), Encoded::memory_of(&event("x")));
+        intake.demand.begin(Format::Json);
+        intake.flush();
+        let wanted = take(&mut intake);
+        let json = Format::Json.frame_bytes_max(&event("x"));
+        assert_eq!(wanted.memory(), plain.memory() + json);
+        assert_eq!(intake.topics().memory().held(), plain.memory() + wanted.memory());
+        for (encoded, is_kept) in [(plain, false), (wanted, true)] {
+            let (frame, again) = (encoded.frame(Format::Json), encoded.frame(Format::Json));
+            assert_eq!(frame, again);
+            assert!(frame.ends_with(br#""data":"x","time":1764460800000}"#), "{frame:?}");
+            assert_eq!(frame.as_ptr() == again.as_ptr(), is_kept);
         }
     }
 

@@ -28,7 +28,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused};
-use crate::clock::Stamp;
+use crate::clock::{Stamp, unix_ms};
 use crate::config::Config;
 use crate::config::limits::{
     DRAIN_GRACE_MS, GIVE_BACK_MS, GIVE_BACK_PAGE_BYTES, LISTINGS_MAX, SCRAPES_MAX, STALL_RETRY_MS,
@@ -48,6 +48,7 @@ mod listing;
 mod metrics;
 mod openmetrics;
 mod pages;
+mod presence;
 mod process;
 mod refusal;
 mod scrape;
@@ -162,9 +163,9 @@ struct Hub {
     /// Where subscribers connect, as bound.
     listen: Vec<SocketAddr>,
     started: Stamp,
-    started_at: SystemTime,
     /// `started` by the runtime's clock, which a test may hold still.
-    clock_started: Instant,
+    began: Instant,
+    started_at: SystemTime,
     intake: Mutex<Intake>,
     /// Rung when the queue got shorter, and at the drain.
     room: Notify,
@@ -236,6 +237,7 @@ async fn serve(
     let listening = listen::start(doors.control, doors.connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
+    let presences = tokio::spawn(presence::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     tokio::select! {
         biased;
@@ -255,6 +257,7 @@ async fn serve(
     listening.join_all().await;
     retry.abort();
     uplinks.abort();
+    presences.abort();
     give_back.abort();
     let ended = async {
         ends.during(hub.tell_shards(|| Message::End)).await;
@@ -352,8 +355,8 @@ impl Hub {
             egress,
             listen,
             started: Stamp::now(),
+            began: Instant::now(),
             started_at: SystemTime::now(),
-            clock_started: Instant::now(),
             intake: Mutex::new(intake),
             room: Notify::new(),
             stalled: Notify::new(),
@@ -367,7 +370,7 @@ impl Hub {
 
     /// Now, by the runtime's clock.
     fn now(&self) -> Stamp {
-        self.started.plus(self.clock_started.elapsed())
+        self.started.plus(self.began.elapsed())
     }
 
     /// The state behind the lock; never hold it across an await.
@@ -392,9 +395,18 @@ impl Hub {
 
     /// Takes one event in and broadcasts it at once.
     fn publish(&self, event: Event) -> Result<u64, Refusal> {
-        let sequence = self.change(|intake| intake.accept(event, self.now()))?;
+        let sequence = self.change(|intake| {
+            intake.tell_time(unix_ms());
+            intake.accept(event, self.now())
+        })?;
         self.flush();
         Ok(sequence)
+    }
+
+    /// The time of a chunk of a stream's body, which the intake is told too.
+    fn intake_time(&self) -> Stamp {
+        self.intake().tell_time(unix_ms());
+        self.now()
     }
 
     /// Takes one event in; [`Hub::flush`] once the body chunk is used up.

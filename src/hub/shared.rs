@@ -1,7 +1,7 @@
 //! One answer for all who ask at the same time: hundreds of parallel scrapes cost the shards two.
 //!
-//! An answer is as new as its asker wants: what it tells was gathered after the question came. Those
-//! who ask while one is being gathered share the next one.
+//! An answer is as new as its asker wants: what it tells was gathered after the question came.
+//! Those who ask while one is being gathered share the next one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

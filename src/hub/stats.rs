@@ -11,7 +11,7 @@ use serde::ser::Serializer;
 
 use super::{Hub, RefusalCounts};
 use crate::broadcast::Question;
-use crate::close::{CLOSE_TABLE, CloseReason};
+use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
 use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport};
 use crate::wire::Family;
 
@@ -118,6 +118,8 @@ struct Counts {
     /// What clients wanted to publish and was not taken, here or at the hub.
     refused: RefusalCounts,
     pauses: u64,
+    commands: u64,
+    command_errors: ByCode,
     enters: u64,
     sleeps: u64,
     zero_copy: ZeroCopy,
@@ -165,6 +167,15 @@ pub(super) struct ByFamily<T>(pub(super) [T; Family::COUNT]);
 impl<T: Serialize> Serialize for ByFamily<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(Family::ALL.iter().zip(&self.0).map(|(family, value)| (family.label(), value)))
+    }
+}
+
+/// Commands that were not carried out; an object by code.
+struct ByCode([u64; ErrorCode::COUNT]);
+
+impl Serialize for ByCode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(ERROR_TABLE.iter().zip(&self.0).map(|((_, code), count)| (code, count)))
     }
 }
 
@@ -259,6 +270,8 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
         published: metrics.published,
         refused: metrics.refused.clone(),
         pauses: metrics.pauses,
+        commands: metrics.commands,
+        command_errors: ByCode(metrics.command_errors),
         enters: metrics.enters,
         sleeps: metrics.sleeps,
         zero_copy: ZeroCopy { sends: metrics.zero_copy_sends, copied: metrics.zero_copy_copied },
@@ -302,6 +315,8 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         published,
         refused,
         pauses,
+        commands,
+        command_errors,
         enters,
         sleeps,
         zero_copy_sends,
@@ -323,6 +338,10 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     total.published += published;
     total.refused.add_all(refused);
     total.pauses += pauses;
+    total.commands += commands;
+    for (total, one) in total.command_errors.iter_mut().zip(command_errors) {
+        *total += one;
+    }
     total.enters += enters;
     total.sleeps += sleeps;
     total.zero_copy_sends += zero_copy_sends;

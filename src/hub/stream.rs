@@ -25,7 +25,6 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::{Hub, Refusal, RefusalReason, Stage};
-use crate::broadcast::Encoded;
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{ERROR_LINES_MAX, LINGER_MS_MAX};
@@ -169,7 +168,7 @@ impl Reading {
 
     /// Takes in the lines that `chunk` completes. `Err` holds the line at which the drain began.
     async fn take_chunk(&mut self, chunk: &[u8]) -> Result<(), u64> {
-        let mut intake_at = self.hub.now();
+        let mut intake_at = self.hub.intake_time();
         let mut rest = chunk;
         while let Some(line) = self.lines.next(&mut rest) {
             let Some((number, event)) = read(line, &self.hub.config.limits) else { continue };
@@ -189,7 +188,7 @@ impl Reading {
             self.tell(number, &broken);
             return Ok(());
         }
-        let mut now = self.hub.now();
+        let mut now = self.hub.intake_time();
         self.take(number, event, &mut now).await
     }
 
@@ -208,10 +207,10 @@ impl Reading {
                 return Ok(());
             }
         };
-        let memory = Encoded::memory_of(&event);
+        let memory = self.hub.intake().memory_of(&event);
         if self.hub.intake().room_for_stream(&event.topic, memory).is_err() {
             self.hub.wait_for_room(&event.topic, memory).await.map_err(|_| number)?;
-            *intake_at = self.hub.now();
+            *intake_at = self.hub.intake_time();
         }
         let id = event.id.clone();
         match self.hub.accept(event, *intake_at) {

@@ -13,7 +13,7 @@ use std::task::Poll;
 
 use super::{Hub, Intake};
 use crate::broadcast::{Answer, Outbox, Publish, Taken};
-use crate::clock::Stamp;
+use crate::clock::{Stamp, unix_ms};
 use crate::config::limits::{UPLINK_ROUND_MAX, UPLINK_SHARE};
 
 /// Serves the uplinks as long as the hub lives: while it drains, clients are told so.
@@ -54,6 +54,7 @@ impl Hub {
 fn accept_round(intake: &mut Intake, first: usize, now: Stamp) -> Vec<Vec<Answer>> {
     let shards = intake.outboxes().len();
     let mut answers: Vec<Vec<Answer>> = (0..shards).map(|_| Vec::new()).collect();
+    intake.tell_time(unix_ms());
     let mut left = UPLINK_ROUND_MAX;
     let mut idle = 0;
     let mut turn = first;

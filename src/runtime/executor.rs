@@ -18,7 +18,7 @@ use glommio::io::BufferedFile;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use rustix::process::{Resource, getrlimit};
 
-use super::{Dated, RuntimeError};
+use super::{Dated, LockedMemory, RuntimeError};
 use crate::broadcast::{Doorbell, Inbox};
 use crate::clock::Stamp;
 use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, EXECUTOR_MEMLOCK_BYTES, TICK_MS};
@@ -27,9 +27,9 @@ use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
 use crate::shard::{Shard, ShardSetup, Turn};
 
 /// Fails if the process may not lock the memory that an executor wants.
-pub fn check_locked_memory() -> Result<(), RuntimeError> {
+pub fn check_locked_memory() -> Result<(), LockedMemory> {
     let allowed = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
-    if allowed < EXECUTOR_MEMLOCK_BYTES { Err(RuntimeError::LockedMemory { allowed }) } else { Ok(()) }
+    if allowed < EXECUTOR_MEMLOCK_BYTES { Err(LockedMemory { allowed }) } else { Ok(()) }
 }
 
 /// Starts the executor; see [`super::spawn_shard`].

@@ -22,19 +22,29 @@ mod thread;
 
 pub use executor::check_locked_memory;
 
+/// The process may lock less memory than glommio wants.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the limit of locked memory (memlock) is {} KiB, an executor needs {} KiB",
+    .allowed >> 10, EXECUTOR_MEMLOCK_BYTES >> 10
+)]
+pub struct LockedMemory {
+    /// Bytes that it may lock.
+    pub allowed: u64,
+}
+
+impl LockedMemory {
+    /// What the operator can do.
+    pub const REMEDY: &str = "raise ulimit -l";
+}
+
 /// Why a shard does not run: cause and remedy. A fault of the operator's system or ours; a retry
 /// does not help.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// The process may lock less memory than glommio wants.
-    #[error(
-        "the limit of locked memory (memlock) is {} KiB, an executor needs {} KiB: raise ulimit -l",
-        .allowed >> 10, EXECUTOR_MEMLOCK_BYTES >> 10
-    )]
-    LockedMemory {
-        /// Bytes that it may lock.
-        allowed: u64,
-    },
+    #[error("{0}: {remedy}", remedy = LockedMemory::REMEDY)]
+    LockedMemory(#[from] LockedMemory),
     /// The thread of an executor could not be started.
     #[error("cannot start an executor on CPU {cpu}: {source}{}", remedy_of(source))]
     Start {

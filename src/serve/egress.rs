@@ -6,7 +6,7 @@ use crate::config::{Egress, Sockets};
 use crate::egress::RingError;
 use crate::egress::uring::{frees_direct_descriptors, try_out};
 use crate::hub::EgressReport;
-use crate::runtime::{RuntimeError, check_locked_memory};
+use crate::runtime::{LockedMemory, check_locked_memory};
 
 /// What epoll costs, for operators.
 const COST: &str =
@@ -54,7 +54,7 @@ pub(super) fn choose(wanted: Egress, sockets: Sockets) -> Result<Choice, ServeEr
         Egress::Auto => Ok(match try_out() {
             Err(error) => without_uring(&error),
             Ok(()) => match check_locked_memory() {
-                Err(error) => without_memory(&error),
+                Err(lack) => without_memory(&lack),
                 Ok(()) => uring(sockets, "it works here"),
             },
         }),
@@ -78,21 +78,22 @@ fn uring(sockets: Sockets, why: &str) -> Choice {
 }
 
 fn epoll(why: String, remedy: Option<String>) -> Choice {
-    let fell_back = remedy.is_some();
     let report = EgressReport { ring: "epoll", sockets: "plain", why, cost: Some(COST), remedy };
-    Choice { ring: Ring::Epoll, report, fell_back }
+    Choice { ring: Ring::Epoll, report, fell_back: false }
+}
+
+/// epoll in the place of io_uring, which fails for this cause; the remedy may be empty.
+fn instead(cause: &str, remedy: &str) -> Choice {
+    let remedy = Some(remedy).filter(|remedy| !remedy.is_empty()).map(str::to_string);
+    Choice { fell_back: true, ..epoll(format!("no io_uring: {cause}"), remedy) }
 }
 
 fn without_uring(error: &RingError) -> Choice {
-    let why = format!("no io_uring: {}: {}", error.what, error.source);
-    epoll(why, Some(error.remedy.trim_start_matches("; ").into()))
+    instead(&format!("{}: {}", error.what, error.source), error.remedy.trim_start_matches("; "))
 }
 
-/// What an executor lacks is said with its remedy behind a colon.
-fn without_memory(error: &RuntimeError) -> Choice {
-    let text = error.to_string();
-    let (why, remedy) = text.rsplit_once(": ").unwrap_or((&text, ""));
-    epoll(format!("no io_uring: {why}"), Some(remedy.into()))
+fn without_memory(lack: &LockedMemory) -> Choice {
+    instead(&lack.to_string(), LockedMemory::REMEDY)
 }
 
 impl Choice {
@@ -125,13 +126,15 @@ mod tests {
             "no io_uring: making an io_uring: Operation not permitted (os error 1)"
         );
         assert_eq!(choice.report.remedy.as_deref(), Some("let it pass"));
-        let choice = without_memory(&RuntimeError::LockedMemory { allowed: 64 << 10 });
+        let choice = without_memory(&LockedMemory { allowed: 64 << 10 });
         assert_eq!(
             choice.report.why,
             "no io_uring: the limit of locked memory (memlock) is 64 KiB, an executor needs 512 KiB"
         );
         assert_eq!(choice.report.remedy.as_deref(), Some("raise ulimit -l"));
         assert!(choice.fell_back && choice.ring == Ring::Epoll);
+        let choice = without_uring(&RingError { remedy: "", ..error });
+        assert!(choice.fell_back && choice.report.remedy.is_none(), "nothing is known to help");
     }
 
     #[test]

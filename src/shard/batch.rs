@@ -90,8 +90,9 @@ pub struct Batches {
     spare_segments: Vec<Vec<Bytes>>,
     ledger: Ledger,
     send_bytes_max: usize,
-    /// The events of the run being built.
+    /// The events of the run being built, and their frames.
     run: Vec<Arc<Encoded>>,
+    frames: Vec<Bytes>,
     /// Topics with news of the connection being served.
     news: Vec<TopicIndex>,
     /// By topic of `news`, the sequence after which its events are sent if that is beyond the
@@ -112,6 +113,7 @@ impl Batches {
             ledger: ledger.clone(),
             send_bytes_max,
             run: Vec::new(),
+            frames: Vec::new(),
             news: Vec::new(),
             starts: Vec::new(),
             next: Vec::new(),
@@ -206,32 +208,40 @@ impl Batches {
         match batch.recycle() {
             Payload::Contiguous(bytes) => keep(&mut self.spare_bytes, bytes),
             Payload::Vectored(segments) => keep(&mut self.spare_segments, segments),
-            Payload::Answer(_) | Payload::Frame(_) => {}
+            Payload::Own(_) | Payload::Frame(_) => {}
         }
         for event in &self.run {
             batch.note(event.intake);
         }
         let to = self.run.last().expect("there is news").sequence;
-        let payload = match self.run.as_slice() {
-            [event] => Payload::Frame(event.frame(format).clone()),
-            run if run.iter().all(|event| event.frame(format).len() <= CONTIGUOUS_FRAME_BYTES_MAX) => {
-                let mut bytes = self.spare_bytes.pop().unwrap_or_default();
-                let len = run.iter().map(|event| event.frame(format).len()).sum::<usize>();
+        // Frames that their events do not keep belong to this batch.
+        let are_kept = self.run.iter().all(|event| event.keeps(format));
+        let len = self.frames.iter().map(Bytes::len).sum::<usize>();
+        let payload = match self.frames.as_mut_slice() {
+            [frame] if are_kept => Payload::Frame(std::mem::take(frame)),
+            [frame] => Payload::Own(std::mem::take(frame)),
+            frames if !are_kept || frames.iter().all(|frame| frame.len() <= CONTIGUOUS_FRAME_BYTES_MAX) => {
+                // Frames differ in length by format: a run takes the least buffer that fits it.
+                let spare = self.spare_bytes.iter().enumerate();
+                let fitting = spare.filter(|(_, spare)| spare.capacity() >= len);
+                let mut bytes = match fitting.min_by_key(|(_, spare)| spare.capacity()) {
+                    Some((at, _)) => self.spare_bytes.swap_remove(at),
+                    None => self.spare_bytes.pop().unwrap_or_default(),
+                };
                 bytes.reserve(len.next_power_of_two().max(BUFFER_BYTES_MIN));
-                for event in run {
-                    bytes.extend_from_slice(event.frame(format));
-                }
+                frames.iter().for_each(|frame| bytes.extend_from_slice(frame));
                 Payload::Contiguous(bytes)
             }
-            run => {
+            frames => {
                 let mut segments = self.spare_segments.pop().unwrap_or_default();
-                segments.reserve(run.len().next_power_of_two().max(BUFFER_SEGMENTS_MIN));
-                segments.extend(run.iter().map(|event| event.frame(format).clone()));
+                segments.reserve(frames.len().next_power_of_two().max(BUFFER_SEGMENTS_MIN));
+                segments.extend(frames.iter_mut().map(std::mem::take));
                 Payload::Vectored(segments)
             }
         };
         batch.fill(payload, to);
         self.run.clear();
+        self.frames.clear();
         let topic = match (self.news.as_slice(), self.starts.as_slice()) {
             ([only], []) => Some(*only),
             _ => None,
@@ -263,11 +273,13 @@ impl Batches {
                 .filter_map(|(at, (topic, index))| Some((at, topics.get(*topic).window.get(*index)?)))
                 .min_by_key(|(_, event)| event.sequence);
             let Some((at, event)) = oldest else { break };
-            bytes += event.frame(format).len();
+            let frame = event.frame(format);
+            bytes += frame.len();
             if bytes > self.send_bytes_max && !self.run.is_empty() {
                 break;
             }
             self.run.push(event.clone());
+            self.frames.push(frame);
             self.next[at] += 1;
         }
         low

@@ -141,6 +141,50 @@ impl Memberships {
         cursor
     }
 
+    /// Puts one in, whose stream begins after `from`, for a subscriber at `cursor`. All others go on
+    /// where they were. Returns the cursor from which all do: `from`, if that is lower.
+    pub fn add(&mut self, member: Membership, cursor: u64, from: u64) -> u64 {
+        let mut starts: Vec<u64> = self.iter_from(cursor).map(|(_, from)| from).collect();
+        let place = self.as_slice().binary_search_by_key(&member.topic, |member| member.topic);
+        let at = place.expect_err("a subscriber has a topic once");
+        starts.insert(at, from);
+        match self {
+            Memberships::None => *self = Memberships::One(member),
+            Memberships::One(one) => {
+                let mut members = vec![*one; 2];
+                members[at] = member;
+                *self = Memberships::from(members);
+            }
+            Memberships::Many(several) => {
+                several.members.reserve_exact(1);
+                several.members.insert(at, member);
+            }
+        }
+        self.start_after(starts)
+    }
+
+    /// Takes the one of `topic` out, if it is there, for a subscriber at `cursor`. Returns it and
+    /// the cursor of the others, which go on where they were.
+    pub fn remove(&mut self, topic: TopicIndex, cursor: u64) -> Option<(Membership, u64)> {
+        let at = self.as_slice().binary_search_by_key(&topic, |member| member.topic).ok()?;
+        let mut starts: Vec<u64> = self.iter_from(cursor).map(|(_, from)| from).collect();
+        starts.remove(at);
+        let member = match self {
+            Memberships::None => return None,
+            Memberships::One(_) => {
+                let one = self.pop();
+                return one.map(|one| (one, cursor));
+            }
+            Memberships::Many(several) => several.members.remove(at),
+        };
+        if let Memberships::Many(several) = self
+            && let [one] = several.members.as_slice()
+        {
+            *self = Memberships::One(*one);
+        }
+        Some((member, self.start_after(starts)))
+    }
+
     /// Takes the last one out.
     pub fn pop(&mut self) -> Option<Membership> {
         match self {
@@ -385,6 +429,45 @@ mod tests {
             let address: SocketAddr = text.parse().expect("an address");
             assert_eq!(SocketAddr::from(Peer::from(address)), address);
         }
+    }
+
+    fn member(topic: TopicIndex) -> Membership {
+        Membership { topic, position: 0 }
+    }
+
+    #[test]
+    fn topics_come_and_go_and_the_others_stay_where_they_were() {
+        let mut memberships = Memberships::None;
+        let places = |memberships: &Memberships, cursor| memberships.iter_from(cursor).collect::<Vec<_>>();
+        assert_eq!(memberships.add(member(7), 0, 50), 50);
+        assert_eq!(memberships.add(member(3), 60, 60), 60, "nobody is behind");
+        assert!(!memberships.has_starts());
+        assert_eq!(memberships.add(member(5), 60, 40), 40, "a topic from before sets the cursor back");
+        assert_eq!(places(&memberships, 40), [(3, 60), (5, 40), (7, 60)]);
+        assert_eq!(memberships.add(member(1), 45, 90), 45);
+        assert_eq!(places(&memberships, 45), [(1, 90), (3, 60), (5, 45), (7, 60)]);
+        assert_eq!(memberships.remove(2, 45), None, "it is no topic of it");
+        assert_eq!(memberships.remove(5, 45), Some((member(5), 60)));
+        assert_eq!(places(&memberships, 60), [(1, 90), (3, 60), (7, 60)]);
+        assert_eq!(memberships.remove(3, 60), Some((member(3), 60)));
+        assert_eq!(memberships.remove(7, 60), Some((member(7), 90)), "the last one begins later");
+        assert!(matches!(memberships, Memberships::One(one) if one == member(1)));
+        assert_eq!(memberships.remove(1, 90), Some((member(1), 90)));
+        assert!(memberships.as_slice().is_empty());
+    }
+
+    /// 138 bytes are those of a connection with one topic (`benches`, resident memory).
+    #[test]
+    fn ten_topics_take_little_memory() {
+        let mut memberships = Memberships::None;
+        for topic in 0..10 {
+            memberships.add(member(topic), 5, 5);
+        }
+        let Memberships::Many(several) = &memberships else { panic!("ten of them") };
+        let places = 2 * several.members.len() * size_of::<Slot>();
+        let lists = several.members.capacity() * size_of::<Membership>() + several.starts.capacity() * 8;
+        let all = size_of::<Connection>() + size_of::<Several>() + lists + places;
+        assert!(all <= 400, "{all} bytes");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::egress::{EgressRing, RingError};
 
 mod access;
 pub mod batch;
+mod commands;
 pub mod connections;
 mod echo;
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod publishers;
 mod raw;
 mod reap;
 mod slow;
+mod start;
 mod state;
 mod subscribe;
 mod sweep;
@@ -60,7 +62,7 @@ pub struct Shard<R> {
 impl<R: EgressRing> Shard<R> {
     /// A shard without connections.
     pub fn new(setup: ShardSetup, ring: R, mut inbox: Inbox, now: Stamp) -> Shard<R> {
-        let state = State::new(setup, inbox.take_uplink(), now);
+        let state = State::new(setup, inbox.take_uplink(), inbox.take_asker(), now);
         Shard { ring, inbox, state, told_to_end: false }
     }
 
@@ -83,6 +85,7 @@ impl<R: EgressRing> Shard<R> {
         let messages = self.take_messages();
         let state = &mut self.state;
         // Before what clients say: they may say more once they are answered.
+        state.take_crowds();
         state.take_answers();
         if !state.held_back.is_empty() {
             state.ask_again();

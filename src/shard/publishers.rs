@@ -14,6 +14,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::commands::Conversation;
 use super::connections::{Phase, Session};
 use super::state::State;
 use crate::broadcast::{Answer, Outcome, Publish, Ticket, Uplink};
@@ -34,6 +35,10 @@ pub(super) enum Until {
     Room,
     /// The answer to its last publish.
     Quiet,
+    /// That what it was answered is sent.
+    Sent,
+    /// An event on its way.
+    Event,
 }
 
 impl Until {
@@ -42,6 +47,7 @@ impl Until {
         match self {
             Until::Room => unanswered <= UNANSWERED_MAX / 2,
             Until::Quiet => unanswered == 0,
+            Until::Sent | Until::Event => false,
         }
     }
 }
@@ -56,12 +62,15 @@ struct Client {
     paused: Option<Paused>,
     /// What has come of a message that is not whole.
     message: Message,
+    /// Its commands under way.
+    conversation: Conversation,
 }
 
 impl Client {
     /// True if there is nothing to remember of it.
     fn is_idle(&self) -> bool {
-        self.unanswered == 0 && self.paused.is_none() && self.message == Message::default()
+        let is_quiet = self.unanswered == 0 && self.paused.is_none();
+        is_quiet && self.message == Message::default() && self.conversation.is_over()
     }
 }
 
@@ -207,6 +216,47 @@ impl Publishers {
         }
     }
 
+    /// The commands of a client, if it is remembered.
+    pub(super) fn conversation(&mut self, slot: Slot) -> Option<&mut Conversation> {
+        self.clients.get_mut(&slot).map(|client| &mut client.conversation)
+    }
+
+    /// The commands of a client, which is remembered from now on.
+    pub(super) fn conversation_of(&mut self, slot: Slot) -> &mut Conversation {
+        &mut self.client(slot).conversation
+    }
+
+    /// True if the hub owes the client an answer to a command.
+    pub(super) fn awaits_hub(&self, slot: Slot) -> bool {
+        !self.clients.is_empty()
+            && self.clients.get(&slot).is_some_and(|client| client.conversation.awaits_hub())
+    }
+
+    /// Forgets a client of which there is nothing to remember.
+    pub(super) fn forget_if_idle(&mut self, slot: Slot) {
+        if !self.clients.is_empty() && self.clients.get(&slot).is_some_and(Client::is_idle) {
+            self.clients.remove(&slot);
+        }
+    }
+
+    /// Counts something that the client asks of the hub, and names it.
+    pub(super) fn ticket(&mut self, slot: Slot) -> Ticket {
+        let client = self.client(slot);
+        client.unanswered += 1;
+        Ticket { slot, number: client.number, tag: 0 }
+    }
+
+    /// What a paused client waits for has come.
+    pub(super) fn let_go_on(&mut self, slot: Slot, waits_for: Until) {
+        if self.paused == 0 {
+            return;
+        }
+        let Some(Client { number, paused: Some(paused), .. }) = self.clients.get_mut(&slot) else { return };
+        if paused.until == waits_for && !std::mem::replace(&mut paused.is_due, true) {
+            self.due.push_back((slot, *number));
+        }
+    }
+
     /// Wakes the hub for what was queued in this turn.
     pub(super) fn wake_hub(&mut self) {
         self.uplink.wake_hub();
@@ -225,12 +275,18 @@ impl Publishers {
     fn client(&mut self, slot: Slot) -> &mut Client {
         self.clients.entry(slot).or_insert_with(|| {
             self.number += 1;
-            Client { number: self.number, unanswered: 0, paused: None, message: Message::default() }
+            Client {
+                number: self.number,
+                unanswered: 0,
+                paused: None,
+                message: Message::default(),
+                conversation: Conversation::default(),
+            }
         })
     }
 
     /// Notes an answer. False if its client has left.
-    fn note(&mut self, ticket: Ticket) -> bool {
+    pub(super) fn note(&mut self, ticket: Ticket) -> bool {
         let Some(client) = self.clients.get_mut(&ticket.slot).filter(|client| client.number == ticket.number)
         else {
             return false;
@@ -368,7 +424,8 @@ impl State {
     fn answered(&mut self, slot: Slot, _tag: u64, outcome: Outcome) {
         match self.connections.get(slot).session {
             Session::Posts(_) => self.post_answered(slot, outcome),
-            Session::Handshake(_) | Session::Sse | Session::WebSocket(_) | Session::Echo(_) => {}
+            Session::WebSocket(_) => self.command_answered(slot, outcome),
+            Session::Handshake(_) | Session::Sse | Session::Echo(_) => {}
         }
     }
 }

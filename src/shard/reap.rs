@@ -138,7 +138,10 @@ impl State {
             return;
         }
         connection.offset = 0;
-        let owes = connection.missed || connection.control.is_some() || connection.phase != Phase::Open;
+        // A client that waits for this goes on.
+        let waits = self.publishers.is_paused(slot);
+        let owes =
+            waits || connection.missed || connection.control.is_some() || connection.phase != Phase::Open;
         connection.missed = false;
         let format = connection.format;
         self.note_taken(format, &batch, 1);

@@ -12,18 +12,18 @@ use bytes::Bytes;
 
 use super::access::Access;
 use super::batch::Batches;
-use super::connections::{Connections, Phase};
+use super::connections::{Connections, Membership, Phase};
 use super::publishers::Publishers;
 use super::slow::SlowSends;
 use super::ticks::{DrainPass, Look};
 use super::topics::Topics;
-use crate::broadcast::{Demand, Drain, EncodedBatch, Memory, Question, TopicQuery, Uplink};
+use crate::broadcast::{Asker, Demand, Drain, EncodedBatch, Memory, Question, TopicQuery, Uplink};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::config::limits::{TICK_MS, TOPICS_PER_ANSWER_MAX};
 use crate::egress::{Batch, Ledger, Slot};
-use crate::event::Epoch;
+use crate::event::{Epoch, Topic};
 use crate::log::Pace;
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
 use crate::wire::{Family, Format};
@@ -100,6 +100,11 @@ pub struct State {
     pub(super) topics: Topics,
     pub(super) batches: Batches,
     pub(super) publishers: Publishers,
+    pub(super) asker: Asker,
+    /// Answers to the commands of one client that are to be sent together; empty between two.
+    pub(super) replies: Vec<u8>,
+    /// An empty buffer for the next message of a client.
+    pub(super) message: Vec<u8>,
     pub(super) ledger: Ledger,
     pub(super) metrics: ShardMetrics,
     /// What was sent, as far as the ring has told which sends it did not take.
@@ -152,7 +157,7 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(setup: ShardSetup, uplink: Uplink, now: Stamp) -> State {
+    pub(super) fn new(setup: ShardSetup, uplink: Uplink, asker: Asker, now: Stamp) -> State {
         let ledger = Ledger::default();
         let answers = Answers {
             heartbeat: Format::ALL
@@ -163,6 +168,9 @@ impl State {
             topics: Topics::new(&setup.config.limits),
             batches: Batches::new(setup.config.limits.send_bytes_max, &ledger),
             publishers: Publishers::new(uplink),
+            asker,
+            replies: Vec::new(),
+            message: Vec::new(),
             ledger,
             metrics: ShardMetrics::default(),
             settled: Default::default(),
@@ -288,20 +296,7 @@ impl State {
         }
         let format = self.connections.get(slot).format;
         while let Some(member) = self.connections.get_mut(slot).memberships.pop() {
-            let Some((moved, under_way)) = self.topics.leave(member.topic, member.position, format.family())
-            else {
-                continue;
-            };
-            let connection = self.connections.get_mut(moved);
-            let members = connection.memberships.as_mut_slice();
-            let place = members.binary_search_by_key(&member.topic, |place| place.topic);
-            members[place.expect("a subscriber knows its topics")].position = member.position;
-            if under_way {
-                // The elevator may miss it.
-                let from = connection.memberships.begins_after(member.topic, connection.cursor);
-                self.topics.meet(member.topic, from, false);
-                self.mark_ready(moved);
-            }
+            self.leave_topic(member, format);
         }
         let family = format.family();
         let subscribers = &mut self.subscribers[format.index()];
@@ -310,6 +305,22 @@ impl State {
             self.setup.demand.end(format);
         }
         self.metrics.families[family.index()].connections -= 1;
+    }
+
+    /// A subscriber with this place in a topic is one no more.
+    pub(super) fn leave_topic(&mut self, member: Membership, format: Format) {
+        let left = self.topics.leave(member.topic, member.position, format.family());
+        let Some((moved, under_way)) = left else { return };
+        let connection = self.connections.get_mut(moved);
+        let members = connection.memberships.as_mut_slice();
+        let place = members.binary_search_by_key(&member.topic, |place| place.topic);
+        members[place.expect("a subscriber knows its topics")].position = member.position;
+        if under_way {
+            // The elevator may miss it.
+            let from = connection.memberships.begins_after(member.topic, connection.cursor);
+            self.topics.meet(member.topic, from, false);
+            self.mark_ready(moved);
+        }
     }
 
     /// `Some` if the log takes another line about a connection for this reason now: with the number
@@ -330,6 +341,7 @@ impl State {
     pub(super) fn reply(&self, question: Question, enters: u64) {
         match question {
             Question::Counters(answer) => drop(answer.send(self.report(enters))),
+            Question::Presence(topics, answer) => drop(answer.send(self.crowds(&topics))),
             Question::Slow(answer) => drop(answer.send(self.slowest())),
             Question::Topics(query, answer) => drop(answer.send(self.list(&query))),
         }
@@ -359,6 +371,14 @@ impl State {
             sequence: self.sequence,
             subscribers_max: self.setup.connections_max as u64,
         }
+    }
+
+    fn crowds(&self, topics: &[Topic]) -> Vec<[u64; Family::COUNT]> {
+        let here = |topic: &Topic| {
+            let index = self.topics.find(topic);
+            index.map_or([0; Family::COUNT], |index| self.topics.get(index).by_family.map(u64::from))
+        };
+        topics.iter().map(here).collect()
     }
 
     fn list(&self, query: &TopicQuery) -> Vec<TopicReport> {

@@ -1,9 +1,10 @@
 //! What a client says: its request head, and afterwards its WebSocket frames.
 //!
-//! A head becomes a subscriber with a cursor, or an answer and the end. Resuming is starting with
-//! an older cursor; what the windows no longer hold is told as a gap before the first event.
+//! A head becomes a subscriber with a cursor, or an answer and the end. Where its topics begin is
+//! found in `start`.
 
 use super::connections::{Membership, Memberships, Phase, Session, TopicIndex};
+use super::publishers::Until;
 use super::state::State;
 use crate::close::CloseReason;
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, RETURN_MS_MIN, RETURN_MS_SPREAD};
@@ -11,21 +12,10 @@ use crate::config::{Config, SseRefusals};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
 use crate::refusal::RefusalReason;
-use crate::wire::gap::{Gap, GapReason};
-use crate::wire::http::{Answer, Head, HeadRules, LastEventId, Manner, RefusedRequest, Subscribe};
+use crate::wire::gap::Gap;
+use crate::wire::http::{Answer, Head, HeadRules, Manner, RefusedRequest, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
 use crate::wire::{Family, Format, http, websocket};
-
-/// Where a stream begins.
-struct Start {
-    cursor: u64,
-    /// What is missing between the event that the client named and where its topics begin.
-    gap: Option<Gap>,
-    /// The client named no event, or one of a process that is gone: it is given an id to come back
-    /// with, should it leave before the first event. A client that named another one goes on naming
-    /// it until then.
-    is_new: bool,
-}
 
 /// What the operator allows in a request head.
 pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
@@ -126,7 +116,7 @@ impl State {
     /// True if the request names an event by a publisher's id that no window here holds, while
     /// events are on their way to us.
     fn must_wait(&self, slot: Slot, request: &Subscribe) -> bool {
-        let Some(id) = &request.last_event_id else { return false };
+        let Some(id) = request.start.after() else { return false };
         if self.held_back.len() >= HELD_BACK_MAX || self.is_held_back(slot) {
             return false;
         }
@@ -146,6 +136,7 @@ impl State {
         let due: Vec<Slot> =
             self.held_back.extract_if(.., |held| held.1 <= sequence).map(|held| held.0).collect();
         for slot in due {
+            self.publishers.let_go_on(slot, Until::Event);
             let connection = self.connections.get_mut(slot);
             let Session::Handshake(head) = &mut connection.session else { continue };
             let mut head = std::mem::take(head);
@@ -221,7 +212,7 @@ impl State {
         indexes.sort_unstable();
         let members = indexes.into_iter().map(|topic| Membership { topic, position: 0 });
         let mut memberships = Memberships::from(members.collect::<Vec<_>>());
-        let start = self.start(&mut memberships, request.last_event_id);
+        let start = self.start(&mut memberships, &request.start);
         for at in 0..memberships.as_slice().len() {
             let topic = memberships.as_slice()[at].topic;
             let from = memberships.begins_after(topic, start.cursor);
@@ -268,48 +259,6 @@ impl State {
         counters.connections += 1;
     }
 
-    /// Sets where a subscriber of these topics begins: now, or after the event that it names.
-    fn start(&self, memberships: &mut Memberships, last_event_id: Option<LastEventId>) -> Start {
-        let Some(after) = last_event_id else {
-            return Start { cursor: self.sequence, gap: None, is_new: true };
-        };
-        let named = self.named_by(memberships, &after);
-        // From its start on each topic is whole.
-        let start = |member: &Membership| match named {
-            Some(named) if self.topics.get(member.topic).window.evicted() <= named => named,
-            _ => self.topics.get(member.topic).window.evicted(),
-        };
-        let starts: Vec<u64> = memberships.as_slice().iter().map(start).collect();
-        let lost = memberships.as_slice().iter().zip(&starts).filter(|(_, start)| named != Some(**start));
-        let topics = self.names(lost.map(|(member, _)| member.topic));
-        let after = after.as_str();
-        let is_new = named.is_none() && after.parse::<EventId>().is_ok();
-        let reason = if named.is_some() { GapReason::Expired } else { GapReason::Unknown };
-        let gap = (!topics.is_empty()).then(|| Gap { after: Some(after.to_string()), reason, topics });
-        Start { cursor: memberships.start_after(starts), gap, is_new }
-    }
-
-    /// The sequence that a client means by its last event id, if that is any of ours in one of its
-    /// readings.
-    fn named_by(&self, memberships: &Memberships, id: &LastEventId) -> Option<u64> {
-        id.readings().find_map(|id| self.sequence_of(memberships, id))
-    }
-
-    /// The sequence that a last event id stands for, if it is one of ours or of an event in these
-    /// windows. Ours are taken at their word: nobody remembers who got which event.
-    fn sequence_of(&self, memberships: &Memberships, id: &str) -> Option<u64> {
-        if let Ok(ours) = id.parse::<EventId>()
-            && ours.epoch == self.setup.epoch
-        {
-            // Another shard may be ahead of us.
-            return (ours.sequence <= self.setup.demand.newest()).then_some(ours.sequence);
-        }
-        let windows = memberships.as_slice().iter().map(|member| &self.topics.get(member.topic).window);
-        // Of several events with this id the oldest, so that nothing after the one that was meant
-        // is lost.
-        windows.filter_map(|window| window.oldest_with_id(id)).min()
-    }
-
     /// The names of these topics.
     pub(super) fn names(&self, topics: impl Iterator<Item = TopicIndex>) -> Vec<Topic> {
         topics.map(|topic| self.topics.get(topic).name.clone()).collect()
@@ -324,6 +273,9 @@ impl State {
 
     /// WebSocket frames from the client of `slot`, perhaps in part.
     fn handle_frames(&mut self, slot: Slot, bytes: &mut [u8]) {
+        if self.connections.get(slot).format == Format::Json {
+            return self.handle_commands(slot, bytes);
+        }
         if let Some(topic) = self.publishes_to(slot).cloned() {
             return self.handle_raw(slot, bytes, &topic);
         }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use super::batch::{News, Run};
 use super::connections::{Memberships, Phase, TopicIndex};
+use super::publishers::Until;
 use super::state::State;
 use crate::close::CloseReason;
 use crate::config::OverrunPolicy;
@@ -290,9 +291,11 @@ impl State {
         if self.send_owed(slot, ring) {
             return;
         }
+        self.publishers.let_go_on(slot, Until::Sent);
         self.send_news(slot, at_hand, ring);
         let connection = self.connections.get(slot);
         let has_everything = !connection.is_owed() && connection.turn != self.turn;
+        let has_everything = has_everything && !self.publishers.awaits_hub(slot);
         if self.drain.is_some() && connection.phase == Phase::Open && has_everything {
             self.hang_up(slot, CloseReason::Draining, "the server is draining");
         } else if connection.ended && connection.phase == Phase::Open {
@@ -311,8 +314,8 @@ impl State {
         let connection = self.connections.get(slot);
         let is_lacking = |(topic, from)| self.topics.get(topic).window.newest() > from;
         let lacks_some = connection.memberships.iter_from(connection.cursor).any(is_lacking);
-        if self.publishers.is_paused(slot) {
-            // What it said before its end is still to be read. It is marked when it goes on.
+        if self.publishers.is_paused(slot) || self.publishers.awaits_hub(slot) {
+            // What it said before its end is still to be read. It is marked when it goes on, or is answered.
         } else if lacks_some || connection.is_owed() {
             self.mark_ready(slot);
         } else {
@@ -331,8 +334,12 @@ impl State {
             (None, Some(batch)) => (batch, SendMode::Instant),
             (None, None) => return false,
         };
+        // The rest of a batch moved the cursor when it was handed over first; a command may have set
+        // it back since.
+        let cursor = self.connections.get(slot).cursor;
         // It may be owed more: an elevator may have passed meanwhile.
         self.submit_send(slot, &batch, mode, true, ring);
+        self.connections.get_mut(slot).cursor = cursor;
         true
     }
 

@@ -28,7 +28,7 @@ use lap::Lap;
 use super::connections::TopicIndex;
 use super::forgotten::Forgotten;
 use super::names::Names;
-use super::window::{Weight, Window};
+use super::window::{Cut, Weight, Window};
 use crate::broadcast::{Account, Crowd, Encoded};
 use crate::clock::Stamp;
 use crate::config::Limits;
@@ -294,13 +294,13 @@ impl Topics {
         loop {
             let window = &self.get(index).window;
             let weight = window.weight();
-            let fits = window.len() <= quota.events
-                && weight.published <= quota.bytes
-                && weight.memory <= quota.topic_memory;
-            if fits {
+            if window.len() > quota.events || weight.published > quota.bytes {
+                self.evict(index, Window::evict);
+            } else if weight.memory > quota.topic_memory {
+                self.evict(index, Window::cut);
+            } else {
                 break;
             }
-            self.evict(index);
         }
         while self.weight.memory > quota.memory {
             self.evict_oldest();
@@ -325,8 +325,37 @@ impl Topics {
             if now.ns_since(front.intake) <= self.quota.age_ns {
                 break;
             }
-            self.evict_oldest();
+            self.evict(index, Window::evict);
+            self.forget_if_unused(index);
         }
+    }
+
+    /// The sequence after which the events of a topic's history come that are at most `ms` old, and
+    /// whether some of those have left it for want of memory.
+    pub fn since(&self, index: TopicIndex, ms: u64, now: Stamp) -> (u64, bool) {
+        let stamp = Stamp(now.0.saturating_sub(ms.saturating_mul(1_000_000)));
+        let window = &self.get(index).window;
+        let cut = self.promised_cut(window, now).filter(|cut| cut.intake >= stamp);
+        (window.before_intake(stamp), cut.is_some())
+    }
+
+    /// The sequence after which the last `events` events of a topic's history come, and whether
+    /// some of those have left it for want of memory.
+    pub fn last(&self, index: TopicIndex, events: u64, now: Stamp) -> (u64, bool) {
+        let window = &self.get(index).window;
+        let events = usize::try_from(events).unwrap_or(usize::MAX);
+        let is_short = window.len() < events && self.promised_cut(window, now).is_some();
+        (window.before_last(events), is_short)
+    }
+
+    /// The newest event that is no history any more although the bounds of that have room for it.
+    fn promised_cut(&self, window: &Window, now: Stamp) -> Option<Cut> {
+        let quota = &self.quota;
+        window.last_cut().filter(|cut| {
+            now.ns_since(cut.intake) <= quota.age_ns
+                && window.len() < quota.events
+                && window.weight().published + cut.published <= quota.bytes
+        })
     }
 
     /// Sends the elevator of each topic with an excess round, if it rests: subscribers may have
@@ -364,12 +393,12 @@ impl Topics {
         }
     }
 
-    /// Takes the oldest event of one topic out of its history; it stays as excess while it is
-    /// needed.
-    fn evict(&mut self, index: TopicIndex) {
+    /// Takes the oldest event of one topic out of its history, by its bounds ([`Window::evict`]) or
+    /// for want of memory ([`Window::cut`]); it stays as excess while it is needed.
+    fn evict(&mut self, index: TopicIndex, how: fn(&mut Window) -> Weight) {
         let topic = self.get_mut(index);
         let Some(front) = topic.window.front().map(|event| event.sequence) else { return };
-        let weight = topic.window.evict();
+        let weight = how(&mut topic.window);
         let next = topic.window.front().map(|event| event.sequence);
         self.by_front.remove(&front);
         if let Some(next) = next {
@@ -401,8 +430,14 @@ impl Topics {
     /// Takes the oldest event of all out of its history.
     fn evict_oldest(&mut self) {
         let Some((_, &index)) = self.by_front.first_key_value() else { return };
-        self.evict(index);
+        self.evict(index, Window::cut);
         self.forget_if_unused(index);
+    }
+
+    /// Takes the oldest event of all out of its history, as for want of memory.
+    #[cfg(test)]
+    pub fn forget_oldest(&mut self) {
+        self.evict_oldest();
     }
 
     /// Removes a topic without subscribers that has no events either, or that the hub has
@@ -412,7 +447,7 @@ impl Topics {
             return;
         }
         while self.get(index).hub_forgot && !self.get(index).window.is_empty() {
-            self.evict(index);
+            self.evict(index, Window::cut);
         }
         let window = &self.get(index).window;
         if window.is_empty() && window.excess() == 0 {

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use super::ids::Ids;
 use crate::broadcast::Encoded;
+use crate::clock::Stamp;
 
 /// Events that fit before the memory of a shrunken window is given back.
 const EVENTS_KEPT: usize = 32;
@@ -54,6 +55,17 @@ impl Weight {
     }
 }
 
+/// An event that left a history before the bounds of that history asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Its sequence.
+    pub sequence: u64,
+    /// When the hub took it in.
+    pub intake: Stamp,
+    /// Bytes that it counted as published.
+    pub published: usize,
+}
+
 /// Events of one topic.
 #[derive(Debug, Default)]
 pub struct Window {
@@ -70,6 +82,8 @@ pub struct Window {
     evicted: u64,
     /// Sequence of the newest event ever seen.
     newest: u64,
+    /// The newest event that left the history for want of memory.
+    cut: Option<Cut>,
     /// Where publishers' ids stand.
     ids: Ids,
 }
@@ -103,6 +117,40 @@ impl Window {
         self.excess_memory += weight.memory;
         self.weight.remove(weight);
         weight
+    }
+
+    /// Does the same for want of memory: less is left than was promised.
+    pub fn cut(&mut self) -> Weight {
+        let cut = self.front().map(|event| Cut {
+            sequence: event.sequence,
+            intake: event.intake,
+            published: event.weight(),
+        });
+        self.cut = cut.or(self.cut);
+        self.evict()
+    }
+
+    /// The event that left the history last, if it left for want of memory.
+    pub fn last_cut(&self) -> Option<Cut> {
+        self.cut.filter(|cut| cut.sequence == self.evicted)
+    }
+
+    /// The sequence after which the last `events` events of the history come, all of it if it has
+    /// fewer.
+    pub fn before_last(&self, events: usize) -> u64 {
+        self.before(self.events.len() - events.min(self.len()))
+    }
+
+    /// The sequence after which the events of the history come that were taken in at `stamp` or
+    /// later.
+    pub fn before_intake(&self, stamp: Stamp) -> u64 {
+        // The hub's stamps rise with its sequences.
+        self.before(self.events.partition_point(|event| event.intake < stamp).max(self.excess))
+    }
+
+    /// Sequence of the event before the one at `index` of the history.
+    fn before(&self, index: usize) -> u64 {
+        if index == self.excess { self.evicted } else { self.events[index - 1].sequence }
     }
 
     /// Drops the excess up to `sequence`, `most` events at most. Returns how many events that were,

@@ -1,5 +1,5 @@
 //! The table of formats: how events, signs of life, notices and ends look on a connection. An open
-//! set: compressed forms and the JSON envelope come later.
+//! set: compressed forms come later.
 //!
 //! Everything that depends on the format of a subscriber is a field of [`FormatSpec`], so that a
 //! new [`Format`] does not compile before its row says all of it. What is counted and told to
@@ -10,7 +10,7 @@
 use bytes::Bytes;
 
 use super::gap::Gap;
-use super::{chunked, sse, websocket};
+use super::{chunked, json, sse, websocket};
 use crate::event::{Epoch, Event, EventId};
 
 /// The protocol of a subscriber, as operators count it.
@@ -53,6 +53,9 @@ pub enum Format {
     SseChunked = 1,
     /// One WebSocket message per event, its payload the event's data (RFC 6455 §5).
     WebSocket = 2,
+    /// `fanwave.v1.json`: one WebSocket text message per event, a JSON object with all that the
+    /// publisher said.
+    Json = 3,
 }
 
 /// One row of the table.
@@ -77,13 +80,29 @@ pub struct FormatSpec {
     pub close: fn(Option<u16>, &str) -> Bytes,
 }
 
+/// What the hub gives an event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Given {
+    /// The process that gives the sequence.
+    pub epoch: Epoch,
+    /// The hub's number of the event.
+    pub sequence: u64,
+    /// Milliseconds since 1970 at the intake.
+    pub unix_ms: u64,
+}
+
 /// Where the frame of an event comes from.
 #[derive(Debug)]
 pub enum Frame {
     /// It is made, and takes memory of its own.
     Made {
+        /// Which of an event's cells holds it.
+        cell: usize,
+        /// An event counts it and keeps it only if it came while this format had subscribers. Of
+        /// others the frame is made for each batch that needs it, as for a subscriber that resumes.
+        is_rare: bool,
         /// Makes it.
-        encode: fn(&Event, Epoch, u64) -> Bytes,
+        encode: fn(&Event, &Given) -> Bytes,
         /// The most bytes that it may have, whatever the sequence is. Takes a look at the data.
         bytes_max: fn(&Event) -> usize,
     },
@@ -111,7 +130,12 @@ static TABLE: [FormatSpec; Format::COUNT] = [
     FormatSpec {
         format: Format::SseChunked,
         family: Family::EventStream,
-        frame: Frame::Made { encode: chunked::encode_event, bytes_max: chunked::frame_bytes_max },
+        frame: Frame::Made {
+            cell: 0,
+            is_rare: false,
+            encode: |event, given| chunked::encode_event(event, given.epoch, given.sequence),
+            bytes_max: chunked::frame_bytes_max,
+        },
         heartbeat: chunked::HEARTBEAT,
         heartbeat_is_answered: false,
         opening: Some(|at| chunked::chunk(&sse::opening(at))),
@@ -122,24 +146,48 @@ static TABLE: [FormatSpec; Format::COUNT] = [
         format: Format::WebSocket,
         family: Family::WebSocket,
         frame: Frame::Made {
-            encode: |event, _, _| websocket::encode_event(event),
+            cell: 1,
+            is_rare: false,
+            encode: |event, _| websocket::encode_event(event),
             bytes_max: websocket::frame_bytes_max,
         },
         heartbeat: websocket::PING,
         heartbeat_is_answered: true,
         opening: None,
         gap: |gap| websocket::text_frame(&gap.json()).into(),
-        close: |code, detail| code.map_or(Bytes::new(), |code| websocket::close_frame(code, detail).into()),
+        close: websocket_close,
+    },
+    FormatSpec {
+        format: Format::Json,
+        family: Family::WebSocket,
+        frame: Frame::Made {
+            cell: 2,
+            is_rare: true,
+            encode: json::encode_event,
+            bytes_max: json::frame_bytes_max,
+        },
+        heartbeat: websocket::PING,
+        heartbeat_is_answered: true,
+        opening: None,
+        gap: |gap| websocket::text_frame(&gap.json()).into(),
+        close: websocket_close,
     },
 ];
 
+fn websocket_close(code: Option<u16>, detail: &str) -> Bytes {
+    code.map_or(Bytes::new(), |code| websocket::close_frame(code, detail).into())
+}
+
 impl Format {
     /// How many formats there are; arrays by format have this length.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
     /// Formats whose frames take memory of their own.
-    pub const MADE: usize = 2;
+    pub const MADE: usize = 3;
+    /// Those of them that every event keeps.
+    pub const KEPT: usize = 2;
     /// Every format, by index.
-    pub const ALL: [Format; Format::COUNT] = [Format::Sse, Format::SseChunked, Format::WebSocket];
+    pub const ALL: [Format; Format::COUNT] =
+        [Format::Sse, Format::SseChunked, Format::WebSocket, Format::Json];
 
     /// The index into arrays by format.
     #[inline]
@@ -157,6 +205,11 @@ impl Format {
     #[inline]
     pub fn family(self) -> Family {
         self.spec().family
+    }
+
+    /// True if events keep its frame only where it has subscribers as they come.
+    pub fn is_rare(self) -> bool {
+        matches!(self.spec().frame, Frame::Made { is_rare: true, .. })
     }
 
     /// The most memory that the frame of `event` may take, whatever its sequence. Takes a look at
@@ -178,8 +231,13 @@ mod tests {
         for format in Format::ALL {
             assert_eq!((format.spec().format, format.index()), (format, format as usize));
         }
-        let made = |format: &Format| matches!(format.spec().frame, Frame::Made { .. });
-        assert_eq!(Format::ALL.iter().filter(|format| made(format)).count(), Format::MADE);
+        let cell = |format: &Format| match format.spec().frame {
+            Frame::Made { cell, .. } => Some(cell),
+            Frame::Within { .. } => None,
+        };
+        let cells: Vec<usize> = Format::ALL.iter().filter_map(cell).collect();
+        assert_eq!(Format::KEPT, Format::MADE - Format::ALL.iter().filter(|format| format.is_rare()).count());
+        assert_eq!(cells, (0..Format::MADE).collect::<Vec<_>>(), "each has a cell of its own");
         for (at, family) in Family::ALL.into_iter().enumerate() {
             assert_eq!(family.index(), at);
             assert!(Format::ALL.iter().any(|format| format.family() == family));

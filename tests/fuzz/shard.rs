@@ -158,7 +158,7 @@ impl World {
 
     fn operate(&mut self, input: &mut Input<'_>, is_draining: &mut bool) {
         let operation = input.byte() % 19;
-        let slot = if operation < 9 || operation > 16 { input.below(SOCKETS) as Slot } else { 0 };
+        let slot = if !(9..=16).contains(&operation) { input.below(SOCKETS) as Slot } else { 0 };
         let is_open = self.shard.ring_mut().is_open(slot);
         match operation {
             0 | 1 => {

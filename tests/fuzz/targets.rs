@@ -10,24 +10,26 @@ use fanwave::broadcast::Encoded;
 use fanwave::clock::Stamp;
 use fanwave::event::{Data, Epoch, Event, EventId};
 use fanwave::publishing::{Line, Lines, parse_line, parse_options, parse_text, parse_topic_path};
-use fanwave::wire::Format;
+use fanwave::wire::envelope::{self, Command, Fault, Reply, Request};
 use fanwave::wire::http::{
     BodyReader, Head, HeadRules, Manner, Origins, PostHead, Subprotocols, begins_post, parse_head, parse_post,
 };
 use fanwave::wire::sse_parser::Parser;
-use fanwave::wire::websocket::{Decoder, Incoming};
+use fanwave::wire::websocket::{Decoder, Incoming, text_of};
+use fanwave::wire::{Family, Format};
 
 /// A target: its name is that of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Target; 7] = [
+pub const ALL: [Target; 8] = [
     ("request_head", request_head),
     ("target_and_query", target_and_query),
     ("websocket_decoder", websocket_decoder),
     ("ndjson_lines", ndjson_lines),
     ("single_publish", single_publish),
     ("sse_parser", sse_parser),
+    ("commands", commands),
     ("whole_shard", super::shard::whole_shard),
 ];
 
@@ -140,7 +142,7 @@ fn check_head(head: &Head, manner: &Manner, bytes: &[u8], rules: &HeadRules<'_>)
             for (at, topic) in subscribe.topics.iter().enumerate() {
                 assert!(!subscribe.topics[..at].contains(topic), "{topic:?} twice");
             }
-            assert_eq!(subscribe.handshake.is_some(), subscribe.format == Format::WebSocket);
+            assert_eq!(subscribe.handshake.is_some(), subscribe.format.family() == Family::WebSocket);
         }
         Head::Echo(_, used) => assert!(rules.echo && *used <= bytes.len()),
         Head::Refused(refusal) => {
@@ -260,7 +262,7 @@ pub fn single_publish(data: &[u8]) {
 /// An event that was accepted fits its frames, and reads back as it was written.
 fn check_event(event: Event) {
     let encoded = Encoded::new(event.clone(), EPOCH, 7, Stamp(0));
-    let frames = Format::ALL.map(|format| encoded.frame(format).clone());
+    let frames = Format::ALL.map(|format| encoded.frame(format));
     let made = Format::ALL.iter().map(|format| format.frame_bytes_max(&event)).sum::<usize>();
     // A frame within another one takes no memory of its own.
     let most = frames.iter().map(Bytes::len).sum::<usize>() - frames[Format::Sse.index()].len();
@@ -268,6 +270,13 @@ fn check_event(event: Event) {
     let (stream, chunk) = (&frames[Format::Sse.index()], &frames[Format::SseChunked.index()]);
     let line = format!("{:x}\r\n", stream.len());
     assert_eq!(*chunk, [line.as_bytes(), stream, b"\r\n"].concat());
+    let json = text_of(&frames[Format::Json.index()]).expect("one whole text message");
+    let json: serde_json::Value = serde_json::from_str(json).expect("an event is JSON");
+    assert_eq!(json["topic"], event.topic.as_str());
+    match json["data"].as_str() {
+        Some(data) => assert_eq!(data.as_bytes(), event.data.bytes()),
+        None => assert!(json["base64"].is_string()),
+    }
     let mut read = Vec::new();
     let mut parser = Parser::new(1 << 20);
     parser.feed(stream, |event| read.push(event)).expect("a short event");
@@ -281,6 +290,32 @@ fn check_event(event: Event) {
         let text = std::str::from_utf8(event.data.bytes()).expect("text is UTF-8");
         // An event stream has one kind of line break.
         assert_eq!(read.data, text.replace("\r\n", "\n").replace('\r', "\n"));
+    }
+}
+
+/// Commands as text messages, one in each line. Whatever they are, the answer is one JSON object with
+/// the `ref` as it was written; a publish that is read can be written in every format.
+pub fn commands(data: &[u8]) {
+    for line in data.split(|byte| *byte == b'\n') {
+        let Ok(text) = std::str::from_utf8(line) else { continue };
+        let (reference, reply) = match &envelope::parse(text) {
+            Ok(Request { reference, command }) => {
+                if let Command::Publish(json) = command
+                    && let Ok(event) = parse_line(json.as_bytes(), MESSAGE_BYTES_MAX)
+                {
+                    check_event(event);
+                }
+                (Some(*reference), envelope::answer(Some(reference), &Reply::Pong))
+            }
+            Err(Fault { reference, code, detail }) => {
+                assert!(detail.len() <= 512, "{detail}");
+                (*reference, envelope::answer(*reference, &Reply::Error { code: *code, detail }))
+            }
+        };
+        let answer = text_of(&reply).expect("one whole text message");
+        let answer: serde_json::Value = serde_json::from_str(answer).expect("an answer is JSON");
+        let reference = reference.map_or(Ok(serde_json::Value::Null), serde_json::from_str);
+        assert_eq!(answer["ref"], reference.expect("a ref is JSON"));
     }
 }
 

@@ -5,12 +5,15 @@
 //! test; the page subscribes with both and reports what it hears. Between the browser and fanwave
 //! stands a relay that the test can cut.
 //!
+//! A third page speaks JSON and publishes by raw messages; a page within it hears an event stream.
+//!
 //! Another page has several event streams: the server is stopped while a stalled reader holds up
 //! its end, started again, and is full.
 //!
 //! Expectation: both get text, several lines, named and binary events. When the event stream is
 //! cut, before its first event or later, the browser comes back by itself and gets exactly what it
-//! missed. At a shutdown the WebSocket closes cleanly with 1001. Neither the drain nor the full
+//! missed. What one page publishes comes to the other; a page that speaks JSON subscribes, unsubscribes
+//! and comes back where it was; text, Blob and ArrayBuffer go both ways. At a shutdown the WebSocket closes cleanly with 1001. Neither the drain nor the full
 //! server ends an event stream for good: each comes back by itself, and gets what the server still
 //! holds.
 
@@ -28,6 +31,7 @@ use crate::support::{Protocol, Server, Subscriber, until, within};
 
 const PAGE: &str = include_str!("../browser/page.html");
 const RETURNING: &str = include_str!("../browser/returning.html");
+const CONVERSATION: &str = include_str!("../browser/conversation.html");
 /// Names of the program, the Debian one first.
 pub const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
 
@@ -59,6 +63,8 @@ async fn serve_one(mut socket: TcpStream, reports: mpsc::UnboundedSender<String>
         ("200 OK", PAGE)
     } else if request.starts_with(b"GET /returning") {
         ("200 OK", RETURNING)
+    } else if request.starts_with(b"GET /conversation") {
+        ("200 OK", CONVERSATION)
     } else if request.starts_with(b"POST /report") {
         let body = &request[head_bytes..head_bytes + body_bytes];
         // The test may have seen enough.
@@ -75,7 +81,7 @@ async fn serve_one(mut socket: TcpStream, reports: mpsc::UnboundedSender<String>
 }
 
 /// Relays connections to `server`; each ends when the number in `cut` changes and its request is an
-/// event stream.
+/// event stream, or a WebSocket without a topic in its path.
 async fn relay(listener: TcpListener, server: SocketAddr, cut: watch::Receiver<u32>) {
     loop {
         let (mut browser, _) = listener.accept().await.expect("a listener accepts");
@@ -88,7 +94,7 @@ async fn relay(listener: TcpListener, server: SocketAddr, cut: watch::Receiver<u
             }
             let Ok(mut upstream) = TcpStream::connect(server).await else { return };
             let relayed = copy_bidirectional(&mut browser, &mut upstream);
-            if start.starts_with(b"GET /sse") {
+            if start.starts_with(b"GET /sse") || start.starts_with(b"GET /ws?") {
                 tokio::select! {
                     _ = relayed => {}
                     _ = cut.changed() => {}
@@ -207,6 +213,92 @@ async fn a_browser_hears_everything_over_both_protocols() {
     })
     .await;
     assert_eq!(server.ended().await.code(), Some(0));
+}
+
+/// The next reports are these; those that begin alike come in this order.
+async fn all(reports: &mut mpsc::UnboundedReceiver<String>, expected: &[&str]) {
+    let kind = |line: &str| line.split(' ').next().unwrap_or_default().to_string();
+    let mut left: Vec<&str> = expected.to_vec();
+    while !left.is_empty() {
+        let line = reported(reports).await;
+        let next = left.iter().position(|other| kind(other) == kind(&line));
+        assert_eq!(next.map(|at| left.remove(at)), Some(line.as_str()), "{left:?} are awaited besides");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs chromium: tests/run installs it"]
+async fn a_browser_speaks_json_and_publishes_to_other_pages() {
+    let server = Server::start(&["--shards", "2", "--client-publish", "chat/*"]);
+    let local = "127.0.0.1:0";
+    let (page, relayed) = (TcpListener::bind(local).await, TcpListener::bind(local).await);
+    let (page, relayed) = (page.expect("a port"), relayed.expect("a port"));
+    let (page_address, relay_address) =
+        (page.local_addr().expect("bound"), relayed.local_addr().expect("bound"));
+    let (sender, mut reports) = mpsc::unbounded_channel();
+    let cut = watch::Sender::new(0);
+    tokio::spawn(serve_page(page, sender));
+    tokio::spawn(relay(relayed, server.data, cut.subscribe()));
+    let _browser = Browser::open(&format!("http://{page_address}/conversation?server={relay_address}"));
+    all(
+        &mut reports,
+        &[
+            "listener open",
+            "json open fanwave.v1.json",
+            "json 1 topic,after",
+            "raw open protocolOne",
+            "raw String text ü",
+            "raw ArrayBuffer 1,255",
+            "raw ArrayBuffer 0,2",
+            "raw String text ü",
+            "raw Blob 1,255",
+            "raw Blob 0,2",
+        ],
+    )
+    .await;
+    server.publish("chat/a", "publish").await;
+    let own = "json event chat/a \"{\\\"from\\\":\\\"a page\\\"}\"";
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        seen.push(reported(&mut reports).await);
+    }
+    // The answer to a publish and its event may change places.
+    seen.sort_unstable();
+    let mut expected = vec![
+        r#"json event chat/a "publish""#,
+        own,
+        "json 2 id,sequence",
+        "listener publish",
+        r#"listener {"from":"a page"}"#,
+    ];
+    expected.sort_unstable();
+    assert_eq!(seen, expected);
+
+    cut.send_modify(|times| *times += 1);
+    assert_eq!(reported(&mut reports).await, "json closed");
+    server.publish("chat/a", "missed").await;
+    all(
+        &mut reports,
+        &[
+            "json open fanwave.v1.json",
+            "json 1 topic,after",
+            r#"json event chat/a "missed""#,
+            "listener open",
+            "listener missed",
+        ],
+    )
+    .await;
+    server.publish("chat/a", "leave").await;
+    all(
+        &mut reports,
+        &[
+            r#"json event chat/a "leave""#,
+            r#"json "three" topic"#,
+            "json 4 topic,sse,websocket",
+            "listener leave",
+        ],
+    )
+    .await;
 }
 
 /// What the streams of the other page have said, in order, each its own.

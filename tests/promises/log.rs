@@ -1,8 +1,8 @@
 //! Claim: the log says who came and what they got if it is asked to, in lines for people or for
 //! programs; clients cannot fill it; no token gets into it.
 //!
-//! Set-up: servers with `--access-log` and `--log-format json`; a slow subscriber and one that names
-//! a token; a flood of malformed requests.
+//! Set-up: servers with `--access-log` and `--log-format json`; a slow subscriber and one that
+//! names a token; a flood of malformed requests.
 //!
 //! Expectation: a line for each subscriber that comes and goes, whose events and bytes are those of
 //! `/stats`; a bounded number of lines about the flood, which tell how many were left out.

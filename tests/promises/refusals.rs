@@ -65,7 +65,7 @@ fn data_plane() -> Vec<Row> {
         row(ask("GET /sse?topic=>", ""), 400, "write it as %3E"),
         row(ask("GET /sse", ""), 400, "no topic"),
         row(ask("GET /sse/%FF", ""), 400, "not UTF-8"),
-        row(ws("Sec-WebSocket-Protocol: fanwave.v1.json\r\n"), 400, "raw messages"),
+        row(ws("Sec-WebSocket-Protocol: fanwave.v2.json\r\n"), 400, "raw messages"),
         row(ws("Origin: https://evil.example\r\n"), 403, "--cors-origin"),
         row(ws("Origin: null\r\n"), 403, "--cors-origin"),
         row(ask("GET /nowhere", ""), 404, "not a path of ours"),

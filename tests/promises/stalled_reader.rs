@@ -48,7 +48,7 @@ async fn a_stalled_event_stream_delays_no_websocket() {
 }
 
 #[tokio::test]
-async fn whoever_is_slow_is_named_until_it_is_gone() {
+async fn a_slow_subscriber_is_named_until_it_is_gone() {
     let server = Server::start(&["--shards", "1", "--stall-ms-max", "60000"]);
     let idle = Subscriber::connect(server.data, Protocol::WebSocket, &["t", "quiet"]).await;
     let mut others = vec![Subscriber::connect(server.data, Protocol::Sse, &["t"]).await];

@@ -93,7 +93,7 @@ async fn the_first_subprotocol_that_is_offered_is_given_back() {
     for (server, offers, given) in [
         (&server, &["protocolOne"][..], Some("protocolOne")),
         (&server, &["soap, wamp"], Some("soap")),
-        (&server, &["", "fanwave.v1.json", "b c, d"], Some("d")),
+        (&server, &["", "fanwave.v2.json", "b c, d"], Some("d")),
         (&server, &[], None),
         (&restricted, &["soap, v2", "chat"], Some("v2")),
         (&restricted, &["soap"], None),
@@ -107,7 +107,7 @@ async fn the_first_subprotocol_that_is_offered_is_given_back() {
         assert_eq!(subscriber.text().await, "x");
     }
     for server in [&server, &restricted, &none] {
-        let answer = exchange(server.data, head(&["fanwave.v1.json", "fanwave.v2"]).as_bytes()).await;
+        let answer = exchange(server.data, head(&["fanwave.v2.json", "fanwave.v2"]).as_bytes()).await;
         assert_eq!(answer.status, 400);
         assert!(answer.line().contains("raw messages"), "{}", answer.line());
     }

@@ -329,7 +329,7 @@ fn window(question: &Question, limits: &Limits) -> (f64, f64) {
     let of_topic = aged
         .min(limits.window_events_max as f64)
         .min((limits.window_bytes_max as f64 / question.bytes).floor());
-    let memory = (1.0 + Format::MADE as f64) * question.bytes;
+    let memory = (1.0 + Format::KEPT as f64) * question.bytes;
     let of_topic = of_topic.min((limits.topic_history_memory_max() as f64 / memory).floor());
     let total = (limits.history_memory_max() as f64 / memory).floor();
     let events = (of_topic * question.topics).min(total);

@@ -11,7 +11,6 @@ use super::leg::{CHECKED, Window, leg_time};
 use super::{Bench, ServerArgs};
 use crate::framing::Protocol;
 use crate::report::{paragraph, save, say, table};
-use crate::server::ServerChoice;
 use crate::unit::grouped;
 
 /// Options of `cpu`.
@@ -43,16 +42,19 @@ pub struct CpuArgs {
     /// Check every connection's stamps too, beside its bytes; costs the receivers CPU
     #[arg(long)]
     audit: bool,
-    /// Measure a second server in the same pairs, started with this further argument; repeatable
+    /// Measure a second server in the same rounds, started with this further argument; repeatable
     #[arg(long = "beside-arg", value_name = "ARG", allow_hyphen_values = true)]
     beside: Vec<String>,
 }
 
 impl CpuArgs {
-    /// The servers: one, or the one beside it too.
-    fn servers(&self) -> Vec<ServerChoice> {
-        let mut servers = vec![self.server.choice(); if self.beside.is_empty() { 1 } else { 2 }];
-        servers[1..].iter_mut().for_each(|server| server.fanwave.more.extend(self.beside.clone()));
+    /// The servers, with the further arguments of each.
+    fn servers(&self) -> Vec<ServerArgs> {
+        let mut servers = vec![self.server.clone()];
+        if !self.beside.is_empty() {
+            let more = [&self.server.more[..], &self.beside].concat();
+            servers.push(ServerArgs { more, ..self.server.clone() });
+        }
         servers
     }
 }
@@ -73,23 +75,18 @@ pub fn run(bench: &Bench, args: &CpuArgs) -> Result<()> {
         rounds: args.pairs,
         time,
     };
-    let servers = args.servers();
-    let (_, mut cells) = cells::measure(bench, &servers, &plan)?;
-    if servers.len() > 1 {
-        // Where there are two, their further arguments tell them apart.
-        for column in cells.iter_mut().flat_map(|cell| cell.servers.iter_mut().zip(&servers)) {
-            let (column, ServerChoice { fanwave, .. }) = column;
-            column.name = if fanwave.more.is_empty() { "-".into() } else { fanwave.more.join(" ") };
-        }
-    }
+    let choices: Vec<_> = args.servers().iter().map(ServerArgs::choice).collect();
+    let (_, cells) = cells::measure(bench, &choices, &plan)?;
     show(bench, args, &cells);
     save(bench.common.json.as_deref(), "cpu", &bench.machine, &cells)
 }
 
-fn row(cell: &Cell, server: &Column) -> Vec<String> {
-    let (floor, summary) = (&cell.floor.summary, &server.summary);
+/// The row of a cell's server, whose further arguments are `more`.
+fn row(cell: &Cell, server: &Column, more: &[String]) -> Vec<String> {
+    let floor = &cell.floor.summary;
+    let summary = &server.summary;
     vec![
-        server.name.clone(),
+        if more.is_empty() { "-".into() } else { more.join(" ") },
         cell.protocol.label().into(),
         if cell.in_flight == 1 { "-".into() } else { cell.window.label().into() },
         grouped(cell.connections as u64),
@@ -105,9 +102,15 @@ fn row(cell: &Cell, server: &Column) -> Vec<String> {
 
 fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
     say(&format!("{}\n", bench.machine.line()));
-    let rows = cells.iter().flat_map(|cell| cell.servers.iter().map(move |server| row(cell, server)));
+    let servers = args.servers();
+    let rows: Vec<_> = cells
+        .iter()
+        .flat_map(|cell| {
+            cell.servers.iter().zip(&servers).map(|(server, args)| row(cell, server, &args.more))
+        })
+        .collect();
     let head = [
-        "server",
+        "arguments",
         "protocol",
         "window",
         "connections",
@@ -119,10 +122,7 @@ fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
         "server del/s",
         "receivers",
     ];
-    // A single server needs no name.
-    let left_out = usize::from(args.beside.is_empty());
-    let rows: Vec<Vec<String>> = rows.map(|row| row[left_out..].to_vec()).collect();
-    table(3 - left_out, &head[left_out..], &rows);
+    table(3, &head, &rows);
     say(
         "\nµs = CPU of the sender per delivery, median; ratio = server / floor of each pair; floor: one send(2) per",
     );
@@ -132,24 +132,28 @@ fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
         false => paragraph(&format!("{CHECKED} --audit checks the stamps of all.")),
     }
     for (deep, gain) in throughput_gains(cells) {
-        say(&format!("{deep}: {gain:.1} times the deliveries/s of 16 in flight"));
+        say(&format!("{}: {gain:.1} times the deliveries/s of 16 in flight", deep.name()));
     }
     cells.iter().flat_map(Cell::warnings).for_each(|warning| say(&format!("WARNING: {warning}")));
 }
 
-/// Each server's cell with 256 in flight, and its deliveries per second over those of its sister
-/// with 16.
-fn throughput_gains(cells: &[Cell]) -> Vec<(String, f64)> {
-    let mut gains = Vec::new();
-    for deep in cells.iter().filter(|cell| cell.in_flight == 256) {
-        let kind = |cell: &Cell| (cell.protocol, cell.connections, cell.window);
-        let sister = cells.iter().find(|cell| cell.in_flight == 16 && kind(cell) == kind(deep));
-        for (many, few) in deep.servers.iter().zip(sister.into_iter().flat_map(|sister| &sister.servers)) {
-            let rate = |column: &Column| column.summary.deliveries_per_second.median;
-            gains.push((format!("{}, {}", many.name, deep.name()), rate(many) / rate(few)));
-        }
-    }
-    gains
+/// Each cell with 256 in flight, and its deliveries per second over those of its sister with 16.
+fn throughput_gains(cells: &[Cell]) -> Vec<(&Cell, f64)> {
+    let sister = |deep: &Cell| {
+        cells.iter().find(|cell| {
+            cell.in_flight == 16
+                && (cell.protocol, cell.connections, cell.window)
+                    == (deep.protocol, deep.connections, deep.window)
+        })
+    };
+    cells
+        .iter()
+        .filter(|cell| cell.in_flight == 256)
+        .filter_map(|deep| {
+            let rate = |cell: &Cell| cell.servers[0].summary.deliveries_per_second.median;
+            sister(deep).map(|shallow| (deep, rate(deep) / rate(shallow)))
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -162,7 +166,6 @@ mod tests {
     fn the_gain_of_256_over_16_is_taken_within_one_series() {
         let cell = |protocol, in_flight, rate| {
             let mut cell = Cell { protocol, in_flight, ..cell() };
-            cell.servers.truncate(1);
             cell.servers[0].summary.deliveries_per_second = Spread::of([rate]);
             cell
         };

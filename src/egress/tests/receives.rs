@@ -1,4 +1,5 @@
-//! Receives: every byte in order, and an end for each: the peer's, ours, or one for want of buffers.
+//! Receives: every byte in order, and an end for each: the peer's, ours, or one for want of
+//! buffers.
 
 use std::collections::HashMap;
 

@@ -190,6 +190,8 @@ function health(stats, slow) {
   for (const reason of ["full", "behind", "busy", "draining"]) {
     const refused = perSecond("hub.refused." + reason);
     if (refused > 0) said.push(["bad", "Publishers are refused:", `${count(refused)} per second, ${reason}`]);
+    const clients = perSecond("totals.refused." + reason);
+    if (clients > 0) said.push(["bad", "Publishes of clients are refused:", `${count(clients)} per second, ${reason}`]);
   }
   const full = perSecond("totals.closed.full");
   if (full > 0) said.push(["bad", "No room for subscribers:", `${count(full)} turned away per second`]);
@@ -354,6 +356,7 @@ function show(stats, slow, text) {
   latencies(stats);
   slowest(slow);
   reasons("refused", "hub.refused", "Nobody was refused.");
+  reasons("clients-refused", "totals.refused", "None was refused.");
   reasons("closed", "totals.closed", "None yet.");
   bounds(stats, text);
   shards(stats);

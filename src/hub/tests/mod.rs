@@ -168,6 +168,9 @@ fn start_shard(
             }
             match question {
                 Some(Question::Counters(answer)) => drop(answer.send(report(number))),
+                Some(Question::Presence(topics, answer)) => {
+                    drop(answer.send(vec![[number as u64 + 1, 10]; topics.len()]));
+                }
                 Some(Question::Slow(answer)) => drop(answer.send(vec![slow(number)])),
                 Some(Question::Topics(query, answer)) => drop(answer.send(list(&topics, &query))),
                 None if inbox.may_sleep() => {

@@ -159,3 +159,76 @@ fn a_peer_that_has_ended_its_side_gets_what_there_is_and_no_more() {
     assert!(said.contains("data: 1\n") && !said.contains("data: 39\n"), "{said}");
     assert!(!bench.shard.ring_mut().is_open(slot));
 }
+
+/// What comes at once for a request with this query: the data of the events, and the gap notices.
+fn begun(bench: &mut Bench, query: &str) -> (Vec<u64>, Vec<String>) {
+    let slot = bench.connect(format!("GET /sse?{query} HTTP/1.0\r\nHost: h\r\n\r\n").as_bytes());
+    let said = bench.heard(slot);
+    let data: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    let (gaps, events): (Vec<&str>, Vec<&str>) = data.iter().partition(|data| data.starts_with('{'));
+    bench.shard.ring_mut().peer_resets(slot);
+    bench.turns();
+    let events = events.iter().map(|data| data.parse().expect("a sequence"));
+    (events.collect(), gaps.into_iter().map(str::to_string).collect())
+}
+
+/// An event that came in at this millisecond.
+fn at_ms(topic: &str, sequence: u64, ms: u64) -> Arc<crate::broadcast::Encoded> {
+    let mut event = encoded_alone(topic, sequence);
+    event.intake = Stamp(ms * 1_000_000);
+    Arc::new(event)
+}
+
+#[test]
+fn each_topic_begins_with_its_last_events_or_those_of_a_time() {
+    let mut bench = Bench::new();
+    bench.now = Stamp(100_000_000_000);
+    bench.demand.announce(5);
+    let ms = |seconds_ago: u64| 100_000 - 1_000 * seconds_ago;
+    bench.publish(vec![
+        at_ms("a", 1, ms(50)),
+        at_ms("b", 2, ms(40)),
+        at_ms("a", 3, ms(30)),
+        at_ms("c", 4, ms(20)),
+        at_ms("a", 5, ms(10)),
+    ]);
+    for (query, events) in [
+        ("topic=a", &[][..]),
+        ("topic=a&last=2", &[3, 5]),
+        ("topic=a&last=0", &[]),
+        ("topic=a&topic=b&last=1", &[2, 5]),
+        ("topic=b&topic=a&topic=c&last=2", &[2, 3, 4, 5]),
+        ("topic=a&topic=never&last=100", &[1, 3, 5]),
+        ("topic=a&topic=b&since=35s", &[3, 5]),
+        ("topic=a&topic=b&topic=c&since=45s", &[2, 3, 4, 5]),
+        ("topic=a&since=1s", &[]),
+        ("topic=a&since=555h&last=1", &[1, 3, 5]),
+        ("topic=a&after=7-3&last=10", &[5]),
+    ] {
+        assert_eq!(begun(&mut bench, query), (events.to_vec(), vec![]), "{query}");
+    }
+}
+
+/// What the bounds of a history took is no loss to a client that asks for what the history holds;
+/// what left it for want of memory is.
+#[test]
+fn since_and_last_tell_a_gap_only_where_less_is_here_than_was_promised() {
+    let mut bench = Bench::new();
+    let topics = &mut bench.shard.state.topics;
+    for sequence in 1..=1_030 {
+        topics.push(&at_ms("a", sequence, 1_000));
+    }
+    bench.shard.state.sequence = 1_030;
+    let (events, gaps) = begun(&mut bench, "topic=a&last=5000");
+    assert_eq!((events.len(), events[0], gaps), (1_024, 7, vec![]), "the bound of the history");
+    assert_eq!(begun(&mut bench, "topic=a&since=1h").1, Vec::<String>::new());
+    bench.shard.state.topics.forget_oldest();
+    let told = r#"{"gap":{"after":null,"reason":"expired","topics":["a"]}}"#;
+    for (query, events, gap) in
+        [("last=5000", 1_023, true), ("last=1023", 1_023, false), ("since=1h", 1_023, true)]
+    {
+        let (begun, gaps) = begun(&mut bench, &format!("topic=a&{query}"));
+        assert_eq!(begun.len(), events, "{query}");
+        assert_eq!(gaps, if gap { vec![told.to_string()] } else { vec![] }, "{query}");
+    }
+}

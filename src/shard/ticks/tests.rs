@@ -13,6 +13,7 @@ use crate::egress::sim::{SimRing, Weather};
 use crate::event::Epoch;
 use crate::shard::fixtures::encoded_with;
 use crate::shard::{Shard, ShardSetup, Turn};
+use crate::wire::Format;
 
 const HEARTBEAT: &[u8] = b"3\r\n:\n\n\r\n";
 /// Sockets beside those of the crowd.
@@ -191,7 +192,7 @@ fn a_drain_looks_at_a_bounded_number_of_connections_per_turn_and_ends() {
         turns += 1;
         assert!(turns < 10_000, "the drain ends");
     }
-    assert_eq!(crowd.shard.state.subscribers, [0; 3]);
+    assert_eq!(crowd.shard.state.subscribers, [0; Format::COUNT]);
 }
 
 /// Nothing but time can help those who do not read: the shard sleeps until it does.

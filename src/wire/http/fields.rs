@@ -157,9 +157,14 @@ impl<'b> Fields<'_, 'b> {
         self.all("Last-Event-ID").find_map(LastEventId::new)
     }
 
-    /// The subprotocol to be named in the answer to an opening handshake.
-    pub(super) fn subprotocol(&self, rules: &Subprotocols) -> Result<Option<&'b str>, RefusedRequest> {
-        rules.choose(self.members("Sec-WebSocket-Protocol"))
+    /// The subprotocol to be named in the answer to an opening handshake, where these of ours are
+    /// `spoken`.
+    pub(super) fn subprotocol(
+        &self,
+        rules: &Subprotocols,
+        spoken: &[&str],
+    ) -> Result<Option<&'b str>, RefusedRequest> {
+        rules.choose(self.members("Sec-WebSocket-Protocol"), spoken)
     }
 
     /// Refuses clients that say that they cannot read `text/event-stream`. Of the media ranges that

@@ -31,6 +31,11 @@ impl LastEventId {
         Some(LastEventId { text: text.to_string(), other })
     }
 
+    /// An id that came as text: it has one reading. `None` if it is empty.
+    pub fn from_text(text: &str) -> Option<LastEventId> {
+        (!text.is_empty()).then(|| LastEventId { text: text.to_string(), other: None })
+    }
+
     /// The id, as it is likeliest meant.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -16,7 +16,7 @@
 
 use crate::close::CloseReason;
 use crate::event::Topic;
-use crate::wire::{Family, Format};
+use crate::wire::{Family, Format, Start};
 
 mod answer;
 mod body;
@@ -42,7 +42,7 @@ pub use body::{BodyLength, BodyReader, Broken};
 pub use last_event_id::LastEventId;
 pub use origin::{Cors, Origin, OriginError, Origins};
 pub use post::{Keep, Post, PostHead, begins_post, parse_post};
-pub use subprotocol::Subprotocols;
+pub use subprotocol::{JSON, Subprotocols};
 
 use fields::Fields;
 use target::{Route, Target};
@@ -98,10 +98,11 @@ pub enum Head {
 pub struct Subscribe {
     /// How it wants its events.
     pub format: Format,
-    /// Distinct, at least one, in the order given: the path's first, then the query's.
+    /// Distinct, in the order given: the path's first, then the query's. At least one, save where
+    /// the format takes commands.
     pub topics: Vec<Topic>,
-    /// The last event id that the client had, maybe not one of ours.
-    pub last_event_id: Option<LastEventId>,
+    /// Where each of them begins.
+    pub start: Start,
     /// Some exactly if the format is a WebSocket one.
     pub handshake: Option<Handshake>,
     /// It asks for an event stream by name (`Accept`), as an `EventSource` does.
@@ -196,9 +197,9 @@ fn interpret(
     let family = match target.route {
         Route::Subscribe(family) => family,
         Route::Health => return Ok(Head::Health),
-        Route::Echo => return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules)?, head_bytes)),
+        Route::Echo => return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules, &[])?, head_bytes)),
         Route::Front if rules.echo && fields.wants_websocket() => {
-            return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules)?, head_bytes));
+            return Ok(Head::Echo(handshake(&fields, http_1_0, host, rules, &[])?, head_bytes));
         }
         Route::Topic => return Err(refuse(CloseReason::BadRequest, "a publish is of HTTP/1.1 or HTTP/1.0")),
         Route::Front | Route::Server => {
@@ -207,31 +208,41 @@ fn interpret(
         }
     };
 
+    let speaks_json = family == Family::WebSocket
+        && matches!(fields.subprotocol(rules.subprotocols, &[JSON]), Ok(Some(name)) if name == JSON);
     let wanted = target.wanted(rules.topics_max)?;
-    let last_event_id = fields.last_event_id().or(wanted.last_event_id);
+    if wanted.topics.is_empty() && !speaks_json {
+        return Err(target.no_topic());
+    }
+    // A browser comes back with the same URL and the header, so the header is newer.
+    let start = fields.last_event_id().map_or(wanted.start, Start::After);
     let (format, handshake) = match family {
         Family::EventStream => {
             fields.check_accepts_event_stream()?;
             // Chunks are not for clients of HTTP/1.0 (RFC 9112 §7.1).
             (if http_1_0 { Format::Sse } else { Format::SseChunked }, None)
         }
-        Family::WebSocket => (Format::WebSocket, Some(handshake(&fields, http_1_0, host, rules)?)),
+        Family::WebSocket => {
+            let format = if speaks_json { Format::Json } else { Format::WebSocket };
+            (format, Some(handshake(&fields, http_1_0, host, rules, &[JSON])?))
+        }
     };
     if request.method == Some("HEAD") {
         return Ok(Head::StreamHead(format));
     }
     let names_event_stream = family == Family::EventStream && fields.names_event_stream();
     let topics = wanted.topics;
-    let subscribe = Subscribe { format, topics, last_event_id, handshake, names_event_stream };
+    let subscribe = Subscribe { format, topics, start, handshake, names_event_stream };
     Ok(Head::Subscribe(Box::new(subscribe), head_bytes))
 }
 
-/// What to answer to a WebSocket's opening handshake.
+/// What to answer to a WebSocket's opening handshake, where these subprotocols of ours are `spoken`.
 fn handshake(
     fields: &Fields<'_, '_>,
     http_1_0: bool,
     host: Option<&str>,
     rules: &HeadRules<'_>,
+    spoken: &[&str],
 ) -> Result<Handshake, RefusedRequest> {
     if http_1_0 {
         return Err(refuse(CloseReason::BadRequest, "a WebSocket needs HTTP/1.1 (RFC 6455 4.1)"));
@@ -241,7 +252,7 @@ fn handshake(
         let detail = "pages of this Origin may not open WebSockets here (--cors-origin)";
         return Err(refuse(CloseReason::ForeignOrigin, detail));
     }
-    let subprotocol = fields.subprotocol(rules.subprotocols)?.map(str::to_string);
+    let subprotocol = fields.subprotocol(rules.subprotocols, spoken)?.map(str::to_string);
     Ok(Handshake { accept, subprotocol })
 }
 

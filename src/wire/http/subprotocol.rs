@@ -1,15 +1,19 @@
 //! Which WebSocket subprotocol an answer names (RFC 6455 §1.9).
 //!
-//! A browser fails a connection whose offer is not answered (WHATWG WebSockets §3.1). To us the
-//! name means nothing, so the first one that is offered is given back.
+//! A browser fails a connection whose offer is not answered (WHATWG WebSockets §3.1). Of the names
+//! that are offered the first one counts that is ours and spoken, or may be given back: to us the
+//! others mean nothing.
 
 use super::{RefusedRequest, refuse};
 use crate::close::CloseReason;
 
 /// Bytes of a name that is given back.
 const NAME_BYTES_MAX: usize = 64;
-/// Names with a meaning of our own. Given back they would promise what we do not do.
+/// Names with a meaning of our own. Given back they would promise what we do not do, unless they
+/// are spoken.
 const OURS: &[u8] = b"fanwave.";
+/// Events and commands as JSON.
+pub const JSON: &str = "fanwave.v1.json";
 
 /// Which names are given back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,14 +26,19 @@ pub enum Subprotocols {
 }
 
 impl Subprotocols {
-    /// The name to give back to a client that offers these, best first; `None` for none.
+    /// The name to give back to a client that offers these, best first; `None` for none. Of ours
+    /// those are `spoken` that are named here, whatever the rule.
     pub(super) fn choose<'a>(
         &self,
         offered: impl Iterator<Item = &'a [u8]>,
+        spoken: &[&str],
     ) -> Result<Option<&'a str>, RefusedRequest> {
         let mut only_ours = None;
         for name in offered.filter(|name| is_name(name)) {
             if name.starts_with(OURS) {
+                if let Some(name) = std::str::from_utf8(name).ok().filter(|name| spoken.contains(name)) {
+                    return Ok(Some(name));
+                }
                 only_ours.get_or_insert(true);
                 continue;
             }
@@ -45,8 +54,11 @@ impl Subprotocols {
         }
         match only_ours {
             Some(true) => {
-                let detail = "none of the fanwave. subprotocols that are offered is spoken here: \
-                              leave Sec-WebSocket-Protocol out for raw messages";
+                let names = if spoken.is_empty() { "none".to_string() } else { spoken.join(", ") };
+                let detail = format!(
+                    "none of the fanwave. subprotocols that are offered is spoken here ({names} is): \
+                     leave Sec-WebSocket-Protocol out for raw messages"
+                );
                 Err(refuse(CloseReason::BadRequest, detail))
             }
             _ => Ok(None),
@@ -76,8 +88,11 @@ mod tests {
             (Subprotocols::Any, &[&long, "b"], Some(Some("b"))),
             (Subprotocols::Any, &[&long], Some(None)),
             (Subprotocols::Any, &[&just], Some(Some(just.as_str()))),
-            (Subprotocols::Any, &["fanwave.v1.json", "b"], Some(Some("b"))),
-            (Subprotocols::Any, &["fanwave.v1.json", "fanwave.x"], None),
+            (Subprotocols::Any, &["fanwave.v2.json", "b"], Some(Some("b"))),
+            (Subprotocols::Any, &["fanwave.v2.json", "fanwave.x"], None),
+            (Subprotocols::Any, &["fanwave.v2.json", JSON, "b"], Some(Some(JSON))),
+            (Subprotocols::Any, &["b", JSON], Some(Some("b"))),
+            (Subprotocols::Any, &["fanwave.v1.jsonx"], None),
             (Subprotocols::Any, &["fanwaves"], Some(Some("fanwaves"))),
             (only(&["b", "c"]), &["a", "c", "b"], Some(Some("c"))),
             (only(&["b"]), &["a"], Some(None)),
@@ -85,14 +100,16 @@ mod tests {
             (only(&["b"]), &["fanwave.x", "a"], Some(None)),
             (only(&[]), &["a"], Some(None)),
             (only(&[]), &["fanwave.x"], None),
+            (only(&[]), &["a", JSON], Some(Some(JSON))),
         ] {
-            let answer = rule.choose(offered.iter().map(|name| name.as_bytes()));
+            let answer = rule.choose(offered.iter().map(|name| name.as_bytes()), &[JSON]);
             match chosen {
                 Some(chosen) => assert_eq!(answer, Ok(chosen), "{rule:?} {offered:?}"),
                 None => {
                     let refusal = answer.expect_err("only names of ours");
                     assert_eq!(refusal.reason, CloseReason::BadRequest);
                     assert!(refusal.detail.contains("raw messages"), "{refusal:?}");
+                    assert!(refusal.detail.contains(JSON), "{refusal:?}");
                 }
             }
         }

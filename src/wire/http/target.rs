@@ -11,7 +11,8 @@ use super::last_event_id::LastEventId;
 use super::{RefusedRequest, refuse};
 use crate::close::CloseReason;
 use crate::event::Topic;
-use crate::wire::Family;
+use crate::wire::start::{SINCE_MS_MAX, parse_duration_ms};
+use crate::wire::{Family, Start};
 
 /// Names under which a query may bring the last event id: ours, and those that other servers taught
 /// their clients.
@@ -67,10 +68,10 @@ pub(super) struct Target<'a> {
 /// What a subscriber wants.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// Distinct, at least one.
+    /// Distinct, perhaps none.
     pub(super) topics: Vec<Topic>,
     /// From the query.
-    pub(super) last_event_id: Option<LastEventId>,
+    pub(super) start: Start,
 }
 
 /// A piece of the target and the byte where it begins.
@@ -146,34 +147,42 @@ impl<'a> Target<'a> {
         self.query.map(|part| part.text)
     }
 
-    /// The topics and the last event id, decoded and checked.
+    /// The topics and where they begin, decoded and checked. The strongest start alone counts: an
+    /// id, then `since`, then `last`; of several of a kind the first.
     pub(super) fn wanted(&self, topics_max: usize) -> Result<Wanted, RefusedRequest> {
-        let mut wanted = Wanted { topics: Vec::with_capacity(1), last_event_id: None };
+        let mut wanted = Wanted { topics: Vec::with_capacity(1), start: Start::Now };
+        let (mut after, mut since, mut last) = (None, None, None);
         if let Some(part) = self.topic {
             wanted.add_topic(part, false, topics_max)?;
         }
         let mut rest = self.query;
         while let Some(query) = rest {
-            let (pair, after) = query.split('&');
-            rest = after;
+            let (pair, behind) = query.split('&');
+            rest = behind;
             let (name, value) = pair.split('=');
             let value = value.unwrap_or(name.slice(name.text.len(), name.text.len()));
             match decoded(name, true).as_deref() {
                 Ok("topic") => wanted.add_topic(value, true, topics_max)?,
                 // What it holds is the client's matter, as in the header field.
-                Ok(name) if LAST_EVENT_ID_NAMES.contains(&name) && wanted.last_event_id.is_none() => {
+                Ok("since") => since = since.or(Some(parse_since(value)?)),
+                Ok("last") => last = last.or(Some(parse_last(value)?)),
+                Ok(name) if LAST_EVENT_ID_NAMES.contains(&name) && after.is_none() => {
                     let spaced = value.text.replace('+', " ");
                     let bytes: Cow<'_, [u8]> = percent_encoding::percent_decode_str(&spaced).into();
-                    wanted.last_event_id = LastEventId::new(&bytes);
+                    after = LastEventId::new(&bytes);
                 }
                 _ => {}
             }
         }
-        if wanted.topics.is_empty() {
-            let path = if self.route == Route::Subscribe(Family::EventStream) { "/sse" } else { "/ws" };
-            return Err(bad(format!("no topic: ask for {path}/{{topic}} or {path}?topic=...")));
-        }
+        let others = since.map(Start::Since).or(last.map(Start::Last));
+        wanted.start = after.map(Start::After).or(others).unwrap_or_default();
         Ok(wanted)
+    }
+
+    /// Refuses a subscriber of no topic.
+    pub(super) fn no_topic(&self) -> RefusedRequest {
+        let path = if self.route == Route::Subscribe(Family::EventStream) { "/sse" } else { "/ws" };
+        bad(format!("no topic: ask for {path}/{{topic}} or {path}?topic=..."))
     }
 }
 
@@ -198,6 +207,23 @@ impl Wanted {
         self.topics.push(topic);
         Ok(())
     }
+}
+
+/// How far back in time a subscriber begins.
+fn parse_since(value: Part<'_>) -> Result<u64, RefusedRequest> {
+    parse_duration_ms(value.text).filter(|ms| *ms <= SINCE_MS_MAX).ok_or_else(|| {
+        let at = value.at;
+        bad(format!("since is no time at byte {at} of the target; write 500ms, 30s, 5m or 1h, at most 555h"))
+    })
+}
+
+/// With how many events of each topic a subscriber begins.
+fn parse_last(value: Part<'_>) -> Result<u64, RefusedRequest> {
+    let number = value.text.bytes().all(|byte| byte.is_ascii_digit()).then(|| value.text.parse().ok());
+    number.flatten().ok_or_else(|| {
+        let at = value.at;
+        bad(format!("last is no number of events at byte {at} of the target; write for example last=10"))
+    })
 }
 
 /// True if a request line goes on with the target of a topic that is published to.
@@ -297,7 +323,9 @@ mod tests {
     use super::*;
 
     fn wanted(target: &str) -> Result<Wanted, RefusedRequest> {
-        Target::new(target, false).and_then(|target| target.wanted(3))
+        let target = Target::new(target, false)?;
+        let wanted = target.wanted(3)?;
+        if wanted.topics.is_empty() { Err(target.no_topic()) } else { Ok(wanted) }
     }
 
     #[test]
@@ -375,7 +403,44 @@ mod tests {
             ("/sse/a?after=%C3%A4", Some("ä")),
         ] {
             let wanted = wanted(target).expect(target);
-            assert_eq!(wanted.last_event_id.as_ref().map(LastEventId::as_str), id, "{target}");
+            assert_eq!(wanted.start.after().map(LastEventId::as_str), id, "{target}");
+        }
+    }
+
+    #[test]
+    fn the_strongest_start_of_a_query_counts() {
+        let id = |text| Start::After(LastEventId::from_text(text).expect("an id"));
+        for (target, start) in [
+            ("/sse/a", Start::Now),
+            ("/sse/a?since=30s", Start::Since(30_000)),
+            ("/ws/a?last=10", Start::Last(10)),
+            ("/sse/a?last=10&since=5m", Start::Since(300_000)),
+            ("/sse/a?last=10&since=5m&after=x", id("x")),
+            ("/sse/a?after=&last=3&last=4", Start::Last(3)),
+            ("/sse/a?since=0s&since=1s", Start::Since(0)),
+        ] {
+            assert_eq!(wanted(target).expect(target).start, start, "{target}");
+        }
+        for (target, detail) in [
+            (
+                "/sse/a?since=30",
+                "since is no time at byte 13 of the target; write 500ms, 30s, 5m or 1h, at most 555h",
+            ),
+            (
+                "/sse/a?after=x&since=556h",
+                "since is no time at byte 21 of the target; write 500ms, 30s, 5m or 1h, at most 555h",
+            ),
+            (
+                "/sse/a?last=",
+                "last is no number of events at byte 12 of the target; write for example last=10",
+            ),
+            (
+                "/ws/a?last=-1",
+                "last is no number of events at byte 11 of the target; write for example last=10",
+            ),
+        ] {
+            let refusal = wanted(target).expect_err(target);
+            assert_eq!((refusal.reason, &*refusal.detail), (CloseReason::BadRequest, detail), "{target}");
         }
     }
 

@@ -33,7 +33,7 @@ fn subscribed(head: &str) -> Subscribe {
 }
 
 fn id(subscribe: &Subscribe) -> Option<&str> {
-    subscribe.last_event_id.as_ref().map(LastEventId::as_str)
+    subscribe.start.after().map(LastEventId::as_str)
 }
 
 fn refused(bytes: &[u8]) -> RefusedRequest {
@@ -165,7 +165,11 @@ fn each_refusal_has_its_reason_and_says_what_is_wrong() {
         (get("/sse/a", "host: f\r\n"), BadRequest, "Host header field comes twice"),
         ("GET /sse/a HTTP/1.1\r\nHost: a b\r\n\r\n".into(), BadRequest, "Host header field is malformed"),
         ("GET /sse/a HTTP/1.0\r\nHost: [::1\r\n\r\n".into(), BadRequest, "Host header field is malformed"),
-        (get("/x", ""), NotFound, "/sse/{topic}, /sse?topic=..., /ws/{topic}, /ws?topic=..., /healthz"),
+        (
+            get("/x", ""),
+            NotFound,
+            "/sse/{topic}, /sse?topic=..., /ws/{topic}, /ws?topic=..., POST /topics/{topic}, /healthz",
+        ),
         (get("/sse", ""), BadRequest, "no topic"),
         (get("/sse/%ff", ""), BadRequest, "not UTF-8"),
         (get("/sse/a?topic=b&topic=c&topic=d", ""), BadRequest, "more than 3 topics"),
@@ -184,6 +188,7 @@ fn each_refusal_has_its_reason_and_says_what_is_wrong() {
         (get("/healthz", "Content-Length: 5\r\n"), BodyNotAllowed, "body"),
         (get("/sse/a", "Content-Length: 0, 0\r\n"), BadRequest, "Content-Length"),
         (get("/sse/a", "Content-Length: -1\r\n"), BadRequest, "Content-Length"),
+        (get("/topics/a", ""), MethodNotAllowed, "publish to it with POST"),
         (get("/ws/a", ""), UpgradeRequired, "Upgrade: websocket is missing"),
         (ws("websocket", "h2c"), UpgradeRequired, "Upgrade: websocket is missing"),
         (ws("Connection: Upgrade", "Connection: close"), UpgradeRequired, "Connection: Upgrade is missing"),
@@ -259,12 +264,31 @@ fn offered_subprotocols_are_one_list_and_the_first_is_given_back() {
     assert_eq!(chosen(&format!("{field}: a b, c\r\n{field}: d\r\n")).as_deref(), Some("c"));
     assert_eq!(chosen(&format!("{field}: fanwave.x\r\n{field}:  ,d\r\n")).as_deref(), Some("d"));
     assert_eq!(chosen(&format!("{field}:\r\n")), None);
-    let ours = refused(get("/ws/a", &format!("{field}: fanwave.v1.json\r\n{WEBSOCKET}")).as_bytes());
+    let ours = refused(get("/ws/a", &format!("{field}: fanwave.v2.json\r\n{WEBSOCKET}")).as_bytes());
     assert_eq!(ours.reason, CloseReason::BadRequest);
     let rules = HeadRules { subprotocols: &Subprotocols::Only(Vec::new()), ..RULES };
     let head = get("/ws/a", &format!("{field}: a\r\n{WEBSOCKET}"));
     let (Head::Subscribe(subscribe, _), _) = parse_head(head.as_bytes(), &rules) else { panic!("taken") };
     assert_eq!(subscribe.handshake.expect("a WebSocket").subprotocol, None);
+}
+
+#[test]
+fn a_client_that_offers_our_json_speaks_it_and_may_begin_without_a_topic() {
+    let offer = |names: &str| format!("Sec-WebSocket-Protocol: {names}\r\n{WEBSOCKET}");
+    for (path, topics) in [("/ws", 0), ("/ws?after=x", 0), ("/ws/a", 1), ("/ws?topic=a&topic=b", 2)] {
+        let subscribe = subscribed(&get(path, &offer("fanwave.v1.json, b")));
+        assert_eq!((subscribe.format, subscribe.topics.len()), (Format::Json, topics), "{path}");
+        assert_eq!(subscribe.handshake.expect("a WebSocket").subprotocol.as_deref(), Some("fanwave.v1.json"));
+    }
+    assert_eq!(subscribed(&get("/ws/a", &offer("b, fanwave.v1.json"))).format, Format::WebSocket);
+    for (path, lines) in [
+        ("/ws", offer("b, fanwave.v1.json")),
+        ("/ws", WEBSOCKET.to_string()),
+        ("/sse", "Sec-WebSocket-Protocol: fanwave.v1.json\r\n".to_string()),
+    ] {
+        let refusal = refused(get(path, &lines).as_bytes());
+        assert!(refusal.detail.starts_with("no topic"), "{refusal:?}");
+    }
 }
 
 #[test]

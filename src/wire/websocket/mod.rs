@@ -53,6 +53,28 @@ pub fn text_frame(text: &str) -> Vec<u8> {
     frame(TEXT_OPCODE, text.as_bytes())
 }
 
+/// The begin of a text message of so many bytes in one frame, with room for them.
+pub fn begin_text(bytes: usize) -> Vec<u8> {
+    begin(TEXT_OPCODE, bytes)
+}
+
+/// Bytes of the frame of a text message of so many bytes.
+pub fn text_bytes(bytes: usize) -> usize {
+    header_bytes(bytes) + bytes
+}
+
+/// The text of a frame of ours, if it is a text message and nothing else.
+pub fn text_of(frame: &[u8]) -> Option<&str> {
+    let header = match frame {
+        [first, 126, ..] if *first == FIN | TEXT_OPCODE => 4,
+        [first, 127, ..] if *first == FIN | TEXT_OPCODE => 10,
+        [first, _, ..] if *first == FIN | TEXT_OPCODE => 2,
+        _ => return None,
+    };
+    let text = std::str::from_utf8(frame.get(header..)?).ok()?;
+    (begin_text(text.len())[..] == frame[..header]).then_some(text)
+}
+
 /// A message in one frame: text, which must be valid UTF-8, or binary.
 pub fn message_frame(text: bool, payload: &[u8]) -> Vec<u8> {
     frame(if text { TEXT_OPCODE } else { BINARY_OPCODE }, payload)
@@ -77,31 +99,39 @@ pub fn pong_frame(payload: &[u8]) -> Vec<u8> {
     frame(PONG_OPCODE, payload)
 }
 
-/// One whole unmasked frame in one allocation of its exact size, the length in its shortest form
-/// (RFC 6455 §5.2).
+/// One whole unmasked frame in one allocation of its exact size.
 fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mut header = [0; HEADER_BYTES_MAX];
-    header[0] = FIN | opcode;
-    let header_bytes = match payload.len() {
-        bytes @ 0..=125 => {
-            header[1] = bytes as u8;
-            2
-        }
-        bytes @ 126..=0xFFFF => {
-            header[1] = 126;
-            header[2..4].copy_from_slice(&(bytes as u16).to_be_bytes());
-            4
-        }
-        bytes => {
-            header[1] = 127;
-            header[2..10].copy_from_slice(&(bytes as u64).to_be_bytes());
-            10
-        }
-    };
-    let mut frame = Vec::with_capacity(header_bytes + payload.len());
-    frame.extend_from_slice(&header[..header_bytes]);
+    let mut frame = begin(opcode, payload.len());
     frame.extend_from_slice(payload);
     frame
+}
+
+/// The header of an unmasked frame, the length in its shortest form (RFC 6455 §5.2), in an
+/// allocation of the exact size of the whole.
+fn begin(opcode: u8, bytes: usize) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(header_bytes(bytes) + bytes);
+    frame.push(FIN | opcode);
+    match bytes {
+        0..=125 => frame.push(bytes as u8),
+        126..=0xFFFF => {
+            frame.push(126);
+            frame.extend_from_slice(&(bytes as u16).to_be_bytes());
+        }
+        _ => {
+            frame.push(127);
+            frame.extend_from_slice(&(bytes as u64).to_be_bytes());
+        }
+    }
+    frame
+}
+
+/// Bytes of the header of an unmasked frame with so much payload.
+fn header_bytes(bytes: usize) -> usize {
+    match bytes {
+        0..=125 => 2,
+        126..=0xFFFF => 4,
+        _ => HEADER_BYTES_MAX,
+    }
 }
 
 #[cfg(test)]
