@@ -45,7 +45,7 @@ pub struct FamilyCounters {
     pub overruns: u64,
     /// Streams that began or went on with a gap notice.
     pub gaps: u64,
-    /// Messages that clients sent, all dropped by now.
+    /// Messages that clients sent whole.
     pub messages_in: u64,
 }
 

@@ -95,7 +95,7 @@ fn config(window_events: usize, policy: OverrunPolicy, dice: &mut Dice) -> Arc<C
         window_bytes_total_max: [4 << 20, 512 << 20, 512 << 20][dice.roll(3) as usize],
         ..Limits::default()
     };
-    Arc::new(Config { overrun: policy, limits, ..Config::default() })
+    Arc::new(Config { overrun: policy, limits, access_log: true, ..Config::default() })
 }
 
 fn build(

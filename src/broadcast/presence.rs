@@ -50,8 +50,8 @@ pub(super) fn presence() -> (Asker, Answerer) {
 }
 
 impl Asker {
-    /// Asks for the subscribers of `topic`. False if too many asks have no answer yet, or the hub is
-    /// gone.
+    /// Asks for the subscribers of `topic`. False if too many asks have no answer yet, or the hub
+    /// is gone.
     pub fn ask(&mut self, ticket: Ticket, topic: Topic) -> bool {
         let asked = self.unanswered < PRESENCES_MAX && self.asks.try_send((ticket, topic)).is_ok();
         if asked {

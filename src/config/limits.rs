@@ -195,9 +195,10 @@ impl Limits {
         (2 * self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX).min(FRAME_BYTES_POSSIBLE)
     }
 
-    /// The most memory that one event may take: itself, and its frame in each format.
+    /// The most memory that one event may take: itself, and its frame in each format that every event
+    /// keeps. It keeps a rare one only within this.
     pub fn event_memory_max(&self) -> usize {
-        self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::MADE * self.frame_bytes_max()
+        self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::KEPT * self.frame_bytes_max()
     }
 
     /// The most that clients' messages which are not whole take on one shard, where clients may
@@ -486,8 +487,8 @@ pub const UPLINK_PUBLISHES_MAX: usize = 1_024;
 /// Bytes of one shard's publishes on their way to the hub, from which on no further one is queued;
 /// the last one may be of any size. The hub takes so much in some milliseconds.
 pub const UPLINK_BYTES_MAX: usize = 4 << 20;
-/// Asks of one shard's clients for a topic's subscribers that have no answer yet; what comes beyond is
-/// told to come again. Each is a look at a table on every shard.
+/// Asks of one shard's clients for a topic's subscribers that have no answer yet; what comes beyond
+/// is told to come again. Each is a look at a table on every shard.
 pub const PRESENCES_MAX: usize = 64;
 /// Publishes of one client that have no answer yet; then nothing more is received from it until
 /// half of them are answered. Enough for a client that does not wait for answers, and few beside

@@ -102,6 +102,8 @@ pub struct Intake {
     batch_bytes_max: usize,
     /// Bytes of the longest frame that an event may have.
     frame_bytes_max: usize,
+    /// Memory that an event may take.
+    event_memory_max: usize,
 }
 
 /// Why an event is not taken now.
@@ -146,6 +148,7 @@ impl Intake {
             batch_events_max: limits.batch_events_max(),
             batch_bytes_max: limits.batch_bytes_max(),
             frame_bytes_max: limits.frame_bytes_max(),
+            event_memory_max: limits.event_memory_max(),
         }
     }
 
@@ -156,7 +159,15 @@ impl Intake {
 
     /// Memory that `event` would take now.
     pub fn memory_of(&self, event: &Event) -> usize {
-        Encoded::memory_of(event) + Encoded::memory_of_rare(event, self.wanted)
+        Encoded::memory_of(event) + Encoded::memory_of_rare(event, self.kept_of(event))
+    }
+
+    /// Rare formats whose frames `event` would keep: those wanted, if it then takes no more memory
+    /// than any event may.
+    fn kept_of(&self, event: &Event) -> Wanted {
+        let memory = || Encoded::memory_of(event) + Encoded::memory_of_rare(event, self.wanted);
+        let fits = self.wanted == Wanted::NONE || memory() <= self.event_memory_max;
+        if fits { self.wanted } else { Wanted::NONE }
     }
 
     /// Whether an event of `topic` that takes so much memory would be taken now. An empty queue
@@ -199,11 +210,12 @@ impl Intake {
         }
         self.sequence += 1;
         self.demand.announce(self.sequence);
+        let kept = self.kept_of(&event);
         let Recorded { account, forgets } = self.topics.record(&event, self.sequence, bytes);
         self.counters.events += 1;
         self.counters.bytes += bytes as u64;
         let encoded = Encoded::new(event, self.epoch, self.sequence, intake);
-        let encoded = encoded.taken_at(self.unix_ms).keeping(self.wanted);
+        let encoded = encoded.taken_at(self.unix_ms).keeping(kept);
         let encoded = encoded.forgetting(forgets).counted_in(&account);
         self.events += 1;
         self.bytes += encoded.memory();
@@ -628,6 +640,25 @@ mod tests {
             assert_eq!(frame, again);
             assert!(frame.ends_with(br#""data":"x","time":1764460800000}"#), "{frame:?}");
             assert_eq!(frame.as_ptr() == again.as_ptr(), is_kept);
+        }
+    }
+
+    /// So the least memory that a server needs is the same, whoever reads what.
+    #[test]
+    fn an_event_that_would_be_too_heavy_with_its_json_keeps_none() {
+        let limits = Limits { message_bytes_max: 10_000, ..Limits::default() };
+        let (mut intake, _inboxes) = intake(1, 8, &limits);
+        intake.demand.begin(Format::Json);
+        intake.flush();
+        // Line breaks weigh seven times on an event stream.
+        let heavy = event(&format!("{}{}", "\n".repeat(1_650), "\"".repeat(8_350)));
+        let light = event(&"x".repeat(10_000));
+        for (event, is_kept) in [(heavy, false), (light, true)] {
+            let json = Format::Json.frame_bytes_max(&event);
+            let with = Encoded::memory_of(&event) + json;
+            assert_eq!(with <= limits.event_memory_max(), is_kept, "{with}");
+            assert_eq!(intake.memory_of(&event), if is_kept { with } else { with - json });
+            intake.accept(event, Stamp(0)).expect("room");
         }
     }
 

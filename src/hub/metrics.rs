@@ -9,7 +9,7 @@ use super::openmetrics::Kind::{Counter, Gauge, Info};
 use super::openmetrics::{Exposition, Kind, Page};
 use super::stats::Moment;
 use super::{Hub, process};
-use crate::close::CLOSE_TABLE;
+use crate::close::{CLOSE_TABLE, ERROR_TABLE};
 use crate::log;
 use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport};
 use crate::wire::Family;
@@ -18,7 +18,7 @@ use crate::wire::Family;
 type Row<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
 
 /// Figures of a shard.
-const OF_SHARD: [Row<ShardReport>; 17] = [
+const OF_SHARD: [Row<ShardReport>; 18] = [
     ("fanwave_connections", Gauge, "Connections, those in the handshake or closing included.", |shard| {
         shard.metrics.connections
     }),
@@ -41,6 +41,9 @@ const OF_SHARD: [Row<ShardReport>; 17] = [
         "Times that a client was not read from until its publishes were answered.",
         |shard| shard.metrics.pauses,
     ),
+    ("fanwave_client_commands_total", Counter, "Commands of clients that were answered.", |shard| {
+        shard.metrics.commands
+    }),
     ("fanwave_ring_enters_total", Counter, "System calls of the shard's ring.", |shard| shard.metrics.enters),
     ("fanwave_shard_sleeps_total", Counter, "Times that the shard had nothing to do.", |shard| {
         shard.metrics.sleeps
@@ -211,6 +214,12 @@ fn write_shards(page: &mut Page, shards: &[(String, &ShardReport)]) {
     for (shard, report) in shards {
         for (reason, count) in report.metrics.refused.iter() {
             page.sample(&[("shard", shard), ("reason", reason)], count);
+        }
+    }
+    page.family("fanwave_client_refused_commands_total", Counter, "Commands of clients that were refused.");
+    for (shard, report) in shards {
+        for ((_, code), count) in ERROR_TABLE.iter().zip(report.metrics.command_errors) {
+            page.sample(&[("shard", shard), ("code", code)], count);
         }
     }
     page.family("fanwave_closed_connections_total", Counter, "Connections that ended.");

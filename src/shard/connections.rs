@@ -154,8 +154,8 @@ impl Memberships {
         cursor
     }
 
-    /// Puts one in, whose stream begins after `from`, for a subscriber at `cursor`. All others go on
-    /// where they were. Returns the cursor from which all do: `from`, if that is lower.
+    /// Puts one in, whose stream begins after `from`, for a subscriber at `cursor`. All others go
+    /// on where they were. Returns the cursor from which all do: `from`, if that is lower.
     pub fn add(&mut self, member: Membership, cursor: u64, from: u64) -> u64 {
         let mut starts: Vec<u64> = self.iter_from(cursor).map(|(_, from)| from).collect();
         let place = self.as_slice().binary_search_by_key(&member.topic, |member| member.topic);

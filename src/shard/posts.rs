@@ -6,6 +6,7 @@
 //! - All else waits until nothing is unanswered: a refusal of ours, a request of another kind, a
 //!   client that waits for `100 Continue`. So answers need no order of their own.
 //! - What is answered in one turn goes out in one send.
+//! - A client that does not read its answers is read no further.
 //! - A body that was refused before it was read ends its connection: nobody knows how long it is.
 //!
 //! Not here: what a head or a body is (`wire::http`), what a publish may say (`publishing`), how a
@@ -21,7 +22,7 @@ use super::state::State;
 use super::subscribe::head_rules;
 use crate::broadcast::Outcome;
 use crate::close::CloseReason;
-use crate::config::limits::SOCKETS_SPARE;
+use crate::config::limits::{REPLIES_BYTES_MAX, SOCKETS_SPARE};
 use crate::egress::Slot;
 use crate::event::{CustomId, Data, Event, EventId, Topic};
 use crate::publishing::{Options, check_coding, check_size, parse_options, parse_text, parse_topic_path};
@@ -46,7 +47,7 @@ pub struct Posts {
     /// What is to be refused when nothing is owed any more.
     refused: Option<(Refusal, Reply)>,
     /// Answers that go out together.
-    out: Vec<u8>,
+    out: String,
     /// Nothing more is read.
     is_closing: bool,
 }
@@ -192,6 +193,11 @@ impl State {
             if rest.is_empty() {
                 return Next::More;
             }
+            let waiting = self.connections.get(slot).control.as_ref().map_or(0, |batch| batch.len());
+            if waiting + posts.out.len() > REPLIES_BYTES_MAX {
+                self.pause(slot, rest, Until::Sent);
+                return Next::More;
+            }
             let head = match begins_post(rest) {
                 true => Some(parse_post(rest, &head_rules(&self.setup.config))),
                 false => None,
@@ -226,7 +232,7 @@ impl State {
             Ok((topic, options)) => {
                 let body = BodyReader::new(post.length);
                 if post.awaits_continue && is_last && !body.is_whole() {
-                    posts.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                    posts.out.push_str("HTTP/1.1 100 Continue\r\n\r\n");
                 }
                 let reply = Reply { keep, cors, id: options.id.clone() };
                 posts.request = Some(Request { topic, options, is_binary: post.is_binary, body, reply });
@@ -396,4 +402,133 @@ fn event_of(request: &Request, mut message: Message) -> Result<Event, Refusal> {
     let data = if request.is_binary { Data::binary(bytes) } else { parse_text(bytes)? };
     let Options { name, id, retry_ms } = request.options.clone();
     Ok(Event { topic: request.topic.clone(), data, name, id, retry_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::broadcast::{Answer as Word, Memory, Outbox, Publish, Taken, path};
+    use crate::clock::Stamp;
+    use crate::config::Config;
+    use crate::config::limits::{POST_BODY_MS_MAX, POST_IDLE_MS_MAX, POST_SILENCE_MS_MIN, UNANSWERED_MAX};
+    use crate::egress::sim::{SimRing, Weather};
+    use crate::event::Epoch;
+    use crate::shard::{Shard, ShardSetup};
+
+    const SOCKETS: usize = 400;
+
+    struct Bench {
+        shard: Shard<SimRing>,
+        outbox: Outbox,
+        now: Stamp,
+        sequence: u64,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let client_publish = vec!["t".parse().expect("a pattern")];
+            let config = Arc::new(Config { client_publish, ..Config::default() });
+            let (outbox, inbox) = path(8).expect("eventfd");
+            let now = Stamp(1_000_000_000);
+            let memory = Memory::new(&config.limits);
+            let setup = ShardSetup {
+                number: 0,
+                cpu: 0,
+                config,
+                epoch: Epoch(7),
+                demand: Arc::default(),
+                memory,
+                connections_max: 4,
+            };
+            let ring = SimRing::new(SOCKETS, Weather::Fair, 1).recording();
+            Bench { shard: Shard::new(setup, ring, inbox, now), outbox, now, sequence: 0 }
+        }
+
+        /// Time passes, and the hub takes all that it is offered.
+        fn turns(&mut self, count: usize, ms: u64) {
+            for _ in 0..count {
+                self.now = Stamp(self.now.0 + ms * 1_000_000);
+                self.shard.turn(self.now).expect("a turn does not fail");
+                let taken = std::iter::from_fn(|| self.outbox.uplink().take());
+                let words: Vec<Word> = taken
+                    .map(|Publish { ticket, .. }| {
+                        self.sequence += 1;
+                        Word { ticket, outcome: Ok(Taken { sequence: self.sequence, duplicate: false }) }
+                    })
+                    .collect();
+                if !words.is_empty() {
+                    self.outbox.answer(words);
+                }
+            }
+        }
+
+        fn connect(&mut self, bytes: &[u8]) -> Slot {
+            let slot = self.shard.ring_mut().connect().expect("a free slot");
+            self.shard.ring_mut().peer_sends(slot, bytes);
+            self.turns(8, 1);
+            slot
+        }
+
+        fn heard(&mut self, slot: Slot) -> String {
+            String::from_utf8(self.shard.ring_mut().peer_takes(slot)).expect("UTF-8")
+        }
+    }
+
+    const POST: &[u8] = b"POST /topics/t HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx";
+
+    #[test]
+    fn answers_that_nobody_takes_are_bounded_and_hold_their_client_back() {
+        let mut bench = Bench::new();
+        let slot = bench.connect(POST);
+        let answer = bench.heard(slot).len();
+        bench.shard.ring_mut().stall(slot, true);
+        for _ in 0..100 {
+            bench.shard.ring_mut().peer_sends(slot, &POST.repeat(100));
+            bench.turns(20, 1);
+        }
+        let control = |bench: &Bench| {
+            bench.shard.state.connections.get(slot).control.as_ref().map_or(0, |batch| batch.len())
+        };
+        let most = REPLIES_BYTES_MAX + (UNANSWERED_MAX + 1) * (answer + 8);
+        assert!(control(&bench) > REPLIES_BYTES_MAX && control(&bench) <= most, "{}", control(&bench));
+        assert!(bench.shard.ring_mut().unreceived(slot) > 99 * POST.len(), "it is not received from");
+        bench.shard.ring_mut().stall(slot, false);
+        bench.turns(3_000, 0);
+        assert_eq!(bench.heard(slot).matches("HTTP/1.1 200 OK\r\n").count(), 10_000);
+    }
+
+    #[test]
+    fn an_idle_connection_ends_and_a_body_that_does_not_come_is_refused() {
+        let mut bench = Bench::new();
+        let idle = bench.connect(POST);
+        let slow = bench.connect(&POST[..POST.len() - 1]);
+        let cut = bench.connect(&POST[..30]);
+        bench.heard(idle);
+        let head_ms_max = bench.shard.state.setup.config.limits.handshake_ms_max;
+        bench.turns((head_ms_max / 250) as usize + 8, 250);
+        assert!(!bench.shard.ring_mut().is_open(cut), "a head has less time than a body");
+        assert!(!bench.shard.ring_mut().ended(idle) && !bench.shard.ring_mut().ended(slow));
+        bench.turns((POST_BODY_MS_MAX.max(POST_IDLE_MS_MAX) / 250) as usize + 8, 250);
+        assert!(bench.shard.ring_mut().ended(idle) && bench.heard(idle).is_empty());
+        assert!(bench.shard.ring_mut().ended(slow));
+        let told = bench.heard(slow);
+        assert!(told.starts_with("HTTP/1.1 408 Request Timeout\r\n") && told.contains("60000 ms"), "{told}");
+    }
+
+    #[test]
+    fn idle_connections_leave_their_sockets_to_others_when_these_are_short() {
+        let mut bench = Bench::new();
+        let slots: Vec<Slot> = (0..4 + SOCKETS_SPARE / 2).map(|_| bench.connect(POST)).collect();
+        bench.turns((POST_SILENCE_MS_MIN / 250) as usize + 8, 250);
+        let ended =
+            |bench: &mut Bench| slots.iter().filter(|slot| bench.shard.ring_mut().ended(**slot)).count();
+        assert!(ended(&mut bench) > 0, "some have left");
+        let mut bench = Bench::new();
+        let slots: Vec<Slot> = (0..4 + SOCKETS_SPARE / 4).map(|_| bench.connect(POST)).collect();
+        bench.turns((POST_SILENCE_MS_MIN / 250) as usize + 8, 250);
+        let ended = slots.iter().filter(|slot| bench.shard.ring_mut().ended(**slot)).count();
+        assert_eq!(ended, 0, "there are sockets enough");
+    }
 }

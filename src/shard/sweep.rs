@@ -276,8 +276,8 @@ impl State {
 
     /// The rest of a send, then answers.
     fn attend_serving(&mut self, slot: Slot, ring: &mut impl EgressRing) {
-        if !self.connections.get(slot).sending {
-            self.send_owed(slot, ring);
+        if !self.connections.get(slot).sending && !self.send_owed(slot, ring) {
+            self.publishers.let_go_on(slot, Until::Sent);
         }
     }
 
@@ -316,7 +316,8 @@ impl State {
         let is_lacking = |(topic, from)| self.topics.get(topic).window.newest() > from;
         let lacks_some = connection.memberships.iter_from(connection.cursor).any(is_lacking);
         if self.publishers.is_paused(slot) || self.publishers.awaits_hub(slot) {
-            // What it said before its end is still to be read. It is marked when it goes on, or is answered.
+            // What it said before its end is still to be read, or to be answered. It is marked when
+            // it goes on, or is answered.
         } else if lacks_some || connection.is_owed() {
             self.mark_ready(slot);
         } else {
@@ -335,8 +336,8 @@ impl State {
             (None, Some(batch)) => (batch, SendMode::Instant),
             (None, None) => return false,
         };
-        // The rest of a batch moved the cursor when it was handed over first; a command may have set
-        // it back since.
+        // The rest of a batch moved the cursor when it was handed over first; a command may have
+        // set it back since.
         let cursor = self.connections.get(slot).cursor;
         // It may be owed more: an elevator may have passed meanwhile.
         self.submit_send(slot, &batch, mode, true, ring);

@@ -4,8 +4,8 @@
 //! Invariants worth naming:
 //! - A frame is made in one allocation of its exact size.
 //! - Only what JSON must escape is escaped (RFC 8259 §7), so text of other scripts costs nothing.
-//! - The data of a frame is at most twice as long as that of its event: text that is longer, because
-//!   most of it is control characters, is given as base64 like binary data.
+//! - The data of a frame is at most twice as long as that of its event: text that would be longer,
+//!   because much of it is control characters, is given as base64 like binary data.
 //!
 //! Not here: commands and their answers (`envelope`), and what frames are (`websocket`).
 

@@ -125,6 +125,7 @@ impl World {
             overrun,
             client_publish,
             diagnostic_echo: true,
+            access_log: true,
             ..Config::default()
         };
         let (outbox, inbox) = path(limits.shard_queue_batches_max).expect("eventfd");

@@ -295,8 +295,8 @@ fn check_event(event: Event) {
     }
 }
 
-/// Commands as text messages, one in each line. Whatever they are, the answer is one JSON object with
-/// the `ref` as it was written; a publish that is read can be written in every format.
+/// Commands as text messages, one in each line. Whatever they are, the answer is one JSON object
+/// with the `ref` as it was written; a publish that is read can be written in every format.
 pub fn commands(data: &[u8]) {
     for line in data.split(|byte| *byte == b'\n') {
         let Ok(text) = std::str::from_utf8(line) else { continue };

@@ -12,10 +12,10 @@
 //!
 //! Expectation: both get text, several lines, named and binary events. When the event stream is
 //! cut, before its first event or later, the browser comes back by itself and gets exactly what it
-//! missed. What one page publishes comes to the other; a page that speaks JSON subscribes, unsubscribes
-//! and comes back where it was; text, Blob and ArrayBuffer go both ways. At a shutdown the WebSocket closes cleanly with 1012. Neither the drain nor the full
-//! server ends an event stream for good: each comes back by itself, and gets what the server still
-//! holds.
+//! missed. What one page publishes comes to the other; a page that speaks JSON subscribes,
+//! unsubscribes and comes back where it was; text, Blob and ArrayBuffer go both ways. At a shutdown
+//! the WebSocket closes cleanly with 1012. Neither the drain nor the full server ends an event
+//! stream for good: each comes back by itself, and gets what the server still holds.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::raw::{RawAnswer, exchange, exchange_bytes};
-use crate::support::{Protocol, Server, Subscriber, within};
+use crate::support::{Protocol, Server, Subscriber, until, within};
 
 const TEXT: &str = "Host: localhost\r\nContent-Type: text/plain\r\n";
 
@@ -301,4 +301,41 @@ async fn pages_ask_first_and_are_told_what_they_may() {
     let answer = client.answer().await;
     assert_eq!(answer.header("access-control-allow-origin"), Some("https://a.example"));
     assert_eq!((answer.status, answer.header("vary")), (200, Some("Origin")));
+}
+
+/// A client that reads no answers is read no further: what it goes on to say stays in its own socket.
+#[tokio::test]
+async fn a_client_that_reads_no_answers_is_held_back_and_loses_none() {
+    const REQUESTS: usize = 20_000;
+    let server = server(&[]);
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4_096).expect("an option of every socket");
+    let socket = within("a connection", socket.connect(server.data)).await.expect("it listens");
+    let (reading, mut writing) = socket.into_split();
+    let flood = tokio::spawn(async move {
+        writing
+            .write_all(post("/topics/t", "", "x").repeat(REQUESTS).as_bytes())
+            .await
+            .expect("the server reads");
+        writing
+    });
+    let totals = async || server.stats().await["totals"].clone();
+    until("a pause", async || (totals().await["pauses"].as_u64() > Some(0)).then_some(())).await;
+    let before = server.resident_bytes();
+    let mut answered = 0;
+    let mut reading = tokio::io::BufReader::new(reading);
+    while answered < REQUESTS {
+        let mut line = String::new();
+        within("an answer", tokio::io::AsyncBufReadExt::read_line(&mut reading, &mut line))
+            .await
+            .expect("text");
+        if line.starts_with('{') {
+            answered += 1;
+            assert!(line.ends_with(&format!("\"sequence\":{answered}}}\n")), "{line}");
+        }
+    }
+    let more = server.resident_bytes().saturating_sub(before);
+    assert!(more < 64 << 20, "{more} bytes more for what it has not read");
+    drop(within("the end of a flood", flood).await);
+    assert_eq!(totals().await["published"].as_u64(), Some(REQUESTS as u64));
 }

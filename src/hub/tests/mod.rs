@@ -27,6 +27,7 @@ mod drain;
 mod guarding;
 mod heads;
 mod log;
+mod presence;
 mod publishing;
 mod scraping;
 mod streaming;

@@ -148,40 +148,41 @@ impl<'a> Answer<'a> {
 
     /// To a publish: `body` is a line of JSON, and `field` one more header line or nothing. Appended
     /// to the answers before it.
-    pub fn publish(self, out: &mut Vec<u8>, status: u16, keep: Keep, field: &str, body: &str) {
-        let mut head = self.status_line(status);
-        head.push_str(field);
-        head.push_str(match keep {
+    pub fn publish(self, out: &mut String, status: u16, keep: Keep, field: &str, body: &str) {
+        self.push_status_line(out, status);
+        out.push_str(field);
+        out.push_str(match keep {
             Keep::Close => "Connection: close\r\n",
             Keep::Open => "",
             Keep::OpenAsAsked => "Connection: keep-alive\r\n",
         });
-        push_line(
-            &mut head,
-            format_args!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()),
-        );
-        out.extend_from_slice(head.as_bytes());
-        out.extend_from_slice(body.as_bytes());
+        out.push_str("Content-Type: application/json\r\n");
+        push_line(out, format_args!("Content-Length: {}\r\n", body.len()));
+        out.push_str(body);
     }
 
     /// The first lines of every answer.
     fn status_line(self, status: u16) -> String {
-        let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
         let mut head = String::with_capacity(512);
-        push_line(&mut head, format_args!("HTTP/1.1 {status} {}", phrase.unwrap_or_default()));
+        self.push_status_line(&mut head, status);
+        head
+    }
+
+    fn push_status_line(self, head: &mut String, status: u16) {
+        let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+        push_line(head, format_args!("HTTP/1.1 {status} {}", phrase.unwrap_or_default()));
         if let Some(date) = self.date {
-            push_line(&mut head, format_args!("Date: {date}"));
+            push_line(head, format_args!("Date: {date}"));
         }
         match &self.manner.cors {
             Cors::Silent => {}
             Cors::Any => head.push_str("Access-Control-Allow-Origin: *\r\n"),
             Cors::Other => head.push_str("Vary: Origin\r\n"),
             Cors::Named(origin) => {
-                push_line(&mut head, format_args!("Access-Control-Allow-Origin: {origin}"));
+                push_line(head, format_args!("Access-Control-Allow-Origin: {origin}"));
                 head.push_str("Access-Control-Allow-Credentials: true\r\nVary: Origin\r\n");
             }
         }
-        head
     }
 
     /// Ends `head` and adds `body`.

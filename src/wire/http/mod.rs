@@ -236,7 +236,8 @@ fn interpret(
     Ok(Head::Subscribe(Box::new(subscribe), head_bytes))
 }
 
-/// What to answer to a WebSocket's opening handshake, where these subprotocols of ours are `spoken`.
+/// What to answer to a WebSocket's opening handshake, where these subprotocols of ours are
+/// `spoken`.
 fn handshake(
     fields: &Fields<'_, '_>,
     http_1_0: bool,
