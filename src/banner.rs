@@ -98,7 +98,10 @@ fn commands(started: &Started, program: &str) -> Vec<String> {
     commands.extend(started.control.first().map(|control| match control {
         ControlAddress::Tcp(address) => {
             let url = quoted(&format!("http://{}/topics/hello", reachable(*address)));
-            format!("curl -d 'hello, world' {url}")
+            let token = started.token_file.as_ref().map_or_else(String::new, |file| {
+                format!("-H \"Authorization: Bearer $(cat {})\" ", quoted(&file.to_string_lossy()))
+            });
+            format!("curl {token}-d 'hello, world' {url}")
         }
         ControlAddress::Unix(path) => {
             let path = quoted(&path.to_string_lossy());
@@ -130,6 +133,7 @@ mod tests {
         Started {
             listen: listen.iter().map(|text| text.parse().expect("an address")).collect(),
             control: control.iter().map(|text| text.parse().expect("an address")).collect(),
+            token_file: None,
             shard_cpus: vec![0, 2],
             connections_per_shard_max: 20_000,
             egress: EgressReport {

@@ -23,6 +23,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use tokio::sync::oneshot;
 
 use crate::clock::Stamp;
+use crate::config::Config;
 use crate::config::limits::QUESTIONS_MAX;
 use crate::event::{Epoch, Event, Topic};
 use crate::wire::Format;
@@ -244,6 +245,8 @@ pub enum Message {
     Batch(Arc<EncodedBatch>),
     /// Begin to drain. A shard that is done still answers new clients, until all shards are.
     Drain(Drain),
+    /// The configuration from now on.
+    Reload(Arc<Config>),
     /// End now: every shard is done, or out of time.
     End,
 }

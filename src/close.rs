@@ -42,6 +42,10 @@ pub enum CloseReason {
     ForeignOrigin,
     /// No room: a connection limit is reached.
     Full,
+    /// The address has as many connections as one may have.
+    AddressFull,
+    /// The connection does not begin with the PROXY header that is expected on its address.
+    BadProxyHeader,
     /// The server is draining. A subscriber that has not taken everything by the deadline is cut.
     Draining,
     /// A frame broke RFC 6455.
@@ -157,7 +161,9 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         refusal(UnknownCoding, "unknown_coding", 501),
         refusal(ForeignOrigin, "foreign_origin", 403),
         refusal(Full, "full", 503),
-        CloseRow { http_status: Some(503), ..told(Draining, "draining", Either, Ours(1001)) },
+        CloseRow { ending: Either, ..refusal(AddressFull, "address_full", 429) },
+        refusal(BadProxyHeader, "bad_proxy_header", 400),
+        CloseRow { http_status: Some(503), ..told(Draining, "draining", Either, Ours(1012)) },
         told(WsProtocol, "ws_protocol", InOrder, Ours(1002)),
         told(WsNotUtf8, "ws_not_utf8", InOrder, Ours(1007)),
         told(WsTooBig, "ws_too_big", InOrder, Ours(1009)),

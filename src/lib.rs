@@ -8,6 +8,7 @@ pub mod hub; // publish: sequence, encode
 pub mod shard; // windows, cursors, sweep
 
 // What the stages stand on.
+pub mod admission; // who may come in
 pub mod clock;
 pub mod close; // why we hang up
 pub mod config;
@@ -17,7 +18,9 @@ pub mod printed; // commands for people to paste
 pub mod publishing; // bytes of a publish to an event
 pub mod refusal; // why a publish is not taken
 pub mod runtime;
+pub mod secret; // a bearer token
 pub mod serve; // puts the stages together
+pub mod systemd; // the service manager
 pub mod topic_pattern; // names for many topics
 pub mod wire;
 

@@ -68,6 +68,8 @@ enum Said {
 }
 
 static QUEUE: OnceLock<Sender<Said>> = OnceLock::new();
+/// Sets another filter.
+static FILTER: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();
 static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
 
 /// Lines that found the queue full, from the start.
@@ -78,7 +80,7 @@ pub fn left_out() -> u64 {
 /// Begins the log on standard error; `filter` was checked. With `access` it takes access lines,
 /// whatever the filter says.
 pub fn start(filter: &str, format: LogFormat, access: bool) {
-    let filter = if access { format!("{filter},{ACCESS}=info") } else { filter.to_string() };
+    let filter = whole_filter(filter, access);
     if access {
         let (queue, said) = bounded(LOG_LINES_MAX);
         let spawned = std::thread::Builder::new().name("log".into()).spawn(move || write(&said));
@@ -89,9 +91,31 @@ pub fn start(filter: &str, format: LogFormat, access: bool) {
     }
     let lines = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(LogWriter(()));
     match format {
-        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Text => {
+            let lines = lines.with_ansi(io::stderr().is_terminal()).with_filter_reloading();
+            let handle = lines.reload_handle();
+            FILTER.get_or_init(|| Box::new(move |filter| drop(handle.reload(filter))));
+            lines.init();
+        }
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_filter_reloading();
+            let handle = lines.reload_handle();
+            FILTER.get_or_init(|| Box::new(move |filter| drop(handle.reload(filter))));
+            lines.init();
+        }
     }
+}
+
+/// Another filter for the log that has begun; it was checked.
+pub fn set_filter(filter: &str, access: bool) {
+    if let Some(set) = FILTER.get() {
+        set(EnvFilter::new(whole_filter(filter, access)));
+    }
+}
+
+/// What the operator wants to see, and access lines whatever that is.
+fn whole_filter(filter: &str, access: bool) -> String {
+    if access { format!("{filter},{ACCESS}=info") } else { filter.to_string() }
 }
 
 /// Waits until all lines so far are written, for a while.

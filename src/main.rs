@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use fanwave::client::{self, ClientError, publish, tail};
 use fanwave::command::sources::{self, SourceError};
 use fanwave::command::{Command, check_config};
+use fanwave::config::Config;
 use fanwave::config::flags::ServeFlags;
+use fanwave::systemd::Passed;
 use fanwave::{log, serve};
 
 mod banner; // what `serve` prints once it runs
@@ -51,11 +53,24 @@ fn run_server(flags: ServeFlags) -> Outcome {
     outcome
 }
 
-fn serve_with(flags: ServeFlags) -> Outcome {
+fn serve_with(mut flags: ServeFlags) -> Outcome {
     for line in sources::unknown_variables(std::env::vars_os()) {
         tracing::warn!("{line}");
     }
+    let passed = Passed::from_environment().map_err(|line| (USAGE, line))?;
+    let (listen, control) = (passed.data_addresses(), passed.control_addresses());
+    flags.take_over(listen.clone(), control.clone());
     let config = flags.config().map_err(|error| (USAGE, error.to_string()))?;
+    let reread = move || {
+        let command = sources::parse(std::env::args_os(), |name| std::env::var_os(name));
+        let Command::Serve(mut flags) = command.map_err(|error| error.to_string())? else {
+            return Err("the command is another one".to_string());
+        };
+        flags.take_over(listen.clone(), control.clone());
+        flags.config().map_err(|error| error.to_string())
+    };
+    let adopt = |config: &Config| log::set_filter(&config.log, config.access_log);
+    let operator = serve::Operator { reread: Box::new(reread), adopt: Box::new(adopt) };
     let (limits, slow) = (config.limits.clone(), config.slow);
     let program = std::env::args().next().unwrap_or_else(|| "fanwave".to_string());
     let started = |started: &serve::Started| {
@@ -64,7 +79,7 @@ fn serve_with(flags: ServeFlags) -> Outcome {
         // A server whose standard output is closed still serves.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     };
-    serve::run(config, started).map_err(|error| (FAILURE, error.to_string()))
+    serve::run(config, passed, operator, started).map_err(|error| (FAILURE, error.to_string()))
 }
 
 fn run_publish(options: publish::Options) -> Outcome {

@@ -68,6 +68,10 @@ pub enum RefusalReason {
     ForeignHost,
     /// A page of a foreign origin asks.
     ForeignOrigin,
+    /// The control token is missing or wrong.
+    Unauthorized,
+    /// The configuration that is to be loaded is wrong.
+    BadConfig,
     /// The body is compressed, or encoded in another way.
     ContentCoding,
     /// The body has a transfer coding that is not understood.
@@ -113,6 +117,8 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (BadHost, "bad_host", StatusCode::BAD_REQUEST),
         (ForeignHost, "foreign_host", StatusCode::FORBIDDEN),
         (ForeignOrigin, "foreign_origin", StatusCode::FORBIDDEN),
+        (Unauthorized, "unauthorized", StatusCode::UNAUTHORIZED),
+        (BadConfig, "bad_config", StatusCode::UNPROCESSABLE_ENTITY),
         (ContentCoding, "content_coding", StatusCode::UNSUPPORTED_MEDIA_TYPE),
         (TransferCoding, "transfer_coding", StatusCode::NOT_IMPLEMENTED),
         (Busy, "busy", StatusCode::SERVICE_UNAVAILABLE),
@@ -204,8 +210,14 @@ fn cut(text: &mut String) {
 }
 
 /// Refusals by reason; serializes as an object from label to count.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusalCounts([u64; RefusalReason::COUNT]);
+
+impl Default for RefusalCounts {
+    fn default() -> RefusalCounts {
+        RefusalCounts([0; RefusalReason::COUNT])
+    }
+}
 
 impl RefusalCounts {
     /// One more.

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 
+use crate::admission::{Addresses, Admission};
 use crate::broadcast::{Demand, Memory, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
@@ -25,15 +27,18 @@ use crate::config::limits::{
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
-use crate::egress::listener::{listen, listen_alone};
+use crate::egress::listener::{listen, listen_alone, take_over};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
-use crate::hub::{self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure};
+use crate::hub::{
+    self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
+};
 use crate::log;
 use crate::runtime::{RingOptions, RuntimeError, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
+use crate::systemd::{Manager, Passed};
 use egress::Ring;
 
 mod egress; // which ring
@@ -45,6 +50,8 @@ pub struct Started {
     pub listen: Vec<SocketAddr>,
     /// Control plane addresses as bound.
     pub control: Vec<ControlAddress>,
+    /// The file with the token that publishers bring, if they need one.
+    pub token_file: Option<PathBuf>,
     /// CPU of each shard.
     pub shard_cpus: Vec<usize>,
     /// Connections that each shard has room for.
@@ -53,6 +60,14 @@ pub struct Started {
     pub egress: EgressReport,
     /// User-space memory at the limits: owner and bytes, one line each.
     pub memory: Vec<(&'static str, u64)>,
+}
+
+/// Whom a running server asks for another configuration.
+pub struct Operator {
+    /// Reads it again; the error is one line.
+    pub reread: Box<dyn Fn() -> Result<Config, String> + Send + Sync>,
+    /// It is valid from now on.
+    pub adopt: Box<dyn Fn(&Config) + Send + Sync>,
 }
 
 /// Why the server did not start or did not end well: one line with the cause, and the remedy if
@@ -96,7 +111,14 @@ pub enum ServeError {
 
 /// Serves until SIGTERM or SIGINT has drained everything. `started` is called once, before the
 /// first connection is accepted.
-pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeError> {
+///
+/// `passed` are sockets of the service manager, `operator` is asked for another configuration.
+pub fn run(
+    config: Config,
+    passed: Passed,
+    operator: Operator,
+    started: impl FnOnce(&Started),
+) -> Result<(), ServeError> {
     let config = Arc::new(config);
     raise_descriptor_limit();
     let choice = egress::choose(config.egress, config.sockets)?;
@@ -108,18 +130,27 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
         .build()
         .map_err(|error| ServeError::Hub(format!("cannot make the runtime: {error}")))?;
     // Before the first thread, so that every thread leaves the signals to this one.
-    let drain = {
+    let (drain, hangups) = {
         let _entered = runtime.enter();
         signals().map_err(|error| ServeError::Hub(format!("cannot listen for signals: {error}")))?
     };
     // All of them, so that one start tells of every address that is in use.
     let mut failures = Failures::default();
-    let (control_addresses, control) = bind_control(&config.control, &mut failures);
-    let (listen, listeners) = bind_data(&config, &mut failures);
+    let keeps_listeners = !passed.data.is_empty();
+    let (control_addresses, control) = match passed.control.is_empty() {
+        true => bind_control(&config.control, &mut failures),
+        false => passed.control.into_iter().unzip(),
+    };
+    let (listen, listeners) = match keeps_listeners {
+        true => share_passed(&config, passed.data, &mut failures),
+        false => bind_data(&config, &mut failures),
+    };
     failures.check()?;
 
     let demand = Arc::new(Demand::default());
     let memory = Memory::new(&config.limits);
+    let per_address = config.limits.connections_per_address_max;
+    let addresses = (per_address > 0).then(|| Arc::new(Addresses::new(per_address)));
     let (end_sender, shard_ends) = tokio::sync::mpsc::unbounded_channel();
     let mut outboxes = Vec::new();
     let mut shards = Vec::new();
@@ -137,10 +168,11 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
             demand: demand.clone(),
             memory: memory.clone(),
             connections_max: capacity.connections_max,
+            admission: Admission { addresses: addresses.clone(), sockets_max: capacity.sockets_max },
         };
         let (ready, ended) = (ready_sender.clone(), end_sender.clone());
         let handle = spawn_shard(
-            ShardStart { setup, ring: ring(choice.ring, &capacity, listeners), inbox },
+            ShardStart { setup, ring: ring(choice.ring, &capacity, listeners, keeps_listeners), inbox },
             move || _ = ready.send(number),
             move |result| {
                 let result = result.as_ref().map(|_| ()).map_err(ToString::to_string);
@@ -155,12 +187,25 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     started(&Started {
         listen: listen.clone(),
         control: control_addresses,
+        token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
         egress: choice.report.clone(),
         memory: memory_lines(&config, &capacity, choice.ring),
     });
+    let manager = Manager::from_environment();
+    manager.ready();
+    let watchdog = manager.watchdog;
+    let tell = move |tidings| match tidings {
+        Tidings::Reloading => manager.reloading(),
+        Tidings::Reloaded => manager.ready(),
+        Tidings::Draining => manager.stopping(),
+        Tidings::Alive => manager.alive(),
+    };
+    let Operator { reread, adopt } = operator;
+    let surroundings = Surroundings { reread, adopt, tell: Box::new(tell), watchdog, hangups: Some(hangups) };
     let setup = hub::HubSetup {
+        surroundings,
         config,
         epoch,
         outboxes,
@@ -186,11 +231,18 @@ pub fn run(config: Config, started: impl FnOnce(&Started)) -> Result<(), ServeEr
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT; the second one ends the process at once.
-fn signals() -> std::io::Result<impl Future<Output = ()>> {
+/// What resolves at the first SIGTERM or SIGINT, while the second one ends the process at once; and a
+/// message for each SIGHUP.
+fn signals() -> std::io::Result<(impl Future<Output = ()>, UnboundedReceiver<()>)> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (asked, hangups) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        // Signals that come together are one.
+        while hangup.recv().await.is_some() && asked.send(()).is_ok() {}
+    });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
+    let drain = async move {
         let _ = futures_util::future::select(pin!(terminate.recv()), pin!(interrupt.recv())).await;
         tokio::spawn(async move {
             let _ = futures_util::future::select(pin!(terminate.recv()), pin!(interrupt.recv())).await;
@@ -198,7 +250,8 @@ fn signals() -> std::io::Result<impl Future<Output = ()>> {
             log::flush();
             std::process::exit(1);
         });
-    })
+    };
+    Ok((drain, hangups))
 }
 
 /// Raises the descriptor limit as far as it goes.
@@ -222,10 +275,11 @@ fn capacity(config: &Config, direct: bool) -> Result<Capacity, ServeError> {
 }
 
 /// What the ring of a shard with these listeners needs to know.
-fn ring(ring: Ring, capacity: &Capacity, listeners: Vec<OwnedFd>) -> RingOptions {
+fn ring(ring: Ring, capacity: &Capacity, listeners: Vec<OwnedFd>, keeps_listeners: bool) -> RingOptions {
     match ring {
         Ring::Uring { direct } => RingOptions::Uring(UringOptions {
             listeners,
+            keeps_listeners,
             accepts_per_listener: capacity.accepts_per_listener,
             slots: capacity.slots as u32,
             sockets_max: capacity.sockets_max as u32,
@@ -302,6 +356,29 @@ fn bind_data(config: &Config, failures: &mut Failures) -> (Vec<SocketAddr>, Vec<
                 }
             }
             Err(error) => failures.0.push((ControlAddress::Tcp(*address), error.into())),
+        }
+    }
+    (addresses, by_shard)
+}
+
+/// Takes data plane listeners that were passed. All shards accept from the same queue: a listener of
+/// a shard's own would have to be of the same user as the one that was passed (`SO_REUSEPORT`).
+fn share_passed(
+    config: &Config,
+    passed: Vec<(SocketAddr, OwnedFd)>,
+    failures: &mut Failures,
+) -> (Vec<SocketAddr>, Vec<Vec<OwnedFd>>) {
+    let shards = config.shard_cpus.len();
+    let user_timeout = Duration::from_millis(config.limits.stall_ms_max + KERNEL_PATIENCE_MS);
+    let mut addresses = Vec::new();
+    let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
+    for (address, listener) in passed {
+        addresses.push(address);
+        match take_over(listener, shards, user_timeout) {
+            Ok(listeners) => {
+                by_shard.iter_mut().zip(listeners).for_each(|(shard, listener)| shard.push(listener));
+            }
+            Err(error) => failures.0.push((ControlAddress::Tcp(address), error.into())),
         }
     }
     (addresses, by_shard)
@@ -447,6 +524,9 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
     if config.access_log {
         let waiting = LOG_LINES_MAX * ACCESS_LINE_BYTES_MAX;
         lines.push(("access log", sum(capacity.slots * ACCESS_ENTRY_BYTES) + waiting as u64));
+    }
+    if limits.connections_per_address_max > 0 {
+        lines.push(("counters of connections by address", Addresses::BYTES as u64));
     }
     lines
 }

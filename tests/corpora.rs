@@ -74,6 +74,7 @@ targets! {
     ndjson_lines
     single_publish
     sse_parser
+    proxy_header
     commands
     whole_shard
 }

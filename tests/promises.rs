@@ -12,12 +12,14 @@
 mod support;
 
 mod promises {
+    mod admission;
     mod bad_requests;
     mod browser;
     mod bulk;
     mod client_post;
     mod client_publish;
     mod control;
+    mod control_access;
     mod control_room;
     mod conversation;
     mod dashboard;
@@ -36,11 +38,15 @@ mod promises {
     mod metrics;
     mod ndjson;
     mod overrun;
+    mod packages;
     mod pages;
     mod patterns;
+    mod proxies;
     mod refusals;
+    mod reload;
     mod resume;
     mod rules;
+    mod service_manager;
     mod shutdown;
     mod stalled_reader;
     mod start_up;

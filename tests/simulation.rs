@@ -119,8 +119,16 @@ fn build(
     // Little room in the ring makes sweeps stop in mid-lap.
     let room = [8, 20, 2_048][(seed % 3) as usize];
     let ring = SimRing::new(SOCKETS, weather, seed ^ 0xfa).recording().with_room(room);
-    let setup =
-        ShardSetup { number: 0, cpu: 0, config, epoch: EPOCH, demand, memory, connections_max: SOCKETS };
+    let setup = ShardSetup {
+        number: 0,
+        cpu: 0,
+        config,
+        epoch: EPOCH,
+        demand,
+        memory,
+        connections_max: SOCKETS,
+        admission: Default::default(),
+    };
     (outbox, Shard::new(setup, ring, inbox, now))
 }
 
@@ -388,7 +396,7 @@ impl World {
         let may_overrun = self.scarce && self.policy == SlowPolicy::Close && !is_latest;
         if self.draining && !peer.left && peer.opened_at.is_some() {
             let legal = match peer.ending() {
-                Ending::CloseFrame(code) => code == 1001 || code == 1013 && may_overrun,
+                Ending::CloseFrame(code) => code == 1012 || code == 1013 && may_overrun,
                 Ending::EndOfStream => peer.protocol == Protocol::Sse && peer.is_whole(),
             };
             assert!(legal, "slot {slot} is told that the server goes: {:?}", peer.ending());

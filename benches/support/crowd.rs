@@ -64,7 +64,16 @@ impl Crowd {
         let demand = Arc::new(Demand::default());
         let connections_max = subscriptions.len();
         let memory = Memory::new(&config.limits);
-        let setup = ShardSetup { number: 0, cpu: 0, config, epoch: EPOCH, demand, memory, connections_max };
+        let setup = ShardSetup {
+            number: 0,
+            cpu: 0,
+            config,
+            epoch: EPOCH,
+            demand,
+            memory,
+            connections_max,
+            admission: Default::default(),
+        };
         let mut ring = SimRing::new(connections_max, Weather::Fair, 0);
         let mut slots = Vec::new();
         for subscription in subscriptions {

@@ -7,11 +7,12 @@
 //! connection, or where no answer came in time: whether the event arrived is not known.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
-use http::header::CONTENT_TYPE;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use reqwest::{RequestBuilder, Response, Url};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
@@ -22,6 +23,7 @@ use super::{
     retry_after, root_cause,
 };
 use crate::config::limits::CONTROL_BODY_MS_MAX;
+use crate::secret::Secret;
 
 mod lines;
 
@@ -74,6 +76,9 @@ pub struct Options {
     /// Control plane: http://HOST:PORT or unix:PATH [env: FANWAVE_SERVER]
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8081")]
     pub server: String,
+    /// File with the control token of the server [env: FANWAVE_TOKEN_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// Event name
     #[arg(long, value_name = "NAME")]
     pub event: Option<String>,
@@ -110,7 +115,7 @@ async fn publish(
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> Result<(), ClientError> {
-    let server = Server::new(&options.server, patience)?;
+    let server = Server::new(&options.server, options.token_file.as_deref(), patience)?;
     let data = options.data.as_deref().filter(|data| *data != "-");
     match (options.lines, data) {
         (false, Some(data)) => {
@@ -137,9 +142,16 @@ struct Server {
 }
 
 impl Server {
-    fn new(address: &str, patience: Patience) -> Result<Server, ClientError> {
+    fn new(address: &str, token_file: Option<&Path>, patience: Patience) -> Result<Server, ClientError> {
         // A redirect could turn a POST into a GET (RFC 9110 §15.4.2); the control API has none.
-        let builder = http_client().redirect(reqwest::redirect::Policy::none());
+        let mut builder = http_client().redirect(reqwest::redirect::Policy::none());
+        if let Some(file) = token_file {
+            let token =
+                Secret::read(file).map_err(|error| ClientError::Usage(format!("--token-file {error}")))?;
+            let mut value = HeaderValue::from_bytes(&token.bearer()).expect("a token is visible ASCII");
+            value.set_sensitive(true);
+            builder = builder.default_headers(HeaderMap::from_iter([(AUTHORIZATION, value)]));
+        }
         let (builder, url) = match address.strip_prefix("unix:") {
             Some(path) => (builder.unix_socket(path), "http://localhost"),
             None => (builder, address),

@@ -163,16 +163,16 @@ fn config_path(command: &str, typed: &clap::ArgMatches, environment: &Settings) 
     typed.get_one::<PathBuf>("config").cloned().or_else(from_environment)
 }
 
-/// The `FANWAVE_*` variables of a command. The clients take only the server's address from there: a
-/// topic or an id belongs to one call. An empty variable counts as unset, as composition files
-/// write it.
+/// The `FANWAVE_*` variables of a command. The clients take only the server's address and token from
+/// there: a topic or an id belongs to one call. An empty variable counts as unset, as composition
+/// files write it.
 fn environment_settings(
     command: &str,
     flags: &clap::Command,
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Settings {
     setting_names(flags)
-        .filter(|name| command == "serve" || *name == "server")
+        .filter(|name| command == "serve" || matches!(*name, "server" | "token_file"))
         .filter_map(|name| {
             let former = FORMER_NAMES.iter().find(|(_, now)| *now == name).map(|(before, _)| *before);
             let value_of = |name: &str| environment(&format!("FANWAVE_{}", name.to_ascii_uppercase()));
@@ -205,7 +205,8 @@ pub fn unknown_variables(environment: impl IntoIterator<Item = (OsString, OsStri
         // fanwave.
         let is_link = name.starts_with("FANWAVE_SERVICE_") || name.starts_with("FANWAVE_PORT_");
         let is_link = is_link || name == "FANWAVE_PORT" && value.to_string_lossy().contains("://");
-        (name != "FANWAVE_SERVER" && !is_link && !known.contains(&name)).then_some(name)
+        let is_of_clients = ["FANWAVE_SERVER", "FANWAVE_TOKEN_FILE"].contains(&name.as_str());
+        (!is_of_clients && !is_link && !known.contains(&name)).then_some(name)
     });
     let told = |name: String| {
         let listens = ["FANWAVE_PORT", "FANWAVE_HOST", "FANWAVE_ADDR", "FANWAVE_ADDRESS", "FANWAVE_BIND"];

@@ -15,6 +15,7 @@ use std::str::FromStr;
 
 use tracing_subscriber::filter::LevelFilter;
 
+use super::control::{ControlError, ControlFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
 use super::units::{Count, Millis, Size};
@@ -68,6 +69,12 @@ pub enum ConfigError {
     /// A flag about pages is wrong.
     #[error(transparent)]
     Page(#[from] PageError),
+    /// A flag about the control plane is wrong.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The PROXY protocol is meant for an address that nobody listens on.
+    #[error("--proxy-protocol {0} is none of the --listen addresses")]
+    ProxiedNowhere(SocketAddr),
     /// An address for subscribers stands twice.
     #[error("--listen {0} is given twice")]
     ListenTwice(SocketAddr),
@@ -97,10 +104,18 @@ pub struct ServeFlags {
     #[arg(long, value_name = "IP:PORT", value_delimiter = ',', default_value = "127.0.0.1:8080")]
     #[arg(value_parser = socket_address, help_heading = "Addresses")]
     listen: Vec<SocketAddr>,
-    /// Where publishers and operators connect; keep it private, every client there may publish
+    /// Where publishers and operators connect; beyond loopback and Unix sockets it needs
+    /// --control-token-file
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_delimiter = ',', default_value = "127.0.0.1:8081")]
     #[arg(help_heading = "Addresses")]
     control: Vec<ControlAddress>,
+    /// Which --listen addresses take the PROXY protocol, version 1 or 2: there every connection begins
+    /// with it, so nobody but the proxy may reach them
+    #[arg(long, value_name = "IP:PORT", value_delimiter = ',', value_parser = socket_address)]
+    #[arg(help_heading = "Addresses")]
+    proxy_protocol: Vec<SocketAddr>,
+    #[command(flatten)]
+    operators: ControlFlags,
     #[command(flatten)]
     pages: PageFlags,
     /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
@@ -198,6 +213,11 @@ limit_flags! {
     "Connections" {
         /// Connections of one shard; 0 takes what the descriptor limit allows
         connections_per_shard_max: Count;
+        /// Connections of one address, or of one IPv6 network of 64 bits; 0 for any number, as behind a
+        /// proxy without --proxy-protocol
+        connections_per_address_max: Count;
+        /// Connections that a shard accepts in a second; others wait in the kernel; 0 for any number
+        handshakes_per_second_max: Count;
         /// Request head
         handshake_bytes_max: Size;
         /// From accept to a whole request head
@@ -258,6 +278,16 @@ impl ServeFlags {
         self.rules_source = source;
     }
 
+    /// Sockets that were passed take the place of the addresses of their plane.
+    pub fn take_over(&mut self, listen: Vec<SocketAddr>, control: Vec<ControlAddress>) {
+        if !listen.is_empty() {
+            self.listen = listen;
+        }
+        if !control.is_empty() {
+            self.control = control;
+        }
+    }
+
     /// How the lines of the log look.
     pub fn log_format(&self) -> LogFormat {
         self.log_format
@@ -291,6 +321,10 @@ impl ServeFlags {
         let limits = Limits::from(self.limits);
         limits.check()?;
         check_addresses(&self.listen, &self.control)?;
+        if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
+            return Err(ConfigError::ProxiedNowhere(*other));
+        }
+        let control_rules = self.operators.rules(&self.control)?;
         if (self.egress, self.sockets) == (Egress::Epoll, Sockets::Direct) {
             return Err(ConfigError::DirectWithoutUring);
         }
@@ -304,6 +338,8 @@ impl ServeFlags {
         Ok(Config {
             listen: self.listen,
             control: self.control,
+            proxy_protocol: self.proxy_protocol,
+            control_rules,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages: self.pages.rules()?,
             client_publish: self.client_publish,
@@ -311,6 +347,8 @@ impl ServeFlags {
             egress: self.egress,
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
+            log: self.log,
+            log_format: self.log_format,
             access_log: self.access_log,
             limits,
             rules,

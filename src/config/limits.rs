@@ -15,6 +15,12 @@ pub struct Limits {
     /// also bounds a ring's table of direct descriptors). Costs one slab entry each when used, one
     /// pointer each in the kernel's table at start.
     pub connections_per_shard_max: usize,
+    /// Connections of one address (IPv4) or network of 64 bits (IPv6), on all shards. 0 counts none,
+    /// for behind a proxy all come from one address.
+    pub connections_per_address_max: usize,
+    /// Connections that one shard accepts in a second, on average; others wait in the kernel's
+    /// queue. 0 accepts all.
+    pub handshakes_per_second_max: usize,
     /// Bytes of a request head. Held only during the handshake.
     pub handshake_bytes_max: usize,
     /// Milliseconds from accept to a whole request head. Bounds how long a slow client holds a slot
@@ -76,6 +82,8 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             connections_per_shard_max: 0,
+            connections_per_address_max: 0,
+            handshakes_per_second_max: 0,
             handshake_bytes_max: 8 << 10,
             handshake_ms_max: 10_000,
             topics_per_connection_max: 64,
@@ -326,6 +334,14 @@ impl Limits {
 /// from some tens on; few enough that the kernel's requests and the entries of the queue are still
 /// in the cache when they are used again.
 pub const SWEEP_VISITS_MAX: usize = 128;
+/// Room is short while less than one in so many sockets of a shard is free.
+pub const SOCKETS_FREE_SHARE: usize = 8;
+/// Milliseconds for a request head while room is short, and for the head of a connection that is
+/// refused for its address in any case.
+pub const HANDSHAKE_MS_SHORT: u64 = 2_000;
+/// Subscribers that a draining shard hangs up on in a millisecond at least, so that a few are gone at
+/// once. 100,000 that come back together take seconds of CPU elsewhere.
+pub const HANG_UPS_PER_MS: u64 = 4;
 /// Sockets of a shard beyond its subscribers, so that a client too many still gets an answer.
 pub const SOCKETS_SPARE: usize = 256;
 /// The kernel's own bound on a table of direct descriptors (`IORING_MAX_FIXED_FILES`).
@@ -360,6 +376,8 @@ pub const LAP_OVERLAP: usize = 251;
 pub const RETURN_MS_MIN: u32 = 1_000;
 /// Milliseconds over which those that come back are spread.
 pub const RETURN_MS_SPREAD: u32 = 4_000;
+/// Seconds over which clients are spread that get a `Retry-After`, from 1 on.
+pub const RETRY_AFTER_S_SPREAD: u32 = 4;
 /// Messages that a shard takes from the hub in one turn.
 pub const MESSAGES_PER_TURN_MAX: usize = 16;
 /// Events after which a shard takes no further message in a turn.

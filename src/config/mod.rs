@@ -6,18 +6,23 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 pub mod capacity;
+mod control;
 pub mod flags;
 pub mod limits;
 mod pages;
+mod reload;
 pub mod rules;
 pub mod units;
 
+pub use control::ControlError;
 pub use limits::{LimitError, Limits};
 pub use pages::PageError;
+pub use reload::Reloaded;
 pub use rules::Rules;
 
 pub use crate::wire::SlowPolicy;
 
+use crate::secret::Secret;
 use crate::topic_pattern::Pattern;
 use crate::wire::http::{Origin, Origins, Subprotocols};
 
@@ -28,6 +33,16 @@ pub enum ControlAddress {
     Tcp(SocketAddr),
     /// A Unix stream socket at this path.
     Unix(PathBuf),
+}
+
+impl ControlAddress {
+    /// True if only this machine reaches it: a Unix socket, or loopback.
+    pub fn is_local(&self) -> bool {
+        match self {
+            ControlAddress::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            ControlAddress::Unix(_) => true,
+        }
+    }
 }
 
 /// Written as it is read: `127.0.0.1:8081` or `unix:/run/fanwave.sock`.
@@ -131,13 +146,24 @@ pub struct PageRules {
     pub control_hosts: Vec<String>,
 }
 
+/// Who may use the control plane.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ControlRules {
+    /// What every request must bring, but those over a Unix socket and `/healthz`.
+    pub token: Option<Secret>,
+}
+
 /// Everything `fanwave serve` needs to know. `Default` is a server without flags, with one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Data plane addresses; every shard listens on each.
     pub listen: Vec<SocketAddr>,
+    /// Those of them on which every connection begins with a PROXY header.
+    pub proxy_protocol: Vec<SocketAddr>,
     /// Control plane addresses.
     pub control: Vec<ControlAddress>,
+    /// Who may use the control plane.
+    pub control_rules: ControlRules,
     /// One entry per shard: the CPU it is pinned to.
     pub shard_cpus: Vec<usize>,
     /// What pages in browsers may do.
@@ -152,6 +178,10 @@ pub struct Config {
     pub sockets: Sockets,
     /// WebSockets on `/echo` and `/` get back what they send.
     pub diagnostic_echo: bool,
+    /// What to log: directives of `tracing_subscriber::EnvFilter`, checked.
+    pub log: String,
+    /// How its lines look.
+    pub log_format: LogFormat,
     /// The log has a line for each subscriber that comes and goes.
     pub access_log: bool,
     /// Every bound.
@@ -194,7 +224,9 @@ impl Default for Config {
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Config {
             listen: vec![loopback(8080)],
+            proxy_protocol: Vec::new(),
             control: vec![ControlAddress::Tcp(loopback(8081))],
+            control_rules: ControlRules::default(),
             shard_cpus: vec![0],
             pages: PageRules::default(),
             client_publish: Vec::new(),
@@ -202,9 +234,18 @@ impl Default for Config {
             egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
+            log: "info".to_string(),
+            log_format: LogFormat::Text,
             access_log: false,
             limits: Limits::default(),
             rules: Rules::default(),
         }
+    }
+}
+
+impl Config {
+    /// True if connections to this address of `listen` begin with a PROXY header.
+    pub fn is_proxied(&self, listener: usize) -> bool {
+        self.listen.get(listener).is_some_and(|address| self.proxy_protocol.contains(address))
     }
 }

@@ -89,6 +89,8 @@ pub struct Epoll {
     /// They end before the sockets do: nobody comes while those are closed.
     listeners: Vec<Listener>,
     accepts_per_listener: usize,
+    /// Connections that may still be accepted (`allow_accepts`).
+    accepts_left: usize,
     /// The listener that is first at the next reap.
     first_listener: usize,
     epoll: OwnedFd,
@@ -148,6 +150,7 @@ impl Epoll {
         Ok(Epoll {
             listeners: listeners.collect::<Result<_, _>>()?,
             accepts_per_listener: options.accepts_per_listener,
+            accepts_left: usize::MAX,
             first_listener: 0,
             epoll,
             sockets: Vec::new(),
@@ -326,6 +329,10 @@ impl EgressRing for Epoll {
     fn submit(&mut self) -> Result<(), RingError> {
         self.room = SUBMISSIONS_MAX as usize;
         self.look(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+    }
+
+    fn allow_accepts(&mut self, more: usize, most: usize) {
+        self.accepts_left = self.accepts_left.saturating_add(more).min(most);
     }
 
     fn retry_accepts(&mut self) {

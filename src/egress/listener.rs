@@ -35,15 +35,29 @@ pub fn listen(
     for _ in 0..shards {
         let socket = socket(address)?;
         socket.set_reuse_port(true)?;
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_user_timeout(Some(user_timeout))?;
-        socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)?;
+        configure(&socket, user_timeout)?;
         socket.bind(&bound.into())?;
         socket.listen(LISTEN_BACKLOG)?;
         bound = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an IP address"))?;
         listeners.push(socket.into());
     }
     Ok((bound, listeners))
+}
+
+/// Makes a listener that was passed one of ours, for so many shards: they share it.
+pub fn take_over(listener: OwnedFd, shards: usize, user_timeout: Duration) -> io::Result<Vec<OwnedFd>> {
+    let socket = Socket::from(listener);
+    // An accept in the ring waits only on a socket that blocks.
+    socket.set_nonblocking(false)?;
+    configure(&socket, user_timeout)?;
+    (0..shards).map(|_| socket.try_clone().map(OwnedFd::from)).collect()
+}
+
+/// What every accepted socket inherits.
+fn configure(socket: &Socket, user_timeout: Duration) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(user_timeout))?;
+    socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)
 }
 
 /// Binds an address of the control plane, which is shared with nobody.

@@ -66,6 +66,8 @@ pub enum Completion<'a> {
         slot: Slot,
         /// Its address.
         peer: SocketAddr,
+        /// Which of the ring's listeners it came to.
+        listener: usize,
     },
     /// The kernel could not accept for want of resources, by errno; asked again after
     /// [`EgressRing::retry_accepts`].
@@ -167,6 +169,10 @@ pub trait EgressRing {
 
     /// Time has passed: accepts that failed for want of resources may be asked again.
     fn retry_accepts(&mut self);
+
+    /// So many more connections may be accepted, at most `most` with those that were not; the others
+    /// wait in the kernel. Without a word all are.
+    fn allow_accepts(&mut self, more: usize, most: usize);
 
     /// Tells `handle` all completions that are there now; returns how many.
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize;

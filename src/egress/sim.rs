@@ -129,7 +129,9 @@ pub struct SimRing {
     /// Slots on which something may happen at the next submit.
     busy: Vec<Slot>,
     done: VecDeque<(Slot, Event)>,
-    accepted: VecDeque<(Slot, SocketAddr)>,
+    accepted: VecDeque<(Slot, SocketAddr, usize)>,
+    /// Connections that may still be accepted.
+    accepts_left: usize,
     enters: u64,
     /// Sends that the sockets took, whole or in part.
     pub sends: u64,
@@ -153,6 +155,7 @@ impl SimRing {
             busy: Vec::new(),
             done: VecDeque::new(),
             accepted: VecDeque::new(),
+            accepts_left: usize::MAX,
             enters: 0,
             sends: 0,
             bytes: 0,
@@ -171,11 +174,16 @@ impl SimRing {
 
     /// A peer connects; `None` if the table is full.
     pub fn connect(&mut self) -> Option<Slot> {
+        self.connect_from(Ipv4Addr::LOCALHOST, 0)
+    }
+
+    /// A peer with this address connects to one of the listeners.
+    pub fn connect_from(&mut self, ip: Ipv4Addr, listener: usize) -> Option<Slot> {
         let slot = self.sockets.iter().position(|socket| !socket.open)?;
         let busy = self.sockets[slot].busy;
         self.sockets[slot] = Socket { open: true, busy, ..Socket::default() };
-        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 10_000 + (slot % 50_000) as u16));
-        self.accepted.push_back((slot as Slot, peer));
+        let peer = SocketAddr::from((ip, 10_000 + (slot % 50_000) as u16));
+        self.accepted.push_back((slot as Slot, peer, listener));
         Some(slot as Slot)
     }
 
@@ -465,10 +473,17 @@ impl EgressRing for SimRing {
         Ok(())
     }
 
+    fn allow_accepts(&mut self, more: usize, most: usize) {
+        self.accepts_left = self.accepts_left.saturating_add(more).min(most);
+    }
+
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize {
         let mut reaped = 0;
-        while let Some((slot, peer)) = self.accepted.pop_front() {
-            handle(Completion::Accepted { slot, peer });
+        while self.accepts_left > 0
+            && let Some((slot, peer, listener)) = self.accepted.pop_front()
+        {
+            self.accepts_left -= 1;
+            handle(Completion::Accepted { slot, peer, listener });
             reaped += 1;
         }
         while let Some((slot, event)) = self.next_done() {
@@ -490,7 +505,7 @@ impl EgressRing for SimRing {
     }
 
     fn may_sleep(&mut self) -> bool {
-        self.queued == 0 && self.done.is_empty() && self.accepted.is_empty()
+        self.queued == 0 && self.done.is_empty() && (self.accepted.is_empty() || self.accepts_left == 0)
     }
 
     fn awake(&mut self) {}

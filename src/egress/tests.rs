@@ -69,6 +69,7 @@ const DESCRIPTORS: u32 = 20_000;
 
 fn uring(listeners: Vec<OwnedFd>, room: Capacity, direct: bool, doorbell: &Doorbell) -> Uring {
     let options = UringOptions {
+        keeps_listeners: false,
         listeners,
         accepts_per_listener: room.accepts_per_listener,
         slots: if direct { room.slots as u32 } else { DESCRIPTORS },
@@ -184,7 +185,7 @@ impl<K: Kind> Rig<K> {
         let seen = &mut self.seen;
         self.ring.reap(&mut |completion| {
             seen.push(match completion {
-                Completion::Accepted { slot, peer } => Seen::Accepted(slot, peer),
+                Completion::Accepted { slot, peer, .. } => Seen::Accepted(slot, peer),
                 Completion::AcceptFailed(errno) => panic!("accept failed with errno {errno}"),
                 Completion::Received { slot, bytes } => Seen::Received(slot, bytes.to_vec()),
                 Completion::ReceiveEnded { slot, end } => Seen::ReceiveEnded(slot, end),

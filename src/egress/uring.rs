@@ -63,6 +63,9 @@ pub struct UringOptions {
     /// Accepted sockets are direct descriptors, entries of the ring's own table; else plain
     /// descriptors of the process.
     pub direct: bool,
+    /// The listeners are shared with others, who go on listening: the end of the ring does not end
+    /// them.
+    pub keeps_listeners: bool,
     /// Receive buffers, shared by all sockets: a power of two.
     pub receive_buffers: u16,
     /// Bytes of one receive buffer, at least 1.
@@ -73,6 +76,7 @@ pub struct UringOptions {
 pub struct Uring {
     ring: ManuallyDrop<IoUring>,
     listeners: Vec<OwnedFd>,
+    keeps_listeners: bool,
     direct: bool,
     accepts: Box<[AcceptPlace]>,
     /// Accepts that are not in the kernel.
@@ -94,6 +98,8 @@ pub struct Uring {
     buffers: ReceiveBuffers,
     /// Entries that the submission queue takes before the next submit; see [`EgressRing::room`].
     room: usize,
+    /// Accepts that may still be armed (`allow_accepts`).
+    accepts_left: usize,
     /// Slots in use, at most `sockets_max`.
     open: usize,
     sockets_max: usize,
@@ -134,6 +140,7 @@ impl Uring {
         Ok(Uring {
             ring: ManuallyDrop::new(ring),
             listeners: options.listeners,
+            keeps_listeners: options.keeps_listeners,
             direct: options.direct,
             accepts_idle: (0..accepts.len() as u32).collect(),
             accepts_failed: Vec::new(),
@@ -146,6 +153,7 @@ impl Uring {
             closes: vec![0; options.slots as usize],
             buffers,
             room: SUBMISSIONS_MAX as usize,
+            accepts_left: usize::MAX,
             open: 0,
             sockets_max: options.sockets_max as usize,
             receives: 0,
@@ -360,6 +368,10 @@ impl EgressRing for Uring {
 
     fn retry_accepts(&mut self) {
         self.accepts_idle.append(&mut self.accepts_failed);
+    }
+
+    fn allow_accepts(&mut self, more: usize, most: usize) {
+        self.accepts_left = self.accepts_left.saturating_add(more).min(most);
     }
 
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize {

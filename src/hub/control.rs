@@ -24,6 +24,7 @@ use super::guard::Guard;
 use super::listing::Page;
 use super::openmetrics::Exposition;
 use super::refusal::{error_response, json_bytes, json_line};
+use super::reload::reload;
 use super::stream::{publish_stream, refused_unread};
 use super::{Hub, Refusal, RefusalReason, accept, pages};
 use crate::broadcast::Taken;
@@ -57,6 +58,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
         .route(TOPIC_PATH, topic())
         .route("/topics/{*topic}", topic())
         .route("/publish", post(publish_stream))
+        .route("/reload", post(reload))
         .merge(pages::routes())
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
@@ -68,7 +70,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
 pub(super) fn allowed(path: &str) -> Option<&'static str> {
     match path {
         "/" | "/healthz" | "/stats" | "/metrics" | "/slow" | "/topics" => Some("GET, HEAD, OPTIONS"),
-        "/publish" => Some("POST, OPTIONS"),
+        "/publish" | "/reload" => Some("POST, OPTIONS"),
         "*" => Some("OPTIONS"),
         path if pages::is_file(path) => Some("GET, HEAD, OPTIONS"),
         path => path.starts_with(TOPIC_PATH).then_some("GET, HEAD, POST, OPTIONS"),
@@ -111,7 +113,7 @@ async fn read_event(
     check_content_coding(headers)?;
     let topic = topic_of(uri)?;
     let Options { name, id, retry_ms, idempotency_key } = parse_options(uri.query())?;
-    let reading = read_body(body, hub.config.limits.message_bytes_max);
+    let reading = read_body(body, hub.config().limits.message_bytes_max);
     let bytes = tokio::time::timeout(Duration::from_millis(CONTROL_BODY_MS_MAX), reading)
         .await
         .unwrap_or_else(|_| {
@@ -249,7 +251,11 @@ fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
     let (curl, control, asked) = match address {
         ControlAddress::Tcp(address) => {
             let control = asked.as_ref().map_or_else(|| reachable(*address), Authority::to_string);
-            ("curl".to_string(), control, asked)
+            let curl = match hub.config().control_rules.token {
+                Some(_) => r#"curl -H "Authorization: Bearer $TOKEN""#,
+                None => "curl",
+            };
+            (curl.to_string(), control, asked)
         }
         ControlAddress::Unix(path) => {
             (format!("curl --unix-socket {}", quoted(&path.to_string_lossy())), "localhost".to_string(), None)
@@ -270,6 +276,7 @@ GET  /stats            counters and latencies
 GET  /metrics          the same for Prometheus, or as OpenMetrics
 GET  /slow             subscribers whose sends wait longest
 GET  /healthz          200 while serving, 503 while draining
+POST /reload           read the configuration again
 
 {subscribe}{curl} -d 'hello' {news}
 {curl} -d 'hello' {news_with_options}

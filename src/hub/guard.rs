@@ -4,7 +4,8 @@
 //! A visitor's browser may reach what its pages shall not: a page of another origin can send
 //! requests here (`Origin` tells), and one whose name was made to lead here can read the answers
 //! too (`Host` tells). Neither may publish or read. A Unix socket is out of any page's reach, and
-//! `GET /healthz` tells nobody anything.
+//! `GET /healthz` tells nobody anything. With a token configured every request brings it, but those
+//! of these two kinds: whoever may open the socket's file is let in.
 
 use std::sync::Arc;
 
@@ -17,7 +18,8 @@ use axum::response::{IntoResponse, Response};
 use super::control::allowed;
 use super::stream::refused_unread;
 use super::{Hub, Refusal, RefusalReason};
-use crate::config::ControlAddress;
+use crate::config::{Config, ControlAddress, PageRules};
+use crate::secret::{Secret, bearer_token};
 use crate::wire::http::{is_host, is_ours, is_same_origin};
 
 /// Stands before the routes of one listener.
@@ -34,8 +36,9 @@ impl Guard {
 
     /// Lets a request pass to its route, or refuses it.
     pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+        let config = guard.hub.config();
         let checked = check_host(request.version(), request.headers())
-            .and_then(|host| guard.check_page(&request, host))
+            .and_then(|host| guard.check_caller(&config, &request, host))
             .and_then(|page| check_transfer_coding(request.headers()).map(|()| page));
         let page = match checked {
             Ok(page) => page,
@@ -57,34 +60,68 @@ impl Guard {
         response
     }
 
-    /// Refuses what a foreign page wants. Gives the origin of a page that the operator has named.
-    fn check_page(&self, request: &Request, host: &str) -> Result<Option<HeaderValue>, Refusal> {
-        let pages = &self.hub.config.pages;
+    /// Refuses what a foreign page wants, and whoever brings no token where one is needed. Gives the
+    /// origin of a page that the operator has named.
+    fn check_caller(
+        &self,
+        config: &Config,
+        request: &Request,
+        host: &str,
+    ) -> Result<Option<HeaderValue>, Refusal> {
         let is_probe =
             matches!(*request.method(), Method::GET | Method::HEAD) && request.uri().path() == "/healthz";
         if self.is_private || is_probe {
             return Ok(None);
         }
-        // A target in absolute form names the host as well, and means it (RFC 9112 §3.2.2).
-        let named = request.uri().authority().map(|authority| authority.as_str());
-        if let Some(foreign) =
-            [Some(host), named].into_iter().flatten().find(|host| !is_ours(host, &pages.control_hosts))
-        {
-            let text = format!("the host {foreign:?} is not known as a name of this server (--control-host)");
-            return Err(Refusal::new(RefusalReason::ForeignHost, text));
+        let token = config.control_rules.token.as_ref();
+        let has_token = token.is_some_and(|token| brings(request.headers(), token));
+        let page = match check_page(&config.pages, request, host) {
+            // A page that knows the token was given it.
+            Err(_) if has_token => None,
+            checked => checked?,
+        };
+        // A browser asks what it may ask without the token (Fetch §4.8).
+        let is_preflight = *request.method() == Method::OPTIONS;
+        if token.is_some() && !has_token && !is_preflight {
+            let text = match request.headers().contains_key(header::AUTHORIZATION) {
+                true => "the token in Authorization is not that of this server",
+                false => "a token is needed here, as Authorization: Bearer TOKEN (--control-token-file)",
+            };
+            return Err(Refusal::new(RefusalReason::Unauthorized, text));
         }
-        let mut listed = None;
-        for origin in request.headers().get_all(header::ORIGIN) {
-            if pages.control_origins.iter().any(|known| known.as_str().as_bytes() == origin.as_bytes()) {
-                listed = Some(origin.clone());
-            } else if !is_same_origin(origin.as_bytes(), host.as_bytes()) {
-                let origin = String::from_utf8_lossy(origin.as_bytes());
-                let text = format!("pages of the origin {origin:?} may not ask here (--control-origin)");
-                return Err(Refusal::new(RefusalReason::ForeignOrigin, text));
-            }
-        }
-        Ok(listed)
+        Ok(page)
     }
+}
+
+/// True if the request brings this token, once.
+fn brings(headers: &HeaderMap, token: &Secret) -> bool {
+    let mut fields = headers.get_all(header::AUTHORIZATION).iter();
+    let (first, second) = (fields.next(), fields.next());
+    let brought = first.filter(|_| second.is_none()).and_then(|field| bearer_token(field.as_bytes()));
+    brought.is_some_and(|brought| token.is(brought))
+}
+
+/// Refuses what a foreign page wants. Gives the origin of a page that the operator has named.
+fn check_page(pages: &PageRules, request: &Request, host: &str) -> Result<Option<HeaderValue>, Refusal> {
+    // A target in absolute form names the host as well, and means it (RFC 9112 §3.2.2).
+    let named = request.uri().authority().map(|authority| authority.as_str());
+    if let Some(foreign) =
+        [Some(host), named].into_iter().flatten().find(|host| !is_ours(host, &pages.control_hosts))
+    {
+        let text = format!("the host {foreign:?} is not known as a name of this server (--control-host)");
+        return Err(Refusal::new(RefusalReason::ForeignHost, text));
+    }
+    let mut listed = None;
+    for origin in request.headers().get_all(header::ORIGIN) {
+        if pages.control_origins.iter().any(|known| known.as_str().as_bytes() == origin.as_bytes()) {
+            listed = Some(origin.clone());
+        } else if !is_same_origin(origin.as_bytes(), host.as_bytes()) {
+            let origin = String::from_utf8_lossy(origin.as_bytes());
+            let text = format!("pages of the origin {origin:?} may not ask here (--control-origin)");
+            return Err(Refusal::new(RefusalReason::ForeignOrigin, text));
+        }
+    }
+    Ok(listed)
 }
 
 /// The `Host`, of which a request has exactly one (RFC 9112 §3.2); before HTTP/1.1 perhaps none,

@@ -149,7 +149,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     hub: Arc<Hub>,
     seat: Arc<Seat>,
 ) {
-    let head_bytes_max = hub.config.limits.handshake_bytes_max;
+    let head_bytes_max = hub.config().limits.handshake_bytes_max;
     let asked = Asked::default();
     let socket = Muted::new(socket, asked.clone());
     let service = service_fn(|request| answer(request, &router, &hub, &seat, &asked));

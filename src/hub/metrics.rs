@@ -180,7 +180,7 @@ impl Hub {
 
     /// What the operator may set.
     fn write_limits(&self, page: &mut Page) {
-        let limits: Vec<_> = self.config.limits.values().collect();
+        let limits: Vec<_> = self.config().limits.values().collect();
         let families = [
             ("fanwave_limit", "N", 1.0, "Flags that bound a number."),
             ("fanwave_limit_bytes", "BYTES", 1.0, "Flags that bound bytes."),

@@ -10,9 +10,9 @@
 //!   done, control connections end, and then the shards by [`Message::End`]. So newcomers are
 //!   refused and counted until all have what is theirs.
 //!
-//! Reading order: `intake` (events to batches), `control` (who asks),
-//! `stream` (NDJSON), `uplink` (what clients publish), `guard` (foreign pages), `head` (what is no
-//! request), `listen` and `seats` (connections). Not here: signals, binding of addresses, threads
+//! Reading order: `intake` (events to batches), `control` (who asks), `stream` (NDJSON), `uplink`
+//! (what clients publish), `guard` (who may), `head` (what is no request), `listen` and `seats`
+//! (connections), `reload` (another configuration). Not here: signals, binding of addresses, threads
 //! (`serve`).
 
 use std::collections::BTreeSet;
@@ -53,6 +53,7 @@ mod pages;
 mod presence;
 mod process;
 mod refusal;
+mod reload;
 mod scrape;
 mod seats;
 mod shared;
@@ -66,6 +67,7 @@ mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
+pub use self::reload::{Surroundings, Tidings};
 use self::shared::Shared;
 pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
@@ -93,6 +95,8 @@ pub struct HubSetup {
     pub control_connections_max: usize,
     /// One message per shard when its thread ends.
     pub shard_ends: UnboundedReceiver<ShardEnd>,
+    /// Those who started it.
+    pub surroundings: Surroundings,
 }
 
 /// A shard's thread ended.
@@ -159,7 +163,8 @@ enum Stage {
 /// What all requests of the control API share.
 #[derive(Debug)]
 struct Hub {
-    config: Arc<Config>,
+    /// As it is now: a reload replaces it. [`Hub::config`].
+    config: Mutex<Arc<Config>>,
     epoch: Epoch,
     egress: EgressReport,
     /// Where subscribers connect, as bound.
@@ -174,7 +179,9 @@ struct Hub {
     /// Rung when a shard's queue was full.
     stalled: Notify,
     stage: watch::Sender<Stage>,
+    surroundings: Surroundings,
     scrapes: Semaphore,
+    reloads: Semaphore,
     shared: Answers,
     /// Of lines about single control connections.
     head_pace: Mutex<Pace>,
@@ -206,6 +213,7 @@ pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(),
 struct Doors {
     control: Vec<ControlListener>,
     connections_max: usize,
+    hangups: Option<UnboundedReceiver<()>>,
 }
 
 /// The parts of a hub that does not serve yet.
@@ -221,11 +229,14 @@ fn open(setup: HubSetup) -> (Arc<Hub>, Ends, Doors) {
         control,
         control_connections_max,
         shard_ends,
+        mut surroundings,
     } = setup;
     let running = (0..outboxes.len()).collect();
     let ends = Ends { receiver: shard_ends, running, serving: true, failure: None };
     let hub = Hub::new(config, epoch, outboxes, demand, memory, egress, listen);
-    (Arc::new(hub), ends, Doors { control, connections_max: control_connections_max })
+    let hangups = surroundings.hangups.take();
+    let doors = Doors { control, connections_max: control_connections_max, hangups };
+    (Arc::new(Hub { surroundings, ..hub }), ends, doors)
 }
 
 /// The life of an open hub, as [`run`] says.
@@ -235,18 +246,22 @@ async fn serve(
     doors: Doors,
     drain: impl Future<Output = ()>,
 ) -> Result<(), HubError> {
-    let drain_ms_max = hub.config.limits.drain_ms_max;
     let listening = listen::start(doors.control, doors.connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let presences = tokio::spawn(presence::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
+    let life =
+        hub.surroundings.watchdog.map(|patience| tokio::spawn(reload::tell_of_life(hub.clone(), patience)));
+    let reloads = doors.hangups.map(|hangups| tokio::spawn(reload::reload_at_hangups(hub.clone(), hangups)));
     tokio::select! {
         biased;
         () = drain => tracing::info!("draining"),
         () = ends.next() => tracing::error!("draining because a shard ended"),
     }
     ends.serving = false;
+    (hub.surroundings.tell)(Tidings::Draining);
+    let drain_ms_max = hub.config().limits.drain_ms_max;
     let deadline = hub.now().plus(Duration::from_millis(drain_ms_max));
     hub.begin_drain();
     let done = ends.during(async {
@@ -261,6 +276,9 @@ async fn serve(
     uplinks.abort();
     presences.abort();
     give_back.abort();
+    for task in life.into_iter().chain(reloads) {
+        task.abort();
+    }
     let ended = async {
         ends.during(hub.tell_shards(|| Message::End)).await;
         while !ends.running.is_empty() {
@@ -352,7 +370,7 @@ impl Hub {
     ) -> Hub {
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
         Hub {
-            config,
+            config: Mutex::new(config),
             epoch,
             egress,
             listen,
@@ -363,11 +381,23 @@ impl Hub {
             room: Notify::new(),
             stalled: Notify::new(),
             stage: watch::Sender::new(Stage::Serving),
+            surroundings: Surroundings::default(),
             scrapes: Semaphore::new(SCRAPES_MAX),
+            reloads: Semaphore::new(1),
             shared: Answers::default(),
             head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
         }
+    }
+
+    /// The configuration as it is now.
+    fn config(&self) -> Arc<Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another configuration is valid from now on.
+    fn adopt(&self, config: Arc<Config>) {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
     /// Now, by the runtime's clock.

@@ -218,7 +218,7 @@ impl Hub {
         let shards = reports.iter().zip(queues).enumerate();
         let shards = shards.map(|(shard, (report, queue))| ShardStats {
             shard,
-            cpu: report.as_ref().map(|report| report.cpu).or(self.config.shard_cpus.get(shard).copied()),
+            cpu: report.as_ref().map(|report| report.cpu).or(self.config().shard_cpus.get(shard).copied()),
             state: if report.is_some() { "ok" } else { "unavailable" },
             queue,
             counts: report.as_ref().map(counts_of),

@@ -47,7 +47,7 @@ pub(super) async fn publish_stream(
     let (answers, mut lines) = mpsc::channel(ERROR_LINES_MAX + 1);
     let place = answers.clone().try_reserve_owned().expect("an empty channel has room for the summary");
     let reading = Reading {
-        lines: Lines::new(hub.config.limits.line_bytes_max()),
+        lines: Lines::new(hub.config().limits.line_bytes_max()),
         hub,
         answers,
         accepted: 0,
@@ -172,7 +172,7 @@ impl Reading {
         let mut intake_at = self.hub.intake_time();
         let mut rest = chunk;
         while let Some(line) = self.lines.next(&mut rest) {
-            let Some((number, event)) = read(line, &self.hub.config.limits) else { continue };
+            let Some((number, event)) = read(line, &self.hub.config().limits) else { continue };
             self.take(number, event, &mut intake_at).await?;
         }
         Ok(())
@@ -181,7 +181,8 @@ impl Reading {
     /// Takes in a last line without LF. If it is no event, `broken`, which is counted already, says
     /// why rather than the parser.
     async fn take_rest(&mut self, broken: Option<Refusal>) -> Result<(), u64> {
-        let Some((number, event)) = self.lines.finish().and_then(|line| read(line, &self.hub.config.limits))
+        let Some((number, event)) =
+            self.lines.finish().and_then(|line| read(line, &self.hub.config().limits))
         else {
             return Ok(());
         };

@@ -154,6 +154,7 @@ mod tests {
             demand: Arc::default(),
             memory,
             connections_max: 4,
+            admission: Default::default(),
         }
     }
 
@@ -163,6 +164,7 @@ mod tests {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let (address, listeners) = listen(any, 1, Duration::from_secs(1)).expect("a free port");
         let ring = UringOptions {
+            keeps_listeners: false,
             listeners,
             accepts_per_listener: 2,
             slots: 8,

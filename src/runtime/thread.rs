@@ -91,6 +91,7 @@ mod tests {
             demand: Arc::default(),
             memory,
             connections_max: 4,
+            admission: Default::default(),
         }
     }
 

@@ -43,6 +43,19 @@ pub enum Phase {
     Closing,
 }
 
+/// What is known of a connection's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// A PROXY header is to tell it first.
+    Untold,
+    /// It is known, and not counted.
+    Known,
+    /// This connection is counted at its address.
+    Counted,
+    /// It is counted, and one more than the address may have: it makes no subscriber.
+    Crowded,
+}
+
 /// A subscriber's place in one topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Membership {
@@ -212,7 +225,7 @@ impl From<Vec<Membership>> for Memberships {
 /// The protocol state of one connection.
 #[derive(Debug)]
 pub enum Session {
-    /// Bytes of a request head that is not complete.
+    /// Bytes of a request head that is not complete, or of the PROXY header before it.
     Handshake(Vec<u8>),
     /// An event stream: nothing is expected from the client.
     Sse,
@@ -291,18 +304,18 @@ pub struct Connection {
     pub queued: bool,
     /// The kernel copies its zero-copy sends: use plain ones.
     pub copies: bool,
-    /// What happens when it falls behind; meaningful from `Open` on.
-    pub slow: SlowPolicy,
+    /// What happens when it falls behind. Some exactly if it is or was a subscriber.
+    pub slow: Option<SlowPolicy>,
     /// Protocol state.
     pub session: Session,
-    /// It is or was a subscriber.
-    pub subscribed: bool,
     /// Why it ends; meaningful from `Finishing` on.
     pub reason: CloseReason,
     /// The peer has ended its stream, or the socket failed: nothing more will be received.
     pub ended: bool,
     /// A ping is unanswered.
     pub pinged: bool,
+    /// What is known of its address.
+    pub standing: Standing,
     /// An end of our stream is in the ring.
     pub ending: bool,
     /// What is in the ring was asked to end.
@@ -335,10 +348,10 @@ impl Connection {
             ended: false,
             copies: false,
             pinged: false,
+            standing: Standing::Known,
             ending: false,
             cancelled: false,
-            slow: SlowPolicy::Close,
-            subscribed: false,
+            slow: None,
             peer: peer.into(),
         }
     }
@@ -354,10 +367,16 @@ impl Connection {
         lane(self.format, self.wants_latest())
     }
 
+    /// True if it is or was a subscriber.
+    #[inline]
+    pub fn subscribed(&self) -> bool {
+        self.slow.is_some()
+    }
+
     /// True if it gets the newest events alone.
     #[inline]
     pub fn wants_latest(&self) -> bool {
-        self.slow == SlowPolicy::Latest
+        self.slow == Some(SlowPolicy::Latest)
     }
 
     /// True if a send waits or something is to go out before any news.
@@ -372,6 +391,11 @@ impl Connection {
         self.cursor = self.cursor.max(to);
         self.turn = turn;
         self.since = tick;
+    }
+
+    /// A proxy has told who connects.
+    pub fn set_peer(&mut self, peer: SocketAddr) {
+        self.peer = peer.into();
     }
 
     /// The peer's address.

@@ -12,9 +12,9 @@ use super::state::State;
 use crate::close::CloseReason;
 use crate::config::limits::{ECHO_BYTES_MAX, ECHO_WAITING_BYTES_MAX};
 use crate::egress::Slot;
-use crate::wire::Format;
 use crate::wire::http::{Handshake, Manner};
 use crate::wire::websocket::{self, Decoder, Incoming};
+use crate::wire::{Format, SlowPolicy};
 
 /// What an echo remembers.
 #[derive(Debug, Default)]
@@ -27,13 +27,13 @@ pub struct Echo {
 impl State {
     /// Makes the connection an echo; false if it was refused.
     pub(super) fn open_echo(&mut self, slot: Slot, handshake: &Handshake, manner: &Manner) -> bool {
-        if let Some(refusal) = self.why_no_subscriber(&[]) {
+        if let Some(refusal) = self.why_no_subscriber(slot, &[]) {
             self.refuse(slot, &refusal, manner);
             return false;
         }
         let connection = self.connections.get_mut(slot);
         connection.phase = Phase::Open;
-        connection.subscribed = true;
+        connection.slow = Some(SlowPolicy::Close);
         connection.format = Format::WebSocket;
         connection.session = Session::Echo(Box::default());
         let head = self.answer_in(manner);

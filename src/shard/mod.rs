@@ -6,12 +6,14 @@
 //! neither sleeps nor reads the clock: its driver
 //! (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
 
+use crate::admission::Bucket;
 use crate::broadcast::{Inbox, Message};
 use crate::clock::Stamp;
 use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
 
 mod access;
+mod admit;
 pub mod batch;
 mod commands;
 pub mod connections;
@@ -83,6 +85,14 @@ impl<R: EgressRing> Shard<R> {
         // Before what clients say: one that comes from another shard may name an event that waits
         // here.
         let messages = self.take_messages();
+        let per_second = self.state.setup.config.limits.handshakes_per_second_max;
+        match per_second {
+            0 => self.ring.allow_accepts(usize::MAX, usize::MAX),
+            _ => {
+                let more = self.state.bucket.fill(per_second, now.0);
+                self.ring.allow_accepts(more, Bucket::most(per_second));
+            }
+        }
         let state = &mut self.state;
         // Before what clients say: they may say more once they are answered.
         state.take_crowds();
@@ -135,7 +145,8 @@ impl<R: EgressRing> Shard<R> {
             taken += 1;
             match message {
                 Message::Batch(batch) => self.state.take_events(&batch),
-                Message::Drain(drain) => self.state.drain = Some(drain),
+                Message::Drain(drain) => self.state.begin_drain(drain),
+                Message::Reload(config) => self.state.setup.config = config,
                 Message::End => self.told_to_end = true,
             }
         }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::connections::Phase;
+use super::connections::{Phase, Standing};
 use super::state::State;
 use crate::close::CloseReason;
 use crate::egress::{Batch, Completion, ReceiveEnd, SendError, Slot};
@@ -12,10 +12,14 @@ impl State {
     /// One completion.
     pub(super) fn handle_completion(&mut self, completion: Completion<'_>) {
         match completion {
-            Completion::Accepted { slot, peer } => {
+            Completion::Accepted { slot, peer, listener } => {
                 self.metrics.accepted += 1;
                 self.connections.occupy(slot, peer, self.tick);
                 self.mark_ready(slot);
+                match self.setup.config.is_proxied(listener) {
+                    true => self.connections.get_mut(slot).standing = Standing::Untold,
+                    false => self.count_at_address(slot),
+                }
             }
             Completion::AcceptFailed(errno) => {
                 self.metrics.accept_failures += 1;
@@ -34,6 +38,7 @@ impl State {
                 self.mark_ready(slot);
             }
             Completion::Closed { slot } => {
+                self.leave_address(slot);
                 self.log_closed(slot);
                 self.connections.vacate(slot);
                 // The next client in this slot may have to wait as well.
@@ -69,7 +74,7 @@ impl State {
         let connection = self.connections.get_mut(slot);
         let counters = &mut self.metrics.families[connection.format.family().index()];
         let taken = result.unwrap_or(0);
-        if connection.subscribed {
+        if connection.subscribed() {
             counters.sends -= u64::from(taken == 0);
             counters.bytes -= (batch.len() - taken) as u64;
         }
@@ -109,7 +114,7 @@ impl State {
         let tick = self.tick;
         let connection = self.connections.get_mut(slot);
         let counters = &mut self.metrics.families[connection.format.family().index()];
-        let subscribed = connection.subscribed;
+        let subscribed = connection.subscribed();
         counters.sends_in_flight -= u64::from(subscribed);
         connection.sending = false;
         let taken = match result {

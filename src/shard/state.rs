@@ -15,8 +15,9 @@ use super::batch::Batches;
 use super::connections::{Connections, Membership, Phase};
 use super::publishers::Publishers;
 use super::slow::SlowSends;
-use super::ticks::{DrainPass, Look};
+use super::ticks::{DrainPass, HangUps, Look};
 use super::topics::Topics;
+use crate::admission::{Admission, Bucket};
 use crate::broadcast::{Asker, Demand, Drain, EncodedBatch, Memory, Question, TopicQuery, Uplink};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
@@ -45,6 +46,8 @@ pub struct ShardSetup {
     pub memory: Arc<Memory>,
     /// Subscribers that this shard takes.
     pub connections_max: usize,
+    /// Who may come in besides.
+    pub admission: Admission,
 }
 
 /// What every connection of a format may need.
@@ -129,6 +132,10 @@ pub struct State {
     pub(super) slow: SlowSends,
     /// `None` while serving.
     pub(super) drain: Option<Drain>,
+    /// How fast a draining shard hangs up.
+    pub(super) hang_ups: HangUps,
+    /// How many connections may be accepted by now.
+    pub(super) bucket: Bucket,
     /// How far the drain's look at all connections has come; `None` between two of them.
     pub(super) drain_pass: Option<DrainPass>,
     /// The date for answers; `None` until the shard is told.
@@ -186,6 +193,8 @@ impl State {
             look: Look::default(),
             slow: SlowSends::default(),
             drain: None,
+            hang_ups: HangUps::default(),
+            bucket: Bucket::default(),
             drain_pass: None,
             date: None,
             accept_errno: None,

@@ -3,11 +3,13 @@
 //! A head becomes a subscriber with a cursor, or an answer and the end. Where its topics begin is
 //! found in `start`.
 
-use super::connections::{Membership, Memberships, Phase, Session, TopicIndex};
+use super::connections::{Membership, Memberships, Phase, Session, Standing, TopicIndex};
 use super::publishers::Until;
 use super::state::State;
 use crate::close::CloseReason;
-use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, RETURN_MS_MIN, RETURN_MS_SPREAD};
+use crate::config::limits::{
+    HELD_BACK_MAX, PONGS_BYTES_MAX, RETRY_AFTER_S_SPREAD, RETURN_MS_MIN, RETURN_MS_SPREAD,
+};
 use crate::config::{Config, SseRefusals};
 use crate::egress::Slot;
 use crate::event::{EventId, Topic};
@@ -37,6 +39,9 @@ impl State {
         let connection = self.connections.get_mut(slot);
         connection.pinged = false;
         match connection.phase {
+            Phase::Handshake if connection.standing == Standing::Untold => {
+                self.handle_proxy_header(slot, bytes);
+            }
             Phase::Handshake => {
                 let Session::Handshake(partial) = &mut connection.session else { return };
                 let mut whole = std::mem::take(partial);
@@ -77,7 +82,7 @@ impl State {
                 self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
                 return None;
             }
-            Head::Subscribe(subscribe, _) if self.must_learn(&subscribe.topics) => {
+            Head::Subscribe(subscribe, _) if self.must_learn(slot, &subscribe.topics) => {
                 if self.learning.len() >= HELD_BACK_MAX {
                     let detail = "too many subscribers wait for new patterns".into();
                     self.refuse(slot, &RefusedRequest { reason: CloseReason::Full, detail }, &manner);
@@ -99,7 +104,7 @@ impl State {
             Head::Echo(handshake, used) => {
                 return self.open_echo(slot, &handshake, &manner).then_some(used);
             }
-            Head::StreamHead(format) => match self.why_no_subscriber(&[]) {
+            Head::StreamHead(format) => match self.why_no_subscriber(slot, &[]) {
                 Some(refusal) => {
                     self.refuse(slot, &refusal, &manner);
                     return None;
@@ -138,8 +143,8 @@ impl State {
 
     /// True if some of these are patterns that not all topics know yet, and a subscriber of them may
     /// come in.
-    fn must_learn(&self, topics: &[Topic]) -> bool {
-        !self.topics.know(topics) && self.why_no_subscriber(topics).is_none()
+    fn must_learn(&self, slot: Slot, topics: &[Topic]) -> bool {
+        !self.topics.know(topics) && self.why_no_subscriber(slot, topics).is_none()
     }
 
     /// True if its request waits for an event on its way, or for a pattern.
@@ -192,15 +197,15 @@ impl State {
     /// The client has ended its stream before its request head was whole. A client that has begun
     /// one is told, one that said nothing is just gone.
     pub(super) fn break_off_handshake(&mut self, slot: Slot) {
-        let has_begun =
-            matches!(&self.connections.get(slot).session, Session::Handshake(head) if !head.is_empty());
-        if has_begun {
-            let manner = Manner { cors: self.setup.config.pages.origins.cors(None), ..Manner::default() };
-            let detail = "the request head breaks off".into();
-            self.refuse(slot, &RefusedRequest { reason: CloseReason::BadRequest, detail }, &manner);
-        } else {
-            self.abort(slot, CloseReason::ClientGone);
-        }
+        let connection = self.connections.get(slot);
+        let has_begun = matches!(&connection.session, Session::Handshake(head) if !head.is_empty());
+        let (reason, detail) = match (has_begun, connection.standing) {
+            (false, _) => return self.abort(slot, CloseReason::ClientGone),
+            (true, Standing::Untold) => (CloseReason::BadProxyHeader, "the PROXY header breaks off"),
+            (true, _) => (CloseReason::BadRequest, "the request head breaks off"),
+        };
+        let manner = Manner { cors: self.setup.config.pages.origins.cors(None), ..Manner::default() };
+        self.refuse(slot, &RefusedRequest { reason, detail: detail.into() }, &manner);
     }
 
     /// Answers a request that makes no subscriber.
@@ -214,15 +219,18 @@ impl State {
                 "request refused"
             );
         }
-        let answer = self.answer_in(manner).refusal(refusal);
+        let retry_after_s = 1 + self.jitter.below(RETRY_AFTER_S_SPREAD);
+        let answer = self.answer_in(manner).after(retry_after_s).refusal(refusal);
         self.answer(slot, answer);
         self.finish(slot, refusal.reason);
     }
 
     /// Why a subscriber of these topics cannot come in now, if so.
-    pub(super) fn why_no_subscriber(&self, topics: &[Topic]) -> Option<RefusedRequest> {
+    pub(super) fn why_no_subscriber(&self, slot: Slot, topics: &[Topic]) -> Option<RefusedRequest> {
         let (reason, detail) = if self.drain.is_some() {
             (CloseReason::Draining, "the server is draining")
+        } else if self.connections.get(slot).standing == Standing::Crowded {
+            (CloseReason::AddressFull, "this address has as many connections as one may have")
         } else if self.subscribers.iter().sum::<usize>() >= self.setup.connections_max {
             (CloseReason::Full, "the server has as many subscribers as it takes")
         } else if !self.topics.has_room_for(topics) {
@@ -235,7 +243,7 @@ impl State {
 
     /// Makes the connection a subscriber; false if it was refused.
     fn subscribe(&mut self, slot: Slot, request: Subscribe, manner: &Manner) -> bool {
-        if let Some(refusal) = self.why_no_subscriber(&request.topics) {
+        if let Some(refusal) = self.why_no_subscriber(slot, &request.topics) {
             let may_come_back = self.setup.config.pages.sse_refusals == SseRefusals::Retry;
             if may_come_back && request.names_event_stream {
                 let retry_ms = RETURN_MS_MIN + self.jitter.below(RETURN_MS_SPREAD);
@@ -265,9 +273,8 @@ impl State {
 
         let connection = self.connections.get_mut(slot);
         connection.phase = Phase::Open;
-        connection.subscribed = true;
         connection.format = format;
-        connection.slow = slow;
+        connection.slow = Some(slow);
         connection.memberships = memberships;
         connection.cursor = start.cursor;
         connection.session = match format.family() {

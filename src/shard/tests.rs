@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::fixtures::encoded_with;
 use super::{Shard, ShardSetup};
+use crate::admission::{Addresses, Admission};
 use crate::broadcast::{Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, path};
 use crate::clock::Stamp;
 use crate::close::{CLOSE_TABLE, CloseCode, CloseReason};
@@ -65,15 +66,27 @@ impl Case {
     }
 
     fn with(limits: Limits) -> Case {
+        Case::admitting(Config { limits, ..Config::default() }, Admission::default())
+    }
+
+    fn admitting(config: Config, admission: Admission) -> Case {
         let pages = PageRules { origins: Origins::None, ..PageRules::default() };
-        let config = Arc::new(Config { limits, pages, ..Config::default() });
+        let config = Arc::new(Config { pages, ..config });
         let (outbox, inbox) = path(8).expect("eventfd");
         let now = Stamp(1_000_000_000);
         let memory = Memory::new(&config.limits);
         let demand = Arc::<Demand>::default();
         let connections_max = SUBSCRIBERS_MAX;
-        let setup =
-            ShardSetup { number: 0, cpu: 0, config, epoch: Epoch(7), demand, memory, connections_max };
+        let setup = ShardSetup {
+            number: 0,
+            cpu: 0,
+            config,
+            epoch: Epoch(7),
+            demand,
+            memory,
+            connections_max,
+            admission,
+        };
         let ring = SimRing::new(16, Weather::Fair, 1).recording();
         Case { shard: Shard::new(setup, ring, inbox, now), outbox, now, sequence: 0, said: Vec::new() }
     }
@@ -206,6 +219,25 @@ fn full() -> Seen {
     case.see(slot, CloseReason::Full)
 }
 
+/// One more than the address of all peers may have, that has `most`, in a shard of so many sockets.
+fn address_full(most: usize, sockets_max: usize) -> Seen {
+    let addresses = Some(Arc::new(Addresses::new(most)));
+    let mut case = Case::admitting(Config::default(), Admission { addresses, sockets_max });
+    for _ in 0..most {
+        case.connect("");
+    }
+    let slot = case.websocket("");
+    case.see(slot, CloseReason::AddressFull)
+}
+
+fn no_proxy_header() -> Seen {
+    let mut config = Config::default();
+    config.proxy_protocol = config.listen.clone();
+    let mut case = Case::admitting(config, Admission::default());
+    let slot = case.connect("PROXY nonsense\r\n");
+    case.see(slot, CloseReason::BadProxyHeader)
+}
+
 fn refused_in_the_drain() -> Seen {
     let mut case = Case::new();
     case.drain(60_000);
@@ -312,7 +344,10 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
             refused(403),
         ),
         (Full, full(), refused(503)),
-        (Draining, drained(), closed(1001)),
+        (AddressFull, address_full(0, 0), refused(429)),
+        (AddressFull, address_full(7, 8), CUT),
+        (BadProxyHeader, no_proxy_header(), refused(400)),
+        (Draining, drained(), closed(1012)),
         (Draining, cut_by_the_drain(), CUT),
         (WsProtocol, after_frame(b"\x81\x01a", WsProtocol), closed(1002)),
         (WsNotUtf8, after_frame(&masked(0x1, b"\xff"), WsNotUtf8), closed(1007)),
@@ -328,6 +363,7 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
         let by_row = Seen {
             status: match reason {
                 Answered => Some(200),
+                AddressFull if !seen.in_order => None,
                 _ => row.http_status.filter(|_| !is_subscriber),
             },
             code: row.websocket_code.unasked().filter(|_| seen.in_order),

@@ -10,13 +10,16 @@
 //! - No heartbeat is due later than `heartbeat_ms`, and those of equal subscribers are not due
 //!   together.
 
-use super::connections::{CHUNK, Phase, Session};
+use super::connections::{CHUNK, Phase, Session, Standing};
 use super::posts::Awaited;
 use super::state::State;
+use crate::broadcast::Drain;
+use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::limits::{
-    CANCEL_RETRY_MS, CUT_MS_MAX, DUE_PER_TURN, DUE_PER_TURN_MIN, ENTRIES_LOOKED_AT_MAX, LINGER_MS_MAX,
-    POST_BODY_MS_MAX, POST_IDLE_MS_MAX, POST_SILENCE_MS_MIN, STALL_MS_UNDER_PRESSURE, TICK_MS,
+    CANCEL_RETRY_MS, CUT_MS_MAX, DUE_PER_TURN, DUE_PER_TURN_MIN, ENTRIES_LOOKED_AT_MAX, HANDSHAKE_MS_SHORT,
+    HANG_UPS_PER_MS, LINGER_MS_MAX, POST_BODY_MS_MAX, POST_IDLE_MS_MAX, POST_SILENCE_MS_MIN, RETURN_MS_MIN,
+    RETURN_MS_SPREAD, SOCKETS_FREE_SHARE, STALL_MS_UNDER_PRESSURE, TICK_MS,
 };
 use crate::egress::Slot;
 use crate::refusal::{Refusal, RefusalReason};
@@ -41,6 +44,42 @@ pub(super) struct DrainPass {
     next: usize,
     /// Some entry before it was a subscriber's.
     serving: bool,
+}
+
+/// How fast a draining shard hangs up on its subscribers: spread over most of the time that it has,
+/// so that they do not all come to another server at once. A few are gone at once.
+#[derive(Debug, Default)]
+pub(super) struct HangUps {
+    begun: Stamp,
+    /// Nanoseconds from the first to the last; 0 for all at once.
+    spread_ns: u64,
+    /// Subscribers at the begin.
+    all: u64,
+    /// Those that were hung up on since.
+    done: u64,
+}
+
+impl HangUps {
+    /// For so many subscribers, from now to the deadline.
+    fn new(all: u64, now: Stamp, deadline: Stamp) -> HangUps {
+        // The last ones get their last words before the deadline.
+        let longest_ms = deadline.ns_since(now) / 1_000_000 * 3 / 4;
+        let spread_ms = (all / HANG_UPS_PER_MS).min(longest_ms);
+        let spread_ms = if spread_ms < TICK_MS { 0 } else { spread_ms };
+        HangUps { begun: now, spread_ns: spread_ms * 1_000_000, all, done: 0 }
+    }
+
+    /// True if it is time for one more.
+    fn has_one(&self, now: Stamp) -> bool {
+        let passed = u128::from(now.ns_since(self.begun));
+        self.spread_ns == 0
+            || u128::from(self.done) * u128::from(self.spread_ns) <= passed * u128::from(self.all)
+    }
+
+    /// Milliseconds over which those that were hung up on may come back.
+    fn return_ms(&self) -> u32 {
+        RETURN_MS_SPREAD.max(u32::try_from(self.spread_ns / 1_000_000).unwrap_or(u32::MAX))
+    }
 }
 
 fn ticks(ms: u64) -> u32 {
@@ -106,6 +145,7 @@ impl State {
     /// Looks whether the patience with one connection is at its end, or a sign of life is due.
     fn check(&mut self, slot: Slot) {
         let limits = &self.setup.config.limits;
+        let is_short = self.setup.admission.is_short(self.connections.len(), SOCKETS_FREE_SHARE);
         let connection = self.connections.get_mut(slot);
         let since = connection.since;
         let quiet = self.tick - since;
@@ -121,7 +161,11 @@ impl State {
                 }
             }
             Phase::Handshake => {
-                if quiet >= ticks(limits.handshake_ms_max) {
+                let patience_ms = match connection.standing == Standing::Crowded || is_short {
+                    true => limits.handshake_ms_max.min(HANDSHAKE_MS_SHORT),
+                    false => limits.handshake_ms_max,
+                };
+                if quiet >= ticks(patience_ms) {
                     // Without an answer: a status would end an EventSource for good.
                     self.abort(slot, CloseReason::HandshakeTimeout);
                 }
@@ -181,7 +225,7 @@ impl State {
         let holds = |(topic, from)| self.topics.get(topic).is_pressed_by(from);
         self.ledger.bytes() > config.limits.pinned_bytes_max
             || self.setup.memory.is_pressed()
-            || connection.slow == SlowPolicy::Close
+            || connection.slow == Some(SlowPolicy::Close)
                 && connection.memberships.iter_from(connection.cursor).any(holds)
     }
 
@@ -206,6 +250,28 @@ impl State {
         self.mark_ready(slot);
     }
 
+    /// The hub wants the shard to come to its end.
+    pub(super) fn begin_drain(&mut self, drain: Drain) {
+        let all: usize = self.subscribers.iter().sum();
+        self.hang_ups = HangUps::new(all as u64, self.now, drain.deadline);
+        self.drain = Some(drain);
+    }
+
+    /// A subscriber has everything: while draining it is hung up on when its time has come. True if
+    /// it was.
+    pub(super) fn drained(&mut self, slot: Slot) -> bool {
+        if self.drain.is_none() || !self.hang_ups.has_one(self.now) {
+            return false;
+        }
+        self.hang_ups.done += 1;
+        if let Some(come_back) = self.connections.get(slot).format.spec().come_back {
+            let ms = RETURN_MS_MIN.saturating_add(self.jitter.below(self.hang_ups.return_ms()));
+            self.answer(slot, come_back(ms));
+        }
+        self.hang_up(slot, CloseReason::Draining, "the server is draining");
+        true
+    }
+
     /// Goes on with the look at all connections of a draining shard that is not done; with a new
     /// one, if the last is over and `may_begin`. Subscribers who have everything are hung up on; at
     /// the deadline all are. A look that finds no subscriber says so: nobody becomes one any more.
@@ -222,7 +288,7 @@ impl State {
             let slot = pass.next as Slot;
             pass.next += 1;
             let connection = self.connections.get(slot);
-            if !connection.subscribed {
+            if !connection.subscribed() {
                 // What was published is answered.
                 pass.serving |= connection.phase == Phase::Serving
                     && (connection.is_owed() || self.publishers.unanswered(slot) > 0);
@@ -233,7 +299,10 @@ impl State {
                 Phase::Open | Phase::Finishing | Phase::Lingering if overdue => {
                     self.abort(slot, CloseReason::Draining);
                 }
-                Phase::Open if !connection.sending => self.mark_ready(slot),
+                // Those that nobody waits for are looked at again at the next tick.
+                Phase::Open if !connection.sending && self.hang_ups.has_one(self.now) => {
+                    self.mark_ready(slot);
+                }
                 _ => {}
             }
         }

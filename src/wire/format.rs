@@ -75,6 +75,8 @@ pub struct FormatSpec {
     pub opening: Option<fn(Option<EventId>) -> Bytes>,
     /// The notice of a gap.
     pub gap: fn(&Gap) -> Bytes,
+    /// Asks the client to come back after so many milliseconds, before an orderly end.
+    pub come_back: Option<fn(u32) -> Bytes>,
     /// The last words of an orderly end, with the close code of its reason, if it has one, and a
     /// detail; may be empty.
     pub close: fn(Option<u16>, &str) -> Bytes,
@@ -125,6 +127,7 @@ static TABLE: [FormatSpec; Format::COUNT] = [
         heartbeat_is_answered: false,
         opening: Some(sse::opening),
         gap: sse::gap_notice,
+        come_back: Some(sse::retry),
         close: |_, _| Bytes::new(),
     },
     FormatSpec {
@@ -140,6 +143,7 @@ static TABLE: [FormatSpec; Format::COUNT] = [
         heartbeat_is_answered: false,
         opening: Some(|at| chunked::chunk(&sse::opening(at))),
         gap: |gap| chunked::chunk(&sse::gap_notice(gap)),
+        come_back: Some(|ms| chunked::chunk(&sse::retry(ms))),
         close: |_, _| Bytes::from_static(chunked::LAST_CHUNK),
     },
     FormatSpec {
@@ -155,6 +159,7 @@ static TABLE: [FormatSpec; Format::COUNT] = [
         heartbeat_is_answered: true,
         opening: None,
         gap: |gap| websocket::text_frame(&gap.json()).into(),
+        come_back: None,
         close: websocket_close,
     },
     FormatSpec {
@@ -170,6 +175,7 @@ static TABLE: [FormatSpec; Format::COUNT] = [
         heartbeat_is_answered: true,
         opening: None,
         gap: |gap| websocket::text_frame(&gap.json()).into(),
+        come_back: None,
         close: websocket_close,
     },
 ];

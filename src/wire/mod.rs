@@ -6,6 +6,7 @@ pub mod format;
 pub mod gap;
 pub mod http;
 pub mod json;
+pub mod proxy;
 pub mod slow;
 pub mod sse;
 pub mod sse_parser;

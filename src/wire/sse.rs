@@ -111,6 +111,12 @@ pub fn opening(at: Option<EventId>) -> Bytes {
     Bytes::from(format!("retry: {RETRY_MS}\n{id}\n"))
 }
 
+/// Asks the client to come back after so many milliseconds, should the stream end now; an
+/// [`opening`] takes that back.
+pub fn retry(ms: u32) -> Bytes {
+    Bytes::from(format!("retry: {ms}\n\n"))
+}
+
 /// The frame that tells of a gap: event `fanwave-gap`, its data [`Gap::json`]. It has no `id`, so a
 /// client that reconnects still names the last event that it really had, unless an [`opening`]
 /// follows.

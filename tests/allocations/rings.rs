@@ -157,6 +157,7 @@ fn a_ring_of_epoll_allocates_nothing() {
 fn a_ring_of_io_uring_allocates_nothing() {
     let (address, listeners) = listener();
     let options = UringOptions {
+        keeps_listeners: false,
         listeners,
         accepts_per_listener: 4,
         slots: PEERS as u32,

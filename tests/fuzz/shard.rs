@@ -142,6 +142,7 @@ impl World {
             demand: demand.clone(),
             memory: memory.clone(),
             connections_max: SOCKETS - 2,
+            admission: Default::default(),
         };
         World {
             shard: Shard::new(setup, ring, inbox, now),

@@ -14,6 +14,7 @@ use fanwave::wire::envelope::{self, Command, Fault, Reply, Request};
 use fanwave::wire::http::{
     BodyReader, Head, HeadRules, Manner, Origins, PostHead, Subprotocols, begins_post, parse_head, parse_post,
 };
+use fanwave::wire::proxy::{self, Preface};
 use fanwave::wire::sse_parser::Parser;
 use fanwave::wire::websocket::{Decoder, Incoming, text_of};
 use fanwave::wire::{Family, Format};
@@ -22,13 +23,14 @@ use fanwave::wire::{Family, Format};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Target; 8] = [
+pub const ALL: [Target; 9] = [
     ("request_head", request_head),
     ("target_and_query", target_and_query),
     ("websocket_decoder", websocket_decoder),
     ("ndjson_lines", ndjson_lines),
     ("single_publish", single_publish),
     ("sse_parser", sse_parser),
+    ("proxy_header", proxy_header),
     ("commands", commands),
     ("whole_shard", super::shard::whole_shard),
 ];
@@ -338,4 +340,22 @@ pub fn sse_parser(data: &[u8]) {
     }
     let cut = 1 + usize::from(*choice) % 61;
     assert_eq!(read(cut), whole, "in pieces of {cut}");
+}
+
+/// What a proxy, or who claims to be one, sends first.
+pub fn proxy_header(data: &[u8]) {
+    let whole = proxy::parse(data);
+    // The caller asks again as bytes come, until it is told something.
+    let first =
+        (0..=data.len()).map(|end| proxy::parse(&data[..end])).find(|told| *told != Ok(Preface::Partial));
+    match first {
+        None => assert_eq!(whole, Ok(Preface::Partial)),
+        Some(told) => assert_eq!(told.is_ok(), whole.is_ok(), "told {told:?} of a part and {whole:?} of all"),
+    }
+    if let Ok(Preface::Whole { bytes, .. }) = whole {
+        assert!((b"PROXY UNKNOWN\r\n".len()..=data.len()).contains(&bytes) && bytes <= 4_096);
+        assert_eq!(proxy::parse(&data[..bytes]), whole);
+        assert!(proxy::begins_like_one(data));
+    }
+    assert!(data.len() < 4_096 || whole != Ok(Preface::Partial), "a header ends at its limit");
 }

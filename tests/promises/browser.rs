@@ -14,7 +14,7 @@
 //! cut, before its first event or later, the browser comes back by itself and gets exactly what it
 //! missed. What one page publishes comes to the other; a page that speaks JSON subscribes,
 //! unsubscribes and comes back where it was; text, Blob and ArrayBuffer go both ways. At a shutdown
-//! the WebSocket closes cleanly with 1001. Neither the drain nor the full server ends an event
+//! the WebSocket closes cleanly with 1012. Neither the drain nor the full server ends an event
 //! stream for good: each comes back by itself, and gets what the server still holds.
 
 use std::net::SocketAddr;
@@ -209,7 +209,7 @@ async fn a_browser_hears_everything_over_both_protocols() {
     until("the clean close of the WebSocket", async || {
         let line = reported(&mut reports).await;
         assert!(!line.contains("gap"), "{line}");
-        (line == "ws close 1001 clean").then_some(())
+        (line == "ws close 1012 clean").then_some(())
     })
     .await;
     assert_eq!(server.ended().await.code(), Some(0));

@@ -156,7 +156,7 @@ async fn an_echo_is_admitted_and_drained_as_a_subscriber_is() {
     assert!(echo.head.contains("\r\nSec-WebSocket-Protocol: chat\r\n"), "{}", echo.head);
     assert!(!echo.head.to_ascii_lowercase().contains("extensions"), "{}", echo.head);
     server.signal(rustix::process::Signal::TERM);
-    assert!(matches!(echo.next().await, Said::Close(1001, _)));
+    assert!(matches!(echo.next().await, Said::Close(1012, _)));
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ async fn connections_beyond_the_limit_are_refused_until_a_place_is_free() {
     for protocol in [Protocol::Sse, Protocol::WebSocket] {
         let refused = exchange(server.data, request(protocol, &["t"], None).as_bytes()).await;
         assert_eq!(refused.status, 503, "{refused:?}");
-        assert_eq!(refused.header("Retry-After"), Some("1"));
+        assert!((1..=4).contains(&refused.retry_after_s()), "{refused:?}");
         assert!(refused.line().contains("as many subscribers as it takes"));
     }
     server.await_closed("full", 2).await;

@@ -91,7 +91,7 @@ async fn an_ipv6_address_opens_nothing_on_ipv4() {
         return;
     }
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-    let server = Server::start_on(any, any, &["--shards", "1"]);
+    let server = Server::start_on(any, any, &["--shards", "1", "--control-open"]);
     for bound in [server.data, server.control] {
         TcpStream::connect((Ipv6Addr::LOCALHOST, bound.port())).expect("it listens");
         let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, bound.port())).expect_err("not on IPv4");

@@ -47,6 +47,7 @@ impl Small {
             demand: demand.clone(),
             memory: memory.clone(),
             connections_max: 64,
+            admission: Default::default(),
         };
         let shard = Shard::new(setup, ring, inbox, now);
         Small { shard, outbox, demand, memory, accounts, now, sequence: 0 }

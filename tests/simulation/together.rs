@@ -134,6 +134,7 @@ impl Together {
             control: Vec::new(),
             control_connections_max: 0,
             shard_ends,
+            surroundings: Default::default(),
         };
         let drain = Arc::new(Notify::new());
         let drained = drain.clone();
@@ -151,6 +152,7 @@ impl Together {
                 demand: demand.clone(),
                 memory: memory.clone(),
                 connections_max: SOCKETS_EACH,
+                admission: Default::default(),
             };
             seats.push(Seat {
                 doorbell: inbox.doorbell().clone(),
@@ -346,6 +348,7 @@ impl Together {
                         assert_eq!(twice, None, "event {number} is broadcast once");
                     }
                 }
+                Message::Reload(_) => {}
                 Message::Drain(mut drain) => drain.say_done(),
                 Message::End => {
                     let end = ShardEnd::new(self.seats.len(), Ok::<(), String>(()));
@@ -452,7 +455,7 @@ impl Together {
         if !peer.left && peer.opened_at.is_some() {
             let drained = self.draining
                 && match peer.ending() {
-                    Ending::CloseFrame(code) => code == 1001,
+                    Ending::CloseFrame(code) => code == 1012,
                     Ending::EndOfStream => peer.protocol == Protocol::Sse && peer.is_whole(),
                 };
             let cut = may_be_cut && matches!(peer.ending(), Ending::EndOfStream | Ending::CloseFrame(1013));

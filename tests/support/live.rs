@@ -8,11 +8,13 @@ pub mod chunks;
 #[allow(dead_code, reason = "what the simulation alone needs")]
 pub mod peer;
 pub mod raw;
+pub mod scratch;
 pub mod server;
 pub mod slow;
 pub mod subscriber;
 
 pub use peer::Protocol;
+pub use scratch::Scratch;
 pub use server::Server;
 pub use subscriber::{Said, Subscriber};
 

@@ -156,6 +156,11 @@ impl Peer {
                 }
                 continue;
             }
+            if let Some(ms) = block.strip_prefix("retry: ").and_then(|rest| rest.strip_suffix("\n\n")) {
+                let ms: u32 = ms.parse().expect("a draining server spreads those who come back");
+                assert!((1_000..5_000).contains(&ms), "{ms}");
+                continue;
+            }
             let data = block.lines().find_map(|line| line.strip_prefix("data: ")).expect("an event has data");
             if block.contains("event: fanwave-gap\n") {
                 heard.push(gap(data));

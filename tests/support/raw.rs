@@ -34,6 +34,11 @@ impl RawAnswer {
         fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
     }
 
+    /// The seconds of `Retry-After`, which must be there.
+    pub fn retry_after_s(&self) -> u32 {
+        self.header("Retry-After").and_then(|text| text.parse().ok()).expect("a number of seconds")
+    }
+
     /// The body, which is one line.
     pub fn line(&self) -> &str {
         let text = std::str::from_utf8(&self.body).expect("plain text is UTF-8");

@@ -72,21 +72,26 @@ impl Server {
     /// A server on these addresses.
     pub fn start_on(data: SocketAddr, control: SocketAddr, flags: &[&str]) -> Server {
         let (data, control) = (data.to_string(), control.to_string());
-        let mut process = Command::new(env!("CARGO_BIN_EXE_fanwave"))
-            .args(["serve", "--listen", &data, "--control", &control, "--log", "fanwave=debug"])
-            .args(flags)
-            .env_clear()
-            .envs(std::env::var_os(EGRESS).map(|egress| (EGRESS, egress)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        let mut stderr = process.stderr.take().expect("piped");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fanwave"));
+        command.args(["serve", "--listen", &data, "--control", &control, "--log", "fanwave=debug"]);
+        command.args(flags).env_clear().stdin(Stdio::null());
+        command.envs(std::env::var_os(EGRESS).map(|egress| (EGRESS, egress)));
+        Server::run(command)
+    }
+
+    /// A server that this command runs.
+    pub fn run(command: Command) -> Server {
+        Server::run_with_stderr(command, Stdio::piped())
+    }
+
+    /// The same with another standard error.
+    pub fn run_with_stderr(mut command: Command, stderr: Stdio) -> Server {
+        let mut process = command.stdout(Stdio::piped()).stderr(stderr).spawn().expect("the program starts");
+        let stderr = process.stderr.take();
         let log = std::thread::spawn(move || {
             let mut log = Vec::new();
             // A log that breaks off is shown as far as it came.
-            let _ = stderr.read_to_end(&mut log);
+            let _ = stderr.map(|mut stderr| stderr.read_to_end(&mut log));
             String::from_utf8_lossy(&log).into_owned()
         });
         let lines = lines_of(process.stdout.take().expect("piped"));

@@ -39,6 +39,7 @@ impl Ring {
         let doorbell =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("making an eventfd")?;
         let options = UringOptions {
+            keeps_listeners: false,
             listeners: Vec::new(),
             accepts_per_listener: 0,
             slots: descriptors,

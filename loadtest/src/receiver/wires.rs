@@ -62,6 +62,7 @@ impl Wires {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("making an epoll")?;
         epoll::add(&epoll, &doorbell, epoll::EventData::new_u64(DOORBELL), epoll::EventFlags::IN)?;
         let options = UringOptions {
+            keeps_listeners: false,
             listeners: Vec::new(),
             accepts_per_listener: 0,
             slots: SLOTS_MAX,

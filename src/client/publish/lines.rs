@@ -462,6 +462,7 @@ mod tests {
             topic: "t".to_string(),
             data: None,
             server: String::new(),
+            token_file: None,
             event: None,
             id: None,
             retry: None,

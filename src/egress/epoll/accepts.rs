@@ -41,7 +41,9 @@ const EDGES: EventFlags =
 impl Epoll {
     /// True if peers wait and there is room for one.
     pub(super) fn may_accept(&self) -> bool {
-        self.open < self.sockets_max && self.listeners.iter().any(Listener::may_accept)
+        self.accepts_left > 0
+            && self.open < self.sockets_max
+            && self.listeners.iter().any(Listener::may_accept)
     }
 
     /// Lets in whom there is room for, a bounded number. Returns how many completions it told.
@@ -56,7 +58,10 @@ impl Epoll {
         for turn in 0..self.listeners.len() {
             let index = (first + turn) % self.listeners.len();
             for _ in 0..self.accepts_per_listener {
-                if !self.listeners[index].may_accept() || self.open == self.sockets_max {
+                if !self.listeners[index].may_accept()
+                    || self.open == self.sockets_max
+                    || self.accepts_left == 0
+                {
                     break;
                 }
                 told += usize::from(self.accept(index, handle));
@@ -84,9 +89,10 @@ impl Epoll {
                 }
                 self.sockets[slot as usize] = Socket { descriptor: Some(socket), ..Socket::default() };
                 self.open += 1;
+                self.accepts_left -= 1;
                 let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
                 let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).unwrap_or(unspecified);
-                handle(Completion::Accepted { slot, peer });
+                handle(Completion::Accepted { slot, peer, listener: index });
                 true
             }
             Err(Errno::AGAIN) => {

@@ -27,4 +27,28 @@ fn an_idle_listener_keeps_nobody_out_of_a_busy_one<K: Kind>() {
     }
 }
 
-on_every_ring!(an_idle_listener_keeps_nobody_out_of_a_busy_one,);
+/// The others wait in the kernel's queue.
+fn no_more_come_in_than_may<K: Kind>() {
+    let mut rig = Rig::<K>::new(16);
+    rig.ring.allow_accepts(0, 0);
+    let mut peers = Vec::new();
+    for _ in 0..6 {
+        peers.push(TcpStream::connect(rig.addresses[0]).expect("a place in the backlog"));
+    }
+    rig.settle();
+    assert!(rig.seen.is_empty(), "nobody may come: {:?}", rig.seen);
+    for (more, most) in [(2, 5), (9, 1)] {
+        rig.ring.allow_accepts(more, most);
+        for _ in 0..more.min(most) {
+            rig.accepted();
+        }
+        rig.settle();
+        assert!(rig.seen.is_empty(), "one too many: {:?}", rig.seen);
+    }
+    rig.ring.allow_accepts(usize::MAX, usize::MAX);
+    for _ in 0..3 {
+        rig.accepted();
+    }
+}
+
+on_every_ring!(an_idle_listener_keeps_nobody_out_of_a_busy_one, no_more_come_in_than_may,);

@@ -41,13 +41,14 @@ impl Uring {
     /// True if an accept is idle and there is room for whom it would bring.
     pub(super) fn can_arm_accept(&self) -> bool {
         let armed = self.accepts_armed();
-        !self.accepts_idle.is_empty() && self.open + armed < self.sockets_max
+        self.accepts_left > 0 && !self.accepts_idle.is_empty() && self.open + armed < self.sockets_max
     }
 
     /// Arms as many accepts as there is room for sockets.
     pub(super) fn arm_accepts(&mut self) {
         while self.room() > 0 && self.can_arm_accept() {
             let Some(index) = self.accepts_idle.pop() else { return };
+            self.accepts_left -= 1;
             let place = &self.accepts[index as usize];
             let listener = Fd(self.listeners[place.listener].as_raw_fd());
             let length = place.length.get();
@@ -71,7 +72,7 @@ impl Uring {
             let peer = unsafe { socket2::SockAddr::new(socket_address(place), *place.length.get()) };
             let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
             let peer = peer.as_socket().unwrap_or(unspecified);
-            handle(Completion::Accepted { slot: result as Slot, peer });
+            handle(Completion::Accepted { slot: result as Slot, peer, listener: place.listener });
             self.accepts_idle.push(index);
         } else if matches!(-result, libc::ECONNABORTED | libc::ECANCELED | libc::EINTR | libc::EAGAIN) {
             self.accepts_idle.push(index);

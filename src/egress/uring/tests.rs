@@ -22,6 +22,7 @@ fn a_ring_without_listeners_receives_on_sockets_of_others_into_buffers_of_the_si
     let (mut peer, _) = listener.accept().expect("a peer");
     let doorbell = Doorbell::new().expect("an eventfd");
     let options = UringOptions {
+        keeps_listeners: false,
         listeners: Vec::new(),
         accepts_per_listener: 0,
         slots: 1_024,

@@ -159,6 +159,7 @@ fn start_shard(
                         drain.say_done();
                         let _ = tell.send(Seen::Drain);
                     }
+                    Message::Reload(_) => {}
                     Message::End => {
                         if let Some(ends) = &ends {
                             let _ = ends.send(ShardEnd { shard: number, result: Ok(()) });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::broadcast::{Demand, EncodedBatch, Memory, Message, Outbox, path};
 use crate::clock::Stamp;
-use crate::config::{Config, Egress, Limits, SlowPolicy, Sockets};
+use crate::config::Config;
 use crate::egress::sim::{SimRing, Weather};
 use crate::event::{CustomId, Epoch};
 use crate::shard::fixtures::{encoded, encoded_alone};
@@ -20,20 +20,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let config = Arc::new(Config {
-            listen: Vec::new(),
-            control: Vec::new(),
-            shard_cpus: vec![0],
-            pages: Default::default(),
-            client_publish: Vec::new(),
-            slow: SlowPolicy::Close,
-            egress: Egress::Auto,
-            sockets: Sockets::Auto,
-            diagnostic_echo: false,
-            access_log: false,
-            limits: Limits::default(),
-            rules: Default::default(),
-        });
+        let config = Arc::new(Config::default());
         let (outbox, inbox) = path(8).expect("eventfd");
         let (demand, now) = (Arc::<Demand>::default(), Stamp(1_000_000_000));
         let memory = Memory::new(&config.limits);
@@ -45,6 +32,7 @@ impl Bench {
             demand: demand.clone(),
             memory,
             connections_max: 4,
+            admission: Default::default(),
         };
         let ring = SimRing::new(8, Weather::Fair, 1).recording();
         Bench { shard: Shard::new(setup, ring, inbox, now), outbox, demand, now }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::broadcast::{Drain, EncodedBatch, Memory, Message, Outbox, path};
 use crate::clock::Stamp;
-use crate::config::{Config, Egress, Limits, SlowPolicy, Sockets};
+use crate::config::{Config, Limits};
 use crate::egress::sim::{SimRing, Weather};
 use crate::event::Epoch;
 use crate::shard::fixtures::encoded_with;
@@ -29,20 +29,7 @@ struct Crowd {
 impl Crowd {
     /// So many event streams of one topic, that have read all they got.
     fn of(count: usize) -> Crowd {
-        let config = Arc::new(Config {
-            listen: Vec::new(),
-            control: Vec::new(),
-            shard_cpus: vec![0],
-            pages: Default::default(),
-            client_publish: Vec::new(),
-            slow: SlowPolicy::Close,
-            egress: Egress::Auto,
-            sockets: Sockets::Auto,
-            diagnostic_echo: false,
-            access_log: false,
-            limits: Limits::default(),
-            rules: Default::default(),
-        });
+        let config = Arc::new(Config::default());
         let (outbox, inbox) = path(8).expect("eventfd");
         let now = Stamp(1_000_000_000);
         let epoch = Epoch(7);
@@ -55,6 +42,7 @@ impl Crowd {
             demand: Arc::default(),
             memory,
             connections_max: count + SPARE,
+            admission: Default::default(),
         };
         let ring = SimRing::new(count + SPARE, Weather::Fair, 1).recording();
         let mut crowd =
@@ -215,4 +203,47 @@ fn a_drain_that_waits_for_slow_sockets_does_not_spin() {
     crowd.turn(CANCEL_RETRY_MS);
     crowd.rest();
     assert!(done.try_recv().is_ok(), "at the deadline all are cut off");
+}
+
+/// As the peers see it: who was hung up on, and after how many milliseconds it may come back.
+fn told_to_return(crowd: &mut Crowd) -> Vec<u32> {
+    let ring = crowd.shard.ring_mut();
+    let said = crowd.subscribers.iter().map(|slot| ring.peer_takes(*slot)).collect::<Vec<_>>();
+    let told = said.iter().filter_map(|said| {
+        let text = std::str::from_utf8(said).expect("an event stream is UTF-8");
+        text.split_once("retry: ")?.1.split_once('\n')?.0.parse().ok()
+    });
+    told.collect()
+}
+
+#[test]
+fn a_few_subscribers_of_a_draining_shard_leave_at_once() {
+    let mut crowd = Crowd::of(900);
+    let mut done = draining(&mut crowd);
+    crowd.rest();
+    let told = told_to_return(&mut crowd);
+    assert_eq!(told.len(), 900, "without any time that passes");
+    assert!(told.iter().all(|ms| (1_000..5_000).contains(ms)), "{told:?}");
+    for slot in crowd.subscribers.clone() {
+        crowd.shard.ring_mut().peer_closes(slot);
+    }
+    crowd.rest();
+    crowd.turn(TICK_MS);
+    crowd.rest();
+    assert!(done.try_recv().is_ok());
+}
+
+#[test]
+fn many_subscribers_of_a_draining_shard_leave_one_after_the_other() {
+    let mut crowd = Crowd::of(8_000);
+    let _done = draining(&mut crowd);
+    crowd.rest();
+    let mut gone = vec![told_to_return(&mut crowd).len()];
+    for _ in 0..8 {
+        crowd.turn(TICK_MS);
+        crowd.rest();
+        gone.push(told_to_return(&mut crowd).len());
+    }
+    // Four in a millisecond: 2 s for all.
+    assert_eq!(gone, [1, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 999]);
 }

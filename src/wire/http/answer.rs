@@ -27,12 +27,19 @@ pub struct Manner {
 pub struct Answer<'a> {
     manner: &'a Manner,
     date: Option<&'a str>,
+    /// Seconds after which a refused client may come again, where a retry helps.
+    retry_after_s: u32,
 }
 
 impl<'a> Answer<'a> {
     /// An answer in this manner, at this date (RFC 9110 §6.6.1).
     pub fn new(manner: &'a Manner, date: Option<&'a str>) -> Answer<'a> {
-        Answer { manner, date }
+        Answer { manner, date, retry_after_s: 1 }
+    }
+
+    /// The same, for a client that is to come again no sooner than after so many seconds.
+    pub fn after(self, retry_after_s: u32) -> Answer<'a> {
+        Answer { retry_after_s, ..self }
     }
 
     /// To a refused request: status and one line of plain text.
@@ -51,8 +58,8 @@ impl<'a> Answer<'a> {
                 head.push_str("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n");
                 "Upgrade, close"
             }
-            503 => {
-                head.push_str("Retry-After: 1\r\n");
+            429 | 503 => {
+                push_line(&mut head, format_args!("Retry-After: {}", self.retry_after_s));
                 "close"
             }
             _ => "close",
@@ -248,6 +255,8 @@ mod tests {
             (Full, "HTTP/1.1 503 Service Unavailable"),
             (Full, "Retry-After: 1"),
             (Draining, "Retry-After: 1"),
+            (AddressFull, "HTTP/1.1 429 Too Many Requests"),
+            (AddressFull, "Retry-After: 1"),
         ] {
             let answer = refused(reason, Cors::Silent);
             assert!(answer.split("\r\n").any(|part| part == line), "{line} in {answer}");

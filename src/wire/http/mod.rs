@@ -280,6 +280,10 @@ fn malformed(bytes: &[u8], error: httparse::Error) -> RefusedRequest {
     if matches!(bytes, [0x16] | [0x16, 3, ..]) {
         return refuse(CloseReason::BadRequest, "this port speaks plain HTTP, not TLS");
     }
+    if crate::wire::proxy::begins_like_one(bytes) {
+        let detail = "no PROXY header is expected on this address (--proxy-protocol)";
+        return refuse(CloseReason::BadRequest, detail);
+    }
     let detail = match error {
         Error::TooManyHeaders => {
             let detail = format!("the request head has more than {HEADERS_MAX} header fields");
