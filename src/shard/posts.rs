@@ -442,7 +442,6 @@ mod tests {
                 memory,
                 admission: Default::default(),
                 connections_max: 4,
-                admission: Default::default(),
             };
             let ring = SimRing::new(SOCKETS, Weather::Fair, 1).recording();
             Bench { shard: Shard::new(setup, ring, inbox, now), outbox, now, sequence: 0 }
