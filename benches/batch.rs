@@ -11,8 +11,8 @@ use bytes::Bytes;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use fanwave::clock::Stamp;
-use fanwave::config::Limits;
 use fanwave::config::limits::BATCHES_CACHED;
+use fanwave::config::{Limits, Rules};
 use fanwave::egress::Ledger;
 use fanwave::event::Topic;
 use fanwave::shard::batch::{Batches, News};
@@ -34,7 +34,7 @@ const SEND_BYTES_MAX: usize = 1 << 20;
 
 /// Windows with runs of `events` events for each of `SETS` subscribers of `merged` topics.
 fn windows(events: usize, text_bytes: usize, merged: usize) -> (Topics, Vec<Memberships>) {
-    let mut topics = Topics::new(&Limits::default());
+    let mut topics = Topics::new(&Limits::default(), &Rules::default());
     let text = Bytes::from("x".repeat(text_bytes));
     let mut sequence = 0;
     let mut sets = Vec::new();
@@ -64,7 +64,7 @@ fn measure(
     let mut next = 0;
     let mut run = || {
         next = (next + 1) % sets.len();
-        let news = batches.news_after(topics, &sets[next], Format::Sse, black_box(0));
+        let news = batches.news_after(topics, &sets[next], (Format::Sse, false), black_box(0));
         let News::Run(run) = black_box(news) else { panic!("there is news") };
         assert_eq!(run.batch.frames(), events as u32);
     };

@@ -6,14 +6,14 @@
 
 use std::fmt::Write;
 
-use fanwave::config::units::rounded;
-use fanwave::config::{ControlAddress, Limits, OverrunPolicy};
+use fanwave::config::units::{grouped, rounded};
+use fanwave::config::{ControlAddress, Limits, SlowPolicy};
 use fanwave::hub::EgressReport;
 use fanwave::printed::{quoted, reachable, scope};
 use fanwave::serve::Started;
 
 /// The whole text. `program` is how the user called us.
-pub fn text(started: &Started, limits: &Limits, overrun: OverrunPolicy, program: &str) -> String {
+pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str) -> String {
     let mut lines = vec![format!("fanwave {}", env!("CARGO_PKG_VERSION"))];
     lines.extend(started.listen.iter().map(|address| format!("data plane    {address}")));
     lines.extend(started.control.iter().map(|address| format!("control plane {address}")));
@@ -28,7 +28,7 @@ pub fn text(started: &Started, limits: &Limits, overrun: OverrunPolicy, program:
             ControlAddress::Unix(_) => format!("publish       POST /topics/{{topic}} on {control}"),
         });
     }
-    lines.extend(capacity(started, limits, overrun));
+    lines.extend(capacity(started, limits, slow));
     lines.extend(labelled("egress", &egress(&started.egress)));
     lines.extend(memory(&started.memory));
     lines.push(String::new());
@@ -37,13 +37,14 @@ pub fn text(started: &Started, limits: &Limits, overrun: OverrunPolicy, program:
 }
 
 /// Shards, connections, windows, heartbeats.
-fn capacity(started: &Started, limits: &Limits, overrun: OverrunPolicy) -> Vec<String> {
+fn capacity(started: &Started, limits: &Limits, slow: SlowPolicy) -> Vec<String> {
     let shards = started.shard_cpus.len();
     let cpus = started.shard_cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     let per_shard = started.connections_per_shard_max;
-    let overrun = match overrun {
-        OverrunPolicy::Close => "closed, to come back and resume",
-        OverrunPolicy::Skip => "sent on with what comes next, after a notice",
+    let slow = match slow {
+        SlowPolicy::Close => "closed, to come back and resume",
+        SlowPolicy::Skip => "sent on with what comes next, after a notice",
+        SlowPolicy::Latest => "sent the latest event alone",
     };
     vec![
         format!("shards        {shards}, on CPU {cpus}"),
@@ -53,7 +54,7 @@ fn capacity(started: &Started, limits: &Limits, overrun: OverrunPolicy) -> Vec<S
             grouped(per_shard.saturating_mul(shards) as u64)
         ),
         format!(
-            "window        {} events, {}, {} per topic; who is further behind is {overrun}",
+            "window        {} events, {}, {} per topic; who is further behind is {slow}",
             grouped(limits.window_events_max as u64),
             rounded(limits.window_bytes_max as u64),
             seconds(limits.window_ms_max)
@@ -116,19 +117,6 @@ fn labelled(label: &str, rows: &[String]) -> Vec<String> {
     labels.zip(rows).map(|(label, row)| format!("{label:13} {row}")).collect()
 }
 
-/// Digits in groups of three: `20,000`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// Milliseconds as seconds, without a rest of zeros: `15 s`, `0.25 s`.
 fn seconds(ms: u64) -> String {
     let mut text = String::new();
@@ -160,7 +148,7 @@ mod tests {
     }
 
     fn banner(listen: &[&str], control: &[&str], program: &str) -> String {
-        text(&started(listen, control), &Limits::default(), OverrunPolicy::Close, program)
+        text(&started(listen, control), &Limits::default(), SlowPolicy::Close, program)
     }
 
     #[test]
@@ -245,7 +233,7 @@ mod tests {
             cost: None,
             remedy: None,
         };
-        let text = super::text(&best, &Limits::default(), OverrunPolicy::Close, "fanwave");
+        let text = super::text(&best, &Limits::default(), SlowPolicy::Close, "fanwave");
         assert!(
             text.contains("\negress        io_uring on direct descriptors: it works here\nmemory "),
             "{text}"

@@ -8,8 +8,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use fanwave::client::{self, ClientError, publish, tail};
-use fanwave::command::Command;
 use fanwave::command::sources::{self, SourceError};
+use fanwave::command::{Command, check_config};
 use fanwave::config::Config;
 use fanwave::config::flags::ServeFlags;
 use fanwave::systemd::Passed;
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Ok(Command::Serve(flags)) => run_server(*flags),
         Ok(Command::Publish(options)) => run_publish(options),
         Ok(Command::Tail(options)) => run_tail(options),
+        Ok(Command::CheckConfig(options)) => check_config(&options),
         // Help and version end with 0, mistakes with 2.
         Err(SourceError::CommandLine(error)) => error.exit(),
         Err(error) => Err((USAGE, error.to_string())),
@@ -70,10 +71,10 @@ fn serve_with(mut flags: ServeFlags) -> Outcome {
     };
     let adopt = |config: &Config| log::set_filter(&config.log, config.access_log);
     let operator = serve::Operator { reread: Box::new(reread), adopt: Box::new(adopt) };
-    let (limits, overrun) = (config.limits.clone(), config.overrun);
+    let (limits, slow) = (config.limits.clone(), config.slow);
     let program = std::env::args().next().unwrap_or_else(|| "fanwave".to_string());
     let started = |started: &serve::Started| {
-        let text = banner::text(started, &limits, overrun, &program);
+        let text = banner::text(started, &limits, slow, &program);
         let mut out = io::stdout().lock();
         // A server whose standard output is closed still serves.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -89,6 +90,11 @@ fn run_publish(options: publish::Options) -> Outcome {
 fn run_tail(options: tail::Options) -> Outcome {
     let (mut out, mut notes) = (io::stdout(), io::stderr());
     outcome(client::block_on(client::or_interrupted(tail::run(options, &mut out, &mut notes))))
+}
+
+fn check_config(options: &check_config::Options) -> Outcome {
+    let text = check_config::run(options).map_err(|line| (USAGE, line))?;
+    io::stdout().write_all(text.as_bytes()).map_err(|error| (FAILURE, error.to_string()))
 }
 
 fn outcome(result: Result<(), ClientError>) -> Outcome {

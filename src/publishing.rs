@@ -7,6 +7,7 @@
 //! alive in the windows.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -32,16 +33,42 @@ pub struct Options {
     pub id: Option<CustomId>,
     /// The `retry` field of SSE, in milliseconds.
     pub retry_ms: Option<u32>,
+    /// Under which the publish may be repeated.
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
-/// Reads the options of `POST /topics/{topic}` from its query: `event`, `id` and `retry`, each at
-/// most once.
+/// A publisher's name for one publish to a topic: 1 to 64 bytes of UTF-8 without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct IdempotencyKey(Arc<str>);
+
+/// Longest idempotency key, in bytes of UTF-8.
+const KEY_BYTES_MAX: usize = 64;
+
+impl IdempotencyKey {
+    /// Checks `text` and shares it.
+    pub fn new(text: &str) -> Result<IdempotencyKey, Refusal> {
+        let is_legal = (1..=KEY_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control);
+        is_legal.then(|| IdempotencyKey(text.into())).ok_or_else(|| {
+            let told = "idempotency_key has 1 to 64 bytes and no control characters";
+            Refusal::new(RefusalReason::BadKey, told)
+        })
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Reads the options of `POST /topics/{topic}` from its query: `event`, `id`, `retry` and
+/// `idempotency_key`, each at most once.
 pub fn parse_options(query: Option<&str>) -> Result<Options, Refusal> {
     let mut options = Options::default();
-    for (name, value) in parse_query(query, &["event", "id", "retry"])? {
+    for (name, value) in parse_query(query, &["event", "id", "retry", "idempotency_key"])? {
         match name {
             "event" => options.name = Some(parse_name(&value)?),
             "id" => options.id = Some(parse_id(&value)?),
+            "idempotency_key" => options.idempotency_key = Some(IdempotencyKey::new(&value)?),
             _ => {
                 let retry = value.parse().map_err(|_| {
                     let text =
@@ -119,6 +146,11 @@ fn parse_id(text: &str) -> Result<CustomId, Refusal> {
 /// ([`Epoch::is_ours`](crate::event::Epoch::is_ours)), so one of another process is none for a
 /// publisher either.
 pub fn reserved(event: &Event) -> Option<Refusal> {
+    if event.topic.as_str().contains('*') {
+        let text =
+            format!("the topic {} has a '*', which stands for many topics; publish to one", event.topic);
+        return Some(Refusal::new(RefusalReason::BadTopic, text));
+    }
     let name = event.name.as_ref().map(EventName::as_str);
     if name == Some(GAP_EVENT) {
         let text = format!("the event name {GAP_EVENT:?} is the server's own notice of a gap");
@@ -142,13 +174,14 @@ struct LineJson<'a> {
     event: Option<String>,
     id: Option<String>,
     retry: Option<u32>,
+    idempotency_key: Option<String>,
 }
 
 /// Reads one line of NDJSON: `{"topic":"a","data":"text"}` or `{"topic":"a","base64":"…"}`, with
-/// `event`, `id` and `retry` (milliseconds) if wanted. `data` that is an object, an array, a number
+/// `event`, `id`, `retry` (milliseconds) and `idempotency_key` if wanted. `data` that is an object, an array, a number
 /// or a boolean is published as its JSON text without white space between tokens; digits and the
 /// order of members stay as written.
-pub fn parse_line(line: &[u8], message_bytes_max: usize) -> Result<Event, Refusal> {
+pub fn parse_line(line: &[u8], message_bytes_max: usize) -> Result<(Event, Option<IdempotencyKey>), Refusal> {
     let line = std::str::from_utf8(line).map_err(|error| {
         let text = format!("the line is not UTF-8 at byte {}", error.valid_up_to());
         Refusal::new(RefusalReason::NotUtf8, text)
@@ -173,13 +206,15 @@ pub fn parse_line(line: &[u8], message_bytes_max: usize) -> Result<Event, Refusa
         }
     };
     check_size(data.bytes().len(), message_bytes_max)?;
-    Ok(Event {
+    let key = json.idempotency_key.as_deref().map(IdempotencyKey::new).transpose()?;
+    let event = Event {
         topic: parse_topic(&json.topic)?,
         data,
         name: json.event.as_deref().map(parse_name).transpose()?,
         id: json.id.as_deref().map(parse_id).transpose()?,
         retry_ms: json.retry,
-    })
+    };
+    Ok((event, key))
 }
 
 /// Refuses a body that is compressed, or encoded in another way (RFC 9110 §8.4): subscribers would
@@ -339,7 +374,7 @@ mod tests {
     use crate::config::limits::REFUSAL_BYTES_MAX;
 
     fn line(text: &str) -> Result<Event, Refusal> {
-        parse_line(text.as_bytes(), 100)
+        parse_line(text.as_bytes(), 100).map(|(event, _)| event)
     }
 
     fn text(event: &Event) -> &str {

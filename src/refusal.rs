@@ -81,6 +81,10 @@ pub enum RefusalReason {
     Busy,
     /// Clients may not publish to this topic.
     NotAllowed,
+    /// The idempotency key is illegal.
+    BadKey,
+    /// The idempotency key was used for another event of the topic.
+    Conflict,
 }
 
 /// The rows of the table, in the order of [`RefusalReason`]: label, HTTP status.
@@ -119,12 +123,14 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (TransferCoding, "transfer_coding", StatusCode::NOT_IMPLEMENTED),
         (Busy, "busy", StatusCode::SERVICE_UNAVAILABLE),
         (NotAllowed, "not_allowed", StatusCode::FORBIDDEN),
+        (BadKey, "bad_key", StatusCode::BAD_REQUEST),
+        (Conflict, "conflict", StatusCode::CONFLICT),
     ]
 };
 
 impl RefusalReason {
     /// How many reasons there are.
-    pub const COUNT: usize = RefusalReason::NotAllowed as usize + 1;
+    pub const COUNT: usize = RefusalReason::Conflict as usize + 1;
 
     /// All of them, in the order of their counts.
     pub const ALL: [RefusalReason; RefusalReason::COUNT] = {
@@ -204,8 +210,14 @@ fn cut(text: &mut String) {
 }
 
 /// Refusals by reason; serializes as an object from label to count.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusalCounts([u64; RefusalReason::COUNT]);
+
+impl Default for RefusalCounts {
+    fn default() -> RefusalCounts {
+        RefusalCounts([0; RefusalReason::COUNT])
+    }
+}
 
 impl RefusalCounts {
     /// One more.

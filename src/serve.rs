@@ -22,8 +22,8 @@ use crate::broadcast::{Demand, Memory, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX,
-    ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
-    SUBMISSIONS_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
+    ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX,
+    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -509,6 +509,7 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (2 * shards + 1)),
         ("events and their frames, in queues and windows", limits.window_bytes_total_max as u64),
         ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
+        ("patterns' logs, when they are full", sum(PATTERN_PLACES_MAX * PATTERN_PLACE_BYTES)),
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings)),
     ];

@@ -56,9 +56,49 @@ impl Pattern {
         self.0.as_str()
     }
 
+    /// The pattern as a name: that of a topic, or one with a `*`.
+    pub fn name(&self) -> &Topic {
+        &self.0
+    }
+
+    /// The same, owned.
+    pub fn into_name(self) -> Topic {
+        self.0
+    }
+
     /// The one topic that it names, if it has no `*`.
     pub fn topic(&self) -> Option<&Topic> {
         (!self.as_str().contains('*')).then_some(&self.0)
+    }
+
+    /// True if it stands for every topic that `other` stands for.
+    pub fn contains(&self, other: &Pattern) -> bool {
+        let mut others = other.as_str().split('/');
+        for segment in self.as_str().split('/') {
+            match (segment, others.next()) {
+                (_, None) => return false,
+                (REST, Some(_)) => return true,
+                (_, Some(REST)) => return false,
+                (ONE, Some(_)) => {}
+                (exact, Some(other)) if exact == other => {}
+                _ => return false,
+            }
+        }
+        others.next().is_none()
+    }
+
+    /// True if some topic is one of both.
+    pub fn overlaps(&self, other: &Pattern) -> bool {
+        let (mut ours, mut others) = (self.as_str().split('/'), other.as_str().split('/'));
+        loop {
+            match (ours.next(), others.next()) {
+                (None, None) => return true,
+                (None, _) | (_, None) => return false,
+                (Some(REST), _) | (_, Some(REST)) => return true,
+                (Some(ours), Some(others)) if ours == ONE || others == ONE || ours == others => {}
+                _ => return false,
+            }
+        }
     }
 
     /// True if it stands for `topic`, among others perhaps.
@@ -179,6 +219,27 @@ mod tests {
             let by_hand: Vec<&str> = text.split('/').collect();
             let names: Vec<&str> = topic.split('/').collect();
             prop_assert_eq!(pattern(&text).matches(&topic), naive(&by_hand, &names));
+        }
+
+        /// What contains another pattern stands for each of its topics; what does not lacks one.
+        #[test]
+        fn containing_is_standing_for_all_topics_of_the_other(
+            texts in prop::array::uniform2("([ab*]/){0,3}([ab*]|\\*\\*)"),
+        ) {
+            let [outer, inner] = texts.each_ref().map(|text| pattern(text));
+            // All topics of up to five segments over a, b and a stranger.
+            let mut topics = vec![String::new()];
+            let mut all = Vec::new();
+            for _ in 0..5 {
+                topics = topics.iter().flat_map(|begin| ["a", "b", "c"].map(|name| {
+                    if begin.is_empty() { name.to_string() } else { format!("{begin}/{name}") }
+                })).collect();
+                all.extend(topics.iter().cloned());
+            }
+            let holds = all.iter().filter(|topic| inner.matches(topic)).all(|topic| outer.matches(topic));
+            prop_assert_eq!(outer.contains(&inner), holds, "{} {}", outer, inner);
+            let meet = all.iter().any(|topic| inner.matches(topic) && outer.matches(topic));
+            prop_assert_eq!(outer.overlaps(&inner), meet, "{} {}", outer, inner);
         }
     }
 }

@@ -29,12 +29,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("refusal", &["config/limits"]),
     ("publishing", &["event", "wire", "config/limits", "refusal"]),
     ("config/capacity", &["config/limits"]),
-    ("config/units", &[]),
-    ("config", &["config/limits", "secret", "wire", "topic_pattern"]),
+    ("config/units", &["wire"]),
+    ("config", &["event", "topic_pattern", "config/limits", "config/units", "wire", "secret"]),
     ("config/flags", &["config", "config/limits", "config/units", "topic_pattern"]),
     ("log", &["clock", "config", "config/limits"]),
     ("metrics", &["event", "wire", "close", "refusal"]),
-    ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics", "refusal"]),
+    ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics", "refusal", "publishing"]),
     // The kernel's view of a batch, which the batch keeps. It is in `uring` because it is unsafe.
     ("egress/uring/header", &[]),
     ("egress/batch", &["clock", "egress/uring/header"]),
@@ -49,6 +49,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "shard",
         &[
             "event",
+            "topic_pattern",
             "wire",
             "clock",
             "close",
@@ -84,7 +85,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard"]),
     ("systemd", &["config", "hub"]),
     ("client", &["wire", "config/limits", "secret"]),
-    ("command", &["config", "config/flags", "client"]),
+    ("command", &["event", "config", "config/flags", "config/units", "client"]),
 ];
 
 /// Puts the others together: it imports what it likes, and no other room imports it.

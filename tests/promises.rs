@@ -30,7 +30,9 @@ mod promises {
     mod gap;
     mod half_closed;
     mod heartbeat;
+    mod idempotency;
     mod interop;
+    mod latest;
     mod log;
     mod memory;
     mod metrics;
@@ -38,10 +40,12 @@ mod promises {
     mod overrun;
     mod packages;
     mod pages;
+    mod patterns;
     mod proxies;
     mod refusals;
     mod reload;
     mod resume;
+    mod rules;
     mod service_manager;
     mod shutdown;
     mod stalled_reader;

@@ -9,6 +9,7 @@
 //! Expectation: checked per peer from its own bytes, see [`Peer`]. A failing seed is printed; run
 //! it alone with `FANWAVE_SIM_SEED=<seed> cargo test --test simulation`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use fanwave::close::CLOSE_TABLE;
 use fanwave::config::limits::{
     BATCH_EVENTS_MAX, EVENTS_PER_TURN_MAX, SWEEP_VISITS_MAX, TICK_MS, VISIT_BYTES,
 };
-use fanwave::config::{Config, Limits, OverrunPolicy};
+use fanwave::config::{Config, Limits, SlowPolicy};
 use fanwave::egress::Slot;
 use fanwave::egress::sim::{Dice, SimRing, Weather};
 use fanwave::event::{CustomId, Data, Epoch, Event, EventId, Topic};
@@ -37,6 +38,8 @@ mod memory;
 mod publishers;
 #[path = "simulation/questions.rs"]
 mod questions;
+#[path = "simulation/rules.rs"]
+mod rules;
 #[path = "simulation/shares.rs"]
 mod shares;
 mod support;
@@ -46,6 +49,8 @@ use support::peer::{Ending, Heard, Peer, Protocol};
 
 const EPOCH: Epoch = Epoch(12_345);
 const TOPICS: [&str; 4] = ["a", "b", "c", "d/e"];
+/// Patterns of some of these.
+const PATTERNS: [&str; 5] = ["*", "**", "d/*", "d/**", "*/e"];
 const SOCKETS: usize = 24;
 
 /// The world of one seed.
@@ -71,18 +76,22 @@ struct World {
     forgetful: bool,
     /// So little memory that slow subscribers may be cut.
     scarce: bool,
-    policy: OverrunPolicy,
+    policy: SlowPolicy,
     /// Topic of every event, by sequence - 1.
     log: Vec<usize>,
     peers: Vec<Option<Peer>>,
-    /// Last ids of peers that left, to resume from.
-    left: Vec<(Vec<usize>, u64)>,
+    /// The topics and patterns that the peer of each slot asked for.
+    asked: Vec<Vec<&'static str>>,
+    /// By slot, the newest sequence that the peer read of each topic, if it wants the latest alone.
+    latest: Vec<Option<HashMap<usize, u64>>>,
+    /// What peers that left had asked for, and their last ids, to resume from.
+    left: Vec<(Vec<&'static str>, u64)>,
     /// Events that peers read.
     heard: u64,
     draining: bool,
 }
 
-fn config(window_events: usize, policy: OverrunPolicy, dice: &mut Dice) -> Arc<Config> {
+fn config(window_events: usize, policy: SlowPolicy, dice: &mut Dice) -> Arc<Config> {
     let limits = Limits {
         window_events_max: window_events,
         // Some sends carry a few frames only, some frames go out as zero copy.
@@ -95,7 +104,7 @@ fn config(window_events: usize, policy: OverrunPolicy, dice: &mut Dice) -> Arc<C
         window_bytes_total_max: [4 << 20, 512 << 20, 512 << 20][dice.roll(3) as usize],
         ..Limits::default()
     };
-    Arc::new(Config { overrun: policy, limits, access_log: true, ..Config::default() })
+    Arc::new(Config { slow: policy, limits, access_log: true, ..Config::default() })
 }
 
 fn build(
@@ -127,7 +136,7 @@ impl World {
     fn new(seed: u64, weather: Weather) -> World {
         let mut dice = Dice::new(seed);
         let window_events = [4, 8, 64, 1_024][dice.roll(4) as usize];
-        let policy = if dice.chance(1, 3) { OverrunPolicy::Skip } else { OverrunPolicy::Close };
+        let policy = if dice.chance(1, 3) { SlowPolicy::Skip } else { SlowPolicy::Close };
         let config = config(window_events, policy, &mut dice);
         World::with(config, window_events, policy, weather, seed, dice)
     }
@@ -135,7 +144,7 @@ impl World {
     fn with(
         config: Arc<Config>,
         window_events: usize,
-        policy: OverrunPolicy,
+        policy: SlowPolicy,
         weather: Weather,
         seed: u64,
         dice: Dice,
@@ -165,6 +174,8 @@ impl World {
             policy,
             log: Vec::new(),
             peers: (0..SOCKETS).map(|_| None).collect(),
+            asked: vec![Vec::new(); SOCKETS],
+            latest: vec![None; SOCKETS],
             left: Vec::new(),
             heard: 0,
             draining: false,
@@ -180,22 +191,45 @@ impl World {
         topics
     }
 
+    /// Some topics and patterns.
+    fn some_names(&mut self) -> Vec<&'static str> {
+        let count = 1 + self.dice.roll(3) as usize;
+        let some = |_| match self.dice.chance(1, 4) {
+            true => PATTERNS[self.dice.roll(PATTERNS.len() as u64) as usize],
+            false => TOPICS[self.dice.roll(TOPICS.len() as u64) as usize],
+        };
+        let mut topics: Vec<&str> = (0..count).map(some).collect();
+        if self.dice.chance(1, 20) {
+            // So many that those with news are looked for by the newest events.
+            topics.extend(TOPICS.iter().chain(&PATTERNS));
+        }
+        topics.sort_unstable();
+        topics.dedup();
+        topics
+    }
+
     fn connect(&mut self) {
         let protocol = if self.dice.chance(1, 2) { Protocol::Sse } else { Protocol::WebSocket };
-        let (topics, after) = match self.left.pop() {
-            Some((topics, sequence)) if self.dice.chance(3, 4) => (topics, Some(sequence)),
-            _ => (self.some_topics(), None),
+        let (names, after) = match self.left.pop() {
+            Some((names, sequence)) if self.dice.chance(3, 4) => (names, Some(sequence)),
+            _ => (self.some_names(), None),
         };
         let Some(slot) = self.shard.ring_mut().connect() else { return };
         let taken = self.shard.metrics().events;
-        let names: Vec<&str> = topics.iter().map(|topic| TOPICS[*topic]).collect();
         let after_id = after.map(|sequence| EventId { epoch: EPOCH, sequence }.to_string());
         let mut head = support::peer::request(protocol, &names, after_id.as_deref());
         if protocol == Protocol::Sse && self.dice.chance(1, 2) {
             // Its stream comes without chunks.
             head = head.replace("HTTP/1.1", "HTTP/1.0");
         }
+        let latest = self.dice.chance(1, 5);
+        if latest {
+            head = head.replacen(" HTTP/", "&slow=latest HTTP/", 1);
+        }
         self.shard.ring_mut().peer_sends(slot, head.as_bytes());
+        let topics = covered(&names);
+        self.latest[slot as usize] = latest.then(HashMap::new);
+        self.asked[slot as usize] = names;
         self.peers[slot as usize] = Some(Peer::new(protocol, topics, after, taken));
     }
 
@@ -331,7 +365,10 @@ impl World {
                 Heard::Opened => peer.opened_at = Some(newest),
                 Heard::Event(sequence) => {
                     self.heard += 1;
-                    check_event(peer, sequence, &self.log);
+                    match &mut self.latest[slot] {
+                        Some(seen) => check_latest(peer, sequence, &self.log, seen),
+                        None => check_event(peer, sequence, &self.log),
+                    }
                 }
                 Heard::Gap(topics) => {
                     let window_events = if self.forgetful { 0 } else { self.window_events };
@@ -355,7 +392,8 @@ impl World {
         let Some(peer) = self.peers[slot].take() else { return };
         // Nobody is hung up on without a reason: only slow sockets are, and only for want of
         // memory.
-        let may_overrun = self.scarce && self.policy == OverrunPolicy::Close;
+        let is_latest = self.latest[slot].is_some();
+        let may_overrun = self.scarce && self.policy == SlowPolicy::Close && !is_latest;
         if self.draining && !peer.left && peer.opened_at.is_some() {
             let legal = match peer.ending() {
                 Ending::CloseFrame(code) => code == 1012 || code == 1013 && may_overrun,
@@ -377,7 +415,7 @@ impl World {
             assert!(legal, "slot {slot} was hung up on: {:?}, reasons so far: {reasons:?}", peer.ending());
         }
         if let Some(last) = peer.last.or(peer.after) {
-            self.left.push((peer.topics, last));
+            self.left.push((std::mem::take(&mut self.asked[slot]), last));
         }
         self.shard.ring_mut().peer_closes(slot as Slot);
     }
@@ -447,6 +485,15 @@ impl World {
         for topic in &peer.topics {
             let told = peer.lost.get(topic).copied().unwrap_or(0);
             let newest = newest_of(&[*topic], &self.log, self.log.len() as u64).unwrap_or(0);
+            if let Some(seen) = &self.latest[slot] {
+                let began = peer.after.or(peer.opened_at).unwrap_or(0).max(told);
+                let has = seen.get(topic).copied().unwrap_or(0);
+                assert!(
+                    newest <= has.max(began),
+                    "slot {slot} lacks the latest, {newest}, of {topic}: {peer:?}"
+                );
+                continue;
+            }
             assert!(newest <= has.max(told), "slot {slot} lacks {newest} of topic {topic}: {peer:?}");
         }
     }
@@ -536,19 +583,50 @@ fn check_event(peer: &mut Peer, sequence: u64, log: &[usize]) {
     peer.last = Some(sequence);
 }
 
+/// An event of a peer that wants the latest alone: never an older one.
+fn check_latest(peer: &mut Peer, sequence: u64, log: &[usize], seen: &mut HashMap<usize, u64>) {
+    let topic = log[sequence as usize - 1];
+    assert!(peer.topics.contains(&topic), "an event of another topic: {sequence}");
+    let last = peer.last.or(peer.after);
+    assert!(last.is_none_or(|last| sequence > last), "it never goes back: {sequence}, {peer:?}");
+    seen.insert(topic, sequence);
+    peer.last = Some(sequence);
+}
+
+/// The topics that these topics and patterns stand for, by the definition.
+fn covered(names: &[&str]) -> Vec<usize> {
+    fn matches(pattern: &[&str], topic: &[&str]) -> bool {
+        match (pattern, topic) {
+            ([], []) => true,
+            (["**"], [_, ..]) => true,
+            ([first, pattern @ ..], [name, topic @ ..]) => {
+                (*first == "*" || first == name) && matches(pattern, topic)
+            }
+            _ => false,
+        }
+    }
+    let segments = |name: &'static str| name.split('/').collect::<Vec<_>>();
+    let is_covered = |topic: &usize| {
+        let topic = segments(TOPICS[*topic]);
+        names.iter().any(|name| matches(&name.split('/').collect::<Vec<_>>(), &topic))
+    };
+    (0..TOPICS.len()).filter(is_covered).collect()
+}
+
 /// A gap may be told only of topics whose windows can have lost some of the events that the shard
 /// has taken, `log`.
 fn check_gap(peer: &mut Peer, topics: &[String], log: &[usize], window_events: usize) {
     let seen = peer.last.or(peer.after).unwrap_or(peer.connected_at);
     let newest = log.len() as u64;
     for name in topics {
-        let topic = TOPICS.iter().position(|topic| topic == name).expect("a topic of this test");
-        let since = log[seen.min(newest) as usize..].iter().filter(|other| **other == topic);
+        let topics = covered(&[name]);
+        let since =
+            |topic: usize| log[seen.min(newest) as usize..].iter().filter(move |other| **other == topic);
         assert!(
-            since.count() > window_events,
+            topics.iter().any(|topic| since(*topic).count() > window_events),
             "{name} has no gap after {seen}: its window still holds all since"
         );
-        peer.lost.insert(topic, newest);
+        peer.lost.extend(topics.into_iter().map(|topic| (topic, newest)));
     }
 }
 
@@ -600,7 +678,7 @@ fn every_subscriber_sees_a_gap_free_sequence_or_an_explicit_gap() {
 #[test]
 fn a_client_that_was_not_pinged_is_not_missed() {
     let mut world = World::new(0, Weather::Fair);
-    let calm = config(64, OverrunPolicy::Close, &mut world.dice);
+    let calm = config(64, SlowPolicy::Close, &mut world.dice);
     let heartbeat_ms = calm.limits.heartbeat_ms;
     (world.outbox, world.shard) =
         build(calm, Weather::Fair, 2, world.now, world.demand.clone(), world.memory.clone());

@@ -21,6 +21,7 @@ use futures_util::task::AtomicWaker;
 
 use crate::config::limits::{UPLINK_BYTES_MAX, UPLINK_PUBLISHES_MAX};
 use crate::event::Event;
+use crate::publishing::IdempotencyKey;
 use crate::refusal::Refusal;
 
 /// Which publish of which client: the next client in the slot has another number.
@@ -41,6 +42,8 @@ pub struct Publish {
     pub ticket: Ticket,
     /// What it says.
     pub event: Event,
+    /// Under which it may come again.
+    pub key: Option<IdempotencyKey>,
 }
 
 /// An event of a client that was taken.
@@ -185,7 +188,7 @@ mod tests {
             id: None,
             retry_ms: None,
         };
-        Publish { ticket: Ticket { slot: 1, number: 2, tag }, event }
+        Publish { ticket: Ticket { slot: 1, number: 2, tag }, event, key: None }
     }
 
     fn answer(publish: Publish) -> Answer {

@@ -8,6 +8,7 @@ use clap::CommandFactory;
 use crate::client::{publish, tail};
 use crate::config::flags::{ServeFlags, bounds};
 
+pub mod check_config;
 pub mod sources;
 
 /// Publish once, every subscriber gets it: Server-Sent Events and WebSocket
@@ -30,6 +31,8 @@ pub enum Command {
     Serve(Box<ServeFlags>),
     /// Publish one event, or one per line of standard input
     Publish(publish::Options),
+    /// Check a configuration file without the environment, and tell what its rules say
+    CheckConfig(check_config::Options),
     /// Print the events of an SSE or WebSocket address and follow its reconnects
     Tail(tail::Options),
 }

@@ -17,9 +17,12 @@ use std::path::PathBuf;
 
 use clap::FromArgMatches;
 use clap::parser::ValueSource;
+use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::{Command, CommandLine, parser};
 use crate::config::LimitError;
+use crate::config::rules::{self, RuleError, RuleText};
+use crate::config::units::nearest;
 
 /// Why there is no command to run.
 #[derive(Debug, thiserror::Error)]
@@ -55,8 +58,19 @@ pub enum FileError {
     #[error("{}", one_line(&.0.to_string()))]
     NoToml(#[from] toml::de::Error),
     /// A key that is none of the flags.
-    #[error("unknown key `{0}`; the keys are the flags of `fanwave serve --help`")]
-    UnknownKey(String),
+    #[error("unknown key `{key}`; the nearest one is `{nearest}`")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// One that there is.
+        nearest: String,
+    },
+    /// A rule is wrong.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    /// A number that no flag takes.
+    #[error("`{0}` is too large a number")]
+    TooLarge(String),
     /// A key in both spellings.
     #[error("`{0}` is given twice")]
     Twice(String),
@@ -97,24 +111,30 @@ pub fn parse(
     let flags = parser.find_subcommand(name).expect("a parsed command exists");
 
     let from_environment = environment_settings(name, flags, environment);
-    let mut settings = Settings::new();
+    let mut file = FileSettings::default();
+    let mut source = PathBuf::new();
     if let Some(path) = config_path(name, typed, &from_environment) {
-        let source = path.display().to_string();
-        settings = std::fs::read_to_string(&path)
+        file = std::fs::read_to_string(&path)
             .map_err(FileError::from)
             .and_then(|text| file_settings(flags, &text))
-            .map_err(|error| SourceError::File { path, error })?;
-        check_alone(&parser, &settings, &source)?;
+            .map_err(|error| SourceError::File { path: path.clone(), error })?;
+        check_alone(&parser, &file.settings, &path.display().to_string())?;
+        source = path;
     }
     if name == "serve" {
         check_alone(&parser, &from_environment, "environment")?;
     }
+    let mut settings = file.settings;
     settings.extend(from_environment);
     settings.retain(|flag, _| typed.value_source(flag) != Some(ValueSource::CommandLine));
     // Positions 0 and 1 are the program and the command.
     args.splice(2..2, as_arguments(&settings));
     let matches = parser.try_get_matches_from(args)?;
-    Ok(CommandLine::from_arg_matches(&matches)?.command)
+    let mut command = CommandLine::from_arg_matches(&matches)?.command;
+    if let Command::Serve(flags) = &mut command {
+        flags.set_rules(file.rules, source);
+    }
+    Ok(command)
 }
 
 /// Puts `serve` where no command stands: without arguments, or before a flag that is not about the
@@ -154,11 +174,17 @@ fn environment_settings(
     setting_names(flags)
         .filter(|name| command == "serve" || matches!(*name, "server" | "token_file"))
         .filter_map(|name| {
-            let value = environment(&format!("FANWAVE_{}", name.to_ascii_uppercase()))?;
-            (!value.is_empty()).then(|| (name.to_string(), vec![value]))
+            let former = FORMER_NAMES.iter().find(|(_, now)| *now == name).map(|(before, _)| *before);
+            let value_of = |name: &str| environment(&format!("FANWAVE_{}", name.to_ascii_uppercase()));
+            let is_set = |value: &OsString| !value.is_empty();
+            let value = value_of(name).filter(is_set).or_else(|| value_of(former?).filter(is_set))?;
+            Some((name.to_string(), vec![value]))
         })
         .collect()
 }
+
+/// Settings that had another name, and the one that they have now.
+const FORMER_NAMES: [(&str, &str); 1] = [("overrun", "slow")];
 
 /// What the environment and the file may set, in snake_case.
 fn setting_names(flags: &clap::Command) -> impl Iterator<Item = &str> {
@@ -170,8 +196,9 @@ fn setting_names(flags: &clap::Command) -> impl Iterator<Item = &str> {
 pub fn unknown_variables(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<String> {
     let parser = parser();
     let flags = parser.find_subcommand("serve").expect("a command of ours");
-    let known: Vec<String> =
-        setting_names(flags).map(|name| format!("FANWAVE_{}", name.to_ascii_uppercase())).collect();
+    let former = FORMER_NAMES.iter().map(|(before, _)| *before);
+    let names = setting_names(flags).chain(former);
+    let known: Vec<String> = names.map(|name| format!("FANWAVE_{}", name.to_ascii_uppercase())).collect();
     let unknown = environment.into_iter().filter_map(|(name, value)| {
         let name = name.into_string().ok().filter(|name| name.starts_with("FANWAVE_"))?;
         // The address of the clients; and what Kubernetes tells of a service that is called
@@ -183,56 +210,66 @@ pub fn unknown_variables(environment: impl IntoIterator<Item = (OsString, OsStri
     });
     let told = |name: String| {
         let listens = ["FANWAVE_PORT", "FANWAVE_HOST", "FANWAVE_ADDR", "FANWAVE_ADDRESS", "FANWAVE_BIND"];
-        let nearest = match listens.contains(&name.as_str()) {
-            true => Some("FANWAVE_LISTEN"),
-            false => known.iter().map(String::as_str).min_by_key(|other| distance(&name, other)),
+        let nearest_name = match listens.contains(&name.as_str()) {
+            true => "FANWAVE_LISTEN",
+            false => nearest(&name, known.iter().map(String::as_str)),
         };
-        let nearest = nearest.expect("there are settings");
-        format!("{name} is no setting and is ignored; the nearest one is {nearest}")
+        format!("{name} is no setting and is ignored; the nearest one is {nearest_name}")
     };
     let mut lines: Vec<String> = unknown.map(told).collect();
     lines.sort();
     lines
 }
 
-/// Characters to insert, delete or replace on the way from one name to the other (Levenshtein).
-fn distance(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (at, byte) in from.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
-        for (other_at, other) in to.bytes().enumerate() {
-            let replaced = diagonal + usize::from(byte != other);
-            diagonal = row[other_at + 1];
-            row[other_at + 1] = replaced.min(diagonal + 1).min(row[other_at] + 1);
-        }
-    }
-    row[to.len()]
+/// What the file says: the values of flags, and the rules.
+#[derive(Default)]
+struct FileSettings {
+    settings: Settings,
+    rules: Vec<RuleText>,
 }
 
-/// The keys of a TOML file, in snake_case or kebab-case; unknown ones are refused by name.
-fn file_settings(flags: &clap::Command, text: &str) -> Result<Settings, FileError> {
-    let table: toml::Table = toml::from_str(text)?;
+/// The keys of a TOML file, in snake_case or kebab-case, and its rules; unknown keys are refused
+/// with the nearest one.
+fn file_settings(flags: &clap::Command, text: &str) -> Result<FileSettings, FileError> {
+    let table = DeTable::parse(text)?;
     let mut settings = Settings::new();
-    for (key, value) in table {
-        let name = key.replace('-', "_");
-        if name == "config" || !setting_names(flags).any(|known| known == name) {
-            return Err(FileError::UnknownKey(key));
+    let mut rules = Vec::new();
+    for (key, value) in table.get_ref() {
+        let key = key.get_ref();
+        if key == rules::KEY {
+            rules = RuleText::read(value, text)?;
+            continue;
         }
-        let values = match value {
-            toml::Value::Array(values) => values,
+        let name = key.replace('-', "_");
+        let now = FORMER_NAMES.iter().find(|(before, _)| *before == name).map(|(_, now)| now.to_string());
+        let name = now.unwrap_or(name);
+        let known = || setting_names(flags).filter(|known| *known != "config");
+        if !known().any(|known| known == name) {
+            let nearest = nearest(&name, known().chain([rules::KEY]));
+            return Err(FileError::UnknownKey { key: key.to_string(), nearest: nearest.to_string() });
+        }
+        let values = match value.get_ref() {
+            DeValue::Array(values) => values.iter().map(|value| value.get_ref()).collect(),
             value => vec![value],
         };
         let values = values.into_iter().map(|value| match value {
-            toml::Value::String(text) => Ok(text.into()),
-            toml::Value::Integer(number) => Ok(number.to_string().into()),
-            toml::Value::Boolean(yes) => Ok(yes.to_string().into()),
-            other => Err(FileError::Kind { key: key.clone(), kind: other.type_str() }),
+            DeValue::String(text) => Ok(text.as_ref().into()),
+            DeValue::Integer(number) => {
+                integer(number).map(OsString::from).ok_or_else(|| FileError::TooLarge(key.to_string()))
+            }
+            DeValue::Boolean(yes) => Ok(yes.to_string().into()),
+            other => Err(FileError::Kind { key: key.to_string(), kind: other.type_str() }),
         });
         if settings.insert(name, values.collect::<Result<_, _>>()?).is_some() {
-            return Err(FileError::Twice(key));
+            return Err(FileError::Twice(key.to_string()));
         }
     }
-    Ok(settings)
+    Ok(FileSettings { settings, rules })
+}
+
+/// An integer of TOML in decimal.
+fn integer(number: &DeInteger<'_>) -> Option<String> {
+    i64::from_str_radix(number.as_str(), number.radix()).ok().map(|number| number.to_string())
 }
 
 /// Parses what one source says to `fanwave serve` without the others, and checks its limits.
@@ -345,6 +382,20 @@ mod tests {
     }
 
     #[test]
+    fn a_former_name_still_sets_what_it_was_the_name_of() {
+        use crate::config::SlowPolicy;
+        let file = File::new("former", "overrun = \"skip\"\n");
+        let slow =
+            |args: &[&str], environment: &[(&str, &str)]| config(args, environment).map(|config| config.slow);
+        assert_eq!(slow(&["--overrun", "skip"], &[]), Ok(SlowPolicy::Skip));
+        assert_eq!(slow(&["--config", file.path()], &[]), Ok(SlowPolicy::Skip));
+        let variables = [("FANWAVE_OVERRUN", "skip"), ("FANWAVE_SLOW", "latest")];
+        assert_eq!(slow(&["--config", file.path()], &variables), Ok(SlowPolicy::Latest));
+        assert_eq!(slow(&[], &variables[..1]), Ok(SlowPolicy::Skip));
+        assert_eq!(unknown_variables([("FANWAVE_OVERRUN".into(), "skip".into())]), Vec::<String>::new());
+    }
+
+    #[test]
     fn a_repeated_flag_replaces_the_weaker_list() {
         let config =
             config(&["--listen", "0.0.0.0:1", "--listen=[::]:2"], &[("FANWAVE_LISTEN", "127.0.0.1:9")]);
@@ -355,7 +406,12 @@ mod tests {
     #[test]
     fn a_file_is_refused_by_key() {
         let cases = [
-            ("window_evnts_max = 1", "unknown key `window_evnts_max`"),
+            (
+                "window_evnts_max = 1",
+                "unknown key `window_evnts_max`; the nearest one is `window_events_max`",
+            ),
+            ("[[rules]]", "unknown key `rules`; the nearest one is `rule`"),
+            ("shards = 1\n[[rule]]\nmatch = \"a\"\nage = 1", "line 4: unknown key `age` of a rule"),
             ("config = \"other.toml\"", "unknown key `config`"),
             ("shards = 2.5", "`shards` is a float"),
             ("[limits]\nshards = 2", "unknown key `limits`"),

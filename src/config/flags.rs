@@ -17,9 +17,10 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::control::{ControlError, ControlFlags};
 use super::pages::PageFlags;
+use super::rules::{RuleError, RuleText, Rules};
 use super::units::{Count, Millis, Size};
 use super::{
-    Config, ControlAddress, Egress, LimitError, Limits, LogFormat, OverrunPolicy, PageError, Sockets,
+    Config, ControlAddress, Egress, LimitError, Limits, LogFormat, PageError, SlowPolicy, Sockets,
     tcp_address,
 };
 use crate::topic_pattern::{Pattern, PatternError};
@@ -57,6 +58,14 @@ pub enum ConfigError {
     /// A limit is out of its bounds.
     #[error(transparent)]
     Limit(#[from] LimitError),
+    /// A rule of the file does not agree with the others, or with the limits.
+    #[error("--config {}: {error}", .path.display())]
+    Rule {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: RuleError,
+    },
     /// A flag about pages is wrong.
     #[error(transparent)]
     Page(#[from] PageError),
@@ -134,11 +143,11 @@ pub struct ServeFlags {
     #[arg(long, value_name = "auto|direct|plain", value_enum, default_value = "auto")]
     #[arg(hide_possible_values = true, help_heading = "Connections")]
     sockets: Sockets,
-    /// Subscribers that are too slow: close them, to come back and resume, or skip to the next
-    /// event
-    #[arg(long, value_name = "close|skip", value_enum, default_value = "close")]
-    #[arg(hide_possible_values = true, help_heading = "Windows")]
-    overrun: OverrunPolicy,
+    /// Subscribers that are too slow: close them, to come back and resume; skip to the next event; or
+    /// always send the latest event of each topic alone
+    #[arg(long, alias = "overrun", value_name = "close|skip|latest", default_value = "close")]
+    #[arg(help_heading = "Windows")]
+    slow: SlowPolicy,
 
     /// A WebSocket on /echo and on / gets back what it sends, for test suites; not for production
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true)]
@@ -162,6 +171,13 @@ pub struct ServeFlags {
     #[arg(default_value = "false", default_missing_value = "true", hide_possible_values = true)]
     #[arg(action = clap::ArgAction::Set, help_heading = "Settings")]
     access_log: bool,
+
+    /// The rules of the file.
+    #[arg(skip)]
+    rules: Vec<RuleText>,
+    /// The path of the file.
+    #[arg(skip)]
+    rules_source: PathBuf,
 }
 
 /// One line per limit: its help, its name, how it is written. The flag is the name in kebab-case.
@@ -266,6 +282,12 @@ impl ServeFlags {
         }
     }
 
+    /// Takes the rules of the file `source`.
+    pub(crate) fn set_rules(&mut self, rules: Vec<RuleText>, source: PathBuf) {
+        self.rules = rules;
+        self.rules_source = source;
+    }
+
     /// How the lines of the log look.
     pub fn log_format(&self) -> LogFormat {
         self.log_format
@@ -311,6 +333,8 @@ impl ServeFlags {
             return Err(ConfigError::Cpu { cpu: *cpu, allowed: CpuList(allowed.to_vec()) });
         }
         let shards = self.shards.unwrap_or(cpus.len());
+        let rules = Rules::new(&self.rules, &limits)
+            .map_err(|error| ConfigError::Rule { path: self.rules_source, error })?;
         Ok(Config {
             listen: self.listen,
             control: self.control,
@@ -319,7 +343,7 @@ impl ServeFlags {
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages: self.pages.rules()?,
             client_publish: self.client_publish,
-            overrun: self.overrun,
+            slow: self.slow,
             egress: self.egress,
             sockets: self.sockets,
             diagnostic_echo: self.diagnostic_echo,
@@ -327,6 +351,7 @@ impl ServeFlags {
             log_format: self.log_format,
             access_log: self.access_log,
             limits,
+            rules,
         })
     }
 }
@@ -465,7 +490,7 @@ pub(crate) mod tests {
             assert_eq!(config.control, ["127.0.0.1:8081".parse().expect("an address")]);
             assert_eq!(config.shard_cpus, [0, 1, 3]);
             assert_eq!(config.pages, PageRules::default());
-            assert_eq!(config.overrun, OverrunPolicy::Close);
+            assert_eq!(config.slow, SlowPolicy::Close);
             assert_eq!(config, Config { shard_cpus: vec![0, 1, 3], ..Config::default() });
         }
     }
@@ -485,7 +510,7 @@ pub(crate) mod tests {
             (&["--cpus", "0,0"], &[], &["--cpus", "twice"]),
             (&["--cpus", "0-2"], &[], &["--cpus", "CPU 2", "0-1,3"]),
             (&["--cors-origin", "a, b"], &[], &["--cors-origin", "none"]),
-            (&["--overrun", "drop"], &[], &["--overrun", "skip"]),
+            (&["--overrun", "drop"], &[], &["--slow", "skip"]),
             (&["--egress", "select"], &[], &["--egress", "uring", "epoll"]),
             (&["--sockets=direct"], &[("FANWAVE_EGRESS", "epoll")], &["--sockets direct", "--egress epoll"]),
             (&["--log", "fanwave=loud"], &[], &["--log"]),

@@ -139,6 +139,25 @@ pub enum LimitError {
 /// The most events in one broadcast. Large enough that a shard's wake-up is paid once per many
 /// events.
 pub const BATCH_EVENTS_MAX: usize = 256;
+/// Rules of the configuration file: each costs a queue per shard, and a look at each new topic.
+pub const RULES_MAX: usize = 64;
+/// Milliseconds that a rule's history lasts at least: events leave histories once per tick.
+pub const HISTORY_MS_MIN: u64 = 1_000;
+/// Patterns of one shard: each new topic is compared with all of them, some ten nanoseconds each
+/// where the first segments differ.
+pub const PATTERNS_MAX: usize = 1_024;
+/// Events in the logs of a shard's patterns, one for each pattern of an event, 32 bytes each. Beyond
+/// it patterns give up the oldest ones that no subscriber lacks, and so some of their history.
+pub const PATTERN_PLACES_MAX: usize = 1 << 22;
+/// What a place in a pattern's log costs: a sequence and an index in a tree.
+pub const PATTERN_PLACE_BYTES: usize = 32;
+/// Topics that a shard tells of new patterns in one turn, and events of theirs: about a millisecond.
+pub const PATTERN_WORK_PER_TURN: usize = 4_096;
+/// Ticks for which a pattern stays without a subscriber, so that one that comes back finds it: some
+/// seconds.
+pub const PATTERN_IDLE_TICKS: u32 = 20;
+/// The most events that `last` counts back in a pattern, one by one.
+pub const PATTERN_LAST_MAX: usize = 16_384;
 /// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
 /// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
 pub const TOPIC_BYTES: usize = 640;
@@ -512,6 +531,11 @@ pub const UPLINK_SHARE: usize = 64;
 /// Publishes that the hub takes before it broadcasts them, answers, and looks at its other work.
 pub const UPLINK_ROUND_MAX: usize = 1_024;
 
+/// Idempotency keys that the hub remembers, about 300 bytes each; beyond it the oldest is forgotten
+/// before its time.
+pub const IDEMPOTENCY_KEYS_MAX: usize = 65_536;
+/// Milliseconds that a key is remembered: longer than a publisher waits before it asks again.
+pub const IDEMPOTENCY_MS: u64 = 120_000;
 /// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for
 /// room, take no more than the rest.
 pub const SINGLES_SHARE: usize = 8;

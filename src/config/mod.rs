@@ -11,12 +11,16 @@ pub mod flags;
 pub mod limits;
 mod pages;
 mod reload;
+pub mod rules;
 pub mod units;
 
 pub use control::ControlError;
 pub use limits::{LimitError, Limits};
 pub use pages::PageError;
 pub use reload::Reloaded;
+pub use rules::Rules;
+
+pub use crate::wire::SlowPolicy;
 
 use crate::secret::Secret;
 use crate::topic_pattern::Pattern;
@@ -81,15 +85,6 @@ fn tcp_address(text: &str) -> Option<SocketAddr> {
         let (_, port) = text.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("localhost"))?;
         format!("127.0.0.1:{port}").parse().ok()
     })
-}
-
-/// What to do with a subscriber whose cursor fell out of the window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum OverrunPolicy {
-    /// Close it: WebSocket 1013, SSE end of stream. The client reconnects and resumes.
-    Close,
-    /// Go on with the next event of each topic that lost some, and tell it of the gap.
-    Skip,
 }
 
 /// How the shards reach their sockets.
@@ -176,7 +171,7 @@ pub struct Config {
     /// Topics to which clients of the data plane may publish.
     pub client_publish: Vec<Pattern>,
     /// What to do with those who cannot keep up.
-    pub overrun: OverrunPolicy,
+    pub slow: SlowPolicy,
     /// How the shards reach their sockets.
     pub egress: Egress,
     /// Where subscriber sockets live.
@@ -191,12 +186,36 @@ pub struct Config {
     pub access_log: bool,
     /// Every bound.
     pub limits: Limits,
+    /// What the file says of the topics of patterns.
+    pub rules: Rules,
 }
 
 impl Config {
-    /// True if clients of the data plane may publish to `topic`.
+    /// True if clients of the data plane may publish to `topic`: what its rule says, else the flag.
     pub fn lets_clients_publish(&self, topic: &str) -> bool {
-        self.client_publish.iter().any(|pattern| pattern.matches(topic))
+        let by_rule = self.rules.of(topic).and_then(|rule| rule.client_publish);
+        by_rule.unwrap_or_else(|| self.client_publish.iter().any(|pattern| pattern.matches(topic)))
+    }
+
+    /// What happens to subscribers of a topic or pattern that say nothing of it: what its rule says,
+    /// else the flag. Of a pattern's rules the strictest counts.
+    pub fn slow_of(&self, name: &str) -> SlowPolicy {
+        let by_rule = |rule: Option<&rules::Rule>| rule.and_then(|rule| rule.slow).unwrap_or(self.slow);
+        match Pattern::new(name) {
+            Ok(pattern) if pattern.topic().is_none() => {
+                let rules = self.rules.iter().filter(|rule| rule.pattern.overlaps(&pattern));
+                let strictest = rules.map(|rule| by_rule(Some(rule))).min();
+                let is_covered = self.rules.iter().any(|rule| rule.pattern.contains(&pattern));
+                let other = if is_covered { SlowPolicy::Latest } else { self.slow };
+                strictest.map_or(other, |strictest| strictest.min(other))
+            }
+            _ => by_rule(self.rules.of(name)),
+        }
+    }
+
+    /// True if there may be topics to which clients may publish.
+    pub fn has_client_publishers(&self) -> bool {
+        !self.client_publish.is_empty() || self.rules.iter().any(|rule| rule.client_publish == Some(true))
     }
 }
 
@@ -211,7 +230,7 @@ impl Default for Config {
             shard_cpus: vec![0],
             pages: PageRules::default(),
             client_publish: Vec::new(),
-            overrun: OverrunPolicy::Close,
+            slow: SlowPolicy::Close,
             egress: Egress::Auto,
             sockets: Sockets::Auto,
             diagnostic_echo: false,
@@ -219,6 +238,7 @@ impl Default for Config {
             log_format: LogFormat::Text,
             access_log: false,
             limits: Limits::default(),
+            rules: Rules::default(),
         }
     }
 }

@@ -45,7 +45,7 @@ impl Config {
             shard_cpus,
             pages,
             client_publish,
-            overrun,
+            slow,
             egress,
             sockets,
             diagnostic_echo,
@@ -53,6 +53,7 @@ impl Config {
             log_format,
             access_log,
             limits,
+            rules,
         } = new;
         let PageRules { origins, subprotocols, sse_refusals, control_origins, control_hosts } = pages;
         to.takes("control-token-file", |config| &mut config.control_rules.token, token);
@@ -72,7 +73,8 @@ impl Config {
         to.keeps("log-format", &self.log_format, log_format);
         to.keeps("access-log", &self.access_log, access_log);
         to.keeps("sockets", &self.sockets, sockets);
-        to.keeps("overrun", &self.overrun, overrun);
+        to.keeps("slow", &self.slow, slow);
+        to.keeps("rules", &self.rules, rules);
         self.reload_limits(&mut to, limits);
         to
     }

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::wire::start::{SINCE_MS_MAX, parse_duration_ms};
+
 /// How many of something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count(pub usize);
@@ -18,6 +20,10 @@ pub struct Size(pub usize);
 /// Milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Millis(pub u64);
+
+/// Milliseconds, written with their unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Age(pub u64);
 
 impl Count {
     /// What the help writes in place of a value.
@@ -67,6 +73,15 @@ impl FromStr for Millis {
     }
 }
 
+impl FromStr for Age {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Age, String> {
+        let ms = parse_duration_ms(text).filter(|ms| *ms <= SINCE_MS_MAX);
+        ms.map(Age).ok_or_else(|| "write 500ms, 30s, 5m or 1h, at most 555h".to_string())
+    }
+}
+
 impl FromStr for Size {
     type Err = UnitError;
 
@@ -97,6 +112,17 @@ impl fmt::Display for Millis {
 }
 
 /// Exact: the largest unit that leaves no rest.
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+        match units.iter().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor)) {
+            Some((name, factor)) => write!(f, "{}{name}", self.0 / factor),
+            None => write!(f, "{}ms", self.0),
+        }
+    }
+}
+
+/// Exact: the largest unit that leaves no rest.
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.0 as u64;
@@ -119,6 +145,32 @@ pub fn rounded(bytes: u64) -> String {
     }
 }
 
+/// Digits in groups of three.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let comma = |at: usize| if at > 0 && (digits.len() - at).is_multiple_of(3) { "," } else { "" };
+    digits.char_indices().flat_map(|(at, digit)| comma(at).chars().chain([digit])).collect()
+}
+
+/// The known name that is the fewest changes of a character away from what was written.
+pub fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> &'a str {
+    known.min_by_key(|known| distance(written, known)).unwrap_or_default()
+}
+
+/// Characters to insert, delete or replace on the way from one name to the other (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (at, byte) in from.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
+        for (other_at, other) in to.bytes().enumerate() {
+            let replaced = diagonal + usize::from(byte != other);
+            diagonal = row[other_at + 1];
+            row[other_at + 1] = replaced.min(diagonal + 1).min(row[other_at] + 1);
+        }
+    }
+    row[to.len()]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +190,25 @@ mod tests {
         for text in ["", "KiB", "-1", "+1", "1.5MiB", "64KB", "64k", "1KiBKiB", "18446744073709551615KiB"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn ages_read_what_they_write() {
+        for (ms, text) in [(0, "0ms"), (1_500, "1500ms"), (90_000, "90s"), (300_000, "5m"), (7_200_000, "2h")]
+        {
+            assert_eq!(Age(ms).to_string(), text);
+            assert_eq!(text.parse(), Ok(Age(ms)));
+        }
+        assert!("556h".parse::<Age>().is_err() && "5".parse::<Age>().is_err());
+    }
+
+    #[test]
+    fn the_nearest_name_is_the_one_with_the_fewest_changes() {
+        let known = || ["history", "match", "retain"].into_iter();
+        for (written, found) in [("histroy", "history"), ("mach", "match"), ("retained", "retain")] {
+            assert_eq!(nearest(written, known()), found);
+        }
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 
     #[test]

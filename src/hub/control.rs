@@ -27,12 +27,14 @@ use super::refusal::{error_response, json_bytes, json_line};
 use super::reload::reload;
 use super::stream::{publish_stream, refused_unread};
 use super::{Hub, Refusal, RefusalReason, accept, pages};
+use crate::broadcast::Taken;
 use crate::config::ControlAddress;
 use crate::config::limits::CONTROL_BODY_MS_MAX;
 use crate::event::{Data, Event, Topic};
 use crate::printed::{quoted, reachable};
 use crate::publishing::{
-    Options, check_content_coding, check_size, parse_options, parse_query, parse_text, parse_topic_path,
+    IdempotencyKey, Options, check_content_coding, check_size, parse_options, parse_query, parse_text,
+    parse_topic_path,
 };
 use crate::wire::http::has_content_type;
 
@@ -81,6 +83,9 @@ struct Accepted {
     /// The id that subscribers see.
     id: String,
     sequence: u64,
+    /// It was taken before, under the same idempotency key.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    duplicate: bool,
 }
 
 async fn publish_one(
@@ -90,13 +95,13 @@ async fn publish_one(
     body: Body,
 ) -> Result<Response, Response> {
     let mut body = body.into_data_stream();
-    let event = match read_event(&hub, &uri, &headers, &mut body).await {
-        Ok(event) => event,
+    let (event, key) = match read_event(&hub, &uri, &headers, &mut body).await {
+        Ok(read) => read,
         Err(refusal) => return Err(refused_unread(&hub, refusal, body)),
     };
     let id = event.id.clone();
-    let sequence = hub.publish(event).map_err(IntoResponse::into_response)?;
-    Ok(json_line(&Accepted { id: hub.id_text(id.as_ref(), sequence), sequence }))
+    let Taken { sequence, duplicate } = hub.publish(event, key).map_err(IntoResponse::into_response)?;
+    Ok(json_line(&Accepted { id: hub.id_text(id.as_ref(), sequence), sequence, duplicate }))
 }
 
 async fn read_event(
@@ -104,10 +109,10 @@ async fn read_event(
     uri: &Uri,
     headers: &HeaderMap,
     body: &mut BodyDataStream,
-) -> Result<Event, Refusal> {
+) -> Result<(Event, Option<IdempotencyKey>), Refusal> {
     check_content_coding(headers)?;
     let topic = topic_of(uri)?;
-    let Options { name, id, retry_ms } = parse_options(uri.query())?;
+    let Options { name, id, retry_ms, idempotency_key } = parse_options(uri.query())?;
     let reading = read_body(body, hub.config().limits.message_bytes_max);
     let bytes = tokio::time::timeout(Duration::from_millis(CONTROL_BODY_MS_MAX), reading)
         .await
@@ -119,7 +124,7 @@ async fn read_event(
         true => Data::binary(bytes),
         false => parse_text(bytes)?,
     };
-    Ok(Event { topic, data, name, id, retry_ms })
+    Ok((Event { topic, data, name, id, retry_ms }, idempotency_key))
 }
 
 /// The topic that the path names.
@@ -263,7 +268,7 @@ fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
     format!(
         "fanwave {version}: control API
 
-POST /topics/TOPIC     publish the body (event=, id=, retry= as query; application/octet-stream is binary)
+POST /topics/TOPIC     publish the body (event=, id=, retry=, idempotency_key= as query; application/octet-stream is binary)
 POST /publish          publish NDJSON, one event per line; one request may last for ever
 GET  /topics           topics with subscribers, last id and window (limit=, after=)
 GET  /topics/TOPIC     one topic

@@ -16,14 +16,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::keys::Keys;
 use super::topics::{Recorded, TopicTable};
-use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Wanted};
+use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Taken, Wanted};
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::SINGLES_SHARE;
 use crate::event::{Epoch, Event, Topic};
 use crate::log::Pace;
-use crate::publishing::reserved;
+use crate::publishing::{IdempotencyKey, reserved};
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 use crate::wire::Format;
 
@@ -95,6 +96,7 @@ pub struct Intake {
     /// does not change.
     wanted: Wanted,
     topics: TopicTable,
+    keys: Keys,
     counters: HubCounters,
     queue_events_max: usize,
     queue_bytes_max: usize,
@@ -142,6 +144,7 @@ impl Intake {
             unix_ms: 0,
             wanted: Wanted::NONE,
             topics: TopicTable::new(limits.topics_max, memory),
+            keys: Keys::default(),
             counters: HubCounters::default(),
             queue_events_max: limits.hub_queue_events_max,
             queue_bytes_max: limits.hub_queue_bytes_max,
@@ -229,6 +232,27 @@ impl Intake {
             self.flush();
         }
         Ok(self.sequence)
+    }
+
+    /// Takes `event` in, unless it was taken before under `key`.
+    pub fn accept_once(
+        &mut self,
+        event: Event,
+        key: Option<IdempotencyKey>,
+        now: Stamp,
+    ) -> Result<Taken, Refusal> {
+        let Some(key) = key else {
+            return self.accept(event, now).map(|sequence| Taken { sequence, duplicate: false });
+        };
+        match self.keys.find(&event, &key, now) {
+            Ok(Some(sequence)) => return Ok(Taken { sequence, duplicate: true }),
+            Ok(None) => {}
+            Err(refusal) => return self.refuse(refusal),
+        }
+        let (topic, said) = (event.topic.clone(), self.keys.said(&event));
+        let sequence = self.accept(event, now)?;
+        self.keys.note(topic, key, said, sequence, now);
+        Ok(Taken { sequence, duplicate: false })
     }
 
     /// The refusal of an event one of whose frames would be longer than any may be.

@@ -27,7 +27,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused};
+use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused, Taken};
 use crate::clock::{Stamp, unix_ms};
 use crate::config::Config;
 use crate::config::limits::{
@@ -36,6 +36,7 @@ use crate::config::limits::{
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
 use crate::log::Pace;
+use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
 mod accept;
@@ -43,6 +44,7 @@ mod control;
 mod guard;
 mod head;
 mod intake;
+mod keys;
 mod listen;
 mod listing;
 mod metrics;
@@ -424,13 +426,13 @@ impl Hub {
     }
 
     /// Takes one event in and broadcasts it at once.
-    fn publish(&self, event: Event) -> Result<u64, Refusal> {
-        let sequence = self.change(|intake| {
+    fn publish(&self, event: Event, key: Option<IdempotencyKey>) -> Result<Taken, Refusal> {
+        let taken = self.change(|intake| {
             intake.tell_time(unix_ms());
-            intake.accept(event, self.now())
+            intake.accept_once(event, key, self.now())
         })?;
         self.flush();
-        Ok(sequence)
+        Ok(taken)
     }
 
     /// The time of a chunk of a stream's body, which the intake is told too.
@@ -440,8 +442,8 @@ impl Hub {
     }
 
     /// Takes one event in; [`Hub::flush`] once the body chunk is used up.
-    fn accept(&self, event: Event, intake_at: Stamp) -> Result<u64, Refusal> {
-        self.change(|intake| intake.accept(event, intake_at))
+    fn accept(&self, event: Event, key: Option<IdempotencyKey>, intake_at: Stamp) -> Result<Taken, Refusal> {
+        self.change(|intake| intake.accept_once(event, key, intake_at))
     }
 
     /// Broadcasts what is queued, as far as the shards have room.

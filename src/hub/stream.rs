@@ -25,11 +25,12 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::{Hub, Refusal, RefusalReason, Stage};
+use crate::broadcast::Taken;
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{ERROR_LINES_MAX, LINGER_MS_MAX};
 use crate::event::{CustomId, Event};
-use crate::publishing::{Line, Lines, check_content_coding, parse_line, parse_query};
+use crate::publishing::{IdempotencyKey, Line, Lines, check_content_coding, parse_line, parse_query};
 
 /// Answers at once with a stream of error lines and, at the end, the summary.
 pub(super) async fn publish_stream(
@@ -194,13 +195,8 @@ impl Reading {
     }
 
     /// Takes in one line's event, waiting for room, or tells why it is none.
-    async fn take(
-        &mut self,
-        number: u64,
-        event: Result<Event, Refusal>,
-        intake_at: &mut Stamp,
-    ) -> Result<(), u64> {
-        let event = match event {
+    async fn take(&mut self, number: u64, event: Published, intake_at: &mut Stamp) -> Result<(), u64> {
+        let (event, key) = match event {
             Ok(event) => event,
             Err(refusal) => {
                 let refusal = self.hub.counted(refusal);
@@ -214,8 +210,8 @@ impl Reading {
             *intake_at = self.hub.intake_time();
         }
         let id = event.id.clone();
-        match self.hub.accept(event, *intake_at) {
-            Ok(sequence) => {
+        match self.hub.accept(event, key, *intake_at) {
+            Ok(Taken { sequence, .. }) => {
                 self.accepted += 1;
                 self.last = Some((id, sequence));
             }
@@ -235,8 +231,11 @@ impl Reading {
     }
 }
 
+/// What a line publishes.
+type Published = Result<(Event, Option<IdempotencyKey>), Refusal>;
+
 /// The number of a line and its event; nothing for a blank line.
-fn read(line: Line<'_>, limits: &Limits) -> Option<(u64, Result<Event, Refusal>)> {
+fn read(line: Line<'_>, limits: &Limits) -> Option<(u64, Published)> {
     match line {
         Line::Whole(_, bytes) if bytes.iter().all(u8::is_ascii_whitespace) => None,
         Line::Whole(number, bytes) => Some((number, parse_line(bytes, limits.message_bytes_max))),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use super::{Hub, Intake};
-use crate::broadcast::{Answer, Outbox, Publish, Taken};
+use crate::broadcast::{Answer, Outbox, Publish};
 use crate::clock::{Stamp, unix_ms};
 use crate::config::limits::{UPLINK_ROUND_MAX, UPLINK_SHARE};
 
@@ -63,10 +63,10 @@ fn accept_round(intake: &mut Intake, first: usize, now: Stamp) -> Vec<Vec<Answer
         turn += 1;
         let mut taken = 0;
         while taken < UPLINK_SHARE.min(left)
-            && let Some(Publish { ticket, event }) = next(intake.outboxes(), shard)
+            && let Some(Publish { ticket, event, key }) = next(intake.outboxes(), shard)
         {
             taken += 1;
-            let outcome = intake.accept(event, now).map(|sequence| Taken { sequence, duplicate: false });
+            let outcome = intake.accept_once(event, key, now);
             answers[shard].push(Answer { ticket, outcome });
         }
         left -= taken;

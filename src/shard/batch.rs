@@ -37,6 +37,8 @@ pub struct Run {
     /// Events of these topics remain beyond what one send carries.
     pub more: bool,
     format: Format,
+    /// It has the newest event of each topic alone.
+    latest: bool,
     /// The topic of all its events, if they are of one and it has all of that topic's.
     topic: Option<TopicIndex>,
     /// The cursors that it serves.
@@ -98,8 +100,8 @@ pub struct Batches {
     /// By topic of `news`, the sequence after which its events are sent if that is beyond the
     /// cursor, else 0. Zeros at the end are left out, so that this is empty for nearly everybody.
     starts: Vec<u64>,
-    /// Next index into the window of each topic of `news`.
-    next: Vec<usize>,
+    /// The place of the next event of each topic of `news`.
+    next: Vec<u64>,
 }
 
 impl Batches {
@@ -125,19 +127,24 @@ impl Batches {
         &mut self,
         topics: &Topics,
         memberships: &Memberships,
-        format: Format,
+        (format, latest): (Format, bool),
         cursor: u64,
     ) -> News {
         self.news.clear();
         self.starts.clear();
-        let Some(head) = self.find_news(topics, memberships, cursor) else { return News::Lost };
+        let head = match latest {
+            true => self.find_values(topics, memberships, cursor),
+            false => self.find_news(topics, memberships, cursor),
+        };
+        let Some(head) = head else { return News::Lost };
         let Some(&first) = self.news.first() else { return News::None };
         let hit = self.cached.iter().find(|cached| {
             // A run that is bounded by what one send carries does not change with what comes behind
             // it.
             // But its topics' indexes may be of others since; those have another head.
-            (cached.head == head || cached.run.more && cached.gone == topics.gone())
+            (cached.head == head || cached.run.more && cached.gone == topics.gone() && !latest)
                 && cached.run.format == format
+                && cached.run.latest == latest
                 && cached.run.cursors.contains(&cursor)
                 && cached.topics[0] == first
                 && cached.topics[1..] == self.news[1..]
@@ -146,7 +153,7 @@ impl Batches {
         if let Some(cached) = hit {
             return News::Run(cached.run.clone());
         }
-        News::Run(self.build(topics, format, cursor, head))
+        News::Run(self.build(topics, (format, latest), cursor, head))
     }
 
     /// Fills `news` and `starts`, and returns the newest sequence of the topics with news, 0 if
@@ -159,33 +166,56 @@ impl Batches {
             && let Some(recent) = topics.recent_after(cursor, members.len())
         {
             // Of many topics few have news: the events since the cursor tell which.
-            let places = recent.filter_map(|topic| members.binary_search_by_key(&topic, |m| m.topic).ok());
+            let place = |topic: &TopicIndex| members.binary_search_by_key(topic, |m| m.topic).ok();
+            let places =
+                recent.flat_map(|topic| topics.with_patterns(topic)).filter_map(|topic| place(&topic));
             self.news.extend(places.map(|at| members[at].topic));
             self.news.sort_unstable();
             self.news.dedup();
             // An index may have had another topic when the event came.
-            self.news.retain(|topic| topics.get(*topic).window.newest() > cursor);
+            self.news.retain(|topic| topics.newest(*topic) > cursor);
             for topic in &self.news {
-                let window = &topics.get(*topic).window;
-                if window.gone() > cursor {
+                if topics.get(*topic).window.gone() > cursor {
                     return None;
                 }
-                head = head.max(window.newest());
+                head = head.max(topics.newest(*topic));
             }
             return Some(head);
         }
         for (topic, from) in memberships.iter_from(cursor) {
-            let window = &topics.get(topic).window;
-            if window.newest() > from {
-                if window.gone() > from {
-                    return None;
-                }
+            let newest = topics.newest(topic);
+            let is_lost = topics.get(topic).window.gone() > from;
+            // What a pattern has lost it may name no more.
+            if is_lost && (newest > from || topics.get(topic).is_pattern()) {
+                return None;
+            }
+            if newest > from {
                 if from > cursor {
                     self.starts.resize(self.news.len(), 0);
                     self.starts.push(from);
                 }
                 self.news.push(topic);
-                head = head.max(window.newest());
+                head = head.max(newest);
+            }
+        }
+        Some(head)
+    }
+
+    /// Does the same for a subscriber of the newest events alone.
+    fn find_values(&mut self, topics: &Topics, memberships: &Memberships, cursor: u64) -> Option<u64> {
+        let mut head = 0;
+        for (topic, from) in memberships.iter_from(cursor) {
+            let values = topics.values(topic);
+            if values.since() > from {
+                return None;
+            }
+            if values.newest() > from {
+                if from > cursor {
+                    self.starts.resize(self.news.len(), 0);
+                    self.starts.push(from);
+                }
+                self.news.push(topic);
+                head = head.max(values.newest());
             }
         }
         Some(head)
@@ -200,8 +230,11 @@ impl Batches {
         self.spare_segments.clear();
     }
 
-    fn build(&mut self, topics: &Topics, format: Format, cursor: u64, head: u64) -> Run {
-        let low = self.collect(topics, format, cursor);
+    fn build(&mut self, topics: &Topics, (format, latest): (Format, bool), cursor: u64, head: u64) -> Run {
+        let low = match latest {
+            true => self.collect_values(topics, format, cursor),
+            false => self.collect(topics, format, cursor),
+        };
         let first = self.run.first().expect("there is news").sequence;
         let mut shared = self.take_from_pool();
         let batch = Rc::get_mut(&mut shared).expect("the pool gives batches that nobody else holds");
@@ -246,7 +279,7 @@ impl Batches {
             ([only], []) => Some(*only),
             _ => None,
         };
-        let run = Run { batch: shared, more: to < head, format, topic, cursors: low..first };
+        let run = Run { batch: shared, more: to < head, format, latest, topic, cursors: low..first };
         self.remember(&run, head, topics.gone());
         run
     }
@@ -257,22 +290,20 @@ impl Batches {
         self.next.clear();
         let mut low = 0;
         for (at, topic) in self.news.iter().enumerate() {
-            let window = &topics.get(*topic).window;
             let start = self.starts.get(at).copied().unwrap_or(0);
-            let index = window.index_after(cursor.max(start));
+            let place = topics.place_after(*topic, cursor.max(start));
             if start == 0 {
-                let before = index.checked_sub(1).and_then(|before| window.get(before));
-                low = low.max(before.map_or(window.gone(), |event| event.sequence));
+                low = low.max(topics.sequence_before(*topic, place));
             }
-            self.next.push(index);
+            self.next.push(place);
         }
         let mut bytes = 0;
         while self.run.len() < SEGMENTS_MAX {
             let candidates = self.news.iter().zip(&self.next).enumerate();
             let oldest = candidates
-                .filter_map(|(at, (topic, index))| Some((at, topics.get(*topic).window.get(*index)?)))
+                .filter_map(|(at, (topic, place))| Some((at, topics.event_at(*topic, *place)?)))
                 .min_by_key(|(_, event)| event.sequence);
-            let Some((at, event)) = oldest else { break };
+            let Some((_, event)) = oldest else { break };
             let frame = event.frame(format);
             bytes += frame.len();
             if bytes > self.send_bytes_max && !self.run.is_empty() {
@@ -280,8 +311,41 @@ impl Batches {
             }
             self.run.push(event.clone());
             self.frames.push(frame);
-            self.next[at] += 1;
+            // A topic and its patterns have the same event, which goes out once.
+            for (topic, place) in self.news.iter().zip(&mut self.next) {
+                if topics.event_at(*topic, *place).is_some_and(|other| other.sequence == event.sequence) {
+                    *place = topics.place_behind(*topic, *place);
+                }
+            }
         }
+        low
+    }
+
+    /// Fills `run` with the newest events after `cursor` and `starts` in sequence order, as many as
+    /// one send carries, and returns the least cursor that lacks the same.
+    fn collect_values(&mut self, topics: &Topics, format: Format, cursor: u64) -> u64 {
+        let mut low = 0;
+        for (at, topic) in self.news.iter().enumerate() {
+            let values = topics.values(*topic);
+            let start = self.starts.get(at).copied().unwrap_or(0);
+            if start == 0 {
+                low = low.max(values.sequence_before(cursor));
+            }
+            self.run.extend(values.from(cursor.max(start)).take(SEGMENTS_MAX).cloned());
+        }
+        // A topic and its patterns have the same event, which goes out once.
+        self.run.sort_unstable_by_key(|event| event.sequence);
+        self.run.dedup_by_key(|event| event.sequence);
+        let mut bytes = 0;
+        for event in self.run.iter().take(SEGMENTS_MAX) {
+            let frame = event.frame(format);
+            bytes += frame.len();
+            if bytes > self.send_bytes_max && !self.frames.is_empty() {
+                break;
+            }
+            self.frames.push(frame);
+        }
+        self.run.truncate(self.frames.len());
         low
     }
 
@@ -329,7 +393,7 @@ fn keep<T>(spare: &mut Vec<Vec<T>>, mut buffer: Vec<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Limits;
+    use crate::config::{Limits, Rules};
     use crate::event::Topic;
     use crate::shard::fixtures::{encoded, encoded_with};
 
@@ -350,7 +414,7 @@ mod tests {
         format: Format,
         cursor: u64,
     ) -> Option<Run> {
-        match batches.news_after(topics, members, format, cursor) {
+        match batches.news_after(topics, members, (format, false), cursor) {
             News::Run(run) => Some(run),
             News::None => None,
             News::Lost => panic!("nothing is gone"),
@@ -371,7 +435,7 @@ mod tests {
 
     #[test]
     fn connections_between_the_same_two_events_share_a_batch() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         let events = [encoded("a", 3), encoded("a", 7), encoded("a", 9)];
         events.iter().for_each(|event| topics.push(event));
         let members = members(&mut topics, &["a"]);
@@ -393,7 +457,7 @@ mod tests {
 
     #[test]
     fn events_of_several_topics_come_in_sequence_order() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         let events: Vec<_> =
             [("b", 1), ("a", 2), ("c", 3), ("a", 4), ("b", 5)].map(|(topic, n)| encoded(topic, n)).into();
         events.iter().for_each(|event| topics.push(event));
@@ -412,7 +476,7 @@ mod tests {
 
     #[test]
     fn after_a_gap_each_topic_begins_where_it_is_whole() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         let events: Vec<_> = [("a", 1), ("b", 2), ("a", 3), ("b", 4), ("a", 5), ("b", 6)]
             .map(|(topic, n)| encoded(topic, n))
             .into();
@@ -445,7 +509,7 @@ mod tests {
     /// A subscriber of one topic is handed the run of the one before, if that serves its cursor.
     #[test]
     fn a_run_that_leaves_something_out_serves_nobody_else() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         for sequence in 1..=6 {
             topics.push(&encoded("b", sequence));
         }
@@ -462,7 +526,7 @@ mod tests {
 
     #[test]
     fn a_send_is_bounded_and_large_frames_stay_where_they_are() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         for sequence in 1..=3 {
             topics.push(&encoded_with("a", sequence, vec![b'x'; 5_000]));
         }
@@ -476,7 +540,7 @@ mod tests {
 
     #[test]
     fn buffers_of_batches_that_nobody_holds_are_used_again() {
-        let mut topics = Topics::new(&Limits::default());
+        let mut topics = Topics::new(&Limits::default(), &Rules::default());
         let members = members(&mut topics, &["a"]);
         let mut batches = batches(1 << 20);
         let mut seen = Vec::new();

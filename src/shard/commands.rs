@@ -26,13 +26,13 @@ use crate::close::ErrorCode;
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, REPLIES_BYTES_MAX};
 use crate::egress::Slot;
 use crate::event::{CustomId, Event, EventId, Topic};
-use crate::publishing::parse_line;
+use crate::publishing::{IdempotencyKey, parse_line};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::wire::envelope::{self, Command, Fault, Named, Reply, Request};
 use crate::wire::gap::{Gap, GapReason};
 use crate::wire::http::LastEventId;
 use crate::wire::websocket::{self, Incoming};
-use crate::wire::{Family, Start};
+use crate::wire::{Family, SlowPolicy, Start};
 
 /// Capacity of the buffer in which messages are put together that is kept for the next one.
 const MESSAGE_BYTES_KEPT: usize = 4 << 10;
@@ -225,7 +225,7 @@ impl State {
         };
         if let Command::Publish(json) = command {
             return match self.event_of(json) {
-                Ok(event) => self.publish_for(slot, reference, event),
+                Ok((event, key)) => self.publish_for(slot, reference, event, key),
                 Err(wrong) => self.refuse_command(slot, Some(reference), wrong),
             };
         }
@@ -234,11 +234,7 @@ impl State {
         }
         let outcome = match command {
             Command::Subscribe { of, start, slow } => {
-                if slow.is_some() {
-                    Err((ErrorCode::BadCommand, "slow is not served yet".to_string()))
-                } else {
-                    self.subscribe_to(slot, reference, &of, &start, asked_again)
-                }
+                self.subscribe_to(slot, reference, (&of, &start, slow), asked_again)
             }
             Command::Unsubscribe(of) => {
                 self.unsubscribe_from(slot, &of);
@@ -278,13 +274,20 @@ impl State {
         &mut self,
         slot: Slot,
         reference: &str,
-        of: &Named,
-        start: &Start,
+        (of, start, slow): (&Named, &Start, Option<SlowPolicy>),
         asked_again: bool,
     ) -> Result<Next, Wrong> {
-        let topic = topic_of(of)?;
+        let topic = name_of(of);
+        let connection = self.connections.get_mut(slot);
+        let slow = slow.unwrap_or(connection.slow);
+        if connection.memberships.as_slice().is_empty() {
+            connection.slow = slow;
+        } else if slow != connection.slow {
+            let detail = format!("slow is {} for all subscriptions of this connection", connection.slow);
+            return Err((ErrorCode::BadCommand, detail));
+        }
         let connection = self.connections.get(slot);
-        let (cursor, family) = (connection.cursor, connection.format.family());
+        let (cursor, format) = (connection.cursor, connection.format);
         let members = connection.memberships.as_slice();
         let known = self.topics.find(topic);
         let is_member = known.is_some_and(|index| members.iter().any(|member| member.topic == index));
@@ -307,6 +310,15 @@ impl State {
             let detail = "the server has subscribers to as many topics as it takes".to_string();
             return Err((ErrorCode::Full, detail));
         }
+        if !self.topics.know(std::slice::from_ref(topic)) {
+            if self.learning.len() >= HELD_BACK_MAX {
+                let detail = "too many subscribers wait for new patterns".to_string();
+                return Err((ErrorCode::Busy, detail));
+            }
+            self.topics.want(std::slice::from_ref(topic));
+            self.learning.push((slot, vec![topic.clone()]));
+            return Ok(Next::Again(Until::Known));
+        }
         // A topic that is not known has no events that an id could name.
         let alone =
             known.map_or(Memberships::None, |topic| Memberships::One(Membership { topic, position: 0 }));
@@ -319,7 +331,7 @@ impl State {
         }
         let index = self.topics.intern(topic);
         let (sequence, is_short) = self.begins(index, start, named);
-        let position = self.topics.join(index, slot, family, sequence);
+        let position = self.join_topic(slot, index, format, slow, sequence);
         let connection = self.connections.get_mut(slot);
         let member = Membership { topic: index, position };
         connection.cursor = connection.memberships.add(member, cursor, sequence);
@@ -342,19 +354,19 @@ impl State {
 
     /// Ends a subscription, if there is one.
     fn unsubscribe_from(&mut self, slot: Slot, of: &Named) {
-        let Some(index) = topic_of(of).ok().and_then(|topic| self.topics.find(topic)) else { return };
+        let Some(index) = self.topics.find(name_of(of)) else { return };
         let connection = self.connections.get_mut(slot);
-        let format = connection.format;
+        let (format, latest) = (connection.format, connection.wants_latest());
         if let Some((member, cursor)) = connection.memberships.remove(index, connection.cursor) {
             connection.cursor = cursor;
-            self.leave_topic(member, format);
+            self.leave_topic(member, format, latest);
         }
     }
 
     /// The event that a client wants to publish.
-    fn event_of(&self, json: &str) -> Result<Event, Wrong> {
-        let event = parse_line(json.as_bytes(), self.setup.config.limits.message_bytes_max);
-        let event = event.map_err(|Refusal { reason, text }| (code_of(reason), text))?;
+    fn event_of(&self, json: &str) -> Result<(Event, Option<IdempotencyKey>), Wrong> {
+        let parsed = parse_line(json.as_bytes(), self.setup.config.limits.message_bytes_max);
+        let (event, key) = parsed.map_err(|Refusal { reason, text }| (code_of(reason), text))?;
         if event.topic.as_str().contains('*') {
             return Err((ErrorCode::BadTopic, "a topic has no *".to_string()));
         }
@@ -362,12 +374,18 @@ impl State {
             let detail = "clients may not publish to this topic (--client-publish)".to_string();
             return Err((ErrorCode::NotAllowed, detail));
         }
-        Ok(event)
+        Ok((event, key))
     }
 
-    fn publish_for(&mut self, slot: Slot, reference: &str, event: Event) -> Next {
+    fn publish_for(
+        &mut self,
+        slot: Slot,
+        reference: &str,
+        event: Event,
+        key: Option<IdempotencyKey>,
+    ) -> Next {
         let id = event.id.clone();
-        if self.publish(slot, 0, event).is_err() {
+        if self.publish_once(slot, 0, event, key).is_err() {
             return Next::Again(Until::Room);
         }
         let asked = Asked { reference: reference.into(), of: AskedOf::Publish(id) };
@@ -439,13 +457,11 @@ impl State {
     }
 }
 
-/// The topic that is meant.
-fn topic_of(of: &Named) -> Result<&Topic, Wrong> {
+/// The topic or pattern that is meant, by its name here.
+fn name_of(of: &Named) -> &Topic {
     match of {
-        Named::Topic(topic) => Ok(topic),
-        Named::Match(pattern) => {
-            pattern.topic().ok_or_else(|| (ErrorCode::BadCommand, "patterns are not served yet".to_string()))
-        }
+        Named::Topic(topic) => topic,
+        Named::Match(pattern) => pattern.name(),
     }
 }
 
@@ -458,6 +474,7 @@ fn code_of(reason: RefusalReason) -> ErrorCode {
         RefusalReason::BadTopic => ErrorCode::BadTopic,
         RefusalReason::TooLarge | RefusalReason::LineTooLong => ErrorCode::TooLarge,
         RefusalReason::NotAllowed => ErrorCode::NotAllowed,
+        RefusalReason::Conflict => ErrorCode::Conflict,
         _ => ErrorCode::BadCommand,
     }
 }

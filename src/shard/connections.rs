@@ -11,8 +11,8 @@ use super::echo::Echo;
 use super::posts::Posts;
 use crate::close::CloseReason;
 use crate::egress::{Batch, Slot, prefetch};
-use crate::wire::Format;
 use crate::wire::websocket::Decoder;
+use crate::wire::{Format, SlowPolicy};
 
 /// Index of a topic in the shard's table.
 pub type TopicIndex = u32;
@@ -54,6 +54,40 @@ pub enum Standing {
     Counted,
     /// It is counted, and one more than the address may have: it makes no subscriber.
     Crowded,
+}
+
+/// What the ring was asked to end of a connection: two truths in a byte, because the entry has no
+/// room for more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Asked(u8);
+
+impl Asked {
+    const STREAM: u8 = 1;
+    const REQUESTS: u8 = 2;
+
+    fn set(&mut self, bit: u8, to: bool) {
+        self.0 = if to { self.0 | bit } else { self.0 & !bit };
+    }
+
+    /// An end of our stream is in the ring.
+    pub fn is_ending(self) -> bool {
+        self.0 & Asked::STREAM != 0
+    }
+
+    /// Notes an end of our stream, or that it is over.
+    pub fn set_ending(&mut self, to: bool) {
+        self.set(Asked::STREAM, to);
+    }
+
+    /// What is in the ring was asked to end.
+    pub fn is_cancelled(self) -> bool {
+        self.0 & Asked::REQUESTS != 0
+    }
+
+    /// Notes that what is in the ring was asked to end, or that it may be asked again.
+    pub fn set_cancelled(&mut self, to: bool) {
+        self.set(Asked::REQUESTS, to);
+    }
 }
 
 /// A subscriber's place in one topic.
@@ -261,6 +295,15 @@ impl From<Peer> for SocketAddr {
     }
 }
 
+/// How many lanes there are.
+pub const LANES: usize = 2 * Format::COUNT;
+
+/// The lane of a format, for subscribers of the newest events alone or for all others.
+#[inline]
+pub fn lane(format: Format, latest: bool) -> usize {
+    format.index() + if latest { Format::COUNT } else { 0 }
+}
+
 /// One connection. What a visit of the sweep touches comes first and fills one cache line.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -295,10 +338,12 @@ pub struct Connection {
     pub queued: bool,
     /// The kernel copies its zero-copy sends: use plain ones.
     pub copies: bool,
-    /// It is or was a subscriber.
-    pub subscribed: bool,
+    /// What happens when it falls behind; meaningful from `Open` on.
+    pub slow: SlowPolicy,
     /// Protocol state.
     pub session: Session,
+    /// It is or was a subscriber.
+    pub subscribed: bool,
     /// Why it ends; meaningful from `Finishing` on.
     pub reason: CloseReason,
     /// The peer has ended its stream, or the socket failed: nothing more will be received.
@@ -307,10 +352,8 @@ pub struct Connection {
     pub pinged: bool,
     /// What is known of its address.
     pub standing: Standing,
-    /// An end of our stream is in the ring.
-    pub ending: bool,
-    /// What is in the ring was asked to end.
-    pub cancelled: bool,
+    /// What the ring was asked to end.
+    pub asked: Asked,
     peer: Peer,
 }
 
@@ -340,8 +383,8 @@ impl Connection {
             copies: false,
             pinged: false,
             standing: Standing::Known,
-            ending: false,
-            cancelled: false,
+            asked: Asked::default(),
+            slow: SlowPolicy::Close,
             subscribed: false,
             peer: peer.into(),
         }
@@ -350,6 +393,18 @@ impl Connection {
     fn vacant() -> Connection {
         let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
         Connection { phase: Phase::Vacant, ..Connection::new(nobody, 0) }
+    }
+
+    /// What its batches depend on besides its topics: format and policy. Below [`LANES`].
+    #[inline]
+    pub fn lane(&self) -> usize {
+        lane(self.format, self.wants_latest())
+    }
+
+    /// True if it gets the newest events alone.
+    #[inline]
+    pub fn wants_latest(&self) -> bool {
+        self.slow == SlowPolicy::Latest
     }
 
     /// True if a send waits or something is to go out before any news.

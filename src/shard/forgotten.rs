@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::event::Topic;
+use crate::topic_pattern::Pattern;
 
 /// Last sequences by topic.
 #[derive(Debug, Default)]
@@ -36,6 +37,22 @@ impl Forgotten {
         let Some(sequence) = self.by_name.remove(name) else { return self.dropped };
         self.by_sequence.remove(&sequence);
         sequence
+    }
+
+    /// Up to which sequence events of the topics of a pattern may be gone, if that is found among
+    /// `most` of those whose sequence is below `below`, the newest first. Gives the sequence below
+    /// which to go on, 0 if there is nothing more to find.
+    pub fn newest_of(&self, pattern: &Pattern, below: u64, most: usize) -> (u64, u64) {
+        let mut next = below;
+        for (sequence, name) in self.by_sequence.range(..below).rev().take(most) {
+            if pattern.matches(name.as_str()) {
+                return (*sequence, 0);
+            }
+            next = *sequence;
+        }
+        let is_all = self.by_sequence.range(..next).next().is_none();
+        // One that was dropped may be one of them.
+        if is_all { (self.dropped, 0) } else { (0, next) }
     }
 
     /// Drops those that have been quiet longest until at most `most` are left.

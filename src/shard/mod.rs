@@ -100,6 +100,9 @@ impl<R: EgressRing> Shard<R> {
         if !state.held_back.is_empty() {
             state.ask_again();
         }
+        if state.topics.is_learning() || !state.learning.is_empty() {
+            state.learn();
+        }
         self.ring.reap(&mut |completion| state.handle_completion(completion));
         state.publishers.wake_hub();
         state.record_latencies();
@@ -128,6 +131,7 @@ impl<R: EgressRing> Shard<R> {
             self.ring.submit()?;
         }
         let to_do = !state.ready.is_empty() || state.topics.is_active() || state.has_more_to_look_at();
+        let to_do = to_do || state.topics.is_learning() || !state.learning.is_empty();
         let to_do = to_do || state.publishers.has_due();
         let more = asked || messages > 0 || asked_us || to_do;
         Ok(if more { Turn::Busy } else { Turn::Idle })

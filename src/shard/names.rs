@@ -44,6 +44,13 @@ impl Names {
         self.by_name.len()
     }
 
+    /// The indexes of the names greater than `after` that begin with `prefix`, in the order of names.
+    pub fn from<'a>(&'a self, after: &'a str, prefix: &'a str) -> impl Iterator<Item = TopicIndex> + 'a {
+        let begin = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
+        let names = self.in_order.range::<str, _>((begin, Bound::Unbounded));
+        names.take_while(move |(name, _)| name.as_str().starts_with(prefix)).map(|(_, index)| *index)
+    }
+
     /// The indexes of the names greater than `after`, in the order of names. Each costs a step, the
     /// first a few more.
     pub fn after(&self, after: &str) -> impl Iterator<Item = TopicIndex> {

@@ -25,7 +25,9 @@ use crate::close::CloseReason;
 use crate::config::limits::{REPLIES_BYTES_MAX, SOCKETS_SPARE};
 use crate::egress::Slot;
 use crate::event::{CustomId, Data, Event, EventId, Topic};
-use crate::publishing::{Options, check_coding, check_size, parse_options, parse_text, parse_topic_path};
+use crate::publishing::{
+    IdempotencyKey, Options, check_coding, check_size, parse_options, parse_text, parse_topic_path,
+};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::wire::http::{
     Answer, BodyLength, BodyReader, Broken, Cors, Keep, Manner, Post, PostHead, RefusedRequest, begins_post,
@@ -298,9 +300,9 @@ impl State {
         }
         posts.is_closing |= request.reply.keep == Keep::Close;
         match event_of(&request, message) {
-            Ok(event) => {
+            Ok((event, key)) => {
                 posts.owed.push_back(request.reply);
-                self.publish(slot, 0, event).expect("it was asked for room");
+                self.publish_once(slot, 0, event, key).expect("it was asked for room");
             }
             Err(refusal) => {
                 posts.is_closing = false;
@@ -325,7 +327,8 @@ impl State {
                     Some(id) => serde_json::to_string(id.as_str()).expect("text is JSON"),
                     None => format!("\"{ours}\""),
                 };
-                let body = format!("{{\"id\":{id},\"sequence\":{}}}\n", taken.sequence);
+                let duplicate = if taken.duplicate { ",\"duplicate\":true" } else { "" };
+                let body = format!("{{\"id\":{id},\"sequence\":{}{duplicate}}}\n", taken.sequence);
                 let manner = Manner { cors: reply.cors, allow: ALLOW, head_only: false };
                 let answer = Answer::new(&manner, self.date.as_deref());
                 answer.publish(&mut posts.out, 200, reply.keep, "", &body);
@@ -393,15 +396,15 @@ impl State {
 }
 
 /// The event that a whole request publishes.
-fn event_of(request: &Request, mut message: Message) -> Result<Event, Refusal> {
+fn event_of(request: &Request, mut message: Message) -> Result<(Event, Option<IdempotencyKey>), Refusal> {
     let Some(body) = message.take() else {
         let text = "the server holds as many bytes of unfinished messages as it may";
         return Err(Refusal::new(RefusalReason::Busy, text));
     };
     let bytes = Bytes::from(body.into_boxed_slice());
     let data = if request.is_binary { Data::binary(bytes) } else { parse_text(bytes)? };
-    let Options { name, id, retry_ms } = request.options.clone();
-    Ok(Event { topic: request.topic.clone(), data, name, id, retry_ms })
+    let Options { name, id, retry_ms, idempotency_key } = request.options.clone();
+    Ok((Event { topic: request.topic.clone(), data, name, id, retry_ms }, idempotency_key))
 }
 
 #[cfg(test)]
@@ -440,7 +443,6 @@ mod tests {
                 epoch: Epoch(7),
                 demand: Arc::default(),
                 memory,
-                admission: Default::default(),
                 connections_max: 4,
                 admission: Default::default(),
             };

@@ -22,6 +22,7 @@ use crate::close::CloseReason;
 use crate::config::limits::{PAUSED_BYTES_MAX, RESUMES_PER_TURN_MAX, UNANSWERED_MAX};
 use crate::egress::{EgressRing, Slot};
 use crate::event::Event;
+use crate::publishing::IdempotencyKey;
 
 /// There is no room for the publish. A caller asks for room before it makes an event, and pauses
 /// its client where there is none.
@@ -39,6 +40,8 @@ pub(super) enum Until {
     Sent,
     /// An event on its way.
     Event,
+    /// That a pattern is known to its topics.
+    Known,
 }
 
 impl Until {
@@ -47,7 +50,7 @@ impl Until {
         match self {
             Until::Room => unanswered <= UNANSWERED_MAX / 2,
             Until::Quiet => unanswered == 0,
-            Until::Sent | Until::Event => false,
+            Until::Sent | Until::Event | Until::Known => false,
         }
     }
 }
@@ -329,13 +332,24 @@ impl State {
     /// Publishes `event` for the client of `slot`. The outcome comes to [`State::answered`], with
     /// the same tag; those of one client come in the order of its publishes.
     pub(super) fn publish(&mut self, slot: Slot, tag: u64, event: Event) -> Result<(), Busy> {
+        self.publish_once(slot, tag, event, None)
+    }
+
+    /// The same under a key, if there is one.
+    pub(super) fn publish_once(
+        &mut self,
+        slot: Slot,
+        tag: u64,
+        event: Event,
+        key: Option<IdempotencyKey>,
+    ) -> Result<(), Busy> {
         if self.publishers.room(slot) == 0 {
             return Err(Busy);
         }
         let client = self.publishers.client(slot);
         client.unanswered += 1;
         let ticket = Ticket { slot, number: client.number, tag };
-        if !self.publishers.uplink.send(Publish { ticket, event }) {
+        if !self.publishers.uplink.send(Publish { ticket, event, key }) {
             // The hub is gone: the process is about to end.
             self.publishers.note(ticket);
         }

@@ -21,11 +21,15 @@ impl State {
     /// The topic to which a subscriber's messages go: its only one, if clients may publish there.
     pub(super) fn publishes_to(&self, slot: Slot) -> Option<&Topic> {
         let config = &self.setup.config;
-        if config.client_publish.is_empty() {
+        if !config.has_client_publishers() {
             return None;
         }
         let Memberships::One(member) = &self.connections.get(slot).memberships else { return None };
-        let topic = &self.topics.get(member.topic).name;
+        let topic = self.topics.get(member.topic);
+        if topic.is_pattern() {
+            return None;
+        }
+        let topic = &topic.name;
         config.lets_clients_publish(topic.as_str()).then_some(topic)
     }
 

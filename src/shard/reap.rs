@@ -34,7 +34,7 @@ impl State {
                 self.connections.get_mut(slot).copies = true;
             }
             Completion::StreamEnded { slot } => {
-                self.connections.get_mut(slot).ending = false;
+                self.connections.get_mut(slot).asked.set_ending(false);
                 self.mark_ready(slot);
             }
             Completion::Closed { slot } => {
@@ -43,6 +43,7 @@ impl State {
                 self.connections.vacate(slot);
                 // The next client in this slot may have to wait as well.
                 self.held_back.retain(|held| held.0 != slot);
+                self.learning.retain(|held| held.0 != slot);
             }
         }
     }

@@ -54,15 +54,16 @@ impl State {
         let (after, is_short) = match start {
             Start::Now => (self.sequence, false),
             // From its start on the topic is whole.
-            Start::After(_) => match (named, self.topics.get(topic).window.evicted()) {
-                (Some(named), evicted) if evicted <= named => return (named, false),
-                (_, evicted) => return (evicted, true),
+            Start::After(_) => match (named, &self.topics.get(topic).window) {
+                (Some(named), window) if window.evicted() <= named => return (named, false),
+                // A pattern's history is not in one piece: what is left of it after the event.
+                (named, _) => return (named.unwrap_or(0).max(self.topics.before_history(topic)), true),
             },
             Start::Since(ms) => self.topics.since(topic, *ms, self.now),
             Start::Last(events) => self.topics.last(topic, *events, self.now),
         };
         // A topic without an older event need not hold the cursor back.
-        let has_older = after < self.topics.get(topic).window.newest();
+        let has_older = after < self.topics.newest(topic);
         (if has_older { after } else { self.sequence }, is_short)
     }
 
@@ -84,6 +85,6 @@ impl State {
         let topics = memberships.as_slice().iter().map(|member| member.topic);
         // Of several events with this id the oldest, so that nothing after the one that was meant
         // is lost.
-        topics.filter_map(|topic| self.topics.get(topic).window.oldest_with_id(id)).min()
+        topics.filter_map(|topic| self.topics.oldest_with_id(topic, id)).min()
     }
 }

@@ -118,6 +118,8 @@ pub struct State {
     /// Who named an event that another shard may have had first: asked again when the sequence
     /// beside it is taken.
     pub(super) held_back: Vec<(Slot, u64)>,
+    /// Who waits until its patterns are known, with its topics; at most `HELD_BACK_MAX`.
+    pub(super) learning: Vec<(Slot, Vec<Topic>)>,
     /// Sequence of the newest event taken from the hub.
     pub(super) sequence: u64,
     /// `sequence` at the last tick.
@@ -172,7 +174,7 @@ impl State {
         };
         State {
             connections: Connections::default(),
-            topics: Topics::new(&setup.config.limits),
+            topics: Topics::new(&setup.config.limits, &setup.config.rules),
             batches: Batches::new(setup.config.limits.send_bytes_max, &ledger),
             publishers: Publishers::new(uplink),
             asker,
@@ -184,6 +186,7 @@ impl State {
             answers,
             ready: VecDeque::new(),
             held_back: Vec::new(),
+            learning: Vec::new(),
             sequence: 0,
             sequence_at_tick: 0,
             subscribers: [0; Format::COUNT],
@@ -303,9 +306,10 @@ impl State {
         if !subscriber {
             return;
         }
-        let format = self.connections.get(slot).format;
+        let connection = self.connections.get(slot);
+        let (format, latest) = (connection.format, connection.wants_latest());
         while let Some(member) = self.connections.get_mut(slot).memberships.pop() {
-            self.leave_topic(member, format);
+            self.leave_topic(member, format, latest);
         }
         let family = format.family();
         let subscribers = &mut self.subscribers[format.index()];
@@ -317,7 +321,10 @@ impl State {
     }
 
     /// A subscriber with this place in a topic is one no more.
-    pub(super) fn leave_topic(&mut self, member: Membership, format: Format) {
+    pub(super) fn leave_topic(&mut self, member: Membership, format: Format, latest: bool) {
+        if latest {
+            self.topics.end_latest(member.topic);
+        }
         let left = self.topics.leave(member.topic, member.position, format.family());
         let Some((moved, under_way)) = left else { return };
         let connection = self.connections.get_mut(moved);
@@ -327,7 +334,10 @@ impl State {
         if under_way {
             // The elevator may miss it.
             let from = connection.memberships.begins_after(member.topic, connection.cursor);
-            self.topics.meet(member.topic, from, false);
+            match connection.wants_latest() {
+                true => self.topics.meet_latest(member.topic, from),
+                false => drop(self.topics.meet(member.topic, from, from, false)),
+            }
             self.mark_ready(moved);
         }
     }

@@ -17,7 +17,7 @@ use crate::refusal::RefusalReason;
 use crate::wire::gap::Gap;
 use crate::wire::http::{Answer, Head, HeadRules, Manner, RefusedRequest, Subscribe};
 use crate::wire::websocket::{Incoming, Violation};
-use crate::wire::{Family, Format, http, websocket};
+use crate::wire::{Family, Format, SlowPolicy, http, websocket};
 
 /// What the operator allows in a request head.
 pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
@@ -82,6 +82,17 @@ impl State {
                 self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
                 return None;
             }
+            Head::Subscribe(subscribe, _) if self.must_learn(slot, &subscribe.topics) => {
+                if self.learning.len() >= HELD_BACK_MAX {
+                    let detail = "too many subscribers wait for new patterns".into();
+                    self.refuse(slot, &RefusedRequest { reason: CloseReason::Full, detail }, &manner);
+                    return None;
+                }
+                self.topics.want(&subscribe.topics);
+                self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
+                self.learning.push((slot, subscribe.topics));
+                return None;
+            }
             Head::Subscribe(subscribe, _) if !asked_again && self.must_wait(slot, &subscribe) => {
                 self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
                 self.held_back.push((slot, self.setup.demand.newest()));
@@ -130,9 +141,34 @@ impl State {
         self.sequence < self.setup.demand.newest() && self.named_by(&Memberships::from(members), id).is_none()
     }
 
-    /// True if its request waits for an event on its way.
+    /// True if some of these are patterns that not all topics know yet, and a subscriber of them may
+    /// come in.
+    fn must_learn(&self, slot: Slot, topics: &[Topic]) -> bool {
+        !self.topics.know(topics) && self.why_no_subscriber(slot, topics).is_none()
+    }
+
+    /// True if its request waits for an event on its way, or for a pattern.
     pub(super) fn is_held_back(&self, slot: Slot) -> bool {
-        self.held_back.iter().any(|held| held.0 == slot)
+        let learns = self.learning.iter().any(|held| held.0 == slot);
+        learns || self.held_back.iter().any(|held| held.0 == slot)
+    }
+
+    /// Tells patterns to topics, and asks those again whose patterns are known by now.
+    pub(super) fn learn(&mut self) {
+        self.topics.learn_some();
+        let topics = &mut self.topics;
+        let due: Vec<Slot> = self
+            .learning
+            .extract_if(.., |(_, names)| {
+                topics.want(names);
+                topics.know(names)
+            })
+            .map(|held| held.0)
+            .collect();
+        for slot in due {
+            self.publishers.let_go_on(slot, Until::Known);
+            self.read_again(slot, false);
+        }
     }
 
     /// Asks those again who were held back for events that have come by now.
@@ -142,14 +178,19 @@ impl State {
             self.held_back.extract_if(.., |held| held.1 <= sequence).map(|held| held.0).collect();
         for slot in due {
             self.publishers.let_go_on(slot, Until::Event);
-            let connection = self.connections.get_mut(slot);
-            let Session::Handshake(head) = &mut connection.session else { continue };
-            let mut head = std::mem::take(head);
-            if connection.phase == Phase::Handshake
-                && let Some(used) = self.handle_head(slot, &head, true)
-            {
-                self.handle_frames(slot, &mut head[used..]);
-            }
+            self.read_again(slot, true);
+        }
+    }
+
+    /// Reads a request head again that was held back.
+    fn read_again(&mut self, slot: Slot, asked_again: bool) {
+        let connection = self.connections.get_mut(slot);
+        let Session::Handshake(head) = &mut connection.session else { return };
+        let mut head = std::mem::take(head);
+        if connection.phase == Phase::Handshake
+            && let Some(used) = self.handle_head(slot, &head, asked_again)
+        {
+            self.handle_frames(slot, &mut head[used..]);
         }
     }
 
@@ -221,16 +262,20 @@ impl State {
         let members = indexes.into_iter().map(|topic| Membership { topic, position: 0 });
         let mut memberships = Memberships::from(members.collect::<Vec<_>>());
         let start = self.start(&mut memberships, &request.start);
+        // Of several defaults the strictest counts.
+        let usual = || request.topics.iter().map(|topic| self.setup.config.slow_of(topic.as_str())).min();
+        let slow = request.slow.or_else(usual).unwrap_or(self.setup.config.slow);
         for at in 0..memberships.as_slice().len() {
             let topic = memberships.as_slice()[at].topic;
             let from = memberships.begins_after(topic, start.cursor);
-            memberships.as_mut_slice()[at].position = self.topics.join(topic, slot, format.family(), from);
+            memberships.as_mut_slice()[at].position = self.join_topic(slot, topic, format, slow, from);
         }
 
         let connection = self.connections.get_mut(slot);
         connection.phase = Phase::Open;
         connection.subscribed = true;
         connection.format = format;
+        connection.slow = slow;
         connection.memberships = memberships;
         connection.cursor = start.cursor;
         connection.session = match format.family() {
@@ -253,6 +298,24 @@ impl State {
         self.count_in(format);
         self.log_subscribed(slot);
         true
+    }
+
+    /// Adds a subscriber to a topic, whose events it gets after `from`. Returns its position.
+    pub(super) fn join_topic(
+        &mut self,
+        slot: Slot,
+        topic: TopicIndex,
+        format: Format,
+        slow: SlowPolicy,
+        from: u64,
+    ) -> u32 {
+        if slow != SlowPolicy::Latest {
+            return self.topics.join(topic, slot, format.family(), from);
+        }
+        // The cursor of a subscriber of the newest events holds back nothing.
+        let position = self.topics.join(topic, slot, format.family(), u64::MAX);
+        self.topics.begin_latest(topic, from);
+        position
     }
 
     /// Counts a connection that is now open.
@@ -311,7 +374,7 @@ impl State {
             Incoming::Close { reply, .. } => closed = Some(reply),
         });
         self.metrics.families[Family::WebSocket.index()].messages_in += messages;
-        if !self.setup.config.client_publish.is_empty() {
+        if self.setup.config.has_client_publishers() {
             self.metrics.refused.add_some(RefusalReason::NotAllowed, messages);
         }
         if !pongs.is_empty() {

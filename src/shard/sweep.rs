@@ -8,16 +8,15 @@
 use std::rc::Rc;
 
 use super::batch::{News, Run};
-use super::connections::{Memberships, Phase, TopicIndex};
+use super::connections::{LANES, Memberships, Phase, TopicIndex, lane};
 use super::publishers::Until;
 use super::state::State;
 use crate::close::CloseReason;
-use crate::config::OverrunPolicy;
 use crate::config::limits::{SLOW_BYTES_PER_TICK, SWEEP_VISITS_MAX, TOPIC_VISITS_MAX, VISIT_BYTES};
 use crate::egress::{Batch, EgressRing, SendMode, Slot};
 use crate::event::EventId;
-use crate::wire::Format;
 use crate::wire::gap::{Gap, GapReason};
+use crate::wire::{Format, SlowPolicy};
 
 /// The most requests that attending to one connection submits.
 const REQUESTS_PER_CONNECTION: usize = 4;
@@ -26,9 +25,9 @@ const REQUESTS_PER_CONNECTION: usize = 4;
 /// memory to answer.
 const VISITS_AHEAD: usize = 12;
 
-/// By format, the run that was sent last in this step: what the last one lacked, the next one
+/// By lane, the run that was sent last in this step: what the last one lacked, the next one
 /// mostly lacks too.
-type AtHand = [Option<Run>; Format::COUNT];
+type AtHand = [Option<Run>; LANES];
 
 impl State {
     /// One step of the sweep. Returns true if something was asked of the ring.
@@ -92,15 +91,15 @@ impl State {
             .map(|run| run.as_ref().filter(|run| !run.more && !self.wants_zero_copy(run.batch.len())));
         let dearest = runs.iter().flatten().map(|run| cost(run.batch.len())).max().unwrap_or(1);
         let most = (quantum / dearest).max(1).min(ring.room());
-        let mut sends = [0; Format::COUNT];
+        let mut sends = [0; LANES];
         let ahead = self.topics.next_visits(topic, most);
         for (at, slot) in ahead.iter().enumerate() {
             if let Some(later) = ahead.get(at + VISITS_AHEAD) {
                 self.connections.prefetch(*later);
             }
             let connection = self.connections.get_mut(*slot);
-            let format = connection.format;
-            let Some(run) = runs[format.index()] else { break };
+            let lane = connection.lane();
+            let Some(run) = runs[lane] else { break };
             let plain = !connection.is_owed() && connection.turn != self.turn;
             if !plain || !run.serves(connection.memberships.as_slice(), connection.cursor) {
                 break;
@@ -108,25 +107,29 @@ impl State {
             debug_assert_eq!(connection.offset, 0, "a connection that is owed nothing is not in mid-batch");
             ring.send(*slot, &run.batch, 0, SendMode::Instant);
             connection.handed(run.batch.to(), self.turn, self.tick);
-            sends[format.index()] += 1;
+            sends[lane] += 1;
         }
         let passed = sends.iter().sum::<u32>() as usize;
         if let Some(access) = &mut self.access {
             for slot in &ahead[..passed] {
-                let run = runs[self.connections.get(*slot).format.index()];
+                let run = runs[self.connections.get(*slot).lane()];
                 let batch = &run.expect("it was sent one").batch;
                 access.add(*slot, batch.frames(), batch.len());
             }
         }
-        for format in Format::ALL {
-            let sends = sends[format.index()];
-            if let (1.., Some(run)) = (sends, runs[format.index()]) {
+        for (format, latest) in Format::ALL.into_iter().flat_map(|format| [(format, false), (format, true)]) {
+            let at = lane(format, latest);
+            let sends = sends[at];
+            if let (1.., Some(run)) = (sends, runs[at]) {
                 // Each connection in a topic's list is a subscriber, and counted as one.
                 let counters = &mut self.metrics.families[format.family().index()];
                 counters.sends += u64::from(sends);
                 counters.bytes += u64::from(sends) * run.batch.len() as u64;
                 self.work.bytes += sends as usize * run.batch.len();
-                self.topics.meet(topic, run.batch.to(), false);
+                match latest {
+                    true => self.topics.meet_latest(topic, run.batch.to()),
+                    false => drop(self.topics.meet(topic, run.batch.to(), run.batch.to(), false)),
+                }
                 self.note_taken(format, &run.batch, sends);
             }
         }
@@ -140,15 +143,22 @@ impl State {
     fn visit_next(&mut self, topic: TopicIndex, at_hand: &mut AtHand, ring: &mut impl EgressRing) {
         let slot = self.topics.next_visits(topic, 1)[0];
         let connection = self.connections.get(slot);
-        let mut from = connection.memberships.begins_after(topic, connection.cursor);
+        let cursor = connection.memberships.begins_after(topic, connection.cursor);
+        let mut from = cursor;
         // A send of this turn has not had the time to wait.
         let waits = connection.sending && connection.turn != self.turn;
-        if waits && self.setup.config.overrun == OverrunPolicy::Skip {
+        if connection.wants_latest() {
+            self.topics.meet_latest(topic, cursor);
+            self.topics.advance(topic, 1, &mut self.offered);
+            self.visit(slot, at_hand, ring);
+            return;
+        }
+        if waits && connection.slow == SlowPolicy::Skip {
             // It would rather have what is new than all that it missed: nothing beyond the history
             // is kept for it.
             from = from.max(self.topics.get(topic).window.evicted());
         }
-        let too_slow = self.topics.meet(topic, from, waits && self.is_slow(slot, topic, from));
+        let too_slow = self.topics.meet(topic, cursor, from, waits && self.is_slow(slot, topic, from));
         self.topics.advance(topic, 1, &mut self.offered);
         if too_slow {
             self.overrun(slot);
@@ -159,9 +169,9 @@ impl State {
 
     /// True if the send of a subscriber waits for longer than its socket needs at a modest rate.
     fn is_slow(&self, slot: Slot, topic: TopicIndex, from: u64) -> bool {
-        let window = &self.topics.get(topic).window;
         // What is under way is about as large as what comes next.
-        let next = window.get(window.index_after(from)).map_or(0, |event| event.memory());
+        let next = self.topics.event_at(topic, self.topics.place_after(topic, from));
+        let next = next.map_or(0, |event| event.memory());
         let bytes = next.max(self.setup.config.limits.send_bytes_max);
         let waited = self.tick - self.connections.get(slot).since;
         waited as usize > bytes / SLOW_BYTES_PER_TICK
@@ -187,9 +197,10 @@ impl State {
     fn send_news(&mut self, slot: Slot, at_hand: &mut AtHand, ring: &mut impl EgressRing) {
         let connection = self.connections.get(slot);
         let (memberships, format, cursor) = (&connection.memberships, connection.format, connection.cursor);
-        let at_hand = &mut at_hand[format.index()];
+        let latest = connection.wants_latest();
+        let at_hand = &mut at_hand[connection.lane()];
         if !at_hand.as_ref().is_some_and(|run| run.serves(memberships.as_slice(), cursor)) {
-            match self.batches.news_after(&self.topics, memberships, format, cursor) {
+            match self.batches.news_after(&self.topics, memberships, (format, latest), cursor) {
                 News::Run(run) => *at_hand = Some(run),
                 News::None => {
                     self.reach_head(slot);
@@ -223,11 +234,11 @@ impl State {
     fn overrun(&mut self, slot: Slot) {
         let connection = self.connections.get(slot);
         self.metrics.families[connection.format.family().index()].overruns += 1;
-        match self.setup.config.overrun {
-            OverrunPolicy::Close => {
+        match connection.slow {
+            SlowPolicy::Close => {
                 self.hang_up(slot, CloseReason::Overrun, "too slow: events were lost, reconnect to resume");
             }
-            OverrunPolicy::Skip => self.skip_what_is_lost(slot),
+            SlowPolicy::Skip | SlowPolicy::Latest => self.skip_what_is_lost(slot),
         }
     }
 
@@ -237,13 +248,17 @@ impl State {
         let connection = self.connections.get_mut(slot);
         let after = EventId { epoch: self.setup.epoch, sequence: connection.cursor };
         let mut lost = Vec::new();
+        let latest = connection.wants_latest();
         let starts = connection.memberships.iter_from(connection.cursor).map(|(topic, from)| {
-            let is_whole = self.topics.get(topic).window.gone() <= from;
-            if is_whole {
+            let (gone, next) = match latest {
+                true => (self.topics.values(topic).since(), self.topics.values(topic).since()),
+                false => (self.topics.get(topic).window.gone(), self.sequence),
+            };
+            if gone <= from {
                 return from;
             }
             lost.push(topic);
-            self.sequence
+            next
         });
         let starts = starts.collect();
         connection.cursor = connection.memberships.start_after(starts);
@@ -313,7 +328,11 @@ impl State {
             return;
         }
         let connection = self.connections.get(slot);
-        let is_lacking = |(topic, from)| self.topics.get(topic).window.newest() > from;
+        let latest = connection.wants_latest();
+        let is_lacking = |(topic, from)| match latest {
+            true => self.topics.values(topic).newest() > from,
+            false => self.topics.newest(topic) > from,
+        };
         let lacks_some = connection.memberships.iter_from(connection.cursor).any(is_lacking);
         if self.publishers.is_paused(slot) || self.publishers.awaits_hub(slot) {
             // What it said before its end is still to be read, or to be answered. It is marked when
@@ -358,7 +377,7 @@ impl State {
         } else {
             connection.phase = Phase::Lingering;
             connection.since = tick;
-            connection.ending = true;
+            connection.asked.set_ending(true);
             ring.end_stream(slot);
         }
     }
@@ -366,11 +385,11 @@ impl State {
     fn attend_aborting(&mut self, slot: Slot, ring: &mut impl EgressRing) {
         let connection = self.connections.get_mut(slot);
         if connection.receiving || connection.sending {
-            if !connection.cancelled {
-                connection.cancelled = true;
+            if !connection.asked.is_cancelled() {
+                connection.asked.set_cancelled(true);
                 ring.cancel(slot);
             }
-        } else if !connection.ending {
+        } else if !connection.asked.is_ending() {
             connection.phase = Phase::Closing;
             ring.close(slot);
         }

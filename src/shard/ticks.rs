@@ -16,7 +16,6 @@ use super::state::State;
 use crate::broadcast::Drain;
 use crate::clock::Stamp;
 use crate::close::CloseReason;
-use crate::config::OverrunPolicy;
 use crate::config::limits::{
     CANCEL_RETRY_MS, CUT_MS_MAX, DUE_PER_TURN, DUE_PER_TURN_MIN, ENTRIES_LOOKED_AT_MAX, HANDSHAKE_MS_SHORT,
     HANG_UPS_PER_MS, LINGER_MS_MAX, POST_BODY_MS_MAX, POST_IDLE_MS_MAX, POST_SILENCE_MS_MIN, RETURN_MS_MIN,
@@ -24,6 +23,7 @@ use crate::config::limits::{
 };
 use crate::egress::Slot;
 use crate::refusal::{Refusal, RefusalReason};
+use crate::wire::SlowPolicy;
 
 /// The slab is walked once in this many ticks.
 const TICKS_PER_WALK: usize = (1_000 / TICK_MS) as usize;
@@ -92,6 +92,7 @@ impl State {
     pub(super) fn handle_ticks(&mut self, passed: u32) {
         self.topics.expire(self.now);
         self.topics.look_at_excess();
+        self.topics.look_at_patterns();
         if let Some(errno) = self.accept_errno.take() {
             let error = std::io::Error::from_raw_os_error(errno);
             if let Some(left_out) = self.accept_pace.admit(self.now) {
@@ -154,7 +155,7 @@ impl State {
                 // A cancellation finds nothing in the moment in which a request is between two
                 // waits: ask again.
                 if quiet >= ticks(CANCEL_RETRY_MS) {
-                    connection.cancelled = false;
+                    connection.asked.set_cancelled(false);
                     connection.since = self.tick;
                     self.mark_ready(slot as Slot);
                 }
@@ -224,7 +225,7 @@ impl State {
         let holds = |(topic, from)| self.topics.get(topic).is_pressed_by(from);
         self.ledger.bytes() > config.limits.pinned_bytes_max
             || self.setup.memory.is_pressed()
-            || config.overrun == OverrunPolicy::Close
+            || connection.slow == SlowPolicy::Close
                 && connection.memberships.iter_from(connection.cursor).any(holds)
     }
 

@@ -6,9 +6,7 @@
 //!
 //! Invariants worth naming:
 //! - A topic with `lap.left > 0` is in `active`. Others there are stale and passed over.
-//! - History is bounded by events, bytes and age per topic, by memory per topic and by memory in
-//!   all. It depends on what was pushed alone (and on age), so all shards have the same; `by_front`
-//!   finds the oldest event of all.
+//! - Histories are the same on all shards (`history`).
 //! - What leaves a history stays in the window while a subscriber may lack it: above `floor`, which
 //!   no subscriber's cursor is below. A whole round knows the lowest cursor that it met, and sets
 //!   it. (The sweep reports a higher one for a subscriber that would rather skip what it is late
@@ -18,24 +16,29 @@
 //! - The hub gives a topic no more than its share (`broadcast::Account`). Subscribers that are far
 //!   behind use most of that up. Where they are few, those that wait for their own sockets are cut.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+mod history;
 mod lap;
+mod patterns;
+mod values;
 
+use history::Histories;
 use lap::Lap;
+use patterns::Log;
+use values::Values;
 
 use super::connections::TopicIndex;
 use super::forgotten::Forgotten;
 use super::names::Names;
-use super::window::{Cut, Weight, Window};
+use super::window::{Weight, Window};
 use crate::broadcast::{Account, Crowd, Encoded};
 use crate::clock::Stamp;
-use crate::config::Limits;
 use crate::config::limits::{
-    DROPS_PER_TURN_MAX, EXCESS_TOPICS_PER_TICK_MAX, EXPIRED_PER_TICK_MAX, LAP_OVERLAP, RECENT_EVENTS,
-    TOPICS_RESERVED_MAX,
+    DROPS_PER_TURN_MAX, EXCESS_TOPICS_PER_TICK_MAX, LAP_OVERLAP, RECENT_EVENTS, TOPICS_RESERVED_MAX,
 };
+use crate::config::{Limits, Rules};
 use crate::egress::Slot;
 use crate::event::Topic;
 use crate::wire::Family;
@@ -51,29 +54,29 @@ pub struct TopicState {
     pub subscribers: Vec<Slot>,
     /// Subscribers by family.
     pub by_family: [u32; Family::COUNT],
+    /// The index of its rule.
+    rule: u8,
+    /// The patterns that it is one of, in no order.
+    patterns: Vec<TopicIndex>,
+    /// Some exactly for a pattern.
+    log: Option<Box<Log>>,
+    /// Some while a subscriber wants the newest events alone.
+    values: Option<Box<Values>>,
     /// The hub has forgotten it: it goes with its events when nobody subscribes to it any more.
     hub_forgot: bool,
     /// It is in `Topics::active`.
     queued: bool,
     /// It is in `Topics::exceeding`.
     exceeds: bool,
-    /// No subscriber's cursor is below.
+    /// No subscriber needs what is up to here.
     floor: u64,
+    /// No subscriber's cursor is below; lower than `floor` where one would rather skip.
+    true_floor: u64,
     lap: Lap,
     /// Where its newest event is counted.
     account: Option<Arc<Account>>,
     /// What `account` was told of its subscribers.
     told: Crowd,
-}
-
-/// The bounds of histories, from the limits.
-#[derive(Debug, Clone, Copy)]
-struct Quota {
-    events: usize,
-    bytes: usize,
-    topic_memory: usize,
-    memory: usize,
-    age_ns: u64,
 }
 
 /// Entries of a chunk of the table.
@@ -92,11 +95,15 @@ pub struct Topics {
     laps: usize,
     /// Topics with an excess, and some that had one at the last tick.
     exceeding: VecDeque<TopicIndex>,
-    /// The topic of the oldest event of each history, by sequence.
-    by_front: BTreeMap<u64, TopicIndex>,
-    /// Events in all histories, and what they weigh.
-    events: usize,
-    weight: Weight,
+    histories: Histories,
+    /// All patterns, in no order; at most `PATTERNS_MAX`.
+    patterns: Vec<TopicIndex>,
+    /// Patterns that topics are still to be told of.
+    chores: VecDeque<TopicIndex>,
+    /// Events in all logs.
+    places: usize,
+    /// The newest event that a subscriber of a pattern has lost.
+    pattern_gone: u64,
     /// Events beyond the histories, and their memory.
     excess: usize,
     excess_memory: usize,
@@ -116,12 +123,11 @@ pub struct Topics {
     /// subscribers and as many others.
     forgotten: Forgotten,
     topics_max: usize,
-    quota: Quota,
 }
 
 impl Topics {
     /// An empty table.
-    pub fn new(limits: &Limits) -> Topics {
+    pub fn new(limits: &Limits, rules: &Rules) -> Topics {
         Topics {
             by_name: Names::for_topics(limits.topics_max.saturating_mul(2).min(TOPICS_RESERVED_MAX)),
             table: Vec::new(),
@@ -129,9 +135,11 @@ impl Topics {
             active: VecDeque::new(),
             laps: 0,
             exceeding: VecDeque::new(),
-            by_front: BTreeMap::new(),
-            events: 0,
-            weight: Weight::default(),
+            histories: Histories::new(limits, rules),
+            patterns: Vec::new(),
+            chores: VecDeque::new(),
+            places: 0,
+            pattern_gone: 0,
             excess: 0,
             excess_memory: 0,
             recent: VecDeque::with_capacity(RECENT_EVENTS),
@@ -142,13 +150,6 @@ impl Topics {
             heard: 0,
             forgotten: Forgotten::default(),
             topics_max: limits.topics_max,
-            quota: Quota {
-                events: limits.window_events_max,
-                bytes: limits.window_bytes_max,
-                topic_memory: limits.topic_history_memory_max(),
-                memory: limits.history_memory_max(),
-                age_ns: limits.window_ms_max.saturating_mul(1_000_000),
-            },
         }
     }
 
@@ -157,15 +158,22 @@ impl Topics {
         if let Some(index) = self.by_name.get(name) {
             return *index;
         }
+        let log = patterns::pattern_of(name).map(|pattern| Box::new(Log::new(pattern)));
+        let is_pattern = log.is_some();
         let topic = TopicState {
             name: name.clone(),
-            window: Window::after(self.forgotten.take(name)),
+            window: if is_pattern { Window::default() } else { Window::after(self.forgotten.take(name)) },
+            patterns: if is_pattern { Vec::new() } else { self.patterns_of(name) },
+            log,
+            values: None,
             subscribers: Vec::new(),
             by_family: [0; Family::COUNT],
+            rule: self.histories.rule_of(name.as_str()),
             hub_forgot: false,
             queued: false,
             exceeds: false,
             floor: 0,
+            true_floor: 0,
             lap: Lap::default(),
             account: None,
             told: Crowd::default(),
@@ -186,6 +194,9 @@ impl Topics {
             }
         };
         self.by_name.insert(name.clone(), index);
+        if is_pattern {
+            self.begin_pattern(index);
+        }
         self.bound_forgotten();
         index
     }
@@ -223,7 +234,9 @@ impl Topics {
         let heard =
             |name: &Topic| self.find(name).is_some_and(|index| !self.get(index).subscribers.is_empty());
         let new = names.iter().filter(|name| !heard(name)).count();
-        new == 0 || self.heard + new <= self.topics_max
+        let is_new = |name: &&Topic| name.as_str().contains('*') && self.find(name).is_none();
+        let patterns = names.iter().filter(is_new).count();
+        (new == 0 || self.heard + new <= self.topics_max) && self.has_room_for_patterns(patterns)
     }
 
     /// The topics whose names come after `after`, in the order of names.
@@ -233,12 +246,12 @@ impl Topics {
 
     /// Events in all histories.
     pub fn window_events(&self) -> usize {
-        self.events
+        self.histories.events
     }
 
     /// Bytes in all histories, as published.
     pub fn window_bytes(&self) -> usize {
-        self.weight.published
+        self.histories.weight.published
     }
 
     /// Events that stay beyond the histories, for subscribers that still lack them, and their
@@ -249,7 +262,7 @@ impl Topics {
 
     /// Memory of everything in the windows.
     pub fn memory(&self) -> usize {
-        self.weight.memory + self.excess_memory
+        self.histories.weight.memory + self.excess_memory
     }
 
     /// A turn begins: a bounded number of events may be dropped in it.
@@ -272,39 +285,20 @@ impl Topics {
             self.before_recent = self.recent.pop_front().map_or(0, |(sequence, _)| sequence);
         }
         self.recent.push_back((event.sequence, index));
-        self.events += 1;
-        self.weight.add(Weight::of(event));
         let topic = self.get_mut(index);
         topic.hub_forgot = false;
-        let is_first = topic.window.is_empty();
+        let (rule, is_first) = (topic.rule, topic.window.is_empty());
         topic.window.push(event.clone());
         if !topic.subscribers.is_empty() {
             topic.take_account(event.account());
-            let rests = topic.lap.left == 0;
-            topic.lap.left = topic.subscribers.len();
-            topic.lap.note(event.intake);
-            if rests {
-                self.begin_lap(index);
-            }
+            self.note_value(index, event);
+            self.send_round(index, event.intake);
         }
-        if is_first {
-            self.by_front.insert(event.sequence, index);
+        if !self.get(index).patterns.is_empty() {
+            self.push_to_patterns(index, event);
         }
-        let quota = self.quota;
-        loop {
-            let window = &self.get(index).window;
-            let weight = window.weight();
-            if window.len() > quota.events || weight.published > quota.bytes {
-                self.evict(index, Window::evict);
-            } else if weight.memory > quota.topic_memory {
-                self.evict(index, Window::cut);
-            } else {
-                break;
-            }
-        }
-        while self.weight.memory > quota.memory {
-            self.evict_oldest();
-        }
+        self.histories.add(rule, event.sequence, index, Weight::of(event), is_first);
+        self.bound_histories(index);
     }
 
     /// The topics of the events after `cursor`, newest first; `None` if some are too long ago to be
@@ -312,50 +306,9 @@ impl Topics {
     pub fn recent_after(&self, cursor: u64, most: usize) -> Option<impl Iterator<Item = TopicIndex>> {
         let older = self.recent.partition_point(|(sequence, _)| *sequence <= cursor);
         let newer = self.recent.len() - older;
-        let is_known = cursor >= self.before_recent && newer <= most;
+        // A pattern that has lost events may be found at none of its topics.
+        let is_known = cursor >= self.before_recent.max(self.pattern_gone) && newer <= most;
         is_known.then(|| self.recent.iter().rev().take(newer).map(|(_, topic)| *topic))
-    }
-
-    /// Takes what is older than the limit out of the histories, a bounded number of events at a
-    /// time.
-    pub fn expire(&mut self, now: Stamp) {
-        for _ in 0..EXPIRED_PER_TICK_MAX {
-            let Some((_, &index)) = self.by_front.first_key_value() else { break };
-            let front = self.get(index).window.front().expect("a history's first event");
-            if now.ns_since(front.intake) <= self.quota.age_ns {
-                break;
-            }
-            self.evict(index, Window::evict);
-            self.forget_if_unused(index);
-        }
-    }
-
-    /// The sequence after which the events of a topic's history come that are at most `ms` old, and
-    /// whether some of those have left it for want of memory.
-    pub fn since(&self, index: TopicIndex, ms: u64, now: Stamp) -> (u64, bool) {
-        let stamp = Stamp(now.0.saturating_sub(ms.saturating_mul(1_000_000)));
-        let window = &self.get(index).window;
-        let cut = self.promised_cut(window, now).filter(|cut| cut.intake >= stamp);
-        (window.before_intake(stamp), cut.is_some())
-    }
-
-    /// The sequence after which the last `events` events of a topic's history come, and whether
-    /// some of those have left it for want of memory.
-    pub fn last(&self, index: TopicIndex, events: u64, now: Stamp) -> (u64, bool) {
-        let window = &self.get(index).window;
-        let events = usize::try_from(events).unwrap_or(usize::MAX);
-        let is_short = window.len() < events && self.promised_cut(window, now).is_some();
-        (window.before_last(events), is_short)
-    }
-
-    /// The newest event that is no history any more although the bounds of that have room for it.
-    fn promised_cut(&self, window: &Window, now: Stamp) -> Option<Cut> {
-        let quota = &self.quota;
-        window.last_cut().filter(|cut| {
-            now.ns_since(cut.intake) <= quota.age_ns
-                && window.len() < quota.events
-                && window.weight().published + cut.published <= quota.bytes
-        })
     }
 
     /// Sends the elevator of each topic with an excess round, if it rests: subscribers may have
@@ -369,18 +322,39 @@ impl Topics {
             if !topic.exceeds {
                 continue;
             }
-            if topic.subscribers.is_empty() {
-                // What one turn might not drop.
-                topic.exceeds = false;
+            for at in 0..topic.patterns.len() {
+                let pattern = self.get(index).patterns[at];
+                self.begin_round_of(pattern);
+            }
+            if self.get(index).subscribers.is_empty() {
+                // What one turn might not drop, or a subscriber of a pattern no longer lacks.
+                self.get_mut(index).exceeds = false;
                 self.trim(index);
                 self.forget_if_unused(index);
                 continue;
             }
-            if topic.lap.left == 0 {
-                topic.lap.left = topic.subscribers.len();
-                self.begin_lap(index);
-            }
+            self.begin_round_of(index);
             self.exceeding.push_back(index);
+        }
+    }
+
+    /// Sends an elevator that rests past all subscribers, if there are any.
+    fn begin_round_of(&mut self, index: TopicIndex) {
+        let topic = self.get_mut(index);
+        if topic.lap.left == 0 && !topic.subscribers.is_empty() {
+            topic.lap.left = topic.subscribers.len();
+            self.begin_lap(index);
+        }
+    }
+
+    /// The elevator of a topic is to go round for an event taken in at `intake`.
+    fn send_round(&mut self, index: TopicIndex, intake: Stamp) {
+        let topic = self.get_mut(index);
+        let rests = topic.lap.left == 0;
+        topic.lap.left = topic.subscribers.len();
+        topic.lap.note(intake);
+        if rests {
+            self.begin_lap(index);
         }
     }
 
@@ -393,30 +367,18 @@ impl Topics {
         }
     }
 
-    /// Takes the oldest event of one topic out of its history, by its bounds ([`Window::evict`]) or
-    /// for want of memory ([`Window::cut`]); it stays as excess while it is needed.
-    fn evict(&mut self, index: TopicIndex, how: fn(&mut Window) -> Weight) {
-        let topic = self.get_mut(index);
-        let Some(front) = topic.window.front().map(|event| event.sequence) else { return };
-        let weight = how(&mut topic.window);
-        let next = topic.window.front().map(|event| event.sequence);
-        self.by_front.remove(&front);
-        if let Some(next) = next {
-            self.by_front.insert(next, index);
-        }
-        self.events -= 1;
-        self.weight.remove(weight);
-        self.excess += 1;
-        self.excess_memory += weight.memory;
-        self.trim(index);
-    }
-
     /// Drops what no subscriber of a topic lacks any more and is no history.
     fn trim(&mut self, index: TopicIndex) {
-        let drops_left = self.drops_left;
+        let (drops_left, floor) = (self.drops_left, self.floor_of(index));
         let topic = self.get_mut(index);
-        let floor = if topic.subscribers.is_empty() { u64::MAX } else { topic.floor };
-        let (events, memory) = topic.window.drop_excess(floor, drops_left);
+        let mut dropped = Vec::new();
+        let has_patterns = !topic.patterns.is_empty();
+        let note = |sequence| {
+            if has_patterns {
+                dropped.push(sequence);
+            }
+        };
+        let (events, memory) = topic.window.drop_excess(floor, drops_left, note);
         let exceeds = topic.window.excess() > 0 && !topic.exceeds;
         topic.exceeds |= exceeds;
         if exceeds {
@@ -425,13 +387,7 @@ impl Topics {
         self.drops_left -= events;
         self.excess -= events;
         self.excess_memory -= memory;
-    }
-
-    /// Takes the oldest event of all out of its history.
-    fn evict_oldest(&mut self) {
-        let Some((_, &index)) = self.by_front.first_key_value() else { return };
-        self.evict(index, Window::cut);
-        self.forget_if_unused(index);
+        self.dropped_from(index, &dropped);
     }
 
     /// Takes the oldest event of all out of its history, as for want of memory.
@@ -443,7 +399,8 @@ impl Topics {
     /// Removes a topic without subscribers that has no events either, or that the hub has
     /// forgotten.
     fn forget_if_unused(&mut self, index: TopicIndex) {
-        if !self.get(index).subscribers.is_empty() {
+        let topic = self.get(index);
+        if !topic.subscribers.is_empty() || topic.is_pattern() {
             return;
         }
         while self.get(index).hub_forgot && !self.get(index).window.is_empty() {
@@ -451,17 +408,25 @@ impl Topics {
         }
         let window = &self.get(index).window;
         if window.is_empty() && window.excess() == 0 {
-            self.gone += 1;
-            let mut topic = self.entry(index).take().expect("checked above");
-            topic.take_account(None);
-            self.by_name.remove(&topic.name);
-            // Else it is free once `active` has come to it.
-            if !topic.queued {
-                self.free.push(index);
-            }
-            self.forgotten.note(topic.name, topic.window.evicted());
+            let topic = self.release(index);
+            let evicted = topic.window.evicted();
+            self.forgotten_with(&topic.name, evicted);
+            self.forgotten.note(topic.name, evicted);
             self.bound_forgotten();
         }
+    }
+
+    /// Takes a topic out of the table.
+    fn release(&mut self, index: TopicIndex) -> TopicState {
+        self.gone += 1;
+        let mut topic = self.entry(index).take().expect("an index is held only while its topic lives");
+        topic.take_account(None);
+        self.by_name.remove(&topic.name);
+        // Else it is free once `active` has come to it.
+        if !topic.queued {
+            self.free.push(index);
+        }
+        topic
     }
 
     /// The hub has forgotten a topic. It goes with its events as soon as nobody subscribes to it.
@@ -480,8 +445,10 @@ impl Topics {
         let topic = self.get_mut(index);
         let is_first = topic.subscribers.is_empty();
         topic.floor = if is_first { cursor } else { topic.floor.min(cursor) };
+        topic.true_floor = if is_first { cursor } else { topic.true_floor.min(cursor) };
         if topic.lap.left > 0 {
             topic.lap.low = topic.lap.low.min(cursor);
+            topic.lap.true_low = topic.lap.true_low.min(cursor);
         }
         topic.subscribers.push(slot);
         // The newcomer takes a visit of the round; the last one of the round must not go without.
@@ -516,7 +483,9 @@ impl Topics {
                 self.laps -= 1;
                 self.end_lap(index, false);
             }
-            self.trim(index);
+            if !self.get(index).is_pattern() {
+                self.trim(index);
+            }
         }
         self.forget_if_unused(index);
         moved.map(|slot| (slot, under_way))
@@ -560,13 +529,14 @@ impl Topics {
         &ahead[..ahead.len().min(round).min(lap.left).min(most)]
     }
 
-    /// A visit of `index` has met a subscriber at `cursor`; `is_slow`: its own socket keeps it, for
-    /// long. True if it has to go.
+    /// A visit of `index` has met a subscriber at `cursor` that needs what is after `needs`;
+    /// `is_slow`: its own socket keeps it, for long. True if it has to go.
     #[inline]
-    pub fn meet(&mut self, index: TopicIndex, cursor: u64, is_slow: bool) -> bool {
+    pub fn meet(&mut self, index: TopicIndex, cursor: u64, needs: u64, is_slow: bool) -> bool {
         let lap = &mut self.get_mut(index).lap;
-        lap.low = lap.low.min(cursor);
-        let is_behind = cursor < lap.far;
+        lap.low = lap.low.min(needs);
+        lap.true_low = lap.true_low.min(cursor);
+        let is_behind = needs < lap.far;
         lap.behind += usize::from(is_behind);
         is_behind && is_slow && lap.cuts
     }
@@ -598,11 +568,19 @@ impl Topics {
 
     /// The elevator has come round once, so that it has met every subscriber.
     fn end_round(&mut self, index: TopicIndex) {
+        let exceeding = self.exceeding_of(index);
+        let excess = exceeding.map_or(0, |index| self.get(index).window.excess());
+        let middle =
+            exceeding.filter(|_| excess > 0).and_then(|index| self.get(index).window.get(excess / 2));
+        let far = middle.map_or(0, |event| event.sequence);
         let topic = self.get_mut(index);
         let lap = &mut topic.lap;
+        let before = topic.floor;
         topic.floor = lap.low;
+        topic.true_floor = lap.true_low;
         let behind = lap.behind;
-        let excess = topic.window.excess();
+        self.end_round_of_latest(index);
+        let topic = self.get_mut(index);
         // Most topics have neither an excess nor too little room, and look at their account for
         // nothing else.
         let pressed = topic.account.as_ref().is_some_and(|account| account.is_pressed());
@@ -615,10 +593,12 @@ impl Topics {
         topic.lap.cuts = pressed && behind > 0 && few();
         self.pressed |= pressed;
         let topic = self.get_mut(index);
-        let middle = topic.window.get(excess / 2).filter(|_| excess > 0);
-        topic.lap.far = middle.map_or(0, |event| event.sequence);
+        topic.lap.far = far;
         topic.lap.begin_round();
-        self.trim(index);
+        match topic.is_pattern() {
+            true => self.trim_below(index, before),
+            false => self.trim(index),
+        }
     }
 
     /// Everybody has been visited since the last push. The next lap starts with those whom this one

@@ -153,9 +153,14 @@ impl Window {
         if index == self.excess { self.evicted } else { self.events[index - 1].sequence }
     }
 
-    /// Drops the excess up to `sequence`, `most` events at most. Returns how many events that were,
+    /// Drops the excess up to `sequence`, `most` events at most, each told to `dropped`. Returns how many events that were,
     /// and their memory.
-    pub fn drop_excess(&mut self, sequence: u64, most: usize) -> (usize, usize) {
+    pub fn drop_excess(
+        &mut self,
+        sequence: u64,
+        most: usize,
+        mut dropped: impl FnMut(u64),
+    ) -> (usize, usize) {
         let before = (self.excess, self.excess_memory);
         let least = self.excess - most.min(self.excess);
         while self.excess > least && self.events[0].sequence <= sequence {
@@ -163,11 +168,53 @@ impl Window {
             self.excess -= 1;
             self.excess_memory -= event.memory();
             self.gone = event.sequence;
+            dropped(event.sequence);
         }
         if self.events.capacity() > EVENTS_KEPT && self.events.len() < self.events.capacity() / 4 {
             self.events.shrink_to(2 * self.events.len());
         }
         (before.0 - self.excess, before.1 - self.excess_memory)
+    }
+
+    /// The events of the history, oldest first.
+    pub fn history(&self) -> impl Iterator<Item = &Arc<Encoded>> {
+        self.events.iter().skip(self.excess)
+    }
+
+    /// The newest event, if it is still here.
+    pub fn newest_event(&self) -> Option<&Arc<Encoded>> {
+        self.events.back()
+    }
+
+    /// Where publishers' ids stand.
+    pub fn ids(&self) -> &Ids {
+        &self.ids
+    }
+
+    /// An event has come that is kept elsewhere: this is the window of a pattern.
+    pub fn note(&mut self, event: &Encoded) {
+        self.newest = self.newest.max(event.sequence);
+        if let Some(id) = &event.event.id {
+            self.ids.note(id.as_str(), event.sequence);
+        }
+    }
+
+    /// An event that is kept elsewhere is no history any more.
+    pub fn forget_id(&mut self, event: &Encoded) {
+        if let Some(id) = &event.event.id {
+            self.ids.forget(id.as_str(), event.sequence);
+        }
+    }
+
+    /// The newest event that is no history any more has this sequence, elsewhere.
+    pub fn note_evicted(&mut self, sequence: u64) {
+        self.evicted = sequence;
+        self.newest = self.newest.max(sequence);
+    }
+
+    /// A cursor below this sequence has lost an event that is gone elsewhere.
+    pub fn note_gone(&mut self, sequence: u64) {
+        self.gone = self.gone.max(sequence);
     }
 
     /// Sequence of the newest event ever seen here.
@@ -295,12 +342,12 @@ mod tests {
         assert_eq!([0, 5, 9, 12].map(|cursor| window.newer_than(cursor)), [3, 2, 1, 0]);
         assert_eq!(window.front().map(|event| event.sequence), Some(12), "the history");
         assert!(window.weight().memory < whole.memory);
-        assert_eq!(window.drop_excess(8, 10), (1, encoded("t", 5).memory()));
+        assert_eq!(window.drop_excess(8, 10, |_| ()), (1, encoded("t", 5).memory()));
         assert_eq!((window.evicted(), window.gone(), window.excess()), (9, 5, 1));
-        assert_eq!(window.drop_excess(100, 10).0, 1, "what is history stays");
+        assert_eq!(window.drop_excess(100, 10, |_| ()).0, 1, "what is history stays");
         assert_eq!((window.gone(), window.len()), (9, 1));
         window.evict();
-        window.drop_excess(12, 10);
+        window.drop_excess(12, 10, |_| ());
         assert_eq!((window.evicted(), window.gone(), window.weight()), (12, 12, Weight::default()));
         assert_eq!(window.evict(), Weight::default());
     }
@@ -313,7 +360,7 @@ mod tests {
         }
         for _ in 0..1_000 {
             window.evict();
-            window.drop_excess(u64::MAX, 1);
+            window.drop_excess(u64::MAX, 1, |_| ());
         }
         assert!(window.events.capacity() <= EVENTS_KEPT, "{} places", window.events.capacity());
     }

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use super::http::LastEventId;
 use super::json::push_string;
 use super::start::SINCE_MS_MAX;
-use super::{Start, websocket};
+use super::{SlowPolicy, Start, websocket};
 use crate::close::ErrorCode;
 use crate::event::{EventId, Topic};
 use crate::topic_pattern::Pattern;
@@ -49,7 +49,7 @@ pub enum Command<'a> {
         start: Start,
         /// What happens when the subscriber falls behind; the rule's or the server's choice if it
         /// does not say.
-        slow: Option<Slow>,
+        slow: Option<SlowPolicy>,
     },
     /// No events of it any more.
     Unsubscribe(Named),
@@ -70,18 +70,6 @@ pub enum Named {
     Topic(Topic),
     /// `match`.
     Match(Pattern),
-}
-
-/// What happens to a subscription whose subscriber falls behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Slow {
-    /// The connection ends.
-    Close,
-    /// It goes on with the next event.
-    Skip,
-    /// It gets the newest event alone.
-    Latest,
 }
 
 /// Why a message is no command. The client's fault; a retry does not help.
@@ -170,7 +158,7 @@ struct SubscribeJson {
     after: Option<String>,
     since_ms: Option<u64>,
     last: Option<u64>,
-    slow: Option<Slow>,
+    slow: Option<SlowPolicy>,
 }
 
 #[derive(Deserialize)]

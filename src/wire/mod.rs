@@ -7,10 +7,12 @@ pub mod gap;
 pub mod http;
 pub mod json;
 pub mod proxy;
+pub mod slow;
 pub mod sse;
 pub mod sse_parser;
 pub mod start;
 pub mod websocket;
 
 pub use format::{Family, Format};
+pub use slow::SlowPolicy;
 pub use start::Start;

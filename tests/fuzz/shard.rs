@@ -15,7 +15,7 @@ use fanwave::clock::Stamp;
 use fanwave::config::limits::{
     BATCH_EVENTS_MAX, EVENTS_PER_TURN_MAX, SWEEP_VISITS_MAX, TICK_MS, VISIT_BYTES,
 };
-use fanwave::config::{Config, Limits, OverrunPolicy};
+use fanwave::config::{Config, Limits, SlowPolicy};
 use fanwave::egress::Slot;
 use fanwave::egress::sim::{SimRing, Weather};
 use fanwave::event::{Data, Epoch, Event, EventId, Topic};
@@ -118,11 +118,11 @@ impl World {
             shard_queue_batches_max: 2,
             ..Limits::default()
         };
-        let overrun = if (seed / 8).is_multiple_of(2) { OverrunPolicy::Close } else { OverrunPolicy::Skip };
+        let slow = if (seed / 8).is_multiple_of(2) { SlowPolicy::Close } else { SlowPolicy::Skip };
         let client_publish = ["a", "c/*"].map(|text| text.parse().expect("a pattern")).into();
         let config = Config {
             limits: limits.clone(),
-            overrun,
+            slow,
             client_publish,
             diagnostic_echo: true,
             access_log: true,
@@ -236,7 +236,7 @@ impl World {
     fn play_hub(&mut self, most: usize) {
         let taken = std::iter::from_fn(|| self.outbox.uplink().take()).take(most);
         let answers: Vec<Answer> = taken
-            .map(|Publish { ticket, event }| {
+            .map(|Publish { ticket, event, .. }| {
                 let outcome = match event.data.bytes().len() % 3 {
                     0 => Err(Refusal::new(RefusalReason::Full, "no")),
                     _ => Ok(Taken { sequence: self.sequence, duplicate: false }),

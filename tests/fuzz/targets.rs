@@ -211,7 +211,7 @@ pub fn ndjson_lines(data: &[u8]) {
     assert_eq!(lines(body, cut), whole, "in pieces of {cut}");
     for line in whole.iter().flatten() {
         match parse_line(line, MESSAGE_BYTES_MAX) {
-            Ok(event) => check_event(event),
+            Ok((event, _)) => check_event(event),
             Err(refusal) => assert!(!refusal.text.contains('\n'), "one line: {refusal:?}"),
         }
     }
@@ -303,7 +303,7 @@ pub fn commands(data: &[u8]) {
         let (reference, reply) = match &envelope::parse(text) {
             Ok(Request { reference, command }) => {
                 if let Command::Publish(json) = command
-                    && let Ok(event) = parse_line(json.as_bytes(), MESSAGE_BYTES_MAX)
+                    && let Ok((event, _)) = parse_line(json.as_bytes(), MESSAGE_BYTES_MAX)
                 {
                     check_event(event);
                 }

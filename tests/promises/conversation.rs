@@ -301,3 +301,57 @@ async fn what_is_wrong_is_told_and_ends_nothing() {
     client.0.send(&masked(0x1, b"\xff")).await;
     assert!(matches!(client.0.news().await, Said::Close(1007, _)));
 }
+
+/// Patterns, the policy for slow subscribers and idempotency keys are as in requests.
+#[tokio::test]
+async fn a_command_may_name_a_pattern_a_policy_and_a_key() {
+    let server = Server::start(&["--shards", "2", "--client-publish", "news/*"]);
+    server.publish("news/eu", "before").await;
+    let mut client = Client::connect(&server, &[], None).await;
+    let pattern = json!({ "ref": 1, "subscribe": { "match": "news/*", "last": 1, "slow": "skip" } });
+    let ok = client.done(pattern.clone()).await;
+    assert_eq!(ok["match"], "news/*");
+    assert_eq!(client.hear().await["data"], "before");
+    assert_eq!(client.done(pattern).await["match"], "news/*", "again");
+    let beside = json!({ "ref": 2, "subscribe": { "topic": "news/eu" } });
+    assert_eq!(client.done(beside).await["topic"], "news/eu");
+    let other = json!({ "ref": 3, "subscribe": { "topic": "b", "slow": "close" } });
+    assert_eq!(client.refused(other).await, "bad_command", "a connection has one policy");
+    let publish = json!({ "topic": "news/eu", "data": "once", "idempotency_key": "k" });
+    let publish = json!({ "ref": 4, "publish": publish });
+    let mut answers = Vec::new();
+    client.say(publish.clone()).await;
+    client.say(publish).await;
+    while answers.len() < 2 {
+        let heard = client.hear().await;
+        match heard["ok"].is_object() {
+            true => answers.push(heard["ok"].clone()),
+            false => assert_eq!(heard["data"], "once"),
+        }
+    }
+    assert_eq!(answers[0]["sequence"], answers[1]["sequence"]);
+    assert_eq!((&answers[0]["duplicate"], &answers[1]["duplicate"]), (&Value::Null, &json!(true)));
+    let changed = json!({ "topic": "news/eu", "data": "twice", "idempotency_key": "k" });
+    client.say(json!({ "ref": 5, "publish": changed })).await;
+    let mut heard = client.hear().await;
+    while heard["error"].is_null() {
+        assert_eq!(heard["data"], "once", "by the pattern and by the topic, it comes once");
+        heard = client.hear().await;
+    }
+    assert_eq!(heard["error"]["code"], "conflict");
+    assert_eq!(
+        client.done(json!({ "ref": 6, "unsubscribe": { "match": "news/*" } })).await["match"],
+        "news/*"
+    );
+    server.publish("news/us", "unheard").await;
+    server.publish("news/eu", "end").await;
+    assert_eq!(client.hear().await["data"], "end");
+    assert_eq!(
+        client.done(json!({ "ref": 7, "unsubscribe": { "topic": "news/eu" } })).await["topic"],
+        "news/eu"
+    );
+    let latest = json!({ "ref": 8, "subscribe": { "match": "**", "last": 5, "slow": "latest" } });
+    client.done(latest).await;
+    let heard = [client.hear().await["data"].clone(), client.hear().await["data"].clone()];
+    assert_eq!(heard, ["unheard", "end"], "the newest event of each topic");
+}

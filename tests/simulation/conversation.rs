@@ -78,7 +78,7 @@ impl Parlour {
         let config = Arc::new(Config { client_publish, limits, ..Config::default() });
         let weather = if dice.chance(1, 4) { Weather::Fair } else { Weather::Rough };
         Parlour {
-            world: World::with(config, 1 << 20, OverrunPolicy::Close, weather, seed, dice),
+            world: World::with(config, 1 << 20, SlowPolicy::Close, weather, seed, dice),
             clients: (0..SOCKETS).map(|_| None).collect(),
             names: 0,
             pending: VecDeque::new(),
@@ -158,7 +158,7 @@ impl Parlour {
         }
         let count = some(&mut self.world.dice, self.pending.len());
         let (mut answers, mut events) = (Vec::new(), Vec::new());
-        for Publish { ticket, event } in self.pending.drain(..count) {
+        for Publish { ticket, event, .. } in self.pending.drain(..count) {
             let text = std::str::from_utf8(event.data.bytes()).expect("text");
             let (name, number) = text.split_once(' ').expect("a name and a number");
             let from = (name.parse().expect("a name"), number.parse().expect("a number"));

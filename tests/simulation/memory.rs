@@ -56,15 +56,14 @@ fn in_fair_weather_nobody_overruns_whatever_is_published() {
 fn a_stalled_subscriber_is_cut_before_its_topic_stands_still() {
     for (seed, protocol) in [(1, Protocol::WebSocket), (2, Protocol::Sse)] {
         let mut dice = Dice::new(seed);
-        let mut config = (*config(64, OverrunPolicy::Close, &mut dice)).clone();
+        let mut config = (*config(64, SlowPolicy::Close, &mut dice)).clone();
         config.limits = Limits {
             window_events_max: 64,
             window_bytes_total_max: 4 << 20,
             shard_queue_batches_max: 4,
             ..Limits::default()
         };
-        let mut world =
-            World::with(Arc::new(config), 64, OverrunPolicy::Close, Weather::Fair, seed * 3, dice);
+        let mut world = World::with(Arc::new(config), 64, SlowPolicy::Close, Weather::Fair, seed * 3, dice);
         let mut join = |protocol| {
             let slot = world.shard.ring_mut().connect().expect("a free slot");
             let head = support::peer::request(protocol, &TOPICS, None);

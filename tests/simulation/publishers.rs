@@ -141,7 +141,7 @@ impl Room {
         let count =
             if all { self.pending.len() } else { self.dice.roll(self.pending.len() as u64 + 1) as usize };
         let mut answers = Vec::new();
-        for Publish { ticket, event } in self.pending.drain(..count) {
+        for Publish { ticket, event, .. } in self.pending.drain(..count) {
             let text = std::str::from_utf8(event.data.bytes()).expect("text");
             let (name, number) = text.split_once(' ').expect("a name and a number");
             let heard = self.heard.entry(name.parse().expect("a name")).or_default();

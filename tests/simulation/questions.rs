@@ -59,7 +59,7 @@ fn a_question_is_answered_within_a_few_turns_whatever_waits() {
 #[test]
 fn a_question_does_not_wait_for_events_that_wait() {
     let mut world = World::new(0, Weather::Fair);
-    let mut wide = (*config(64, OverrunPolicy::Close, &mut world.dice)).clone();
+    let mut wide = (*config(64, SlowPolicy::Close, &mut world.dice)).clone();
     wide.limits.shard_queue_batches_max = 16;
     (world.outbox, world.shard) =
         build(Arc::new(wide), Weather::Fair, 2, world.now, world.demand.clone(), world.memory.clone());
@@ -97,7 +97,7 @@ fn no_turn_tells_of_more_topics_than_one_answer_holds() {
     let mut world = World::new(0, Weather::Fair);
     let wide = Arc::new(Config {
         limits: Limits::default(),
-        ..(*config(64, OverrunPolicy::Close, &mut world.dice)).clone()
+        ..(*config(64, SlowPolicy::Close, &mut world.dice)).clone()
     });
     (world.outbox, world.shard) =
         build(wide, Weather::Fair, 2, world.now, world.demand.clone(), world.memory.clone());

@@ -30,13 +30,13 @@ fn least() -> Limits {
 }
 
 impl Small {
-    fn new(limits: Limits, overrun: OverrunPolicy) -> Small {
+    fn new(limits: Limits, overrun: SlowPolicy) -> Small {
         limits.check().expect("legal limits");
         let now = Stamp(1_000_000_000);
         let demand = Arc::new(Demand::default());
         let memory = Memory::new(&limits);
         let accounts = TopicTable::new(limits.topics_max, memory.clone());
-        let config = Arc::new(Config { limits, overrun, ..Config::default() });
+        let config = Arc::new(Config { limits, slow: overrun, ..Config::default() });
         let (outbox, inbox) = path(config.limits.shard_queue_batches_max).expect("eventfd");
         let ring = SimRing::new(64, Weather::Fair, 1).recording();
         let setup = ShardSetup {
@@ -131,7 +131,7 @@ impl Small {
 #[test]
 fn nobody_gets_events_of_a_topic_that_had_the_index_before() {
     let limits = Limits { send_bytes_max: 4 << 10, ..Limits::default() };
-    let mut small = Small::new(limits, OverrunPolicy::Close);
+    let mut small = Small::new(limits, SlowPolicy::Close);
     for number in 0..10 {
         assert!(small.publish("a", &format!("secret {number} {}", "x".repeat(1_000))));
     }
@@ -154,7 +154,7 @@ fn nobody_gets_events_of_a_topic_that_had_the_index_before() {
 #[test]
 fn a_full_topic_has_room_again_soon_after_its_slow_subscribers_are_cut() {
     for (subscribers, stalled, bytes) in [(24, 8, 2_400), (8, 2, 9_900)] {
-        let mut small = Small::new(least(), OverrunPolicy::Close);
+        let mut small = Small::new(least(), SlowPolicy::Close);
         let slots: Vec<Slot> = (0..subscribers).map(|_| small.join(&["a"], None)).collect();
         let data = "x".repeat(bytes);
         let mut waited = 0;
@@ -175,7 +175,7 @@ fn a_full_topic_has_room_again_soon_after_its_slow_subscribers_are_cut() {
 /// Runs that a shard remembers keep frames, and with them memory that others wait for.
 #[test]
 fn remembered_runs_hold_up_no_publisher() {
-    let mut small = Small::new(Limits { window_events_max: 4, ..least() }, OverrunPolicy::Close);
+    let mut small = Small::new(Limits { window_events_max: 4, ..least() }, SlowPolicy::Close);
     let names: Vec<String> = (0..40).map(|number| format!("t{number}")).collect();
     let all: Vec<&str> = names.iter().map(String::as_str).collect();
     let slot = small.join(&all, None);
@@ -201,7 +201,7 @@ fn remembered_runs_hold_up_no_publisher() {
 #[test]
 fn a_subscriber_that_skips_is_not_cut_for_a_full_topic() {
     let limits = Limits { window_events_max: 1_024, ..least() };
-    let mut small = Small::new(limits, OverrunPolicy::Skip);
+    let mut small = Small::new(limits, SlowPolicy::Skip);
     let slots: Vec<Slot> = (0..9).map(|_| small.join(&["a"], None)).collect();
     small.shard.ring_mut().stall(slots[0], true);
     let data = "x".repeat(9_000);
@@ -218,7 +218,7 @@ fn a_subscriber_that_skips_is_not_cut_for_a_full_topic() {
 /// Five topics whose only subscribers read now and then, and one whose subscriber reads everything.
 #[test]
 fn a_topic_that_keeps_up_is_not_refused_while_others_take_all_they_can() {
-    let mut small = Small::new(least(), OverrunPolicy::Close);
+    let mut small = Small::new(least(), SlowPolicy::Close);
     let names: Vec<String> = (0..5).map(|number| format!("slow{number}")).collect();
     let slow: Vec<Slot> = names.iter().map(|name| small.join(&[name], None)).collect();
     let healthy = small.join(&["c"], None);
@@ -258,7 +258,7 @@ fn a_topic_that_keeps_up_is_not_refused_while_others_take_all_they_can() {
 #[test]
 fn a_turn_drops_a_bounded_number_of_events() {
     let limits = Limits { window_bytes_total_max: 128 << 20, ..Limits::default() };
-    let mut small = Small::new(limits, OverrunPolicy::Close);
+    let mut small = Small::new(limits, SlowPolicy::Close);
     let slots: Vec<Slot> = (0..4).map(|_| small.join(&["a"], None)).collect();
     small.shard.ring_mut().stall(slots[0], true);
     let (mut most, mut held) = (0, 0);

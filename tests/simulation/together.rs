@@ -69,7 +69,7 @@ struct Together {
     memory: Arc<Memory>,
     limits: Limits,
     weather: Weather,
-    policy: OverrunPolicy,
+    policy: SlowPolicy,
     /// A history may be shorter than `window_events_max`.
     forgetful: bool,
     /// So little memory that slow subscribers may be cut.
@@ -109,9 +109,9 @@ impl Together {
     fn new(seed: u64) -> Together {
         let mut dice = Dice::new(seed);
         let weather = if dice.chance(1, 2) { Weather::Fair } else { Weather::Rough };
-        let policy = if dice.chance(1, 3) { OverrunPolicy::Skip } else { OverrunPolicy::Close };
+        let policy = if dice.chance(1, 3) { SlowPolicy::Skip } else { SlowPolicy::Close };
         let limits = small_limits(&mut dice);
-        let config = Arc::new(Config { overrun: policy, limits: limits.clone(), ..Config::default() });
+        let config = Arc::new(Config { slow: policy, limits: limits.clone(), ..Config::default() });
         let (demand, memory) = (Arc::<Demand>::default(), Memory::new(&limits));
         let (ends, shard_ends) = mpsc::unbounded_channel();
         let (mut outboxes, mut inboxes) = (Vec::new(), Vec::new());
@@ -506,7 +506,7 @@ async fn play(seed: u64) -> (Arc<Memory>, Tally) {
     }
     world.settle().await;
     // Subscribers that skip keep no memory.
-    if world.scarce && world.policy == OverrunPolicy::Close {
+    if world.scarce && world.policy == SlowPolicy::Close {
         world.saturate().await;
         world.cut_one().await;
     }

@@ -228,7 +228,7 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 
-/// A request head.
+/// A request head; topics with a `*` are patterns.
 pub fn request(protocol: Protocol, topics: &[&str], after: Option<&str>) -> String {
     let (path, upgrade) = match protocol {
         Protocol::Sse => ("sse", ""),
@@ -238,7 +238,8 @@ pub fn request(protocol: Protocol, topics: &[&str], after: Option<&str>) -> Stri
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
         ),
     };
-    let mut query: Vec<String> = topics.iter().map(|topic| format!("topic={topic}")).collect();
+    let named = |topic: &&str| format!("{}={topic}", if topic.contains('*') { "match" } else { "topic" });
+    let mut query: Vec<String> = topics.iter().map(named).collect();
     query.extend(after.map(|id| format!("last-event-id={id}")));
     format!("GET /{path}?{} HTTP/1.1\r\nHost: test\r\n{upgrade}\r\n", query.join("&"))
 }

@@ -14,7 +14,7 @@ fn publish(topic: &str, tag: u64) -> Publish {
         id: None,
         retry_ms: None,
     };
-    Publish { ticket: Ticket { slot: 3, number: 4, tag }, event }
+    Publish { ticket: Ticket { slot: 3, number: 4, tag }, event, key: None }
 }
 
 /// Tags and sequences of what was taken, else reasons.

@@ -221,3 +221,168 @@ fn since_and_last_tell_a_gap_only_where_less_is_here_than_was_promised() {
         assert_eq!(gaps, if gap { vec![told.to_string()] } else { vec![] }, "{query}");
     }
 }
+
+#[test]
+fn a_pattern_has_the_histories_of_its_topics_and_each_event_once() {
+    let mut bench = Bench::new();
+    bench.demand.announce(6);
+    let named = |topic: &str, sequence: u64, id: &str| {
+        let mut event = encoded_alone(topic, sequence);
+        event.event.id = Some(CustomId::new(id).expect("an id"));
+        Arc::new(event)
+    };
+    bench.publish(vec![
+        named("n/a", 1, "first"),
+        encoded("n/b", 2),
+        encoded("other", 3),
+        encoded("n/a", 4),
+        named("n/a/x", 5, "deep"),
+        encoded("n/", 6),
+    ]);
+    for (query, events) in [
+        ("match=n/*", &[][..]),
+        ("match=n/*&last=10", &[1, 2, 4, 6]),
+        ("match=n/**&last=2", &[5, 6]),
+        ("match=n/*&topic=n/a&last=1", &[4, 6]),
+        ("match=n/*&topic=n/a&match=**&topic=other&match=n/a/*&after=7-1", &[2, 3, 4, 5, 6]),
+        ("match=*/*&since=1h", &[1, 2, 4, 6]),
+        ("match=**&after=first", &[2, 3, 4, 5, 6]),
+        ("match=n/**&after=deep", &[6]),
+        ("match=none/*&after=7-0", &[]),
+    ] {
+        assert_eq!(begun(&mut bench, query), (events.to_vec(), vec![]), "{query}");
+    }
+    let (events, gaps) = begun(&mut bench, "match=n/*&after=unknown");
+    assert_eq!(events, [1, 2, 4, 6], "all that is there");
+    assert_eq!(gaps, [r#"{"gap":{"after":"unknown","reason":"unknown","topics":["n/*"]}}"#]);
+}
+
+#[test]
+fn an_event_that_comes_by_several_names_is_sent_once_also_of_topics_that_appear_later() {
+    let mut bench = Bench::new();
+    let query = "match=n/*&topic=n/a&match=**&topic=a&topic=b&topic=c";
+    let slot = bench.connect(format!("GET /sse?{query} HTTP/1.0\r\nHost: h\r\n\r\n").as_bytes());
+    let alone = bench.connect(b"GET /sse?match=n/* HTTP/1.0\r\nHost: h\r\n\r\n");
+    bench.heard(slot);
+    bench.heard(alone);
+    bench.publish(vec![encoded("n/a", 1), encoded("n/new", 2)]);
+    bench.publish(vec![encoded("z", 3), encoded("n/a", 4)]);
+    let data = |said: String| -> Vec<String> {
+        said.lines().filter_map(|line| Some(line.strip_prefix("data: ")?.to_string())).collect()
+    };
+    let said = bench.heard(slot);
+    assert_eq!(data(said), ["1", "2", "3", "4"]);
+    let said = bench.heard(alone);
+    assert_eq!(data(said), ["1", "2", "4"]);
+}
+
+/// A pattern is told to many topics in several turns, and its subscriber waits for that.
+#[test]
+fn a_new_pattern_over_many_topics_takes_several_turns_and_loses_nothing_meanwhile() {
+    use crate::config::limits::PATTERN_WORK_PER_TURN;
+    let mut bench = Bench::new();
+    let topics = 3 * PATTERN_WORK_PER_TURN as u64;
+    for sequence in 1..=topics {
+        bench.shard.state.topics.push(&encoded(&format!("t/{sequence}"), sequence));
+    }
+    bench.shard.state.sequence = topics;
+    let slot = bench.shard.ring_mut().connect().expect("a free slot");
+    let request = b"GET /sse?match=t/*&last=3 HTTP/1.0\r\nHost: h\r\n\r\n";
+    bench.shard.ring_mut().peer_sends(slot, request);
+    let mut turns = 0;
+    let mut said = String::new();
+    while said.is_empty() {
+        turns += 1;
+        assert!(turns < 40, "it comes in");
+        let (sequence, events) = (topics + turns, vec![encoded(&format!("t/{turns}"), topics + turns)]);
+        let batch = Arc::new(EncodedBatch { events: events.into() });
+        bench.outbox.try_send(Message::Batch(batch)).expect("room");
+        assert_eq!(bench.shard.turn(bench.now).expect("a turn does not fail"), crate::shard::Turn::Busy);
+        assert!(bench.shard.state.sequence >= sequence - 8);
+        said = bench.heard(slot);
+    }
+    assert!(turns > 6, "2 events and topics cost a turn's work: {turns} turns");
+    bench.turns();
+    said += &bench.heard(slot);
+    let data: Vec<u64> = said.lines().filter_map(|line| line.strip_prefix("data: ")?.parse().ok()).collect();
+    assert!(data.len() >= 3 && data[0] >= topics, "{data:?}");
+    assert!(data.is_sorted_by(|before, after| before + 1 == *after), "{data:?}");
+    assert_eq!(data.last(), Some(&(topics + turns)));
+}
+
+/// A pattern that nobody wants any more goes after some seconds, and a new one has its index.
+#[test]
+fn a_pattern_without_subscribers_is_forgotten_and_learned_again() {
+    let mut bench = Bench::new();
+    bench.publish(vec![encoded("n/a", 1)]);
+    assert_eq!(begun(&mut bench, "match=n/*&last=1").0, [1]);
+    let patterns = |bench: &Bench| {
+        let all: Vec<String> = bench
+            .shard
+            .state
+            .topics
+            .after("")
+            .filter(|topic| topic.is_pattern())
+            .map(|t| t.name.to_string())
+            .collect();
+        all
+    };
+    assert_eq!(patterns(&bench), ["n/*"]);
+    bench.now = Stamp(bench.now.0 + 1_000_000_000);
+    bench.turns();
+    assert_eq!(patterns(&bench), ["n/*"], "one that comes back finds it");
+    for _ in 0..24 {
+        bench.now = Stamp(bench.now.0 + 250_000_000);
+        bench.turns();
+    }
+    assert_eq!(patterns(&bench), Vec::<String>::new());
+    bench.publish(vec![encoded("n/b", 2)]);
+    assert_eq!(begun(&mut bench, "match=n/*&last=5").0, [1, 2]);
+}
+
+/// However far behind it is, it gets the newest event of each topic alone, and nothing is kept for it
+/// but that.
+#[test]
+fn a_subscriber_of_the_latest_holds_back_nothing_and_gets_the_newest_event_of_each_topic() {
+    let mut bench = Bench::new();
+    let request = |query: &str| format!("GET /sse?{query}&slow=latest HTTP/1.0\r\nHost: h\r\n\r\n");
+    let slots = ["topic=t/a", "match=t/*", "match=t/*&topic=t/b"].map(|query| {
+        let slot = bench.connect(request(query).as_bytes());
+        bench.heard(slot);
+        bench.shard.ring_mut().stall(slot, true);
+        slot
+    });
+    for sequence in (1..4_000).step_by(40) {
+        let topic =
+            |sequence| if sequence < 2_000 { "t/early" } else { ["t/a", "t/b"][sequence as usize % 2] };
+        let events = (sequence..sequence + 40).map(|sequence| encoded(topic(sequence), sequence));
+        bench.publish(events.collect());
+    }
+    assert_eq!(bench.shard.excess(), (0, 0), "no window keeps anything for them");
+    let data = |said: String| -> Vec<u64> {
+        said.lines().filter_map(|line| line.strip_prefix("data: ")?.parse().ok()).collect()
+    };
+    for (slot, newest) in
+        slots.into_iter().zip([&[4_000][..], &[1_999, 3_999, 4_000], &[1_999, 3_999, 4_000]])
+    {
+        bench.shard.ring_mut().stall(slot, false);
+        bench.turns();
+        let said = data(bench.heard(slot));
+        assert!(said.ends_with(newest), "{said:?}");
+        // What was under way when it stopped reading went out whole.
+        assert!(said.len() <= newest.len() + 40, "{} events", said.len());
+        assert!(said.is_sorted_by(|before, after| before < after), "{said:?}");
+    }
+    assert_eq!(bench.shard.metrics().families[Family::EventStream.index()].overruns, 0);
+    bench.publish(vec![encoded("t/a", 4_001), encoded("t/a", 4_002)]);
+    assert_eq!(data(bench.heard(slots[0])), [4_002], "of what comes at once too");
+    // Who comes back, and who asks for older ones, gets the newest of those.
+    bench.demand.announce(4_002);
+    for (query, events) in [
+        ("topic=t/a&slow=latest&last=5", &[4_002][..]),
+        ("match=t/*&slow=latest&after=7-0", &[1_999, 3_999, 4_002]),
+        ("match=t/*&slow=latest", &[]),
+    ] {
+        assert_eq!(begun(&mut bench, query).0, events, "{query}");
+    }
+}

@@ -25,8 +25,10 @@ pub struct Lap {
     pub(super) visited: usize,
     /// Visits ever.
     pub(super) visits: u64,
-    /// The lowest cursor that this round has met.
+    /// The lowest sequence after which a subscriber needs events, of those that this round has met.
     pub(super) low: u64,
+    /// The lowest cursor of theirs.
+    pub(super) true_low: u64,
     /// A cursor below is far behind: it stands in the older half of the excess, as that was when
     /// the round began.
     pub(super) far: u64,
@@ -46,6 +48,7 @@ impl Default for Lap {
             visited: 0,
             visits: 0,
             low: u64::MAX,
+            true_low: u64::MAX,
             far: 0,
             behind: 0,
             cuts: false,
@@ -59,6 +62,7 @@ impl Lap {
     pub(super) fn begin_round(&mut self) {
         self.visited = 0;
         self.low = u64::MAX;
+        self.true_low = u64::MAX;
         self.behind = 0;
     }
 

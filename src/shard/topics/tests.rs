@@ -5,7 +5,7 @@ use crate::shard::fixtures::{encoded, encoded_alone, encoded_with};
 fn topics(change: impl FnOnce(&mut Limits)) -> Topics {
     let mut limits = Limits::default();
     change(&mut limits);
-    Topics::new(&limits)
+    Topics::new(&limits, &Rules::default())
 }
 
 fn topic(name: &str) -> Topic {
@@ -15,7 +15,7 @@ fn topic(name: &str) -> Topic {
 /// The elevator meets the next subscriber, which has everything.
 fn visit(topics: &mut Topics, index: TopicIndex, done: &mut Vec<(Stamp, u32)>) -> Slot {
     let slot = topics.next_visits(index, 1)[0];
-    topics.meet(index, u64::MAX, false);
+    topics.meet(index, u64::MAX, u64::MAX, false);
     topics.advance(index, 1, done);
     slot
 }
@@ -64,7 +64,7 @@ fn many_visits_at_once_are_as_many_one_by_one() {
         }
         let ahead = many.next_visits(index, most).to_vec();
         assert!((1..=most).contains(&ahead.len()));
-        many.meet(index, u64::MAX, false);
+        many.meet(index, u64::MAX, u64::MAX, false);
         many.advance(index, ahead.len(), &mut done_many);
         let visited: Vec<Slot> = ahead.iter().map(|_| visit(&mut one, index, &mut done_one)).collect();
         assert_eq!((ahead, &done_many), (visited, &done_one));
@@ -123,7 +123,7 @@ fn what_leaves_the_history_stays_while_a_subscriber_lacks_it() {
     };
     let round = |topics: &mut Topics, cursors: [u64; 2]| {
         for cursor in cursors {
-            topics.meet(index, cursor, true);
+            topics.meet(index, cursor, cursor, true);
             topics.advance(index, 1, &mut Vec::new());
         }
     };
@@ -142,12 +142,12 @@ fn what_leaves_the_history_stays_while_a_subscriber_lacks_it() {
     topics.look_at_excess();
     assert!(topics.is_active(), "a tick sends the elevator round where there is an excess");
     // A newcomer that begins in the middle of the round holds what it may lack from there on.
-    topics.meet(index, 8, false);
+    topics.meet(index, 8, 8, false);
     topics.advance(index, 1, &mut Vec::new());
     topics.join(index, 2, Family::EventStream, 4);
     topics.push(&encoded("a", 9));
     for cursor in [8, 8, 4] {
-        topics.meet(index, cursor, false);
+        topics.meet(index, cursor, cursor, false);
         topics.advance(index, 1, &mut Vec::new());
     }
     assert_eq!(sequences(&topics), (vec![5, 6, 7, 8, 9], 5));
@@ -169,7 +169,7 @@ fn a_round_that_is_not_whole_says_nothing_of_those_it_has_not_met() {
         topics.join(index, slot, Family::EventStream, 0);
     }
     let met = |topics: &mut Topics, cursor: u64| {
-        topics.meet(index, cursor, false);
+        topics.meet(index, cursor, cursor, false);
         topics.advance(index, 1, &mut Vec::new());
     };
     topics.push(&encoded("a", 1));
@@ -192,7 +192,7 @@ fn the_slow_are_cut_where_they_are_few_and_take_up_the_topics_share() {
     let limits = Limits { window_events_max: 4, window_bytes_total_max: 400_000, ..Limits::default() };
     let memory = Memory::new(&limits);
     let account = Account::new(&memory);
-    let mut topics = Topics::new(&limits);
+    let mut topics = Topics::new(&limits, &Rules::default());
     let index = topics.intern(&topic("a"));
     for slot in 0..3 {
         topics.join(index, slot, Family::EventStream, 0);
@@ -211,7 +211,7 @@ fn the_slow_are_cut_where_they_are_few_and_take_up_the_topics_share() {
         let mut cut = false;
         for at in 0..3 {
             let (cursor, waits) = if at < 3 - slow { (head, false) } else { (0, true) };
-            cut = topics.meet(index, cursor, waits);
+            cut = topics.meet(index, cursor, cursor, waits);
             topics.advance(index, 1, &mut Vec::new());
         }
         cut
@@ -234,7 +234,7 @@ fn the_slow_are_cut_where_they_are_few_and_take_up_the_topics_share() {
     topics.leave(index, 2, Family::EventStream);
     push(&mut topics);
     for _ in 0..2 {
-        topics.meet(index, 1_000_000, false);
+        topics.meet(index, 1_000_000, 1_000_000, false);
         topics.advance(index, 1, &mut Vec::new());
     }
     assert_eq!(topics.excess(), (0, 0));
@@ -325,7 +325,7 @@ fn what_is_forgotten_early_does_not_pile_up_behind_an_old_event() {
     // Each takes the place of the one that goes for it.
     for number in 0..100 {
         push(&mut topics, 1_000 + number, Some(number));
-        let (fronts, known) = (topics.by_front.len(), topics.by_name.len());
+        let (fronts, known) = (topics.histories.fronts(), topics.by_name.len());
         assert!(fronts <= known, "{fronts} oldest events of {known} topics");
     }
     assert_eq!(topics.window_events(), 101);

@@ -34,7 +34,10 @@ fn every_command_is_read() {
         (r#"{"ref":1,"subscribe":{"topic":"a","after":""}}"#, subscribe(Start::Now, None)),
         (r#"{"ref":1,"subscribe":{"topic":"a","since_ms":30000}}"#, subscribe(Start::Since(30_000), None)),
         (r#"{"ref":1,"subscribe":{"topic":"\u0061","last":10}}"#, subscribe(Start::Last(10), None)),
-        (r#"{"ref":1,"subscribe":{"topic":"a","slow":"latest"}}"#, subscribe(Start::Now, Some(Slow::Latest))),
+        (
+            r#"{"ref":1,"subscribe":{"topic":"a","slow":"latest"}}"#,
+            subscribe(Start::Now, Some(SlowPolicy::Latest)),
+        ),
         (
             r#"{"ref":1,"subscribe":{"match":"news/**"}}"#,
             Command::Subscribe { of: Named::Match(news), start: Start::Now, slow: None },

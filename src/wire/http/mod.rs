@@ -16,7 +16,7 @@
 
 use crate::close::CloseReason;
 use crate::event::Topic;
-use crate::wire::{Family, Format, Start};
+use crate::wire::{Family, Format, SlowPolicy, Start};
 
 mod answer;
 mod body;
@@ -98,11 +98,14 @@ pub enum Head {
 pub struct Subscribe {
     /// How it wants its events.
     pub format: Format,
-    /// Distinct, in the order given: the path's first, then the query's. At least one, save where
-    /// the format takes commands.
+    /// Distinct, in the order given: the path's first, then the query's. Those with a `*` are patterns
+    /// ([`Pattern`](crate::topic_pattern::Pattern)). At least one, save where the format takes
+    /// commands.
     pub topics: Vec<Topic>,
     /// Where each of them begins.
     pub start: Start,
+    /// What happens when it falls behind, if it says so.
+    pub slow: Option<SlowPolicy>,
     /// Some exactly if the format is a WebSocket one.
     pub handshake: Option<Handshake>,
     /// It asks for an event stream by name (`Accept`), as an `EventSource` does.
@@ -231,8 +234,8 @@ fn interpret(
         return Ok(Head::StreamHead(format));
     }
     let names_event_stream = family == Family::EventStream && fields.names_event_stream();
-    let topics = wanted.topics;
-    let subscribe = Subscribe { format, topics, start, handshake, names_event_stream };
+    let (topics, slow) = (wanted.topics, wanted.slow);
+    let subscribe = Subscribe { format, topics, start, slow, handshake, names_event_stream };
     Ok(Head::Subscribe(Box::new(subscribe), head_bytes))
 }
 

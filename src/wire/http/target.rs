@@ -11,8 +11,9 @@ use super::last_event_id::LastEventId;
 use super::{RefusedRequest, refuse};
 use crate::close::CloseReason;
 use crate::event::Topic;
+use crate::topic_pattern::Pattern;
 use crate::wire::start::{SINCE_MS_MAX, parse_duration_ms};
-use crate::wire::{Family, Start};
+use crate::wire::{Family, SlowPolicy, Start};
 
 /// Names under which a query may bring the last event id: ours, and those that other servers taught
 /// their clients.
@@ -68,10 +69,12 @@ pub(super) struct Target<'a> {
 /// What a subscriber wants.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// Distinct, perhaps none.
+    /// Distinct, perhaps none. Those with a `*` are patterns.
     pub(super) topics: Vec<Topic>,
     /// From the query.
     pub(super) start: Start,
+    /// What happens when it falls behind, if the query says so.
+    pub(super) slow: Option<SlowPolicy>,
 }
 
 /// A piece of the target and the byte where it begins.
@@ -150,7 +153,7 @@ impl<'a> Target<'a> {
     /// The topics and where they begin, decoded and checked. The strongest start alone counts: an
     /// id, then `since`, then `last`; of several of a kind the first.
     pub(super) fn wanted(&self, topics_max: usize) -> Result<Wanted, RefusedRequest> {
-        let mut wanted = Wanted { topics: Vec::with_capacity(1), start: Start::Now };
+        let mut wanted = Wanted { topics: Vec::with_capacity(1), start: Start::Now, slow: None };
         let (mut after, mut since, mut last) = (None, None, None);
         if let Some(part) = self.topic {
             wanted.add_topic(part, false, topics_max)?;
@@ -163,7 +166,9 @@ impl<'a> Target<'a> {
             let value = value.unwrap_or(name.slice(name.text.len(), name.text.len()));
             match decoded(name, true).as_deref() {
                 Ok("topic") => wanted.add_topic(value, true, topics_max)?,
+                Ok("match") => wanted.add_pattern(value, topics_max)?,
                 // What it holds is the client's matter, as in the header field.
+                Ok("slow") => wanted.slow = wanted.slow.or(Some(parse_slow(value)?)),
                 Ok("since") => since = since.or(Some(parse_since(value)?)),
                 Ok("last") => last = last.or(Some(parse_last(value)?)),
                 Ok(name) if LAST_EVENT_ID_NAMES.contains(&name) && after.is_none() => {
@@ -182,7 +187,7 @@ impl<'a> Target<'a> {
     /// Refuses a subscriber of no topic.
     pub(super) fn no_topic(&self) -> RefusedRequest {
         let path = if self.route == Route::Subscribe(Family::EventStream) { "/sse" } else { "/ws" };
-        bad(format!("no topic: ask for {path}/{{topic}} or {path}?topic=..."))
+        bad(format!("no topic: ask for {path}/{{topic}}, {path}?topic=... or {path}?match=..."))
     }
 }
 
@@ -196,6 +201,23 @@ impl Wanted {
         let name = decoded(part, plus_is_space).map_err(|fault| fault.refusal("the topic"))?;
         let topic = Topic::new(&name)
             .map_err(|error| bad(format!("{error}; it begins at byte {} of the target", part.at)))?;
+        if name.contains('*') {
+            let at = part.at;
+            return Err(bad(format!(
+                "a '*' in the topic that begins at byte {at} of the target; for many topics use match: ?match=news/**"
+            )));
+        }
+        self.add(topic, topics_max)
+    }
+
+    fn add_pattern(&mut self, part: Part<'_>, topics_max: usize) -> Result<(), RefusedRequest> {
+        let text = decoded(part, true).map_err(|fault| fault.refusal("the pattern"))?;
+        let pattern = Pattern::new(&text)
+            .map_err(|error| bad(format!("{error}; it begins at byte {} of the target", part.at)))?;
+        self.add(pattern.into_name(), topics_max)
+    }
+
+    fn add(&mut self, topic: Topic, topics_max: usize) -> Result<(), RefusedRequest> {
         if self.topics.contains(&topic) {
             return Ok(());
         }
@@ -215,6 +237,14 @@ fn parse_since(value: Part<'_>) -> Result<u64, RefusedRequest> {
         let at = value.at;
         bad(format!("since is no time at byte {at} of the target; write 500ms, 30s, 5m or 1h, at most 555h"))
     })
+}
+
+/// What happens when a subscriber falls behind.
+fn parse_slow(value: Part<'_>) -> Result<SlowPolicy, RefusedRequest> {
+    value
+        .text
+        .parse()
+        .map_err(|told| bad(format!("slow is no policy at byte {} of the target; {told}", value.at)))
 }
 
 /// With how many events of each topic a subscriber begins.
@@ -344,6 +374,8 @@ mod tests {
             ("/sse?%74opic=a=b", &["a=b"]),
             ("HTTP://edge.example:80/sse/a?topic=b", &["a", "b"]),
             ("https://edge.example/sse/a", &["a"]),
+            ("/sse/a?match=b/*&topic=c", &["a", "b/*", "c"]),
+            ("/ws?match=a&topic=a&match=%2A%2A", &["a", "**"]),
             ("/sse/{\"a\"|^}?topic=`{|}", &["{\"a\"|^}", "`{|}"]),
         ] {
             let names: Vec<String> =
@@ -356,8 +388,23 @@ mod tests {
     fn what_is_wrong_is_told_with_its_place() {
         let long = format!("/sse?topic={}", "x".repeat(256));
         for (target, detail) in [
-            ("/sse", "no topic: ask for /sse/{topic} or /sse?topic=..."),
-            ("/ws?", "no topic: ask for /ws/{topic} or /ws?topic=..."),
+            ("/sse", "no topic: ask for /sse/{topic}, /sse?topic=... or /sse?match=..."),
+            ("/ws?", "no topic: ask for /ws/{topic}, /ws?topic=... or /ws?match=..."),
+            (
+                "/sse/a/*",
+                "a '*' in the topic that begins at byte 5 of the target; for many topics use match: ?match=news/**",
+            ),
+            (
+                "/ws?topic=%2A",
+                "a '*' in the topic that begins at byte 10 of the target; for many topics use match: ?match=news/**",
+            ),
+            ("/sse/a?slow=", "slow is no policy at byte 12 of the target; write close, skip or latest"),
+            ("/sse?match=", "the pattern is empty; it begins at byte 11 of the target"),
+            (
+                "/sse/a?match=**/b",
+                "** stands before the end of the pattern; it is its last segment or none; it begins at byte 13 of the target",
+            ),
+            ("/sse?match=%+1", "the pattern has a bad percent escape at byte 11 of the target"),
             ("/sse/", "the topic is empty; it begins at byte 5 of the target"),
             ("/sse/a?topic=", "the topic is empty; it begins at byte 13 of the target"),
             ("/sse/a?topic", "the topic is empty; it begins at byte 12 of the target"),

@@ -1,0 +1,112 @@
+//! `fanwave check-config`: reads a configuration file as `fanwave serve` would, without the
+//! environment and other flags, and tells what its rules say.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::Command;
+use super::sources;
+use crate::config::Config;
+use crate::config::rules::{History, Rule};
+use crate::config::units::{Age, Size, grouped};
+use crate::event::Topic;
+
+/// The flags.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Tell what holds for this topic
+    #[arg(long, value_name = "TOPIC", value_parser = topic)]
+    topic: Option<Topic>,
+}
+
+fn topic(text: &str) -> Result<Topic, String> {
+    match Topic::new(text) {
+        Ok(_) if text.contains('*') => Err("a topic has no `*`; name one topic".to_string()),
+        other => other.map_err(|error| error.to_string()),
+    }
+}
+
+/// What there is to tell, one line each. `Err` is one line that says what is wrong.
+pub fn run(options: &Options) -> Result<String, String> {
+    let mut file = OsString::from("--config=");
+    file.push(&options.file);
+    let args = ["fanwave".into(), "serve".into(), file];
+    let command = sources::parse(args, |_| None).map_err(|error| error.to_string())?;
+    let Command::Serve(flags) = command else { return Err("the file is not for this command".to_string()) };
+    let config = flags.config().map_err(|error| error.to_string())?;
+    Ok(match &options.topic {
+        Some(topic) => told_of(topic, &config),
+        None => told(&config, &options.file.display().to_string()),
+    })
+}
+
+/// All rules, and what holds without one.
+fn told(config: &Config, file: &str) -> String {
+    let rules: Vec<&Rule> = config.rules.iter().collect();
+    let mut text = format!("{file} is valid: {} rules\n", rules.len());
+    for rule in rules {
+        text += &format!("line {}: {} keeps {}\n", rule.line, rule.pattern, history(rule.history));
+    }
+    text + &format!("other topics keep {}\n", history(History::of(&config.limits)))
+}
+
+/// What a topic would get.
+fn told_of(topic: &Topic, config: &Config) -> String {
+    let (which, kept) = match config.rules.of(topic.as_str()) {
+        Some(rule) => (format!("the rule in line {}, match = \"{}\"", rule.line, rule.pattern), rule.history),
+        None => ("no rule, so the flags alone".to_string(), History::of(&config.limits)),
+    };
+    let memory = config.limits.topic_history_memory_max();
+    let publish = if config.lets_clients_publish(topic.as_str()) { "may" } else { "may not" };
+    format!(
+        "{topic}: {which}\nhistory: {}, and at most {} with their frames\nclients {publish} publish\n",
+        history(kept),
+        bytes(memory)
+    )
+}
+
+fn history(History { events, bytes: size, age_ms }: History) -> String {
+    format!("{} events, {}, {}", grouped(events as u64), bytes(size), Age(age_ms))
+}
+
+fn bytes(size: usize) -> String {
+    Size(size).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        use toml::de::DeTable;
+
+        use crate::config::Limits;
+        use crate::config::rules::{KEY, RuleText, Rules};
+        let file = DeTable::parse(text).expect("TOML");
+        let (_, value) = file.get_ref().iter().find(|(key, _)| key.get_ref() == KEY).expect("rules");
+        let texts = RuleText::read(value, text).expect("rules");
+        let limits = Limits::default();
+        Config { rules: Rules::new(&texts, &limits).expect("valid"), limits, ..Config::default() }
+    }
+
+    #[test]
+    fn a_topic_is_told_its_rule_and_what_that_gives() {
+        let config = config(
+            "[[rule]]\nmatch = \"quotes/**\"\nhistory = { events = 10, age = \"30s\" }\nclient_publish = true\n",
+        );
+        let told = |topic: &str| told_of(&Topic::new(topic).expect("legal"), &config);
+        assert_eq!(
+            told("quotes/EUR"),
+            "quotes/EUR: the rule in line 1, match = \"quotes/**\"\n\
+             history: 10 events, 8MiB, 30s, and at most 64MiB with their frames\nclients may publish\n"
+        );
+        assert_eq!(
+            told("news"),
+            "news: no rule, so the flags alone\n\
+             history: 1,024 events, 8MiB, 5m, and at most 64MiB with their frames\nclients may not publish\n"
+        );
+    }
+}
