@@ -444,7 +444,6 @@ mod tests {
                 demand: Arc::default(),
                 memory,
                 connections_max: 4,
-                admission: Default::default(),
             };
             let ring = SimRing::new(SOCKETS, Weather::Fair, 1).recording();
             Bench { shard: Shard::new(setup, ring, inbox, now), outbox, now, sequence: 0 }
