@@ -30,7 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("publishing", &["event", "wire", "config/limits", "refusal"]),
     ("config/capacity", &["config/limits"]),
     ("config/units", &["wire"]),
-    ("config", &["event", "topic_pattern", "config/limits", "config/units", "wire", "secret"]),
+    ("config", &["event", "topic_pattern", "config/limits", "config/units", "secret", "wire"]),
     ("config/flags", &["config", "config/limits", "config/units", "topic_pattern"]),
     ("log", &["clock", "config", "config/limits"]),
     ("metrics", &["event", "wire", "close", "refusal"]),

@@ -272,6 +272,12 @@ impl ServeFlags {
         &self.log
     }
 
+    /// Takes the rules of the file `source`.
+    pub(crate) fn set_rules(&mut self, rules: Vec<RuleText>, source: PathBuf) {
+        self.rules = rules;
+        self.rules_source = source;
+    }
+
     /// Sockets that were passed take the place of the addresses of their plane.
     pub fn take_over(&mut self, listen: Vec<SocketAddr>, control: Vec<ControlAddress>) {
         if !listen.is_empty() {
@@ -280,12 +286,6 @@ impl ServeFlags {
         if !control.is_empty() {
             self.control = control;
         }
-    }
-
-    /// Takes the rules of the file `source`.
-    pub(crate) fn set_rules(&mut self, rules: Vec<RuleText>, source: PathBuf) {
-        self.rules = rules;
-        self.rules_source = source;
     }
 
     /// How the lines of the log look.

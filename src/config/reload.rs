@@ -74,7 +74,7 @@ impl Config {
         to.keeps("access-log", &self.access_log, access_log);
         to.keeps("sockets", &self.sockets, sockets);
         to.keeps("slow", &self.slow, slow);
-        to.keeps("rules", &self.rules, rules);
+        to.keeps("rule", &self.rules, rules);
         self.reload_limits(&mut to, limits);
         to
     }

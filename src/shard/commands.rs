@@ -279,11 +279,12 @@ impl State {
     ) -> Result<Next, Wrong> {
         let topic = name_of(of);
         let connection = self.connections.get_mut(slot);
-        let slow = slow.unwrap_or(connection.slow);
+        let slow = slow.or(connection.slow).unwrap_or_default();
         if connection.memberships.as_slice().is_empty() {
-            connection.slow = slow;
-        } else if slow != connection.slow {
-            let detail = format!("slow is {} for all subscriptions of this connection", connection.slow);
+            connection.slow = Some(slow);
+        } else if connection.slow != Some(slow) {
+            let now = connection.slow.unwrap_or_default();
+            let detail = format!("slow is {now} for all subscriptions of this connection");
             return Err((ErrorCode::BadCommand, detail));
         }
         let connection = self.connections.get(slot);

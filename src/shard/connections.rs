@@ -56,40 +56,6 @@ pub enum Standing {
     Crowded,
 }
 
-/// What the ring was asked to end of a connection: two truths in a byte, because the entry has no
-/// room for more.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Asked(u8);
-
-impl Asked {
-    const STREAM: u8 = 1;
-    const REQUESTS: u8 = 2;
-
-    fn set(&mut self, bit: u8, to: bool) {
-        self.0 = if to { self.0 | bit } else { self.0 & !bit };
-    }
-
-    /// An end of our stream is in the ring.
-    pub fn is_ending(self) -> bool {
-        self.0 & Asked::STREAM != 0
-    }
-
-    /// Notes an end of our stream, or that it is over.
-    pub fn set_ending(&mut self, to: bool) {
-        self.set(Asked::STREAM, to);
-    }
-
-    /// What is in the ring was asked to end.
-    pub fn is_cancelled(self) -> bool {
-        self.0 & Asked::REQUESTS != 0
-    }
-
-    /// Notes that what is in the ring was asked to end, or that it may be asked again.
-    pub fn set_cancelled(&mut self, to: bool) {
-        self.set(Asked::REQUESTS, to);
-    }
-}
-
 /// A subscriber's place in one topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Membership {
@@ -338,12 +304,10 @@ pub struct Connection {
     pub queued: bool,
     /// The kernel copies its zero-copy sends: use plain ones.
     pub copies: bool,
-    /// What happens when it falls behind; meaningful from `Open` on.
-    pub slow: SlowPolicy,
+    /// What happens when it falls behind. Some exactly if it is or was a subscriber.
+    pub slow: Option<SlowPolicy>,
     /// Protocol state.
     pub session: Session,
-    /// It is or was a subscriber.
-    pub subscribed: bool,
     /// Why it ends; meaningful from `Finishing` on.
     pub reason: CloseReason,
     /// The peer has ended its stream, or the socket failed: nothing more will be received.
@@ -352,8 +316,10 @@ pub struct Connection {
     pub pinged: bool,
     /// What is known of its address.
     pub standing: Standing,
-    /// What the ring was asked to end.
-    pub asked: Asked,
+    /// An end of our stream is in the ring.
+    pub ending: bool,
+    /// What is in the ring was asked to end.
+    pub cancelled: bool,
     peer: Peer,
 }
 
@@ -383,9 +349,9 @@ impl Connection {
             copies: false,
             pinged: false,
             standing: Standing::Known,
-            asked: Asked::default(),
-            slow: SlowPolicy::Close,
-            subscribed: false,
+            ending: false,
+            cancelled: false,
+            slow: None,
             peer: peer.into(),
         }
     }
@@ -401,10 +367,16 @@ impl Connection {
         lane(self.format, self.wants_latest())
     }
 
+    /// True if it is or was a subscriber.
+    #[inline]
+    pub fn subscribed(&self) -> bool {
+        self.slow.is_some()
+    }
+
     /// True if it gets the newest events alone.
     #[inline]
     pub fn wants_latest(&self) -> bool {
-        self.slow == SlowPolicy::Latest
+        self.slow == Some(SlowPolicy::Latest)
     }
 
     /// True if a send waits or something is to go out before any news.

@@ -12,9 +12,9 @@ use super::state::State;
 use crate::close::CloseReason;
 use crate::config::limits::{ECHO_BYTES_MAX, ECHO_WAITING_BYTES_MAX};
 use crate::egress::Slot;
-use crate::wire::Format;
 use crate::wire::http::{Handshake, Manner};
 use crate::wire::websocket::{self, Decoder, Incoming};
+use crate::wire::{Format, SlowPolicy};
 
 /// What an echo remembers.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ impl State {
         }
         let connection = self.connections.get_mut(slot);
         connection.phase = Phase::Open;
-        connection.subscribed = true;
+        connection.slow = Some(SlowPolicy::Close);
         connection.format = Format::WebSocket;
         connection.session = Session::Echo(Box::default());
         let head = self.answer_in(manner);

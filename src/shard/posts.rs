@@ -443,7 +443,6 @@ mod tests {
                 epoch: Epoch(7),
                 demand: Arc::default(),
                 memory,
-                admission: Default::default(),
                 connections_max: 4,
             };
             let ring = SimRing::new(SOCKETS, Weather::Fair, 1).recording();

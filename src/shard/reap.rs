@@ -34,7 +34,7 @@ impl State {
                 self.connections.get_mut(slot).copies = true;
             }
             Completion::StreamEnded { slot } => {
-                self.connections.get_mut(slot).asked.set_ending(false);
+                self.connections.get_mut(slot).ending = false;
                 self.mark_ready(slot);
             }
             Completion::Closed { slot } => {
@@ -74,7 +74,7 @@ impl State {
         let connection = self.connections.get_mut(slot);
         let counters = &mut self.metrics.families[connection.format.family().index()];
         let taken = result.unwrap_or(0);
-        if connection.subscribed {
+        if connection.subscribed() {
             counters.sends -= u64::from(taken == 0);
             counters.bytes -= (batch.len() - taken) as u64;
         }
@@ -114,7 +114,7 @@ impl State {
         let tick = self.tick;
         let connection = self.connections.get_mut(slot);
         let counters = &mut self.metrics.families[connection.format.family().index()];
-        let subscribed = connection.subscribed;
+        let subscribed = connection.subscribed();
         counters.sends_in_flight -= u64::from(subscribed);
         connection.sending = false;
         let taken = match result {

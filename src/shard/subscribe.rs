@@ -273,9 +273,8 @@ impl State {
 
         let connection = self.connections.get_mut(slot);
         connection.phase = Phase::Open;
-        connection.subscribed = true;
         connection.format = format;
-        connection.slow = slow;
+        connection.slow = Some(slow);
         connection.memberships = memberships;
         connection.cursor = start.cursor;
         connection.session = match format.family() {

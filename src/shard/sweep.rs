@@ -153,7 +153,7 @@ impl State {
             self.visit(slot, at_hand, ring);
             return;
         }
-        if waits && connection.slow == SlowPolicy::Skip {
+        if waits && connection.slow == Some(SlowPolicy::Skip) {
             // It would rather have what is new than all that it missed: nothing beyond the history
             // is kept for it.
             from = from.max(self.topics.get(topic).window.evicted());
@@ -234,7 +234,7 @@ impl State {
     fn overrun(&mut self, slot: Slot) {
         let connection = self.connections.get(slot);
         self.metrics.families[connection.format.family().index()].overruns += 1;
-        match connection.slow {
+        match connection.slow.unwrap_or_default() {
             SlowPolicy::Close => {
                 self.hang_up(slot, CloseReason::Overrun, "too slow: events were lost, reconnect to resume");
             }
@@ -377,7 +377,7 @@ impl State {
         } else {
             connection.phase = Phase::Lingering;
             connection.since = tick;
-            connection.asked.set_ending(true);
+            connection.ending = true;
             ring.end_stream(slot);
         }
     }
@@ -385,11 +385,11 @@ impl State {
     fn attend_aborting(&mut self, slot: Slot, ring: &mut impl EgressRing) {
         let connection = self.connections.get_mut(slot);
         if connection.receiving || connection.sending {
-            if !connection.asked.is_cancelled() {
-                connection.asked.set_cancelled(true);
+            if !connection.cancelled {
+                connection.cancelled = true;
                 ring.cancel(slot);
             }
-        } else if !connection.asked.is_ending() {
+        } else if !connection.ending {
             connection.phase = Phase::Closing;
             ring.close(slot);
         }
@@ -425,7 +425,7 @@ impl State {
             // Almost every socket takes all of it, and then the ring is silent. `handle_short` puts
             // right what it is told.
             connection.handed(batch.to(), self.turn, self.tick);
-            if connection.subscribed {
+            if connection.subscribed() {
                 counters.sends += 1;
                 counters.bytes += batch.len() as u64;
             }
@@ -440,7 +440,7 @@ impl State {
             connection.handed(batch.to(), self.turn, self.tick);
             connection.sending = true;
             connection.missed = owes;
-            counters.sends_in_flight += u64::from(connection.subscribed);
+            counters.sends_in_flight += u64::from(connection.subscribed());
             self.metrics.zero_copy_sends += u64::from(mode == SendMode::ZeroCopy);
         }
     }

@@ -155,7 +155,7 @@ impl State {
                 // A cancellation finds nothing in the moment in which a request is between two
                 // waits: ask again.
                 if quiet >= ticks(CANCEL_RETRY_MS) {
-                    connection.asked.set_cancelled(false);
+                    connection.cancelled = false;
                     connection.since = self.tick;
                     self.mark_ready(slot as Slot);
                 }
@@ -225,7 +225,7 @@ impl State {
         let holds = |(topic, from)| self.topics.get(topic).is_pressed_by(from);
         self.ledger.bytes() > config.limits.pinned_bytes_max
             || self.setup.memory.is_pressed()
-            || connection.slow == SlowPolicy::Close
+            || connection.slow == Some(SlowPolicy::Close)
                 && connection.memberships.iter_from(connection.cursor).any(holds)
     }
 
@@ -288,7 +288,7 @@ impl State {
             let slot = pass.next as Slot;
             pass.next += 1;
             let connection = self.connections.get(slot);
-            if !connection.subscribed {
+            if !connection.subscribed() {
                 // What was published is answered.
                 pass.serving |= connection.phase == Phase::Serving
                     && (connection.is_owed() || self.publishers.unanswered(slot) > 0);
