@@ -443,6 +443,7 @@ mod tests {
                 epoch: Epoch(7),
                 demand: Arc::default(),
                 memory,
+                admission: Default::default(),
                 connections_max: 4,
             };
             let ring = SimRing::new(SOCKETS, Weather::Fair, 1).recording();
