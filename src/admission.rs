@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Counters of a row, 4 bytes each. With 100,000 addresses connected one in a hundred shares both of
-/// its counters with others.
+/// Counters of a row, 4 bytes each. With 100,000 addresses connected one in a hundred shares both
+/// of its counters with others.
 const COUNTERS: usize = 1 << 20;
 
 /// What a shard knows of room and limits beyond its own.

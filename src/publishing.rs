@@ -37,7 +37,8 @@ pub struct Options {
     pub idempotency_key: Option<IdempotencyKey>,
 }
 
-/// A publisher's name for one publish to a topic: 1 to 64 bytes of UTF-8 without control characters.
+/// A publisher's name for one publish to a topic: 1 to 64 bytes of UTF-8 without control
+/// characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey(Arc<str>);
 
@@ -178,9 +179,9 @@ struct LineJson<'a> {
 }
 
 /// Reads one line of NDJSON: `{"topic":"a","data":"text"}` or `{"topic":"a","base64":"…"}`, with
-/// `event`, `id`, `retry` (milliseconds) and `idempotency_key` if wanted. `data` that is an object, an array, a number
-/// or a boolean is published as its JSON text without white space between tokens; digits and the
-/// order of members stay as written.
+/// `event`, `id`, `retry` (milliseconds) and `idempotency_key` if wanted. `data` that is an object,
+/// an array, a number or a boolean is published as its JSON text without white space between
+/// tokens; digits and the order of members stay as written.
 pub fn parse_line(line: &[u8], message_bytes_max: usize) -> Result<(Event, Option<IdempotencyKey>), Refusal> {
     let line = std::str::from_utf8(line).map_err(|error| {
         let text = format!("the line is not UTF-8 at byte {}", error.valid_up_to());

@@ -231,8 +231,8 @@ pub fn run(
     }
 }
 
-/// What resolves at the first SIGTERM or SIGINT, while the second one ends the process at once; and a
-/// message for each SIGHUP.
+/// What resolves at the first SIGTERM or SIGINT, while the second one ends the process at once; and
+/// a message for each SIGHUP.
 fn signals() -> std::io::Result<(impl Future<Output = ()>, UnboundedReceiver<()>)> {
     let mut hangup = signal(SignalKind::hangup())?;
     let (asked, hangups) = tokio::sync::mpsc::unbounded_channel();
@@ -361,8 +361,8 @@ fn bind_data(config: &Config, failures: &mut Failures) -> (Vec<SocketAddr>, Vec<
     (addresses, by_shard)
 }
 
-/// Takes data plane listeners that were passed. All shards accept from the same queue: a listener of
-/// a shard's own would have to be of the same user as the one that was passed (`SO_REUSEPORT`).
+/// Takes data plane listeners that were passed. All shards accept from the same queue: a listener
+/// of a shard's own would have to be of the same user as the one that was passed (`SO_REUSEPORT`).
 fn share_passed(
     config: &Config,
     passed: Vec<(SocketAddr, OwnedFd)>,

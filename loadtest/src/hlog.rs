@@ -25,8 +25,8 @@ const MAX_DIVISOR: f64 = 1e6;
 /// Significant digits of every latency in this program.
 const DIGITS: u8 = 3;
 
-/// Writes latencies to a file: tag, length of the measurement in seconds, values. A tag with a space
-/// or a comma, which the format cannot hold, is an error.
+/// Writes latencies to a file: tag, length of the measurement in seconds, values. A tag with a
+/// space or a comma, which the format cannot hold, is an error.
 pub fn write(path: &Path, latencies: &[(String, f64, &Latency)]) -> Result<()> {
     let text = log(latencies)?;
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))

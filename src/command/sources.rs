@@ -163,9 +163,9 @@ fn config_path(command: &str, typed: &clap::ArgMatches, environment: &Settings) 
     typed.get_one::<PathBuf>("config").cloned().or_else(from_environment)
 }
 
-/// The `FANWAVE_*` variables of a command. The clients take only the server's address and token from
-/// there: a topic or an id belongs to one call. An empty variable counts as unset, as composition
-/// files write it.
+/// The `FANWAVE_*` variables of a command. The clients take only the server's address and token
+/// from there: a topic or an id belongs to one call. An empty variable counts as unset, as
+/// composition files write it.
 fn environment_settings(
     command: &str,
     flags: &clap::Command,

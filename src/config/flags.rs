@@ -109,8 +109,8 @@ pub struct ServeFlags {
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_delimiter = ',', default_value = "127.0.0.1:8081")]
     #[arg(help_heading = "Addresses")]
     control: Vec<ControlAddress>,
-    /// Which --listen addresses take the PROXY protocol, version 1 or 2: there every connection begins
-    /// with it, so nobody but the proxy may reach them
+    /// Which --listen addresses take the PROXY protocol, version 1 or 2: there every connection
+    /// begins with it, so nobody but the proxy may reach them
     #[arg(long, value_name = "IP:PORT", value_delimiter = ',', value_parser = socket_address)]
     #[arg(help_heading = "Addresses")]
     proxy_protocol: Vec<SocketAddr>,
@@ -143,8 +143,8 @@ pub struct ServeFlags {
     #[arg(long, value_name = "auto|direct|plain", value_enum, default_value = "auto")]
     #[arg(hide_possible_values = true, help_heading = "Connections")]
     sockets: Sockets,
-    /// Subscribers that are too slow: close them, to come back and resume; skip to the next event; or
-    /// always send the latest event of each topic alone
+    /// Subscribers that are too slow: close them, to come back and resume; skip to the next event;
+    /// or always send the latest event of each topic alone
     #[arg(long, alias = "overrun", value_name = "close|skip|latest", default_value = "close")]
     #[arg(help_heading = "Windows")]
     slow: SlowPolicy,
@@ -213,10 +213,11 @@ limit_flags! {
     "Connections" {
         /// Connections of one shard; 0 takes what the descriptor limit allows
         connections_per_shard_max: Count;
-        /// Connections of one address, or of one IPv6 network of 64 bits; 0 for any number, as behind a
-        /// proxy without --proxy-protocol
+        /// Connections of one address, or of one IPv6 network of 64 bits; 0 for any number, as
+        /// behind a proxy without --proxy-protocol
         connections_per_address_max: Count;
-        /// Connections that a shard accepts in a second; others wait in the kernel; 0 for any number
+        /// Connections that a shard accepts in a second; others wait in the kernel; 0 for any
+        /// number
         handshakes_per_second_max: Count;
         /// Request head
         handshake_bytes_max: Size;

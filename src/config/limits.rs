@@ -15,8 +15,8 @@ pub struct Limits {
     /// also bounds a ring's table of direct descriptors). Costs one slab entry each when used, one
     /// pointer each in the kernel's table at start.
     pub connections_per_shard_max: usize,
-    /// Connections of one address (IPv4) or network of 64 bits (IPv6), on all shards. 0 counts none,
-    /// for behind a proxy all come from one address.
+    /// Connections of one address (IPv4) or network of 64 bits (IPv6), on all shards. 0 counts
+    /// none, for behind a proxy all come from one address.
     pub connections_per_address_max: usize,
     /// Connections that one shard accepts in a second, on average; others wait in the kernel's
     /// queue. 0 accepts all.
@@ -146,12 +146,14 @@ pub const HISTORY_MS_MIN: u64 = 1_000;
 /// Patterns of one shard: each new topic is compared with all of them, some ten nanoseconds each
 /// where the first segments differ.
 pub const PATTERNS_MAX: usize = 1_024;
-/// Events in the logs of a shard's patterns, one for each pattern of an event, 32 bytes each. Beyond
-/// it patterns give up the oldest ones that no subscriber lacks, and so some of their history.
+/// Events in the logs of a shard's patterns, one for each pattern of an event, 32 bytes each.
+/// Beyond it patterns give up the oldest ones that no subscriber lacks, and so some of their
+/// history.
 pub const PATTERN_PLACES_MAX: usize = 1 << 22;
 /// What a place in a pattern's log costs: a sequence and an index in a tree.
 pub const PATTERN_PLACE_BYTES: usize = 32;
-/// Topics that a shard tells of new patterns in one turn, and events of theirs: about a millisecond.
+/// Topics that a shard tells of new patterns in one turn, and events of theirs: about a
+/// millisecond.
 pub const PATTERN_WORK_PER_TURN: usize = 4_096;
 /// Ticks for which a pattern stays without a subscriber, so that one that comes back finds it: some
 /// seconds.
@@ -214,8 +216,8 @@ impl Limits {
         (2 * self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX).min(FRAME_BYTES_POSSIBLE)
     }
 
-    /// The most memory that one event may take: itself, and its frame in each format that every event
-    /// keeps. It keeps a rare one only within this.
+    /// The most memory that one event may take: itself, and its frame in each format that every
+    /// event keeps. It keeps a rare one only within this.
     pub fn event_memory_max(&self) -> usize {
         self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX + Format::KEPT * self.frame_bytes_max()
     }
@@ -339,8 +341,8 @@ pub const SOCKETS_FREE_SHARE: usize = 8;
 /// Milliseconds for a request head while room is short, and for the head of a connection that is
 /// refused for its address in any case.
 pub const HANDSHAKE_MS_SHORT: u64 = 2_000;
-/// Subscribers that a draining shard hangs up on in a millisecond at least, so that a few are gone at
-/// once. 100,000 that come back together take seconds of CPU elsewhere.
+/// Subscribers that a draining shard hangs up on in a millisecond at least, so that a few are gone
+/// at once. 100,000 that come back together take seconds of CPU elsewhere.
 pub const HANG_UPS_PER_MS: u64 = 4;
 /// Sockets of a shard beyond its subscribers, so that a client too many still gets an answer.
 pub const SOCKETS_SPARE: usize = 256;

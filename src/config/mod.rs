@@ -197,8 +197,8 @@ impl Config {
         by_rule.unwrap_or_else(|| self.client_publish.iter().any(|pattern| pattern.matches(topic)))
     }
 
-    /// What happens to subscribers of a topic or pattern that say nothing of it: what its rule says,
-    /// else the flag. Of a pattern's rules the strictest counts.
+    /// What happens to subscribers of a topic or pattern that say nothing of it: what its rule
+    /// says, else the flag. Of a pattern's rules the strictest counts.
     pub fn slow_of(&self, name: &str) -> SlowPolicy {
         let by_rule = |rule: Option<&rules::Rule>| rule.and_then(|rule| rule.slow).unwrap_or(self.slow);
         match Pattern::new(name) {

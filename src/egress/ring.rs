@@ -170,8 +170,8 @@ pub trait EgressRing {
     /// Time has passed: accepts that failed for want of resources may be asked again.
     fn retry_accepts(&mut self);
 
-    /// So many more connections may be accepted, at most `most` with those that were not; the others
-    /// wait in the kernel. Without a word all are.
+    /// So many more connections may be accepted, at most `most` with those that were not; the
+    /// others wait in the kernel. Without a word all are.
     fn allow_accepts(&mut self, more: usize, most: usize);
 
     /// Tells `handle` all completions that are there now; returns how many.

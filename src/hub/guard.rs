@@ -5,7 +5,7 @@
 //! requests here (`Origin` tells), and one whose name was made to lead here can read the answers
 //! too (`Host` tells). Neither may publish or read. A Unix socket is out of any page's reach, and
 //! `GET /healthz` tells nobody anything. With a token configured every request brings it, but those
-//! of these two kinds: whoever may open the socket's file is let in.
+//! of these two kinds: a client that may open the socket's file is let in.
 
 use std::sync::Arc;
 
@@ -60,8 +60,8 @@ impl Guard {
         response
     }
 
-    /// Refuses what a foreign page wants, and whoever brings no token where one is needed. Gives the
-    /// origin of a page that the operator has named.
+    /// Refuses what a foreign page wants, and a request without a token where one is needed. Gives
+    /// the origin of a page that the operator has named.
     fn check_caller(
         &self,
         config: &Config,

@@ -667,7 +667,7 @@ mod tests {
         }
     }
 
-    /// So the least memory that a server needs is the same, whoever reads what.
+    /// So the least memory that a server needs is the same, whatever format is read.
     #[test]
     fn an_event_that_would_be_too_heavy_with_its_json_keeps_none() {
         let limits = Limits { message_bytes_max: 10_000, ..Limits::default() };

@@ -12,8 +12,8 @@
 //!
 //! Reading order: `intake` (events to batches), `control` (who asks), `stream` (NDJSON), `uplink`
 //! (what clients publish), `guard` (who may), `head` (what is no request), `listen` and `seats`
-//! (connections), `reload` (another configuration). Not here: signals, binding of addresses, threads
-//! (`serve`).
+//! (connections), `reload` (another configuration). Not here: signals, binding of addresses,
+//! threads (`serve`).
 
 use std::collections::BTreeSet;
 use std::error::Error;

@@ -44,7 +44,8 @@ impl Names {
         self.by_name.len()
     }
 
-    /// The indexes of the names greater than `after` that begin with `prefix`, in the order of names.
+    /// The indexes of the names greater than `after` that begin with `prefix`, in the order of
+    /// names.
     pub fn from<'a>(&'a self, after: &'a str, prefix: &'a str) -> impl Iterator<Item = TopicIndex> + 'a {
         let begin = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
         let names = self.in_order.range::<str, _>((begin, Bound::Unbounded));

@@ -141,8 +141,8 @@ impl State {
         self.sequence < self.setup.demand.newest() && self.named_by(&Memberships::from(members), id).is_none()
     }
 
-    /// True if some of these are patterns that not all topics know yet, and a subscriber of them may
-    /// come in.
+    /// True if some of these are patterns that not all topics know yet, and a subscriber of them
+    /// may come in.
     fn must_learn(&self, slot: Slot, topics: &[Topic]) -> bool {
         !self.topics.know(topics) && self.why_no_subscriber(slot, topics).is_none()
     }

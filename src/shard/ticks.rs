@@ -198,8 +198,8 @@ impl State {
         }
     }
 
-    /// Looks whether a client that publishes has been quiet for too long. One whose publishes are on
-    /// their way waits for us.
+    /// Looks whether a client that publishes has been quiet for too long. One whose publishes are
+    /// on their way waits for us.
     fn check_serving(&mut self, slot: Slot, quiet: u32) {
         let Session::Posts(posts) = &self.connections.get(slot).session else { return };
         let idle_ms_max = if self.is_short_of_sockets() { POST_SILENCE_MS_MIN } else { POST_IDLE_MS_MAX };

@@ -153,8 +153,8 @@ impl Window {
         if index == self.excess { self.evicted } else { self.events[index - 1].sequence }
     }
 
-    /// Drops the excess up to `sequence`, `most` events at most, each told to `dropped`. Returns how many events that were,
-    /// and their memory.
+    /// Drops the excess up to `sequence`, `most` events at most, each told to `dropped`. Returns
+    /// how many events that were, and their memory.
     pub fn drop_excess(
         &mut self,
         sequence: u64,

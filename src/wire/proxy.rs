@@ -1,7 +1,7 @@
 //! What a proxy says of its client before the client's own bytes: the PROXY protocol, versions 1
 //! and 2 (HAProxy, `doc/proxy-protocol.txt`).
 //!
-//! Whoever may send this header may call itself as it likes. So it is read only where the operator
+//! A sender of this header may call itself as it likes. So it is read only where the operator
 //! expects it, and there every connection begins with it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

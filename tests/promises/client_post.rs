@@ -1,11 +1,12 @@
-//! Claim: `POST /topics/{topic}` on the data plane publishes where `--client-publish` lets it, and is
-//! answered like that of the control plane.
+//! Claim: `POST /topics/{topic}` on the data plane publishes where `--client-publish` lets it, and
+//! is answered like that of the control plane.
 //!
-//! Set-up: requests written by hand on bare sockets: one after the other, many ahead, in chunks, cut
-//! byte by byte, with `Expect: 100-continue`, and wrong in every way; subscribers on other shards.
+//! Set-up: requests written by hand on bare sockets: one after the other, many ahead, in chunks,
+//! cut byte by byte, with `Expect: 100-continue`, and wrong in every way; subscribers on other
+//! shards.
 //!
-//! Expectation: each request has one answer, in its order; what was taken comes to every subscriber;
-//! a refusal says why in one line of JSON, and touches no other connection.
+//! Expectation: each request has one answer, in its order; what was taken comes to every
+//! subscriber; a refusal says why in one line of JSON, and touches no other connection.
 
 use std::net::SocketAddr;
 
@@ -303,7 +304,8 @@ async fn pages_ask_first_and_are_told_what_they_may() {
     assert_eq!((answer.status, answer.header("vary")), (200, Some("Origin")));
 }
 
-/// A client that reads no answers is read no further: what it goes on to say stays in its own socket.
+/// A client that reads no answers is read no further: what it goes on to say stays in its own
+/// socket.
 #[tokio::test]
 async fn a_client_that_reads_no_answers_is_held_back_and_loses_none() {
     const REQUESTS: usize = 20_000;

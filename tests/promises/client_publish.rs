@@ -149,8 +149,8 @@ fn long_text(payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A client that says more than the hub hears is not received from for a while. What was taken comes
-/// to everybody, in its order; what was not is counted.
+/// A client that says more than the hub hears is not received from for a while. What was taken
+/// comes to everybody, in its order; what was not is counted.
 #[tokio::test]
 async fn a_flood_is_held_back_and_nothing_that_was_taken_is_lost() {
     const MESSAGES: u64 = 50_000;

@@ -97,7 +97,7 @@ async fn with_a_token_only_who_brings_it_is_answered() {
     for text in [stats.body, help.body] {
         assert!(!text.contains(TOKEN));
     }
-    // Whoever may open the socket's file needs none.
+    // A client that may open the socket's file needs none.
     let unix = client(reqwest::Client::builder().unix_socket(scratch.path("control.sock").as_path()));
     assert_eq!(answer(unix.get("http://localhost/stats")).await.status, 200);
 }

@@ -4,9 +4,10 @@
 //! Set-up: servers with two shards and `--client-publish`, clients that offer the subprotocol and
 //! write commands as text messages, event streams beside them.
 //!
-//! Expectation: each command is answered once and in order; events of a topic come after the `ok` of
-//! its subscription and not after that of its end, in order and without a gap; what a client
-//! publishes comes to all, to the sender too; what is wrong is told with its code, and ends nothing.
+//! Expectation: each command is answered once and in order; events of a topic come after the `ok`
+//! of its subscription and not after that of its end, in order and without a gap; what a client
+//! publishes comes to all, to the sender too; what is wrong is told with its code, and ends
+//! nothing.
 
 use serde_json::{Value, json};
 

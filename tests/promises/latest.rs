@@ -5,8 +5,8 @@
 //! sockets take; they say so themselves, or a rule of the configuration file does. Beside them the
 //! topic has no other subscriber.
 //!
-//! Expectation: all events are taken; then each subscriber reads some of them in order, the last one
-//! at the end, without a gap notice.
+//! Expectation: all events are taken; then each subscriber reads some of them in order, the last
+//! one at the end, without a gap notice.
 
 use crate::support::peer::request;
 use crate::support::{Protocol, Said, Server, Subscriber};

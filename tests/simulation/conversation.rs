@@ -7,8 +7,9 @@
 //! ask, and say nonsense, one by one and in bursts; they stop reading, end their side, reset, and
 //! others take their slots. The test plays the hub: it takes and answers late or at once.
 //!
-//! Expectation: checked per client from its own bytes, see [`Client::hear`]. At the end every client
-//! that stayed has the newest event of each of its topics, and an answer to each of its commands.
+//! Expectation: checked per client from its own bytes, see [`Client::hear`]. At the end every
+//! client that stayed has the newest event of each of its topics, and an answer to each of its
+//! commands.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -1,10 +1,10 @@
-//! Promise: whatever sockets, clients and the hub do, each publish of a client comes to the hub once
-//! and in order, and its answer meets nobody else.
+//! Promise: whatever sockets, clients and the hub do, each publish of a client comes to the hub
+//! once and in order, and its answer meets nobody else.
 //!
-//! Set-up: one shard on the simulated ring. Clients publish as raw WebSockets and by POST, in bursts
-//! larger than what may be unanswered; they reset, end their side, and others take their slots. The
-//! test plays the hub: it takes publishes late or at once, takes or refuses them, and answers in
-//! parts. A failing seed is printed.
+//! Set-up: one shard on the simulated ring. Clients publish as raw WebSockets and by POST, in
+//! bursts larger than what may be unanswered; they reset, end their side, and others take their
+//! slots. The test plays the hub: it takes publishes late or at once, takes or refuses them, and
+//! answers in parts. A failing seed is printed.
 //!
 //! Expectation: the hub hears each client's numbers in their order, without one left out; each POST
 //! is answered once, by the word on its own event; at the end nothing that a client sent is unread.

@@ -1,8 +1,8 @@
 //! What histories hold under rules, against a model that recomputes them from the log.
 //!
 //! Two shards get the same events under rules made by dice. One of them has subscribers that do not
-//! read, so that it keeps more than it promises. Whoever comes then asks for the last events of a
-//! topic, or for those of a time, and gets on both shards what the model says.
+//! read, so that it keeps more than it promises. A client that comes then asks for the last events
+//! of a topic, or for those of a time, and gets on both shards what the model says.
 
 use fanwave::config::Rules;
 use fanwave::config::rules::{History, KEY, RuleText};

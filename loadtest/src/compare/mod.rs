@@ -3,8 +3,9 @@
 //!
 //! For one protocol all servers run at once on one CPU, each with subscribers of its own, and take
 //! turns: floor, fanwave, nchan, NATS, floor, … While one is measured the others are idle, which is
-//! checked. So a drift of the machine falls on all, and only ratios of one round count. `prove::cells`
-//! measures CPU, [`memory`] idle connections, [`show`] and [`picture`] tell the outcome.
+//! checked. So a drift of the machine falls on all, and only ratios of one round count.
+//! `prove::cells` measures CPU, [`memory`] idle connections, [`show`] and [`picture`] tell the
+//! outcome.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What whoever reads an answer must know of the model behind it, in words.
+//! What the reader of an answer must know of the model behind it, in words.
 //!
 //! An answer carries its caveats, so that the terminal, the page and the JSON cannot leave them
 //! out. What lies outside of the measured range is told elsewhere (`Answer::extrapolates`).

@@ -140,8 +140,8 @@ fn ratio(legs: &[f64], bare: &[f64]) -> Spread {
     Spread::of(legs.iter().zip(bare).map(|(leg, bare)| leg / bare))
 }
 
-/// Bursts for `time` and their CPU microseconds per delivery at the receiver; every delivery is checked as the receiver's
-/// kind can.
+/// Bursts for `time` and their CPU microseconds per delivery at the receiver; every delivery is
+/// checked as the receiver's kind can.
 fn leg(floor: &mut Floor, kind: Kind, shape: Shape, time: Duration) -> Result<f64> {
     floor.shape_stamped(shape)?;
     let connections = floor.fleet().connections() as u64;

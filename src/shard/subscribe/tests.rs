@@ -340,8 +340,8 @@ fn a_pattern_without_subscribers_is_forgotten_and_learned_again() {
     assert_eq!(begun(&mut bench, "match=n/*&last=5").0, [1, 2]);
 }
 
-/// However far behind it is, it gets the newest event of each topic alone, and nothing is kept for it
-/// but that.
+/// However far behind it is, it gets the newest event of each topic alone, and nothing is kept for
+/// it but that.
 #[test]
 fn a_subscriber_of_the_latest_holds_back_nothing_and_gets_the_newest_event_of_each_topic() {
     let mut bench = Bench::new();

@@ -1,9 +1,9 @@
 //! What each topic's history holds: bounds by rule, and what leaves it when.
 //!
 //! Invariants worth naming:
-//! - A history has the newest events of its topic within the bounds of its rule in number, bytes and
-//!   age, within the memory of one topic's history, and of all histories together. It depends on
-//!   what was pushed alone (and on age), so all shards have the same.
+//! - A history has the newest events of its topic within the bounds of its rule in number, bytes
+//!   and age, within the memory of one topic's history, and of all histories together. It depends
+//!   on what was pushed alone (and on age), so all shards have the same.
 //! - `fronts` has the oldest event of each history, one queue per rule. The topics of a rule have
 //!   one age, so its queue tells which of their events expires next; the oldest event of all is the
 //!   oldest of the queues' first ones.

@@ -6,9 +6,9 @@
 //! is the union of those.
 //!
 //! Invariants worth naming:
-//! - A topic knows its patterns (`TopicState::patterns`) from when it appears. A new pattern is told
-//!   to the topics that are there, and fills its log, in bounded steps. Nobody subscribes to it
-//!   before it is known to all of them.
+//! - A topic knows its patterns (`TopicState::patterns`) from when it appears. A new pattern is
+//!   told to the topics that are there, and fills its log, in bounded steps. Nobody subscribes to
+//!   it before it is known to all of them.
 //! - An event that is in the window of a topic, and that was its history when the pattern became
 //!   known or came later, is in the log of each of its patterns. It goes from there when it is
 //!   dropped, or as one too many.
@@ -118,8 +118,8 @@ impl TopicState {
     }
 }
 
-/// For everybody who looks for events: those of a topic are in its window, those of a pattern in the
-/// windows of its topics. A place is an index there and a sequence here; both rise.
+/// For everybody who looks for events: those of a topic are in its window, those of a pattern in
+/// the windows of its topics. A place is an index there and a sequence here; both rise.
 impl Topics {
     /// A topic and its patterns, whatever has its index by now.
     pub fn with_patterns(&self, index: TopicIndex) -> impl Iterator<Item = TopicIndex> {
@@ -245,8 +245,8 @@ impl Topics {
         self.patterns.len() + more <= PATTERNS_MAX
     }
 
-    /// True once every pattern among these names may be subscribed to, and no name is a pattern that
-    /// is not here.
+    /// True once every pattern among these names may be subscribed to, and no name is a pattern
+    /// that is not here.
     pub fn know(&self, names: &[Topic]) -> bool {
         names.iter().filter(|name| name.as_str().contains('*')).all(|name| {
             let log = self.find(name).and_then(|index| self.get(index).log.as_ref());

@@ -146,8 +146,8 @@ impl<'a> Answer<'a> {
         head.into_bytes()
     }
 
-    /// To a publish: `body` is a line of JSON, and `field` one more header line or nothing. Appended
-    /// to the answers before it.
+    /// To a publish: `body` is a line of JSON, and `field` one more header line or nothing.
+    /// Appended to the answers before it.
     pub fn publish(self, out: &mut String, status: u16, keep: Keep, field: &str, body: &str) {
         self.push_status_line(out, status);
         out.push_str(field);

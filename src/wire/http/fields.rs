@@ -119,8 +119,8 @@ impl<'b> Fields<'_, 'b> {
         Ok(())
     }
 
-    /// How long the body is that a request announces (RFC 9112 §6.3). A request that could be read in
-    /// two ways is refused.
+    /// How long the body is that a request announces (RFC 9112 §6.3). A request that could be read
+    /// in two ways is refused.
     pub(super) fn body_length(&self, http_1_0: bool) -> Result<BodyLength, RefusedRequest> {
         let length = self.one("Content-Length")?;
         let mut codings = self.members("Transfer-Encoding");

@@ -98,9 +98,9 @@ pub enum Head {
 pub struct Subscribe {
     /// How it wants its events.
     pub format: Format,
-    /// Distinct, in the order given: the path's first, then the query's. Those with a `*` are patterns
-    /// ([`Pattern`](crate::topic_pattern::Pattern)). At least one, save where the format takes
-    /// commands.
+    /// Distinct, in the order given: the path's first, then the query's. Those with a `*` are
+    /// patterns ([`Pattern`](crate::topic_pattern::Pattern)). At least one, save where the format
+    /// takes commands.
     pub topics: Vec<Topic>,
     /// Where each of them begins.
     pub start: Start,
