@@ -20,6 +20,9 @@ fn refused_start(flags: &[&str]) -> String {
     let output = Command::new("timeout")
         .args(["60", env!("CARGO_BIN_EXE_fanwave"), "--listen", "127.0.0.1:0", "--shards", "1"])
         .args(flags)
+        // The one line is the refusal: no setting of the test run's own is told of beside it.
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .stdin(Stdio::null())
         .output()
         .expect("the program runs");

@@ -8,8 +8,8 @@
 //! the event that was published meanwhile, once, and no gap. WebSockets agree on the subprotocol,
 //! on text and binary, on pings and on the close.
 //!
-//! `tests/run` installs the clients, and says where in `FANWAVE_INTEROP_NODE` and
-//! `FANWAVE_INTEROP_PYTHON`.
+//! `tests/run` installs the clients, and says where in `INTEROP_NODE` and
+//! `INTEROP_PYTHON`.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -79,7 +79,7 @@ fn place(variable: &str) -> String {
 }
 
 fn python() -> String {
-    format!("{}/bin/python", place("FANWAVE_INTEROP_PYTHON"))
+    format!("{}/bin/python", place("INTEROP_PYTHON"))
 }
 
 /// Passes connections on to a server, and cuts all that there are when it is told to.
@@ -162,7 +162,7 @@ async fn speaks_websocket(start: impl FnOnce(&str) -> Client) {
 }
 
 async fn node_reads_an_event_stream(name: &str) {
-    let place = place("FANWAVE_INTEROP_NODE");
+    let place = place("INTEROP_NODE");
     reads_an_event_stream(|url| Client::start("node", &["sse.mjs", &place, name, url])).await;
 }
 
@@ -177,7 +177,7 @@ async fn python_speaks_websocket(name: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs node with npm's clients"]
 async fn interop_node_ws() {
-    let place = place("FANWAVE_INTEROP_NODE");
+    let place = place("INTEROP_NODE");
     speaks_websocket(|url| Client::start("node", &["ws.mjs", &place, url])).await;
 }
 
