@@ -338,9 +338,11 @@ impl Crowd {
         let Split { splitter, audit, since_ns, .. } = &mut **split;
         let (tally, witness, scout) = (&mut self.tally, &mut self.witness, member.scout);
         let late = late(self.setup.behaviour);
+        let after_event = self.after_event;
         let fed = splitter.feed(bytes, |event| {
             if scout {
-                tally.scouted(topic, before + event.at as u64);
+                // With what follows it: otherwise those ahead would make up for those that lack it.
+                tally.scouted(topic, before + event.at as u64 + after_event);
             }
             if raw {
                 return;

@@ -33,19 +33,11 @@ impl Crowd {
         }
     }
 
-    /// Bytes of the whole events of `topic`, as its first connection has them.
-    fn scouted_bytes(&self, topic: u32) -> u64 {
-        match self.tally.scout(topic).1 {
-            0 => 0,
-            end => end + self.after_event,
-        }
-    }
-
     /// The counters since zero, `last` being the number of the last event published.
     pub fn report(&self, last: u64) -> Totals {
         let (mut findings, mut tail, mut uneven) = (Findings::default(), 0, 0);
         for member in &self.members {
-            uneven += usize::from(member.bytes != self.scouted_bytes(member.topic));
+            uneven += usize::from(member.bytes != self.tally.scout(member.topic).1);
             // Raw frames carry no stamps.
             let Some(split) = member.split.as_ref().filter(|_| self.setup.protocol != Protocol::Raw) else {
                 continue;
@@ -72,7 +64,7 @@ impl Crowd {
             bytes_max: bytes().max().unwrap_or(0),
             same_bytes: self.same_bytes,
             uneven,
-            scout_bytes: self.members.first().map_or(0, |member| self.scouted_bytes(member.topic)),
+            scout_bytes: scout.1,
             scout_events: scout.0,
             deliveries: self.tally.deliveries(),
             findings,

@@ -23,14 +23,18 @@ struct Scene {
 
 impl Scene {
     fn new(behaviour: Behaviour) -> Scene {
+        Scene::of(CrowdSetup { dialect: Dialect::Plain, audit: true, behaviour, ..Scene::setup() })
+    }
+
+    /// Steady subscribers of a server that is still to be bound.
+    fn setup() -> CrowdSetup {
+        CrowdSetup::steady(([127, 0, 0, 1], 0).into(), Protocol::Sse, "/x".into())
+    }
+
+    fn of(setup: CrowdSetup) -> Scene {
         let server = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let (orders, obeyed) = UnixStream::pair().expect("sockets");
-        let crowd = Crowd::new(CrowdSetup {
-            dialect: Dialect::Plain,
-            audit: true,
-            behaviour,
-            ..CrowdSetup::steady(server.local_addr().expect("bound"), Protocol::Sse, "/x".into())
-        });
+        let crowd = Crowd::new(CrowdSetup { target: server.local_addr().expect("bound"), ..setup });
         Scene {
             crowd,
             wires: Wires::obeying(obeyed).expect("a ring"),
@@ -69,6 +73,21 @@ impl Scene {
         let start = Instant::now();
         let Scene { crowd, wires, .. } = self;
         while crowd.tally.deliveries() < deliveries {
+            assert!(start.elapsed() < Duration::from_secs(10), "nothing arrives");
+            wires.wait(Some(Duration::from_millis(10))).expect("waits");
+            wires.ring.reap(&mut |completion| {
+                if let Completion::Received { slot, bytes } = completion {
+                    crowd.received(slot, bytes);
+                }
+            });
+        }
+    }
+
+    /// Takes what the ring receives until there were so many bytes.
+    fn receive_until(&mut self, bytes: u64) {
+        let start = Instant::now();
+        let Scene { crowd, wires, .. } = self;
+        while crowd.tally.bytes() < bytes {
             assert!(start.elapsed() < Duration::from_secs(10), "nothing arrives");
             wires.wait(Some(Duration::from_millis(10))).expect("waits");
             wires.ring.reap(&mut |completion| {
@@ -151,4 +170,30 @@ fn a_handshake_that_never_ends_is_found_although_others_end() {
     scene.turn_until(|crowd| crowd.open == 1);
     let error = scene.crowd.look_for_stuck(late).expect_err("one is stuck").to_string();
     assert!(error.contains("1 handshakes did not end") && error.contains("1 of 2"), "{error}");
+}
+
+/// Of several subscribers those that are ahead by the end of a chunk do not make up for one that
+/// lacks the event.
+#[test]
+fn an_event_in_chunks_is_complete_when_each_connection_has_it_and_the_end_of_its_chunk() {
+    let mut scene = Scene::of(CrowdSetup { dialect: Dialect::Fanwave, audit: false, ..Scene::setup() });
+    const MEMBERS: usize = 60;
+    let event = b"10\r\ndata: 12345678\n\n\r\n";
+    let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for open in 1..=MEMBERS {
+        scene.crowd.add(1, None);
+        let mut socket = scene.accept();
+        socket.write_all(head).expect("room in the socket");
+        scene.turn_until(|crowd| crowd.open == open as u64);
+        scene.sockets.push(socket);
+    }
+    scene.crowd.zero(1, 0);
+    for socket in &mut scene.sockets[..MEMBERS - 1] {
+        socket.write_all(event).expect("room in the socket");
+    }
+    scene.receive_until(((MEMBERS - 1) * event.len()) as u64);
+    assert_eq!(scene.crowd.tally.progress(), None, "one connection lacks the event");
+    scene.sockets[MEMBERS - 1].write_all(event).expect("room in the socket");
+    scene.receive_until((MEMBERS * event.len()) as u64);
+    assert_eq!(scene.crowd.tally.progress(), Some(1));
 }
