@@ -1,20 +1,26 @@
 //! Monotonic time as one integer, the time of day, and the date for the answers of HTTP.
 //!
-//! Stamps cross threads inside events, so all threads count from the same origin. Sans-IO code
-//! takes a [`Stamp`], a time or a date as an argument and never asks the clock itself.
+//! Stamps cross threads inside events, and processes in a hand-over, so all of them count from the
+//! same origin: the boot of the machine. Sans-IO code takes a [`Stamp`], a time or a date as an argument and never asks the clock itself.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Nanoseconds of monotonic time since the process first asked.
+/// Nanoseconds of monotonic time since the machine was booted (`CLOCK_MONOTONIC`,
+/// clock_gettime(2)).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Stamp(pub u64);
 
 impl Stamp {
     /// Now, by the monotonic clock.
     pub fn now() -> Stamp {
-        static ORIGIN: OnceLock<Instant> = OnceLock::new();
-        Stamp(ORIGIN.get_or_init(Instant::now).elapsed().as_nanos() as u64)
+        // Instants are of this clock, and do not tell their numbers.
+        static ORIGIN: OnceLock<(Instant, u64)> = OnceLock::new();
+        let (origin, since_boot) = ORIGIN.get_or_init(|| {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+            (Instant::now(), now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+        });
+        Stamp(since_boot + origin.elapsed().as_nanos() as u64)
     }
 
     /// Nanoseconds from `earlier` to here; 0 if `earlier` is later.

@@ -33,6 +33,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["event", "topic_pattern", "config/limits", "config/units", "secret", "wire"]),
     ("config/flags", &["config", "config/limits", "config/units", "topic_pattern"]),
     ("log", &["clock", "config", "config/limits"]),
+    ("handover", &["event", "clock", "config", "config/limits", "publishing"]),
     ("metrics", &["event", "wire", "close", "refusal"]),
     ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics", "refusal", "publishing"]),
     // The kernel's view of a batch, which the batch keeps. It is in `uring` because it is unsafe.

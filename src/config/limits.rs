@@ -567,6 +567,12 @@ pub const TOPIC_RETRY_MS: u64 = 10;
 /// Milliseconds until a full shard queue is tried again. The timer's resolution; a full queue holds
 /// far more work.
 pub const STALL_RETRY_MS: u64 = 1;
+/// Bytes of one word of a hand-over; a server with a thousand addresses tells them in it.
+pub const HAND_OVER_PACKET_BYTES_MAX: usize = 128 << 10;
+/// Descriptors that one word of a hand-over takes along, below the kernel's 253 (`SCM_MAX_FD`).
+pub const HAND_OVER_DESCRIPTORS_MAX: usize = 128;
+/// Processes that wait to speak to the one whose place they want.
+pub const HAND_OVER_BACKLOG: i32 = 8;
 /// Milliseconds beyond `drain_ms_max` that the shards have to say that they are done, and again to
 /// end once they are told to.
 pub const DRAIN_GRACE_MS: u64 = 2_000;
