@@ -30,12 +30,14 @@ use crate::wire::Format;
 use crate::wire::format::{Frame, Given};
 
 mod account;
+mod past;
 mod presence;
 mod question;
 mod sleep;
 mod uplink;
 
 pub use account::{Account, Crowd, Memory};
+pub use past::{Cut, Doors, HistorySlice, Past, PastTopic};
 pub use presence::{Answerer, Asker, Crowds};
 pub use question::{Question, TopicQuery};
 use sleep::Sleep;
@@ -169,6 +171,11 @@ impl Encoded {
         !format.is_rare() || self.keeps.has(format)
     }
 
+    /// When it was taken in, in milliseconds since 1970.
+    pub fn unix_ms(&self) -> u64 {
+        self.unix_ms
+    }
+
     /// The process that gave the sequence.
     pub fn epoch(&self) -> Epoch {
         self.epoch
@@ -247,6 +254,10 @@ pub enum Message {
     Drain(Drain),
     /// The configuration from now on.
     Reload(Arc<Config>),
+    /// Begin with what a former process had, and say so. Nobody was let in yet.
+    Restore(Arc<Past>, oneshot::Sender<()>),
+    /// Let clients in or not, and say when that is so.
+    Doors(Doors, oneshot::Sender<()>),
     /// End now: every shard is done, or out of time.
     End,
 }

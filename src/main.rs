@@ -58,7 +58,20 @@ fn serve_with(mut flags: ServeFlags) -> Outcome {
         tracing::warn!("{line}");
     }
     let passed = Passed::from_environment().map_err(|line| (USAGE, line))?;
-    let (listen, control) = (passed.data_addresses(), passed.control_addresses());
+    let (mut listen, mut control) = (passed.data_addresses(), passed.control_addresses());
+    let predecessor = match flags.upgrade() {
+        None => None,
+        Some(_) if !listen.is_empty() || !control.is_empty() => {
+            let line = "with --upgrade the listeners are those of the process that runs; pass it no sockets";
+            return Err((USAGE, line.to_string()));
+        }
+        Some((socket, address)) => {
+            let met =
+                serve::Predecessor::meet(socket, address).map_err(|error| (FAILURE, error.to_string()))?;
+            (listen, control) = met.passed();
+            Some(met)
+        }
+    };
     flags.take_over(listen.clone(), control.clone());
     let config = flags.config().map_err(|error| (USAGE, error.to_string()))?;
     let reread = move || {
@@ -79,7 +92,7 @@ fn serve_with(mut flags: ServeFlags) -> Outcome {
         // A server whose standard output is closed still serves.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     };
-    serve::run(config, passed, operator, started).map_err(|error| (FAILURE, error.to_string()))
+    serve::run(config, passed, predecessor, operator, started).map_err(|error| (FAILURE, error.to_string()))
 }
 
 fn run_publish(options: publish::Options) -> Outcome {

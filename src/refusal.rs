@@ -1,8 +1,8 @@
 //! Why what a publisher or an operator sent is not taken: one table with label and HTTP status.
 //!
 //! The hub refuses, and so does a shard, where clients may publish. Each counts what it refused
-//! under the reason's label in `GET /stats`. `full`, `behind`, `draining` and `busy` are ours and a
-//! retry helps; all the others are the caller's, and the same request fails again. The text of a
+//! under the reason's label in `GET /stats`. `full`, `behind`, `draining`, `upgrading` and `busy`
+//! are ours and a retry helps; all the others are the caller's, and the same request fails again. The text of a
 //! [`Refusal`] is one line that says what is wrong and where.
 
 use http::StatusCode;
@@ -22,6 +22,8 @@ pub enum RefusalReason {
     Behind,
     /// The server is draining.
     Draining,
+    /// The server hands over to the process that takes its place.
+    Upgrading,
     /// The topic is illegal.
     BadTopic,
     /// The event name is illegal.
@@ -94,6 +96,7 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (Full, "full", StatusCode::SERVICE_UNAVAILABLE),
         (Behind, "behind", StatusCode::SERVICE_UNAVAILABLE),
         (Draining, "draining", StatusCode::SERVICE_UNAVAILABLE),
+        (Upgrading, "upgrading", StatusCode::SERVICE_UNAVAILABLE),
         (BadTopic, "bad_topic", StatusCode::BAD_REQUEST),
         (BadEvent, "bad_event", StatusCode::BAD_REQUEST),
         (BadId, "bad_id", StatusCode::BAD_REQUEST),
@@ -198,6 +201,12 @@ impl Refusal {
     /// The server is draining.
     pub fn draining() -> Refusal {
         Refusal::new(RefusalReason::Draining, "draining")
+    }
+
+    /// The server hands over.
+    pub fn upgrading() -> Refusal {
+        let text = "the server hands over to the process that takes its place; try again in a moment";
+        Refusal::new(RefusalReason::Upgrading, text)
     }
 }
 

@@ -2,16 +2,12 @@
 //! is over.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,26 +18,27 @@ use crate::broadcast::{Demand, Memory, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX,
-    ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX,
-    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
+    ID_PLACE_BYTES, LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES,
+    RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
-use crate::egress::listener::{listen, listen_alone, take_over};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
-use crate::hub::{
-    self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
-};
+use crate::hub::{self, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings};
 use crate::log;
 use crate::runtime::{RingOptions, RuntimeError, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
 use crate::systemd::{Manager, Passed};
 use egress::Ring;
+use listeners::{DataAddress, Failures};
+pub use upgrade::Predecessor;
 
 mod egress; // which ring
+mod listeners; // of both planes
+mod upgrade; // takes the place of a running process
 
 /// What is running, told once every shard has said that it is ready.
 #[derive(Debug)]
@@ -82,6 +79,12 @@ pub enum ServeError {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// The place of a running process is not taken; that one goes on.
+    #[error("cannot take the place of the process that runs, which goes on: {0}")]
+    Upgrade(String),
+    /// The socket for upgrades cannot be opened.
+    #[error("{0}")]
+    UpgradeSocket(String),
     /// The descriptor limit is too low for what the operator wants.
     #[error(transparent)]
     Descriptors(#[from] NoCapacity),
@@ -109,43 +112,61 @@ pub enum ServeError {
     Hub(String),
 }
 
-/// Serves until SIGTERM or SIGINT has drained everything. `started` is called once, before the
-/// first connection is accepted.
+/// Serves until SIGTERM or SIGINT has drained everything, or another process has its place.
+/// `started` is called once, before the first connection is accepted.
 ///
-/// `passed` are sockets of the service manager, `operator` is asked for another configuration.
+/// `passed` are sockets of the service manager, `predecessor` is a process whose place this one
+/// takes, `operator` is asked for another configuration.
 pub fn run(
     config: Config,
     passed: Passed,
+    mut predecessor: Option<Predecessor>,
     operator: Operator,
     started: impl FnOnce(&Started),
 ) -> Result<(), ServeError> {
     let config = Arc::new(config);
     raise_descriptor_limit();
     let choice = egress::choose(config.egress, config.sockets)?;
-    let capacity = capacity(&config, choice.ring.is_direct())?;
-    let epoch = Epoch::random()
-        .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?;
+    let epoch = match &predecessor {
+        Some(predecessor) => predecessor.epoch(),
+        None => Epoch::random()
+            .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| ServeError::Hub(format!("cannot make the runtime: {error}")))?;
     // Before the first thread, so that every thread leaves the signals to this one.
-    let (drain, hangups) = {
+    let Signals { drain, hangups, upgrades } = {
         let _entered = runtime.enter();
         signals().map_err(|error| ServeError::Hub(format!("cannot listen for signals: {error}")))?
     };
     // All of them, so that one start tells of every address that is in use.
     let mut failures = Failures::default();
-    let keeps_listeners = !passed.data.is_empty();
-    let (control_addresses, control) = match passed.control.is_empty() {
-        true => bind_control(&config.control, &mut failures),
-        false => passed.control.into_iter().unzip(),
+    let control = match passed.control.is_empty() {
+        true => listeners::control_plane(&config, &mut predecessor, &mut failures),
+        false => listeners::passed_control_plane(passed.control),
     };
-    let (listen, listeners) = match keeps_listeners {
-        true => share_passed(&config, passed.data, &mut failures),
-        false => bind_data(&config, &mut failures),
+    let data = match passed.data.is_empty() {
+        true => listeners::data_plane(&config, &mut predecessor, &mut failures),
+        false => listeners::passed_data_plane(&config, passed.data, &mut failures),
     };
     failures.check()?;
+    let capacity = capacity(&config, choice.ring.is_direct(), &data)?;
+    let descriptors = |error| ServeError::Hub(format!("cannot copy a listener: {error}"));
+    let first_control = control.first().map(|address| &address.bound);
+    let estate = match upgrade::open_place(&config, first_control, &mut predecessor)? {
+        Some(place) => Some(upgrade::estate(place, &data, &control).map_err(descriptors)?),
+        None => None,
+    };
+    let shards = config.shard_cpus.len();
+    let rounds = listeners::rounds(&data, shards);
+    let by_shard = listeners::by_shard(&data, shards, rounds).map_err(descriptors)?;
+    let listen: Vec<SocketAddr> = data.iter().map(|address| address.bound).collect();
+    let doors = RingDoors {
+        keeps_listeners: data.iter().any(|address| address.passed),
+        holds_accepts: predecessor.is_some(),
+    };
 
     let demand = Arc::new(Demand::default());
     let memory = Memory::new(&config.limits);
@@ -155,7 +176,7 @@ pub fn run(
     let mut outboxes = Vec::new();
     let mut shards = Vec::new();
     let (ready_sender, ready) = std::sync::mpsc::channel();
-    for (number, (cpu, listeners)) in config.shard_cpus.iter().copied().zip(listeners).enumerate() {
+    for (number, (cpu, listeners)) in config.shard_cpus.iter().copied().zip(by_shard).enumerate() {
         let failed = |source| ServeError::Shard { shard: number, source };
         let (outbox, inbox) = path(config.limits.shard_queue_batches_max)
             .map_err(|source| failed(RuntimeError::Doorbell { what: "make", source }))?;
@@ -172,7 +193,7 @@ pub fn run(
         };
         let (ready, ended) = (ready_sender.clone(), end_sender.clone());
         let handle = spawn_shard(
-            ShardStart { setup, ring: ring(choice.ring, &capacity, listeners, keeps_listeners), inbox },
+            ShardStart { setup, ring: ring(choice.ring, &capacity, listeners, doors), inbox },
             move || _ = ready.send(number),
             move |result| {
                 let result = result.as_ref().map(|_| ()).map_err(ToString::to_string);
@@ -183,6 +204,44 @@ pub fn run(
     }
     drop((ready_sender, end_sender));
     let shards = await_ready(&ready, shards)?;
+    let manager = Manager::from_environment();
+    let manager = Arc::new(manager);
+    let watchdog = manager.watchdog;
+    let teller = manager.clone();
+    let tell = move |tidings| match tidings {
+        Tidings::Reloading => teller.reloading(),
+        Tidings::Reloaded => teller.ready(),
+        Tidings::Draining => teller.stopping(),
+        Tidings::HandedOver(heir) => teller.follow(heir),
+        Tidings::Alive => teller.alive(),
+    };
+    let Operator { reread, adopt } = operator;
+    let surroundings = Surroundings { reread, adopt, tell: Box::new(tell), watchdog, hangups: Some(hangups) };
+    let (control_addresses, control) =
+        control.into_iter().map(|address| (address.bound, address.listener)).unzip();
+    let former = predecessor.as_ref().map(|predecessor| predecessor.path().to_path_buf());
+    let path = estate.as_ref().map(|estate| estate.place.path.clone());
+    let setup = hub::HubSetup {
+        surroundings,
+        config: config.clone(),
+        epoch,
+        outboxes,
+        demand,
+        memory,
+        egress: choice.report.clone(),
+        listen: listen.clone(),
+        control,
+        control_connections_max: capacity.control_connections_max,
+        shard_ends,
+        estate,
+    };
+    let mut hub = {
+        let _entered = runtime.enter();
+        hub::open(setup)
+    };
+    if let Some(predecessor) = predecessor {
+        predecessor.succeed(&hub, &runtime)?;
+    }
     choice.log();
     started(&Started {
         listen: listen.clone(),
@@ -193,31 +252,16 @@ pub fn run(
         egress: choice.report.clone(),
         memory: memory_lines(&config, &capacity, choice.ring),
     });
-    let manager = Manager::from_environment();
     manager.ready();
-    let watchdog = manager.watchdog;
-    let tell = move |tidings| match tidings {
-        Tidings::Reloading => manager.reloading(),
-        Tidings::Reloaded => manager.ready(),
-        Tidings::Draining => manager.stopping(),
-        Tidings::Alive => manager.alive(),
-    };
-    let Operator { reread, adopt } = operator;
-    let surroundings = Surroundings { reread, adopt, tell: Box::new(tell), watchdog, hangups: Some(hangups) };
-    let setup = hub::HubSetup {
-        surroundings,
-        config,
-        epoch,
-        outboxes,
-        demand,
-        memory,
-        egress: choice.report,
-        listen,
-        control,
-        control_connections_max: capacity.control_connections_max,
-        shard_ends,
-    };
-    let served = runtime.block_on(hub::run(setup, drain));
+    if let Some(former) = former {
+        listeners::own(&config, &data);
+        upgrade::leave_no_place(&former, hub.own_place());
+        runtime.block_on(hub.open_doors());
+    }
+    // The hub has copies as long as they are to be handed over.
+    drop(data);
+    runtime.spawn(upgrade::start_successors(upgrades, path));
+    let served = runtime.block_on(hub.serve(drain));
     match served {
         Ok(()) => {
             // Every shard has said that it ends; their threads have nothing left to wait for.
@@ -231,15 +275,19 @@ pub fn run(
     }
 }
 
-/// What resolves at the first SIGTERM or SIGINT, while the second one ends the process at once; and
-/// a message for each SIGHUP.
-fn signals() -> std::io::Result<(impl Future<Output = ()>, UnboundedReceiver<()>)> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    let (asked, hangups) = tokio::sync::mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        // Signals that come together are one.
-        while hangup.recv().await.is_some() && asked.send(()).is_ok() {}
-    });
+/// What the operator says by signals.
+struct Signals<D> {
+    /// Resolves at the first SIGTERM or SIGINT, while the second one ends the process at once.
+    drain: D,
+    /// A message for each SIGHUP.
+    hangups: UnboundedReceiver<()>,
+    /// A message for each SIGUSR2.
+    upgrades: UnboundedReceiver<()>,
+}
+
+fn signals() -> std::io::Result<Signals<impl Future<Output = ()>>> {
+    let hangups = messages(SignalKind::hangup())?;
+    let upgrades = messages(SignalKind::user_defined2())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let drain = async move {
@@ -251,7 +299,18 @@ fn signals() -> std::io::Result<(impl Future<Output = ()>, UnboundedReceiver<()>
             std::process::exit(1);
         });
     };
-    Ok((drain, hangups))
+    Ok(Signals { drain, hangups, upgrades })
+}
+
+/// A message for each signal of a kind.
+fn messages(kind: SignalKind) -> std::io::Result<UnboundedReceiver<()>> {
+    let mut signals = signal(kind)?;
+    let (said, messages) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        // Signals that come together are one.
+        while signals.recv().await.is_some() && said.send(()).is_ok() {}
+    });
+    Ok(messages)
 }
 
 /// Raises the descriptor limit as far as it goes.
@@ -264,22 +323,34 @@ fn raise_descriptor_limit() {
 }
 
 /// What the descriptor limit allows.
-fn capacity(config: &Config, direct: bool) -> Result<Capacity, ServeError> {
+fn capacity(config: &Config, direct: bool, data: &[DataAddress]) -> Result<Capacity, ServeError> {
     let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
+    let shards = config.shard_cpus.len();
     let sharers = Sharers {
-        shards: config.shard_cpus.len(),
-        listens: config.listen.len(),
+        shards,
+        listens: data.len() * listeners::rounds(data, shards),
         controls: config.control.len(),
     };
     Ok(Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)?)
 }
 
+/// How a ring deals with its listeners.
+#[derive(Debug, Clone, Copy)]
+struct RingDoors {
+    /// Others listen there too, and go on.
+    keeps_listeners: bool,
+    /// They are another process's still.
+    holds_accepts: bool,
+}
+
 /// What the ring of a shard with these listeners needs to know.
-fn ring(ring: Ring, capacity: &Capacity, listeners: Vec<OwnedFd>, keeps_listeners: bool) -> RingOptions {
+fn ring(ring: Ring, capacity: &Capacity, listeners: Vec<OwnedFd>, doors: RingDoors) -> RingOptions {
+    let RingDoors { keeps_listeners, holds_accepts } = doors;
     match ring {
         Ring::Uring { direct } => RingOptions::Uring(UringOptions {
             listeners,
             keeps_listeners,
+            holds_accepts,
             accepts_per_listener: capacity.accepts_per_listener,
             slots: capacity.slots as u32,
             sockets_max: capacity.sockets_max as u32,
@@ -289,6 +360,7 @@ fn ring(ring: Ring, capacity: &Capacity, listeners: Vec<OwnedFd>, keeps_listener
         }),
         Ring::Epoll => RingOptions::Epoll(EpollOptions {
             listeners,
+            holds_accepts,
             accepts_per_listener: capacity.accepts_per_listener,
             sockets_max: capacity.sockets_max as u32,
             receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
@@ -313,171 +385,6 @@ fn await_ready(
         }
     }
     Ok(shards)
-}
-
-/// The addresses that could not be bound.
-#[derive(Default)]
-struct Failures(Vec<(ControlAddress, Occupied)>);
-
-impl Failures {
-    fn check(self) -> Result<(), ServeError> {
-        let is_without_scope = |address: &ControlAddress| match address {
-            ControlAddress::Tcp(SocketAddr::V6(address)) => {
-                address.ip().is_unicast_link_local() && address.scope_id() == 0
-            }
-            _ => false,
-        };
-        let remedy = match self.0.as_slice() {
-            all if all.iter().all(|(address, _)| is_without_scope(address)) => {
-                "name its interface by number, as in [fe80::1%2]:8080; `ip link` shows it"
-            }
-            [(_, only)] => only.remedy,
-            _ => CHOOSE_ANOTHER,
-        };
-        let failures: Vec<String> =
-            self.0.iter().map(|(address, failed)| format!("{address}: {}", failed.source)).collect();
-        if failures.is_empty() { Ok(()) } else { Err(ServeError::Bind { failures, remedy }) }
-    }
-}
-
-/// Binds every data plane address once per shard. Returns the addresses and, per shard, its
-/// listeners.
-fn bind_data(config: &Config, failures: &mut Failures) -> (Vec<SocketAddr>, Vec<Vec<OwnedFd>>) {
-    let shards = config.shard_cpus.len();
-    let user_timeout = Duration::from_millis(config.limits.stall_ms_max + KERNEL_PATIENCE_MS);
-    let mut addresses = Vec::new();
-    let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
-    for address in &config.listen {
-        match listen(*address, shards, user_timeout) {
-            Ok((bound, listeners)) => {
-                addresses.push(bound);
-                for (shard, listener) in by_shard.iter_mut().zip(listeners) {
-                    shard.push(listener);
-                }
-            }
-            Err(error) => failures.0.push((ControlAddress::Tcp(*address), error.into())),
-        }
-    }
-    (addresses, by_shard)
-}
-
-/// Takes data plane listeners that were passed. All shards accept from the same queue: a listener
-/// of a shard's own would have to be of the same user as the one that was passed (`SO_REUSEPORT`).
-fn share_passed(
-    config: &Config,
-    passed: Vec<(SocketAddr, OwnedFd)>,
-    failures: &mut Failures,
-) -> (Vec<SocketAddr>, Vec<Vec<OwnedFd>>) {
-    let shards = config.shard_cpus.len();
-    let user_timeout = Duration::from_millis(config.limits.stall_ms_max + KERNEL_PATIENCE_MS);
-    let mut addresses = Vec::new();
-    let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
-    for (address, listener) in passed {
-        addresses.push(address);
-        match take_over(listener, shards, user_timeout) {
-            Ok(listeners) => {
-                by_shard.iter_mut().zip(listeners).for_each(|(shard, listener)| shard.push(listener));
-            }
-            Err(error) => failures.0.push((ControlAddress::Tcp(address), error.into())),
-        }
-    }
-    (addresses, by_shard)
-}
-
-fn bind_control(
-    addresses: &[ControlAddress],
-    failures: &mut Failures,
-) -> (Vec<ControlAddress>, Vec<ControlListener>) {
-    let mut bound = Vec::new();
-    let mut listeners = Vec::new();
-    for address in addresses {
-        match bind_control_address(address) {
-            Ok((address, listener)) => {
-                bound.push(address);
-                listeners.push(listener);
-            }
-            Err(failed) => failures.0.push((address.clone(), failed)),
-        }
-    }
-    (bound, listeners)
-}
-
-/// Binds one control plane address. Returns it as bound.
-fn bind_control_address(address: &ControlAddress) -> Result<(ControlAddress, ControlListener), Occupied> {
-    match address {
-        ControlAddress::Tcp(address) => {
-            let listener = listen_alone(*address)?;
-            listener.set_nonblocking(true)?;
-            Ok((ControlAddress::Tcp(listener.local_addr()?), ControlListener::Tcp(listener)))
-        }
-        ControlAddress::Unix(path) => {
-            let listener = bind_unix(path)?;
-            listener.set_nonblocking(true)?;
-            Ok((ControlAddress::Unix(path.clone()), ControlListener::Unix(listener)))
-        }
-    }
-}
-
-/// What helps against most failures to bind an address.
-const CHOOSE_ANOTHER: &str = "choose another with --listen or --control";
-
-/// Why an address is not bound, and what the operator can do about it.
-struct Occupied {
-    source: std::io::Error,
-    remedy: &'static str,
-}
-
-impl From<std::io::Error> for Occupied {
-    fn from(source: std::io::Error) -> Occupied {
-        Occupied { source, remedy: CHOOSE_ANOTHER }
-    }
-}
-
-/// Binds a Unix socket. A socket that nobody listens on any more is replaced; nothing else is
-/// removed.
-fn bind_unix(path: &Path) -> Result<UnixListener, Occupied> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-        other => return Ok(other?),
-    }
-    // Of the path itself: a link is not followed, neither here nor by bind(2).
-    let found = std::fs::symlink_metadata(path)?.file_type();
-    let what = match () {
-        () if found.is_socket() => None,
-        () if found.is_file() => Some("a regular file"),
-        () if found.is_dir() => Some("a directory"),
-        () if found.is_symlink() => Some("a symbolic link"),
-        () => Some("something that is no socket"),
-    };
-    if let Some(what) = what {
-        let text = format!("there is {what}, and only a socket is replaced");
-        let remedy = "remove it, or choose another path with --control";
-        return Err(Occupied { source: std::io::Error::new(ErrorKind::AlreadyExists, text), remedy });
-    }
-    let in_use = |text: String| Occupied {
-        source: std::io::Error::new(ErrorKind::AddrInUse, text),
-        remedy: "end the process that listens there, or choose another path with --control",
-    };
-    match connect_at_once(path) {
-        // unix(7): ECONNREFUSED says that no listening socket has this address.
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)?;
-            Ok(UnixListener::bind(path)?)
-        }
-        // A full backlog is that of a process that listens.
-        Ok(()) => Err(in_use("a process listens on this socket".into())),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => {
-            Err(in_use("a process listens on this socket".into()))
-        }
-        Err(error) => Err(in_use(format!("the socket there cannot be asked who listens: {error}"))),
-    }
-}
-
-/// Connects to a Unix socket without a wait for a place in its backlog.
-fn connect_at_once(path: &Path) -> std::io::Result<()> {
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&socket2::SockAddr::unix(path)?)
 }
 
 /// User-space memory at the limits, one line per owner.
@@ -529,26 +436,4 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         lines.push(("counters of connections by address", Addresses::BYTES as u64));
     }
     lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_link_local_address_without_its_interface_is_told_to_name_it() {
-        for (address, told) in [
-            ("[fe80::1]:8080", "cannot listen on [fe80::1]:8080: invalid; name its interface by number"),
-            ("[fe80::1%2]:8080", "cannot listen on [fe80::1%2]:8080: invalid; choose another"),
-            (
-                "unix:/run/a",
-                "cannot listen on unix:/run/a: invalid; choose another with --listen or --control",
-            ),
-        ] {
-            let address = address.parse().expect("an address");
-            let failures = Failures(vec![(address, std::io::Error::other("invalid").into())]);
-            let error = failures.check().expect_err("one of them failed").to_string();
-            assert!(error.starts_with(told), "{error}");
-        }
-    }
 }

@@ -48,6 +48,11 @@ impl Manager {
         self.tell("STOPPING=1\nSTATUS=draining\n");
     }
 
+    /// Another process has our place: it is the one to follow.
+    pub fn follow(&self, heir: i32) {
+        self.tell(&format!("MAINPID={heir}\n"));
+    }
+
     /// A reload has begun; [`Manager::ready`] ends it.
     pub fn reloading(&self) {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);

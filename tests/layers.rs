@@ -81,6 +81,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "broadcast",
             "printed",
             "secret",
+            "handover",
         ],
     ),
     ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard"]),

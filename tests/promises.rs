@@ -52,5 +52,6 @@ mod promises {
     mod start_up;
     mod starts;
     mod topics;
+    mod upgrade;
     mod websocket;
 }

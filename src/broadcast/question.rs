@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::HistorySlice;
 use crate::event::Topic;
 use crate::metrics::{ShardReport, SlowReport, TopicReport};
 use crate::wire::Family;
@@ -41,6 +42,8 @@ pub enum Question {
     Slow(oneshot::Sender<Vec<SlowReport>>),
     /// What it knows of some topics.
     Topics(TopicQuery, oneshot::Sender<Vec<TopicReport>>),
+    /// The next part of its histories, after this sequence of this topic; `None` for the first.
+    History(Option<(Topic, u64)>, oneshot::Sender<HistorySlice>),
 }
 
 impl Question {
@@ -51,6 +54,7 @@ impl Question {
             Question::Presence(_, answer) => answer.is_closed(),
             Question::Slow(answer) => answer.is_closed(),
             Question::Topics(_, answer) => answer.is_closed(),
+            Question::History(_, answer) => answer.is_closed(),
         }
     }
 }

@@ -21,7 +21,7 @@ use super::rules::{RuleError, RuleText, Rules};
 use super::units::{Count, Millis, Size};
 use super::{
     Config, ControlAddress, Egress, LimitError, Limits, LogFormat, PageError, SlowPolicy, Sockets,
-    tcp_address,
+    UpgradeSocket, tcp_address,
 };
 use crate::topic_pattern::{Pattern, PatternError};
 
@@ -114,6 +114,16 @@ pub struct ServeFlags {
     #[arg(long, value_name = "IP:PORT", value_delimiter = ',', value_parser = socket_address)]
     #[arg(help_heading = "Addresses")]
     proxy_protocol: Vec<SocketAddr>,
+    /// Take the place of the fanwave that runs here, with the same --control or --upgrade-socket: its
+    /// history, its ids and its listeners
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    #[arg(action = clap::ArgAction::Set, help_heading = "Upgrade")]
+    upgrade: bool,
+    /// Unix socket on which a server waits for the one that takes its place, in a directory of its
+    /// own; auto: by the first --control address; none: no process takes its place
+    #[arg(long, value_name = "auto|none|PATH", default_value = "auto", help_heading = "Upgrade")]
+    upgrade_socket: UpgradeSocket,
     #[command(flatten)]
     operators: ControlFlags,
     #[command(flatten)]
@@ -289,6 +299,12 @@ impl ServeFlags {
         }
     }
 
+    /// Where to find the process whose place is to be taken, and the first control address; `None`
+    /// if this one begins anew.
+    pub fn upgrade(&self) -> Option<(&UpgradeSocket, Option<&ControlAddress>)> {
+        self.upgrade.then_some((&self.upgrade_socket, self.control.first()))
+    }
+
     /// How the lines of the log look.
     pub fn log_format(&self) -> LogFormat {
         self.log_format
@@ -351,6 +367,7 @@ impl ServeFlags {
             log: self.log,
             log_format: self.log_format,
             access_log: self.access_log,
+            upgrade_socket: self.upgrade_socket,
             limits,
             rules,
         })

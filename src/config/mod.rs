@@ -13,12 +13,14 @@ mod pages;
 mod reload;
 pub mod rules;
 pub mod units;
+mod upgrade;
 
 pub use control::ControlError;
 pub use limits::{LimitError, Limits};
 pub use pages::PageError;
 pub use reload::Reloaded;
 pub use rules::Rules;
+pub use upgrade::UpgradeSocket;
 
 pub use crate::wire::SlowPolicy;
 
@@ -184,6 +186,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// The log has a line for each subscriber that comes and goes.
     pub access_log: bool,
+    /// Where to wait for the process that takes the place of this one.
+    pub upgrade_socket: UpgradeSocket,
     /// Every bound.
     pub limits: Limits,
     /// What the file says of the topics of patterns.
@@ -237,6 +241,7 @@ impl Default for Config {
             log: "info".to_string(),
             log_format: LogFormat::Text,
             access_log: false,
+            upgrade_socket: UpgradeSocket::Derived,
             limits: Limits::default(),
             rules: Rules::default(),
         }
@@ -244,8 +249,10 @@ impl Default for Config {
 }
 
 impl Config {
-    /// True if connections to this address of `listen` begin with a PROXY header.
+    /// True if connections to this listener of a shard begin with a PROXY header. The listeners are
+    /// in the order of `listen`; a shard that has more of them has that order again.
     pub fn is_proxied(&self, listener: usize) -> bool {
-        self.listen.get(listener).is_some_and(|address| self.proxy_protocol.contains(address))
+        let address = self.listen.iter().cycle().nth(listener);
+        address.is_some_and(|address| self.proxy_protocol.contains(address))
     }
 }

@@ -52,6 +52,7 @@ impl Config {
             log,
             log_format,
             access_log,
+            upgrade_socket,
             limits,
             rules,
         } = new;
@@ -72,6 +73,7 @@ impl Config {
         to.keeps("egress", &self.egress, egress);
         to.keeps("log-format", &self.log_format, log_format);
         to.keeps("access-log", &self.access_log, access_log);
+        to.keeps("upgrade-socket", &self.upgrade_socket, upgrade_socket);
         to.keeps("sockets", &self.sockets, sockets);
         to.keeps("slow", &self.slow, slow);
         to.keeps("rule", &self.rules, rules);

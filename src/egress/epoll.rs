@@ -43,6 +43,9 @@ const DOORBELL: u64 = 1 << 33;
 pub struct EpollOptions {
     /// Listeners of this shard.
     pub listeners: Vec<OwnedFd>,
+    /// Nobody is accepted before [`EgressRing::open_accepts`]: the listeners belong to another
+    /// process until then.
+    pub holds_accepts: bool,
     /// Peers that each listener lets in before the others have their turn.
     pub accepts_per_listener: usize,
     /// Sockets open at a time.
@@ -88,6 +91,8 @@ enum Done {
 pub struct Epoll {
     /// They end before the sockets do: nobody comes while those are closed.
     listeners: Vec<Listener>,
+    /// Nobody is accepted.
+    holding: bool,
     accepts_per_listener: usize,
     /// Connections that may still be accepted (`allow_accepts`).
     accepts_left: usize,
@@ -142,13 +147,9 @@ impl Epoll {
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(failed("making an epoll"))?;
         epoll::add(&epoll, doorbell, EventData::new_u64(DOORBELL), EventFlags::IN | EventFlags::ET)
             .map_err(failed("adding the doorbell to the epoll"))?;
-        let listeners = options.listeners.into_iter().enumerate();
-        let listeners = listeners.map(|(index, socket)| {
-            Listener::register(&epoll, socket, LISTENERS | index as u64)
-                .map_err(failed("adding a listener to the epoll"))
-        });
-        Ok(Epoll {
-            listeners: listeners.collect::<Result<_, _>>()?,
+        let mut ring = Epoll {
+            listeners: options.listeners.into_iter().map(Listener::new).collect(),
+            holding: true,
             accepts_per_listener: options.accepts_per_listener,
             accepts_left: usize::MAX,
             first_listener: 0,
@@ -165,7 +166,11 @@ impl Epoll {
             room: SUBMISSIONS_MAX as usize,
             reaps_since_look: 0,
             calls: 0,
-        })
+        };
+        if !options.holds_accepts {
+            ring.open_accepts()?;
+        }
+        Ok(ring)
     }
 
     /// Waits until something happens to a socket or the doorbell is rung, at most `limit`. A signal
@@ -190,7 +195,12 @@ impl Epoll {
                 continue;
             }
             match about.checked_sub(LISTENERS) {
-                Some(index) => self.listeners[index as usize].has_peers = true,
+                Some(index) => {
+                    // One that was left may still tell of those who come to it elsewhere.
+                    if let Some(listener) = self.listeners.get_mut(index as usize) {
+                        listener.has_peers = true;
+                    }
+                }
                 None => self.heed(about as Slot, flags),
             }
         }
@@ -333,6 +343,31 @@ impl EgressRing for Epoll {
 
     fn allow_accepts(&mut self, more: usize, most: usize) {
         self.accepts_left = self.accepts_left.saturating_add(more).min(most);
+    }
+
+    fn hold_accepts(&mut self) {
+        self.holding = true;
+    }
+
+    fn holds_accepts(&self) -> bool {
+        self.holding
+    }
+
+    fn open_accepts(&mut self) -> Result<(), RingError> {
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            listener
+                .register(&self.epoll, LISTENERS | index as u64)
+                .map_err(failed("adding a listener to the epoll"))?;
+        }
+        self.holding = false;
+        Ok(())
+    }
+
+    fn leave_listeners(&mut self) {
+        self.holding = true;
+        for listener in self.listeners.drain(..) {
+            listener.leave(&self.epoll);
+        }
     }
 
     fn retry_accepts(&mut self) {

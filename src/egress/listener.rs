@@ -11,10 +11,10 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::limits::{BIND_MS_MAX, BIND_RETRY_MS, LISTEN_BACKLOG, NOT_SENT_BYTES_MAX};
 
@@ -44,17 +44,16 @@ pub fn listen(
     Ok((bound, listeners))
 }
 
-/// Makes a listener that was passed one of ours, for so many shards: they share it.
-pub fn take_over(listener: OwnedFd, shards: usize, user_timeout: Duration) -> io::Result<Vec<OwnedFd>> {
-    let socket = Socket::from(listener);
+/// Makes a listener that was passed one of ours.
+pub fn take_over(listener: &OwnedFd, user_timeout: Duration) -> io::Result<()> {
     // An accept in the ring waits only on a socket that blocks.
-    socket.set_nonblocking(false)?;
-    configure(&socket, user_timeout)?;
-    (0..shards).map(|_| socket.try_clone().map(OwnedFd::from)).collect()
+    SockRef::from(listener).set_nonblocking(false)?;
+    configure(listener, user_timeout)
 }
 
-/// What every accepted socket inherits.
-fn configure(socket: &Socket, user_timeout: Duration) -> io::Result<()> {
+/// Sets what every accepted socket inherits.
+pub fn configure(listener: &impl AsFd, user_timeout: Duration) -> io::Result<()> {
+    let socket = SockRef::from(listener);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(user_timeout))?;
     socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)

@@ -174,6 +174,19 @@ pub trait EgressRing {
     /// others wait in the kernel. Without a word all are.
     fn allow_accepts(&mut self, more: usize, most: usize);
 
+    /// From now on nobody is accepted, and accepts that wait in the kernel are called back. One of
+    /// them may still bring a peer.
+    fn hold_accepts(&mut self);
+
+    /// True once none waits in the kernel any more, until [`EgressRing::open_accepts`].
+    fn holds_accepts(&self) -> bool;
+
+    /// Accepts again, or for the first time.
+    fn open_accepts(&mut self) -> Result<(), RingError>;
+
+    /// Lets go of the listeners, which live on in another process. Nobody is accepted any more.
+    fn leave_listeners(&mut self);
+
     /// Tells `handle` all completions that are there now; returns how many.
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize;
 

@@ -132,6 +132,8 @@ pub struct SimRing {
     accepted: VecDeque<(Slot, SocketAddr, usize)>,
     /// Connections that may still be accepted.
     accepts_left: usize,
+    /// Nobody is accepted.
+    holding: bool,
     enters: u64,
     /// Sends that the sockets took, whole or in part.
     pub sends: u64,
@@ -156,6 +158,7 @@ impl SimRing {
             done: VecDeque::new(),
             accepted: VecDeque::new(),
             accepts_left: usize::MAX,
+            holding: false,
             enters: 0,
             sends: 0,
             bytes: 0,
@@ -242,6 +245,10 @@ impl SimRing {
     /// Bytes of the send in the ring that are not taken yet.
     pub fn waiting(&self, slot: Slot) -> usize {
         self.sockets[slot as usize].send.as_ref().map_or(0, |send| send.batch.len() - send.offset)
+    }
+
+    fn may_accept(&self) -> bool {
+        self.accepts_left > 0 && !self.holding
     }
 
     /// Lets every busy socket make what progress the weather allows.
@@ -459,6 +466,23 @@ impl EgressRing for SimRing {
 
     fn retry_accepts(&mut self) {}
 
+    fn hold_accepts(&mut self) {
+        self.holding = true;
+    }
+
+    fn holds_accepts(&self) -> bool {
+        self.holding
+    }
+
+    fn open_accepts(&mut self) -> Result<(), RingError> {
+        self.holding = false;
+        Ok(())
+    }
+
+    fn leave_listeners(&mut self) {
+        self.holding = true;
+    }
+
     fn wants_submit(&mut self) -> bool {
         !self.busy.is_empty()
     }
@@ -479,7 +503,7 @@ impl EgressRing for SimRing {
 
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize {
         let mut reaped = 0;
-        while self.accepts_left > 0
+        while self.may_accept()
             && let Some((slot, peer, listener)) = self.accepted.pop_front()
         {
             self.accepts_left -= 1;
@@ -505,7 +529,7 @@ impl EgressRing for SimRing {
     }
 
     fn may_sleep(&mut self) -> bool {
-        self.queued == 0 && self.done.is_empty() && (self.accepted.is_empty() || self.accepts_left == 0)
+        self.queued == 0 && self.done.is_empty() && (self.accepted.is_empty() || !self.may_accept())
     }
 
     fn awake(&mut self) {}

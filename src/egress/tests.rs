@@ -70,6 +70,7 @@ const DESCRIPTORS: u32 = 20_000;
 fn uring(listeners: Vec<OwnedFd>, room: Capacity, direct: bool, doorbell: &Doorbell) -> Uring {
     let options = UringOptions {
         keeps_listeners: false,
+        holds_accepts: false,
         listeners,
         accepts_per_listener: room.accepts_per_listener,
         slots: if direct { room.slots as u32 } else { DESCRIPTORS },
@@ -113,6 +114,7 @@ impl Kind for Polled {
     fn open(listeners: Vec<OwnedFd>, room: Capacity, doorbell: &Doorbell) -> Epoll {
         let options = EpollOptions {
             listeners,
+            holds_accepts: false,
             accepts_per_listener: room.accepts_per_listener,
             sockets_max: room.sockets_max as u32,
             receive_buffer_bytes: RECEIVE_BUFFER_BYTES,

@@ -66,6 +66,9 @@ pub struct UringOptions {
     /// The listeners are shared with others, who go on listening: the end of the ring does not end
     /// them.
     pub keeps_listeners: bool,
+    /// Nobody is accepted before [`EgressRing::open_accepts`]: the listeners belong to another
+    /// process until then.
+    pub holds_accepts: bool,
     /// Receive buffers, shared by all sockets: a power of two.
     pub receive_buffers: u16,
     /// Bytes of one receive buffer, at least 1.
@@ -77,6 +80,10 @@ pub struct Uring {
     ring: ManuallyDrop<IoUring>,
     listeners: Vec<OwnedFd>,
     keeps_listeners: bool,
+    /// No accept is armed any more.
+    holding: bool,
+    /// So many accepts were called back since.
+    recalled: usize,
     direct: bool,
     accepts: Box<[AcceptPlace]>,
     /// Accepts that are not in the kernel.
@@ -141,6 +148,8 @@ impl Uring {
             ring: ManuallyDrop::new(ring),
             listeners: options.listeners,
             keeps_listeners: options.keeps_listeners,
+            holding: options.holds_accepts,
+            recalled: 0,
             direct: options.direct,
             accepts_idle: (0..accepts.len() as u32).collect(),
             accepts_failed: Vec::new(),
@@ -356,7 +365,7 @@ impl EgressRing for Uring {
         let queue = self.ring.submission();
         let waiting = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
         drop(queue);
-        waiting || self.room == 0 || self.can_arm_accept()
+        waiting || self.room == 0 || self.can_arm_accept() || self.can_recall_accept()
     }
 
     fn submit(&mut self) -> Result<(), RingError> {
@@ -368,10 +377,43 @@ impl EgressRing for Uring {
 
     fn retry_accepts(&mut self) {
         self.accepts_idle.append(&mut self.accepts_failed);
+        // A cancellation finds nothing in the moment in which an accept is between two waits.
+        self.recalled = 0;
     }
 
     fn allow_accepts(&mut self, more: usize, most: usize) {
         self.accepts_left = self.accepts_left.saturating_add(more).min(most);
+    }
+
+    fn hold_accepts(&mut self) {
+        self.holding = true;
+        self.recalled = 0;
+    }
+
+    fn holds_accepts(&self) -> bool {
+        self.holding && self.accepts_armed() == 0
+    }
+
+    fn open_accepts(&mut self) -> Result<(), RingError> {
+        for listener in &self.listeners {
+            // An accept in the ring waits only on a socket that blocks.
+            rustix::io::ioctl_fionbio(listener, false).map_err(|errno| RingError {
+                what: "opening a listener",
+                source: errno.into(),
+                remedy: "",
+            })?;
+        }
+        self.holding = false;
+        Ok(())
+    }
+
+    fn leave_listeners(&mut self) {
+        self.hold_accepts();
+        self.keeps_listeners = true;
+        // Accepts that the kernel has still not given back find their places, and no listener.
+        if self.accepts_armed() == 0 {
+            self.listeners.clear();
+        }
     }
 
     fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize {

@@ -16,6 +16,34 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::config::ControlAddress;
 use crate::config::limits::HAND_OVER_BACKLOG;
 
+/// A socket where a server waits for the one that takes its place. Its file goes with it, unless it
+/// was left to that one.
+#[derive(Debug)]
+pub struct Place {
+    /// The socket, which listens.
+    pub listener: OwnedFd,
+    /// Its path.
+    pub path: PathBuf,
+    /// The file stays.
+    pub is_left: bool,
+}
+
+impl Place {
+    /// Listens at `path`.
+    pub fn open(path: &Path) -> io::Result<Place> {
+        Ok(Place { listener: listen(path)?, path: path.to_path_buf(), is_left: false })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.is_left {
+            // Somebody may have taken it away.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
 /// A path of a socket has at most 107 bytes (`sun_path`, unix(7)); so many are left for the name.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -48,7 +76,7 @@ fn name(control: &ControlAddress) -> String {
 
 /// Listens at `path`, in its directory, which is made if it is missing. A socket that nobody listens
 /// on any more is replaced.
-pub fn listen(path: &Path) -> io::Result<OwnedFd> {
+fn listen(path: &Path) -> io::Result<OwnedFd> {
     let directory = own_directory(path)?;
     if !directory.exists() {
         std::fs::DirBuilder::new().mode(0o700).create(&directory)?;

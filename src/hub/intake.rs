@@ -70,11 +70,11 @@ struct Sending {
 /// The sequence, the queue and what is remembered of both.
 #[derive(Debug)]
 pub struct Intake {
-    epoch: Epoch,
-    demand: Arc<Demand>,
+    pub(super) epoch: Epoch,
+    pub(super) demand: Arc<Demand>,
     outboxes: Vec<Outbox>,
     /// Sequence of the last accepted event, 0 before the first.
-    sequence: u64,
+    pub(super) sequence: u64,
     queued: VecDeque<Arc<Encoded>>,
     sending: Option<Sending>,
     /// Events of `queued` and `sending`; at most `queue_events_max`.
@@ -90,13 +90,15 @@ pub struct Intake {
     behind_pace: Pace,
     /// True from the begin of the drain on; nothing is accepted then.
     draining: bool,
+    /// True while the process hands over; nothing is accepted then.
+    pub(super) paused: bool,
     /// The time of day, as it was told last, in milliseconds since 1970.
     unix_ms: u64,
     /// Formats that had subscribers at the last flush: between two of them what an event weighs
     /// does not change.
     wanted: Wanted,
-    topics: TopicTable,
-    keys: Keys,
+    pub(super) topics: TopicTable,
+    pub(super) keys: Keys,
     counters: HubCounters,
     queue_events_max: usize,
     queue_bytes_max: usize,
@@ -105,7 +107,7 @@ pub struct Intake {
     /// Bytes of the longest frame that an event may have.
     frame_bytes_max: usize,
     /// Memory that an event may take.
-    event_memory_max: usize,
+    pub(super) event_memory_max: usize,
 }
 
 /// Why an event is not taken now.
@@ -141,6 +143,7 @@ impl Intake {
             full_pace: Pace::DETAIL,
             behind_pace: Pace::WARNING,
             draining: false,
+            paused: false,
             unix_ms: 0,
             wanted: Wanted::NONE,
             topics: TopicTable::new(limits.topics_max, memory),
@@ -202,6 +205,9 @@ impl Intake {
         if self.draining {
             return self.refuse(Refusal::draining());
         }
+        if self.paused {
+            return self.refuse(Refusal::upgrading());
+        }
         if let Some(frame) = self.frame_too_long(&event) {
             return self.refuse(frame);
         }
@@ -249,14 +255,14 @@ impl Intake {
             Ok(None) => {}
             Err(refusal) => return self.refuse(refusal),
         }
-        let (topic, said) = (event.topic.clone(), self.keys.said(&event));
+        let (topic, said) = (event.topic.clone(), Keys::said(&event));
         let sequence = self.accept(event, now)?;
         self.keys.note(topic, key, said, sequence, now);
         Ok(Taken { sequence, duplicate: false })
     }
 
     /// The refusal of an event one of whose frames would be longer than any may be.
-    fn frame_too_long(&self, event: &Event) -> Option<Refusal> {
+    pub(super) fn frame_too_long(&self, event: &Event) -> Option<Refusal> {
         if event.weight() * FRAME_GROWTH_MAX <= self.frame_bytes_max {
             return None;
         }

@@ -4,14 +4,17 @@
 //! - A key belongs to a topic. It is remembered for [`IDEMPOTENCY_MS`] from the first publish on,
 //!   and at most [`IDEMPOTENCY_KEYS_MAX`] are: one more forgets the oldest.
 //! - Only what was taken is remembered: a publish that was refused may come again.
-//! - What was said is kept as a hash with a key of this process, not as data.
+//! - What was said is kept as a hash, not as data. The hash is the same in every process, because
+//!   keys are handed over.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+
+use sha1::{Digest, Sha1};
 
 use crate::clock::Stamp;
 use crate::config::limits::{IDEMPOTENCY_KEYS_MAX, IDEMPOTENCY_MS};
-use crate::event::{CustomId, Event, EventName, Topic};
+use crate::event::{Event, Topic};
+use crate::handover::state::PastKey;
 use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalReason};
 
@@ -28,7 +31,6 @@ pub(super) struct Keys {
     taken: HashMap<(Topic, IdempotencyKey), Taken>,
     /// The same in the order in which they came, each with when.
     order: VecDeque<(Stamp, (Topic, IdempotencyKey))>,
-    hasher: RandomState,
 }
 
 impl Keys {
@@ -43,7 +45,7 @@ impl Keys {
         self.forget_old(now);
         // Tuples are looked for as they are kept; a topic and a key are counted references.
         let Some(taken) = self.taken.get(&(event.topic.clone(), key.clone())) else { return Ok(None) };
-        if taken.said == self.said(event) {
+        if taken.said == Keys::said(event) {
             return Ok(Some(taken.sequence));
         }
         let text = format!("the idempotency key {:?} was used for another event of this topic", key.as_str());
@@ -60,12 +62,39 @@ impl Keys {
         }
     }
 
-    /// A hash of all that an event says besides its topic.
-    pub(super) fn said(&self, event: &Event) -> u64 {
-        let name = event.name.as_ref().map(EventName::as_str);
-        let id = event.id.as_ref().map(CustomId::as_str);
-        let data = &event.data;
-        self.hasher.hash_one((data.bytes().as_ref(), data.is_binary(), name, id, event.retry_ms))
+    /// A hash of all that an event says besides its topic. One who makes two events with the same
+    /// hash deceives itself alone.
+    pub(super) fn said(event: &Event) -> u64 {
+        let mut hash = Sha1::new();
+        // What may be missing, and the length of what has no end of its own.
+        let mut add = |part: Option<&[u8]>| {
+            hash.update(part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
+            hash.update(part.unwrap_or_default());
+        };
+        add(Some(event.data.bytes()));
+        add(event.data.is_binary().then_some(&[]));
+        add(event.name.as_ref().map(|name| name.as_str().as_bytes()));
+        add(event.id.as_ref().map(|id| id.as_str().as_bytes()));
+        add(event.retry_ms.map(u32::to_le_bytes).as_ref().map(<[u8; 4]>::as_slice));
+        let hash: [u8; 20] = hash.finalize().into();
+        u64::from_le_bytes(*hash.first_chunk().expect("8 of 20 bytes"))
+    }
+
+    /// All keys, the oldest first.
+    pub(super) fn all(&self) -> Vec<PastKey> {
+        let past = |(since, name): &(Stamp, (Topic, IdempotencyKey))| {
+            let Taken { sequence, said } = *self.taken.get(name)?;
+            let (topic, key) = name.clone();
+            Some(PastKey { topic, key, said, sequence, since: *since })
+        };
+        self.order.iter().filter_map(past).collect()
+    }
+
+    /// Those of a former process, the oldest first.
+    pub(super) fn restore(&mut self, past: Vec<PastKey>) {
+        for PastKey { topic, key, said, sequence, since } in past {
+            self.note(topic, key, said, sequence, since);
+        }
     }
 
     fn forget_old(&mut self, now: Stamp) {
@@ -85,7 +114,7 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Data;
+    use crate::event::{CustomId, Data, EventName};
 
     fn event(topic: &str, data: &str) -> Event {
         let topic = Topic::new(topic).expect("a topic");
@@ -101,7 +130,7 @@ mod tests {
         let mut keys = Keys::default();
         let (first, minute) = (event("a", "1"), 60_000_000_000);
         assert_eq!(keys.find(&first, &key("k"), Stamp(0)), Ok(None));
-        let said = keys.said(&first);
+        let said = Keys::said(&first);
         keys.note(first.topic.clone(), key("k"), said, 7, Stamp(0));
         assert_eq!(keys.find(&first, &key("k"), Stamp(2 * minute)), Ok(Some(7)));
         assert_eq!(keys.find(&event("b", "1"), &key("k"), Stamp(0)), Ok(None), "of another topic");
@@ -125,7 +154,7 @@ mod tests {
     fn one_key_too_many_forgets_the_oldest() {
         let mut keys = Keys::default();
         let event = event("a", "1");
-        let said = keys.said(&event);
+        let said = Keys::said(&event);
         for number in 0..=IDEMPOTENCY_KEYS_MAX {
             keys.note(event.topic.clone(), key(&number.to_string()), said, number as u64, Stamp(0));
         }

@@ -29,6 +29,7 @@ use super::head::{Asked, Muted, refusal_of};
 use super::seats::{Seat, Seats, Working};
 use super::stream::refused_unread;
 use super::{Hub, Refusal, RefusalReason, Stage, control};
+use crate::broadcast::Doors;
 use crate::clock::Stamp;
 use crate::config::ControlAddress;
 use crate::config::limits::{
@@ -96,7 +97,14 @@ async fn accept(listener: Listener, router: Router, hub: Arc<Hub>, connections_m
     let mut seats = Seats::new(connections_max);
     let mut pace = Pace::WARNING;
     let mut stopped = pin!(hub.reached(Stage::Stopped));
+    let mut doors = hub.doors.subscribe();
+    let mut listener = Some(listener);
     loop {
+        let turned = *doors.borrow_and_update();
+        if turned == Doors::Left {
+            listener = None;
+        }
+        let comes_in = turned == Doors::Open && seats.has_room();
         let accepted = tokio::select! {
             biased;
             () = &mut stopped => break,
@@ -104,7 +112,9 @@ async fn accept(listener: Listener, router: Router, hub: Arc<Hub>, connections_m
                 seats.sort_out();
                 continue;
             }
-            accepted = listener.accept(), if seats.has_room() => accepted,
+            // Its sender lives as long as the hub.
+            _ = doors.changed() => continue,
+            accepted = accept_one(listener.as_ref()), if comes_in => accepted,
         };
         match accepted {
             Ok(socket) => {
@@ -127,6 +137,13 @@ async fn accept(listener: Listener, router: Router, hub: Arc<Hub>, connections_m
     let ended = async { while connections.join_next().await.is_some() {} };
     // What is still open then is cut off when `connections` is dropped.
     let _ = tokio::time::timeout(Duration::from_millis(CONTROL_GRACE_MS), ended).await;
+}
+
+async fn accept_one(listener: Option<&Listener>) -> io::Result<Socket> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Listener {
@@ -215,8 +232,8 @@ async fn answer(
         }
     };
     let mut response = response.map(|body| Body::new(Working::new(body, work)));
-    // What follows on such a connection would be refused.
-    if asked.is_mended() {
+    // What follows on such a connection would be refused; another process takes it.
+    if asked.is_mended() || hub.is_left() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)

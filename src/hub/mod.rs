@@ -27,12 +27,12 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::broadcast::{Demand, Drain, Memory, Message, Outbox, Refused, Taken};
+use crate::broadcast::{Demand, Doors, Drain, Memory, Message, Outbox, Refused, Taken};
 use crate::clock::{Stamp, unix_ms};
 use crate::config::Config;
 use crate::config::limits::{
-    DRAIN_GRACE_MS, GIVE_BACK_MS, GIVE_BACK_PAGE_BYTES, LISTINGS_MAX, SCRAPES_MAX, STALL_RETRY_MS,
-    TOPIC_RETRY_MS,
+    DRAIN_GRACE_MS, GIVE_BACK_MS, GIVE_BACK_PAGE_BYTES, HAND_OVER_LINGER_MS, LISTINGS_MAX, SCRAPES_MAX,
+    STALL_RETRY_MS, TOPIC_RETRY_MS,
 };
 use crate::event::{CustomId, Epoch, Event, EventId, Topic};
 use crate::log::Pace;
@@ -50,6 +50,7 @@ mod listing;
 mod metrics;
 mod openmetrics;
 mod pages;
+mod past;
 mod presence;
 mod process;
 mod refusal;
@@ -63,6 +64,7 @@ mod slow;
 mod stats;
 mod stream;
 mod topics;
+mod upgrade;
 mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
@@ -71,6 +73,7 @@ pub use self::reload::{Surroundings, Tidings};
 use self::shared::Shared;
 pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
+pub use self::upgrade::Estate;
 
 /// What the hub needs to run. The caller has bound the listeners and started the shards.
 #[derive(Debug)]
@@ -97,6 +100,8 @@ pub struct HubSetup {
     pub shard_ends: UnboundedReceiver<ShardEnd>,
     /// Those who started it.
     pub surroundings: Surroundings,
+    /// What is handed over to a process that takes our place, if one may.
+    pub estate: Option<Estate>,
 }
 
 /// A shard's thread ended.
@@ -179,6 +184,8 @@ struct Hub {
     /// Rung when a shard's queue was full.
     stalled: Notify,
     stage: watch::Sender<Stage>,
+    /// Whether clients come in, of both planes.
+    doors: watch::Sender<Doors>,
     surroundings: Surroundings,
     scrapes: Semaphore,
     reloads: Semaphore,
@@ -205,19 +212,39 @@ struct Answers {
 /// is unusable. They are told as soon as all are done, at the latest [`DRAIN_GRACE_MS`] after
 /// `drain_ms_max`.
 pub async fn run(setup: HubSetup, drain: impl Future<Output = ()>) -> Result<(), HubError> {
-    let (hub, ends, doors) = open(setup);
-    serve(hub, ends, doors, drain).await
+    open(setup).serve(drain).await
 }
 
-/// Where publishers and operators come in.
-struct Doors {
+/// A hub that does not serve yet: it may take over from a former process first.
+pub struct OpenHub {
+    hub: Arc<Hub>,
+    ends: Ends,
+    entrance: Entrance,
+}
+
+impl std::fmt::Debug for OpenHub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenHub").finish_non_exhaustive()
+    }
+}
+
+impl OpenHub {
+    /// Serves as [`run`] says.
+    pub async fn serve(self, drain: impl Future<Output = ()>) -> Result<(), HubError> {
+        serve(self.hub, self.ends, self.entrance, drain).await
+    }
+}
+
+/// Where publishers and operators come in, and who takes our place.
+struct Entrance {
+    estate: Option<Estate>,
     control: Vec<ControlListener>,
     connections_max: usize,
     hangups: Option<UnboundedReceiver<()>>,
 }
 
-/// The parts of a hub that does not serve yet.
-fn open(setup: HubSetup) -> (Arc<Hub>, Ends, Doors) {
+/// A hub that does not serve yet.
+pub fn open(setup: HubSetup) -> OpenHub {
     let HubSetup {
         config,
         epoch,
@@ -230,43 +257,76 @@ fn open(setup: HubSetup) -> (Arc<Hub>, Ends, Doors) {
         control_connections_max,
         shard_ends,
         mut surroundings,
+        estate,
     } = setup;
     let running = (0..outboxes.len()).collect();
     let ends = Ends { receiver: shard_ends, running, serving: true, failure: None };
     let hub = Hub::new(config, epoch, outboxes, demand, memory, egress, listen);
     let hangups = surroundings.hangups.take();
-    let doors = Doors { control, connections_max: control_connections_max, hangups };
-    (Arc::new(Hub { surroundings, ..hub }), ends, doors)
+    let entrance = Entrance { estate, control, connections_max: control_connections_max, hangups };
+    OpenHub { hub: Arc::new(Hub { surroundings, ..hub }), ends, entrance }
 }
 
 /// The life of an open hub, as [`run`] says.
 async fn serve(
     hub: Arc<Hub>,
     mut ends: Ends,
-    doors: Doors,
+    entrance: Entrance,
     drain: impl Future<Output = ()>,
 ) -> Result<(), HubError> {
-    let listening = listen::start(doors.control, doors.connections_max, &hub).map_err(HubError::Listener)?;
+    let listening =
+        listen::start(entrance.control, entrance.connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let presences = tokio::spawn(presence::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     let life =
         hub.surroundings.watchdog.map(|patience| tokio::spawn(reload::tell_of_life(hub.clone(), patience)));
-    let reloads = doors.hangups.map(|hangups| tokio::spawn(reload::reload_at_hangups(hub.clone(), hangups)));
-    tokio::select! {
+    let reloads =
+        entrance.hangups.map(|hangups| tokio::spawn(reload::reload_at_hangups(hub.clone(), hangups)));
+    let handing_over = async {
+        match entrance.estate {
+            Some(estate) => upgrade::serve(hub.clone(), estate).await,
+            None => std::future::pending().await,
+        }
+    };
+    let heir = tokio::select! {
         biased;
-        () = drain => tracing::info!("draining"),
-        () = ends.next() => tracing::error!("draining because a shard ended"),
-    }
+        () = drain => {
+            tracing::info!("draining");
+            None
+        }
+        () = ends.next() => {
+            tracing::error!("draining because a shard ended");
+            None
+        }
+        heir = handing_over => {
+            tracing::info!(heir, "another process serves now: draining");
+            Some(heir)
+        }
+    };
     ends.serving = false;
-    (hub.surroundings.tell)(Tidings::Draining);
+    match heir {
+        None => {
+            // A draining server answers those who still come.
+            ends.during(hub.resume()).await;
+            (hub.surroundings.tell)(Tidings::Draining);
+        }
+        Some(heir) => (hub.surroundings.tell)(Tidings::HandedOver(heir)),
+    }
     let drain_ms_max = hub.config().limits.drain_ms_max;
     let deadline = hub.now().plus(Duration::from_millis(drain_ms_max));
     hub.begin_drain();
     let done = ends.during(async {
         hub.flush_all().await;
+        if heir.is_some() {
+            hub.turn_doors(Doors::Left).await;
+        }
         hub.drain_shards(deadline).await;
+        if heir.is_some() {
+            // Those who had just come in, and have said nothing yet, are answered too.
+            sleep(Duration::from_millis(HAND_OVER_LINGER_MS)).await;
+        }
     });
     // Who is not done by then is told to end all the same.
     let _ = timeout(Duration::from_millis(drain_ms_max + DRAIN_GRACE_MS), done).await;
@@ -381,6 +441,7 @@ impl Hub {
             room: Notify::new(),
             stalled: Notify::new(),
             stage: watch::Sender::new(Stage::Serving),
+            doors: watch::Sender::new(Doors::Open),
             surroundings: Surroundings::default(),
             scrapes: Semaphore::new(SCRAPES_MAX),
             reloads: Semaphore::new(1),
@@ -478,6 +539,7 @@ impl Hub {
                     return intake.refuse(Refusal::draining());
                 }
                 match intake.room_for_stream(topic, memory) {
+                    _ if intake.paused => NoRoom::Queue,
                     Ok(()) => return Ok(()),
                     Err(no_room) => no_room,
                 }

@@ -43,6 +43,8 @@ pub enum Tidings {
     Reloaded,
     /// The drain has begun.
     Draining,
+    /// The process of this id serves now; the drain begins.
+    HandedOver(i32),
     /// The hub and all shards live.
     Alive,
 }

@@ -13,7 +13,7 @@ use axum::response::Response;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
-use super::{Hub, HubError, HubSetup, control, open, serve};
+use super::{Hub, HubError, HubSetup, control, open};
 use crate::clock::Stamp;
 use crate::config::ControlAddress;
 
@@ -32,9 +32,9 @@ impl SimHub {
         address: ControlAddress,
         drain: impl Future<Output = ()>,
     ) -> (SimHub, impl Future<Output = Result<(), HubError>>) {
-        let (hub, ends, doors) = open(setup);
-        let router = control::router(hub.clone(), address);
-        (SimHub { hub: hub.clone(), router }, serve(hub, ends, doors, drain))
+        let open = open(setup);
+        let router = control::router(open.hub.clone(), address);
+        (SimHub { hub: open.hub.clone(), router }, open.serve(drain))
     }
 
     /// Now, as the hub stamps events.

@@ -104,6 +104,24 @@ impl TopicTable {
         Recorded { account, forgets: forgotten }
     }
 
+    /// Remembers what a former process knew of a topic, as the one published to last. Returns where
+    /// its events are counted, and the topic that was forgotten for it.
+    pub fn restore(&mut self, record: TopicRecord) -> Recorded {
+        let (at, forgets) = self.enter(&record.topic);
+        let place = &mut self.places[at];
+        place.record = record;
+        let account = place.account.clone();
+        self.link_newest(at);
+        Recorded { account, forgets }
+    }
+
+    /// All topics, the one published to longest ago first.
+    pub fn by_age(&self) -> impl Iterator<Item = &TopicRecord> {
+        let place = |at: usize| (at != NONE).then(|| &self.places[at]);
+        let newer = move |before: &&Place| place(before.newer);
+        std::iter::successors(place(self.oldest), newer).map(|place| &place.record)
+    }
+
     /// True if `topic` may have an event of so much memory more.
     pub fn has_room(&self, topic: &Topic, memory: usize) -> bool {
         match self.index.get(topic) {
@@ -226,6 +244,31 @@ mod tests {
         let after: Vec<&str> = table.after("d").map(|record| record.topic.as_str()).collect();
         assert_eq!(after, ["e", "f"]);
         assert_eq!(table.count(), 3);
+    }
+
+    #[test]
+    fn a_table_that_was_handed_over_forgets_in_the_same_order() {
+        let mut before = table(3);
+        for (sequence, topic) in ["c", "a", "b", "c"].into_iter().enumerate() {
+            before.record(&event(topic), sequence as u64 + 1, 1);
+        }
+        let records: Vec<TopicRecord> = before.by_age().cloned().collect();
+        let ages: Vec<(&str, u64)> =
+            records.iter().map(|record| (record.topic.as_str(), record.sequence)).collect();
+        assert_eq!(ages, [("a", 2), ("b", 3), ("c", 4)]);
+        let mut after = table(3);
+        for record in records.clone() {
+            assert_eq!(after.restore(record).forgets, None);
+        }
+        assert!(after.by_age().eq(&records));
+        assert_eq!(after.record(&event("d"), 5, 1).forgets, Topic::new("a").ok());
+        let mut smaller = table(2);
+        let forgotten: Vec<_> =
+            records.into_iter().filter_map(|record| smaller.restore(record).forgets).collect();
+        assert_eq!(
+            (forgotten, names(&smaller)),
+            (vec![Topic::new("a").expect("a topic")], vec!["b".into(), "c".into()])
+        );
     }
 
     #[test]

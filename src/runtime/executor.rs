@@ -165,6 +165,7 @@ mod tests {
         let (address, listeners) = listen(any, 1, Duration::from_secs(1)).expect("a free port");
         let ring = UringOptions {
             keeps_listeners: false,
+            holds_accepts: false,
             listeners,
             accepts_per_listener: 2,
             slots: 8,

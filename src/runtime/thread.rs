@@ -98,6 +98,7 @@ mod tests {
     fn options() -> EpollOptions {
         EpollOptions {
             listeners: Vec::new(),
+            holds_accepts: false,
             accepts_per_listener: 1,
             sockets_max: 4,
             receive_buffer_bytes: 100,

@@ -31,6 +31,18 @@ impl Forgotten {
         }
     }
 
+    /// What a former process remembered.
+    pub fn restored(past: &[(Topic, u64)], dropped: u64) -> Forgotten {
+        let mut forgotten = Forgotten { dropped, ..Forgotten::default() };
+        past.iter().for_each(|(name, sequence)| forgotten.note(name.clone(), *sequence));
+        forgotten
+    }
+
+    /// All that are kept, and the newest sequence of those that were dropped.
+    pub fn all(&self) -> (Vec<(Topic, u64)>, u64) {
+        (self.by_sequence.iter().map(|(sequence, name)| (name.clone(), *sequence)).collect(), self.dropped)
+    }
+
     /// Up to which sequence events of `name` may be gone. It is known again from now on, and
     /// forgotten here.
     pub fn take(&mut self, name: &Topic) -> u64 {

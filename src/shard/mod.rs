@@ -6,8 +6,10 @@
 //! neither sleeps nor reads the clock: its driver
 //! (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
 
+use tokio::sync::oneshot;
+
 use crate::admission::Bucket;
-use crate::broadcast::{Inbox, Message};
+use crate::broadcast::{Doors, Inbox, Message};
 use crate::clock::Stamp;
 use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
@@ -59,13 +61,15 @@ pub struct Shard<R> {
     state: State,
     /// True from [`Message::End`] on.
     told_to_end: bool,
+    /// Where it is to be said that nobody comes in any more.
+    closing: Option<oneshot::Sender<()>>,
 }
 
 impl<R: EgressRing> Shard<R> {
     /// A shard without connections.
     pub fn new(setup: ShardSetup, ring: R, mut inbox: Inbox, now: Stamp) -> Shard<R> {
         let state = State::new(setup, inbox.take_uplink(), inbox.take_asker(), now);
-        Shard { ring, inbox, state, told_to_end: false }
+        Shard { ring, inbox, state, told_to_end: false, closing: None }
     }
 
     /// The date for the answers from now on (RFC 9110 §6.6.1). A shard that was never told tells
@@ -84,7 +88,7 @@ impl<R: EgressRing> Shard<R> {
         let question = self.inbox.next_question();
         // Before what clients say: one that comes from another shard may name an event that waits
         // here.
-        let messages = self.take_messages();
+        let messages = self.take_messages()?;
         let per_second = self.state.setup.config.limits.handshakes_per_second_max;
         match per_second {
             0 => self.ring.allow_accepts(usize::MAX, usize::MAX),
@@ -104,6 +108,10 @@ impl<R: EgressRing> Shard<R> {
             state.learn();
         }
         self.ring.reap(&mut |completion| state.handle_completion(completion));
+        if self.closing.is_some() && self.ring.holds_accepts() {
+            // A hub that does not listen any more has given the wait up.
+            let _ = self.closing.take().map(|closed| closed.send(()));
+        }
         state.publishers.wake_hub();
         state.record_latencies();
         // A ring without room has not told yet which instant sends of the last turn it did not
@@ -138,7 +146,7 @@ impl<R: EgressRing> Shard<R> {
     }
 
     /// Takes what the hub sent, a bounded number of events. Returns how many messages.
-    fn take_messages(&mut self) -> usize {
+    fn take_messages(&mut self) -> Result<usize, RingError> {
         let mut taken = 0;
         while taken < MESSAGES_PER_TURN_MAX && self.state.work.events < EVENTS_PER_TURN_MAX {
             let Some(message) = self.inbox.try_recv() else { break };
@@ -147,10 +155,31 @@ impl<R: EgressRing> Shard<R> {
                 Message::Batch(batch) => self.state.take_events(&batch),
                 Message::Drain(drain) => self.state.begin_drain(drain),
                 Message::Reload(config) => self.state.setup.config = config,
+                Message::Restore(past, said) => {
+                    self.state.restore(&past);
+                    let _ = said.send(());
+                }
+                Message::Doors(doors, said) => self.turn_doors(doors, said)?,
                 Message::End => self.told_to_end = true,
             }
         }
-        taken
+        Ok(taken)
+    }
+
+    /// Lets clients in or not. That none comes in any more is said once the ring says so.
+    fn turn_doors(&mut self, doors: Doors, said: oneshot::Sender<()>) -> Result<(), RingError> {
+        self.closing = None;
+        match doors {
+            Doors::Open => self.ring.open_accepts()?,
+            Doors::Left => self.ring.leave_listeners(),
+            Doors::Closed => {
+                self.ring.hold_accepts();
+                self.closing = Some(said);
+                return Ok(());
+            }
+        }
+        let _ = said.send(());
+        Ok(())
     }
 
     /// True if the shard may await its doorbell: nothing is queued, reaped or sent meanwhile.

@@ -18,7 +18,9 @@ use super::slow::SlowSends;
 use super::ticks::{DrainPass, HangUps, Look};
 use super::topics::Topics;
 use crate::admission::{Admission, Bucket};
-use crate::broadcast::{Asker, Demand, Drain, EncodedBatch, Memory, Question, TopicQuery, Uplink};
+use crate::broadcast::{
+    Asker, Demand, Drain, EncodedBatch, HistorySlice, Memory, Past, Question, TopicQuery, Uplink,
+};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -237,6 +239,13 @@ impl State {
         self.work.events += batch.events.len();
     }
 
+    /// Begins with what a former process had.
+    pub(super) fn restore(&mut self, past: &Past) {
+        assert!(self.connections.len() == 0, "nobody was let in before");
+        self.sequence = past.sequence;
+        self.topics.restore(past);
+    }
+
     /// Queues `slot` for attention, once.
     pub(super) fn mark_ready(&mut self, slot: Slot) {
         let connection = self.connections.get_mut(slot);
@@ -363,6 +372,10 @@ impl State {
             Question::Presence(topics, answer) => drop(answer.send(self.crowds(&topics))),
             Question::Slow(answer) => drop(answer.send(self.slowest())),
             Question::Topics(query, answer) => drop(answer.send(self.list(&query))),
+            Question::History(from, answer) => {
+                let slice = self.topics.history(from.as_ref());
+                drop(answer.send(HistorySlice { sequence: self.sequence, ..slice }));
+            }
         }
     }
 

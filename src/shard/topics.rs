@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 mod history;
 mod lap;
+mod past;
 mod patterns;
 mod values;
 

@@ -21,6 +21,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::ids::Ids;
+pub use crate::broadcast::Cut;
 use crate::broadcast::Encoded;
 use crate::clock::Stamp;
 
@@ -55,17 +56,6 @@ impl Weight {
     }
 }
 
-/// An event that left a history before the bounds of that history asked for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
-    /// Its sequence.
-    pub sequence: u64,
-    /// When the hub took it in.
-    pub intake: Stamp,
-    /// Bytes that it counted as published.
-    pub published: usize,
-}
-
 /// Events of one topic.
 #[derive(Debug, Default)]
 pub struct Window {
@@ -92,6 +82,11 @@ impl Window {
     /// An empty window of a topic whose events up to `evicted` are unknown.
     pub fn after(evicted: u64) -> Window {
         Window { gone: evicted, evicted, newest: evicted, ..Window::default() }
+    }
+
+    /// The same of a topic that a former process had.
+    pub fn restored(evicted: u64, cut: Option<Cut>) -> Window {
+        Window { cut, ..Window::after(evicted) }
     }
 
     /// Appends the newest event.

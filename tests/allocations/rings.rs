@@ -145,6 +145,7 @@ fn a_ring_of_epoll_allocates_nothing() {
     let (address, listeners) = listener();
     let options = EpollOptions {
         listeners,
+        holds_accepts: false,
         accepts_per_listener: 4,
         sockets_max: PEERS as u32,
         receive_buffer_bytes: 2_048,
@@ -158,6 +159,7 @@ fn a_ring_of_io_uring_allocates_nothing() {
     let (address, listeners) = listener();
     let options = UringOptions {
         keeps_listeners: false,
+        holds_accepts: false,
         listeners,
         accepts_per_listener: 4,
         slots: PEERS as u32,

@@ -124,6 +124,7 @@ impl Together {
         let (outbox, tap) = path(1 << 16).expect("eventfd");
         outboxes.push(outbox);
         let setup = HubSetup {
+            estate: None,
             config: config.clone(),
             epoch: EPOCH,
             outboxes,
@@ -348,7 +349,7 @@ impl Together {
                         assert_eq!(twice, None, "event {number} is broadcast once");
                     }
                 }
-                Message::Reload(_) => {}
+                Message::Reload(_) | Message::Restore(..) | Message::Doors(..) => {}
                 Message::Drain(mut drain) => drain.say_done(),
                 Message::End => {
                     let end = ShardEnd::new(self.seats.len(), Ok::<(), String>(()));

@@ -40,6 +40,7 @@ impl Ring {
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("making an eventfd")?;
         let options = UringOptions {
             keeps_listeners: false,
+            holds_accepts: false,
             listeners: Vec::new(),
             accepts_per_listener: 0,
             slots: descriptors,

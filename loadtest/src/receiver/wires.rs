@@ -63,6 +63,7 @@ impl Wires {
         epoll::add(&epoll, &doorbell, epoll::EventData::new_u64(DOORBELL), epoll::EventFlags::IN)?;
         let options = UringOptions {
             keeps_listeners: false,
+            holds_accepts: false,
             listeners: Vec::new(),
             accepts_per_listener: 0,
             slots: SLOTS_MAX,

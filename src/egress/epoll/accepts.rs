@@ -15,6 +15,8 @@ use crate::egress::ring::{Completion, Slot};
 #[derive(Debug)]
 pub(super) struct Listener {
     socket: OwnedFd,
+    /// It is in the epoll.
+    is_known: bool,
     /// Peers may wait in its queue.
     pub has_peers: bool,
     /// An accept failed for want of resources; none is tried until `retry_accepts`.
@@ -22,11 +24,30 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Adds a listener to the epoll, whose events are about `about`.
-    pub fn register(epoll: &OwnedFd, socket: OwnedFd, about: u64) -> rustix::io::Result<Listener> {
-        ioctl_fionbio(&socket, true)?;
-        epoll::add(epoll, &socket, EventData::new_u64(about), EventFlags::IN | EventFlags::ET)?;
-        Ok(Listener { socket, has_peers: false, has_failed: false })
+    /// A listener that the epoll does not know yet.
+    pub fn new(socket: OwnedFd) -> Listener {
+        Listener { socket, is_known: false, has_peers: false, has_failed: false }
+    }
+
+    /// Adds a listener to the epoll, if it is not there, whose events are about `about`.
+    pub fn register(&mut self, epoll: &OwnedFd, about: u64) -> rustix::io::Result<()> {
+        // Another process may have let it block meanwhile.
+        ioctl_fionbio(&self.socket, true)?;
+        if !self.is_known {
+            epoll::add(epoll, &self.socket, EventData::new_u64(about), EventFlags::IN | EventFlags::ET)?;
+            self.is_known = true;
+        }
+        // Those who came meanwhile were told of once.
+        self.has_peers = true;
+        Ok(())
+    }
+
+    /// Lets go of a listener that others have too: their sockets would be told of for ever.
+    pub fn leave(self, epoll: &OwnedFd) {
+        if self.is_known {
+            // It is in the epoll, so this does not fail.
+            let _ = epoll::delete(epoll, &self.socket);
+        }
     }
 
     fn may_accept(&self) -> bool {
@@ -41,7 +62,8 @@ const EDGES: EventFlags =
 impl Epoll {
     /// True if peers wait and there is room for one.
     pub(super) fn may_accept(&self) -> bool {
-        self.accepts_left > 0
+        !self.holding
+            && self.accepts_left > 0
             && self.open < self.sockets_max
             && self.listeners.iter().any(Listener::may_accept)
     }

@@ -41,11 +41,26 @@ impl Uring {
     /// True if an accept is idle and there is room for whom it would bring.
     pub(super) fn can_arm_accept(&self) -> bool {
         let armed = self.accepts_armed();
-        self.accepts_left > 0 && !self.accepts_idle.is_empty() && self.open + armed < self.sockets_max
+        !self.holding
+            && self.accepts_left > 0
+            && !self.accepts_idle.is_empty()
+            && self.open + armed < self.sockets_max
     }
 
-    /// Arms as many accepts as there is room for sockets.
+    /// True if an accept in the kernel is to be called back.
+    pub(super) fn can_recall_accept(&self) -> bool {
+        self.holding && self.recalled < self.accepts.len() && self.accepts_armed() > 0
+    }
+
+    /// Arms as many accepts as there is room for sockets; while nobody is to be accepted, calls them
+    /// back.
     pub(super) fn arm_accepts(&mut self) {
+        while self.room() > 0 && self.can_recall_accept() {
+            // One that is not in the kernel is not found there.
+            let index = self.recalled as u32;
+            self.recalled += 1;
+            self.cancel_request(index, Op::Accept.user_data(index));
+        }
         while self.room() > 0 && self.can_arm_accept() {
             let Some(index) = self.accepts_idle.pop() else { return };
             self.accepts_left -= 1;

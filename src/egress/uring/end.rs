@@ -36,7 +36,7 @@ impl Uring {
     /// # Safety
     /// The ring must not be used again.
     pub(super) unsafe fn end(&mut self) -> bool {
-        for listener in self.listeners.iter().filter(|_| !self.keeps_listeners) {
+        for listener in self.listeners.iter().filter(|_| !self.keeps_listeners && !self.holding) {
             // From here on nobody comes. A closed listener would take clients for as long as the
             // kernel has accepts on it. This does not fail for a socket that listens.
             let _ = rustix::net::shutdown(listener, Shutdown::Read);

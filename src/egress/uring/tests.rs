@@ -23,6 +23,7 @@ fn a_ring_without_listeners_receives_on_sockets_of_others_into_buffers_of_the_si
     let doorbell = Doorbell::new().expect("an eventfd");
     let options = UringOptions {
         keeps_listeners: false,
+        holds_accepts: false,
         listeners: Vec::new(),
         accepts_per_listener: 0,
         slots: 1_024,

@@ -31,6 +31,7 @@ fn serve(shards: usize, limits: Limits, more: Option<ControlListener>) -> Server
     let drained = drain.clone();
     let memory = Memory::new(&limits);
     let setup = HubSetup {
+        estate: None,
         config: config(shards, limits),
         epoch: EPOCH,
         outboxes,

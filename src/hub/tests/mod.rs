@@ -159,7 +159,8 @@ fn start_shard(
                         drain.say_done();
                         let _ = tell.send(Seen::Drain);
                     }
-                    Message::Reload(_) => {}
+                    Message::Reload(_) | Message::Restore(..) => {}
+                    Message::Doors(_, said) => drop(said.send(())),
                     Message::End => {
                         if let Some(ends) = &ends {
                             let _ = ends.send(ShardEnd { shard: number, result: Ok(()) });
@@ -175,6 +176,7 @@ fn start_shard(
                 }
                 Some(Question::Slow(answer)) => drop(answer.send(vec![slow(number)])),
                 Some(Question::Topics(query, answer)) => drop(answer.send(list(&topics, &query))),
+                Some(Question::History(..)) => {}
                 None if inbox.may_sleep() => {
                     let mut rung = bell.readable().await.expect("the runtime lives");
                     rustix::io::read(bell.get_ref(), &mut [0; 8]).expect("a rung doorbell");

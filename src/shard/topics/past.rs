@@ -1,0 +1,165 @@
+//! The histories of a shard, told to a process that takes its place, and taken over from one.
+//!
+//! Histories are the same on all shards, so one shard of the former process tells them, and every
+//! shard of the new one takes them. What is kept beyond them was for subscribers that are not here.
+
+use std::sync::Arc;
+
+use super::{TopicIndex, TopicState, Topics};
+use crate::broadcast::{Encoded, HistorySlice, Past, PastTopic};
+use crate::config::limits::HISTORY_PER_ANSWER_MAX;
+use crate::event::Topic;
+use crate::shard::forgotten::Forgotten;
+use crate::shard::window::Window;
+
+impl Topics {
+    /// The next part of all histories, after a sequence of a topic; a bounded number of events and
+    /// topics. An event that leaves its history meanwhile is not told, or told as evicted later.
+    pub fn history(&self, from: Option<&(Topic, u64)>) -> HistorySlice {
+        let mut slice = HistorySlice::default();
+        let mut left = HISTORY_PER_ANSWER_MAX;
+        let first = from.and_then(|(name, _)| self.find(name)).map(|index| self.get(index));
+        let after = from.map_or("", |(name, _)| name.as_str());
+        for topic in first.into_iter().chain(self.after(after)).filter(|topic| !topic.is_pattern()) {
+            let told = from.filter(|(name, _)| *name == topic.name).map_or(0, |(_, sequence)| *sequence);
+            let (events, is_all) = topic.next_of_history(told, left);
+            left = left.saturating_sub(1 + events.len());
+            if !is_all || left == 0 {
+                let last = events.last().map_or(told, |event| event.sequence);
+                slice.next = Some((topic.name.clone(), if is_all { u64::MAX } else { last }));
+            }
+            let window = &topic.window;
+            let past =
+                PastTopic { name: topic.name.clone(), evicted: window.evicted(), cut: window.last_cut() };
+            slice.topics.push((past, events));
+            if slice.next.is_some() {
+                return slice;
+            }
+        }
+        (slice.forgotten, slice.dropped) = self.forgotten.all();
+        slice
+    }
+
+    /// Takes over what a former process had. Nobody has subscribed yet.
+    pub fn restore(&mut self, past: &Past) {
+        assert!(self.by_name.len() == 0, "a shard begins with the past");
+        self.forgotten = Forgotten::restored(&past.forgotten, past.dropped);
+        // Nothing waits for this.
+        self.drops_left = usize::MAX;
+        let mut indexes: Vec<TopicIndex> = Vec::with_capacity(past.topics.len());
+        for topic in &past.topics {
+            let index = self.intern(&topic.name);
+            self.get_mut(index).window = Window::restored(topic.evicted, topic.cut);
+            indexes.push(index);
+        }
+        past.events.iter().for_each(|event| self.push(event));
+        // Some may have lost all of their events by the bounds of this process already.
+        for (index, topic) in indexes.into_iter().zip(&past.topics) {
+            if self.find(&topic.name) == Some(index) {
+                self.forget_if_unused(index);
+            }
+        }
+        // What was evicted before is unknown here.
+        self.recent.clear();
+        self.before_recent = past.sequence;
+        self.begin_turn();
+    }
+}
+
+impl TopicState {
+    /// The events of the history after a sequence, `most` at most, and whether these are all.
+    fn next_of_history(&self, after: u64, most: usize) -> (Vec<Arc<Encoded>>, bool) {
+        let first = self.window.index_after(after.max(self.window.evicted()));
+        let here = (first..).map_while(|at| self.window.get(at));
+        let events: Vec<Arc<Encoded>> = here.take(most).cloned().collect();
+        let is_all = self.window.get(first + events.len()).is_none();
+        (events, is_all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Limits, Rules};
+    use crate::shard::fixtures::encoded;
+
+    fn topics(limits: &Limits) -> Topics {
+        Topics::new(limits, &Rules::default())
+    }
+
+    fn topic(name: &str) -> Topic {
+        Topic::new(name).expect("a topic")
+    }
+
+    /// All slices of a shard, put together as the hub does.
+    fn told(from: &Topics) -> Past {
+        let mut past = Past { sequence: 1_000_000, ..Past::default() };
+        let mut next = None;
+        loop {
+            let slice = from.history(next.as_ref());
+            for (topic, events) in slice.topics {
+                past.events.extend(events);
+                past.topics.retain(|other| other.name != topic.name);
+                past.topics.push(topic);
+            }
+            (past.forgotten, past.dropped) = (slice.forgotten, slice.dropped);
+            next = slice.next;
+            if next.is_none() {
+                past.events.sort_by_key(|event| event.sequence);
+                return past;
+            }
+        }
+    }
+
+    fn sequences(topics: &Topics, name: &str) -> (u64, Vec<u64>) {
+        let topic = topics.get(topics.find(&topic(name)).expect("it is known"));
+        (topic.window.evicted(), topic.window.history().map(|event| event.sequence).collect())
+    }
+
+    #[test]
+    fn another_shard_has_the_same_histories_however_many_slices_they_take() {
+        let limits = Limits { window_events_max: 3 * HISTORY_PER_ANSWER_MAX, ..Limits::default() };
+        let mut old = topics(&limits);
+        let last = 4 * HISTORY_PER_ANSWER_MAX as u64;
+        for sequence in 1..=last {
+            let name = if sequence % 1_000 == 0 { format!("t{}", sequence / 1_000) } else { "long".into() };
+            old.push(&encoded(&name, sequence));
+        }
+        let mut new = topics(&limits);
+        new.restore(&told(&old));
+        for name in ["long", "t1", "t9", "t30"] {
+            assert_eq!(sequences(&new, name), sequences(&old, name), "{name}");
+        }
+        assert!(sequences(&new, "long").0 > 0, "it had more than a history holds");
+        assert_eq!(new.window_events(), old.window_events());
+        new.push(&encoded("long", last + 1));
+        assert_eq!(sequences(&new, "long").1.last(), Some(&(last + 1)));
+    }
+
+    #[test]
+    fn smaller_bounds_take_the_newest_and_remember_what_they_left() {
+        let mut old = topics(&Limits::default());
+        for sequence in 1..=9 {
+            old.push(&encoded(if sequence == 5 { "other" } else { "t" }, sequence));
+        }
+        let limits = Limits { window_events_max: 3, ..Limits::default() };
+        let mut new = topics(&limits);
+        new.restore(&told(&old));
+        assert_eq!(sequences(&new, "t"), (6, vec![7, 8, 9]));
+        assert_eq!(sequences(&new, "other"), (0, vec![5]));
+        assert_eq!(new.excess(), (0, 0), "nobody needs more");
+    }
+
+    #[test]
+    fn a_topic_without_events_and_a_forgotten_one_keep_their_last_sequence() {
+        let mut new = topics(&Limits::default());
+        let past = PastTopic { name: topic("quiet"), evicted: 7, cut: None };
+        let forgotten = vec![(topic("gone"), 5)];
+        new.restore(&Past { sequence: 9, topics: vec![past], events: vec![], forgotten, dropped: 2 });
+        assert_eq!(new.find(&topic("quiet")), None, "it takes no room");
+        for (name, evicted) in [("quiet", 7), ("gone", 5), ("stranger", 2)] {
+            let index = new.intern(&topic(name));
+            assert_eq!(new.get(index).window.evicted(), evicted, "{name}");
+        }
+    }
+}
