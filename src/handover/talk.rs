@@ -195,7 +195,9 @@ impl Talk {
             let into = &mut [IoSliceMut::new(&mut bytes)];
             match recvmsg(&self.socket, into, &mut beside, RecvFlags::CMSG_CLOEXEC) {
                 Ok(heard) => break heard,
-                Err(Errno::INTR) => {}
+                // One that closes without having heard all: what it said before comes behind this
+                // (`unix_release_sock` in `net/unix/af_unix.c`).
+                Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             }
@@ -307,6 +309,16 @@ mod tests {
         let (old, new) = pair();
         assert!(!old.hang_up(&Word::Taken));
         assert!(matches!(new.say(&Word::Taken, &[]), Err(TalkError::Gone)));
+    }
+
+    #[test]
+    fn the_last_word_is_heard_from_one_that_did_not_listen() {
+        let (old, new) = pair();
+        new.say(&Word::Ready, &[]).expect("room");
+        old.say(&Word::Refused { why: "another one".into() }, &[]).expect("room");
+        drop(old);
+        assert_eq!(new.await_word(1_000).expect_err("refused").to_string(), "another one");
+        assert!(matches!(new.await_word(1_000), Err(TalkError::Gone)));
     }
 
     #[test]

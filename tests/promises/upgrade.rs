@@ -228,8 +228,7 @@ async fn under_load_nothing_is_lost_nothing_is_twice_and_nobody_is_refused() {
     let path = meeting.path();
     assert_eq!((mode(path.parent().expect("its own")), mode(&path)), (0o700, 0o600));
     let (data, control) = (server.data, server.control);
-    let epoch =
-        epoch_of(&server.stats().await["epoch"].as_str().map_or_else(String::new, |e| format!("{e}-0")));
+    let epoch = server.stats().await["epoch"].as_str().expect("a text").to_string();
     let last = Arc::new(AtomicU64::new(u64::MAX));
     let followers: Vec<_> = [Kind::EventStream, Kind::Raw, Kind::Json]
         .into_iter()
@@ -255,10 +254,166 @@ async fn under_load_nothing_is_lost_nothing_is_twice_and_nobody_is_refused() {
     );
     stop.store(true, Ordering::Relaxed);
     assert!(knocking.join().expect("every connection was answered") > 10);
-    last.store(publisher.stop().await, Ordering::Relaxed);
-    server.publish("t", format!("{} ", last.load(Ordering::Relaxed) + 1)).await;
-    last.fetch_add(1, Ordering::Relaxed);
+    // Told before it is published, so that each of them sees it when it comes.
+    let final_number = publisher.stop().await + 1;
+    last.store(final_number, Ordering::Relaxed);
+    server.publish("t", format!("{final_number} ")).await;
     for follower in followers {
         assert_eq!(follower.await.expect("nothing failed"), 3, "each stream ended with its process");
+    }
+}
+
+/// In the place of a new process: each begins, and ends somewhere before the last word.
+#[tokio::test]
+async fn a_new_process_that_ends_half_way_leaves_the_old_one_as_it_was() {
+    let meeting = Meeting::new();
+    let mut server = meeting.start(&["--shards", "2"]);
+    let first = server.publish("t", "1").await;
+    let mut live = Subscriber::connect(server.data, Protocol::Sse, &["t"]).await;
+    let goes_on = async |live: &mut Subscriber, number: u64| {
+        let taken = until("a publish that is taken", async || {
+            let told = server.answer(server.post("/topics/t").body(format!("{number}"))).await;
+            assert!(told.status == 200 || told.error().contains("hands over"), "{told:?}");
+            (told.status == 200).then(|| told.json()["sequence"].as_u64())
+        });
+        assert_eq!(taken.await, Some(number), "sequences go on");
+        assert_eq!(live.text().await, number.to_string(), "subscribers stay");
+        // Both rings accept again, on each shard.
+        for protocol in [Protocol::Sse, Protocol::WebSocket, Protocol::Sse, Protocol::WebSocket] {
+            let mut new = Subscriber::resume(server.data, protocol, &["t"], Some(&first.id)).await;
+            assert_eq!(new.text().await, "2");
+        }
+    };
+    goes_on(&mut live, 2).await;
+    for (number, word) in (3..).zip(["hello", "offer", "state", "go", "nonsense", "too soon"]) {
+        let mut heir = meeting.connect();
+        match word {
+            "hello" => {}
+            "offer" => assert!(heir.hello(1)["offer"].is_object()),
+            "nonsense" => heir.say(&json!({ "GET": "/" })),
+            "too soon" => heir.say(&json!("taken")),
+            word => heir.go_on_to(word),
+        }
+        drop(heir);
+        goes_on(&mut live, number).await;
+    }
+    // One that is there all the time and says nothing: the others are told, and the old one serves.
+    let mut silent = meeting.connect();
+    silent.go_on_to("state");
+    let mut second = meeting.connect();
+    assert_eq!(second.hear(), json!({ "refused": { "why": "another upgrade is under way" } }));
+    let failed = meeting.fail(&[]);
+    let told = String::from_utf8(failed.stderr).expect("UTF-8");
+    assert_eq!(failed.status.code(), Some(1), "{told}");
+    assert!(told.contains("which goes on: another upgrade is under way"), "{told}");
+    let told = server.answer(server.post("/topics/t").body("x")).await;
+    assert!(told.status == 503 && told.error().contains("hands over"), "{told:?}");
+    assert_eq!(server.stats().await["hub"]["refused"]["upgrading"], 1);
+    assert_eq!(server.get("/healthz").await.status, 200, "subscribers are served");
+    drop(silent);
+    goes_on(&mut live, 9).await;
+    assert!(server.runs());
+    // And then one that comes to its end.
+    let mut new = meeting.start(&["--shards", "2", "--upgrade"]);
+    let resumed = Subscriber::resume(new.data, Protocol::Sse, &["t"], Some(&first.id));
+    assert_eq!(resumed.await.texts(8).await, ["2", "3", "4", "5", "6", "7", "8", "9"]);
+    assert_eq!(server.ended().await.code(), Some(0));
+    assert!(new.runs());
+}
+
+#[tokio::test]
+async fn a_new_process_that_cannot_start_says_why_and_the_old_one_goes_on() {
+    let meeting = Meeting::new();
+    let told = |output: Output| {
+        let told = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        told.lines().last().expect("a line").to_string()
+    };
+    let nobody = told(meeting.fail(&[]));
+    assert!(nobody.contains("nobody waits for it at ") && nobody.contains("--upgrade-socket"), "{nobody}");
+    let mut server = meeting.start(&["--shards", "1"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let in_use = told(meeting.fail(&["--listen", &address]));
+    assert!(in_use.contains(&format!("cannot listen on {address}")), "{in_use}");
+    let mut foreign = meeting.connect();
+    let refused = foreign.hello(99);
+    let why = refused["refused"]["why"].as_str().expect("a text");
+    assert!(why.contains("format 1") && why.contains("fanwave 7.8.9 takes format 99"), "{why}");
+    server.publish("t", "x").await;
+    assert!(server.runs());
+    // It waits for nobody any more once it drains, and leaves no file behind.
+    server.signal(Signal::TERM);
+    assert_eq!(server.ended().await.code(), Some(0));
+    assert!(!meeting.path().exists());
+}
+
+/// What the new process does not listen on is closed with the old one; what is new is added.
+#[tokio::test]
+async fn addresses_may_come_and_go_with_an_upgrade() {
+    let meeting = Meeting::new();
+    let one = meeting.start(&["--shards", "1", "--listen", "127.0.0.2:0"]);
+    let gone = data_addresses(&one)[1];
+    let two = meeting.start(&["--shards", "2", "--listen", "127.0.0.3:0", "--upgrade"]);
+    let [kept, added] = data_addresses(&two)[..] else { panic!("two addresses: {:?}", two.banner) };
+    assert_eq!((kept, added.ip().to_string().as_str()), (one.data, "127.0.0.3"));
+    let mut one = one;
+    assert_eq!(one.ended().await.code(), Some(0));
+    for address in [kept, added] {
+        let mut subscriber = Subscriber::connect(address, Protocol::Sse, &["t"]).await;
+        two.publish("t", "x").await;
+        assert_eq!(subscriber.text().await, "x");
+    }
+    let refused = TcpStream::connect(gone).expect_err("nobody listens there any more");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+/// Where subscribers connect, as the banner says.
+fn data_addresses(server: &Server) -> Vec<SocketAddr> {
+    let addresses = server.banner.iter().filter_map(|line| line.strip_prefix("data plane "));
+    addresses.map(|address| address.trim().parse().expect("an address")).collect()
+}
+
+/// A signal starts the program that is there now, and the service manager is told whom to follow.
+#[tokio::test]
+async fn a_signal_starts_the_successor_and_the_manager_follows_it() {
+    let meeting = Meeting::new();
+    let manager = UnixDatagram::bind(meeting.0.path("notify")).expect("a socket");
+    manager.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let told = || {
+        let mut buffer = [0; 1_024];
+        let length = manager.recv(&mut buffer).expect("the manager is told");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fanwave"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--shards", "1"]);
+    command.arg("--upgrade-socket").arg(meeting.path()).env_clear().stdin(Stdio::null());
+    command.env("NOTIFY_SOCKET", meeting.0.path("notify")).env("WATCHDOG_USEC", "200000");
+    let mut server = Server::run(command);
+    let event = server.publish("t", "1").await;
+    assert!(told().starts_with("READY=1"));
+    server.signal(Signal::USR2);
+    let heir = loop {
+        if let Some(heir) = told().strip_prefix("MAINPID=") {
+            break Pid::from_raw(heir.trim().parse().expect("a number")).expect("a process");
+        }
+    };
+    let followed = Heirs(heir);
+    assert_eq!(server.ended().await.code(), Some(0));
+    // Nobody else is left to say so.
+    while told() != "WATCHDOG=1\n" {}
+    assert_eq!(server.publish("t", "2").await.sequence, event.sequence + 1);
+    let mut subscriber = Subscriber::resume(server.data, Protocol::Sse, &["t"], Some(&event.id)).await;
+    assert_eq!(subscriber.text().await, "2");
+    drop((subscriber, followed));
+}
+
+/// A process that the server has started; it is killed with the test.
+struct Heirs(Pid);
+
+impl Drop for Heirs {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = kill_process(self.0, Signal::KILL);
     }
 }
