@@ -155,10 +155,8 @@ pub fn run(
     let capacity = capacity(&config, choice.ring.is_direct(), &data)?;
     let descriptors = |error| ServeError::Hub(format!("cannot copy a listener: {error}"));
     let first_control = control.first().map(|address| &address.bound);
-    let estate = match upgrade::open_place(&config, first_control, &mut predecessor)? {
-        Some(place) => Some(upgrade::estate(place, &data, &control).map_err(descriptors)?),
-        None => None,
-    };
+    let place = upgrade::open_place(&config, first_control, &mut predecessor)?;
+    let estate = place.map(|place| upgrade::estate(place, &data, &control));
     let shards = config.shard_cpus.len();
     let rounds = listeners::rounds(&data, shards);
     let by_shard = listeners::by_shard(&data, shards, rounds).map_err(descriptors)?;
@@ -167,6 +165,8 @@ pub fn run(
         keeps_listeners: data.iter().any(|address| address.passed),
         holds_accepts: predecessor.is_some(),
     };
+    // The shards have theirs. Those of a former process are dealt with once they are ours.
+    let inherited: Vec<DataAddress> = data.into_iter().filter(|address| address.inherited).collect();
 
     let demand = Arc::new(Demand::default());
     let memory = Memory::new(&config.limits);
@@ -254,12 +254,10 @@ pub fn run(
     });
     manager.ready();
     if let Some(former) = former {
-        listeners::own(&config, &data);
+        listeners::own(&config, inherited);
         upgrade::leave_no_place(&former, hub.own_place());
         runtime.block_on(hub.open_doors());
     }
-    // The hub has copies as long as they are to be handed over.
-    drop(data);
     runtime.spawn(upgrade::start_successors(upgrades, path));
     let served = runtime.block_on(hub.serve(drain));
     match served {

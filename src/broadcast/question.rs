@@ -4,6 +4,8 @@
 //! overloaded server is answered. It does not overtake what the shard can take at once: see
 //! `Shard::turn`.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -42,6 +44,8 @@ pub enum Question {
     Slow(oneshot::Sender<Vec<SlowReport>>),
     /// What it knows of some topics.
     Topics(TopicQuery, oneshot::Sender<Vec<TopicReport>>),
+    /// Copies of its listeners, in the order in which it was given them.
+    Listeners(oneshot::Sender<io::Result<Vec<OwnedFd>>>),
     /// The next part of its histories, after this sequence of this topic; `None` for the first.
     History(Option<(Topic, u64)>, oneshot::Sender<HistorySlice>),
 }
@@ -54,6 +58,7 @@ impl Question {
             Question::Presence(_, answer) => answer.is_closed(),
             Question::Slow(answer) => answer.is_closed(),
             Question::Topics(_, answer) => answer.is_closed(),
+            Question::Listeners(answer) => answer.is_closed(),
             Question::History(_, answer) => answer.is_closed(),
         }
     }

@@ -26,8 +26,7 @@ pub struct Sharers {
 impl Sharers {
     /// Descriptors that are open before anybody connects, at most.
     pub const fn own(self) -> usize {
-        // The hub has a copy of each listener, for a process that takes its place.
-        DESCRIPTORS_OF_HUB + self.controls + self.shards * (DESCRIPTORS_OF_SHARD + 2 * self.listens)
+        DESCRIPTORS_OF_HUB + self.shards * (DESCRIPTORS_OF_SHARD + self.listens)
     }
 
     /// Control connections at most.

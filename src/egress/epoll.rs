@@ -363,6 +363,10 @@ impl EgressRing for Epoll {
         Ok(())
     }
 
+    fn copy_listeners(&self) -> std::io::Result<Vec<OwnedFd>> {
+        self.listeners.iter().map(Listener::copy).collect()
+    }
+
     fn leave_listeners(&mut self) {
         self.holding = true;
         for listener in self.listeners.drain(..) {

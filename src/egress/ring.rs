@@ -14,7 +14,9 @@
 //!   ring: the kernel may look a socket up late, and would meet the next one in the slot.
 //! - Completions only report. Their handler marks what is to be done and asks the ring later.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::batch::Batch;
@@ -183,6 +185,9 @@ pub trait EgressRing {
 
     /// Accepts again, or for the first time.
     fn open_accepts(&mut self) -> Result<(), RingError>;
+
+    /// Copies of the descriptors of the listeners.
+    fn copy_listeners(&self) -> io::Result<Vec<OwnedFd>>;
 
     /// Lets go of the listeners, which live on in another process. Nobody is accepted any more.
     fn leave_listeners(&mut self);

@@ -407,6 +407,10 @@ impl EgressRing for Uring {
         Ok(())
     }
 
+    fn copy_listeners(&self) -> io::Result<Vec<OwnedFd>> {
+        self.listeners.iter().map(OwnedFd::try_clone).collect()
+    }
+
     fn leave_listeners(&mut self) {
         self.hold_accepts();
         self.keeps_listeners = true;

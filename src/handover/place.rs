@@ -16,12 +16,10 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::config::ControlAddress;
 use crate::config::limits::HAND_OVER_BACKLOG;
 
-/// A socket where a server waits for the one that takes its place. Its file goes with it, unless it
-/// was left to that one.
+/// The file of the socket where a server waits for the one that takes its place. It goes with the
+/// server, unless it was left to that one.
 #[derive(Debug)]
 pub struct Place {
-    /// The socket, which listens.
-    pub listener: OwnedFd,
     /// Its path.
     pub path: PathBuf,
     /// The file stays.
@@ -30,8 +28,9 @@ pub struct Place {
 
 impl Place {
     /// Listens at `path`.
-    pub fn open(path: &Path) -> io::Result<Place> {
-        Ok(Place { listener: listen(path)?, path: path.to_path_buf(), is_left: false })
+    pub fn open(path: &Path) -> io::Result<(Place, OwnedFd)> {
+        let listener = listen(path)?;
+        Ok((Place { path: path.to_path_buf(), is_left: false }, listener))
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +63,8 @@ impl ControlListener {
 }
 
 /// The same, known to the runtime.
-enum Listener {
+#[derive(Debug)]
+pub(super) enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
@@ -81,18 +83,22 @@ pub(super) fn start(
     hub: &Arc<Hub>,
 ) -> io::Result<JoinSet<()>> {
     let mut tasks = JoinSet::new();
+    let mut known = Vec::new();
     for listener in listeners {
         let router = control::router(hub.clone(), listener.address()?);
         let listener = match listener {
             ControlListener::Tcp(listener) => Listener::Tcp(TcpListener::from_std(listener)?),
             ControlListener::Unix(listener) => Listener::Unix(UnixListener::from_std(listener)?),
         };
+        let listener = Arc::new(listener);
+        known.push(Arc::downgrade(&listener));
         tasks.spawn(accept(listener, router, hub.clone(), connections_max));
     }
+    *hub.control_listeners() = known;
     Ok(tasks)
 }
 
-async fn accept(listener: Listener, router: Router, hub: Arc<Hub>, connections_max: usize) {
+async fn accept(listener: Arc<Listener>, router: Router, hub: Arc<Hub>, connections_max: usize) {
     let mut connections = JoinSet::new();
     let mut seats = Seats::new(connections_max);
     let mut pace = Pace::WARNING;
@@ -114,7 +120,7 @@ async fn accept(listener: Listener, router: Router, hub: Arc<Hub>, connections_m
             }
             // Its sender lives as long as the hub.
             _ = doors.changed() => continue,
-            accepted = accept_one(listener.as_ref()), if comes_in => accepted,
+            accepted = accept_one(listener.as_deref()), if comes_in => accepted,
         };
         match accepted {
             Ok(socket) => {
@@ -137,6 +143,15 @@ async fn accept(listener: Listener, router: Router, hub: Arc<Hub>, connections_m
     let ended = async { while connections.join_next().await.is_some() {} };
     // What is still open then is cut off when `connections` is dropped.
     let _ = tokio::time::timeout(Duration::from_millis(CONTROL_GRACE_MS), ended).await;
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Listener::Tcp(listener) => listener.as_fd(),
+            Listener::Unix(listener) => listener.as_fd(),
+        }
+    }
 }
 
 async fn accept_one(listener: Option<&Listener>) -> io::Result<Socket> {

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -184,6 +184,8 @@ struct Hub {
     /// Rung when a shard's queue was full.
     stalled: Notify,
     stage: watch::Sender<Stage>,
+    /// Where publishers come in.
+    control_listeners: Mutex<Vec<Weak<listen::Listener>>>,
     /// Whether clients come in, of both planes.
     doors: watch::Sender<Doors>,
     surroundings: Surroundings,
@@ -441,6 +443,7 @@ impl Hub {
             room: Notify::new(),
             stalled: Notify::new(),
             stage: watch::Sender::new(Stage::Serving),
+            control_listeners: Mutex::new(Vec::new()),
             doors: watch::Sender::new(Doors::Open),
             surroundings: Surroundings::default(),
             scrapes: Semaphore::new(SCRAPES_MAX),
@@ -469,6 +472,11 @@ impl Hub {
     /// The state behind the lock; never hold it across an await.
     fn intake(&self) -> MutexGuard<'_, Intake> {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where publishers come in, as long as they do.
+    fn control_listeners(&self) -> MutexGuard<'_, Vec<Weak<listen::Listener>>> {
+        self.control_listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The pace of lines about single control connections.

@@ -6,10 +6,11 @@
 //! - What fails before `Taken` is undone: publishes are taken, and clients come in again.
 //! - The drain ends a conversation.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -18,9 +19,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
+use super::listen::Listener;
 use super::past::Gathered;
 use super::{Hub, OpenHub};
-use crate::broadcast::{Doors, Message};
+use crate::broadcast::{Doors, Message, Question};
 use crate::config::limits::{
     CONTROL_ACCEPT_RETRY_MS, HAND_OVER_DESCRIPTORS_MAX, HAND_OVER_MS_MAX, HAND_OVER_START_MS_MAX,
     HAND_OVER_WORD_MS_MAX,
@@ -35,16 +37,20 @@ use crate::handover::{FORMAT, VERSION};
 pub struct Estate {
     /// Where those ask who want it.
     pub place: Place,
-    /// Addresses of the data plane, each with its listeners.
-    pub data: Vec<(DataOffer, Vec<OwnedFd>)>,
-    /// Addresses of the control plane, each with its listener.
-    pub control: Vec<(ControlOffer, OwnedFd)>,
+    /// The socket there, which listens.
+    pub listener: OwnedFd,
+    /// Addresses of the data plane, in the order of the shards' listeners; how many these are is
+    /// found out when it is asked for.
+    pub data: Vec<DataOffer>,
+    /// Addresses of the control plane.
+    pub control: Vec<ControlOffer>,
 }
 
 /// Waits for a process that takes our place, and hands over to it. Returns its process id.
-pub(super) async fn serve(hub: Arc<Hub>, mut estate: Estate) -> i32 {
-    let place = match estate.place.listener.try_clone().map(Into::into).and_then(UnixListener::from_std) {
-        Ok(place) => place,
+pub(super) async fn serve(hub: Arc<Hub>, estate: Estate) -> i32 {
+    let Estate { mut place, listener, data, control } = estate;
+    let waiting = match UnixListener::from_std(listener.into()) {
+        Ok(listener) => Waiting { listener, data, control },
         Err(error) => {
             tracing::warn!(%error, "cannot wait for a process that takes our place");
             return std::future::pending().await;
@@ -61,7 +67,7 @@ pub(super) async fn serve(hub: Arc<Hub>, mut estate: Estate) -> i32 {
                     None => continue,
                 }
             }
-            accepted = place.accept() => accepted,
+            accepted = waiting.listener.accept() => accepted,
         };
         match accepted.map_err(TalkError::from).and_then(|(socket, _)| Line::new(socket)) {
             Err(error) => {
@@ -72,12 +78,19 @@ pub(super) async fn serve(hub: Arc<Hub>, mut estate: Estate) -> i32 {
                 // One that is gone already needs no answer.
                 let _ = line.talk.say(&refused("another upgrade is under way"), &[]);
             }
-            Ok(line) => talking = Some(Box::pin(try_to_hand_over(&hub, &estate, line))),
+            Ok(line) => talking = Some(Box::pin(try_to_hand_over(&hub, &waiting, line))),
         }
     };
     drop(talking);
-    estate.place.is_left = true;
+    place.is_left = true;
     heir
+}
+
+/// An estate that is to be asked for.
+struct Waiting {
+    listener: UnixListener,
+    data: Vec<DataOffer>,
+    control: Vec<ControlOffer>,
 }
 
 /// A conversation, and what tells that there is a next word.
@@ -124,8 +137,8 @@ fn refused(why: impl ToString) -> Word {
 }
 
 /// The process id of who has our place now; `None` if we keep it.
-async fn try_to_hand_over(hub: &Arc<Hub>, estate: &Estate, line: Line) -> Option<i32> {
-    let error = match hand_over(hub, estate, &line).await {
+async fn try_to_hand_over(hub: &Arc<Hub>, waiting: &Waiting, line: Line) -> Option<i32> {
+    let error = match hand_over(hub, waiting, &line).await {
         Ok(heir) => return Some(heir),
         Err(error) => error,
     };
@@ -136,7 +149,7 @@ async fn try_to_hand_over(hub: &Arc<Hub>, estate: &Estate, line: Line) -> Option
     None
 }
 
-async fn hand_over(hub: &Arc<Hub>, estate: &Estate, line: &Line) -> Result<i32, TalkError> {
+async fn hand_over(hub: &Arc<Hub>, waiting: &Waiting, line: &Line) -> Result<i32, TalkError> {
     let heir = rustix::net::sockopt::socket_peercred(&line.talk)?.pid.as_raw_nonzero().get();
     match line.hear(HAND_OVER_WORD_MS_MAX).await? {
         Word::Hello { format: FORMAT, version } => tracing::info!(heir, version, "upgrade: a process asks"),
@@ -148,7 +161,7 @@ async fn hand_over(hub: &Arc<Hub>, estate: &Estate, line: &Line) -> Result<i32, 
         }
         word => return Err(TalkError::unexpected(&word)),
     }
-    offer(hub, estate, &line.talk)?;
+    offer(hub, waiting, &line.talk).await?;
     line.expect(&Word::Ready, HAND_OVER_START_MS_MAX).await?;
     tracing::info!(heir, "upgrade: publishes are refused until the state is handed over");
     hub.intake().paused = true;
@@ -164,17 +177,22 @@ async fn hand_over(hub: &Arc<Hub>, estate: &Estate, line: &Line) -> Result<i32, 
 }
 
 /// Tells what we have.
-fn offer(hub: &Hub, estate: &Estate, talk: &Talk) -> Result<(), TalkError> {
+async fn offer(hub: &Hub, waiting: &Waiting, talk: &Talk) -> Result<(), TalkError> {
+    let queues = hub.queues(waiting.data.len()).await?;
+    let control: Vec<Arc<Listener>> = hub.control_listeners().iter().filter_map(Weak::upgrade).collect();
+    let data = waiting.data.iter().zip(&queues);
     let offer = Offer {
         epoch: hub.epoch.0,
         pid: std::process::id(),
-        data: estate.data.iter().map(|(offer, _)| offer.clone()).collect(),
-        control: estate.control.iter().map(|(offer, _)| offer.clone()).collect(),
+        data: data.map(|(offer, own)| DataOffer { listeners: own.len(), ..offer.clone() }).collect(),
+        control: waiting.control.clone(),
     };
+    if control.len() != offer.control.len() {
+        return Err(TalkError::Refused("it does not listen for publishers any more".into()));
+    }
     talk.say(&Word::Offer(offer), &[])?;
-    let data = estate.data.iter().flat_map(|(_, listeners)| listeners);
-    let all = data.chain(estate.control.iter().map(|(_, listener)| listener));
-    let all: Vec<BorrowedFd<'_>> = all.chain([&estate.place.listener]).map(OwnedFd::as_fd).collect();
+    let all = queues.iter().flatten().map(OwnedFd::as_fd).chain(control.iter().map(|one| one.as_fd()));
+    let all: Vec<BorrowedFd<'_>> = all.chain([waiting.listener.as_fd()]).collect();
     all.chunks(HAND_OVER_DESCRIPTORS_MAX).try_for_each(|some| talk.say(&Word::Listeners, some))
 }
 
@@ -215,6 +233,22 @@ impl Hub {
             // A shard that is gone lets nobody in.
             let _ = done.await;
         }
+    }
+
+    /// The queues of peers of each of so many addresses, which all shards accept from.
+    async fn queues(&self, addresses: usize) -> Result<Vec<Vec<OwnedFd>>, TalkError> {
+        let mut queues: Vec<Vec<OwnedFd>> = (0..addresses).map(|_| Vec::new()).collect();
+        let mut known = HashSet::new();
+        for listeners in self.scrape(Question::Listeners).await {
+            let silent = || TalkError::Refused("a shard does not tell its listeners".into());
+            for (at, listener) in listeners.ok_or_else(silent)??.into_iter().enumerate() {
+                // Shards may share a queue.
+                if known.insert(rustix::fs::fstat(&listener)?.st_ino) {
+                    queues[at % addresses].push(listener);
+                }
+            }
+        }
+        Ok(queues)
     }
 
     /// Nobody has taken our place: undoes what was done for that.

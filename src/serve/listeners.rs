@@ -119,8 +119,8 @@ pub(super) fn passed_data_plane(
 
 /// Makes the listeners of a former process ours: what they hand on to every accepted socket is as
 /// this process is configured.
-pub(super) fn own(config: &Config, addresses: &[DataAddress]) {
-    for address in addresses.iter().filter(|address| address.inherited) {
+pub(super) fn own(config: &Config, addresses: Vec<DataAddress>) {
+    for address in &addresses {
         for listener in &address.listeners {
             if let Err(error) = configure(listener, user_timeout(config)) {
                 let address = address.bound;

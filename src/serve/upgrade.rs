@@ -22,7 +22,7 @@ use crate::handover::place::{self, Place};
 use crate::handover::state::State;
 use crate::handover::talk::{ControlOffer, DataOffer, Offer, Talk, TalkError, Word};
 use crate::handover::{FORMAT, VERSION};
-use crate::hub::{ControlListener, Estate, OpenHub};
+use crate::hub::{Estate, OpenHub};
 
 /// Where a server with this socket and this first control address waits, if it does.
 fn path_of(socket: &UpgradeSocket, control: Option<&ControlAddress>) -> Option<PathBuf> {
@@ -161,14 +161,14 @@ pub(super) fn open_place(
     config: &Config,
     control: Option<&ControlAddress>,
     predecessor: &mut Option<Predecessor>,
-) -> Result<Option<Place>, ServeError> {
+) -> Result<Option<(Place, OwnedFd)>, ServeError> {
     let Some(path) = path_of(&config.upgrade_socket, control) else { return Ok(None) };
     if let Some(predecessor) = predecessor
         && predecessor.path == path
         && let Some(listener) = predecessor.place.take()
     {
         // It is not ours before that process has left it.
-        return Ok(Some(Place { listener, path, is_left: true }));
+        return Ok(Some((Place { path, is_left: true }, listener)));
     }
     match Place::open(&path) {
         Ok(place) => Ok(Some(place)),
@@ -194,27 +194,19 @@ pub(super) fn leave_no_place(former: &Path, estate: Option<&Estate>) {
 
 /// What we hand over in our turn.
 pub(super) fn estate(
-    place: Place,
+    (place, listener): (Place, OwnedFd),
     data: &[DataAddress],
     control: &[ControlPlaneAddress],
-) -> std::io::Result<Estate> {
+) -> Estate {
     let data = data.iter().map(|address| {
-        let DataAddress { configured, bound, listeners, passed, .. } = address;
-        let (configured, bound, passed) = (*configured, *bound, *passed);
-        let offer = DataOffer { configured, bound, listeners: listeners.len(), passed };
-        let copies = listeners.iter().map(OwnedFd::try_clone);
-        Ok((offer, copies.collect::<std::io::Result<_>>()?))
+        let DataAddress { configured, bound, passed, .. } = address;
+        DataOffer { configured: *configured, bound: *bound, listeners: 0, passed: *passed }
     });
     let control = control.iter().map(|address| {
-        let ControlPlaneAddress { configured, bound, listener, passed } = address;
-        let copy = match listener {
-            ControlListener::Tcp(listener) => listener.try_clone()?.into(),
-            ControlListener::Unix(listener) => listener.try_clone()?.into(),
-        };
-        Ok((ControlOffer::new(configured, bound, *passed), copy))
+        let ControlPlaneAddress { configured, bound, passed, .. } = address;
+        ControlOffer::new(configured, bound, *passed)
     });
-    let data = data.collect::<std::io::Result<_>>()?;
-    Ok(Estate { place, data, control: control.collect::<std::io::Result<_>>()? })
+    Estate { place, listener, data: data.collect(), control: control.collect() }
 }
 
 /// At each message, starts the program that is there now, beside this process, with the same

@@ -9,7 +9,7 @@
 use tokio::sync::oneshot;
 
 use crate::admission::Bucket;
-use crate::broadcast::{Doors, Inbox, Message};
+use crate::broadcast::{Doors, Inbox, Message, Question};
 use crate::clock::Stamp;
 use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
@@ -120,8 +120,11 @@ impl<R: EgressRing> Shard<R> {
             state.settle();
         }
         let asked_us = question.is_some();
-        if let Some(question) = question {
-            state.reply(question, self.ring.enters());
+        match question {
+            None => {}
+            // One that asks no more gives them back.
+            Some(Question::Listeners(answer)) => drop(answer.send(self.ring.copy_listeners())),
+            Some(question) => state.reply(question, self.ring.enters()),
         }
         if ticks > 0 {
             self.ring.retry_accepts();

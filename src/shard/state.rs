@@ -372,6 +372,8 @@ impl State {
             Question::Presence(topics, answer) => drop(answer.send(self.crowds(&topics))),
             Question::Slow(answer) => drop(answer.send(self.slowest())),
             Question::Topics(query, answer) => drop(answer.send(self.list(&query))),
+            // The ring has them.
+            Question::Listeners(_) => {}
             Question::History(from, answer) => {
                 let slice = self.topics.history(from.as_ref());
                 drop(answer.send(HistorySlice { sequence: self.sequence, ..slice }));

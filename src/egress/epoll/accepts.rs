@@ -42,6 +42,11 @@ impl Listener {
         Ok(())
     }
 
+    /// A copy of its descriptor.
+    pub fn copy(&self) -> std::io::Result<OwnedFd> {
+        self.socket.try_clone()
+    }
+
     /// Lets go of a listener that others have too: their sockets would be told of for ever.
     pub fn leave(self, epoll: &OwnedFd) {
         if self.is_known {

@@ -176,7 +176,7 @@ fn start_shard(
                 }
                 Some(Question::Slow(answer)) => drop(answer.send(vec![slow(number)])),
                 Some(Question::Topics(query, answer)) => drop(answer.send(list(&topics, &query))),
-                Some(Question::History(..)) => {}
+                Some(Question::History(..) | Question::Listeners(_)) => {}
                 None if inbox.may_sleep() => {
                     let mut rung = bell.readable().await.expect("the runtime lives");
                     rustix::io::read(bell.get_ref(), &mut [0; 8]).expect("a rung doorbell");

@@ -127,7 +127,7 @@ mod tests {
         }
         let mut new = topics(&limits);
         new.restore(&told(&old));
-        for name in ["long", "t1", "t9", "t30"] {
+        for name in ["long", "t1", "t9", "t16"] {
             assert_eq!(sequences(&new, name), sequences(&old, name), "{name}");
         }
         assert!(sequences(&new, "long").0 > 0, "it had more than a history holds");
