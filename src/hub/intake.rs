@@ -183,8 +183,12 @@ impl Intake {
     }
 
     /// The same for an event of a stream. Streams wait, and take every place as soon as it is free;
-    /// so some places are left to single publishes, which are refused instead.
+    /// so some places are left to single publishes, which are refused instead. While the process hands
+    /// over they wait too.
     pub fn room_for_stream(&self, topic: &Topic, memory: usize) -> Result<(), NoRoom> {
+        if self.paused {
+            return Err(NoRoom::Queue);
+        }
         let (events, bytes) = (self.queue_events_max, self.queue_bytes_max);
         self.fits(topic, memory, events - events / SINGLES_SHARE, bytes - bytes / SINGLES_SHARE)
     }

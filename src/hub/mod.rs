@@ -547,7 +547,6 @@ impl Hub {
                     return intake.refuse(Refusal::draining());
                 }
                 match intake.room_for_stream(topic, memory) {
-                    _ if intake.paused => NoRoom::Queue,
                     Ok(()) => return Ok(()),
                     Err(no_room) => no_room,
                 }

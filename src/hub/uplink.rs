@@ -30,6 +30,8 @@ pub(super) async fn serve(hub: Arc<Hub>) {
             }
         })
         .await;
+        // The hand-over may have begun meanwhile.
+        hub.resumed().await;
         hub.take_uplinks(first);
         first += 1;
         tokio::task::yield_now().await;
@@ -37,6 +39,22 @@ pub(super) async fn serve(hub: Arc<Hub>) {
 }
 
 impl Hub {
+    /// Resolves at once, but while the process hands over. What clients publish waits then: some of
+    /// them would not hear that it was refused.
+    async fn resumed(&self) {
+        loop {
+            let changed = self.room.notified();
+            let waits = {
+                let intake = self.intake();
+                intake.paused && !intake.is_draining()
+            };
+            if !waits {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Takes what waits on the uplinks, a bounded number, beginning with shard `first`.
     pub(super) fn take_uplinks(&self, first: usize) {
         let answers = self.change(|intake| accept_round(intake, first, self.now()));

@@ -470,7 +470,7 @@ fn name_of(of: &Named) -> &Topic {
 fn code_of(reason: RefusalReason) -> ErrorCode {
     match reason {
         RefusalReason::Full | RefusalReason::Behind => ErrorCode::Full,
-        RefusalReason::Busy => ErrorCode::Busy,
+        RefusalReason::Busy | RefusalReason::Upgrading => ErrorCode::Busy,
         RefusalReason::Draining => ErrorCode::Draining,
         RefusalReason::BadTopic => ErrorCode::BadTopic,
         RefusalReason::TooLarge | RefusalReason::LineTooLong => ErrorCode::TooLarge,
