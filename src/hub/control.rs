@@ -112,7 +112,7 @@ async fn read_event(
 ) -> Result<(Event, Option<IdempotencyKey>), Refusal> {
     check_content_coding(headers)?;
     let topic = topic_of(uri)?;
-    let Options { name, id, retry_ms, idempotency_key } = parse_options(uri.query())?;
+    let Options { name, id, retry_ms, key, idempotency_key } = parse_options(uri.query())?;
     let reading = read_body(body, hub.config().limits.message_bytes_max);
     let bytes = tokio::time::timeout(Duration::from_millis(CONTROL_BODY_MS_MAX), reading)
         .await
@@ -124,7 +124,7 @@ async fn read_event(
         true => Data::binary(bytes),
         false => parse_text(bytes)?,
     };
-    Ok((Event { topic, data, name, id, retry_ms }, idempotency_key))
+    Ok((Event { topic, data, name, id, retry_ms, key }, idempotency_key))
 }
 
 /// The topic that the path names.
@@ -268,7 +268,7 @@ fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
     format!(
         "fanwave {version}: control API
 
-POST /topics/TOPIC     publish the body (event=, id=, retry=, idempotency_key= as query; application/octet-stream is binary)
+POST /topics/TOPIC     publish the body (event=, id=, retry=, key=, idempotency_key= as query; application/octet-stream is binary)
 POST /publish          publish NDJSON, one event per line; one request may last for ever
 GET  /topics           topics with subscribers, last id and window (limit=, after=)
 GET  /topics/TOPIC     one topic

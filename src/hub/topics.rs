@@ -189,7 +189,7 @@ mod tests {
 
     fn event(topic: &str) -> Event {
         let topic = Topic::new(topic).expect("a topic");
-        Event { topic, data: Data::binary(Bytes::new()), name: None, id: None, retry_ms: None }
+        Event { topic, data: Data::binary(Bytes::new()), name: None, id: None, retry_ms: None, key: None }
     }
 
     fn table(topics_max: usize) -> TopicTable {

@@ -13,6 +13,7 @@ fn event(data: &str) -> Event {
         name: None,
         id: None,
         retry_ms: None,
+        key: None,
     }
 }
 
