@@ -130,8 +130,11 @@ pub struct TopicReport {
     pub window_bytes: u64,
     /// Sequence of the oldest event in the window, 0 if it is empty.
     pub oldest: u64,
-    /// Sequence of the newest event in the window, 0 if it is empty.
+    /// Sequence of the newest event in the window, or of the newest retained value if it is empty;
+    /// 0 if there is neither.
     pub newest: u64,
+    /// Retained values.
+    pub retained: u64,
 }
 
 /// A subscriber whose send waits for room in its socket.

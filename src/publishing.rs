@@ -155,10 +155,8 @@ fn parse_key(text: &str) -> Result<Key, Refusal> {
 /// ([`Epoch::is_ours`](crate::event::Epoch::is_ours)), so one of another process is none for a
 /// publisher either.
 pub fn reserved(event: &Event) -> Option<Refusal> {
-    if event.topic.as_str().contains('*') {
-        let text =
-            format!("the topic {} has a '*', which stands for many topics; publish to one", event.topic);
-        return Some(Refusal::new(RefusalReason::BadTopic, text));
+    if let Some(refusal) = names_many(&event.topic) {
+        return Some(refusal);
     }
     let name = event.name.as_ref().map(EventName::as_str);
     if name == Some(GAP_EVENT) {
@@ -169,6 +167,14 @@ pub fn reserved(event: &Event) -> Option<Refusal> {
     let id = event.id.as_ref().map(CustomId::as_str).filter(is_ours)?;
     let text = format!("the id {id:?} has the form of the server's own ids, <epoch>-<number>");
     Some(Refusal::new(RefusalReason::ReservedId, text))
+}
+
+/// The refusal of a name that stands for many topics, where one is needed.
+pub fn names_many(topic: &Topic) -> Option<Refusal> {
+    topic.as_str().contains('*').then(|| {
+        let text = format!("the topic {topic} has a '*', which stands for many topics; name one");
+        Refusal::new(RefusalReason::BadTopic, text)
+    })
 }
 
 /// One line of NDJSON as it is written.

@@ -2,7 +2,7 @@
 //! batches.
 //!
 //! Invariants worth naming:
-//! - Sequences are gapless from 1; an event that is refused gets none.
+//! - Sequences are gapless from 1, over events and removals of topics; what is refused gets none.
 //! - The queue is `queued` (no shard has these events) after `sending` (some shards may have this
 //!   batch). Its events and bytes stay counted until every shard has them, and bound what
 //!   publishers can make us hold.
@@ -18,13 +18,15 @@ use std::sync::Arc;
 
 use super::keys::Keys;
 use super::topics::{Recorded, TopicTable};
-use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Taken, Wanted};
+use crate::broadcast::{
+    Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Removal, Taken, Wanted,
+};
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::SINGLES_SHARE;
 use crate::event::{Epoch, Event, Topic};
 use crate::log::Pace;
-use crate::publishing::{IdempotencyKey, reserved};
+use crate::publishing::{IdempotencyKey, names_many, reserved};
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 use crate::wire::Format;
 
@@ -42,6 +44,8 @@ pub struct HubCounters {
     pub bytes: u64,
     /// Batches that every shard has got.
     pub batches: u64,
+    /// Topics that were removed.
+    pub removals: u64,
     /// Times a batch met a full shard queue.
     pub stalls: u64,
     /// What was not taken, by reason.
@@ -57,10 +61,28 @@ pub enum Flushed {
     Stalled,
 }
 
-/// A batch on its way.
+/// What goes to all shards at once.
+#[derive(Debug)]
+enum Package {
+    Batch(Arc<EncodedBatch>),
+    Removal(Arc<Removal>),
+}
+
+impl Package {
+    fn message(&self) -> Message {
+        match self {
+            Package::Batch(batch) => Message::Batch(batch.clone()),
+            Package::Removal(removal) => Message::Removal(removal.clone()),
+        }
+    }
+}
+
+/// A package on its way.
 #[derive(Debug)]
 struct Sending {
-    batch: Arc<EncodedBatch>,
+    package: Package,
+    /// Events that it counts in the queue; a removal is one.
+    events: usize,
     /// Memory of its events.
     bytes: usize,
     /// Indexes of the shards that have not got it, never empty between calls.
@@ -76,8 +98,10 @@ pub struct Intake {
     /// Sequence of the last accepted event, 0 before the first.
     sequence: u64,
     queued: VecDeque<Arc<Encoded>>,
+    /// Removals that no shard has, each behind the events of lower sequences.
+    removals: VecDeque<Removal>,
     sending: Option<Sending>,
-    /// Events of `queued` and `sending`; at most `queue_events_max`.
+    /// Events of `queued` and `sending`, and removals; at most `queue_events_max`.
     events: usize,
     /// Memory of `queued` and `sending`; at most `queue_bytes_max`.
     bytes: usize,
@@ -133,6 +157,7 @@ impl Intake {
             outboxes,
             sequence: 0,
             queued: VecDeque::new(),
+            removals: VecDeque::new(),
             sending: None,
             events: 0,
             bytes: 0,
@@ -255,6 +280,26 @@ impl Intake {
         Ok(Taken { sequence, duplicate: false })
     }
 
+    /// Removes what came of a topic so far. Returns the place of that in the order.
+    pub fn remove(&mut self, topic: Topic, now: Stamp) -> Result<u64, Refusal> {
+        if self.draining {
+            return self.refuse(Refusal::draining());
+        }
+        if let Some(refusal) = names_many(&topic) {
+            return self.refuse(refusal);
+        }
+        if self.events > 0 && self.events >= self.queue_events_max {
+            return self.refuse_for_room(NoRoom::Queue, &topic, now);
+        }
+        self.sequence += 1;
+        self.demand.announce(self.sequence);
+        self.topics.removed(&topic, self.sequence);
+        self.counters.removals += 1;
+        self.events += 1;
+        self.removals.push_back(Removal { topic, sequence: self.sequence });
+        Ok(self.sequence)
+    }
+
     /// The refusal of an event one of whose frames would be longer than any may be.
     fn frame_too_long(&self, event: &Event) -> Option<Refusal> {
         if event.weight() * FRAME_GROWTH_MAX <= self.frame_bytes_max {
@@ -317,7 +362,7 @@ impl Intake {
         self.wanted = self.demand.wanted();
         loop {
             if self.sending.is_none() {
-                match self.next_batch() {
+                match self.next_package() {
                     Some(sending) => self.sending = Some(sending),
                     None => return Flushed::All,
                 }
@@ -331,10 +376,12 @@ impl Intake {
     /// Offers the batch in `sending` to the shards that have not got it. Shards that have ended are
     /// passed over.
     fn send(&mut self) -> Flushed {
-        let Some(Sending { batch, bytes, waiting }) = &mut self.sending else { return Flushed::All };
+        let Some(Sending { package, events, bytes, waiting }) = &mut self.sending else {
+            return Flushed::All;
+        };
         let first_try = !self.stalled;
         let mut full = 0;
-        waiting.retain(|&shard| match self.outboxes[shard].try_send(Message::Batch(batch.clone())) {
+        waiting.retain(|&shard| match self.outboxes[shard].try_send(package.message()) {
             Ok(()) | Err(Refused::Gone(_)) => false,
             Err(Refused::Full(_)) => {
                 full += 1;
@@ -346,23 +393,29 @@ impl Intake {
             self.stalled = true;
             return Flushed::Stalled;
         }
-        self.events -= batch.events.len();
+        self.events -= *events;
         self.bytes -= *bytes;
         self.full_told &= self.events > 0;
-        self.counters.batches += 1;
+        self.counters.batches += u64::from(matches!(package, Package::Batch(_)));
         self.stalled = false;
         self.sending = None;
         Flushed::All
     }
 
     /// The oldest queued events, up to the bounds of a batch; a single event may exceed the bytes.
-    fn next_batch(&mut self) -> Option<Sending> {
-        let front = self.queued.front()?;
+    /// A removal goes alone.
+    fn next_package(&mut self) -> Option<Sending> {
+        let before = self.removals.front().map_or(u64::MAX, |removal| removal.sequence);
+        let waiting = (0..self.outboxes.len()).collect();
+        let Some(front) = self.queued.front().filter(|front| front.sequence < before) else {
+            let package = Package::Removal(Arc::new(self.removals.pop_front()?));
+            return Some(Sending { package, events: 1, bytes: 0, waiting });
+        };
         let (mut bytes, mut memory) = (front.event.weight(), front.memory());
         let mut count = 1;
         for encoded in self.queued.iter().skip(1).take(self.batch_events_max - 1) {
             let more = encoded.event.weight();
-            if bytes + more > self.batch_bytes_max {
+            if bytes + more > self.batch_bytes_max || encoded.sequence > before {
                 break;
             }
             bytes += more;
@@ -370,11 +423,8 @@ impl Intake {
             count += 1;
         }
         let events = self.queued.drain(..count).collect();
-        Some(Sending {
-            batch: Arc::new(EncodedBatch { events }),
-            bytes: memory,
-            waiting: (0..self.outboxes.len()).collect(),
-        })
+        let package = Package::Batch(Arc::new(EncodedBatch { events }));
+        Some(Sending { package, events: count, bytes: memory, waiting })
     }
 
     /// From now on nothing is accepted.

@@ -241,6 +241,10 @@ impl State {
                 self.say(reference, &Reply::Unsubscribed(&of));
                 Ok(Next::Message)
             }
+            Command::Presence(topic) if !self.setup.config.tells_presence(topic.as_str()) => {
+                let detail = "the rule of this topic has presence = false".to_string();
+                Err((ErrorCode::NotAllowed, detail))
+            }
             Command::Presence(topic) => self.ask_presence(slot, reference, topic),
             Command::Auth(_) => {
                 Err((ErrorCode::NotConfigured, "this server has no keys to check tokens with".to_string()))

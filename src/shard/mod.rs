@@ -145,6 +145,7 @@ impl<R: EgressRing> Shard<R> {
             taken += 1;
             match message {
                 Message::Batch(batch) => self.state.take_events(&batch),
+                Message::Removal(removal) => self.state.take_removal(&removal),
                 Message::Drain(drain) => self.state.begin_drain(drain),
                 Message::Reload(config) => self.state.setup.config = config,
                 Message::End => self.told_to_end = true,

@@ -18,7 +18,7 @@ use super::slow::SlowSends;
 use super::ticks::{DrainPass, HangUps, Look};
 use super::topics::Topics;
 use crate::admission::{Admission, Bucket};
-use crate::broadcast::{Asker, Demand, Drain, EncodedBatch, Memory, Question, TopicQuery, Uplink};
+use crate::broadcast::{Asker, Demand, Drain, EncodedBatch, Memory, Question, Removal, TopicQuery, Uplink};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -237,6 +237,13 @@ impl State {
         self.work.events += batch.events.len();
     }
 
+    /// What came of a topic so far goes.
+    pub(super) fn take_removal(&mut self, removal: &Removal) {
+        assert!(removal.sequence > self.sequence, "the hub broadcasts in order");
+        self.sequence = removal.sequence;
+        self.topics.remove(&removal.topic, removal.sequence);
+    }
+
     /// Queues `slot` for attention, once.
     pub(super) fn mark_ready(&mut self, slot: Slot) {
         let connection = self.connections.get_mut(slot);
@@ -415,12 +422,14 @@ impl State {
 }
 
 fn topic_report(topic: &super::topics::TopicState) -> TopicReport {
+    let (retained, retained_newest) = topic.retained_report();
     TopicReport {
         topic: topic.name.clone(),
         subscribers: topic.by_family.map(u64::from),
         window_events: topic.window.len() as u64,
         window_bytes: topic.window.weight().published as u64,
         oldest: topic.window.front().map_or(0, |event| event.sequence),
-        newest: if topic.window.is_empty() { 0 } else { topic.window.newest() },
+        newest: if topic.window.is_empty() { retained_newest } else { topic.window.newest() },
+        retained: retained as u64,
     }
 }

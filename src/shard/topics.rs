@@ -22,11 +22,14 @@ use std::sync::Arc;
 mod history;
 mod lap;
 mod patterns;
+mod retained;
 mod values;
 
 use history::Histories;
 use lap::Lap;
 use patterns::Log;
+pub use retained::RetainedTotals;
+use retained::{Retained, RetainedValues};
 use values::Values;
 
 use super::connections::TopicIndex;
@@ -59,6 +62,8 @@ pub struct TopicState {
     patterns: Vec<TopicIndex>,
     /// Some exactly for a pattern.
     log: Option<Box<Log>>,
+    /// Some while it has retained values.
+    retained: Option<Box<Retained>>,
     /// Some while a subscriber wants the newest events alone.
     values: Option<Box<Values>>,
     /// The hub has forgotten it: it goes with its events when nobody subscribes to it any more.
@@ -95,6 +100,7 @@ pub struct Topics {
     /// Topics with an excess, and some that had one at the last tick.
     exceeding: VecDeque<TopicIndex>,
     histories: Histories,
+    retained: RetainedValues,
     /// All patterns, in no order; at most `PATTERNS_MAX`.
     patterns: Vec<TopicIndex>,
     /// Patterns that topics are still to be told of.
@@ -135,6 +141,7 @@ impl Topics {
             laps: 0,
             exceeding: VecDeque::new(),
             histories: Histories::new(limits, rules),
+            retained: RetainedValues::new(limits),
             patterns: Vec::new(),
             chores: VecDeque::new(),
             places: 0,
@@ -164,6 +171,7 @@ impl Topics {
             window: if is_pattern { Window::default() } else { Window::after(self.forgotten.take(name)) },
             patterns: if is_pattern { Vec::new() } else { self.patterns_of(name) },
             log,
+            retained: None,
             values: None,
             subscribers: Vec::new(),
             by_family: [0; Family::COUNT],
@@ -297,6 +305,7 @@ impl Topics {
             self.push_to_patterns(index, event);
         }
         self.histories.add(rule, event.sequence, index, Weight::of(event), is_first);
+        self.retain(index, event);
         self.bound_histories(index);
     }
 
@@ -366,8 +375,8 @@ impl Topics {
         self.evict_oldest();
     }
 
-    /// Removes a topic without subscribers that has no events either, or that the hub has
-    /// forgotten.
+    /// Removes a topic without subscribers and retained values that has no events either, or that
+    /// the hub has forgotten.
     fn forget_if_unused(&mut self, index: TopicIndex) {
         let topic = self.get(index);
         if !topic.subscribers.is_empty() || topic.is_pattern() {
@@ -376,8 +385,8 @@ impl Topics {
         while self.get(index).hub_forgot && !self.get(index).window.is_empty() {
             self.evict(index, Window::cut);
         }
-        let window = &self.get(index).window;
-        if window.is_empty() && window.excess() == 0 {
+        let topic = self.get(index);
+        if topic.window.is_empty() && topic.window.excess() == 0 && topic.retained.is_none() {
             let topic = self.release(index);
             let evicted = topic.window.evicted();
             self.forgotten_with(&topic.name, evicted);
