@@ -170,7 +170,8 @@ pub const RETAINED_VALUE_BYTES: usize = TOPIC_BYTES;
 /// some 150 bytes each besides their events; beyond it the oldest is given up, and those who lack it
 /// are told of a gap.
 pub const VALUES_MAX: usize = 1 << 17;
-/// Events that are looked at, the newest first, to find the newest one of each key.
+/// Events that are looked at, the newest first, to find the newest one of each topic or key, and
+/// that are counted as passed over by one send.
 pub const VALUES_LOOKED_AT_MAX: usize = 16_384;
 /// Bytes of retained values that a newcomer is sent at once; one value may be larger.
 pub const GREETING_BYTES_MAX: usize = 16 << 10;

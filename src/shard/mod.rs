@@ -21,6 +21,7 @@ mod echo;
 #[cfg(test)]
 mod fixtures;
 mod forgotten;
+mod greeting;
 mod ids;
 mod names;
 mod posts;

@@ -28,7 +28,6 @@ mod values;
 use history::Histories;
 use lap::Lap;
 use patterns::Log;
-pub use retained::RetainedTotals;
 use retained::{Retained, RetainedValues};
 use values::Values;
 
@@ -298,7 +297,7 @@ impl Topics {
         topic.window.push(event.clone());
         if !topic.subscribers.is_empty() {
             topic.take_account(event.account());
-            self.note_value(index, event);
+            self.note_value(index, event, self.bounds_of(index).conflate);
             self.send_round(index, event.intake);
         }
         if !self.get(index).patterns.is_empty() {

@@ -189,9 +189,9 @@ impl Window {
         self.events.iter().skip(self.excess)
     }
 
-    /// The newest event, if it is still here.
-    pub fn newest_event(&self) -> Option<&Arc<Encoded>> {
-        self.events.back()
+    /// The events that are still here, the newest first.
+    pub fn newest_first(&self) -> impl Iterator<Item = &Arc<Encoded>> {
+        self.events.iter().rev()
     }
 
     /// Where publishers' ids stand.

@@ -226,6 +226,7 @@ fn report(number: usize) -> ShardReport {
         window_bytes: 0,
         excess_events: 0,
         excess_bytes: 0,
+        retained: Default::default(),
         pinned_bytes: 0,
         oldest_send_ms: 500,
         sequence: 0,

@@ -24,6 +24,7 @@ use crate::config::Limits;
 use crate::config::limits::RETAINED_VALUE_BYTES;
 use crate::config::rules::Conflate;
 use crate::event::{Key, Topic};
+use crate::metrics::RetainedTotals;
 use crate::shard::window::Window;
 
 /// The values of one topic.
@@ -68,17 +69,6 @@ pub(super) fn key_of(event: &Encoded, conflate: Conflate) -> Option<Key> {
         Conflate::Topic => None,
         Conflate::Key => event.event.key.clone(),
     }
-}
-
-/// Values of a shard, for those who ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RetainedTotals {
-    /// Values now.
-    pub values: u64,
-    /// What they weigh.
-    pub bytes: u64,
-    /// Values that were given up for want of room, from the start.
-    pub given_up: u64,
 }
 
 impl TopicState {
