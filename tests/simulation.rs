@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fanwave::broadcast::{
-    Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Question, Refused, path,
+    Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Question, Refused, Removal, path,
 };
 use fanwave::clock::Stamp;
 use fanwave::close::CLOSE_TABLE;
@@ -38,6 +38,8 @@ mod memory;
 mod publishers;
 #[path = "simulation/questions.rs"]
 mod questions;
+#[path = "simulation/retained.rs"]
+mod retained;
 #[path = "simulation/rules.rs"]
 mod rules;
 #[path = "simulation/shares.rs"]

@@ -606,13 +606,13 @@ pub(crate) mod tests {
             ];
             config(&flags.each_ref().map(String::as_str), &[]).map(drop)
         };
-        let total = 80 * 1_000 + 60_528;
-        assert_eq!(sizes(4 * 2_261, total, 8_783), Ok(()));
+        let total = 80 * 1_000 + 63_600;
+        assert_eq!(sizes(4 * 2_325, total, 8_975), Ok(()));
         for (flag, refused) in [
-            ("--window-bytes-max ", sizes(4 * 2_261 - 1, total, 8_783)),
-            ("--window-bytes-total-max ", sizes(4 * 2_261, total - 1, 8_783)),
-            ("--window-bytes-total-max ", sizes(total + 1, total, 8_783)),
-            ("--hub-queue-bytes-max ", sizes(4 * 2_261, total, 8_782)),
+            ("--window-bytes-max ", sizes(4 * 2_325 - 1, total, 8_975)),
+            ("--window-bytes-total-max ", sizes(4 * 2_325, total - 1, 8_975)),
+            ("--window-bytes-total-max ", sizes(total + 1, total, 8_975)),
+            ("--hub-queue-bytes-max ", sizes(4 * 2_325, total, 8_974)),
         ] {
             assert!(refused.expect_err(flag).starts_with(flag), "{flag}");
         }

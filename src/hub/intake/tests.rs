@@ -134,7 +134,7 @@ fn an_event_whose_frame_is_too_long_is_refused_and_tells_why() {
     let (mut intake, _inboxes) = intake(1, 1, &limits);
     let refusal = intake.accept(event(&"\n".repeat(10_000)), Stamp(0)).expect_err("70,000 bytes");
     assert_eq!(refusal.reason, RefusalReason::TooLarge);
-    assert!(refusal.text.contains("at most 21261 are allowed"), "{}", refusal.text);
+    assert!(refusal.text.contains("at most 21325 are allowed"), "{}", refusal.text);
     assert_eq!(intake.counters().refused.get(RefusalReason::TooLarge), 1);
     intake.accept(event(&"\n".repeat(2_900)), Stamp(0)).expect("20,307 bytes and an id");
     intake.accept(event(&"x".repeat(10_000)), Stamp(0)).expect("a long line costs 7 bytes");

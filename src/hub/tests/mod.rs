@@ -29,6 +29,7 @@ mod heads;
 mod log;
 mod presence;
 mod publishing;
+mod removing;
 mod scraping;
 mod streaming;
 mod uplinks;
