@@ -23,6 +23,10 @@ pub struct Cut {
 pub struct PastTopic {
     /// Its name.
     pub name: Topic,
+    /// The hub remembers it.
+    pub remembered: bool,
+    /// It has retained values.
+    pub retains: bool,
     /// No event up to this sequence is history.
     pub evicted: u64,
     /// The newest event that left the history for want of memory.
@@ -34,10 +38,10 @@ pub struct PastTopic {
 pub struct Past {
     /// The newest sequence that was given.
     pub sequence: u64,
-    /// Topics that the hub remembers.
+    /// Topics that the hub remembers, and others that may have retained values.
     pub topics: Vec<PastTopic>,
-    /// The events of their histories, in the order of their sequences; each is newer than what its
-    /// topic has evicted.
+    /// The events of their histories, in the order of their sequences, and among them those that
+    /// may be retained values: these are not newer than what their topic has evicted.
     pub events: Vec<Arc<Encoded>>,
     /// The last sequences of topics of which nothing is left.
     pub forgotten: Vec<(Topic, u64)>,

@@ -1,5 +1,5 @@
 //! What a server knows, as bytes: the epoch and the next sequence, the topics, the events of all
-//! histories, what is kept of forgotten topics, and the idempotency keys.
+//! histories and retained values, what is kept of forgotten topics, and the idempotency keys.
 //!
 //! ```text
 //!   magic (16) | format (u32) | epoch, sequence, newest dropped (u64)
@@ -19,7 +19,7 @@ use sha1::{Digest, Sha1};
 
 use super::{FORMAT, VERSION};
 use crate::clock::Stamp;
-use crate::event::{CustomId, Data, Epoch, Event, EventName, Topic};
+use crate::event::{CustomId, Data, Epoch, Event, EventName, Key, Topic};
 use crate::publishing::IdempotencyKey;
 
 const MAGIC: &[u8; 16] = b"fanwave state \r\n";
@@ -35,9 +35,11 @@ pub struct State {
     pub epoch: Epoch,
     /// The newest sequence that was given, 0 before the first.
     pub sequence: u64,
-    /// Every topic that the hub remembers, the one published to longest ago first.
+    /// Every topic that the hub remembers, the one published to longest ago first, and those of
+    /// which only retained values are left.
     pub topics: Vec<TopicState>,
-    /// The events of all histories, in the order of their sequences.
+    /// The events of all histories and all retained values, in the order of their sequences. One
+    /// that is not newer than what its topic has evicted is a value alone.
     pub events: Vec<PastEvent>,
     /// The last sequences of topics of which nothing is left.
     pub forgotten: Vec<(Topic, u64)>,
@@ -52,6 +54,8 @@ pub struct State {
 pub struct TopicState {
     /// Its name.
     pub name: Topic,
+    /// The hub remembers it.
+    pub remembered: bool,
     /// The sequence of its last event.
     pub sequence: u64,
     /// The publisher's id of its last event, if it gave one.
@@ -158,6 +162,7 @@ impl State {
             numbers.insert(&topic.name, number as u32);
             out.text(topic.name.as_str())?;
             out.text(topic.id.as_ref().map_or("", CustomId::as_str))?;
+            out.bytes(&[u8::from(topic.remembered)])?;
             for number in [topic.sequence, topic.events, topic.bytes, topic.evicted] {
                 out.long(number)?;
             }
@@ -267,9 +272,10 @@ impl<W: Write> Writer<W> {
     }
 
     fn event(&mut self, event: &Event) -> io::Result<()> {
-        let Event { topic: _, data, name, id, retry_ms } = event;
+        let Event { topic: _, data, name, id, retry_ms, key } = event;
         self.text(name.as_ref().map_or("", EventName::as_str))?;
         self.text(id.as_ref().map_or("", CustomId::as_str))?;
+        self.text(key.as_ref().map_or("", Key::as_str))?;
         self.bytes(&[u8::from(data.is_binary()) | u8::from(retry_ms.is_some()) << 1])?;
         self.number(retry_ms.unwrap_or(0))?;
         self.count(data.bytes().len())?;
@@ -375,10 +381,10 @@ impl<R: Read> Reader<R> {
     }
 
     fn topics(&mut self, newest: u64) -> Result<Vec<TopicState>, StateError> {
-        let (count, mut topics) = self.list::<TopicState>(59)?;
+        let (count, mut topics) = self.list::<TopicState>(60)?;
         let mut names = HashSet::with_capacity(count);
         for _ in 0..count {
-            let (name, id) = (self.topic()?, self.id()?);
+            let (name, id, remembered) = (self.topic()?, self.id()?, self.byte()? != 0);
             let sequence = known(self.long()?, newest)?;
             let (events, bytes) = (self.long()?, self.long()?);
             let evicted = known(self.long()?, newest)?;
@@ -391,19 +397,19 @@ impl<R: Read> Reader<R> {
                 return Err(StateError::Content("a topic stands twice"));
             }
             let cut = (cut.sequence > 0).then_some(cut);
-            topics.push(TopicState { name, sequence, id, events, bytes, evicted, cut });
+            topics.push(TopicState { name, remembered, sequence, id, events, bytes, evicted, cut });
         }
         Ok(topics)
     }
 
     fn events(&mut self, topics: &[TopicState], newest: u64) -> Result<Vec<PastEvent>, StateError> {
-        let (count, mut events) = self.list::<PastEvent>(39)?;
+        let (count, mut events) = self.list::<PastEvent>(40)?;
         let mut before = 0;
         for _ in 0..count {
             let topic = topics.get(self.number()? as usize);
             let topic = topic.ok_or(StateError::Content("an event has no topic"))?;
             let (sequence, intake, unix_ms) = (self.long()?, Stamp(self.long()?), self.long()?);
-            if known(sequence, newest)? <= before || sequence <= topic.evicted {
+            if known(sequence, newest)? <= before {
                 return Err(StateError::Content("sequences do not rise"));
             }
             before = sequence;
@@ -417,6 +423,9 @@ impl<R: Read> Reader<R> {
         let name = (!name.is_empty()).then(|| EventName::new(&name)).transpose();
         let name = name.map_err(|_| StateError::Content("an event name is illegal"))?;
         let id = self.id()?;
+        let key = self.text()?;
+        let key = (!key.is_empty()).then(|| Key::new(&key)).transpose();
+        let key = key.map_err(|_| StateError::Content("a key is illegal"))?;
         let (flags, retry_ms) = (self.byte()?, self.number()?);
         let length = self.number()? as usize;
         let data = Bytes::from(self.bytes(length)?.into_boxed_slice());
@@ -425,7 +434,7 @@ impl<R: Read> Reader<R> {
             _ => Data::binary(data),
         };
         let retry_ms = (flags & 2 != 0).then_some(retry_ms);
-        Ok(Event { topic: topic.name.clone(), data, name, id, retry_ms })
+        Ok(Event { topic: topic.name.clone(), data, name, id, retry_ms, key })
     }
 }
 

@@ -75,6 +75,7 @@ impl Keys {
         add(event.data.is_binary().then_some(&[]));
         add(event.name.as_ref().map(|name| name.as_str().as_bytes()));
         add(event.id.as_ref().map(|id| id.as_str().as_bytes()));
+        add(event.key.as_ref().map(|key| key.as_str().as_bytes()));
         add(event.retry_ms.map(u32::to_le_bytes).as_ref().map(<[u8; 4]>::as_slice));
         let hash: [u8; 20] = hash.finalize().into();
         u64::from_le_bytes(*hash.first_chunk().expect("8 of 20 bytes"))
@@ -114,11 +115,11 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{CustomId, Data, EventName};
+    use crate::event::{CustomId, Data, EventName, Key};
 
     fn event(topic: &str, data: &str) -> Event {
         let topic = Topic::new(topic).expect("a topic");
-        Event { topic, data: Data::string(data.to_string()), name: None, id: None, retry_ms: None }
+        Event { topic, data: Data::string(data.to_string()), name: None, id: None, retry_ms: None, key: None }
     }
 
     fn key(text: &str) -> IdempotencyKey {
@@ -140,6 +141,7 @@ mod tests {
             Event { retry_ms: Some(1), ..event("a", "1") },
             Event { id: CustomId::new("x").ok(), ..event("a", "1") },
             Event { name: EventName::new("x").ok(), ..event("a", "1") },
+            Event { key: Key::new("x").ok(), ..event("a", "1") },
             Event { data: Data::binary("1".into()), ..event("a", "1") },
         ];
         for other in others {

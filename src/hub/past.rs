@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::{Hub, Intake, TopicRecord};
-use crate::broadcast::{Cut, Encoded, HistorySlice, Past, PastTopic, Question};
+use crate::broadcast::{Account, Cut, Encoded, HistorySlice, Past, PastTopic, Question};
 use crate::clock::Stamp;
 use crate::config::limits::HAND_OVER_RETRY_MS;
 use crate::event::Topic;
@@ -91,6 +91,7 @@ impl Intake {
             let window = windows.get(&record.topic);
             TopicState {
                 name: record.topic.clone(),
+                remembered: true,
                 sequence: record.sequence,
                 id: record.id.clone(),
                 events: record.events,
@@ -99,22 +100,37 @@ impl Intake {
                 cut: window.and_then(|window| window.cut).map(PastCut::from),
             }
         };
-        let topics: Vec<TopicState> = self.topics.by_age().map(state_of).collect();
-        // A topic that the hub has forgotten has a window only where somebody subscribes to it.
-        let mut lost: HashMap<Topic, u64> = HashMap::new();
+        let mut topics: Vec<TopicState> = self.topics.by_age().map(state_of).collect();
+        // A topic that the hub has forgotten has a window where somebody subscribes to it, and
+        // retained values everywhere.
+        let mut lost: HashMap<Topic, (u64, bool)> = HashMap::new();
         for window in windows.values().filter(|window| self.topics.get(&window.name).is_none()) {
-            lost.insert(window.name.clone(), window.evicted);
+            lost.insert(window.name.clone(), (window.evicted, window.retains));
         }
         events.retain(|event| match lost.get_mut(&event.event.topic) {
-            Some(newest) => {
+            Some((newest, retains)) => {
                 *newest = event.sequence.max(*newest);
-                false
+                *retains
             }
-            None => windows.get(&event.event.topic).is_some_and(|window| event.sequence > window.evicted),
+            None => true,
         });
         events.sort_unstable_by_key(|event| event.sequence);
         forgotten.retain(|(topic, _)| self.topics.get(topic).is_none());
-        forgotten.extend(lost);
+        for (name, (evicted, retains)) in lost {
+            match retains {
+                false => forgotten.push((name, evicted)),
+                true => topics.push(TopicState {
+                    name,
+                    remembered: false,
+                    sequence: evicted,
+                    id: None,
+                    events: 0,
+                    bytes: 0,
+                    evicted,
+                    cut: None,
+                }),
+            }
+        }
         let state = State {
             epoch: self.epoch,
             sequence: self.sequence,
@@ -127,52 +143,70 @@ impl Intake {
         Gathered { state, events }
     }
 
-    /// Goes on where a former process has stopped, whose histories may take `memory_max`. Returns
-    /// what every shard begins with.
-    pub fn restore(&mut self, state: State, memory_max: usize, now: Stamp) -> Past {
+    /// Goes on where a former process has stopped. Histories may take so much memory here, and
+    /// retained values besides. Returns what every shard begins with.
+    pub fn restore(&mut self, state: State, memory_max: usize, values_max: usize, now: Stamp) -> Past {
         assert!(self.sequence == 0 && self.epoch == state.epoch, "a hub begins with the past");
         self.sequence = state.sequence;
         self.demand.announce(state.sequence);
-        let mut past = Past {
-            sequence: state.sequence,
-            dropped: state.dropped,
-            forgotten: state.forgotten,
-            ..Past::default()
-        };
-        let mut known = HashMap::with_capacity(state.topics.len());
-        for topic in state.topics {
-            let TopicState { name, sequence, id, events, bytes, evicted, cut } = topic;
-            let record = TopicRecord { topic: name.clone(), sequence, id, events, bytes };
-            let recorded = self.topics.restore(record);
-            let topic = PastTopic { name: name.clone(), evicted, cut: cut.map(Cut::from) };
-            known.insert(name, (topic, recorded.account, sequence));
-            // There may be fewer topics than there were.
-            if let Some((topic, _, sequence)) = recorded.forgets.and_then(|name| known.remove(&name)) {
-                past.forgotten.push((topic.name, sequence));
-            }
-        }
-        let (mut memory, mut is_full) = (0, false);
+        let mut known = self.restore_topics(state.topics);
+        let mut events = Vec::with_capacity(state.events.len());
+        let (mut memory, mut values, mut is_full) = (0, 0, false);
         for PastEvent { sequence, intake, unix_ms, event } in state.events.into_iter().rev() {
             let Some((topic, account, _)) = known.get_mut(&event.topic) else { continue };
-            if sequence <= topic.evicted {
-                continue;
-            }
             let (fits, weighs) = (self.fits_alone(&event), Encoded::memory_of(&event));
-            is_full |= fits && memory + weighs > memory_max;
-            if is_full || !fits {
-                // It was promised, and so was all before it.
-                topic.evicted = sequence;
-                topic.cut = Some(Cut { sequence, intake: intake.min(now), published: event.weight() });
+            if sequence > topic.evicted {
+                is_full |= fits && memory + weighs > memory_max;
+                if is_full || !fits {
+                    // It was promised, and so was all before it.
+                    topic.evicted = sequence;
+                    topic.cut = Some(Cut { sequence, intake: intake.min(now), published: event.weight() });
+                } else {
+                    memory += weighs;
+                }
+            }
+            // It may be a retained value still; the newest ones come first.
+            if sequence <= topic.evicted {
+                if !fits || values + weighs > values_max {
+                    continue;
+                }
+                values += weighs;
+            }
+            let encoded = Encoded::new(event, self.epoch, sequence, intake.min(now));
+            events.push(Arc::new(encoded.taken_at(unix_ms).counted_in(account)));
+        }
+        events.reverse();
+        self.keys.restore(state.keys);
+        Past {
+            sequence: state.sequence,
+            topics: known.into_values().map(|(topic, ..)| topic).collect(),
+            events,
+            forgotten: state.forgotten,
+            dropped: state.dropped,
+        }
+    }
+
+    /// Remembers the topics of a former process. Returns each with where its events are counted, and
+    /// the sequence of its last event.
+    fn restore_topics(&mut self, topics: Vec<TopicState>) -> HashMap<Topic, (PastTopic, Arc<Account>, u64)> {
+        let mut known: HashMap<Topic, (PastTopic, Arc<Account>, u64)> = HashMap::with_capacity(topics.len());
+        for topic in topics {
+            let TopicState { name, remembered, sequence, id, events, bytes, evicted, cut } = topic;
+            let cut = cut.map(Cut::from);
+            let past = PastTopic { name: name.clone(), remembered, retains: !remembered, evicted, cut };
+            if !remembered {
+                known.insert(name, (past, Account::new(self.topics.memory()), sequence));
                 continue;
             }
-            memory += weighs;
-            let encoded = Encoded::new(event, self.epoch, sequence, intake.min(now));
-            past.events.push(Arc::new(encoded.taken_at(unix_ms).counted_in(account)));
+            let record = TopicRecord { topic: name.clone(), sequence, id, events, bytes };
+            let recorded = self.topics.restore(record);
+            known.insert(name, (past, recorded.account, sequence));
+            // There may be fewer topics than there were: nothing of one too many is history.
+            if let Some((past, _, last)) = recorded.forgets.and_then(|name| known.get_mut(&name)) {
+                (past.remembered, past.evicted, past.cut) = (false, past.evicted.max(*last), None);
+            }
         }
-        past.events.reverse();
-        past.topics = known.into_values().map(|(topic, ..)| topic).collect();
-        self.keys.restore(state.keys);
-        past
+        known
     }
 
     /// True if an event of a former process may be one of this.
@@ -209,13 +243,15 @@ mod tests {
 
     fn event(topic: &str, data: &str) -> Event {
         let topic = Topic::new(topic).expect("a topic");
-        Event { topic, data: Data::string(data.to_string()), name: None, id: None, retry_ms: None }
+        let data = Data::string(data.to_string());
+        Event { topic, data, name: None, id: None, retry_ms: None, key: None }
     }
 
     /// Ten events of two topics, as a former process hands them over.
     fn state() -> State {
         let topic = |name: &str, sequence| TopicState {
             name: Topic::new(name).expect("a topic"),
+            remembered: true,
             sequence,
             id: None,
             events: 5,
@@ -250,7 +286,7 @@ mod tests {
     #[test]
     fn sequences_topics_and_memory_go_on() {
         let mut new = intake(&Limits::default());
-        let past = new.restore(state(), usize::MAX, Stamp(100));
+        let past = new.restore(state(), usize::MAX, 0, Stamp(100));
         assert_eq!(kept(&past), (1..=10).collect::<Vec<u64>>());
         let held: usize = past.events.iter().map(|event| event.memory()).sum();
         assert_eq!(new.topics().memory().held(), held, "they count as if they were published here");
@@ -262,7 +298,7 @@ mod tests {
     #[test]
     fn what_has_no_room_is_dropped_from_the_oldest_on_and_told_as_evicted() {
         let one = Encoded::memory_of(&event("even", "x"));
-        let past = intake(&Limits::default()).restore(state(), 3 * one, Stamp(100));
+        let past = intake(&Limits::default()).restore(state(), 3 * one, 0, Stamp(100));
         assert_eq!(kept(&past), [8, 9, 10]);
         assert_eq!((evicted(&past, "odd"), evicted(&past, "even")), ((7, Some(7)), (6, Some(6))));
     }
@@ -272,7 +308,7 @@ mod tests {
         let limits = Limits { message_bytes_max: 100, ..Limits::default() };
         let mut state = state();
         state.events[4].event.data = Data::string("x".repeat(100_000));
-        let past = intake(&limits).restore(state, usize::MAX, Stamp(100));
+        let past = intake(&limits).restore(state, usize::MAX, 0, Stamp(100));
         assert_eq!(kept(&past), [2, 4, 6, 7, 8, 9, 10]);
         assert_eq!((evicted(&past, "odd"), evicted(&past, "even")), ((5, Some(5)), (0, None)));
     }
@@ -280,10 +316,19 @@ mod tests {
     #[test]
     fn topics_beyond_the_bound_are_forgotten_with_their_events() {
         let limits = Limits { topics_max: 1, ..Limits::default() };
-        let past = intake(&limits).restore(state(), usize::MAX, Stamp(100));
+        let past = intake(&limits).restore(state(), usize::MAX, 0, Stamp(100));
         assert_eq!(kept(&past), [2, 4, 6, 8, 10]);
-        assert_eq!(past.forgotten, [(Topic::new("odd").expect("a topic"), 9)]);
-        assert_eq!(past.topics.len(), 1);
+        assert_eq!((evicted(&past, "odd"), evicted(&past, "even")), ((9, None), (0, None)));
+    }
+
+    #[test]
+    fn a_retained_value_has_room_of_its_own() {
+        let one = Encoded::memory_of(&event("even", "x"));
+        let mut state = state();
+        state.topics[0].evicted = 9;
+        let past = intake(&Limits::default()).restore(state, one, 2 * one, Stamp(100));
+        assert_eq!(kept(&past), [8, 9, 10], "history, and the newest that may be values");
+        assert_eq!((evicted(&past, "odd"), evicted(&past, "even")), ((9, None), (8, Some(8))));
     }
 
     #[test]
@@ -293,7 +338,7 @@ mod tests {
         let taken = old.accept_once(event("t", "x"), key("k"), Stamp(5)).expect("room");
         let gathered = old.gathered(HashMap::new(), Vec::new(), Vec::new(), 0);
         let mut new = intake(&Limits::default());
-        new.restore(gathered.state, usize::MAX, Stamp(6));
+        new.restore(gathered.state, usize::MAX, 0, Stamp(6));
         let again = new.accept_once(event("t", "x"), key("k"), Stamp(7)).expect("it was taken");
         assert_eq!((again.sequence, again.duplicate), (taken.sequence, true));
         assert!(new.accept_once(event("t", "y"), key("k"), Stamp(7)).is_err(), "another event");

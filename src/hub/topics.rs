@@ -23,7 +23,7 @@ const NONE: usize = usize::MAX;
 pub struct TopicRecord {
     /// The topic.
     pub topic: Topic,
-    /// Sequence of its last event, from 1.
+    /// Sequence of its last event or removal, from 1.
     pub sequence: u64,
     /// The publisher's id of its last event, if it gave one.
     pub id: Option<CustomId>,
@@ -122,6 +122,15 @@ impl TopicTable {
         std::iter::successors(place(self.oldest), newer).map(|place| &place.record)
     }
 
+    /// All of `topic` was removed, as of this place in the order. What it counted stays.
+    pub fn removed(&mut self, topic: &Topic, sequence: u64) {
+        if let Some(&at) = self.index.get(topic) {
+            let record = &mut self.places[at].record;
+            record.sequence = sequence;
+            record.id = None;
+        }
+    }
+
     /// True if `topic` may have an event of so much memory more.
     pub fn has_room(&self, topic: &Topic, memory: usize) -> bool {
         match self.index.get(topic) {
@@ -207,7 +216,7 @@ mod tests {
 
     fn event(topic: &str) -> Event {
         let topic = Topic::new(topic).expect("a topic");
-        Event { topic, data: Data::binary(Bytes::new()), name: None, id: None, retry_ms: None }
+        Event { topic, data: Data::binary(Bytes::new()), name: None, id: None, retry_ms: None, key: None }
     }
 
     fn table(topics_max: usize) -> TopicTable {

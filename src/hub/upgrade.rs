@@ -272,8 +272,9 @@ impl OpenHub {
     /// Goes on where a former process has stopped: hub and shards. Nobody was let in yet.
     pub async fn restore(&self, state: State) {
         let hub = &self.hub;
-        let memory_max = hub.config().limits.history_memory_max();
-        let past = Arc::new(hub.intake().restore(state, memory_max, hub.now()));
+        let limits = &hub.config().limits;
+        let (histories, values) = (limits.history_memory_max(), limits.retained_memory_max());
+        let past = Arc::new(hub.intake().restore(state, histories, values, hub.now()));
         let mut said = Vec::new();
         hub.tell_shards(|| {
             let (done, waits) = oneshot::channel();

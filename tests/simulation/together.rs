@@ -349,7 +349,7 @@ impl Together {
                         assert_eq!(twice, None, "event {number} is broadcast once");
                     }
                 }
-                Message::Reload(_) | Message::Restore(..) | Message::Doors(..) => {}
+                Message::Reload(_) | Message::Removal(_) | Message::Restore(..) | Message::Doors(..) => {}
                 Message::Drain(mut drain) => drain.say_done(),
                 Message::End => {
                     let end = ShardEnd::new(self.seats.len(), Ok::<(), String>(()));

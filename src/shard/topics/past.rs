@@ -1,11 +1,11 @@
-//! The histories of a shard, told to a process that takes its place, and taken over from one.
+//! The histories and retained values of a shard, told to a process that takes its place, and taken over from one.
 //!
 //! Histories are the same on all shards, so one shard of the former process tells them, and every
 //! shard of the new one takes them. What is kept beyond them was for subscribers that are not here.
 
 use std::sync::Arc;
 
-use super::{TopicIndex, TopicState, Topics};
+use super::{TopicIndex, Topics};
 use crate::broadcast::{Encoded, HistorySlice, Past, PastTopic};
 use crate::config::limits::HISTORY_PER_ANSWER_MAX;
 use crate::event::Topic;
@@ -18,19 +18,26 @@ impl Topics {
     pub fn history(&self, from: Option<&(Topic, u64)>) -> HistorySlice {
         let mut slice = HistorySlice::default();
         let mut left = HISTORY_PER_ANSWER_MAX;
-        let first = from.and_then(|(name, _)| self.find(name)).map(|index| self.get(index));
+        let first = from.and_then(|(name, _)| self.find(name)).map(|index| (index, self.get(index)));
         let after = from.map_or("", |(name, _)| name.as_str());
-        for topic in first.into_iter().chain(self.after(after)).filter(|topic| !topic.is_pattern()) {
+        let others = self.after(after).filter_map(|topic| Some((self.find(&topic.name)?, topic)));
+        let first = first.into_iter();
+        for (index, topic) in first.chain(others).filter(|(_, topic)| !topic.is_pattern()) {
             let told = from.filter(|(name, _)| *name == topic.name).map_or(0, |(_, sequence)| *sequence);
-            let (events, is_all) = topic.next_of_history(told, left);
+            let (events, is_all) = self.next_of(index, told, left);
             left = left.saturating_sub(1 + events.len());
             if !is_all || left == 0 {
                 let last = events.last().map_or(told, |event| event.sequence);
                 slice.next = Some((topic.name.clone(), if is_all { u64::MAX } else { last }));
             }
             let window = &topic.window;
-            let past =
-                PastTopic { name: topic.name.clone(), evicted: window.evicted(), cut: window.last_cut() };
+            let past = PastTopic {
+                name: topic.name.clone(),
+                remembered: !topic.hub_forgot,
+                retains: topic.retained.is_some(),
+                evicted: window.evicted(),
+                cut: window.last_cut(),
+            };
             slice.topics.push((past, events));
             if slice.next.is_some() {
                 return slice;
@@ -38,6 +45,20 @@ impl Topics {
         }
         (slice.forgotten, slice.dropped) = self.forgotten.all();
         slice
+    }
+
+    /// The retained values and the events of the history of a topic after a sequence, `most` at most,
+    /// and whether these are all.
+    fn next_of(&self, index: TopicIndex, after: u64, most: usize) -> (Vec<Arc<Encoded>>, bool) {
+        let window = &self.get(index).window;
+        // Values that are history too come with it.
+        let values = self.retained_in(index, after, window.evicted());
+        let first = window.index_after(after.max(window.evicted()));
+        let history = (first..).map_while(|at| window.get(at));
+        let mut next = values.chain(history);
+        let events: Vec<Arc<Encoded>> = next.by_ref().take(most).cloned().collect();
+        let is_all = next.next().is_none();
+        (events, is_all)
     }
 
     /// Takes over what a former process had. Nobody has subscribed yet.
@@ -49,10 +70,20 @@ impl Topics {
         let mut indexes: Vec<TopicIndex> = Vec::with_capacity(past.topics.len());
         for topic in &past.topics {
             let index = self.intern(&topic.name);
-            self.get_mut(index).window = Window::restored(topic.evicted, topic.cut);
+            let state = self.get_mut(index);
+            state.window = Window::restored(topic.evicted, topic.cut);
+            state.hub_forgot = !topic.remembered;
             indexes.push(index);
         }
-        past.events.iter().for_each(|event| self.push(event));
+        for event in &past.events {
+            match self.find(&event.event.topic) {
+                // No history any more; whether it is a value, its rule says here.
+                Some(index) if event.sequence <= self.get(index).window.evicted() => {
+                    self.retain(index, event)
+                }
+                _ => self.push(event),
+            }
+        }
         // Some may have lost all of their events by the bounds of this process already.
         for (index, topic) in indexes.into_iter().zip(&past.topics) {
             if self.find(&topic.name) == Some(index) {
@@ -63,17 +94,6 @@ impl Topics {
         self.recent.clear();
         self.before_recent = past.sequence;
         self.begin_turn();
-    }
-}
-
-impl TopicState {
-    /// The events of the history after a sequence, `most` at most, and whether these are all.
-    fn next_of_history(&self, after: u64, most: usize) -> (Vec<Arc<Encoded>>, bool) {
-        let first = self.window.index_after(after.max(self.window.evicted()));
-        let here = (first..).map_while(|at| self.window.get(at));
-        let events: Vec<Arc<Encoded>> = here.take(most).cloned().collect();
-        let is_all = self.window.get(first + events.len()).is_none();
-        (events, is_all)
     }
 }
 
@@ -153,7 +173,8 @@ mod tests {
     #[test]
     fn a_topic_without_events_and_a_forgotten_one_keep_their_last_sequence() {
         let mut new = topics(&Limits::default());
-        let past = PastTopic { name: topic("quiet"), evicted: 7, cut: None };
+        let past =
+            PastTopic { name: topic("quiet"), remembered: true, retains: false, evicted: 7, cut: None };
         let forgotten = vec![(topic("gone"), 5)];
         new.restore(&Past { sequence: 9, topics: vec![past], events: vec![], forgotten, dropped: 2 });
         assert_eq!(new.find(&topic("quiet")), None, "it takes no room");
