@@ -5,11 +5,15 @@
 //! times. A stream of lines is one request (`lines`): the server slows it down by not reading, and
 //! answers a line per refused event and a summary at the end. Nothing is repeated after a broken
 //! connection, or where no answer came in time: whether the event arrived is not known.
+//!
+//! `--ws` publishes as a client of the data plane does (`websocket`).
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -26,6 +30,7 @@ use crate::config::limits::CONTROL_BODY_MS_MAX;
 use crate::secret::Secret;
 
 mod lines;
+mod websocket;
 
 /// Attempts of one event while the server is full.
 const ATTEMPTS_MAX: u32 = 5;
@@ -79,12 +84,21 @@ pub struct Options {
     /// File with the control token of the server [env: FANWAVE_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Publish as a client of the data plane, over a WebSocket: ws://HOST:PORT
+    #[arg(long, value_name = "URL", conflicts_with_all = ["server", "token_file"])]
+    pub ws: Option<String>,
     /// Event name
     #[arg(long, value_name = "NAME")]
     pub event: Option<String>,
     /// Id in place of the server's own
     #[arg(long)]
     pub id: Option<String>,
+    /// What of the topic the event is about: the newest one of each key counts where events are conflated
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Name of this publish, 1 to 64 bytes: said again under it, the event is published once
+    #[arg(long, value_name = "KEY", conflicts_with = "lines")]
+    pub idempotency_key: Option<String>,
     /// Reconnection time for SSE subscribers
     #[arg(long, value_name = "MS")]
     pub retry: Option<u32>,
@@ -115,20 +129,41 @@ async fn publish(
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> Result<(), ClientError> {
-    let server = Server::new(&options.server, options.token_file.as_deref(), patience)?;
     let data = options.data.as_deref().filter(|data| *data != "-");
-    match (options.lines, data) {
-        (false, Some(data)) => {
-            publish_one(&server, &options, Bytes::from(data.to_string()), out, notes).await
-        }
-        (false, None) => {
-            let data = read_event(input, options.binary).await?;
-            publish_one(&server, &options, data, out, notes).await
-        }
-        (true, None) => lines::publish_lines(&server, &options, input, out, notes).await,
-        (true, Some(_)) => {
-            Err(ClientError::Usage("--lines reads standard input; leave DATA out".to_string()))
-        }
+    if options.lines && data.is_some() {
+        return Err(ClientError::Usage("--lines reads standard input; leave DATA out".to_string()));
+    }
+    let way = Way::new(&options, patience)?;
+    if options.lines {
+        return match way {
+            Way::Control(server) => lines::publish_lines(&server, &options, input, out, notes).await,
+            Way::Client(door) => websocket::publish_lines(&door, &options, input, out, notes).await,
+        };
+    }
+    let data = match data {
+        Some(data) => Bytes::from(data.to_string()),
+        None => read_event(input, options.binary).await?,
+    };
+    match way {
+        Way::Control(server) => publish_one(&server, &options, data, out, notes).await,
+        Way::Client(door) => websocket::publish_one(&door, &options, &data, out, notes).await,
+    }
+}
+
+/// As whom to publish.
+enum Way {
+    /// A publisher of the control plane.
+    Control(Server),
+    /// A client of the data plane.
+    Client(websocket::Door),
+}
+
+impl Way {
+    fn new(options: &Options, patience: Patience) -> Result<Way, ClientError> {
+        Ok(match &options.ws {
+            Some(address) => Way::Client(websocket::Door::new(address, patience)?),
+            None => Way::Control(Server::new(&options.server, options.token_file.as_deref(), patience)?),
+        })
     }
 }
 
@@ -183,14 +218,23 @@ impl Server {
 
     /// The server took what we sent and said nothing for this long.
     fn silent(&self, waited: Duration) -> ClientError {
-        self.unknown(&format!("no answer within {} s", waited.as_secs_f64()))
+        self.unknown(&no_answer(waited))
     }
 
     /// Nobody has told us what came of what we sent.
     fn unknown(&self, cause: &str) -> ClientError {
-        let text = format!("{}: {cause}; what was sent may or may not be published", self.name);
-        ClientError::Unreachable(text)
+        unknown(&self.name, cause)
     }
+}
+
+/// Nobody has told us what came of what the server at `name` was sent.
+fn unknown(name: &str, cause: &str) -> ClientError {
+    ClientError::Unreachable(format!("{name}: {cause}; what was sent may or may not be published"))
+}
+
+/// The server was silent for this long.
+fn no_answer(waited: Duration) -> String {
+    format!("no answer within {} s", waited.as_secs_f64())
 }
 
 /// Standard input to its end as one event.
@@ -253,12 +297,71 @@ fn event_url(server: &Server, options: &Options) -> Result<Url, ClientError> {
     }
     let mut url = server.url(&format!("/topics/{}", percent_encoded(&options.topic)));
     let retry = options.retry.map(|ms| ms.to_string());
-    for (name, value) in [("event", &options.event), ("id", &options.id), ("retry", &retry)] {
+    let parameters = [
+        ("event", &options.event),
+        ("id", &options.id),
+        ("retry", &retry),
+        ("key", &options.key),
+        ("idempotency_key", &options.idempotency_key),
+    ];
+    for (name, value) in parameters {
         if let Some(value) = value {
             push_query(&mut url, name, value);
         }
     }
     Ok(url)
+}
+
+/// Why data is no event.
+#[derive(Debug, thiserror::Error)]
+enum NoEvent {
+    #[error("more than {EVENT_BYTES_MAX} bytes")]
+    TooLong,
+    #[error("not UTF-8 at byte {at}; --binary publishes any bytes")]
+    NotUtf8 { at: usize },
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
+/// An event as a line of NDJSON says it, and a command.
+#[derive(serde::Serialize)]
+struct EventJson<'a> {
+    topic: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<&'a str>,
+}
+
+/// The event of this data with all that `options` say of it.
+fn event_json(data: &[u8], options: &Options) -> Result<String, NoEvent> {
+    let (text, base64) = match options.binary {
+        true => (None, Some(STANDARD.encode(data))),
+        false => {
+            let text = std::str::from_utf8(data);
+            (Some(text.map_err(|error| NoEvent::NotUtf8 { at: error.valid_up_to() })?), None)
+        }
+    };
+    Ok(serde_json::to_string(&EventJson {
+        topic: &options.topic,
+        data: text,
+        base64,
+        event: options.event.as_deref(),
+        id: options.id.as_deref(),
+        retry: options.retry,
+        key: options.key.as_deref(),
+        idempotency_key: options.idempotency_key.as_deref(),
+    })?)
 }
 
 /// What the server made of an event.
@@ -322,12 +425,21 @@ mod tests {
         args: &[&str],
         input: impl AsyncRead + Send + Unpin + 'static,
     ) -> Outcome {
+        publish_to(patience, &["--server", server], args, input).await
+    }
+
+    pub(super) async fn publish_to(
+        patience: Patience,
+        place: &[&str],
+        args: &[&str],
+        input: impl AsyncRead + Send + Unpin + 'static,
+    ) -> Outcome {
         #[derive(clap::Parser)]
         struct Line {
             #[command(flatten)]
             options: Options,
         }
-        let line = ["publish", "--server", server].into_iter().chain(args.iter().copied());
+        let line = ["publish"].iter().chain(place).chain(args).copied();
         let line = <Line as clap::Parser>::try_parse_from(line).expect("valid flags");
         let (mut out, mut notes) = (Vec::new(), Vec::new());
         let work = super::publish(line.options, patience, input, &mut out, &mut notes);

@@ -110,7 +110,11 @@ pub fn parse(
     let (name, typed) = typed.subcommand().expect("a command is required");
     let flags = parser.find_subcommand(name).expect("a parsed command exists");
 
-    let from_environment = environment_settings(name, flags, environment);
+    let mut from_environment = environment_settings(name, flags, environment);
+    if typed.try_contains_id("ws").unwrap_or_default() {
+        // Address and token are those of the control plane, which is not asked.
+        from_environment.clear();
+    }
     let mut file = FileSettings::default();
     let mut source = PathBuf::new();
     if let Some(path) = config_path(name, typed, &from_environment) {
@@ -445,6 +449,13 @@ mod tests {
             panic!("publish parses")
         };
         assert_eq!((options.server.as_str(), options.event), ("http://127.0.0.1:9", None));
+        let by_websocket = ["publish", "hello", "--ws", "ws://127.0.0.1:8"];
+        let Ok(Command::Publish(options)) = parse_with(&by_websocket, &environment) else {
+            panic!("the control plane of the environment is not asked then")
+        };
+        assert_eq!(options.ws.as_deref(), Some("ws://127.0.0.1:8"));
+        let both = [&by_websocket[..], &["--server", "http://127.0.0.1:9"]].concat();
+        assert!(parse_with(&both, &[]).is_err(), "one way is wanted");
     }
 
     #[test]
