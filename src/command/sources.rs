@@ -58,7 +58,7 @@ pub enum FileError {
     #[error("{}", one_line(&.0.to_string()))]
     NoToml(#[from] toml::de::Error),
     /// A key that is none of the flags.
-    #[error("unknown key `{key}`; the nearest one is `{nearest}`")]
+    #[error("unknown key `{}`; the nearest one is `{nearest}`", .key.escape_debug())]
     UnknownKey {
         /// The key.
         key: String,
@@ -414,6 +414,7 @@ mod tests {
                 "window_evnts_max = 1",
                 "unknown key `window_evnts_max`; the nearest one is `window_events_max`",
             ),
+            ("\"shar\\nds\" = 1", "unknown key `shar\\nds`; the nearest one is `shards`"),
             ("[[rules]]", "unknown key `rules`; the nearest one is `rule`"),
             ("shards = 1\n[[rule]]\nmatch = \"a\"\nage = 1", "line 4: unknown key `age` of a rule"),
             ("config = \"other.toml\"", "unknown key `config`"),
