@@ -17,6 +17,8 @@ use tokio::time::timeout;
 
 mod backoff;
 mod conversation;
+#[cfg(test)]
+mod fixtures;
 pub mod publish;
 pub mod tail;
 mod websocket;

@@ -1,57 +1,13 @@
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::{WebSocketStream, accept_hdr_async};
 
+use super::super::super::fixtures::{End, listener};
 use super::super::tests::{Outcome, publish_to};
 use super::*;
 
-async fn listener() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    (listener, url)
-}
-
-struct End(WebSocketStream<TcpStream>);
-
-impl End {
-    async fn accept(listener: &TcpListener) -> End {
-        let (stream, _) = listener.accept().await.expect("a connection");
-        #[allow(clippy::result_large_err, reason = "the library's type")]
-        let agree = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
-            assert_eq!(request.uri(), "/ws");
-            let offered = request.headers().get("sec-websocket-protocol").expect("an offer");
-            response.headers_mut().insert("sec-websocket-protocol", offered.clone());
-            Ok(response)
-        };
-        End(accept_hdr_async(stream, agree).await.expect("a handshake"))
-    }
-
-    /// The next command, by its number, and what it publishes.
-    async fn hear(&mut self) -> (Value, Value) {
-        let message = self.0.next().await.expect("a command").expect("a message");
-        let command: Value = serde_json::from_str(message.to_text().expect("text")).expect("JSON");
-        (command["ref"].clone(), command["publish"].clone())
-    }
-
-    async fn say(&mut self, text: Value) {
-        self.0.send(Message::text(text.to_string())).await.expect("the client is there");
-    }
-
-    async fn take(&mut self, number: Value, sequence: u64) {
-        let id = format!("10-{sequence}");
-        self.say(json!({ "ref": number, "ok": { "id": id, "sequence": sequence } })).await;
-    }
-
-    async fn refuse(&mut self, number: Value, code: &str) {
-        self.say(json!({ "ref": number, "error": { "code": code, "detail": "not now" } })).await;
-    }
-
-    async fn close(mut self, code: u16) {
-        self.0.close(Some(CloseFrame { code: code.into(), reason: "enough".into() })).await.expect("open");
-        while let Some(Ok(_)) = self.0.next().await {}
-    }
+/// Answers that a publish was taken.
+async fn take(end: &mut End, number: Value, sequence: u64) {
+    let id = format!("10-{sequence}");
+    end.say(json!({ "ref": number, "ok": { "id": id, "sequence": sequence } })).await;
 }
 
 async fn publish(url: &str, args: &[&str], input: impl AsyncRead + Send + Unpin + 'static) -> Outcome {
@@ -62,13 +18,14 @@ const PATIENCE: Patience = super::super::PATIENCE;
 
 #[tokio::test]
 async fn an_event_is_said_with_all_that_its_flags_say_and_its_id_is_printed() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("http").await;
     let server = async {
         let mut end = End::accept(&listener).await;
-        let (number, publish) = end.hear().await;
+        assert_eq!(end.target, "/ws");
+        let (number, publish) = end.hear("publish").await;
         end.say(json!({ "topic": "t", "id": "10-6", "data": "news of others" })).await;
-        end.take(number, 7).await;
-        assert!(matches!(end.0.next().await, Some(Ok(Message::Close(_)))), "the client takes leave");
+        take(&mut end, number, 7).await;
+        assert!(matches!(end.socket.next().await, Some(Ok(Message::Close(_)))), "the client takes leave");
         publish
     };
     let flags = ["--event", "e", "--id", "i", "--retry", "5", "--key", "k", "--idempotency-key", "once"];
@@ -88,11 +45,11 @@ async fn standard_input_is_one_event_and_may_be_bytes() {
         (&["t"][..], &b"a\nb\r\n"[..], json!({ "topic": "t", "data": "a\nb" })),
         (&["t", "--binary"], b"\0\xff\n", json!({ "topic": "t", "base64": "AP8K" })),
     ] {
-        let (listener, url) = listener().await;
+        let (listener, url) = listener("http").await;
         let server = async {
             let mut end = End::accept(&listener).await;
-            let (number, publish) = end.hear().await;
-            end.take(number, 7).await;
+            let (number, publish) = end.hear("publish").await;
+            take(&mut end, number, 7).await;
             publish
         };
         let (said, (result, _, _)) = tokio::join!(server, publish(&url, args, input));
@@ -106,11 +63,11 @@ async fn standard_input_is_one_event_and_may_be_bytes() {
 
 #[tokio::test]
 async fn a_server_without_room_is_asked_again_and_any_other_error_is_told_by_its_code() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("http").await;
     let server = async {
         let mut end = End::accept(&listener).await;
         for code in ["full", "busy", "not_allowed"] {
-            let (number, publish) = end.hear().await;
+            let (number, publish) = end.hear("publish").await;
             assert_eq!(publish["data"], "x");
             end.refuse(number, code).await;
         }
@@ -127,13 +84,13 @@ async fn a_server_without_room_is_asked_again_and_any_other_error_is_told_by_its
 
 #[tokio::test]
 async fn an_event_without_an_answer_may_or_may_not_be_published() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("http").await;
     let server = async {
         let mut end = End::accept(&listener).await;
-        end.hear().await;
+        end.hear("publish").await;
         end.close(1012).await;
         let mut end = End::accept(&listener).await;
-        end.hear().await;
+        end.hear("publish").await;
         end.close(1009).await;
     };
     let two = async {
@@ -152,23 +109,23 @@ async fn an_event_without_an_answer_may_or_may_not_be_published() {
 
 #[tokio::test]
 async fn lines_are_under_way_together_up_to_a_bound() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("http").await;
     let lines: String = (1..=100).map(|number| format!("{number}\n")).collect();
     let server = async {
         let mut end = End::accept(&listener).await;
         let mut numbers = Vec::new();
         for expected in 1..=UNANSWERED_MAX as u64 {
-            let (number, publish) = end.hear().await;
+            let (number, publish) = end.hear("publish").await;
             assert_eq!((&number, &publish["data"]), (&json!(expected), &json!(expected.to_string())));
             numbers.push(number);
         }
         // No more of them comes before an answer.
-        end.0.send(Message::Ping("more?".into())).await.expect("open");
-        assert!(matches!(end.0.next().await, Some(Ok(Message::Pong(_)))), "it waits");
+        end.socket.send(Message::Ping("more?".into())).await.expect("open");
+        assert!(matches!(end.socket.next().await, Some(Ok(Message::Pong(_)))), "it waits");
         for sequence in 1..=100 {
-            end.take(numbers.remove(0), sequence).await;
+            take(&mut end, numbers.remove(0), sequence).await;
             if sequence <= 100 - UNANSWERED_MAX as u64 {
-                numbers.push(end.hear().await.0);
+                numbers.push(end.hear("publish").await.0);
             }
         }
     };
@@ -182,22 +139,22 @@ async fn lines_are_under_way_together_up_to_a_bound() {
 
 #[tokio::test]
 async fn a_refused_line_costs_no_other_and_one_without_room_comes_again() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("http").await;
     let server = async {
         let mut end = End::accept(&listener).await;
         let mut numbers = Vec::new();
         for (number, data) in [(1, "one"), (3, "three"), (4, "four")] {
-            let (said, publish) = end.hear().await;
+            let (said, publish) = end.hear("publish").await;
             assert_eq!((&said, &publish["data"]), (&json!(number), &json!(data)));
             numbers.push(said);
         }
         let [one, three, four] = <[Value; 3]>::try_from(numbers).expect("three");
         end.refuse(one, "full").await;
         end.refuse(three, "too_large").await;
-        end.take(four, 1).await;
-        let (number, publish) = end.hear().await;
+        take(&mut end, four, 1).await;
+        let (number, publish) = end.hear("publish").await;
         assert_eq!((&number, &publish["data"]), (&json!(1), &json!("one")));
-        end.take(number, 2).await;
+        take(&mut end, number, 2).await;
     };
     let input = &b"one\n\xff\nthree\nfour"[..];
     let ((), (result, out, notes)) = tokio::join!(server, publish(&url, &["t", "--lines"], input));
@@ -214,15 +171,15 @@ async fn a_refused_line_costs_no_other_and_one_without_room_comes_again() {
 
 #[tokio::test]
 async fn lines_without_an_answer_are_counted_when_the_connection_ends() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("http").await;
     let (keyboard, input) = tokio::io::duplex(64);
     let mut keyboard = keyboard;
     let server = async {
         let mut end = End::accept(&listener).await;
         tokio::io::AsyncWriteExt::write_all(&mut keyboard, b"one\ntwo\n").await.expect("room");
-        let (one, _) = end.hear().await;
-        end.hear().await;
-        end.take(one, 1).await;
+        let (one, _) = end.hear("publish").await;
+        end.hear("publish").await;
+        take(&mut end, one, 1).await;
         end.close(1012).await;
     };
     let ((), (result, out, _)) = tokio::join!(server, publish(&url, &["t", "--lines"], input));
@@ -236,14 +193,14 @@ async fn lines_without_an_answer_are_counted_when_the_connection_ends() {
 
 #[tokio::test]
 async fn a_server_that_owes_an_answer_is_not_waited_for_without_end() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("http").await;
     let brief = std::time::Duration::from_millis(50);
     let patience = Patience { answer: brief, last_lines: brief, ..PATIENCE };
     let deaf = async {
         for _ in 0..2 {
             let mut end = End::accept(&listener).await;
-            end.hear().await;
-            while let Some(Ok(_)) = end.0.next().await {}
+            end.hear("publish").await;
+            while let Some(Ok(_)) = end.socket.next().await {}
         }
     };
     let two = async {

@@ -1,84 +1,42 @@
-use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
-use tokio_tungstenite::{WebSocketStream, accept_async, accept_hdr_async};
+use tokio_tungstenite::accept_async;
 
+use super::super::super::fixtures::{End, listener};
 use super::super::tests::{options, tail};
 use super::*;
 
-async fn listener() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let url = format!("ws://{}", listener.local_addr().expect("bound"));
-    (listener, url)
+/// Hears a `subscribe` and answers it.
+async fn subscribe(end: &mut End, after: &str) -> Value {
+    let (reference, subscribe) = end.hear("subscribe").await;
+    end.say(json!({ "ref": reference, "ok": { "after": after } })).await;
+    subscribe
 }
 
-/// The server's end of a connection.
-struct End {
-    socket: WebSocketStream<TcpStream>,
-    /// The target that was asked for.
-    target: String,
-}
-
-impl End {
-    async fn accept(listener: &TcpListener) -> End {
-        let (stream, _) = listener.accept().await.expect("a connection");
-        let mut target = String::new();
-        #[allow(clippy::result_large_err, reason = "the library's type")]
-        let agree = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
-            target = request.uri().to_string();
-            let offered = request.headers().get("sec-websocket-protocol").expect("an offer");
-            assert_eq!(offered, "fanwave.v1.json");
-            response.headers_mut().insert("sec-websocket-protocol", offered.clone());
-            Ok(response)
-        };
-        let socket = accept_hdr_async(stream, agree).await.expect("a handshake");
-        End { socket, target }
-    }
-
-    async fn hear(&mut self) -> Value {
-        let message = self.socket.next().await.expect("a command").expect("a message");
-        serde_json::from_str(message.to_text().expect("text")).expect("JSON")
-    }
-
-    async fn say(&mut self, text: Value) {
-        self.socket.send(Message::text(text.to_string())).await.expect("the client is there");
-    }
-
-    /// Hears a `subscribe` and answers it.
-    async fn subscribe(&mut self, after: &str) -> Value {
-        let command = self.hear().await;
-        self.say(json!({ "ref": command["ref"], "ok": { "after": after } })).await;
-        command["subscribe"].clone()
-    }
-
-    async fn event(&mut self, topic: &str, sequence: u64) {
-        let event = json!({ "topic": topic, "id": format!("10-{sequence}"), "data": sequence.to_string() });
-        self.say(event).await;
-    }
+async fn event(end: &mut End, topic: &str, sequence: u64) {
+    let event = json!({ "topic": topic, "id": format!("10-{sequence}"), "data": sequence.to_string() });
+    end.say(event).await;
 }
 
 const JSON: &str = "--json-protocol";
 
 #[tokio::test]
 async fn each_topic_is_subscribed_where_it_was_when_the_connection_was_cut() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("ws").await;
     let server = async {
         let mut end = End::accept(&listener).await;
         assert_eq!(end.target, "/ws?token=x");
-        assert_eq!(end.subscribe("10-1").await, json!({ "topic": "a b", "last": 2 }));
-        assert_eq!(end.subscribe("10-3").await, json!({ "topic": "c", "last": 2 }));
-        assert_eq!(end.subscribe("10-9").await, json!({ "match": "d/*", "last": 2 }));
-        end.event("a b", 2).await;
+        assert_eq!(subscribe(&mut end, "10-1").await, json!({ "topic": "a b", "last": 2 }));
+        assert_eq!(subscribe(&mut end, "10-3").await, json!({ "topic": "c", "last": 2 }));
+        assert_eq!(subscribe(&mut end, "10-9").await, json!({ "match": "d/*", "last": 2 }));
+        event(&mut end, "a b", 2).await;
         let own = json!({ "topic": "d/1", "id": "mine", "base64": "AP8=", "at": "10-10" });
         end.say(own).await;
         drop(end);
         let mut end = End::accept(&listener).await;
-        assert_eq!(end.subscribe("10-2").await, json!({ "topic": "a b", "after": "10-2" }));
-        assert_eq!(end.subscribe("10-3").await, json!({ "topic": "c", "after": "10-3" }));
-        assert_eq!(end.subscribe("10-10").await, json!({ "match": "d/*", "after": "10-10" }));
-        end.event("c", 12).await;
+        assert_eq!(subscribe(&mut end, "10-2").await, json!({ "topic": "a b", "after": "10-2" }));
+        assert_eq!(subscribe(&mut end, "10-3").await, json!({ "topic": "c", "after": "10-3" }));
+        assert_eq!(subscribe(&mut end, "10-10").await, json!({ "match": "d/*", "after": "10-10" }));
+        event(&mut end, "c", 12).await;
         end.socket.next().await
     };
     let url = format!("{url}/ws/a%20b?topic=c&token=x&last=2&topic=c");
@@ -94,24 +52,24 @@ async fn each_topic_is_subscribed_where_it_was_when_the_connection_was_cut() {
 /// A topic that begins lower than the pattern that it is one of gets events again.
 #[tokio::test]
 async fn what_comes_by_two_subscriptions_is_printed_once() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("ws").await;
     let server = async {
         let mut end = End::accept(&listener).await;
-        end.subscribe("10-1").await;
-        end.event("a", 2).await;
-        end.event("b", 3).await;
-        end.subscribe("10-0").await;
+        subscribe(&mut end, "10-1").await;
+        event(&mut end, "a", 2).await;
+        event(&mut end, "b", 3).await;
+        subscribe(&mut end, "10-0").await;
         for (topic, sequence) in [("a", 1), ("a", 2), ("a", 4), ("b", 5)] {
-            end.event(topic, sequence).await;
+            event(&mut end, topic, sequence).await;
         }
         drop(end);
         let mut end = End::accept(&listener).await;
-        assert_eq!(end.subscribe("10-5").await["after"], "10-5");
+        assert_eq!(subscribe(&mut end, "10-5").await["after"], "10-5");
         // Before the answer to the second one its events come by the first one.
-        end.event("a", 6).await;
-        assert_eq!(end.subscribe("10-4").await["after"], "10-4");
+        event(&mut end, "a", 6).await;
+        assert_eq!(subscribe(&mut end, "10-4").await["after"], "10-4");
         for (topic, sequence) in [("a", 6), ("a", 7)] {
-            end.event(topic, sequence).await;
+            event(&mut end, topic, sequence).await;
         }
         end.socket.next().await
     };
@@ -123,14 +81,17 @@ async fn what_comes_by_two_subscriptions_is_printed_once() {
 
 #[tokio::test]
 async fn json_shows_all_that_was_said_of_an_event_and_gaps_among_them() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("ws").await;
     let event = json!({
         "topic": "a", "id": "mine", "event": "x", "base64": "AP8=", "time": 5, "key": "k", "at": "10-7",
     });
     let gap = r#"{"gap":{"after":"10-1","reason":"expired","topics":["a"]}}"#;
     let server = async {
         let mut end = End::accept(&listener).await;
-        assert_eq!(end.subscribe("10-6").await, json!({ "topic": "a", "after": "10-1", "slow": "skip" }));
+        assert_eq!(
+            subscribe(&mut end, "10-6").await,
+            json!({ "topic": "a", "after": "10-1", "slow": "skip" })
+        );
         end.socket.send(Message::text(gap)).await.expect("open");
         end.socket.send(Message::Ping("are you there".into())).await.expect("open");
         assert!(matches!(end.socket.next().await, Some(Ok(Message::Pong(_)))));
@@ -150,12 +111,12 @@ async fn json_shows_all_that_was_said_of_an_event_and_gaps_among_them() {
 
 #[tokio::test]
 async fn an_error_ends_tail_unless_it_may_pass() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("ws").await;
     let refuse = async |code: &str| {
         let mut end = End::accept(&listener).await;
-        let command = end.hear().await;
-        end.say(json!({ "ref": command["ref"], "error": { "code": code, "detail": "no more" } })).await;
-        command["subscribe"].clone()
+        let (reference, subscribe) = end.hear("subscribe").await;
+        end.refuse(reference, code).await;
+        subscribe
     };
     let server = async {
         for code in ["full", "busy", "draining"] {
@@ -166,18 +127,18 @@ async fn an_error_ends_tail_unless_it_may_pass() {
     let url = format!("{url}/ws/t");
     let (_, (result, out, notes)) = tokio::join!(server, tail(&url, &[JSON, "--since", "30s"]));
     assert!(
-        matches!(&result, Err(ClientError::Refused(line)) if line == "t: too_many: no more"),
+        matches!(&result, Err(ClientError::Refused(line)) if line == "t: too_many: not now"),
         "{result:?}"
     );
     assert_eq!(out, "");
     for code in ["full", "busy", "draining"] {
-        assert!(notes.contains(&format!("t: {code}: no more; reconnecting in ")), "{notes}");
+        assert!(notes.contains(&format!("t: {code}: not now; reconnecting in ")), "{notes}");
     }
 }
 
 #[tokio::test]
 async fn a_server_that_does_not_speak_json_is_left() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("ws").await;
     let server = async {
         let (stream, _) = listener.accept().await.expect("a connection");
         // The library refuses to agree to nothing; what it has sent is all that the client sees.
@@ -190,7 +151,7 @@ async fn a_server_that_does_not_speak_json_is_left() {
     for said in ["hello", r#"{"ref":0,"ok":{}}"#, r#"{"ref":7,"ok":{"after":"10-1"}}"#] {
         let server = async {
             let mut end = End::accept(&listener).await;
-            end.hear().await;
+            end.hear("subscribe").await;
             end.socket.send(Message::text(said)).await.expect("open");
             end.socket.next().await
         };
@@ -203,14 +164,14 @@ async fn a_server_that_does_not_speak_json_is_left() {
 /// More topics than may wait for an answer.
 #[tokio::test]
 async fn subscriptions_go_out_as_answers_come() {
-    let (listener, url) = listener().await;
+    let (listener, url) = listener("ws").await;
     let server = async {
         let mut end = End::accept(&listener).await;
         for sequence in 1..=40 {
-            let subscribe = end.subscribe(&format!("10-{sequence}")).await;
+            let subscribe = subscribe(&mut end, &format!("10-{sequence}")).await;
             assert_eq!(subscribe, json!({ "topic": format!("t{sequence}") }));
         }
-        end.event("t40", 41).await;
+        event(&mut end, "t40", 41).await;
         end.socket.next().await
     };
     let topics: Vec<String> = (1..=40).map(|number| format!("topic=t{number}")).collect();
