@@ -167,17 +167,15 @@ impl Stream {
         socket: &mut Socket,
         output: &mut Output<'_>,
     ) -> ControlFlow<Ended, std::convert::Infallible> {
-        let broken = |error: tokio_tungstenite::tungstenite::Error| {
-            ControlFlow::Break(Ended::lost(format!("closed: {}", super::super::root_cause(&error))))
-        };
         let (mut said, mut answered) = (0, 0);
         let mut due = Instant::now() + self.answer_time_max;
         loop {
             while said < self.subscriptions.len().min(answered + UNANSWERED_MAX) {
                 let members = self.subscriptions[said].members(&self.start, self.slow);
                 let message = Message::text(command(said as u64, "subscribe", members));
-                if let Err(error) = socket.send(message).await {
-                    return broken(error);
+                // What the server says tells more than a send that fails.
+                if timeout_at(due, socket.send(message)).await.is_err() {
+                    return self.is_silent();
                 }
                 said += 1;
             }
@@ -185,9 +183,7 @@ impl Stream {
                 true => timeout_at(due, socket.next()).await,
                 false => Ok(socket.next().await),
             };
-            let Ok(next) = next else {
-                return ControlFlow::Break(Ended::lost(format!("{} does not answer", self.name)));
-            };
+            let Ok(next) = next else { return self.is_silent() };
             let text = match Read::of(next) {
                 Read::Message(Message::Text(text)) => text,
                 Read::Message(_) => return self.is_foreign("a binary message"),
@@ -208,6 +204,11 @@ impl Stream {
                 Err(error) => return self.is_foreign(&error.to_string()),
             }
         }
+    }
+
+    /// The server owes an answer for too long.
+    fn is_silent<T>(&self) -> ControlFlow<Ended, T> {
+        ControlFlow::Break(Ended::lost(format!("{}: no answer in time", self.name)))
     }
 
     /// The server says what it cannot say in our language.

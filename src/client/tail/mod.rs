@@ -180,28 +180,37 @@ struct Addresses {
 }
 
 impl Addresses {
-    /// Adds what the flags say to the query of `name`; an id to start after only where no header
-    /// names it.
+    /// Puts what the flags say before the query of `name`, because of several values the first one
+    /// counts. An id to start after is among it only where no header names it.
     fn new(name: Url, options: &Options, with_id: bool) -> Addresses {
-        let mut later = name.clone();
-        for pattern in &options.matches {
-            push_query(&mut later, "match", pattern.as_str());
-        }
-        if let Some(slow) = options.slow {
-            push_query(&mut later, "slow", &slow.to_string());
-        }
-        let mut first = later.clone();
-        if let Some(id) = options.after.as_deref().filter(|_| with_id) {
-            push_query(&mut first, "last-event-id", id);
-        }
-        if let Some(ms) = options.since {
-            push_query(&mut first, "since", &format!("{ms}ms"));
-        }
-        if let Some(events) = options.last {
-            push_query(&mut first, "last", &events.to_string());
-        }
+        let slow = options.slow.map(|slow| ("slow", slow.to_string()));
+        let patterns = options.matches.iter().map(|pattern| ("match", pattern.to_string()));
+        let always: Vec<_> = patterns.chain(slow).collect();
+        let after = options.after.clone().filter(|_| with_id).map(|id| ("last-event-id", id));
+        let since = options.since.map(|ms| ("since", format!("{ms}ms")));
+        let last = options.last.map(|events| ("last", events.to_string()));
+        let at_first: Vec<_> = always.iter().cloned().chain(after).chain(since).chain(last).collect();
+        let (first, later) = (with_query(&name, &at_first), with_query(&name, &always));
         Addresses { name, first, later }
     }
+}
+
+/// `url` with these parameters before its own.
+fn with_query(url: &Url, parameters: &[(&str, String)]) -> Url {
+    let mut asked = url.clone();
+    if parameters.is_empty() {
+        return asked;
+    }
+    asked.set_query(None);
+    for (name, value) in parameters {
+        push_query(&mut asked, name, value);
+    }
+    let own = url.query().filter(|query| !query.is_empty());
+    if let (Some(put), Some(own)) = (asked.query(), own) {
+        let query = format!("{put}&{own}");
+        asked.set_query(Some(&query));
+    }
+    asked
 }
 
 /// What an event carries, as the transport gave it.
@@ -337,6 +346,27 @@ mod tests {
             assert_eq!(is_websocket(url).expect(url), websocket, "{url}");
         }
         assert!(matches!(is_websocket("wss://a/ws/b"), Err(ClientError::Usage(_))));
+    }
+
+    #[test]
+    fn flags_stand_before_what_the_address_says_and_starts_hold_for_one_connection() {
+        let flags = ["--match", "a/*", "--match", "b c", "--slow", "skip", "--last", "3"];
+        for (url, flags, first, later) in [
+            (
+                "http://h/sse/t?last=9&x",
+                &flags[..],
+                "match=a%2F%2A&match=b%20c&slow=skip&last=3&last=9&x",
+                "match=a%2F%2A&match=b%20c&slow=skip&last=9&x",
+            ),
+            ("http://h/sse/t?x=%zz", &["--since", "2m"], "since=120000ms&x=%zz", "x=%zz"),
+            ("ws://h/ws/t", &["--after", "a b"], "last-event-id=a%20b", ""),
+            ("http://h/sse/t", &["--after", "a b"], "", ""),
+        ] {
+            let name = Url::parse(url).expect("a URL");
+            let addresses = Addresses::new(name, &options(url, flags), url.starts_with("ws"));
+            assert_eq!(addresses.first.query().unwrap_or_default(), first, "{url}");
+            assert_eq!(addresses.later.query().unwrap_or_default(), later, "{url}");
+        }
     }
 
     /// Says `first` to the first connection and `later` to the others, and leaves all of them open.

@@ -83,6 +83,27 @@ async fn a_server_without_room_is_asked_again_and_any_other_error_is_told_by_its
 }
 
 #[tokio::test]
+async fn a_server_without_a_place_for_the_connection_is_asked_again() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (listener, url) = listener("http").await;
+    let server = async {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        stream.read_u8().await.expect("a request");
+        let answer =
+            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 0\r\nContent-Length: 8\r\n\r\nno room\n";
+        stream.write_all(answer.as_bytes()).await.expect("the client reads");
+        let mut end = End::accept(&listener).await;
+        let (number, _) = end.hear("publish").await;
+        take(&mut end, number, 7).await;
+        end
+    };
+    let (_, (result, out, notes)) = tokio::join!(server, publish(&url, &["t", "x"], tokio::io::empty()));
+    result.expect("published");
+    assert_eq!(out, "10-7\n");
+    assert!(notes.contains("503 Service Unavailable: no room; trying again in 0.1 s"), "{notes}");
+}
+
+#[tokio::test]
 async fn an_event_without_an_answer_may_or_may_not_be_published() {
     let (listener, url) = listener("http").await;
     let server = async {
