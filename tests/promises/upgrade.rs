@@ -417,3 +417,53 @@ impl Drop for Heirs {
         let _ = kill_process(self.0, Signal::KILL);
     }
 }
+
+/// What is retained comes along although it is no history, a removed topic stays removed, and a
+/// topic of which nothing is left makes no gap.
+#[tokio::test]
+async fn retained_values_removals_and_quiet_topics_come_along() {
+    let meeting = Meeting::new();
+    let rules = "[[rule]]\nmatch = \"price\"\nhistory.events = 0\nretain = true\nconflate = \"key\"\n\
+                 [[rule]]\nmatch = \"quiet\"\nhistory.events = 0\n";
+    let file = meeting.0.write("fanwave.toml", rules);
+    let flags = ["--shards", "2", "--config", &file];
+    let mut old = meeting.start(&flags);
+    for (key, data) in [("a", "1"), ("b", "2"), ("a", "3")] {
+        old.publish_with("price", &format!("?key={key}"), data).await;
+    }
+    let quiet = old.publish("quiet", "x").await;
+    let before = old.publish("removed", "x").await;
+    let removed = client(reqwest::Client::builder()).delete(old.url("/topics/removed"));
+    assert_eq!(answer(removed).await.status, 200);
+    let new = meeting.start(&[&flags[..], &["--upgrade"]].concat());
+    assert_eq!(old.ended().await.code(), Some(0));
+    for protocol in [Protocol::Sse, Protocol::WebSocket] {
+        let mut prices = Subscriber::connect(new.data, protocol, &["price"]).await;
+        assert_eq!(prices.texts(2).await, ["2", "3"], "{protocol:?}");
+        let mut gone = Subscriber::resume(new.data, protocol, &["removed"], Some(&before.id)).await;
+        assert!(matches!(gone.news().await, Said::Gap(_)), "{protocol:?}");
+    }
+    let mut nothing = Subscriber::resume(new.data, Protocol::Sse, &["quiet"], Some(&quiet.id)).await;
+    new.publish("quiet", "y").await;
+    assert_eq!(nothing.text().await, "y", "nothing was lost, and no gap is told");
+}
+
+/// A stream that is open waits while a new process is half-way, and loses no line.
+#[tokio::test]
+async fn an_open_publish_waits_while_the_process_hands_over() {
+    let meeting = Meeting::new();
+    let server = meeting.start(&["--shards", "1"]);
+    let mut heir = meeting.connect();
+    heir.go_on_to("state");
+    let lines: String = (0..200).map(|n| format!("{{\"topic\":\"t\",\"data\":\"{n}\"}}\n")).collect();
+    let publishing = tokio::spawn(answer(server.post("/publish").body(lines)));
+    // The stream is there: its first line meets the hand-over.
+    until("a request under way", async || {
+        let stats = server.stats().await;
+        (stats["hub"]["events"] == 0 && !publishing.is_finished()).then_some(())
+    })
+    .await;
+    drop(heir);
+    let summary = publishing.await.expect("nothing failed");
+    assert_eq!(summary.json()["accepted"], 200, "{summary:?}");
+}
