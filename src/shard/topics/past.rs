@@ -50,6 +50,10 @@ impl Topics {
     /// The retained values and the events of the history of a topic after a sequence, `most` at most,
     /// and whether these are all.
     fn next_of(&self, index: TopicIndex, after: u64, most: usize) -> (Vec<Arc<Encoded>>, bool) {
+        // All of it was told.
+        if after == u64::MAX {
+            return (Vec::new(), true);
+        }
         let window = &self.get(index).window;
         // Values that are history too come with it.
         let values = self.retained_in(index, after, window.evicted());
