@@ -168,8 +168,8 @@ mod tests {
         let runtime = with("RUNTIME_DIRECTORY", "/run/fanwave:/run/more");
         assert_eq!(path(&tcp, runtime), Path::new("/run/fanwave/upgrade/127.0.0.1:8081"));
         let session = with("XDG_RUNTIME_DIR", "/run/user/7");
-        assert_eq!(path(&tcp, &session), Path::new("/run/user/7/fanwave/127.0.0.1:8081"));
-        let found = path(&unix("/run/a.sock"), &session);
+        assert_eq!(path(&tcp, session), Path::new("/run/user/7/fanwave/127.0.0.1:8081"));
+        let found = path(&unix("/run/a.sock"), session);
         assert_eq!(found, Path::new("/run/user/7/fanwave/unix:_run_a.sock"));
         let uid = rustix::process::geteuid().as_raw();
         let long = path(&unix(&format!("/run/{}", "x".repeat(90))), |_| None);

@@ -254,7 +254,7 @@ impl State {
 
     /// Begins with what a former process had.
     pub(super) fn restore(&mut self, past: &Past) {
-        assert!(self.connections.len() == 0, "nobody was let in before");
+        assert!(self.connections.is_empty(), "nobody was let in before");
         self.sequence = past.sequence;
         self.topics.restore(past);
     }
