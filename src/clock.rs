@@ -1,7 +1,8 @@
 //! Monotonic time as one integer, the time of day, and the date for the answers of HTTP.
 //!
 //! Stamps cross threads inside events, and processes in a hand-over, so all of them count from the
-//! same origin: the boot of the machine. Sans-IO code takes a [`Stamp`], a time or a date as an argument and never asks the clock itself.
+//! same origin: the boot of the machine. Sans-IO code takes a [`Stamp`], a time or a date as an
+//! argument and never asks the clock itself.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};

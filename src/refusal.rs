@@ -2,8 +2,8 @@
 //!
 //! The hub refuses, and so does a shard, where clients may publish. Each counts what it refused
 //! under the reason's label in `GET /stats`. `full`, `behind`, `draining`, `upgrading` and `busy`
-//! are ours and a retry helps; all the others are the caller's, and the same request fails again. The text of a
-//! [`Refusal`] is one line that says what is wrong and where.
+//! are ours and a retry helps; all the others are the caller's, and the same request fails again.
+//! The text of a [`Refusal`] is one line that says what is wrong and where.
 
 use http::StatusCode;
 use serde::Serialize;

@@ -114,8 +114,8 @@ pub struct ServeFlags {
     #[arg(long, value_name = "IP:PORT", value_delimiter = ',', value_parser = socket_address)]
     #[arg(help_heading = "Addresses")]
     proxy_protocol: Vec<SocketAddr>,
-    /// Take the place of the fanwave that runs here, with the same --control or --upgrade-socket: its
-    /// history, its ids and its listeners
+    /// Take the place of the fanwave that runs here, with the same --control or --upgrade-socket:
+    /// its history, its ids and its listeners
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true)]
     #[arg(default_value = "false", default_missing_value = "true", hide_possible_values = true)]
     #[arg(action = clap::ArgAction::Set, help_heading = "Upgrade")]

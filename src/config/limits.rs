@@ -597,8 +597,8 @@ pub const HAND_OVER_START_MS_MAX: u64 = 30_000;
 /// Milliseconds for which publishers may get 503 while the state is handed over. A gibibyte takes
 /// some two seconds.
 pub const HAND_OVER_MS_MAX: u64 = 15_000;
-/// Milliseconds that a process goes on after its last subscriber when another one has its place, for
-/// those that it had let in just before.
+/// Milliseconds that a process goes on after its last subscriber when another one has its place,
+/// for those that it had let in just before.
 pub const HAND_OVER_LINGER_MS: u64 = 1_000;
 /// Milliseconds after which a shard is asked again that has not taken the newest event.
 pub const HAND_OVER_RETRY_MS: u64 = 1;

@@ -4,7 +4,7 @@
 //! ```text
 //!   old process                                         new process
 //!     |  <-- Hello: the format that it takes               |
-//!     |  --> Offer: epoch and addresses, then listeners    |  starts its shards, which accept nobody
+//!     |  --> Offer: epoch and addresses, then listeners    |  starts shards that accept nobody
 //!     |  <-- Ready                                         |
 //!     |  takes no more publishes; tells its shards' past   |
 //!     |  --> State: a memfd                                |  restores it

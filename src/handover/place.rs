@@ -73,8 +73,8 @@ fn name(control: &ControlAddress) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Listens at `path`, in its directory, which is made if it is missing. A socket that nobody listens
-/// on any more is replaced.
+/// Listens at `path`, in its directory, which is made if it is missing. A socket that nobody
+/// listens on any more is replaced.
 fn listen(path: &Path) -> io::Result<OwnedFd> {
     let directory = own_directory(path)?;
     if !directory.exists() {

@@ -143,8 +143,8 @@ pub enum StateError {
 }
 
 impl State {
-    /// Writes a state whose events are `events`, in the order of their sequences, each of one of its
-    /// topics; those in [`State::events`] are left out.
+    /// Writes a state whose events are `events`, in the order of their sequences, each of one of
+    /// its topics; those in [`State::events`] are left out.
     pub fn write<'a>(
         &self,
         events: impl ExactSizeIterator<Item = EventView<'a>>,

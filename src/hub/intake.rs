@@ -208,8 +208,8 @@ impl Intake {
     }
 
     /// The same for an event of a stream. Streams wait, and take every place as soon as it is free;
-    /// so some places are left to single publishes, which are refused instead. While the process hands
-    /// over they wait too.
+    /// so some places are left to single publishes, which are refused instead. While the process
+    /// hands over they wait too.
     pub fn room_for_stream(&self, topic: &Topic, memory: usize) -> Result<(), NoRoom> {
         if self.paused {
             return Err(NoRoom::Queue);

@@ -186,8 +186,8 @@ impl Intake {
         }
     }
 
-    /// Remembers the topics of a former process. Returns each with where its events are counted, and
-    /// the sequence of its last event.
+    /// Remembers the topics of a former process. Returns each with where its events are counted,
+    /// and the sequence of its last event.
     fn restore_topics(&mut self, topics: Vec<TopicState>) -> HashMap<Topic, (PastTopic, Arc<Account>, u64)> {
         let mut known: HashMap<Topic, (PastTopic, Arc<Account>, u64)> = HashMap::with_capacity(topics.len());
         for topic in topics {

@@ -2,7 +2,8 @@
 //!
 //! Invariants worth naming:
 //! - One conversation at a time; whoever else asks is told so.
-//! - Publishes are refused from `Ready` on, at most [`HAND_OVER_MS_MAX`]. Streams wait, as for room.
+//! - Publishes are refused from `Ready` on, at most [`HAND_OVER_MS_MAX`]. Streams wait, as for
+//!   room, and so do clients of the data plane.
 //! - What fails before `Taken` is undone: publishes are taken, and clients come in again.
 //! - The drain ends a conversation.
 

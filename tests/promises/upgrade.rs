@@ -156,8 +156,8 @@ enum Kind {
     Json,
 }
 
-/// Reads numbers up to `last`, once it is told, and comes back whenever its stream ends. Returns how
-/// often it came back.
+/// Reads numbers up to `last`, once it is told, and comes back whenever its stream ends. Returns
+/// how often it came back.
 async fn follow(data: SocketAddr, kind: Kind, epoch: String, last: Arc<AtomicU64>) -> usize {
     let (mut number, mut id) = (0, format!("{epoch}-0"));
     let mut returns = 0;

@@ -52,8 +52,8 @@ impl Uring {
         self.holding && self.recalled < self.accepts.len() && self.accepts_armed() > 0
     }
 
-    /// Arms as many accepts as there is room for sockets; while nobody is to be accepted, calls them
-    /// back.
+    /// Arms as many accepts as there is room for sockets; while nobody is to be accepted, calls
+    /// them back.
     pub(super) fn arm_accepts(&mut self) {
         while self.room() > 0 && self.can_recall_accept() {
             // One that is not in the kernel is not found there.

@@ -1,4 +1,5 @@
-//! The histories and retained values of a shard, told to a process that takes its place, and taken over from one.
+//! The histories and retained values of a shard, told to a process that takes its place, and taken
+//! over from one.
 //!
 //! Histories are the same on all shards, so one shard of the former process tells them, and every
 //! shard of the new one takes them. What is kept beyond them was for subscribers that are not here.
@@ -47,8 +48,8 @@ impl Topics {
         slice
     }
 
-    /// The retained values and the events of the history of a topic after a sequence, `most` at most,
-    /// and whether these are all.
+    /// The retained values and the events of the history of a topic after a sequence, `most` at
+    /// most, and whether these are all.
     fn next_of(&self, index: TopicIndex, after: u64, most: usize) -> (Vec<Arc<Encoded>>, bool) {
         // All of it was told.
         if after == u64::MAX {
