@@ -75,6 +75,8 @@ impl Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fanwave"));
         command.args(["serve", "--listen", &data, "--control", &control, "--log", "fanwave=debug"]);
         command.args(flags).env_clear().stdin(Stdio::null());
+        // Most are killed, and would leave their sockets behind.
+        command.env("FANWAVE_UPGRADE_SOCKET", "none");
         command.envs(std::env::var_os(EGRESS).map(|egress| (EGRESS, egress)));
         Server::run(command)
     }
