@@ -45,7 +45,8 @@ mod report;
 mod tests;
 
 /// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is
-/// dropped.
+/// dropped. Subscribers of a storm come back all at once nevertheless, and those that find the
+/// backlog full are late, as in life.
 const HANDSHAKES_MAX: usize = 256;
 /// A handshake that takes longer than so many nanoseconds has failed. A server that answers ten per
 /// second is still in time.
@@ -299,7 +300,11 @@ impl Crowd {
                 Task::Storm => self.storm(now, wires)?,
             }
         }
-        while self.handshakes.len() < HANDSHAKES_MAX
+        let handshakes_max = match self.setup.behaviour {
+            Behaviour::Storm { .. } if self.started => usize::MAX,
+            _ => HANDSHAKES_MAX,
+        };
+        while self.handshakes.len() < handshakes_max
             && let Some((number, due_ns)) = self.wanted.pop_front()
         {
             self.connect(number, due_ns, wires)?;
