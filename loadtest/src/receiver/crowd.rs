@@ -119,8 +119,8 @@ enum Task {
     Read(u32, u32),
     /// Replace a member.
     Churn,
-    /// Break the storm's share of all connections.
-    Storm,
+    /// Break the storm's share of all connections, from this member on.
+    Storm(u32),
 }
 
 /// New members on their way.
@@ -297,7 +297,7 @@ impl Crowd {
                 Task::Reconnect(number) => self.wanted.push_back((number, Some(due))),
                 Task::Read(number, generation) => self.read_slowly(number, generation, now)?,
                 Task::Churn => self.replace_oldest(now, wires)?,
-                Task::Storm => self.storm(now, wires)?,
+                Task::Storm(from) => self.storm(from, now, wires)?,
             }
         }
         let handshakes_max = match self.setup.behaviour {
