@@ -45,9 +45,11 @@ mod report;
 mod tests;
 
 /// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is
-/// dropped. Subscribers of a storm come back all at once nevertheless, and those that find the
-/// backlog full are late, as in life.
+/// dropped.
 const HANDSHAKES_MAX: usize = 256;
+/// The same for subscribers of a storm: as many as the usual backlog of 4,096 holds. Beyond it the
+/// kernel answers some with a reset.
+const STORM_HANDSHAKES_MAX: usize = 4_000;
 /// A handshake that takes longer than so many nanoseconds has failed. A server that answers ten per
 /// second is still in time.
 const STUCK_NS: u64 = 30_000_000_000;
@@ -301,7 +303,7 @@ impl Crowd {
             }
         }
         let handshakes_max = match self.setup.behaviour {
-            Behaviour::Storm { .. } if self.started => usize::MAX,
+            Behaviour::Storm { .. } if self.started => STORM_HANDSHAKES_MAX,
             _ => HANDSHAKES_MAX,
         };
         while self.handshakes.len() < handshakes_max
