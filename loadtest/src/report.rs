@@ -480,8 +480,8 @@ mod tests {
             Storm { dropped: 15_000, back_seconds: Some(2.5), seconds: 3.0, calm, during: of(30_000_000) };
         stormy.storm = Some(storm.clone());
         let told = flat(&text(&stormy));
-        let line = "15,000 dropped at once, the last was back after 2.50 s; p99 of those who stayed 30.0 ms \
-                    meanwhile, 20.0 ms in calm";
+        let line = "15,000 dropped at once, the last was back after 2.50 s; p99 of those who stayed 30 ms \
+                    meanwhile, 20 ms in calm";
         assert!(told.contains(line), "{told}");
         assert!(
             text(&stormy).contains("\n  in calm") && !text(&stormy).contains("\n  in the storm"),

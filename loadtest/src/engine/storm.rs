@@ -74,9 +74,9 @@ mod tests {
     use super::*;
     use crate::scenario::{Overrides, load};
 
-    fn recorded(ns: u64) -> Histogram<u64> {
+    fn recorded(ms: u64) -> Histogram<u64> {
         let mut histogram = latency_histogram();
-        histogram.saturating_record(ns);
+        histogram.saturating_record(ms * 1_000_000);
         histogram
     }
 
@@ -85,15 +85,16 @@ mod tests {
         let storm = load("storm", &Overrides { connections: Some(160), ..Overrides::default() });
         let mut watch = StormWatch::of(&storm.expect("built in")).expect("it storms");
         // At 8 s 150 are dropped. The last of them is back in the third interval from there.
-        for (at, ns, opened) in
+        for (at, ms, opened) in
             [(7.6, 1, 0), (8.1, 10, 40), (8.6, 11, 60), (9.1, 12, 50), (9.6, 2, 0), (10.1, 3, 0)]
         {
-            watch.take(&Interval { at, seconds: 0.5, ..Interval::default() }, &recorded(ns), opened);
+            watch.take(&Interval { at, seconds: 0.5, ..Interval::default() }, &recorded(ms), opened);
         }
         let told = watch.told(900_000_000);
         assert_eq!((told.dropped, told.back_seconds, told.seconds), (150, Some(0.9), 1.5));
-        assert_eq!((told.calm.count, told.calm.at(1.0)), (3, Some(3)));
-        assert_eq!((told.during.count, told.during.at(1.0), told.during.at(0.5)), (3, Some(12), Some(11)));
+        let largest = |latency: &Latency| latency.at(1.0).map(|ns| ns / 1_000_000);
+        assert_eq!((told.calm.count, largest(&told.calm)), (3, Some(3)));
+        assert_eq!((told.during.count, largest(&told.during)), (3, Some(12)));
     }
 
     #[test]
