@@ -52,6 +52,8 @@ pub struct Started {
     pub control: Vec<ControlAddress>,
     /// The file with the token that publishers bring, if they need one.
     pub token_file: Option<PathBuf>,
+    /// Pages of this machine may publish to `play/**` (`--playground`).
+    pub playground: bool,
     /// CPU of each shard.
     pub shard_cpus: Vec<usize>,
     /// Connections that each shard has room for.
@@ -188,6 +190,7 @@ pub fn run(
         listen: listen.clone(),
         control: control_addresses,
         token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
+        playground: config.pages.playground,
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
         egress: choice.report.clone(),
@@ -513,7 +516,7 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings)),
     ];
-    if !config.client_publish.is_empty() {
+    if config.has_client_publishers() {
         // Messages that are not whole, what paused clients have said, and what is on its way.
         let uplink = UPLINK_BYTES_MAX + limits.message_bytes_max;
         lines.push((
