@@ -144,6 +144,9 @@ async fn a_browser_signs_in_with_the_token_and_with_no_other() {
         if !said.is_empty() {
             page.await_text("health", said).await;
         }
+        if path == "/" {
+            page.look_at("sign-in").await;
+        }
         for wrong in ["wrong", "wörter ✗"] {
             page.write("token", wrong).await;
             page.press("Enter", 13, "\r").await;

@@ -284,6 +284,13 @@ async fn a_browser_shows_each_example_of_event_streams_in_two_windows() {
     late.await_true("[...quotes.values()].every((quote) => quote.past.length === 1)").await;
     assert_eq!(late.complaints, Vec::<String>::new());
     done("quotes", quotes).await;
+
+    // A policy has no word for an address of IPv6.
+    let any = std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
+    let server = Server::start_on(any, any, &["--shards=1", "--playground"]);
+    let mut news = chromium.window(&server.url("/examples/news")).await;
+    news.await_text("status", "Live.").await;
+    assert_eq!(news.complaints, Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -123,7 +123,7 @@ impl Page {
             }
             Some("Network.requestWillBeSent") => {
                 let url = said["params"]["request"]["url"].as_str().expect("a URL");
-                let ours = ["http://127.0.0.1:", "http://localhost:", "about:blank"];
+                let ours = ["http://127.0.0.1:", "http://localhost:", "http://[::1]:", "about:blank"];
                 assert!(ours.iter().any(|ours| url.starts_with(ours)), "the page asks {url}");
             }
             _ => {}
@@ -184,9 +184,10 @@ impl Page {
         self.ask("Emulation.setDeviceMetricsOverride", metrics).await;
     }
 
-    /// The page is never wider than its window: narrow and wide, light and dark. Takes a picture of
-    /// each.
+    /// The page is never wider than its window: narrow and wide, light and dark. `FANWAVE_PICTURES`
+    /// names a directory for a picture of each.
     pub async fn look_at(&mut self, name: &str) {
+        let pictures = std::env::var_os("FANWAVE_PICTURES").map(PathBuf::from);
         // Of a page behind others no picture is made.
         self.ask("Page.bringToFront", json!({})).await;
         for scheme in ["light", "dark"] {
@@ -194,17 +195,18 @@ impl Page {
                 self.show(width, scheme).await;
                 let wide = self.value("document.documentElement.scrollWidth").await;
                 assert!(wide.as_u64() <= Some(width), "{name}: {wide} pixels in a window of {width}");
-                self.screenshot(&format!("{name}-{scheme}-{width}")).await;
+                if let Some(directory) = &pictures {
+                    self.screenshot(&directory.join(format!("{name}-{scheme}-{width}.png"))).await;
+                }
             }
         }
         self.show(1_400, "light").await;
     }
 
-    async fn screenshot(&mut self, name: &str) {
+    async fn screenshot(&mut self, path: &Path) {
         let params = json!({ "format": "png", "captureBeyondViewport": true });
         let shot = self.ask("Page.captureScreenshot", params).await;
         let png = base64::engine::general_purpose::STANDARD.decode(shot["data"].as_str().expect("a picture"));
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.png"));
-        std::fs::write(path, png.expect("base64")).expect("a file of our own");
+        std::fs::write(path, png.expect("base64")).expect("the directory is there");
     }
 }
