@@ -30,6 +30,7 @@ const session = (() => {
     token = null;
     own.isOpen = false;
     own.needsToken = true;
+    document.body.classList.add("signed-out");
     form.hidden = false;
     leave.hidden = true;
   }
@@ -47,6 +48,7 @@ const session = (() => {
     }
     sessionStorage.setItem(KEY, token);
     field.value = "";
+    document.body.classList.remove("signed-out");
     form.hidden = true;
     leave.hidden = false;
     own.isOpen = true;
