@@ -56,7 +56,6 @@ async fn a_browser_shows_the_figures_of_stats_light_and_dark_wide_and_narrow() {
             subscribers.push((topic, Subscriber::connect(server.data, protocol, &[topic]).await));
         }
     }
-    let _slow = Subscriber::connect(server.data, Protocol::WebSocket, &["stalled"]).await;
     let chromium = Chromium::start("dashboard").await;
     let mut page = chromium.window(&server.url("/")).await;
     // While the page looks on: rates and quantiles of now are those of its own time.
@@ -87,6 +86,8 @@ async fn a_browser_shows_the_figures_of_stats_light_and_dark_wide_and_narrow() {
     })
     .await;
     assert_eq!(server.get("/nothing").await.status, 404);
+    // It answers no ping, so it comes only now.
+    let _slow = Subscriber::connect(server.data, Protocol::WebSocket, &["stalled"]).await;
     publish_stuck(&server).await;
 
     // Nothing changes any more, so both are of one moment.

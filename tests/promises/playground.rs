@@ -220,6 +220,7 @@ async fn a_browser_plays_on_one_topic_over_both_protocols() {
     page.value(&format!("{there}.value = 'raw'; {there}.dispatchEvent(new Event('change'))")).await;
     page.await_true("talk.socket?.readyState === WebSocket.OPEN && talk.socket.protocol === ''").await;
     page.write("ws-message", "a raw message").await;
+    page.await_text("ws-send-curl", "curl -d 'a raw message' ").await;
     page.press("Enter", 13, "\r").await;
     for log in ["sse-log", "ws-log"] {
         page.await_text(log, "a raw message").await;

@@ -176,12 +176,25 @@ function proposeMessage() {
   showSend();
 }
 
+// What the message would publish.
+function proposed() {
+  const message = byId("ws-message").value;
+  if (!speaksJson()) return { topic: byId("topic").value, data: message };
+  try {
+    const { topic, data } = JSON.parse(message).publish;
+    return { topic: String(topic), data: typeof data === "string" ? data : JSON.stringify(data) };
+  } catch {
+    return null;
+  }
+}
+
 // Only a publish and the question who is there have a command of curl.
 function showSend() {
   const command = speaksJson() ? byId("ws-command").value : "publish";
   let curl = "";
   if (command === "publish") {
-    curl = publishCurl("data", byId("topic").value, "", "from the WebSocket");
+    const publish = proposed();
+    curl = publish ? publishCurl("data", publish.topic, "", publish.data ?? "") : "";
   } else if (command === "presence") {
     curl = `curl ${authorization()}${quoted(`${location.origin}/topics/${path(byId("topic").value)}`)}`;
   }
@@ -271,6 +284,7 @@ byId("ws-mode").addEventListener("change", () => {
   openSocket();
 });
 byId("ws-command").addEventListener("change", proposeMessage);
+byId("ws-message").addEventListener("input", showSend);
 byId("ws-send").addEventListener("submit", send);
 for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy(button));
 addEventListener("signed-in", openBoth);
