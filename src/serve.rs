@@ -539,6 +539,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_clients_publish_has_its_memory_told_whatever_lets_them() {
+        let told = |config: &Config| {
+            let sharers = Sharers { shards: 1, listens: 1, controls: 1 };
+            let capacity = Capacity::of(10_000, false, sharers, 0).expect("room");
+            let lines = memory_lines(config, &capacity, Ring::Epoll);
+            lines.iter().any(|(owner, _)| owner.starts_with("what clients publish"))
+        };
+        let mut playground = Config::default();
+        assert!(!told(&playground));
+        playground.pages.playground = true;
+        assert!(told(&playground));
+        let listed = vec!["chat/*".parse().expect("a pattern")];
+        assert!(told(&Config { client_publish: listed, ..Config::default() }));
+    }
+
+    #[test]
     fn a_link_local_address_without_its_interface_is_told_to_name_it() {
         for (address, told) in [
             ("[fe80::1]:8080", "cannot listen on [fe80::1]:8080: invalid; name its interface by number"),
