@@ -14,7 +14,7 @@ use fanwave::serve::Started;
 
 /// The whole text. `program` is how the user called us.
 pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str) -> String {
-    let mut lines = vec![format!("fanwave {}", env!("CARGO_PKG_VERSION"))];
+    let mut lines = vec![format!("fanwave {}{}", env!("CARGO_PKG_VERSION"), page(started))];
     lines.extend(started.listen.iter().map(|address| format!("data plane    {address}")));
     lines.extend(started.control.iter().map(|address| format!("control plane {address}")));
     for address in started.listen.iter().map(|address| reachable(*address)) {
@@ -28,12 +28,41 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
             ControlAddress::Unix(_) => format!("publish       POST /topics/{{topic}} on {control}"),
         });
     }
+    lines.extend(playground(started));
     lines.extend(capacity(started, limits, slow));
     lines.extend(labelled("egress", &egress(&started.egress)));
     lines.extend(memory(&started.memory));
     lines.push(String::new());
     lines.extend(labelled("try", &commands(started, program)));
     lines.join("\n") + "\n"
+}
+
+/// Where a browser sees what this is; nothing where no browser gets to a control plane.
+fn page(started: &Started) -> String {
+    let tcp = started.control.iter().filter_map(|control| match control {
+        ControlAddress::Tcp(address) => Some(*address),
+        ControlAddress::Unix(_) => None,
+    });
+    // No URL of a browser has a scope.
+    let mut pages = tcp.filter(|address| scope(*address).is_none()).map(reachable);
+    pages.next().map_or_else(String::new, |page| format!(": see it at http://{page}/playground"))
+}
+
+/// What `--playground` has opened, and to whom.
+fn playground(started: &Started) -> Vec<String> {
+    if !started.playground {
+        return Vec::new();
+    }
+    let mut rows = vec![
+        "--playground: clients may publish to play/**; the data plane is asked as localhost, 127.0.0.1 or"
+            .into(),
+        "[::1] alone, by pages from there".to_string(),
+    ];
+    let beyond = started.listen.iter().filter(|address| !address.ip().to_canonical().is_loopback());
+    rows.extend(
+        beyond.map(|address| format!("programs on machines that reach {address} may publish there too")),
+    );
+    labelled("playground", &rows)
 }
 
 /// Shards, connections, windows, heartbeats.
@@ -134,6 +163,7 @@ mod tests {
             listen: listen.iter().map(|text| text.parse().expect("an address")).collect(),
             control: control.iter().map(|text| text.parse().expect("an address")).collect(),
             token_file: None,
+            playground: false,
             shard_cpus: vec![0, 2],
             connections_per_shard_max: 20_000,
             egress: EgressReport {
@@ -163,6 +193,33 @@ mod tests {
             assert_eq!(text.lines().filter(|other| *other == line).count(), 1, "{line}");
         }
         assert_eq!(text.lines().filter(|line| line.starts_with("data plane")).count(), 2);
+    }
+
+    #[test]
+    fn the_first_line_says_where_a_browser_sees_it() {
+        let first = |control: &[&str]| {
+            let text = banner(&["127.0.0.1:8080"], control, "fanwave");
+            text.lines().next().unwrap_or_default().replace(env!("CARGO_PKG_VERSION"), "V")
+        };
+        assert_eq!(first(&["127.0.0.1:8081"]), "fanwave V: see it at http://127.0.0.1:8081/playground");
+        assert_eq!(first(&["unix:/run/a", "[::]:1"]), "fanwave V: see it at http://[::1]:1/playground");
+        assert_eq!(first(&["[fe80::1%2]:1"]), "fanwave V");
+        assert_eq!(first(&["unix:/run/a"]), "fanwave V");
+    }
+
+    #[test]
+    fn what_the_playground_opens_is_told_by_its_flag() {
+        let text = banner(&["127.0.0.1:1"], &["127.0.0.1:2"], "fanwave");
+        assert!(!text.contains("--playground"), "{text}");
+        let mut open = started(&["127.0.0.1:1", "0.0.0.0:3"], &["127.0.0.1:2"]);
+        open.playground = true;
+        let text = super::text(&open, &Limits::default(), SlowPolicy::Close, "fanwave");
+        assert!(text.contains("\nplayground    --playground: clients may publish to play/**;"), "{text}");
+        assert!(
+            text.contains("\n              programs on machines that reach 0.0.0.0:3 may publish"),
+            "{text}"
+        );
+        assert!(!text.contains("reach 127.0.0.1:1"), "{text}");
     }
 
     #[test]

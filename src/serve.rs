@@ -53,6 +53,8 @@ pub struct Started {
     pub control: Vec<ControlAddress>,
     /// The file with the token that publishers bring, if they need one.
     pub token_file: Option<PathBuf>,
+    /// Pages of this machine may publish to `play/**` (`--playground`).
+    pub playground: bool,
     /// CPU of each shard.
     pub shard_cpus: Vec<usize>,
     /// Connections that each shard has room for.
@@ -189,6 +191,7 @@ pub fn run(
         listen: listen.clone(),
         control: control_addresses,
         token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
+        playground: config.pages.playground,
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
         egress: choice.report.clone(),
@@ -514,7 +517,7 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings)),
     ];
-    if !config.client_publish.is_empty() {
+    if config.has_client_publishers() {
         // Messages that are not whole, what paused clients have said, and what is on its way.
         let uplink = UPLINK_BYTES_MAX + limits.message_bytes_max;
         lines.push((
@@ -539,6 +542,22 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_clients_publish_has_its_memory_told_whatever_lets_them() {
+        let told = |config: &Config| {
+            let sharers = Sharers { shards: 1, listens: 1, controls: 1 };
+            let capacity = Capacity::of(10_000, false, sharers, 0).expect("room");
+            let lines = memory_lines(config, &capacity, Ring::Epoll);
+            lines.iter().any(|(owner, _)| owner.starts_with("what clients publish"))
+        };
+        let mut playground = Config::default();
+        assert!(!told(&playground));
+        playground.pages.playground = true;
+        assert!(told(&playground));
+        let listed = vec!["chat/*".parse().expect("a pattern")];
+        assert!(told(&Config { client_publish: listed, ..Config::default() }));
+    }
 
     #[test]
     fn a_link_local_address_without_its_interface_is_told_to_name_it() {

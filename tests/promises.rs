@@ -41,6 +41,7 @@ mod promises {
     mod packages;
     mod pages;
     mod patterns;
+    mod playground;
     mod proxies;
     mod publish;
     mod refusals;

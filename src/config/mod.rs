@@ -26,6 +26,9 @@ use crate::secret::Secret;
 use crate::topic_pattern::Pattern;
 use crate::wire::http::{Origin, Origins, Subprotocols};
 
+/// The topics of the pattern `play/**`, which `--playground` opens.
+const PLAY: &str = "play/";
+
 /// Where the control API listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlAddress {
@@ -144,6 +147,8 @@ pub struct PageRules {
     pub control_origins: Vec<Origin>,
     /// Names of the control plane, besides `localhost`.
     pub control_hosts: Vec<String>,
+    /// Clients may publish to `play/**`, and the data plane is for pages of this machine alone.
+    pub playground: bool,
 }
 
 /// Who may use the control plane.
@@ -194,7 +199,14 @@ impl Config {
     /// True if clients of the data plane may publish to `topic`: what its rule says, else the flag.
     pub fn lets_clients_publish(&self, topic: &str) -> bool {
         let by_rule = self.rules.of(topic).and_then(|rule| rule.client_publish);
-        by_rule.unwrap_or_else(|| self.client_publish.iter().any(|pattern| pattern.matches(topic)))
+        let is_play = || self.pages.playground && topic.starts_with(PLAY);
+        let by_flag = || is_play() || self.client_publish.iter().any(|pattern| pattern.matches(topic));
+        by_rule.unwrap_or_else(by_flag)
+    }
+
+    /// Whose pages the data plane lets in.
+    pub fn origins(&self) -> &Origins {
+        if self.pages.playground { &Origins::Loopback } else { &self.pages.origins }
     }
 
     /// What happens to subscribers of a topic or pattern that say nothing of it: what its rule
@@ -220,7 +232,8 @@ impl Config {
 
     /// True if there may be topics to which clients may publish.
     pub fn has_client_publishers(&self) -> bool {
-        !self.client_publish.is_empty() || self.rules.iter().any(|rule| rule.client_publish == Some(true))
+        let by_flag = self.pages.playground || !self.client_publish.is_empty();
+        by_flag || self.rules.iter().any(|rule| rule.client_publish == Some(true))
     }
 }
 

@@ -55,7 +55,8 @@ impl Config {
             limits,
             rules,
         } = new;
-        let PageRules { origins, subprotocols, sse_refusals, control_origins, control_hosts } = pages;
+        let PageRules { origins, subprotocols, sse_refusals, control_origins, control_hosts, playground } =
+            pages;
         to.takes("control-token-file", |config| &mut config.control_rules.token, token);
         to.takes("cors-origin", |config| &mut config.pages.origins, origins);
         to.takes("ws-subprotocols", |config| &mut config.pages.subprotocols, subprotocols);
@@ -69,6 +70,7 @@ impl Config {
         to.keeps("control", &self.control, control);
         to.keeps("shards and --cpus", &self.shard_cpus, shard_cpus);
         to.keeps("client-publish", &self.client_publish, client_publish);
+        to.keeps("playground", &self.pages.playground, playground);
         to.keeps("egress", &self.egress, egress);
         to.keeps("log-format", &self.log_format, log_format);
         to.keeps("access-log", &self.access_log, access_log);

@@ -40,6 +40,7 @@ use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
 mod accept;
+mod asked;
 mod control;
 mod guard;
 mod head;

@@ -24,7 +24,7 @@ pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
     HeadRules {
         head_bytes_max: config.limits.handshake_bytes_max,
         topics_max: config.limits.topics_per_connection_max,
-        origins: &config.pages.origins,
+        origins: config.origins(),
         subprotocols: &config.pages.subprotocols,
         echo: config.diagnostic_echo,
     }

@@ -70,7 +70,7 @@ impl Case {
     }
 
     fn admitting(config: Config, admission: Admission) -> Case {
-        let pages = PageRules { origins: Origins::None, ..PageRules::default() };
+        let pages = PageRules { origins: Origins::None, ..config.pages };
         let config = Arc::new(Config { pages, ..config });
         let (outbox, inbox) = path(8).expect("eventfd");
         let now = Stamp(1_000_000_000);
@@ -303,6 +303,13 @@ fn overrun() -> Seen {
     case.see(slots[0], CloseReason::Overrun)
 }
 
+fn foreign_host() -> Seen {
+    let pages = PageRules { playground: true, ..PageRules::default() };
+    let mut case = Case::admitting(Config { pages, ..Config::default() }, Admission::default());
+    let slot = case.connect("GET /sse/t HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    case.see(slot, CloseReason::ForeignHost)
+}
+
 #[test]
 fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
     use CloseReason::*;
@@ -343,6 +350,7 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
             answered(WEBSOCKET.replace("Host: h", "Host: h\r\nOrigin: https://a.example"), ForeignOrigin),
             refused(403),
         ),
+        (ForeignHost, foreign_host(), refused(403)),
         (Full, full(), refused(503)),
         (AddressFull, address_full(0, 0), refused(429)),
         (AddressFull, address_full(7, 8), CUT),

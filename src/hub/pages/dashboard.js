@@ -372,7 +372,7 @@ function duration(value) {
 // ---- asking ----
 
 async function ask(path) {
-  const answer = await fetch(path, { cache: "no-store" });
+  const answer = await session.ask(path);
   if (!answer.ok) throw new Error(`${path} answers ${answer.status}`);
   return answer;
 }
@@ -387,12 +387,13 @@ async function update() {
     if (turn++ % 5 === 0 || topicsBefore?.published.size === 0) topics(await (await ask("/topics?limit=" + TOPICS_ASKED)).json());
     show(stats, slow.slow, text);
   } catch (error) {
+    if (!session.isOpen) return tell([["warning", "This server wants its control token.", "Sign in to see how it is."]]);
     tell([["bad", "The server does not answer:", error.message]]);
   }
 }
 
 async function run() {
-  if (!paused && !document.hidden) await update();
+  if (!paused && !document.hidden && session.isOpen) await update();
   setTimeout(run, 1000);
 }
 
