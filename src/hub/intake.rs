@@ -18,10 +18,12 @@ use std::sync::Arc;
 
 use super::keys::Keys;
 use super::topics::{Recorded, TopicTable};
-use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Taken, Wanted};
+use crate::broadcast::{
+    Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Pressure, Refused, Taken, Wanted,
+};
 use crate::clock::Stamp;
 use crate::config::Limits;
-use crate::config::limits::SINGLES_SHARE;
+use crate::config::limits::{HISTORY_STEPS, SINGLES_SHARE};
 use crate::event::{Epoch, Event, Topic};
 use crate::log::Pace;
 use crate::publishing::{IdempotencyKey, reserved};
@@ -57,11 +59,29 @@ pub enum Flushed {
     Stalled,
 }
 
-/// A batch on its way.
+/// What goes to all shards in one order.
+#[derive(Debug)]
+enum Parcel {
+    Batch(Arc<EncodedBatch>),
+    /// [`Message::Histories`].
+    Histories(usize),
+}
+
+impl Parcel {
+    fn message(&self) -> Message {
+        match self {
+            Parcel::Batch(batch) => Message::Batch(batch.clone()),
+            Parcel::Histories(bytes) => Message::Histories(*bytes),
+        }
+    }
+}
+
+/// A parcel on its way.
 #[derive(Debug)]
 struct Sending {
-    batch: Arc<EncodedBatch>,
-    /// Memory of its events.
+    parcel: Parcel,
+    /// Its events, and their memory.
+    events: usize,
     bytes: usize,
     /// Indexes of the shards that have not got it, never empty between calls.
     waiting: Vec<usize>,
@@ -82,12 +102,18 @@ pub struct Intake {
     /// Memory of `queued` and `sending`; at most `queue_bytes_max`.
     bytes: usize,
     stalled: bool,
+    /// What all histories may take by the word that was sent last, and what they may take.
+    histories: usize,
+    histories_max: usize,
+    /// The last parcel was such a word: events have their turn.
+    said_histories: bool,
     /// The log knows that publishers are refused for lack of room; until the queue is empty.
     full_told: bool,
     /// Of warnings that publishers are refused for lack of room, and because subscribers are
     /// behind.
     full_pace: Pace,
     behind_pace: Pace,
+    memory_pace: Pace,
     /// True from the begin of the drain on; nothing is accepted then.
     draining: bool,
     /// The time of day, as it was told last, in milliseconds since 1970.
@@ -116,6 +142,8 @@ pub enum NoRoom {
     /// Events of its topic, or of all topics, take as much memory as they may, until subscribers
     /// have come on.
     Memory,
+    /// The process takes nearly as much memory as it may.
+    Ceiling,
 }
 
 impl Intake {
@@ -138,8 +166,12 @@ impl Intake {
             bytes: 0,
             stalled: false,
             full_told: false,
+            histories: limits.history_memory_max(),
+            histories_max: limits.history_memory_max(),
+            said_histories: false,
             full_pace: Pace::DETAIL,
             behind_pace: Pace::WARNING,
+            memory_pace: Pace::WARNING,
             draining: false,
             unix_ms: 0,
             wanted: Wanted::NONE,
@@ -187,6 +219,9 @@ impl Intake {
     }
 
     fn fits(&self, topic: &Topic, memory: usize, events_max: usize, bytes_max: usize) -> Result<(), NoRoom> {
+        if self.topics.memory().pressure() == Pressure::Publishers {
+            return Err(NoRoom::Ceiling);
+        }
         let queue = self.events == 0 || (self.events < events_max && self.bytes + memory <= bytes_max);
         match queue {
             false => Err(NoRoom::Queue),
@@ -297,6 +332,15 @@ impl Intake {
                 }
                 self.refuse(Refusal::behind())
             }
+            NoRoom::Ceiling => {
+                if let Some(left_out) = self.memory_pace.admit(now) {
+                    tracing::warn!(
+                        left_out,
+                        "publishers get 503: the process takes nearly as much memory as it may"
+                    );
+                }
+                self.refuse(Refusal::memory())
+            }
         }
     }
 
@@ -317,7 +361,7 @@ impl Intake {
         self.wanted = self.demand.wanted();
         loop {
             if self.sending.is_none() {
-                match self.next_batch() {
+                match self.next_parcel() {
                     Some(sending) => self.sending = Some(sending),
                     None => return Flushed::All,
                 }
@@ -331,10 +375,10 @@ impl Intake {
     /// Offers the batch in `sending` to the shards that have not got it. Shards that have ended are
     /// passed over.
     fn send(&mut self) -> Flushed {
-        let Some(Sending { batch, bytes, waiting }) = &mut self.sending else { return Flushed::All };
+        let Some(Sending { parcel, events, bytes, waiting }) = &mut self.sending else { return Flushed::All };
         let first_try = !self.stalled;
         let mut full = 0;
-        waiting.retain(|&shard| match self.outboxes[shard].try_send(Message::Batch(batch.clone())) {
+        waiting.retain(|&shard| match self.outboxes[shard].try_send(parcel.message()) {
             Ok(()) | Err(Refused::Gone(_)) => false,
             Err(Refused::Full(_)) => {
                 full += 1;
@@ -346,13 +390,38 @@ impl Intake {
             self.stalled = true;
             return Flushed::Stalled;
         }
-        self.events -= batch.events.len();
+        self.events -= *events;
         self.bytes -= *bytes;
         self.full_told &= self.events > 0;
-        self.counters.batches += 1;
+        self.counters.batches += u64::from(*events > 0);
         self.stalled = false;
         self.sending = None;
         Flushed::All
+    }
+
+    /// All histories together may take so much memory.
+    pub fn hold_histories(&mut self, bytes: usize) {
+        self.histories_max = bytes;
+    }
+
+    fn next_parcel(&mut self) -> Option<Sending> {
+        let changes = self.histories != self.histories_max;
+        let has_turn = !self.said_histories || self.queued.is_empty();
+        self.said_histories = changes && has_turn;
+        if self.said_histories { Some(self.next_step()) } else { self.next_batch() }
+    }
+
+    /// The next word of what histories may take. Much less is said in steps, each of which is some
+    /// milliseconds of work for a shard.
+    fn next_step(&mut self) -> Sending {
+        let step = (self.topics.memory().bytes_max() / 2 / HISTORY_STEPS).max(1);
+        self.histories = self.histories_max.max(self.histories.saturating_sub(step));
+        Sending {
+            parcel: Parcel::Histories(self.histories),
+            events: 0,
+            bytes: 0,
+            waiting: (0..self.outboxes.len()).collect(),
+        }
     }
 
     /// The oldest queued events, up to the bounds of a batch; a single event may exceed the bytes.
@@ -371,7 +440,8 @@ impl Intake {
         }
         let events = self.queued.drain(..count).collect();
         Some(Sending {
-            batch: Arc::new(EncodedBatch { events }),
+            parcel: Parcel::Batch(Arc::new(EncodedBatch { events })),
+            events: count,
             bytes: memory,
             waiting: (0..self.outboxes.len()).collect(),
         })
