@@ -9,6 +9,7 @@ use std::fmt::Write;
 use fanwave::config::units::{grouped, rounded};
 use fanwave::config::{ControlAddress, Limits, SlowPolicy};
 use fanwave::hub::EgressReport;
+use fanwave::hub::memory::CeilingReport;
 use fanwave::printed::{quoted, reachable, scope};
 use fanwave::serve::Started;
 
@@ -32,6 +33,7 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
     lines.extend(capacity(started, limits, slow));
     lines.extend(labelled("egress", &egress(&started.egress)));
     lines.extend(memory(&started.memory));
+    lines.extend(labelled("ceiling", &ceiling(&started.ceiling)));
     lines.push(String::new());
     lines.extend(labelled("try", &commands(started, program)));
     lines.join("\n") + "\n"
@@ -112,6 +114,14 @@ fn memory(owners: &[(&'static str, u64)]) -> Vec<String> {
     labelled("memory", &rows)
 }
 
+/// The ceiling of the process's memory, and what does not fit under it.
+fn ceiling(report: &CeilingReport) -> Vec<String> {
+    let CeilingReport { bytes, why, remedies } = report;
+    let most = bytes.map_or_else(|| "none".to_string(), rounded);
+    let first = format!("{most}: {why}");
+    std::iter::once(first).chain(remedies.iter().map(|remedy| format!("remedy: {remedy}"))).collect()
+}
+
 /// Three commands that show the whole thing; fewer where there is no address for them. curl reaches
 /// an address with a scope, `tail` does not.
 fn commands(started: &Started, program: &str) -> Vec<String> {
@@ -174,6 +184,11 @@ mod tests {
                 remedy: Some("allow it".into()),
             },
             memory: vec![("connections", 5 << 20), ("windows, shared", 256 << 20)],
+            ceiling: CeilingReport {
+                bytes: Some(460 << 20),
+                why: "nine tenths of it".into(),
+                remedies: vec!["have more".into()],
+            },
         }
     }
 
@@ -271,6 +286,7 @@ mod tests {
             "every 15 s",
             "256 MiB\n",
             "in user space, at these limits    261 MiB\n",
+            "\nceiling       460 MiB: nine tenths of it\n              remedy: have more\n",
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }

@@ -31,12 +31,14 @@ use crate::wire::format::{Frame, Given};
 
 mod account;
 mod presence;
+mod pressure;
 mod question;
 mod sleep;
 mod uplink;
 
 pub use account::{Account, Crowd, Memory};
 pub use presence::{Answerer, Asker, Crowds};
+pub use pressure::{Holdings, Pressure};
 pub use question::{Question, TopicQuery};
 use sleep::Sleep;
 pub use uplink::{Answer, HubEnd, Outcome, Publish, Taken, Ticket, Uplink};
@@ -256,6 +258,9 @@ pub enum Message {
     Removal(Arc<Removal>),
     /// Begin to drain. A shard that is done still answers new clients, until all shards are.
     Drain(Drain),
+    /// All histories together may take so much memory from now on, at most what settings allow. It
+    /// stands between the same events for all shards, so that their histories stay the same.
+    Histories(usize),
     /// The configuration from now on.
     Reload(Arc<Config>),
     /// End now: every shard is done, or out of time.

@@ -44,6 +44,8 @@ pub enum CloseReason {
     ForeignHost,
     /// No room: a connection limit is reached.
     Full,
+    /// The process has nearly as much memory as it may take.
+    Memory,
     /// The address has as many connections as one may have.
     AddressFull,
     /// The connection does not begin with the PROXY header that is expected on its address.
@@ -164,6 +166,7 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         refusal(ForeignOrigin, "foreign_origin", 403),
         refusal(ForeignHost, "foreign_host", 403),
         refusal(Full, "full", 503),
+        refusal(Memory, "memory", 503),
         CloseRow { ending: Either, ..refusal(AddressFull, "address_full", 429) },
         refusal(BadProxyHeader, "bad_proxy_header", 400),
         CloseRow { http_status: Some(503), ..told(Draining, "draining", Either, Ours(1012)) },

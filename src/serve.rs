@@ -18,13 +18,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::admission::{Addresses, Admission};
-use crate::broadcast::{Demand, Memory, path};
+use crate::broadcast::{Demand, Memory, Message, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
-    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX,
-    ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX,
-    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES, SUBMISSIONS_MAX, TOPIC_BYTES,
-    UPLINK_BYTES_MAX,
+    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES, CONTROL_BUFFER_BYTES_MAX,
+    EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, PATTERN_PLACE_BYTES,
+    PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES, SUBMISSIONS_MAX,
+    TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -32,6 +32,7 @@ use crate::egress::listener::{listen, listen_alone, take_over};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
+use crate::hub::memory::{self, CeilingReport, Meter};
 use crate::hub::{
     self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
 };
@@ -63,6 +64,8 @@ pub struct Started {
     pub egress: EgressReport,
     /// User-space memory at the limits: owner and bytes, one line each.
     pub memory: Vec<(&'static str, u64)>,
+    /// The ceiling of all memory.
+    pub ceiling: CeilingReport,
 }
 
 /// Whom a running server asks for another configuration.
@@ -107,6 +110,9 @@ pub enum ServeError {
         /// How it ended.
         failure: ShardFailure,
     },
+    /// The ceiling of memory is too low for the server itself.
+    #[error("{0}; or take fewer shards")]
+    Ceiling(String),
     /// The hub's own runtime or thread failed.
     #[error("hub: {0}")]
     Hub(String),
@@ -187,6 +193,21 @@ pub fn run(
     drop((ready_sender, end_sender));
     let shards = await_ready(&ready, shards)?;
     choice.log();
+    let meter = Meter::new();
+    let reading = meter.read();
+    let in_use = memory::in_use(&reading, &memory, reading.resident);
+    if let Err(line) = memory::check_ceiling(&config, &reading, &in_use) {
+        for (outbox, shard) in outboxes.iter().zip(shards) {
+            // A queue that nothing was sent to has room.
+            let _ = outbox.try_send(Message::End);
+            let _ = shard.join();
+        }
+        return Err(ServeError::Ceiling(line));
+    }
+    let ceiling = memory::report(&config, &reading, &in_use);
+    for remedy in &ceiling.remedies {
+        tracing::warn!("ceiling of memory: {remedy}");
+    }
     started(&Started {
         listen: listen.clone(),
         control: control_addresses,
@@ -196,6 +217,7 @@ pub fn run(
         connections_per_shard_max: capacity.connections_max,
         egress: choice.report.clone(),
         memory: memory_lines(&config, &capacity, choice.ring),
+        ceiling,
     });
     let manager = Manager::from_environment();
     manager.ready();
@@ -207,7 +229,14 @@ pub fn run(
         Tidings::Alive => manager.alive(),
     };
     let Operator { reread, adopt } = operator;
-    let surroundings = Surroundings { reread, adopt, tell: Box::new(tell), watchdog, hangups: Some(hangups) };
+    let surroundings = Surroundings {
+        reread,
+        adopt,
+        tell: Box::new(tell),
+        meter: Box::new(move || meter.read()),
+        watchdog,
+        hangups: Some(hangups),
+    };
     let setup = hub::HubSetup {
         surroundings,
         config,
@@ -483,6 +512,9 @@ fn connect_at_once(path: &Path) -> std::io::Result<()> {
     socket.set_nonblocking(true)?;
     socket.connect(&socket2::SockAddr::unix(path)?)
 }
+
+// With its place in the table of sockets of either ring.
+const _: () = assert!(size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>() <= CONNECTION_BYTES);
 
 /// User-space memory at the limits, one line per owner.
 fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'static str, u64)> {

@@ -16,6 +16,7 @@ mod promises {
     mod bad_requests;
     mod browser;
     mod bulk;
+    mod ceiling;
     mod client_post;
     mod client_publish;
     mod control;

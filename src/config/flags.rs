@@ -20,7 +20,7 @@ use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
 use super::units::{Count, Millis, Size};
 use super::{
-    Config, ControlAddress, Egress, LimitError, Limits, LogFormat, PageError, SlowPolicy, Sockets,
+    Config, ControlAddress, Egress, LimitError, Limits, LogFormat, MemoryMax, PageError, SlowPolicy, Sockets,
     tcp_address,
 };
 use crate::topic_pattern::{Pattern, PatternError};
@@ -131,6 +131,11 @@ pub struct ServeFlags {
     #[arg(long, value_name = "LIST", help_heading = "Shards")]
     cpus: Option<CpuList>,
 
+    /// Memory of the whole process, the kernel's for its sockets included. Before it is reached
+    /// histories are shortened, then newcomers get 503, then publishers. auto: what the cgroup may
+    /// have, less a tenth; at least 32MiB
+    #[arg(long, value_name = "BYTES|auto|none", default_value = "auto", help_heading = "Windows")]
+    memory_max: MemoryMax,
     #[command(flatten)]
     limits: LimitFlags,
     /// How subscribers are reached. uring: by io_uring, or no start; epoll: one system call per
@@ -351,6 +356,7 @@ impl ServeFlags {
             log: self.log,
             log_format: self.log_format,
             access_log: self.access_log,
+            memory_max: self.memory_max,
             limits,
             rules,
         })
@@ -499,7 +505,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 27] = [
+        let cases: [Case<'_>; 29] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--port", "8080"], &[], &["--port", "--listen 0.0.0.0:8080"]),
             (&["--shards=1", "--host"], &[], &["--host", "--listen 0.0.0.0:8080"]),
@@ -519,6 +525,8 @@ pub(crate) mod tests {
             (&["--log", "info, inof"], &[], &["--log", "`inof` is no level"]),
             (&["--log-format", "yaml"], &[], &["--log-format", "json"]),
             (&["--window-bytes-max", "8MB"], &[], &["--window-bytes-max", "8MiB"]),
+            (&["--memory-max", "0"], &[], &["--memory-max", "at least 32MiB", "none"]),
+            (&[], &[("FANWAVE_MEMORY_MAX", "1GB")], &["environment: ", "--memory-max", "1GiB, or auto"]),
             (&["--heartbeat-ms", "15s"], &[], &["--heartbeat-ms", "milliseconds"]),
             (&["--heartbeat-ms", "1"], &[], &["--heartbeat-ms", "1000"]),
             (&["--listen", "127.0.0.1:8081"], &[], &["--control", "also a --listen"]),

@@ -9,6 +9,7 @@ pub mod capacity;
 mod control;
 pub mod flags;
 pub mod limits;
+mod memory;
 mod pages;
 mod reload;
 pub mod rules;
@@ -16,6 +17,7 @@ pub mod units;
 
 pub use control::ControlError;
 pub use limits::{LimitError, Limits};
+pub use memory::{MemoryMax, MemoryMaxError};
 pub use pages::PageError;
 pub use reload::Reloaded;
 pub use rules::Rules;
@@ -189,6 +191,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// The log has a line for each subscriber that comes and goes.
     pub access_log: bool,
+    /// How much memory the process may take.
+    pub memory_max: MemoryMax,
     /// Every bound.
     pub limits: Limits,
     /// What the file says of the topics of patterns.
@@ -255,6 +259,7 @@ impl Default for Config {
             log: "info".to_string(),
             log_format: LogFormat::Text,
             access_log: false,
+            memory_max: MemoryMax::default(),
             limits: Limits::default(),
             rules: Rules::default(),
         }

@@ -52,6 +52,7 @@ impl Config {
             log,
             log_format,
             access_log,
+            memory_max,
             limits,
             rules,
         } = new;
@@ -65,6 +66,7 @@ impl Config {
         to.takes("control-host", |config| &mut config.pages.control_hosts, control_hosts);
         to.takes("diagnostic-echo", |config| &mut config.diagnostic_echo, diagnostic_echo);
         to.takes("log", |config| &mut config.log, log);
+        to.takes("memory-max", |config| &mut config.memory_max, memory_max);
         to.keeps("listen", &self.listen, listen);
         to.keeps("proxy-protocol", &self.proxy_protocol, proxy_protocol);
         to.keeps("control", &self.control, control);

@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde::ser::Serializer;
 
+use super::memory::ProcessStats;
 use super::{Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
@@ -66,6 +67,8 @@ pub(super) struct HubStats {
     pub(super) queue: Amount,
     /// Now, in queues and windows.
     pub(super) memory: MemoryStats,
+    /// Of the whole process, against its ceiling, at the last look.
+    pub(super) process: ProcessStats,
     /// Topics remembered, now.
     pub(super) topics: usize,
     pub(super) refused: RefusalCounts,
@@ -209,6 +212,7 @@ impl Hub {
                 bytes: intake.topics().memory().held(),
                 bytes_max: intake.topics().memory().bytes_max(),
             },
+            process: self.process_stats(),
             topics: intake.topics().count(),
             refused: counters.refused.clone(),
             removed_topics: counters.removals,

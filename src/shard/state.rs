@@ -19,7 +19,9 @@ use super::slow::SlowSends;
 use super::ticks::{DrainPass, HangUps, Look};
 use super::topics::Topics;
 use crate::admission::{Admission, Bucket};
-use crate::broadcast::{Asker, Demand, Drain, EncodedBatch, Memory, Question, Removal, TopicQuery, Uplink};
+use crate::broadcast::{
+    Asker, Demand, Drain, EncodedBatch, Holdings, Memory, Question, Removal, TopicQuery, Uplink,
+};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -133,6 +135,8 @@ pub struct State {
     pub(super) subscribers: [usize; Format::COUNT],
     /// Which entries are to be looked at because time has passed.
     pub(super) look: Look,
+    /// What was told of its memory.
+    holdings: Holdings,
     /// Whose sends wait longest.
     pub(super) slow: SlowSends,
     /// `None` while serving.
@@ -201,6 +205,7 @@ impl State {
             sequence_at_tick: 0,
             subscribers: [0; Format::COUNT],
             look: Look::default(),
+            holdings: Holdings::default(),
             slow: SlowSends::default(),
             drain: None,
             hang_ups: HangUps::default(),
@@ -235,6 +240,17 @@ impl State {
         let passed = tick - self.tick;
         self.tick = tick;
         passed
+    }
+
+    /// Tells the hub what this shard holds.
+    pub(super) fn tell_holdings(&mut self) {
+        let waiting: u64 = self.metrics.families.iter().map(|family| family.sends_in_flight).sum();
+        let now = Holdings {
+            sockets: self.connections.len(),
+            waiting: waiting as usize,
+            histories: self.topics.history_memory(),
+        };
+        self.setup.memory.tell(std::mem::replace(&mut self.holdings, now), now);
     }
 
     /// Puts a batch of events into the windows and sends the elevators round.

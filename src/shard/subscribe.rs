@@ -6,6 +6,7 @@
 use super::connections::{Membership, Memberships, Phase, Session, Standing, TopicIndex};
 use super::publishers::Until;
 use super::state::State;
+use crate::broadcast::Pressure;
 use crate::close::CloseReason;
 use crate::config::limits::{
     HELD_BACK_MAX, PONGS_BYTES_MAX, RETRY_AFTER_S_SPREAD, RETURN_MS_MIN, RETURN_MS_SPREAD,
@@ -231,6 +232,8 @@ impl State {
             (CloseReason::Draining, "the server is draining")
         } else if self.connections.get(slot).standing == Standing::Crowded {
             (CloseReason::AddressFull, "this address has as many connections as one may have")
+        } else if self.setup.memory.pressure() >= Pressure::Newcomers {
+            (CloseReason::Memory, "the server has nearly as much memory as it may take")
         } else if self.subscribers.iter().sum::<usize>() >= self.setup.connections_max {
             (CloseReason::Full, "the server has as many subscribers as it takes")
         } else if !self.topics.has_room_for(topics) {
