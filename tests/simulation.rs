@@ -44,6 +44,8 @@ mod retained;
 mod rules;
 #[path = "simulation/shares.rs"]
 mod shares;
+#[path = "simulation/storms.rs"]
+mod storms;
 mod support;
 #[path = "simulation/together.rs"]
 mod together;
@@ -117,10 +119,22 @@ fn build(
     demand: Arc<Demand>,
     memory: Arc<Memory>,
 ) -> (Outbox, Shard<SimRing>) {
+    build_for(SOCKETS, config, weather, seed, now, demand, memory)
+}
+
+fn build_for(
+    sockets: usize,
+    config: Arc<Config>,
+    weather: Weather,
+    seed: u64,
+    now: Stamp,
+    demand: Arc<Demand>,
+    memory: Arc<Memory>,
+) -> (Outbox, Shard<SimRing>) {
     let (outbox, inbox) = path(config.limits.shard_queue_batches_max).expect("eventfd");
     // Little room in the ring makes sweeps stop in mid-lap.
     let room = [8, 20, 2_048][(seed % 3) as usize];
-    let ring = SimRing::new(SOCKETS, weather, seed ^ 0xfa).recording().with_room(room);
+    let ring = SimRing::new(sockets, weather, seed ^ 0xfa).recording().with_room(room);
     let setup = ShardSetup {
         number: 0,
         cpu: 0,
@@ -128,7 +142,7 @@ fn build(
         epoch: EPOCH,
         demand,
         memory,
-        connections_max: SOCKETS,
+        connections_max: sockets,
         admission: Default::default(),
     };
     (outbox, Shard::new(setup, ring, inbox, now))
@@ -182,6 +196,13 @@ impl World {
             heard: 0,
             draining: false,
         }
+    }
+
+    /// So many slots, for a shard that has as many.
+    fn make_room_for(&mut self, sockets: usize) {
+        self.peers.resize_with(sockets, || None);
+        self.asked.resize(sockets, Vec::new());
+        self.latest.resize(sockets, None);
     }
 
     fn some_topics(&mut self) -> Vec<usize> {
@@ -331,7 +352,7 @@ impl World {
             turn != Turn::Idle || !has_read_all || self.scrape.is_none(),
             "a sleeping shard owes an answer"
         );
-        for slot in 0..SOCKETS {
+        for slot in 0..self.peers.len() {
             self.listen_to(slot);
         }
         turn
@@ -452,7 +473,7 @@ impl World {
 
     /// Everybody may read again; afterwards nobody may lack anything.
     fn settle(&mut self) {
-        for slot in 0..SOCKETS {
+        for slot in 0..self.peers.len() {
             self.shard.ring_mut().stall(slot as Slot, false);
         }
         let mut idle = 0;
@@ -521,7 +542,7 @@ impl World {
     /// The last events are published while some do not read, and the shard is told to end: all who
     /// stayed get before the end what no notice names as lost.
     fn drain(&mut self) {
-        for slot in 0..SOCKETS {
+        for slot in 0..self.peers.len() {
             if let Some(peer) = &mut self.peers[slot]
                 && self.dice.chance(1, 2)
             {
@@ -543,7 +564,7 @@ impl World {
             self.turn(0);
         }
         self.draining = true;
-        for slot in 0..SOCKETS {
+        for slot in 0..self.peers.len() {
             self.shard.ring_mut().stall(slot as Slot, false);
         }
         for _ in 0..50_000 {
