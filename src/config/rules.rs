@@ -341,11 +341,6 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
     }
 }
 
-/// So many bytes or a little more, in whole units; what no memory holds stays as it is.
-fn at_least(bytes: usize, unit: usize) -> Size {
-    Size(bytes.checked_next_multiple_of(unit).unwrap_or(bytes))
-}
-
 /// Refuses retained values where the largest one has no room.
 fn check_retained(line: usize, limits: &Limits) -> Result<(), String> {
     let (needed, most) = (limits.event_memory_max() + RETAINED_VALUE_BYTES, limits.retained_memory_max());
@@ -354,13 +349,18 @@ fn check_retained(line: usize, limits: &Limits) -> Result<(), String> {
         false => Err(format!(
             "line {line}: retain is true, and the largest event (--message-bytes-max) takes {needed} bytes, but all \
              retained values have {most}, a sixteenth of --window-bytes-total-max; raise that to {}",
-            at_least(16 * needed, 1 << 20)
+            at_least(needed.saturating_mul(16), 1 << 20)
         )),
     }
 }
 
 fn yes_or_no(line: usize, name: &str, value: &Spanned<DeValue<'_>>) -> Result<bool, String> {
     value.get_ref().as_bool().ok_or_else(|| format!("line {line}: write {name} = true or false"))
+}
+
+/// So many bytes or a little more, in whole units; what no memory holds stays as it is.
+fn at_least(bytes: usize, unit: usize) -> Size {
+    Size(bytes.checked_next_multiple_of(unit).unwrap_or(bytes))
 }
 
 fn unknown(line: usize, name: &str, of: &str, known: &[&'static str]) -> String {
