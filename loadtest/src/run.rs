@@ -108,7 +108,8 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
         if shards > 1 {
             progress(&format!("{}: the server gets {shards} shards on its CPU", workload.name));
         }
-        let mut running = server::start(&args.server, Some(bench.common.sender_cpu), shards, &[])?;
+        let more = server_args(&args.server, workload);
+        let mut running = server::start(&args.server, Some(bench.common.sender_cpu), shards, &more)?;
         outcomes.push(measure(&mut running, workload, &options)?);
         running.stop()?;
     }
@@ -151,6 +152,15 @@ fn run_bulk(bench: &Bench, args: &RunArgs, workloads: &[Workload]) -> Result<()>
     match bad.is_empty() {
         true => Ok(()),
         false => bail!("{}", bad.join("; ")),
+    }
+}
+
+/// Further arguments of a fanwave that is started for the workload.
+pub fn server_args(choice: &ServerChoice, workload: &Workload) -> Vec<String> {
+    let own = !choice.custom.is_given() && choice.rival.is_none();
+    match own && !workload.speakers.is_empty() {
+        true => ["--client-publish", "*"].map(String::from).into(),
+        false => Vec::new(),
     }
 }
 

@@ -20,7 +20,8 @@ use crate::fleet::SOCKETS_PER_RECEIVER_MAX;
 use crate::framing::Protocol;
 use crate::process::sockets_per_process_max;
 use crate::stamp::STAMP_BYTES;
-use crate::workload::{Behaviour, Crowd, Pace, Workload};
+use crate::target::Way;
+use crate::workload::{Behaviour, Crowd, Listens, Pace, Slow, Workload};
 use built_in::{BUILT_IN, BULK, BULK_PARTS};
 
 pub use built_in::{built_in, expand, listed};
@@ -35,15 +36,20 @@ pub const FORM: &str = r#"A scenario file:
   warm_up_seconds = 1
   topics = 1                 # event k goes to topic k mod topics, connection k listens to topic k mod topics
   payload_bytes = 200        # of one event's data, at least 36
+  keys = 1                   # values of each topic, which its events go round, told by their keys
+  speakers = ["ws"]          # in place of one publisher: clients that publish over the data plane and hear themselves, on
+                             # each topic one of each kind: "ws" (a message), "json" (a command), "post"
   [publish]
   pace = "rate"              # or "burst" (events, every_ms), "in_flight" (events), "idle", "at_once" (events, posts)
   per_second = 100
   [[subscribers]]            # one table for each kind of subscribers
-  protocol = "sse"           # or "ws"
+  protocol = "sse"           # or "ws", "json"
   connections = 1000
   ramp_per_second = 5000     # may be left out
   behaviour = { kind = "steady" } # or "slow" (bytes_per_second), "stalled", "churn" (per_second), "storm" (at_seconds, share)
                              # or "once": whom the server closes is counted and stays away
+  listens = "one"            # or "all" topics, by a pattern; "both": by a pattern and one by its name
+  slow = "close"             # or "skip", "latest": the subscription's policy; of "latest" the newest value is owed, not all
 
 bulk (pace "at_once") publishes all events of a part at once, as one stream or one POST after the other, and judges:
 every subscriber must get every event, none may be closed, and the server's memory must not grow by more than its start
@@ -270,6 +276,7 @@ pub fn check(workload: &Workload) -> Result<()> {
         );
     }
     check_pace(workload)?;
+    check_speakers(workload)?;
     if workload.subscribers.is_empty() {
         bail!("nobody subscribes; add a table [[subscribers]] with protocol and connections");
     }
@@ -277,7 +284,8 @@ pub fn check(workload: &Workload) -> Result<()> {
         check_crowd(crowd, workload.seconds).with_context(|| format!("[[subscribers]] number {}", at + 1))?;
     }
     let total = workload.connections();
-    if workload.topics > total {
+    let one_each = workload.subscribers.iter().all(|crowd| crowd.listens == Listens::One);
+    if workload.topics > total && one_each {
         bail!(
             "topics = {} but only {total} connections: nobody would receive some topics; give at most {total} topics",
             workload.topics
@@ -319,7 +327,8 @@ fn check_pace(workload: &Workload) -> Result<()> {
              like; give a crowd of kind \"once\" and no others"
         );
     }
-    let steady = workload.subscribers.iter().any(|crowd| crowd.behaviour == Behaviour::Steady);
+    let steady = |crowd: &Crowd| crowd.behaviour == Behaviour::Steady && crowd.takes_all();
+    let steady = workload.subscribers.iter().any(steady);
     if matches!(workload.publish, Pace::InFlight { .. }) && !steady {
         bail!(
             "publish.pace = \"in_flight\" waits for arrivals at steady subscribers; add a crowd that is steady"
@@ -328,9 +337,24 @@ fn check_pace(workload: &Workload) -> Result<()> {
     Ok(())
 }
 
+fn check_speakers(workload: &Workload) -> Result<()> {
+    let (keys, speakers) = (workload.keys, &workload.speakers);
+    if keys == 0 || workload.topics.saturating_mul(keys) > TOPICS_MAX {
+        bail!("keys = {keys}; give at least 1, and at most {TOPICS_MAX} for all topics together");
+    }
+    let open_loop = matches!(workload.publish, Pace::Rate { .. } | Pace::Burst { .. });
+    if !speakers.is_empty() && (keys > 1 || !open_loop) {
+        bail!("speakers publish at a rate or in bursts, without keys; change publish.pace, or leave them out");
+    }
+    if let Some(way) = speakers.iter().find(|way| !matches!(way, Way::WebSocket | Way::Json | Way::Post)) {
+        bail!("speakers = [{way:?}] is no way of a client; give \"ws\", \"json\", \"post\"");
+    }
+    Ok(())
+}
+
 fn check_crowd(crowd: &Crowd, seconds: f64) -> Result<()> {
     if crowd.protocol == Protocol::Raw {
-        bail!("protocol = \"raw\" is the floor's own; give \"sse\" or \"ws\"");
+        bail!("protocol = \"raw\" is the floor's own; give \"sse\", \"ws\" or \"json\"");
     }
     if crowd.connections == 0 {
         bail!("connections = 0; give at least 1, or remove the table");
@@ -343,6 +367,10 @@ fn check_crowd(crowd: &Crowd, seconds: f64) -> Result<()> {
     };
     if let Some(ramp) = crowd.ramp_per_second {
         positive("ramp_per_second", ramp)?;
+    }
+    let returns = matches!(crowd.behaviour, Behaviour::Churn { .. } | Behaviour::Storm { .. });
+    if crowd.slow == Some(Slow::Latest) && returns {
+        bail!("slow = \"latest\" goes with subscribers that stay; leave it out, or change behaviour");
     }
     match crowd.behaviour {
         Behaviour::Steady | Behaviour::Once | Behaviour::Stalled => Ok(()),
