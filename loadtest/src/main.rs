@@ -94,6 +94,8 @@ enum Command {
     Isolation(prove::isolation::IsolationArgs),
     /// What large events, a busy topic and listings cost others on the same server
     Neighbours(prove::neighbours::NeighboursArgs),
+    /// Single publishes per second of the server's CPU: by POST, WebSocket and JSON, beside nchan's
+    Publish(prove::publish::PublishArgs),
     /// CPU per delivery of this load generator, beside a bare receive loop
     Generator(prove::generator::GeneratorArgs),
     /// A receiver process (started by the other commands)
@@ -143,6 +145,7 @@ fn run(common: Common, command: Command) -> Result<ExitCode> {
         Command::Scale(args) => prove::scale::run(&Bench::unpinned(common)?, &args)?,
         Command::Isolation(args) => prove::isolation::run(&bench()?, &args)?,
         Command::Neighbours(args) => prove::neighbours::run(&bench()?, &args)?,
+        Command::Publish(args) => prove::publish::run(&bench()?, &args)?,
         Command::Generator(args) => prove::generator::run(&bench()?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),

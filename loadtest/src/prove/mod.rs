@@ -26,6 +26,7 @@ pub mod isolation;
 pub mod leg;
 pub mod memory;
 pub mod neighbours;
+pub mod publish;
 pub mod scale;
 pub mod syscalls;
 pub mod topic;
