@@ -389,7 +389,7 @@ mod tests {
         audit.take(Some(7));
         assert_eq!((audit.found().out_of_order, audit.found().duplicated), (1, 1));
         audit.gap(1);
-        assert_eq!((audit.tail(10), Audit::newest(8, 3).tail(8)), (2, 1), "from the first that is owed");
+        assert_eq!((audit.tail(10), Audit::newest(8, 3).tail(8)), (3, 1), "from the first that is owed");
     }
 
     #[test]

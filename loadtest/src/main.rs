@@ -84,6 +84,9 @@ enum Command {
     Floor(prove::floor::FloorArgs),
     /// CPU per delivery of the server, interleaved with the floor
     Cpu(prove::cpu::CpuArgs),
+    /// CPU per delivery as JSON, by a pattern and to subscribers that want the latest, beside a
+    /// plain WebSocket's
+    Lanes(prove::lanes::LanesArgs),
     /// System calls of the server per 1,000 deliveries (needs strace)
     Syscalls(prove::syscalls::SyscallsArgs),
     /// Resident memory of the server per idle connection
@@ -140,6 +143,7 @@ fn run(common: Common, command: Command) -> Result<ExitCode> {
         Command::Plan(args) => plan::run(common, &args)?,
         Command::Floor(args) => prove::floor::run(&bench()?, &args)?,
         Command::Cpu(args) => prove::cpu::run(&bench()?, &args)?,
+        Command::Lanes(args) => prove::lanes::run(&bench()?, &args)?,
         Command::Syscalls(args) => prove::syscalls::run(&bench()?, &args)?,
         Command::Memory(args) => prove::memory::run(&bench()?, &args)?,
         Command::Scale(args) => prove::scale::run(&Bench::unpinned(common)?, &args)?,

@@ -344,7 +344,9 @@ fn check_speakers(workload: &Workload) -> Result<()> {
     }
     let open_loop = matches!(workload.publish, Pace::Rate { .. } | Pace::Burst { .. });
     if !speakers.is_empty() && (keys > 1 || !open_loop) {
-        bail!("speakers publish at a rate or in bursts, without keys; change publish.pace, or leave them out");
+        bail!(
+            "speakers publish at a rate or in bursts, without keys; change publish.pace, or leave them out"
+        );
     }
     if let Some(way) = speakers.iter().find(|way| !matches!(way, Way::WebSocket | Way::Json | Way::Post)) {
         bail!("speakers = [{way:?}] is no way of a client; give \"ws\", \"json\", \"post\"");

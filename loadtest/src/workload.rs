@@ -25,11 +25,11 @@ pub struct Workload {
     /// Bytes of one event's data, the stamp included.
     pub payload_bytes: usize,
     /// Values of each topic, told apart by the events' keys; one without keys if it is 1.
-    #[serde(default = "one_topic", skip_serializing_if = "is_one")]
+    #[serde(default = "one_topic")]
     pub keys: usize,
     /// Clients that publish over the data plane and hear what they said, in place of the one
     /// publisher: on each topic one of each of these kinds.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub speakers: Vec<Way>,
     /// How events come.
     pub publish: Pace,
@@ -94,7 +94,7 @@ pub struct Crowd {
     #[serde(default)]
     pub behaviour: Behaviour,
     /// What each of them hears.
-    #[serde(default, skip_serializing_if = "Listens::is_default")]
+    #[serde(default)]
     pub listens: Listens,
     /// What is to happen when one falls behind; the server's choice if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -119,12 +119,6 @@ pub enum Listens {
     All,
     /// All topics, one of them both by its name and by a pattern.
     Both,
-}
-
-impl Listens {
-    fn is_default(&self) -> bool {
-        *self == Listens::One
-    }
 }
 
 /// What happens to a subscriber that falls behind.
@@ -195,8 +189,4 @@ fn one() -> f64 {
 
 fn one_topic() -> usize {
     1
-}
-
-fn is_one(number: &usize) -> bool {
-    *number == 1
 }

@@ -114,10 +114,8 @@ mod tests {
     #[test]
     fn of_two_selections_the_smaller_one_counts_and_nothing_stays_behind() {
         let all: Vec<LastArrival> = (1..=1_000).map(|event| told(event, 1_050)).collect();
-        let some: Vec<LastArrival> =
-            all.iter().copied().filter(|last| is_told(last.number, 3)).collect();
-        let mut lasts =
-            Lasts::new(vec![group(0, 5, 1), group(5, 5, 1)]);
+        let some: Vec<LastArrival> = all.iter().copied().filter(|last| is_told(last.number, 3)).collect();
+        let mut lasts = Lasts::new(vec![group(0, 5, 1), group(5, 5, 1)]);
         let mut through = Vec::new();
         lasts.take(&all, 0, &mut through);
         lasts.take(&some, 3, &mut through);

@@ -130,8 +130,7 @@ mod tests {
 
     /// The numbers of the events in these messages and how many commands were answered.
     fn split(messages: &[String], piece: usize) -> Result<(Vec<Option<u64>>, u32), String> {
-        let stream: Vec<u8> =
-            messages.iter().flat_map(|text| server_frame(0x81, text.as_bytes())).collect();
+        let stream: Vec<u8> = messages.iter().flat_map(|text| server_frame(0x81, text.as_bytes())).collect();
         let (mut splitter, mut events, mut answers) = (JsonSplitter::default(), Vec::new(), 0);
         for bytes in stream.chunks(piece) {
             let on_event = |event: EventEnd| events.push(event.stamp.map(|stamp| stamp.sequence));
@@ -172,6 +171,9 @@ mod tests {
             subscribe(2, "{\"topic\":\"a\"}", Some("E-1")),
             "{\"ref\":1000000002,\"subscribe\":{\"topic\":\"a\",\"after\":\"E-1\"}}"
         );
-        assert_eq!(subscribe(1, "{\"match\":\"*\"}", None), "{\"ref\":1000000001,\"subscribe\":{\"match\":\"*\"}}");
+        assert_eq!(
+            subscribe(1, "{\"match\":\"*\"}", None),
+            "{\"ref\":1000000001,\"subscribe\":{\"match\":\"*\"}}"
+        );
     }
 }

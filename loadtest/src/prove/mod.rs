@@ -23,6 +23,7 @@ pub mod cpu;
 pub mod floor;
 pub mod generator;
 pub mod isolation;
+pub mod lanes;
 pub mod leg;
 pub mod memory;
 pub mod neighbours;
@@ -101,8 +102,8 @@ impl Bench {
         slow: Option<Slow>,
     ) -> Result<CrowdSetup> {
         let subscription = target.subscription(protocol, listens, slow);
-        let (path, commands) = subscription
-            .with_context(|| format!("{} does not speak {}", target.name, protocol.label()))?;
+        let (path, commands) =
+            subscription.with_context(|| format!("{} does not speak {}", target.name, protocol.label()))?;
         let (dialect, cpu) = (target.dialect, Some(self.common.receiver_cpu));
         let hears_all = listens != Listens::One;
         let steady = CrowdSetup::steady(target.subscribe, protocol, path);

@@ -114,13 +114,7 @@ pub fn run(bench: &Bench, args: &PublishArgs) -> Result<()> {
 }
 
 /// Starts a server and connects its clients.
-fn enter(
-    bench: &Bench,
-    args: &PublishArgs,
-    apart: bool,
-    choice: &ServerChoice,
-    way: Way,
-) -> Result<Entrant> {
+fn enter(bench: &Bench, args: &PublishArgs, apart: bool, choice: &ServerChoice, way: Way) -> Result<Entrant> {
     let own = choice.rival.is_none();
     let more: Vec<String> = if own { ["--client-publish", "*"].map(String::from).into() } else { Vec::new() };
     let mut running = server::start(choice, Some(bench.common.sender_cpu), 1, &more)?;

@@ -97,7 +97,12 @@ mod tests {
 
     fn plan(listener: &TcpListener) -> PublishPlan {
         let address = listener.local_addr().expect("bound");
-        PublishPlan { way: Way::Nats, path: "a.{topic}".into(), topics: 2, ..PublishPlan::stream(address, 40) }
+        PublishPlan {
+            way: Way::Nats,
+            path: "a.{topic}".into(),
+            topics: 2,
+            ..PublishPlan::stream(address, 40)
+        }
     }
 
     #[test]

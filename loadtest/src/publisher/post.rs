@@ -178,8 +178,12 @@ mod tests {
     fn server(answers: &'static [&'static str]) -> (PublishPlan, JoinHandle<Vec<(String, u64)>>) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("bound");
-        let plan =
-            PublishPlan { way: Way::Post, path: "/p/{topic}".into(), topics: 2, ..PublishPlan::stream(address, 50) };
+        let plan = PublishPlan {
+            way: Way::Post,
+            path: "/p/{topic}".into(),
+            topics: 2,
+            ..PublishPlan::stream(address, 50)
+        };
         let server = spawn(move || {
             let mut seen = Vec::new();
             let mut socket = None;

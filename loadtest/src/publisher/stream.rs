@@ -85,8 +85,7 @@ impl Sink for Stream {
         self.tend()?;
         let Stream { pipe, template, out, said } = self;
         let values = template.before.len() as u64;
-        let events =
-            || batch.events().map(|(_, stamp)| (((stamp.sequence - 1) % values) as usize, stamp));
+        let events = || batch.events().map(|(_, stamp)| (((stamp.sequence - 1) % values) as usize, stamp));
         let bytes: usize = events().map(|(value, _)| template.bytes(value)).sum();
         out.clear();
         out.extend_from_slice(format!("{bytes:x}\r\n").as_bytes());

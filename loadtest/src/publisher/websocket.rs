@@ -267,7 +267,12 @@ mod tests {
 
     fn plan(listener: &TcpListener) -> PublishPlan {
         let address = listener.local_addr().expect("bound");
-        PublishPlan { way: Way::WebSocket, path: "/p/{topic}".into(), topics: 2, ..PublishPlan::stream(address, 40) }
+        PublishPlan {
+            way: Way::WebSocket,
+            path: "/p/{topic}".into(),
+            topics: 2,
+            ..PublishPlan::stream(address, 40)
+        }
     }
 
     /// Accepts one publisher; gives its request line too.
@@ -330,6 +335,40 @@ mod tests {
         publisher.finish().expect("it closes");
         let request = |topic: usize| format!("GET /p/loadtest-{topic} HTTP/1.1");
         assert_eq!(server.join().expect("no panic"), [request(0), request(1), request(0)]);
+    }
+
+    #[test]
+    fn what_does_not_come_back_once_and_in_order_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let plan = PublishPlan { topics: 1, hears: true, ..plan(&listener) };
+        // The places of three events that are given back.
+        for (back, told) in [
+            (&[0, 1, 2][..], None),
+            (&[0, 1, 1, 2], Some("duplicated: 1")),
+            (&[1, 0, 2], Some("out_of_order: 1")),
+            (&[0, 0, 2], Some("lost: 1, duplicated: 1")),
+        ] {
+            let server = {
+                let listener = listener.try_clone().expect("a descriptor");
+                spawn(move || {
+                    let (mut socket, _) = accept(&listener);
+                    let said = [0; 3].map(|_| frame(&mut socket).1);
+                    for &at in back {
+                        socket.write_all(&server_frame(0x81, &said[at])).expect("it reads");
+                    }
+                    assert_eq!(frame(&mut socket).0, 0x88);
+                    socket.write_all(&server_frame(0x88, &CLOSE_NORMAL)).expect("it reads");
+                })
+            };
+            let mut publisher = Publisher::connect(&plan).expect("it answers");
+            publisher.publish(3).expect("it reads");
+            let ended = publisher.finish().map_err(|error| format!("{error:#}"));
+            match told {
+                None => assert_eq!(ended, Ok(())),
+                Some(told) => assert!(ended.clone().is_err_and(|error| error.contains(told)), "{ended:?}"),
+            }
+            server.join().expect("no panic");
+        }
     }
 
     #[test]

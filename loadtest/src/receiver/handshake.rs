@@ -274,9 +274,9 @@ pub fn head_end(protocol: Protocol, bytes: &[u8]) -> Result<Option<usize>> {
         )));
     }
     let field = |wanted: &str| {
-        head.lines().filter_map(|line| line.split_once(':')).find_map(|(name, value)| {
-            name.eq_ignore_ascii_case(wanted).then(|| value.trim().to_owned())
-        })
+        head.lines()
+            .filter_map(|line| line.split_once(':'))
+            .find_map(|(name, value)| name.eq_ignore_ascii_case(wanted).then(|| value.trim().to_owned()))
     };
     if protocol == Protocol::Json && field("sec-websocket-protocol").as_deref() != Some(json::SUBPROTOCOL) {
         return Err(server_fault(format!("the server does not speak {}", json::SUBPROTOCOL)));

@@ -13,8 +13,8 @@ use rustix::event::epoll::EventFlags;
 
 use super::behaviour::slow_read;
 use super::{
-    ADDRESSES_PER_GENERATION, Crowd, GENERATIONS, Member, Opening, SOCKETS_PER_ADDRESS,
-    STUCK_LOOK_NS, STUCK_NS, Shaking, State, Task, late,
+    ADDRESSES_PER_GENERATION, Crowd, GENERATIONS, Member, Opening, SOCKETS_PER_ADDRESS, STUCK_LOOK_NS,
+    STUCK_NS, Shaking, State, Task, late,
 };
 use crate::audit::Audit;
 use crate::framing::{Dialect, Splitter};
