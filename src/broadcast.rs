@@ -238,11 +238,22 @@ impl Drain {
     }
 }
 
+/// History and retained values of a topic are to go.
+#[derive(Debug)]
+pub struct Removal {
+    /// The topic.
+    pub topic: Topic,
+    /// Its place in the order of events.
+    pub sequence: u64,
+}
+
 /// What the hub says to a shard, in order.
 #[derive(Debug)]
 pub enum Message {
     /// Events to hand to the subscribers.
     Batch(Arc<EncodedBatch>),
+    /// What came of a topic so far is to go.
+    Removal(Arc<Removal>),
     /// Begin to drain. A shard that is done still answers new clients, until all shards are.
     Drain(Drain),
     /// The configuration from now on.

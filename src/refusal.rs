@@ -81,7 +81,7 @@ pub enum RefusalReason {
     Busy,
     /// Clients may not publish to this topic.
     NotAllowed,
-    /// The idempotency key is illegal.
+    /// The key or the idempotency key is illegal.
     BadKey,
     /// The idempotency key was used for another event of the topic.
     Conflict,

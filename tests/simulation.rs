@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fanwave::broadcast::{
-    Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Question, Refused, path,
+    Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Question, Refused, Removal, path,
 };
 use fanwave::clock::Stamp;
 use fanwave::close::CLOSE_TABLE;
@@ -38,6 +38,8 @@ mod memory;
 mod publishers;
 #[path = "simulation/questions.rs"]
 mod questions;
+#[path = "simulation/retained.rs"]
+mod retained;
 #[path = "simulation/rules.rs"]
 mod rules;
 #[path = "simulation/shares.rs"]
@@ -260,6 +262,7 @@ impl World {
                 name: None,
                 id: None,
                 retry_ms: None,
+                key: None,
             };
             if !self.accounts.has_room(&event.topic, Encoded::memory_of(&event)) {
                 continue;
@@ -727,6 +730,7 @@ fn an_event_on_its_way_is_waited_for_in_a_slot_that_was_used_before() {
         name: None,
         id: Some(CustomId::new("mine").expect("a legal id")),
         retry_ms: None,
+        key: None,
     };
     let recorded = world.accounts.record(&event, 1, event.published_bytes());
     let encoded = Encoded::new(event, EPOCH, 1, world.now).counted_in(&recorded.account);

@@ -242,19 +242,19 @@ limit_flags! {
         message_bytes_max: Size;
         /// Events of one topic that a returning subscriber still gets
         window_events_max: Count;
-        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,261 B)
+        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,325 B)
         window_bytes_max: Size;
         /// Age of these events
         window_ms_max: Millis;
         /// Memory of all events alive with their frames, those that slow subscribers still lack
         /// included; one topic has at most a quarter; at least --window-bytes-max and 80 x
-        /// --message-bytes-max + 60,528 B
+        /// --message-bytes-max + 63,600 B
         window_bytes_total_max: Size;
     }
     "Queues and sends" {
         /// Events accepted and not yet broadcast; beyond it publishers get 503
         hub_queue_events_max: Count;
-        /// Memory of these events with their frames, at least 5 x --message-bytes-max + 3,783 B
+        /// Memory of these events with their frames, at least 5 x --message-bytes-max + 3,975 B
         hub_queue_bytes_max: Size;
         /// Broadcasts waiting for one shard; a full queue holds the hub back
         shard_queue_batches_max: Count;
@@ -586,9 +586,9 @@ pub(crate) mod tests {
             ("handshake-bytes-max", "[at least 512]"),
             ("message-bytes-max", "[1 to 1GiB]"),
             ("drain-ms-max", "[at most 2000000000]"),
-            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,261 B)"),
-            ("window-bytes-total-max", "at least --window-bytes-max and 80 x --message-bytes-max + 60,528 B"),
-            ("hub-queue-bytes-max", "at least 5 x --message-bytes-max + 3,783 B"),
+            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,325 B)"),
+            ("window-bytes-total-max", "at least --window-bytes-max and 80 x --message-bytes-max + 63,600 B"),
+            ("hub-queue-bytes-max", "at least 5 x --message-bytes-max + 3,975 B"),
         ] {
             assert!(text(flag).contains(bounds), "--{flag}: no {bounds:?} in {}", text(flag));
         }
@@ -606,13 +606,13 @@ pub(crate) mod tests {
             ];
             config(&flags.each_ref().map(String::as_str), &[]).map(drop)
         };
-        let total = 80 * 1_000 + 60_528;
-        assert_eq!(sizes(4 * 2_261, total, 8_783), Ok(()));
+        let total = 80 * 1_000 + 63_600;
+        assert_eq!(sizes(4 * 2_325, total, 8_975), Ok(()));
         for (flag, refused) in [
-            ("--window-bytes-max ", sizes(4 * 2_261 - 1, total, 8_783)),
-            ("--window-bytes-total-max ", sizes(4 * 2_261, total - 1, 8_783)),
-            ("--window-bytes-total-max ", sizes(total + 1, total, 8_783)),
-            ("--hub-queue-bytes-max ", sizes(4 * 2_261, total, 8_782)),
+            ("--window-bytes-max ", sizes(4 * 2_325 - 1, total, 8_975)),
+            ("--window-bytes-total-max ", sizes(4 * 2_325, total - 1, 8_975)),
+            ("--window-bytes-total-max ", sizes(total + 1, total, 8_975)),
+            ("--hub-queue-bytes-max ", sizes(4 * 2_325, total, 8_974)),
         ] {
             assert!(refused.expect_err(flag).starts_with(flag), "{flag}");
         }

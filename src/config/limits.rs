@@ -163,6 +163,21 @@ pub const PATTERN_LAST_MAX: usize = 16_384;
 /// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
 /// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
 pub const TOPIC_BYTES: usize = 640;
+/// What a retained value costs besides its event: its place in the tables, and its topic, which
+/// lives for it.
+pub const RETAINED_VALUE_BYTES: usize = TOPIC_BYTES;
+/// Values that are kept for subscribers of one topic or pattern with `slow=latest` that lack them,
+/// some 150 bytes each besides their events; beyond it the oldest is given up, and those who lack it
+/// are told of a gap.
+pub const VALUES_MAX: usize = 1 << 17;
+/// Events that are looked at, the newest first, to find the newest one of each topic or key, and
+/// that are counted as passed over by one send.
+pub const VALUES_LOOKED_AT_MAX: usize = 16_384;
+/// Bytes of retained values that a newcomer is sent at once; one value may be larger.
+pub const GREETING_BYTES_MAX: usize = 16 << 10;
+/// Retained values of a shard that are looked at for the next ones of a pattern: some tens of
+/// microseconds.
+pub const GREETING_LOOKS_MAX: usize = 1_024;
 /// Memory holds at least this many of the largest events with their frames: a topic has a quarter
 /// of it, half of that for its history, and is pressed before its next event has no room
 /// (`broadcast::Account`).
@@ -207,6 +222,12 @@ impl Limits {
     /// Memory that all histories may take: half, so that room is left for what comes.
     pub fn history_memory_max(&self) -> usize {
         self.window_bytes_total_max / 2
+    }
+
+    /// Memory that all retained values may take: a sixteenth, so that a topic that has all of them
+    /// and a full history is not pressed yet (`broadcast::Account`).
+    pub fn retained_memory_max(&self) -> usize {
+        self.window_bytes_total_max / 16
     }
 
     /// The longest frame of an event. Event streams take 7 bytes for each line break and a third

@@ -213,6 +213,11 @@ impl Config {
         }
     }
 
+    /// True if clients of the data plane may ask how many subscribers `topic` has.
+    pub fn tells_presence(&self, topic: &str) -> bool {
+        self.rules.of(topic).is_none_or(|rule| rule.presence)
+    }
+
     /// True if there may be topics to which clients may publish.
     pub fn has_client_publishers(&self) -> bool {
         !self.client_publish.is_empty() || self.rules.iter().any(|rule| rule.client_publish == Some(true))

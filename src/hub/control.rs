@@ -45,7 +45,7 @@ const TOPIC_PATH: &str = "/topics/";
 pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
     let guard = Guard::new(hub.clone(), &address);
     let front = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| front(&hub, &address, &headers);
-    let topic = || get(show_topic).post(publish_one);
+    let topic = || get(show_topic).post(publish_one).delete(remove_topic);
     Router::new()
         .route("/", get(front))
         .route("/healthz", get(health))
@@ -73,11 +73,11 @@ pub(super) fn allowed(path: &str) -> Option<&'static str> {
         "/publish" | "/reload" => Some("POST, OPTIONS"),
         "*" => Some("OPTIONS"),
         path if pages::is_file(path) => Some("GET, HEAD, OPTIONS"),
-        path => path.starts_with(TOPIC_PATH).then_some("GET, HEAD, POST, OPTIONS"),
+        path => path.starts_with(TOPIC_PATH).then_some("GET, HEAD, POST, DELETE, OPTIONS"),
     }
 }
 
-/// The answer to an accepted event.
+/// The answer to an accepted event, or to a removal.
 #[derive(Serialize)]
 struct Accepted {
     /// The id that subscribers see.
@@ -112,7 +112,7 @@ async fn read_event(
 ) -> Result<(Event, Option<IdempotencyKey>), Refusal> {
     check_content_coding(headers)?;
     let topic = topic_of(uri)?;
-    let Options { name, id, retry_ms, idempotency_key } = parse_options(uri.query())?;
+    let Options { name, id, retry_ms, key, idempotency_key } = parse_options(uri.query())?;
     let reading = read_body(body, hub.config().limits.message_bytes_max);
     let bytes = tokio::time::timeout(Duration::from_millis(CONTROL_BODY_MS_MAX), reading)
         .await
@@ -124,7 +124,7 @@ async fn read_event(
         true => Data::binary(bytes),
         false => parse_text(bytes)?,
     };
-    Ok((Event { topic, data, name, id, retry_ms }, idempotency_key))
+    Ok((Event { topic, data, name, id, retry_ms, key }, idempotency_key))
 }
 
 /// The topic that the path names.
@@ -177,6 +177,13 @@ async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, R
             error_response(StatusCode::SERVICE_UNAVAILABLE, &text)
         }
     })
+}
+
+async fn remove_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
+    let topic =
+        parse_query(uri.query(), &[]).and_then(|_| topic_of(&uri)).map_err(|refusal| hub.counted(refusal))?;
+    let sequence = hub.remove(topic)?;
+    Ok(json_line(&Accepted { id: hub.id_text(None, sequence), sequence, duplicate: false }))
 }
 
 async fn stats(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
@@ -268,10 +275,11 @@ fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
     format!(
         "fanwave {version}: control API
 
-POST /topics/TOPIC     publish the body (event=, id=, retry=, idempotency_key= as query; application/octet-stream is binary)
+POST /topics/TOPIC     publish the body (event=, id=, retry=, key=, idempotency_key= as query; application/octet-stream is binary)
 POST /publish          publish NDJSON, one event per line; one request may last for ever
 GET  /topics           topics with subscribers, last id and window (limit=, after=)
 GET  /topics/TOPIC     one topic
+DELETE /topics/TOPIC   remove its history and retained values
 GET  /stats            counters and latencies
 GET  /metrics          the same for Prometheus, or as OpenMetrics
 GET  /slow             subscribers whose sends wait longest

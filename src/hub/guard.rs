@@ -161,7 +161,7 @@ fn preflight(allowed: &'static str, is_page: bool) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
     if is_page {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
         let fields = HeaderValue::from_static("Authorization, Content-Type, Accept");
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, fields);
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);

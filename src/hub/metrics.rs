@@ -18,7 +18,7 @@ use crate::wire::Family;
 type Row<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
 
 /// Figures of a shard.
-const OF_SHARD: [Row<ShardReport>; 18] = [
+const OF_SHARD: [Row<ShardReport>; 21] = [
     ("fanwave_connections", Gauge, "Connections, those in the handshake or closing included.", |shard| {
         shard.metrics.connections
     }),
@@ -65,6 +65,14 @@ const OF_SHARD: [Row<ShardReport>; 18] = [
         shard.excess_events
     }),
     ("fanwave_excess_bytes", Gauge, "Memory of these events with their frames.", |shard| shard.excess_bytes),
+    ("fanwave_retained_values", Gauge, "Retained values; shards share them.", |shard| shard.retained.values),
+    ("fanwave_retained_bytes", Gauge, "What these weigh.", |shard| shard.retained.bytes),
+    (
+        "fanwave_retained_given_up_total",
+        Counter,
+        "Retained values that were given up for want of room; the same on all shards.",
+        |shard| shard.retained.given_up,
+    ),
     ("fanwave_pinned_bytes", Gauge, "Bytes laid out for sends and answers under way.", |shard| {
         shard.pinned_bytes
     }),
@@ -74,7 +82,7 @@ const OF_SHARD: [Row<ShardReport>; 18] = [
 ];
 
 /// Figures of a family on a shard.
-const OF_FAMILY: [Row<FamilyCounters>; 10] = [
+const OF_FAMILY: [Row<FamilyCounters>; 11] = [
     ("fanwave_subscribers", Gauge, "Subscribers.", |family| family.connections),
     ("fanwave_opened_subscribers_total", Counter, "Subscribers that came.", |family| family.opened),
     ("fanwave_sent_frames_total", Counter, "Deliveries: events that a subscriber's socket took.", |family| {
@@ -98,6 +106,12 @@ const OF_FAMILY: [Row<FamilyCounters>; 10] = [
     ),
     ("fanwave_overruns_total", Counter, "Subscribers that fell out of a window.", |family| family.overruns),
     ("fanwave_gaps_total", Counter, "Streams that began or went on with a gap notice.", |family| family.gaps),
+    (
+        "fanwave_conflated_events_total",
+        Counter,
+        "Events that subscribers with slow=latest passed over, as far as histories still told.",
+        |family| family.conflated,
+    ),
     ("fanwave_received_messages_total", Counter, "Messages that clients sent.", |family| family.messages_in),
 ];
 
@@ -129,6 +143,12 @@ impl Hub {
             Counter,
             "Batches that every shard has got.",
             hub.batches,
+        );
+        page.single(
+            "fanwave_removed_topics_total",
+            Counter,
+            "Topics whose history and retained values were removed.",
+            hub.removed_topics,
         );
         page.single(
             "fanwave_shard_queue_stalls_total",

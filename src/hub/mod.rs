@@ -435,6 +435,13 @@ impl Hub {
         Ok(taken)
     }
 
+    /// Removes what came of a topic so far, on all shards. Returns the place of that in the order.
+    fn remove(&self, topic: Topic) -> Result<u64, Refusal> {
+        let sequence = self.change(|intake| intake.remove(topic, self.now()))?;
+        self.flush();
+        Ok(sequence)
+    }
+
     /// The time of a chunk of a stream's body, which the intake is told too.
     fn intake_time(&self) -> Stamp {
         self.intake().tell_time(unix_ms());

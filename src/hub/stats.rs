@@ -12,7 +12,7 @@ use serde::ser::Serializer;
 use super::{Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
-use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport};
+use crate::metrics::{FamilyCounters, RetainedTotals, ShardMetrics, ShardReport};
 use crate::wire::Family;
 
 /// How the shards reach their sockets, for operators.
@@ -69,6 +69,8 @@ pub(super) struct HubStats {
     /// Topics remembered, now.
     pub(super) topics: usize,
     pub(super) refused: RefusalCounts,
+    /// Topics that were removed.
+    pub(super) removed_topics: u64,
     /// Times a batch met a full shard queue.
     pub(super) shard_queue_stalls: u64,
 }
@@ -125,6 +127,8 @@ struct Counts {
     zero_copy: ZeroCopy,
     /// Now. Windows share their events, so the total is the largest of the shards'.
     window: Amount,
+    /// Now, save for those given up. Shards share them, so the total is that of one.
+    retained: RetainedTotals,
     /// Now, beyond the windows' histories, for subscribers that are behind; memory with all frames.
     /// The total is the largest of the shards'.
     excess: Amount,
@@ -207,6 +211,7 @@ impl Hub {
             },
             topics: intake.topics().count(),
             refused: counters.refused.clone(),
+            removed_topics: counters.removals,
             shard_queue_stalls: counters.stalls,
         };
         Moment { reports, queues: intake.outboxes().iter().map(|outbox| outbox.len()).collect(), hub }
@@ -239,17 +244,21 @@ impl Hub {
 fn totals(reports: &[Option<ShardReport>]) -> Option<Counts> {
     let mut total = ShardMetrics::default();
     let (mut window, mut excess) = (Amount::default(), Amount::default());
+    let (mut retained, mut newest) = (RetainedTotals::default(), 0);
     for report in reports {
         let report = report.as_ref()?;
         add(&mut total, &report.metrics);
         window = window.max(window_of(report));
         excess = excess.max(excess_of(report));
+        // One shard may lag another one.
+        retained = if report.sequence >= newest { report.retained } else { retained };
+        newest = newest.max(report.sequence);
     }
-    Some(counts(&total, window, excess))
+    Some(counts(&total, window, excess, retained))
 }
 
 fn counts_of(report: &ShardReport) -> Counts {
-    counts(&report.metrics, window_of(report), excess_of(report))
+    counts(&report.metrics, window_of(report), excess_of(report), report.retained)
 }
 
 fn window_of(report: &ShardReport) -> Amount {
@@ -260,7 +269,7 @@ fn excess_of(report: &ShardReport) -> Amount {
     Amount { events: report.excess_events, bytes: report.excess_bytes }
 }
 
-fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
+fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount, retained: RetainedTotals) -> Counts {
     Counts {
         accepted: metrics.accepted,
         accept_failures: metrics.accept_failures,
@@ -276,6 +285,7 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
         sleeps: metrics.sleeps,
         zero_copy: ZeroCopy { sends: metrics.zero_copy_sends, copied: metrics.zero_copy_copied },
         window,
+        retained,
         excess,
         formats: ByFamily(metrics.families.clone()),
         latency_us: Latencies {
@@ -364,6 +374,7 @@ fn add_family(total: &mut FamilyCounters, one: &FamilyCounters) {
         deferred,
         overruns,
         gaps,
+        conflated,
         messages_in,
     } = one;
     total.connections += connections;
@@ -375,6 +386,7 @@ fn add_family(total: &mut FamilyCounters, one: &FamilyCounters) {
     total.deferred += deferred;
     total.overruns += overruns;
     total.gaps += gaps;
+    total.conflated += conflated;
     total.messages_in += messages_in;
 }
 

@@ -7,7 +7,7 @@
 //! (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
 
 use crate::admission::Bucket;
-use crate::broadcast::{Inbox, Message};
+use crate::broadcast::{Encoded, Inbox, Message};
 use crate::clock::Stamp;
 use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
@@ -21,6 +21,7 @@ mod echo;
 #[cfg(test)]
 mod fixtures;
 mod forgotten;
+mod greeting;
 mod ids;
 mod names;
 mod posts;
@@ -145,6 +146,7 @@ impl<R: EgressRing> Shard<R> {
             taken += 1;
             match message {
                 Message::Batch(batch) => self.state.take_events(&batch),
+                Message::Removal(removal) => self.state.take_removal(&removal),
                 Message::Drain(drain) => self.state.begin_drain(drain),
                 Message::Reload(config) => self.state.setup.config = config,
                 Message::End => self.told_to_end = true,
@@ -191,6 +193,18 @@ impl<R: EgressRing> Shard<R> {
     /// memory.
     pub fn excess(&self) -> (usize, usize) {
         self.state.topics.excess()
+    }
+
+    /// The retained values, oldest first.
+    pub fn retained_values(&self) -> impl Iterator<Item = &std::sync::Arc<Encoded>> {
+        self.state.topics.retained_values()
+    }
+
+    /// Sequence and memory of every event that is in a window or retained, by sequence.
+    pub fn living_events(&self) -> std::collections::BTreeSet<(u64, usize)> {
+        let topics = &self.state.topics;
+        let windows = topics.after("").flat_map(|topic| topic.window.newest_first());
+        windows.chain(topics.retained_values()).map(|event| (event.sequence, event.memory())).collect()
     }
 
     /// The counters.

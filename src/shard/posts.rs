@@ -403,8 +403,8 @@ fn event_of(request: &Request, mut message: Message) -> Result<(Event, Option<Id
     };
     let bytes = Bytes::from(body.into_boxed_slice());
     let data = if request.is_binary { Data::binary(bytes) } else { parse_text(bytes)? };
-    let Options { name, id, retry_ms, idempotency_key } = request.options.clone();
-    Ok((Event { topic: request.topic.clone(), data, name, id, retry_ms }, idempotency_key))
+    let Options { name, id, retry_ms, key, idempotency_key } = request.options.clone();
+    Ok((Event { topic: request.topic.clone(), data, name, id, retry_ms, key }, idempotency_key))
 }
 
 #[cfg(test)]

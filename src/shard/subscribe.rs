@@ -290,9 +290,16 @@ impl State {
         if let Some(gap) = start.gap {
             self.tell_gap(slot, &gap);
         }
-        if let Some(opening) = format.spec().opening {
+        let opening = format.spec().opening.map(|opening| {
             let at = EventId { epoch: self.setup.epoch, sequence: start.cursor };
-            self.answer(slot, opening(start.is_new.then_some(at)));
+            opening(start.is_new.then_some(at))
+        });
+        if start.greeting.is_empty() {
+            if let Some(opening) = opening {
+                self.answer(slot, opening);
+            }
+        } else {
+            self.greet(slot, start.greeting, opening);
         }
         self.count_in(format);
         self.log_subscribed(slot);

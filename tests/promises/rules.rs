@@ -107,7 +107,9 @@ fn check_config_tells_what_a_topic_gets() {
     assert_eq!(
         told(&["--topic", "quotes/USD"]),
         "quotes/USD: the rule in line 5, match = \"quotes/**\"\n\
-         history: 3 events, 8MiB, 1h, and at most 64MiB with their frames\nclients may not publish\n"
+         history: 3 events, 8MiB, 1h, and at most 64MiB with their frames\n\
+         slow subscribers: close; latest is the last event of the topic\n\
+         clients may not publish, and may ask how many subscribers there are\n"
     );
     assert_eq!(
         told(&[]),

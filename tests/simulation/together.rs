@@ -348,7 +348,7 @@ impl Together {
                         assert_eq!(twice, None, "event {number} is broadcast once");
                     }
                 }
-                Message::Reload(_) => {}
+                Message::Reload(_) | Message::Removal(_) => {}
                 Message::Drain(mut drain) => drain.say_done(),
                 Message::End => {
                     let end = ShardEnd::new(self.seats.len(), Ok::<(), String>(()));

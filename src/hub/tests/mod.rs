@@ -29,6 +29,7 @@ mod heads;
 mod log;
 mod presence;
 mod publishing;
+mod removing;
 mod scraping;
 mod streaming;
 mod uplinks;
@@ -159,7 +160,7 @@ fn start_shard(
                         drain.say_done();
                         let _ = tell.send(Seen::Drain);
                     }
-                    Message::Reload(_) => {}
+                    Message::Reload(_) | Message::Removal(_) => {}
                     Message::End => {
                         if let Some(ends) = &ends {
                             let _ = ends.send(ShardEnd { shard: number, result: Ok(()) });
@@ -201,7 +202,15 @@ fn note(topics: &mut Vec<TopicReport>, encoded: &Encoded) {
 
 fn topic_report(topic: &str, newest: u64) -> TopicReport {
     let topic = Topic::new(topic).expect("a topic");
-    TopicReport { topic, subscribers: [1, 2], window_events: 0, window_bytes: 0, oldest: 0, newest }
+    TopicReport {
+        topic,
+        subscribers: [1, 2],
+        window_events: 0,
+        window_bytes: 0,
+        oldest: 0,
+        newest,
+        retained: 0,
+    }
 }
 
 /// Shard `number` has that many connections and one latency of as many milliseconds.
@@ -218,6 +227,7 @@ fn report(number: usize) -> ShardReport {
         window_bytes: 0,
         excess_events: 0,
         excess_bytes: 0,
+        retained: Default::default(),
         pinned_bytes: 0,
         oldest_send_ms: 500,
         sequence: 0,

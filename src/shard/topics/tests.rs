@@ -1,4 +1,6 @@
 use super::*;
+use crate::clock::Stamp;
+use crate::config::limits::LAP_OVERLAP;
 use crate::event::EVENT_BYTES_FIXED;
 use crate::shard::fixtures::{encoded, encoded_alone, encoded_with};
 
