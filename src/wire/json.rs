@@ -120,7 +120,7 @@ pub fn push_string(json: &mut Vec<u8>, text: &str) {
 
 /// Bytes of `text` as a JSON string, quotes included.
 fn string_size(text: &[u8]) -> usize {
-    // Most text needs no escape, which many bytes can be asked at once.
+    // Most text needs no escape: many of its bytes can be asked at once.
     let plain = |plain: bool, &byte: &u8| plain & (byte >= 0x20) & (byte != b'"') & (byte != b'\\');
     let escapes = match text.iter().fold(true, plain) {
         true => 0,
