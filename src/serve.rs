@@ -23,7 +23,8 @@ use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX,
     ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX,
-    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
+    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES, SUBMISSIONS_MAX, TOPIC_BYTES,
+    UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -520,6 +521,10 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
             "what clients publish, until the hub has it",
             sum(2 * limits.incoming_bytes_max() + uplink),
         ));
+    }
+    if config.rules.iter().any(|rule| rule.retain) {
+        let values_max = limits.retained_memory_max() / (EVENT_BYTES_FIXED + RETAINED_VALUE_BYTES);
+        lines.push(("retained values, besides their events", sum(values_max * RETAINED_VALUE_BYTES)));
     }
     if config.access_log {
         let waiting = LOG_LINES_MAX * ACCESS_LINE_BYTES_MAX;

@@ -45,6 +45,7 @@ mod promises {
     mod refusals;
     mod reload;
     mod resume;
+    mod retained;
     mod rules;
     mod service_manager;
     mod shutdown;

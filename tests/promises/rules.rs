@@ -13,16 +13,16 @@ use crate::support::peer::{masked, request};
 use crate::support::{Protocol, Server, Subscriber};
 
 /// A file that is gone when the test is over.
-struct File(PathBuf);
+pub(super) struct File(PathBuf);
 
 impl File {
-    fn new(name: &str, text: &str) -> File {
+    pub(super) fn new(name: &str, text: &str) -> File {
         let path = std::env::temp_dir().join(format!("fanwave-rules-{}-{name}.toml", std::process::id()));
         std::fs::write(&path, text).expect("a temporary file");
         File(path)
     }
 
-    fn path(&self) -> &str {
+    pub(super) fn path(&self) -> &str {
         self.0.to_str().expect("a path in UTF-8")
     }
 }
