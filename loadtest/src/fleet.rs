@@ -52,8 +52,8 @@ pub struct Group {
 impl Group {
     /// True if any of them hears event `number`.
     pub fn hears(&self, number: u64) -> bool {
-        let lane = self.rota.place(number).map(|(lane, _)| lane);
-        lane.is_some_and(|lane| self.rota.listeners(lane, self.first, self.connections) > 0)
+        let strand = self.rota.place(number).map(|(strand, _)| strand);
+        strand.is_some_and(|strand| self.rota.listeners(strand, self.first, self.connections) > 0)
     }
 }
 
@@ -327,7 +327,7 @@ impl Fleet {
     pub fn check(&mut self, events: u64, last: u64) -> Result<FleetTotals> {
         let report = self.report(last)?;
         let expected = Expected {
-            events: (self.plan.rota().lanes() == 1).then_some(events),
+            events: (self.plan.rota().strands() == 1).then_some(events),
             deliveries: self.owed(last - events.min(last), last),
             same_bytes: report.totals.same_bytes,
             audited: self.plan.audit,

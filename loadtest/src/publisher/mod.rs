@@ -173,8 +173,8 @@ struct Turn {
 impl Turn {
     /// The sequence among its own events on a topic; `None` of what others said.
     fn own(self, topic: usize, number: u64) -> Option<u64> {
-        let (lane, sequence) = self.rota.place(number)?;
-        (lane == topic * self.rota.voices + self.voice).then_some(sequence)
+        let (strand, sequence) = self.rota.place(number)?;
+        (strand == topic * self.rota.voices + self.voice).then_some(sequence)
     }
 }
 
@@ -183,8 +183,8 @@ impl Batch<'_> {
     fn events(&self) -> impl Iterator<Item = (usize, Stamp)> {
         let Turn { rota, voice } = self.turn;
         self.times.iter().zip(self.first..).filter_map(move |(&time_ns, sequence)| {
-            let (lane, _) = rota.place(sequence)?;
-            (lane % rota.voices == voice).then_some((lane / rota.voices, Stamp { sequence, time_ns }))
+            let (strand, _) = rota.place(sequence)?;
+            (strand % rota.voices == voice).then_some((strand / rota.voices, Stamp { sequence, time_ns }))
         })
     }
 

@@ -104,7 +104,7 @@ struct Member {
 #[derive(Debug)]
 struct Split {
     splitter: Splitter,
-    /// One for each lane that it hears.
+    /// One for each strand that it hears.
     audits: Vec<Audit>,
     /// The id after which it resumes; empty if it does not.
     resume: String,
@@ -228,8 +228,8 @@ impl Crowd {
             members: Vec::new(),
             by_slot: Vec::new(),
             rota,
-            tally: Tally::new(counting, setup.audit, rota.lanes()),
-            witness: Witness::new(rota.lanes()),
+            tally: Tally::new(counting, setup.audit, rota.strands()),
+            witness: Witness::new(rota.strands()),
             open: 0,
             opening: None,
             wanted: VecDeque::new(),
@@ -370,15 +370,15 @@ impl Crowd {
             }
             // What it does not hear is nobody's.
             let place = event.stamp.and_then(|stamp| rota.place(stamp.sequence));
-            let place = place.filter(|(lane, _)| heard.contains(lane));
-            let (lane, sequence) = place.map_or((heard.start, None), |(lane, at)| (lane, Some(at)));
+            let place = place.filter(|(strand, _)| heard.contains(strand));
+            let (strand, sequence) = place.map_or((heard.start, None), |(strand, at)| (strand, Some(at)));
             let stamp = event.stamp.filter(|_| sequence.is_some());
             if let Some(stamp) = stamp.filter(|_| !by_bytes) {
                 witness.saw(stamp, now);
             }
-            let is_new = audits[lane - heard.start].take(sequence);
+            let is_new = audits[strand - heard.start].take(sequence);
             if !by_bytes {
-                tally.delivered(lane as u32, stamp, is_new, now);
+                tally.delivered(strand as u32, stamp, is_new, now);
             }
         });
         let fed = match fed {
@@ -407,8 +407,8 @@ impl Crowd {
             if let Some(split) = &mut member.split
                 && split.since_ns == owed.since_ns
             {
-                for (audit, lane) in split.audits.iter_mut().zip(self.rota.heard(member.stream)) {
-                    audit.owe(self.witness.from(owed.number, lane));
+                for (audit, strand) in split.audits.iter_mut().zip(self.rota.heard(member.stream)) {
+                    audit.owe(self.witness.from(owed.number, strand));
                 }
             }
         }
@@ -502,8 +502,8 @@ impl Crowd {
             if split.resume.is_empty() {
                 // Nobody knows what a slow reader would have come to.
                 let now = now_ns();
-                for (audit, lane) in split.audits.iter_mut().zip(self.rota.heard(member.stream)) {
-                    audit.rejoin(if late { 0 } else { self.witness.settled(lane, now) });
+                for (audit, strand) in split.audits.iter_mut().zip(self.rota.heard(member.stream)) {
+                    audit.rejoin(if late { 0 } else { self.witness.settled(strand, now) });
                 }
                 split.since_ns = 0;
             }

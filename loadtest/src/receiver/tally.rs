@@ -10,7 +10,7 @@
 //! events*: every connection is split, and an event has arrived once every connection of its topic
 //! has it.
 //!
-//! What is counted is counted per lane (see [`Rota`]): one publisher's events to one topic.
+//! What is counted is counted per strand (see [`Rota`]): one publisher's events to one topic.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -88,9 +88,9 @@ pub struct SampleWord {
     pub handshakes: Vec<(u64, u64)>,
 }
 
-/// How the events of a crowd go round: event k, from 1, is of lane (k - 1) mod lanes, and has the
-/// sequence (k - 1) / lanes + 1 there. A lane is what one voice says on one stream; a stream is
-/// what a connection hears, one topic or all.
+/// How the events of a crowd go round: event k, from 1, is of strand (k - 1) mod strands, and has
+/// the sequence (k - 1) / strands + 1 there. A strand is what one voice says on one stream; a
+/// stream is what a connection hears, one topic or all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rota {
     /// Connection k hears stream k mod streams. At least 1.
@@ -101,25 +101,25 @@ pub struct Rota {
 
 impl Rota {
     /// Lanes of all streams.
-    pub fn lanes(self) -> usize {
+    pub fn strands(self) -> usize {
         self.streams * self.voices
     }
 
-    /// The lanes that a connection of `stream` hears.
+    /// The strands that a connection of `stream` hears.
     pub fn heard(self, stream: u32) -> Range<usize> {
         let first = stream as usize * self.voices;
         first..first + self.voices
     }
 
-    /// Lane and sequence of event `number`; none of number 0, which no publisher gives.
+    /// Strand and sequence of event `number`; none of number 0, which no publisher gives.
     pub fn place(self, number: u64) -> Option<(usize, u64)> {
-        let (before, lanes) = (number.checked_sub(1)?, self.lanes() as u64);
-        Some(((before % lanes) as usize, before / lanes + 1))
+        let (before, strands) = (number.checked_sub(1)?, self.strands() as u64);
+        Some(((before % strands) as usize, before / strands + 1))
     }
 
-    /// How many of `connections` connections from number `first` on hear `lane`.
-    pub fn listeners(self, lane: usize, first: usize, connections: usize) -> usize {
-        let (stream, streams) = (lane / self.voices, self.streams);
+    /// How many of `connections` connections from number `first` on hear `strand`.
+    pub fn listeners(self, strand: usize, first: usize, connections: usize) -> usize {
+        let (stream, streams) = (strand / self.voices, self.streams);
         let ahead = (stream + streams - first % streams) % streams;
         connections.saturating_sub(ahead).div_ceil(streams)
     }
@@ -127,19 +127,19 @@ impl Rota {
     /// Deliveries that the events after `from` up to `to` make on `connections` connections from
     /// number `first` on.
     pub fn owed(self, first: usize, connections: usize, from: u64, to: u64) -> u64 {
-        let lanes = self.lanes();
-        (0..lanes)
-            .map(|lane| {
-                let events = events_of(to, lane, lanes) - events_of(from.min(to), lane, lanes);
-                events * self.listeners(lane, first, connections) as u64
+        let strands = self.strands();
+        (0..strands)
+            .map(|strand| {
+                let events = events_of(to, strand, strands) - events_of(from.min(to), strand, strands);
+                events * self.listeners(strand, first, connections) as u64
             })
             .sum()
     }
 }
 
-/// How many of the first `events` events go to `lane`.
-pub fn events_of(events: u64, lane: usize, lanes: usize) -> u64 {
-    events.saturating_sub(lane as u64).div_ceil(lanes as u64)
+/// How many of the first `events` events go to `strand`.
+pub fn events_of(events: u64, strand: usize, strands: usize) -> u64 {
+    events.saturating_sub(strand as u64).div_ceil(strands as u64)
 }
 
 /// Whether event `number` is told although only one of 2^`shift` is: the same choice in every
@@ -159,7 +159,7 @@ pub fn record(histogram: &mut Histogram<u64>, values: &[(u64, u64)]) {
 }
 
 #[derive(Debug, Default)]
-struct Lane {
+struct Strand {
     connections: u64,
     /// Bytes of all of its connections since zero.
     bytes: u64,
@@ -184,15 +184,15 @@ struct Lane {
 pub struct Tally {
     counting: Counting,
     audit: bool,
-    lanes: Vec<Lane>,
-    /// Entries of all lanes' `pending`. 0 <= pending <= PENDING_MAX.
+    strands: Vec<Strand>,
+    /// Entries of all strands' `pending`. 0 <= pending <= PENDING_MAX.
     pending: usize,
     /// Lanes with new bytes since the last look.
     dirty: Vec<u32>,
     connections: u64,
     /// Number of the first event since zero, from 1.
     next: u64,
-    /// Events since zero that are complete on all lanes, without a gap, and how many of them were
+    /// Events since zero that are complete on all strands, without a gap, and how many of them were
     /// told.
     complete: u64,
     told: u64,
@@ -233,13 +233,13 @@ impl Recent {
 }
 
 impl Tally {
-    /// Counters of connections that hear `lanes` lanes; latencies are recorded with `audit`.
-    pub fn new(counting: Counting, audit: bool, lanes: usize) -> Tally {
-        let lanes = (0..lanes.max(1)).map(|_| Lane { first: 1, ..Lane::default() }).collect();
+    /// Counters of connections that hear `strands` strands; latencies are recorded with `audit`.
+    pub fn new(counting: Counting, audit: bool, strands: usize) -> Tally {
+        let strands = (0..strands.max(1)).map(|_| Strand { first: 1, ..Strand::default() }).collect();
         Tally {
             counting,
             audit,
-            lanes,
+            strands,
             pending: 0,
             dirty: Vec::new(),
             connections: 0,
@@ -256,81 +256,81 @@ impl Tally {
     /// Counts by events from here on; nothing may have arrived since zero.
     pub fn count_events(&mut self) {
         self.counting = Counting::Events;
-        self.lanes.iter_mut().for_each(|lane| lane.ends.clear());
+        self.strands.iter_mut().for_each(|strand| strand.ends.clear());
     }
 
-    /// One connection more that hears these lanes; true if it is the first, the scout.
+    /// One connection more that hears these strands; true if it is the first, the scout.
     pub fn join(&mut self, heard: Range<usize>) -> bool {
         self.connections += 1;
-        let lanes = &mut self.lanes[heard];
-        lanes.iter_mut().for_each(|lane| lane.connections += 1);
-        lanes[0].connections == 1
+        let strands = &mut self.strands[heard];
+        strands.iter_mut().for_each(|strand| strand.connections += 1);
+        strands[0].connections == 1
     }
 
-    /// Sequence of the lane's first event since zero.
-    pub fn first_of(&self, lane: usize) -> u64 {
-        self.lanes[lane].first
+    /// Sequence of the strand's first event since zero.
+    pub fn first_of(&self, strand: usize) -> u64 {
+        self.strands[strand].first
     }
 
-    /// A connection of `lane` received so many bytes.
+    /// A connection of `strand` received so many bytes.
     #[inline]
-    pub fn add_bytes(&mut self, lane: u32, bytes: u64) {
+    pub fn add_bytes(&mut self, strand: u32, bytes: u64) {
         self.bytes += bytes;
         if self.counting != Counting::Bytes {
             return;
         }
-        let state = &mut self.lanes[lane as usize];
+        let state = &mut self.strands[strand as usize];
         state.bytes += bytes;
         if !state.dirty {
             state.dirty = true;
-            self.dirty.push(lane);
+            self.dirty.push(strand);
         }
     }
 
-    /// The scout of `lane` has a whole event that ends at its byte `end` since zero.
-    pub fn scouted(&mut self, lane: u32, end: u64) {
-        let lane = &mut self.lanes[lane as usize];
-        lane.scout = (lane.scout.0 + 1, end);
+    /// The scout of `strand` has a whole event that ends at its byte `end` since zero.
+    pub fn scouted(&mut self, strand: u32, end: u64) {
+        let strand = &mut self.strands[strand as usize];
+        strand.scout = (strand.scout.0 + 1, end);
         // More come from a broken or hostile stream only; what has no end here is never complete.
-        if self.counting == Counting::Bytes && lane.ends.len() < PENDING_MAX {
-            lane.ends.push_back(end);
+        if self.counting == Counting::Bytes && strand.ends.len() < PENDING_MAX {
+            strand.ends.push_back(end);
         }
     }
 
-    /// A connection of `lane` has an event, and `is_new` unless it had it before.
+    /// A connection of `strand` has an event, and `is_new` unless it had it before.
     #[inline]
-    pub fn delivered(&mut self, lane: u32, stamp: Option<Stamp>, is_new: bool, now_ns: u64) {
+    pub fn delivered(&mut self, strand: u32, stamp: Option<Stamp>, is_new: bool, now_ns: u64) {
         self.deliveries += 1;
         let Some(stamp) = stamp else { return };
         if self.audit {
             self.recent.latencies.saturating_record(now_ns.saturating_sub(stamp.time_ns));
         }
         if is_new && self.counting == Counting::Events {
-            self.follow(lane, stamp, now_ns);
+            self.follow(strand, stamp, now_ns);
         }
     }
 
     fn follow(&mut self, number: u32, stamp: Stamp, now_ns: u64) {
-        let sequence = stamp.sequence.saturating_sub(1) / self.lanes.len() as u64 + 1;
-        let lane = &mut self.lanes[number as usize];
-        let Some(at) = sequence.checked_sub(lane.first + lane.complete) else { return };
-        if at >= lane.pending.len() as u64 {
-            let grown = (at - lane.pending.len() as u64).saturating_add(1);
+        let sequence = stamp.sequence.saturating_sub(1) / self.strands.len() as u64 + 1;
+        let strand = &mut self.strands[number as usize];
+        let Some(at) = sequence.checked_sub(strand.first + strand.complete) else { return };
+        if at >= strand.pending.len() as u64 {
+            let grown = (at - strand.pending.len() as u64).saturating_add(1);
             if grown > (PENDING_MAX - self.pending) as u64 {
                 return;
             }
             self.pending += grown as usize;
-            lane.pending.resize(at as usize + 1, 0);
+            strand.pending.resize(at as usize + 1, 0);
         }
         let at = at as usize;
-        lane.pending[at] += 1;
-        if lane.pending[at] < lane.connections {
+        strand.pending[at] += 1;
+        if strand.pending[at] < strand.connections {
             return;
         }
-        while lane.pending.front().is_some_and(|arrived| *arrived >= lane.connections) {
-            lane.pending.pop_front();
+        while strand.pending.front().is_some_and(|arrived| *arrived >= strand.connections) {
+            strand.pending.pop_front();
             self.pending -= 1;
-            lane.complete += 1;
+            strand.complete += 1;
         }
         if self.audit {
             self.arrived_everywhere(LastArrival {
@@ -368,19 +368,19 @@ impl Tally {
     /// How many events since zero are complete everywhere, if that has not been told.
     pub fn progress(&mut self) -> Option<u64> {
         for number in std::mem::take(&mut self.dirty) {
-            let lane = &mut self.lanes[number as usize];
-            lane.dirty = false;
-            while lane.ends.front().is_some_and(|end| lane.bytes >= end * lane.connections) {
-                lane.ends.pop_front();
-                lane.complete += 1;
-                self.deliveries += lane.connections;
+            let strand = &mut self.strands[number as usize];
+            strand.dirty = false;
+            while strand.ends.front().is_some_and(|end| strand.bytes >= end * strand.connections) {
+                strand.ends.pop_front();
+                strand.complete += 1;
+                self.deliveries += strand.connections;
             }
         }
-        let lanes = self.lanes.len() as u64;
+        let strands = self.strands.len() as u64;
         while self.connections > 0 && self.counting != Counting::Deliveries {
             let before = self.next + self.complete - 1;
-            let lane = &self.lanes[(before % lanes) as usize];
-            if lane.connections > 0 && before / lanes + 1 >= lane.first + lane.complete {
+            let strand = &self.strands[(before % strands) as usize];
+            if strand.connections > 0 && before / strands + 1 >= strand.first + strand.complete {
                 break;
             }
             self.complete += 1;
@@ -394,11 +394,11 @@ impl Tally {
 
     /// Sets everything to zero; `next` is the number of the event expected first.
     pub fn zero(&mut self, next: u64) {
-        let lanes = self.lanes.len();
-        for (number, lane) in self.lanes.iter_mut().enumerate() {
-            let first = events_of(next.saturating_sub(1), number, lanes) + 1;
-            let connections = lane.connections;
-            *lane = Lane { connections, first, ..Lane::default() };
+        let strands = self.strands.len();
+        for (number, strand) in self.strands.iter_mut().enumerate() {
+            let first = events_of(next.saturating_sub(1), number, strands) + 1;
+            let connections = strand.connections;
+            *strand = Strand { connections, first, ..Strand::default() };
         }
         self.dirty.clear();
         self.pending = 0;
@@ -419,9 +419,9 @@ impl Tally {
         self.deliveries
     }
 
-    /// Whole events of the lane's scout since zero, and its bytes at the end of the last of them.
-    pub fn scout(&self, lane: u32) -> (u64, u64) {
-        self.lanes[lane as usize].scout
+    /// Whole events of the strand's scout since zero, and its bytes at the end of the last of them.
+    pub fn scout(&self, strand: u32) -> (u64, u64) {
+        self.strands[strand as usize].scout
     }
 
     /// Latencies since zero.
@@ -466,15 +466,15 @@ mod tests {
     }
 
     #[test]
-    fn events_go_round_the_lanes() {
-        assert_eq!((0..3).map(|lane| events_of(7, lane, 3)).collect::<Vec<_>>(), [3, 2, 2]);
-        assert_eq!((0..3).map(|lane| events_of(0, lane, 3)).collect::<Vec<_>>(), [0, 0, 0]);
+    fn events_go_round_the_strands() {
+        assert_eq!((0..3).map(|strand| events_of(7, strand, 3)).collect::<Vec<_>>(), [3, 2, 2]);
+        assert_eq!((0..3).map(|strand| events_of(0, strand, 3)).collect::<Vec<_>>(), [0, 0, 0]);
         assert_eq!(events_of(9, 0, 1), 9);
     }
 
     #[test]
     fn what_is_owed_is_what_counting_one_by_one_gives() {
-        for (lanes, first, connections, from, to) in [
+        for (strands, first, connections, from, to) in [
             (1, 0, 10, 0, 7),
             (1, 7, 10, 47, 50),
             (3, 0, 10, 0, 7),
@@ -486,19 +486,19 @@ mod tests {
             (2, 5, 9, 3, 3),
         ] {
             let counted: usize = (from + 1..=to)
-                .map(|event| (event as usize - 1) % lanes)
-                .map(|lane| (first..first + connections).filter(|k| k % lanes == lane).count())
+                .map(|event| (event as usize - 1) % strands)
+                .map(|strand| (first..first + connections).filter(|k| k % strands == strand).count())
                 .sum();
-            let case = (lanes, first, connections, from, to);
-            let rota = Rota { streams: lanes, voices: 1 };
+            let case = (strands, first, connections, from, to);
+            let rota = Rota { streams: strands, voices: 1 };
             assert_eq!(rota.owed(first, connections, from, to), counted as u64, "{case:?}");
         }
         let five = Rota { streams: 5, voices: 1 };
-        assert_eq!([0, 1, 2, 3, 4].map(|lane| five.listeners(lane, 3, 2)), [0, 0, 0, 1, 1]);
+        assert_eq!([0, 1, 2, 3, 4].map(|strand| five.listeners(strand, 3, 2)), [0, 0, 0, 1, 1]);
     }
 
     #[test]
-    fn every_voice_of_a_topic_has_a_lane_of_its_own_and_a_pattern_hears_all() {
+    fn every_voice_of_a_topic_has_a_strand_of_its_own_and_a_pattern_hears_all() {
         let rota = Rota { streams: 3, voices: 2 };
         assert_eq!([1, 2, 3, 7].map(|number| rota.place(number)), [(0, 1), (1, 1), (2, 1), (0, 2)].map(Some));
         assert_eq!((rota.place(0), rota.heard(2)), (None, 4..6));
@@ -509,10 +509,10 @@ mod tests {
     }
 
     #[test]
-    fn by_events_an_event_is_complete_when_each_connection_of_its_lane_has_it() {
+    fn by_events_an_event_is_complete_when_each_connection_of_its_strand_has_it() {
         let mut tally = Tally::new(Counting::Events, true, 2);
-        assert_eq!([0, 0, 1].map(|lane| tally.join(lane..lane + 1)), [true, false, true]);
-        tally.zero(4); // lane 1 is next, with its sequence 2
+        assert_eq!([0, 0, 1].map(|strand| tally.join(strand..strand + 1)), [true, false, true]);
+        tally.zero(4); // strand 1 is next, with its sequence 2
         assert_eq!((tally.first_of(0), tally.first_of(1)), (3, 2));
         tally.delivered(0, stamp(5), true, 150);
         tally.delivered(0, stamp(5), true, 160);
@@ -533,7 +533,7 @@ mod tests {
     #[test]
     fn by_bytes_an_event_is_complete_when_all_bytes_up_to_its_end_are_here() {
         let mut tally = Tally::new(Counting::Bytes, false, 1);
-        assert_eq!([0, 0].map(|lane| tally.join(lane..lane + 1)), [true, false]);
+        assert_eq!([0, 0].map(|strand| tally.join(strand..strand + 1)), [true, false]);
         tally.add_bytes(0, 10);
         tally.scouted(0, 10);
         assert_eq!(tally.progress(), None);
@@ -549,26 +549,26 @@ mod tests {
         let mut tally = Tally::new(Counting::Events, true, 1);
         tally.join(0..1);
         tally.delivered(0, stamp(u64::MAX), true, 150);
-        assert!(tally.lanes[0].pending.is_empty());
+        assert!(tally.strands[0].pending.is_empty());
     }
 
     #[test]
-    fn all_lanes_share_one_limit_of_followed_events_and_give_back_what_is_complete() {
+    fn all_strands_share_one_limit_of_followed_events_and_give_back_what_is_complete() {
         let mut tally = Tally::new(Counting::Events, true, 3);
-        for lane in 0..3 {
-            tally.join(lane..lane + 1);
+        for strand in 0..3 {
+            tally.join(strand..strand + 1);
         }
         let half = PENDING_MAX as u64 / 2;
-        let stamp = |lane: u64, sequence: u64| stamp((sequence - 1) * 3 + lane + 1);
+        let stamp = |strand: u64, sequence: u64| stamp((sequence - 1) * 3 + strand + 1);
         tally.delivered(0, stamp(0, half + 1), true, 150);
         tally.delivered(1, stamp(1, half + 1), true, 150);
-        assert!(tally.lanes[1].pending.is_empty(), "one too many");
+        assert!(tally.strands[1].pending.is_empty(), "one too many");
         tally.delivered(1, stamp(1, half - 1), true, 150);
         tally.delivered(2, stamp(2, 1), true, 150);
-        assert_eq!(tally.lanes[2].complete, 0, "no room for it");
+        assert_eq!(tally.strands[2].complete, 0, "no room for it");
         tally.delivered(1, stamp(1, 1), true, 150);
         tally.delivered(2, stamp(2, 1), true, 150);
-        assert_eq!((tally.pending, tally.lanes[2].complete), (PENDING_MAX - 1, 1));
+        assert_eq!((tally.pending, tally.strands[2].complete), (PENDING_MAX - 1, 1));
         tally.zero(1);
         assert_eq!(tally.pending, 0);
     }

@@ -192,10 +192,10 @@ impl Crowd {
         let member = &self.members[number as usize];
         member.split.as_ref().is_none_or(|split| {
             let lacks = |last: &dyn Fn(usize) -> u64| {
-                let mut lanes = split.audits.iter().zip(self.rota.heard(member.stream));
-                lanes.any(|(audit, lane)| audit.tail(last(lane)) > 0)
+                let mut strands = split.audits.iter().zip(self.rota.heard(member.stream));
+                strands.any(|(audit, strand)| audit.tail(last(strand)) > 0)
             };
-            !lacks(&|lane| self.witness.known(lane)) || lacks(&|lane| self.witness.settled(lane, now))
+            !lacks(&|strand| self.witness.known(strand)) || lacks(&|strand| self.witness.settled(strand, now))
         })
     }
 

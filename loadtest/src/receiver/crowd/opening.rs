@@ -56,11 +56,11 @@ impl Crowd {
         self.timers.push(Reverse((now, Task::Ramp)));
     }
 
-    /// What a new member of a stream expects on its lanes.
+    /// What a new member of a stream expects on its strands.
     fn audits(&self, stream: u32) -> Vec<Audit> {
-        let expects = |lane| match self.setup.behaviour {
-            _ if self.setup.newest > 0 => Audit::newest(self.tally.first_of(lane), self.setup.newest),
-            Behaviour::Steady | Behaviour::Once => Audit::new(self.tally.first_of(lane)),
+        let expects = |strand| match self.setup.behaviour {
+            _ if self.setup.newest > 0 => Audit::newest(self.tally.first_of(strand), self.setup.newest),
+            Behaviour::Steady | Behaviour::Once => Audit::new(self.tally.first_of(strand)),
             _ => Audit::joining(),
         };
         self.rota.heard(stream).map(expects).collect()

@@ -13,7 +13,7 @@ impl Crowd {
     /// not stay, whoever has received something expects what follows it.
     pub fn zero(&mut self, next: u64, raw_frame_bytes: usize) {
         self.tally.zero(next);
-        self.witness = Witness::new(self.rota.lanes());
+        self.witness = Witness::new(self.rota.strands());
         for at in 0..self.members.len() {
             let raw = (self.setup.protocol == Protocol::Raw).then(|| self.splitter(raw_frame_bytes));
             let member = &mut self.members[at];
@@ -24,8 +24,8 @@ impl Crowd {
             }
             let late = late(self.setup.behaviour);
             let steady = self.setup.behaviour.takes_all();
-            for (audit, lane) in split.audits.iter_mut().zip(self.rota.heard(member.stream)) {
-                let first = self.tally.first_of(lane);
+            for (audit, strand) in split.audits.iter_mut().zip(self.rota.heard(member.stream)) {
+                let first = self.tally.first_of(strand);
                 let begins = audit.is_joining() || audit.owed_unknown();
                 if self.setup.newest > 0 {
                     *audit = Audit::newest(first, self.setup.newest);
@@ -48,15 +48,15 @@ impl Crowd {
             let Some(split) = member.split.as_ref().filter(|_| self.setup.protocol != Protocol::Raw) else {
                 continue;
             };
-            for (audit, lane) in split.audits.iter().zip(heard) {
+            for (audit, strand) in split.audits.iter().zip(heard) {
                 findings.add(&audit.found());
                 if late(self.setup.behaviour) && self.setup.newest == 0 {
                     continue;
                 }
-                let last = events_of(last, lane, self.rota.lanes());
+                let last = events_of(last, strand, self.rota.strands());
                 tail += match self.witness.after_silence(split.since_ns) {
                     Some(number) if member.state == State::Open && audit.owed_unknown() => {
-                        last.saturating_add(1).saturating_sub(self.witness.from(number, lane))
+                        last.saturating_add(1).saturating_sub(self.witness.from(number, strand))
                     }
                     _ => audit.tail(last),
                 };
