@@ -63,7 +63,7 @@ fn retained(rule: &Rule) -> &'static str {
 }
 
 /// What a topic would get.
-fn told_of(topic: &Topic, config: &Config) -> String {
+pub fn told_of(topic: &Topic, config: &Config) -> String {
     let rule = config.rules.of(topic.as_str());
     let (which, kept) = match rule {
         Some(rule) => (format!("the rule in line {}, match = \"{}\"", rule.line, rule.pattern), rule.history),
