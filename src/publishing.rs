@@ -155,7 +155,7 @@ fn parse_key(text: &str) -> Result<Key, Refusal> {
 /// ([`Epoch::is_ours`](crate::event::Epoch::is_ours)), so one of another process is none for a
 /// publisher either.
 pub fn reserved(event: &Event) -> Option<Refusal> {
-    if let Some(refusal) = names_many(&event.topic) {
+    if let Some(refusal) = names_many(&event.topic, "publish to one") {
         return Some(refusal);
     }
     let name = event.name.as_ref().map(EventName::as_str);
@@ -169,10 +169,10 @@ pub fn reserved(event: &Event) -> Option<Refusal> {
     Some(Refusal::new(RefusalReason::ReservedId, text))
 }
 
-/// The refusal of a name that stands for many topics, where one is needed.
-pub fn names_many(topic: &Topic) -> Option<Refusal> {
+/// The refusal of a name that stands for many topics, where one is needed; with a remedy.
+pub fn names_many(topic: &Topic, remedy: &str) -> Option<Refusal> {
     topic.as_str().contains('*').then(|| {
-        let text = format!("the topic {topic} has a '*', which stands for many topics; name one");
+        let text = format!("the topic {topic} has a '*', which stands for many topics; {remedy}");
         Refusal::new(RefusalReason::BadTopic, text)
     })
 }

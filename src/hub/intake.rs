@@ -285,7 +285,7 @@ impl Intake {
         if self.draining {
             return self.refuse(Refusal::draining());
         }
-        if let Some(refusal) = names_many(&topic) {
+        if let Some(refusal) = names_many(&topic, "remove one") {
             return self.refuse(refusal);
         }
         if self.events > 0 && self.events >= self.queue_events_max {

@@ -4,8 +4,8 @@
 //! A subscriber that names no start stands at the shard's sequence, like any other, and is owed the
 //! values up to there. They go out in pieces, each as an answer: while there is one to come,
 //! `control` holds the last one that was made, so that no news overtakes it and no elevator hands
-//! over anything. A value whose place another one has taken meanwhile is left out: that one comes as
-//! news.
+//! over anything. A value whose place another one has taken meanwhile is left out: that one comes
+//! as news.
 //!
 //! Invariants worth naming:
 //! - Whoever has an entry in `State::greetings` has something in `control`, if nothing else

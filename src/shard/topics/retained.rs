@@ -198,3 +198,102 @@ impl Topics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use toml::de::DeTable;
+
+    use super::*;
+    use crate::clock::Stamp;
+    use crate::config::Rules;
+    use crate::config::rules::{KEY, RuleText};
+    use crate::event::Event;
+    use crate::shard::fixtures::{encoded, encoded_alone};
+
+    fn topics(rules: &str, change: impl FnOnce(&mut Limits)) -> Topics {
+        let mut limits = Limits::default();
+        change(&mut limits);
+        let file = DeTable::parse(rules).expect("TOML");
+        let (_, value) = file.get_ref().iter().find(|(key, _)| key.get_ref() == KEY).expect("rules");
+        let texts = RuleText::read(value, rules).expect("rules");
+        Topics::new(&limits, &Rules::new(&texts, &limits).expect("valid"))
+    }
+
+    fn keyed(sequence: u64, key: &str) -> Arc<Encoded> {
+        let encoded = encoded_alone("a", sequence);
+        let event = Event { key: Some(Key::new(key).expect("a key")), ..encoded.event.clone() };
+        Arc::new(Encoded::new(event, encoded.epoch(), sequence, encoded.intake))
+    }
+
+    fn values(topics: &Topics) -> Vec<u64> {
+        topics.retained_values().map(|event| event.sequence).collect()
+    }
+
+    const RETAIN: &str = "[[rule]]\nmatch = \"a\"\nretain = true\nhistory.age = \"1s\"\n";
+
+    #[test]
+    fn the_newest_event_of_a_topic_or_of_each_key_is_its_value() {
+        let mut by_topic = topics(RETAIN, |_| ());
+        let mut by_key = topics(&format!("{RETAIN}conflate = \"key\"\n"), |_| ());
+        for topics in [&mut by_topic, &mut by_key] {
+            for event in [keyed(1, "x"), encoded("a", 2), keyed(3, "y"), encoded("b", 4), keyed(5, "x")] {
+                topics.push(&event);
+            }
+        }
+        assert_eq!((values(&by_topic), values(&by_key)), (vec![5], vec![2, 3, 5]));
+        let retained = by_key.retained_totals();
+        let weight: usize = by_key.retained_values().map(|event| weight(event)).sum();
+        assert_eq!((retained.values, retained.bytes, retained.given_up), (3, weight as u64, 0));
+    }
+
+    #[test]
+    fn a_value_outlives_its_history_and_what_the_hub_remembers() {
+        let mut topics = topics(RETAIN, |_| ());
+        topics.push(&encoded("a", 1));
+        let forgets = encoded_alone("b", 2).forgetting(Topic::new("a").ok());
+        topics.push(&Arc::new(forgets));
+        let index = topics.find(&Topic::new("a").expect("a topic")).expect("its value is here");
+        assert!(topics.get(index).window.is_empty(), "its history is not");
+        assert_eq!(values(&topics), [1]);
+        topics.push(&encoded("a", 3));
+        topics.expire(Stamp(10_000_000_000));
+        assert_eq!((values(&topics), topics.window_events()), (vec![3], 1), "b has no age");
+        topics.remove(&Topic::new("a").expect("a topic"), 4);
+        assert_eq!((values(&topics), topics.find(&Topic::new("a").expect("a topic"))), (vec![], None));
+        assert_eq!(topics.retained_totals(), RetainedTotals::default());
+    }
+
+    #[test]
+    fn the_oldest_value_of_all_is_given_up_for_one_too_many() {
+        let rule = "[[rule]]\nmatch = \"**\"\nretain = true\nhistory.events = 0\n";
+        let room = 16 * (Limits::default().event_memory_max() + RETAINED_VALUE_BYTES);
+        let mut topics = topics(rule, |limits| limits.window_bytes_total_max = room);
+        let large = |topic: &str, sequence| {
+            crate::shard::fixtures::encoded_with(topic, sequence, vec![b'x'; 1 << 20])
+        };
+        topics.push(&large("a", 1));
+        topics.push(&encoded("b", 2));
+        let (mut sequence, mut given_up) = (2, 0);
+        while given_up == 0 {
+            sequence += 1;
+            topics.push(&large(&sequence.to_string(), sequence));
+            given_up = topics.retained_totals().given_up;
+        }
+        assert_eq!(values(&topics), (1 + given_up..=sequence).collect::<Vec<_>>());
+        assert_eq!(topics.find(&Topic::new("a").expect("a topic")), None, "nothing is left of its topic");
+        assert!(topics.retained_totals().bytes <= (room / 16) as u64);
+    }
+
+    #[test]
+    fn what_is_removed_is_a_gap_also_where_nothing_was_left_of_it() {
+        let mut topics = topics(RETAIN, |_| ());
+        let name = Topic::new("quiet").expect("a topic");
+        topics.push(&encoded("quiet", 1));
+        topics.remove(&name, 2);
+        topics.remove(&Topic::new("unknown").expect("a topic"), 3);
+        for (name, evicted) in [("quiet", 2), ("unknown", 3), ("other", 0)] {
+            let index = topics.intern(&Topic::new(name).expect("a topic"));
+            assert_eq!(topics.get(index).window.evicted(), evicted, "{name}");
+        }
+    }
+}
