@@ -20,7 +20,7 @@ use crate::link::has_room;
 use crate::machine::Machine;
 use crate::outcome::{Cost, FloorCost, Latency, Outcome, Storm};
 use crate::unit::{Unit, grouped};
-use crate::workload::{Behaviour, Crowd};
+use crate::workload::{Behaviour, Crowd, Listens};
 
 /// Columns of a terminal that every report fits.
 const COLUMNS: usize = 100;
@@ -313,7 +313,14 @@ fn crowd(crowd: &Crowd) -> String {
             format!(", {} reconnecting at {}", Unit::Share.show(share), Unit::Seconds.show(at_seconds))
         }
     };
-    format!("{} {}{behaviour}", grouped(crowd.connections as u64), crowd.protocol.label())
+    let listens = match crowd.listens {
+        Listens::One => "",
+        Listens::All => " on all topics",
+        Listens::Both => " on all topics and on one of them",
+    };
+    let slow = crowd.slow.map(|slow| format!(", slow={}", slow.word())).unwrap_or_default();
+    let (count, protocol) = (grouped(crowd.connections as u64), crowd.protocol.label());
+    format!("{count} {protocol}{listens}{slow}{behaviour}")
 }
 
 fn counted(count: u64, noun: &str) -> String {

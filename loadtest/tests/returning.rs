@@ -149,7 +149,7 @@ fn a_newcomer_that_gets_nothing_of_what_others_do_lost_it_and_a_quiet_time_is_no
     let mut sockets: Vec<_> = (0..2).map(|_| request(&listener, WS_OK).0).collect();
     receiver.opened();
     sockets[0].write_all(&ws(1)).expect("room");
-    sockets[1].write_all(&ws(1)).expect("room");
+    sockets[1].write_all(&ws(2)).expect("room");
     receiver.report_of(2, 2);
     // The next one would leave two seconds after the first: long enough for all that follows.
     receiver.order(json!({"do": "start", "churn_per_second": 0.5}));
@@ -161,7 +161,7 @@ fn a_newcomer_that_gets_nothing_of_what_others_do_lost_it_and_a_quiet_time_is_no
     assert_eq!(receiver.report(2)["findings"]["lost"], 0, "all is quiet");
     // Event 4, of the other topic: event 5 is the newcomer's, and so must be the third of its
     // topic.
-    sockets[1].write_all(&ws_of(stamped(2, LATER_NS))).expect("room");
+    sockets[1].write_all(&ws_of(stamped(4, LATER_NS))).expect("room");
     assert_eq!(receiver.report_of(4, 3)["findings"], findings(3, 0, 0, 0));
     assert_eq!(receiver.report(7)["tail"], 3, "events 5 and 7, and 6 of the other one");
 }

@@ -131,8 +131,10 @@ pub struct State {
     pub(super) sequence: u64,
     /// `sequence` at the last tick.
     pub(super) sequence_at_tick: u64,
-    /// Subscribers now, by format.
+    /// Subscribers now, by format; those that give commands count also while they have no topic.
     pub(super) subscribers: [usize; Format::COUNT],
+    /// Memberships of topics now, by format: what the hub encodes a format for.
+    pub(super) memberships: [usize; Format::COUNT],
     /// Which entries are to be looked at because time has passed.
     pub(super) look: Look,
     /// What was told of its memory.
@@ -204,6 +206,7 @@ impl State {
             sequence: 0,
             sequence_at_tick: 0,
             subscribers: [0; Format::COUNT],
+            memberships: [0; Format::COUNT],
             look: Look::default(),
             holdings: Holdings::default(),
             slow: SlowSends::default(),
@@ -368,19 +371,19 @@ impl State {
         while let Some(member) = self.connections.get_mut(slot).memberships.pop() {
             self.leave_topic(member, format, latest);
         }
-        let family = format.family();
-        let subscribers = &mut self.subscribers[format.index()];
-        *subscribers -= 1;
-        if *subscribers == 0 {
-            self.setup.demand.end(format);
-        }
-        self.metrics.families[family.index()].connections -= 1;
+        self.subscribers[format.index()] -= 1;
+        self.metrics.families[format.family().index()].connections -= 1;
     }
 
     /// A subscriber with this place in a topic is one no more.
     pub(super) fn leave_topic(&mut self, member: Membership, format: Format, latest: bool) {
         if latest {
             self.topics.end_latest(member.topic);
+        }
+        let memberships = &mut self.memberships[format.index()];
+        *memberships -= 1;
+        if *memberships == 0 {
+            self.setup.demand.end(format);
         }
         let left = self.topics.leave(member.topic, member.position, format.family());
         let Some((moved, under_way)) = left else { return };

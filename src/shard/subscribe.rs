@@ -318,6 +318,11 @@ impl State {
         slow: SlowPolicy,
         from: u64,
     ) -> u32 {
+        let memberships = &mut self.memberships[format.index()];
+        *memberships += 1;
+        if *memberships == 1 {
+            self.setup.demand.begin(format);
+        }
         if slow != SlowPolicy::Latest {
             return self.topics.join(topic, slot, format.family(), from);
         }
@@ -329,11 +334,7 @@ impl State {
 
     /// Counts a connection that is now open.
     pub(super) fn count_in(&mut self, format: Format) {
-        let subscribers = &mut self.subscribers[format.index()];
-        *subscribers += 1;
-        if *subscribers == 1 {
-            self.setup.demand.begin(format);
-        }
+        self.subscribers[format.index()] += 1;
         let counters = &mut self.metrics.families[format.family().index()];
         counters.opened += 1;
         counters.connections += 1;

@@ -11,8 +11,8 @@ use anyhow::Result;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-use super::{Churn, Crowd, Member, PAUSE_NS, SECOND_NS, State, Task};
-use crate::receiver::wires::Wires;
+use super::{Churn, Crowd, Member, NOBODY, PAUSE_NS, SECOND_NS, State, Task, late};
+use crate::receiver::wires::{Wires, slot};
 use crate::stamp::now_ns;
 use crate::workload::Behaviour;
 
@@ -64,13 +64,45 @@ impl Crowd {
         }
     }
 
-    /// Churn and storm are over; whoever is not here now is waited for.
-    pub fn stop(&mut self) {
+    /// Churn and storm are over; whoever is not here now is waited for. Members that did not read
+    /// begin to, if that shows the newest values.
+    pub fn stop(&mut self, wires: &mut Wires) -> Result<()> {
         self.stopped = true;
+        if late(self.setup.behaviour) && self.setup.newest > 0 && !self.reads_on {
+            self.read_on(wires)?;
+        }
         if self.started && self.setup.behaviour != Behaviour::Once {
             let away = |number: &u32| self.members[*number as usize].state != State::Open;
             self.awaited = (0..self.members.len() as u32).filter(away).collect();
         }
+        Ok(())
+    }
+
+    /// Whoever was slow or stalled reads everything from here on.
+    fn read_on(&mut self, wires: &mut Wires) -> Result<()> {
+        self.reads_on = true;
+        self.timers.retain(|Reverse((_, task))| !matches!(task, Task::Read(..)));
+        for number in 0..self.members.len() {
+            let member = &self.members[number];
+            let Some(socket) = member.socket.as_ref().filter(|_| member.state == State::Open) else {
+                continue;
+            };
+            if self.setup.behaviour == Behaviour::Stalled {
+                wires.unwatch(socket)?;
+            }
+            wires.receive(socket)?;
+            let slot = slot(socket) as usize;
+            self.be_received(slot, number as u32);
+        }
+        Ok(())
+    }
+
+    /// What the ring receives on a slot is a member's.
+    pub(super) fn be_received(&mut self, slot: usize, number: u32) {
+        if self.by_slot.len() <= slot {
+            self.by_slot.resize(slot + 1, NOBODY);
+        }
+        self.by_slot[slot] = number;
     }
 
     pub(super) fn ramp(&mut self, now: u64) {
@@ -162,8 +194,11 @@ impl Crowd {
     fn may_leave(&self, number: u32, now: u64) -> bool {
         let member = &self.members[number as usize];
         member.split.as_ref().is_none_or(|split| {
-            let lacks = |last: u64| split.audit.tail(last) > 0;
-            !lacks(self.witness.known(member.topic)) || lacks(self.witness.settled(member.topic, now))
+            let lacks = |last: &dyn Fn(usize) -> u64| {
+                let mut strands = split.audits.iter().zip(self.rota.heard(member.stream));
+                strands.any(|(audit, strand)| audit.tail(last(strand)) > 0)
+            };
+            !lacks(&|strand| self.witness.known(strand)) || lacks(&|strand| self.witness.settled(strand, now))
         })
     }
 
