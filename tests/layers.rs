@@ -82,7 +82,11 @@ const ROOMS: &[(&str, &[&str])] = &[
             "secret",
         ],
     ),
-    ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard"]),
+    ("tls", &["config", "config/limits", "egress"]),
+    (
+        "runtime",
+        &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard", "tls"],
+    ),
     ("systemd", &["config", "hub"]),
     ("client", &["wire", "config/limits", "secret"]),
     ("command", &["event", "config", "config/flags", "config/units", "client"]),

@@ -341,6 +341,16 @@ pub const SOCKETS_FREE_SHARE: usize = 8;
 /// Milliseconds for a request head while room is short, and for the head of a connection that is
 /// refused for its address in any case.
 pub const HANDSHAKE_MS_SHORT: u64 = 2_000;
+/// Steps of TLS handshakes in a turn. One that signs takes about 70 us, so that a storm of them
+/// holds up those who are there by half a millisecond at most.
+pub const HANDSHAKE_STEPS_PER_TURN: usize = 8;
+/// Bytes of a TLS handshake that a client may send ahead: a certificate in a record of the largest
+/// size, and the request behind it.
+pub const TLS_HANDSHAKE_BYTES_MAX: usize = 32 << 10;
+/// Sealed pieces whose memory is kept for the next ones: as many as one step sends.
+pub const PIECES_POOLED: usize = 2 * SWEEP_VISITS_MAX;
+/// Bytes of such a piece at most; larger ones are rare.
+pub const PIECE_BYTES_POOLED_MAX: usize = 32 << 10;
 /// Subscribers that a draining shard hangs up on in a millisecond at least, so that a few are gone
 /// at once. 100,000 that come back together take seconds of CPU elsewhere.
 pub const HANG_UPS_PER_MS: u64 = 4;

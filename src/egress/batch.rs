@@ -100,6 +100,11 @@ impl Batch {
         Rc::new(batch)
     }
 
+    /// An empty batch to be filled, counted where this one is.
+    pub fn sibling(&self) -> Batch {
+        Batch::empty(&self.ledger)
+    }
+
     /// Empties the batch and gives its former payload, so that filling again does not allocate.
     pub fn recycle(&mut self) -> Payload {
         self.discharge();
