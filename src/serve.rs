@@ -257,7 +257,8 @@ fn with_certificates(operator: Operator, identity: Option<Identity>) -> Operator
     Operator {
         reread: Box::new(move || {
             let config = reread()?;
-            let handshakes = config.tls.as_ref().map(tls::load).transpose().map_err(|error| error.to_string())?;
+            let handshakes =
+                config.tls.as_ref().map(tls::load).transpose().map_err(|error| error.to_string())?;
             *kept.lock().unwrap_or_else(PoisonError::into_inner) = handshakes;
             Ok(config)
         }),

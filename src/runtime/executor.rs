@@ -96,10 +96,7 @@ async fn serve<R: EgressRing>(
 
 /// Opens all that a shard ever opens by itself: its ring, and the copy of its doorbell that glommio
 /// awaits.
-fn open(
-    ring: UringOptions,
-    doorbell: &Doorbell,
-) -> Result<(Uring, BufferedFile), RuntimeError> {
+fn open(ring: UringOptions, doorbell: &Doorbell) -> Result<(Uring, BufferedFile), RuntimeError> {
     let ring = Uring::new(ring, doorbell.as_fd())?;
     let copy = rustix::io::dup(doorbell).map_err(doorbell_failed("copy"))?;
     Ok((ring, adopt_doorbell(copy)))

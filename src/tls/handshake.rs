@@ -79,7 +79,13 @@ impl Handshake {
     /// With the certificates of now.
     pub fn new(config: Arc<ServerConfig>) -> Result<Box<Handshake>, Error> {
         let connection = UnbufferedServerConnection::new(config)?;
-        Ok(Box::new(Handshake { connection, inbound: Vec::new(), shown: 0, begun: false, secrets: [[0; 32]; 2] }))
+        Ok(Box::new(Handshake {
+            connection,
+            inbound: Vec::new(),
+            shown: 0,
+            begun: false,
+            secrets: [[0; 32]; 2],
+        }))
     }
 
     /// The client sent something.

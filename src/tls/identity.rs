@@ -96,10 +96,8 @@ pub fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, IdentityError> {
 
 /// Without AES-256: one hash and one key length less to know, and nothing slower.
 fn provider() -> CryptoProvider {
-    let cipher_suites = vec![
-        cipher_suite::TLS13_AES_128_GCM_SHA256,
-        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-    ];
+    let cipher_suites =
+        vec![cipher_suite::TLS13_AES_128_GCM_SHA256, cipher_suite::TLS13_CHACHA20_POLY1305_SHA256];
     CryptoProvider { cipher_suites, ..default_provider() }
 }
 
@@ -113,11 +111,7 @@ fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
     Ok(chain)
 }
 
-fn certified(
-    cert: &Path,
-    key: &Path,
-    provider: &CryptoProvider,
-) -> Result<Arc<CertifiedKey>, IdentityError> {
+fn certified(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, IdentityError> {
     let chain = certificates("--tls-cert", cert)?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|source| IdentityError::Unreadable {
         flag: "--tls-key",
@@ -150,9 +144,9 @@ fn why_not_now(
         algorithms.all,
     );
     match verified {
-        Err(Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
-            Some("has expired")
-        }
+        Err(Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        )) => Some("has expired"),
         Err(Error::InvalidCertificate(
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
         )) => Some("is not valid yet"),

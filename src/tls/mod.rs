@@ -21,9 +21,12 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use crate::config::limits::{TLS_HANDSHAKE_BYTES_MAX, HANDSHAKE_STEPS_PER_TURN, PIECES_POOLED, PIECE_BYTES_POOLED_MAX};
+use crate::config::limits::{
+    HANDSHAKE_STEPS_PER_TURN, PIECE_BYTES_POOLED_MAX, PIECES_POOLED, TLS_HANDSHAKE_BYTES_MAX,
+};
 use crate::egress::{
-    Batch, Completion, EgressRing, Insecure, Ledger, Payload, ReceiveEnd, RingError, SendError, SendMode, Slot,
+    Batch, Completion, EgressRing, Insecure, Ledger, Payload, ReceiveEnd, RingError, SendError, SendMode,
+    Slot,
 };
 use handshake::{Handshake, Step};
 pub use identity::{Identity, IdentityError, load};
@@ -108,6 +111,11 @@ impl<R> Tls<R> {
             pieces: Pieces::default(),
         };
         Tls { ring, layer }
+    }
+
+    /// The inner ring.
+    pub fn inner(&self) -> &R {
+        &self.ring
     }
 
     /// The inner ring, for a driver that sleeps in it, and for a test that plays the peers.
@@ -290,9 +298,7 @@ impl Layer {
         let Some(batch) = rest.plain.clone() else { return };
         rest.sending = false;
         let result = match result {
-            Ok(taken) if rest.at + taken < piece.len() && cold.cancelled => {
-                Err(SendError::Gone(ECANCELED))
-            }
+            Ok(taken) if rest.at + taken < piece.len() && cold.cancelled => Err(SendError::Gone(ECANCELED)),
             Ok(taken) if rest.at + taken < piece.len() => {
                 rest.at += taken;
                 cold.rest = Some(rest);

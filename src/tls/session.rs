@@ -159,11 +159,7 @@ impl Session {
         Ok(())
     }
 
-    fn read_record(
-        &mut self,
-        record: &mut [u8],
-        each: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), RecordError> {
+    fn read_record(&mut self, record: &mut [u8], each: &mut dyn FnMut(&mut [u8])) -> Result<(), RecordError> {
         match self.receive.open(record)? {
             (content::DATA, []) => {}
             (content::DATA, data) => each(data),
