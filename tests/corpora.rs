@@ -76,6 +76,8 @@ targets! {
     sse_parser
     proxy_header
     commands
+    topic_patterns
+    rules
     whole_shard
 }
 

@@ -88,7 +88,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard", "tls"],
     ),
     ("systemd", &["config", "hub"]),
-    ("client", &["wire", "config/limits", "secret"]),
+    ("client", &["event", "close", "topic_pattern", "wire", "config/limits", "secret"]),
     ("command", &["event", "config", "config/flags", "config/units", "client"]),
 ];
 
