@@ -40,8 +40,12 @@ pub enum CloseReason {
     UnknownCoding,
     /// The page is of an origin whose WebSockets are not let in.
     ForeignOrigin,
+    /// A server for this machine alone is asked by another name than those of loopback.
+    ForeignHost,
     /// No room: a connection limit is reached.
     Full,
+    /// The process has nearly as much memory as it may take.
+    Memory,
     /// The address has as many connections as one may have.
     AddressFull,
     /// The connection does not begin with the PROXY header that is expected on its address.
@@ -165,7 +169,9 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         refusal(BodyNotAllowed, "body_not_allowed", 413),
         refusal(UnknownCoding, "unknown_coding", 501),
         refusal(ForeignOrigin, "foreign_origin", 403),
+        refusal(ForeignHost, "foreign_host", 403),
         refusal(Full, "full", 503),
+        refusal(Memory, "memory", 503),
         CloseRow { ending: Either, ..refusal(AddressFull, "address_full", 429) },
         refusal(BadProxyHeader, "bad_proxy_header", 400),
         cut(TlsHandshake, "tls_handshake"),

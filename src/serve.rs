@@ -18,13 +18,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::admission::{Addresses, Admission};
-use crate::broadcast::{Demand, Memory, path};
+use crate::broadcast::{Demand, Memory, Message, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
-    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX,
-    ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX,
-    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX,
-    TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOPIC_BYTES, UPLINK_BYTES_MAX,
+    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES, CONTROL_BUFFER_BYTES_MAX,
+    EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, PATTERN_PLACE_BYTES,
+    PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES, SUBMISSIONS_MAX,
+    TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -32,6 +32,7 @@ use crate::egress::listener::{listen, listen_alone, take_over};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
+use crate::hub::memory::{self, CeilingReport, Meter};
 use crate::hub::{
     self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
 };
@@ -56,6 +57,8 @@ pub struct Started {
     pub control: Vec<ControlAddress>,
     /// The file with the token that publishers bring, if they need one.
     pub token_file: Option<PathBuf>,
+    /// Pages of this machine may publish to `play/**` (`--playground`).
+    pub playground: bool,
     /// CPU of each shard.
     pub shard_cpus: Vec<usize>,
     /// Connections that each shard has room for.
@@ -64,6 +67,8 @@ pub struct Started {
     pub egress: EgressReport,
     /// User-space memory at the limits: owner and bytes, one line each.
     pub memory: Vec<(&'static str, u64)>,
+    /// The ceiling of all memory.
+    pub ceiling: CeilingReport,
 }
 
 /// Whom a running server asks for another configuration.
@@ -111,6 +116,9 @@ pub enum ServeError {
         /// How it ended.
         failure: ShardFailure,
     },
+    /// The ceiling of memory is too low for the server itself.
+    #[error("{0}; or take fewer shards")]
+    Ceiling(String),
     /// The hub's own runtime or thread failed.
     #[error("hub: {0}")]
     Hub(String),
@@ -200,15 +208,32 @@ pub fn run(
     drop((ready_sender, end_sender));
     let shards = await_ready(&ready, shards)?;
     choice.log();
+    let meter = Meter::new();
+    let reading = meter.read();
+    let in_use = memory::in_use(&reading, &memory, reading.resident);
+    if let Err(line) = memory::check_ceiling(&config, &reading, &in_use) {
+        for (outbox, shard) in outboxes.iter().zip(shards) {
+            // A queue that nothing was sent to has room.
+            let _ = outbox.try_send(Message::End);
+            let _ = shard.join();
+        }
+        return Err(ServeError::Ceiling(line));
+    }
+    let ceiling = memory::report(&config, &reading, &in_use);
+    for remedy in &ceiling.remedies {
+        tracing::warn!("ceiling of memory: {remedy}");
+    }
     started(&Started {
         listen: listen.clone(),
         listen_tls,
         control: control_addresses,
         token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
+        playground: config.pages.playground,
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
         egress: choice.report.clone(),
         memory: memory_lines(&config, &capacity, choice.ring),
+        ceiling,
     });
     let manager = Manager::from_environment();
     manager.ready();
@@ -220,7 +245,14 @@ pub fn run(
         Tidings::Alive => manager.alive(),
     };
     let Operator { reread, adopt } = with_certificates(operator, identity);
-    let surroundings = Surroundings { reread, adopt, tell: Box::new(tell), watchdog, hangups: Some(hangups) };
+    let surroundings = Surroundings {
+        reread,
+        adopt,
+        tell: Box::new(tell),
+        meter: Box::new(move || meter.read()),
+        watchdog,
+        hangups: Some(hangups),
+    };
     let setup = hub::HubSetup {
         surroundings,
         config,
@@ -526,6 +558,9 @@ fn connect_at_once(path: &Path) -> std::io::Result<()> {
     socket.connect(&socket2::SockAddr::unix(path)?)
 }
 
+// With its place in the table of sockets of either ring.
+const _: () = assert!(size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>() <= CONNECTION_BYTES);
+
 /// User-space memory at the limits, one line per owner.
 fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'static str, u64)> {
     let limits = &config.limits;
@@ -565,13 +600,17 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         let all = capacity.sockets_max.saturating_mul(handshake);
         lines.push(("TLS handshakes, when all come at once", sum(all)));
     }
-    if !config.client_publish.is_empty() {
+    if config.has_client_publishers() {
         // Messages that are not whole, what paused clients have said, and what is on its way.
         let uplink = UPLINK_BYTES_MAX + limits.message_bytes_max;
         lines.push((
             "what clients publish, until the hub has it",
             sum(2 * limits.incoming_bytes_max() + uplink),
         ));
+    }
+    if config.rules.iter().any(|rule| rule.retain) {
+        let values_max = limits.retained_memory_max() / (EVENT_BYTES_FIXED + RETAINED_VALUE_BYTES);
+        lines.push(("retained values, besides their events", sum(values_max * RETAINED_VALUE_BYTES)));
     }
     if config.access_log {
         let waiting = LOG_LINES_MAX * ACCESS_LINE_BYTES_MAX;
@@ -586,6 +625,22 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_clients_publish_has_its_memory_told_whatever_lets_them() {
+        let told = |config: &Config| {
+            let sharers = Sharers { shards: 1, listens: 1, controls: 1 };
+            let capacity = Capacity::of(10_000, false, sharers, 0).expect("room");
+            let lines = memory_lines(config, &capacity, Ring::Epoll);
+            lines.iter().any(|(owner, _)| owner.starts_with("what clients publish"))
+        };
+        let mut playground = Config::default();
+        assert!(!told(&playground));
+        playground.pages.playground = true;
+        assert!(told(&playground));
+        let listed = vec!["chat/*".parse().expect("a pattern")];
+        assert!(told(&Config { client_publish: listed, ..Config::default() }));
+    }
 
     #[test]
     fn a_link_local_address_without_its_interface_is_told_to_name_it() {

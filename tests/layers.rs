@@ -75,6 +75,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "publishing",
             "config",
             "config/limits",
+            "config/units",
             "log",
             "metrics",
             "broadcast",

@@ -92,6 +92,8 @@ enum Command {
     Scale(prove::scale::ScaleArgs),
     /// What one stalled reader costs the others and the server
     Isolation(prove::isolation::IsolationArgs),
+    /// What thousands of silent connections from one address cost those who come from others
+    Silent(prove::silent::SilentArgs),
     /// What large events, a busy topic and listings cost others on the same server
     Neighbours(prove::neighbours::NeighboursArgs),
     /// CPU per delivery of this load generator, beside a bare receive loop
@@ -142,6 +144,7 @@ fn run(common: Common, command: Command) -> Result<ExitCode> {
         Command::Memory(args) => prove::memory::run(&bench()?, &args)?,
         Command::Scale(args) => prove::scale::run(&Bench::unpinned(common)?, &args)?,
         Command::Isolation(args) => prove::isolation::run(&bench()?, &args)?,
+        Command::Silent(args) => prove::silent::run(&bench()?, &args)?,
         Command::Neighbours(args) => prove::neighbours::run(&bench()?, &args)?,
         Command::Generator(args) => prove::generator::run(&bench()?, &args)?,
         Command::Receiver => return receiver::run(),

@@ -10,6 +10,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rig::*;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 #[allow(dead_code, reason = "each test program uses a part of it")]
@@ -74,6 +75,29 @@ fn after_a_storm_event_streams_resume_and_the_audit_goes_on_over_the_break() {
         assert_eq!((&sample["opened"], &sample["closed_by_server"]), (&json!(2), &json!(0)));
         assert!(!sample["handshakes"].as_array().expect("a list").is_empty());
     }
+}
+
+#[test]
+fn a_storm_that_tells_more_than_the_ring_holds_at_once_breaks_all_and_all_come_back() {
+    /// More cancellations than the ring has completions.
+    const CROWD: usize = 4_500;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|most| most < 2 * CROWD as u64) {
+        eprintln!("skipped: the descriptor limit is below {}", 2 * CROWD);
+        return;
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("up to the hard limit");
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"behaviour": storm()}));
+    receiver.open(CROWD);
+    let mut sockets: Vec<_> = (0..CROWD).map(|_| subscriber(&listener, SSE_OK)).collect();
+    receiver.opened();
+    receiver.started();
+    sockets.iter_mut().for_each(left);
+    let _back: Vec<_> = (0..CROWD).map(|_| subscriber(&listener, SSE_OK)).collect();
+    receiver.stop();
+    assert_eq!(receiver.word()["say"], "stopped");
+    assert_eq!(receiver.sample()["opened"], CROWD);
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod capacity;
 mod control;
 pub mod flags;
 pub mod limits;
+mod memory;
 mod pages;
 mod reload;
 pub mod rules;
@@ -17,6 +18,7 @@ pub mod units;
 
 pub use control::ControlError;
 pub use limits::{LimitError, Limits};
+pub use memory::{MemoryMax, MemoryMaxError};
 pub use pages::PageError;
 pub use reload::Reloaded;
 pub use rules::Rules;
@@ -27,6 +29,9 @@ pub use crate::wire::SlowPolicy;
 use crate::secret::Secret;
 use crate::topic_pattern::Pattern;
 use crate::wire::http::{Origin, Origins, Subprotocols};
+
+/// The topics of the pattern `play/**`, which `--playground` opens.
+const PLAY: &str = "play/";
 
 /// Where the control API listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,6 +156,8 @@ pub struct PageRules {
     pub control_origins: Vec<Origin>,
     /// Names of the control plane, besides `localhost`.
     pub control_hosts: Vec<String>,
+    /// Clients may publish to `play/**`, and the data plane is for pages of this machine alone.
+    pub playground: bool,
 }
 
 /// Who may use the control plane.
@@ -195,6 +202,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// The log has a line for each subscriber that comes and goes.
     pub access_log: bool,
+    /// How much memory the process may take.
+    pub memory_max: MemoryMax,
     /// Every bound.
     pub limits: Limits,
     /// What the file says of the topics of patterns.
@@ -205,7 +214,14 @@ impl Config {
     /// True if clients of the data plane may publish to `topic`: what its rule says, else the flag.
     pub fn lets_clients_publish(&self, topic: &str) -> bool {
         let by_rule = self.rules.of(topic).and_then(|rule| rule.client_publish);
-        by_rule.unwrap_or_else(|| self.client_publish.iter().any(|pattern| pattern.matches(topic)))
+        let is_play = || self.pages.playground && topic.starts_with(PLAY);
+        let by_flag = || is_play() || self.client_publish.iter().any(|pattern| pattern.matches(topic));
+        by_rule.unwrap_or_else(by_flag)
+    }
+
+    /// Whose pages the data plane lets in.
+    pub fn origins(&self) -> &Origins {
+        if self.pages.playground { &Origins::Loopback } else { &self.pages.origins }
     }
 
     /// What happens to subscribers of a topic or pattern that say nothing of it: what its rule
@@ -224,9 +240,15 @@ impl Config {
         }
     }
 
+    /// True if clients of the data plane may ask how many subscribers `topic` has.
+    pub fn tells_presence(&self, topic: &str) -> bool {
+        self.rules.of(topic).is_none_or(|rule| rule.presence)
+    }
+
     /// True if there may be topics to which clients may publish.
     pub fn has_client_publishers(&self) -> bool {
-        !self.client_publish.is_empty() || self.rules.iter().any(|rule| rule.client_publish == Some(true))
+        let by_flag = self.pages.playground || !self.client_publish.is_empty();
+        by_flag || self.rules.iter().any(|rule| rule.client_publish == Some(true))
     }
 }
 
@@ -250,6 +272,7 @@ impl Default for Config {
             log: "info".to_string(),
             log_format: LogFormat::Text,
             access_log: false,
+            memory_max: MemoryMax::default(),
             limits: Limits::default(),
             rules: Rules::default(),
         }

@@ -3,8 +3,8 @@
 //!
 //! A rule that can never do what it says is refused at the start, with its line and a remedy: one
 //! whose topics all belong to an earlier rule, one with bounds that cannot be reached, rules whose
-//! histories do not fit into the memory. A key that is known but not built is refused too, so that
-//! nothing in the file is without effect.
+//! histories or retained values do not fit into the memory. A key that is known but not built is
+//! refused too, so that nothing in the file is without effect.
 //!
 //! Not here: the file's other keys (`command::sources`), and what a history does with its bounds
 //! (`shard::topics`).
@@ -15,7 +15,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Limits;
-use super::limits::{HISTORY_MS_MIN, RULES_MAX};
+use super::limits::{HISTORY_MS_MIN, RETAINED_VALUE_BYTES, RULES_MAX};
 use super::units::{Age, Size, grouped, nearest};
 use crate::event::EVENT_BYTES_FIXED;
 use crate::topic_pattern::Pattern;
@@ -30,9 +30,9 @@ pub struct RuleError(String);
 pub const KEY: &str = "rule";
 
 /// The keys of a rule.
-const KEYS: [&str; 4] = ["match", "history", "slow", "client_publish"];
+const KEYS: [&str; 7] = ["match", "history", "retain", "conflate", "slow", "client_publish", "presence"];
 /// Keys of rules to come.
-const NOT_YET: [&str; 4] = ["retain", "conflate", "public", "presence"];
+const NOT_YET: [&str; 1] = ["public"];
 /// The keys of a history.
 const HISTORY_KEYS: [&str; 3] = ["events", "bytes", "age"];
 
@@ -58,6 +58,16 @@ impl History {
     }
 }
 
+/// Of which events the newest one counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Conflate {
+    /// Of all events of a topic.
+    #[default]
+    Topic,
+    /// Of those with one key; those without a key belong together.
+    Key,
+}
+
 /// One rule, with all that it leaves open filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
@@ -67,11 +77,17 @@ pub struct Rule {
     pub line: usize,
     /// What returning subscribers get.
     pub history: History,
+    /// The newest event of each topic, or of each key, stays for subscribers to come.
+    pub retain: bool,
+    /// What `retain` and `slow = "latest"` mean by the newest event.
+    pub conflate: Conflate,
     /// What happens to subscribers that fall behind and say nothing of it; `None` leaves it to the
     /// flag.
     pub slow: Option<SlowPolicy>,
     /// Whether clients of the data plane may publish there; `None` leaves it to the flag.
     pub client_publish: Option<bool>,
+    /// Clients of the data plane may ask how many subscribers there are.
+    pub presence: bool,
 }
 
 /// All rules in the order of the file, at most `RULES_MAX`.
@@ -86,8 +102,12 @@ pub struct RuleText {
     events: Option<(usize, usize)>,
     bytes: Option<(usize, usize)>,
     age_ms: Option<u64>,
+    /// The line of `retain = true`.
+    retain: Option<usize>,
+    conflate: Conflate,
     slow: Option<SlowPolicy>,
     client_publish: Option<bool>,
+    presence: bool,
 }
 
 impl Rules {
@@ -196,8 +216,20 @@ impl RuleText {
                 at_least(events.saturating_mul(EVENT_BYTES_FIXED + 1), 1 << 10)
             ));
         }
-        let RuleText { line, slow, client_publish, .. } = *self;
-        Ok(Rule { pattern: self.pattern.clone(), line, history, slow, client_publish })
+        let RuleText { line, retain, conflate, slow, client_publish, presence, .. } = *self;
+        if let Some(line) = retain {
+            check_retained(line, limits)?;
+        }
+        Ok(Rule {
+            pattern: self.pattern.clone(),
+            line,
+            history,
+            retain: retain.is_some(),
+            conflate,
+            slow,
+            client_publish,
+            presence,
+        })
     }
 }
 
@@ -217,8 +249,11 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
             events: None,
             bytes: None,
             age_ms: None,
+            retain: None,
+            conflate: Conflate::default(),
             slow: None,
             client_publish: None,
+            presence: true,
         };
         for (key, value) in self.keys {
             let line = (self.place)(key.span());
@@ -239,12 +274,16 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
                     })?;
                     rule.slow = Some(slow);
                 }
-                "client_publish" => {
-                    let yes = value.get_ref().as_bool();
-                    let yes =
-                        yes.ok_or_else(|| format!("line {line}: write client_publish = true or false"))?;
-                    rule.client_publish = Some(yes);
+                "retain" => rule.retain = yes_or_no(line, "retain", value)?.then_some(line),
+                "conflate" => {
+                    rule.conflate = match value.get_ref().as_str() {
+                        Some("topic") => Conflate::Topic,
+                        Some("key") => Conflate::Key,
+                        _ => return Err(format!("line {line}: write conflate = \"topic\" or \"key\"")),
+                    };
                 }
+                "client_publish" => rule.client_publish = Some(yes_or_no(line, "client_publish", value)?),
+                "presence" => rule.presence = yes_or_no(line, "presence", value)?,
                 name if NOT_YET.contains(&name) => {
                     return Err(format!(
                         "line {line}: `{name}` of a rule is not built yet; take the key out"
@@ -307,6 +346,23 @@ fn at_least(bytes: usize, unit: usize) -> Size {
     Size(bytes.checked_next_multiple_of(unit).unwrap_or(bytes))
 }
 
+/// Refuses retained values where the largest one has no room.
+fn check_retained(line: usize, limits: &Limits) -> Result<(), String> {
+    let (needed, most) = (limits.event_memory_max() + RETAINED_VALUE_BYTES, limits.retained_memory_max());
+    match needed <= most {
+        true => Ok(()),
+        false => Err(format!(
+            "line {line}: retain is true, and the largest event (--message-bytes-max) takes {needed} bytes, but all \
+             retained values have {most}, a sixteenth of --window-bytes-total-max; raise that to {}",
+            at_least(16 * needed, 1 << 20)
+        )),
+    }
+}
+
+fn yes_or_no(line: usize, name: &str, value: &Spanned<DeValue<'_>>) -> Result<bool, String> {
+    value.get_ref().as_bool().ok_or_else(|| format!("line {line}: write {name} = true or false"))
+}
+
 fn unknown(line: usize, name: &str, of: &str, known: &[&'static str]) -> String {
     // A key in quotes may hold line breaks.
     format!(
@@ -354,6 +410,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_besides_a_history_is_off_unless_a_rule_says_so() {
+        let rules = rules(
+            "[[rule]]\nmatch = \"a\"\nretain = true\nconflate = \"key\"\npresence = false\n\
+             [[rule]]\nmatch = \"b\"\nretain = false\nconflate = \"topic\"\npresence = true\n\
+             [[rule]]\nmatch = \"c\"\n",
+        )
+        .expect("valid");
+        let told = |topic| rules.of(topic).map(|rule| (rule.retain, rule.conflate, rule.presence));
+        assert_eq!(told("a"), Some((true, Conflate::Key, false)));
+        assert_eq!((told("b"), told("c")), (Some((false, Conflate::Topic, true)), told("b")));
+    }
+
+    #[test]
+    fn a_retained_value_of_the_largest_kind_has_room() {
+        let text = "[[rule]]\nmatch = \"a\"\nretain = true\n";
+        let file = DeTable::parse(text).expect("TOML");
+        let (_, value) = file.get_ref().iter().next().expect("rules");
+        let texts = RuleText::read(value, text).expect("rules");
+        let limits = |total| Limits { window_bytes_total_max: total, ..Limits::default() };
+        let least = 16 * (Limits::default().event_memory_max() + RETAINED_VALUE_BYTES);
+        assert!(Rules::new(&texts, &limits(least)).is_ok());
+        let error = Rules::new(&texts, &limits(least - 1)).expect_err("too little").to_string();
+        assert!(error.starts_with("line 3: retain is true, and the largest event"), "{error}");
+        assert!(error.ends_with("--window-bytes-total-max; raise that to 81MiB"), "{error}");
+    }
+
+    #[test]
     fn what_is_wrong_is_told_with_its_line_and_a_remedy() {
         let rule = "[[rule]]\nmatch = \"a\"\n";
         for (text, told) in [
@@ -392,6 +475,9 @@ mod tests {
             (format!("{rule}history.age = 30"), "line 3: write age = \"30s\""),
             (format!("{rule}history.age = \"999ms\""), "line 3: age is 999 ms, at least 1000 are needed"),
             (format!("{rule}slow = \"drop\""), "line 3: write slow = \"close\", \"skip\" or \"latest\""),
+            (format!("{rule}retain = 1"), "line 3: write retain = true or false"),
+            (format!("{rule}conflate = true"), "line 3: write conflate = \"topic\" or \"key\""),
+            (format!("{rule}presence = \"no\""), "line 3: write presence = true or false"),
             (format!("{rule}public = true"), "line 3: `public` of a rule is not built yet; take the key out"),
             (
                 format!("{rule}history.events = 20000"),

@@ -40,6 +40,7 @@ use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
 mod accept;
+mod asked;
 mod control;
 mod guard;
 mod head;
@@ -47,6 +48,7 @@ mod intake;
 mod keys;
 mod listen;
 mod listing;
+pub mod memory;
 mod metrics;
 mod openmetrics;
 mod pages;
@@ -67,6 +69,7 @@ mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
+use self::memory::Watch;
 pub use self::reload::{Surroundings, Tidings};
 use self::shared::Shared;
 pub use self::stats::EgressReport;
@@ -183,6 +186,7 @@ struct Hub {
     scrapes: Semaphore,
     reloads: Semaphore,
     shared: Answers,
+    memory_watch: Mutex<Watch>,
     /// Of lines about single control connections.
     head_pace: Mutex<Pace>,
     listings: Semaphore,
@@ -251,6 +255,7 @@ async fn serve(
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let presences = tokio::spawn(presence::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
+    let looks = tokio::spawn(memory::watch(hub.clone()));
     let life =
         hub.surroundings.watchdog.map(|patience| tokio::spawn(reload::tell_of_life(hub.clone(), patience)));
     let reloads = doors.hangups.map(|hangups| tokio::spawn(reload::reload_at_hangups(hub.clone(), hangups)));
@@ -276,6 +281,7 @@ async fn serve(
     uplinks.abort();
     presences.abort();
     give_back.abort();
+    looks.abort();
     for task in life.into_iter().chain(reloads) {
         task.abort();
     }
@@ -368,6 +374,7 @@ impl Hub {
         egress: EgressReport,
         listen: Vec<SocketAddr>,
     ) -> Hub {
+        let memory_watch = Mutex::new(Watch::new(config.limits.history_memory_max()));
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
         Hub {
             config: Mutex::new(config),
@@ -385,6 +392,7 @@ impl Hub {
             scrapes: Semaphore::new(SCRAPES_MAX),
             reloads: Semaphore::new(1),
             shared: Answers::default(),
+            memory_watch,
             head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
         }
@@ -433,6 +441,13 @@ impl Hub {
         })?;
         self.flush();
         Ok(taken)
+    }
+
+    /// Removes what came of a topic so far, on all shards. Returns the place of that in the order.
+    fn remove(&self, topic: Topic) -> Result<u64, Refusal> {
+        let sequence = self.change(|intake| intake.remove(topic, self.now()))?;
+        self.flush();
+        Ok(sequence)
     }
 
     /// The time of a chunk of a stream's body, which the intake is told too.
@@ -485,7 +500,9 @@ impl Hub {
             match no_room {
                 NoRoom::Queue => room.await,
                 // Nobody tells when the last shard lets go of an event.
-                NoRoom::Memory => drop(timeout(Duration::from_millis(TOPIC_RETRY_MS), room).await),
+                NoRoom::Memory | NoRoom::Ceiling => {
+                    drop(timeout(Duration::from_millis(TOPIC_RETRY_MS), room).await)
+                }
             }
         }
     }

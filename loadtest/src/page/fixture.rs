@@ -139,6 +139,7 @@ pub fn outcome(server: &str) -> Outcome {
             cpu_share: 0.63,
         },
         others_share: 0.0,
+        storm: None,
         warnings: Vec::new(),
         series,
     }

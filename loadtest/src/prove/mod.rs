@@ -26,6 +26,7 @@ pub mod leg;
 pub mod memory;
 pub mod neighbours;
 pub mod scale;
+pub mod silent;
 pub mod syscalls;
 pub mod topic;
 

@@ -47,6 +47,9 @@ mod tests;
 /// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is
 /// dropped.
 const HANDSHAKES_MAX: usize = 256;
+/// The same for subscribers of a storm: as many as the usual backlog of 4,096 holds. Beyond it the
+/// kernel answers some with a reset.
+const STORM_HANDSHAKES_MAX: usize = 4_000;
 /// A handshake that takes longer than so many nanoseconds has failed. A server that answers ten per
 /// second is still in time.
 const STUCK_NS: u64 = 30_000_000_000;
@@ -118,8 +121,8 @@ enum Task {
     Read(u32, u32),
     /// Replace a member.
     Churn,
-    /// Break the storm's share of all connections.
-    Storm,
+    /// Break the storm's share of all connections, from this member on.
+    Storm(u32),
 }
 
 /// New members on their way.
@@ -296,10 +299,14 @@ impl Crowd {
                 Task::Reconnect(number) => self.wanted.push_back((number, Some(due))),
                 Task::Read(number, generation) => self.read_slowly(number, generation, now)?,
                 Task::Churn => self.replace_oldest(now, wires)?,
-                Task::Storm => self.storm(now, wires)?,
+                Task::Storm(from) => self.storm(from, now, wires)?,
             }
         }
-        while self.handshakes.len() < HANDSHAKES_MAX
+        let handshakes_max = match self.setup.behaviour {
+            Behaviour::Storm { .. } if self.started => STORM_HANDSHAKES_MAX,
+            _ => HANDSHAKES_MAX,
+        };
+        while self.handshakes.len() < handshakes_max
             && let Some((number, due_ns)) = self.wanted.pop_front()
         {
             self.connect(number, due_ns, wires)?;
@@ -420,6 +427,7 @@ impl Crowd {
                     self.closed(number, &format!("the connection broke: {error}"))?;
                 }
                 // Only a member that leaves cancels its receive.
+                (State::Open, ReceiveEnd::Insecure(_)) => unreachable!("these sockets speak no TLS"),
                 (State::Open, ReceiveEnd::Cancelled) | (State::Away | State::Connecting, _) => {}
             }
         }

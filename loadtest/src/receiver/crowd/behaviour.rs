@@ -20,6 +20,9 @@ use crate::workload::Behaviour;
 /// between those.
 const SLOW_READ_NS: (u64, u64) = (5_000_000, 100_000_000);
 const SLOW_READ_BYTES: u64 = 2_048;
+/// Members that a storm breaks before the ring is reaped: what their cancellations and their
+/// receives tell must fit into its completions, beside a full set of receive buffers.
+const STORM_STEP: usize = 1_000;
 /// How long churn waits where nobody may leave.
 const CHURN_AGAIN_NS: u64 = 5_000_000;
 
@@ -38,7 +41,7 @@ impl Crowd {
         let now = now_ns();
         let returns = !self.started;
         (self.started, self.stopped) = (true, false);
-        self.timers.retain(|Reverse((_, task))| !matches!(task, Task::Churn | Task::Storm));
+        self.timers.retain(|Reverse((_, task))| !matches!(task, Task::Churn | Task::Storm(_)));
         match self.setup.behaviour {
             Behaviour::Churn { .. } if churn_per_second > 0.0 => {
                 self.churn = Some(Churn { start_ns: now, per_second: churn_per_second, due: 0 });
@@ -46,7 +49,7 @@ impl Crowd {
             }
             Behaviour::Storm { at_seconds, .. } => {
                 let due = now.saturating_add((at_seconds * SECOND_NS) as u64);
-                self.timers.push(Reverse((due, Task::Storm)));
+                self.timers.push(Reverse((due, Task::Storm(0))));
             }
             _ => {}
         }
@@ -164,15 +167,22 @@ impl Crowd {
         })
     }
 
-    pub(super) fn storm(&mut self, now: u64, wires: &mut Wires) -> Result<()> {
+    pub(super) fn storm(&mut self, from: u32, now: u64, wires: &mut Wires) -> Result<()> {
         let Behaviour::Storm { share, .. } = self.setup.behaviour else { return Ok(()) };
         if self.stopped {
             return Ok(());
         }
-        for number in 0..self.members.len() as u32 {
+        let mut broken = 0;
+        for number in from..self.members.len() as u32 {
+            if broken == STORM_STEP {
+                // Not before the next turn, which reaps first.
+                self.timers.push(Reverse((now + 1, Task::Storm(number))));
+                break;
+            }
             let up_to = |members: u32| (f64::from(members) * share.clamp(0.0, 1.0)).round();
             if up_to(number + 1) > up_to(number) && self.members[number as usize].state == State::Open {
                 self.leave(number, now, true, wires)?;
+                broken += 1;
             }
         }
         Ok(())
