@@ -17,9 +17,13 @@ use fanwave::serve::Started;
 pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str) -> String {
     let mut lines = vec![format!("fanwave {}{}", env!("CARGO_PKG_VERSION"), page(started))];
     lines.extend(started.listen.iter().map(|address| format!("data plane    {address}")));
+    lines.extend(started.listen_tls.iter().map(|address| format!("data, TLS     {address}")));
     lines.extend(started.control.iter().map(|address| format!("control plane {address}")));
     for address in started.listen.iter().map(|address| reachable(*address)) {
         lines.push(format!("subscribe     http://{address}/sse/{{topic}}   ws://{address}/ws/{{topic}}"));
+    }
+    for address in started.listen_tls.iter().map(|address| reachable(*address)) {
+        lines.push(format!("              https://{address}/sse/{{topic}}  wss://{address}/ws/{{topic}}"));
     }
     for control in &started.control {
         lines.push(match control {
@@ -172,6 +176,7 @@ mod tests {
         Started {
             listen: listen.iter().map(|text| text.parse().expect("an address")).collect(),
             control: control.iter().map(|text| text.parse().expect("an address")).collect(),
+            listen_tls: Vec::new(),
             token_file: None,
             playground: false,
             shard_cpus: vec![0, 2],

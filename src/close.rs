@@ -50,6 +50,11 @@ pub enum CloseReason {
     AddressFull,
     /// The connection does not begin with the PROXY header that is expected on its address.
     BadProxyHeader,
+    /// The client speaks no TLS 1.3 to an address of TLS, not the protocol, or without the
+    /// certificate that it needs. It gets the alert of the standard (RFC 8446 §6.2).
+    TlsHandshake,
+    /// What a client sent with TLS was changed on its way, or is against RFC 8446.
+    TlsRecord,
     /// The server is draining. A subscriber that has not taken everything by the deadline is cut.
     Draining,
     /// A frame broke RFC 6455.
@@ -169,6 +174,8 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         refusal(Memory, "memory", 503),
         CloseRow { ending: Either, ..refusal(AddressFull, "address_full", 429) },
         refusal(BadProxyHeader, "bad_proxy_header", 400),
+        cut(TlsHandshake, "tls_handshake"),
+        cut(TlsRecord, "tls_record"),
         CloseRow { http_status: Some(503), ..told(Draining, "draining", Either, Ours(1012)) },
         told(WsProtocol, "ws_protocol", InOrder, Ours(1002)),
         told(WsNotUtf8, "ws_not_utf8", InOrder, Ours(1007)),

@@ -9,8 +9,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -24,7 +24,7 @@ use crate::config::limits::{
     ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES, CONTROL_BUFFER_BYTES_MAX,
     EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, PATTERN_PLACE_BYTES,
     PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES, SUBMISSIONS_MAX,
-    TOPIC_BYTES, UPLINK_BYTES_MAX,
+    TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -37,10 +37,11 @@ use crate::hub::{
     self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
 };
 use crate::log;
-use crate::runtime::{RingOptions, RuntimeError, ShardHandle, ShardStart, spawn_shard};
+use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
 use crate::systemd::{Manager, Passed};
+use crate::tls::{self, Identity, IdentityError};
 use egress::Ring;
 
 mod egress; // which ring
@@ -50,6 +51,8 @@ mod egress; // which ring
 pub struct Started {
     /// Data plane addresses as bound (port 0 replaced).
     pub listen: Vec<SocketAddr>,
+    /// Data plane addresses with TLS, as bound.
+    pub listen_tls: Vec<SocketAddr>,
     /// Control plane addresses as bound.
     pub control: Vec<ControlAddress>,
     /// The file with the token that publishers bring, if they need one.
@@ -91,6 +94,9 @@ pub enum ServeError {
     /// The descriptor limit is too low for what the operator wants.
     #[error(transparent)]
     Descriptors(#[from] NoCapacity),
+    /// A certificate or a key cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -132,6 +138,7 @@ pub fn run(
     raise_descriptor_limit();
     let choice = egress::choose(config.egress, config.sockets)?;
     let capacity = capacity(&config, choice.ring.is_direct())?;
+    let identity = config.tls.as_ref().map(tls::load).transpose()?.map(Identity::new);
     let epoch = Epoch::random()
         .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -150,10 +157,13 @@ pub fn run(
         true => bind_control(&config.control, &mut failures),
         false => passed.control.into_iter().unzip(),
     };
-    let (listen, listeners) = match keeps_listeners {
+    let (listen, mut listeners) = match keeps_listeners {
         true => share_passed(&config, passed.data, &mut failures),
-        false => bind_data(&config, &mut failures),
+        false => bind_data(&config, &config.listen, &mut failures),
     };
+    let (listen_tls, secure) = bind_data(&config, &config.listen_tls, &mut failures);
+    // Behind the plain ones.
+    listeners.iter_mut().zip(secure).for_each(|(listeners, secure)| listeners.extend(secure));
     failures.check()?;
 
     let demand = Arc::new(Demand::default());
@@ -181,7 +191,12 @@ pub fn run(
         };
         let (ready, ended) = (ready_sender.clone(), end_sender.clone());
         let handle = spawn_shard(
-            ShardStart { setup, ring: ring(choice.ring, &capacity, listeners, keeps_listeners), inbox },
+            ShardStart {
+                setup,
+                ring: ring(choice.ring, &capacity, listeners, keeps_listeners),
+                secure: identity.clone().map(|identity| Secure { identity, from: listen.len() }),
+                inbox,
+            },
             move || _ = ready.send(number),
             move |result| {
                 let result = result.as_ref().map(|_| ()).map_err(ToString::to_string);
@@ -210,6 +225,7 @@ pub fn run(
     }
     started(&Started {
         listen: listen.clone(),
+        listen_tls,
         control: control_addresses,
         token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
         playground: config.pages.playground,
@@ -228,7 +244,7 @@ pub fn run(
         Tidings::Draining => manager.stopping(),
         Tidings::Alive => manager.alive(),
     };
-    let Operator { reread, adopt } = operator;
+    let Operator { reread, adopt } = with_certificates(operator, identity);
     let surroundings = Surroundings {
         reread,
         adopt,
@@ -261,6 +277,31 @@ pub fn run(
         }
         Err(HubError::Shard { shard, failure }) => Err(ServeError::ShardEnd { shard, failure }),
         Err(error) => Err(ServeError::Hub(error.to_string())),
+    }
+}
+
+/// Reads the certificates again whenever the configuration is: one that cannot be used leaves all
+/// as it was.
+fn with_certificates(operator: Operator, identity: Option<Identity>) -> Operator {
+    let Some(identity) = identity else { return operator };
+    let Operator { reread, adopt } = operator;
+    let read = Arc::new(Mutex::new(None));
+    let kept = read.clone();
+    Operator {
+        reread: Box::new(move || {
+            let config = reread()?;
+            let handshakes =
+                config.tls.as_ref().map(tls::load).transpose().map_err(|error| error.to_string())?;
+            *kept.lock().unwrap_or_else(PoisonError::into_inner) = handshakes;
+            Ok(config)
+        }),
+        adopt: Box::new(move |config| {
+            let handshakes = read.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(handshakes) = handshakes {
+                identity.replace(handshakes);
+            }
+            adopt(config);
+        }),
     }
 }
 
@@ -301,7 +342,7 @@ fn capacity(config: &Config, direct: bool) -> Result<Capacity, ServeError> {
     let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
     let sharers = Sharers {
         shards: config.shard_cpus.len(),
-        listens: config.listen.len(),
+        listens: config.listen.len() + config.listen_tls.len(),
         controls: config.control.len(),
     };
     Ok(Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)?)
@@ -373,14 +414,18 @@ impl Failures {
     }
 }
 
-/// Binds every data plane address once per shard. Returns the addresses and, per shard, its
+/// Binds these data plane addresses once per shard. Returns the addresses and, per shard, its
 /// listeners.
-fn bind_data(config: &Config, failures: &mut Failures) -> (Vec<SocketAddr>, Vec<Vec<OwnedFd>>) {
+fn bind_data(
+    config: &Config,
+    listen_on: &[SocketAddr],
+    failures: &mut Failures,
+) -> (Vec<SocketAddr>, Vec<Vec<OwnedFd>>) {
     let shards = config.shard_cpus.len();
     let user_timeout = Duration::from_millis(config.limits.stall_ms_max + KERNEL_PATIENCE_MS);
     let mut addresses = Vec::new();
     let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
-    for address in &config.listen {
+    for address in listen_on {
         match listen(*address, shards, user_timeout) {
             Ok((bound, listeners)) => {
                 addresses.push(bound);
@@ -549,6 +594,12 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings)),
     ];
+    if !config.listen_tls.is_empty() {
+        let handshake = TLS_HANDSHAKE_BYTES_MAX + TLS_HANDSHAKE_STATE_BYTES;
+        lines.push(("keys, when all connections have TLS", sum(capacity.slots * TLS_SESSION_BYTES)));
+        let all = capacity.sockets_max.saturating_mul(handshake);
+        lines.push(("TLS handshakes, when all come at once", sum(all)));
+    }
     if config.has_client_publishers() {
         // Messages that are not whole, what paused clients have said, and what is on its way.
         let uplink = UPLINK_BYTES_MAX + limits.message_bytes_max;

@@ -83,7 +83,11 @@ const ROOMS: &[(&str, &[&str])] = &[
             "secret",
         ],
     ),
-    ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard"]),
+    ("tls", &["config", "config/limits", "egress"]),
+    (
+        "runtime",
+        &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard", "tls"],
+    ),
     ("systemd", &["config", "hub"]),
     ("client", &["event", "close", "topic_pattern", "wire", "config/limits", "secret"]),
     ("command", &["event", "config", "config/flags", "config/units", "client"]),

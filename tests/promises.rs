@@ -56,6 +56,7 @@ mod promises {
     mod start_up;
     mod starts;
     mod tail;
+    mod tls;
     mod topics;
     mod websocket;
 }

@@ -18,10 +18,11 @@ use tracing_subscriber::filter::LevelFilter;
 use super::control::{ControlError, ControlFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
+use super::tls::{TlsError, TlsFlags};
 use super::units::{Count, Millis, Size};
 use super::{
     Config, ControlAddress, Egress, LimitError, Limits, LogFormat, MemoryMax, PageError, SlowPolicy, Sockets,
-    tcp_address,
+    socket_address,
 };
 use crate::topic_pattern::{Pattern, PatternError};
 
@@ -72,11 +73,14 @@ pub enum ConfigError {
     /// A flag about the control plane is wrong.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A flag about TLS is wrong.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The PROXY protocol is meant for an address that nobody listens on.
     #[error("--proxy-protocol {0} is none of the --listen addresses")]
     ProxiedNowhere(SocketAddr),
     /// An address for subscribers stands twice.
-    #[error("--listen {0} is given twice")]
+    #[error("{0} is given twice for --listen and --listen-tls")]
     ListenTwice(SocketAddr),
     /// An address is meant for both planes.
     #[error("--control {0} is also a --listen address; choose another port")]
@@ -116,6 +120,8 @@ pub struct ServeFlags {
     proxy_protocol: Vec<SocketAddr>,
     #[command(flatten)]
     operators: ControlFlags,
+    #[command(flatten)]
+    tls: TlsFlags,
     #[command(flatten)]
     pages: PageFlags,
     /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
@@ -326,7 +332,8 @@ impl ServeFlags {
     fn config_on(self, allowed: &[usize]) -> Result<Config, ConfigError> {
         let limits = Limits::from(self.limits);
         limits.check()?;
-        check_addresses(&self.listen, &self.control)?;
+        let listen_tls = self.tls.listen_tls.clone();
+        check_addresses(&[&self.listen[..], &listen_tls].concat(), &self.control)?;
         if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
             return Err(ConfigError::ProxiedNowhere(*other));
         }
@@ -345,6 +352,8 @@ impl ServeFlags {
             listen: self.listen,
             control: self.control,
             proxy_protocol: self.proxy_protocol,
+            listen_tls,
+            tls: self.tls.files()?,
             control_rules,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages: self.pages.rules()?,
@@ -438,10 +447,6 @@ impl std::fmt::Display for CpuList {
         }
         Ok(())
     }
-}
-
-fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    tcp_address(text).ok_or_else(|| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
 }
 
 fn client_publish(text: &str) -> Result<Pattern, String> {

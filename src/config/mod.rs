@@ -13,6 +13,7 @@ mod memory;
 mod pages;
 mod reload;
 pub mod rules;
+mod tls;
 pub mod units;
 
 pub use control::ControlError;
@@ -21,6 +22,7 @@ pub use memory::{MemoryMax, MemoryMaxError};
 pub use pages::PageError;
 pub use reload::Reloaded;
 pub use rules::Rules;
+pub use tls::{TlsError, TlsFiles};
 
 pub use crate::wire::SlowPolicy;
 
@@ -90,6 +92,11 @@ fn tcp_address(text: &str) -> Option<SocketAddr> {
         let (_, port) = text.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("localhost"))?;
         format!("127.0.0.1:{port}").parse().ok()
     })
+}
+
+/// The value of a flag with addresses of subscribers.
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    tcp_address(text).ok_or_else(|| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
 }
 
 /// How the shards reach their sockets.
@@ -167,6 +174,10 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Those of them on which every connection begins with a PROXY header.
     pub proxy_protocol: Vec<SocketAddr>,
+    /// Data plane addresses with TLS; every shard listens on each.
+    pub listen_tls: Vec<SocketAddr>,
+    /// Their certificates and keys.
+    pub tls: Option<TlsFiles>,
     /// Control plane addresses.
     pub control: Vec<ControlAddress>,
     /// Who may use the control plane.
@@ -247,6 +258,8 @@ impl Default for Config {
         Config {
             listen: vec![loopback(8080)],
             proxy_protocol: Vec::new(),
+            listen_tls: Vec::new(),
+            tls: None,
             control: vec![ControlAddress::Tcp(loopback(8081))],
             control_rules: ControlRules::default(),
             shard_cpus: vec![0],

@@ -39,6 +39,8 @@ impl Config {
         let mut to = Reloaded { config: self.clone(), changed: Vec::new(), needs_restart: Vec::new() };
         let Config {
             listen,
+            listen_tls,
+            tls,
             proxy_protocol,
             control,
             control_rules: ControlRules { token },
@@ -68,6 +70,8 @@ impl Config {
         to.takes("log", |config| &mut config.log, log);
         to.takes("memory-max", |config| &mut config.memory_max, memory_max);
         to.keeps("listen", &self.listen, listen);
+        to.takes("tls-cert, --tls-key and --tls-client-ca", |config| &mut config.tls, tls);
+        to.keeps("listen-tls", &self.listen_tls, listen_tls);
         to.keeps("proxy-protocol", &self.proxy_protocol, proxy_protocol);
         to.keeps("control", &self.control, control);
         to.keeps("shards and --cpus", &self.shard_cpus, shard_cpus);

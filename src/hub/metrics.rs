@@ -19,7 +19,7 @@ use crate::wire::Family;
 type Row<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
 
 /// Figures of a shard.
-const OF_SHARD: [Row<ShardReport>; 21] = [
+const OF_SHARD: [Row<ShardReport>; 22] = [
     ("fanwave_connections", Gauge, "Connections, those in the handshake or closing included.", |shard| {
         shard.metrics.connections
     }),
@@ -29,6 +29,9 @@ const OF_SHARD: [Row<ShardReport>; 21] = [
     }),
     ("fanwave_accept_failures_total", Counter, "Accepts that the kernel refused.", |shard| {
         shard.metrics.accept_failures
+    }),
+    ("fanwave_tls_handshakes_total", Counter, "TLS handshakes that came to their end.", |shard| {
+        shard.metrics.tls_handshakes
     }),
     ("fanwave_shard_events_total", Counter, "Events that the shard has taken from the hub.", |shard| {
         shard.metrics.events

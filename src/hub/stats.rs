@@ -115,6 +115,7 @@ struct ShardStats {
 struct Counts {
     accepted: u64,
     accept_failures: u64,
+    tls_handshakes: u64,
     connections: u64,
     closed: ByReason,
     events: u64,
@@ -277,6 +278,7 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount, retained: Reta
     Counts {
         accepted: metrics.accepted,
         accept_failures: metrics.accept_failures,
+        tls_handshakes: metrics.tls_handshakes,
         connections: metrics.connections,
         closed: ByReason(metrics.closed),
         events: metrics.events,
@@ -323,6 +325,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         families,
         accepted,
         accept_failures,
+        tls_handshakes,
         connections,
         closed,
         events,
@@ -347,6 +350,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     }
     total.accepted += accepted;
     total.accept_failures += accept_failures;
+    total.tls_handshakes += tls_handshakes;
     total.connections += connections;
     total.events += events;
     total.published += published;

@@ -445,6 +445,7 @@ impl Crowd {
                     self.closed(number, &format!("the connection broke: {error}"))?;
                 }
                 // Only a member that leaves cancels its receive.
+                (State::Open, ReceiveEnd::Insecure(_)) => unreachable!("these sockets speak no TLS"),
                 (State::Open, ReceiveEnd::Cancelled) | (State::Away | State::Connecting, _) => {}
             }
         }
