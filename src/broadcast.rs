@@ -32,6 +32,7 @@ use crate::wire::format::{Frame, Given};
 mod account;
 mod past;
 mod presence;
+mod pressure;
 mod question;
 mod sleep;
 mod uplink;
@@ -39,6 +40,7 @@ mod uplink;
 pub use account::{Account, Crowd, Memory};
 pub use past::{Cut, Doors, HistorySlice, Past, PastTopic};
 pub use presence::{Answerer, Asker, Crowds};
+pub use pressure::{Holdings, Pressure};
 pub use question::{Question, TopicQuery};
 use sleep::Sleep;
 pub use uplink::{Answer, HubEnd, Outcome, Publish, Taken, Ticket, Uplink};
@@ -263,6 +265,9 @@ pub enum Message {
     Removal(Arc<Removal>),
     /// Begin to drain. A shard that is done still answers new clients, until all shards are.
     Drain(Drain),
+    /// All histories together may take so much memory from now on, at most what settings allow. It
+    /// stands between the same events for all shards, so that their histories stay the same.
+    Histories(usize),
     /// The configuration from now on.
     Reload(Arc<Config>),
     /// Begin with what a former process had, and say so. Nobody was let in yet.

@@ -60,6 +60,8 @@ pub struct ShardMetrics {
     pub accepted: u64,
     /// Accepts that the kernel refused for want of resources.
     pub accept_failures: u64,
+    /// TLS handshakes that came to their end.
+    pub tls_handshakes: u64,
     /// Connections now, those in the handshake or closing included.
     pub connections: u64,
     /// Connections ended, by reason.
@@ -100,6 +102,7 @@ impl Default for ShardMetrics {
             families: Default::default(),
             accepted: 0,
             accept_failures: 0,
+            tls_handshakes: 0,
             connections: 0,
             closed: [0; CloseReason::COUNT],
             events: 0,

@@ -6,32 +6,35 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::admission::{Addresses, Admission};
-use crate::broadcast::{Demand, Memory, path};
+use crate::broadcast::{Demand, Memory, Message, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
-    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX,
-    ID_PLACE_BYTES, LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES,
-    RECEIVE_BUFFERS, RETAINED_VALUE_BYTES, SUBMISSIONS_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
+    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES, CONTROL_BUFFER_BYTES_MAX,
+    EPOLL_EVENTS_MAX, ID_PLACE_BYTES, LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX,
+    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES, SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX,
+    TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
+use crate::hub::memory::{self, CeilingReport, Meter};
 use crate::hub::{self, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings};
 use crate::log;
-use crate::runtime::{RingOptions, RuntimeError, ShardHandle, ShardStart, spawn_shard};
+use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
 use crate::systemd::{Manager, Passed};
+use crate::tls::{self, Identity, IdentityError};
 use egress::Ring;
 use listeners::{DataAddress, Failures};
 pub use upgrade::Predecessor;
@@ -45,10 +48,14 @@ mod upgrade; // takes the place of a running process
 pub struct Started {
     /// Data plane addresses as bound (port 0 replaced).
     pub listen: Vec<SocketAddr>,
+    /// Data plane addresses with TLS, as bound.
+    pub listen_tls: Vec<SocketAddr>,
     /// Control plane addresses as bound.
     pub control: Vec<ControlAddress>,
     /// The file with the token that publishers bring, if they need one.
     pub token_file: Option<PathBuf>,
+    /// Pages of this machine may publish to `play/**` (`--playground`).
+    pub playground: bool,
     /// CPU of each shard.
     pub shard_cpus: Vec<usize>,
     /// Connections that each shard has room for.
@@ -57,6 +64,8 @@ pub struct Started {
     pub egress: EgressReport,
     /// User-space memory at the limits: owner and bytes, one line each.
     pub memory: Vec<(&'static str, u64)>,
+    /// The ceiling of all memory.
+    pub ceiling: CeilingReport,
 }
 
 /// Whom a running server asks for another configuration.
@@ -88,6 +97,9 @@ pub enum ServeError {
     /// The descriptor limit is too low for what the operator wants.
     #[error(transparent)]
     Descriptors(#[from] NoCapacity),
+    /// A certificate or a key cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -107,6 +119,9 @@ pub enum ServeError {
         /// How it ended.
         failure: ShardFailure,
     },
+    /// The ceiling of memory is too low for the server itself.
+    #[error("{0}; or take fewer shards")]
+    Ceiling(String),
     /// The hub's own runtime or thread failed.
     #[error("hub: {0}")]
     Hub(String),
@@ -127,6 +142,7 @@ pub fn run(
     let config = Arc::new(config);
     raise_descriptor_limit();
     let choice = egress::choose(config.egress, config.sockets)?;
+    let identity = config.tls.as_ref().map(tls::load).transpose()?.map(Identity::new);
     let epoch = match &predecessor {
         Some(predecessor) => predecessor.epoch(),
         None => Epoch::random()
@@ -147,10 +163,11 @@ pub fn run(
         true => listeners::control_plane(&config, &mut predecessor, &mut failures),
         false => listeners::passed_control_plane(passed.control),
     };
-    let data = match passed.data.is_empty() {
-        true => listeners::data_plane(&config, &mut predecessor, &mut failures),
+    let mut data = match passed.data.is_empty() {
+        true => listeners::data_plane(&config, &config.listen, &mut predecessor, &mut failures),
         false => listeners::passed_data_plane(&config, passed.data, &mut failures),
     };
+    data.extend(listeners::data_plane(&config, &config.listen_tls, &mut predecessor, &mut failures));
     failures.check()?;
     let capacity = capacity(&config, choice.ring.is_direct(), &data)?;
     let descriptors = |error| ServeError::Hub(format!("cannot copy a listener: {error}"));
@@ -160,7 +177,9 @@ pub fn run(
     let shards = config.shard_cpus.len();
     let rounds = listeners::rounds(&data, shards);
     let by_shard = listeners::by_shard(&data, shards, rounds).map_err(descriptors)?;
-    let listen: Vec<SocketAddr> = data.iter().map(|address| address.bound).collect();
+    let mut listen: Vec<SocketAddr> = data.iter().map(|address| address.bound).collect();
+    // They are behind the plain ones.
+    let listen_tls = listen.split_off(config.listen.len());
     let doors = RingDoors {
         keeps_listeners: data.iter().any(|address| address.passed),
         holds_accepts: predecessor.is_some(),
@@ -193,7 +212,16 @@ pub fn run(
         };
         let (ready, ended) = (ready_sender.clone(), end_sender.clone());
         let handle = spawn_shard(
-            ShardStart { setup, ring: ring(choice.ring, &capacity, listeners, doors), inbox },
+            ShardStart {
+                setup,
+                ring: ring(choice.ring, &capacity, listeners, doors),
+                secure: identity.clone().map(|identity| Secure {
+                    identity,
+                    from: listen.len(),
+                    addresses: listen.len() + listen_tls.len(),
+                }),
+                inbox,
+            },
             move || _ = ready.send(number),
             move |result| {
                 let result = result.as_ref().map(|_| ()).map_err(ToString::to_string);
@@ -204,6 +232,18 @@ pub fn run(
     }
     drop((ready_sender, end_sender));
     let shards = await_ready(&ready, shards)?;
+    let meter = Meter::new();
+    let reading = meter.read().without_sockets();
+    let in_use = memory::in_use(&reading, &memory, reading.resident);
+    if let Err(line) = memory::check_ceiling(&config, &reading, &in_use) {
+        for (outbox, shard) in outboxes.iter().zip(shards) {
+            // A queue that nothing was sent to has room.
+            let _ = outbox.try_send(Message::End);
+            let _ = shard.join();
+        }
+        return Err(ServeError::Ceiling(line));
+    }
+    let ceiling = memory::report(&config, &reading, &in_use);
     let manager = Manager::from_environment();
     let manager = Arc::new(manager);
     let watchdog = manager.watchdog;
@@ -215,8 +255,15 @@ pub fn run(
         Tidings::HandedOver(heir) => teller.follow(heir),
         Tidings::Alive => teller.alive(),
     };
-    let Operator { reread, adopt } = operator;
-    let surroundings = Surroundings { reread, adopt, tell: Box::new(tell), watchdog, hangups: Some(hangups) };
+    let Operator { reread, adopt } = with_certificates(operator, identity);
+    let surroundings = Surroundings {
+        reread,
+        adopt,
+        tell: Box::new(tell),
+        meter: Box::new(move || meter.read()),
+        watchdog,
+        hangups: Some(hangups),
+    };
     let (control_addresses, control) =
         control.into_iter().map(|address| (address.bound, address.listener)).unzip();
     let former = predecessor.as_ref().map(|predecessor| predecessor.path().to_path_buf());
@@ -243,14 +290,20 @@ pub fn run(
         predecessor.succeed(&hub, &runtime)?;
     }
     choice.log();
+    for remedy in &ceiling.remedies {
+        tracing::warn!("ceiling of memory: {remedy}");
+    }
     started(&Started {
-        listen: listen.clone(),
+        listen,
+        listen_tls,
         control: control_addresses,
         token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
+        playground: config.pages.playground,
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
         egress: choice.report.clone(),
         memory: memory_lines(&config, &capacity, choice.ring),
+        ceiling,
     });
     manager.ready();
     if let Some(former) = former {
@@ -270,6 +323,31 @@ pub fn run(
         }
         Err(HubError::Shard { shard, failure }) => Err(ServeError::ShardEnd { shard, failure }),
         Err(error) => Err(ServeError::Hub(error.to_string())),
+    }
+}
+
+/// Reads the certificates again whenever the configuration is: one that cannot be used leaves all
+/// as it was.
+fn with_certificates(operator: Operator, identity: Option<Identity>) -> Operator {
+    let Some(identity) = identity else { return operator };
+    let Operator { reread, adopt } = operator;
+    let read = Arc::new(Mutex::new(None));
+    let kept = read.clone();
+    Operator {
+        reread: Box::new(move || {
+            let config = reread()?;
+            let handshakes =
+                config.tls.as_ref().map(tls::load).transpose().map_err(|error| error.to_string())?;
+            *kept.lock().unwrap_or_else(PoisonError::into_inner) = handshakes;
+            Ok(config)
+        }),
+        adopt: Box::new(move |config| {
+            let handshakes = read.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(handshakes) = handshakes {
+                identity.replace(handshakes);
+            }
+            adopt(config);
+        }),
     }
 }
 
@@ -385,6 +463,9 @@ fn await_ready(
     Ok(shards)
 }
 
+// With its place in the table of sockets of either ring.
+const _: () = assert!(size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>() <= CONNECTION_BYTES);
+
 /// User-space memory at the limits, one line per owner.
 fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'static str, u64)> {
     let limits = &config.limits;
@@ -418,7 +499,13 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings)),
     ];
-    if !config.client_publish.is_empty() {
+    if !config.listen_tls.is_empty() {
+        let handshake = TLS_HANDSHAKE_BYTES_MAX + TLS_HANDSHAKE_STATE_BYTES;
+        lines.push(("keys, when all connections have TLS", sum(capacity.slots * TLS_SESSION_BYTES)));
+        let all = capacity.sockets_max.saturating_mul(handshake);
+        lines.push(("TLS handshakes, when all come at once", sum(all)));
+    }
+    if config.has_client_publishers() {
         // Messages that are not whole, what paused clients have said, and what is on its way.
         let uplink = UPLINK_BYTES_MAX + limits.message_bytes_max;
         lines.push((
@@ -438,4 +525,25 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         lines.push(("counters of connections by address", Addresses::BYTES as u64));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clients_publish_has_its_memory_told_whatever_lets_them() {
+        let told = |config: &Config| {
+            let sharers = Sharers { shards: 1, listens: 1, controls: 1 };
+            let capacity = Capacity::of(10_000, false, sharers, 0).expect("room");
+            let lines = memory_lines(config, &capacity, Ring::Epoll);
+            lines.iter().any(|(owner, _)| owner.starts_with("what clients publish"))
+        };
+        let mut playground = Config::default();
+        assert!(!told(&playground));
+        playground.pages.playground = true;
+        assert!(told(&playground));
+        let listed = vec!["chat/*".parse().expect("a pattern")];
+        assert!(told(&Config { client_publish: listed, ..Config::default() }));
+    }
 }

@@ -18,10 +18,11 @@ use tracing_subscriber::filter::LevelFilter;
 use super::control::{ControlError, ControlFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
+use super::tls::{TlsError, TlsFlags};
 use super::units::{Count, Millis, Size};
 use super::{
-    Config, ControlAddress, Egress, LimitError, Limits, LogFormat, PageError, SlowPolicy, Sockets,
-    UpgradeSocket, tcp_address,
+    Config, ControlAddress, Egress, LimitError, Limits, LogFormat, MemoryMax, PageError, SlowPolicy, Sockets,
+    UpgradeSocket, socket_address,
 };
 use crate::topic_pattern::{Pattern, PatternError};
 
@@ -72,11 +73,14 @@ pub enum ConfigError {
     /// A flag about the control plane is wrong.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A flag about TLS is wrong.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The PROXY protocol is meant for an address that nobody listens on.
     #[error("--proxy-protocol {0} is none of the --listen addresses")]
     ProxiedNowhere(SocketAddr),
     /// An address for subscribers stands twice.
-    #[error("--listen {0} is given twice")]
+    #[error("{0} is given twice for --listen and --listen-tls")]
     ListenTwice(SocketAddr),
     /// An address is meant for both planes.
     #[error("--control {0} is also a --listen address; choose another port")]
@@ -127,6 +131,8 @@ pub struct ServeFlags {
     #[command(flatten)]
     operators: ControlFlags,
     #[command(flatten)]
+    tls: TlsFlags,
+    #[command(flatten)]
     pages: PageFlags,
     /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
     /// list of patterns, * for one segment, ** at the end for the rest [default: none]
@@ -141,6 +147,11 @@ pub struct ServeFlags {
     #[arg(long, value_name = "LIST", help_heading = "Shards")]
     cpus: Option<CpuList>,
 
+    /// Memory of the whole process, the kernel's for its sockets included. Before it is reached
+    /// histories are shortened, then newcomers get 503, then publishers. auto: what the cgroup may
+    /// have, less a tenth; at least 32MiB
+    #[arg(long, value_name = "BYTES|auto|none", default_value = "auto", help_heading = "Windows")]
+    memory_max: MemoryMax,
     #[command(flatten)]
     limits: LimitFlags,
     /// How subscribers are reached. uring: by io_uring, or no start; epoll: one system call per
@@ -337,7 +348,8 @@ impl ServeFlags {
     fn config_on(self, allowed: &[usize]) -> Result<Config, ConfigError> {
         let limits = Limits::from(self.limits);
         limits.check()?;
-        check_addresses(&self.listen, &self.control)?;
+        let listen_tls = self.tls.listen_tls.clone();
+        check_addresses(&[&self.listen[..], &listen_tls].concat(), &self.control)?;
         if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
             return Err(ConfigError::ProxiedNowhere(*other));
         }
@@ -356,6 +368,8 @@ impl ServeFlags {
             listen: self.listen,
             control: self.control,
             proxy_protocol: self.proxy_protocol,
+            listen_tls,
+            tls: self.tls.files()?,
             control_rules,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages: self.pages.rules()?,
@@ -368,6 +382,7 @@ impl ServeFlags {
             log_format: self.log_format,
             access_log: self.access_log,
             upgrade_socket: self.upgrade_socket,
+            memory_max: self.memory_max,
             limits,
             rules,
         })
@@ -451,10 +466,6 @@ impl std::fmt::Display for CpuList {
     }
 }
 
-fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    tcp_address(text).ok_or_else(|| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
-}
-
 fn client_publish(text: &str) -> Result<Pattern, String> {
     text.trim().parse().map_err(|error: PatternError| error.to_string())
 }
@@ -516,7 +527,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 27] = [
+        let cases: [Case<'_>; 29] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--port", "8080"], &[], &["--port", "--listen 0.0.0.0:8080"]),
             (&["--shards=1", "--host"], &[], &["--host", "--listen 0.0.0.0:8080"]),
@@ -536,6 +547,8 @@ pub(crate) mod tests {
             (&["--log", "info, inof"], &[], &["--log", "`inof` is no level"]),
             (&["--log-format", "yaml"], &[], &["--log-format", "json"]),
             (&["--window-bytes-max", "8MB"], &[], &["--window-bytes-max", "8MiB"]),
+            (&["--memory-max", "0"], &[], &["--memory-max", "at least 32MiB", "none"]),
+            (&[], &[("FANWAVE_MEMORY_MAX", "1GB")], &["environment: ", "--memory-max", "1GiB, or auto"]),
             (&["--heartbeat-ms", "15s"], &[], &["--heartbeat-ms", "milliseconds"]),
             (&["--heartbeat-ms", "1"], &[], &["--heartbeat-ms", "1000"]),
             (&["--listen", "127.0.0.1:8081"], &[], &["--control", "also a --listen"]),

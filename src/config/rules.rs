@@ -349,7 +349,7 @@ fn check_retained(line: usize, limits: &Limits) -> Result<(), String> {
         false => Err(format!(
             "line {line}: retain is true, and the largest event (--message-bytes-max) takes {needed} bytes, but all \
              retained values have {most}, a sixteenth of --window-bytes-total-max; raise that to {}",
-            Size((16 * needed).next_multiple_of(1 << 20))
+            at_least(needed.saturating_mul(16), 1 << 20)
         )),
     }
 }

@@ -101,6 +101,11 @@ impl Batch {
         Rc::new(batch)
     }
 
+    /// An empty batch to be filled, counted where this one is.
+    pub fn sibling(&self) -> Batch {
+        Batch::empty(&self.ledger)
+    }
+
     /// So many events that are told again, to one connection: how long ago they were taken in says
     /// nothing of their delivery.
     pub fn retold(payload: Payload, events: u32, ledger: &Ledger) -> Rc<Batch> {

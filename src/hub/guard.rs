@@ -5,7 +5,8 @@
 //! requests here (`Origin` tells), and one whose name was made to lead here can read the answers
 //! too (`Host` tells). Neither may publish or read. A Unix socket is out of any page's reach, and
 //! `GET /healthz` tells nobody anything. With a token configured every request brings it, but those
-//! of these two kinds: a client that may open the socket's file is let in.
+//! of these two kinds, because a client that may open the socket's file is let in, and those for the
+//! pages, which hold nothing but their script.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::control::allowed;
 use super::stream::refused_unread;
-use super::{Hub, Refusal, RefusalReason};
+use super::{Hub, Refusal, RefusalReason, pages};
 use crate::config::{Config, ControlAddress, PageRules};
 use crate::secret::{Secret, bearer_token};
 use crate::wire::http::{is_host, is_ours, is_same_origin};
@@ -82,7 +83,8 @@ impl Guard {
         };
         // A browser asks what it may ask without the token (Fetch §4.8).
         let is_preflight = *request.method() == Method::OPTIONS;
-        if token.is_some() && !has_token && !is_preflight {
+        let is_page = pages::is_asked(request.method(), request.uri(), request.headers());
+        if token.is_some() && !has_token && !is_preflight && !is_page {
             let text = match request.headers().contains_key(header::AUTHORIZATION) {
                 true => "the token in Authorization is not that of this server",
                 false => "a token is needed here, as Authorization: Bearer TOKEN (--control-token-file)",

@@ -19,11 +19,11 @@ use std::sync::Arc;
 use super::keys::Keys;
 use super::topics::{Recorded, TopicTable};
 use crate::broadcast::{
-    Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Removal, Taken, Wanted,
+    Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Pressure, Refused, Removal, Taken, Wanted,
 };
 use crate::clock::Stamp;
 use crate::config::Limits;
-use crate::config::limits::SINGLES_SHARE;
+use crate::config::limits::{HISTORY_STEPS, SINGLES_SHARE};
 use crate::event::{Epoch, Event, Topic};
 use crate::log::Pace;
 use crate::publishing::{IdempotencyKey, names_many, reserved};
@@ -61,11 +61,13 @@ pub enum Flushed {
     Stalled,
 }
 
-/// What goes to all shards at once.
+/// What goes to all shards in one order.
 #[derive(Debug)]
 enum Package {
     Batch(Arc<EncodedBatch>),
     Removal(Arc<Removal>),
+    /// [`Message::Histories`].
+    Histories(usize),
 }
 
 impl Package {
@@ -73,6 +75,7 @@ impl Package {
         match self {
             Package::Batch(batch) => Message::Batch(batch.clone()),
             Package::Removal(removal) => Message::Removal(removal.clone()),
+            Package::Histories(bytes) => Message::Histories(*bytes),
         }
     }
 }
@@ -106,12 +109,18 @@ pub struct Intake {
     /// Memory of `queued` and `sending`; at most `queue_bytes_max`.
     bytes: usize,
     stalled: bool,
+    /// What all histories may take by the word that was sent last, and what they may take.
+    histories: usize,
+    histories_max: usize,
+    /// The last parcel was such a word: events have their turn.
+    said_histories: bool,
     /// The log knows that publishers are refused for lack of room; until the queue is empty.
     full_told: bool,
     /// Of warnings that publishers are refused for lack of room, and because subscribers are
     /// behind.
     full_pace: Pace,
     behind_pace: Pace,
+    memory_pace: Pace,
     /// True from the begin of the drain on; nothing is accepted then.
     draining: bool,
     /// True while the process hands over; nothing is accepted then.
@@ -142,6 +151,8 @@ pub enum NoRoom {
     /// Events of its topic, or of all topics, take as much memory as they may, until subscribers
     /// have come on.
     Memory,
+    /// The process takes nearly as much memory as it may.
+    Ceiling,
 }
 
 impl Intake {
@@ -165,8 +176,12 @@ impl Intake {
             bytes: 0,
             stalled: false,
             full_told: false,
+            histories: limits.history_memory_max(),
+            histories_max: limits.history_memory_max(),
+            said_histories: false,
             full_pace: Pace::DETAIL,
             behind_pace: Pace::WARNING,
+            memory_pace: Pace::WARNING,
             draining: false,
             paused: false,
             unix_ms: 0,
@@ -219,6 +234,9 @@ impl Intake {
     }
 
     fn fits(&self, topic: &Topic, memory: usize, events_max: usize, bytes_max: usize) -> Result<(), NoRoom> {
+        if self.topics.memory().pressure() == Pressure::Publishers {
+            return Err(NoRoom::Ceiling);
+        }
         let queue = self.events == 0 || (self.events < events_max && self.bytes + memory <= bytes_max);
         match queue {
             false => Err(NoRoom::Queue),
@@ -355,6 +373,15 @@ impl Intake {
                 }
                 self.refuse(Refusal::behind())
             }
+            NoRoom::Ceiling => {
+                if let Some(left_out) = self.memory_pace.admit(now) {
+                    tracing::warn!(
+                        left_out,
+                        "publishers get 503: the process takes nearly as much memory as it may"
+                    );
+                }
+                self.refuse(Refusal::memory())
+            }
         }
     }
 
@@ -415,9 +442,34 @@ impl Intake {
         Flushed::All
     }
 
+    /// All histories together may take so much memory.
+    pub fn hold_histories(&mut self, bytes: usize) {
+        self.histories_max = bytes;
+    }
+
+    fn next_package(&mut self) -> Option<Sending> {
+        let changes = self.histories != self.histories_max;
+        let has_turn = !self.said_histories || self.queued.is_empty() && self.removals.is_empty();
+        self.said_histories = changes && has_turn;
+        if self.said_histories { Some(self.next_step()) } else { self.next_in_order() }
+    }
+
+    /// The next word of what histories may take. Much less is said in steps, each of which is some
+    /// milliseconds of work for a shard.
+    fn next_step(&mut self) -> Sending {
+        let step = (self.topics.memory().bytes_max() / 2 / HISTORY_STEPS).max(1);
+        self.histories = self.histories_max.max(self.histories.saturating_sub(step));
+        Sending {
+            package: Package::Histories(self.histories),
+            events: 0,
+            bytes: 0,
+            waiting: (0..self.outboxes.len()).collect(),
+        }
+    }
+
     /// The oldest queued events, up to the bounds of a batch; a single event may exceed the bytes.
     /// A removal goes alone.
-    fn next_package(&mut self) -> Option<Sending> {
+    fn next_in_order(&mut self) -> Option<Sending> {
         let before = self.removals.front().map_or(u64::MAX, |removal| removal.sequence);
         let waiting = (0..self.outboxes.len()).collect();
         let Some(front) = self.queued.front().filter(|front| front.sequence < before) else {

@@ -5,6 +5,7 @@
 
 use hdrhistogram::Histogram;
 
+use super::memory::ProcessStats;
 use super::openmetrics::Kind::{Counter, Gauge, Info};
 use super::openmetrics::{Exposition, Kind, Page};
 use super::stats::Moment;
@@ -18,7 +19,7 @@ use crate::wire::Family;
 type Row<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
 
 /// Figures of a shard.
-const OF_SHARD: [Row<ShardReport>; 21] = [
+const OF_SHARD: [Row<ShardReport>; 22] = [
     ("fanwave_connections", Gauge, "Connections, those in the handshake or closing included.", |shard| {
         shard.metrics.connections
     }),
@@ -28,6 +29,9 @@ const OF_SHARD: [Row<ShardReport>; 21] = [
     }),
     ("fanwave_accept_failures_total", Counter, "Accepts that the kernel refused.", |shard| {
         shard.metrics.accept_failures
+    }),
+    ("fanwave_tls_handshakes_total", Counter, "TLS handshakes that came to their end.", |shard| {
+        shard.metrics.tls_handshakes
     }),
     ("fanwave_shard_events_total", Counter, "Events that the shard has taken from the hub.", |shard| {
         shard.metrics.events
@@ -172,6 +176,7 @@ impl Hub {
             hub.memory.bytes,
         );
         page.single("fanwave_memory_max_bytes", Gauge, "The most that they may take.", hub.memory.bytes_max);
+        write_process(page, &hub.process);
         let refused = "Requests of publishers and operators that were refused.";
         page.family("fanwave_refused_requests_total", Counter, refused);
         for (reason, count) in hub.refused.iter() {
@@ -213,6 +218,30 @@ impl Hub {
             }
         }
     }
+}
+
+fn write_process(page: &mut Page, process: &ProcessStats) {
+    page.family(
+        "fanwave_process_bytes",
+        Gauge,
+        "What the process takes, the kernel's for its sockets included.",
+    );
+    for (kind, bytes) in [
+        ("events", process.events),
+        ("connections", process.connections),
+        ("sockets", process.sockets),
+        ("rest", process.rest),
+    ] {
+        page.sample(&[("kind", kind)], bytes);
+    }
+    let most = process.bytes_max.map_or_else(|| "+Inf".to_string(), |bytes| bytes.to_string());
+    page.single("fanwave_process_max_bytes", Gauge, "The ceiling of that, +Inf without one.", most);
+    let pressure = "How short memory is: 1 histories are cut, 2 newcomers are refused, 3 publishers are.";
+    page.single("fanwave_memory_pressure", Gauge, pressure, process.level as u8);
+    let most = "What all histories may take now.";
+    page.single("fanwave_history_max_bytes", Gauge, most, process.history_bytes_max);
+    let cuts = "Times that histories were cut for want of memory.";
+    page.single("fanwave_history_cuts_total", Counter, cuts, process.history_cuts);
 }
 
 fn write_shards(page: &mut Page, shards: &[(String, &ShardReport)]) {

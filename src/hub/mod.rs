@@ -40,6 +40,7 @@ use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
 mod accept;
+mod asked;
 mod control;
 mod guard;
 mod head;
@@ -47,6 +48,7 @@ mod intake;
 mod keys;
 mod listen;
 mod listing;
+pub mod memory;
 mod metrics;
 mod openmetrics;
 mod pages;
@@ -69,6 +71,7 @@ mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 pub use self::listen::ControlListener;
+use self::memory::Watch;
 pub use self::reload::{Surroundings, Tidings};
 use self::shared::Shared;
 pub use self::stats::EgressReport;
@@ -192,6 +195,7 @@ struct Hub {
     scrapes: Semaphore,
     reloads: Semaphore,
     shared: Answers,
+    memory_watch: Mutex<Watch>,
     /// Of lines about single control connections.
     head_pace: Mutex<Pace>,
     listings: Semaphore,
@@ -266,7 +270,9 @@ pub fn open(setup: HubSetup) -> OpenHub {
     let hub = Hub::new(config, epoch, outboxes, demand, memory, egress, listen);
     let hangups = surroundings.hangups.take();
     let entrance = Entrance { estate, control, connections_max: control_connections_max, hangups };
-    OpenHub { hub: Arc::new(Hub { surroundings, ..hub }), ends, entrance }
+    let hub = Hub { surroundings, ..hub };
+    hub.begin_to_watch();
+    OpenHub { hub: Arc::new(hub), ends, entrance }
 }
 
 /// The life of an open hub, as [`run`] says.
@@ -282,6 +288,7 @@ async fn serve(
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let presences = tokio::spawn(presence::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
+    let looks = tokio::spawn(memory::watch(hub.clone()));
     let life =
         hub.surroundings.watchdog.map(|patience| tokio::spawn(reload::tell_of_life(hub.clone(), patience)));
     let reloads =
@@ -338,6 +345,7 @@ async fn serve(
     uplinks.abort();
     presences.abort();
     give_back.abort();
+    looks.abort();
     for task in life.into_iter().chain(reloads) {
         task.abort();
     }
@@ -430,6 +438,7 @@ impl Hub {
         egress: EgressReport,
         listen: Vec<SocketAddr>,
     ) -> Hub {
+        let memory_watch = Mutex::new(Watch::new(config.limits.history_memory_max()));
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
         Hub {
             config: Mutex::new(config),
@@ -449,6 +458,7 @@ impl Hub {
             scrapes: Semaphore::new(SCRAPES_MAX),
             reloads: Semaphore::new(1),
             shared: Answers::default(),
+            memory_watch,
             head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
         }
@@ -561,7 +571,9 @@ impl Hub {
             match no_room {
                 NoRoom::Queue => room.await,
                 // Nobody tells when the last shard lets go of an event.
-                NoRoom::Memory => drop(timeout(Duration::from_millis(TOPIC_RETRY_MS), room).await),
+                NoRoom::Memory | NoRoom::Ceiling => {
+                    drop(timeout(Duration::from_millis(TOPIC_RETRY_MS), room).await)
+                }
             }
         }
     }

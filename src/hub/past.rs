@@ -3,7 +3,7 @@
 //!
 //! Invariants worth naming:
 //! - The hub takes nothing in meanwhile, and every shard has all that was taken in before. So a
-//!   shard's slices fit together; only age may take events out of its histories.
+//!   shard's slices fit together; only age and want of memory take events out of its histories.
 //! - What the new process has no room for is dropped from the oldest on, and remembered as evicted:
 //!   a client that lacks it is told of a gap.
 

@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde::ser::Serializer;
 
+use super::memory::ProcessStats;
 use super::{Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
@@ -66,6 +67,8 @@ pub(super) struct HubStats {
     pub(super) queue: Amount,
     /// Now, in queues and windows.
     pub(super) memory: MemoryStats,
+    /// Of the whole process, against its ceiling, at the last look.
+    pub(super) process: ProcessStats,
     /// Topics remembered, now.
     pub(super) topics: usize,
     pub(super) refused: RefusalCounts,
@@ -112,6 +115,7 @@ struct ShardStats {
 struct Counts {
     accepted: u64,
     accept_failures: u64,
+    tls_handshakes: u64,
     connections: u64,
     closed: ByReason,
     events: u64,
@@ -209,6 +213,7 @@ impl Hub {
                 bytes: intake.topics().memory().held(),
                 bytes_max: intake.topics().memory().bytes_max(),
             },
+            process: self.process_stats(),
             topics: intake.topics().count(),
             refused: counters.refused.clone(),
             removed_topics: counters.removals,
@@ -273,6 +278,7 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount, retained: Reta
     Counts {
         accepted: metrics.accepted,
         accept_failures: metrics.accept_failures,
+        tls_handshakes: metrics.tls_handshakes,
         connections: metrics.connections,
         closed: ByReason(metrics.closed),
         events: metrics.events,
@@ -319,6 +325,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         families,
         accepted,
         accept_failures,
+        tls_handshakes,
         connections,
         closed,
         events,
@@ -343,6 +350,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     }
     total.accepted += accepted;
     total.accept_failures += accept_failures;
+    total.tls_handshakes += tls_handshakes;
     total.connections += connections;
     total.events += events;
     total.published += published;

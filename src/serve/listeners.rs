@@ -69,15 +69,16 @@ fn user_timeout(config: &Config) -> Duration {
     Duration::from_millis(config.limits.stall_ms_max + KERNEL_PATIENCE_MS)
 }
 
-/// The addresses of the data plane in the order of the configuration: those that a former process
+/// These addresses of the data plane in the order of the configuration: those that a former process
 /// has, and of the others each bound once per shard.
 pub(super) fn data_plane(
     config: &Config,
+    listen_on: &[SocketAddr],
     predecessor: &mut Option<Predecessor>,
     failures: &mut Failures,
 ) -> Vec<DataAddress> {
     let mut addresses = Vec::new();
-    for configured in &config.listen {
+    for configured in listen_on {
         let inherited = predecessor.as_mut().and_then(|predecessor| predecessor.take_data(*configured));
         if let Some((offer, listeners)) = inherited {
             let (bound, passed) = (offer.bound, offer.passed);

@@ -480,7 +480,7 @@ fn name_of(of: &Named) -> &Topic {
 /// The word for a client of why its publish is not taken.
 fn code_of(reason: RefusalReason) -> ErrorCode {
     match reason {
-        RefusalReason::Full | RefusalReason::Behind => ErrorCode::Full,
+        RefusalReason::Full | RefusalReason::Behind | RefusalReason::Memory => ErrorCode::Full,
         RefusalReason::Busy | RefusalReason::Upgrading => ErrorCode::Busy,
         RefusalReason::Draining => ErrorCode::Draining,
         RefusalReason::BadTopic => ErrorCode::BadTopic,

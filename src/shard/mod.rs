@@ -151,14 +151,15 @@ impl<R: EgressRing> Shard<R> {
 
     /// Takes what the hub sent, a bounded number of events. Returns how many messages.
     fn take_messages(&mut self) -> Result<usize, RingError> {
-        let mut taken = 0;
-        while taken < MESSAGES_PER_TURN_MAX && self.state.work.events < EVENTS_PER_TURN_MAX {
+        let (mut taken, mut evicted) = (0, 0);
+        while taken < MESSAGES_PER_TURN_MAX && self.state.work.events + evicted < EVENTS_PER_TURN_MAX {
             let Some(message) = self.inbox.try_recv() else { break };
             taken += 1;
             match message {
                 Message::Batch(batch) => self.state.take_events(&batch),
                 Message::Removal(removal) => self.state.take_removal(&removal),
                 Message::Drain(drain) => self.state.begin_drain(drain),
+                Message::Histories(bytes) => evicted += self.state.topics.hold_histories(bytes),
                 Message::Reload(config) => self.state.setup.config = config,
                 Message::Restore(past, said) => {
                     self.state.restore(&past);
@@ -237,6 +238,12 @@ impl<R: EgressRing> Shard<R> {
         let topics = &self.state.topics;
         let windows = topics.after("").flat_map(|topic| topic.window.newest_first());
         windows.chain(topics.retained_values()).map(|event| (event.sequence, event.memory())).collect()
+    }
+
+    /// The sequences of the events in all histories, by topic.
+    pub fn histories(&self) -> impl Iterator<Item = u64> {
+        let windows = self.state.topics.after("").map(|topic| &topic.window);
+        windows.flat_map(|window| window.history().map(|event| event.sequence))
     }
 
     /// The counters.

@@ -30,8 +30,8 @@ use crate::publishing::{
 };
 use crate::refusal::{Refusal, RefusalReason};
 use crate::wire::http::{
-    Answer, BodyLength, BodyReader, Broken, Cors, Keep, Manner, Post, PostHead, RefusedRequest, begins_post,
-    parse_post,
+    Answer, BodyLength, BodyReader, Broken, Cors, Foreign, Keep, Manner, Post, PostHead, RefusedRequest,
+    begins_post, parse_post,
 };
 
 /// What may be asked of a topic.
@@ -245,10 +245,13 @@ impl State {
 
     /// What a publish says before its body, if it may.
     fn check_post(&self, post: &Post<'_>) -> Result<(Topic, Options), Refusal> {
-        if !post.is_admitted {
-            let text = "pages of this Origin may not publish here (--cors-origin)";
-            return Err(Refusal::new(RefusalReason::ForeignOrigin, text));
-        }
+        post.admitted.map_err(|foreign| {
+            let reason = match foreign {
+                Foreign::Unnamed | Foreign::Origin => RefusalReason::ForeignOrigin,
+                Foreign::Host => RefusalReason::ForeignHost,
+            };
+            Refusal::new(reason, foreign.text())
+        })?;
         check_coding(post.content_coding)?;
         let topic = parse_topic_path(post.topic)?;
         if !self.setup.config.lets_clients_publish(topic.as_str()) {

@@ -20,7 +20,8 @@ use super::ticks::{DrainPass, HangUps, Look};
 use super::topics::Topics;
 use crate::admission::{Admission, Bucket};
 use crate::broadcast::{
-    Asker, Demand, Drain, EncodedBatch, HistorySlice, Memory, Past, Question, Removal, TopicQuery, Uplink,
+    Asker, Demand, Drain, EncodedBatch, HistorySlice, Holdings, Memory, Past, Question, Removal, TopicQuery,
+    Uplink,
 };
 use crate::clock::Stamp;
 use crate::close::CloseReason;
@@ -131,10 +132,14 @@ pub struct State {
     pub(super) sequence: u64,
     /// `sequence` at the last tick.
     pub(super) sequence_at_tick: u64,
-    /// Subscribers now, by format.
+    /// Subscribers now, by format; those that give commands count also while they have no topic.
     pub(super) subscribers: [usize; Format::COUNT],
+    /// Memberships of topics now, by format: what the hub encodes a format for.
+    pub(super) memberships: [usize; Format::COUNT],
     /// Which entries are to be looked at because time has passed.
     pub(super) look: Look,
+    /// What was told of its memory.
+    holdings: Holdings,
     /// Whose sends wait longest.
     pub(super) slow: SlowSends,
     /// `None` while serving.
@@ -202,7 +207,9 @@ impl State {
             sequence: 0,
             sequence_at_tick: 0,
             subscribers: [0; Format::COUNT],
+            memberships: [0; Format::COUNT],
             look: Look::default(),
+            holdings: Holdings::default(),
             slow: SlowSends::default(),
             drain: None,
             hang_ups: HangUps::default(),
@@ -237,6 +244,17 @@ impl State {
         let passed = tick - self.tick;
         self.tick = tick;
         passed
+    }
+
+    /// Tells the hub what this shard holds.
+    pub(super) fn tell_holdings(&mut self) {
+        let waiting: u64 = self.metrics.families.iter().map(|family| family.sends_in_flight).sum();
+        let now = Holdings {
+            sockets: self.connections.len(),
+            waiting: waiting as usize,
+            histories: self.topics.history_memory(),
+        };
+        self.setup.memory.tell(std::mem::replace(&mut self.holdings, now), now);
     }
 
     /// Puts a batch of events into the windows and sends the elevators round.
@@ -361,19 +379,19 @@ impl State {
         while let Some(member) = self.connections.get_mut(slot).memberships.pop() {
             self.leave_topic(member, format, latest);
         }
-        let family = format.family();
-        let subscribers = &mut self.subscribers[format.index()];
-        *subscribers -= 1;
-        if *subscribers == 0 {
-            self.setup.demand.end(format);
-        }
-        self.metrics.families[family.index()].connections -= 1;
+        self.subscribers[format.index()] -= 1;
+        self.metrics.families[format.family().index()].connections -= 1;
     }
 
     /// A subscriber with this place in a topic is one no more.
     pub(super) fn leave_topic(&mut self, member: Membership, format: Format, latest: bool) {
         if latest {
             self.topics.end_latest(member.topic);
+        }
+        let memberships = &mut self.memberships[format.index()];
+        *memberships -= 1;
+        if *memberships == 0 {
+            self.setup.demand.end(format);
         }
         let left = self.topics.leave(member.topic, member.position, format.family());
         let Some((moved, under_way)) = left else { return };

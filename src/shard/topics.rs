@@ -261,6 +261,11 @@ impl Topics {
         self.histories.weight.published
     }
 
+    /// Memory of all histories.
+    pub fn history_memory(&self) -> usize {
+        self.histories.weight.memory
+    }
+
     /// Events that stay beyond the histories, for subscribers that still lack them, and their
     /// memory.
     pub fn excess(&self) -> (usize, usize) {

@@ -47,7 +47,7 @@ struct Guest {
 
 struct Node {
     outbox: Outbox,
-    shard: Shard<SimRing>,
+    shard: Shard<Wire>,
     model: Model,
     /// How many of all that was said it has taken.
     taken: usize,

@@ -20,7 +20,7 @@ struct Logged {
 
 struct Node {
     outbox: Outbox,
-    shard: Shard<SimRing>,
+    shard: Shard<Wire>,
 }
 
 impl Node {

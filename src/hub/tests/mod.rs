@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
-use super::{EgressReport, Hub, ShardEnd, control};
+use super::{EgressReport, Hub, ShardEnd, Surroundings, control};
 use crate::broadcast::{Encoded, Inbox, Memory, Message, Question, TopicQuery, path};
 use crate::config::limits::TOPICS_PER_ANSWER_MAX;
 use crate::config::{Config, Limits, PageRules};
@@ -23,6 +23,7 @@ use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, SlowReport, TopicReport};
 use crate::wire::Family;
 
+mod ceiling;
 mod drain;
 mod guarding;
 mod heads;
@@ -55,13 +56,16 @@ struct Bench {
 }
 
 fn bench(shards: usize, limits: Limits) -> Bench {
-    let (outboxes, inboxes) =
-        (0..shards).map(|_| path(limits.shard_queue_batches_max).expect("eventfd")).unzip();
+    bench_with(config(shards, limits), Surroundings::default())
+}
+
+fn bench_with(config: Arc<Config>, surroundings: Surroundings) -> Bench {
+    let queue = config.limits.shard_queue_batches_max;
+    let (outboxes, inboxes) = config.shard_cpus.iter().map(|_| path(queue).expect("eventfd")).unzip();
     let listen = vec!["0.0.0.0:8080".parse().expect("an address")];
-    let config = config(shards, limits);
     let memory = Memory::new(&config.limits);
-    let hub =
-        Arc::new(Hub::new(config, EPOCH, outboxes, Arc::default(), memory, EgressReport::default(), listen));
+    let hub = Hub::new(config, EPOCH, outboxes, Arc::default(), memory, EgressReport::default(), listen);
+    let hub = Arc::new(Hub { surroundings, ..hub });
     tokio::spawn(super::retry_stalls(hub.clone()));
     let control = "127.0.0.1:8081".parse().expect("an address");
     Bench { router: control::router(hub.clone(), control), hub, inboxes }
@@ -160,7 +164,8 @@ fn start_shard(
                         drain.say_done();
                         let _ = tell.send(Seen::Drain);
                     }
-                    Message::Reload(_) | Message::Removal(_) | Message::Restore(..) => {}
+                    Message::Histories(_) | Message::Reload(_) | Message::Removal(_) => {}
+                    Message::Restore(..) => {}
                     Message::Doors(_, said) => drop(said.send(())),
                     Message::End => {
                         if let Some(ends) = &ends {

@@ -56,6 +56,8 @@ pub(super) struct Histories {
     fronts: Vec<BTreeMap<u64, TopicIndex>>,
     topic_memory: usize,
     memory: usize,
+    /// What settings allow; `memory` is at most this.
+    memory_max: usize,
     /// Events in all histories, and what they weigh.
     pub(super) events: usize,
     pub(super) weight: Weight,
@@ -72,6 +74,7 @@ impl Histories {
             bounds,
             topic_memory: limits.topic_history_memory_max(),
             memory: limits.history_memory_max(),
+            memory_max: limits.history_memory_max(),
             events: 0,
             weight: Weight::default(),
         }
@@ -127,6 +130,17 @@ impl Topics {
         while self.histories.weight.memory > self.histories.memory {
             self.evict_oldest();
         }
+    }
+
+    /// All histories together may take so much memory from now on; the oldest events of all leave
+    /// them. Returns how many.
+    pub fn hold_histories(&mut self, bytes: usize) -> usize {
+        self.histories.memory = bytes.min(self.histories.memory_max);
+        let before = self.histories.events;
+        while self.histories.weight.memory > self.histories.memory {
+            self.evict_oldest();
+        }
+        before - self.histories.events
     }
 
     /// Takes what is older than its rule says out of the histories, a bounded number of events at a
