@@ -293,3 +293,21 @@ impl Config {
         self.listen.get(at).is_some_and(|address| self.proxy_protocol.contains(address))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxied_address_is_so_in_every_round_of_listeners_and_no_other_one_is() {
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let config = Config {
+            listen: vec![address(1), address(2)],
+            listen_tls: vec![address(3)],
+            proxy_protocol: vec![address(2)],
+            ..Config::default()
+        };
+        let proxied: Vec<usize> = (0..9).filter(|listener| config.is_proxied(*listener)).collect();
+        assert_eq!(proxied, [1, 4, 7]);
+    }
+}

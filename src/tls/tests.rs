@@ -68,9 +68,14 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
+        Bench::at(1)
+    }
+
+    /// A client of this listener, where the second of two addresses speaks TLS.
+    fn at(listener: usize) -> Bench {
         let inner = SimRing::new(4, Weather::Fair, 7).recording();
         let mut ring = Tls::new(inner, 1, 2, Identity::new(ends().0.clone()));
-        let slot = ring.inner_mut().connect_from(Ipv4Addr::LOCALHOST, 1).expect("a free slot");
+        let slot = ring.inner_mut().connect_from(Ipv4Addr::LOCALHOST, listener).expect("a free slot");
         let mut bench = Bench {
             ring,
             slot,
@@ -178,6 +183,18 @@ fn both_sides_hear_each_other() {
     assert_eq!(bench.heard, b"hello");
     bench.send("welcome");
     assert_eq!(bench.exchange(&mut client), Ok(b"welcome".to_vec()));
+}
+
+#[test]
+fn an_address_speaks_tls_at_each_of_its_listeners_and_no_other_one_does() {
+    for listener in [0, 2, 4] {
+        let mut bench = Bench::at(listener);
+        bench.sends(b"GET /sse/t");
+        assert_eq!(bench.heard, b"GET /sse/t", "listener {listener}");
+    }
+    for listener in [1, 3, 5] {
+        Bench::at(listener).client();
+    }
 }
 
 #[test]

@@ -4,9 +4,10 @@
 //! Set-up: a server with `--listen-tls` and a certificate of its own making. Clients are rustls and
 //! curl, neither of which shares code with the server's record layer.
 //!
-//! Expectation: event streams and WebSockets are whole, also for who comes back with an id. A
-//! reload takes new certificates and cuts nobody; one that cannot be used changes nothing, and is
-//! named. What is no TLS, or an older one, is refused with a reason and counted.
+//! Expectation: event streams and WebSockets are whole, also for who comes back with an id, be it
+//! to a process that has taken the place of the first one. A reload takes new certificates and cuts
+//! nobody; one that cannot be used changes nothing, and is named. What is no TLS, or an older one,
+//! is refused with a reason and counted.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,7 +20,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use crate::support::peer::{Protocol, masked, request};
 use crate::support::raw::exchange;
 use crate::support::server::{answer, client};
-use crate::support::{PATIENCE, Scratch, Server, until};
+use crate::support::{PATIENCE, Scratch, Server, Subscriber, until};
 
 /// The files of a certificate for `localhost`, written into `scratch`.
 fn certificate(scratch: &Scratch) -> CertificateDer<'static> {
@@ -92,6 +93,11 @@ impl Client {
             self.heard.push_str(&String::from_utf8_lossy(&bytes[..read]));
         }
     }
+
+    /// Reads to the end of the stream, which is that of TLS too.
+    fn hears_the_end(mut self) {
+        while self.stream.read(&mut [0; 4_096]).expect("no fault") > 0 {}
+    }
 }
 
 #[tokio::test]
@@ -130,6 +136,37 @@ async fn a_subscriber_that_comes_back_with_its_id_gets_the_rest() {
         let mut client = Client::subscribe(address, &trusted, protocol, Some(&first.id));
         let heard = client.hears("three");
         assert!(heard.contains("two") && !heard.contains("one"), "{heard}");
+    }
+}
+
+/// The new process has fewer shards: each has several listeners of both addresses, with TLS and
+/// without.
+#[tokio::test]
+async fn an_upgrade_takes_the_listeners_along_and_subscribers_come_back_with_their_ids() {
+    let scratch = Scratch::new();
+    let trusted = certificate(&scratch);
+    let socket = scratch.path("upgrade").join("socket");
+    let socket = ["--upgrade-socket", socket.to_str().expect("UTF-8")];
+    let (mut old, address) = start(&scratch, &[&socket[..], &["--shards", "3"]].concat());
+    let both = [Protocol::Sse, Protocol::WebSocket];
+    let before = both.map(|protocol| Client::subscribe(address, &trusted, protocol, None));
+    old.publish("t", "one").await;
+    let last = old.publish("t", "two").await;
+    let (new, same) = start(&scratch, &[&socket[..], &["--shards", "1", "--upgrade"]].concat());
+    assert_eq!((new.data, same), (old.data, address), "the same listeners");
+    for mut client in before {
+        client.hears("two");
+        client.hears_the_end();
+    }
+    assert_eq!(old.ended().await.code(), Some(0));
+    new.publish("t", "three").await;
+    // So many that every queue has some.
+    for protocol in both.into_iter().cycle().take(12) {
+        let mut client = Client::subscribe(address, &trusted, protocol, Some(&last.id));
+        let heard = client.hears("three");
+        assert!(!heard.contains("two"), "{heard}");
+        let mut plain = Subscriber::resume(new.data, protocol, &["t"], Some(&last.id)).await;
+        assert_eq!(plain.text().await, "three");
     }
 }
 

@@ -336,11 +336,18 @@ async fn a_new_process_that_cannot_start_says_why_and_the_old_one_goes_on() {
     let address = taken.local_addr().expect("bound").to_string();
     let in_use = told(meeting.fail(&["--listen", &address]));
     assert!(in_use.contains(&format!("cannot listen on {address}")), "{in_use}");
+    // Its shards have run, and have ended. So many take some 100 MiB.
+    let too_low = told(meeting.fail(&["--memory-max", "32MiB", "--shards", "48"]));
+    assert!(too_low.contains("--memory-max is 32MiB") && too_low.contains("in use"), "{too_low}");
     let mut foreign = meeting.connect();
     let refused = foreign.hello(99);
     let why = refused["refused"]["why"].as_str().expect("a text");
     assert!(why.contains("format 1") && why.contains("fanwave 7.8.9 takes format 99"), "{why}");
-    server.publish("t", "x").await;
+    for protocol in [Protocol::Sse, Protocol::WebSocket] {
+        let mut subscriber = Subscriber::connect(server.data, protocol, &["t"]).await;
+        server.publish("t", "x").await;
+        assert_eq!(subscriber.text().await, "x", "it still listens");
+    }
     assert!(server.runs());
     // It waits for nobody any more once it drains, and leaves no file behind.
     server.signal(Signal::TERM);

@@ -6,9 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::broadcast::{Holdings, Pressure};
+use crate::clock::Stamp;
 use crate::config::MemoryMax;
 use crate::config::limits::HISTORY_BYTES_LEAST;
+use crate::event::{Data, Event};
+use crate::handover::state::{PastEvent, State, TopicState};
 use crate::hub::memory::Reading;
+use crate::hub::{self, HubSetup};
 use crate::log::Pace;
 
 const MIB: u64 = 1 << 20;
@@ -91,6 +95,71 @@ async fn histories_are_shortened_in_one_order_on_all_shards_and_grow_again() {
     }
     assert_eq!(world.look(90 * MIB), Pressure::None);
     assert_eq!(world.told()[1], [(64 + 14) << 20], "there is room again, and that is told once");
+}
+
+/// Neither its events, which come here, nor its sockets, which the cgroup counts too.
+#[tokio::test]
+async fn what_a_former_process_has_is_no_part_of_what_is_in_use_at_rest() {
+    let gone = Reading { resident: 20 * MIB, sockets: Some(900 * MIB), limit: Some(1_000 * MIB) };
+    let reading = Arc::new(Mutex::new(gone));
+    let planted = reading.clone();
+    let surroundings = Surroundings {
+        meter: Box::new(move || *planted.lock().expect("no panic")),
+        ..Surroundings::default()
+    };
+    let config = config(1, Limits::default());
+    let (outbox, _inbox) = path(8).expect("eventfd");
+    let (_ends, shard_ends) = mpsc::unbounded_channel();
+    let open = hub::open(HubSetup {
+        estate: None,
+        memory: Memory::new(&config.limits),
+        config,
+        epoch: EPOCH,
+        outboxes: vec![outbox],
+        demand: Arc::default(),
+        egress: EgressReport::default(),
+        listen: Vec::new(),
+        surroundings,
+        control: Vec::new(),
+        control_connections_max: 16,
+        shard_ends,
+    });
+    let _past = open.hub.intake().restore(state(100), usize::MAX, 0, open.hub.now());
+    let now = Reading { resident: 20 * MIB + 5_000_000, sockets: Some(0), ..gone };
+    *reading.lock().expect("no panic") = now;
+    open.hub.look_at_memory(&mut Pressure::ALL.map(|_| Pace::WARNING));
+    let stats = open.hub.process_stats();
+    assert_eq!((stats.events, stats.rest), (5_000_000, 20 * MIB));
+    assert_eq!(stats.bytes_max, Some(900 * MIB), "nine tenths of what the cgroup may have");
+}
+
+/// A topic with so many events of 60,000 bytes.
+fn state(events: u64) -> State {
+    let topic = Topic::new("t").expect("a topic");
+    let event = |sequence| {
+        let data = Data::string("x".repeat(60_000));
+        let event = Event { topic: topic.clone(), data, name: None, id: None, retry_ms: None, key: None };
+        PastEvent { sequence, intake: Stamp(sequence), unix_ms: 7, event }
+    };
+    let of_topic = TopicState {
+        name: topic.clone(),
+        remembered: true,
+        sequence: events,
+        id: None,
+        events,
+        bytes: 60_000 * events,
+        evicted: 0,
+        cut: None,
+    };
+    State {
+        epoch: EPOCH,
+        sequence: events,
+        topics: vec![of_topic],
+        events: (1..=events).map(event).collect(),
+        forgotten: Vec::new(),
+        dropped: 0,
+        keys: Vec::new(),
+    }
 }
 
 #[tokio::test]
