@@ -21,9 +21,10 @@ use crate::admission::{Addresses, Admission};
 use crate::broadcast::{Demand, Memory, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
-    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX,
-    ID_PLACE_BYTES, KERNEL_PATIENCE_MS, LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX,
-    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
+    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, CLAIMS_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX,
+    EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, KNOWN_TOKEN_BYTES, LOG_LINES_MAX,
+    PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX,
+    TOKENS_KNOWN_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -52,6 +53,8 @@ pub struct Started {
     pub control: Vec<ControlAddress>,
     /// The file with the token that publishers bring, if they need one.
     pub token_file: Option<PathBuf>,
+    /// Subscribers need tokens.
+    pub asks_for_tokens: bool,
     /// CPU of each shard.
     pub shard_cpus: Vec<usize>,
     /// Connections that each shard has room for.
@@ -188,6 +191,7 @@ pub fn run(
         listen: listen.clone(),
         control: control_addresses,
         token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
+        asks_for_tokens: config.tokens.is_configured(),
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
         egress: choice.report.clone(),
@@ -520,6 +524,11 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
             "what clients publish, until the hub has it",
             sum(2 * limits.incoming_bytes_max() + uplink),
         ));
+    }
+    if config.tokens.is_configured() {
+        let known = TOKENS_KNOWN_MAX * CLAIMS_BYTES_MAX + 2 * TOKENS_KNOWN_MAX * KNOWN_TOKEN_BYTES;
+        let held = capacity.connections_max.saturating_mul(CLAIMS_BYTES_MAX);
+        lines.push(("tokens, when all grant as much as they can", sum(known.saturating_add(held))));
     }
     if config.access_log {
         let waiting = LOG_LINES_MAX * ACCESS_LINE_BYTES_MAX;

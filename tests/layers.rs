@@ -26,15 +26,19 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("admission", &[]),
     ("wire", &["event", "close", "topic_pattern"]),
     ("config/limits", &["event", "wire"]),
+    ("auth", &["event", "topic_pattern", "config/limits"]),
     ("refusal", &["config/limits"]),
     ("publishing", &["event", "wire", "config/limits", "refusal"]),
     ("config/capacity", &["config/limits"]),
     ("config/units", &["wire"]),
-    ("config", &["event", "topic_pattern", "config/limits", "config/units", "secret", "wire"]),
+    ("config", &["auth", "event", "topic_pattern", "config/limits", "config/units", "secret", "wire"]),
     ("config/flags", &["config", "config/limits", "config/units", "topic_pattern"]),
     ("log", &["clock", "config", "config/limits"]),
     ("metrics", &["event", "wire", "close", "refusal"]),
-    ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics", "refusal", "publishing"]),
+    (
+        "broadcast",
+        &["auth", "event", "wire", "clock", "config", "config/limits", "metrics", "refusal", "publishing"],
+    ),
     // The kernel's view of a batch, which the batch keeps. It is in `uring` because it is unsafe.
     ("egress/uring/header", &[]),
     ("egress/batch", &["clock", "egress/uring/header"]),
@@ -50,6 +54,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "event",
             "topic_pattern",
+            "auth",
             "wire",
             "clock",
             "close",
@@ -68,6 +73,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "hub",
         &[
             "event",
+            "auth",
             "wire",
             "clock",
             "close",
@@ -85,7 +91,20 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard"]),
     ("systemd", &["config", "hub"]),
     ("client", &["wire", "config/limits", "secret"]),
-    ("command", &["event", "config", "config/flags", "config/units", "client"]),
+    (
+        "command",
+        &[
+            "event",
+            "topic_pattern",
+            "auth",
+            "clock",
+            "config",
+            "config/flags",
+            "config/limits",
+            "config/units",
+            "client",
+        ],
+    ),
 ];
 
 /// Puts the others together: it imports what it likes, and no other room imports it.

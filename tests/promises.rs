@@ -51,6 +51,7 @@ mod promises {
     mod stalled_reader;
     mod start_up;
     mod starts;
+    mod tokens;
     mod topics;
     mod websocket;
 }

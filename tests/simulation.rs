@@ -45,6 +45,8 @@ mod shares;
 mod support;
 #[path = "simulation/together.rs"]
 mod together;
+#[path = "simulation/tokens.rs"]
+mod tokens;
 use support::peer::{Ending, Heard, Peer, Protocol};
 
 const EPOCH: Epoch = Epoch(12_345);

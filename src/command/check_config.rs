@@ -61,8 +61,13 @@ fn told_of(topic: &Topic, config: &Config) -> String {
     };
     let memory = config.limits.topic_history_memory_max();
     let publish = if config.lets_clients_publish(topic.as_str()) { "may" } else { "may not" };
+    let needed = match (config.tokens.is_configured(), config.is_public(topic.as_str())) {
+        (false, _) => "",
+        (true, false) => "clients need a token\n",
+        (true, true) => "clients need no token\n",
+    };
     format!(
-        "{topic}: {which}\nhistory: {}, and at most {} with their frames\nclients {publish} publish\n",
+        "{topic}: {which}\nhistory: {}, and at most {} with their frames\nclients {publish} publish\n{needed}",
         history(kept),
         bytes(memory)
     )

@@ -12,6 +12,7 @@ pub mod limits;
 mod pages;
 mod reload;
 pub mod rules;
+mod tokens;
 pub mod units;
 
 pub use control::ControlError;
@@ -19,6 +20,7 @@ pub use limits::{LimitError, Limits};
 pub use pages::PageError;
 pub use reload::Reloaded;
 pub use rules::Rules;
+pub use tokens::{Jwks, TokenError, TokenRules};
 
 pub use crate::wire::SlowPolicy;
 
@@ -151,6 +153,8 @@ pub struct PageRules {
 pub struct ControlRules {
     /// What every request must bring, but those over a Unix socket and `/healthz`.
     pub token: Option<Secret>,
+    /// Every client that reaches the control plane may use it, by decree.
+    pub open: bool,
 }
 
 /// Everything `fanwave serve` needs to know. `Default` is a server without flags, with one shard.
@@ -164,6 +168,8 @@ pub struct Config {
     pub control: Vec<ControlAddress>,
     /// Who may use the control plane.
     pub control_rules: ControlRules,
+    /// Who may hear and say what.
+    pub tokens: TokenRules,
     /// One entry per shard: the CPU it is pinned to.
     pub shard_cpus: Vec<usize>,
     /// What pages in browsers may do.
@@ -197,6 +203,14 @@ impl Config {
         by_rule.unwrap_or_else(|| self.client_publish.iter().any(|pattern| pattern.matches(topic)))
     }
 
+    /// True if a topic, or every topic of a pattern, needs no token although tokens are configured.
+    pub fn is_public(&self, name: &str) -> bool {
+        match Pattern::new(name) {
+            Ok(pattern) if pattern.topic().is_none() => self.rules.is_public(&pattern),
+            _ => self.rules.of(name).is_some_and(|rule| rule.public),
+        }
+    }
+
     /// What happens to subscribers of a topic or pattern that say nothing of it: what its rule
     /// says, else the flag. Of a pattern's rules the strictest counts.
     pub fn slow_of(&self, name: &str) -> SlowPolicy {
@@ -227,6 +241,7 @@ impl Default for Config {
             proxy_protocol: Vec::new(),
             control: vec![ControlAddress::Tcp(loopback(8081))],
             control_rules: ControlRules::default(),
+            tokens: TokenRules::default(),
             shard_cpus: vec![0],
             pages: PageRules::default(),
             client_publish: Vec::new(),

@@ -30,9 +30,9 @@ pub struct RuleError(String);
 pub const KEY: &str = "rule";
 
 /// The keys of a rule.
-const KEYS: [&str; 4] = ["match", "history", "slow", "client_publish"];
+const KEYS: [&str; 5] = ["match", "history", "slow", "client_publish", "public"];
 /// Keys of rules to come.
-const NOT_YET: [&str; 4] = ["retain", "conflate", "public", "presence"];
+const NOT_YET: [&str; 3] = ["retain", "conflate", "presence"];
 /// The keys of a history.
 const HISTORY_KEYS: [&str; 3] = ["events", "bytes", "age"];
 
@@ -72,6 +72,8 @@ pub struct Rule {
     pub slow: Option<SlowPolicy>,
     /// Whether clients of the data plane may publish there; `None` leaves it to the flag.
     pub client_publish: Option<bool>,
+    /// Its topics need no token although tokens are configured.
+    pub public: bool,
 }
 
 /// All rules in the order of the file, at most `RULES_MAX`.
@@ -88,6 +90,7 @@ pub struct RuleText {
     age_ms: Option<u64>,
     slow: Option<SlowPolicy>,
     client_publish: Option<bool>,
+    public: bool,
 }
 
 impl Rules {
@@ -132,6 +135,19 @@ impl Rules {
     /// The rule of a topic, if one matches.
     pub fn of(&self, topic: &str) -> Option<&Rule> {
         self.0.get(usize::from(self.index_of(topic)))
+    }
+
+    /// True if the rule of every topic of a pattern makes it public.
+    pub fn is_public(&self, pattern: &Pattern) -> bool {
+        for rule in self.0.iter().filter(|rule| rule.pattern.overlaps(pattern)) {
+            if !rule.public {
+                return false;
+            }
+            if rule.pattern.contains(pattern) {
+                return true;
+            }
+        }
+        false
     }
 
     /// All of them, in order.
@@ -196,8 +212,8 @@ impl RuleText {
                 Size((events * (EVENT_BYTES_FIXED + 1)).next_multiple_of(1 << 10))
             ));
         }
-        let RuleText { line, slow, client_publish, .. } = *self;
-        Ok(Rule { pattern: self.pattern.clone(), line, history, slow, client_publish })
+        let RuleText { line, slow, client_publish, public, .. } = *self;
+        Ok(Rule { pattern: self.pattern.clone(), line, history, slow, client_publish, public })
     }
 }
 
@@ -219,6 +235,7 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
             age_ms: None,
             slow: None,
             client_publish: None,
+            public: false,
         };
         for (key, value) in self.keys {
             let line = (self.place)(key.span());
@@ -244,6 +261,10 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
                     let yes =
                         yes.ok_or_else(|| format!("line {line}: write client_publish = true or false"))?;
                     rule.client_publish = Some(yes);
+                }
+                "public" => {
+                    let yes = value.get_ref().as_bool();
+                    rule.public = yes.ok_or_else(|| format!("line {line}: write public = true or false"))?;
                 }
                 name if NOT_YET.contains(&name) => {
                     return Err(format!(
@@ -371,7 +392,8 @@ mod tests {
             (format!("{rule}history.age = 30"), "line 3: write age = \"30s\""),
             (format!("{rule}history.age = \"999ms\""), "line 3: age is 999 ms, at least 1000 are needed"),
             (format!("{rule}slow = \"drop\""), "line 3: write slow = \"close\", \"skip\" or \"latest\""),
-            (format!("{rule}public = true"), "line 3: `public` of a rule is not built yet; take the key out"),
+            (format!("{rule}public = 1"), "line 3: write public = true or false"),
+            (format!("{rule}retain = true"), "line 3: `retain` of a rule is not built yet; take the key out"),
             (
                 format!("{rule}history.events = 20000"),
                 "line 3: history.events is 20,000, but 8,388,608 bytes hold at most 16,878 of the smallest events; raise \

@@ -11,7 +11,8 @@
 //!   refused and counted until all have what is theirs.
 //!
 //! Reading order: `intake` (events to batches), `control` (who asks), `stream` (NDJSON), `uplink`
-//! (what clients publish), `guard` (who may), `head` (what is no request), `listen` and `seats`
+//! (what clients publish), `guard` and `principal` (who may),
+//! `jwks` (keys of tokens), `head` (what is no request), `listen` and `seats`
 //! (connections), `reload` (another configuration). Not here: signals, binding of addresses,
 //! threads (`serve`).
 
@@ -44,6 +45,7 @@ mod control;
 mod guard;
 mod head;
 mod intake;
+mod jwks;
 mod keys;
 mod listen;
 mod listing;
@@ -51,6 +53,7 @@ mod metrics;
 mod openmetrics;
 mod pages;
 mod presence;
+mod principal;
 mod process;
 mod refusal;
 mod reload;
@@ -66,6 +69,7 @@ mod topics;
 mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
+use self::jwks::Keyring;
 pub use self::listen::ControlListener;
 pub use self::reload::{Surroundings, Tidings};
 use self::shared::Shared;
@@ -183,6 +187,7 @@ struct Hub {
     scrapes: Semaphore,
     reloads: Semaphore,
     shared: Answers,
+    keyring: Keyring,
     /// Of lines about single control connections.
     head_pace: Mutex<Pace>,
     listings: Semaphore,
@@ -250,6 +255,7 @@ async fn serve(
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let presences = tokio::spawn(presence::serve(hub.clone()));
+    let keys = tokio::spawn(jwks::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     let life =
         hub.surroundings.watchdog.map(|patience| tokio::spawn(reload::tell_of_life(hub.clone(), patience)));
@@ -275,6 +281,7 @@ async fn serve(
     retry.abort();
     uplinks.abort();
     presences.abort();
+    keys.abort();
     give_back.abort();
     for task in life.into_iter().chain(reloads) {
         task.abort();
@@ -369,7 +376,9 @@ impl Hub {
         listen: Vec<SocketAddr>,
     ) -> Hub {
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
+        let keyring = Keyring::new(&config);
         Hub {
+            keyring,
             config: Mutex::new(config),
             epoch,
             egress,

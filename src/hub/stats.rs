@@ -9,10 +9,11 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde::ser::Serializer;
 
+use super::jwks::KeyStats;
 use super::{Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
-use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport};
+use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport, TokenCounters};
 use crate::wire::Family;
 
 /// How the shards reach their sockets, for operators.
@@ -69,6 +70,8 @@ pub(super) struct HubStats {
     /// Topics remembered, now.
     pub(super) topics: usize,
     pub(super) refused: RefusalCounts,
+    /// What tokens are checked with.
+    pub(super) keys: KeyStats,
     /// Times a batch met a full shard queue.
     pub(super) shard_queue_stalls: u64,
 }
@@ -117,6 +120,7 @@ struct Counts {
     published: u64,
     /// What clients wanted to publish and was not taken, here or at the hub.
     refused: RefusalCounts,
+    tokens: TokenCounters,
     pauses: u64,
     commands: u64,
     command_errors: ByCode,
@@ -207,6 +211,7 @@ impl Hub {
             },
             topics: intake.topics().count(),
             refused: counters.refused.clone(),
+            keys: self.keyring.stats(),
             shard_queue_stalls: counters.stalls,
         };
         Moment { reports, queues: intake.outboxes().iter().map(|outbox| outbox.len()).collect(), hub }
@@ -269,6 +274,7 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
         events: metrics.events,
         published: metrics.published,
         refused: metrics.refused.clone(),
+        tokens: metrics.tokens.clone(),
         pauses: metrics.pauses,
         commands: metrics.commands,
         command_errors: ByCode(metrics.command_errors),
@@ -314,6 +320,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         events,
         published,
         refused,
+        tokens: TokenCounters { checked, remembered, waits },
         pauses,
         commands,
         command_errors,
@@ -337,6 +344,9 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     total.events += events;
     total.published += published;
     total.refused.add_all(refused);
+    total.tokens.checked += checked;
+    total.tokens.remembered += remembered;
+    total.tokens.waits += waits;
     total.pauses += pauses;
     total.commands += commands;
     for (total, one) in total.command_errors.iter_mut().zip(command_errors) {

@@ -13,6 +13,7 @@
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -20,7 +21,7 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::Url;
 
 use super::backoff::Backoff;
-use super::{CONNECT_TIME_MAX, ClientError, note, parse_url};
+use super::{CONNECT_TIME_MAX, ClientError, bearer_of, note, parse_url};
 
 mod sse;
 mod websocket;
@@ -44,6 +45,9 @@ pub struct Options {
     /// Start after the event of this id
     #[arg(long, value_name = "ID")]
     pub from: Option<String>,
+    /// File with a token that may subscribe
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// Why a connection is over.
@@ -116,9 +120,12 @@ fn source(options: &Options, answer_time_max: Duration) -> Result<Source, Client
         // URL §6.1).
         url.set_scheme("ws").expect("http becomes ws");
     }
+    let bearer = options.token_file.as_deref().map(bearer_of).transpose()?;
     Ok(match url.scheme() {
-        "ws" => Source::WebSocket(websocket::Stream::new(url, options.from.as_deref(), answer_time_max)),
-        _ => Source::Sse(Box::new(sse::Stream::new(url, options.from.clone(), answer_time_max)?)),
+        "ws" => {
+            Source::WebSocket(websocket::Stream::new(url, options.from.as_deref(), bearer, answer_time_max))
+        }
+        _ => Source::Sse(Box::new(sse::Stream::new(url, options.from.clone(), bearer, answer_time_max)?)),
     })
 }
 
@@ -217,7 +224,8 @@ mod tests {
     #[test]
     fn the_transport_follows_from_scheme_and_path() {
         let is_websocket = |url: &str| {
-            let options = Options { url: url.to_string(), json: false, count: None, from: None };
+            let options =
+                Options { url: url.to_string(), json: false, count: None, from: None, token_file: None };
             source(&options, ANSWER_TIME_MAX).map(|source| matches!(source, Source::WebSocket(_)))
         };
         for (url, websocket) in [

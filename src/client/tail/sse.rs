@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{ACCEPT, CACHE_CONTROL, HeaderName, HeaderValue};
+use http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use reqwest::Url;
 use tokio::time::timeout;
@@ -35,6 +35,7 @@ impl Stream {
     pub(super) fn new(
         url: Url,
         from: Option<String>,
+        bearer: Option<HeaderValue>,
         answer_time_max: Duration,
     ) -> Result<Stream, ClientError> {
         let from = from.unwrap_or_default();
@@ -42,7 +43,11 @@ impl Stream {
             let text = "--from: no header carries this id: it has control characters, or blanks around it";
             return Err(ClientError::Usage(text.to_string()));
         }
-        let client = http_client().build().map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
+        let fields = HeaderMap::from_iter(bearer.map(|bearer| (AUTHORIZATION, bearer)));
+        let client = http_client()
+            .default_headers(fields)
+            .build()
+            .map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
         let parser = Parser::after(EVENT_BYTES_MAX, from);
         Ok(Stream { client, url, parser, returning: false, answer_time_max })
     }

@@ -4,10 +4,12 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use http::StatusCode;
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, StatusCode};
 use reqwest::Url;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
@@ -24,6 +26,8 @@ pub(super) struct Stream {
     /// `url` with the id to start after, until a connection has used it: raw messages carry no ids,
     /// so asking for it again would print everything again.
     resuming: Option<Url>,
+    /// What lets it in.
+    bearer: Option<HeaderValue>,
     /// True once a connection was open.
     returning: bool,
     /// From the first packet to the whole answer to the handshake.
@@ -31,13 +35,18 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(url: Url, from: Option<&str>, answer_time_max: Duration) -> Stream {
+    pub(super) fn new(
+        url: Url,
+        from: Option<&str>,
+        bearer: Option<HeaderValue>,
+        answer_time_max: Duration,
+    ) -> Stream {
         let resuming = from.map(|id| {
             let mut resuming = url.clone();
             push_query(&mut resuming, "last-event-id", id);
             resuming
         });
-        Stream { url, resuming, returning: false, answer_time_max }
+        Stream { url, resuming, bearer, returning: false, answer_time_max }
     }
 
     /// Connects once and prints until the connection is over.
@@ -85,7 +94,9 @@ impl Stream {
         let config = WebSocketConfig::default()
             .max_message_size(Some(EVENT_BYTES_MAX))
             .max_frame_size(Some(EVENT_BYTES_MAX));
-        match client_async_with_config(url.as_str(), stream, Some(config)).await {
+        let mut request = url.as_str().into_client_request().map_err(|error| cannot(root_cause(&error)))?;
+        request.headers_mut().extend(self.bearer.clone().map(|bearer| (AUTHORIZATION, bearer)));
+        match client_async_with_config(request, stream, Some(config)).await {
             Ok((socket, _)) => Ok(socket),
             Err(Error::Http(response)) => {
                 let body = response.body().as_deref().unwrap_or_default();
