@@ -88,9 +88,7 @@ pub(super) async fn serve(hub: Arc<Hub>) {
             hub.keyring.reloaded.notified().await;
             continue;
         };
-        let limit = Duration::from_millis(JWKS_FETCH_MS_MAX);
-        let fetched = timeout(limit, fetch(&url)).await;
-        let fetched = fetched.unwrap_or_else(|_| Err(format!("no answer within {JWKS_FETCH_MS_MAX} ms")));
+        let fetched = fetch_within(&url, Duration::from_millis(JWKS_FETCH_MS_MAX)).await;
         let wait_ms = match fetched {
             Ok(set) => {
                 hub.keyring.fetches.fetch_add(1, Ordering::Relaxed);
@@ -111,7 +109,12 @@ pub(super) async fn serve(hub: Arc<Hub>) {
     }
 }
 
-/// One set of keys from an address. The error is one line.
+/// One set of keys from an address that has so long to give it. The error is one line.
+async fn fetch_within(url: &str, limit: Duration) -> Result<KeySet, String> {
+    let fetched = timeout(limit, fetch(url)).await;
+    fetched.unwrap_or_else(|_| Err(format!("it was not there within {} ms", limit.as_millis())))
+}
+
 async fn fetch(url: &str) -> Result<KeySet, String> {
     let client = reqwest::Client::builder()
         .user_agent(concat!("fanwave/", env!("CARGO_PKG_VERSION")))
@@ -191,5 +194,61 @@ impl Hub {
             self.tell_keys().await;
             self.keyring.note_reload();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const SET: &str =
+        r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+    /// The address of a server that says this to one request, and then goes on with blanks for
+    /// ever, one at a time, if it is to `drip`.
+    async fn server(said: String, drip: bool) -> String {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let url = format!("http://{}/jwks.json", listener.local_addr().expect("bound"));
+        tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.expect("the fetch");
+            let _ = socket.read(&mut [0; 4_096]).await;
+            let _ = socket.write_all(said.as_bytes()).await;
+            while drip && socket.write_all(b" ").await.is_ok() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        url
+    }
+
+    #[tokio::test]
+    async fn an_address_gives_a_set_or_one_line_of_reason() {
+        let answer = |length: usize, body: &str| {
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+        };
+        let endless = |body: &str| format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}");
+        let large = " ".repeat(10 << 20);
+        let patience = Duration::from_secs(60);
+        for (said, drip, limit, part) in [
+            (String::new(), true, Duration::from_millis(300), "not there within 300 ms"),
+            (endless(SET), true, Duration::from_millis(300), "not there within 300 ms"),
+            (String::new(), false, patience, "error sending request"),
+            ("rubbish\r\n\r\n".to_string(), false, patience, "error sending request"),
+            ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_string(), false, patience, "404"),
+            (answer(10 << 20, ""), false, patience, "more than 1048576 bytes"),
+            (endless(&large), false, patience, "more than 1048576 bytes"),
+            (answer(11, r#"{"keys":[]}"#), false, patience, "list of keys is empty"),
+            (answer(2, "[]"), false, patience, "no JWK set"),
+            (answer(SET.len(), &SET[..50]), false, patience, "error"),
+        ] {
+            let url = server(said, drip).await;
+            let error = fetch_within(&url, limit).await.expect_err(part);
+            assert!(error.contains(part) && !error.contains('\n'), "no {part:?} in {error:?}");
+        }
+        let url = server(answer(SET.len(), SET), false).await;
+        assert_eq!(fetch_within(&url, patience).await.expect("a set").len(), 1);
+        assert!(fetch_within("http://127.0.0.1:1/jwks.json", patience).await.is_err(), "nobody listens");
     }
 }
