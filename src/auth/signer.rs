@@ -85,7 +85,8 @@ impl Signer {
     }
 
     fn from_pem(pem: &[u8]) -> Result<Signer, KeyError> {
-        let readers: [(Algorithm, fn(&[u8]) -> jsonwebtoken::errors::Result<EncodingKey>); 3] = [
+        type Reader = fn(&[u8]) -> jsonwebtoken::errors::Result<EncodingKey>;
+        let readers: [(Algorithm, Reader); 3] = [
             (Algorithm::Rs256, EncodingKey::from_rsa_pem),
             (Algorithm::Es256, EncodingKey::from_ec_pem),
             (Algorithm::EdDsa, EncodingKey::from_ed_pem),

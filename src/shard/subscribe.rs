@@ -34,7 +34,7 @@ pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
         tokens: config
             .tokens
             .is_configured()
-            .then(|| TokenPlaces { cookie: config.tokens.cookie.as_deref() }),
+            .then_some(TokenPlaces { cookie: config.tokens.cookie.as_deref() }),
     }
 }
 

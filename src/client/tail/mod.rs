@@ -70,7 +70,7 @@ impl Ended {
 
 enum Source {
     Sse(Box<sse::Stream>),
-    WebSocket(websocket::Stream),
+    WebSocket(Box<websocket::Stream>),
 }
 
 /// Follows `options.url` until the count is reached, `out` is closed (both `Ok`), or the server
@@ -122,9 +122,12 @@ fn source(options: &Options, answer_time_max: Duration) -> Result<Source, Client
     }
     let bearer = options.token_file.as_deref().map(bearer_of).transpose()?;
     Ok(match url.scheme() {
-        "ws" => {
-            Source::WebSocket(websocket::Stream::new(url, options.from.as_deref(), bearer, answer_time_max))
-        }
+        "ws" => Source::WebSocket(Box::new(websocket::Stream::new(
+            url,
+            options.from.as_deref(),
+            bearer,
+            answer_time_max,
+        ))),
         _ => Source::Sse(Box::new(sse::Stream::new(url, options.from.clone(), bearer, answer_time_max)?)),
     })
 }

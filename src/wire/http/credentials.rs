@@ -69,7 +69,7 @@ impl Fields<'_, '_> {
         let Some(field) = self.one("Authorization")? else { return Ok(None) };
         let scheme = b"bearer";
         let Some((name, rest)) = field.split_at_checked(scheme.len()) else { return Ok(None) };
-        if !name.eq_ignore_ascii_case(scheme) || !rest.first().is_none_or(|byte| *byte == b' ') {
+        if !name.eq_ignore_ascii_case(scheme) || rest.first().is_some_and(|byte| *byte != b' ') {
             return Ok(None);
         }
         let token = std::str::from_utf8(rest.trim_ascii()).unwrap_or_default();
