@@ -77,6 +77,8 @@ targets! {
     proxy_header
     commands
     tokens
+    topic_patterns
+    rules
     whole_shard
 }
 

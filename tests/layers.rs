@@ -90,7 +90,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard"]),
     ("systemd", &["config", "hub"]),
-    ("client", &["wire", "config/limits", "secret"]),
+    ("client", &["event", "close", "topic_pattern", "wire", "config/limits", "secret"]),
     (
         "command",
         &[

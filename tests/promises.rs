@@ -42,6 +42,7 @@ mod promises {
     mod pages;
     mod patterns;
     mod proxies;
+    mod publish;
     mod refusals;
     mod reload;
     mod resume;
@@ -51,6 +52,7 @@ mod promises {
     mod stalled_reader;
     mod start_up;
     mod starts;
+    mod tail;
     mod tokens;
     mod topics;
     mod websocket;

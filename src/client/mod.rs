@@ -20,8 +20,12 @@ use tokio::time::timeout;
 use crate::secret::Secret;
 
 mod backoff;
+mod conversation;
+#[cfg(test)]
+mod fixtures;
 pub mod publish;
 pub mod tail;
+mod websocket;
 
 /// Why a client did not do what it was told: one line with the cause, and the remedy if there is
 /// one.

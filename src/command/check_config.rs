@@ -54,7 +54,7 @@ fn told(config: &Config, file: &str) -> String {
 }
 
 /// What a topic would get.
-fn told_of(topic: &Topic, config: &Config) -> String {
+pub fn told_of(topic: &Topic, config: &Config) -> String {
     let (which, kept) = match config.rules.of(topic.as_str()) {
         Some(rule) => (format!("the rule in line {}, match = \"{}\"", rule.line, rule.pattern), rule.history),
         None => ("no rule, so the flags alone".to_string(), History::of(&config.limits)),

@@ -31,14 +31,20 @@ pub enum Command {
     #[command(after_help = SERVE_HELP)]
     Serve(Box<ServeFlags>),
     /// Publish one event, or one per line of standard input
+    #[command(after_help = CLIENT_HELP)]
     Publish(publish::Options),
     /// Check a configuration file without the environment, and tell what its rules say
     CheckConfig(check_config::Options),
     /// Make tokens for trying, and explain them
     Token(token::Options),
     /// Print the events of an SSE or WebSocket address and follow its reconnects
+    #[command(after_help = CLIENT_HELP)]
     Tail(tail::Options),
 }
+
+const CLIENT_HELP: &str = "\
+Ends with 0 when all is done, with 1 where the server refuses or cannot be reached, with 2 for a wrong command
+line. One line on standard error says why.";
 
 const SERVE_HELP: &str = "\
 Every flag is also an environment variable (FANWAVE_WINDOW_EVENTS_MAX) and a key of the --config file

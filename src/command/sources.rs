@@ -58,7 +58,7 @@ pub enum FileError {
     #[error("{}", one_line(&.0.to_string()))]
     NoToml(#[from] toml::de::Error),
     /// A key that is none of the flags.
-    #[error("unknown key `{key}`; the nearest one is `{nearest}`")]
+    #[error("unknown key `{}`; the nearest one is `{nearest}`", .key.escape_debug())]
     UnknownKey {
         /// The key.
         key: String,
@@ -110,7 +110,11 @@ pub fn parse(
     let (name, typed) = typed.subcommand().expect("a command is required");
     let flags = parser.find_subcommand(name).expect("a parsed command exists");
 
-    let from_environment = environment_settings(name, flags, environment);
+    let mut from_environment = environment_settings(name, flags, environment);
+    if typed.try_contains_id("ws").unwrap_or_default() {
+        // Address and token are those of the control plane, which is not asked.
+        from_environment.clear();
+    }
     let mut file = FileSettings::default();
     let mut source = PathBuf::new();
     if let Some(path) = config_path(name, typed, &from_environment) {
@@ -413,6 +417,7 @@ mod tests {
                 "window_evnts_max = 1",
                 "unknown key `window_evnts_max`; the nearest one is `window_events_max`",
             ),
+            ("\"shar\\nds\" = 1", "unknown key `shar\\nds`; the nearest one is `shards`"),
             ("[[rules]]", "unknown key `rules`; the nearest one is `rule`"),
             ("shards = 1\n[[rule]]\nmatch = \"a\"\nage = 1", "line 4: unknown key `age` of a rule"),
             ("config = \"other.toml\"", "unknown key `config`"),
@@ -448,6 +453,13 @@ mod tests {
             panic!("publish parses")
         };
         assert_eq!((options.server.as_str(), options.event), ("http://127.0.0.1:9", None));
+        let by_websocket = ["publish", "hello", "--ws", "ws://127.0.0.1:8"];
+        let Ok(Command::Publish(options)) = parse_with(&by_websocket, &environment) else {
+            panic!("the control plane of the environment is not asked then")
+        };
+        assert_eq!(options.ws.as_deref(), Some("ws://127.0.0.1:8"));
+        let both = [&by_websocket[..], &["--server", "http://127.0.0.1:9"]].concat();
+        assert!(parse_with(&both, &[]).is_err(), "one way is wanted");
     }
 
     #[test]

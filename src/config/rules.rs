@@ -197,7 +197,7 @@ impl RuleText {
                 "line {line}: history.bytes is {}, and one topic's history has at most {most} bytes, an eighth of \
                  --window-bytes-total-max; raise that to {}",
                 Size(bytes),
-                Size((8 * bytes).next_multiple_of(1 << 20))
+                at_least(bytes.saturating_mul(8), 1 << 20)
             ));
         }
         // An event weighs this with a topic and no data.
@@ -209,7 +209,7 @@ impl RuleText {
                 grouped(events as u64),
                 grouped(history.bytes as u64),
                 grouped(reachable as u64),
-                Size((events * (EVENT_BYTES_FIXED + 1)).next_multiple_of(1 << 10))
+                at_least(events.saturating_mul(EVENT_BYTES_FIXED + 1), 1 << 10)
             ));
         }
         let RuleText { line, slow, client_publish, public, .. } = *self;
@@ -323,9 +323,16 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
     }
 }
 
+/// So many bytes or a little more, in whole units; what no memory holds stays as it is.
+fn at_least(bytes: usize, unit: usize) -> Size {
+    Size(bytes.checked_next_multiple_of(unit).unwrap_or(bytes))
+}
+
 fn unknown(line: usize, name: &str, of: &str, known: &[&'static str]) -> String {
+    // A key in quotes may hold line breaks.
     format!(
-        "line {line}: unknown key `{name}` of {of}; the nearest one is `{}`",
+        "line {line}: unknown key `{}` of {of}; the nearest one is `{}`",
+        name.escape_debug(),
         nearest(name, known.iter().copied())
     )
 }
@@ -383,6 +390,20 @@ mod tests {
                 "line 3: unknown key `histroy` of a rule; the nearest one is `history`",
             ),
             (format!("{rule}history = 1"), "line 3: write history = { events = 1000"),
+            (
+                format!("{rule}\"sl\\now\" = 1"),
+                "line 3: unknown key `sl\\now` of a rule; the nearest one is `slow`",
+            ),
+            (
+                format!("{rule}history.bytes = 0x7fffffffffffffff"),
+                "line 3: history.bytes is 9223372036854775807, and one topic's history has at most 67108864 bytes, \
+                 an eighth of --window-bytes-total-max; raise that to 18446744073709551615",
+            ),
+            (
+                format!("{rule}history.events = 9223372036854775807"),
+                "line 3: history.events is 9,223,372,036,854,775,807, but 8,388,608 bytes hold at most 16,878 of the \
+                 smallest events; raise history.bytes to 18446744073709551615 or more",
+            ),
             (
                 format!("{rule}history.event = 1"),
                 "line 3: unknown key `event` of a history; the nearest one is `events`",

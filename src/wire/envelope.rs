@@ -72,6 +72,16 @@ pub enum Named {
     Match(Pattern),
 }
 
+impl Named {
+    /// The name of the topic, or of the pattern.
+    pub fn name(&self) -> &Topic {
+        match self {
+            Named::Topic(topic) => topic,
+            Named::Match(pattern) => pattern.name(),
+        }
+    }
+}
+
 /// Why a message is no command. The client's fault; a retry does not help.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault<'a> {

@@ -2,15 +2,21 @@
 //! corpora to the same functions, and `tests/fuzz` is the workspace of cargo-fuzz.
 //!
 //! A function panics if a promise is broken. Besides "no panic" these are: what comes out does not
-//! depend on how the bytes are cut, what was accepted can be written and read again, and whatever
-//! peers do, a shard stays within its bounds and lets go of everything.
+//! depend on how the bytes are cut, what was accepted can be written and read again, patterns mean
+//! what their definition says, and whatever peers do, a shard stays within its bounds and lets go of
+//! everything.
 
 use bytes::Bytes;
 use fanwave::auth::{Key, KeySet, Keys, Signer, open, peek};
 use fanwave::broadcast::Encoded;
 use fanwave::clock::Stamp;
-use fanwave::event::{Data, Epoch, Event, EventId};
+use fanwave::command::check_config::told_of;
+use fanwave::config::limits::RULES_MAX;
+use fanwave::config::rules::{KEY, RuleText, Rules};
+use fanwave::config::{Config, Limits};
+use fanwave::event::{Data, Epoch, Event, EventId, Topic};
 use fanwave::publishing::{Line, Lines, parse_line, parse_options, parse_text, parse_topic_path};
+use fanwave::topic_pattern::Pattern;
 use fanwave::wire::envelope::{self, Command, Fault, Reply, Request};
 use fanwave::wire::http::{
     BodyReader, Head, HeadRules, Manner, Origins, PostHead, Subprotocols, TokenPlaces, begins_post,
@@ -25,7 +31,7 @@ use fanwave::wire::{Family, Format};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Target; 10] = [
+pub const ALL: [Target; 12] = [
     ("request_head", request_head),
     ("target_and_query", target_and_query),
     ("websocket_decoder", websocket_decoder),
@@ -35,6 +41,8 @@ pub const ALL: [Target; 10] = [
     ("proxy_header", proxy_header),
     ("commands", commands),
     ("tokens", tokens),
+    ("topic_patterns", topic_patterns),
+    ("rules", rules_of_a_file),
     ("whole_shard", super::shard::whole_shard),
 ];
 
@@ -398,4 +406,135 @@ pub fn tokens(data: &[u8]) {
         }
     }
     let _ = Signer::read(data);
+}
+
+/// Two lines are patterns, if they are legal; the others are topics.
+pub fn topic_patterns(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut lines = text.split('\n');
+    let [first, second] = [(); 2].map(|()| lines.next().unwrap_or_default());
+    let topics: Vec<&str> = lines.filter(|line| Topic::new(line).is_ok()).collect();
+    let (Some(one), Some(other)) = (pattern(first), pattern(second)) else { return };
+    for pattern in [&one, &other] {
+        assert!(pattern.contains(pattern) && pattern.overlaps(pattern), "{pattern} is itself");
+        assert_eq!(pattern.topic().is_none(), pattern.as_str().contains('*'), "{pattern}");
+    }
+    for topic in &topics {
+        for pattern in [&one, &other] {
+            let expected = stands_for(&segments(pattern.as_str()), &segments(topic));
+            assert_eq!(pattern.matches(topic), expected, "{pattern} and {topic}");
+        }
+        let both = one.matches(topic) && other.matches(topic);
+        assert!(!both || one.overlaps(&other), "{one} and {other} meet in {topic}");
+    }
+    check_containment(&one, &other);
+    check_containment(&other, &one);
+    assert_eq!(one.overlaps(&other), other.overlaps(&one), "{one} and {other}");
+    if one.overlaps(&other) {
+        let topic = meeting(&segments(one.as_str()), &segments(other.as_str()));
+        assert!(one.matches(&topic) && other.matches(&topic), "{one} and {other} meet in {topic}");
+    }
+}
+
+/// A segment that is in none of the patterns' places by chance.
+const STRANGER: &str = "a stranger's segment";
+
+/// Reads a pattern; what is one does not depend on who says so.
+fn pattern(text: &str) -> Option<Pattern> {
+    let parts = segments(text);
+    let last = parts.len() - 1;
+    let is_legal = |(at, part): (usize, &&str)| match *part {
+        "*" => true,
+        "**" => at == last,
+        part => !part.contains('*'),
+    };
+    let expected = Topic::new(text).is_ok() && parts.iter().enumerate().all(is_legal);
+    match Pattern::new(text) {
+        Ok(pattern) => {
+            assert!(expected, "{text:?} is no pattern");
+            assert_eq!(pattern.to_string().parse().as_ref(), Ok(&pattern));
+            Some(pattern)
+        }
+        Err(error) => {
+            assert!(!expected, "{text:?} is one: {error}");
+            assert!(!error.to_string().contains('\n'), "one line: {error}");
+            None
+        }
+    }
+}
+
+fn segments(text: &str) -> Vec<&str> {
+    text.split('/').collect()
+}
+
+/// The definition of a pattern, word by word.
+fn stands_for(pattern: &[&str], topic: &[&str]) -> bool {
+    match (pattern, topic) {
+        ([], []) => true,
+        (["**"], [_, ..]) => true,
+        (["*", pattern @ ..], [_, topic @ ..]) => stands_for(pattern, topic),
+        ([part, pattern @ ..], [name, topic @ ..]) => part == name && stands_for(pattern, topic),
+        _ => false,
+    }
+}
+
+/// One pattern contains another one if it stands for two of its topics: those of strangers in place
+/// of each `*`, and of one and of very many in place of `**`.
+fn check_containment(outer: &Pattern, inner: &Pattern) {
+    let outer_parts = segments(outer.as_str());
+    let expected = [1, outer_parts.len() + 1].into_iter().all(|rest| {
+        let topic: Vec<&str> = segments(inner.as_str())
+            .into_iter()
+            .flat_map(|part| match part {
+                "*" => vec![STRANGER],
+                "**" => vec![STRANGER; rest],
+                part => vec![part],
+            })
+            .collect();
+        stands_for(&outer_parts, &topic)
+    });
+    assert_eq!(outer.contains(inner), expected, "{outer} and {inner}");
+    assert!(!expected || outer.overlaps(inner), "{outer} and {inner}");
+}
+
+/// A topic of both patterns, which overlap.
+fn meeting(one: &[&str], other: &[&str]) -> String {
+    let any = |part: &str| if part.starts_with('*') { STRANGER.to_string() } else { part.to_string() };
+    let mut topic: Vec<String> = Vec::new();
+    for at in 0..one.len().max(other.len()) {
+        topic.push(match (one.get(at), other.get(at)) {
+            (Some(&"**") | None, Some(part)) | (Some(part), Some(&"**") | None) => any(part),
+            (Some(&"*"), Some(part)) | (Some(part), _) => any(part),
+            (None, None) => unreachable!("one of them is as long"),
+        });
+    }
+    topic.join("/")
+}
+
+/// The first line is a topic, the rest a configuration file, of which the rules are read. What is
+/// wrong with them is told in one line; of valid ones each topic is told what holds for it.
+pub fn rules_of_a_file(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (topic, file) = text.split_once('\n').unwrap_or((text, ""));
+    let Ok(table) = toml::de::DeTable::parse(file) else { return };
+    let Some((_, value)) = table.get_ref().iter().find(|(key, _)| key.get_ref() == KEY) else { return };
+    let limits = Limits::default();
+    let rules = match RuleText::read(value, file).and_then(|texts| Rules::new(&texts, &limits)) {
+        Ok(rules) => rules,
+        Err(error) => {
+            let error = error.to_string();
+            assert!(!error.is_empty() && !error.contains(['\n', '\r']), "one line: {error:?}");
+            return;
+        }
+    };
+    let lines: Vec<usize> = rules.iter().map(|rule| rule.line).collect();
+    assert!(lines.len() <= RULES_MAX && lines.is_sorted(), "{lines:?}");
+    assert!(lines.iter().all(|line| (1..=1 + file.matches('\n').count()).contains(line)), "{lines:?}");
+    let Ok(topic) = Topic::new(topic) else { return };
+    let names = segments(topic.as_str());
+    let first = rules.iter().find(|rule| stands_for(&segments(rule.pattern.as_str()), &names)).cloned();
+    assert_eq!(rules.of(topic.as_str()), first.as_ref(), "the first one that stands for {topic}");
+    let told = told_of(&topic, &Config { rules, limits, ..Config::default() });
+    let which = first.map_or("no rule".to_string(), |rule| format!("the rule in line {}", rule.line));
+    assert!(told.starts_with(&format!("{topic}: {which}")) && told.ends_with('\n'), "{told}");
 }

@@ -163,20 +163,35 @@ async fn both(reports: &mut mpsc::UnboundedReceiver<String>, mut expected: Vec<S
     assert_eq!(seen, expected);
 }
 
+/// A page that is open in a browser and reaches the server through a relay.
+struct Visit {
+    /// What the page says.
+    reports: mpsc::UnboundedReceiver<String>,
+    /// Cuts its connections at each change.
+    cut: watch::Sender<u32>,
+    _browser: Browser,
+}
+
+impl Visit {
+    async fn new(server: &Server, page: &str) -> Visit {
+        let bind = async || TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (pages, relayed) = (bind().await, bind().await);
+        let [page_address, relay_address] =
+            [&pages, &relayed].map(|listener| listener.local_addr().expect("bound"));
+        let (sender, reports) = mpsc::unbounded_channel();
+        let cut = watch::Sender::new(0);
+        tokio::spawn(serve_page(pages, sender));
+        tokio::spawn(relay(relayed, server.data, cut.subscribe()));
+        let url = format!("http://{page_address}/{page}?server={relay_address}");
+        Visit { reports, cut, _browser: Browser::open(&url) }
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs chromium: tests/run installs it"]
 async fn a_browser_hears_everything_over_both_protocols() {
     let mut server = Server::start(&["--shards", "2"]);
-    let local = "127.0.0.1:0";
-    let (page, relayed) = (TcpListener::bind(local).await, TcpListener::bind(local).await);
-    let (page, relayed) = (page.expect("a port"), relayed.expect("a port"));
-    let (page_address, relay_address) =
-        (page.local_addr().expect("bound"), relayed.local_addr().expect("bound"));
-    let (sender, mut reports) = mpsc::unbounded_channel();
-    let cut = watch::Sender::new(0);
-    tokio::spawn(serve_page(page, sender));
-    tokio::spawn(relay(relayed, server.data, cut.subscribe()));
-    let _browser = Browser::open(&format!("http://{page_address}/page?server={relay_address}"));
+    let Visit { mut reports, cut, _browser } = Visit::new(&server, "page").await;
 
     both(&mut reports, vec!["sse open".into(), "ws open".into()]).await;
     // The id that the stream began with is enough to come back with.
@@ -230,16 +245,7 @@ async fn all(reports: &mut mpsc::UnboundedReceiver<String>, expected: &[&str]) {
 #[ignore = "needs chromium: tests/run installs it"]
 async fn a_browser_speaks_json_and_publishes_to_other_pages() {
     let server = Server::start(&["--shards", "2", "--client-publish", "chat/*"]);
-    let local = "127.0.0.1:0";
-    let (page, relayed) = (TcpListener::bind(local).await, TcpListener::bind(local).await);
-    let (page, relayed) = (page.expect("a port"), relayed.expect("a port"));
-    let (page_address, relay_address) =
-        (page.local_addr().expect("bound"), relayed.local_addr().expect("bound"));
-    let (sender, mut reports) = mpsc::unbounded_channel();
-    let cut = watch::Sender::new(0);
-    tokio::spawn(serve_page(page, sender));
-    tokio::spawn(relay(relayed, server.data, cut.subscribe()));
-    let _browser = Browser::open(&format!("http://{page_address}/conversation?server={relay_address}"));
+    let Visit { mut reports, cut, _browser } = Visit::new(&server, "conversation").await;
     all(
         &mut reports,
         &[

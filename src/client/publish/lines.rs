@@ -12,8 +12,6 @@
 use std::convert::Infallible;
 use std::io::{self, Write};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::Stream;
 use http::header::CONTENT_TYPE;
@@ -22,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::super::{ClientError, note, read_refusal};
-use super::{EVENT_BYTES_MAX, Options, Server};
+use super::{EVENT_BYTES_MAX, NoEvent, Options, Server, event_json};
 
 /// One line of the answer; a server that sends more is not one of ours.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -37,9 +35,7 @@ pub(super) async fn publish_lines(
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> Result<(), ClientError> {
-    let (obstacles, told) = mpsc::channel(OBSTACLES_MAX);
-    let lines = Lines { input: BufReader::new(input), number: 0, options: options.clone(), obstacles };
-    let mut unsent = Unsent { told, lines: 0, broken: false, over: false };
+    let (lines, mut unsent) = Lines::of(input, options);
     let request = server.client.post(server.url("/publish")).header(CONTENT_TYPE, "application/x-ndjson");
     let sent = request.body(reqwest::Body::wrap_stream(lines.stream())).send();
     let response = unsent.during(sent, server, notes).await?;
@@ -76,7 +72,7 @@ async fn read_answer(
 }
 
 /// What all lines together came to.
-fn verdict(summary: Summary, unsent: &Unsent) -> Result<(), ClientError> {
+pub(super) fn verdict(summary: Summary, unsent: &Unsent) -> Result<(), ClientError> {
     let Summary { accepted, refused, error } = summary;
     let left_out = unsent.lines;
     let counts =
@@ -89,27 +85,16 @@ fn verdict(summary: Summary, unsent: &Unsent) -> Result<(), ClientError> {
 }
 
 /// What keeps a line of standard input from being sent, with its number from 1.
-enum Obstacle {
+pub(super) enum Obstacle {
     /// The line is no event, and is left out.
     Line { number: u64, cause: NoEvent },
     /// The line cannot be read; there is nothing after it.
     Broken { number: u64, error: io::Error },
 }
 
-/// Why a line is no event.
-#[derive(Debug, thiserror::Error)]
-enum NoEvent {
-    #[error("more than {EVENT_BYTES_MAX} bytes")]
-    TooLong,
-    #[error("not UTF-8 at byte {at}; --binary publishes any bytes")]
-    NotUtf8 { at: usize },
-    #[error(transparent)]
-    Json(#[from] serde_json::Error),
-}
-
 /// What was not sent.
-struct Unsent {
-    told: mpsc::Receiver<Obstacle>,
+pub(super) struct Unsent {
+    pub(super) told: mpsc::Receiver<Obstacle>,
     /// Lines that were left out.
     lines: u64,
     /// True once standard input could not be read any further.
@@ -146,7 +131,8 @@ impl Unsent {
         timeout(time_max, part).await.map_err(|_| server.silent(time_max))?.map_err(failed)
     }
 
-    fn take(&mut self, obstacle: Obstacle, notes: &mut dyn Write) {
+    /// Tells of one that was not sent.
+    pub(super) fn take(&mut self, obstacle: Obstacle, notes: &mut dyn Write) {
         match obstacle {
             Obstacle::Line { number, cause } => {
                 self.lines += 1;
@@ -175,11 +161,11 @@ enum Answer {
 
 /// The last line of the answer.
 #[derive(serde::Deserialize)]
-struct Summary {
-    accepted: u64,
-    refused: u64,
+pub(super) struct Summary {
+    pub(super) accepted: u64,
+    pub(super) refused: u64,
     /// Why the stream ended early.
-    error: Option<String>,
+    pub(super) error: Option<String>,
 }
 
 /// Passes one line of the answer on, and gives the summary if it was that.
@@ -205,22 +191,8 @@ fn print_answer(
     }
 }
 
-/// One line of NDJSON.
-#[derive(serde::Serialize)]
-struct Line<'a> {
-    topic: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    base64: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    event: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    retry: Option<u32>,
-}
-
 /// Standard input, line by line.
-struct Lines<Input> {
+pub(super) struct Lines<Input> {
     input: BufReader<Input>,
     /// Number of the line that was read last, from 1.
     number: u64,
@@ -229,8 +201,16 @@ struct Lines<Input> {
 }
 
 impl<Input: AsyncRead + Send + Unpin + 'static> Lines<Input> {
-    /// The lines as NDJSON, each as soon as it is there.
-    fn stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
+    /// The lines of `input`, and what will not be sent of them.
+    pub(super) fn of(input: Input, options: &Options) -> (Lines<Input>, Unsent) {
+        let (obstacles, told) = mpsc::channel(OBSTACLES_MAX);
+        let lines = Lines { input: BufReader::new(input), number: 0, options: options.clone(), obstacles };
+        (lines, Unsent { told, lines: 0, broken: false, over: false })
+    }
+
+    /// The lines as NDJSON, each as soon as it is there; a blank one in place of one that is left
+    /// out.
+    pub(super) fn stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
         futures_util::stream::unfold(self, |mut lines| async move { Some((Ok(lines.next().await?), lines)) })
     }
 
@@ -292,17 +272,9 @@ impl<Input: AsyncRead + Send + Unpin + 'static> Lines<Input> {
 /// break.
 fn encode_line(line: &[u8], options: &Options) -> Result<Bytes, NoEvent> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
-    let (data, base64) = if options.binary {
-        (None, Some(STANDARD.encode(line)))
-    } else {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let text = std::str::from_utf8(line).map_err(|error| NoEvent::NotUtf8 { at: error.valid_up_to() })?;
-        (Some(text), None)
-    };
-    let event = options.event.as_deref();
-    let line = Line { topic: &options.topic, data, base64, event, retry: options.retry };
-    let mut json = serde_json::to_vec(&line)?;
-    json.push(b'\n');
+    let line = if options.binary { line } else { line.strip_suffix(b"\r").unwrap_or(line) };
+    let mut json = event_json(line, options)?;
+    json.push('\n');
     Ok(json.into())
 }
 
@@ -468,6 +440,9 @@ mod tests {
             retry: None,
             binary: true,
             lines: true,
+            ws: None,
+            key: None,
+            idempotency_key: None,
         };
         for (line, base64) in [(&b"\x00\xff\n"[..], "AP8="), (b"\x00\xff", "AP8="), (b"a\r\n", "YQ0=")] {
             let json = encode_line(line, &options).expect("any bytes");

@@ -7,11 +7,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
-use reqwest::Url;
 use tokio::time::timeout;
 
 use super::super::{ClientError, cannot_connect, http_client, read_refusal, retry_after, root_cause};
-use super::{EVENT_BYTES_MAX, Ended, Output, Payload};
+use super::{Addresses, EVENT_BYTES_MAX, Ended, Output, Payload};
 use crate::wire::http::has_content_type;
 use crate::wire::sse::GAP_EVENT;
 use crate::wire::sse_parser::{ParsedEvent, Parser};
@@ -23,7 +22,7 @@ const BLANKS: [char; 2] = [' ', '\t'];
 /// The stream: its parser outlives the connections, because id and reconnection time do.
 pub(super) struct Stream {
     client: reqwest::Client,
-    url: Url,
+    addresses: Addresses,
     parser: Parser,
     /// True once a connection was open.
     returning: bool,
@@ -33,39 +32,40 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(
-        url: Url,
-        from: Option<String>,
-        bearer: Option<HeaderValue>,
+        addresses: Addresses,
+        after: Option<String>,
         answer_time_max: Duration,
     ) -> Result<Stream, ClientError> {
-        let from = from.unwrap_or_default();
-        if !is_carried(&from) {
-            let text = "--from: no header carries this id: it has control characters, or blanks around it";
+        let after = after.unwrap_or_default();
+        if !is_carried(&after) {
+            let text = "--after: no header carries this id: it has control characters, or blanks around it";
             return Err(ClientError::Usage(text.to_string()));
         }
-        let fields = HeaderMap::from_iter(bearer.map(|bearer| (AUTHORIZATION, bearer)));
+        let fields = HeaderMap::from_iter(addresses.bearer.clone().map(|bearer| (AUTHORIZATION, bearer)));
         let client = http_client()
             .default_headers(fields)
             .build()
             .map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
-        let parser = Parser::after(EVENT_BYTES_MAX, from);
-        Ok(Stream { client, url, parser, returning: false, answer_time_max })
+        let parser = Parser::after(EVENT_BYTES_MAX, after);
+        Ok(Stream { client, addresses, parser, returning: false, answer_time_max })
     }
 
     /// Connects once and prints until the connection is over.
     pub(super) async fn follow(&mut self, output: &mut Output<'_>) -> Ended {
-        let request = self.client.get(self.url.clone()).headers(self.headers());
+        let Addresses { name, first, later, .. } = &self.addresses;
+        let url = if self.returning { later } else { first };
+        let request = self.client.get(url.clone()).headers(self.headers());
         let mut response = match timeout(self.answer_time_max, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                return self.lost(cannot_connect(&self.url, &error));
+                return self.lost(cannot_connect(name, &error));
             }
-            Err(_) => return self.lost(format!("cannot connect to {}: no answer in time", self.url)),
+            Err(_) => return self.lost(format!("cannot connect to {name}: no answer in time")),
         };
         match response.status() {
             StatusCode::OK if has_content_type(response.headers(), "text/event-stream") => {}
             StatusCode::OK => {
-                return Ended::Refused(format!("{} answers, but not with an event stream", self.url));
+                return Ended::Refused(format!("{name} answers, but not with an event stream"));
             }
             StatusCode::NO_CONTENT => {
                 return Ended::Refused("204 No Content: the stream is over".to_string());
@@ -77,7 +77,7 @@ impl Stream {
             _ => return Ended::Refused(read_refusal(response, self.answer_time_max).await),
         }
         let returning = std::mem::replace(&mut self.returning, true);
-        output.connected(&self.url, self.lack().filter(|_| returning).as_deref());
+        output.connected(name, self.lack().filter(|_| returning).as_deref());
         self.parser.restart();
         loop {
             match response.chunk().await {
@@ -139,11 +139,9 @@ fn is_carried(id: &str) -> bool {
     HeaderValue::from_bytes(id.as_bytes()).is_ok() && id == id.trim_matches(BLANKS)
 }
 
-/// A gap is no event of the topic: it belongs among the events only where its name tells it apart.
 fn print_event(event: &ParsedEvent, output: &mut Output<'_>) -> ControlFlow<Ended> {
-    if event.event == GAP_EVENT && !output.json {
-        output.note(&format!("events are missing: {}", event.data));
-        return ControlFlow::Continue(());
+    if event.event == GAP_EVENT {
+        return output.gap(&event.id, &event.data);
     }
     // What only says that it is base64 is printed as it is.
     let bytes = event.is_base64.then(|| STANDARD.decode(&event.data).ok()).flatten();
@@ -274,7 +272,7 @@ mod tests {
         for id in ["\u{1}", "a\nb", " ", " x", "x\t"] {
             let (result, _, _) = tail("http://127.0.0.1:1/sse/t", &["--from", id]).await;
             match result {
-                Err(ClientError::Usage(line)) => assert!(line.contains("--from"), "{line}"),
+                Err(ClientError::Usage(line)) => assert!(line.contains("--after"), "{line}"),
                 other => panic!("{id:?}: {other:?}"),
             }
         }

@@ -1,127 +1,53 @@
-//! One WebSocket subscription over as many connections as it takes (RFC 6455).
+//! One raw WebSocket subscription over as many connections as it takes (RFC 6455).
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
-use http::header::AUTHORIZATION;
-use http::{HeaderValue, StatusCode};
-use reqwest::Url;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+use futures_util::StreamExt;
+use tokio_tungstenite::tungstenite::Message;
 
-use super::super::{KEEPALIVE_TIME, cannot_connect, push_query, refusal_line, retry_after, root_cause};
-use super::{EVENT_BYTES_MAX, Ended, Output, Payload};
-
-/// How long a close frame may take to leave.
-const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
+use super::super::websocket::{Read, Target, leave};
+use super::{Addresses, Ended, Output, Payload};
 
 /// The subscription.
 pub(super) struct Stream {
-    url: Url,
-    /// `url` with the id to start after, until a connection has used it: raw messages carry no ids,
-    /// so asking for it again would print everything again.
-    resuming: Option<Url>,
-    /// What lets it in.
-    bearer: Option<HeaderValue>,
-    /// True once a connection was open.
+    addresses: Addresses,
+    /// True once a connection was open. Raw messages carry no ids, so asking for the same start
+    /// again would print everything again.
     returning: bool,
     /// From the first packet to the whole answer to the handshake.
     answer_time_max: Duration,
 }
 
 impl Stream {
-    pub(super) fn new(
-        url: Url,
-        from: Option<&str>,
-        bearer: Option<HeaderValue>,
-        answer_time_max: Duration,
-    ) -> Stream {
-        let resuming = from.map(|id| {
-            let mut resuming = url.clone();
-            push_query(&mut resuming, "last-event-id", id);
-            resuming
-        });
-        Stream { url, resuming, bearer, returning: false, answer_time_max }
+    pub(super) fn new(addresses: Addresses, answer_time_max: Duration) -> Stream {
+        Stream { addresses, returning: false, answer_time_max }
     }
 
     /// Connects once and prints until the connection is over.
     pub(super) async fn follow(&mut self, output: &mut Output<'_>) -> Ended {
-        let mut socket = match timeout(self.answer_time_max, self.connect()).await {
-            Ok(Ok(socket)) => socket,
-            Ok(Err(ended)) => return ended,
-            Err(_) => return Ended::lost(format!("cannot connect to {}: no answer in time", self.url)),
+        let Addresses { name, first, later, bearer } = &self.addresses;
+        let url = if self.returning { later } else { first };
+        let target = Target { url, name, subprotocol: None, bearer: bearer.as_ref() };
+        let mut socket = match target.open(self.answer_time_max).await {
+            Ok(socket) => socket,
+            Err(unopened) => return unopened.into(),
         };
-        self.resuming = None;
         let returning = std::mem::replace(&mut self.returning, true);
-        output.connected(&self.url, returning.then_some("a raw WebSocket carries no ids"));
+        output.connected(name, returning.then_some("a raw WebSocket carries no ids"));
         let ended = loop {
-            let flow = match socket.next().await {
-                Some(Ok(Message::Text(text))) => output.event("message", "", Payload::Text(&text)),
-                Some(Ok(Message::Binary(bytes))) => output.event("message", "", Payload::Binary(&bytes)),
-                Some(Ok(Message::Close(frame))) => ControlFlow::Break(Ended::lost(describe(frame))),
-                // Pings are answered by the library.
-                Some(Ok(_)) => ControlFlow::Continue(()),
-                Some(Err(error)) => return Ended::lost(format!("closed: {}", root_cause(&error))),
-                None => return Ended::lost("closed: end of stream"),
+            let flow = match Read::of(socket.next().await) {
+                Read::Message(Message::Text(text)) => output.event("message", "", Payload::Text(&text)),
+                Read::Message(message) => output.event("message", "", Payload::Binary(&message.into_data())),
+                Read::Alive => ControlFlow::Continue(()),
+                Read::Over(over) => ControlFlow::Break(Ended::lost(over.why)),
             };
             if let ControlFlow::Break(ended) = flow {
                 break ended;
             }
         };
-        // Our close frame, or the library's answer to the server's (RFC 6455 §5.5.1): polite, not
-        // worth a failure.
-        let leave = async {
-            if matches!(ended, Ended::Done) { socket.close(None).await } else { socket.flush().await }
-        };
-        let _ = timeout(CLOSE_TIME_MAX, leave).await;
+        leave(&mut socket, matches!(ended, Ended::Done)).await;
         ended
-    }
-
-    async fn connect(&self) -> Result<WebSocketStream<TcpStream>, Ended> {
-        let cannot = |cause: String| Ended::lost(format!("cannot connect to {}: {cause}", self.url));
-        let host = self.url.host_str().unwrap_or_default();
-        let port = self.url.port_or_known_default().unwrap_or(80);
-        let connecting = TcpStream::connect(format!("{host}:{port}"));
-        let stream = connecting.await.map_err(|error| Ended::lost(cannot_connect(&self.url, &error)))?;
-        let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE_TIME);
-        socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(|e| cannot(e.to_string()))?;
-        let url = self.resuming.as_ref().unwrap_or(&self.url);
-        let config = WebSocketConfig::default()
-            .max_message_size(Some(EVENT_BYTES_MAX))
-            .max_frame_size(Some(EVENT_BYTES_MAX));
-        let mut request = url.as_str().into_client_request().map_err(|error| cannot(root_cause(&error)))?;
-        request.headers_mut().extend(self.bearer.clone().map(|bearer| (AUTHORIZATION, bearer)));
-        match client_async_with_config(request, stream, Some(config)).await {
-            Ok((socket, _)) => Ok(socket),
-            Err(Error::Http(response)) => {
-                let body = response.body().as_deref().unwrap_or_default();
-                let line = refusal_line(response.status(), body);
-                Err(match response.status() {
-                    status if status.is_server_error() => {
-                        Ended::Lost { why: line, asked: retry_after(response.headers()) }
-                    }
-                    StatusCode::OK => Ended::Refused(format!("{} answers, but not as a WebSocket", self.url)),
-                    _ => Ended::Refused(line),
-                })
-            }
-            Err(error) => Err(cannot(root_cause(&error))),
-        }
-    }
-}
-
-/// The server's close frame in words (RFC 6455 §7.4).
-fn describe(frame: Option<CloseFrame>) -> String {
-    match frame {
-        Some(frame) if !frame.reason.is_empty() => {
-            format!("closed: {} {}", u16::from(frame.code), frame.reason)
-        }
-        Some(frame) => format!("closed: {}", u16::from(frame.code)),
-        None => "closed: no reason given".to_string(),
     }
 }
 

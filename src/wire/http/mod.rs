@@ -36,7 +36,7 @@ pub(crate) use content_type::has_content_type;
 pub(crate) use host::{is_host, is_ours};
 pub(crate) use origin::is_same_origin;
 pub(crate) use subprotocol::is_name as is_subprotocol;
-pub(crate) use target::{EscapeFault, percent_decoded};
+pub(crate) use target::{EscapeFault, LAST_EVENT_ID_NAMES, percent_decoded};
 
 pub use answer::{Answer, Manner};
 pub use body::{BodyLength, BodyReader, Broken};

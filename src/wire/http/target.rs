@@ -17,7 +17,7 @@ use crate::wire::{Family, SlowPolicy, Start};
 
 /// Names under which a query may bring the last event id: ours, and those that other servers taught
 /// their clients.
-const LAST_EVENT_ID_NAMES: [&str; 6] =
+pub(crate) const LAST_EVENT_ID_NAMES: [&str; 6] =
     ["last-event-id", "lastEventId", "lastEventID", "last_event_id", "Last-Event-ID", "after"];
 
 /// Said to those who ask for another path.
