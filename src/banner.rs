@@ -9,16 +9,21 @@ use std::fmt::Write;
 use fanwave::config::units::{grouped, rounded};
 use fanwave::config::{ControlAddress, Limits, SlowPolicy};
 use fanwave::hub::EgressReport;
+use fanwave::hub::memory::CeilingReport;
 use fanwave::printed::{quoted, reachable, scope};
 use fanwave::serve::Started;
 
 /// The whole text. `program` is how the user called us.
 pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str) -> String {
-    let mut lines = vec![format!("fanwave {}", env!("CARGO_PKG_VERSION"))];
+    let mut lines = vec![format!("fanwave {}{}", env!("CARGO_PKG_VERSION"), page(started))];
     lines.extend(started.listen.iter().map(|address| format!("data plane    {address}")));
+    lines.extend(started.listen_tls.iter().map(|address| format!("data, TLS     {address}")));
     lines.extend(started.control.iter().map(|address| format!("control plane {address}")));
     for address in started.listen.iter().map(|address| reachable(*address)) {
         lines.push(format!("subscribe     http://{address}/sse/{{topic}}   ws://{address}/ws/{{topic}}"));
+    }
+    for address in started.listen_tls.iter().map(|address| reachable(*address)) {
+        lines.push(format!("              https://{address}/sse/{{topic}}  wss://{address}/ws/{{topic}}"));
     }
     for control in &started.control {
         lines.push(match control {
@@ -28,10 +33,12 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
             ControlAddress::Unix(_) => format!("publish       POST /topics/{{topic}} on {control}"),
         });
     }
+    lines.extend(playground(started));
     lines.extend(labelled("access", &access(started)));
     lines.extend(capacity(started, limits, slow));
     lines.extend(labelled("egress", &egress(&started.egress)));
     lines.extend(memory(&started.memory));
+    lines.extend(labelled("ceiling", &ceiling(&started.ceiling)));
     lines.push(String::new());
     lines.extend(labelled("try", &commands(started, program)));
     lines.join("\n") + "\n"
@@ -48,6 +55,34 @@ fn access(started: &Started) -> Vec<String> {
         ],
         (false, false) => Vec::new(),
     }
+}
+
+/// Where a browser sees what this is; nothing where no browser gets to a control plane.
+fn page(started: &Started) -> String {
+    let tcp = started.control.iter().filter_map(|control| match control {
+        ControlAddress::Tcp(address) => Some(*address),
+        ControlAddress::Unix(_) => None,
+    });
+    // No URL of a browser has a scope.
+    let mut pages = tcp.filter(|address| scope(*address).is_none()).map(reachable);
+    pages.next().map_or_else(String::new, |page| format!(": see it at http://{page}/playground"))
+}
+
+/// What `--playground` has opened, and to whom.
+fn playground(started: &Started) -> Vec<String> {
+    if !started.playground {
+        return Vec::new();
+    }
+    let mut rows = vec![
+        "--playground: clients may publish to play/**; the data plane is asked as localhost, 127.0.0.1 or"
+            .into(),
+        "[::1] alone, by pages from there".to_string(),
+    ];
+    let beyond = started.listen.iter().filter(|address| !address.ip().to_canonical().is_loopback());
+    rows.extend(
+        beyond.map(|address| format!("programs on machines that reach {address} may publish there too")),
+    );
+    labelled("playground", &rows)
 }
 
 /// Shards, connections, windows, heartbeats.
@@ -95,6 +130,14 @@ fn memory(owners: &[(&'static str, u64)]) -> Vec<String> {
     let rows: Vec<_> =
         rows.iter().map(|(owner, bytes)| format!("{owner:width$}  {:>9}", rounded(*bytes))).collect();
     labelled("memory", &rows)
+}
+
+/// The ceiling of the process's memory, and what does not fit under it.
+fn ceiling(report: &CeilingReport) -> Vec<String> {
+    let CeilingReport { bytes, why, remedies } = report;
+    let most = bytes.map_or_else(|| "none".to_string(), rounded);
+    let first = format!("{most}: {why}");
+    std::iter::once(first).chain(remedies.iter().map(|remedy| format!("remedy: {remedy}"))).collect()
 }
 
 /// Three commands that show the whole thing; fewer where there is no address for them. curl reaches
@@ -149,7 +192,9 @@ mod tests {
         Started {
             listen: listen.iter().map(|text| text.parse().expect("an address")).collect(),
             control: control.iter().map(|text| text.parse().expect("an address")).collect(),
+            listen_tls: Vec::new(),
             token_file: None,
+            playground: false,
             asks_for_tokens: false,
             shard_cpus: vec![0, 2],
             connections_per_shard_max: 20_000,
@@ -161,6 +206,11 @@ mod tests {
                 remedy: Some("allow it".into()),
             },
             memory: vec![("connections", 5 << 20), ("windows, shared", 256 << 20)],
+            ceiling: CeilingReport {
+                bytes: Some(460 << 20),
+                why: "nine tenths of it".into(),
+                remedies: vec!["have more".into()],
+            },
         }
     }
 
@@ -180,6 +230,33 @@ mod tests {
             assert_eq!(text.lines().filter(|other| *other == line).count(), 1, "{line}");
         }
         assert_eq!(text.lines().filter(|line| line.starts_with("data plane")).count(), 2);
+    }
+
+    #[test]
+    fn the_first_line_says_where_a_browser_sees_it() {
+        let first = |control: &[&str]| {
+            let text = banner(&["127.0.0.1:8080"], control, "fanwave");
+            text.lines().next().unwrap_or_default().replace(env!("CARGO_PKG_VERSION"), "V")
+        };
+        assert_eq!(first(&["127.0.0.1:8081"]), "fanwave V: see it at http://127.0.0.1:8081/playground");
+        assert_eq!(first(&["unix:/run/a", "[::]:1"]), "fanwave V: see it at http://[::1]:1/playground");
+        assert_eq!(first(&["[fe80::1%2]:1"]), "fanwave V");
+        assert_eq!(first(&["unix:/run/a"]), "fanwave V");
+    }
+
+    #[test]
+    fn what_the_playground_opens_is_told_by_its_flag() {
+        let text = banner(&["127.0.0.1:1"], &["127.0.0.1:2"], "fanwave");
+        assert!(!text.contains("--playground"), "{text}");
+        let mut open = started(&["127.0.0.1:1", "0.0.0.0:3"], &["127.0.0.1:2"]);
+        open.playground = true;
+        let text = super::text(&open, &Limits::default(), SlowPolicy::Close, "fanwave");
+        assert!(text.contains("\nplayground    --playground: clients may publish to play/**;"), "{text}");
+        assert!(
+            text.contains("\n              programs on machines that reach 0.0.0.0:3 may publish"),
+            "{text}"
+        );
+        assert!(!text.contains("reach 127.0.0.1:1"), "{text}");
     }
 
     #[test]
@@ -243,6 +320,7 @@ mod tests {
             "every 15 s",
             "256 MiB\n",
             "in user space, at these limits    261 MiB\n",
+            "\nceiling       460 MiB: nine tenths of it\n              remedy: have more\n",
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }

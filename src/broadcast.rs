@@ -31,12 +31,14 @@ use crate::wire::format::{Frame, Given};
 
 mod account;
 mod presence;
+mod pressure;
 mod question;
 mod sleep;
 mod uplink;
 
 pub use account::{Account, Crowd, Memory};
 pub use presence::{Answerer, Asker, Crowds};
+pub use pressure::{Holdings, Pressure};
 pub use question::{Question, TopicQuery};
 use sleep::Sleep;
 pub use uplink::{Answer, HubEnd, Outcome, Publish, Taken, Ticket, Uplink};
@@ -238,13 +240,27 @@ impl Drain {
     }
 }
 
+/// History and retained values of a topic are to go.
+#[derive(Debug)]
+pub struct Removal {
+    /// The topic.
+    pub topic: Topic,
+    /// Its place in the order of events.
+    pub sequence: u64,
+}
+
 /// What the hub says to a shard, in order.
 #[derive(Debug)]
 pub enum Message {
     /// Events to hand to the subscribers.
     Batch(Arc<EncodedBatch>),
+    /// What came of a topic so far is to go.
+    Removal(Arc<Removal>),
     /// Begin to drain. A shard that is done still answers new clients, until all shards are.
     Drain(Drain),
+    /// All histories together may take so much memory from now on, at most what settings allow. It
+    /// stands between the same events for all shards, so that their histories stay the same.
+    Histories(usize),
     /// The configuration from now on.
     Reload(Arc<Config>),
     /// End now: every shard is done, or out of time.

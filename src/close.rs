@@ -40,6 +40,8 @@ pub enum CloseReason {
     UnknownCoding,
     /// The page is of an origin whose WebSockets are not let in.
     ForeignOrigin,
+    /// A server for this machine alone is asked by another name than those of loopback.
+    ForeignHost,
     /// There is no token, or a bad one; or its key was taken back.
     Unauthorized,
     /// The token does not allow this.
@@ -50,10 +52,17 @@ pub enum CloseReason {
     NoKeys,
     /// No room: a connection limit is reached.
     Full,
+    /// The process has nearly as much memory as it may take.
+    Memory,
     /// The address has as many connections as one may have.
     AddressFull,
     /// The connection does not begin with the PROXY header that is expected on its address.
     BadProxyHeader,
+    /// The client speaks no TLS 1.3 to an address of TLS, not the protocol, or without the
+    /// certificate that it needs. It gets the alert of the standard (RFC 8446 §6.2).
+    TlsHandshake,
+    /// What a client sent with TLS was changed on its way, or is against RFC 8446.
+    TlsRecord,
     /// The server is draining. A subscriber that has not taken everything by the deadline is cut.
     Draining,
     /// A frame broke RFC 6455.
@@ -173,13 +182,17 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         refusal(BodyNotAllowed, "body_not_allowed", 413),
         refusal(UnknownCoding, "unknown_coding", 501),
         refusal(ForeignOrigin, "foreign_origin", 403),
+        refusal(ForeignHost, "foreign_host", 403),
         both(Unauthorized, "unauthorized", 401, 4401),
         both(NotAllowed, "not_allowed", 403, 4403),
         both(Expired, "expired", 401, 4401),
         refusal(NoKeys, "no_keys", 503),
         refusal(Full, "full", 503),
+        refusal(Memory, "memory", 503),
         CloseRow { ending: Either, ..refusal(AddressFull, "address_full", 429) },
         refusal(BadProxyHeader, "bad_proxy_header", 400),
+        cut(TlsHandshake, "tls_handshake"),
+        cut(TlsRecord, "tls_record"),
         CloseRow { http_status: Some(503), ..told(Draining, "draining", Either, Ours(1012)) },
         told(WsProtocol, "ws_protocol", InOrder, Ours(1002)),
         told(WsNotUtf8, "ws_not_utf8", InOrder, Ours(1007)),

@@ -13,13 +13,16 @@ use bytes::Bytes;
 pub const TOPIC_BYTES_MAX: usize = 255;
 /// Longest publisher-given id and longest event name, in bytes of UTF-8.
 pub const FIELD_BYTES_MAX: usize = 255;
+/// Longest key, in bytes of UTF-8.
+pub const KEY_BYTES_MAX: usize = 64;
 
 /// What an event costs besides its own bytes and those of its frames: its structures, its place in
 /// a window, the count of its memory. Measured with half a million events of one byte with the
 /// frames of both protocols: 559 bytes each, 67 of them counted as data, names and frames.
 pub const EVENT_BYTES_FIXED: usize = 496;
-/// The most that an event weighs besides its data: topic, name and id at their longest.
-pub const EVENT_BYTES_BESIDE_DATA_MAX: usize = EVENT_BYTES_FIXED + TOPIC_BYTES_MAX + 2 * FIELD_BYTES_MAX;
+/// The most that an event weighs besides its data: topic, name, id and key at their longest.
+pub const EVENT_BYTES_BESIDE_DATA_MAX: usize =
+    EVENT_BYTES_FIXED + TOPIC_BYTES_MAX + 2 * FIELD_BYTES_MAX + KEY_BYTES_MAX;
 
 /// The address of events: 1 to 255 bytes of UTF-8 without control characters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -174,6 +177,29 @@ impl CustomId {
     }
 }
 
+/// What an event is about, of several things that one topic tells of: 1 to 64 bytes of UTF-8
+/// without control characters. Of the events with one key the newest counts, where a rule says so.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Key(Arc<str>);
+
+/// The string cannot be a key. The publisher's fault; a retry does not help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a key has 1 to {KEY_BYTES_MAX} bytes and no control characters")]
+pub struct KeyError;
+
+impl Key {
+    /// Checks `text` and shares it.
+    pub fn new(text: &str) -> Result<Key, KeyError> {
+        let is_legal = (1..=KEY_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control);
+        if is_legal { Ok(Key(text.into())) } else { Err(KeyError) }
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// What an event carries.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Data {
@@ -225,14 +251,17 @@ pub struct Event {
     pub id: Option<CustomId>,
     /// The `retry` field of SSE, in milliseconds.
     pub retry_ms: Option<u32>,
+    /// What it is about; only JSON carries it.
+    pub key: Option<Key>,
 }
 
 impl Event {
-    /// Bytes of topic, data, name and id as published.
+    /// Bytes of topic, data, name, id and key as published.
     pub fn published_bytes(&self) -> usize {
         let name = self.name.as_ref().map_or(0, |name| name.as_str().len());
         let id = self.id.as_ref().map_or(0, |id| id.as_str().len());
-        self.topic.as_str().len() + self.data.bytes().len() + name + id
+        let key = self.key.as_ref().map_or(0, |key| key.as_str().len());
+        self.topic.as_str().len() + self.data.bytes().len() + name + id + key
     }
 
     /// Bytes that queues and windows count for this event: those published, and what an event costs
@@ -360,6 +389,16 @@ mod tests {
         assert_eq!(Field::new("a\rb"), Err(FieldError::LineBreak(1)));
         assert_eq!(Field::new("a\0"), Err(FieldError::LineBreak(1)));
         assert!(Field::new("ok").is_ok());
+    }
+
+    #[test]
+    fn keys_are_1_to_64_bytes_without_control_characters() {
+        for key in ["a", "räume/1", "a b", &"x".repeat(64)] {
+            assert_eq!(Key::new(key).expect(key).as_str(), key);
+        }
+        for key in ["", &"x".repeat(65), "a\n", "\u{85}"] {
+            assert_eq!(Key::new(key), Err(KeyError), "{key:?}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use fanwave::command::sources::{self, SourceError};
 use fanwave::command::{Command, check_config, token};
 use fanwave::config::Config;
 use fanwave::config::flags::ServeFlags;
+use fanwave::serve::ServeError;
 use fanwave::systemd::Passed;
 use fanwave::{log, serve};
 
@@ -80,7 +81,10 @@ fn serve_with(mut flags: ServeFlags) -> Outcome {
         // A server whose standard output is closed still serves.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     };
-    serve::run(config, passed, operator, started).map_err(|error| (FAILURE, error.to_string()))
+    serve::run(config, passed, operator, started).map_err(|error| match error {
+        ServeError::Identity(error) => (USAGE, error.to_string()),
+        error => (FAILURE, error.to_string()),
+    })
 }
 
 fn run_publish(options: publish::Options) -> Outcome {

@@ -45,6 +45,8 @@ pub struct FamilyCounters {
     pub overruns: u64,
     /// Streams that began or went on with a gap notice.
     pub gaps: u64,
+    /// Events that subscribers of the newest ones passed over, as far as windows still had them.
+    pub conflated: u64,
     /// Messages that clients sent whole.
     pub messages_in: u64,
 }
@@ -69,6 +71,8 @@ pub struct ShardMetrics {
     pub accepted: u64,
     /// Accepts that the kernel refused for want of resources.
     pub accept_failures: u64,
+    /// TLS handshakes that came to their end.
+    pub tls_handshakes: u64,
     /// Connections now, those in the handshake or closing included.
     pub connections: u64,
     /// Connections ended, by reason.
@@ -111,6 +115,7 @@ impl Default for ShardMetrics {
             families: Default::default(),
             accepted: 0,
             accept_failures: 0,
+            tls_handshakes: 0,
             connections: 0,
             closed: [0; CloseReason::COUNT],
             events: 0,
@@ -131,6 +136,17 @@ impl Default for ShardMetrics {
     }
 }
 
+/// Retained values of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct RetainedTotals {
+    /// Values now.
+    pub values: u64,
+    /// What they weigh.
+    pub bytes: u64,
+    /// Values that were given up for want of room, from the start.
+    pub given_up: u64,
+}
+
 /// One topic as one shard sees it.
 #[derive(Debug, Clone)]
 pub struct TopicReport {
@@ -144,8 +160,11 @@ pub struct TopicReport {
     pub window_bytes: u64,
     /// Sequence of the oldest event in the window, 0 if it is empty.
     pub oldest: u64,
-    /// Sequence of the newest event in the window, 0 if it is empty.
+    /// Sequence of the newest event in the window, or of the newest retained value if it is empty;
+    /// 0 if there is neither.
     pub newest: u64,
+    /// Retained values.
+    pub retained: u64,
 }
 
 /// A subscriber whose send waits for room in its socket.
@@ -182,6 +201,8 @@ pub struct ShardReport {
     pub excess_events: u64,
     /// Their memory, with their frames.
     pub excess_bytes: u64,
+    /// Retained values.
+    pub retained: RetainedTotals,
     /// Bytes of small frames and answers that are laid out for sends under way.
     pub pinned_bytes: u64,
     /// Milliseconds that the oldest send waits for room in its socket, 0 if none does.

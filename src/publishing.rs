@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::config::limits::LINE_BYTES_KEPT;
-use crate::event::{CustomId, Data, Event, EventId, EventName, Topic};
+use crate::event::{CustomId, Data, Event, EventId, EventName, Key, Topic};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::wire::http::{EscapeFault, percent_decoded};
 use crate::wire::json::without_white_space;
@@ -33,6 +33,8 @@ pub struct Options {
     pub id: Option<CustomId>,
     /// The `retry` field of SSE, in milliseconds.
     pub retry_ms: Option<u32>,
+    /// What the event is about.
+    pub key: Option<Key>,
     /// Under which the publish may be repeated.
     pub idempotency_key: Option<IdempotencyKey>,
 }
@@ -43,12 +45,13 @@ pub struct Options {
 pub struct IdempotencyKey(Arc<str>);
 
 /// Longest idempotency key, in bytes of UTF-8.
-const KEY_BYTES_MAX: usize = 64;
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 64;
 
 impl IdempotencyKey {
     /// Checks `text` and shares it.
     pub fn new(text: &str) -> Result<IdempotencyKey, Refusal> {
-        let is_legal = (1..=KEY_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control);
+        let is_legal =
+            (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control);
         is_legal.then(|| IdempotencyKey(text.into())).ok_or_else(|| {
             let told = "idempotency_key has 1 to 64 bytes and no control characters";
             Refusal::new(RefusalReason::BadKey, told)
@@ -61,14 +64,15 @@ impl IdempotencyKey {
     }
 }
 
-/// Reads the options of `POST /topics/{topic}` from its query: `event`, `id`, `retry` and
+/// Reads the options of `POST /topics/{topic}` from its query: `event`, `id`, `retry`, `key` and
 /// `idempotency_key`, each at most once.
 pub fn parse_options(query: Option<&str>) -> Result<Options, Refusal> {
     let mut options = Options::default();
-    for (name, value) in parse_query(query, &["event", "id", "retry", "idempotency_key"])? {
+    for (name, value) in parse_query(query, &["event", "id", "retry", "key", "idempotency_key"])? {
         match name {
             "event" => options.name = Some(parse_name(&value)?),
             "id" => options.id = Some(parse_id(&value)?),
+            "key" => options.key = Some(parse_key(&value)?),
             "idempotency_key" => options.idempotency_key = Some(IdempotencyKey::new(&value)?),
             _ => {
                 let retry = value.parse().map_err(|_| {
@@ -142,15 +146,17 @@ fn parse_id(text: &str) -> Result<CustomId, Refusal> {
     CustomId::new(text).map_err(|error| Refusal::new(RefusalReason::BadId, format!("id: {error}")))
 }
 
+fn parse_key(text: &str) -> Result<Key, Refusal> {
+    Key::new(text).map_err(|error| Refusal::new(RefusalReason::BadKey, format!("key: {error}")))
+}
+
 /// Why an event says what only the server may say, if it does: a gap notice, or an id that is a
 /// place in our order. Every process gives ids of this form
 /// ([`Epoch::is_ours`](crate::event::Epoch::is_ours)), so one of another process is none for a
 /// publisher either.
 pub fn reserved(event: &Event) -> Option<Refusal> {
-    if event.topic.as_str().contains('*') {
-        let text =
-            format!("the topic {} has a '*', which stands for many topics; publish to one", event.topic);
-        return Some(Refusal::new(RefusalReason::BadTopic, text));
+    if let Some(refusal) = names_many(&event.topic, "publish to one") {
+        return Some(refusal);
     }
     let name = event.name.as_ref().map(EventName::as_str);
     if name == Some(GAP_EVENT) {
@@ -161,6 +167,14 @@ pub fn reserved(event: &Event) -> Option<Refusal> {
     let id = event.id.as_ref().map(CustomId::as_str).filter(is_ours)?;
     let text = format!("the id {id:?} has the form of the server's own ids, <epoch>-<number>");
     Some(Refusal::new(RefusalReason::ReservedId, text))
+}
+
+/// The refusal of a name that stands for many topics, where one is needed; with a remedy.
+pub fn names_many(topic: &Topic, remedy: &str) -> Option<Refusal> {
+    topic.as_str().contains('*').then(|| {
+        let text = format!("the topic {topic} has a '*', which stands for many topics; {remedy}");
+        Refusal::new(RefusalReason::BadTopic, text)
+    })
 }
 
 /// One line of NDJSON as it is written.
@@ -175,13 +189,14 @@ struct LineJson<'a> {
     event: Option<String>,
     id: Option<String>,
     retry: Option<u32>,
+    key: Option<String>,
     idempotency_key: Option<String>,
 }
 
 /// Reads one line of NDJSON: `{"topic":"a","data":"text"}` or `{"topic":"a","base64":"…"}`, with
-/// `event`, `id`, `retry` (milliseconds) and `idempotency_key` if wanted. `data` that is an object,
-/// an array, a number or a boolean is published as its JSON text without white space between
-/// tokens; digits and the order of members stay as written.
+/// `event`, `id`, `retry` (milliseconds), `key` and `idempotency_key` if wanted. `data` that is an
+/// object, an array, a number or a boolean is published as its JSON text without white space
+/// between tokens; digits and the order of members stay as written.
 pub fn parse_line(line: &[u8], message_bytes_max: usize) -> Result<(Event, Option<IdempotencyKey>), Refusal> {
     let line = std::str::from_utf8(line).map_err(|error| {
         let text = format!("the line is not UTF-8 at byte {}", error.valid_up_to());
@@ -214,6 +229,7 @@ pub fn parse_line(line: &[u8], message_bytes_max: usize) -> Result<(Event, Optio
         name: json.event.as_deref().map(parse_name).transpose()?,
         id: json.id.as_deref().map(parse_id).transpose()?,
         retry_ms: json.retry,
+        key: json.key.as_deref().map(parse_key).transpose()?,
     };
     Ok((event, key))
 }
@@ -384,12 +400,13 @@ mod tests {
 
     #[test]
     fn a_line_may_carry_text_or_base64_and_every_option() {
-        let event =
-            line(r#"{"topic":"a/b","data":"x\ny","event":"tick","id":"7","retry":500}"#).expect("valid");
+        let event = line(r#"{"topic":"a/b","data":"x\ny","event":"tick","id":"7","retry":500,"key":"EUR"}"#)
+            .expect("valid");
         assert_eq!((event.topic.as_str(), text(&event)), ("a/b", "x\ny"));
         assert_eq!(event.name, Some(EventName::new("tick").expect("a name")));
         assert_eq!(event.id, Some(CustomId::new("7").expect("an id")));
         assert_eq!(event.retry_ms, Some(500));
+        assert_eq!(event.key, Key::new("EUR").ok());
         assert!(!event.data.is_binary());
         let event = line("{\"topic\":\"a\",\"base64\":\"AP8=\"}\r").expect("CR is white space");
         assert!(event.data.is_binary());
@@ -437,6 +454,8 @@ mod tests {
             (r#"{"topic":"a\n","data":"x"}"#, BadTopic, "byte 1"),
             (r#"{"topic":"a","data":"x","event":"a\nb"}"#, BadEvent, "byte 1"),
             (r#"{"topic":"a","data":"x","id":"\u0000"}"#, BadId, "byte 0"),
+            (r#"{"topic":"a","data":"x","key":""}"#, BadKey, "key: a key has 1 to 64 bytes"),
+            (r#"{"topic":"a","data":"x","key":7}"#, BadJson, "string"),
             (&long, TooLarge, "101"),
         ] {
             let refusal = line(bad).expect_err(bad);
@@ -450,7 +469,8 @@ mod tests {
 
     #[test]
     fn query_parameters_are_decoded_and_unknown_or_doubled_ones_named() {
-        let options = parse_options(Some("event=a+b&id=%C3%A4&retry=10&")).expect("valid");
+        let options = parse_options(Some("event=a+b&id=%C3%A4&retry=10&key=k%2B1&")).expect("valid");
+        assert_eq!(options.key, Key::new("k+1").ok());
         assert_eq!(options.name.expect("a name").as_str(), "a b");
         assert_eq!(options.id.expect("an id").as_str(), "ä");
         assert_eq!(options.retry_ms, Some(10));
@@ -464,6 +484,8 @@ mod tests {
             ("id=%2", RefusalReason::BadQuery, "bad percent escape"),
             ("event", RefusalReason::BadEvent, "empty"),
             ("id=%0A", RefusalReason::BadId, "byte 0"),
+            ("key=a%0A", RefusalReason::BadKey, "key: a key has 1 to 64 bytes and no control characters"),
+            ("key=", RefusalReason::BadKey, "key: a key has 1 to 64 bytes"),
             ("retry=4294967296", RefusalReason::BadRetry, "4294967296"),
         ] {
             let refusal = parse_options(Some(query)).expect_err(query);

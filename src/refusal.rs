@@ -20,6 +20,8 @@ pub enum RefusalReason {
     /// The topic's events, or those of all topics, take as much memory as they may, because
     /// subscribers are behind.
     Behind,
+    /// The process has nearly as much memory as it may take, and shorter histories were not enough.
+    Memory,
     /// The server is draining.
     Draining,
     /// The topic is illegal.
@@ -81,7 +83,7 @@ pub enum RefusalReason {
     Busy,
     /// Clients may not publish to this topic.
     NotAllowed,
-    /// The idempotency key is illegal.
+    /// The key or the idempotency key is illegal.
     BadKey,
     /// The idempotency key was used for another event of the topic.
     Conflict,
@@ -93,6 +95,7 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
     [
         (Full, "full", StatusCode::SERVICE_UNAVAILABLE),
         (Behind, "behind", StatusCode::SERVICE_UNAVAILABLE),
+        (Memory, "memory", StatusCode::SERVICE_UNAVAILABLE),
         (Draining, "draining", StatusCode::SERVICE_UNAVAILABLE),
         (BadTopic, "bad_topic", StatusCode::BAD_REQUEST),
         (BadEvent, "bad_event", StatusCode::BAD_REQUEST),
@@ -193,6 +196,11 @@ impl Refusal {
     pub fn behind() -> Refusal {
         let text = "the topic's subscribers are behind, and its events take as much memory as they may";
         Refusal::new(RefusalReason::Behind, text)
+    }
+
+    /// Memory is short.
+    pub fn memory() -> Refusal {
+        Refusal::new(RefusalReason::Memory, "the server has nearly as much memory as it may take")
     }
 
     /// The server is draining.

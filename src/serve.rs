@@ -9,8 +9,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -18,13 +18,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::admission::{Addresses, Admission};
-use crate::broadcast::{Demand, Memory, path};
+use crate::broadcast::{Demand, Memory, Message, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
-    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, CLAIMS_BYTES_MAX, COMPLETIONS_MAX, CONTROL_BUFFER_BYTES_MAX,
-    EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, KNOWN_TOKEN_BYTES, LOG_LINES_MAX,
-    PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SUBMISSIONS_MAX,
-    TOKENS_KNOWN_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
+    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, CLAIMS_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES,
+    CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KERNEL_PATIENCE_MS, KNOWN_TOKEN_BYTES,
+    LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
+    RETAINED_VALUE_BYTES, SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES,
+    TLS_SESSION_BYTES, TOKENS_KNOWN_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -32,14 +33,16 @@ use crate::egress::listener::{listen, listen_alone, take_over};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
+use crate::hub::memory::{self, CeilingReport, Meter};
 use crate::hub::{
     self, ControlListener, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
 };
 use crate::log;
-use crate::runtime::{RingOptions, RuntimeError, ShardHandle, ShardStart, spawn_shard};
+use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
 use crate::systemd::{Manager, Passed};
+use crate::tls::{self, Identity, IdentityError};
 use egress::Ring;
 
 mod egress; // which ring
@@ -49,12 +52,16 @@ mod egress; // which ring
 pub struct Started {
     /// Data plane addresses as bound (port 0 replaced).
     pub listen: Vec<SocketAddr>,
+    /// Data plane addresses with TLS, as bound.
+    pub listen_tls: Vec<SocketAddr>,
     /// Control plane addresses as bound.
     pub control: Vec<ControlAddress>,
     /// The file with the token that publishers bring, if they need one.
     pub token_file: Option<PathBuf>,
     /// Subscribers need tokens.
     pub asks_for_tokens: bool,
+    /// Pages of this machine may publish to `play/**` (`--playground`).
+    pub playground: bool,
     /// CPU of each shard.
     pub shard_cpus: Vec<usize>,
     /// Connections that each shard has room for.
@@ -63,6 +70,8 @@ pub struct Started {
     pub egress: EgressReport,
     /// User-space memory at the limits: owner and bytes, one line each.
     pub memory: Vec<(&'static str, u64)>,
+    /// The ceiling of all memory.
+    pub ceiling: CeilingReport,
 }
 
 /// Whom a running server asks for another configuration.
@@ -88,6 +97,9 @@ pub enum ServeError {
     /// The descriptor limit is too low for what the operator wants.
     #[error(transparent)]
     Descriptors(#[from] NoCapacity),
+    /// A certificate or a key cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -107,6 +119,9 @@ pub enum ServeError {
         /// How it ended.
         failure: ShardFailure,
     },
+    /// The ceiling of memory is too low for the server itself.
+    #[error("{0}; or take fewer shards")]
+    Ceiling(String),
     /// The hub's own runtime or thread failed.
     #[error("hub: {0}")]
     Hub(String),
@@ -126,6 +141,7 @@ pub fn run(
     raise_descriptor_limit();
     let choice = egress::choose(config.egress, config.sockets)?;
     let capacity = capacity(&config, choice.ring.is_direct())?;
+    let identity = config.tls.as_ref().map(tls::load).transpose()?.map(Identity::new);
     let epoch = Epoch::random()
         .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -144,10 +160,13 @@ pub fn run(
         true => bind_control(&config.control, &mut failures),
         false => passed.control.into_iter().unzip(),
     };
-    let (listen, listeners) = match keeps_listeners {
+    let (listen, mut listeners) = match keeps_listeners {
         true => share_passed(&config, passed.data, &mut failures),
-        false => bind_data(&config, &mut failures),
+        false => bind_data(&config, &config.listen, &mut failures),
     };
+    let (listen_tls, secure) = bind_data(&config, &config.listen_tls, &mut failures);
+    // Behind the plain ones.
+    listeners.iter_mut().zip(secure).for_each(|(listeners, secure)| listeners.extend(secure));
     failures.check()?;
 
     let demand = Arc::new(Demand::default());
@@ -175,7 +194,12 @@ pub fn run(
         };
         let (ready, ended) = (ready_sender.clone(), end_sender.clone());
         let handle = spawn_shard(
-            ShardStart { setup, ring: ring(choice.ring, &capacity, listeners, keeps_listeners), inbox },
+            ShardStart {
+                setup,
+                ring: ring(choice.ring, &capacity, listeners, keeps_listeners),
+                secure: identity.clone().map(|identity| Secure { identity, from: listen.len() }),
+                inbox,
+            },
             move || _ = ready.send(number),
             move |result| {
                 let result = result.as_ref().map(|_| ()).map_err(ToString::to_string);
@@ -187,15 +211,33 @@ pub fn run(
     drop((ready_sender, end_sender));
     let shards = await_ready(&ready, shards)?;
     choice.log();
+    let meter = Meter::new();
+    let reading = meter.read();
+    let in_use = memory::in_use(&reading, &memory, reading.resident);
+    if let Err(line) = memory::check_ceiling(&config, &reading, &in_use) {
+        for (outbox, shard) in outboxes.iter().zip(shards) {
+            // A queue that nothing was sent to has room.
+            let _ = outbox.try_send(Message::End);
+            let _ = shard.join();
+        }
+        return Err(ServeError::Ceiling(line));
+    }
+    let ceiling = memory::report(&config, &reading, &in_use);
+    for remedy in &ceiling.remedies {
+        tracing::warn!("ceiling of memory: {remedy}");
+    }
     started(&Started {
         listen: listen.clone(),
+        listen_tls,
         control: control_addresses,
         token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
         asks_for_tokens: config.tokens.is_configured(),
+        playground: config.pages.playground,
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
         egress: choice.report.clone(),
         memory: memory_lines(&config, &capacity, choice.ring),
+        ceiling,
     });
     let manager = Manager::from_environment();
     manager.ready();
@@ -206,8 +248,15 @@ pub fn run(
         Tidings::Draining => manager.stopping(),
         Tidings::Alive => manager.alive(),
     };
-    let Operator { reread, adopt } = operator;
-    let surroundings = Surroundings { reread, adopt, tell: Box::new(tell), watchdog, hangups: Some(hangups) };
+    let Operator { reread, adopt } = with_certificates(operator, identity);
+    let surroundings = Surroundings {
+        reread,
+        adopt,
+        tell: Box::new(tell),
+        meter: Box::new(move || meter.read()),
+        watchdog,
+        hangups: Some(hangups),
+    };
     let setup = hub::HubSetup {
         surroundings,
         config,
@@ -232,6 +281,31 @@ pub fn run(
         }
         Err(HubError::Shard { shard, failure }) => Err(ServeError::ShardEnd { shard, failure }),
         Err(error) => Err(ServeError::Hub(error.to_string())),
+    }
+}
+
+/// Reads the certificates again whenever the configuration is: one that cannot be used leaves all
+/// as it was.
+fn with_certificates(operator: Operator, identity: Option<Identity>) -> Operator {
+    let Some(identity) = identity else { return operator };
+    let Operator { reread, adopt } = operator;
+    let read = Arc::new(Mutex::new(None));
+    let kept = read.clone();
+    Operator {
+        reread: Box::new(move || {
+            let config = reread()?;
+            let handshakes =
+                config.tls.as_ref().map(tls::load).transpose().map_err(|error| error.to_string())?;
+            *kept.lock().unwrap_or_else(PoisonError::into_inner) = handshakes;
+            Ok(config)
+        }),
+        adopt: Box::new(move |config| {
+            let handshakes = read.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(handshakes) = handshakes {
+                identity.replace(handshakes);
+            }
+            adopt(config);
+        }),
     }
 }
 
@@ -272,7 +346,7 @@ fn capacity(config: &Config, direct: bool) -> Result<Capacity, ServeError> {
     let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
     let sharers = Sharers {
         shards: config.shard_cpus.len(),
-        listens: config.listen.len(),
+        listens: config.listen.len() + config.listen_tls.len(),
         controls: config.control.len(),
     };
     Ok(Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)?)
@@ -344,14 +418,18 @@ impl Failures {
     }
 }
 
-/// Binds every data plane address once per shard. Returns the addresses and, per shard, its
+/// Binds these data plane addresses once per shard. Returns the addresses and, per shard, its
 /// listeners.
-fn bind_data(config: &Config, failures: &mut Failures) -> (Vec<SocketAddr>, Vec<Vec<OwnedFd>>) {
+fn bind_data(
+    config: &Config,
+    listen_on: &[SocketAddr],
+    failures: &mut Failures,
+) -> (Vec<SocketAddr>, Vec<Vec<OwnedFd>>) {
     let shards = config.shard_cpus.len();
     let user_timeout = Duration::from_millis(config.limits.stall_ms_max + KERNEL_PATIENCE_MS);
     let mut addresses = Vec::new();
     let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
-    for address in &config.listen {
+    for address in listen_on {
         match listen(*address, shards, user_timeout) {
             Ok((bound, listeners)) => {
                 addresses.push(bound);
@@ -484,6 +562,9 @@ fn connect_at_once(path: &Path) -> std::io::Result<()> {
     socket.connect(&socket2::SockAddr::unix(path)?)
 }
 
+// With its place in the table of sockets of either ring.
+const _: () = assert!(size_of::<Connection>() + size_of::<Slot>() + size_of::<usize>() <= CONNECTION_BYTES);
+
 /// User-space memory at the limits, one line per owner.
 fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'static str, u64)> {
     let limits = &config.limits;
@@ -517,7 +598,13 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings)),
     ];
-    if !config.client_publish.is_empty() {
+    if !config.listen_tls.is_empty() {
+        let handshake = TLS_HANDSHAKE_BYTES_MAX + TLS_HANDSHAKE_STATE_BYTES;
+        lines.push(("keys, when all connections have TLS", sum(capacity.slots * TLS_SESSION_BYTES)));
+        let all = capacity.sockets_max.saturating_mul(handshake);
+        lines.push(("TLS handshakes, when all come at once", sum(all)));
+    }
+    if config.has_client_publishers() {
         // Messages that are not whole, what paused clients have said, and what is on its way.
         let uplink = UPLINK_BYTES_MAX + limits.message_bytes_max;
         lines.push((
@@ -529,6 +616,10 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         let known = TOKENS_KNOWN_MAX * CLAIMS_BYTES_MAX + 2 * TOKENS_KNOWN_MAX * KNOWN_TOKEN_BYTES;
         let held = capacity.connections_max.saturating_mul(CLAIMS_BYTES_MAX);
         lines.push(("tokens, when all grant as much as they can", sum(known.saturating_add(held))));
+    }
+    if config.rules.iter().any(|rule| rule.retain) {
+        let values_max = limits.retained_memory_max() / (EVENT_BYTES_FIXED + RETAINED_VALUE_BYTES);
+        lines.push(("retained values, besides their events", sum(values_max * RETAINED_VALUE_BYTES)));
     }
     if config.access_log {
         let waiting = LOG_LINES_MAX * ACCESS_LINE_BYTES_MAX;
@@ -543,6 +634,22 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_clients_publish_has_its_memory_told_whatever_lets_them() {
+        let told = |config: &Config| {
+            let sharers = Sharers { shards: 1, listens: 1, controls: 1 };
+            let capacity = Capacity::of(10_000, false, sharers, 0).expect("room");
+            let lines = memory_lines(config, &capacity, Ring::Epoll);
+            lines.iter().any(|(owner, _)| owner.starts_with("what clients publish"))
+        };
+        let mut playground = Config::default();
+        assert!(!told(&playground));
+        playground.pages.playground = true;
+        assert!(told(&playground));
+        let listed = vec!["chat/*".parse().expect("a pattern")];
+        assert!(told(&Config { client_publish: listed, ..Config::default() }));
+    }
 
     #[test]
     fn a_link_local_address_without_its_interface_is_told_to_name_it() {

@@ -81,6 +81,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "publishing",
             "config",
             "config/limits",
+            "config/units",
             "log",
             "metrics",
             "broadcast",
@@ -88,7 +89,11 @@ const ROOMS: &[(&str, &[&str])] = &[
             "secret",
         ],
     ),
-    ("runtime", &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard"]),
+    ("tls", &["config", "config/limits", "egress"]),
+    (
+        "runtime",
+        &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard", "tls"],
+    ),
     ("systemd", &["config", "hub"]),
     ("client", &["event", "close", "topic_pattern", "wire", "config/limits", "secret"]),
     (

@@ -16,6 +16,7 @@ mod promises {
     mod bad_requests;
     mod browser;
     mod bulk;
+    mod ceiling;
     mod client_post;
     mod client_publish;
     mod control;
@@ -41,11 +42,13 @@ mod promises {
     mod packages;
     mod pages;
     mod patterns;
+    mod playground;
     mod proxies;
     mod publish;
     mod refusals;
     mod reload;
     mod resume;
+    mod retained;
     mod rules;
     mod service_manager;
     mod shutdown;
@@ -53,6 +56,7 @@ mod promises {
     mod start_up;
     mod starts;
     mod tail;
+    mod tls;
     mod tokens;
     mod topics;
     mod websocket;

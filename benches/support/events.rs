@@ -19,6 +19,7 @@ pub fn encoded(topic: &Topic, sequence: u64, intake: Stamp, text: &Bytes) -> Arc
         name: None,
         id: None,
         retry_ms: None,
+        key: None,
     };
     let encoded = Encoded::new(event, EPOCH, sequence, intake).keeping(Wanted::of(Format::ALL));
     for format in Format::ALL {

@@ -10,6 +10,9 @@
 //! somebody who knows says from which event on it is owed. One that resumes goes on as if its
 //! connection had never broken, but what the server told it that it misses is not lost: it too is
 //! owed something only from an event that is said to be later.
+//!
+//! A subscriber that wants the latest alone may miss any event but the newest of each value. Its
+//! events go round the values, and those that come must come in order.
 
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +71,8 @@ pub struct Audit {
     /// Unless it may leave out none: the first number that it may not. [`u64::MAX`] as long as none
     /// is known.
     owed: u64,
+    /// The newest number of each value, where only these are owed.
+    newest: Box<[u64]>,
     found: Findings,
 }
 
@@ -79,17 +84,31 @@ enum Leave {
     Told,
     /// Whatever was before: it is the first event.
     Everything,
+    /// All that is not the newest of its value.
+    Older,
 }
 
 impl Audit {
     /// Expects `next` as the first event.
     pub fn new(next: u64) -> Audit {
-        Audit { next, missing: Vec::new(), leave: Leave::Nothing, owed: u64::MAX, found: Findings::default() }
+        Audit {
+            next,
+            missing: Vec::new(),
+            leave: Leave::Nothing,
+            owed: u64::MAX,
+            newest: Box::default(),
+            found: Findings::default(),
+        }
     }
 
     /// Takes whatever event comes first for the beginning.
     pub fn joining() -> Audit {
         Audit { leave: Leave::Everything, ..Audit::new(0) }
+    }
+
+    /// Expects the newest event of each of `values` values, from `first` on.
+    pub fn newest(first: u64, values: usize) -> Audit {
+        Audit { leave: Leave::Older, owed: first, newest: vec![0; values].into(), ..Audit::new(first) }
     }
 
     /// The connection is a new subscriber from here on. What was found stays; whatever it should
@@ -103,7 +122,7 @@ impl Audit {
     /// A subscriber that waits for its first event, or for the first after a gap, is owed those
     /// from `first` on.
     pub fn owe(&mut self, first: u64) {
-        if self.leave != Leave::Nothing {
+        if matches!(self.leave, Leave::Told | Leave::Everything) {
             self.owed = self.owed.min(first);
         }
     }
@@ -125,9 +144,12 @@ impl Audit {
         self.missing.clear();
     }
 
-    /// The server told that events are missing here.
-    pub fn gap(&mut self) {
-        self.found.gaps_told += 1;
+    /// The server told that events are missing here, by so many notices that were not counted yet.
+    pub fn gap(&mut self, notices: u64) {
+        self.found.gaps_told += notices;
+        if self.leave == Leave::Older {
+            return;
+        }
         self.owed = u64::MAX;
         if self.leave == Leave::Nothing {
             self.leave = Leave::Told;
@@ -153,6 +175,9 @@ impl Audit {
     }
 
     fn take_unexpected(&mut self, sequence: u64) -> bool {
+        if self.leave == Leave::Older {
+            return self.take_newest(sequence);
+        }
         if self.leave == Leave::Everything || sequence >= self.next {
             let first = self.first_owed();
             if let Some(skipped) = sequence.checked_sub(first) {
@@ -182,15 +207,43 @@ impl Audit {
     /// The first number that the next event may not leave out.
     fn first_owed(&self) -> u64 {
         match self.leave {
-            Leave::Nothing => self.next,
+            Leave::Nothing | Leave::Older => self.next,
             Leave::Told => self.owed.max(self.next),
             Leave::Everything => self.owed,
         }
     }
 
+    fn take_newest(&mut self, sequence: u64) -> bool {
+        let values = self.newest.len() as u64;
+        let newest = &mut self.newest[(sequence.saturating_sub(1) % values) as usize];
+        let is_new = sequence >= self.next;
+        if is_new {
+            *newest = sequence;
+            self.next = sequence.saturating_add(1);
+        } else if *newest == sequence {
+            self.found.duplicated += 1;
+        } else {
+            self.found.out_of_order += 1;
+        }
+        is_new
+    }
+
+    /// Values whose newest event up to `last` is not here.
+    fn values_missing(&self, last: u64) -> u64 {
+        let values = self.newest.len() as u64;
+        let missing = |&(at, here): &(u64, u64)| {
+            let newest = last.checked_sub(at + 1).map_or(0, |beyond| last - beyond % values);
+            newest >= self.owed && here < newest
+        };
+        (0..).zip(self.newest.iter().copied()).filter(missing).count() as u64
+    }
+
     /// Events never seen at the end, if `last` was the last event published. None before a joining
     /// subscriber's first and behind a told gap, as long as nobody said that some are owed.
     pub fn tail(&self, last: u64) -> u64 {
+        if self.leave == Leave::Older {
+            return self.values_missing(last);
+        }
         last.saturating_add(1).saturating_sub(self.first_owed())
     }
 }
@@ -299,11 +352,11 @@ mod tests {
     fn what_a_told_gap_covers_is_not_lost_at_the_end_either_but_what_is_later_is() {
         let mut audit = Audit::new(1);
         audit.take(Some(1));
-        audit.gap();
+        audit.gap(1);
         assert_eq!(audit.tail(10), 0);
         audit.owe(9);
         assert_eq!(audit.tail(10), 2);
-        audit.gap();
+        audit.gap(1);
         assert_eq!(audit.tail(10), 0, "told again");
     }
 
@@ -311,16 +364,32 @@ mod tests {
     fn what_a_told_gap_covers_is_not_lost_but_a_duplicate_behind_it_is_found() {
         let mut audit = Audit::new(1);
         audit.take(Some(1));
-        audit.gap();
+        audit.gap(1);
         audit.take(Some(10));
         assert_eq!(audit.found(), Findings { events: 2, gaps_told: 1, ..Findings::default() });
         assert!(!audit.found().clean(), "a gap is not the expected event");
         assert_eq!(audit.found().faults(), 0);
-        audit.gap();
+        audit.gap(1);
         assert!(!audit.take(Some(10)), "it was here");
         audit.take(Some(12));
         audit.take(Some(14));
         assert_eq!((audit.found().duplicated, audit.found().lost), (1, 1));
+    }
+
+    #[test]
+    fn of_values_only_the_newest_is_owed_and_what_comes_must_rise() {
+        // Value 0 has the events 1, 4, 7; value 1 has 2, 5; value 2 has 3, 6.
+        let mut audit = Audit::newest(1, 3);
+        assert!(!audit.owed_unknown() && !audit.is_joining());
+        for sequence in [1, 3, 5, 7] {
+            assert!(audit.take(Some(sequence)));
+        }
+        assert_eq!((audit.tail(7), audit.found().faults()), (1, 0), "the last of value 2 is not here");
+        audit.take(Some(6));
+        audit.take(Some(7));
+        assert_eq!((audit.found().out_of_order, audit.found().duplicated), (1, 1));
+        audit.gap(1);
+        assert_eq!((audit.tail(10), Audit::newest(8, 3).tail(8)), (3, 1), "from the first that is owed");
     }
 
     #[test]

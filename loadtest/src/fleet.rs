@@ -13,7 +13,7 @@ use hdrhistogram::Histogram;
 use crate::fault::told;
 use crate::link::{self, Link};
 use crate::process::sockets_per_process_max;
-use crate::receiver::{CrowdSetup, Order, SampleWord, Totals, Word, latency_histogram, owed, record};
+use crate::receiver::{CrowdSetup, Order, Rota, SampleWord, Totals, Word, latency_histogram, record};
 use crate::workload::Behaviour;
 
 /// The longest silence of a receiver that opens connections; it reports a stuck opening itself,
@@ -45,6 +45,16 @@ pub struct Group {
     pub first: usize,
     /// How many.
     pub connections: usize,
+    /// How events go round them.
+    pub rota: Rota,
+}
+
+impl Group {
+    /// True if any of them hears event `number`.
+    pub fn hears(&self, number: u64) -> bool {
+        let strand = self.rota.place(number).map(|(strand, _)| strand);
+        strand.is_some_and(|strand| self.rota.listeners(strand, self.first, self.connections) > 0)
+    }
 }
 
 /// Running receivers with their connections.
@@ -78,7 +88,8 @@ impl Fleet {
         let mut first = self.plan.first;
         let group = |member: &Member| {
             first += member.connections;
-            Group { first: first - member.connections, connections: member.connections }
+            let connections = member.connections;
+            Group { first: first - connections, connections, rota: self.plan.rota() }
         };
         self.members.iter().map(group).collect()
     }
@@ -234,13 +245,14 @@ impl Fleet {
     }
 
     /// The counters since zero, `last` being the number of the last event published. What is on its
-    /// way to subscribers that come back is waited for, for a few seconds.
+    /// way to subscribers that come back or read on is waited for, for a few seconds.
     pub fn report(&mut self, last: u64) -> Result<FleetTotals> {
-        let comes_back = matches!(self.plan.behaviour, Behaviour::Storm { .. } | Behaviour::Churn { .. });
+        let returns = matches!(self.plan.behaviour, Behaviour::Storm { .. } | Behaviour::Churn { .. });
+        let waits = returns || self.plan.newest > 0;
         let deadline = Instant::now() + TAIL_LIMIT;
         loop {
             let report = self.report_now(last)?;
-            if !comes_back || report.totals.tail == 0 || Instant::now() >= deadline {
+            if !waits || report.totals.tail == 0 || Instant::now() >= deadline {
                 return Ok(report);
             }
             std::thread::sleep(TAIL_LOOK);
@@ -304,20 +316,19 @@ impl Fleet {
             .collect()
     }
 
+    /// Deliveries that the events after `from` up to `to` owe to the connections.
+    pub fn owed(&self, from: u64, to: u64) -> u64 {
+        self.plan.rota().owed(self.plan.first, self.connections(), from, to)
+    }
+
     /// The counters, after checking that `events` arrived over all topics on every connection to
     /// the byte. The audit, of every connection or of each topic's first, must have found nothing.
     /// `last` is the number of the last event published.
     pub fn check(&mut self, events: u64, last: u64) -> Result<FleetTotals> {
         let report = self.report(last)?;
         let expected = Expected {
-            events: (self.plan.topics == 1).then_some(events),
-            deliveries: owed(
-                self.plan.topics,
-                self.plan.first,
-                self.connections(),
-                last - events.min(last),
-                last,
-            ),
+            events: (self.plan.rota().strands() == 1).then_some(events),
+            deliveries: self.owed(last - events.min(last), last),
             same_bytes: report.totals.same_bytes,
             audited: self.plan.audit,
         };

@@ -24,7 +24,7 @@ use crate::page::svg::{Axis, Line, Lines, lines};
 use crate::page::{Notice, Page};
 use crate::prove::Bench;
 use crate::report::{progress, save, say, table};
-use crate::run::{Files, shards_for};
+use crate::run::{Files, ServerWants, shards_for};
 use crate::scenario::{self, Overrides};
 use crate::server::{self, ServerChoice};
 use crate::unit::{Unit, grouped};
@@ -190,8 +190,9 @@ fn search(bench: &Bench, args: &KneeArgs, workload: &Workload) -> Result<Knee> {
         }
         progress(&format!("knee: step {}, {per_second:.0} events/s", steps.len() + 1));
         let workload = Workload { publish: Pace::Rate { per_second }, ..workload.clone() };
-        let mut running =
-            server::start(&args.server, Some(bench.common.sender_cpu), shards_for(&workload), &[])?;
+        let (cpu, shards) = (Some(bench.common.sender_cpu), shards_for(&workload));
+        let wants = ServerWants::of(&args.server, &workload)?;
+        let mut running = server::start(&args.server, cpu, shards, &wants.args)?;
         let step = match measure(&mut running, &workload, &options) {
             Ok(outcome) => Step::of(per_second, outcome, args.p99_ms),
             Err(error) => Step::ended(per_second, search.held, error)?,

@@ -84,6 +84,9 @@ enum Command {
     Floor(prove::floor::FloorArgs),
     /// CPU per delivery of the server, interleaved with the floor
     Cpu(prove::cpu::CpuArgs),
+    /// CPU per delivery as JSON, by a pattern and to subscribers that want the latest, beside a
+    /// plain WebSocket's
+    Lanes(prove::lanes::LanesArgs),
     /// System calls of the server per 1,000 deliveries (needs strace)
     Syscalls(prove::syscalls::SyscallsArgs),
     /// Resident memory of the server per idle connection
@@ -92,8 +95,12 @@ enum Command {
     Scale(prove::scale::ScaleArgs),
     /// What one stalled reader costs the others and the server
     Isolation(prove::isolation::IsolationArgs),
+    /// What thousands of silent connections from one address cost those who come from others
+    Silent(prove::silent::SilentArgs),
     /// What large events, a busy topic and listings cost others on the same server
     Neighbours(prove::neighbours::NeighboursArgs),
+    /// Single publishes per second of the server's CPU: by POST, WebSocket and JSON, beside nchan's
+    Publish(prove::publish::PublishArgs),
     /// CPU per delivery of this load generator, beside a bare receive loop
     Generator(prove::generator::GeneratorArgs),
     /// A receiver process (started by the other commands)
@@ -138,11 +145,14 @@ fn run(common: Common, command: Command) -> Result<ExitCode> {
         Command::Plan(args) => plan::run(common, &args)?,
         Command::Floor(args) => prove::floor::run(&bench()?, &args)?,
         Command::Cpu(args) => prove::cpu::run(&bench()?, &args)?,
+        Command::Lanes(args) => prove::lanes::run(&bench()?, &args)?,
         Command::Syscalls(args) => prove::syscalls::run(&bench()?, &args)?,
         Command::Memory(args) => prove::memory::run(&bench()?, &args)?,
         Command::Scale(args) => prove::scale::run(&Bench::unpinned(common)?, &args)?,
         Command::Isolation(args) => prove::isolation::run(&bench()?, &args)?,
+        Command::Silent(args) => prove::silent::run(&bench()?, &args)?,
         Command::Neighbours(args) => prove::neighbours::run(&bench()?, &args)?,
+        Command::Publish(args) => prove::publish::run(&bench()?, &args)?,
         Command::Generator(args) => prove::generator::run(&bench()?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),

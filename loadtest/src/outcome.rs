@@ -48,6 +48,9 @@ pub struct Outcome {
     pub generator: Generator,
     /// Share of one CPU that other programs used on the server's CPUs.
     pub others_share: f64,
+    /// What a storm did to those who stayed; absent where nobody was dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storm: Option<Storm>,
     /// What makes the figures doubtful; empty is good.
     pub warnings: Vec<String>,
     /// The course of the run.
@@ -84,6 +87,22 @@ pub struct Handshakes {
     pub latency: Latency,
     /// The same of those within it.
     pub again_latency: Latency,
+}
+
+/// Subscribers that drop at once and come back, beside those that stay.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Storm {
+    /// Connections dropped.
+    pub dropped: u64,
+    /// From the drop until the server had answered all of them again; absent if some were still
+    /// away when the measurement ended.
+    pub back_seconds: Option<f64>,
+    /// Seconds of the intervals that count for the storm.
+    pub seconds: f64,
+    /// Publish to each of the subscribers that stay, before the storm and after it.
+    pub calm: Latency,
+    /// The same while subscribers are away.
+    pub during: Latency,
 }
 
 /// What the server cost.

@@ -18,9 +18,9 @@ use serde_json::Value;
 use crate::audit::Findings;
 use crate::link::has_room;
 use crate::machine::Machine;
-use crate::outcome::{Cost, FloorCost, Latency, Outcome};
+use crate::outcome::{Cost, FloorCost, Latency, Outcome, Storm};
 use crate::unit::{Unit, grouped};
-use crate::workload::{Behaviour, Crowd};
+use crate::workload::{Behaviour, Crowd, Listens};
 
 /// Columns of a terminal that every report fits.
 const COLUMNS: usize = 100;
@@ -207,6 +207,9 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<(String, String)> {
             grouped(handshakes.closed_by_server)
         ),
     );
+    if let Some(storm) = &outcome.storm {
+        row("storm", storm_line(storm));
+    }
     match &outcome.cost {
         Some(cost) => {
             row("CPU", cpu_line(cost, outcome.floor.as_ref(), seconds, workload.topics));
@@ -230,6 +233,20 @@ pub fn outcome_rows(outcome: &Outcome) -> Vec<(String, String)> {
         ),
     );
     rows
+}
+
+fn storm_line(storm: &Storm) -> String {
+    let back = match storm.back_seconds {
+        Some(seconds) => format!("the last was back after {}", Unit::Seconds.show(seconds)),
+        None => "not all were back when the measurement ended".to_owned(),
+    };
+    let p99 = |latency: &Latency| Unit::Nanoseconds.show(latency.at(0.99).map_or(f64::NAN, |ns| ns as f64));
+    format!(
+        "{} dropped at once, {back}; p99 of those who stayed {} meanwhile, {} in calm",
+        grouped(storm.dropped),
+        p99(&storm.during),
+        p99(&storm.calm)
+    )
 }
 
 fn memory_line(cost: &Cost) -> String {
@@ -296,7 +313,14 @@ fn crowd(crowd: &Crowd) -> String {
             format!(", {} reconnecting at {}", Unit::Share.show(share), Unit::Seconds.show(at_seconds))
         }
     };
-    format!("{} {}{behaviour}", grouped(crowd.connections as u64), crowd.protocol.label())
+    let listens = match crowd.listens {
+        Listens::One => "",
+        Listens::All => " on all topics",
+        Listens::Both => " on all topics and on one of them",
+    };
+    let slow = crowd.slow.map(|slow| format!(", slow={}", slow.word())).unwrap_or_default();
+    let (count, protocol) = (grouped(crowd.connections as u64), crowd.protocol.label());
+    format!("{count} {protocol}{listens}{slow}{behaviour}")
 }
 
 fn counted(count: u64, noun: &str) -> String {
@@ -330,6 +354,8 @@ pub fn latency_rows(outcome: &Outcome) -> ([&'static str; 9], Vec<Vec<String>>) 
     let head = ["latency", "mean", "median", "p90", "p99", "p99.9", "p99.99", "largest", "values"];
     let all = [
         ("publish → each", Some(&outcome.each)),
+        ("  in calm", outcome.storm.as_ref().map(|storm| &storm.calm)),
+        ("  in the storm", outcome.storm.as_ref().map(|storm| &storm.during)),
         ("publish → last", outcome.last.as_ref()),
         ("late by (publisher)", Some(&outcome.lateness)),
         ("handshake, before", Some(&outcome.handshakes.latency)),
@@ -449,6 +475,27 @@ mod tests {
         };
         assert_eq!(figures("handshake, within"), figures("publish → each"));
         assert_ne!(figures("handshake, within"), figures("handshake, before"));
+    }
+
+    #[test]
+    fn those_who_stayed_through_a_storm_have_latencies_apart_and_one_line() {
+        let (mut stormy, of) =
+            (outcome("fanwave"), |ns| Latency { quantiles: vec![(0.99, ns)], ..Latency::default() });
+        assert!(!text(&stormy).contains("storm"));
+        let calm = Latency { count: 3, ..of(20_000_000) };
+        let storm =
+            Storm { dropped: 15_000, back_seconds: Some(2.5), seconds: 3.0, calm, during: of(30_000_000) };
+        stormy.storm = Some(storm.clone());
+        let told = flat(&text(&stormy));
+        let line = "15,000 dropped at once, the last was back after 2.50 s; p99 of those who stayed 30 ms \
+                    meanwhile, 20 ms in calm";
+        assert!(told.contains(line), "{told}");
+        assert!(
+            text(&stormy).contains("\n  in calm") && !text(&stormy).contains("\n  in the storm"),
+            "no values"
+        );
+        stormy.storm = Some(Storm { back_seconds: None, ..storm });
+        assert!(flat(&text(&stormy)).contains("not all were back when the measurement ended"));
     }
 
     #[test]

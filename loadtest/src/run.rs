@@ -7,10 +7,12 @@
 //! shown, since they say what went wrong.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use tempfile::NamedTempFile;
 
 use crate::bulk;
 use crate::engine::verdict::condemned;
@@ -25,6 +27,9 @@ use crate::scenario::{self, Limits, Overrides};
 use crate::server::{self, ServerChoice};
 use crate::unit::grouped;
 use crate::workload::{Pace, Workload};
+
+/// The rules of a server whose topics have a value for each key.
+const CONFLATE_BY_KEY: &[u8] = b"[[rule]]\nmatch = \"**\"\nconflate = \"key\"\n";
 
 /// Options of `run`.
 #[derive(Debug, Clone, Args)]
@@ -108,7 +113,9 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
         if shards > 1 {
             progress(&format!("{}: the server gets {shards} shards on its CPU", workload.name));
         }
-        let mut running = server::start(&args.server, Some(bench.common.sender_cpu), shards, &[])?;
+        let cpu = Some(bench.common.sender_cpu);
+        let wants = ServerWants::of(&args.server, workload)?;
+        let mut running = server::start(&args.server, cpu, shards, &wants.args)?;
         outcomes.push(measure(&mut running, workload, &options)?);
         running.stop()?;
     }
@@ -151,6 +158,32 @@ fn run_bulk(bench: &Bench, args: &RunArgs, workloads: &[Workload]) -> Result<()>
     match bad.is_empty() {
         true => Ok(()),
         false => bail!("{}", bad.join("; ")),
+    }
+}
+
+/// What a fanwave that is started for a workload needs to do it.
+pub struct ServerWants {
+    /// Further arguments.
+    pub args: Vec<String>,
+    /// Read at its start; gone with this.
+    _config: Option<NamedTempFile>,
+}
+
+impl ServerWants {
+    /// Nothing where no fanwave is started.
+    pub fn of(choice: &ServerChoice, workload: &Workload) -> Result<ServerWants> {
+        let own = !choice.custom.is_given() && choice.rival.is_none();
+        let (mut args, mut config) = (Vec::new(), None);
+        if own && !workload.speakers.is_empty() {
+            args.extend(["--client-publish", "*"].map(String::from));
+        }
+        if own && workload.keys > 1 {
+            let mut file = NamedTempFile::new().context("making a temporary file")?;
+            file.write_all(CONFLATE_BY_KEY)?;
+            args.extend(["--config".to_owned(), file.path().to_string_lossy().into_owned()]);
+            config = Some(file);
+        }
+        Ok(ServerWants { args, _config: config })
     }
 }
 

@@ -19,13 +19,14 @@ use serde_json::Value;
 use crate::fleet::SOCKETS_PER_RECEIVER_MAX;
 use crate::framing::Protocol;
 use crate::process::sockets_per_process_max;
-use crate::stamp::STAMP_BYTES;
-use crate::workload::{Behaviour, Crowd, Pace, Workload};
+use crate::workload::{Behaviour, Pace, Workload};
 use built_in::{BUILT_IN, BULK, BULK_PARTS};
 
 pub use built_in::{built_in, expand, listed};
+pub use check::check;
 
 mod built_in;
+mod check;
 
 /// The form of a scenario, for `run --help`.
 pub const FORM: &str = r#"A scenario file:
@@ -35,15 +36,20 @@ pub const FORM: &str = r#"A scenario file:
   warm_up_seconds = 1
   topics = 1                 # event k goes to topic k mod topics, connection k listens to topic k mod topics
   payload_bytes = 200        # of one event's data, at least 36
+  keys = 1                   # values of each topic, which its events go round, told by their keys
+  speakers = ["ws"]          # in place of one publisher: clients that publish over the data plane and hear themselves, on
+                             # each topic one of each kind: "ws" (a message), "json" (a command), "post"
   [publish]
   pace = "rate"              # or "burst" (events, every_ms), "in_flight" (events), "idle", "at_once" (events, posts)
   per_second = 100
   [[subscribers]]            # one table for each kind of subscribers
-  protocol = "sse"           # or "ws"
+  protocol = "sse"           # or "ws", "json"
   connections = 1000
   ramp_per_second = 5000     # may be left out
   behaviour = { kind = "steady" } # or "slow" (bytes_per_second), "stalled", "churn" (per_second), "storm" (at_seconds, share)
                              # or "once": whom the server closes is counted and stays away
+  listens = "one"            # or "all" topics, by a pattern; "both": by a pattern and one by its name
+  slow = "close"             # or "skip", "latest": the subscription's policy; of "latest" the newest value is owed, not all
 
 bulk (pace "at_once") publishes all events of a part at once, as one stream or one POST after the other, and judges:
 every subscriber must get every event, none may be closed, and the server's memory must not grow by more than its start
@@ -52,18 +58,6 @@ declares for windows, queues and slow sends. Readers of kind "stalled" beside mu
 may take; there is no warm-up, no floor, no page and no interval log. A part can be run by its name.
 "#;
 
-/// The longest measurement: a day is a soak test, more is a typing error.
-const SECONDS_MAX: f64 = 86_400.0;
-/// The largest payload, beyond what servers take.
-const PAYLOAD_BYTES_MAX: usize = 16 << 20;
-/// The most topics: each costs the publisher and every receiver a table entry.
-const TOPICS_MAX: usize = 1_000_000;
-/// Events per second beyond which no publisher can go.
-const RATE_MAX: f64 = 10e6;
-/// Handshakes per second, of a ramp or of churn, beyond which no machine can go.
-const HANDSHAKE_RATE_MAX: f64 = 1e6;
-/// Bytes published at once, by a burst or to fill a window: they are built in memory.
-const AT_ONCE_BYTES_MAX: u64 = 1 << 30;
 /// Receiver processes that are started at most; one holds up to 19,000 sockets where the descriptor
 /// limit allows.
 const RECEIVERS_MAX: u64 = 64;
@@ -244,127 +238,6 @@ fn scale(workload: &mut Workload, connections: usize) -> Result<()> {
     Ok(())
 }
 
-/// Refuses numbers that nobody can do, by key, with what is possible.
-pub fn check(workload: &Workload) -> Result<()> {
-    let name_ok = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if workload.name.is_empty() || !workload.name.chars().all(name_ok) {
-        bail!("name = {:?} names files; give letters, digits and hyphens", workload.name);
-    }
-    if !(workload.seconds.is_finite() && workload.seconds > 0.0 && workload.seconds <= SECONDS_MAX) {
-        bail!(
-            "seconds = {} is no time to measure; give a number above 0, at most {SECONDS_MAX}",
-            workload.seconds
-        );
-    }
-    let warm_up = workload.warm_up_seconds;
-    if !(warm_up.is_finite() && (0.0..=SECONDS_MAX).contains(&warm_up)) {
-        bail!("warm_up_seconds = {warm_up} is no time; give 0 to {SECONDS_MAX}");
-    }
-    if workload.topics == 0 || workload.topics > TOPICS_MAX {
-        bail!("topics = {}; give 1 to {TOPICS_MAX}", workload.topics);
-    }
-    if workload.payload_bytes < STAMP_BYTES || workload.payload_bytes > PAYLOAD_BYTES_MAX {
-        bail!(
-            "payload_bytes = {}: each event carries a stamp of {STAMP_BYTES} bytes; give {STAMP_BYTES} to {PAYLOAD_BYTES_MAX}",
-            workload.payload_bytes
-        );
-    }
-    check_pace(workload)?;
-    if workload.subscribers.is_empty() {
-        bail!("nobody subscribes; add a table [[subscribers]] with protocol and connections");
-    }
-    for (at, crowd) in workload.subscribers.iter().enumerate() {
-        check_crowd(crowd, workload.seconds).with_context(|| format!("[[subscribers]] number {}", at + 1))?;
-    }
-    let total = workload.connections();
-    if workload.topics > total {
-        bail!(
-            "topics = {} but only {total} connections: nobody would receive some topics; give at most {total} topics",
-            workload.topics
-        );
-    }
-    Ok(())
-}
-
-fn check_pace(workload: &Workload) -> Result<()> {
-    let at_once = |events: u64| -> Result<()> {
-        let bytes = events.saturating_mul(workload.payload_bytes as u64);
-        if events == 0 || bytes > AT_ONCE_BYTES_MAX {
-            bail!(
-                "publish.events = {events} of {} bytes at once; give at least 1 event and at most {AT_ONCE_BYTES_MAX} bytes",
-                workload.payload_bytes
-            );
-        }
-        Ok(())
-    };
-    match workload.publish {
-        Pace::Rate { per_second } if !(per_second > 0.0 && per_second <= RATE_MAX) => {
-            bail!("publish.per_second = {per_second} is no rate; give a number above 0, at most {RATE_MAX}")
-        }
-        Pace::Burst { every_ms: 0, .. } => {
-            bail!("publish.every_ms = 0 leaves no time between bursts; give at least 1")
-        }
-        Pace::Burst { events, .. } | Pace::InFlight { events } | Pace::AtOnce { events, .. } => {
-            at_once(events)
-        }
-        Pace::Rate { .. } | Pace::Idle {} => Ok(()),
-    }?;
-    let behaviours = || workload.subscribers.iter().map(|crowd| crowd.behaviour);
-    if matches!(workload.publish, Pace::AtOnce { .. })
-        && !(behaviours().all(|behaviour| matches!(behaviour, Behaviour::Once | Behaviour::Stalled))
-            && behaviours().any(|behaviour| behaviour == Behaviour::Once))
-    {
-        bail!(
-            "publish.pace = \"at_once\" judges what subscribers of kind \"once\" get, beside \"stalled\" ones if you \
-             like; give a crowd of kind \"once\" and no others"
-        );
-    }
-    let steady = workload.subscribers.iter().any(|crowd| crowd.behaviour == Behaviour::Steady);
-    if matches!(workload.publish, Pace::InFlight { .. }) && !steady {
-        bail!(
-            "publish.pace = \"in_flight\" waits for arrivals at steady subscribers; add a crowd that is steady"
-        );
-    }
-    Ok(())
-}
-
-fn check_crowd(crowd: &Crowd, seconds: f64) -> Result<()> {
-    if crowd.protocol == Protocol::Raw {
-        bail!("protocol = \"raw\" is the floor's own; give \"sse\" or \"ws\"");
-    }
-    if crowd.connections == 0 {
-        bail!("connections = 0; give at least 1, or remove the table");
-    }
-    let positive = |key: &str, number: f64| match number > 0.0 && number <= HANDSHAKE_RATE_MAX {
-        true => Ok(()),
-        false => {
-            Err(anyhow!("{key} = {number} is no rate; give a number above 0, at most {HANDSHAKE_RATE_MAX}"))
-        }
-    };
-    if let Some(ramp) = crowd.ramp_per_second {
-        positive("ramp_per_second", ramp)?;
-    }
-    match crowd.behaviour {
-        Behaviour::Steady | Behaviour::Once | Behaviour::Stalled => Ok(()),
-        Behaviour::Slow { bytes_per_second: 0 } => {
-            bail!("behaviour.bytes_per_second = 0 is what `kind = \"stalled\"` says; give at least 1")
-        }
-        Behaviour::Slow { .. } => Ok(()),
-        Behaviour::Churn { per_second } => positive("behaviour.per_second", per_second),
-        Behaviour::Storm { at_seconds, share } => {
-            if !(share > 0.0 && share <= 1.0) {
-                bail!("behaviour.share = {share} is no share; give a number above 0, at most 1");
-            }
-            if !(at_seconds >= 0.0 && at_seconds < seconds) {
-                bail!(
-                    "behaviour.at_seconds = {at_seconds} is outside of the {seconds} seconds of measurement"
-                );
-            }
-            Ok(())
-        }
-    }
-}
-
 /// What this machine allows; read once, so that the arithmetic can be tested.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -432,6 +305,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::Crowd;
 
     const SMALL: &str = "name = \"small\"\nabout = \"x\"\nseconds = 2\npayload_bytes = 100\n\n[publish]\n\
                          pace = \"rate\"\nper_second = 10\n\n[[subscribers]]\nprotocol = \"sse\"\nconnections = 10\n";
@@ -514,6 +388,14 @@ mod tests {
             ("seconds = 2", "seconds = 2\ntopics = 0", "topics = 0"),
             ("seconds = 2", "seconds = 2\ntopics = 11", "topics = 11"),
             ("seconds = 2", "seconds = 2\nwarm_up_seconds = -1", "warm_up_seconds = -1"),
+            ("seconds = 2", "seconds = 2\nkeys = 0", "keys = 0"),
+            ("seconds = 2", "seconds = 2\nspeakers = [\"nats\"]", "speakers = [Nats]"),
+            ("seconds = 2", "seconds = 2\nkeys = 2\nspeakers = [\"ws\"]", "speakers"),
+            (
+                "connections = 10",
+                "connections = 10\nslow = \"latest\"\nbehaviour = { kind = \"churn\", per_second = 1 }",
+                "slow = \"latest\"",
+            ),
             ("payload_bytes = 100", "payload_bytes = 35", "payload_bytes = 35"),
             ("per_second = 10", "per_second = 0", "publish.per_second = 0"),
             ("per_second = 10", "per_second = inf", "publish.per_second = inf"),

@@ -13,7 +13,7 @@ pub const STAMP_BYTES: usize = 36;
 /// Which event, and when it was published or should have been.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// The publisher's number of the event, from 1, without gaps.
+    /// The publisher's number of the event over all topics, from 1, without gaps.
     pub sequence: u64,
     /// `CLOCK_MONOTONIC` nanoseconds.
     pub time_ns: u64,

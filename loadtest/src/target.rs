@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::framing::{Dialect, Protocol};
+use crate::workload::{Listens, Slow};
 
 /// A running server.
 #[derive(Debug, Clone)]
@@ -45,8 +46,39 @@ impl Target {
         match protocol {
             Protocol::Sse => self.sse_path.as_deref(),
             Protocol::Ws => self.ws_path.as_deref(),
+            Protocol::Json => (self.dialect == Dialect::Fanwave).then_some("/ws"),
             Protocol::Raw => None,
         }
+    }
+
+    /// Path of a subscription, and the commands that follow where it is made by commands. `None` if
+    /// the server does not speak the protocol, or knows neither patterns nor policies.
+    pub fn subscription(
+        &self,
+        protocol: Protocol,
+        listens: Listens,
+        slow: Option<Slow>,
+    ) -> Option<(String, Vec<String>)> {
+        let path = self.path(protocol)?;
+        let plain = listens == Listens::One && slow.is_none();
+        if !plain && self.dialect != Dialect::Fanwave {
+            return None;
+        }
+        if protocol == Protocol::Json {
+            let slow = slow.map(|slow| format!(",\"slow\":\"{}\"", slow.word())).unwrap_or_default();
+            let one = (listens != Listens::All).then_some("\"topic\":\"{topic}\"");
+            let all = (listens != Listens::One).then_some("\"match\":\"*\"");
+            let commands = [one, all].into_iter().flatten().map(|of| format!("{{{of}{slow}}}"));
+            return Some((path.to_owned(), commands.collect()));
+        }
+        let path = match listens {
+            Listens::One => path.to_owned(),
+            Listens::All => path.replace("/{topic}", "?match=*"),
+            Listens::Both => path.replace("/{topic}", "?topic={topic}&match=*"),
+        };
+        let before = if path.contains('?') { '&' } else { '?' };
+        let slow = slow.map(|slow| format!("{before}slow={}", slow.word())).unwrap_or_default();
+        Some((path + &slow, Vec::new()))
     }
 
     /// How long after a subscriber has connected the server may say something that nobody
@@ -69,7 +101,11 @@ pub enum Way {
     Post,
     /// One WebSocket per topic; a message is an event.
     #[value(name = "ws")]
+    #[serde(alias = "ws")]
     WebSocket,
+    /// The same, an event being a command of `fanwave.v1.json`.
+    #[value(skip)]
+    Json,
     /// `PUB` of the NATS client protocol over TCP.
     Nats,
     /// A program of the user's own, run by `sh -c`: the data of one event per line on its standard
@@ -87,4 +123,42 @@ pub fn topic_name(index: usize) -> String {
 /// `pattern` with `{topic}` replaced by the name of topic `index`.
 pub fn with_topic(pattern: &str, index: usize) -> String {
     pattern.replace("{topic}", &topic_name(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        Target {
+            name: "fanwave".into(),
+            version: String::new(),
+            pids: Vec::new(),
+            cpus: Vec::new(),
+            subscribe: ([127, 0, 0, 1], 1).into(),
+            sse_path: Some("/sse/{topic}".into()),
+            ws_path: Some("/ws/{topic}".into()),
+            dialect: Dialect::Fanwave,
+            publish: ([127, 0, 0, 1], 2).into(),
+            way: Way::Stream,
+            publish_path: "/topics/{topic}".into(),
+        }
+    }
+
+    #[test]
+    fn a_subscription_says_what_it_hears_and_its_policy_in_the_url_or_by_commands() {
+        let fanwave = target();
+        let of = |protocol, listens, slow| fanwave.subscription(protocol, listens, slow).expect("possible");
+        let latest = Some(Slow::Latest);
+        assert_eq!(of(Protocol::Ws, Listens::One, None).0, "/ws/{topic}");
+        assert_eq!(of(Protocol::Sse, Listens::One, latest).0, "/sse/{topic}?slow=latest");
+        assert_eq!(of(Protocol::Ws, Listens::Both, latest).0, "/ws?topic={topic}&match=*&slow=latest");
+        let (path, commands) = of(Protocol::Json, Listens::Both, latest);
+        let expected =
+            ["{\"topic\":\"{topic}\",\"slow\":\"latest\"}", "{\"match\":\"*\",\"slow\":\"latest\"}"];
+        assert_eq!((path.as_str(), commands), ("/ws", expected.map(String::from).to_vec()));
+        let other = Target { dialect: Dialect::Plain, ..fanwave };
+        assert_eq!(other.subscription(Protocol::Ws, Listens::All, None), None);
+        assert_eq!(other.subscription(Protocol::Json, Listens::One, None), None);
+    }
 }

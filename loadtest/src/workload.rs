@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::framing::Protocol;
+use crate::target::Way;
 
 /// One workload.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,13 @@ pub struct Workload {
     pub topics: usize,
     /// Bytes of one event's data, the stamp included.
     pub payload_bytes: usize,
+    /// Values of each topic, told apart by the events' keys; one without keys if it is 1.
+    #[serde(default = "one_topic")]
+    pub keys: usize,
+    /// Clients that publish over the data plane and hear what they said, in place of the one
+    /// publisher: on each topic one of each of these kinds.
+    #[serde(default)]
+    pub speakers: Vec<Way>,
     /// How events come.
     pub publish: Pace,
     /// Who listens.
@@ -85,6 +93,55 @@ pub struct Crowd {
     /// What they do once they are connected.
     #[serde(default)]
     pub behaviour: Behaviour,
+    /// What each of them hears.
+    #[serde(default)]
+    pub listens: Listens,
+    /// What is to happen when one falls behind; the server's choice if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow: Option<Slow>,
+}
+
+impl Crowd {
+    /// True for subscribers that take everything at once, so that they are owed every event.
+    pub fn takes_all(&self) -> bool {
+        self.behaviour.takes_all() && self.slow != Some(Slow::Latest)
+    }
+}
+
+/// What a subscriber hears.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Listens {
+    /// One topic.
+    #[default]
+    One,
+    /// All topics, by a pattern.
+    All,
+    /// All topics, one of them both by its name and by a pattern.
+    Both,
+}
+
+/// What happens to a subscriber that falls behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Slow {
+    /// It is closed.
+    Close,
+    /// It is told of a gap.
+    Skip,
+    /// It gets the newest event of each value.
+    Latest,
+}
+
+impl Slow {
+    /// The word in a subscription.
+    pub fn word(self) -> &'static str {
+        match self {
+            Slow::Close => "close",
+            Slow::Skip => "skip",
+            Slow::Latest => "latest",
+        }
+    }
 }
 
 impl Behaviour {

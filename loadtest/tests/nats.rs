@@ -73,8 +73,9 @@ fn hear(socket: &mut TcpStream) -> Vec<u8> {
     (0..length).map(|at| byte() ^ key[at % 4]).collect()
 }
 
+/// Event `sequence` of the last of four topics.
 fn message(sequence: u64) -> Vec<u8> {
-    let payload = format!("~fw{sequence:016x}{:016x}~and more", 1);
+    let payload = format!("~fw{:016x}{:016x}~and more", 4 * sequence, 1);
     format!("MSG loadtest-3 1 {}\r\n{payload}\r\n", payload.len()).into_bytes()
 }
 

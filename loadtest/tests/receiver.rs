@@ -229,27 +229,130 @@ fn each_topic_is_expected_on_its_connections_alone_and_the_last_arrival_of_each_
     // Event 5 is the second of topic 1.
     receiver.order(json!({"do": "zero", "next": 5, "raw_frame_bytes": 0}));
     assert_eq!(receiver.word()["say"], "zeroed");
-    for (at, sequences) in [(0, 3..=3), (1, 2..=3), (2, 2..=2)] {
-        sockets[at].write_all(&stream(sequences, sse)).expect("room");
+    for (at, numbers) in [(0, vec![7]), (1, vec![5, 8]), (2, vec![6])] {
+        sockets[at].write_all(&stream(numbers, sse)).expect("room");
     }
     // Events 5 and 6 are here, 7 is not: one connection of topic 0 lacks it.
     receiver.wait_for(2);
-    sockets[3].write_all(&sse(3)).expect("room");
+    sockets[3].write_all(&sse(7)).expect("room");
     receiver.wait_for(4);
     assert_eq!(receiver.report(8)["findings"], findings(5, 0, 0, 0));
     assert_eq!(receiver.report(9)["findings"]["lost"], 1, "event 9 has not come");
     let sample = receiver.sample();
-    let mut lasts: Vec<(u64, u64)> = sample["lasts"]
+    let mut lasts: Vec<u64> = sample["lasts"]
         .as_array()
         .expect("a list")
         .iter()
-        .map(|last| (last["topic"].as_u64().expect("a topic"), last["event"].as_u64().expect("an event")))
+        .map(|last| last["number"].as_u64().expect("a number"))
         .collect();
     lasts.sort_unstable();
-    assert_eq!(lasts, [(0, 3), (1, 2), (1, 3), (2, 2)]);
+    assert_eq!(lasts, [5, 6, 7, 8]);
     assert_eq!((&sample["events"], &sample["connections"]), (&json!(5), &json!(4)));
     assert_eq!(sample["closed_by_server"], 0);
     assert_eq!(receiver.sample()["lasts"], json!([]), "told once");
+}
+
+#[test]
+fn a_json_subscriber_is_open_once_its_commands_are_answered_and_resumes_by_the_last_id() {
+    let (listener, address) = listener();
+    let commands = json!(["{\"topic\":\"{topic}\"}", "{\"match\":\"b/*\"}"]);
+    let mut receiver = Receiver::with(
+        address,
+        json!({"protocol": "json", "path": "/ws", "commands": commands, "behaviour": storm()}),
+    );
+    receiver.open(1);
+    let (mut socket, head) = request(&listener, JSON_OK);
+    assert!(head.contains("Sec-WebSocket-Protocol: fanwave.v1.json\r\n"), "{head}");
+    let asked = commands_of(&mut socket, 2);
+    assert_eq!(asked[0], json!({"ref": 1_000_000_001, "subscribe": {"topic": "loadtest-0"}}));
+    assert_eq!(asked[1], json!({"ref": 1_000_000_002, "subscribe": {"match": "b/*"}}));
+    socket.write_all(&[answer(1), json_event(1), answer(2)].concat()).expect("room");
+    receiver.opened();
+    socket.write_all(&[json_event(2), json_event(3)].concat()).expect("room");
+    receiver.report_of(3, 2);
+    receiver.started();
+    left(&mut socket);
+    let (mut socket, _) = request(&listener, JSON_OK);
+    let after = commands_of(&mut socket, 2).remove(1);
+    assert_eq!(after["subscribe"], json!({"match": "b/*", "after": "E-3"}));
+    socket.write_all(&[answer(1), answer(2), json_event(5)].concat()).expect("room");
+    assert_eq!(receiver.report_of(5, 3)["findings"], findings(3, 1, 0, 0), "event 4 is lost over the break");
+}
+
+#[test]
+fn a_json_server_that_answers_twice_or_with_an_error_is_told() {
+    let error = ws_of("{\"ref\":1000000001,\"error\":{\"code\":\"full\"}}".to_owned());
+    for said in [error, [answer(1), answer(1)].concat()] {
+        let (listener, address) = listener();
+        let commands = json!(["{\"topic\":\"{topic}\"}"]);
+        let mut receiver =
+            Receiver::with(address, json!({"protocol": "json", "path": "/ws", "commands": commands}));
+        receiver.open(1);
+        let (mut socket, _) = request(&listener, JSON_OK);
+        commands_of(&mut socket, 1);
+        socket.write_all(&said).expect("room");
+        let mut word = receiver.word();
+        if word["say"] == "opened" {
+            word = receiver.word();
+        }
+        assert!(word["cause"].as_str().is_some_and(|cause| cause.contains("was due")), "{word}");
+    }
+}
+
+#[test]
+fn a_stalled_subscriber_of_the_latest_reads_on_at_the_end_and_must_find_the_newest_of_each_value() {
+    let (listener, address) = listener();
+    let mut receiver =
+        Receiver::with(address, json!({"protocol": "ws", "behaviour": {"kind": "stalled"}, "newest": 2}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, WS_OK);
+    receiver.opened();
+    socket.write_all(&stream([1, 2, 5], ws)).expect("room");
+    assert_eq!(receiver.report(8)["tail"], 2, "nothing was read");
+    receiver.stop();
+    assert_eq!(receiver.word()["say"], "stopped");
+    receiver.report_of(8, 3);
+    assert_eq!(receiver.report(5)["tail"], 1, "event 4 is the newest of the second value");
+    socket.write_all(&stream([8, 6, 9], ws)).expect("room");
+    let report = receiver.report_of(9, 6);
+    let out_of_order = &report["findings"]["out_of_order"];
+    assert_eq!((&report["tail"], out_of_order), (&json!(0), &json!(1)), "{report}");
+}
+
+#[test]
+fn a_subscriber_of_all_topics_is_owed_every_event_in_order_and_one_of_a_topic_none_of_others() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"topics": 3, "hears_all": true}));
+    receiver.open(2);
+    let mut sockets = [subscriber(&listener, SSE_OK), subscriber(&listener, SSE_OK)];
+    receiver.opened();
+    sockets[0].write_all(&stream(1..=4, sse)).expect("room");
+    sockets[1].write_all(&stream([1, 3, 2, 4], sse)).expect("room");
+    receiver.wait_for(4);
+    assert_eq!(receiver.report(4)["findings"]["out_of_order"], 1);
+
+    let (listener, address) = rig::listener();
+    let mut receiver = Receiver::with(address, json!({"topics": 3}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, SSE_OK);
+    receiver.opened();
+    socket.write_all(&stream([1, 2, 4], sse)).expect("room");
+    assert_eq!(receiver.report_of(4, 3)["findings"]["foreign"], 1, "event 2 is of another topic");
+}
+
+#[test]
+fn a_subscriber_of_a_topic_with_several_voices_expects_each_of_them_in_order() {
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"topics": 2, "voices": 2, "first": 1}));
+    receiver.open(1);
+    let mut socket = subscriber(&listener, SSE_OK);
+    receiver.opened();
+    // Topic 1 has the events 3, 7, 11 of one voice and 4, 8, 12 of the other.
+    socket.write_all(&stream([3, 7, 4, 11, 8], sse)).expect("room");
+    assert_eq!(receiver.report_of(11, 5)["findings"], findings(5, 0, 0, 0));
+    assert_eq!(receiver.report(12)["tail"], 1);
+    socket.write_all(&stream([12, 11], sse)).expect("room");
+    assert_eq!(receiver.report_of(12, 7)["findings"]["duplicated"], 1);
 }
 
 #[test]
@@ -335,7 +438,7 @@ fn a_nats_server_that_talks_without_end_before_it_subscribes_is_given_up() {
     let _ = socket.write_all(&talk);
     let word = receiver.word();
     assert_eq!(word["say"], "failed", "{word}");
-    assert!(word["cause"].as_str().expect("text").contains("no PONG"), "{word}");
+    assert!(word["cause"].as_str().expect("text").contains("no answer to the subscription"), "{word}");
 }
 
 #[test]

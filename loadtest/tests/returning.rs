@@ -10,6 +10,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rig::*;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 #[allow(dead_code, reason = "each test program uses a part of it")]
@@ -77,6 +78,29 @@ fn after_a_storm_event_streams_resume_and_the_audit_goes_on_over_the_break() {
 }
 
 #[test]
+fn a_storm_that_tells_more_than_the_ring_holds_at_once_breaks_all_and_all_come_back() {
+    /// More cancellations than the ring has completions.
+    const CROWD: usize = 4_500;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|most| most < 2 * CROWD as u64) {
+        eprintln!("skipped: the descriptor limit is below {}", 2 * CROWD);
+        return;
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("up to the hard limit");
+    let (listener, address) = listener();
+    let mut receiver = Receiver::with(address, json!({"behaviour": storm()}));
+    receiver.open(CROWD);
+    let mut sockets: Vec<_> = (0..CROWD).map(|_| subscriber(&listener, SSE_OK)).collect();
+    receiver.opened();
+    receiver.started();
+    sockets.iter_mut().for_each(left);
+    let _back: Vec<_> = (0..CROWD).map(|_| subscriber(&listener, SSE_OK)).collect();
+    receiver.stop();
+    assert_eq!(receiver.word()["say"], "stopped");
+    assert_eq!(receiver.sample()["opened"], CROWD);
+}
+
+#[test]
 fn after_a_storm_websockets_begin_anew_and_are_audited_from_there() {
     let (listener, address) = listener();
     let mut receiver = Receiver::with(address, json!({"protocol": "ws", "behaviour": storm()}));
@@ -125,7 +149,7 @@ fn a_newcomer_that_gets_nothing_of_what_others_do_lost_it_and_a_quiet_time_is_no
     let mut sockets: Vec<_> = (0..2).map(|_| request(&listener, WS_OK).0).collect();
     receiver.opened();
     sockets[0].write_all(&ws(1)).expect("room");
-    sockets[1].write_all(&ws(1)).expect("room");
+    sockets[1].write_all(&ws(2)).expect("room");
     receiver.report_of(2, 2);
     // The next one would leave two seconds after the first: long enough for all that follows.
     receiver.order(json!({"do": "start", "churn_per_second": 0.5}));
@@ -137,7 +161,7 @@ fn a_newcomer_that_gets_nothing_of_what_others_do_lost_it_and_a_quiet_time_is_no
     assert_eq!(receiver.report(2)["findings"]["lost"], 0, "all is quiet");
     // Event 4, of the other topic: event 5 is the newcomer's, and so must be the third of its
     // topic.
-    sockets[1].write_all(&ws_of(stamped(2, LATER_NS))).expect("room");
+    sockets[1].write_all(&ws_of(stamped(4, LATER_NS))).expect("room");
     assert_eq!(receiver.report_of(4, 3)["findings"], findings(3, 0, 0, 0));
     assert_eq!(receiver.report(7)["tail"], 3, "events 5 and 7, and 6 of the other one");
 }

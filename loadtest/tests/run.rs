@@ -47,11 +47,14 @@ fn every_scenario_against_fanwave_loses_nothing_and_repeats_nothing() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let document = json(&format!("{folder}/run.json"));
     let outcomes = document["results"].as_array().expect("a list");
-    assert_eq!(outcomes.len(), 8);
+    assert_eq!(outcomes.len(), 12);
     for outcome in outcomes {
         let name = outcome["workload"]["name"].as_str().expect("text");
         let (deliveries, published) = (number(outcome, "/deliveries"), number(outcome, "/published"));
-        assert!(published > 0 && deliveries >= published, "{name}: {deliveries} of {published}");
+        // Some topics of a scaled storm have nobody who stays.
+        let may_be_few = name == "storm";
+        assert!(published > 0 && deliveries > 0, "{name}: {deliveries} of {published}");
+        assert!(may_be_few || deliveries >= published, "{name}: {deliveries} of {published}");
         for fault in ["lost", "duplicated", "out_of_order", "foreign"] {
             assert_eq!(outcome["findings"][fault], 0, "{name}: {fault}");
             // Slow and stalled readers lose by definition.
@@ -65,7 +68,7 @@ fn every_scenario_against_fanwave_loses_nothing_and_repeats_nothing() {
         assert!(outcome["cost"]["rss_connected"].as_u64() > Some(0), "{name}: memory");
         assert!(text(&output.stdout).contains(&format!("{name}: ")), "{name} has a table");
     }
-    let storm = &outcomes[5];
+    let storm = &outcomes[8];
     assert_eq!(storm["workload"]["name"], "reconnect-storm");
     assert!(number(storm, "/handshakes/again") > 0, "storming subscribers came back");
     for file in ["run.html", "run.hlog"] {

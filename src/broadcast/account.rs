@@ -16,6 +16,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::pressure::{Holdings, Pressure, Told};
 use crate::config::Limits;
 
 /// Memory of all events alive.
@@ -24,6 +25,7 @@ pub struct Memory {
     held: AtomicUsize,
     bytes_max: usize,
     topic_bytes_max: usize,
+    told: Told,
 }
 
 impl Memory {
@@ -33,6 +35,7 @@ impl Memory {
             held: AtomicUsize::new(0),
             bytes_max: limits.window_bytes_total_max,
             topic_bytes_max: limits.topic_memory_max(),
+            told: Told::default(),
         })
     }
 
@@ -54,7 +57,27 @@ impl Memory {
     /// True while little is left. Then topics that hold more than their history wait sooner, and a
     /// slow send gets less patience, so that the others go on.
     pub fn is_pressed(&self) -> bool {
-        self.held() > self.bytes_max - self.bytes_max / 4
+        self.held() > self.bytes_max - self.bytes_max / 4 || self.pressure() >= Pressure::Newcomers
+    }
+
+    /// How short the process is of memory.
+    pub fn pressure(&self) -> Pressure {
+        self.told.pressure()
+    }
+
+    /// The hub has looked how short it is.
+    pub fn set_pressure(&self, pressure: Pressure) {
+        self.told.set_pressure(pressure);
+    }
+
+    /// What a shard tells of its memory, in place of what it told `before`.
+    pub fn tell(&self, before: Holdings, now: Holdings) {
+        self.told.replace(before, now);
+    }
+
+    /// What all shards have told.
+    pub fn holdings(&self) -> Holdings {
+        self.told.holdings()
     }
 }
 
@@ -180,6 +203,24 @@ mod tests {
         assert!(!memory.has_room(6) && memory.has_room(5));
         accounts[0].give_back(250);
         assert_eq!((accounts[0].held(), memory.held()), (0, 745));
+    }
+
+    #[test]
+    fn shards_tell_of_their_sockets_in_place_of_what_they_told_before() {
+        let memory = memory(1_000);
+        let first = Holdings { sockets: 7, waiting: 2, histories: 100 };
+        let second = Holdings { sockets: 5, waiting: 1, histories: 100 };
+        memory.tell(Holdings::default(), first);
+        memory.tell(Holdings::default(), second);
+        assert_eq!(memory.holdings(), Holdings { sockets: 12, waiting: 3, histories: 100 });
+        memory.tell(first, Holdings { sockets: 1, waiting: 0, histories: 40 });
+        assert_eq!(memory.holdings(), Holdings { sockets: 6, waiting: 1, histories: 40 });
+        assert!(!memory.is_pressed());
+        for pressure in Pressure::ALL {
+            memory.set_pressure(pressure);
+            assert_eq!(memory.pressure(), pressure);
+            assert_eq!(memory.is_pressed(), pressure >= Pressure::Newcomers, "slow sends get one second");
+        }
     }
 
     #[test]

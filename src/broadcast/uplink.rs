@@ -187,6 +187,7 @@ mod tests {
             name: None,
             id: None,
             retry_ms: None,
+            key: None,
         };
         Publish { ticket: Ticket { slot: 1, number: 2, tag }, event, key: None }
     }

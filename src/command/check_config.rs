@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::Command;
 use super::sources;
 use crate::config::Config;
-use crate::config::rules::{History, Rule};
+use crate::config::rules::{Conflate, History, Rule};
 use crate::config::units::{Age, Size, grouped};
 use crate::event::Topic;
 
@@ -48,29 +48,52 @@ fn told(config: &Config, file: &str) -> String {
     let rules: Vec<&Rule> = config.rules.iter().collect();
     let mut text = format!("{file} is valid: {} rules\n", rules.len());
     for rule in rules {
-        text += &format!("line {}: {} keeps {}\n", rule.line, rule.pattern, history(rule.history));
+        let retained = if rule.retain { format!(", and {}", retained(rule)) } else { String::new() };
+        text += &format!("line {}: {} keeps {}{retained}\n", rule.line, rule.pattern, history(rule.history));
     }
     text + &format!("other topics keep {}\n", history(History::of(&config.limits)))
 }
 
+/// What is retained besides.
+fn retained(rule: &Rule) -> &'static str {
+    match rule.conflate {
+        Conflate::Topic => "the last event of each topic",
+        Conflate::Key => "the last event of each key",
+    }
+}
+
 /// What a topic would get.
 pub fn told_of(topic: &Topic, config: &Config) -> String {
-    let (which, kept) = match config.rules.of(topic.as_str()) {
+    let rule = config.rules.of(topic.as_str());
+    let (which, kept) = match rule {
         Some(rule) => (format!("the rule in line {}, match = \"{}\"", rule.line, rule.pattern), rule.history),
         None => ("no rule, so the flags alone".to_string(), History::of(&config.limits)),
     };
     let memory = config.limits.topic_history_memory_max();
-    let publish = if config.lets_clients_publish(topic.as_str()) { "may" } else { "may not" };
     let needed = match (config.tokens.is_configured(), config.is_public(topic.as_str())) {
         (false, _) => "",
         (true, false) => "clients need a token\n",
         (true, true) => "clients need no token\n",
     };
-    format!(
-        "{topic}: {which}\nhistory: {}, and at most {} with their frames\nclients {publish} publish\n{needed}",
+    let may = |yes: bool| if yes { "may" } else { "may not" };
+    let publish = may(config.lets_clients_publish(topic.as_str()));
+    let ask = may(config.tells_presence(topic.as_str()));
+    let mut text = format!(
+        "{topic}: {which}\nhistory: {}, and at most {} with their frames\n{needed}",
         history(kept),
         bytes(memory)
-    )
+    );
+    if let Some(rule) = rule.filter(|rule| rule.retain) {
+        let most = bytes(config.limits.retained_memory_max());
+        text += &format!("retained: {}; all topics together {most}\n", retained(rule));
+    }
+    let newest = match rule.map_or(Conflate::default(), |rule| rule.conflate) {
+        Conflate::Topic => "the topic",
+        Conflate::Key => "each key",
+    };
+    let slow = config.slow_of(topic.as_str());
+    text += &format!("slow subscribers: {slow}; latest is the last event of {newest}\n");
+    text + &format!("clients {publish} publish, and {ask} ask how many subscribers there are\n")
 }
 
 fn history(History { events, bytes: size, age_ms }: History) -> String {
@@ -100,18 +123,28 @@ mod tests {
     #[test]
     fn a_topic_is_told_its_rule_and_what_that_gives() {
         let config = config(
-            "[[rule]]\nmatch = \"quotes/**\"\nhistory = { events = 10, age = \"30s\" }\nclient_publish = true\n",
+            "[[rule]]\nmatch = \"quotes/**\"\nhistory = { events = 10, age = \"30s\" }\nclient_publish = true\n\
+             retain = true\nconflate = \"key\"\nslow = \"latest\"\npresence = false\n",
         );
         let told = |topic: &str| told_of(&Topic::new(topic).expect("legal"), &config);
         assert_eq!(
             told("quotes/EUR"),
             "quotes/EUR: the rule in line 1, match = \"quotes/**\"\n\
-             history: 10 events, 8MiB, 30s, and at most 64MiB with their frames\nclients may publish\n"
+             history: 10 events, 8MiB, 30s, and at most 64MiB with their frames\n\
+             retained: the last event of each key; all topics together 32MiB\n\
+             slow subscribers: latest; latest is the last event of each key\n\
+             clients may publish, and may not ask how many subscribers there are\n"
         );
         assert_eq!(
             told("news"),
             "news: no rule, so the flags alone\n\
-             history: 1,024 events, 8MiB, 5m, and at most 64MiB with their frames\nclients may not publish\n"
+             history: 1,024 events, 8MiB, 5m, and at most 64MiB with their frames\n\
+             slow subscribers: close; latest is the last event of the topic\n\
+             clients may not publish, and may ask how many subscribers there are\n"
+        );
+        assert!(
+            super::told(&config, "f")
+                .contains("keeps 10 events, 8MiB, 30s, and the last event of each key\n")
         );
     }
 }

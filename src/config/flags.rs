@@ -18,11 +18,12 @@ use tracing_subscriber::filter::LevelFilter;
 use super::control::{ControlError, ControlFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
+use super::tls::{TlsError, TlsFlags};
 use super::tokens::{TokenError, TokenFlags};
 use super::units::{Count, Millis, Size};
 use super::{
-    Config, ControlAddress, Egress, LimitError, Limits, LogFormat, PageError, SlowPolicy, Sockets,
-    tcp_address,
+    Config, ControlAddress, Egress, LimitError, Limits, LogFormat, MemoryMax, PageError, SlowPolicy, Sockets,
+    socket_address,
 };
 use crate::topic_pattern::{Pattern, PatternError};
 
@@ -76,11 +77,14 @@ pub enum ConfigError {
     /// A flag about the control plane is wrong.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A flag about TLS is wrong.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The PROXY protocol is meant for an address that nobody listens on.
     #[error("--proxy-protocol {0} is none of the --listen addresses")]
     ProxiedNowhere(SocketAddr),
     /// An address for subscribers stands twice.
-    #[error("--listen {0} is given twice")]
+    #[error("{0} is given twice for --listen and --listen-tls")]
     ListenTwice(SocketAddr),
     /// An address is meant for both planes.
     #[error("--control {0} is also a --listen address; choose another port")]
@@ -121,6 +125,8 @@ pub struct ServeFlags {
     #[command(flatten)]
     operators: ControlFlags,
     #[command(flatten)]
+    tls: TlsFlags,
+    #[command(flatten)]
     pages: PageFlags,
     #[command(flatten)]
     tokens: TokenFlags,
@@ -137,6 +143,11 @@ pub struct ServeFlags {
     #[arg(long, value_name = "LIST", help_heading = "Shards")]
     cpus: Option<CpuList>,
 
+    /// Memory of the whole process, the kernel's for its sockets included. Before it is reached
+    /// histories are shortened, then newcomers get 503, then publishers. auto: what the cgroup may
+    /// have, less a tenth; at least 32MiB
+    #[arg(long, value_name = "BYTES|auto|none", default_value = "auto", help_heading = "Windows")]
+    memory_max: MemoryMax,
     #[command(flatten)]
     limits: LimitFlags,
     /// How subscribers are reached. uring: by io_uring, or no start; epoll: one system call per
@@ -248,19 +259,19 @@ limit_flags! {
         message_bytes_max: Size;
         /// Events of one topic that a returning subscriber still gets
         window_events_max: Count;
-        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,261 B)
+        /// Bytes of these events; at least 4 x (--message-bytes-max + 1,325 B)
         window_bytes_max: Size;
         /// Age of these events
         window_ms_max: Millis;
         /// Memory of all events alive with their frames, those that slow subscribers still lack
         /// included; one topic has at most a quarter; at least --window-bytes-max and 80 x
-        /// --message-bytes-max + 60,528 B
+        /// --message-bytes-max + 63,600 B
         window_bytes_total_max: Size;
     }
     "Queues and sends" {
         /// Events accepted and not yet broadcast; beyond it publishers get 503
         hub_queue_events_max: Count;
-        /// Memory of these events with their frames, at least 5 x --message-bytes-max + 3,783 B
+        /// Memory of these events with their frames, at least 5 x --message-bytes-max + 3,975 B
         hub_queue_bytes_max: Size;
         /// Broadcasts waiting for one shard; a full queue holds the hub back
         shard_queue_batches_max: Count;
@@ -327,7 +338,8 @@ impl ServeFlags {
     fn config_on(self, allowed: &[usize]) -> Result<Config, ConfigError> {
         let limits = Limits::from(self.limits);
         limits.check()?;
-        check_addresses(&self.listen, &self.control)?;
+        let listen_tls = self.tls.listen_tls.clone();
+        check_addresses(&[&self.listen[..], &listen_tls].concat(), &self.control)?;
         if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
             return Err(ConfigError::ProxiedNowhere(*other));
         }
@@ -348,6 +360,8 @@ impl ServeFlags {
             listen: self.listen,
             control: self.control,
             proxy_protocol: self.proxy_protocol,
+            listen_tls,
+            tls: self.tls.files()?,
             control_rules,
             tokens,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
@@ -360,6 +374,7 @@ impl ServeFlags {
             log: self.log,
             log_format: self.log_format,
             access_log: self.access_log,
+            memory_max: self.memory_max,
             limits,
             rules,
         })
@@ -443,10 +458,6 @@ impl std::fmt::Display for CpuList {
     }
 }
 
-fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    tcp_address(text).ok_or_else(|| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
-}
-
 fn client_publish(text: &str) -> Result<Pattern, String> {
     text.trim().parse().map_err(|error: PatternError| error.to_string())
 }
@@ -508,7 +519,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_wrong_names_its_flag_and_its_source() {
         type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 27] = [
+        let cases: [Case<'_>; 29] = [
             (&["--listen", "8080"], &[], &["--listen", "0.0.0.0:8080"]),
             (&["--port", "8080"], &[], &["--port", "--listen 0.0.0.0:8080"]),
             (&["--shards=1", "--host"], &[], &["--host", "--listen 0.0.0.0:8080"]),
@@ -528,6 +539,8 @@ pub(crate) mod tests {
             (&["--log", "info, inof"], &[], &["--log", "`inof` is no level"]),
             (&["--log-format", "yaml"], &[], &["--log-format", "json"]),
             (&["--window-bytes-max", "8MB"], &[], &["--window-bytes-max", "8MiB"]),
+            (&["--memory-max", "0"], &[], &["--memory-max", "at least 32MiB", "none"]),
+            (&[], &[("FANWAVE_MEMORY_MAX", "1GB")], &["environment: ", "--memory-max", "1GiB, or auto"]),
             (&["--heartbeat-ms", "15s"], &[], &["--heartbeat-ms", "milliseconds"]),
             (&["--heartbeat-ms", "1"], &[], &["--heartbeat-ms", "1000"]),
             (&["--listen", "127.0.0.1:8081"], &[], &["--control", "also a --listen"]),
@@ -595,9 +608,9 @@ pub(crate) mod tests {
             ("handshake-bytes-max", "[at least 512]"),
             ("message-bytes-max", "[1 to 1GiB]"),
             ("drain-ms-max", "[at most 2000000000]"),
-            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,261 B)"),
-            ("window-bytes-total-max", "at least --window-bytes-max and 80 x --message-bytes-max + 60,528 B"),
-            ("hub-queue-bytes-max", "at least 5 x --message-bytes-max + 3,783 B"),
+            ("window-bytes-max", "at least 4 x (--message-bytes-max + 1,325 B)"),
+            ("window-bytes-total-max", "at least --window-bytes-max and 80 x --message-bytes-max + 63,600 B"),
+            ("hub-queue-bytes-max", "at least 5 x --message-bytes-max + 3,975 B"),
         ] {
             assert!(text(flag).contains(bounds), "--{flag}: no {bounds:?} in {}", text(flag));
         }
@@ -615,13 +628,13 @@ pub(crate) mod tests {
             ];
             config(&flags.each_ref().map(String::as_str), &[]).map(drop)
         };
-        let total = 80 * 1_000 + 60_528;
-        assert_eq!(sizes(4 * 2_261, total, 8_783), Ok(()));
+        let total = 80 * 1_000 + 63_600;
+        assert_eq!(sizes(4 * 2_325, total, 8_975), Ok(()));
         for (flag, refused) in [
-            ("--window-bytes-max ", sizes(4 * 2_261 - 1, total, 8_783)),
-            ("--window-bytes-total-max ", sizes(4 * 2_261, total - 1, 8_783)),
-            ("--window-bytes-total-max ", sizes(total + 1, total, 8_783)),
-            ("--hub-queue-bytes-max ", sizes(4 * 2_261, total, 8_782)),
+            ("--window-bytes-max ", sizes(4 * 2_325 - 1, total, 8_975)),
+            ("--window-bytes-total-max ", sizes(4 * 2_325, total - 1, 8_975)),
+            ("--window-bytes-total-max ", sizes(total + 1, total, 8_975)),
+            ("--hub-queue-bytes-max ", sizes(4 * 2_325, total, 8_974)),
         ] {
             assert!(refused.expect_err(flag).starts_with(flag), "{flag}");
         }

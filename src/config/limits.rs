@@ -163,6 +163,21 @@ pub const PATTERN_LAST_MAX: usize = 16_384;
 /// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
 /// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
 pub const TOPIC_BYTES: usize = 640;
+/// What a retained value costs besides its event: its place in the tables, and its topic, which
+/// lives for it.
+pub const RETAINED_VALUE_BYTES: usize = TOPIC_BYTES;
+/// Values that are kept for subscribers of one topic or pattern with `slow=latest` that lack them,
+/// some 150 bytes each besides their events; beyond it the oldest is given up, and those who lack it
+/// are told of a gap.
+pub const VALUES_MAX: usize = 1 << 17;
+/// Events that are looked at, the newest first, to find the newest one of each topic or key, and
+/// that are counted as passed over by one send.
+pub const VALUES_LOOKED_AT_MAX: usize = 16_384;
+/// Bytes of retained values that a newcomer is sent at once; one value may be larger.
+pub const GREETING_BYTES_MAX: usize = 16 << 10;
+/// Retained values of a shard that are looked at for the next ones of a pattern: some tens of
+/// microseconds.
+pub const GREETING_LOOKS_MAX: usize = 1_024;
 /// Memory holds at least this many of the largest events with their frames: a topic has a quarter
 /// of it, half of that for its history, and is pressed before its next event has no room
 /// (`broadcast::Account`).
@@ -207,6 +222,12 @@ impl Limits {
     /// Memory that all histories may take: half, so that room is left for what comes.
     pub fn history_memory_max(&self) -> usize {
         self.window_bytes_total_max / 2
+    }
+
+    /// Memory that all retained values may take: a sixteenth, so that a topic that has all of them
+    /// and a full history is not pressed yet (`broadcast::Account`).
+    pub fn retained_memory_max(&self) -> usize {
+        self.window_bytes_total_max / 16
     }
 
     /// The longest frame of an event. Event streams take 7 bytes for each line break and a third
@@ -347,6 +368,20 @@ pub const SOCKETS_FREE_SHARE: usize = 8;
 /// Milliseconds for a request head while room is short, and for the head of a connection that is
 /// refused for its address in any case.
 pub const HANDSHAKE_MS_SHORT: u64 = 2_000;
+/// Steps of TLS handshakes in a turn. One that signs takes about 70 us, so that a storm of them
+/// holds up those who are there by half a millisecond at most.
+pub const HANDSHAKE_STEPS_PER_TURN: usize = 8;
+/// Bytes of a TLS handshake that a client may send ahead: a record of the largest size, and the
+/// request behind it.
+pub const TLS_HANDSHAKE_BYTES_MAX: usize = 18 << 10;
+/// What a handshake under way takes beside them: rustls's own state, measured.
+pub const TLS_HANDSHAKE_STATE_BYTES: usize = 4 << 10;
+/// Bytes of a connection with TLS beside its entry: keys, counters and secrets, and where they are.
+pub const TLS_SESSION_BYTES: usize = 200;
+/// Sealed pieces whose memory is kept for the next ones: as many as one step sends.
+pub const PIECES_POOLED: usize = 2 * SWEEP_VISITS_MAX;
+/// Bytes of such a piece at most; larger ones are rare.
+pub const PIECE_BYTES_POOLED_MAX: usize = 32 << 10;
 /// Subscribers that a draining shard hangs up on in a millisecond at least, so that a few are gone
 /// at once. 100,000 that come back together take seconds of CPU elsewhere.
 pub const HANG_UPS_PER_MS: u64 = 4;
@@ -578,6 +613,30 @@ pub const IDEMPOTENCY_MS: u64 = 120_000;
 /// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for
 /// room, take no more than the rest.
 pub const SINGLES_SHARE: usize = 8;
+/// Bytes that a ceiling of memory has at least: the server itself takes about a third of it.
+pub const MEMORY_BYTES_MIN: usize = 32 << 20;
+/// One part in so many of a cgroup's limit stays above the ceiling: for what nobody counts, such as
+/// page tables, and for what grows between two looks.
+pub const MEMORY_MARGIN_SHARE: u64 = 10;
+/// Milliseconds between two looks at the memory of the process: some system calls on small files of
+/// the kernel.
+pub const MEMORY_LOOK_MS: u64 = 250;
+/// Looks that a cut of the histories has to show in the process's memory before another one: the
+/// allocator gives memory back a second after it was freed, or some.
+pub const MEMORY_CUT_LOOKS: u32 = 20;
+/// Memory that histories keep, however short memory is: the last hundred of small events.
+pub const HISTORY_BYTES_LEAST: usize = 64 << 10;
+/// Histories are shortened in steps of one part in so many, so that a shard's turn stays short.
+pub const HISTORY_STEPS: usize = 64;
+/// What a connection costs in user space; `serve` checks it.
+pub const CONNECTION_BYTES: usize = 144;
+/// What an idle connection costs in the kernel: socket, file and what belongs to them (measured:
+/// `docs/numbers.md`).
+pub const SOCKET_BYTES: usize = 4 << 10;
+/// What a send that waits for its socket holds in the kernel besides, where nobody tells: the bytes
+/// that are not sent yet ([`NOT_SENT_BYTES_MAX`]), and the structures around them. 0.8 MiB were
+/// measured where a fast path came to a standstill, far less is usual on slow ones.
+pub const WAITING_SEND_BYTES: usize = 512 << 10;
 /// Milliseconds between two looks of the allocator for freed memory that the kernel may have back.
 pub const GIVE_BACK_MS: u64 = 4_000;
 /// Bytes of an allocation that has a page of its own in mimalloc.

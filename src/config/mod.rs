@@ -9,17 +9,21 @@ pub mod capacity;
 mod control;
 pub mod flags;
 pub mod limits;
+mod memory;
 mod pages;
 mod reload;
 pub mod rules;
+mod tls;
 mod tokens;
 pub mod units;
 
 pub use control::ControlError;
 pub use limits::{LimitError, Limits};
+pub use memory::{MemoryMax, MemoryMaxError};
 pub use pages::PageError;
 pub use reload::Reloaded;
 pub use rules::Rules;
+pub use tls::{TlsError, TlsFiles};
 pub use tokens::{Jwks, TokenError, TokenRules};
 
 pub use crate::wire::SlowPolicy;
@@ -27,6 +31,9 @@ pub use crate::wire::SlowPolicy;
 use crate::secret::Secret;
 use crate::topic_pattern::Pattern;
 use crate::wire::http::{Origin, Origins, Subprotocols};
+
+/// The topics of the pattern `play/**`, which `--playground` opens.
+const PLAY: &str = "play/";
 
 /// Where the control API listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +96,11 @@ fn tcp_address(text: &str) -> Option<SocketAddr> {
     })
 }
 
+/// The value of a flag with addresses of subscribers.
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    tcp_address(text).ok_or_else(|| "write IP:PORT, for example 0.0.0.0:8080 or [::]:8080".to_string())
+}
+
 /// How the shards reach their sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Egress {
@@ -146,6 +158,8 @@ pub struct PageRules {
     pub control_origins: Vec<Origin>,
     /// Names of the control plane, besides `localhost`.
     pub control_hosts: Vec<String>,
+    /// Clients may publish to `play/**`, and the data plane is for pages of this machine alone.
+    pub playground: bool,
 }
 
 /// Who may use the control plane.
@@ -164,6 +178,10 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Those of them on which every connection begins with a PROXY header.
     pub proxy_protocol: Vec<SocketAddr>,
+    /// Data plane addresses with TLS; every shard listens on each.
+    pub listen_tls: Vec<SocketAddr>,
+    /// Their certificates and keys.
+    pub tls: Option<TlsFiles>,
     /// Control plane addresses.
     pub control: Vec<ControlAddress>,
     /// Who may use the control plane.
@@ -190,6 +208,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// The log has a line for each subscriber that comes and goes.
     pub access_log: bool,
+    /// How much memory the process may take.
+    pub memory_max: MemoryMax,
     /// Every bound.
     pub limits: Limits,
     /// What the file says of the topics of patterns.
@@ -200,7 +220,14 @@ impl Config {
     /// True if clients of the data plane may publish to `topic`: what its rule says, else the flag.
     pub fn lets_clients_publish(&self, topic: &str) -> bool {
         let by_rule = self.rules.of(topic).and_then(|rule| rule.client_publish);
-        by_rule.unwrap_or_else(|| self.client_publish.iter().any(|pattern| pattern.matches(topic)))
+        let is_play = || self.pages.playground && topic.starts_with(PLAY);
+        let by_flag = || is_play() || self.client_publish.iter().any(|pattern| pattern.matches(topic));
+        by_rule.unwrap_or_else(by_flag)
+    }
+
+    /// Whose pages the data plane lets in.
+    pub fn origins(&self) -> &Origins {
+        if self.pages.playground { &Origins::Loopback } else { &self.pages.origins }
     }
 
     /// True if a topic, or every topic of a pattern, needs no token although tokens are configured.
@@ -227,9 +254,15 @@ impl Config {
         }
     }
 
+    /// True if clients of the data plane may ask how many subscribers `topic` has.
+    pub fn tells_presence(&self, topic: &str) -> bool {
+        self.rules.of(topic).is_none_or(|rule| rule.presence)
+    }
+
     /// True if there may be topics to which clients may publish.
     pub fn has_client_publishers(&self) -> bool {
-        !self.client_publish.is_empty() || self.rules.iter().any(|rule| rule.client_publish == Some(true))
+        let by_flag = self.pages.playground || !self.client_publish.is_empty();
+        by_flag || self.rules.iter().any(|rule| rule.client_publish == Some(true))
     }
 }
 
@@ -239,6 +272,8 @@ impl Default for Config {
         Config {
             listen: vec![loopback(8080)],
             proxy_protocol: Vec::new(),
+            listen_tls: Vec::new(),
+            tls: None,
             control: vec![ControlAddress::Tcp(loopback(8081))],
             control_rules: ControlRules::default(),
             tokens: TokenRules::default(),
@@ -252,6 +287,7 @@ impl Default for Config {
             log: "info".to_string(),
             log_format: LogFormat::Text,
             access_log: false,
+            memory_max: MemoryMax::default(),
             limits: Limits::default(),
             rules: Rules::default(),
         }

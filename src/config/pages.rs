@@ -34,6 +34,12 @@ pub enum PageError {
     /// Text that is no name of a subprotocol (RFC 6455 §4.1).
     #[error("--ws-subprotocols `{0}`: a name is 1 to 64 letters, digits or !#$%&'*+-.^_`|~")]
     Subprotocol(String),
+    /// The playground is for pages of loopback, and others are named.
+    #[error(
+        "--playground and --cors-origin contradict each other: the playground lets pages of localhost \
+         and of loopback addresses in, and no others; leave one out"
+    )]
+    PlaygroundBesideOrigins,
     /// Text that is no name of a host.
     #[error("--control-host `{0}`: write a name such as fanwave.internal, without a port")]
     Host(String),
@@ -62,6 +68,12 @@ pub(super) struct PageFlags {
     /// Names under which the control plane may be asked, besides localhost and IP addresses
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     control_host: Vec<String>,
+    /// To try it here: clients may publish to play/**, and --listen answers only pages of localhost
+    /// and of loopback addresses
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", hide_possible_values = true)]
+    #[arg(action = clap::ArgAction::Set)]
+    playground: bool,
 }
 
 impl PageFlags {
@@ -69,8 +81,13 @@ impl PageFlags {
     pub(super) fn rules(self) -> Result<PageRules, PageError> {
         let [cors_origin, subprotocols, control_origin, control_host] =
             [self.cors_origin, self.ws_subprotocols, self.control_origin, self.control_host].map(trimmed);
+        let origins = origins(&cors_origin)?;
+        if self.playground && origins != Origins::Any {
+            return Err(PageError::PlaygroundBesideOrigins);
+        }
         Ok(PageRules {
-            origins: origins(&cors_origin)?,
+            origins,
+            playground: self.playground,
             subprotocols: match subprotocols.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
                 [] => Subprotocols::Any,
                 ["none"] => Subprotocols::Only(Vec::new()),
@@ -165,6 +182,29 @@ mod tests {
         assert_eq!(some.control_hosts, ["Edge.internal", "b"]);
         assert_eq!(some.control_origins, ["https://ops.example".parse().expect("an origin")]);
         assert_eq!(rules(&["--ws-subprotocols", "none"]).subprotocols, Subprotocols::Only(Vec::new()));
+    }
+
+    #[test]
+    fn the_playground_opens_its_topics_and_lets_in_pages_of_loopback_alone() {
+        for (args, environment) in
+            [(&["--playground"][..], &[][..]), (&[], &[("FANWAVE_PLAYGROUND", "true")][..])]
+        {
+            let config = config(args, environment).expect("valid");
+            assert_eq!(config.origins(), &Origins::Loopback);
+            assert!(config.has_client_publishers());
+            for (topic, open) in
+                [("play/chat", true), ("play/", true), ("play", false), ("player/a", false), ("news", false)]
+            {
+                assert_eq!(config.lets_clients_publish(topic), open, "{topic}");
+            }
+        }
+        let config = config(&["--playground=false"], &[]).expect("valid");
+        assert_eq!((config.origins(), config.has_client_publishers()), (&Origins::Any, false));
+        for origins in ["none", "https://a.example"] {
+            let error = super::super::flags::tests::config(&["--playground", "--cors-origin", origins], &[]);
+            let error = error.expect_err("they contradict each other");
+            assert!(error.starts_with("--playground and --cors-origin contradict each other"), "{error}");
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ impl Config {
         let mut to = Reloaded { config: self.clone(), changed: Vec::new(), needs_restart: Vec::new() };
         let Config {
             listen,
+            listen_tls,
+            tls,
             proxy_protocol,
             control,
             control_rules: ControlRules { token, open },
@@ -53,10 +55,12 @@ impl Config {
             log,
             log_format,
             access_log,
+            memory_max,
             limits,
             rules,
         } = new;
-        let PageRules { origins, subprotocols, sse_refusals, control_origins, control_hosts } = pages;
+        let PageRules { origins, subprotocols, sse_refusals, control_origins, control_hosts, playground } =
+            pages;
         to.takes("control-token-file", |config| &mut config.control_rules.token, token);
         to.takes("control-open", |config| &mut config.control_rules.open, open);
         self.reload_tokens(&mut to, tokens);
@@ -67,11 +71,15 @@ impl Config {
         to.takes("control-host", |config| &mut config.pages.control_hosts, control_hosts);
         to.takes("diagnostic-echo", |config| &mut config.diagnostic_echo, diagnostic_echo);
         to.takes("log", |config| &mut config.log, log);
+        to.takes("memory-max", |config| &mut config.memory_max, memory_max);
         to.keeps("listen", &self.listen, listen);
+        to.takes("tls-cert, --tls-key and --tls-client-ca", |config| &mut config.tls, tls);
+        to.keeps("listen-tls", &self.listen_tls, listen_tls);
         to.keeps("proxy-protocol", &self.proxy_protocol, proxy_protocol);
         to.keeps("control", &self.control, control);
         to.keeps("shards and --cpus", &self.shard_cpus, shard_cpus);
         to.keeps("client-publish", &self.client_publish, client_publish);
+        to.keeps("playground", &self.pages.playground, playground);
         to.keeps("egress", &self.egress, egress);
         to.keeps("log-format", &self.log_format, log_format);
         to.keeps("access-log", &self.access_log, access_log);

@@ -3,8 +3,8 @@
 //!
 //! A rule that can never do what it says is refused at the start, with its line and a remedy: one
 //! whose topics all belong to an earlier rule, one with bounds that cannot be reached, rules whose
-//! histories do not fit into the memory. A key that is known but not built is refused too, so that
-//! nothing in the file is without effect.
+//! histories or retained values do not fit into the memory. A key that is known but not built is
+//! refused too, so that nothing in the file is without effect.
 //!
 //! Not here: the file's other keys (`command::sources`), and what a history does with its bounds
 //! (`shard::topics`).
@@ -15,7 +15,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Limits;
-use super::limits::{HISTORY_MS_MIN, RULES_MAX};
+use super::limits::{HISTORY_MS_MIN, RETAINED_VALUE_BYTES, RULES_MAX};
 use super::units::{Age, Size, grouped, nearest};
 use crate::event::EVENT_BYTES_FIXED;
 use crate::topic_pattern::Pattern;
@@ -30,9 +30,8 @@ pub struct RuleError(String);
 pub const KEY: &str = "rule";
 
 /// The keys of a rule.
-const KEYS: [&str; 5] = ["match", "history", "slow", "client_publish", "public"];
-/// Keys of rules to come.
-const NOT_YET: [&str; 3] = ["retain", "conflate", "presence"];
+const KEYS: [&str; 8] =
+    ["match", "history", "retain", "conflate", "slow", "client_publish", "public", "presence"];
 /// The keys of a history.
 const HISTORY_KEYS: [&str; 3] = ["events", "bytes", "age"];
 
@@ -58,6 +57,16 @@ impl History {
     }
 }
 
+/// Of which events the newest one counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Conflate {
+    /// Of all events of a topic.
+    #[default]
+    Topic,
+    /// Of those with one key; those without a key belong together.
+    Key,
+}
+
 /// One rule, with all that it leaves open filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
@@ -67,6 +76,10 @@ pub struct Rule {
     pub line: usize,
     /// What returning subscribers get.
     pub history: History,
+    /// The newest event of each topic, or of each key, stays for subscribers to come.
+    pub retain: bool,
+    /// What `retain` and `slow = "latest"` mean by the newest event.
+    pub conflate: Conflate,
     /// What happens to subscribers that fall behind and say nothing of it; `None` leaves it to the
     /// flag.
     pub slow: Option<SlowPolicy>,
@@ -74,6 +87,8 @@ pub struct Rule {
     pub client_publish: Option<bool>,
     /// Its topics need no token although tokens are configured.
     pub public: bool,
+    /// Clients of the data plane may ask how many subscribers there are.
+    pub presence: bool,
 }
 
 /// All rules in the order of the file, at most `RULES_MAX`.
@@ -88,9 +103,13 @@ pub struct RuleText {
     events: Option<(usize, usize)>,
     bytes: Option<(usize, usize)>,
     age_ms: Option<u64>,
+    /// The line of `retain = true`.
+    retain: Option<usize>,
+    conflate: Conflate,
     slow: Option<SlowPolicy>,
     client_publish: Option<bool>,
     public: bool,
+    presence: bool,
 }
 
 impl Rules {
@@ -212,8 +231,21 @@ impl RuleText {
                 at_least(events.saturating_mul(EVENT_BYTES_FIXED + 1), 1 << 10)
             ));
         }
-        let RuleText { line, slow, client_publish, public, .. } = *self;
-        Ok(Rule { pattern: self.pattern.clone(), line, history, slow, client_publish, public })
+        let RuleText { line, retain, conflate, slow, client_publish, public, presence, .. } = *self;
+        if let Some(line) = retain {
+            check_retained(line, limits)?;
+        }
+        Ok(Rule {
+            pattern: self.pattern.clone(),
+            line,
+            history,
+            retain: retain.is_some(),
+            conflate,
+            slow,
+            client_publish,
+            public,
+            presence,
+        })
     }
 }
 
@@ -233,9 +265,12 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
             events: None,
             bytes: None,
             age_ms: None,
+            retain: None,
+            conflate: Conflate::default(),
             slow: None,
             client_publish: None,
             public: false,
+            presence: true,
         };
         for (key, value) in self.keys {
             let line = (self.place)(key.span());
@@ -256,21 +291,17 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
                     })?;
                     rule.slow = Some(slow);
                 }
-                "client_publish" => {
-                    let yes = value.get_ref().as_bool();
-                    let yes =
-                        yes.ok_or_else(|| format!("line {line}: write client_publish = true or false"))?;
-                    rule.client_publish = Some(yes);
+                "retain" => rule.retain = yes_or_no(line, "retain", value)?.then_some(line),
+                "conflate" => {
+                    rule.conflate = match value.get_ref().as_str() {
+                        Some("topic") => Conflate::Topic,
+                        Some("key") => Conflate::Key,
+                        _ => return Err(format!("line {line}: write conflate = \"topic\" or \"key\"")),
+                    };
                 }
-                "public" => {
-                    let yes = value.get_ref().as_bool();
-                    rule.public = yes.ok_or_else(|| format!("line {line}: write public = true or false"))?;
-                }
-                name if NOT_YET.contains(&name) => {
-                    return Err(format!(
-                        "line {line}: `{name}` of a rule is not built yet; take the key out"
-                    ));
-                }
+                "client_publish" => rule.client_publish = Some(yes_or_no(line, "client_publish", value)?),
+                "public" => rule.public = yes_or_no(line, "public", value)?,
+                "presence" => rule.presence = yes_or_no(line, "presence", value)?,
                 name => return Err(unknown(line, name, "a rule", &KEYS)),
             }
         }
@@ -321,6 +352,23 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
         }
         Ok(())
     }
+}
+
+/// Refuses retained values where the largest one has no room.
+fn check_retained(line: usize, limits: &Limits) -> Result<(), String> {
+    let (needed, most) = (limits.event_memory_max() + RETAINED_VALUE_BYTES, limits.retained_memory_max());
+    match needed <= most {
+        true => Ok(()),
+        false => Err(format!(
+            "line {line}: retain is true, and the largest event (--message-bytes-max) takes {needed} bytes, but all \
+             retained values have {most}, a sixteenth of --window-bytes-total-max; raise that to {}",
+            at_least(needed.saturating_mul(16), 1 << 20)
+        )),
+    }
+}
+
+fn yes_or_no(line: usize, name: &str, value: &Spanned<DeValue<'_>>) -> Result<bool, String> {
+    value.get_ref().as_bool().ok_or_else(|| format!("line {line}: write {name} = true or false"))
 }
 
 /// So many bytes or a little more, in whole units; what no memory holds stays as it is.
@@ -375,6 +423,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_besides_a_history_is_off_unless_a_rule_says_so() {
+        let rules = rules(
+            "[[rule]]\nmatch = \"a\"\nretain = true\nconflate = \"key\"\npresence = false\n\
+             [[rule]]\nmatch = \"b\"\nretain = false\nconflate = \"topic\"\npresence = true\n\
+             [[rule]]\nmatch = \"c\"\n",
+        )
+        .expect("valid");
+        let told = |topic| rules.of(topic).map(|rule| (rule.retain, rule.conflate, rule.presence));
+        assert_eq!(told("a"), Some((true, Conflate::Key, false)));
+        assert_eq!((told("b"), told("c")), (Some((false, Conflate::Topic, true)), told("b")));
+    }
+
+    #[test]
+    fn a_retained_value_of_the_largest_kind_has_room() {
+        let text = "[[rule]]\nmatch = \"a\"\nretain = true\n";
+        let file = DeTable::parse(text).expect("TOML");
+        let (_, value) = file.get_ref().iter().next().expect("rules");
+        let texts = RuleText::read(value, text).expect("rules");
+        let limits = |total| Limits { window_bytes_total_max: total, ..Limits::default() };
+        let least = 16 * (Limits::default().event_memory_max() + RETAINED_VALUE_BYTES);
+        assert!(Rules::new(&texts, &limits(least)).is_ok());
+        let error = Rules::new(&texts, &limits(least - 1)).expect_err("too little").to_string();
+        assert!(error.starts_with("line 3: retain is true, and the largest event"), "{error}");
+        assert!(error.ends_with("--window-bytes-total-max; raise that to 81MiB"), "{error}");
+    }
+
+    #[test]
     fn what_is_wrong_is_told_with_its_line_and_a_remedy() {
         let rule = "[[rule]]\nmatch = \"a\"\n";
         for (text, told) in [
@@ -414,7 +489,9 @@ mod tests {
             (format!("{rule}history.age = \"999ms\""), "line 3: age is 999 ms, at least 1000 are needed"),
             (format!("{rule}slow = \"drop\""), "line 3: write slow = \"close\", \"skip\" or \"latest\""),
             (format!("{rule}public = 1"), "line 3: write public = true or false"),
-            (format!("{rule}retain = true"), "line 3: `retain` of a rule is not built yet; take the key out"),
+            (format!("{rule}retain = 1"), "line 3: write retain = true or false"),
+            (format!("{rule}conflate = true"), "line 3: write conflate = \"topic\" or \"key\""),
+            (format!("{rule}presence = \"no\""), "line 3: write presence = true or false"),
             (
                 format!("{rule}history.events = 20000"),
                 "line 3: history.events is 20,000, but 8,388,608 bytes hold at most 16,878 of the smallest events; raise \

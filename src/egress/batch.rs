@@ -69,7 +69,8 @@ pub struct Batch {
     to: u64,
     /// Events inside.
     frames: u32,
-    /// How many events were taken in when: runs, in order. Their counts add up to `frames`.
+    /// How many events were taken in when: runs, in order. Their counts add up to `frames`, save
+    /// those that are told again.
     intakes: Vec<(Stamp, u32)>,
     /// Sends of this batch that were taken whole and are not in the latencies yet.
     pub(crate) completed: Cell<u32>,
@@ -97,6 +98,20 @@ impl Batch {
     pub fn answer(bytes: impl Into<Bytes>, ledger: &Ledger) -> Rc<Batch> {
         let mut batch = Batch::empty(ledger);
         batch.fill(Payload::Own(bytes.into()), 0);
+        Rc::new(batch)
+    }
+
+    /// An empty batch to be filled, counted where this one is.
+    pub fn sibling(&self) -> Batch {
+        Batch::empty(&self.ledger)
+    }
+
+    /// So many events that are told again, to one connection: how long ago they were taken in says
+    /// nothing of their delivery.
+    pub fn retold(payload: Payload, events: u32, ledger: &Ledger) -> Rc<Batch> {
+        let mut batch = Batch::empty(ledger);
+        batch.frames = events;
+        batch.fill(payload, 0);
         Rc::new(batch)
     }
 

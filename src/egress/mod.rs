@@ -14,7 +14,7 @@ pub mod sim;
 pub mod uring;
 
 pub use batch::{Batch, Ledger, Payload};
-pub use ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, SendMode, Slot};
+pub use ring::{Completion, EgressRing, Insecure, ReceiveEnd, RingError, SendError, SendMode, Slot};
 pub use uring::prefetch;
 
 #[cfg(test)]

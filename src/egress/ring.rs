@@ -55,6 +55,17 @@ pub enum ReceiveEnd {
     Cancelled,
     /// The connection failed; the errno says how.
     Failed(i32),
+    /// What came is not what TLS allows; whatever comes yet is dropped.
+    Insecure(Insecure),
+}
+
+/// What broke a TLS connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Insecure {
+    /// Its handshake: no common version or protocol, a certificate that is missing, no TLS at all.
+    Handshake,
+    /// A record behind the handshake: changed, replayed, too large, out of place.
+    Record,
 }
 
 /// What happened to a socket.
@@ -72,6 +83,11 @@ pub enum Completion<'a> {
     /// The kernel could not accept for want of resources, by errno; asked again after
     /// [`EgressRing::retry_accepts`].
     AcceptFailed(i32),
+    /// The peer of this slot and we have agreed on keys: what is received from now on was sealed.
+    Secured {
+        /// Whose connection.
+        slot: Slot,
+    },
     /// The peer sent something. The bytes are gone after the call; they may be changed in place.
     Received {
         /// Whose bytes.

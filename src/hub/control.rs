@@ -5,7 +5,6 @@
 //! it is queued to the shards. What is no request does not come here (`head`), nor what strangers
 //! want through a visitor's browser (`guard`).
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
 
+use super::asked::{authority, data_address};
 use super::guard::Guard;
 use super::listing::Page;
 use super::openmetrics::Exposition;
@@ -27,7 +27,7 @@ use super::principal::Principal;
 use super::refusal::{error_response, json_bytes, json_line};
 use super::reload::reload;
 use super::stream::{publish_stream, refused_unread};
-use super::{Hub, Refusal, RefusalReason, accept, pages};
+use super::{Hub, Refusal, RefusalReason, pages};
 use crate::broadcast::Taken;
 use crate::config::ControlAddress;
 use crate::config::limits::CONTROL_BODY_MS_MAX;
@@ -46,7 +46,7 @@ const TOPIC_PATH: &str = "/topics/";
 pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
     let guard = Guard::new(hub.clone(), &address);
     let front = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| front(&hub, &address, &headers);
-    let topic = || get(show_topic).post(publish_one);
+    let topic = || get(show_topic).post(publish_one).delete(remove_topic);
     Router::new()
         .route("/", get(front))
         .route("/healthz", get(health))
@@ -73,12 +73,12 @@ pub(super) fn allowed(path: &str) -> Option<&'static str> {
         "/" | "/healthz" | "/stats" | "/metrics" | "/slow" | "/topics" => Some("GET, HEAD, OPTIONS"),
         "/publish" | "/reload" => Some("POST, OPTIONS"),
         "*" => Some("OPTIONS"),
-        path if pages::is_file(path) => Some("GET, HEAD, OPTIONS"),
-        path => path.starts_with(TOPIC_PATH).then_some("GET, HEAD, POST, OPTIONS"),
+        path if pages::is_page(path) => Some("GET, HEAD, OPTIONS"),
+        path => path.starts_with(TOPIC_PATH).then_some("GET, HEAD, POST, DELETE, OPTIONS"),
     }
 }
 
-/// The answer to an accepted event.
+/// The answer to an accepted event, or to a removal.
 #[derive(Serialize)]
 struct Accepted {
     /// The id that subscribers see.
@@ -116,7 +116,7 @@ async fn read_event(
     check_content_coding(headers)?;
     let topic = topic_of(uri)?;
     principal.check_topic(&topic)?;
-    let Options { name, id, retry_ms, idempotency_key } = parse_options(uri.query())?;
+    let Options { name, id, retry_ms, key, idempotency_key } = parse_options(uri.query())?;
     let reading = read_body(body, hub.config().limits.message_bytes_max);
     let bytes = tokio::time::timeout(Duration::from_millis(CONTROL_BODY_MS_MAX), reading)
         .await
@@ -128,7 +128,7 @@ async fn read_event(
         true => Data::binary(bytes),
         false => parse_text(bytes)?,
     };
-    Ok((Event { topic, data, name, id, retry_ms }, idempotency_key))
+    Ok((Event { topic, data, name, id, retry_ms, key }, idempotency_key))
 }
 
 /// The topic that the path names.
@@ -181,6 +181,13 @@ async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, R
             error_response(StatusCode::SERVICE_UNAVAILABLE, &text)
         }
     })
+}
+
+async fn remove_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
+    let topic =
+        parse_query(uri.query(), &[]).and_then(|_| topic_of(&uri)).map_err(|refusal| hub.counted(refusal))?;
+    let sequence = hub.remove(topic)?;
+    Ok(json_line(&Accepted { id: hub.id_text(None, sequence), sequence, duplicate: false }))
 }
 
 async fn stats(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
@@ -241,7 +248,7 @@ async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri, bod
 
 /// The dashboard for browsers, the endpoints for everybody else.
 fn front(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> Response {
-    let mut response = match accept::rather(headers, "text/html", "text/plain") {
+    let mut response = match pages::wants_html(headers) {
         true => pages::dashboard(),
         false => help(hub, address, headers).into_response(),
     };
@@ -272,15 +279,17 @@ fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
     format!(
         "fanwave {version}: control API
 
-POST /topics/TOPIC     publish the body (event=, id=, retry=, idempotency_key= as query; application/octet-stream is binary)
+POST /topics/TOPIC     publish the body (event=, id=, retry=, key=, idempotency_key= as query; application/octet-stream is binary)
 POST /publish          publish NDJSON, one event per line; one request may last for ever
 GET  /topics           topics with subscribers, last id and window (limit=, after=)
 GET  /topics/TOPIC     one topic
+DELETE /topics/TOPIC   remove its history and retained values
 GET  /stats            counters and latencies
 GET  /metrics          the same for Prometheus, or as OpenMetrics
 GET  /slow             subscribers whose sends wait longest
 GET  /healthz          200 while serving, 503 while draining
 POST /reload           read the configuration again
+GET  /playground       subscribe and publish in a browser; GET / is a dashboard there
 
 {subscribe}{curl} -d 'hello' {news}
 {curl} -d 'hello' {news_with_options}
@@ -296,73 +305,4 @@ echo '{{\"topic\":\"news\",\"data\":\"hello\"}}' | {curl} -N -X POST -T - {publi
         publish = url("/publish"),
         stats = url("/stats"),
     )
-}
-
-/// Host and port of a `Host` field, if they make an address. A link-local one makes none: a `Host`
-/// has no scope.
-fn authority(host: &HeaderValue) -> Option<Authority> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
-    let host: Authority = host.to_str().ok().filter(|host| host.bytes().all(plain))?.parse().ok()?;
-    let bracketed = host.host().contains(['[', ']']);
-    let global = |ip| matches!(ip, IpAddr::V6(ip) if !ip.is_unicast_link_local());
-    let named = !host.host().is_empty() && (!bracketed || ip_of(host.host()).is_some_and(global));
-    // A port that is none reads as nothing, although something stands there.
-    let ported = host.port_u16().is_some() || host.as_str() == host.host();
-    (named && ported).then_some(host)
-}
-
-fn ip_of(host: &str) -> Option<IpAddr> {
-    host.trim_matches(['[', ']']).parse().ok()
-}
-
-/// Where the caller finds the data plane: on the host that it `asked`, if that is bound on every
-/// interface.
-fn data_address(listen: &[SocketAddr], asked: Option<&Authority>) -> Option<String> {
-    let on_asked = asked.map(Authority::host).and_then(|host| {
-        let same_family = |bound: &&SocketAddr| ip_of(host).is_none_or(|ip| ip.is_ipv4() == bound.is_ipv4());
-        let bound = listen.iter().filter(|bound| bound.ip().is_unspecified()).find(same_family)?;
-        Some(format!("{host}:{}", bound.port()))
-    });
-    on_asked.or_else(|| listen.first().map(|bound| reachable(*bound)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_host_is_repeated_only_if_it_makes_an_address() {
-        for (host, taken) in [
-            ("edge.example:8081", true),
-            ("10.0.0.1", true),
-            ("[::1]:8081", true),
-            ("[fe80::1]:8081", false),
-            (":99", false),
-            ("[]:1", false),
-            ("a[b]", false),
-            ("x:999999", false),
-            ("x:", false),
-            ("$(reboot)", false),
-            ("a b", false),
-        ] {
-            assert_eq!(authority(&HeaderValue::from_static(host)).is_some(), taken, "{host}");
-        }
-    }
-
-    #[test]
-    fn the_data_plane_is_found_on_the_host_that_was_asked_where_its_family_listens() {
-        let both: Vec<SocketAddr> =
-            ["[::]:80", "0.0.0.0:81"].map(|text| text.parse().expect("an address")).into();
-        for (listen, asked, found) in [
-            (&both[..], "192.0.2.2:8081", "192.0.2.2:81"),
-            (&both[..], "[2001:db8::1]:8081", "[2001:db8::1]:80"),
-            (&both[..], "edge.example:8081", "edge.example:80"),
-            (&both[1..], "[2001:db8::1]:8081", "127.0.0.1:81"),
-        ] {
-            let asked: Authority = asked.parse().expect("host and port");
-            assert_eq!(data_address(listen, Some(&asked)).as_deref(), Some(found), "{asked}");
-        }
-        assert_eq!(data_address(&both, None).as_deref(), Some("[::1]:80"), "nobody said where it asked");
-        assert_eq!(data_address(&[], None), None);
-    }
 }

@@ -5,8 +5,9 @@
 //! requests here (`Origin` tells), and one whose name was made to lead here can read the answers
 //! too (`Host` tells). Neither may publish or read. A Unix socket is out of any page's reach, and
 //! `GET /healthz` tells nobody anything. With a token configured every request brings it, but those
-//! of these two kinds: a client that may open the socket's file is let in. So is one that brings a
-//! token with claims of its own, to publish where these say (`principal`).
+//! of these two kinds and those for the pages, which hold nothing but their script: a client that may
+//! open the socket's file is let in. So is one that brings a token with claims of its own, to publish
+//! where these say (`principal`).
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use super::control::allowed;
 use super::principal::Principal;
 use super::stream::refused_unread;
-use super::{Hub, Refusal, RefusalReason};
+use super::{Hub, Refusal, RefusalReason, pages};
 use crate::config::{Config, ControlAddress, PageRules};
 use crate::secret::bearer_token;
 use crate::wire::http::{is_host, is_ours, is_same_origin};
@@ -100,7 +101,9 @@ impl Guard {
             checked => checked?,
         };
         // A browser asks what it may ask without the token (Fetch §4.8).
-        if is_operator || is_open && publisher.is_none() || *request.method() == Method::OPTIONS {
+        let is_preflight = *request.method() == Method::OPTIONS;
+        let is_page = pages::is_asked(request.method(), request.uri(), request.headers());
+        if is_operator || is_open && publisher.is_none() || is_preflight || is_page {
             return Ok((page, Principal::Operator));
         }
         let principal = publisher.unwrap_or_else(|| {
@@ -182,7 +185,7 @@ fn preflight(allowed: &'static str, is_page: bool) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
     if is_page {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
         let fields = HeaderValue::from_static("Authorization, Content-Type, Accept");
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, fields);
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);

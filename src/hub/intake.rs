@@ -2,7 +2,7 @@
 //! batches.
 //!
 //! Invariants worth naming:
-//! - Sequences are gapless from 1; an event that is refused gets none.
+//! - Sequences are gapless from 1, over events and removals of topics; what is refused gets none.
 //! - The queue is `queued` (no shard has these events) after `sending` (some shards may have this
 //!   batch). Its events and bytes stay counted until every shard has them, and bound what
 //!   publishers can make us hold.
@@ -18,13 +18,15 @@ use std::sync::Arc;
 
 use super::keys::Keys;
 use super::topics::{Recorded, TopicTable};
-use crate::broadcast::{Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Refused, Taken, Wanted};
+use crate::broadcast::{
+    Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Pressure, Refused, Removal, Taken, Wanted,
+};
 use crate::clock::Stamp;
 use crate::config::Limits;
-use crate::config::limits::SINGLES_SHARE;
+use crate::config::limits::{HISTORY_STEPS, SINGLES_SHARE};
 use crate::event::{Epoch, Event, Topic};
 use crate::log::Pace;
-use crate::publishing::{IdempotencyKey, reserved};
+use crate::publishing::{IdempotencyKey, names_many, reserved};
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 use crate::wire::Format;
 
@@ -42,6 +44,8 @@ pub struct HubCounters {
     pub bytes: u64,
     /// Batches that every shard has got.
     pub batches: u64,
+    /// Topics that were removed.
+    pub removals: u64,
     /// Times a batch met a full shard queue.
     pub stalls: u64,
     /// What was not taken, by reason.
@@ -57,10 +61,31 @@ pub enum Flushed {
     Stalled,
 }
 
-/// A batch on its way.
+/// What goes to all shards in one order.
+#[derive(Debug)]
+enum Package {
+    Batch(Arc<EncodedBatch>),
+    Removal(Arc<Removal>),
+    /// [`Message::Histories`].
+    Histories(usize),
+}
+
+impl Package {
+    fn message(&self) -> Message {
+        match self {
+            Package::Batch(batch) => Message::Batch(batch.clone()),
+            Package::Removal(removal) => Message::Removal(removal.clone()),
+            Package::Histories(bytes) => Message::Histories(*bytes),
+        }
+    }
+}
+
+/// A package on its way.
 #[derive(Debug)]
 struct Sending {
-    batch: Arc<EncodedBatch>,
+    package: Package,
+    /// Events that it counts in the queue; a removal is one.
+    events: usize,
     /// Memory of its events.
     bytes: usize,
     /// Indexes of the shards that have not got it, never empty between calls.
@@ -76,18 +101,26 @@ pub struct Intake {
     /// Sequence of the last accepted event, 0 before the first.
     sequence: u64,
     queued: VecDeque<Arc<Encoded>>,
+    /// Removals that no shard has, each behind the events of lower sequences.
+    removals: VecDeque<Removal>,
     sending: Option<Sending>,
-    /// Events of `queued` and `sending`; at most `queue_events_max`.
+    /// Events of `queued` and `sending`, and removals; at most `queue_events_max`.
     events: usize,
     /// Memory of `queued` and `sending`; at most `queue_bytes_max`.
     bytes: usize,
     stalled: bool,
+    /// What all histories may take by the word that was sent last, and what they may take.
+    histories: usize,
+    histories_max: usize,
+    /// The last parcel was such a word: events have their turn.
+    said_histories: bool,
     /// The log knows that publishers are refused for lack of room; until the queue is empty.
     full_told: bool,
     /// Of warnings that publishers are refused for lack of room, and because subscribers are
     /// behind.
     full_pace: Pace,
     behind_pace: Pace,
+    memory_pace: Pace,
     /// True from the begin of the drain on; nothing is accepted then.
     draining: bool,
     /// The time of day, as it was told last, in milliseconds since 1970.
@@ -116,6 +149,8 @@ pub enum NoRoom {
     /// Events of its topic, or of all topics, take as much memory as they may, until subscribers
     /// have come on.
     Memory,
+    /// The process takes nearly as much memory as it may.
+    Ceiling,
 }
 
 impl Intake {
@@ -133,13 +168,18 @@ impl Intake {
             outboxes,
             sequence: 0,
             queued: VecDeque::new(),
+            removals: VecDeque::new(),
             sending: None,
             events: 0,
             bytes: 0,
             stalled: false,
             full_told: false,
+            histories: limits.history_memory_max(),
+            histories_max: limits.history_memory_max(),
+            said_histories: false,
             full_pace: Pace::DETAIL,
             behind_pace: Pace::WARNING,
+            memory_pace: Pace::WARNING,
             draining: false,
             unix_ms: 0,
             wanted: Wanted::NONE,
@@ -187,6 +227,9 @@ impl Intake {
     }
 
     fn fits(&self, topic: &Topic, memory: usize, events_max: usize, bytes_max: usize) -> Result<(), NoRoom> {
+        if self.topics.memory().pressure() == Pressure::Publishers {
+            return Err(NoRoom::Ceiling);
+        }
         let queue = self.events == 0 || (self.events < events_max && self.bytes + memory <= bytes_max);
         match queue {
             false => Err(NoRoom::Queue),
@@ -255,6 +298,26 @@ impl Intake {
         Ok(Taken { sequence, duplicate: false })
     }
 
+    /// Removes what came of a topic so far. Returns the place of that in the order.
+    pub fn remove(&mut self, topic: Topic, now: Stamp) -> Result<u64, Refusal> {
+        if self.draining {
+            return self.refuse(Refusal::draining());
+        }
+        if let Some(refusal) = names_many(&topic, "remove one") {
+            return self.refuse(refusal);
+        }
+        if self.events > 0 && self.events >= self.queue_events_max {
+            return self.refuse_for_room(NoRoom::Queue, &topic, now);
+        }
+        self.sequence += 1;
+        self.demand.announce(self.sequence);
+        self.topics.removed(&topic, self.sequence);
+        self.counters.removals += 1;
+        self.events += 1;
+        self.removals.push_back(Removal { topic, sequence: self.sequence });
+        Ok(self.sequence)
+    }
+
     /// The refusal of an event one of whose frames would be longer than any may be.
     fn frame_too_long(&self, event: &Event) -> Option<Refusal> {
         if event.weight() * FRAME_GROWTH_MAX <= self.frame_bytes_max {
@@ -297,6 +360,15 @@ impl Intake {
                 }
                 self.refuse(Refusal::behind())
             }
+            NoRoom::Ceiling => {
+                if let Some(left_out) = self.memory_pace.admit(now) {
+                    tracing::warn!(
+                        left_out,
+                        "publishers get 503: the process takes nearly as much memory as it may"
+                    );
+                }
+                self.refuse(Refusal::memory())
+            }
         }
     }
 
@@ -317,7 +389,7 @@ impl Intake {
         self.wanted = self.demand.wanted();
         loop {
             if self.sending.is_none() {
-                match self.next_batch() {
+                match self.next_package() {
                     Some(sending) => self.sending = Some(sending),
                     None => return Flushed::All,
                 }
@@ -331,10 +403,12 @@ impl Intake {
     /// Offers the batch in `sending` to the shards that have not got it. Shards that have ended are
     /// passed over.
     fn send(&mut self) -> Flushed {
-        let Some(Sending { batch, bytes, waiting }) = &mut self.sending else { return Flushed::All };
+        let Some(Sending { package, events, bytes, waiting }) = &mut self.sending else {
+            return Flushed::All;
+        };
         let first_try = !self.stalled;
         let mut full = 0;
-        waiting.retain(|&shard| match self.outboxes[shard].try_send(Message::Batch(batch.clone())) {
+        waiting.retain(|&shard| match self.outboxes[shard].try_send(package.message()) {
             Ok(()) | Err(Refused::Gone(_)) => false,
             Err(Refused::Full(_)) => {
                 full += 1;
@@ -346,23 +420,54 @@ impl Intake {
             self.stalled = true;
             return Flushed::Stalled;
         }
-        self.events -= batch.events.len();
+        self.events -= *events;
         self.bytes -= *bytes;
         self.full_told &= self.events > 0;
-        self.counters.batches += 1;
+        self.counters.batches += u64::from(matches!(package, Package::Batch(_)));
         self.stalled = false;
         self.sending = None;
         Flushed::All
     }
 
+    /// All histories together may take so much memory.
+    pub fn hold_histories(&mut self, bytes: usize) {
+        self.histories_max = bytes;
+    }
+
+    fn next_package(&mut self) -> Option<Sending> {
+        let changes = self.histories != self.histories_max;
+        let has_turn = !self.said_histories || self.queued.is_empty() && self.removals.is_empty();
+        self.said_histories = changes && has_turn;
+        if self.said_histories { Some(self.next_step()) } else { self.next_in_order() }
+    }
+
+    /// The next word of what histories may take. Much less is said in steps, each of which is some
+    /// milliseconds of work for a shard.
+    fn next_step(&mut self) -> Sending {
+        let step = (self.topics.memory().bytes_max() / 2 / HISTORY_STEPS).max(1);
+        self.histories = self.histories_max.max(self.histories.saturating_sub(step));
+        Sending {
+            package: Package::Histories(self.histories),
+            events: 0,
+            bytes: 0,
+            waiting: (0..self.outboxes.len()).collect(),
+        }
+    }
+
     /// The oldest queued events, up to the bounds of a batch; a single event may exceed the bytes.
-    fn next_batch(&mut self) -> Option<Sending> {
-        let front = self.queued.front()?;
+    /// A removal goes alone.
+    fn next_in_order(&mut self) -> Option<Sending> {
+        let before = self.removals.front().map_or(u64::MAX, |removal| removal.sequence);
+        let waiting = (0..self.outboxes.len()).collect();
+        let Some(front) = self.queued.front().filter(|front| front.sequence < before) else {
+            let package = Package::Removal(Arc::new(self.removals.pop_front()?));
+            return Some(Sending { package, events: 1, bytes: 0, waiting });
+        };
         let (mut bytes, mut memory) = (front.event.weight(), front.memory());
         let mut count = 1;
         for encoded in self.queued.iter().skip(1).take(self.batch_events_max - 1) {
             let more = encoded.event.weight();
-            if bytes + more > self.batch_bytes_max {
+            if bytes + more > self.batch_bytes_max || encoded.sequence > before {
                 break;
             }
             bytes += more;
@@ -370,11 +475,8 @@ impl Intake {
             count += 1;
         }
         let events = self.queued.drain(..count).collect();
-        Some(Sending {
-            batch: Arc::new(EncodedBatch { events }),
-            bytes: memory,
-            waiting: (0..self.outboxes.len()).collect(),
-        })
+        let package = Package::Batch(Arc::new(EncodedBatch { events }));
+        Some(Sending { package, events: count, bytes: memory, waiting })
     }
 
     /// From now on nothing is accepted.
@@ -419,280 +521,4 @@ impl Intake {
 }
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::broadcast::{Inbox, path};
-    use crate::event::{CustomId, Data, EVENT_BYTES_FIXED, EventId, EventName};
-
-    const EPOCH: Epoch = Epoch(10_000_000_000_000_000_000);
-
-    fn event(data: &str) -> Event {
-        Event {
-            topic: Topic::new("t").expect("a topic"),
-            data: Data::text(Bytes::copy_from_slice(data.as_bytes())).expect("UTF-8"),
-            name: None,
-            id: None,
-            retry_ms: None,
-        }
-    }
-
-    fn intake(shards: usize, shard_queue: usize, limits: &Limits) -> (Intake, Vec<Inbox>) {
-        let (outboxes, inboxes) = (0..shards).map(|_| path(shard_queue).expect("eventfd")).unzip();
-        (Intake::new(EPOCH, limits, Arc::default(), Memory::new(limits), outboxes), inboxes)
-    }
-
-    /// The sequences of each batch that waits in `inbox`, up to `messages`.
-    fn take(inbox: &Inbox, messages: usize) -> Vec<Vec<u64>> {
-        std::iter::from_fn(|| inbox.try_recv())
-            .take(messages)
-            .map(|message| match message {
-                Message::Batch(batch) => batch.events.iter().map(|encoded| encoded.sequence).collect(),
-                other => panic!("not a batch: {other:?}"),
-            })
-            .collect()
-    }
-
-    #[test]
-    fn every_shard_gets_the_same_gapless_order() {
-        let (mut intake, inboxes) = intake(2, 1_000, &Limits::default());
-        for n in 1..=1_000u64 {
-            assert_eq!(intake.accept(event("x"), Stamp(n)), Ok(n));
-            if n % 7 == 0 {
-                assert_eq!(intake.flush(), Flushed::All);
-            }
-        }
-        intake.flush();
-        let seen: Vec<Vec<Vec<u64>>> = inboxes.iter().map(|inbox| take(inbox, usize::MAX)).collect();
-        assert_eq!(seen[0], seen[1]);
-        assert_eq!(seen[0].concat(), (1..=1_000).collect::<Vec<u64>>());
-        assert_eq!(intake.queue(), (0, 0));
-    }
-
-    #[test]
-    fn a_full_batch_leaves_at_once_and_a_shorter_one_waits_for_the_flush() {
-        let limits = Limits { window_events_max: 16, ..Limits::default() };
-        let (mut intake, inboxes) = intake(1, 64, &limits);
-        for _ in 0..9 {
-            intake.accept(event("x"), Stamp(0)).expect("room");
-        }
-        assert_eq!(take(&inboxes[0], usize::MAX), [[1, 2, 3, 4], [5, 6, 7, 8]]);
-        intake.flush();
-        assert_eq!(take(&inboxes[0], usize::MAX), [[9]]);
-    }
-
-    #[test]
-    fn a_batch_ends_at_its_bytes_but_holds_at_least_one_event() {
-        let limits = Limits { window_bytes_max: 4 * (2 * EVENT_BYTES_FIXED + 10), ..Limits::default() };
-        let (mut intake, inboxes) = intake(1, 64, &limits);
-        for data in ["1234", "1234", "1", &"large".repeat(10), "1"] {
-            intake.accept(event(data), Stamp(0)).expect("room");
-        }
-        intake.flush();
-        assert_eq!(take(&inboxes[0], usize::MAX), [vec![1, 2], vec![3], vec![4], vec![5]]);
-    }
-
-    #[test]
-    fn a_full_shard_queue_fills_ours_and_then_everything_arrives_once_and_in_order() {
-        let limits = Limits { hub_queue_events_max: 10, window_events_max: 8, ..Limits::default() };
-        let (mut intake, inboxes) = intake(2, 2, &limits);
-        let mut accepted = 0;
-        loop {
-            match intake.accept(event("x"), Stamp(0)) {
-                Ok(sequence) => accepted = sequence,
-                Err(refusal) => {
-                    assert_eq!(refusal, Refusal::full());
-                    break;
-                }
-            }
-            intake.flush();
-        }
-        assert_eq!(accepted, 12, "two events in the shards' queues, ten in ours");
-        assert_eq!(intake.counters().refused.get(RefusalReason::Full), 1);
-        assert_eq!(intake.counters().stalls, 2, "once per shard, however often it is retried");
-        assert!(intake.is_stalled());
-
-        // Shard 1 works on while shard 0 does not: it gets one batch more, and not the one after
-        // that.
-        let mut seen = [Vec::new(), Vec::new()];
-        seen[1].extend(take(&inboxes[1], usize::MAX).concat());
-        assert_eq!(intake.flush(), Flushed::Stalled);
-        seen[1].extend(take(&inboxes[1], usize::MAX).concat());
-        assert_eq!(seen[1], [1, 2, 3]);
-        assert_eq!(intake.queue().0, 10, "an event counts until every shard has it");
-
-        while intake.queue().0 > 0 {
-            for (seen, inbox) in seen.iter_mut().zip(&inboxes) {
-                seen.extend(take(inbox, 1).concat());
-            }
-            intake.flush();
-        }
-        for (seen, inbox) in seen.iter_mut().zip(&inboxes) {
-            seen.extend(take(inbox, usize::MAX).concat());
-            assert_eq!(*seen, (1..=12).collect::<Vec<u64>>());
-        }
-        assert!(!intake.is_stalled());
-        assert_eq!(intake.accept(event("x"), Stamp(0)), Ok(13), "the refused event got no sequence");
-    }
-
-    #[test]
-    fn the_queue_is_bounded_in_bytes_too() {
-        let (large, small) = (Encoded::memory_of(&event("12345678")), Encoded::memory_of(&event("1")));
-        assert!(small > EVENT_BYTES_FIXED + 3 * "1".len(), "frames count too");
-        let limits = Limits { hub_queue_bytes_max: 2 * large + small, ..Limits::default() };
-        let (mut intake, _inboxes) = intake(1, 1, &limits);
-        intake.accept(event("12345678"), Stamp(0)).expect("room");
-        intake.accept(event("12345678"), Stamp(0)).expect("room");
-        assert_eq!(intake.queue(), (2, 2 * large));
-        assert_eq!(intake.accept(event("12"), Stamp(0)), Err(Refusal::full()));
-        assert_eq!(intake.accept(event("1"), Stamp(0)), Ok(3));
-    }
-
-    #[test]
-    fn an_event_whose_frame_is_too_long_is_refused_and_tells_why() {
-        let limits = Limits { message_bytes_max: 10_000, ..Limits::default() };
-        let (mut intake, _inboxes) = intake(1, 1, &limits);
-        let refusal = intake.accept(event(&"\n".repeat(10_000)), Stamp(0)).expect_err("70,000 bytes");
-        assert_eq!(refusal.reason, RefusalReason::TooLarge);
-        assert!(refusal.text.contains("at most 21261 are allowed"), "{}", refusal.text);
-        assert_eq!(intake.counters().refused.get(RefusalReason::TooLarge), 1);
-        intake.accept(event(&"\n".repeat(2_900)), Stamp(0)).expect("20,307 bytes and an id");
-        intake.accept(event(&"x".repeat(10_000)), Stamp(0)).expect("a long line costs 7 bytes");
-        intake.accept(event(&"\u{1}".repeat(10_000)), Stamp(0)).expect("JSON takes it as base64");
-        intake.accept(event(&"\"".repeat(10_000)), Stamp(0)).expect("a quote costs one byte more");
-        let name = EventName::new(&"\u{1}".repeat(255)).expect("a name");
-        let long = Event { name: Some(name), ..event(&"\"".repeat(10_000)) };
-        let refusal = intake.accept(long, Stamp(0)).expect_err("a name of 1,532 bytes");
-        assert!(refusal.text.contains("in JSON"), "{refusal}");
-    }
-
-    #[test]
-    fn a_topic_whose_events_are_still_needed_has_no_room_and_the_others_have() {
-        let limits = Limits { window_bytes_total_max: 40_000, ..Limits::default() };
-        let (mut intake, inboxes) = intake(1, 64, &limits);
-        let other = || Event { topic: Topic::new("other").expect("a topic"), ..event("x") };
-        let accepted = (0..1_000u64).take_while(|n| intake.accept(event("x"), Stamp(*n)).is_ok()).count();
-        assert_eq!(accepted, 10_000 / Encoded::memory_of(&event("x")), "a quarter of the whole");
-        assert_eq!(intake.counters().refused.get(RefusalReason::Behind), 1);
-        intake.accept(other(), Stamp(0)).expect("another topic has its own share");
-        intake.flush();
-        let kept: Vec<Message> = std::iter::from_fn(|| inboxes[0].try_recv()).collect();
-        assert_eq!(intake.accept(event("x"), Stamp(0)), Err(Refusal::behind()), "a shard has them still");
-        drop(kept);
-        intake.accept(event("x"), Stamp(0)).expect("nobody needs the former ones");
-        assert_eq!(intake.topics().memory().held(), Encoded::memory_of(&event("x")));
-    }
-
-    #[test]
-    fn a_shard_that_is_gone_holds_nobody_up() {
-        let (mut intake, mut inboxes) = intake(2, 1, &Limits::default());
-        inboxes.remove(0);
-        intake.accept(event("x"), Stamp(0)).expect("room");
-        assert_eq!(intake.flush(), Flushed::All);
-        assert_eq!(take(&inboxes[0], usize::MAX), [[1]]);
-    }
-
-    #[test]
-    fn what_only_the_server_says_is_refused_and_what_looks_like_it_is_not() {
-        let (mut intake, _inboxes) = intake(1, 8, &Limits::default());
-        let with_id = |id: &str| Event { id: Some(CustomId::new(id).expect("an id")), ..event("x") };
-        let named = |name: &str| Event { name: Some(EventName::new(name).expect("a name")), ..event("x") };
-        let ours = EventId { epoch: EPOCH, sequence: 7 }.to_string();
-        let foreign = EventId { epoch: Epoch(u64::MAX), sequence: 0 }.to_string();
-        for id in [&ours, &foreign] {
-            let refusal = intake.accept(with_id(id), Stamp(0)).expect_err("reserved");
-            assert_eq!(refusal.reason, RefusalReason::ReservedId);
-            assert!(refusal.text.contains(id), "{refusal}");
-        }
-        let refusal = intake.accept(named("fanwave-gap"), Stamp(0)).expect_err("reserved");
-        assert_eq!(refusal.reason, RefusalReason::ReservedEvent);
-        assert!(refusal.text.contains("fanwave-gap"), "{refusal}");
-        let refused = &intake.counters().refused;
-        assert_eq!(
-            (refused.get(RefusalReason::ReservedId), refused.get(RefusalReason::ReservedEvent)),
-            (2, 1)
-        );
-        // The last two are of a shop and of Redis Streams.
-        let others = ["7", &format!("{ours}x"), "1-01", "A-1", "a-b-1", "order-7", "1526919030474-55"];
-        for id in others {
-            assert!(intake.accept(with_id(id), Stamp(0)).is_ok(), "{id}");
-        }
-        assert!(intake.accept(named("fanwave-gaps"), Stamp(0)).is_ok());
-        assert_eq!(intake.sequence(), 8);
-    }
-
-    #[test]
-    fn an_event_is_encoded_before_it_leaves_for_the_formats_that_have_subscribers() {
-        let (mut intake, inboxes) = intake(1, 8, &Limits::default());
-        // What lies within another frame brings that one.
-        let mut steps = vec![(None, 3), (Some(Format::Sse), 2), (Some(Format::WebSocket), 1)];
-        // An event that weighs the frames of a rare format came after the flush that saw its need.
-        steps.extend([(Some(Format::Json), 1), (None, 0)]);
-        for (wanted, absent) in steps {
-            if let Some(format) = wanted {
-                intake.demand.begin(format);
-            }
-            intake.accept(event("x"), Stamp(0)).expect("room");
-            intake.flush();
-            let sent = format!("{:?}", inboxes[0].try_recv());
-            assert_eq!(sent.matches("<uninit>").count(), absent, "{sent}");
-        }
-    }
-
-    /// Else every event would weigh what nobody asks for.
-    #[test]
-    fn json_weighs_in_events_that_come_while_somebody_reads_it_and_in_no_others() {
-        let (mut intake, inboxes) = intake(1, 8, &Limits::default());
-        let take = |intake: &mut Intake| {
-            intake.tell_time(1_764_460_800_000);
-            intake.accept(event("x"), Stamp(0)).expect("room");
-            intake.flush();
-            let Some(Message::Batch(batch)) = inboxes[0].try_recv() else { panic!("a batch") };
-            batch.events[0].clone()
-        };
-        let plain = take(&mut intake);
-        assert_eq!(plain.memory(), Encoded::memory_of(&event("x")));
-        intake.demand.begin(Format::Json);
-        intake.flush();
-        let wanted = take(&mut intake);
-        let json = Format::Json.frame_bytes_max(&event("x"));
-        assert_eq!(wanted.memory(), plain.memory() + json);
-        assert_eq!(intake.topics().memory().held(), plain.memory() + wanted.memory());
-        for (encoded, is_kept) in [(plain, false), (wanted, true)] {
-            let (frame, again) = (encoded.frame(Format::Json), encoded.frame(Format::Json));
-            assert_eq!(frame, again);
-            assert!(frame.ends_with(br#""data":"x","time":1764460800000}"#), "{frame:?}");
-            assert_eq!(frame.as_ptr() == again.as_ptr(), is_kept);
-        }
-    }
-
-    /// So the least memory that a server needs is the same, whatever format is read.
-    #[test]
-    fn an_event_that_would_be_too_heavy_with_its_json_keeps_none() {
-        let limits = Limits { message_bytes_max: 10_000, ..Limits::default() };
-        let (mut intake, _inboxes) = intake(1, 8, &limits);
-        intake.demand.begin(Format::Json);
-        intake.flush();
-        // Line breaks weigh seven times on an event stream.
-        let heavy = event(&format!("{}{}", "\n".repeat(1_650), "\"".repeat(8_350)));
-        let light = event(&"x".repeat(10_000));
-        for (event, is_kept) in [(heavy, false), (light, true)] {
-            let json = Format::Json.frame_bytes_max(&event);
-            let with = Encoded::memory_of(&event) + json;
-            assert_eq!(with <= limits.event_memory_max(), is_kept, "{with}");
-            assert_eq!(intake.memory_of(&event), if is_kept { with } else { with - json });
-            intake.accept(event, Stamp(0)).expect("room");
-        }
-    }
-
-    #[test]
-    fn nothing_is_accepted_while_draining() {
-        let (mut intake, inboxes) = intake(1, 8, &Limits::default());
-        intake.accept(event("x"), Stamp(0)).expect("room");
-        intake.drain();
-        assert_eq!(intake.accept(event("x"), Stamp(0)), Err(Refusal::draining()));
-        intake.flush();
-        assert_eq!(take(&inboxes[0], usize::MAX), [[1]]);
-    }
-}
+mod tests;

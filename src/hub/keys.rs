@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use crate::clock::Stamp;
 use crate::config::limits::{IDEMPOTENCY_KEYS_MAX, IDEMPOTENCY_MS};
-use crate::event::{CustomId, Event, EventName, Topic};
+use crate::event::{CustomId, Event, EventName, Key, Topic};
 use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalReason};
 
@@ -64,8 +64,9 @@ impl Keys {
     pub(super) fn said(&self, event: &Event) -> u64 {
         let name = event.name.as_ref().map(EventName::as_str);
         let id = event.id.as_ref().map(CustomId::as_str);
+        let key = event.key.as_ref().map(Key::as_str);
         let data = &event.data;
-        self.hasher.hash_one((data.bytes().as_ref(), data.is_binary(), name, id, event.retry_ms))
+        self.hasher.hash_one((data.bytes().as_ref(), data.is_binary(), name, id, event.retry_ms, key))
     }
 
     fn forget_old(&mut self, now: Stamp) {
@@ -89,7 +90,7 @@ mod tests {
 
     fn event(topic: &str, data: &str) -> Event {
         let topic = Topic::new(topic).expect("a topic");
-        Event { topic, data: Data::string(data.to_string()), name: None, id: None, retry_ms: None }
+        Event { topic, data: Data::string(data.to_string()), name: None, id: None, retry_ms: None, key: None }
     }
 
     fn key(text: &str) -> IdempotencyKey {
@@ -111,6 +112,7 @@ mod tests {
             Event { retry_ms: Some(1), ..event("a", "1") },
             Event { id: CustomId::new("x").ok(), ..event("a", "1") },
             Event { name: EventName::new("x").ok(), ..event("a", "1") },
+            Event { key: Key::new("x").ok(), ..event("a", "1") },
             Event { data: Data::binary("1".into()), ..event("a", "1") },
         ];
         for other in others {

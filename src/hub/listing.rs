@@ -1,7 +1,7 @@
 //! `GET /topics` and `GET /topics/{topic}`: what the hub and the shards know of topics, merged.
 //!
-//! Subscribers add up over shards. Windows do not: all shards keep the same events of a topic, so
-//! the largest window is told. It may lag what is still queued to a busy shard. A shard that gave
+//! Subscribers add up over shards. Windows and retained values do not: all shards keep the same
+//! ones of a topic, so the largest window is told. It may lag what is still queued to a busy shard. A shard that gave
 //! no report is named under `unavailable`, and its subscribers are missing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +55,13 @@ pub(super) struct TopicView {
     /// a window still holds: it would be less than the window.
     published: Option<Amount>,
     window: Amount,
+    /// Retained values, left out where there are none.
+    #[serde(skip_serializing_if = "is_zero")]
+    retained: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Page {
@@ -167,6 +174,7 @@ impl Hub {
             sequence,
             published: view.published(),
             window: view.window,
+            retained: view.retained,
         }
     }
 }
@@ -179,15 +187,17 @@ struct View<'a> {
     reported: bool,
     subscribers: [u64; Family::COUNT],
     window: Amount,
-    /// The newest event in any window, 0 if there is none.
+    /// The newest event in any window, or retained; 0 if there is none.
     newest: u64,
+    retained: u64,
 }
 
 impl View<'_> {
     /// What the record says, unless the window knows better.
     fn published(&self) -> Option<Amount> {
         let record = self.record.map(|record| Amount { events: record.events, bytes: record.bytes });
-        record.or(Some(Amount::default())).filter(|published| published.events >= self.window.events)
+        let held = self.window.events.max(self.retained);
+        record.or(Some(Amount::default())).filter(|published| published.events >= held)
     }
 
     fn add(&mut self, report: &TopicReport) {
@@ -198,6 +208,7 @@ impl View<'_> {
         self.window.events = self.window.events.max(report.window_events);
         self.window.bytes = self.window.bytes.max(report.window_bytes);
         self.newest = self.newest.max(report.newest);
+        self.retained = self.retained.max(report.retained);
     }
 }
 

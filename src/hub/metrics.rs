@@ -5,6 +5,7 @@
 
 use hdrhistogram::Histogram;
 
+use super::memory::ProcessStats;
 use super::openmetrics::Kind::{Counter, Gauge, Info};
 use super::openmetrics::{Exposition, Kind, Page};
 use super::stats::Moment;
@@ -18,7 +19,7 @@ use crate::wire::Family;
 type Row<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
 
 /// Figures of a shard.
-const OF_SHARD: [Row<ShardReport>; 21] = [
+const OF_SHARD: [Row<ShardReport>; 25] = [
     ("fanwave_connections", Gauge, "Connections, those in the handshake or closing included.", |shard| {
         shard.metrics.connections
     }),
@@ -28,6 +29,9 @@ const OF_SHARD: [Row<ShardReport>; 21] = [
     }),
     ("fanwave_accept_failures_total", Counter, "Accepts that the kernel refused.", |shard| {
         shard.metrics.accept_failures
+    }),
+    ("fanwave_tls_handshakes_total", Counter, "TLS handshakes that came to their end.", |shard| {
+        shard.metrics.tls_handshakes
     }),
     ("fanwave_shard_events_total", Counter, "Events that the shard has taken from the hub.", |shard| {
         shard.metrics.events
@@ -74,6 +78,14 @@ const OF_SHARD: [Row<ShardReport>; 21] = [
         shard.excess_events
     }),
     ("fanwave_excess_bytes", Gauge, "Memory of these events with their frames.", |shard| shard.excess_bytes),
+    ("fanwave_retained_values", Gauge, "Retained values; shards share them.", |shard| shard.retained.values),
+    ("fanwave_retained_bytes", Gauge, "What these weigh.", |shard| shard.retained.bytes),
+    (
+        "fanwave_retained_given_up_total",
+        Counter,
+        "Retained values that were given up for want of room; the same on all shards.",
+        |shard| shard.retained.given_up,
+    ),
     ("fanwave_pinned_bytes", Gauge, "Bytes laid out for sends and answers under way.", |shard| {
         shard.pinned_bytes
     }),
@@ -83,7 +95,7 @@ const OF_SHARD: [Row<ShardReport>; 21] = [
 ];
 
 /// Figures of a family on a shard.
-const OF_FAMILY: [Row<FamilyCounters>; 10] = [
+const OF_FAMILY: [Row<FamilyCounters>; 11] = [
     ("fanwave_subscribers", Gauge, "Subscribers.", |family| family.connections),
     ("fanwave_opened_subscribers_total", Counter, "Subscribers that came.", |family| family.opened),
     ("fanwave_sent_frames_total", Counter, "Deliveries: events that a subscriber's socket took.", |family| {
@@ -107,6 +119,12 @@ const OF_FAMILY: [Row<FamilyCounters>; 10] = [
     ),
     ("fanwave_overruns_total", Counter, "Subscribers that fell out of a window.", |family| family.overruns),
     ("fanwave_gaps_total", Counter, "Streams that began or went on with a gap notice.", |family| family.gaps),
+    (
+        "fanwave_conflated_events_total",
+        Counter,
+        "Events that subscribers with slow=latest passed over, as far as histories still told.",
+        |family| family.conflated,
+    ),
     ("fanwave_received_messages_total", Counter, "Messages that clients sent.", |family| family.messages_in),
 ];
 
@@ -140,6 +158,12 @@ impl Hub {
             hub.batches,
         );
         page.single(
+            "fanwave_removed_topics_total",
+            Counter,
+            "Topics whose history and retained values were removed.",
+            hub.removed_topics,
+        );
+        page.single(
             "fanwave_shard_queue_stalls_total",
             Counter,
             "Times that a batch met a shard's full queue.",
@@ -170,6 +194,7 @@ impl Hub {
         );
         let failures = "Fetches of keys that gave none.";
         page.single("fanwave_key_fetch_failures_total", Counter, failures, hub.keys.failures);
+        write_process(page, &hub.process);
         let refused = "Requests of publishers and operators that were refused.";
         page.family("fanwave_refused_requests_total", Counter, refused);
         for (reason, count) in hub.refused.iter() {
@@ -211,6 +236,30 @@ impl Hub {
             }
         }
     }
+}
+
+fn write_process(page: &mut Page, process: &ProcessStats) {
+    page.family(
+        "fanwave_process_bytes",
+        Gauge,
+        "What the process takes, the kernel's for its sockets included.",
+    );
+    for (kind, bytes) in [
+        ("events", process.events),
+        ("connections", process.connections),
+        ("sockets", process.sockets),
+        ("rest", process.rest),
+    ] {
+        page.sample(&[("kind", kind)], bytes);
+    }
+    let most = process.bytes_max.map_or_else(|| "+Inf".to_string(), |bytes| bytes.to_string());
+    page.single("fanwave_process_max_bytes", Gauge, "The ceiling of that, +Inf without one.", most);
+    let pressure = "How short memory is: 1 histories are cut, 2 newcomers are refused, 3 publishers are.";
+    page.single("fanwave_memory_pressure", Gauge, pressure, process.level as u8);
+    let most = "What all histories may take now.";
+    page.single("fanwave_history_max_bytes", Gauge, most, process.history_bytes_max);
+    let cuts = "Times that histories were cut for want of memory.";
+    page.single("fanwave_history_cuts_total", Counter, cuts, process.history_cuts);
 }
 
 fn write_shards(page: &mut Page, shards: &[(String, &ShardReport)]) {

@@ -41,6 +41,7 @@ use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
 mod accept;
+mod asked;
 mod control;
 mod guard;
 mod head;
@@ -49,6 +50,7 @@ mod jwks;
 mod keys;
 mod listen;
 mod listing;
+pub mod memory;
 mod metrics;
 mod openmetrics;
 mod pages;
@@ -71,6 +73,7 @@ mod uplink;
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 use self::jwks::Keyring;
 pub use self::listen::ControlListener;
+use self::memory::Watch;
 pub use self::reload::{Surroundings, Tidings};
 use self::shared::Shared;
 pub use self::stats::EgressReport;
@@ -188,6 +191,7 @@ struct Hub {
     reloads: Semaphore,
     shared: Answers,
     keyring: Keyring,
+    memory_watch: Mutex<Watch>,
     /// Of lines about single control connections.
     head_pace: Mutex<Pace>,
     listings: Semaphore,
@@ -257,6 +261,7 @@ async fn serve(
     let presences = tokio::spawn(presence::serve(hub.clone()));
     let keys = tokio::spawn(jwks::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
+    let looks = tokio::spawn(memory::watch(hub.clone()));
     let life =
         hub.surroundings.watchdog.map(|patience| tokio::spawn(reload::tell_of_life(hub.clone(), patience)));
     let reloads = doors.hangups.map(|hangups| tokio::spawn(reload::reload_at_hangups(hub.clone(), hangups)));
@@ -283,6 +288,7 @@ async fn serve(
     presences.abort();
     keys.abort();
     give_back.abort();
+    looks.abort();
     for task in life.into_iter().chain(reloads) {
         task.abort();
     }
@@ -375,6 +381,7 @@ impl Hub {
         egress: EgressReport,
         listen: Vec<SocketAddr>,
     ) -> Hub {
+        let memory_watch = Mutex::new(Watch::new(config.limits.history_memory_max()));
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
         let keyring = Keyring::new(&config);
         Hub {
@@ -394,6 +401,7 @@ impl Hub {
             scrapes: Semaphore::new(SCRAPES_MAX),
             reloads: Semaphore::new(1),
             shared: Answers::default(),
+            memory_watch,
             head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
         }
@@ -442,6 +450,13 @@ impl Hub {
         })?;
         self.flush();
         Ok(taken)
+    }
+
+    /// Removes what came of a topic so far, on all shards. Returns the place of that in the order.
+    fn remove(&self, topic: Topic) -> Result<u64, Refusal> {
+        let sequence = self.change(|intake| intake.remove(topic, self.now()))?;
+        self.flush();
+        Ok(sequence)
     }
 
     /// The time of a chunk of a stream's body, which the intake is told too.
@@ -494,7 +509,9 @@ impl Hub {
             match no_room {
                 NoRoom::Queue => room.await,
                 // Nobody tells when the last shard lets go of an event.
-                NoRoom::Memory => drop(timeout(Duration::from_millis(TOPIC_RETRY_MS), room).await),
+                NoRoom::Memory | NoRoom::Ceiling => {
+                    drop(timeout(Duration::from_millis(TOPIC_RETRY_MS), room).await)
+                }
             }
         }
     }

@@ -21,7 +21,11 @@ pub(super) fn write(page: &mut Page, started_at: SystemTime) {
 
 /// `VmRSS` in proc_pid_status(5).
 fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    resident_in(&std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
+/// The same in the text of that file.
+pub(super) fn resident_in(status: &str) -> Option<u64> {
     let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"))?;
     Some(kib.trim().parse::<u64>().ok()? << 10)
 }

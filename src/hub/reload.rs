@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::interval;
 
+use super::memory::{Reading, check_ceiling, in_use};
 use super::refusal::json_line;
 use super::stream::refused_unread;
 use super::{Hub, Refusal, RefusalReason, Stage};
@@ -28,6 +29,8 @@ pub struct Surroundings {
     pub adopt: Box<dyn Fn(&Config) + Send + Sync>,
     /// What happens to the process.
     pub tell: Box<dyn Fn(Tidings) + Send + Sync>,
+    /// Reads what the process takes of memory.
+    pub meter: Box<dyn Fn() -> Reading + Send + Sync>,
     /// How long the hub may say nothing of being alive.
     pub watchdog: Option<Duration>,
     /// One message for each SIGHUP.
@@ -53,6 +56,7 @@ impl Default for Surroundings {
             reread: Box::new(|| Err("there is nothing to read the configuration from".to_string())),
             adopt: Box::new(|_| {}),
             tell: Box::new(|_| {}),
+            meter: Box::new(Reading::default),
             watchdog: None,
             hangups: None,
         }
@@ -117,8 +121,22 @@ impl Hub {
         outcome
     }
 
+    /// The error is one line.
+    fn check_memory(&self, new: &Config) -> Result<(), String> {
+        // What is the same is no worse than before, however much is in use by now.
+        if new.memory_max == self.config().memory_max {
+            return Ok(());
+        }
+        let reading = (self.surroundings.meter)();
+        let base = self.memory_watch().base().unwrap_or_default();
+        let in_use = in_use(&reading, self.intake().topics().memory(), base);
+        check_ceiling(new, &reading, &in_use)
+    }
+
     async fn reload_alone(&self) -> Result<Outcome, String> {
-        let new = (self.surroundings.reread)()
+        let new = (self.surroundings.reread)();
+        let new = new
+            .and_then(|new| self.check_memory(&new).map(|()| new))
             .inspect_err(|cause| tracing::error!("reload: the configuration is as it was: {cause}"))?;
         let reloaded = self.config().reloaded(new);
         let config = Arc::new(reloaded.config);

@@ -58,6 +58,11 @@ impl SimHub {
         self.hub.intake().counters().stalls
     }
 
+    /// Times that histories were cut for want of memory.
+    pub fn history_cuts(&self) -> u64 {
+        self.hub.memory_watch().cuts()
+    }
+
     /// Events and bytes that not every shard has.
     pub fn queue(&self) -> (usize, usize) {
         self.hub.intake().queue()

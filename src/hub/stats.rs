@@ -10,10 +10,11 @@ use serde::Serialize;
 use serde::ser::Serializer;
 
 use super::jwks::KeyStats;
+use super::memory::ProcessStats;
 use super::{Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
-use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport, TokenCounters};
+use crate::metrics::{FamilyCounters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters};
 use crate::wire::Family;
 
 /// How the shards reach their sockets, for operators.
@@ -67,11 +68,15 @@ pub(super) struct HubStats {
     pub(super) queue: Amount,
     /// Now, in queues and windows.
     pub(super) memory: MemoryStats,
+    /// Of the whole process, against its ceiling, at the last look.
+    pub(super) process: ProcessStats,
     /// Topics remembered, now.
     pub(super) topics: usize,
     pub(super) refused: RefusalCounts,
     /// What tokens are checked with.
     pub(super) keys: KeyStats,
+    /// Topics that were removed.
+    pub(super) removed_topics: u64,
     /// Times a batch met a full shard queue.
     pub(super) shard_queue_stalls: u64,
 }
@@ -113,6 +118,7 @@ struct ShardStats {
 struct Counts {
     accepted: u64,
     accept_failures: u64,
+    tls_handshakes: u64,
     connections: u64,
     closed: ByReason,
     events: u64,
@@ -129,6 +135,8 @@ struct Counts {
     zero_copy: ZeroCopy,
     /// Now. Windows share their events, so the total is the largest of the shards'.
     window: Amount,
+    /// Now, save for those given up. Shards share them, so the total is that of one.
+    retained: RetainedTotals,
     /// Now, beyond the windows' histories, for subscribers that are behind; memory with all frames.
     /// The total is the largest of the shards'.
     excess: Amount,
@@ -209,9 +217,11 @@ impl Hub {
                 bytes: intake.topics().memory().held(),
                 bytes_max: intake.topics().memory().bytes_max(),
             },
+            process: self.process_stats(),
             topics: intake.topics().count(),
             refused: counters.refused.clone(),
             keys: self.keyring.stats(),
+            removed_topics: counters.removals,
             shard_queue_stalls: counters.stalls,
         };
         Moment { reports, queues: intake.outboxes().iter().map(|outbox| outbox.len()).collect(), hub }
@@ -244,17 +254,21 @@ impl Hub {
 fn totals(reports: &[Option<ShardReport>]) -> Option<Counts> {
     let mut total = ShardMetrics::default();
     let (mut window, mut excess) = (Amount::default(), Amount::default());
+    let (mut retained, mut newest) = (RetainedTotals::default(), 0);
     for report in reports {
         let report = report.as_ref()?;
         add(&mut total, &report.metrics);
         window = window.max(window_of(report));
         excess = excess.max(excess_of(report));
+        // One shard may lag another one.
+        retained = if report.sequence >= newest { report.retained } else { retained };
+        newest = newest.max(report.sequence);
     }
-    Some(counts(&total, window, excess))
+    Some(counts(&total, window, excess, retained))
 }
 
 fn counts_of(report: &ShardReport) -> Counts {
-    counts(&report.metrics, window_of(report), excess_of(report))
+    counts(&report.metrics, window_of(report), excess_of(report), report.retained)
 }
 
 fn window_of(report: &ShardReport) -> Amount {
@@ -265,10 +279,11 @@ fn excess_of(report: &ShardReport) -> Amount {
     Amount { events: report.excess_events, bytes: report.excess_bytes }
 }
 
-fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
+fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount, retained: RetainedTotals) -> Counts {
     Counts {
         accepted: metrics.accepted,
         accept_failures: metrics.accept_failures,
+        tls_handshakes: metrics.tls_handshakes,
         connections: metrics.connections,
         closed: ByReason(metrics.closed),
         events: metrics.events,
@@ -282,6 +297,7 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount) -> Counts {
         sleeps: metrics.sleeps,
         zero_copy: ZeroCopy { sends: metrics.zero_copy_sends, copied: metrics.zero_copy_copied },
         window,
+        retained,
         excess,
         formats: ByFamily(metrics.families.clone()),
         latency_us: Latencies {
@@ -315,6 +331,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         families,
         accepted,
         accept_failures,
+        tls_handshakes,
         connections,
         closed,
         events,
@@ -340,6 +357,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     }
     total.accepted += accepted;
     total.accept_failures += accept_failures;
+    total.tls_handshakes += tls_handshakes;
     total.connections += connections;
     total.events += events;
     total.published += published;
@@ -374,6 +392,7 @@ fn add_family(total: &mut FamilyCounters, one: &FamilyCounters) {
         deferred,
         overruns,
         gaps,
+        conflated,
         messages_in,
     } = one;
     total.connections += connections;
@@ -385,6 +404,7 @@ fn add_family(total: &mut FamilyCounters, one: &FamilyCounters) {
     total.deferred += deferred;
     total.overruns += overruns;
     total.gaps += gaps;
+    total.conflated += conflated;
     total.messages_in += messages_in;
 }
 

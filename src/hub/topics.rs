@@ -23,7 +23,7 @@ const NONE: usize = usize::MAX;
 pub struct TopicRecord {
     /// The topic.
     pub topic: Topic,
-    /// Sequence of its last event, from 1.
+    /// Sequence of its last event or removal, from 1.
     pub sequence: u64,
     /// The publisher's id of its last event, if it gave one.
     pub id: Option<CustomId>,
@@ -102,6 +102,15 @@ impl TopicTable {
         record.bytes += bytes as u64;
         self.link_newest(at);
         Recorded { account, forgets: forgotten }
+    }
+
+    /// All of `topic` was removed, as of this place in the order. What it counted stays.
+    pub fn removed(&mut self, topic: &Topic, sequence: u64) {
+        if let Some(&at) = self.index.get(topic) {
+            let record = &mut self.places[at].record;
+            record.sequence = sequence;
+            record.id = None;
+        }
     }
 
     /// True if `topic` may have an event of so much memory more.
@@ -189,7 +198,7 @@ mod tests {
 
     fn event(topic: &str) -> Event {
         let topic = Topic::new(topic).expect("a topic");
-        Event { topic, data: Data::binary(Bytes::new()), name: None, id: None, retry_ms: None }
+        Event { topic, data: Data::binary(Bytes::new()), name: None, id: None, retry_ms: None, key: None }
     }
 
     fn table(topics_max: usize) -> TopicTable {

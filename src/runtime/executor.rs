@@ -18,13 +18,14 @@ use glommio::io::BufferedFile;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use rustix::process::{Resource, getrlimit};
 
-use super::{Dated, LockedMemory, RuntimeError};
+use super::{Dated, LockedMemory, RuntimeError, Secure};
 use crate::broadcast::{Doorbell, Inbox};
 use crate::clock::Stamp;
 use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, EXECUTOR_MEMLOCK_BYTES, TICK_MS};
 use crate::egress::EgressRing;
 use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
 use crate::shard::{Shard, ShardSetup, Turn};
+use crate::tls::Tls;
 
 /// Fails if the process may not lock the memory that an executor wants.
 pub fn check_locked_memory() -> Result<(), LockedMemory> {
@@ -36,6 +37,7 @@ pub fn check_locked_memory() -> Result<(), LockedMemory> {
 pub(super) fn spawn(
     setup: ShardSetup,
     ring: UringOptions,
+    secure: Option<Secure>,
     inbox: Inbox,
     ready: impl FnOnce() + Send + 'static,
     ended: impl FnOnce(&Result<(), RuntimeError>) + Send + 'static,
@@ -46,7 +48,7 @@ pub(super) fn spawn(
         .name(&format!("shard-{}", setup.number))
         .io_memory(EXECUTOR_IO_BYTES)
         .spawn(move || async move {
-            let result = run(setup, ring, inbox, ready).await;
+            let result = run(setup, ring, secure, inbox, ready).await;
             ended(&result);
             result
         })
@@ -61,11 +63,28 @@ fn doorbell_failed<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Runt
 async fn run(
     setup: ShardSetup,
     ring: UringOptions,
+    secure: Option<Secure>,
     inbox: Inbox,
     ready: impl FnOnce(),
 ) -> Result<(), RuntimeError> {
     let doorbell = inbox.doorbell().clone();
-    let (mut shard, bell) = open(setup, ring, inbox, &doorbell)?;
+    let (ring, bell) = open(ring, &doorbell)?;
+    match secure {
+        None => serve(Shard::new(setup, ring, inbox, Stamp::now()), doorbell, bell, ready).await,
+        Some(Secure { identity, from }) => {
+            let ring = Tls::new(ring, from, identity);
+            serve(Shard::new(setup, ring, inbox, Stamp::now()), doorbell, bell, ready).await
+        }
+    }
+}
+
+/// Turns a shard until it ends.
+async fn serve<R: EgressRing>(
+    mut shard: Shard<R>,
+    doorbell: Arc<Doorbell>,
+    bell: BufferedFile,
+    ready: impl FnOnce(),
+) -> Result<(), RuntimeError> {
     ready();
     let ending = Rc::new(Cell::new(false));
     let ticker = glommio::spawn_local(tick(doorbell.clone(), ending.clone())).detach();
@@ -77,15 +96,10 @@ async fn run(
 
 /// Opens all that a shard ever opens by itself: its ring, and the copy of its doorbell that glommio
 /// awaits.
-fn open(
-    setup: ShardSetup,
-    ring: UringOptions,
-    inbox: Inbox,
-    doorbell: &Doorbell,
-) -> Result<(Shard<Uring>, BufferedFile), RuntimeError> {
+fn open(ring: UringOptions, doorbell: &Doorbell) -> Result<(Uring, BufferedFile), RuntimeError> {
     let ring = Uring::new(ring, doorbell.as_fd())?;
     let copy = rustix::io::dup(doorbell).map_err(doorbell_failed("copy"))?;
-    Ok((Shard::new(setup, ring, inbox, Stamp::now()), adopt_doorbell(copy)))
+    Ok((ring, adopt_doorbell(copy)))
 }
 
 /// Wakes a sleeping shard once per tick; one that is awake sees by itself that time has passed.

@@ -16,6 +16,7 @@ use crate::egress::epoll::EpollOptions;
 use crate::egress::uring::UringOptions;
 use crate::egress::{EgressRing, RingError};
 use crate::shard::{Shard, ShardSetup};
+use crate::tls::Identity;
 
 mod executor;
 mod thread;
@@ -115,8 +116,19 @@ pub struct ShardStart {
     pub setup: ShardSetup,
     /// Its sockets.
     pub ring: RingOptions,
+    /// Which of its listeners speak TLS, if any does.
+    pub secure: Option<Secure>,
     /// Its end of the broadcast.
     pub inbox: Inbox,
+}
+
+/// Listeners that speak TLS.
+#[derive(Debug)]
+pub struct Secure {
+    /// Their certificates.
+    pub identity: Identity,
+    /// Those from this one on.
+    pub from: usize,
 }
 
 /// Which ring a shard gets, and what that needs to know.
@@ -161,13 +173,13 @@ pub fn spawn_shard(
     ready: impl FnOnce() + Send + 'static,
     ended: impl FnOnce(&Result<(), RuntimeError>) + Send + 'static,
 ) -> Result<ShardHandle, RuntimeError> {
-    let ShardStart { setup, ring, inbox } = start;
+    let ShardStart { setup, ring, secure, inbox } = start;
     match ring {
         RingOptions::Uring(options) => {
-            executor::spawn(setup, options, inbox, ready, ended).map(ShardHandle::Executor)
+            executor::spawn(setup, options, secure, inbox, ready, ended).map(ShardHandle::Executor)
         }
         RingOptions::Epoll(options) => {
-            thread::spawn(setup, options, inbox, ready, ended).map(ShardHandle::Thread)
+            thread::spawn(setup, options, secure, inbox, ready, ended).map(ShardHandle::Thread)
         }
     }
 }

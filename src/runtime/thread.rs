@@ -7,24 +7,27 @@ use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use super::{Dated, RuntimeError};
+use super::{Dated, RuntimeError, Secure};
 use crate::broadcast::Inbox;
 use crate::clock::Stamp;
 use crate::config::limits::TICK_MS;
+use crate::egress::EgressRing;
 use crate::egress::epoll::{Epoll, EpollOptions};
 use crate::shard::{Shard, ShardSetup, Turn};
+use crate::tls::Tls;
 
 /// Starts the thread; see [`super::spawn_shard`].
 pub(super) fn spawn(
     setup: ShardSetup,
     ring: EpollOptions,
+    secure: Option<Secure>,
     inbox: Inbox,
     ready: impl FnOnce() + Send + 'static,
     ended: impl FnOnce(&Result<(), RuntimeError>) + Send + 'static,
 ) -> Result<JoinHandle<Result<(), RuntimeError>>, RuntimeError> {
     let thread = Builder::new().name(format!("shard-{}", setup.number));
     let work = move || {
-        let result = run(setup, ring, inbox, ready);
+        let result = run(setup, ring, secure, inbox, ready);
         ended(&result);
         result
     };
@@ -34,14 +37,24 @@ pub(super) fn spawn(
 fn run(
     setup: ShardSetup,
     ring: EpollOptions,
+    secure: Option<Secure>,
     inbox: Inbox,
     ready: impl FnOnce(),
 ) -> Result<(), RuntimeError> {
     pin(setup.cpu)?;
     let ring = Epoll::new(ring, inbox.doorbell().as_fd())?;
-    let mut shard = Shard::new(setup, ring, inbox, Stamp::now());
-    ready();
-    pump(&mut shard)
+    match secure {
+        None => {
+            let mut shard = Shard::new(setup, ring, inbox, Stamp::now());
+            ready();
+            pump(&mut shard, |ring| ring)
+        }
+        Some(Secure { identity, from }) => {
+            let mut shard = Shard::new(setup, Tls::new(ring, from, identity), inbox, Stamp::now());
+            ready();
+            pump(&mut shard, Tls::inner_mut)
+        }
+    }
 }
 
 /// Keeps the calling thread on one CPU.
@@ -52,7 +65,10 @@ fn pin(cpu: usize) -> Result<(), RuntimeError> {
 }
 
 /// Turns while there is something to do; when there is not, sleeps in the ring's epoll.
-fn pump(shard: &mut Shard<Epoll>) -> Result<(), RuntimeError> {
+fn pump<R: EgressRing>(
+    shard: &mut Shard<R>,
+    epoll: impl Fn(&mut R) -> &mut Epoll,
+) -> Result<(), RuntimeError> {
     let mut dated = Dated::default();
     loop {
         let now = Stamp::now();
@@ -61,7 +77,7 @@ fn pump(shard: &mut Shard<Epoll>) -> Result<(), RuntimeError> {
             Turn::Busy => {}
             Turn::Idle => {
                 if shard.may_sleep() {
-                    shard.ring_mut().wait(Duration::from_millis(TICK_MS))?;
+                    epoll(shard.ring_mut()).wait(Duration::from_millis(TICK_MS))?;
                     shard.awake();
                 }
             }
@@ -118,6 +134,7 @@ mod tests {
         let shard = spawn(
             setup(cpu()),
             options(),
+            None,
             inbox,
             move || is_ready.send(()).expect("the test listens"),
             move |result| has_ended.send(result.is_ok()).expect("the test listens"),
@@ -134,7 +151,7 @@ mod tests {
         let (_outbox, inbox) = path(1).expect("a doorbell");
         let (is_ready, ready) = channel::<()>();
         let nowhere = CpuSet::MAX_CPU - 1;
-        let shard = spawn(setup(nowhere), options(), inbox, move || drop(is_ready), |_| {});
+        let shard = spawn(setup(nowhere), options(), None, inbox, move || drop(is_ready), |_| {});
         assert!(ready.recv().is_err(), "it does not run");
         let error = shard.expect("a thread").join().expect("no panic").expect_err("no such CPU");
         let told =

@@ -20,6 +20,7 @@ use std::ops::ControlFlow;
 
 use super::connections::{Membership, Memberships, Phase, Session};
 use super::publishers::{Message, Until};
+use super::start::Begin;
 use super::state::State;
 use super::tokens::{Denied, Passage};
 use crate::broadcast::{Crowds, Outcome, Ticket};
@@ -245,6 +246,10 @@ impl State {
                 self.say(reference, &Reply::Unsubscribed(&of));
                 Ok(Next::Message)
             }
+            Command::Presence(topic) if !self.setup.config.tells_presence(topic.as_str()) => {
+                let detail = "the rule of this topic has presence = false".to_string();
+                Err((ErrorCode::NotAllowed, detail))
+            }
             Command::Presence(topic) => self.ask_presence(slot, reference, topic),
             Command::Auth(token) => self.authorize(slot, reference, &token),
             Command::Ping => {
@@ -334,7 +339,7 @@ impl State {
             return Ok(Next::Again(Until::Event));
         }
         let index = self.topics.intern(topic);
-        let (sequence, is_short) = self.begins(index, start, named);
+        let Begin { after: sequence, is_short, greets_after } = self.begins(index, start, named);
         let position = self.join_topic(slot, index, format, slow, sequence);
         let connection = self.connections.get_mut(slot);
         let member = Membership { topic: index, position };
@@ -351,6 +356,11 @@ impl State {
             self.say_replies(slot);
             self.tell_gap(slot, &gap);
         }
+        if let Some(part) = self.greeting_of(index, greets_after, sequence) {
+            // Behind the answer and the notice.
+            self.say_replies(slot);
+            self.greet(slot, vec![part], None);
+        }
         // It may lack events from before.
         self.mark_ready(slot);
         Ok(Next::Message)
@@ -363,6 +373,7 @@ impl State {
         let (format, latest) = (connection.format, connection.wants_latest());
         if let Some((member, cursor)) = connection.memberships.remove(index, connection.cursor) {
             connection.cursor = cursor;
+            self.greet_no_more_of(slot, index);
             self.leave_topic(member, format, latest);
         }
     }
@@ -504,7 +515,7 @@ fn name_of(of: &Named) -> &Topic {
 /// The word for a client of why its publish is not taken.
 fn code_of(reason: RefusalReason) -> ErrorCode {
     match reason {
-        RefusalReason::Full | RefusalReason::Behind => ErrorCode::Full,
+        RefusalReason::Full | RefusalReason::Behind | RefusalReason::Memory => ErrorCode::Full,
         RefusalReason::Busy => ErrorCode::Busy,
         RefusalReason::Draining => ErrorCode::Draining,
         RefusalReason::BadTopic => ErrorCode::BadTopic,

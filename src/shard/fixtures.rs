@@ -26,6 +26,7 @@ pub fn encoded_with(topic: &str, sequence: u64, text: Vec<u8>) -> Arc<Encoded> {
         name: None,
         id: None,
         retry_ms: None,
+        key: None,
     };
     Arc::new(Encoded::new(event, Epoch(7), sequence, Stamp(sequence)))
 }

@@ -7,7 +7,7 @@
 //! (`runtime`, a test, a benchmark) passes the time and heeds [`Turn`].
 
 use crate::admission::Bucket;
-use crate::broadcast::{Inbox, Message};
+use crate::broadcast::{Encoded, Inbox, Message};
 use crate::clock::Stamp;
 use crate::config::limits::{EVENTS_PER_TURN_MAX, MESSAGES_PER_TURN_MAX};
 use crate::egress::{EgressRing, RingError};
@@ -21,6 +21,7 @@ mod echo;
 #[cfg(test)]
 mod fixtures;
 mod forgotten;
+mod greeting;
 mod ids;
 mod names;
 mod posts;
@@ -147,13 +148,15 @@ impl<R: EgressRing> Shard<R> {
 
     /// Takes what the hub sent, a bounded number of events. Returns how many messages.
     fn take_messages(&mut self) -> usize {
-        let mut taken = 0;
-        while taken < MESSAGES_PER_TURN_MAX && self.state.work.events < EVENTS_PER_TURN_MAX {
+        let (mut taken, mut evicted) = (0, 0);
+        while taken < MESSAGES_PER_TURN_MAX && self.state.work.events + evicted < EVENTS_PER_TURN_MAX {
             let Some(message) = self.inbox.try_recv() else { break };
             taken += 1;
             match message {
                 Message::Batch(batch) => self.state.take_events(&batch),
+                Message::Removal(removal) => self.state.take_removal(&removal),
                 Message::Drain(drain) => self.state.begin_drain(drain),
+                Message::Histories(bytes) => evicted += self.state.topics.hold_histories(bytes),
                 Message::Reload(config) => self.state.setup.config = config,
                 Message::End => self.told_to_end = true,
             }
@@ -199,6 +202,24 @@ impl<R: EgressRing> Shard<R> {
     /// memory.
     pub fn excess(&self) -> (usize, usize) {
         self.state.topics.excess()
+    }
+
+    /// The retained values, oldest first.
+    pub fn retained_values(&self) -> impl Iterator<Item = &std::sync::Arc<Encoded>> {
+        self.state.topics.retained_values()
+    }
+
+    /// Sequence and memory of every event that is in a window or retained, by sequence.
+    pub fn living_events(&self) -> std::collections::BTreeSet<(u64, usize)> {
+        let topics = &self.state.topics;
+        let windows = topics.after("").flat_map(|topic| topic.window.newest_first());
+        windows.chain(topics.retained_values()).map(|event| (event.sequence, event.memory())).collect()
+    }
+
+    /// The sequences of the events in all histories, by topic.
+    pub fn histories(&self) -> impl Iterator<Item = u64> {
+        let windows = self.state.topics.after("").map(|topic| &topic.window);
+        windows.flat_map(|window| window.history().map(|event| event.sequence))
     }
 
     /// The counters.

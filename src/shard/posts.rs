@@ -31,8 +31,8 @@ use crate::publishing::{
 };
 use crate::refusal::{Refusal, RefusalReason};
 use crate::wire::http::{
-    Answer, BodyLength, BodyReader, Broken, Cors, Keep, Manner, Post, PostHead, RefusedRequest, begins_post,
-    parse_post,
+    Answer, BodyLength, BodyReader, Broken, Cors, Foreign, Keep, Manner, Post, PostHead, RefusedRequest,
+    begins_post, parse_post,
 };
 
 /// What may be asked of a topic.
@@ -269,10 +269,13 @@ impl State {
 
     /// The same without its token.
     fn check_head(&self, post: &Post<'_>) -> Result<(Topic, Options), Refusal> {
-        if !post.is_admitted {
-            let text = "pages of this Origin may not publish here (--cors-origin)";
-            return Err(Refusal::new(RefusalReason::ForeignOrigin, text));
-        }
+        post.admitted.map_err(|foreign| {
+            let reason = match foreign {
+                Foreign::Unnamed | Foreign::Origin => RefusalReason::ForeignOrigin,
+                Foreign::Host => RefusalReason::ForeignHost,
+            };
+            Refusal::new(reason, foreign.text())
+        })?;
         check_coding(post.content_coding)?;
         let topic = parse_topic_path(post.topic)?;
         if !self.setup.config.lets_clients_publish(topic.as_str()) {
@@ -428,8 +431,8 @@ fn event_of(request: &Request, mut message: Message) -> Result<(Event, Option<Id
     };
     let bytes = Bytes::from(body.into_boxed_slice());
     let data = if request.is_binary { Data::binary(bytes) } else { parse_text(bytes)? };
-    let Options { name, id, retry_ms, idempotency_key } = request.options.clone();
-    Ok((Event { topic: request.topic.clone(), data, name, id, retry_ms }, idempotency_key))
+    let Options { name, id, retry_ms, key, idempotency_key } = request.options.clone();
+    Ok((Event { topic: request.topic.clone(), data, name, id, retry_ms, key }, idempotency_key))
 }
 
 #[cfg(test)]

@@ -100,5 +100,5 @@ fn raw_event(topic: &Topic, payload: Bytes, text: bool) -> Event {
         true => Data::text(payload).expect("the decoder has checked it"),
         false => Data::binary(payload),
     };
-    Event { topic: topic.clone(), data, name: None, id: None, retry_ms: None }
+    Event { topic: topic.clone(), data, name: None, id: None, retry_ms: None, key: None }
 }

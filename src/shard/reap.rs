@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::connections::{Phase, Standing};
 use super::state::State;
 use crate::close::CloseReason;
-use crate::egress::{Batch, Completion, ReceiveEnd, SendError, Slot};
+use crate::egress::{Batch, Completion, Insecure, ReceiveEnd, SendError, Slot};
 use crate::wire::Format;
 
 impl State {
@@ -25,6 +25,7 @@ impl State {
                 self.metrics.accept_failures += 1;
                 self.accept_errno = Some(errno);
             }
+            Completion::Secured { .. } => self.metrics.tls_handshakes += 1,
             Completion::Received { slot, bytes } => self.handle_received(slot, bytes),
             Completion::ReceiveEnded { slot, end } => self.handle_receive_end(slot, end),
             Completion::Short { slot, batch, result } => self.handle_short(slot, batch, result),
@@ -62,6 +63,8 @@ impl State {
             // It may have ended its side alone, and wait for the answer.
             (ReceiveEnd::EndOfStream, Phase::Open) => self.mark_ready(slot),
             (ReceiveEnd::EndOfStream, Phase::Lingering) => self.abort(slot, CloseReason::ClientGone),
+            (ReceiveEnd::Insecure(Insecure::Handshake), _) => self.abort(slot, CloseReason::TlsHandshake),
+            (ReceiveEnd::Insecure(Insecure::Record), _) => self.abort(slot, CloseReason::TlsRecord),
             (ReceiveEnd::Failed(_), _) => self.abort(slot, CloseReason::SocketError),
             (ReceiveEnd::EndOfStream | ReceiveEnd::NoBuffers | ReceiveEnd::Cancelled, _) => {
                 self.mark_ready(slot)

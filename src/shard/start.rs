@@ -7,8 +7,12 @@
 //! A gap is told where less is here than was promised: after an event that a client names, all that
 //! came later is; `since` and `last` ask for what the history of a topic holds, and the bounds of
 //! that history are no loss. Events that left it earlier, for want of memory, are.
+//!
+//! A subscriber that names no start gets retained values first (`greeting`). So does one whose id
+//! the history of its only topic does not reach: those that are newer than the id.
 
 use super::connections::{Memberships, TopicIndex};
+use super::greeting::Part;
 use super::state::State;
 use crate::event::EventId;
 use crate::wire::Start;
@@ -25,19 +29,35 @@ pub(super) struct Beginning {
     /// with, should it leave before the first event. A client that named another one goes on naming
     /// it until then.
     pub(super) is_new: bool,
+    /// The retained values that come first.
+    pub(super) greeting: Vec<Part>,
+}
+
+/// Where one topic begins.
+pub(super) struct Begin {
+    /// Its events come that are after this one.
+    pub(super) after: u64,
+    /// Less is here than was promised.
+    pub(super) is_short: bool,
+    /// Its retained values come first, those after this sequence.
+    pub(super) greets_after: Option<u64>,
 }
 
 impl State {
     /// Sets where the topics of a subscriber begin.
     pub(super) fn start(&self, memberships: &mut Memberships, start: &Start) -> Beginning {
         let named = start.after().and_then(|id| self.named_by(memberships, id));
-        let (mut starts, mut short) = (Vec::new(), Vec::new());
+        let (mut starts, mut short, mut greeting) = (Vec::new(), Vec::new(), Vec::new());
+        let is_alone = memberships.as_slice().len() == 1;
         for member in memberships.as_slice() {
-            let (after, is_short) = self.begins(member.topic, start, named);
+            let Begin { after, is_short, greets_after } = self.begins(member.topic, start, named);
             starts.push(after);
             if is_short {
                 short.push(member.topic);
             }
+            // Behind a gap the ids of one topic's values would hide what others still have.
+            let greets_after = greets_after.filter(|_| is_alone || !is_short);
+            greeting.extend(self.greeting_of(member.topic, greets_after, after));
         }
         let topics = self.names(short.into_iter());
         let after = start.after().map(LastEventId::as_str);
@@ -45,26 +65,34 @@ impl State {
         let is_new = after.is_none_or(|id| is_unknown && id.parse::<EventId>().is_ok());
         let reason = if is_unknown { GapReason::Unknown } else { GapReason::Expired };
         let gap = (!topics.is_empty()).then(|| Gap { after: after.map(str::to_string), reason, topics });
-        Beginning { cursor: memberships.start_after(starts), gap, is_new }
+        Beginning { cursor: memberships.start_after(starts), gap, is_new, greeting }
     }
 
-    /// The sequence after which `topic` begins, and whether less is here than was promised. `named`
-    /// is what the client's id stands for ([`State::named_by`]).
-    pub(super) fn begins(&self, topic: TopicIndex, start: &Start, named: Option<u64>) -> (u64, bool) {
+    /// Where `topic` begins. `named` is what the client's id stands for ([`State::named_by`]).
+    pub(super) fn begins(&self, topic: TopicIndex, start: &Start, named: Option<u64>) -> Begin {
         let (after, is_short) = match start {
-            Start::Now => (self.sequence, false),
+            Start::Now => {
+                return Begin { after: self.sequence, is_short: false, greets_after: Some(0) };
+            }
             // From its start on the topic is whole.
-            Start::After(_) => match (named, &self.topics.get(topic).window) {
-                (Some(named), window) if window.evicted() <= named => return (named, false),
+            Start::After(_) => {
+                let state = self.topics.get(topic);
+                if let Some(named) = named.filter(|named| state.window.evicted() <= *named) {
+                    return Begin { after: named, is_short: false, greets_after: None };
+                }
                 // A pattern's history is not in one piece: what is left of it after the event.
-                (named, _) => return (named.unwrap_or(0).max(self.topics.before_history(topic)), true),
-            },
+                let named = named.unwrap_or(0);
+                let after = named.max(self.topics.before_history(topic));
+                let greets_after = (!state.is_pattern()).then_some(named);
+                return Begin { after, is_short: true, greets_after };
+            }
             Start::Since(ms) => self.topics.since(topic, *ms, self.now),
             Start::Last(events) => self.topics.last(topic, *events, self.now),
         };
         // A topic without an older event need not hold the cursor back.
         let has_older = after < self.topics.newest(topic);
-        (if has_older { after } else { self.sequence }, is_short)
+        let after = if has_older { after } else { self.sequence };
+        Begin { after, is_short, greets_after: None }
     }
 
     /// The sequence that a client means by its last event id, if that is any of ours in one of its

@@ -4,7 +4,7 @@
 //! Handlers of completions and messages work on this alone; whatever needs the ring is marked here
 //! and done in the bounded steps of a turn.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,18 +13,21 @@ use bytes::Bytes;
 use super::access::Access;
 use super::batch::Batches;
 use super::connections::{Connections, Membership, Phase};
+use super::greeting::Greeting;
 use super::publishers::Publishers;
 use super::slow::SlowSends;
 use super::ticks::{DrainPass, HangUps, Look};
 use super::tokens::Tokens;
 use super::topics::Topics;
 use crate::admission::{Admission, Bucket};
-use crate::broadcast::{Asker, Demand, Drain, EncodedBatch, Memory, Question, TopicQuery, Uplink};
+use crate::broadcast::{
+    Asker, Demand, Drain, EncodedBatch, Holdings, Memory, Question, Removal, TopicQuery, Uplink,
+};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::config::limits::{TICK_MS, TOPICS_PER_ANSWER_MAX};
-use crate::egress::{Batch, Ledger, Slot};
+use crate::egress::{Batch, Ledger, Payload, Slot};
 use crate::event::{Epoch, Topic};
 use crate::log::Pace;
 use crate::metrics::{ShardMetrics, ShardReport, TopicReport};
@@ -55,6 +58,8 @@ pub struct ShardSetup {
 #[derive(Debug)]
 pub(super) struct Answers {
     pub heartbeat: [Rc<Batch>; Format::COUNT],
+    /// Stands for what is still to be found (`greeting`).
+    pub nothing: Rc<Batch>,
 }
 
 /// Numbers without a pattern (xorshift64*): enough to spread clients, and the same for the same
@@ -122,14 +127,20 @@ pub struct State {
     pub(super) held_back: Vec<(Slot, u64)>,
     /// Who waits until its patterns are known, with its topics; at most `HELD_BACK_MAX`.
     pub(super) learning: Vec<(Slot, Vec<Topic>)>,
+    /// Who still gets retained values before any news.
+    pub(super) greetings: HashMap<Slot, Greeting>,
     /// Sequence of the newest event taken from the hub.
     pub(super) sequence: u64,
     /// `sequence` at the last tick.
     pub(super) sequence_at_tick: u64,
-    /// Subscribers now, by format.
+    /// Subscribers now, by format; those that give commands count also while they have no topic.
     pub(super) subscribers: [usize; Format::COUNT],
+    /// Memberships of topics now, by format: what the hub encodes a format for.
+    pub(super) memberships: [usize; Format::COUNT],
     /// Which entries are to be looked at because time has passed.
     pub(super) look: Look,
+    /// What was told of its memory.
+    holdings: Holdings,
     /// Whose sends wait longest.
     pub(super) slow: SlowSends,
     /// `None` while serving.
@@ -150,6 +161,9 @@ pub struct State {
     pub(super) access: Option<Access>,
     /// Of lines that say why a connection ends or a request is refused, by reason.
     paces: [Pace; CloseReason::COUNT],
+    /// Of warnings that retained values are given up, and how many that were at the last look.
+    retained_pace: Pace,
+    given_up_told: u64,
     /// Of warnings that accepts fail.
     pub(super) accept_pace: Pace,
     /// Spreads clients that are asked to come back.
@@ -173,6 +187,7 @@ impl State {
         let answers = Answers {
             heartbeat: Format::ALL
                 .map(|format| Batch::answer(Bytes::from_static(format.spec().heartbeat), &ledger)),
+            nothing: Batch::answer(Bytes::new(), &ledger),
         };
         State {
             connections: Connections::default(),
@@ -190,10 +205,13 @@ impl State {
             ready: VecDeque::new(),
             held_back: Vec::new(),
             learning: Vec::new(),
+            greetings: HashMap::new(),
             sequence: 0,
             sequence_at_tick: 0,
             subscribers: [0; Format::COUNT],
+            memberships: [0; Format::COUNT],
             look: Look::default(),
+            holdings: Holdings::default(),
             slow: SlowSends::default(),
             drain: None,
             hang_ups: HangUps::default(),
@@ -205,6 +223,8 @@ impl State {
             offered: Vec::new(),
             access: setup.config.access_log.then(Access::default),
             paces: [Pace::DETAIL; CloseReason::COUNT],
+            retained_pace: Pace::WARNING,
+            given_up_told: 0,
             accept_pace: Pace::WARNING,
             jitter: Jitter::new(setup.epoch.0 ^ setup.number as u64),
             now,
@@ -234,6 +254,17 @@ impl State {
         self.now.ns_since(self.start) / 1_000_000 % TICK_MS
     }
 
+    /// Tells the hub what this shard holds.
+    pub(super) fn tell_holdings(&mut self) {
+        let waiting: u64 = self.metrics.families.iter().map(|family| family.sends_in_flight).sum();
+        let now = Holdings {
+            sockets: self.connections.len(),
+            waiting: waiting as usize,
+            histories: self.topics.history_memory(),
+        };
+        self.setup.memory.tell(std::mem::replace(&mut self.holdings, now), now);
+    }
+
     /// Puts a batch of events into the windows and sends the elevators round.
     pub(super) fn take_events(&mut self, batch: &EncodedBatch) {
         for event in &batch.events {
@@ -242,8 +273,33 @@ impl State {
             self.metrics.intake_to_shard.saturating_record(self.now.ns_since(event.intake));
             self.topics.push(event);
         }
+        self.tell_of_retained();
         self.metrics.events += batch.events.len() as u64;
         self.work.events += batch.events.len();
+    }
+
+    /// The operator is told that retained values were given up: by one shard, for all have the
+    /// same.
+    fn tell_of_retained(&mut self) {
+        let given_up = self.topics.retained_totals().given_up;
+        let more = given_up - std::mem::replace(&mut self.given_up_told, given_up);
+        if more > 0
+            && self.setup.number == 0
+            && let Some(left_out) = self.retained_pace.admit(self.now)
+        {
+            tracing::warn!(
+                given_up,
+                left_out,
+                "retained values take a sixteenth of --window-bytes-total-max: the oldest are given up"
+            );
+        }
+    }
+
+    /// What came of a topic so far goes.
+    pub(super) fn take_removal(&mut self, removal: &Removal) {
+        assert!(removal.sequence > self.sequence, "the hub broadcasts in order");
+        self.sequence = removal.sequence;
+        self.topics.remove(&removal.topic, removal.sequence);
     }
 
     /// Queues `slot` for attention, once.
@@ -261,7 +317,10 @@ impl State {
         let control = &mut self.connections.get_mut(slot).control;
         let batch = match control {
             None => Batch::answer(bytes, &self.ledger),
-            Some(waiting) => Batch::answer([waiting.bytes_at(0), &bytes].concat(), &self.ledger),
+            Some(waiting) => {
+                let both = [waiting.bytes_at(0), &bytes].concat().into();
+                Batch::retold(Payload::Own(both), waiting.frames(), &self.ledger)
+            }
         };
         *control = Some(batch);
         self.mark_ready(slot);
@@ -308,6 +367,7 @@ impl State {
         // It has nothing more to say, and hears of what it said only by its events.
         self.publishers.forget(slot);
         self.tokens.forget(slot);
+        self.greetings.remove(&slot);
         self.metrics.closed[reason.index()] += 1;
         let peer = connection.peer();
         if let Some(left_out) = self.detail(reason) {
@@ -321,19 +381,19 @@ impl State {
         while let Some(member) = self.connections.get_mut(slot).memberships.pop() {
             self.leave_topic(member, format, latest);
         }
-        let family = format.family();
-        let subscribers = &mut self.subscribers[format.index()];
-        *subscribers -= 1;
-        if *subscribers == 0 {
-            self.setup.demand.end(format);
-        }
-        self.metrics.families[family.index()].connections -= 1;
+        self.subscribers[format.index()] -= 1;
+        self.metrics.families[format.family().index()].connections -= 1;
     }
 
     /// A subscriber with this place in a topic is one no more.
     pub(super) fn leave_topic(&mut self, member: Membership, format: Format, latest: bool) {
         if latest {
             self.topics.end_latest(member.topic);
+        }
+        let memberships = &mut self.memberships[format.index()];
+        *memberships -= 1;
+        if *memberships == 0 {
+            self.setup.demand.end(format);
         }
         let left = self.topics.leave(member.topic, member.position, format.family());
         let Some((moved, under_way)) = left else { return };
@@ -399,6 +459,7 @@ impl State {
             window_bytes: self.topics.window_bytes() as u64,
             excess_events: excess_events as u64,
             excess_bytes: excess_bytes as u64,
+            retained: self.topics.retained_totals(),
             pinned_bytes: self.ledger.bytes() as u64,
             oldest_send_ms: self.slowest().first().map_or(0, |slowest| slowest.waits_ms),
             sequence: self.sequence,
@@ -429,12 +490,14 @@ impl State {
 }
 
 fn topic_report(topic: &super::topics::TopicState) -> TopicReport {
+    let (retained, retained_newest) = topic.retained_report();
     TopicReport {
         topic: topic.name.clone(),
         subscribers: topic.by_family.map(u64::from),
         window_events: topic.window.len() as u64,
         window_bytes: topic.window.weight().published as u64,
         oldest: topic.window.front().map_or(0, |event| event.sequence),
-        newest: if topic.window.is_empty() { 0 } else { topic.window.newest() },
+        newest: if topic.window.is_empty() { retained_newest } else { topic.window.newest() },
+        retained: retained as u64,
     }
 }

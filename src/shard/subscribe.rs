@@ -10,6 +10,7 @@ use super::publishers::Until;
 use super::state::State;
 use super::tokens::Passage;
 use crate::auth::Claims;
+use crate::broadcast::Pressure;
 use crate::close::CloseReason;
 use crate::config::limits::{
     HELD_BACK_MAX, PONGS_BYTES_MAX, RETRY_AFTER_S_SPREAD, RETURN_MS_MIN, RETURN_MS_SPREAD,
@@ -28,7 +29,7 @@ pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
     HeadRules {
         head_bytes_max: config.limits.handshake_bytes_max,
         topics_max: config.limits.topics_per_connection_max,
-        origins: &config.pages.origins,
+        origins: config.origins(),
         subprotocols: &config.pages.subprotocols,
         echo: config.diagnostic_echo,
         tokens: config
@@ -253,6 +254,8 @@ impl State {
             (CloseReason::Draining, "the server is draining")
         } else if self.connections.get(slot).standing == Standing::Crowded {
             (CloseReason::AddressFull, "this address has as many connections as one may have")
+        } else if self.setup.memory.pressure() >= Pressure::Newcomers {
+            (CloseReason::Memory, "the server has nearly as much memory as it may take")
         } else if self.subscribers.iter().sum::<usize>() >= self.setup.connections_max {
             (CloseReason::Full, "the server has as many subscribers as it takes")
         } else if !self.topics.has_room_for(topics) {
@@ -325,9 +328,16 @@ impl State {
         if let Some(gap) = start.gap {
             self.tell_gap(slot, &gap);
         }
-        if let Some(opening) = format.spec().opening {
+        let opening = format.spec().opening.map(|opening| {
             let at = EventId { epoch: self.setup.epoch, sequence: start.cursor };
-            self.answer(slot, opening(start.is_new.then_some(at)));
+            opening(start.is_new.then_some(at))
+        });
+        if start.greeting.is_empty() {
+            if let Some(opening) = opening {
+                self.answer(slot, opening);
+            }
+        } else {
+            self.greet(slot, start.greeting, opening);
         }
         self.count_in(format);
         self.log_subscribed(slot);
@@ -343,6 +353,11 @@ impl State {
         slow: SlowPolicy,
         from: u64,
     ) -> u32 {
+        let memberships = &mut self.memberships[format.index()];
+        *memberships += 1;
+        if *memberships == 1 {
+            self.setup.demand.begin(format);
+        }
         if slow != SlowPolicy::Latest {
             return self.topics.join(topic, slot, format.family(), from);
         }
@@ -354,11 +369,7 @@ impl State {
 
     /// Counts a connection that is now open.
     pub(super) fn count_in(&mut self, format: Format) {
-        let subscribers = &mut self.subscribers[format.index()];
-        *subscribers += 1;
-        if *subscribers == 1 {
-            self.setup.demand.begin(format);
-        }
+        self.subscribers[format.index()] += 1;
         let counters = &mut self.metrics.families[format.family().index()];
         counters.opened += 1;
         counters.connections += 1;

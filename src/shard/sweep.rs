@@ -92,6 +92,7 @@ impl State {
         let dearest = runs.iter().flatten().map(|run| cost(run.batch.len())).max().unwrap_or(1);
         let most = (quantum / dearest).max(1).min(ring.room());
         let mut sends = [0; LANES];
+        let mut conflated = [0; Format::COUNT];
         let ahead = self.topics.next_visits(topic, most);
         for (at, slot) in ahead.iter().enumerate() {
             if let Some(later) = ahead.get(at + VISITS_AHEAD) {
@@ -105,6 +106,11 @@ impl State {
                 break;
             }
             debug_assert_eq!(connection.offset, 0, "a connection that is owed nothing is not in mid-batch");
+            if lane >= Format::COUNT {
+                let frames = run.batch.frames() as usize;
+                let newer = self.topics.newer_than(topic, connection.cursor);
+                conflated[lane - Format::COUNT] += newer.saturating_sub(frames) as u64;
+            }
             ring.send(*slot, &run.batch, 0, SendMode::Instant);
             connection.handed(run.batch.to(), self.turn, self.tick);
             sends[lane] += 1;
@@ -126,6 +132,7 @@ impl State {
                 counters.sends += u64::from(sends);
                 counters.bytes += u64::from(sends) * run.batch.len() as u64;
                 self.work.bytes += sends as usize * run.batch.len();
+                counters.conflated += if latest { conflated[format.index()] } else { 0 };
                 match latest {
                     true => self.topics.meet_latest(topic, run.batch.to()),
                     false => drop(self.topics.meet(topic, run.batch.to(), run.batch.to(), false)),
@@ -214,6 +221,15 @@ impl State {
         }
         let Some(run) = at_hand else { return };
         let more = run.more;
+        if latest {
+            let (to, sent) = (run.batch.to(), run.batch.frames() as usize);
+            let newer = |topic, from| self.topics.newer_than(topic, from);
+            let passed = memberships
+                .iter_from(cursor)
+                .map(|(topic, from)| newer(topic, from) - if more { newer(topic, from.max(to)) } else { 0 });
+            let passed = passed.sum::<usize>().saturating_sub(sent) as u64;
+            self.metrics.families[format.family().index()].conflated += passed;
+        }
         self.submit_send(slot, &run.batch, SendMode::Instant, more, ring);
         if !more {
             self.reach_head(slot);
@@ -352,9 +368,20 @@ impl State {
                 connection.control = behind;
                 (batch, SendMode::Waiting)
             }
-            (None, Some(batch)) => (batch, SendMode::Instant),
+            (None, Some(batch)) => {
+                self.greet_on(slot);
+                (batch, SendMode::Instant)
+            }
             (None, None) => return false,
         };
+        if self.is_nothing(&batch) {
+            // It stood for what has just been found, or is still to be.
+            let is_more = self.connections.get(slot).control.is_some();
+            if is_more {
+                self.mark_ready(slot);
+            }
+            return is_more;
+        }
         // The rest of a batch moved the cursor when it was handed over first; a command may have
         // set it back since.
         let cursor = self.connections.get(slot).cursor;

@@ -13,7 +13,9 @@ use super::fixtures::encoded_with;
 use super::{Shard, ShardSetup};
 use crate::admission::{Addresses, Admission};
 use crate::auth::{Key, KeySet, Keys, Signer};
-use crate::broadcast::{Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Question, path};
+use crate::broadcast::{
+    Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Pressure, Question, path,
+};
 use crate::clock::Stamp;
 use crate::close::{CLOSE_TABLE, CloseCode, CloseReason};
 use crate::config::limits::{LINGER_MS_MAX, TICK_MS};
@@ -31,6 +33,7 @@ const WEBSOCKET: &str = "GET /ws/t HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n
 struct Case {
     shard: Shard<SimRing>,
     outbox: Outbox,
+    memory: Arc<Memory>,
     now: Stamp,
     sequence: u64,
     /// Where the shard says that it has drained.
@@ -71,7 +74,7 @@ impl Case {
     }
 
     fn admitting(config: Config, admission: Admission) -> Case {
-        let pages = PageRules { origins: Origins::None, ..PageRules::default() };
+        let pages = PageRules { origins: Origins::None, ..config.pages };
         let config = Arc::new(Config { pages, ..config });
         let (outbox, inbox) = path(8).expect("eventfd");
         let now = Stamp(1_000_000_000);
@@ -84,12 +87,13 @@ impl Case {
             config,
             epoch: Epoch(7),
             demand,
-            memory,
+            memory: memory.clone(),
             connections_max,
             admission,
         };
         let ring = SimRing::new(16, Weather::Fair, 1).recording();
-        Case { shard: Shard::new(setup, ring, inbox, now), outbox, now, sequence: 0, said: Vec::new() }
+        let shard = Shard::new(setup, ring, inbox, now);
+        Case { shard, outbox, memory, now, sequence: 0, said: Vec::new() }
     }
 
     fn turns(&mut self) {
@@ -218,6 +222,21 @@ fn full() -> Seen {
     }
     let slot = case.websocket("");
     case.see(slot, CloseReason::Full)
+}
+
+fn memory_is_short() -> Seen {
+    let mut case = Case::new();
+    let inside = case.websocket("");
+    case.memory.set_pressure(Pressure::Newcomers);
+    let slot = case.websocket("");
+    let seen = case.see(slot, CloseReason::Memory);
+    case.publish_bytes(10);
+    case.turns();
+    assert!(!case.shard.ring_mut().ended(inside), "who is inside stays");
+    case.memory.set_pressure(Pressure::Histories);
+    let back = case.websocket("");
+    assert!(!case.shard.ring_mut().ended(back), "newcomers come in again");
+    seen
 }
 
 /// One more than the address of all peers may have, that has `most`, in a shard of so many sockets.
@@ -376,6 +395,13 @@ fn overrun() -> Seen {
     case.see(slots[0], CloseReason::Overrun)
 }
 
+fn foreign_host() -> Seen {
+    let pages = PageRules { playground: true, ..PageRules::default() };
+    let mut case = Case::admitting(Config { pages, ..Config::default() }, Admission::default());
+    let slot = case.connect("GET /sse/t HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    case.see(slot, CloseReason::ForeignHost)
+}
+
 #[test]
 fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
     use CloseReason::*;
@@ -416,6 +442,7 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
             answered(WEBSOCKET.replace("Host: h", "Host: h\r\nOrigin: https://a.example"), ForeignOrigin),
             refused(403),
         ),
+        (ForeignHost, foreign_host(), refused(403)),
         (Unauthorized, refused_for_its_token(WEBSOCKET, Unauthorized, 0), refused(401)),
         (Unauthorized, key_taken_back(), closed(4401)),
         (NotAllowed, refused_for_its_token(&websocket_with_token("u"), NotAllowed, 0), refused(403)),
@@ -424,6 +451,7 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
         (Expired, expired(), closed(4401)),
         (NoKeys, no_keys(), refused(503)),
         (Full, full(), refused(503)),
+        (Memory, memory_is_short(), refused(503)),
         (AddressFull, address_full(0, 0), refused(429)),
         (AddressFull, address_full(7, 8), CUT),
         (BadProxyHeader, no_proxy_header(), refused(400)),
@@ -485,4 +513,33 @@ fn a_client_that_ends_its_stream_gets_the_code_of_the_row() {
     case.turns();
     let seen = case.see(slot, CloseReason::ClientGone);
     assert_eq!((seen.status, seen.code), (None, Some(1000)));
+}
+
+/// A silent client holds memory too.
+#[test]
+fn patience_with_silence_shrinks_while_memory_is_short() {
+    let mut case = Case::new();
+    let slot = case.connect("");
+    case.wait(4_000);
+    assert!(!case.shard.ring_mut().ended(slot));
+    case.memory.set_pressure(Pressure::Newcomers);
+    case.wait(1_000);
+    assert_eq!(case.shard.metrics().closed[CloseReason::HandshakeTimeout.index()], 1);
+}
+
+#[test]
+fn a_shard_tells_what_it_holds_at_every_tick() {
+    let mut case = Case::new();
+    let slot = case.websocket("");
+    case.stall(slot, true);
+    case.publish_bytes(10);
+    case.wait(TICK_MS);
+    let told = case.memory.holdings();
+    assert_eq!((told.sockets, told.waiting), (1, 1));
+    assert!(told.histories > 10 && told.histories == case.shard.window_memory());
+    case.outbox.try_send(Message::Histories(0)).expect("room");
+    case.stall(slot, false);
+    case.wait(TICK_MS);
+    let told = case.memory.holdings();
+    assert_eq!((told.sockets, told.waiting, told.histories), (1, 0, 0));
 }

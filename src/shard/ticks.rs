@@ -13,7 +13,7 @@
 use super::connections::{CHUNK, Phase, Session, Standing};
 use super::posts::Awaited;
 use super::state::State;
-use crate::broadcast::Drain;
+use crate::broadcast::{Drain, Pressure};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::limits::{
@@ -93,6 +93,7 @@ impl State {
         self.topics.expire(self.now);
         self.topics.look_at_excess();
         self.topics.look_at_patterns();
+        self.tell_holdings();
         if let Some(errno) = self.accept_errno.take() {
             let error = std::io::Error::from_raw_os_error(errno);
             if let Some(left_out) = self.accept_pace.admit(self.now) {
@@ -148,7 +149,8 @@ impl State {
             return;
         }
         let limits = &self.setup.config.limits;
-        let is_short = self.setup.admission.is_short(self.connections.len(), SOCKETS_FREE_SHARE);
+        let is_short = self.setup.admission.is_short(self.connections.len(), SOCKETS_FREE_SHARE)
+            || self.setup.memory.pressure() >= Pressure::Newcomers;
         let connection = self.connections.get_mut(slot);
         let since = connection.since;
         let quiet = self.tick - since;

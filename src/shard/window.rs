@@ -14,7 +14,8 @@
 //! History is the same on all shards: a client that comes back gets what is in it and nothing
 //! older. The excess serves cursors that were here before; `topics` says how far it may go. A
 //! cursor below `gone` has lost events of this topic; any other cursor finds all that it has not
-//! seen in here. (After a gap a subscriber of several topics may begin later in some of them: then
+//! seen in here. Where a topic was removed its history ends at that place in the order, behind its
+//! newest event. (After a gap a subscriber of several topics may begin later in some of them: then
 //! its start there stands for the cursor.)
 
 use std::collections::VecDeque;
@@ -78,7 +79,8 @@ pub struct Window {
     excess_memory: usize,
     /// Sequence of the newest event that is here no more; 0 if none ever left.
     gone: u64,
-    /// Sequence of the newest event that is no history any more; `gone <= evicted <= newest`.
+    /// Sequence of the newest event that is no history any more, or of the removal of all events;
+    /// `gone <= evicted`.
     evicted: u64,
     /// Sequence of the newest event ever seen.
     newest: u64,
@@ -117,6 +119,12 @@ impl Window {
         self.excess_memory += weight.memory;
         self.weight.remove(weight);
         weight
+    }
+
+    /// The topic is removed, as of this place in the order; its history is empty.
+    pub fn remove_up_to(&mut self, sequence: u64) {
+        assert!(self.is_empty() && sequence > self.newest, "what there was is excess");
+        self.evicted = sequence;
     }
 
     /// Does the same for want of memory: less is left than was promised.
@@ -181,9 +189,9 @@ impl Window {
         self.events.iter().skip(self.excess)
     }
 
-    /// The newest event, if it is still here.
-    pub fn newest_event(&self) -> Option<&Arc<Encoded>> {
-        self.events.back()
+    /// The events that are still here, the newest first.
+    pub fn newest_first(&self) -> impl Iterator<Item = &Arc<Encoded>> {
+        self.events.iter().rev()
     }
 
     /// Where publishers' ids stand.

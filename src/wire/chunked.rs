@@ -70,7 +70,14 @@ mod tests {
 
     fn event(bytes: usize) -> Event {
         let data = Data::text(Bytes::from("x".repeat(bytes))).expect("UTF-8");
-        Event { topic: Topic::new("t").expect("a topic"), data, name: None, id: None, retry_ms: None }
+        Event {
+            topic: Topic::new("t").expect("a topic"),
+            data,
+            name: None,
+            id: None,
+            retry_ms: None,
+            key: None,
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::websocket;
 use crate::event::{Data, Event, EventId};
 
 /// The frame of one event: `topic`, `id`, `event` if named, `data` or for binary data `base64`,
-/// `time`, `retry` if given, and `at`, our own id, where the publisher gave another one.
+/// `time`, `retry` and `key` if given, and `at`, our own id, where the publisher gave another one.
 pub fn encode_event(event: &Event, given: &Given) -> Bytes {
     let id = EventId { epoch: given.epoch, sequence: given.sequence }.to_string();
     let size = event_size(event, id.len(), decimal_digits(given.unix_ms));
@@ -79,6 +79,10 @@ fn write_event(json: &mut Vec<u8>, event: &Event, id: &str, unix_ms: u64) {
     if let Some(ms) = event.retry_ms {
         write!(json, r#","retry":{ms}"#).expect("a vector takes every write");
     }
+    if let Some(key) = &event.key {
+        json.extend_from_slice(br#","key":"#);
+        push_string(json, key.as_str());
+    }
     if event.id.is_some() {
         write!(json, r#","at":"{id}""#).expect("a vector takes every write");
     }
@@ -99,8 +103,9 @@ fn event_size(event: &Event, id_bytes: usize, time_digits: usize) -> usize {
     };
     let time = br#","time":"#.len() + time_digits;
     let retry = event.retry_ms.map_or(0, |ms| br#","retry":"#.len() + decimal_digits(ms.into()));
+    let key = event.key.as_ref().map_or(0, |key| br#","key":"#.len() + string_size(key.as_str().as_bytes()));
     let at = event.id.as_ref().map_or(0, |_| br#","at":"""#.len() + id_bytes);
-    topic + id + name + data + time + retry + at + 1
+    topic + id + name + data + time + retry + key + at + 1
 }
 
 /// True for data that is given as base64.
@@ -115,7 +120,13 @@ pub fn push_string(json: &mut Vec<u8>, text: &str) {
 
 /// Bytes of `text` as a JSON string, quotes included.
 fn string_size(text: &[u8]) -> usize {
-    2 + text.len() + text.iter().map(|byte| usize::from(ESCAPE_COST[usize::from(*byte)])).sum::<usize>()
+    // Most text needs no escape: many of its bytes can be asked at once.
+    let plain = |plain: bool, &byte: &u8| plain & (byte >= 0x20) & (byte != b'"') & (byte != b'\\');
+    let escapes = match text.iter().fold(true, plain) {
+        true => 0,
+        false => text.iter().map(|byte| usize::from(ESCAPE_COST[usize::from(*byte)])).sum(),
+    };
+    2 + text.len() + escapes
 }
 
 /// What a byte of text takes more in a JSON string.
@@ -149,12 +160,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::{CustomId, Epoch, Field, Topic};
+    use crate::event::{CustomId, Epoch, Field, Key, Topic};
 
     const GIVEN: Given = Given { epoch: Epoch(36), sequence: 7, unix_ms: 1_764_460_800_000 };
 
     fn event(data: Data) -> Event {
-        Event { topic: Topic::new("a").expect("a topic"), data, name: None, id: None, retry_ms: None }
+        Event {
+            topic: Topic::new("a").expect("a topic"),
+            data,
+            name: None,
+            id: None,
+            retry_ms: None,
+            key: None,
+        }
     }
 
     /// The text of a frame.
@@ -178,9 +196,10 @@ mod tests {
             name: Some(Field::new("price").expect("a name")),
             id: Some(CustomId::new("mine \"1\"").expect("an id")),
             retry_ms: Some(2_500),
+            key: Some(Key::new("EUR \"1\"").expect("a key")),
             ..event(Data::binary(Bytes::from_static(b"\0\xff")))
         };
-        let json = r#"{"topic":"a","id":"mine \"1\"","event":"price","base64":"AP8=","time":1764460800000,"retry":2500,"at":"10-7"}"#;
+        let json = r#"{"topic":"a","id":"mine \"1\"","event":"price","base64":"AP8=","time":1764460800000,"retry":2500,"key":"EUR \"1\"","at":"10-7"}"#;
         assert_eq!(encoded(&full), json);
     }
 

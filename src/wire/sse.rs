@@ -211,7 +211,14 @@ mod tests {
     }
 
     fn event(data: Data) -> Event {
-        Event { topic: Topic::new("t").expect("a topic"), data, name: None, id: None, retry_ms: None }
+        Event {
+            topic: Topic::new("t").expect("a topic"),
+            data,
+            name: None,
+            id: None,
+            retry_ms: None,
+            key: None,
+        }
     }
 
     fn text(data: &str) -> Data {

@@ -284,7 +284,7 @@ impl World {
             let padding = [0, 3, 40, 1_000, 9_000][usize::from(choice / 4) % 5];
             let text = format!("{} {}", self.sequence + 1, "x".repeat(padding));
             let data = Data::text(Bytes::from(text)).expect("UTF-8");
-            let event = Event { topic, data, name: None, id: None, retry_ms: None };
+            let event = Event { topic, data, name: None, id: None, retry_ms: None, key: None };
             if !self.accounts.has_room(&event.topic, Encoded::memory_of(&event)) {
                 continue;
             }

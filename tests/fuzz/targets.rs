@@ -270,7 +270,14 @@ pub fn single_publish(data: &[u8]) {
             return;
         }
     };
-    check_event(Event { topic, data, name: options.name, id: options.id, retry_ms: options.retry_ms });
+    check_event(Event {
+        topic,
+        data,
+        name: options.name,
+        id: options.id,
+        retry_ms: options.retry_ms,
+        key: options.key,
+    });
 }
 
 /// An event that was accepted fits its frames, and reads back as it was written.

@@ -26,14 +26,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
+use crate::support::chromium::NAMES;
 use crate::support::slow::publish_until_stuck;
 use crate::support::{Protocol, Server, Subscriber, until, within};
 
 const PAGE: &str = include_str!("../browser/page.html");
 const RETURNING: &str = include_str!("../browser/returning.html");
 const CONVERSATION: &str = include_str!("../browser/conversation.html");
-/// Names of the program, the Debian one first.
-pub const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
 
 /// Serves the page, and passes on what it reports.
 async fn serve_page(listener: TcpListener, reports: mpsc::UnboundedSender<String>) {

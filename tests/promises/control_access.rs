@@ -11,8 +11,9 @@
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
+use crate::support::raw::exchange;
 use crate::support::server::{answer, client};
-use crate::support::{Protocol, Scratch, Server, Subscriber};
+use crate::support::{Chromium, Protocol, Scratch, Server, Subscriber};
 
 const TOKEN: &str = "correct-horse-battery-staple";
 
@@ -103,6 +104,81 @@ async fn with_a_token_only_who_brings_it_is_answered() {
     // A client that may open the socket's file needs none.
     let unix = client(reqwest::Client::builder().unix_socket(scratch.path("control.sock").as_path()));
     assert_eq!(answer(unix.get("http://localhost/stats")).await.status, 200);
+}
+
+#[tokio::test]
+async fn with_a_token_the_pages_come_without_it_and_nothing_that_they_show() {
+    let scratch = Scratch::new();
+    let file = scratch.write("token", &format!("{TOKEN}\n"));
+    let server = Server::start(&["--shards", "1", "--control-token-file", &file]);
+    let ask = async |path: &str, fields: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{fields}Connection: close\r\n\r\n");
+        exchange(server.control, request.as_bytes()).await.status
+    };
+    let html = "Accept: text/html\r\n";
+    for path in ["/", "/playground", "/examples/chat", "/pages/session.js"] {
+        assert_eq!(ask(path, html).await, 200, "{path}");
+        let foreign = format!("{html}Origin: https://evil.example\r\n");
+        assert_eq!(ask(path, &foreign).await, 403, "{path}");
+    }
+    for path in ["/", "/stats", "/topics", "/metrics", "/slow"] {
+        assert_eq!(ask(path, "Accept: */*\r\n").await, 401, "{path}");
+    }
+    for path in ["/stats", "/topics", "/examples/none", "/pages/none.js"] {
+        assert_eq!(ask(path, html).await, 401, "{path}");
+    }
+    let posted = server.post("/playground").send().await.expect("an answer").status();
+    assert_eq!(posted, 401, "a page is read, not posted to");
+}
+
+#[tokio::test]
+#[ignore = "needs chromium: tests/run installs it"]
+async fn a_browser_signs_in_with_the_token_and_with_no_other() {
+    let scratch = Scratch::new();
+    let file = scratch.write("token", &format!("{TOKEN}\n"));
+    let server = Server::start(&["--shards", "1", "--control-token-file", &file]);
+    let chromium = Chromium::start("token").await;
+    for (path, said) in [("/", "wants its control token"), ("/playground", "")] {
+        let mut page = chromium.window(&server.url(path)).await;
+        page.await_true("!document.getElementById('sign-in').hidden").await;
+        if !said.is_empty() {
+            page.await_text("health", said).await;
+        }
+        if path == "/" {
+            page.look_at("sign-in").await;
+        }
+        for wrong in ["wrong", "wörter ✗"] {
+            page.write("token", wrong).await;
+            page.press("Enter", 13, "\r").await;
+            page.await_text("sign-in-said", "does not take this token").await;
+            assert_eq!(page.value("sessionStorage.length").await, 0);
+        }
+        page.write("token", TOKEN).await;
+        page.press("Enter", 13, "\r").await;
+        page.await_true("document.getElementById('sign-in').hidden").await;
+        let found = page.value("document.cookie + document.documentElement.outerHTML + location.href").await;
+        assert!(!found.as_str().expect("text").contains(TOKEN), "the page shows the token");
+        if path == "/" {
+            page.await_text("health", "It is well").await;
+            // A page of this tab goes on with it.
+            page.ask("Page.reload", serde_json::json!({})).await;
+            page.await_text("health", "It is well").await;
+        } else {
+            page.click("sse-open").await;
+            page.await_text("sse-state", "open").await;
+            page.write("data", "with the token").await;
+            page.press("Enter", 13, "\r").await;
+            page.await_text("published", "published as").await;
+            page.await_text("sse-log", "with the token").await;
+            page.await_text("publish-curl", "Authorization: Bearer $TOKEN").await;
+        }
+        page.await_true("!document.getElementById('sign-out').hidden").await;
+        page.click("sign-out").await;
+        page.await_true("!document.getElementById('sign-in').hidden && sessionStorage.length === 0").await;
+        let policies: Vec<_> =
+            page.complaints.iter().filter(|line| !line.contains("status of 401")).collect();
+        assert_eq!(policies, Vec::<&String>::new());
+    }
 }
 
 #[tokio::test]

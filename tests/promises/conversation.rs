@@ -15,10 +15,10 @@ use crate::support::peer::{masked, request};
 use crate::support::{Protocol, Said, Server, Subscriber};
 
 /// A client that speaks JSON.
-struct Client(Subscriber);
+pub(super) struct Client(Subscriber);
 
 impl Client {
-    async fn connect(server: &Server, topics: &[&str], after: Option<&str>) -> Client {
+    pub(super) async fn connect(server: &Server, topics: &[&str], after: Option<&str>) -> Client {
         let head = request(Protocol::WebSocket, topics, after);
         let head = head.strip_suffix("\r\n").expect("a head ends in a blank line");
         let head = format!("{head}Sec-WebSocket-Protocol: fanwave.v1.json\r\n\r\n");
@@ -32,7 +32,7 @@ impl Client {
     }
 
     /// The next object that is no sign of life.
-    async fn hear(&mut self) -> Value {
+    pub(super) async fn hear(&mut self) -> Value {
         loop {
             match self.0.next().await {
                 Said::Event(event) => return serde_json::from_str(event.text()).expect("JSON"),
@@ -44,13 +44,13 @@ impl Client {
     }
 
     /// Says a command and hears its answer.
-    async fn ask(&mut self, command: Value) -> Value {
+    pub(super) async fn ask(&mut self, command: Value) -> Value {
         self.say(command).await;
         self.hear().await
     }
 
     /// The `ok` of a command.
-    async fn done(&mut self, command: Value) -> Value {
+    pub(super) async fn done(&mut self, command: Value) -> Value {
         let answer = self.ask(command.clone()).await;
         assert_eq!(answer["ref"], command["ref"], "{answer}");
         assert!(answer["ok"].is_object(), "{command}: {answer}");
@@ -58,7 +58,7 @@ impl Client {
     }
 
     /// The code of the error of a command.
-    async fn refused(&mut self, command: Value) -> String {
+    pub(super) async fn refused(&mut self, command: Value) -> String {
         let answer = self.ask(command.clone()).await;
         assert_eq!(answer["ref"], command["ref"], "{answer}");
         answer["error"]["code"].as_str().unwrap_or_else(|| panic!("{command}: {answer}")).to_string()

@@ -6,21 +6,14 @@
 //! the protocol of its developer tools.
 //!
 //! Expectation: nothing is written to the console and no policy is broken; the page is never wider
-//! than its window; each figure that names its place in `/stats` is the one that stands there.
+//! than its window; each figure that names its place in `/stats` is the one that stands there. What
+//! subscribers have counted themselves, the page shows at its next look. Where the control plane wants
+//! a token the page asks for it, and shows nothing before.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use serde_json::json;
 
-use base64::Engine;
-use futures_util::{SinkExt, StreamExt};
-use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-
-use super::browser::NAMES;
 use crate::support::raw::exchange;
-use crate::support::{Protocol, Server, Subscriber, until, within};
+use crate::support::{Chromium, Protocol, Server, Subscriber, until};
 
 async fn front(server: &Server, accept: &str) -> (Option<String>, Option<String>, String) {
     let request =
@@ -49,107 +42,6 @@ async fn browsers_get_the_page_and_everybody_else_the_text() {
     assert!(body.contains("POST /topics/TOPIC"), "{body}");
 }
 
-/// Chromium with one page, heard and told through its developer tools. Ended when dropped.
-struct Page {
-    process: Child,
-    profile: PathBuf,
-    tools: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    asked: u64,
-    /// What the console and the log of the page said.
-    complaints: Vec<String>,
-}
-
-impl Page {
-    async fn open(name: &str) -> Page {
-        let profile = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dashboard-profile-{name}"));
-        // An earlier run may have left one behind.
-        let _ = std::fs::remove_dir_all(&profile);
-        let program = NAMES.into_iter().find(|name| {
-            Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
-        });
-        let process = Command::new(program.expect("chromium is installed"))
-            .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"])
-            .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
-            .args(["--disable-dev-shm-usage", "--no-proxy-server", "--remote-debugging-port=0"])
-            .arg(format!("--user-data-dir={}", profile.display()))
-            .arg("about:blank")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("chromium starts");
-        let port = until("the port of the developer tools", async || {
-            let file = std::fs::read_to_string(profile.join("DevToolsActivePort")).ok()?;
-            file.lines().next()?.parse::<u16>().ok()
-        })
-        .await;
-        let client = reqwest::Client::builder().no_proxy().build().expect("a client without TLS");
-        let url = until("a page to speak to", async || {
-            let list = client.get(format!("http://127.0.0.1:{port}/json/list")).send().await.ok()?;
-            let list: Value = serde_json::from_str(&list.text().await.ok()?).ok()?;
-            let page = list.as_array()?.iter().find(|target| target["type"] == "page")?;
-            page["webSocketDebuggerUrl"].as_str().map(str::to_string)
-        })
-        .await;
-        let tools = within("the developer tools", connect_async(url)).await.expect("they listen").0;
-        let mut page = Page { process, profile, tools, asked: 0, complaints: Vec::new() };
-        for domain in ["Page", "Runtime", "Log", "Network"] {
-            page.ask(&format!("{domain}.enable"), json!({})).await;
-        }
-        page
-    }
-
-    /// Asks for something and gives the answer; hears complaints meanwhile.
-    async fn ask(&mut self, method: &str, params: Value) -> Value {
-        self.asked += 1;
-        let question = json!({ "id": self.asked, "method": method, "params": params });
-        self.tools.send(Message::text(question.to_string())).await.expect("chromium runs");
-        loop {
-            let heard = within(method, self.tools.next()).await.expect("chromium runs").expect("a message");
-            let Message::Text(text) = heard else { continue };
-            let said: Value = serde_json::from_str(&text).expect("JSON");
-            match said["method"].as_str() {
-                Some("Log.entryAdded" | "Runtime.consoleAPICalled" | "Runtime.exceptionThrown") => {
-                    self.complaints.push(said["params"].to_string());
-                }
-                Some("Network.requestWillBeSent") => {
-                    let url = said["params"]["request"]["url"].as_str().expect("a URL");
-                    let ours = url.starts_with("http://127.0.0.1:");
-                    assert!(ours, "the page asks {url}");
-                }
-                _ => {}
-            }
-            if said["id"] == self.asked {
-                assert!(said.get("error").is_none(), "{method}: {said}");
-                return said["result"].clone();
-            }
-        }
-    }
-
-    /// The value of an expression in the page.
-    async fn value(&mut self, expression: &str) -> Value {
-        let params = json!({ "expression": expression, "returnByValue": true });
-        self.ask("Runtime.evaluate", params).await["result"]["value"].clone()
-    }
-
-    async fn screenshot(&mut self, name: &str) {
-        let shot = self
-            .ask("Page.captureScreenshot", json!({ "format": "png", "captureBeyondViewport": true }))
-            .await;
-        let png = base64::engine::general_purpose::STANDARD.decode(shot["data"].as_str().expect("a picture"));
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dashboard-{name}.png"));
-        std::fs::write(path, png.expect("base64")).expect("a file of our own");
-    }
-}
-
-impl Drop for Page {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = std::fs::remove_dir_all(&self.profile);
-    }
-}
-
 /// Path and value of each figure that says where it stands in `/stats`.
 const FIGURES: &str =
     "[...document.querySelectorAll('data[data-path]')].map((one) => [one.dataset.path, one.value])";
@@ -164,10 +56,8 @@ async fn a_browser_shows_the_figures_of_stats_light_and_dark_wide_and_narrow() {
             subscribers.push((topic, Subscriber::connect(server.data, protocol, &[topic]).await));
         }
     }
-    let _slow = Subscriber::connect(server.data, Protocol::WebSocket, &["stalled"]).await;
-    let mut page = Page::open(&server.control.port().to_string()).await;
-    page.ask("Emulation.setDeviceMetricsOverride", metrics(1_400, 1_000)).await;
-    page.ask("Page.navigate", json!({ "url": server.url("/") })).await;
+    let chromium = Chromium::start("dashboard").await;
+    let mut page = chromium.window(&server.url("/")).await;
     // While the page looks on: rates and quantiles of now are those of its own time.
     for number in 0..200 {
         for topic in ["news", "prices/eur"] {
@@ -177,6 +67,18 @@ async fn a_browser_shows_the_figures_of_stats_light_and_dark_wide_and_narrow() {
             assert_eq!(subscriber.text().await, number.to_string());
         }
     }
+    // The look after the one that may be under way.
+    let looks = page.value("turn").await.as_u64().expect("a number");
+    page.await_true(&format!("turn >= {}", looks + 2)).await;
+    for (format, delivered) in [("sse", 200 * 4), ("websocket", 200 * 2)] {
+        let shown = format!("document.querySelector('[data-path=\"totals.formats.{format}.frames\"]').value");
+        assert_eq!(page.value(&shown).await, delivered.to_string(), "deliveries over {format}");
+        let rates = format!(
+            "past.slice(1).reduce((sum, one, at) => sum + one.rates.{format}frames * (one.at - past[at].at), 0)"
+        );
+        let charted = page.value(&rates).await.as_f64().expect("a number") / 1_000.0;
+        assert!((charted - f64::from(delivered)).abs() < 0.01, "the chart of {format} adds up to {charted}");
+    }
     until("a rate of deliveries", async || {
         let rate = page.value("document.getElementById('frames-rate').textContent").await;
         server.publish("news", "more").await;
@@ -184,6 +86,8 @@ async fn a_browser_shows_the_figures_of_stats_light_and_dark_wide_and_narrow() {
     })
     .await;
     assert_eq!(server.get("/nothing").await.status, 404);
+    // It answers no ping, so it comes only now.
+    let _slow = Subscriber::connect(server.data, Protocol::WebSocket, &["stalled"]).await;
     publish_stuck(&server).await;
 
     // Nothing changes any more, so both are of one moment.
@@ -212,23 +116,11 @@ async fn a_browser_shows_the_figures_of_stats_light_and_dark_wide_and_narrow() {
     let ring = page.value("document.getElementById('ring').textContent").await.to_string();
     assert!(ring.contains(stats["egress"]["ring"].as_str().expect("a ring")), "{ring}");
 
-    for scheme in ["light", "dark"] {
-        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
-        page.ask("Emulation.setEmulatedMedia", json!({ "features": features })).await;
-        for width in [390, 1_400] {
-            page.ask("Emulation.setDeviceMetricsOverride", metrics(width, 1_000)).await;
-            let wide = page.value("document.documentElement.scrollWidth").await;
-            assert!(wide.as_u64() <= Some(width), "{wide} pixels in a window of {width}");
-            page.screenshot(&format!("{scheme}-{width}")).await;
-        }
-    }
+    page.look_at("dashboard").await;
     // By keyboard: the first stop is the button, and it stops and goes on.
     for (pressed, text) in [("true", "Go on"), ("false", "Pause")] {
         page.value("document.getElementById('pause').focus()").await;
-        for kind in ["keyDown", "keyUp"] {
-            let key = json!({ "type": kind, "key": " ", "code": "Space", "windowsVirtualKeyCode": 32, "text": " " });
-            page.ask("Input.dispatchKeyEvent", key).await;
-        }
+        page.press(" ", 32, " ").await;
         let state = page.value(
             "[document.getElementById('pause').ariaPressed, document.getElementById('pause').textContent]",
         );
@@ -241,10 +133,6 @@ async fn a_browser_shows_the_figures_of_stats_light_and_dark_wide_and_narrow() {
         said.as_str().is_some_and(|said| said.contains("does not answer")).then_some(())
     })
     .await;
-}
-
-fn metrics(width: u64, height: u64) -> Value {
-    json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500 })
 }
 
 /// Brings the subscriber of `stalled` to a standstill, beside others.

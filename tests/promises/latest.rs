@@ -1,5 +1,5 @@
-//! Claim: a subscriber with `slow=latest` gets the newest event of its topic however slow it is, is
-//! never closed for that, and makes no publisher wait.
+//! Claim: a subscriber with `slow=latest` gets the newest event of its topic, or of each key where a
+//! rule says so, however slow it is, is never closed for that, and makes no publisher wait.
 //!
 //! Set-up: subscribers over both protocols that read nothing while far more is published than
 //! sockets take; they say so themselves, or a rule of the configuration file does. Beside them the
@@ -61,4 +61,42 @@ async fn a_rule_may_say_that_its_subscribers_get_the_latest_alone() {
     let server = Server::start(&[&FLAGS[..], &["--config", path.to_str().expect("UTF-8")]].concat());
     std::fs::remove_file(&path).expect("it was read");
     reads_the_last_one(&server, "").await;
+}
+
+#[tokio::test]
+async fn a_rule_may_say_that_the_latest_is_of_each_key() {
+    let path = std::env::temp_dir().join(format!("fanwave-latest-keys-{}.toml", std::process::id()));
+    let rule = "[[rule]]\nmatch = \"quotes/*\"\nslow = \"latest\"\nconflate = \"key\"\n";
+    std::fs::write(&path, rule).expect("a temporary file");
+    let server = Server::start(&[&FLAGS[..], &["--config", path.to_str().expect("UTF-8")]].concat());
+    std::fs::remove_file(&path).expect("it was read");
+    let mut subscribers = Vec::new();
+    for protocol in [Protocol::Sse, Protocol::WebSocket] {
+        for name in ["quotes/EUR", "quotes/*"] {
+            subscribers.push(Subscriber::connect(server.data, protocol, &[name]).await);
+        }
+    }
+    let padding = "x".repeat(8_000);
+    let line = |number: usize| {
+        let key = ["bid", "ask", "size"][number % 3];
+        format!("{{\"topic\":\"quotes/EUR\",\"key\":\"{key}\",\"data\":\"{number} {padding}\"}}\n")
+    };
+    let lines: String = (1..=EVENTS).map(line).collect();
+    let summary = server.answer(server.post("/publish").body(lines)).await.json();
+    assert_eq!(summary["accepted"], EVENTS);
+    for subscriber in &mut subscribers {
+        let mut numbers: Vec<usize> = Vec::new();
+        while numbers.last() != Some(&EVENTS) {
+            let event = subscriber.event().await;
+            let (number, _) = event.text().split_once(' ').expect("a number and padding");
+            numbers.push(number.parse().expect("a number"));
+        }
+        assert!(numbers.is_sorted_by(|before, after| before < after), "it never goes back");
+        assert!(numbers.ends_with(&[EVENTS - 2, EVENTS - 1, EVENTS]), "the last one of each key");
+        assert!(numbers.len() < EVENTS, "it was spared some");
+    }
+    for protocol in [Protocol::Sse, Protocol::WebSocket] {
+        assert_eq!(server.counter(protocol, "gaps").await, 0, "{protocol:?}");
+        assert!(server.counter(protocol, "conflated").await > 0, "{protocol:?}");
+    }
 }

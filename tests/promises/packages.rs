@@ -1,19 +1,80 @@
-//! Claim: what `deploy/` holds works as it stands.
+//! Claim: what `deploy/` holds works as it stands, and names nothing that is not there.
 //!
-//! Set-up: the configuration of the package, read by the server; the unit files, read by
-//! `systemd-analyze verify` where it is installed.
+//! Set-up: the configuration of the package, the settings of the Dockerfile and of the Kubernetes
+//! example, read by the server; the unit files, read by `systemd-analyze verify` where it is
+//! installed; every flag and variable in `deploy/` and in the documents for users.
 //!
-//! Expectation: the server takes the file and listens where it says; systemd finds nothing to
-//! complain about.
+//! Expectation: the server takes them and listens where they say, with a token where that is
+//! needed; ports, probes and services agree; systemd finds nothing to complain about; the program's
+//! own help knows each flag.
 
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use yaml_rust2::{Yaml, YamlLoader};
+
+use crate::support::server::client;
 use crate::support::{Scratch, Server};
 
-fn deployed(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path);
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"))
+/// What other programs have: flags of cargo, curl, Docker, kubectl, systemd and Debian's tools.
+const FLAGS_OF_OTHERS: [&str; 18] = [
+    "data-binary",
+    "foreground",
+    "from-literal",
+    "group",
+    "home",
+    "locked",
+    "no-create-home",
+    "no-install",
+    "no-install-recommends",
+    "now",
+    "package",
+    "quiet",
+    "release",
+    "security-opt",
+    "shell",
+    "system",
+    "uid",
+    "ulimit",
+];
+/// What is told as gone or as nobody's.
+const GONE: [&str; 1] = ["overrun"];
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn text(name: &str) -> String {
+    std::fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn deployed(name: &str) -> String {
+    text(&format!("deploy/{name}"))
+}
+
+/// The documents of a file of YAML.
+fn yaml(name: &str) -> Vec<Yaml> {
+    YamlLoader::load_from_str(&deployed(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Starts what a container starts, with its variables; ports are those that the kernel chooses.
+fn contained(variables: &BTreeMap<String, String>, token_file: Option<&str>) -> Server {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fanwave"));
+    command.args(["serve"]).env_clear();
+    for (name, value) in variables {
+        let value = match (name.as_str(), token_file) {
+            ("FANWAVE_LISTEN" | "FANWAVE_CONTROL", _) => "127.0.0.1:0",
+            ("FANWAVE_CONTROL_TOKEN_FILE", Some(file)) => file,
+            _ => value,
+        };
+        command.env(name, value);
+    }
+    command.env("FANWAVE_SHARDS", "1");
+    if !variables.contains_key("FANWAVE_CONTROL") {
+        command.env("FANWAVE_CONTROL", "127.0.0.1:0");
+    }
+    Server::run(command)
 }
 
 #[tokio::test]
@@ -63,4 +124,199 @@ fn the_units_are_right() {
     let output = Command::new("systemd-analyze").arg("verify").args(&units).output().expect("it runs");
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && told.is_empty(), "{told}");
+}
+
+#[tokio::test]
+async fn the_settings_of_the_kubernetes_example_start_a_server_behind_its_token() {
+    let documents = yaml("kubernetes/fanwave.yaml");
+    let of_kind = |kind: &str| {
+        documents.iter().filter(|document| document["kind"].as_str() == Some(kind)).collect::<Vec<_>>()
+    };
+    let [deployment] = of_kind("Deployment")[..] else { panic!("one deployment") };
+    let pod = &deployment["spec"]["template"];
+    let container = &pod["spec"]["containers"][0];
+    let list = |yaml: &Yaml| yaml.as_vec().cloned().unwrap_or_else(|| panic!("a list: {yaml:?}"));
+    let word = |yaml: &Yaml| yaml.as_str().unwrap_or_else(|| panic!("a word: {yaml:?}")).to_string();
+
+    // Each port is that of an address, and probes and services name one.
+    let variables: BTreeMap<String, String> =
+        list(&container["env"]).iter().map(|entry| (word(&entry["name"]), word(&entry["value"]))).collect();
+    let ports: BTreeMap<String, i64> = list(&container["ports"])
+        .iter()
+        .map(|port| (word(&port["name"]), port["containerPort"].as_i64().expect("a number")))
+        .collect();
+    for (name, variable) in [("data", "FANWAVE_LISTEN"), ("control", "FANWAVE_CONTROL")] {
+        assert_eq!(variables[variable], format!("0.0.0.0:{}", ports[name]));
+    }
+    assert_eq!(word(&container["readinessProbe"]["httpGet"]["path"]), "/healthz");
+    for probe in [&container["readinessProbe"]["httpGet"], &container["livenessProbe"]["tcpSocket"]] {
+        assert_eq!(word(&probe["port"]), "data");
+    }
+    let labels = &pod["metadata"]["labels"];
+    assert_eq!(&deployment["spec"]["selector"]["matchLabels"], labels);
+    let services = of_kind("Service");
+    for service in &services {
+        assert_eq!(&service["spec"]["selector"], labels);
+        assert!(ports.contains_key(&word(&service["spec"]["ports"][0]["targetPort"])), "{service:?}");
+    }
+    // Publishers inside the cluster use the name of the service.
+    let names: Vec<String> = services.iter().map(|service| word(&service["metadata"]["name"])).collect();
+    assert!(names.contains(&variables["FANWAVE_CONTROL_HOST"]), "{names:?}");
+    let mount = word(&container["volumeMounts"][0]["mountPath"]);
+    assert!(variables["FANWAVE_CONTROL_TOKEN_FILE"].starts_with(&mount));
+    // The pod is killed later than a drain takes.
+    assert!(pod["spec"]["terminationGracePeriodSeconds"].as_i64() > Some(10 + 5));
+
+    let scratch = Scratch::new();
+    let token = scratch.write("token", "a-token-of-32-digits-0123456789a");
+    let mut server = contained(&variables, Some(&token));
+    let request = |host: &str| {
+        let url = server.url("/stats");
+        client(reqwest::Client::builder()).get(url).header("Host", host.to_string())
+    };
+    let host = &variables["FANWAVE_CONTROL_HOST"];
+    assert_eq!(server.answer(request(host)).await.status, 401);
+    let stats = server.answer(request(host).bearer_auth("a-token-of-32-digits-0123456789a")).await;
+    assert_eq!(stats.status, 200, "{stats:?}");
+    let health = client(reqwest::Client::builder()).get(format!("http://{}/healthz", server.data));
+    assert_eq!(server.answer(health).await.status, 200);
+    server.signal(rustix::process::Signal::TERM);
+    assert!(server.ended().await.success());
+    assert!(!server.log().contains("is no setting"), "each variable is a setting");
+}
+
+#[tokio::test]
+async fn the_settings_of_the_dockerfile_start_a_server() {
+    let text = deployed("Dockerfile");
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let of = |word: &str| lines.iter().filter_map(|line| line.strip_prefix(word)).collect::<Vec<&str>>();
+    let variables: BTreeMap<String, String> = of("ENV ")
+        .iter()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name.to_string(), value.to_string()))
+        .collect();
+    let exposed: Vec<&str> = of("EXPOSE ").iter().flat_map(|line| line.split(' ')).collect();
+    assert_eq!(variables["FANWAVE_LISTEN"], format!("0.0.0.0:{}", exposed[0]));
+    assert_eq!((of("ENTRYPOINT "), of("CMD ")), (vec![r#"["/usr/bin/fanwave"]"#], vec![r#"["serve"]"#]));
+    assert_eq!(of("STOPSIGNAL "), ["SIGTERM"]);
+    assert!(of("USER ").iter().all(|user| !user.starts_with('0') && *user != "root"));
+    // The oldest compiler that Cargo.toml allows, or a newer one.
+    let manifest = self::text("Cargo.toml");
+    let version = |text: &str, before: &str| {
+        let at = text.find(before).expect("a version") + before.len();
+        let end = text[at..].find(|c: char| !c.is_ascii_digit() && c != '.').expect("something follows");
+        let parts = text[at..at + end].split('.').map(|part| part.parse::<u32>().expect("a number"));
+        parts.collect::<Vec<_>>()
+    };
+    assert!(version(&text, "FROM rust:") >= version(&manifest, "rust-version = \""));
+    let mut server = contained(&variables, None);
+    assert_eq!(server.get("/healthz").await.status, 200);
+    server.signal(rustix::process::Signal::TERM);
+    assert!(server.ended().await.success());
+    assert!(!server.log().contains("is no setting"), "each variable is a setting");
+}
+
+#[test]
+fn the_alerts_are_yaml() {
+    let [rules] = &yaml("alerts.yml")[..] else { panic!("one document") };
+    assert!(!rules["groups"].is_badvalue());
+}
+
+/// All files of `deploy/`, and what users read.
+fn documents() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> =
+        ["README.md", "SECURITY.md", "docs/configuration.md", "docs/operations.md", "docs/protocol.md"]
+            .map(path)
+            .to_vec();
+    let mut folders = vec![path("deploy")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a directory") {
+            let entry = entry.expect("an entry").path();
+            if entry.is_dir() { folders.push(entry) } else { found.push(entry) }
+        }
+    }
+    found
+}
+
+/// The long flags in a text, in its order and without their dashes.
+fn flags(text: &str) -> Vec<String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let mut flags = Vec::new();
+    for (at, _) in text.match_indices("--") {
+        let before = text[..at].chars().next_back();
+        let name: String = text[at + 2..].chars().take_while(|c| is_part(*c)).collect();
+        let is_flag = name.starts_with(|c: char| c.is_ascii_lowercase());
+        if is_flag && !before.is_some_and(is_part) {
+            flags.push(name.trim_end_matches('-').to_string());
+        }
+    }
+    flags
+}
+
+/// The variables of this program in a text, as the flags that they stand for.
+fn variables(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (at, prefix) in text.match_indices("FANWAVE_") {
+        let name: String = text[at + prefix.len()..]
+            .chars()
+            .take_while(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == '_')
+            .collect();
+        // `FANWAVE_*` and its like stand for several.
+        if !name.is_empty() && !name.ends_with('_') {
+            found.insert(name.to_lowercase().replace('_', "-"));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_flag_and_variable_that_is_named_exists() {
+    let mut known = BTreeSet::from(["help".to_string(), "version".to_string()]);
+    for command in ["serve", "publish", "tail", "check-config"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_fanwave"))
+            .args([command, "--help"])
+            .env_clear()
+            .output()
+            .expect("the program runs");
+        assert!(output.status.success(), "{command}");
+        let help = String::from_utf8(output.stdout).expect("UTF-8");
+        // A line begins with the flag that it tells of.
+        let lines = help.lines().filter(|line| line.trim_start().starts_with('-'));
+        known.extend(lines.filter_map(|line| flags(line).into_iter().next()));
+    }
+    assert!(known.len() > 40, "{known:?}");
+    let others: BTreeSet<String> = FLAGS_OF_OTHERS.iter().chain(&GONE).map(|name| name.to_string()).collect();
+    // Kubernetes' own for a service called fanwave.
+    let of_links = BTreeSet::from(["port".to_string()]);
+    let mut wrong = Vec::new();
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).expect("text");
+        let name = document.display();
+        let flags = flags(&text);
+        wrong.extend(
+            flags
+                .iter()
+                .filter(|flag| !known.contains(*flag) && !others.contains(*flag))
+                .map(|flag| format!("{name}: --{flag}")),
+        );
+        let variables = variables(&text);
+        wrong.extend(
+            variables
+                .iter()
+                .filter(|flag| !known.contains(*flag) && !of_links.contains(*flag))
+                .map(|flag| format!("{name}: the variable of --{flag}")),
+        );
+    }
+    assert!(
+        wrong.is_empty(),
+        "neither this program has these, nor are they among FLAGS_OF_OTHERS: {wrong:#?}"
+    );
+}
+
+#[test]
+fn flags_are_found_in_prose_and_commands() {
+    let found = flags("a --b-c, `--d=1` --e.\n| `--f` -- x --- y--z <!-- c --> --G");
+    assert_eq!(found, ["b-c", "d", "e", "f"]);
+    let found = variables("FANWAVE_A_B=1 FANWAVE_* FANWAVE_C_* `FANWAVE_D`");
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["a-b", "d"]);
 }

@@ -116,7 +116,11 @@ fn control_plane() -> Vec<(Row, bool)> {
         (row(post("/topics/t", "Origin: null\r\n"), 403, "--control-origin"), true),
         (row(ask("GET /nowhere", ""), 404, "no such path"), false),
         (row(ask("GET /topics/unheard", ""), 404, "nobody has published"), false),
-        (row(ask("PUT /topics/t", ""), 405, "PUT is not allowed").allow("GET, HEAD, POST, OPTIONS"), false),
+        (
+            row(ask("PUT /topics/t", ""), 405, "PUT is not allowed")
+                .allow("GET, HEAD, POST, DELETE, OPTIONS"),
+            false,
+        ),
         (row(ask("GET /publish", ""), 405, "GET is not allowed").allow("POST, OPTIONS"), false),
         (row(post("/stats", ""), 405, "POST is not allowed").allow(STREAM), true),
         (row(post("/topics/t", ""), 413, "the data has 9 bytes"), true),

@@ -13,16 +13,16 @@ use crate::support::peer::{masked, request};
 use crate::support::{Protocol, Server, Subscriber};
 
 /// A file that is gone when the test is over.
-struct File(PathBuf);
+pub(super) struct File(PathBuf);
 
 impl File {
-    fn new(name: &str, text: &str) -> File {
+    pub(super) fn new(name: &str, text: &str) -> File {
         let path = std::env::temp_dir().join(format!("fanwave-rules-{}-{name}.toml", std::process::id()));
         std::fs::write(&path, text).expect("a temporary file");
         File(path)
     }
 
-    fn path(&self) -> &str {
+    pub(super) fn path(&self) -> &str {
         self.0.to_str().expect("a path in UTF-8")
     }
 }
@@ -107,7 +107,9 @@ fn check_config_tells_what_a_topic_gets() {
     assert_eq!(
         told(&["--topic", "quotes/USD"]),
         "quotes/USD: the rule in line 5, match = \"quotes/**\"\n\
-         history: 3 events, 8MiB, 1h, and at most 64MiB with their frames\nclients may not publish\n"
+         history: 3 events, 8MiB, 1h, and at most 64MiB with their frames\n\
+         slow subscribers: close; latest is the last event of the topic\n\
+         clients may not publish, and may ask how many subscribers there are\n"
     );
     assert_eq!(
         told(&[]),

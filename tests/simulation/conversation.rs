@@ -388,6 +388,7 @@ fn a_subscription_after_an_event_on_its_way_waits_for_it() {
         name: None,
         id: Some(CustomId::new("mine").expect("a legal id")),
         retry_ms: None,
+        key: None,
     };
     let recorded = world.accounts.record(&event, 1, event.published_bytes());
     let encoded = Encoded::new(event, EPOCH, 1, world.now).counted_in(&recorded.account);

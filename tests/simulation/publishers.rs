@@ -33,7 +33,7 @@ struct Client {
 
 struct Room {
     dice: Dice,
-    shard: Shard<SimRing>,
+    shard: Shard<Wire>,
     outbox: Outbox,
     now: Stamp,
     clients: Vec<Option<Client>>,

@@ -110,6 +110,7 @@ fn no_turn_tells_of_more_topics_than_one_answer_holds() {
             name: None,
             id: None,
             retry_ms: None,
+            key: None,
         };
         let account = world.accounts.record(&event, number as u64 + 1, 1).account;
         let encoded = Encoded::new(event, EPOCH, number as u64 + 1, world.now).counted_in(&account);

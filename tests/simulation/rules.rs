@@ -20,7 +20,7 @@ struct Logged {
 
 struct Node {
     outbox: Outbox,
-    shard: Shard<SimRing>,
+    shard: Shard<Wire>,
 }
 
 impl Node {
@@ -118,6 +118,7 @@ fn run_rules(seed: u64) {
                 name: None,
                 id: None,
                 retry_ms: None,
+                key: None,
             };
             log.push(Logged { topic, sequence, intake: now, weight: event.weight() });
             Arc::new(Encoded::new(event, EPOCH, sequence, now))

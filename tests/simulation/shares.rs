@@ -87,6 +87,7 @@ impl Small {
             name: None,
             id: None,
             retry_ms: None,
+            key: None,
         };
         if !self.accounts.has_room(&event.topic, Encoded::memory_of(&event)) {
             return None;

@@ -3,21 +3,26 @@
 //!
 //! Set-up: the hub's own routes, intake, streams and drain, without sockets, on a runtime whose
 //! time stands still; the real queues and doorbells; one to three shards, each on a simulated ring
-//! of its own. A seed decides who publishes what and in which pieces, how far the hub's tasks run
+//! of its own. In half of the worlds memory has a ceiling, and the meter that the hub reads is the
+//! test's. A seed decides who publishes what and in which pieces, how far the hub's tasks run
 //! between two turns, which shard turns next and how much time passes, who connects where, stalls,
 //! leaves, and comes back to another shard. One more queue of the hub is read by the test itself.
 //!
 //! Expectation: each peer is checked from its own bytes, as with one shard; what each publisher was
-//! told agrees with what the test's own queue brings; the drain ends with all shards done, and then
-//! no memory is held.
+//! told agrees with what the test's own queue brings; all shards have the same histories, however
+//! short memory was, and nobody is refused any more once it is not; the drain ends with all shards
+//! done, and then no memory is held.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use fanwave::broadcast::{Doorbell, Inbox};
+use fanwave::broadcast::{Doorbell, Inbox, Pressure};
+use fanwave::config::MemoryMax;
 use fanwave::egress::EgressRing;
+use fanwave::hub::memory::Reading;
 use fanwave::hub::sim::SimHub;
-use fanwave::hub::{EgressReport, HubError, HubSetup, ShardEnd};
+use fanwave::hub::{EgressReport, HubError, HubSetup, ShardEnd, Surroundings};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
@@ -37,6 +42,8 @@ const NAMES: [&str; 6] = [TOPICS[0], TOPICS[1], TOPICS[2], TOPICS[3], "hot", "co
 const HOT: usize = 4;
 const COLD: usize = 5;
 const SOCKETS_EACH: usize = 32;
+/// The ceiling of memory, where there is one.
+const CEILING: u64 = 64 << 20;
 /// Worlds of one run.
 const SEEDS: u64 = 50;
 
@@ -75,6 +82,10 @@ struct Together {
     /// So little memory that slow subscribers may be cut.
     scarce: bool,
     draining: bool,
+    /// What the process takes, by the meter that the hub reads; `None` without a ceiling.
+    resident: Option<Arc<AtomicU64>>,
+    /// Memory was so short that newcomers are refused and slow subscribers cut.
+    squeezed: bool,
     /// A shard that turns less often than others, until the world comes to rest.
     lazy: usize,
     /// Last ids of peers that left.
@@ -111,7 +122,15 @@ impl Together {
         let weather = if dice.chance(1, 2) { Weather::Fair } else { Weather::Rough };
         let policy = if dice.chance(1, 3) { SlowPolicy::Skip } else { SlowPolicy::Close };
         let limits = small_limits(&mut dice);
-        let config = Arc::new(Config { slow: policy, limits: limits.clone(), ..Config::default() });
+        let resident = dice.chance(1, 2).then(Arc::<AtomicU64>::default);
+        let memory_max = resident.as_ref().map_or(MemoryMax::None, |_| MemoryMax::Bytes(CEILING as usize));
+        let config =
+            Arc::new(Config { slow: policy, limits: limits.clone(), memory_max, ..Config::default() });
+        let planted = resident.clone();
+        let meter = move || Reading {
+            resident: planted.as_ref().map_or(0, |resident| resident.load(Ordering::Relaxed)),
+            ..Reading::default()
+        };
         let (demand, memory) = (Arc::<Demand>::default(), Memory::new(&limits));
         let (ends, shard_ends) = mpsc::unbounded_channel();
         let (mut outboxes, mut inboxes) = (Vec::new(), Vec::new());
@@ -134,7 +153,7 @@ impl Together {
             control: Vec::new(),
             control_connections_max: 0,
             shard_ends,
-            surroundings: Default::default(),
+            surroundings: Surroundings { meter: Box::new(meter), ..Surroundings::default() },
         };
         let drain = Arc::new(Notify::new());
         let drained = drain.clone();
@@ -180,10 +199,15 @@ impl Together {
             memory,
             weather,
             policy,
-            forgetful: limits.window_ms_max < 60_000 || limits.window_bytes_max < 1 << 20 || scarce,
+            forgetful: limits.window_ms_max < 60_000
+                || limits.window_bytes_max < 1 << 20
+                || scarce
+                || resident.is_some(),
             scarce,
             limits,
             draining: false,
+            resident,
+            squeezed: false,
             lazy,
             left: Vec::new(),
         }
@@ -348,7 +372,7 @@ impl Together {
                         assert_eq!(twice, None, "event {number} is broadcast once");
                     }
                 }
-                Message::Reload(_) => {}
+                Message::Histories(_) | Message::Reload(_) | Message::Removal(_) => {}
                 Message::Drain(mut drain) => drain.say_done(),
                 Message::End => {
                     let end = ShardEnd::new(self.seats.len(), Ok::<(), String>(()));
@@ -376,6 +400,7 @@ impl Together {
             seat.asleep = None;
             seat.shard.awake();
         }
+        self.squeezed |= self.memory.pressure() >= Pressure::Newcomers;
         let turn = seat.shard.turn(now).expect("the simulated ring does not fail");
         let (windows, held) = (seat.shard.window_memory(), self.memory.held());
         assert!(windows <= held && held <= self.memory.bytes_max(), "{windows} of {held} bytes");
@@ -433,7 +458,10 @@ impl Together {
                     check_gap(&mut peer, &topics, &self.log[..taken], window_events);
                     self.tally.gaps += 1;
                 }
-                Heard::Refused(line) => assert!(self.draining, "refused: {line}"),
+                Heard::Refused(line) => {
+                    assert!(self.draining || self.squeezed, "refused: {line}");
+                    self.tally.turned_away += usize::from(!self.draining);
+                }
             }
         }
         for (number, by_id) in peer.ids.drain(..) {
@@ -451,7 +479,7 @@ impl Together {
 
     fn peer_ended(&mut self, at: usize, slot: usize, peer: Peer) {
         let is_slow = self.weather == Weather::Rough || peer.was_stalled;
-        let may_be_cut = self.scarce && is_slow;
+        let may_be_cut = (self.scarce || self.squeezed) && is_slow;
         if !peer.left && peer.opened_at.is_some() {
             let drained = self.draining
                 && match peer.ending() {
@@ -475,6 +503,12 @@ impl Together {
         self.seats[at].shard.ring_mut().peer_closes(slot as Slot);
     }
 
+    /// The process takes more or less than before.
+    fn plant(&mut self, share: u64) {
+        let Some(resident) = &self.resident else { return };
+        resident.store(CEILING / 100 * share, Ordering::Relaxed);
+    }
+
     /// The hub runs a little, and then some shard turns, or time passes.
     async fn step(&mut self) {
         self.breathe().await;
@@ -484,6 +518,11 @@ impl Together {
             self.round(0).await;
             self.round(0).await;
         }
+        if self.dice.chance(1, 12) {
+            let share = pick(&mut self.dice, &[0, 30, 85, 89, 89, 95, 98, 400]);
+            self.plant(share);
+        }
+        self.squeezed |= self.memory.pressure() >= Pressure::Newcomers;
         let ms = self.dice.roll(3);
         tokio::time::advance(Duration::from_millis(ms)).await;
         let at = self.dice.roll(self.seats.len() as u64) as usize;
@@ -504,6 +543,9 @@ async fn play(seed: u64) -> (Arc<Memory>, Tally) {
             _ => world.step().await,
         }
     }
+    if world.resident.is_some() {
+        world.squeeze().await;
+    }
     world.settle().await;
     // Subscribers that skip keep no memory.
     if world.scarce && world.policy == SlowPolicy::Close {
@@ -514,6 +556,7 @@ async fn play(seed: u64) -> (Arc<Memory>, Tally) {
     world.tally.accepted = world.log.len();
     world.tally.refused = world.publishers.tried.len() - world.log.len();
     world.tally.stalls = world.hub.stalls() as usize;
+    world.tally.history_cuts = world.hub.history_cuts() as usize;
     (memory, world.tally)
 }
 
@@ -540,6 +583,7 @@ fn what_is_accepted_reaches_everybody_on_every_shard_and_what_is_refused_nobody(
     if seeds(SEEDS).count() as u64 >= SEEDS {
         assert!(all.accepted > 10_000 && all.refused > 4_000 && all.heard > 40_000, "{all:?}");
         assert!(all.gaps > 10 && all.cut > 3 && all.drained > 500 && all.saturated > 10, "{all:?}");
+        assert!(all.turned_away > 5 && all.history_cuts > 20, "{all:?}");
         assert!(all.came_early > 5 && all.slept > 1_000 && all.stalls > 1_000, "{all:?}");
     }
     eprintln!("{all:?}");

@@ -71,7 +71,7 @@ struct Client {
 struct Tokens {
     dice: Dice,
     outbox: Outbox,
-    shard: Shard<SimRing>,
+    shard: Shard<Wire>,
     demand: Arc<Demand>,
     now: Stamp,
     /// Topic and time of each event, by its number from 1.
@@ -237,6 +237,7 @@ impl Tokens {
             name: None,
             id: None,
             retry_ms: None,
+            key: None,
         };
         let encoded = Arc::new(Encoded::new(event, EPOCH, sequence, self.now));
         self.demand.announce(sequence);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+pub mod chromium;
 pub mod chunks;
 #[allow(dead_code, reason = "what the simulation alone needs")]
 pub mod peer;
@@ -13,6 +14,7 @@ pub mod server;
 pub mod slow;
 pub mod subscriber;
 
+pub use chromium::Chromium;
 pub use peer::Protocol;
 pub use scratch::Scratch;
 pub use server::Server;

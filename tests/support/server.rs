@@ -178,6 +178,11 @@ impl Server {
         self.client.post(self.url(path))
     }
 
+    /// A DELETE to the control API that is not sent yet.
+    pub fn delete(&self, path: &str) -> reqwest::RequestBuilder {
+        self.client.delete(self.url(path))
+    }
+
     /// Sends `request` and reads its answer to the end.
     pub async fn answer(&self, request: reqwest::RequestBuilder) -> Answer {
         answer(request).await

@@ -108,7 +108,7 @@ fn rate_bars(outcome: &Comparison) -> Bars {
 
 fn memory_bars(outcome: &Comparison) -> Bars {
     let mut groups: Vec<Group> = Vec::new();
-    for protocol in [Protocol::Sse, Protocol::Ws] {
+    for protocol in [Protocol::Sse, Protocol::Ws, Protocol::Json] {
         let of = |server: &Entry| {
             let mut readings = outcome.memory.iter();
             let reading =

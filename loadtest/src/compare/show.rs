@@ -108,6 +108,7 @@ pub fn full_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Sse => "Server-Sent Events",
         Protocol::Ws => "WebSocket",
+        Protocol::Json => "JSON over WebSocket",
         Protocol::Raw => "raw frames",
     }
 }

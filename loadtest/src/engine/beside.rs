@@ -22,7 +22,7 @@ use crate::outcome::FloorCost;
 use crate::process::sockets_per_process_max;
 use crate::prove::leg::paced_floor_leg;
 use crate::usage::CpuMeter;
-use crate::workload::{Pace, Workload};
+use crate::workload::{Crowd, Listens, Pace, Workload};
 
 /// The shortest leg: long enough for thousands of sends also over the most sockets.
 const LEG_MIN: Duration = Duration::from_millis(700);
@@ -63,17 +63,22 @@ impl Beside {
     /// measured where the run publishes nothing to speak of, or where no floor is wanted.
     pub fn new(workload: &Workload, options: &EngineOptions, interrupts_apart: bool) -> Beside {
         let connections = workload.connections();
-        let steady = workload.subscribers.iter().all(|crowd| crowd.behaviour.takes_all());
+        let steady = workload.subscribers.iter().all(Crowd::takes_all);
+        let one_topic = workload.subscribers.iter().all(|crowd| crowd.listens == Listens::One);
+        let why_no_ratio = match () {
+            () if !steady => Some("some subscribers come, go or do not read"),
+            () if !one_topic => Some("some subscribers hear more than one topic"),
+            () if !workload.speakers.is_empty() => Some("its clients publish, too"),
+            () => None,
+        };
         Beside {
             connections: connections.min(sockets_per_process_max().min(SOCKETS_PER_RECEIVER_MAX) as usize),
             sender_cpu: options.sender_cpu,
             receiver_cpu: options.receiver_cpu,
             interrupts_apart,
             bursts: if options.floor { Bursts::of(workload) } else { None },
-            why_no_ratio: (!steady).then(|| {
-                "the server's CPU holds more than deliveries, since some subscribers come, go or do not read"
-                    .to_owned()
-            }),
+            why_no_ratio: why_no_ratio
+                .map(|why| format!("the server's CPU holds more than such deliveries, since {why}")),
             us_per_delivery: Vec::new(),
         }
     }

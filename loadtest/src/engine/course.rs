@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use hdrhistogram::Histogram;
 
+use super::storm::StormWatch;
 use super::{Stage, kernel};
 use crate::outcome::Interval;
 use crate::receiver::{Counts, latency_histogram, record};
@@ -42,6 +43,8 @@ pub struct Course {
     pub sums: Sums,
     /// The intervals.
     pub series: Vec<Interval>,
+    /// The latencies once more, apart for storm and calm, if there is a storm.
+    pub storm: Option<StormWatch>,
     name: String,
     planned_seconds: f64,
     meter: Option<CpuMeter>,
@@ -98,6 +101,7 @@ impl Course {
             handshakes: latency_histogram(),
             sums: Sums::default(),
             series: Vec::new(),
+            storm: StormWatch::of(workload),
             name: workload.name.clone(),
             planned_seconds: workload.seconds,
             meter,
@@ -159,7 +163,7 @@ impl Course {
             (Some(now), Some(before)) => now.since(before),
             _ => 0,
         };
-        self.series.push(Interval {
+        let interval = Interval {
             at: (now - self.begin).as_secs_f64(),
             seconds,
             published: source.published,
@@ -173,7 +177,11 @@ impl Course {
             generator_share: busy_ns as f64 / 1e9 / seconds,
             server_rss,
             kernel_bytes,
-        });
+        };
+        if let Some(storm) = &mut self.storm {
+            storm.take(&interval, &slice, heard.all.opened);
+        }
+        self.series.push(interval);
         (self.server_last, self.own_cpu_ns, self.sampled) = (server, own, now);
         self.generator_busy_ns = busy;
         if self.told.elapsed() + SAMPLE_EVERY / 2 >= TELL_EVERY {

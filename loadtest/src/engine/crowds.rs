@@ -2,9 +2,9 @@
 //! subscribes to topic k mod topics whichever fleet holds it.
 //!
 //! Steady crowds, and those that connect once, are the measure: their deliveries count, and waiting
-//! for arrival means waiting for them. The others (slow, stalled, churning, storming) are load, and
-//! are told apart in everything this module gives. If nobody is steady, the latencies are those of
-//! everybody who reads.
+//! for arrival means waiting for them. The others (slow, stalled, churning, storming, and those that
+//! want the latest alone) are load, and are told apart in everything this module gives. If nobody
+//! is steady, the latencies are those of everybody who reads.
 //!
 //! Not here: what an event's latency says about a run; that is `course`.
 
@@ -15,11 +15,11 @@ use anyhow::{Context, Result, bail};
 use super::lasts::Lasts;
 use crate::audit::Findings;
 use crate::fleet::Fleet;
-use crate::receiver::{Counts, CrowdSetup, owed};
+use crate::receiver::{Counts, CrowdSetup};
 use crate::report::progress;
 use crate::target::Target;
 use crate::unit::grouped;
-use crate::workload::{Crowd, Workload};
+use crate::workload::{Crowd, Listens, Slow, Workload};
 
 /// One connection in so many opens first.
 const VANGUARD_SHARE: usize = 4;
@@ -30,14 +30,11 @@ const VANGUARD_MAX: usize = 500;
 struct Member {
     fleet: Fleet,
     crowd: Crowd,
-    /// Number of its first connection.
-    first: usize,
 }
 
 /// All fleets of a run.
 pub struct Crowds {
     members: Vec<Member>,
-    topics: usize,
     lasts: Lasts,
 }
 
@@ -65,16 +62,23 @@ impl Crowds {
         let mut members: Vec<Member> = Vec::new();
         let mut first = 0;
         for crowd in &workload.subscribers {
-            let Some(path) = target.path(crowd.protocol).map(str::to_owned) else {
+            let subscription = target.subscription(crowd.protocol, crowd.listens, crowd.slow);
+            let Some((path, commands)) = subscription else {
                 bail!(
-                    "{} offers no {} subscriptions; give --protocol with the other one",
+                    "{} offers no such {} subscriptions; give --protocol with another one",
                     target.name,
                     crowd.protocol.label()
                 );
             };
+            let hears_all = crowd.listens != Listens::One;
+            let values = workload.keys * if hears_all { workload.topics } else { 1 };
             let mut fleet = Fleet::new(CrowdSetup {
                 dialect: target.dialect,
+                commands,
                 topics: workload.topics,
+                hears_all,
+                voices: workload.speakers.len().max(1),
+                newest: if crowd.slow == Some(Slow::Latest) { values } else { 0 },
                 first,
                 cpu,
                 audit: true,
@@ -83,10 +87,10 @@ impl Crowds {
                 ..CrowdSetup::steady(target.subscribe, crowd.protocol, path)
             });
             fleet.open(vanguard(crowd.connections))?;
-            members.push(Member { fleet, crowd: crowd.clone(), first });
+            members.push(Member { fleet, crowd: crowd.clone() });
             first += crowd.connections;
         }
-        Ok(Crowds { members, topics: workload.topics, lasts: Lasts::default() })
+        Ok(Crowds { members, lasts: Lasts::default() })
     }
 
     /// Opens the rest of every crowd, one after the other, and counts from event 1 on. Gives the
@@ -107,7 +111,7 @@ impl Crowds {
             fleet.sample()?.into_iter().for_each(|word| handshakes.extend(word.handshakes));
         }
         let steady = self.members.iter().filter(|member| member.is_steady());
-        self.lasts = Lasts::new(self.topics, steady.flat_map(|member| member.fleet.groups()).collect());
+        self.lasts = Lasts::new(steady.flat_map(|member| member.fleet.groups()).collect());
         for member in &mut self.members {
             member.fleet.zero(1, 0)?;
         }
@@ -211,13 +215,13 @@ impl Crowds {
     /// Deliveries that the events after `from` up to `to` owe to the steady subscribers.
     pub fn owed(&self, from: u64, to: u64) -> u64 {
         let steady = self.members.iter().filter(|member| member.is_steady());
-        steady.map(|member| owed(self.topics, member.first, member.crowd.connections, from, to)).sum()
+        steady.map(|member| member.fleet.owed(from, to)).sum()
     }
 }
 
 impl Member {
     fn is_steady(&self) -> bool {
-        self.crowd.behaviour.takes_all()
+        self.crowd.takes_all()
     }
 }
 

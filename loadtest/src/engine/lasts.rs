@@ -9,7 +9,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::fleet::Group;
-use crate::receiver::{LastArrival, is_told, listeners};
+use crate::receiver::{LastArrival, is_told};
 
 /// Events that wait for a further receiver.
 const WAITING_MAX: usize = 1 << 18;
@@ -17,17 +17,14 @@ const WAITING_MAX: usize = 1 << 18;
 /// Merges what receivers tell.
 #[derive(Debug, Default)]
 pub struct Lasts {
-    topics: usize,
     groups: Vec<Group>,
     /// One of 2^shift events is told by all.
     shift: u32,
-    waiting: HashMap<Key, Waiting>,
-    /// Keys in the order in which they began to wait; some have gone since.
-    order: VecDeque<Key>,
+    /// By the event's number.
+    waiting: HashMap<u64, Waiting>,
+    /// Numbers in the order in which they began to wait; some have gone since.
+    order: VecDeque<u64>,
 }
-
-/// Topic and sequence within it.
-type Key = (usize, u64);
 
 #[derive(Debug)]
 struct Waiting {
@@ -37,27 +34,26 @@ struct Waiting {
 }
 
 impl Lasts {
-    /// For receivers of these connections, over so many topics.
-    pub fn new(topics: usize, groups: Vec<Group>) -> Lasts {
-        Lasts { topics, groups, ..Lasts::default() }
+    /// For receivers of these connections.
+    pub fn new(groups: Vec<Group>) -> Lasts {
+        Lasts { groups, ..Lasts::default() }
     }
 
     /// Takes what a receiver tells, which is one of 2^`shift` events. Adds to `through` the
     /// nanoseconds from stamp to last arrival of the events that are through now, and how many
     /// events each of them stands for.
     pub fn take(&mut self, told: &[LastArrival], shift: u32, through: &mut Vec<(u64, u64)>) {
-        let topics = self.topics;
         if shift > self.shift {
             self.shift = shift;
-            self.waiting.retain(|&(topic, event), _| is_told(event, topic, topics, shift));
+            self.waiting.retain(|&number, _| is_told(number, shift));
         }
         let shift = self.shift;
-        for last in told.iter().filter(|last| is_told(last.event, last.topic, topics, shift)) {
-            let listen = |group: &&Group| listeners(last.topic, topics, group.first, group.connections) > 0;
-            let key = (last.topic, last.event);
+        for last in told.iter().filter(|last| is_told(last.number, shift)) {
+            let key = last.number;
+            let hears = |group: &&Group| group.hears(key);
             let waiting = self.waiting.entry(key).or_insert_with(|| {
                 self.order.push_back(key);
-                Waiting { latest_ns: 0, missing: self.groups.iter().filter(listen).count() }
+                Waiting { latest_ns: 0, missing: self.groups.iter().filter(hears).count() }
             });
             waiting.latest_ns = waiting.latest_ns.max(last.arrival_ns);
             waiting.missing = waiting.missing.saturating_sub(1);
@@ -79,20 +75,25 @@ impl Lasts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::receiver::Rota;
 
-    fn told(event: u64, topic: usize, arrival_ns: u64) -> LastArrival {
-        LastArrival { event, topic, stamp_ns: 1_000, arrival_ns }
+    fn told(number: u64, arrival_ns: u64) -> LastArrival {
+        LastArrival { number, stamp_ns: 1_000, arrival_ns }
+    }
+
+    fn group(first: usize, connections: usize, streams: usize) -> Group {
+        Group { first, connections, rota: Rota { streams, voices: 1 } }
     }
 
     #[test]
     fn an_event_is_through_with_the_latest_of_all_groups_whoever_tells_first() {
-        let groups = vec![Group { first: 0, connections: 5 }, Group { first: 5, connections: 5 }];
-        let mut lasts = Lasts::new(1, groups);
+        let groups = vec![group(0, 5, 1), group(5, 5, 1)];
+        let mut lasts = Lasts::new(groups);
         let mut through = Vec::new();
-        lasts.take(&[told(1, 0, 1_500), told(2, 0, 1_700)], 0, &mut through);
+        lasts.take(&[told(1, 1_500), told(2, 1_700)], 0, &mut through);
         assert!(through.is_empty());
-        lasts.take(&[told(2, 0, 1_600)], 0, &mut through);
-        lasts.take(&[told(1, 0, 1_900)], 0, &mut through);
+        lasts.take(&[told(2, 1_600)], 0, &mut through);
+        lasts.take(&[told(1, 1_900)], 0, &mut through);
         assert_eq!(through, [(700, 1), (900, 1)]);
         assert!(lasts.waiting.is_empty());
     }
@@ -100,23 +101,21 @@ mod tests {
     #[test]
     fn only_groups_that_subscribe_to_the_topic_are_waited_for() {
         // Connections 0 to 2 have topics 0 to 2, connections 3 and 4 have topics 3 and 0.
-        let groups = vec![Group { first: 0, connections: 3 }, Group { first: 3, connections: 2 }];
-        let mut lasts = Lasts::new(4, groups);
+        let groups = vec![group(0, 3, 4), group(3, 2, 4)];
+        let mut lasts = Lasts::new(groups);
         let mut through = Vec::new();
-        lasts.take(&[told(1, 0, 1_100), told(1, 1, 1_200)], 0, &mut through);
+        lasts.take(&[told(1, 1_100), told(2, 1_200)], 0, &mut through);
         assert_eq!(through, [(200, 1)]);
-        lasts.take(&[told(1, 3, 1_300), told(1, 0, 1_400)], 0, &mut through);
+        lasts.take(&[told(4, 1_300), told(1, 1_400)], 0, &mut through);
         assert_eq!(through, [(200, 1), (300, 1), (400, 1)]);
         assert!(lasts.waiting.is_empty());
     }
 
     #[test]
     fn of_two_selections_the_smaller_one_counts_and_nothing_stays_behind() {
-        let all: Vec<LastArrival> = (1..=1_000).map(|event| told(event, 0, 1_050)).collect();
-        let some: Vec<LastArrival> =
-            all.iter().copied().filter(|last| is_told(last.event, 0, 1, 3)).collect();
-        let mut lasts =
-            Lasts::new(1, vec![Group { first: 0, connections: 5 }, Group { first: 5, connections: 5 }]);
+        let all: Vec<LastArrival> = (1..=1_000).map(|event| told(event, 1_050)).collect();
+        let some: Vec<LastArrival> = all.iter().copied().filter(|last| is_told(last.number, 3)).collect();
+        let mut lasts = Lasts::new(vec![group(0, 5, 1), group(5, 5, 1)]);
         let mut through = Vec::new();
         lasts.take(&all, 0, &mut through);
         lasts.take(&some, 3, &mut through);
@@ -126,14 +125,14 @@ mod tests {
 
     #[test]
     fn what_never_comes_is_given_up_in_the_end() {
-        let groups = vec![Group { first: 0, connections: 1 }, Group { first: 1, connections: 1 }];
-        let mut lasts = Lasts::new(1, groups);
+        let groups = vec![group(0, 1, 1), group(1, 1, 1)];
+        let mut lasts = Lasts::new(groups);
         let mut through = Vec::new();
         for event in 1..=WAITING_MAX as u64 + 10 {
-            lasts.take(&[told(event, 0, 2_000)], 0, &mut through);
+            lasts.take(&[told(event, 2_000)], 0, &mut through);
         }
         assert_eq!(lasts.waiting.len(), WAITING_MAX);
-        lasts.take(&[told(1, 0, 2_000)], 0, &mut through);
+        lasts.take(&[told(1, 2_000)], 0, &mut through);
         assert!(through.is_empty(), "the first was given up");
     }
 }

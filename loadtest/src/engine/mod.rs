@@ -40,6 +40,7 @@ pub mod crowds;
 pub mod kernel;
 mod lasts;
 mod source;
+mod storm;
 pub mod verdict;
 
 /// The longest time from a publish to its arrival in a closed loop.
@@ -215,6 +216,7 @@ fn outcome(
             cpu_share: share(sums.generator_busy_ns),
         },
         others_share: course.server_cpu().map_or(0.0, |(_, others)| share(others)),
+        storm: course.storm.as_ref().map(|storm| storm.told(course.handshakes.max())),
         warnings: Vec::new(),
         series: course.series,
     }

@@ -28,7 +28,7 @@ pub enum Source {
 impl Source {
     /// Connects; pinned to `cpu` if it is a process.
     pub fn start(target: &Target, workload: &Workload, cpu: Option<usize>) -> Result<Source> {
-        let plan = PublishPlan::to(target, workload.topics, workload.payload_bytes);
+        let plan = PublishPlan::of(target, workload)?;
         match workload.publish {
             Pace::Rate { .. } | Pace::Burst { .. } => PublishProcess::start(&plan, cpu).map(Source::Process),
             Pace::InFlight { .. } | Pace::AtOnce { .. } | Pace::Idle {} => {

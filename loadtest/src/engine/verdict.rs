@@ -5,7 +5,7 @@
 //! published.
 
 use crate::outcome::{Generator, Outcome};
-use crate::workload::{Behaviour, Pace};
+use crate::workload::{Behaviour, Crowd, Pace, Slow};
 
 /// Above this share of its CPU the generator, not the server, may set the figures.
 const GENERATOR_SHARE_HIGH: f64 = 0.9;
@@ -156,13 +156,17 @@ pub fn warnings(outcome: &Outcome, owed: u64) -> Vec<String> {
 /// Why an outcome is bad, if it is: subscribers who must get everything exactly once and in order
 /// did not. Slow and stalled readers, who lose by definition, are not judged.
 pub fn condemned(outcome: &Outcome) -> Option<String> {
-    let loses = |behaviour: &Behaviour| matches!(behaviour, Behaviour::Slow { .. } | Behaviour::Stalled);
-    let judged = !outcome.workload.subscribers.iter().any(|crowd| loses(&crowd.behaviour));
+    // Those that want the latest alone are owed it, however slow they are.
+    let loses = |crowd: &Crowd| {
+        let late = matches!(crowd.behaviour, Behaviour::Slow { .. } | Behaviour::Stalled);
+        late && crowd.slow != Some(Slow::Latest)
+    };
+    let judged = !outcome.workload.subscribers.iter().any(loses);
     let (steady, others) = (&outcome.findings, &outcome.others);
     let (who, found) = if !steady.clean() {
         ("steady", steady)
     } else if judged && others.faults() > 0 {
-        ("returning", others)
+        ("other", others)
     } else {
         return None;
     };

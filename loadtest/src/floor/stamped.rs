@@ -46,7 +46,7 @@ impl Shape {
             Protocol::Sse => {
                 out.extend_from_slice(format!("id: {:0ID_DIGITS$}\ndata: ", stamp.sequence).as_bytes());
             }
-            Protocol::Ws | Protocol::Raw => match payload_bytes {
+            Protocol::Ws | Protocol::Json | Protocol::Raw => match payload_bytes {
                 0..126 => out.extend_from_slice(&[0x81, payload_bytes as u8]),
                 _ => {
                     out.extend_from_slice(&[0x81, 126]);

@@ -11,11 +11,13 @@ use serde::{Deserialize, Serialize};
 use crate::stamp::Stamp;
 
 pub mod chunked;
+pub mod json;
 pub mod nats;
 mod sse;
 pub mod websocket;
 
 use chunked::Chunks;
+use json::JsonSplitter;
 use nats::NatsSplitter;
 use sse::SseSplitter;
 use websocket::WsSplitter;
@@ -29,6 +31,8 @@ pub enum Protocol {
     Sse,
     /// WebSocket (RFC 6455), server to client.
     Ws,
+    /// Events and commands as JSON over WebSocket (`fanwave.v1.json`).
+    Json,
     /// The floor: frames of one fixed length, no protocol.
     #[value(skip)]
     Raw,
@@ -40,6 +44,7 @@ impl Protocol {
         match self {
             Protocol::Sse => "sse",
             Protocol::Ws => "ws",
+            Protocol::Json => "json",
             Protocol::Raw => "raw",
         }
     }
@@ -85,7 +90,7 @@ pub struct EventEnd {
 pub struct Fed {
     /// Pings that want an answer: send what [`Splitter::answers`] gives.
     pub pings: u32,
-    /// `PONG` of the NATS protocol.
+    /// `PONG` of the NATS protocol, or answers to commands of the JSON protocol.
     pub pongs: u32,
 }
 
@@ -101,6 +106,8 @@ pub enum Splitter {
     ChunkedSse(Chunks, SseSplitter),
     /// WebSocket; a message is an event.
     Ws(WsSplitter),
+    /// The JSON protocol.
+    Json(JsonSplitter),
     /// The NATS client protocol in WebSocket messages.
     Nats(NatsSplitter),
     /// Fixed length.
@@ -114,6 +121,7 @@ impl Splitter {
         match (protocol, dialect) {
             (Protocol::Sse, _) => Splitter::Sse(SseSplitter::default()),
             (Protocol::Ws, Dialect::Plain | Dialect::Fanwave) => Splitter::Ws(WsSplitter::default()),
+            (Protocol::Json, _) => Splitter::Json(JsonSplitter::default()),
             (Protocol::Ws, Dialect::Nats) => Splitter::Nats(NatsSplitter::default()),
             (Protocol::Raw, _) => {
                 Splitter::Raw(RawSplitter { frame_bytes: raw_frame_bytes.max(1), taken: 0 })
@@ -139,6 +147,7 @@ impl Splitter {
                 }
             }
             Splitter::Ws(splitter) => return splitter.feed(bytes, on_event),
+            Splitter::Json(splitter) => return splitter.feed(bytes, on_event),
             Splitter::Nats(splitter) => return splitter.feed(bytes, on_event),
             Splitter::Raw(splitter) => splitter.feed(bytes, on_event),
         }
@@ -149,6 +158,7 @@ impl Splitter {
     pub fn answers(&mut self) -> Vec<u8> {
         match self {
             Splitter::Ws(splitter) => splitter.answers(),
+            Splitter::Json(splitter) => splitter.answers(),
             Splitter::Nats(splitter) => splitter.answers(),
             Splitter::Sse(_) | Splitter::ChunkedSse(..) | Splitter::Raw(_) => Vec::new(),
         }
@@ -159,6 +169,7 @@ impl Splitter {
     pub fn last_id(&self) -> &[u8] {
         match self {
             Splitter::Sse(splitter) | Splitter::ChunkedSse(_, splitter) => splitter.last_id(),
+            Splitter::Json(splitter) => splitter.last_id(),
             _ => &[],
         }
     }

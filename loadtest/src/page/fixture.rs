@@ -8,7 +8,7 @@ use crate::framing::Protocol;
 use crate::machine::Machine;
 use crate::outcome::{Cost, FloorCost, Generator, Handshakes, Interval, Latency, Outcome};
 use crate::receiver::latency_histogram;
-use crate::workload::{Behaviour, Crowd, Pace, Workload};
+use crate::workload::{Behaviour, Crowd, Listens, Pace, Workload};
 
 const SECONDS: u64 = 30;
 const EVENTS_PER_SECOND: u64 = 100;
@@ -52,12 +52,16 @@ fn workload() -> Workload {
         warm_up_seconds: 1.0,
         topics: 1,
         payload_bytes: 200,
+        keys: 1,
+        speakers: Vec::new(),
         publish: Pace::Rate { per_second: EVENTS_PER_SECOND as f64 },
         subscribers: vec![Crowd {
             protocol: Protocol::Sse,
             connections: CONNECTIONS as usize,
             ramp_per_second: None,
             behaviour: Behaviour::Steady,
+            listens: Listens::One,
+            slow: None,
         }],
     }
 }
@@ -139,6 +143,7 @@ pub fn outcome(server: &str) -> Outcome {
             cpu_share: 0.63,
         },
         others_share: 0.0,
+        storm: None,
         warnings: Vec::new(),
         series,
     }

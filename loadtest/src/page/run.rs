@@ -387,7 +387,7 @@ mod tests {
         for page in [run_page(&[bad.clone()], &machine()), run_page(&[bad, outcome("nchan")], &machine())] {
             check(&page);
             assert_eq!(page.matches("class=\"notice bad\"").count(), 1);
-            assert_eq!(page.matches("the returning subscribers found 4 lost").count(), 1);
+            assert_eq!(page.matches("the other subscribers found 4 lost").count(), 1);
         }
     }
 

@@ -98,8 +98,9 @@ impl Design {
             bail!("it has no group: nothing would be measured");
         }
         for group in &self.group {
-            if group.protocol == Protocol::Raw {
-                bail!("protocol = \"raw\" is no protocol of subscribers: give \"ws\" or \"sse\"");
+            if matches!(group.protocol, Protocol::Json | Protocol::Raw) {
+                let label = group.protocol.label();
+                bail!("protocol = \"{label}\" is no protocol that is planned: give \"ws\" or \"sse\"");
             }
             if group.connections == 0 || group.topics == 0 || group.topics > group.connections {
                 bail!("a group needs at least one connection, and one for each topic");

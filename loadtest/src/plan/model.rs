@@ -181,7 +181,8 @@ impl Model {
             Protocol::Ws if payload_bytes < 65_536.0 => payload_bytes + 4.0,
             Protocol::Ws => payload_bytes + 10.0,
             Protocol::Sse => payload_bytes + self.sse_overhead_bytes,
-            Protocol::Raw => payload_bytes,
+            // Neither is planned.
+            Protocol::Json | Protocol::Raw => payload_bytes,
         }
     }
 

@@ -88,6 +88,9 @@ impl QuestionArgs {
         within("node-network", asked.node_network, 0.001, 1e6)?;
         within("utilisation", asked.utilisation, 0.05, 0.95)?;
         whole("spare", asked.spare, 0.0, 1e6)?;
+        if asked.protocol == Protocol::Json {
+            bail!("--protocol json is not planned: give \"ws\" or \"sse\"");
+        }
         Ok(Some(Question { subscribers, ..asked.clone() }))
     }
 }
@@ -140,6 +143,7 @@ pub mod tests {
             ("--subscribers 10 --node-network 0", "--node-network 0"),
             ("--subscribers 10 --utilisation 1", "--utilisation 1"),
             ("--subscribers 10 --spare -1", "--spare -1"),
+            ("--subscribers 10 --protocol json", "--protocol json"),
         ] {
             let error = asked(line).expect_err(line).to_string();
             assert!(error.starts_with(option) && !error.contains('\n'), "{line}: {error}");

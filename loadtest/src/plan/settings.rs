@@ -181,9 +181,9 @@ mod tests {
         let large = [
             "--topics-max 200000",
             "--message-bytes-max 16777216",
-            "--window-bytes-max 67113908",
-            "--window-bytes-total-max 1342237808",
-            "--hub-queue-bytes-max 83889863",
+            "--window-bytes-max 67114164",
+            "--window-bytes-total-max 1342240880",
+            "--hub-queue-bytes-max 83890055",
             "--heartbeat-ms 30000",
         ];
         assert_eq!(settings(line, 1.0, 1.0).flags, large);

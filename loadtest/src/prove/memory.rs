@@ -43,6 +43,10 @@ pub struct MemoryArgs {
     /// What the subscribers speak
     #[arg(long, value_delimiter = ',', default_value = "sse,ws")]
     protocol: Vec<Protocol>,
+    /// Topics of each subscriber; more than one for json alone, whose subscribers name them by
+    /// commands
+    #[arg(long, default_value_t = 1)]
+    topics: usize,
 }
 
 /// A server's memory with few and with many idle subscribers.
@@ -100,11 +104,16 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
     if args.few >= args.many {
         bail!("--few {} is not less than --many {}", args.few, args.many);
     }
+    if args.topics == 0 || (args.topics > 1 && args.protocol != [Protocol::Json]) {
+        bail!("--topics {}: at least 1, and more than 1 with --protocol json alone", args.topics);
+    }
     let mut readings = Vec::new();
     for &protocol in &args.protocol {
         progress(&format!("{}: {} and {} idle connections", protocol.label(), args.few, args.many));
         readings.push(args.server.ask(bench, &[], |server| {
-            let subscribers = CrowdSetup { audit: true, ..bench.subscribers(&server.target, protocol)? };
+            let mut subscribers = CrowdSetup { audit: true, ..bench.subscribers(&server.target, protocol)? };
+            let quiet = (1..args.topics).map(|topic| format!("{{\"topic\":\"quiet-{topic}\"}}"));
+            subscribers.commands.extend(quiet);
             let (plan, both) = (PublishPlan::to(&server.target, 1, PAYLOAD_BYTES), (args.few, args.many));
             let stages = Stages::read(|| server.own_memory(), subscribers, &plan, both, Duration::ZERO)?;
             Ok(Reading { protocol, stages })

@@ -16,16 +16,20 @@ use crate::receiver::CrowdSetup;
 use crate::report::check_place;
 use crate::server::{self, FanwaveArgs, Running, ServerChoice};
 use crate::target::Target;
+use crate::workload::{Listens, Slow};
 
 pub mod cells;
 pub mod cpu;
 pub mod floor;
 pub mod generator;
 pub mod isolation;
+pub mod lanes;
 pub mod leg;
 pub mod memory;
 pub mod neighbours;
+pub mod publish;
 pub mod scale;
+pub mod silent;
 pub mod syscalls;
 pub mod topic;
 
@@ -87,10 +91,24 @@ impl Bench {
 
     /// Subscribers of a server on the receivers' CPU.
     pub fn subscribers(&self, target: &Target, protocol: Protocol) -> Result<CrowdSetup> {
-        let path = target.path(protocol).map(str::to_owned);
-        let path = path.with_context(|| format!("{} does not speak {}", target.name, protocol.label()))?;
+        self.subscribers_of(target, protocol, Listens::One, None)
+    }
+
+    /// The same with what each of them hears, and what happens to one that falls behind.
+    pub fn subscribers_of(
+        &self,
+        target: &Target,
+        protocol: Protocol,
+        listens: Listens,
+        slow: Option<Slow>,
+    ) -> Result<CrowdSetup> {
+        let subscription = target.subscription(protocol, listens, slow);
+        let (path, commands) =
+            subscription.with_context(|| format!("{} does not speak {}", target.name, protocol.label()))?;
         let (dialect, cpu) = (target.dialect, Some(self.common.receiver_cpu));
-        Ok(CrowdSetup { dialect, cpu, ..CrowdSetup::steady(target.subscribe, protocol, path) })
+        let hears_all = listens != Listens::One;
+        let steady = CrowdSetup::steady(target.subscribe, protocol, path);
+        Ok(CrowdSetup { dialect, cpu, commands, hears_all, ..steady })
     }
 }
 

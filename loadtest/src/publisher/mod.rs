@@ -3,9 +3,9 @@
 //! [`Publisher`] is the closed loop's: it publishes when it is told to, in the caller's process.
 //! [`PublishProcess`] is the open loop's: a process of its own with its own clock. Both write
 //! through one [`Sink`] per [`Way`]; every sink writes on sockets of its own, as few writes as the
-//! way allows, and no wait is without a limit. Event k, from 1, goes to topic (k - 1) mod topics
-//! and carries the sequence (k - 1) / topics + 1, so each topic's sequences start at 1 and have no
-//! gaps.
+//! way allows, and no wait is without a limit. Event k, from 1, carries the number k. It goes to
+//! topic (k - 1) mod topics; where several publishers take turns, all of them publish to a topic
+//! before the next one's turn comes.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -14,8 +14,11 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::fault::server_fault;
+use crate::framing::Dialect;
+use crate::receiver::Rota;
 use crate::stamp::{STAMP_BYTES, Stamp, now_ns};
 use crate::target::{Target, Way};
+use crate::workload::Workload;
 
 mod command;
 mod nats;
@@ -50,18 +53,64 @@ pub struct PublishPlan {
     pub topics: usize,
     /// Bytes of one event's data, the stamp included.
     pub payload_bytes: usize,
+    /// Values of each topic, which the events go round, each told by its key; none has a key if it
+    /// is 1. For [`Way::Stream`].
+    #[serde(default = "one")]
+    pub keys: usize,
+    /// Connections of [`Way::Post`]; the events of a topic are all on one.
+    #[serde(default = "one")]
+    pub lines: usize,
+    /// Whoever publishes over a WebSocket hears what it said, once and in order.
+    #[serde(default)]
+    pub hears: bool,
+    /// Publishers that take turns on each topic, in place of this one.
+    #[serde(default)]
+    pub speakers: Vec<PublishPlan>,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl PublishPlan {
     /// To a server as it wants it.
     pub fn to(target: &Target, topics: usize, payload_bytes: usize) -> PublishPlan {
         let Target { publish: address, way, publish_path: path, .. } = target.clone();
-        PublishPlan { address, way, path, topics, payload_bytes }
+        PublishPlan { way, path, topics, ..PublishPlan::stream(address, payload_bytes) }
+    }
+
+    /// To a server, as a workload wants it.
+    pub fn of(target: &Target, workload: &Workload) -> Result<PublishPlan> {
+        let plan = PublishPlan::to(target, workload.topics, workload.payload_bytes);
+        if !workload.speakers.is_empty() && target.dialect != Dialect::Fanwave {
+            bail!("{} has no clients that publish: this scenario is fanwave's alone", target.name);
+        }
+        let speaker = |&way: &Way| {
+            let path = match way {
+                Way::Post => "/topics/{topic}",
+                Way::Json => "/ws",
+                _ => "/ws/{topic}",
+            };
+            let (address, path) = (target.subscribe, path.to_owned());
+            PublishPlan { address, way, path, hears: true, ..plan.clone() }
+        };
+        let speakers = workload.speakers.iter().map(speaker).collect();
+        Ok(PublishPlan { keys: workload.keys, speakers, ..plan })
     }
 
     /// To a fanwave's control plane, by one stream, to the first topic.
     pub fn stream(address: SocketAddr, payload_bytes: usize) -> PublishPlan {
-        PublishPlan { address, way: Way::Stream, path: String::new(), topics: 1, payload_bytes }
+        PublishPlan {
+            address,
+            way: Way::Stream,
+            path: String::new(),
+            topics: 1,
+            payload_bytes,
+            keys: 1,
+            lines: 1,
+            hears: false,
+            speakers: Vec::new(),
+        }
     }
 
     /// To one path, by POSTs.
@@ -79,6 +128,9 @@ impl PublishPlan {
         }
         if topics == 0 {
             bail!("there is no topic to publish to; give at least one");
+        }
+        if self.keys > 1 && self.way != Way::Stream {
+            bail!("events with keys are published by fanwave's stream alone");
         }
         Ok(())
     }
@@ -108,28 +160,41 @@ struct Batch<'a> {
     first: u64,
     /// The time that each carries.
     times: &'a [u64],
-    topics: usize,
+    turn: Turn,
+}
+
+/// Whose events a sink takes: those of one voice of a rota whose streams are the topics.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    rota: Rota,
+    voice: usize,
+}
+
+impl Turn {
+    /// The sequence among its own events on a topic; `None` of what others said.
+    fn own(self, topic: usize, number: u64) -> Option<u64> {
+        let (strand, sequence) = self.rota.place(number)?;
+        (strand == topic * self.rota.voices + self.voice).then_some(sequence)
+    }
 }
 
 impl Batch<'_> {
-    /// Topic and stamp of each event.
+    /// Topic and stamp of each event of the sink.
     fn events(&self) -> impl Iterator<Item = (usize, Stamp)> {
-        let (first, topics) = (self.first - 1, self.topics as u64);
-        self.times.iter().zip(first..).map(move |(&time_ns, number)| {
-            ((number % topics) as usize, Stamp { sequence: number / topics + 1, time_ns })
+        let Turn { rota, voice } = self.turn;
+        self.times.iter().zip(self.first..).filter_map(move |(&time_ns, sequence)| {
+            let (strand, _) = rota.place(sequence)?;
+            (strand % rota.voices == voice).then_some((strand / rota.voices, Stamp { sequence, time_ns }))
         })
     }
 
     /// The topics that the events go to, each once.
     fn topics(&self) -> impl Iterator<Item = usize> {
-        let topics = self.topics;
-        let first = ((self.first - 1) % topics as u64) as usize;
-        (0..topics.min(self.times.len())).map(move |at| (first + at) % topics)
-    }
-
-    /// Without the events before `at`.
-    fn skip(&self, at: usize) -> Self {
-        Batch { first: self.first + at as u64, times: &self.times[at..], ..*self }
+        let Rota { streams, voices } = self.turn.rota;
+        let before = (self.first - 1) as usize % (streams * voices);
+        let first = before / voices;
+        let touched = (before + self.times.len()).div_ceil(voices) - first;
+        (0..touched.min(streams)).map(move |at| (first + at) % streams)
     }
 }
 
@@ -178,6 +243,11 @@ trait Sink: Send + std::fmt::Debug {
     /// Reads what the server has said, and answers it; does not wait.
     fn tend(&mut self) -> Result<()>;
 
+    /// Waits until all that was sent is answered or has come back, where it is to be.
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Ends the publishing of `events` events in all, of which `refused` were refused; an error if
     /// the server says that it did not take the others.
     fn finish(self: Box<Self>, events: u64, refused: u64) -> Result<()>;
@@ -186,8 +256,9 @@ trait Sink: Send + std::fmt::Debug {
 /// A connected publisher.
 #[derive(Debug)]
 pub struct Publisher {
-    sink: Box<dyn Sink>,
-    topics: usize,
+    /// One for each voice.
+    sinks: Vec<Box<dyn Sink>>,
+    rota: Rota,
     /// Events that are written at once, at most.
     chunk_events: usize,
     /// Number of the next event, from 1, over all topics.
@@ -200,18 +271,25 @@ impl Publisher {
     /// Connects as planned.
     pub fn connect(plan: &PublishPlan) -> Result<Publisher> {
         plan.check()?;
+        let alone = std::slice::from_ref(plan);
+        let plans = if plan.speakers.is_empty() { alone } else { &plan.speakers };
+        let rota = Rota { streams: plan.topics, voices: plans.len() };
         let mut chunk_events = (CHUNK_BYTES_MAX / plan.payload_bytes).max(1);
-        let sink: Box<dyn Sink> = match plan.way {
-            Way::Stream => Box::new(stream::Stream::connect(plan)?),
-            Way::Post => {
-                chunk_events = chunk_events.min(post::PIPELINED_MAX);
-                Box::new(post::Post::connect(plan)?)
-            }
-            Way::WebSocket => Box::new(websocket::WebSockets::connect(plan)?),
-            Way::Nats => Box::new(nats::Nats::connect(plan)?),
-            Way::Command => Box::new(command::Commands::start(plan)?),
-        };
-        Ok(Publisher { sink, topics: plan.topics, chunk_events, next: 1, refused: 0, times: Vec::new() })
+        let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+        for (voice, plan) in plans.iter().enumerate() {
+            let turn = Turn { rota, voice };
+            sinks.push(match plan.way {
+                Way::Stream => Box::new(stream::Stream::connect(plan)?),
+                Way::Post => {
+                    chunk_events = chunk_events.min(post::PIPELINED_MAX * plan.lines);
+                    Box::new(post::Post::connect(plan)?)
+                }
+                Way::WebSocket | Way::Json => Box::new(websocket::WebSockets::connect(plan, turn)?),
+                Way::Nats => Box::new(nats::Nats::connect(plan)?),
+                Way::Command => Box::new(command::Commands::start(plan)?),
+            });
+        }
+        Ok(Publisher { sinks, rota, chunk_events, next: 1, refused: 0, times: Vec::new() })
     }
 
     /// The number that the next event gets, from 1, over all topics.
@@ -263,11 +341,16 @@ impl Publisher {
     fn send(&mut self, times: &[u64]) -> Result<Refusals> {
         let mut refusals = Refusals::default();
         for times in times.chunks(self.chunk_events) {
-            let more = self.sink.send(Batch { first: self.next, times, topics: self.topics })?;
+            for (voice, sink) in self.sinks.iter_mut().enumerate() {
+                let batch = Batch { first: self.next, times, turn: Turn { rota: self.rota, voice } };
+                if batch.events().next().is_some() {
+                    let more = sink.send(batch)?;
+                    self.refused += more.events;
+                    refusals.events += more.events;
+                    refusals.first = refusals.first.or(more.first);
+                }
+            }
             self.next += times.len() as u64;
-            self.refused += more.events;
-            refusals.events += more.events;
-            refusals.first = refusals.first.or(more.first);
         }
         Ok(refusals)
     }
@@ -275,12 +358,18 @@ impl Publisher {
     /// Reads what the server has said, and answers its pings. To be called every [`TEND_EVERY`]
     /// while nothing is published.
     pub fn tend(&mut self) -> Result<()> {
-        self.sink.tend()
+        self.sinks.iter_mut().try_for_each(|sink| sink.tend())
+    }
+
+    /// Waits until all that was published is answered or has come back, where it is to be.
+    pub fn settle(&mut self) -> Result<()> {
+        self.sinks.iter_mut().try_for_each(|sink| sink.settle())
     }
 
     /// Ends the publishing; checks, where the way allows it, that the server took every event.
     pub fn finish(self) -> Result<()> {
-        self.sink.finish(self.next - 1, self.refused)
+        let (events, refused) = (self.next - 1, self.refused);
+        self.sinks.into_iter().try_for_each(|sink| sink.finish(events, refused))
     }
 }
 
@@ -289,13 +378,7 @@ mod tests {
     use super::*;
 
     fn plan() -> PublishPlan {
-        PublishPlan {
-            address: SocketAddr::from(([127, 0, 0, 1], 1)),
-            way: Way::Post,
-            path: "/{topic}".into(),
-            topics: 1,
-            payload_bytes: 100,
-        }
+        PublishPlan::post(SocketAddr::from(([127, 0, 0, 1], 1)), "/{topic}".into(), 100)
     }
 
     #[test]
@@ -315,13 +398,21 @@ mod tests {
     }
 
     #[test]
-    fn events_go_round_the_topics_and_each_topic_counts_for_itself() {
-        let batch = Batch { first: 5, times: &[7, 8, 9], topics: 2 };
+    fn events_go_round_the_topics_and_the_voices_of_each() {
+        let turn = |streams, voices, voice| Turn { rota: Rota { streams, voices }, voice };
+        let batch = |turn| Batch { first: 5, times: &[7, 8, 9], turn };
         let stamp = |sequence, time_ns| Stamp { sequence, time_ns };
-        let events: Vec<_> = batch.events().collect();
-        assert_eq!(events, [(0, stamp(3, 7)), (1, stamp(3, 8)), (0, stamp(4, 9))]);
-        assert_eq!(batch.topics().collect::<Vec<_>>(), [0, 1]);
-        assert_eq!(batch.skip(2).events().collect::<Vec<_>>(), events[2..]);
-        assert_eq!(Batch { topics: 7, ..batch }.topics().collect::<Vec<_>>(), [4, 5, 6]);
+        let alone = batch(turn(2, 1, 0));
+        let events = [(0, stamp(5, 7)), (1, stamp(6, 8)), (0, stamp(7, 9))];
+        assert_eq!(alone.events().collect::<Vec<_>>(), events);
+        assert_eq!(alone.topics().collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(batch(turn(7, 1, 0)).topics().collect::<Vec<_>>(), [4, 5, 6]);
+        // Events 5 and 6 are both voices of topic 2, event 7 is the first one's on topic 0.
+        let of = |voice| batch(turn(3, 2, voice));
+        assert_eq!(of(0).events().collect::<Vec<_>>(), [(2, stamp(5, 7)), (0, stamp(7, 9))]);
+        assert_eq!(of(1).events().collect::<Vec<_>>(), [(2, stamp(6, 8))]);
+        assert_eq!(of(1).topics().collect::<Vec<_>>(), [2, 0]);
+        let own = [6, 5, 12].map(|number| of(1).turn.own(2, number));
+        assert_eq!(own, [Some(1), None, Some(2)]);
     }
 }

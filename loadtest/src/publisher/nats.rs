@@ -97,7 +97,12 @@ mod tests {
 
     fn plan(listener: &TcpListener) -> PublishPlan {
         let address = listener.local_addr().expect("bound");
-        PublishPlan { address, way: Way::Nats, path: "a.{topic}".into(), topics: 2, payload_bytes: 40 }
+        PublishPlan {
+            way: Way::Nats,
+            path: "a.{topic}".into(),
+            topics: 2,
+            ..PublishPlan::stream(address, 40)
+        }
     }
 
     #[test]
@@ -132,7 +137,7 @@ mod tests {
         let mut seen = server.join().expect("no panic");
         seen.retain(|line| line != "PONG");
         let events =
-            ["PUB a.loadtest-0 40", "1 40", "PUB a.loadtest-1 40", "1 40", "PUB a.loadtest-0 40", "2 40"];
+            ["PUB a.loadtest-0 40", "1 40", "PUB a.loadtest-1 40", "2 40", "PUB a.loadtest-0 40", "3 40"];
         assert_eq!(seen[0], "CONNECT ");
         assert_eq!(seen[1..], events);
     }

@@ -1,11 +1,12 @@
-//! One POST per event on a kept connection. Events that are due together travel as pipelined
-//! requests in one write (RFC 9112 §9.3.2), and are answered one by one.
+//! One POST per event on kept connections, one or several. Events that are due together travel as
+//! pipelined requests in one write (RFC 9112 §9.3.2), and are answered one by one.
 //!
 //! A server that is busy (503 with `Retry-After`) has refused an event, and the publishing goes on.
 //! Any other answer than success ends it. A server may end the connection after any answer; what it
 //! has not answered is then sent again over a new one, which it has promised not to have looked at
 //! (§9.6).
 
+use std::collections::VecDeque;
 use std::io::{BufReader, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 
@@ -17,19 +18,28 @@ use super::pipe::{STUCK_LIMIT, broke, connect};
 use super::{Batch, PublishPlan, Refusals, Sink, Template};
 use crate::fault::{ServerFault, server_fault};
 use crate::http::{self, Answer};
+use crate::stamp::Stamp;
 use crate::target::with_topic;
 
-/// Requests in one write: their answers fit into a socket's buffer, so that neither side waits for
+/// Requests in one write on a connection: their answers fit into a socket's buffer, so that neither side waits for
 /// the other's reading.
 pub const PIPELINED_MAX: usize = 64;
 
-/// The kept connection.
+/// The kept connections.
 #[derive(Debug)]
 pub struct Post {
     address: SocketAddr,
-    socket: BufReader<TcpStream>,
+    lines: Vec<Line>,
     template: Template,
     out: Vec<u8>,
+}
+
+/// One connection.
+#[derive(Debug)]
+struct Line {
+    socket: BufReader<TcpStream>,
+    /// Events that were not answered, oldest first.
+    unanswered: VecDeque<(usize, Stamp)>,
 }
 
 impl Post {
@@ -45,27 +55,34 @@ impl Post {
             .into_bytes()
         };
         let template = Template::new(plan, before, plan.filler());
-        Ok(Post { address: plan.address, socket: open(plan.address)?, template, out: Vec::new() })
+        let line = |_| Ok(Line { socket: open(plan.address)?, unanswered: VecDeque::new() });
+        let lines = (0..plan.lines.max(1)).map(line).collect::<Result<_>>()?;
+        Ok(Post { address: plan.address, lines, template, out: Vec::new() })
     }
 
-    /// Writes the batch and reads its answers, as far as the server answers them on this
-    /// connection; gives how many those are.
-    fn go_on(&mut self, batch: Batch<'_>, refusals: &mut Refusals) -> Result<usize> {
-        self.out.clear();
-        batch.events().for_each(|event| self.template.put(event, &mut self.out));
-        self.socket.get_mut().write_all(&self.out).map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock => server_fault(format!("the server has not read for {STUCK_LIMIT:?}")),
-            _ => broke(error),
-        })?;
-        for answered in 1..=batch.times.len() {
-            let answer = http::read_next(&mut self.socket).map_err(unanswered)?;
-            judge(&answer, refusals)?;
-            if answer.close {
-                self.socket = open(self.address)?;
-                return Ok(answered);
+    /// Writes on every connection what is unanswered, and reads the answers, as far as the server
+    /// gives them on this connection.
+    fn go_on(&mut self, refusals: &mut Refusals) -> Result<()> {
+        for line in self.lines.iter_mut().filter(|line| !line.unanswered.is_empty()) {
+            self.out.clear();
+            line.unanswered.iter().for_each(|&event| self.template.put(event, &mut self.out));
+            line.socket.get_mut().write_all(&self.out).map_err(|error| match error.kind() {
+                ErrorKind::WouldBlock => server_fault(format!("the server has not read for {STUCK_LIMIT:?}")),
+                _ => broke(error),
+            })?;
+        }
+        for line in &mut self.lines {
+            while !line.unanswered.is_empty() {
+                let answer = http::read_next(&mut line.socket).map_err(unanswered)?;
+                judge(&answer, refusals)?;
+                line.unanswered.pop_front();
+                if answer.close {
+                    line.socket = open(self.address)?;
+                    break;
+                }
             }
         }
-        Ok(batch.times.len())
+        Ok(())
     }
 }
 
@@ -102,22 +119,34 @@ fn judge(answer: &Answer, refusals: &mut Refusals) -> Result<()> {
 impl Sink for Post {
     fn send(&mut self, batch: Batch<'_>) -> Result<Refusals> {
         self.tend()?;
+        let lines = self.lines.len();
+        batch.events().for_each(|event| self.lines[event.0 % lines].unanswered.push_back(event));
         let mut refusals = Refusals::default();
-        let mut answered = 0;
-        while answered < batch.times.len() {
-            answered += self.go_on(batch.skip(answered), &mut refusals).context("publishing")?;
+        while self.lines.iter().any(|line| !line.unanswered.is_empty()) {
+            self.go_on(&mut refusals).context("publishing")?;
         }
         Ok(refusals)
     }
 
-    /// Connects anew if the server has ended the idle connection, as HTTP lets it.
+    /// Connects anew where the server has ended an idle connection, as HTTP lets it.
     fn tend(&mut self) -> Result<()> {
+        self.lines.iter_mut().try_for_each(|line| line.tend(self.address))
+    }
+
+    fn finish(self: Box<Self>, _events: u64, _refused: u64) -> Result<()> {
+        // Every event has been answered.
+        Ok(())
+    }
+}
+
+impl Line {
+    fn tend(&mut self, address: SocketAddr) -> Result<()> {
         let mut byte = [0];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         match rustix::net::recv(self.socket.get_ref(), &mut byte, flags) {
             Err(Errno::AGAIN) => Ok(()),
             Ok((0, _)) | Err(Errno::CONNRESET) => {
-                self.socket = open(self.address)?;
+                self.socket = open(address)?;
                 Ok(())
             }
             Ok(_) => {
@@ -126,11 +155,6 @@ impl Sink for Post {
             }
             Err(error) => Err(error).context("the publisher's connection"),
         }
-    }
-
-    fn finish(self: Box<Self>, _events: u64, _refused: u64) -> Result<()> {
-        // Every event has been answered.
-        Ok(())
     }
 }
 
@@ -142,7 +166,7 @@ mod tests {
 
     use super::super::Publisher;
     use super::*;
-    use crate::stamp::{STAMP_BYTES, Stamp};
+    use crate::stamp::STAMP_BYTES;
     use crate::target::Way;
 
     const OK: &str = "HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok";
@@ -154,8 +178,12 @@ mod tests {
     fn server(answers: &'static [&'static str]) -> (PublishPlan, JoinHandle<Vec<(String, u64)>>) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("bound");
-        let plan =
-            PublishPlan { address, way: Way::Post, path: "/p/{topic}".into(), topics: 2, payload_bytes: 50 };
+        let plan = PublishPlan {
+            way: Way::Post,
+            path: "/p/{topic}".into(),
+            topics: 2,
+            ..PublishPlan::stream(address, 50)
+        };
         let server = spawn(move || {
             let mut seen = Vec::new();
             let mut socket = None;
@@ -193,7 +221,7 @@ mod tests {
         assert_eq!(publisher.next(), 6);
         publisher.finish().expect("all answered");
         let request = |topic: usize| format!("POST /p/loadtest-{topic} HTTP/1.1");
-        let expected = [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3)];
+        let expected = [(0, 1), (1, 2), (0, 3), (1, 4), (0, 5)];
         assert_eq!(seen(server), expected.map(|(topic, sequence)| (request(topic), sequence)));
     }
 
@@ -212,7 +240,7 @@ mod tests {
         assert_eq!(publisher.insist(3, 7, far).expect("in the end"), 2);
         assert_eq!(publisher.next(), 4);
         let sequences: Vec<u64> = seen(insisted).into_iter().map(|(_, sequence)| sequence).collect();
-        assert_eq!(sequences, [1, 1, 1, 1, 2], "the refused one again, in its place");
+        assert_eq!(sequences, [1, 2, 2, 2, 3], "the refused one again, in its place");
 
         let (plan, server2) = server(&[BUSY]);
         let mut publisher = Publisher::connect(&plan).expect("it listens");

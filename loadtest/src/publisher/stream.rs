@@ -22,6 +22,7 @@ const HTTP: &[u8] = b"HTTP/1.";
 #[derive(Debug)]
 pub struct Stream {
     pipe: Pipe,
+    /// For each topic and key; an event's is that of its number, since all go round.
     template: Template,
     out: Vec<u8>,
     /// What the server has said so far.
@@ -31,8 +32,15 @@ pub struct Stream {
 impl Stream {
     /// Starts the request. Topic names need no JSON escapes.
     pub fn connect(plan: &PublishPlan) -> Result<Stream> {
-        let before = |topic| format!("{{\"topic\":\"{}\",\"data\":\"", topic_name(topic)).into_bytes();
-        let template = Template::new(plan, before, [&plan.filler()[..], b"\"}\n"].concat());
+        let name = |at| format!("{{\"topic\":\"{}\"", topic_name(at % plan.topics));
+        let key = |at| format!(",\"key\":\"{}\"", at / plan.topics);
+        let before = |at| {
+            let key = if plan.keys > 1 { key(at) } else { String::new() };
+            format!("{}{key},\"data\":\"", name(at)).into_bytes()
+        };
+        // One for each value: a topic's and, where there are several, a key's.
+        let values = PublishPlan { topics: plan.topics * plan.keys, ..plan.clone() };
+        let template = Template::new(&values, before, [&plan.filler()[..], b"\"}\n"].concat());
         let pipe = Pipe::connect(plan.address)?;
         let mut stream = Stream { pipe, template, out: Vec::new(), said: Vec::new() };
         let head = format!(
@@ -76,10 +84,12 @@ impl Sink for Stream {
     fn send(&mut self, batch: Batch<'_>) -> Result<Refusals> {
         self.tend()?;
         let Stream { pipe, template, out, said } = self;
-        let bytes: usize = batch.events().map(|(topic, _)| template.bytes(topic)).sum();
+        let values = template.before.len() as u64;
+        let events = || batch.events().map(|(_, stamp)| (((stamp.sequence - 1) % values) as usize, stamp));
+        let bytes: usize = events().map(|(value, _)| template.bytes(value)).sum();
         out.clear();
         out.extend_from_slice(format!("{bytes:x}\r\n").as_bytes());
-        batch.events().for_each(|event| template.put(event, out));
+        events().for_each(|event| template.put(event, out));
         out.extend_from_slice(b"\r\n");
         pipe.send(out, |heard| note(said, heard)).context("publishing")?;
         Ok(Refusals::default())
@@ -132,7 +142,7 @@ mod tests {
 
     fn plan(listener: &TcpListener) -> PublishPlan {
         let address = listener.local_addr().expect("bound");
-        PublishPlan { address, way: Way::Stream, path: String::new(), topics: 2, payload_bytes: 40 }
+        PublishPlan { way: Way::Stream, path: String::new(), topics: 2, ..PublishPlan::stream(address, 40) }
     }
 
     fn accept(listener: &TcpListener) -> BufReader<TcpStream> {
@@ -183,7 +193,7 @@ mod tests {
             let stamp = Stamp::read(data.as_bytes()).expect("stamped");
             (event["topic"].as_str().expect("text").to_owned(), stamp.sequence)
         });
-        let expected = [("loadtest-0", 1), ("loadtest-1", 1), ("loadtest-0", 2), ("loadtest-1", 2)];
+        let expected = [("loadtest-0", 1), ("loadtest-1", 2), ("loadtest-0", 3), ("loadtest-1", 4)];
         assert_eq!(events.collect::<Vec<_>>(), expected.map(|(topic, at)| (topic.to_owned(), at)));
     }
 

@@ -11,6 +11,9 @@
 //! away, begins anew. What these lacked when they left and what they are owed from the start is
 //! known from the others (`witness`).
 //!
+//! Slow and stalled members to which only the newest values are owed read on when everything is over:
+//! then these must come.
+//!
 //! Whatever has a time (ramp, slow reads, reconnects, churn, the storm) waits in one queue of
 //! timers. What the ring reports while it is reaped is only noted and done in [`Crowd::settle`].
 
@@ -26,7 +29,7 @@ use rustix::net::SendFlags;
 
 use super::CrowdSetup;
 use super::handshake::Handshake;
-use super::tally::{Counting, Tally};
+use super::tally::{Counting, Rota, Tally};
 use super::wires::{Wires, slot};
 use super::witness::Witness;
 use crate::audit::Audit;
@@ -47,6 +50,9 @@ mod tests;
 /// Handshakes under way at once: less than any listener's backlog, so that no connection attempt is
 /// dropped.
 const HANDSHAKES_MAX: usize = 256;
+/// The same for subscribers of a storm: as many as the usual backlog of 4,096 holds. Beyond it the
+/// kernel answers some with a reset.
+const STORM_HANDSHAKES_MAX: usize = 4_000;
 /// A handshake that takes longer than so many nanoseconds has failed. A server that answers ten per
 /// second is still in time.
 const STUCK_NS: u64 = 30_000_000_000;
@@ -87,10 +93,11 @@ enum State {
 struct Member {
     socket: Option<OwnedFd>,
     state: State,
-    topic: u32,
+    /// What it hears.
+    stream: u32,
     /// Connections before this one.
     generation: u32,
-    /// True for the one of its topic whose events tell where all connections' events end.
+    /// True for the one of its stream whose events tell where all connections' events end.
     scout: bool,
     /// Bytes after the handshake, since zero.
     bytes: u64,
@@ -100,7 +107,8 @@ struct Member {
 #[derive(Debug)]
 struct Split {
     splitter: Splitter,
-    audit: Audit,
+    /// One for each strand that it hears.
+    audits: Vec<Audit>,
     /// The id after which it resumes; empty if it does not.
     resume: String,
     /// When its handshake ended, or it was last told of a gap: what was published later is owed.
@@ -118,8 +126,8 @@ enum Task {
     Read(u32, u32),
     /// Replace a member.
     Churn,
-    /// Break the storm's share of all connections.
-    Storm,
+    /// Break the storm's share of all connections, from this member on.
+    Storm(u32),
 }
 
 /// New members on their way.
@@ -157,8 +165,9 @@ struct Churn {
 #[derive(Debug)]
 pub struct Crowd {
     setup: CrowdSetup,
+    rota: Rota,
     counting: Counting,
-    /// All connections of a topic receive the same bytes.
+    /// All connections of a stream receive the same bytes.
     same_bytes: bool,
     /// Bytes that follow the last event of a stream: the end of its chunk.
     after_event: u64,
@@ -183,6 +192,8 @@ pub struct Crowd {
     started: bool,
     /// Churn and storm are over.
     stopped: bool,
+    /// From the end on, whoever was slow or stalled reads everything.
+    reads_on: bool,
     churn: Option<Churn>,
     /// Members whose return ends the stop.
     awaited: HashSet<u32>,
@@ -206,7 +217,9 @@ impl Crowd {
         };
         setup.receive_buffer = setup.receive_buffer.or(small);
         let same_bytes = same_bytes_everywhere(setup.protocol, setup.dialect);
+        let rota = setup.rota();
         let counting = match setup.behaviour {
+            _ if setup.newest > 0 => Counting::Deliveries,
             Behaviour::Steady | Behaviour::Once if setup.audit || !same_bytes => Counting::Events,
             Behaviour::Steady | Behaviour::Once => Counting::Bytes,
             _ => Counting::Deliveries,
@@ -217,8 +230,9 @@ impl Crowd {
             after_event: 0,
             members: Vec::new(),
             by_slot: Vec::new(),
-            tally: Tally::new(counting, setup.audit, setup.topics),
-            witness: Witness::new(setup.topics),
+            rota,
+            tally: Tally::new(counting, setup.audit, rota.strands()),
+            witness: Witness::new(rota.strands()),
             open: 0,
             opening: None,
             wanted: VecDeque::new(),
@@ -228,6 +242,7 @@ impl Crowd {
             ages: VecDeque::new(),
             started: false,
             stopped: false,
+            reads_on: false,
             churn: None,
             awaited: HashSet::new(),
             ended: Vec::new(),
@@ -248,8 +263,8 @@ impl Crowd {
         &mut self.tally
     }
 
-    fn split(&self, audit: Audit) -> Box<Split> {
-        Box::new(Split { splitter: self.splitter(usize::MAX), audit, resume: String::new(), since_ns: 0 })
+    fn split(&self, audits: Vec<Audit>) -> Box<Split> {
+        Box::new(Split { splitter: self.splitter(usize::MAX), audits, resume: String::new(), since_ns: 0 })
     }
 
     fn splitter(&self, raw_frame_bytes: usize) -> Splitter {
@@ -296,10 +311,14 @@ impl Crowd {
                 Task::Reconnect(number) => self.wanted.push_back((number, Some(due))),
                 Task::Read(number, generation) => self.read_slowly(number, generation, now)?,
                 Task::Churn => self.replace_oldest(now, wires)?,
-                Task::Storm => self.storm(now, wires)?,
+                Task::Storm(from) => self.storm(from, now, wires)?,
             }
         }
-        while self.handshakes.len() < HANDSHAKES_MAX
+        let handshakes_max = match self.setup.behaviour {
+            Behaviour::Storm { .. } if self.started => STORM_HANDSHAKES_MAX,
+            _ => HANDSHAKES_MAX,
+        };
+        while self.handshakes.len() < handshakes_max
             && let Some((number, due_ns)) = self.wanted.pop_front()
         {
             self.connect(number, due_ns, wires)?;
@@ -328,42 +347,46 @@ impl Crowd {
 
     fn arrived(&mut self, number: u32, bytes: &[u8]) -> Result<()> {
         let member = &mut self.members[number as usize];
-        let (topic, before) = (member.topic, member.bytes);
+        let (heard, before) = (self.rota.heard(member.stream), member.bytes);
+        let first = heard.start as u32;
         member.bytes += bytes.len() as u64;
-        self.tally.add_bytes(topic, bytes.len() as u64);
+        self.tally.add_bytes(first, bytes.len() as u64);
         let Some(split) = &mut member.split else { return Ok(()) };
         let by_bytes = self.counting == Counting::Bytes;
         let raw = self.setup.protocol == Protocol::Raw;
         let now = if by_bytes { 0 } else { now_ns() };
-        let Split { splitter, audit, since_ns, .. } = &mut **split;
+        let Split { splitter, audits, since_ns, .. } = &mut **split;
         let (tally, witness, scout) = (&mut self.tally, &mut self.witness, member.scout);
         let late = late(self.setup.behaviour);
-        let after_event = self.after_event;
+        let (after_event, rota) = (self.after_event, self.rota);
         let fed = splitter.feed(bytes, |event| {
             if scout {
                 // With what follows it: otherwise those ahead would make up for those that lack it.
-                tally.scouted(topic, before + event.at as u64 + after_event);
+                tally.scouted(first, before + event.at as u64 + after_event);
             }
             if raw {
                 return;
             }
             if event.gap {
-                audit.gap();
+                (0..).zip(&mut *audits).for_each(|(at, audit)| audit.gap(u64::from(at == 0)));
                 if !late && !by_bytes {
                     *since_ns = now;
                     witness.wait(now, number);
                 }
                 return;
             }
-            if by_bytes {
-                audit.take(event.stamp.map(|stamp| stamp.sequence));
-                return;
+            // What it does not hear is nobody's.
+            let place = event.stamp.and_then(|stamp| rota.place(stamp.sequence));
+            let place = place.filter(|(strand, _)| heard.contains(strand));
+            let (strand, sequence) = place.map_or((heard.start, None), |(strand, at)| (strand, Some(at)));
+            let stamp = event.stamp.filter(|_| sequence.is_some());
+            if let Some(stamp) = stamp.filter(|_| !by_bytes) {
+                witness.saw(stamp, now);
             }
-            if let Some(stamp) = event.stamp {
-                witness.saw(topic, stamp, now);
+            let is_new = audits[strand - heard.start].take(sequence);
+            if !by_bytes {
+                tally.delivered(strand as u32, stamp, is_new, now);
             }
-            let is_new = audit.take(event.stamp.map(|stamp| stamp.sequence));
-            tally.delivered(topic, event.stamp, is_new, now);
         });
         let fed = match fed {
             Ok(fed) if fed.pings == 0 => Ok(()),
@@ -391,7 +414,9 @@ impl Crowd {
             if let Some(split) = &mut member.split
                 && split.since_ns == owed.since_ns
             {
-                split.audit.owe(self.witness.from(owed.number, member.topic));
+                for (audit, strand) in split.audits.iter_mut().zip(self.rota.heard(member.stream)) {
+                    audit.owe(self.witness.from(owed.number, strand));
+                }
             }
         }
         fed
@@ -420,6 +445,7 @@ impl Crowd {
                     self.closed(number, &format!("the connection broke: {error}"))?;
                 }
                 // Only a member that leaves cancels its receive.
+                (State::Open, ReceiveEnd::Insecure(_)) => unreachable!("these sockets speak no TLS"),
                 (State::Open, ReceiveEnd::Cancelled) | (State::Away | State::Connecting, _) => {}
             }
         }
@@ -447,7 +473,7 @@ impl Crowd {
     fn leave(&mut self, number: u32, back_ns: u64, resumes: bool, wires: &mut Wires) -> Result<()> {
         let member = &mut self.members[number as usize];
         let Some(socket) = &member.socket else { return Ok(()) };
-        if late(self.setup.behaviour) {
+        if late(self.setup.behaviour) && !self.reads_on {
             self.come_back(number, back_ns, resumes);
             return Ok(());
         }
@@ -483,8 +509,10 @@ impl Crowd {
             // have.
             if split.resume.is_empty() {
                 // Nobody knows what a slow reader would have come to.
-                let settled = if late { 0 } else { self.witness.settled(member.topic, now_ns()) };
-                split.audit.rejoin(settled);
+                let now = now_ns();
+                for (audit, strand) in split.audits.iter_mut().zip(self.rota.heard(member.stream)) {
+                    audit.rejoin(if late { 0 } else { self.witness.settled(strand, now) });
+                }
                 split.since_ns = 0;
             }
             split.splitter = fresh;

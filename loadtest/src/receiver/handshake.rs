@@ -15,7 +15,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use super::CrowdSetup;
 use crate::fault::server_fault;
-use crate::framing::{Dialect, Protocol, Splitter, nats};
+use crate::framing::websocket::{TEXT, client_frame};
+use crate::framing::{Dialect, Protocol, Splitter, json, nats};
 use crate::target::with_topic;
 use crate::workload::Behaviour;
 
@@ -26,8 +27,8 @@ pub const FLOOR_HEAD: &[u8] =
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 /// Bytes of a response head that are read before giving up.
 const HEAD_BYTES_MAX: usize = 16 << 10;
-/// Bytes of a NATS opening that are kept before giving up: more than the longest line that its
-/// parser takes.
+/// Bytes of an opening that are kept before giving up: more than the longest line of a NATS server
+/// that its parser takes.
 const OPENING_BYTES_MAX: usize = 256 << 10;
 /// The nonce of RFC 6455 §1.3 and the answer that it demands: a load test needs no surprise.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -49,10 +50,11 @@ pub struct Handshake {
 enum Opening {
     /// Nothing.
     None,
-    /// This, once the head is here; then the server's `PONG` is awaited.
-    Nats(Vec<u8>),
-    /// The `PONG`; the splitter has been fed what followed the head so far.
-    Pong(Box<Splitter>),
+    /// This, once the head is here; then so many answers are awaited: the server's `PONG`, or one
+    /// for each command.
+    Say(Vec<u8>, u32),
+    /// So many answers; the splitter has been fed what followed the head so far.
+    Hear(Box<Splitter>, u32),
 }
 
 /// How far a handshake is.
@@ -76,7 +78,7 @@ pub struct Attempt<'a> {
     pub topic: usize,
     /// Which source address of 127.0.0.0/8 a loopback target sees, so that ports do not run out.
     pub block: usize,
-    /// The id after which an event stream resumes.
+    /// The id after which an event stream, or a subscriber that gives commands, resumes.
     pub last_event_id: Option<&'a str>,
 }
 
@@ -105,7 +107,16 @@ pub fn start(setup: &CrowdSetup, attempt: Attempt<'_>) -> Result<(OwnedFd, Hands
     let opening = match (setup.protocol, setup.dialect) {
         (Protocol::Ws, Dialect::Nats) => {
             let path = with_topic(&setup.path, attempt.topic);
-            Opening::Nats(nats::opening(nats::subject_of(&path)))
+            Opening::Say(nats::opening(nats::subject_of(&path)), 1)
+        }
+        (Protocol::Json, _) if !setup.commands.is_empty() => {
+            let numbered = (1..).zip(&setup.commands);
+            let frames = numbered.flat_map(|(number, of)| {
+                let of = with_topic(of, attempt.topic);
+                let command = json::subscribe(number, &of, attempt.last_event_id);
+                client_frame(TEXT, command.as_bytes())
+            });
+            Opening::Say(frames.collect(), setup.commands.len() as u32)
         }
         _ => Opening::None,
     };
@@ -143,15 +154,19 @@ fn request(setup: &CrowdSetup, attempt: Attempt<'_>) -> Vec<u8> {
             format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n{resume}\r\n")
                 .into_bytes()
         }
-        Protocol::Ws | Protocol::Raw => websocket_request(&path, host),
+        Protocol::Ws | Protocol::Json | Protocol::Raw => websocket_request(setup.protocol, &path, host),
     }
 }
 
 /// The request that opens a WebSocket; its answer ends where [`head_end`] says.
-pub fn websocket_request(path: &str, host: SocketAddr) -> Vec<u8> {
+pub fn websocket_request(protocol: Protocol, path: &str, host: SocketAddr) -> Vec<u8> {
+    let offer = match protocol {
+        Protocol::Json => format!("Sec-WebSocket-Protocol: {}\r\n", json::SUBPROTOCOL),
+        _ => String::new(),
+    };
     format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{offer}\r\n"
     )
     .into_bytes()
 }
@@ -175,14 +190,15 @@ impl Handshake {
                     return Err(server_fault(format!("{target} closed within the handshake{said}")));
                 }
                 Ok((read, _)) => {
-                    if let Opening::Pong(splitter) = &mut self.opening {
+                    if let Opening::Hear(splitter, left) = &mut self.opening {
                         self.head.extend_from_slice(&buffer[..read]);
-                        if heard(splitter, &buffer[..read])? {
+                        *left = left.saturating_sub(heard(splitter, &buffer[..read])?);
+                        if *left == 0 {
                             return Ok(Step::Done { rest: std::mem::take(&mut self.head), chunked: false });
                         }
                         if self.head.len() > OPENING_BYTES_MAX {
                             bail!(
-                                "the server sent {OPENING_BYTES_MAX} bytes and no PONG to the subscription"
+                                "the server sent {OPENING_BYTES_MAX} bytes and no answer to the subscription"
                             );
                         }
                         continue;
@@ -195,12 +211,15 @@ impl Handshake {
             if let Some(end) = head_end(setup.protocol, &self.head)? {
                 let rest = self.head.split_off(end);
                 let chunked = setup.protocol == Protocol::Sse && is_chunked(&self.head)?;
-                let Opening::Nats(opening) = std::mem::replace(&mut self.opening, Opening::None) else {
+                let Opening::Say(opening, answers) = std::mem::replace(&mut self.opening, Opening::None)
+                else {
                     return Ok(Step::Done { rest, chunked });
                 };
                 let mut splitter = Box::new(Splitter::new(setup.protocol, setup.dialect, 0));
+                // No server answers before it was asked.
                 heard(&mut splitter, &rest)?;
-                (self.request, self.head, self.opening) = (opening, rest, Opening::Pong(splitter));
+                (self.request, self.head) = (opening, rest);
+                self.opening = Opening::Hear(splitter, answers);
                 if !self.send(socket, setup)? {
                     return Ok(Step::Waiting);
                 }
@@ -228,10 +247,10 @@ impl Handshake {
     }
 }
 
-/// True if the server's `PONG` is among these bytes.
-fn heard(splitter: &mut Splitter, bytes: &[u8]) -> Result<bool> {
+/// The server's answers among these bytes.
+fn heard(splitter: &mut Splitter, bytes: &[u8]) -> Result<u32> {
     match splitter.feed(bytes, |_| ()) {
-        Ok(fed) => Ok(fed.pongs > 0),
+        Ok(fed) => Ok(fed.pongs),
         Err(cause) => Err(server_fault(format!("the subscription failed: {cause}"))),
     }
 }
@@ -254,10 +273,16 @@ pub fn head_end(protocol: Protocol, bytes: &[u8]) -> Result<Option<usize>> {
             body.lines().next().unwrap_or_default().trim()
         )));
     }
-    if protocol == Protocol::Ws {
-        let accept = head.lines().filter_map(|line| line.split_once(':')).find_map(|(name, value)| {
-            name.eq_ignore_ascii_case("sec-websocket-accept").then(|| value.trim().to_owned())
-        });
+    let field = |wanted: &str| {
+        head.lines()
+            .filter_map(|line| line.split_once(':'))
+            .find_map(|(name, value)| name.eq_ignore_ascii_case(wanted).then(|| value.trim().to_owned()))
+    };
+    if protocol == Protocol::Json && field("sec-websocket-protocol").as_deref() != Some(json::SUBPROTOCOL) {
+        return Err(server_fault(format!("the server does not speak {}", json::SUBPROTOCOL)));
+    }
+    if matches!(protocol, Protocol::Ws | Protocol::Json) {
+        let accept = field("sec-websocket-accept");
         if accept.as_deref() != Some(ACCEPT) {
             bail!("the server's Sec-WebSocket-Accept is {accept:?}, not {ACCEPT:?}");
         }

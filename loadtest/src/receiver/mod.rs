@@ -37,7 +37,7 @@ mod tally;
 mod wires;
 mod witness;
 
-pub use tally::{Counts, SampleWord, is_told, listeners, owed, record};
+pub use tally::{Counts, Rota, SampleWord, is_told, record};
 
 /// Longest latency that the histogram tells apart, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
@@ -93,8 +93,22 @@ pub struct CrowdSetup {
     pub dialect: Dialect,
     /// Path and query of the request, perhaps with `{topic}`; unused for [`Protocol::Raw`].
     pub path: String,
-    /// Topics: connection k, counted over all fleets, subscribes to topic k mod topics. At least 1.
+    /// What each connection says in the subscriptions that it gives as commands, perhaps with
+    /// `{topic}`; for [`Protocol::Json`].
+    #[serde(default)]
+    pub commands: Vec<String>,
+    /// Topics: connection k, counted over all fleets, names topic k mod topics. At least 1.
     pub topics: usize,
+    /// Each connection hears all topics, not only the one that it names.
+    #[serde(default)]
+    pub hears_all: bool,
+    /// Publishers that take turns on each topic.
+    #[serde(default = "one")]
+    pub voices: usize,
+    /// How many values the events that a connection hears go round, if only the newest event of
+    /// each is owed; 0 if all are.
+    #[serde(default)]
+    pub newest: usize,
     /// Number of the first connection over all receivers: spreads topics and source addresses.
     pub first: usize,
     /// CPU of the receivers.
@@ -123,7 +137,11 @@ impl CrowdSetup {
             protocol,
             dialect: Dialect::Fanwave,
             path,
+            commands: Vec::new(),
             topics: 1,
+            hears_all: false,
+            voices: 1,
+            newest: 0,
             first: 0,
             cpu: None,
             audit: false,
@@ -135,13 +153,23 @@ impl CrowdSetup {
     }
 }
 
-/// When an event had reached all connections of its topic.
+impl CrowdSetup {
+    /// How events go round what the connections hear.
+    pub fn rota(&self) -> Rota {
+        let streams = if self.hears_all { 1 } else { self.topics.max(1) };
+        Rota { streams, voices: self.voices.max(1) }
+    }
+}
+
+fn one() -> usize {
+    1
+}
+
+/// When an event had reached all connections that hear it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastArrival {
-    /// Sequence within its topic, from 1.
-    pub event: u64,
-    /// Its topic.
-    pub topic: usize,
+    /// Its number, over all topics.
+    pub number: u64,
     /// The time in its stamp.
     pub stamp_ns: u64,
     /// When it reached the last of them.
@@ -377,7 +405,7 @@ impl Receiver {
                 say(&Word::Started)?;
             }
             Order::Stop => {
-                crowd.stop();
+                crowd.stop(&mut self.wires)?;
                 self.stopping = true;
             }
         }

@@ -10,9 +10,10 @@
 //! events*: every connection is split, and an event has arrived once every connection of its topic
 //! has it.
 //!
-//! Event k, from 1, goes to topic (k - 1) mod topics and carries the sequence (k - 1) / topics + 1.
+//! What is counted is counted per strand (see [`Rota`]): one publisher's events to one topic.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -87,34 +88,64 @@ pub struct SampleWord {
     pub handshakes: Vec<(u64, u64)>,
 }
 
-/// How many of the first `events` events go to `topic`.
-pub fn events_of_topic(events: u64, topic: usize, topics: usize) -> u64 {
-    events.saturating_sub(topic as u64).div_ceil(topics as u64)
+/// How the events of a crowd go round: event k, from 1, is of strand (k - 1) mod strands, and has
+/// the sequence (k - 1) / strands + 1 there. A strand is what one voice says on one stream; a
+/// stream is what a connection hears, one topic or all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rota {
+    /// Connection k hears stream k mod streams. At least 1.
+    pub streams: usize,
+    /// Publishers that take turns on each topic. At least 1.
+    pub voices: usize,
 }
 
-/// Whether event `event` of `topic` is told although only one of 2^`shift` is: the same choice in
-/// every receiver, and no regular one.
-pub fn is_told(event: u64, topic: usize, topics: usize, shift: u32) -> bool {
-    let number = event.wrapping_mul(topics as u64).wrapping_add(topic as u64);
+impl Rota {
+    /// Lanes of all streams.
+    pub fn strands(self) -> usize {
+        self.streams * self.voices
+    }
+
+    /// The strands that a connection of `stream` hears.
+    pub fn heard(self, stream: u32) -> Range<usize> {
+        let first = stream as usize * self.voices;
+        first..first + self.voices
+    }
+
+    /// Strand and sequence of event `number`; none of number 0, which no publisher gives.
+    pub fn place(self, number: u64) -> Option<(usize, u64)> {
+        let (before, strands) = (number.checked_sub(1)?, self.strands() as u64);
+        Some(((before % strands) as usize, before / strands + 1))
+    }
+
+    /// How many of `connections` connections from number `first` on hear `strand`.
+    pub fn listeners(self, strand: usize, first: usize, connections: usize) -> usize {
+        let (stream, streams) = (strand / self.voices, self.streams);
+        let ahead = (stream + streams - first % streams) % streams;
+        connections.saturating_sub(ahead).div_ceil(streams)
+    }
+
+    /// Deliveries that the events after `from` up to `to` make on `connections` connections from
+    /// number `first` on.
+    pub fn owed(self, first: usize, connections: usize, from: u64, to: u64) -> u64 {
+        let strands = self.strands();
+        (0..strands)
+            .map(|strand| {
+                let events = events_of(to, strand, strands) - events_of(from.min(to), strand, strands);
+                events * self.listeners(strand, first, connections) as u64
+            })
+            .sum()
+    }
+}
+
+/// How many of the first `events` events go to `strand`.
+pub fn events_of(events: u64, strand: usize, strands: usize) -> u64 {
+    events.saturating_sub(strand as u64).div_ceil(strands as u64)
+}
+
+/// Whether event `number` is told although only one of 2^`shift` is: the same choice in every
+/// receiver, and no regular one.
+pub fn is_told(number: u64, shift: u32) -> bool {
     shift == 0 || number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - shift) == 0
-}
-
-/// How many of `connections` connections from number `first` on are of `topic`: connection k is of
-/// topic k mod topics.
-pub fn listeners(topic: usize, topics: usize, first: usize, connections: usize) -> usize {
-    let ahead = (topic + topics - first % topics) % topics;
-    connections.saturating_sub(ahead).div_ceil(topics)
-}
-
-/// Deliveries that the events after `from` up to `to` make on `connections` connections from number
-/// `first` on.
-pub fn owed(topics: usize, first: usize, connections: usize, from: u64, to: u64) -> u64 {
-    (0..topics)
-        .map(|topic| {
-            let events = events_of_topic(to, topic, topics) - events_of_topic(from.min(to), topic, topics);
-            events * listeners(topic, topics, first, connections) as u64
-        })
-        .sum()
 }
 
 /// The values and counts of a histogram.
@@ -128,7 +159,7 @@ pub fn record(histogram: &mut Histogram<u64>, values: &[(u64, u64)]) {
 }
 
 #[derive(Debug, Default)]
-struct Topic {
+struct Strand {
     connections: u64,
     /// Bytes of all of its connections since zero.
     bytes: u64,
@@ -153,15 +184,15 @@ struct Topic {
 pub struct Tally {
     counting: Counting,
     audit: bool,
-    topics: Vec<Topic>,
-    /// Entries of all topics' `pending`. 0 <= pending <= PENDING_MAX.
+    strands: Vec<Strand>,
+    /// Entries of all strands' `pending`. 0 <= pending <= PENDING_MAX.
     pending: usize,
-    /// Topics with new bytes since the last look.
+    /// Lanes with new bytes since the last look.
     dirty: Vec<u32>,
     connections: u64,
     /// Number of the first event since zero, from 1.
     next: u64,
-    /// Events since zero that are complete on all topics, without a gap, and how many of them were
+    /// Events since zero that are complete on all strands, without a gap, and how many of them were
     /// told.
     complete: u64,
     told: u64,
@@ -202,13 +233,13 @@ impl Recent {
 }
 
 impl Tally {
-    /// Counters of connections on `topics` topics; latencies are recorded with `audit`.
-    pub fn new(counting: Counting, audit: bool, topics: usize) -> Tally {
-        let topics = (0..topics.max(1)).map(|_| Topic { first: 1, ..Topic::default() }).collect();
+    /// Counters of connections that hear `strands` strands; latencies are recorded with `audit`.
+    pub fn new(counting: Counting, audit: bool, strands: usize) -> Tally {
+        let strands = (0..strands.max(1)).map(|_| Strand { first: 1, ..Strand::default() }).collect();
         Tally {
             counting,
             audit,
-            topics,
+            strands,
             pending: 0,
             dirty: Vec::new(),
             connections: 0,
@@ -225,85 +256,85 @@ impl Tally {
     /// Counts by events from here on; nothing may have arrived since zero.
     pub fn count_events(&mut self) {
         self.counting = Counting::Events;
-        self.topics.iter_mut().for_each(|topic| topic.ends.clear());
+        self.strands.iter_mut().for_each(|strand| strand.ends.clear());
     }
 
-    /// One connection more on `topic`; true if it is the topic's first, its scout.
-    pub fn join(&mut self, topic: u32) -> bool {
+    /// One connection more that hears these strands; true if it is the first, the scout.
+    pub fn join(&mut self, heard: Range<usize>) -> bool {
         self.connections += 1;
-        let topic = &mut self.topics[topic as usize];
-        topic.connections += 1;
-        topic.connections == 1
+        let strands = &mut self.strands[heard];
+        strands.iter_mut().for_each(|strand| strand.connections += 1);
+        strands[0].connections == 1
     }
 
-    /// Sequence of the topic's first event since zero.
-    pub fn first_of(&self, topic: u32) -> u64 {
-        self.topics[topic as usize].first
+    /// Sequence of the strand's first event since zero.
+    pub fn first_of(&self, strand: usize) -> u64 {
+        self.strands[strand].first
     }
 
-    /// A connection of `topic` received so many bytes.
+    /// A connection of `strand` received so many bytes.
     #[inline]
-    pub fn add_bytes(&mut self, topic: u32, bytes: u64) {
+    pub fn add_bytes(&mut self, strand: u32, bytes: u64) {
         self.bytes += bytes;
         if self.counting != Counting::Bytes {
             return;
         }
-        let state = &mut self.topics[topic as usize];
+        let state = &mut self.strands[strand as usize];
         state.bytes += bytes;
         if !state.dirty {
             state.dirty = true;
-            self.dirty.push(topic);
+            self.dirty.push(strand);
         }
     }
 
-    /// The scout of `topic` has a whole event that ends at its byte `end` since zero.
-    pub fn scouted(&mut self, topic: u32, end: u64) {
-        let topic = &mut self.topics[topic as usize];
-        topic.scout = (topic.scout.0 + 1, end);
+    /// The scout of `strand` has a whole event that ends at its byte `end` since zero.
+    pub fn scouted(&mut self, strand: u32, end: u64) {
+        let strand = &mut self.strands[strand as usize];
+        strand.scout = (strand.scout.0 + 1, end);
         // More come from a broken or hostile stream only; what has no end here is never complete.
-        if self.counting == Counting::Bytes && topic.ends.len() < PENDING_MAX {
-            topic.ends.push_back(end);
+        if self.counting == Counting::Bytes && strand.ends.len() < PENDING_MAX {
+            strand.ends.push_back(end);
         }
     }
 
-    /// A connection of `topic` has an event, and `is_new` unless it had it before.
+    /// A connection of `strand` has an event, and `is_new` unless it had it before.
     #[inline]
-    pub fn delivered(&mut self, topic: u32, stamp: Option<Stamp>, is_new: bool, now_ns: u64) {
+    pub fn delivered(&mut self, strand: u32, stamp: Option<Stamp>, is_new: bool, now_ns: u64) {
         self.deliveries += 1;
         let Some(stamp) = stamp else { return };
         if self.audit {
             self.recent.latencies.saturating_record(now_ns.saturating_sub(stamp.time_ns));
         }
         if is_new && self.counting == Counting::Events {
-            self.follow(topic, stamp, now_ns);
+            self.follow(strand, stamp, now_ns);
         }
     }
 
     fn follow(&mut self, number: u32, stamp: Stamp, now_ns: u64) {
-        let topic = &mut self.topics[number as usize];
-        let Some(at) = stamp.sequence.checked_sub(topic.first + topic.complete) else { return };
-        if at >= topic.pending.len() as u64 {
-            let grown = (at - topic.pending.len() as u64).saturating_add(1);
+        let sequence = stamp.sequence.saturating_sub(1) / self.strands.len() as u64 + 1;
+        let strand = &mut self.strands[number as usize];
+        let Some(at) = sequence.checked_sub(strand.first + strand.complete) else { return };
+        if at >= strand.pending.len() as u64 {
+            let grown = (at - strand.pending.len() as u64).saturating_add(1);
             if grown > (PENDING_MAX - self.pending) as u64 {
                 return;
             }
             self.pending += grown as usize;
-            topic.pending.resize(at as usize + 1, 0);
+            strand.pending.resize(at as usize + 1, 0);
         }
         let at = at as usize;
-        topic.pending[at] += 1;
-        if topic.pending[at] < topic.connections {
+        strand.pending[at] += 1;
+        if strand.pending[at] < strand.connections {
             return;
         }
-        while topic.pending.front().is_some_and(|arrived| *arrived >= topic.connections) {
-            topic.pending.pop_front();
+        while strand.pending.front().is_some_and(|arrived| *arrived >= strand.connections) {
+            strand.pending.pop_front();
             self.pending -= 1;
-            topic.complete += 1;
+            strand.complete += 1;
         }
         if self.audit {
             self.arrived_everywhere(LastArrival {
-                event: stamp.sequence,
-                topic: number as usize,
+                number: stamp.sequence,
                 stamp_ns: stamp.time_ns,
                 arrival_ns: now_ns,
             });
@@ -311,16 +342,15 @@ impl Tally {
     }
 
     fn arrived_everywhere(&mut self, last: LastArrival) {
-        let topics = self.topics.len();
         let recent = &mut self.recent;
-        if !is_told(last.event, last.topic, topics, recent.lasts_shift) {
+        if !is_told(last.number, recent.lasts_shift) {
             return;
         }
         recent.lasts.push(last);
         while recent.lasts.len() > LASTS_MAX {
             recent.lasts_shift += 1;
             let shift = recent.lasts_shift;
-            recent.lasts.retain(|last| is_told(last.event, last.topic, topics, shift));
+            recent.lasts.retain(|last| is_told(last.number, shift));
         }
     }
 
@@ -338,19 +368,19 @@ impl Tally {
     /// How many events since zero are complete everywhere, if that has not been told.
     pub fn progress(&mut self) -> Option<u64> {
         for number in std::mem::take(&mut self.dirty) {
-            let topic = &mut self.topics[number as usize];
-            topic.dirty = false;
-            while topic.ends.front().is_some_and(|end| topic.bytes >= end * topic.connections) {
-                topic.ends.pop_front();
-                topic.complete += 1;
-                self.deliveries += topic.connections;
+            let strand = &mut self.strands[number as usize];
+            strand.dirty = false;
+            while strand.ends.front().is_some_and(|end| strand.bytes >= end * strand.connections) {
+                strand.ends.pop_front();
+                strand.complete += 1;
+                self.deliveries += strand.connections;
             }
         }
-        let topics = self.topics.len() as u64;
+        let strands = self.strands.len() as u64;
         while self.connections > 0 && self.counting != Counting::Deliveries {
             let before = self.next + self.complete - 1;
-            let topic = &self.topics[(before % topics) as usize];
-            if topic.connections > 0 && before / topics + 1 >= topic.first + topic.complete {
+            let strand = &self.strands[(before % strands) as usize];
+            if strand.connections > 0 && before / strands + 1 >= strand.first + strand.complete {
                 break;
             }
             self.complete += 1;
@@ -364,11 +394,11 @@ impl Tally {
 
     /// Sets everything to zero; `next` is the number of the event expected first.
     pub fn zero(&mut self, next: u64) {
-        let topics = self.topics.len();
-        for (number, topic) in self.topics.iter_mut().enumerate() {
-            let first = events_of_topic(next.saturating_sub(1), number, topics) + 1;
-            let connections = topic.connections;
-            *topic = Topic { connections, first, ..Topic::default() };
+        let strands = self.strands.len();
+        for (number, strand) in self.strands.iter_mut().enumerate() {
+            let first = events_of(next.saturating_sub(1), number, strands) + 1;
+            let connections = strand.connections;
+            *strand = Strand { connections, first, ..Strand::default() };
         }
         self.dirty.clear();
         self.pending = 0;
@@ -389,9 +419,9 @@ impl Tally {
         self.deliveries
     }
 
-    /// Whole events of the topic's scout since zero, and its bytes at the end of the last of them.
-    pub fn scout(&self, topic: u32) -> (u64, u64) {
-        self.topics[topic as usize].scout
+    /// Whole events of the strand's scout since zero, and its bytes at the end of the last of them.
+    pub fn scout(&self, strand: u32) -> (u64, u64) {
+        self.strands[strand as usize].scout
     }
 
     /// Latencies since zero.
@@ -430,20 +460,21 @@ impl Tally {
 mod tests {
     use super::*;
 
-    fn stamp(sequence: u64) -> Option<Stamp> {
-        Some(Stamp { sequence, time_ns: 100 })
+    /// Of event `number`.
+    fn stamp(number: u64) -> Option<Stamp> {
+        Some(Stamp { sequence: number, time_ns: 100 })
     }
 
     #[test]
-    fn events_go_round_the_topics() {
-        assert_eq!((0..3).map(|topic| events_of_topic(7, topic, 3)).collect::<Vec<_>>(), [3, 2, 2]);
-        assert_eq!((0..3).map(|topic| events_of_topic(0, topic, 3)).collect::<Vec<_>>(), [0, 0, 0]);
-        assert_eq!(events_of_topic(9, 0, 1), 9);
+    fn events_go_round_the_strands() {
+        assert_eq!((0..3).map(|strand| events_of(7, strand, 3)).collect::<Vec<_>>(), [3, 2, 2]);
+        assert_eq!((0..3).map(|strand| events_of(0, strand, 3)).collect::<Vec<_>>(), [0, 0, 0]);
+        assert_eq!(events_of(9, 0, 1), 9);
     }
 
     #[test]
     fn what_is_owed_is_what_counting_one_by_one_gives() {
-        for (topics, first, connections, from, to) in [
+        for (strands, first, connections, from, to) in [
             (1, 0, 10, 0, 7),
             (1, 7, 10, 47, 50),
             (3, 0, 10, 0, 7),
@@ -455,32 +486,45 @@ mod tests {
             (2, 5, 9, 3, 3),
         ] {
             let counted: usize = (from + 1..=to)
-                .map(|event| (event as usize - 1) % topics)
-                .map(|topic| (first..first + connections).filter(|k| k % topics == topic).count())
+                .map(|event| (event as usize - 1) % strands)
+                .map(|strand| (first..first + connections).filter(|k| k % strands == strand).count())
                 .sum();
-            let case = (topics, first, connections, from, to);
-            assert_eq!(owed(topics, first, connections, from, to), counted as u64, "{case:?}");
+            let case = (strands, first, connections, from, to);
+            let rota = Rota { streams: strands, voices: 1 };
+            assert_eq!(rota.owed(first, connections, from, to), counted as u64, "{case:?}");
         }
-        assert_eq!((0..5).map(|topic| listeners(topic, 5, 3, 2)).collect::<Vec<_>>(), [0, 0, 0, 1, 1]);
+        let five = Rota { streams: 5, voices: 1 };
+        assert_eq!([0, 1, 2, 3, 4].map(|strand| five.listeners(strand, 3, 2)), [0, 0, 0, 1, 1]);
     }
 
     #[test]
-    fn by_events_an_event_is_complete_when_each_connection_of_its_topic_has_it() {
+    fn every_voice_of_a_topic_has_a_strand_of_its_own_and_a_pattern_hears_all() {
+        let rota = Rota { streams: 3, voices: 2 };
+        assert_eq!([1, 2, 3, 7].map(|number| rota.place(number)), [(0, 1), (1, 1), (2, 1), (0, 2)].map(Some));
+        assert_eq!((rota.place(0), rota.heard(2)), (None, 4..6));
+        // Four connections on three topics: both voices of topic 0 are heard twice.
+        assert_eq!((rota.listeners(1, 0, 4), rota.owed(0, 4, 0, 6), rota.owed(0, 4, 0, 1)), (2, 8, 2));
+        let all = Rota { streams: 1, voices: 2 };
+        assert_eq!((all.place(4), all.heard(0), all.owed(5, 4, 0, 6)), (Some((1, 2)), 0..2, 24));
+    }
+
+    #[test]
+    fn by_events_an_event_is_complete_when_each_connection_of_its_strand_has_it() {
         let mut tally = Tally::new(Counting::Events, true, 2);
-        assert_eq!([0, 0, 1].map(|topic| tally.join(topic)), [true, false, true]);
-        tally.zero(4); // topic 1 is next, with its sequence 2
+        assert_eq!([0, 0, 1].map(|strand| tally.join(strand..strand + 1)), [true, false, true]);
+        tally.zero(4); // strand 1 is next, with its sequence 2
         assert_eq!((tally.first_of(0), tally.first_of(1)), (3, 2));
-        tally.delivered(0, stamp(3), true, 150);
-        tally.delivered(0, stamp(3), true, 160);
+        tally.delivered(0, stamp(5), true, 150);
+        tally.delivered(0, stamp(5), true, 160);
         assert_eq!(tally.progress(), None, "event 4 is missing");
-        tally.delivered(1, stamp(2), false, 170);
+        tally.delivered(1, stamp(4), false, 170);
         assert_eq!(tally.progress(), None, "a duplicate is no arrival");
-        tally.delivered(1, stamp(2), true, 170);
+        tally.delivered(1, stamp(4), true, 170);
         assert_eq!(tally.progress(), Some(2));
         let sample = tally.sample();
         assert_eq!(sample.counts.events, 4);
-        let last = |event, topic, arrival_ns| LastArrival { event, topic, stamp_ns: 100, arrival_ns };
-        assert_eq!(sample.lasts, [last(3, 0, 160), last(2, 1, 170)]);
+        let last = |number, arrival_ns| LastArrival { number, stamp_ns: 100, arrival_ns };
+        assert_eq!(sample.lasts, [last(5, 160), last(4, 170)]);
         assert_eq!(sample.latencies.iter().map(|(_, count)| count).sum::<u64>(), 4);
         assert_eq!(tally.sample().counts.events, 0);
         assert_eq!(tally.latencies().iter().map(|(_, count)| count).sum::<u64>(), 4, "since zero");
@@ -489,7 +533,7 @@ mod tests {
     #[test]
     fn by_bytes_an_event_is_complete_when_all_bytes_up_to_its_end_are_here() {
         let mut tally = Tally::new(Counting::Bytes, false, 1);
-        assert_eq!([0, 0].map(|topic| tally.join(topic)), [true, false]);
+        assert_eq!([0, 0].map(|strand| tally.join(strand..strand + 1)), [true, false]);
         tally.add_bytes(0, 10);
         tally.scouted(0, 10);
         assert_eq!(tally.progress(), None);
@@ -503,27 +547,28 @@ mod tests {
     #[test]
     fn an_absurd_sequence_costs_no_memory() {
         let mut tally = Tally::new(Counting::Events, true, 1);
-        tally.join(0);
+        tally.join(0..1);
         tally.delivered(0, stamp(u64::MAX), true, 150);
-        assert!(tally.topics[0].pending.is_empty());
+        assert!(tally.strands[0].pending.is_empty());
     }
 
     #[test]
-    fn all_topics_share_one_limit_of_followed_events_and_give_back_what_is_complete() {
+    fn all_strands_share_one_limit_of_followed_events_and_give_back_what_is_complete() {
         let mut tally = Tally::new(Counting::Events, true, 3);
-        for topic in 0..3 {
-            tally.join(topic);
+        for strand in 0..3 {
+            tally.join(strand..strand + 1);
         }
         let half = PENDING_MAX as u64 / 2;
-        tally.delivered(0, stamp(half + 1), true, 150);
-        tally.delivered(1, stamp(half + 1), true, 150);
-        assert!(tally.topics[1].pending.is_empty(), "one too many");
-        tally.delivered(1, stamp(half - 1), true, 150);
-        tally.delivered(2, stamp(1), true, 150);
-        assert_eq!(tally.topics[2].complete, 0, "no room for it");
-        tally.delivered(1, stamp(1), true, 150);
-        tally.delivered(2, stamp(1), true, 150);
-        assert_eq!((tally.pending, tally.topics[2].complete), (PENDING_MAX - 1, 1));
+        let stamp = |strand: u64, sequence: u64| stamp((sequence - 1) * 3 + strand + 1);
+        tally.delivered(0, stamp(0, half + 1), true, 150);
+        tally.delivered(1, stamp(1, half + 1), true, 150);
+        assert!(tally.strands[1].pending.is_empty(), "one too many");
+        tally.delivered(1, stamp(1, half - 1), true, 150);
+        tally.delivered(2, stamp(2, 1), true, 150);
+        assert_eq!(tally.strands[2].complete, 0, "no room for it");
+        tally.delivered(1, stamp(1, 1), true, 150);
+        tally.delivered(2, stamp(2, 1), true, 150);
+        assert_eq!((tally.pending, tally.strands[2].complete), (PENDING_MAX - 1, 1));
         tally.zero(1);
         assert_eq!(tally.pending, 0);
     }
@@ -531,7 +576,7 @@ mod tests {
     #[test]
     fn too_many_last_arrivals_are_told_by_an_even_selection() {
         let mut tally = Tally::new(Counting::Events, true, 1);
-        tally.join(0);
+        tally.join(0..1);
         for sequence in 1..=40_000 {
             tally.delivered(0, stamp(sequence), true, 150);
         }
@@ -539,6 +584,6 @@ mod tests {
         assert!(sample.lasts.len() <= LASTS_MAX && sample.lasts_shift >= 4, "{}", sample.lasts_shift);
         let standing_for = sample.lasts.len() << sample.lasts_shift;
         assert!((36_000..44_000).contains(&standing_for), "{standing_for}");
-        assert!(sample.lasts.iter().all(|last| is_told(last.event, 0, 1, sample.lasts_shift)));
+        assert!(sample.lasts.iter().all(|last| is_told(last.number, sample.lasts_shift)));
     }
 }

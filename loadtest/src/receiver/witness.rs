@@ -1,8 +1,8 @@
 //! What one receiver knows of the events published, from those that reached any of its subscribers.
 //!
 //! A subscriber that joins a stream under way cannot tell by itself what it was owed, and one that
-//! breaks off cannot tell what it still lacked. Others can: events go round the topics by one
-//! count, so that an event of any topic says how far all of them are, and the time in its stamp
+//! breaks off cannot tell what it still lacked. Others can: events go round the strands by one
+//! count, so that an event of any strand says how far all of them are, and the time in its stamp
 //! says that it was published later than a handshake ended.
 //!
 //! What may be on its way is not owed. An event counts against a subscriber that joined (or was
@@ -16,7 +16,7 @@
 
 use std::collections::VecDeque;
 
-use super::tally::events_of_topic;
+use super::tally::events_of;
 use crate::stamp::Stamp;
 
 /// What a server may need to bring an event to one that another has already: far longer than it
@@ -55,7 +55,7 @@ pub struct Owed {
 /// The events seen since zero, and who waits for one.
 #[derive(Debug)]
 pub struct Witness {
-    topics: usize,
+    strands: usize,
     first: Option<Seen>,
     newest: Option<Seen>,
     /// The newest event at times in the past, [`LOOK_NS`] apart, oldest first; all but the first
@@ -67,10 +67,10 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Nothing seen yet, of so many topics.
-    pub fn new(topics: usize) -> Witness {
+    /// Nothing seen yet, of so many strands.
+    pub fn new(strands: usize) -> Witness {
         Witness {
-            topics,
+            strands,
             first: None,
             newest: None,
             looks: VecDeque::new(),
@@ -88,11 +88,10 @@ impl Witness {
         self.waiting.push_back((since_ns, member));
     }
 
-    /// Somebody has an event of `topic`.
+    /// Somebody has an event.
     #[inline]
-    pub fn saw(&mut self, topic: u32, stamp: Stamp, now_ns: u64) {
-        let before = stamp.sequence.saturating_sub(1).saturating_mul(self.topics as u64);
-        let number = before.saturating_add(u64::from(topic) + 1);
+    pub fn saw(&mut self, stamp: Stamp, now_ns: u64) {
+        let number = stamp.sequence;
         if self.newest.is_none_or(|newest| number > newest.number) {
             self.advance(Seen { number, stamp_ns: stamp.time_ns, seen_ns: now_ns });
         }
@@ -120,22 +119,22 @@ impl Witness {
         self.owed.pop()
     }
 
-    /// Sequence of the topic's last event that everybody must have by now; 0 if there is none.
-    pub fn settled(&self, topic: u32, now_ns: u64) -> u64 {
+    /// Sequence of the strand's last event that everybody must have by now; 0 if there is none.
+    pub fn settled(&self, strand: usize, now_ns: u64) -> u64 {
         let old = |seen: &&Seen| seen.seen_ns.saturating_add(GRACE_NS) <= now_ns;
         let seen = self.newest.iter().chain(self.looks.iter().rev()).find(old);
-        events_of_topic(seen.map_or(0, |seen| seen.number), topic as usize, self.topics)
+        events_of(seen.map_or(0, |seen| seen.number), strand, self.strands)
     }
 
-    /// Sequence of the topic's last event that was published before one that somebody has; 0 if
+    /// Sequence of the strand's last event that was published before one that somebody has; 0 if
     /// there is none.
-    pub fn known(&self, topic: u32) -> u64 {
-        events_of_topic(self.newest.map_or(0, |seen| seen.number), topic as usize, self.topics)
+    pub fn known(&self, strand: usize) -> u64 {
+        events_of(self.newest.map_or(0, |seen| seen.number), strand, self.strands)
     }
 
-    /// Sequence of the first event of `topic` from event `number` on.
-    pub fn from(&self, number: u64, topic: u32) -> u64 {
-        events_of_topic(number.saturating_sub(1), topic as usize, self.topics).saturating_add(1)
+    /// Sequence of the first event of `strand` from event `number` on.
+    pub fn from(&self, number: u64, strand: usize) -> u64 {
+        events_of(number.saturating_sub(1), strand, self.strands).saturating_add(1)
     }
 
     /// The first event that, if it was published at all, must have been after this time, while
@@ -156,8 +155,9 @@ mod tests {
 
     const S: u64 = 1_000_000_000;
 
-    fn saw(witness: &mut Witness, topic: u32, sequence: u64, stamp_ns: u64, now_ns: u64) {
-        witness.saw(topic, Stamp { sequence, time_ns: stamp_ns }, now_ns);
+    fn saw(witness: &mut Witness, strand: u64, sequence: u64, stamp_ns: u64, now_ns: u64) {
+        let number = (sequence - 1) * witness.strands as u64 + strand + 1;
+        witness.saw(Stamp { sequence: number, time_ns: stamp_ns }, now_ns);
     }
 
     #[test]

@@ -6,13 +6,17 @@ use super::parse;
 use crate::workload::Workload;
 
 /// The scenarios that are part of the program.
-pub(super) const BUILT_IN: [(&str, &str); 8] = [
+pub(super) const BUILT_IN: [(&str, &str); 12] = [
     ("ticker", include_str!("../../scenarios/ticker.toml")),
     ("chat-room", include_str!("../../scenarios/chat-room.toml")),
     ("score-push", include_str!("../../scenarios/score-push.toml")),
+    ("chat", include_str!("../../scenarios/chat.toml")),
+    ("patterns", include_str!("../../scenarios/patterns.toml")),
+    ("conflation", include_str!("../../scenarios/conflation.toml")),
     ("many-topics", include_str!("../../scenarios/many-topics.toml")),
     ("burst", include_str!("../../scenarios/burst.toml")),
     ("reconnect-storm", include_str!("../../scenarios/reconnect-storm.toml")),
+    ("storm", include_str!("../../scenarios/storm.toml")),
     ("slow-readers", include_str!("../../scenarios/slow-readers.toml")),
     ("idle-mass", include_str!("../../scenarios/idle-mass.toml")),
 ];
@@ -75,6 +79,6 @@ mod tests {
         assert_eq!((names.len(), names[0].as_str(), names[1].as_str()), (10, "ticker", "bulk-4k-100"));
         let listed = listed().expect("all are well formed");
         assert_eq!(listed.len(), BUILT_IN.len() + 1);
-        assert_eq!((listed[8].0.as_str(), listed[8].2), ("bulk", 500));
+        assert_eq!((listed[12].0.as_str(), listed[12].2), ("bulk", 500));
     }
 }

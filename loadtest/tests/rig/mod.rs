@@ -297,3 +297,29 @@ pub fn ws_of(payload: String) -> Vec<u8> {
     frame.extend(payload.into_bytes());
     frame
 }
+
+pub const JSON_OK: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
+                     Sec-WebSocket-Protocol: fanwave.v1.json\r\n\r\n";
+
+/// Event `number` as JSON.
+pub fn json_event(number: u64) -> Vec<u8> {
+    ws_of(format!("{{\"topic\":\"a\",\"id\":\"E-{number}\",\"data\":\"{}\"}}", payload(number)))
+}
+
+/// The answer to a client's command.
+pub fn answer(number: u64) -> Vec<u8> {
+    ws_of(format!("{{\"ref\":{},\"ok\":{{}}}}", 1_000_000_000 + number))
+}
+
+/// The next commands of a client: short masked messages, whose key is zeros.
+pub fn commands_of(socket: &mut TcpStream, commands: usize) -> Vec<Value> {
+    let command = |_| {
+        let mut head = [0; 6];
+        socket.read_exact(&mut head).expect("a command");
+        let mut payload = vec![0; usize::from(head[1] & 0x7f)];
+        socket.read_exact(&mut payload).expect("its payload");
+        serde_json::from_slice(&payload).expect("JSON")
+    };
+    (0..commands).map(command).collect()
+}

@@ -187,17 +187,23 @@ function health(stats, slow) {
   const silent = stats.shards.filter((shard) => shard.state !== "ok").map((shard) => shard.shard);
   if (silent.length > 0) said.push(["bad", "Shards do not answer:", silent.join(", ")]);
   const perSecond = (path) => rate((entry) => at(entry.stats, path)) ?? 0;
-  for (const reason of ["full", "behind", "busy", "draining"]) {
+  for (const reason of ["full", "behind", "memory", "busy", "draining"]) {
     const refused = perSecond("hub.refused." + reason);
     if (refused > 0) said.push(["bad", "Publishers are refused:", `${count(refused)} per second, ${reason}`]);
     const clients = perSecond("totals.refused." + reason);
     if (clients > 0) said.push(["bad", "Publishes of clients are refused:", `${count(clients)} per second, ${reason}`]);
   }
-  const full = perSecond("totals.closed.full");
+  const full = perSecond("totals.closed.full") + perSecond("totals.closed.memory");
   if (full > 0) said.push(["bad", "No room for subscribers:", `${count(full)} turned away per second`]);
   if (perSecond("totals.accept_failures") > 0) said.push(["bad", "The kernel refuses connections.", ""]);
   const share = stats.hub.memory.bytes / stats.hub.memory.bytes_max;
   if (share > 0.9) said.push(["warning", "Memory is short:", `${Math.round(share * 100)} % is in use`]);
+  const process = stats.hub.process;
+  const measures = { histories: "histories are shorter", newcomers: "newcomers are refused", publishers: "newcomers and publishers are refused" };
+  if (process.pressure !== "none") {
+    const kind = process.pressure === "histories" ? "warning" : "bad";
+    said.push([kind, "The process nears its ceiling of memory:", measures[process.pressure]]);
+  }
   const cut = perSecond("totals.closed.stalled") + perSecond("totals.closed.overrun");
   if (cut > 0) said.push(["warning", "Slow subscribers are hung up on:", `${count(cut)} per second`]);
   if (said.length === 0) {
@@ -260,6 +266,7 @@ function bounds(stats, text) {
   };
   const limit = (name) => sample(`fanwave_limit_bytes\\{limit="${name}"\\}`);
   const list = [
+    ["the process, its sockets included", stats.hub.process.bytes, stats.hub.process.bytes_max, bytes],
     ["events with their frames", stats.hub.memory.bytes, stats.hub.memory.bytes_max, bytes, "hub.memory.bytes"],
     ["the hub's queue", stats.hub.queue.bytes, limit("hub_queue_bytes_max"), bytes, "hub.queue.bytes"],
     ["batches of slow sends, fullest shard", sample("fanwave_pinned_bytes\\{.*\\}"), limit("pinned_bytes_max"), bytes],
@@ -372,7 +379,7 @@ function duration(value) {
 // ---- asking ----
 
 async function ask(path) {
-  const answer = await fetch(path, { cache: "no-store" });
+  const answer = await session.ask(path);
   if (!answer.ok) throw new Error(`${path} answers ${answer.status}`);
   return answer;
 }
@@ -387,12 +394,13 @@ async function update() {
     if (turn++ % 5 === 0 || topicsBefore?.published.size === 0) topics(await (await ask("/topics?limit=" + TOPICS_ASKED)).json());
     show(stats, slow.slow, text);
   } catch (error) {
+    if (!session.isOpen) return tell([["warning", "This server wants its control token.", "Sign in to see how it is."]]);
     tell([["bad", "The server does not answer:", error.message]]);
   }
 }
 
 async function run() {
-  if (!paused && !document.hidden) await update();
+  if (!paused && !document.hidden && session.isOpen) await update();
   setTimeout(run, 1000);
 }
 

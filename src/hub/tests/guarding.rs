@@ -103,7 +103,7 @@ async fn a_page_that_the_operator_names_may_publish_and_read_the_answer() {
     let preflight = bench.ask(request("OPTIONS", "/topics/a", &page)).await;
     assert_eq!(preflight.status, StatusCode::NO_CONTENT);
     let told = |name: &str| preflight.headers.get(name).and_then(|value| value.to_str().ok());
-    assert_eq!(told("access-control-allow-methods"), Some("GET, POST"));
+    assert_eq!(told("access-control-allow-methods"), Some("GET, POST, DELETE"));
     assert_eq!(told("access-control-allow-headers"), Some("Authorization, Content-Type, Accept"));
     let answer = bench.ask(request("POST", "/topics/a", &page)).await;
     assert_eq!(answer.status, StatusCode::OK);

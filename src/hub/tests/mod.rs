@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
-use super::{EgressReport, Hub, ShardEnd, control};
+use super::{EgressReport, Hub, ShardEnd, Surroundings, control};
 use crate::broadcast::{Encoded, Inbox, Memory, Message, Question, TopicQuery, path};
 use crate::config::limits::TOPICS_PER_ANSWER_MAX;
 use crate::config::{Config, Limits, PageRules};
@@ -23,12 +23,14 @@ use crate::event::{Epoch, Topic};
 use crate::metrics::{ShardMetrics, ShardReport, SlowReport, TopicReport};
 use crate::wire::Family;
 
+mod ceiling;
 mod drain;
 mod guarding;
 mod heads;
 mod log;
 mod presence;
 mod publishing;
+mod removing;
 mod scraping;
 mod streaming;
 mod uplinks;
@@ -54,13 +56,16 @@ struct Bench {
 }
 
 fn bench(shards: usize, limits: Limits) -> Bench {
-    let (outboxes, inboxes) =
-        (0..shards).map(|_| path(limits.shard_queue_batches_max).expect("eventfd")).unzip();
+    bench_with(config(shards, limits), Surroundings::default())
+}
+
+fn bench_with(config: Arc<Config>, surroundings: Surroundings) -> Bench {
+    let queue = config.limits.shard_queue_batches_max;
+    let (outboxes, inboxes) = config.shard_cpus.iter().map(|_| path(queue).expect("eventfd")).unzip();
     let listen = vec!["0.0.0.0:8080".parse().expect("an address")];
-    let config = config(shards, limits);
     let memory = Memory::new(&config.limits);
-    let hub =
-        Arc::new(Hub::new(config, EPOCH, outboxes, Arc::default(), memory, EgressReport::default(), listen));
+    let hub = Hub::new(config, EPOCH, outboxes, Arc::default(), memory, EgressReport::default(), listen);
+    let hub = Arc::new(Hub { surroundings, ..hub });
     tokio::spawn(super::retry_stalls(hub.clone()));
     let control = "127.0.0.1:8081".parse().expect("an address");
     Bench { router: control::router(hub.clone(), control), hub, inboxes }
@@ -159,7 +164,7 @@ fn start_shard(
                         drain.say_done();
                         let _ = tell.send(Seen::Drain);
                     }
-                    Message::Reload(_) => {}
+                    Message::Histories(_) | Message::Reload(_) | Message::Removal(_) => {}
                     Message::End => {
                         if let Some(ends) = &ends {
                             let _ = ends.send(ShardEnd { shard: number, result: Ok(()) });
@@ -202,7 +207,15 @@ fn note(topics: &mut Vec<TopicReport>, encoded: &Encoded) {
 
 fn topic_report(topic: &str, newest: u64) -> TopicReport {
     let topic = Topic::new(topic).expect("a topic");
-    TopicReport { topic, subscribers: [1, 2], window_events: 0, window_bytes: 0, oldest: 0, newest }
+    TopicReport {
+        topic,
+        subscribers: [1, 2],
+        window_events: 0,
+        window_bytes: 0,
+        oldest: 0,
+        newest,
+        retained: 0,
+    }
 }
 
 /// Shard `number` has that many connections and one latency of as many milliseconds.
@@ -219,6 +232,7 @@ fn report(number: usize) -> ShardReport {
         window_bytes: 0,
         excess_events: 0,
         excess_bytes: 0,
+        retained: Default::default(),
         pinned_bytes: 0,
         oldest_send_ms: 500,
         sequence: 0,

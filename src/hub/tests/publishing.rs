@@ -175,7 +175,7 @@ async fn unknown_paths_and_wrong_methods_say_so_and_are_counted() {
     bench.get("/nowhere").await.assert_error(StatusCode::NOT_FOUND, "/nowhere");
     assert_eq!(bench.hub.intake().counters().refused.get(RefusalReason::UnknownPath), 1);
     for (method, uri, allowed) in [
-        ("PUT", "/topics/a", "GET, HEAD, POST, OPTIONS"),
+        ("PUT", "/topics/a", "GET, HEAD, POST, DELETE, OPTIONS"),
         ("GET", "/publish", "POST, OPTIONS"),
         ("DELETE", "/stats", "GET, HEAD, OPTIONS"),
         ("POST", "/topics", "GET, HEAD, OPTIONS"),

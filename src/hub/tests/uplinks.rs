@@ -13,6 +13,7 @@ fn publish(topic: &str, tag: u64) -> Publish {
         name: None,
         id: None,
         retry_ms: None,
+        key: None,
     };
     Publish { ticket: Ticket { slot: 3, number: 4, tag }, event, key: None }
 }

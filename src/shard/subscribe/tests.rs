@@ -80,6 +80,35 @@ fn answers_tell_the_date_that_the_shard_was_told_and_none_before() {
     }
 }
 
+/// A client that only publishes makes the hub encode nothing.
+#[test]
+fn a_format_is_wanted_exactly_while_somebody_of_it_has_a_topic() {
+    let command = |text: &str| {
+        let head = [0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
+        [&head[..], text.as_bytes()].concat()
+    };
+    let mut bench = Bench::new();
+    let request = String::from_utf8_lossy(WEBSOCKET).replace("/ws/t", "/ws");
+    let request = request.replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: fanwave.v1.json\r\n\r\n");
+    let slot = bench.connect(request.as_bytes());
+    assert!(bench.heard(slot).contains(" 101 ") && !bench.demand.wants(Format::Json));
+    for (text, wanted) in [
+        (r#"{"ref":1,"subscribe":{"topic":"a"}}"#, true),
+        (r#"{"ref":2,"subscribe":{"match":"b/*"}}"#, true),
+        (r#"{"ref":3,"unsubscribe":{"topic":"a"}}"#, true),
+        (r#"{"ref":4,"unsubscribe":{"match":"b/*"}}"#, false),
+        (r#"{"ref":5,"subscribe":{"topic":"a"}}"#, true),
+    ] {
+        bench.shard.ring_mut().peer_sends(slot, &command(text));
+        bench.turns();
+        assert!(bench.heard(slot).contains("\"ok\""), "{text}");
+        assert_eq!(bench.demand.wants(Format::Json), wanted, "{text}");
+    }
+    bench.shard.ring_mut().peer_sends(slot, &[0x88, 0x80, 0, 0, 0, 0]);
+    bench.turns();
+    assert!(!bench.demand.wants(Format::Json), "it has gone");
+}
+
 /// A client that sends pings and reads nothing makes the shard remember no more than the bound.
 #[test]
 fn pongs_that_nobody_takes_are_bounded() {

@@ -13,25 +13,36 @@ use std::collections::BTreeMap;
 use super::{TopicIndex, Topics};
 use crate::clock::Stamp;
 use crate::config::limits::EXPIRED_PER_TICK_MAX;
-use crate::config::rules::History;
+use crate::config::rules::{Conflate, History, Rule};
 use crate::config::{Limits, Rules};
 use crate::shard::window::{Cut, Weight, Window};
 
-/// The bounds of one rule.
+/// The bounds of one rule, and what it keeps besides.
 #[derive(Debug, Clone, Copy)]
-struct Bounds {
+pub(super) struct Bounds {
     events: usize,
     bytes: usize,
     age_ns: u64,
+    /// The newest event is a retained value.
+    pub(super) retain: bool,
+    /// Of which events it is the newest.
+    pub(super) conflate: Conflate,
 }
 
-impl From<History> for Bounds {
-    fn from(history: History) -> Bounds {
+impl Bounds {
+    /// Those of topics without a rule.
+    fn of(history: History) -> Bounds {
         Bounds {
             events: history.events,
             bytes: history.bytes,
             age_ns: history.age_ms.saturating_mul(1_000_000),
+            retain: false,
+            conflate: Conflate::default(),
         }
+    }
+
+    fn of_rule(rule: &Rule) -> Bounds {
+        Bounds { retain: rule.retain, conflate: rule.conflate, ..Bounds::of(rule.history) }
     }
 }
 
@@ -45,6 +56,8 @@ pub(super) struct Histories {
     fronts: Vec<BTreeMap<u64, TopicIndex>>,
     topic_memory: usize,
     memory: usize,
+    /// What settings allow; `memory` is at most this.
+    memory_max: usize,
     /// Events in all histories, and what they weigh.
     pub(super) events: usize,
     pub(super) weight: Weight,
@@ -53,15 +66,15 @@ pub(super) struct Histories {
 impl Histories {
     /// Nothing yet.
     pub(super) fn new(limits: &Limits, rules: &Rules) -> Histories {
-        let usual = History::of(limits);
-        let bounds: Vec<Bounds> =
-            rules.iter().map(|rule| rule.history).chain([usual]).map(Bounds::from).collect();
+        let usual = Bounds::of(History::of(limits));
+        let bounds: Vec<Bounds> = rules.iter().map(Bounds::of_rule).chain([usual]).collect();
         Histories {
             rules: rules.clone(),
             fronts: bounds.iter().map(|_| BTreeMap::new()).collect(),
             bounds,
             topic_memory: limits.topic_history_memory_max(),
             memory: limits.history_memory_max(),
+            memory_max: limits.history_memory_max(),
             events: 0,
             weight: Weight::default(),
         }
@@ -95,9 +108,14 @@ impl Histories {
 }
 
 impl Topics {
+    /// What the rule of a topic says.
+    pub(super) fn bounds_of(&self, index: TopicIndex) -> &Bounds {
+        &self.histories.bounds[usize::from(self.get(index).rule)]
+    }
+
     /// Brings the histories back into their bounds after an event of a topic has come.
     pub(super) fn bound_histories(&mut self, index: TopicIndex) {
-        let bounds = self.histories.bounds[usize::from(self.get(index).rule)];
+        let bounds = *self.bounds_of(index);
         loop {
             let window = &self.get(index).window;
             let weight = window.weight();
@@ -112,6 +130,17 @@ impl Topics {
         while self.histories.weight.memory > self.histories.memory {
             self.evict_oldest();
         }
+    }
+
+    /// All histories together may take so much memory from now on; the oldest events of all leave
+    /// them. Returns how many.
+    pub fn hold_histories(&mut self, bytes: usize) -> usize {
+        self.histories.memory = bytes.min(self.histories.memory_max);
+        let before = self.histories.events;
+        while self.histories.weight.memory > self.histories.memory {
+            self.evict_oldest();
+        }
+        before - self.histories.events
     }
 
     /// Takes what is older than its rule says out of the histories, a bounded number of events at a
@@ -161,7 +190,7 @@ impl Topics {
     /// it.
     fn promised_cut(&self, index: TopicIndex, now: Stamp) -> Option<Cut> {
         let topic = self.get(index);
-        let bounds = &self.histories.bounds[usize::from(topic.rule)];
+        let bounds = self.bounds_of(index);
         topic.window.last_cut().filter(|cut| {
             now.ns_since(cut.intake) <= bounds.age_ns
                 && topic.window.len() < bounds.events
@@ -171,7 +200,7 @@ impl Topics {
 
     /// Until when an event that was cut was promised by its age.
     pub(super) fn promised_until(&self, index: TopicIndex, cut: Cut) -> Stamp {
-        let bounds = &self.histories.bounds[usize::from(self.get(index).rule)];
+        let bounds = self.bounds_of(index);
         Stamp(cut.intake.0.saturating_add(bounds.age_ns))
     }
 

@@ -98,6 +98,11 @@ impl Log {
         self.places.iter().rev().map(|(sequence, topic)| (*sequence, *topic))
     }
 
+    /// How many places are after `cursor`; `most`, if there are more.
+    pub(super) fn count_after(&self, cursor: u64, most: usize) -> usize {
+        self.places.range((Bound::Excluded(cursor), Bound::Unbounded)).take(most).count()
+    }
+
     /// The first place after `cursor`.
     fn after(&self, cursor: u64) -> Option<(u64, TopicIndex)> {
         let mut later = self.places.range((Bound::Excluded(cursor), Bound::Unbounded));
@@ -403,6 +408,7 @@ impl Topics {
 
     /// An event has come to a topic: its patterns have it too, and their elevators go round.
     pub(super) fn push_to_patterns(&mut self, of: TopicIndex, event: &Arc<Encoded>) {
+        let conflate = self.bounds_of(of).conflate;
         for at in 0..self.get(of).patterns.len() {
             let index = self.get(of).patterns[at];
             self.place(index, of, event);
@@ -415,7 +421,7 @@ impl Topics {
                 pattern.take_account(event.account());
                 pattern.log.as_mut().expect("a pattern").account_of = Some(of);
             }
-            self.note_value(index, event);
+            self.note_value(index, event, conflate);
             self.send_round(index, event.intake);
         }
     }

@@ -1,4 +1,6 @@
 use super::*;
+use crate::clock::Stamp;
+use crate::config::limits::LAP_OVERLAP;
 use crate::event::EVENT_BYTES_FIXED;
 use crate::shard::fixtures::{encoded, encoded_alone, encoded_with};
 
@@ -239,6 +241,34 @@ fn the_slow_are_cut_where_they_are_few_and_take_up_the_topics_share() {
     }
     assert_eq!(topics.excess(), (0, 0));
     assert!(!account.is_pressed());
+}
+
+/// A subscriber that is behind loses nothing: what leaves the histories stays as long as it lacks
+/// it.
+#[test]
+fn histories_are_shortened_and_grow_again_as_the_hub_says() {
+    let mut topics = topics(|_| ());
+    let quick = topics.intern(&topic("a"));
+    topics.join(quick, 0, Family::EventStream, 0);
+    let events: Vec<Arc<Encoded>> =
+        (21..=32).map(|sequence| encoded(["a", "b"][sequence as usize % 2], sequence)).collect();
+    events.iter().for_each(|event| topics.push(event));
+    let all = topics.history_memory();
+    assert_eq!(all, history_of(&events));
+    assert_eq!(topics.hold_histories(all), 0);
+    let last = history_of(&events[8..]);
+    assert_eq!(topics.hold_histories(last), 8, "the oldest of all topics");
+    assert_eq!((topics.history_memory(), topics.window_events()), (last, 4));
+    assert_eq!(topics.excess().0, 4, "those of its own topic");
+    topics.push(&encoded("b", 33));
+    assert_eq!(topics.window_events(), 4, "one comes, one goes");
+    assert_eq!(topics.hold_histories(0), 4);
+    topics.push(&encoded("a", 34));
+    assert_eq!((topics.window_events(), topics.get(quick).window.evicted()), (0, 34));
+    assert_eq!(topics.excess().0, 7, "it lacks 22, 24, … and 34");
+    topics.hold_histories(usize::MAX);
+    topics.push(&encoded("a", 36));
+    assert_eq!(topics.window_events(), 1);
 }
 
 #[test]

@@ -258,6 +258,8 @@ mod tests {
             (UnknownCoding, "HTTP/1.1 501 Not Implemented"),
             (Full, "HTTP/1.1 503 Service Unavailable"),
             (Full, "Retry-After: 1"),
+            (Memory, "HTTP/1.1 503 Service Unavailable"),
+            (Memory, "Retry-After: 1"),
             (Draining, "Retry-After: 1"),
             (AddressFull, "HTTP/1.1 429 Too Many Requests"),
             (AddressFull, "Retry-After: 1"),

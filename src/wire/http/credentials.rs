@@ -57,7 +57,9 @@ pub(super) fn token_of(
     }
     let Some(name) = places.cookie else { return Ok(None) };
     let is_known = match fields.origin() {
-        Some(origin) => *origins != Origins::Any && origins.admit(Some(origin), host.map(str::as_bytes)),
+        Some(origin) => {
+            *origins != Origins::Any && origins.admit(Some(origin), host.map(str::as_bytes)).is_ok()
+        }
         None => fields.is_same_origin_fetch(),
     };
     Ok(fields.cookie(name).filter(|_| is_known))

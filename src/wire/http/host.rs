@@ -1,6 +1,6 @@
 //! The `Host` field (RFC 9110 §7.2): whether it is one, and whether its name is ours.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// True for `uri-host [ ":" port ]` (RFC 3986 §3.2.2), and for nothing at all: a target without an
 /// authority has an empty `Host`.
@@ -26,6 +26,19 @@ pub(crate) fn is_ours(value: &str, names: &[String]) -> bool {
     let is_address = host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok();
     let known = names.iter().any(|known| known.eq_ignore_ascii_case(name));
     name.is_empty() || is_address || name.eq_ignore_ascii_case("localhost") || known
+}
+
+/// True if an authority names this machine and no other one: `localhost`, or an address of
+/// loopback. No stranger can make such a name lead anywhere else.
+pub(super) fn is_loopback(authority: &str) -> bool {
+    let (host, _) = split_port(authority);
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let address = match host.strip_prefix('[') {
+        Some(literal) => literal.trim_end_matches(']').parse().map(IpAddr::V6).ok(),
+        None => host.parse().map(IpAddr::V4).ok(),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || address.is_some_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Host and port of an authority; a bracketed address keeps its brackets.
@@ -126,5 +139,28 @@ mod tests {
             assert!(!is_ours(host, &names), "{host}");
         }
         assert!(!is_ours("edge.example", &[]));
+    }
+
+    #[test]
+    fn loopback_is_localhost_and_the_addresses_of_loopback() {
+        for host in
+            ["localhost", "LocalHost.:8080", "127.0.0.1:1", "127.9.9.9", "[::1]:8080", "[::ffff:127.0.0.1]"]
+        {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "",
+            "10.0.0.1:8080",
+            "0.0.0.0",
+            "[::]",
+            "[fe80::1]",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "evil.example:80",
+            "a.localhost",
+            "2130706433",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
     }
 }

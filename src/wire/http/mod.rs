@@ -42,7 +42,7 @@ pub use answer::{Answer, Manner};
 pub use body::{BodyLength, BodyReader, Broken};
 pub use credentials::{Token, TokenPlaces};
 pub use last_event_id::LastEventId;
-pub use origin::{Cors, Origin, OriginError, Origins};
+pub use origin::{Cors, Foreign, Origin, OriginError, Origins};
 pub use post::{Keep, Post, PostHead, begins_post, parse_post};
 pub use subprotocol::{JSON, Subprotocols};
 
@@ -188,6 +188,10 @@ fn interpret(
     let host = fields.host(http_1_0)?;
     let target = Target::new(request.path.unwrap_or_default(), rules.echo)?;
     manner.allow = target.route.allow();
+    if target.route != Route::Health {
+        let admitted = rules.origins.admit_reader(fields.origin(), host.map(str::as_bytes));
+        admitted.map_err(foreign)?;
+    }
     match request.method.unwrap_or_default() {
         "OPTIONS" => return Ok(Head::Preflight),
         method if manner.allow.split(", ").any(|allowed| allowed == method) => {}
@@ -262,12 +266,18 @@ fn handshake(
         return Err(refuse(CloseReason::BadRequest, "a WebSocket needs HTTP/1.1 (RFC 6455 4.1)"));
     }
     let accept = fields.websocket_accept()?;
-    if !rules.origins.admit(fields.origin(), host.map(str::as_bytes)) {
-        let detail = "pages of this Origin may not open WebSockets here (--cors-origin)";
-        return Err(refuse(CloseReason::ForeignOrigin, detail));
-    }
+    rules.origins.admit(fields.origin(), host.map(str::as_bytes)).map_err(foreign)?;
     let subprotocol = fields.subprotocol(rules.subprotocols, spoken)?.map(str::to_string);
     Ok(Handshake { accept, subprotocol })
+}
+
+/// The refusal of a foreign page or name.
+fn foreign(what: Foreign) -> RefusedRequest {
+    let reason = match what {
+        Foreign::Unnamed | Foreign::Origin => CloseReason::ForeignOrigin,
+        Foreign::Host => CloseReason::ForeignHost,
+    };
+    refuse(reason, what.text())
 }
 
 /// The head does not end within the limit: is it its first line or the rest?

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::host::{is_host, split_port};
+use super::host::{is_host, is_loopback, split_port};
 
 /// The origin of a page: `scheme://host[:port]` as browsers serialize it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +70,37 @@ pub enum Origins {
     These(Vec<Origin>),
     /// None but a page of our own.
     None,
+    /// Those of this machine, where they ask for it by a name of loopback. All other requests that
+    /// a browser may have sent for a page are refused.
+    Loopback,
+}
+
+/// What of a request names a stranger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Foreign {
+    /// Its page is of an origin that the operator has not named.
+    Unnamed,
+    /// Its page is not of this machine.
+    Origin,
+    /// The name under which it asks may be a stranger's.
+    Host,
+}
+
+impl Foreign {
+    /// One line for a human.
+    pub fn text(self) -> &'static str {
+        match self {
+            Foreign::Unnamed => {
+                "pages of this Origin may neither open WebSockets nor publish here (--cors-origin)"
+            }
+            Foreign::Origin => {
+                "only pages of localhost and of loopback addresses may ask here (--playground)"
+            }
+            Foreign::Host => {
+                "this server is asked as localhost or by a loopback address alone (--playground)"
+            }
+        }
+    }
 }
 
 /// What an answer tells the browser of a page about who may read it.
@@ -92,6 +123,8 @@ impl Origins {
         match self {
             Origins::Any => Cors::Any,
             Origins::None => Cors::Silent,
+            Origins::Loopback if origin.is_none_or(is_loopback_origin) => Cors::Any,
+            Origins::Loopback => Cors::Silent,
             Origins::These(listed) => {
                 let known = listed.iter().find(|known| origin == Some(known.0.as_bytes()));
                 known.map_or(Cors::Other, |known| Cors::Named(known.clone()))
@@ -99,15 +132,38 @@ impl Origins {
         }
     }
 
-    /// True if a page of `origin` may open a WebSocket at `host`. Who names no origin is no page.
-    pub fn admit(&self, origin: Option<&[u8]>, host: Option<&[u8]>) -> bool {
-        let Some(origin) = origin else { return true };
-        match self {
-            Origins::Any => true,
+    /// Refuses a page of `origin` that may not open a WebSocket at `host`, nor publish there. A
+    /// client that names no origin is no page.
+    pub fn admit(&self, origin: Option<&[u8]>, host: Option<&[u8]>) -> Result<(), Foreign> {
+        let is_admitted = |origin: &[u8]| match self {
+            Origins::Any | Origins::Loopback => true,
             Origins::These(listed) if listed.iter().any(|known| known.0.as_bytes() == origin) => true,
             Origins::These(_) | Origins::None => host.is_some_and(|host| is_same_origin(origin, host)),
+        };
+        if !origin.is_none_or(is_admitted) {
+            return Err(Foreign::Unnamed);
+        }
+        self.admit_reader(origin, host)
+    }
+
+    /// Refuses what no request may, also one that only reads: what a browser keeps from a foreign
+    /// page is not refused.
+    pub fn admit_reader(&self, origin: Option<&[u8]>, host: Option<&[u8]>) -> Result<(), Foreign> {
+        let is_ours = |host: &[u8]| std::str::from_utf8(host).is_ok_and(is_loopback);
+        match self {
+            Origins::Any | Origins::These(_) | Origins::None => Ok(()),
+            // Every browser names a host (RFC 9112 §3.2).
+            Origins::Loopback if !host.is_none_or(is_ours) => Err(Foreign::Host),
+            Origins::Loopback if !origin.is_none_or(is_loopback_origin) => Err(Foreign::Origin),
+            Origins::Loopback => Ok(()),
         }
     }
+}
+
+/// True for the origin of a page that this machine has served by a name of loopback.
+fn is_loopback_origin(origin: &[u8]) -> bool {
+    let origin = std::str::from_utf8(origin).unwrap_or_default();
+    matches!(origin.split_once("://"), Some(("http" | "https", authority)) if is_loopback(authority))
 }
 
 /// True if `origin` is that of a page that came from `host`, the value of the `Host` field. The
@@ -200,9 +256,35 @@ mod tests {
             (Some("http://"), Some(""), false, false),
         ] {
             let bytes = |text: Option<&'static str>| text.map(str::as_bytes);
-            assert_eq!(listed.admit(bytes(origin), bytes(host)), in_list, "{origin:?} at {host:?}");
-            assert_eq!(Origins::None.admit(bytes(origin), bytes(host)), in_none, "{origin:?} at {host:?}");
-            assert!(Origins::Any.admit(bytes(origin), bytes(host)));
+            let admits = |rules: &Origins| rules.admit(bytes(origin), bytes(host)).is_ok();
+            assert_eq!(admits(&listed), in_list, "{origin:?} at {host:?}");
+            assert_eq!(admits(&Origins::None), in_none, "{origin:?} at {host:?}");
+            assert!(admits(&Origins::Any));
+        }
+    }
+
+    #[test]
+    fn on_loopback_alone_every_foreign_page_and_name_is_refused() {
+        for (origin, host, expected) in [
+            (None, Some("127.0.0.1:8080"), Ok(())),
+            (None, None, Ok(())),
+            (Some("http://127.0.0.1:8081"), Some("127.0.0.1:8080"), Ok(())),
+            (Some("http://localhost:3000"), Some("[::1]:8080"), Ok(())),
+            (Some("https://localhost"), Some("localhost"), Ok(())),
+            (Some("https://evil.example"), Some("127.0.0.1:8080"), Err(Foreign::Origin)),
+            (Some("null"), Some("127.0.0.1:8080"), Err(Foreign::Origin)),
+            (Some("file://localhost"), Some("localhost"), Err(Foreign::Origin)),
+            (Some("http://192.0.2.1:8081"), Some("127.0.0.1:8080"), Err(Foreign::Origin)),
+            (None, Some("evil.example:8080"), Err(Foreign::Host)),
+            (None, Some("192.0.2.1:8080"), Err(Foreign::Host)),
+            (Some("http://localhost:3000"), Some("evil.example"), Err(Foreign::Host)),
+        ] {
+            let bytes = |text: Option<&'static str>| text.map(str::as_bytes);
+            let rules = Origins::Loopback;
+            assert_eq!(rules.admit(bytes(origin), bytes(host)), expected, "{origin:?} at {host:?}");
+            assert_eq!(rules.admit_reader(bytes(origin), bytes(host)), expected, "{origin:?} at {host:?}");
+            let is_foreign = expected == Err(Foreign::Origin);
+            assert_eq!(rules.cors(bytes(origin)), if is_foreign { Cors::Silent } else { Cors::Any });
         }
     }
 }

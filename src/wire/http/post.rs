@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use super::body::BodyLength;
 use super::credentials::token_of;
 use super::fields::Fields;
-use super::origin::Cors;
+use super::origin::{Cors, Foreign};
 use super::target::{Route, Target, is_topic_target, without_token};
 use super::{HEADERS_MAX, HeadRules, Manner, RefusedRequest, Token, malformed, refuse, too_large};
 use crate::close::CloseReason;
@@ -41,7 +41,7 @@ pub struct Post<'a> {
     /// The client sends the body once it is told to (RFC 9110 §10.1.1).
     pub awaits_continue: bool,
     /// No page asks, or one that may.
-    pub is_admitted: bool,
+    pub admitted: Result<(), Foreign>,
     /// What becomes of the connection, if all goes well.
     pub keep: Keep,
     /// Who may read the answer.
@@ -121,7 +121,7 @@ fn interpret<'a>(
         is_binary: fields.names_type("application/octet-stream"),
         content_coding: fields.content_coding(),
         awaits_continue: !http_1_0 && fields.lists("Expect", "100-continue"),
-        is_admitted: rules.origins.admit(fields.origin(), host.map(str::as_bytes)),
+        admitted: rules.origins.admit(fields.origin(), host.map(str::as_bytes)),
         keep: match http_1_0 {
             _ if fields.lists("Connection", "close") => Keep::Close,
             false => Keep::Open,
@@ -171,7 +171,7 @@ mod tests {
             ("a%20b/c", Some("event=x&id=1"), BodyLength::Known(3))
         );
         assert_eq!((plain.is_binary, plain.content_coding, plain.awaits_continue), (false, None, false));
-        assert_eq!((plain.keep, plain.is_admitted, plain.head_bytes), (Keep::Open, true, head.len()));
+        assert_eq!((plain.keep, plain.admitted, plain.head_bytes), (Keep::Open, Ok(()), head.len()));
         let other = post(
             "POST http://h/topics/ HTTP/1.1\r\nHost: h\r\ntransfer-encoding: Chunked\r\nConnection: x, Close\r\n\
              content-type: Application/Octet-Stream; x=y\r\nContent-Encoding: gzip\r\nexpect: 100-Continue\r\n\r\n",
@@ -192,8 +192,8 @@ mod tests {
             [("https://a.example", true), ("http://h", true), ("https://b.example", false), ("null", false)]
         {
             let head = format!("POST /topics/a HTTP/1.1\r\nHost: h\r\nOrigin: {origin}\r\n\r\n");
-            assert_eq!(post(&head, &listed).is_admitted, admitted, "{origin}");
-            assert!(post(&head, &Origins::Any).is_admitted);
+            assert_eq!(post(&head, &listed).admitted.is_ok(), admitted, "{origin}");
+            assert!(post(&head, &Origins::Any).admitted.is_ok());
         }
     }
 

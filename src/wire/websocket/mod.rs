@@ -141,7 +141,14 @@ mod tests {
 
     fn event(data: Data) -> Event {
         let topic = Topic::new("t").expect("a topic");
-        Event { topic, data, name: Some(Field::new("n").expect("a name")), id: None, retry_ms: Some(1) }
+        Event {
+            topic,
+            data,
+            name: Some(Field::new("n").expect("a name")),
+            id: None,
+            retry_ms: Some(1),
+            key: None,
+        }
     }
 
     #[test]

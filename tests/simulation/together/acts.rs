@@ -30,10 +30,27 @@ impl Together {
         }
     }
 
+    /// Memory is short for some seconds, more or less, while publishers go on.
+    pub async fn squeeze(&mut self) {
+        for _ in 0..12 {
+            let share = pick(&mut self.dice, &[0, 60, 89, 89, 95, 98]);
+            self.plant(share);
+            for _ in 0..6 {
+                self.publish();
+                self.step().await;
+            }
+            // All turn after that, and answer pings.
+            for ms in [TICK_MS, 0, 0] {
+                self.round(ms).await;
+            }
+        }
+    }
+
     /// Everybody reads, streams end, and then nobody lacks anything.
     pub async fn settle(&mut self) {
         self.publishers.close_all();
         self.stall_all(false);
+        self.plant(0);
         let mut rest = 0;
         for _ in 0..20_000 {
             rest = if self.round(1).await { rest + 1 } else { 0 };
@@ -46,6 +63,10 @@ impl Together {
             self.round(TICK_MS / 4).await;
         }
         self.check_fates();
+        assert!(self.memory.pressure() <= Pressure::Histories, "nobody is refused any more");
+        let histories: Vec<Vec<u64>> =
+            self.seats.iter().map(|seat| seat.shard.histories().collect()).collect();
+        assert!(histories.windows(2).all(|two| two[0] == two[1]), "all shards have the same: {histories:?}");
         for seat in &self.seats {
             assert_eq!(seat.shard.metrics().events, self.log.len() as u64, "every shard took all events");
             assert_eq!(seat.shard.excess(), (0, 0), "nobody lacks anything");

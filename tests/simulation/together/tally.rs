@@ -19,12 +19,16 @@ pub struct Tally {
     /// Times that the hub had to wait for a shard.
     pub stalls: usize,
     pub saturated: usize,
+    /// Subscribers that were refused because memory was short.
+    pub turned_away: usize,
+    /// Times that histories were cut for that.
+    pub history_cuts: usize,
 }
 
 impl Tally {
     pub fn add(&mut self, other: &Tally) {
-        let Tally { accepted, refused, heard, gaps, cut, drained, came_early, slept, stalls, saturated } =
-            other;
+        let Tally { accepted, refused, heard, gaps, cut, drained, came_early, .. } = other;
+        let Tally { slept, stalls, saturated, turned_away, history_cuts, .. } = other;
         for (sum, more) in [
             (&mut self.accepted, accepted),
             (&mut self.refused, refused),
@@ -36,6 +40,8 @@ impl Tally {
             (&mut self.slept, slept),
             (&mut self.stalls, stalls),
             (&mut self.saturated, saturated),
+            (&mut self.turned_away, turned_away),
+            (&mut self.history_cuts, history_cuts),
         ] {
             *sum += more;
         }

@@ -11,8 +11,8 @@ use anyhow::Result;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-use super::{Churn, Crowd, Member, PAUSE_NS, SECOND_NS, State, Task};
-use crate::receiver::wires::Wires;
+use super::{Churn, Crowd, Member, NOBODY, PAUSE_NS, SECOND_NS, State, Task, late};
+use crate::receiver::wires::{Wires, slot};
 use crate::stamp::now_ns;
 use crate::workload::Behaviour;
 
@@ -20,6 +20,9 @@ use crate::workload::Behaviour;
 /// between those.
 const SLOW_READ_NS: (u64, u64) = (5_000_000, 100_000_000);
 const SLOW_READ_BYTES: u64 = 2_048;
+/// Members that a storm breaks before the ring is reaped: what their cancellations and their
+/// receives tell must fit into its completions, beside a full set of receive buffers.
+const STORM_STEP: usize = 1_000;
 /// How long churn waits where nobody may leave.
 const CHURN_AGAIN_NS: u64 = 5_000_000;
 
@@ -38,7 +41,7 @@ impl Crowd {
         let now = now_ns();
         let returns = !self.started;
         (self.started, self.stopped) = (true, false);
-        self.timers.retain(|Reverse((_, task))| !matches!(task, Task::Churn | Task::Storm));
+        self.timers.retain(|Reverse((_, task))| !matches!(task, Task::Churn | Task::Storm(_)));
         match self.setup.behaviour {
             Behaviour::Churn { .. } if churn_per_second > 0.0 => {
                 self.churn = Some(Churn { start_ns: now, per_second: churn_per_second, due: 0 });
@@ -46,7 +49,7 @@ impl Crowd {
             }
             Behaviour::Storm { at_seconds, .. } => {
                 let due = now.saturating_add((at_seconds * SECOND_NS) as u64);
-                self.timers.push(Reverse((due, Task::Storm)));
+                self.timers.push(Reverse((due, Task::Storm(0))));
             }
             _ => {}
         }
@@ -61,13 +64,45 @@ impl Crowd {
         }
     }
 
-    /// Churn and storm are over; whoever is not here now is waited for.
-    pub fn stop(&mut self) {
+    /// Churn and storm are over; whoever is not here now is waited for. Members that did not read
+    /// begin to, if that shows the newest values.
+    pub fn stop(&mut self, wires: &mut Wires) -> Result<()> {
         self.stopped = true;
+        if late(self.setup.behaviour) && self.setup.newest > 0 && !self.reads_on {
+            self.read_on(wires)?;
+        }
         if self.started && self.setup.behaviour != Behaviour::Once {
             let away = |number: &u32| self.members[*number as usize].state != State::Open;
             self.awaited = (0..self.members.len() as u32).filter(away).collect();
         }
+        Ok(())
+    }
+
+    /// Whoever was slow or stalled reads everything from here on.
+    fn read_on(&mut self, wires: &mut Wires) -> Result<()> {
+        self.reads_on = true;
+        self.timers.retain(|Reverse((_, task))| !matches!(task, Task::Read(..)));
+        for number in 0..self.members.len() {
+            let member = &self.members[number];
+            let Some(socket) = member.socket.as_ref().filter(|_| member.state == State::Open) else {
+                continue;
+            };
+            if self.setup.behaviour == Behaviour::Stalled {
+                wires.unwatch(socket)?;
+            }
+            wires.receive(socket)?;
+            let slot = slot(socket) as usize;
+            self.be_received(slot, number as u32);
+        }
+        Ok(())
+    }
+
+    /// What the ring receives on a slot is a member's.
+    pub(super) fn be_received(&mut self, slot: usize, number: u32) {
+        if self.by_slot.len() <= slot {
+            self.by_slot.resize(slot + 1, NOBODY);
+        }
+        self.by_slot[slot] = number;
     }
 
     pub(super) fn ramp(&mut self, now: u64) {
@@ -159,20 +194,30 @@ impl Crowd {
     fn may_leave(&self, number: u32, now: u64) -> bool {
         let member = &self.members[number as usize];
         member.split.as_ref().is_none_or(|split| {
-            let lacks = |last: u64| split.audit.tail(last) > 0;
-            !lacks(self.witness.known(member.topic)) || lacks(self.witness.settled(member.topic, now))
+            let lacks = |last: &dyn Fn(usize) -> u64| {
+                let mut strands = split.audits.iter().zip(self.rota.heard(member.stream));
+                strands.any(|(audit, strand)| audit.tail(last(strand)) > 0)
+            };
+            !lacks(&|strand| self.witness.known(strand)) || lacks(&|strand| self.witness.settled(strand, now))
         })
     }
 
-    pub(super) fn storm(&mut self, now: u64, wires: &mut Wires) -> Result<()> {
+    pub(super) fn storm(&mut self, from: u32, now: u64, wires: &mut Wires) -> Result<()> {
         let Behaviour::Storm { share, .. } = self.setup.behaviour else { return Ok(()) };
         if self.stopped {
             return Ok(());
         }
-        for number in 0..self.members.len() as u32 {
+        let mut broken = 0;
+        for number in from..self.members.len() as u32 {
+            if broken == STORM_STEP {
+                // Not before the next turn, which reaps first.
+                self.timers.push(Reverse((now + 1, Task::Storm(number))));
+                break;
+            }
             let up_to = |members: u32| (f64::from(members) * share.clamp(0.0, 1.0)).round();
             if up_to(number + 1) > up_to(number) && self.members[number as usize].state == State::Open {
                 self.leave(number, now, true, wires)?;
+                broken += 1;
             }
         }
         Ok(())

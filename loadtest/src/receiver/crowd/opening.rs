@@ -13,8 +13,8 @@ use rustix::event::epoll::EventFlags;
 
 use super::behaviour::slow_read;
 use super::{
-    ADDRESSES_PER_GENERATION, Crowd, GENERATIONS, Member, NOBODY, Opening, SOCKETS_PER_ADDRESS,
-    STUCK_LOOK_NS, STUCK_NS, Shaking, State, Task, late,
+    ADDRESSES_PER_GENERATION, Crowd, GENERATIONS, Member, Opening, SOCKETS_PER_ADDRESS, STUCK_LOOK_NS,
+    STUCK_NS, Shaking, State, Task, late,
 };
 use crate::audit::Audit;
 use crate::framing::{Dialect, Splitter};
@@ -29,20 +29,15 @@ impl Crowd {
     pub fn add(&mut self, more: usize, per_second: Option<f64>) {
         let first = self.members.len();
         for index in first..first + more {
-            let topic = ((self.setup.first + index) % self.setup.topics) as u32;
-            let first_of_topic = self.tally.join(topic);
-            let scout = first_of_topic && self.counting != Counting::Deliveries;
-            let split = (scout || self.counting != Counting::Bytes).then(|| {
-                let audit = match self.setup.behaviour {
-                    Behaviour::Steady | Behaviour::Once => Audit::new(self.tally.first_of(topic)),
-                    _ => Audit::joining(),
-                };
-                self.split(audit)
-            });
+            let stream = ((self.setup.first + index) % self.rota.streams) as u32;
+            let is_first = self.tally.join(self.rota.heard(stream));
+            let scout = is_first && self.counting != Counting::Deliveries;
+            let wanted = scout || self.counting != Counting::Bytes;
+            let split = wanted.then(|| self.split(self.audits(stream)));
             self.members.push(Member {
                 socket: None,
                 state: State::Away,
-                topic,
+                stream,
                 generation: 0,
                 scout,
                 bytes: 0,
@@ -61,13 +56,23 @@ impl Crowd {
         self.timers.push(Reverse((now, Task::Ramp)));
     }
 
+    /// What a new member of a stream expects on its strands.
+    fn audits(&self, stream: u32) -> Vec<Audit> {
+        let expects = |strand| match self.setup.behaviour {
+            _ if self.setup.newest > 0 => Audit::newest(self.tally.first_of(strand), self.setup.newest),
+            Behaviour::Steady | Behaviour::Once => Audit::new(self.tally.first_of(strand)),
+            _ => Audit::joining(),
+        };
+        self.rota.heard(stream).map(expects).collect()
+    }
+
     /// Begins a handshake that was due at a time, or is now.
     pub(super) fn connect(&mut self, number: u32, due_ns: Option<u64>, wires: &mut Wires) -> Result<()> {
         let member = &mut self.members[number as usize];
         let index = self.setup.first + number as usize;
         let resume = member.split.as_ref().map(|split| split.resume.as_str()).filter(|id| !id.is_empty());
         let attempt = Attempt {
-            topic: member.topic as usize,
+            topic: index % self.setup.topics,
             block: index / SOCKETS_PER_ADDRESS
                 + member.generation as usize % GENERATIONS * ADDRESSES_PER_GENERATION,
             last_event_id: resume,
@@ -108,7 +113,7 @@ impl Crowd {
         member.state = State::Open;
         self.open += 1;
         if let Some(split) = &mut member.split
-            && split.audit.is_joining()
+            && split.audits.iter().any(Audit::is_joining)
             && !late(self.setup.behaviour)
         {
             split.since_ns = now;
@@ -120,23 +125,22 @@ impl Crowd {
         {
             opening.left -= 1;
         }
+        let generation = member.generation;
         match self.setup.behaviour {
-            Behaviour::Stalled => wires.watch(socket, number, EventFlags::RDHUP | EventFlags::ET)?,
-            Behaviour::Slow { bytes_per_second } => {
-                let due = now + slow_read(bytes_per_second).0;
-                self.timers.push(Reverse((due, Task::Read(number, member.generation))));
+            Behaviour::Stalled if !self.reads_on => {
+                wires.watch(socket, number, EventFlags::RDHUP | EventFlags::ET)?;
             }
-            Behaviour::Steady | Behaviour::Once | Behaviour::Churn { .. } | Behaviour::Storm { .. } => {
-                let slot = slot(socket) as usize;
-                if self.by_slot.len() <= slot {
-                    self.by_slot.resize(slot + 1, NOBODY);
-                }
-                self.by_slot[slot] = number;
+            Behaviour::Slow { bytes_per_second } if !self.reads_on => {
+                let due = now + slow_read(bytes_per_second).0;
+                self.timers.push(Reverse((due, Task::Read(number, generation))));
+            }
+            _ => {
                 wires.receive(socket)?;
+                let slot = slot(socket) as usize;
+                self.be_received(slot, number);
             }
         }
         if matches!(self.setup.behaviour, Behaviour::Churn { .. }) {
-            let generation = member.generation;
             self.comes_of_age(number, generation);
         }
         if chunked {
@@ -175,8 +179,7 @@ impl Crowd {
             self.tally.count_events();
             for at in 0..self.members.len() {
                 if self.members[at].split.is_none() {
-                    let audit = Audit::new(self.tally.first_of(self.members[at].topic));
-                    self.members[at].split = Some(self.split(audit));
+                    self.members[at].split = Some(self.split(self.audits(self.members[at].stream)));
                 }
             }
         }

@@ -1,0 +1,629 @@
+//! TLS 1.3 for subscribers: a ring around a ring.
+//!
+//! The shard hands [`Tls`] the batches that it shares among all subscribers, as it would hand them
+//! to the kernel's ring, and hears of plain bytes alone. Here they are sealed into a piece of the
+//! connection's own, which the inner ring sends like any batch: silently, many per system call.
+//! Sockets stay plain TCP. A connection that came to another listener passes through untouched, and
+//! a server without TLS has no such ring at all.
+//!
+//! Invariants worth naming:
+//! - Bytes are sealed once, when they are handed to the inner ring. What a socket does not take is
+//!   kept sealed (`Rest`), and goes out before anything else. The shard is told that its socket
+//!   took nothing, so it offers the same batch again, whole.
+//! - What the connection itself has to say (`own`) goes in front of the next piece, or by itself
+//!   when a submit comes first: never while a send of the connection is under way.
+//! - What is asked for here, and not by the shard, is asked at a submit, one thing per connection:
+//!   nothing is asked beside an instant send of the same turn.
+//! - A fault is told as the end of the receive. The inner receive may go on until the slot is
+//!   closed; what it brings is dropped.
+//! - Steps of handshakes are bounded per turn; the others wait in a queue.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use crate::config::limits::{
+    HANDSHAKE_STEPS_PER_TURN, PIECE_BYTES_POOLED_MAX, PIECES_POOLED, TLS_HANDSHAKE_BYTES_MAX,
+};
+use crate::egress::{
+    Batch, Completion, EgressRing, Insecure, Ledger, Payload, ReceiveEnd, RingError, SendError, SendMode,
+    Slot,
+};
+use handshake::{Handshake, Step};
+pub use identity::{Identity, IdentityError, load};
+use record::{CONTENT_MAX, OVERHEAD};
+use session::{Rest, Session};
+
+mod handshake;
+mod identity;
+mod record;
+mod session;
+#[cfg(test)]
+mod tests;
+
+/// What a client gets that speaks HTTP where TLS is spoken.
+const PLAIN_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+    Cache-Control: no-store\r\nConnection: close\r\nContent-Length: 41\r\n\r\n\
+    this address speaks TLS: write https://\r\n";
+
+/// The errno that a send finds whose connection has no keys.
+const EPROTO: i32 = 71;
+/// The errno of a send that was cancelled.
+const ECANCELED: i32 = 125;
+
+/// A ring some of whose listeners speak TLS.
+#[derive(Debug)]
+pub struct Tls<R> {
+    ring: R,
+    layer: Layer,
+}
+
+/// Everything but the inner ring, so that both may be borrowed at a time.
+#[derive(Debug)]
+struct Layer {
+    identity: Identity,
+    /// Listeners from this one on speak TLS.
+    from: usize,
+    /// By slot.
+    sessions: Vec<Option<Box<Session>>>,
+    /// Instant sends since the last reap that found all of them told.
+    instant: Vec<Instant>,
+    /// Slots for which something is to be asked at a submit.
+    due: VecDeque<Slot>,
+    /// Slots that are due again at the next tick.
+    late: Vec<Slot>,
+    /// Slots whose handshake can go on.
+    shaking: VecDeque<Slot>,
+    /// What the shard is to be told, and the inner ring does not know of.
+    told: VecDeque<Told>,
+    pieces: Pieces,
+}
+
+/// An instant send.
+#[derive(Debug)]
+struct Instant {
+    slot: Slot,
+    /// What the shard sent; none, if the bytes are the connection's own.
+    plain: Option<Rc<Batch>>,
+    piece: Rc<Batch>,
+}
+
+/// A completion of a send that the inner ring never saw.
+#[derive(Debug)]
+struct Told {
+    slot: Slot,
+    batch: Rc<Batch>,
+    errno: i32,
+    instant: bool,
+}
+
+impl<R> Tls<R> {
+    /// Listeners of `ring` from `from` on speak TLS.
+    pub fn new(ring: R, from: usize, identity: Identity) -> Tls<R> {
+        let layer = Layer {
+            identity,
+            from,
+            sessions: Vec::new(),
+            instant: Vec::new(),
+            due: VecDeque::new(),
+            late: Vec::new(),
+            shaking: VecDeque::new(),
+            told: VecDeque::new(),
+            pieces: Pieces::default(),
+        };
+        Tls { ring, layer }
+    }
+
+    /// The inner ring.
+    pub fn inner(&self) -> &R {
+        &self.ring
+    }
+
+    /// The inner ring, for a driver that sleeps in it, and for a test that plays the peers.
+    pub fn inner_mut(&mut self) -> &mut R {
+        &mut self.ring
+    }
+}
+
+impl Layer {
+    #[inline]
+    fn session(&mut self, slot: Slot) -> Option<&mut Session> {
+        self.sessions.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// A client has connected to a listener of TLS.
+    fn begin(&mut self, slot: Slot) -> Option<ReceiveEnd> {
+        let at = slot as usize;
+        if self.sessions.len() <= at {
+            self.sessions.resize_with(at + 1, || None);
+        }
+        match Handshake::new(self.identity.now()) {
+            Ok(handshake) => {
+                self.sessions[at] = Some(Box::new(Session::new(handshake)));
+                None
+            }
+            // No random bits or no memory: as if the peer had failed.
+            Err(error) => {
+                tracing::debug!(%error, "a TLS handshake cannot begin");
+                let mut session = Session::default();
+                session.warm_up().fault = Some(Insecure::Handshake);
+                self.sessions[at] = Some(Box::new(session));
+                Some(ReceiveEnd::Insecure(Insecure::Handshake))
+            }
+        }
+    }
+
+    /// Hands a completion of the inner ring on, as the shard understands it.
+    fn translate(&mut self, completion: Completion<'_>, handle: &mut dyn FnMut(Completion<'_>)) {
+        match completion {
+            Completion::Accepted { slot, listener, .. } if listener >= self.from => {
+                let failed = self.begin(slot);
+                handle(completion);
+                if let Some(end) = failed {
+                    handle(Completion::ReceiveEnded { slot, end });
+                }
+            }
+            Completion::Received { slot, bytes } if self.session(slot).is_some() => {
+                self.received(slot, bytes, handle);
+            }
+            Completion::ReceiveEnded { slot, end } if self.session(slot).is_some() => {
+                self.receive_ended(slot, end, handle);
+            }
+            Completion::Short { slot, batch, result } if self.session(slot).is_some() => {
+                self.short(slot, batch, result, handle);
+            }
+            Completion::Sent { slot, batch, result } if self.session(slot).is_some() => {
+                self.sent(slot, batch, result, handle);
+            }
+            Completion::Closed { slot } => {
+                if let Some(place) = self.sessions.get_mut(slot as usize) {
+                    *place = None;
+                }
+                handle(completion);
+            }
+            other => handle(other),
+        }
+    }
+
+    fn received(&mut self, slot: Slot, bytes: &mut [u8], handle: &mut dyn FnMut(Completion<'_>)) {
+        let Some(session) = self.session(slot) else { return };
+        if let Some(cold) = session.cold() {
+            if cold.fault.is_some() {
+                return;
+            }
+            if let Some(handshake) = &mut cold.handshake {
+                if !handshake.has_begun() && bytes[0] != record::content::HANDSHAKE {
+                    // Not TLS: all of it that we understand is a request.
+                    let answer = if bytes[0].is_ascii_uppercase() { PLAIN_REQUEST } else { &[] };
+                    cold.own.extend_from_slice(answer);
+                    self.fail(slot, Insecure::Handshake, handle);
+                    return;
+                }
+                if handshake.waiting() + bytes.len() > TLS_HANDSHAKE_BYTES_MAX {
+                    self.fail(slot, Insecure::Handshake, handle);
+                    return;
+                }
+                handshake.take(bytes);
+                if !std::mem::replace(&mut cold.queued, true) {
+                    self.shaking.push_back(slot);
+                }
+                return;
+            }
+        }
+        self.read(slot, bytes, handle);
+    }
+
+    /// Opens what came behind the handshake.
+    fn read(&mut self, slot: Slot, bytes: &mut [u8], handle: &mut dyn FnMut(Completion<'_>)) {
+        let Some(session) = self.session(slot) else { return };
+        let read = session.read(bytes, &mut |bytes| handle(Completion::Received { slot, bytes }));
+        session.cool_down();
+        if let Err(fault) = read {
+            self.fail(slot, fault, handle);
+        }
+    }
+
+    /// Tells that a connection is of no use any more.
+    fn fail(&mut self, slot: Slot, fault: Insecure, handle: &mut dyn FnMut(Completion<'_>)) {
+        let Some(session) = self.session(slot) else { return };
+        let cold = session.warm_up();
+        cold.fault = Some(fault);
+        cold.handshake = None;
+        handle(Completion::ReceiveEnded { slot, end: ReceiveEnd::Insecure(fault) });
+    }
+
+    fn receive_ended(&mut self, slot: Slot, end: ReceiveEnd, handle: &mut dyn FnMut(Completion<'_>)) {
+        let Some(session) = self.session(slot) else { return };
+        session.receiving = false;
+        if let Some(cold) = session.cold() {
+            if cold.fault.is_some() {
+                if cold.closing {
+                    self.due.push_back(slot);
+                }
+                return;
+            }
+            if cold.queued {
+                cold.held_end = Some(end);
+                return;
+            }
+        }
+        handle(Completion::ReceiveEnded { slot, end });
+    }
+
+    /// An instant send was not taken whole.
+    fn short(
+        &mut self,
+        slot: Slot,
+        piece: Rc<Batch>,
+        result: Result<usize, SendError>,
+        handle: &mut dyn FnMut(Completion<'_>),
+    ) {
+        let of = |sent: &Instant| sent.slot == slot && Rc::ptr_eq(&sent.piece, &piece);
+        let Some(at) = self.instant.iter().position(of) else { return };
+        let plain = self.instant.swap_remove(at).plain;
+        match (plain, result) {
+            (Some(batch), Ok(taken)) => {
+                let Some(session) = self.session(slot) else { return };
+                let rest = Rest { piece, at: taken, plain: None, zero_copy: false, sending: false };
+                session.warm_up().rest = Some(rest);
+                handle(Completion::Short { slot, batch, result: Ok(0) });
+            }
+            (Some(batch), Err(error)) => handle(Completion::Short { slot, batch, result: Err(error) }),
+            (None, Ok(taken)) => {
+                let Some(session) = self.session(slot) else { return };
+                let cold = session.warm_up();
+                // The socket has no room for our last words.
+                if !cold.closing && !cold.ending {
+                    let mut own = piece.bytes_at(taken).to_vec();
+                    own.append(&mut cold.own);
+                    cold.own = own;
+                    self.late.push(slot);
+                }
+            }
+            // The receive tells it too.
+            (None, Err(_)) => {}
+        }
+    }
+
+    /// A send that waited has ended.
+    fn sent(
+        &mut self,
+        slot: Slot,
+        piece: Rc<Batch>,
+        result: Result<usize, SendError>,
+        handle: &mut dyn FnMut(Completion<'_>),
+    ) {
+        let Some(session) = self.session(slot) else { return };
+        let Some(cold) = session.cold() else { return };
+        let Some(mut rest) = cold.rest.take() else { return };
+        let Some(batch) = rest.plain.clone() else { return };
+        rest.sending = false;
+        let result = match result {
+            Ok(taken) if rest.at + taken < piece.len() && cold.cancelled => Err(SendError::Gone(ECANCELED)),
+            Ok(taken) if rest.at + taken < piece.len() => {
+                rest.at += taken;
+                cold.rest = Some(rest);
+                self.due.push_back(slot);
+                return;
+            }
+            Ok(_) => Ok(batch.len()),
+            Err(error) => Err(error),
+        };
+        session.cool_down();
+        drop(rest.piece);
+        self.pieces.take_back(piece);
+        let is_sent = result.is_ok();
+        handle(Completion::Sent { slot, batch, result });
+        if rest.zero_copy && is_sent {
+            handle(Completion::Copied { slot });
+        }
+    }
+
+    /// Goes on with handshakes, a bounded number of steps.
+    fn shake(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize {
+        let mut steps = 0;
+        while steps < HANDSHAKE_STEPS_PER_TURN
+            && let Some(slot) = self.shaking.pop_front()
+        {
+            let Some(session) = self.session(slot) else { continue };
+            let Some(cold) = session.cold() else { continue };
+            cold.queued = false;
+            let Some(handshake) = cold.handshake.take() else { continue };
+            steps += 1;
+            let step = handshake.step(&mut cold.own);
+            let has_own = !cold.own.is_empty();
+            let held_end = cold.held_end.take();
+            match step {
+                Step::Waits(handshake) => cold.handshake = Some(handshake),
+                Step::Done { receive, send, mut rest } => {
+                    session.open(receive, send);
+                    handle(Completion::Secured { slot });
+                    self.read(slot, &mut rest, handle);
+                }
+                Step::Failed(error) => {
+                    tracing::debug!(%error, "a TLS handshake failed");
+                    self.fail(slot, Insecure::Handshake, handle);
+                }
+            }
+            if has_own {
+                self.due.push_back(slot);
+            }
+            if let Some(end) = held_end {
+                self.receive_ended(slot, end, handle);
+            }
+        }
+        steps
+    }
+
+    /// Seals a batch from `offset` on into a piece of the connection's own.
+    #[inline]
+    fn seal(pieces: &mut Pieces, session: &mut Session, batch: &Batch) -> Rc<Batch> {
+        let records = batch.len().div_ceil(CONTENT_MAX);
+        let mut sealed = pieces.buffer(batch.len() + records * OVERHEAD);
+        session.take_own(&mut sealed);
+        let mut offset = 0;
+        while offset < batch.len() {
+            let wanted = (batch.len() - offset).min(CONTENT_MAX);
+            let bytes = batch.bytes_at(offset);
+            match bytes.get(..wanted) {
+                Some(bytes) => session.send.seal_data(bytes, &mut sealed),
+                None => {
+                    pieces.gather(batch, offset, wanted);
+                    session.send.seal_data(&pieces.gathered, &mut sealed);
+                }
+            }
+            offset += wanted;
+        }
+        pieces.piece(sealed, batch)
+    }
+}
+
+impl<R: EgressRing> Tls<R> {
+    /// Asks the inner ring what is due.
+    fn ask(&mut self) {
+        for _ in 0..self.layer.due.len() {
+            // The end of a stream takes two, in two turns.
+            if self.ring.room() == 0 {
+                return;
+            }
+            let Some(slot) = self.layer.due.pop_front() else { return };
+            self.ask_for(slot);
+        }
+    }
+
+    /// Asks one thing for a connection, if there is one; what is left is due at the next submit.
+    fn ask_for(&mut self, slot: Slot) {
+        let Tls { ring, layer } = self;
+        let Some(session) = layer.sessions.get_mut(slot as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        let receiving = session.receiving;
+        let Some(cold) = session.cold() else { return };
+        if let Some(rest) = &mut cold.rest {
+            if rest.plain.is_some() && !rest.sending {
+                rest.sending = true;
+                ring.send(slot, &rest.piece, rest.at, SendMode::Waiting);
+            }
+            // While something of it is under way, nothing else may follow.
+            return;
+        }
+        if !cold.own.is_empty() {
+            // Nobody else refers to these bytes, so they are not of a pool.
+            let piece = Batch::answer(std::mem::take(&mut cold.own), &layer.pieces.ledger);
+            ring.send(slot, &piece, 0, SendMode::Instant);
+            layer.instant.push(Instant { slot, plain: None, piece });
+            if cold.closing || cold.ending {
+                layer.due.push_back(slot);
+            }
+        } else if cold.ending {
+            cold.ending = false;
+            ring.end_stream(slot);
+        } else if cold.closing {
+            match receiving {
+                // It may not be found: it is asked again at the next tick.
+                true => {
+                    ring.pause(slot);
+                    layer.late.push(slot);
+                }
+                false => ring.close(slot),
+            }
+        }
+        session.cool_down();
+    }
+}
+
+impl<R: EgressRing> EgressRing for Tls<R> {
+    fn room(&self) -> usize {
+        self.ring.room()
+    }
+
+    #[inline]
+    fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, mode: SendMode) {
+        let Tls { ring, layer } = self;
+        let Some(session) = layer.sessions.get_mut(slot as usize).and_then(Option::as_deref_mut) else {
+            ring.send(slot, batch, offset, mode);
+            return;
+        };
+        assert!(offset == 0, "the shard is told that a socket took all of a batch, or nothing");
+        let instant = mode == SendMode::Instant;
+        if let Some(cold) = session.cold() {
+            if cold.handshake.is_some() || cold.fault.is_some() {
+                layer.told.push_back(Told { slot, batch: batch.clone(), errno: EPROTO, instant });
+                return;
+            }
+            if let Some(rest) = &mut cold.rest {
+                assert!(!instant && !rest.sending, "the rest of a batch goes out first");
+                rest.plain = Some(batch.clone());
+                rest.zero_copy = mode == SendMode::ZeroCopy;
+                rest.sending = true;
+                ring.send(slot, &rest.piece, rest.at, SendMode::Waiting);
+                return;
+            }
+        }
+        let piece = Layer::seal(&mut layer.pieces, session, batch);
+        if instant {
+            session.cool_down();
+            ring.send(slot, &piece, 0, SendMode::Instant);
+            layer.instant.push(Instant { slot, plain: Some(batch.clone()), piece });
+        } else {
+            ring.send(slot, &piece, 0, SendMode::Waiting);
+            let zero_copy = mode == SendMode::ZeroCopy;
+            let plain = Some(batch.clone());
+            session.warm_up().rest = Some(Rest { piece, at: 0, plain, zero_copy, sending: true });
+        }
+    }
+
+    fn receive(&mut self, slot: Slot) {
+        if let Some(session) = self.layer.session(slot) {
+            session.receiving = true;
+        }
+        self.ring.receive(slot);
+    }
+
+    fn pause(&mut self, slot: Slot) {
+        self.ring.pause(slot);
+    }
+
+    fn end_stream(&mut self, slot: Slot) {
+        let Some(session) = self.layer.session(slot) else { return self.ring.end_stream(slot) };
+        let is_open = session.cold().is_none_or(|cold| cold.handshake.is_none() && cold.fault.is_none());
+        if is_open {
+            session.close_notify();
+        }
+        session.warm_up().ending = true;
+        self.layer.due.push_back(slot);
+    }
+
+    fn cancel(&mut self, slot: Slot) {
+        let Tls { ring, layer } = self;
+        if let Some(session) = layer.session(slot)
+            && let Some(cold) = session.cold()
+        {
+            cold.cancelled = true;
+            cold.own.clear();
+            if let Some(batch) = cold.rest.take_if(|rest| !rest.sending).and_then(|rest| rest.plain) {
+                layer.told.push_back(Told { slot, batch, errno: ECANCELED, instant: false });
+            }
+        }
+        ring.cancel(slot);
+    }
+
+    fn close(&mut self, slot: Slot) {
+        let Tls { ring, layer } = self;
+        if let Some(session) = layer.session(slot)
+            && let Some(cold) = session.cold()
+        {
+            cold.ending = false;
+            if cold.fault.is_some() {
+                // An alert is to be sent first, and the receive to be ended.
+                cold.closing = true;
+                layer.due.push_back(slot);
+                return;
+            }
+            cold.own.clear();
+        }
+        ring.close(slot);
+    }
+
+    fn wants_submit(&mut self) -> bool {
+        !self.layer.due.is_empty() || !self.layer.shaking.is_empty() || self.ring.wants_submit()
+    }
+
+    fn submit(&mut self) -> Result<(), RingError> {
+        self.ask();
+        self.ring.submit()
+    }
+
+    fn retry_accepts(&mut self) {
+        self.layer.due.extend(self.layer.late.drain(..));
+        self.ring.retry_accepts();
+    }
+
+    fn allow_accepts(&mut self, more: usize, most: usize) {
+        self.ring.allow_accepts(more, most);
+    }
+
+    fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize {
+        let Tls { ring, layer } = self;
+        let mut reaped = layer.told.len();
+        for Told { slot, batch, errno, instant } in layer.told.drain(..) {
+            let result = Err(SendError::Gone(errno));
+            handle(match instant {
+                true => Completion::Short { slot, batch, result },
+                false => Completion::Sent { slot, batch, result },
+            });
+        }
+        reaped += ring.reap(&mut |completion| layer.translate(completion, handle));
+        if ring.room() > 0 {
+            for Instant { piece, .. } in layer.instant.drain(..) {
+                layer.pieces.take_back(piece);
+            }
+        }
+        reaped + layer.shake(handle)
+    }
+
+    fn may_sleep(&mut self) -> bool {
+        let layer = &self.layer;
+        layer.due.is_empty() && layer.shaking.is_empty() && layer.told.is_empty() && self.ring.may_sleep()
+    }
+
+    fn awake(&mut self) {
+        self.ring.awake();
+    }
+
+    fn enters(&self) -> u64 {
+        self.ring.enters()
+    }
+}
+
+/// Batches and buffers of pieces, used again: nothing is allocated per delivery. The piece that was
+/// used last is used first, because it is still in the cache.
+#[derive(Debug, Default)]
+struct Pieces {
+    spare: Vec<Rc<Batch>>,
+    buffers: Vec<Vec<u8>>,
+    /// What lies in several segments of a batch, for one record.
+    gathered: Vec<u8>,
+    /// Of bytes that belong to no batch.
+    ledger: Ledger,
+}
+
+impl Pieces {
+    /// An empty buffer with room for `bytes`.
+    fn buffer(&mut self, bytes: usize) -> Vec<u8> {
+        let mut buffer = self.buffers.pop().unwrap_or_default();
+        buffer.reserve(bytes);
+        buffer
+    }
+
+    /// The bytes of `batch` from `offset` on, `wanted` of them, next to each other.
+    fn gather(&mut self, batch: &Batch, offset: usize, wanted: usize) {
+        self.gathered.clear();
+        while self.gathered.len() < wanted {
+            let bytes = batch.bytes_at(offset + self.gathered.len());
+            let missing = wanted - self.gathered.len();
+            self.gathered.extend_from_slice(&bytes[..bytes.len().min(missing)]);
+        }
+    }
+
+    /// The sealed bytes of `batch`, counted where its own are.
+    fn piece(&mut self, sealed: Vec<u8>, batch: &Batch) -> Rc<Batch> {
+        let mut piece = self.spare.pop().unwrap_or_else(|| Rc::new(batch.sibling()));
+        let filled = Rc::get_mut(&mut piece).expect("nobody else holds a spare piece");
+        filled.fill(Payload::Contiguous(sealed), 0);
+        piece
+    }
+
+    /// A piece that the inner ring has let go of.
+    fn take_back(&mut self, mut piece: Rc<Batch>) {
+        let Some(free) = Rc::get_mut(&mut piece) else { return };
+        if let Payload::Contiguous(mut buffer) = free.recycle()
+            && self.spare.len() < PIECES_POOLED
+        {
+            if buffer.capacity() <= PIECE_BYTES_POOLED_MAX {
+                buffer.clear();
+                self.buffers.push(buffer);
+            }
+            self.spare.push(piece);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What one TLS connection has beside its socket: its keys, and, only while it needs more, what it
+//! is in the middle of.
+
+use std::rc::Rc;
+
+use super::handshake::Handshake;
+use super::record::{HEADER, Half, KEY_UPDATE, KEY_UPDATE_REQUEST, RecordError, content, length_of};
+use crate::egress::{Batch, Insecure, ReceiveEnd};
+
+/// Alerts (RFC 8446 §6).
+const CLOSE_NOTIFY: u8 = 0;
+const USER_CANCELED: u8 = 90;
+const WARNING: u8 = 1;
+const FATAL: u8 = 2;
+
+/// One TLS connection. An idle subscriber costs this, and nothing behind it.
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    /// From the client.
+    receive: Half,
+    /// To the client.
+    pub send: Half,
+    /// What it is in the middle of.
+    cold: Option<Box<Cold>>,
+    /// The client has said that it says no more.
+    silent: bool,
+    /// Its receive is in the ring.
+    pub receiving: bool,
+}
+
+/// What only some connections have, some of the time.
+#[derive(Debug, Default)]
+pub(super) struct Cold {
+    /// The handshake, until it is over.
+    pub handshake: Option<Box<Handshake>>,
+    /// It is in the queue of those whose handshake goes on.
+    pub queued: bool,
+    /// How the receive ended, if what came before it is still to be read.
+    pub held_end: Option<ReceiveEnd>,
+    /// The begin of a record whose rest has not come.
+    part: Vec<u8>,
+    /// Bytes of ours that go out before any others: a flight, a ticket, a KeyUpdate, an alert.
+    pub own: Vec<u8>,
+    /// Sealed bytes that the socket did not take yet.
+    pub rest: Option<Rest>,
+    /// Why it ends, once that was told.
+    pub fault: Option<Insecure>,
+    /// The shard wants its socket closed.
+    pub closing: bool,
+    /// The shard wants our side of the stream ended.
+    pub ending: bool,
+    /// What the ring does for it is cancelled.
+    pub cancelled: bool,
+}
+
+/// Sealed bytes of a batch that the socket did not take whole. They are never sealed again.
+#[derive(Debug)]
+pub(super) struct Rest {
+    pub piece: Rc<Batch>,
+    /// From here on.
+    pub at: usize,
+    /// The batch that the shard waits for, while a send of it is under way.
+    pub plain: Option<Rc<Batch>>,
+    /// The shard asked for a send without a copy.
+    pub zero_copy: bool,
+    /// The ring has it.
+    pub sending: bool,
+}
+
+impl Session {
+    /// A client has connected.
+    pub fn new(handshake: Box<Handshake>) -> Session {
+        let cold = Cold { handshake: Some(handshake), ..Cold::default() };
+        Session { cold: Some(Box::new(cold)), ..Session::default() }
+    }
+
+    /// What it is in the middle of, if it is.
+    #[inline]
+    pub fn cold(&mut self) -> Option<&mut Cold> {
+        self.cold.as_deref_mut()
+    }
+
+    /// What it is in the middle of, from now on.
+    pub fn warm_up(&mut self) -> &mut Cold {
+        self.cold.get_or_insert_default()
+    }
+
+    /// Gives the memory back that an idle connection does not need.
+    pub fn cool_down(&mut self) {
+        self.cold.take_if(|cold| cold.is_idle());
+    }
+
+    /// The handshake is over.
+    pub fn open(&mut self, receive: Half, send: Half) {
+        self.receive = receive;
+        self.send = send;
+    }
+
+    /// Appends what stands before all else, and is due.
+    #[inline]
+    pub fn take_own(&mut self, out: &mut Vec<u8>) {
+        if let Some(cold) = &mut self.cold {
+            out.append(&mut cold.own);
+        }
+    }
+
+    /// Tells `each` what whole records hold, and keeps the begin of the next one. An error has been
+    /// put into words for the client.
+    pub fn read(&mut self, bytes: &mut [u8], each: &mut dyn FnMut(&mut [u8])) -> Result<(), Insecure> {
+        self.read_records(bytes, each).map_err(|error| {
+            if error != RecordError::Told {
+                self.alert(FATAL, error as u8);
+            }
+            Insecure::Record
+        })
+    }
+
+    fn read_records(
+        &mut self,
+        mut bytes: &mut [u8],
+        each: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), RecordError> {
+        let mut part = match self.cold() {
+            Some(cold) => std::mem::take(&mut cold.part),
+            None => Vec::new(),
+        };
+        while !bytes.is_empty() && !self.silent {
+            let have = part.len();
+            if have == 0
+                && let Some(header) = bytes.first_chunk::<HEADER>()
+            {
+                let whole = HEADER + length_of(*header)?;
+                if bytes.len() >= whole {
+                    let (record, behind) = bytes.split_at_mut(whole);
+                    self.read_record(record, each)?;
+                    bytes = behind;
+                    continue;
+                }
+            }
+            // The header first, which says how much is missing.
+            let whole = match part.first_chunk::<HEADER>() {
+                Some(header) => HEADER + length_of(*header)?,
+                None => HEADER,
+            };
+            let missing = (whole - have).min(bytes.len());
+            let (taken, behind) = bytes.split_at_mut(missing);
+            part.extend_from_slice(taken);
+            bytes = behind;
+            if let Some(header) = part.first_chunk::<HEADER>()
+                && part.len() == HEADER + length_of(*header)?
+            {
+                self.read_record(&mut part, each)?;
+                part.clear();
+            }
+        }
+        if !part.is_empty() && !self.silent {
+            self.warm_up().part = part;
+        }
+        Ok(())
+    }
+
+    fn read_record(&mut self, record: &mut [u8], each: &mut dyn FnMut(&mut [u8])) -> Result<(), RecordError> {
+        match self.receive.open(record)? {
+            (content::DATA, []) => {}
+            (content::DATA, data) => each(data),
+            (content::HANDSHAKE, message) => {
+                let wants_ours = *message == KEY_UPDATE_REQUEST[..];
+                if !wants_ours && *message != KEY_UPDATE[..] {
+                    return Err(RecordError::UnexpectedMessage);
+                }
+                self.receive.update();
+                if wants_ours {
+                    self.update_ours();
+                }
+            }
+            // Of all alerts two are no errors (RFC 8446 §6.1).
+            (content::ALERT, [_, CLOSE_NOTIFY]) => self.silent = true,
+            (content::ALERT, [_, USER_CANCELED]) => {}
+            (content::ALERT, _) => return Err(RecordError::Told),
+            _ => return Err(RecordError::UnexpectedMessage),
+        }
+        Ok(())
+    }
+
+    /// The client wants another key from us. Ours waits for the next send: nobody needs it before.
+    /// Several that are asked for meanwhile are one (RFC 8446 §4.6.3).
+    fn update_ours(&mut self) {
+        let mut cold = self.cold.take().unwrap_or_default();
+        if cold.own.is_empty() {
+            self.send.seal(content::HANDSHAKE, &KEY_UPDATE, &mut cold.own);
+            self.send.update();
+        }
+        self.cold = Some(cold);
+    }
+
+    /// Has an alert ready.
+    fn alert(&mut self, level: u8, description: u8) {
+        let mut cold = self.cold.take().unwrap_or_default();
+        self.send.seal(content::ALERT, &[level, description], &mut cold.own);
+        self.cold = Some(cold);
+    }
+
+    /// Has the end of our stream ready.
+    pub fn close_notify(&mut self) {
+        self.alert(WARNING, CLOSE_NOTIFY);
+    }
+}
+
+impl Cold {
+    fn is_idle(&self) -> bool {
+        self.handshake.is_none()
+            && self.held_end.is_none()
+            && self.part.is_empty()
+            && self.own.is_empty()
+            && self.rest.is_none()
+            && self.fault.is_none()
+            && !self.closing
+            && !self.ending
+            && !self.cancelled
+    }
+}

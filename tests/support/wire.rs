@@ -1,0 +1,212 @@
+//! The simulated ring, some of whose peers speak TLS: those of listener 1. What they send is sealed
+//! by rustls, and what they take is opened by it, so both sides of ours are judged by another
+//! implementation. Now and then a peer changes its keys.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+
+use fanwave::config::TlsFiles;
+use fanwave::egress::sim::{Dice, SimRing};
+use fanwave::egress::{Batch, Completion, EgressRing, RingError, SendMode, Slot};
+use fanwave::tls::{Identity, Tls, load};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+
+use super::scratch::Scratch;
+
+/// The listener whose peers speak TLS.
+const SECURE: usize = 1;
+
+/// A ring, and the keys of its peers.
+#[derive(Debug)]
+pub struct Wire {
+    ring: Tls<SimRing>,
+    clients: HashMap<Slot, ClientConnection>,
+    dice: Dice,
+    /// One of so many peers speaks TLS; 0 for none.
+    one_in: u64,
+}
+
+impl Wire {
+    pub fn new(ring: SimRing, seed: u64) -> Wire {
+        let (server, _) = both_ends();
+        let ring = Tls::new(ring, SECURE, Identity::new(server.clone()));
+        Wire { ring, clients: HashMap::new(), dice: Dice::new(seed ^ 0x715), one_in: 0 }
+    }
+
+    /// One of so many peers speaks TLS from now on.
+    pub fn speak_tls(&mut self, one_in: u64) {
+        self.one_in = one_in;
+    }
+
+    /// True if a peer may speak TLS: the sockets take other bytes than the shard gives.
+    pub fn is_secure(&self) -> bool {
+        self.one_in > 0
+    }
+
+    /// True if all that peers have sent was received.
+    pub fn is_heard(&self) -> bool {
+        let slots = self.clients.keys();
+        slots.filter(|slot| self.is_open(**slot)).all(|slot| self.unreceived(*slot) == 0)
+    }
+
+    pub fn connect(&mut self) -> Option<Slot> {
+        if self.one_in == 0 || !self.dice.chance(1, self.one_in) {
+            let slot = self.ring.inner_mut().connect()?;
+            self.clients.remove(&slot);
+            return Some(slot);
+        }
+        let slot = self.ring.inner_mut().connect_from(Ipv4Addr::LOCALHOST, SECURE)?;
+        let (_, config) = both_ends();
+        let name = ServerName::try_from("localhost").expect("a name");
+        let client = ClientConnection::new(config.clone(), name).expect("a client");
+        self.clients.insert(slot, client);
+        self.flush(slot);
+        Some(slot)
+    }
+
+    pub fn peer_sends(&mut self, slot: Slot, bytes: &[u8]) {
+        match self.clients.get_mut(&slot) {
+            None => self.ring.inner_mut().peer_sends(slot, bytes),
+            Some(client) => {
+                client.writer().write_all(bytes).expect("rustls keeps it");
+                self.flush(slot);
+            }
+        }
+    }
+
+    pub fn peer_takes(&mut self, slot: Slot) -> Vec<u8> {
+        let sealed = self.ring.inner_mut().peer_takes(slot);
+        let Some(client) = self.clients.get_mut(&slot) else { return sealed };
+        let mut plain = Vec::new();
+        let mut sealed = &sealed[..];
+        while !sealed.is_empty() {
+            client.read_tls(&mut sealed).expect("a slice can be read");
+            client.process_new_packets().expect("every record is as RFC 8446 wants it");
+            // The end of the stream, or nothing more for now.
+            let _ = client.reader().read_to_end(&mut plain);
+        }
+        if !plain.is_empty() && self.dice.chance(1, 20) {
+            client.refresh_traffic_keys().expect("after the handshake");
+        }
+        self.flush(slot);
+        plain
+    }
+
+    /// What rustls has to say.
+    fn flush(&mut self, slot: Slot) {
+        let Some(client) = self.clients.get_mut(&slot) else { return };
+        let mut sealed = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut sealed).expect("memory can be written");
+        }
+        if !sealed.is_empty() {
+            self.ring.inner_mut().peer_sends(slot, &sealed);
+        }
+    }
+}
+
+/// What the server and its clients need to know, made once.
+fn both_ends() -> &'static (Arc<ServerConfig>, Arc<ClientConfig>) {
+    static ENDS: OnceLock<(Arc<ServerConfig>, Arc<ClientConfig>)> = OnceLock::new();
+    ENDS.get_or_init(|| {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
+        let scratch = Scratch::new();
+        let cert = scratch.write("cert.pem", &made.cert.pem());
+        let key = scratch.write("key.pem", &made.signing_key.serialize_pem());
+        let files = TlsFiles { pairs: vec![(cert.into(), key.into())], client_ca: None };
+        let server = load(&files).expect("a certificate and its key");
+        (server, Arc::new(client_config(made.cert.der())))
+    })
+}
+
+/// A client that trusts this certificate.
+fn client_config(certificate: &CertificateDer<'static>) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone()).expect("a certificate");
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+impl Deref for Wire {
+    type Target = SimRing;
+
+    fn deref(&self) -> &SimRing {
+        self.ring.inner()
+    }
+}
+
+impl DerefMut for Wire {
+    fn deref_mut(&mut self) -> &mut SimRing {
+        self.ring.inner_mut()
+    }
+}
+
+impl EgressRing for Wire {
+    fn room(&self) -> usize {
+        self.ring.room()
+    }
+
+    fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, mode: SendMode) {
+        self.ring.send(slot, batch, offset, mode);
+    }
+
+    fn receive(&mut self, slot: Slot) {
+        self.ring.receive(slot);
+    }
+
+    fn pause(&mut self, slot: Slot) {
+        self.ring.pause(slot);
+    }
+
+    fn end_stream(&mut self, slot: Slot) {
+        self.ring.end_stream(slot);
+    }
+
+    fn cancel(&mut self, slot: Slot) {
+        self.ring.cancel(slot);
+    }
+
+    fn close(&mut self, slot: Slot) {
+        self.ring.close(slot);
+    }
+
+    fn wants_submit(&mut self) -> bool {
+        self.ring.wants_submit()
+    }
+
+    fn submit(&mut self) -> Result<(), RingError> {
+        self.ring.submit()
+    }
+
+    fn retry_accepts(&mut self) {
+        self.ring.retry_accepts();
+    }
+
+    fn allow_accepts(&mut self, more: usize, most: usize) {
+        self.ring.allow_accepts(more, most);
+    }
+
+    fn reap(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize {
+        self.ring.reap(handle)
+    }
+
+    fn may_sleep(&mut self) -> bool {
+        self.ring.may_sleep()
+    }
+
+    fn awake(&mut self) {
+        self.ring.awake();
+    }
+
+    fn enters(&self) -> u64 {
+        self.ring.enters()
+    }
+}
