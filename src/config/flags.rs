@@ -84,7 +84,7 @@ pub enum ConfigError {
     #[error("--proxy-protocol {0} is none of the --listen addresses")]
     ProxiedNowhere(SocketAddr),
     /// An address for subscribers stands twice.
-    #[error("{0} is given twice for --listen and --listen-tls")]
+    #[error("--listen {0} is given twice, or for --listen-tls as well")]
     ListenTwice(SocketAddr),
     /// An address is meant for both planes.
     #[error("--control {0} is also a --listen address; choose another port")]

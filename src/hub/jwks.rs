@@ -232,7 +232,12 @@ mod tests {
         let large = " ".repeat(10 << 20);
         let patience = Duration::from_secs(60);
         for (said, drip, limit, part) in [
-            (String::new(), true, Duration::from_millis(300), "not there within 300 ms"),
+            (
+                "HTTP/1.1 200 OK\r\nX: ".to_string(),
+                true,
+                Duration::from_millis(300),
+                "not there within 300 ms",
+            ),
             (endless(SET), true, Duration::from_millis(300), "not there within 300 ms"),
             (String::new(), false, patience, "error sending request"),
             ("rubbish\r\n\r\n".to_string(), false, patience, "error sending request"),

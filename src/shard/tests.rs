@@ -20,8 +20,8 @@ use crate::clock::Stamp;
 use crate::close::{CLOSE_TABLE, CloseCode, CloseReason};
 use crate::config::limits::{LINGER_MS_MAX, TICK_MS};
 use crate::config::{Config, Limits, PageRules, TokenRules};
-use crate::egress::Slot;
 use crate::egress::sim::{SimRing, Weather};
+use crate::egress::{Insecure, Slot};
 use crate::event::Epoch;
 use crate::wire::http::Origins;
 
@@ -205,6 +205,14 @@ fn socket_error() -> Seen {
     case.shard.ring_mut().peer_resets(slot);
     case.turns();
     case.see(slot, CloseReason::SocketError)
+}
+
+fn insecure(fault: Insecure, reason: CloseReason) -> Seen {
+    let mut case = Case::new();
+    let slot = case.websocket("");
+    case.shard.ring_mut().peer_is_insecure(slot, fault);
+    case.turns();
+    case.see(slot, reason)
 }
 
 fn gone_without_a_word() -> Seen {
@@ -410,6 +418,8 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
         (ClientGone, after_frame(&masked(0x8, b""), ClientGone), closed(1000)),
         (ClientGone, gone_without_a_word(), CUT),
         (SocketError, socket_error(), CUT),
+        (TlsHandshake, insecure(Insecure::Handshake, TlsHandshake), CUT),
+        (TlsRecord, insecure(Insecure::Record, TlsRecord), CUT),
         (BadRequest, answered("nonsense\r\n\r\n", BadRequest), refused(400)),
         (
             HeadTooLarge,

@@ -19,9 +19,9 @@ use crate::publisher::{PublishPlan, Publisher};
 use crate::report::{Spread, paragraph, progress, save, say, table};
 use crate::server::{self, FanwaveArgs, Rival, Running, ServerChoice};
 use crate::stamp::STAMP_BYTES;
-use crate::target::Way;
 use crate::unit::grouped;
 use crate::usage::{CpuMeter, interrupts_are_apart};
+use crate::way::Way;
 
 /// Time of the unmeasured beginning of a leg.
 const WARM_UP: Duration = Duration::from_millis(150);

@@ -17,7 +17,8 @@ use crate::fault::server_fault;
 use crate::framing::Dialect;
 use crate::receiver::Rota;
 use crate::stamp::{STAMP_BYTES, Stamp, now_ns};
-use crate::target::{Target, Way};
+use crate::target::Target;
+use crate::way::Way;
 use crate::workload::Workload;
 
 mod command;

@@ -167,7 +167,7 @@ mod tests {
     use super::super::Publisher;
     use super::*;
     use crate::stamp::STAMP_BYTES;
-    use crate::target::Way;
+    use crate::way::Way;
 
     const OK: &str = "HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok";
     const LAST: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
