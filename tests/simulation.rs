@@ -494,8 +494,8 @@ impl World {
             }
         }
         assert!(idle > 50, "the shard comes to rest");
-        // What nobody lacks any more goes with the next ticks. What TLS itself says to a socket without
-        // room is tried again at each.
+        // What nobody lacks any more goes with the next ticks. What TLS itself says to a socket
+        // without room is tried again at each.
         let ticks = if self.shard.ring_mut().is_secure() { 40 } else { 8 };
         for _ in 0..ticks {
             self.turn(TICK_MS / 2);

@@ -8,9 +8,9 @@
 //! - What is wrong with a token is one line, without the token.
 //!
 //! Reading order: here (one token), `claims` (what it grants), `keys` (what it is checked with),
-//! `jwk` (keys as JSON), `known` (tokens that were checked
-//! before), `signer` (makes some, for trying). Not here: where keys come from (`config`, `hub/jwks`), where a token comes
-//! from (`wire/http/credentials`), and whom a refusal meets (`shard/tokens`, `hub/guard`).
+//! `jwk` (keys as JSON), `known` (tokens that were checked before), `signer` (makes some, for
+//! trying). Not here: where keys come from (`config`, `hub/jwks`), where a token comes from
+//! (`wire/http/credentials`), and whom a refusal meets (`shard/tokens`, `hub/guard`).
 
 use std::rc::Rc;
 

@@ -230,7 +230,7 @@ fn issuer_and_audience_are_those_of_the_server() {
     ] {
         assert_eq!(verify(&token(claims.clone()), &ours, NOW_MS).err(), told, "{claims}");
     }
-    // RFC 7519 §4.1.3: whoever names no audience of its own takes no token that has one.
+    // RFC 7519 §4.1.3: a server without an audience of its own takes no token that has one.
     assert_eq!(refused(&token(json!({ "aud": "edge" })), &keys()), Refused::Audience);
     assert!(verify(&token(json!({ "iss": "them" })), &keys(), NOW_MS).is_ok());
 }

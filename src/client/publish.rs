@@ -80,7 +80,8 @@ pub struct Options {
     /// Control plane: http://HOST:PORT or unix:PATH [env: FANWAVE_SERVER]
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8081")]
     pub server: String,
-    /// File with the control token of the server, or with a token that may publish [env: FANWAVE_TOKEN_FILE]
+    /// File with the control token of the server, or with a token that may publish [env:
+    /// FANWAVE_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Publish as a client of the data plane, over a WebSocket: ws://HOST:PORT
@@ -92,7 +93,8 @@ pub struct Options {
     /// Id in place of the server's own
     #[arg(long)]
     pub id: Option<String>,
-    /// What of the topic the event is about: the newest one of each key counts where events are conflated
+    /// What of the topic the event is about: the newest one of each key counts where events are
+    /// conflated
     #[arg(long)]
     pub key: Option<String>,
     /// Name of this publish, 1 to 64 bytes: said again under it, the event is published once

@@ -167,8 +167,8 @@ pub const TOPIC_BYTES: usize = 640;
 /// lives for it.
 pub const RETAINED_VALUE_BYTES: usize = TOPIC_BYTES;
 /// Values that are kept for subscribers of one topic or pattern with `slow=latest` that lack them,
-/// some 150 bytes each besides their events; beyond it the oldest is given up, and those who lack it
-/// are told of a gap.
+/// some 150 bytes each besides their events; beyond it the oldest is given up, and those who lack
+/// it are told of a gap.
 pub const VALUES_MAX: usize = 1 << 17;
 /// Events that are looked at, the newest first, to find the newest one of each topic or key, and
 /// that are counted as passed over by one send.

@@ -90,8 +90,8 @@ impl Config {
         to
     }
 
-    /// Whether tokens are needed at all is settled at the start: subscribers that came without would
-    /// stay.
+    /// Whether tokens are needed at all is settled at the start: subscribers that came without
+    /// would stay.
     fn reload_tokens(&self, to: &mut Reloaded, new: TokenRules) {
         let both_need_them = self.tokens.is_configured() && new.is_configured();
         let TokenRules { jwks, hs256, issuer, audience, cookie } = new;

@@ -5,9 +5,9 @@
 //! requests here (`Origin` tells), and one whose name was made to lead here can read the answers
 //! too (`Host` tells). Neither may publish or read. A Unix socket is out of any page's reach, and
 //! `GET /healthz` tells nobody anything. With a token configured every request brings it, but those
-//! of these two kinds and those for the pages, which hold nothing but their script: a client that may
-//! open the socket's file is let in. So is one that brings a token with claims of its own, to publish
-//! where these say (`principal`).
+//! of these two kinds and those for the pages, which hold nothing but their script: a client that
+//! may open the socket's file is let in. So is one that brings a token with claims of its own, to
+//! publish where these say (`principal`).
 
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ impl Guard {
         let brought = bearer(request.headers());
         let token = config.control_rules.token.as_ref();
         let is_operator = token.zip(brought).is_some_and(|(token, brought)| token.is(brought));
-        // Without a token of operators whoever comes is one, where the operator has left it open.
+        // Without a token of operators every client is one, where the operator has left it open.
         let is_open_by_config = config.control_rules.open || !config.tokens.is_configured();
         let is_open = token.is_none() && (self.is_local || is_open_by_config);
         let publisher = match brought {

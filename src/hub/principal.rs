@@ -11,7 +11,7 @@ use crate::auth::{Claims, open};
 use crate::clock::unix_ms;
 use crate::event::Topic;
 
-/// Whoever a request comes from. The guard puts it into the request.
+/// The client that a request comes from. The guard puts it into the request.
 #[derive(Debug, Clone)]
 pub(super) enum Principal {
     /// It may do everything.

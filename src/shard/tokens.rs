@@ -1,8 +1,8 @@
 //! Who may hear and say what: tokens of clients, from their request to their expiry.
 //!
 //! Invariants worth naming:
-//! - A turn checks at most `VERIFICATIONS_PER_TURN_MAX` signatures. Whoever comes beyond that waits
-//!   behind all who wait already, and reads on when it is its turn. A token that was checked before
+//! - A turn checks at most `VERIFICATIONS_PER_TURN_MAX` signatures. Clients beyond that wait behind
+//!   all who wait already, and are read from when it is their turn. A token that was checked before
 //!   waits for nobody.
 //! - Nothing here is on the way of an event. What a connection may hear is settled when it
 //!   subscribes; the walk over the slab ends it when its token is over, or when its key is gone.

@@ -3,8 +3,8 @@
 //!
 //! A function panics if a promise is broken. Besides "no panic" these are: what comes out does not
 //! depend on how the bytes are cut, what was accepted can be written and read again, patterns mean
-//! what their definition says, and whatever peers do, a shard stays within its bounds and lets go of
-//! everything.
+//! what their definition says, and whatever peers do, a shard stays within its bounds and lets go
+//! of everything.
 
 use bytes::Bytes;
 use fanwave::auth::{Key, KeySet, Keys, Signer, open, peek};

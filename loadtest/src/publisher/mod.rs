@@ -61,7 +61,7 @@ pub struct PublishPlan {
     /// Connections of [`Way::Post`]; the events of a topic are all on one.
     #[serde(default = "one")]
     pub lines: usize,
-    /// Whoever publishes over a WebSocket hears what it said, once and in order.
+    /// A client that publishes over a WebSocket hears what it said, once and in order.
     #[serde(default)]
     pub hears: bool,
     /// Publishers that take turns on each topic, in place of this one.

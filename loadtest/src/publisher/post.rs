@@ -21,8 +21,8 @@ use crate::http::{self, Answer};
 use crate::stamp::Stamp;
 use crate::target::with_topic;
 
-/// Requests in one write on a connection: their answers fit into a socket's buffer, so that neither side waits for
-/// the other's reading.
+/// Requests in one write on a connection: their answers fit into a socket's buffer, so that neither
+/// side waits for the other's reading.
 pub const PIPELINED_MAX: usize = 64;
 
 /// The kept connections.

@@ -10,9 +10,9 @@
 //!
 //! The parts: `target` (paths, queries, topics), `fields` (header fields), `mend` (heads that are
 //! taken although the parser is stricter), `host`, `origin`, `subprotocol`, `last_event_id` (one
-//! field each), `credentials` (tokens), `answer` and `front` (what we say); `target`, `host`, `origin`, `subprotocol` and
-//! `content_type` also serve other rooms. Not here: when a head has taken too long, and whether
-//! there is room for the subscriber (`shard`).
+//! field each), `credentials` (tokens), `answer` and `front` (what we say); `target`, `host`,
+//! `origin`, `subprotocol` and `content_type` also serve other rooms. Not here: when a head has
+//! taken too long, and whether there is room for the subscriber (`shard`).
 
 use crate::close::CloseReason;
 use crate::event::Topic;
