@@ -34,6 +34,7 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
         });
     }
     lines.extend(playground(started));
+    lines.extend(labelled("access", &access(started)));
     lines.extend(capacity(started, limits, slow));
     lines.extend(labelled("egress", &egress(&started.egress)));
     lines.extend(memory(&started.memory));
@@ -41,6 +42,19 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
     lines.push(String::new());
     lines.extend(labelled("try", &commands(started, program)));
     lines.join("\n") + "\n"
+}
+
+/// Who may subscribe, where that is worth a word.
+fn access(started: &Started) -> Vec<String> {
+    let is_exposed = started.listen.iter().any(|address| !address.ip().to_canonical().is_loopback());
+    match (started.asks_for_tokens, is_exposed) {
+        (true, _) => vec!["subscribers need a token, save for topics that a rule makes public".to_string()],
+        (false, true) => vec![
+            "every client that reaches the data plane may subscribe to every topic".to_string(),
+            "remedy: name keys of tokens with --auth-jwks or --auth-hs256-file".to_string(),
+        ],
+        (false, false) => Vec::new(),
+    }
 }
 
 /// Where a browser sees what this is; nothing where no browser gets to a control plane.
@@ -132,11 +146,13 @@ fn commands(started: &Started, program: &str) -> Vec<String> {
     let mut commands = Vec::new();
     if let Some(address) = started.listen.first() {
         let url = quoted(&format!("http://{}/sse/hello", reachable(*address)));
-        commands.push(format!("curl -N {url}"));
+        let token = if started.asks_for_tokens { "-H \"Authorization: Bearer $TOKEN\" " } else { "" };
+        commands.push(format!("curl -N {token}{url}"));
     }
     if let Some(address) = started.listen.iter().find(|address| scope(**address).is_none()) {
         let url = quoted(&format!("ws://{}/ws/hello", reachable(*address)));
-        commands.push(format!("{} tail {url}", quoted(program)));
+        let token = if started.asks_for_tokens { "--token-file TOKEN " } else { "" };
+        commands.push(format!("{} tail {token}{url}", quoted(program)));
     }
     commands.extend(started.control.first().map(|control| match control {
         ControlAddress::Tcp(address) => {
@@ -179,6 +195,7 @@ mod tests {
             listen_tls: Vec::new(),
             token_file: None,
             playground: false,
+            asks_for_tokens: false,
             shard_cpus: vec![0, 2],
             connections_per_shard_max: 20_000,
             egress: EgressReport {
@@ -263,6 +280,18 @@ mod tests {
         let text = banner(&["127.0.0.1:1"], &["unix:/run/a b"], "/opt/it's/fanwave");
         assert!(text.contains(r"'/opt/it'\''s/fanwave' tail"), "{text}");
         assert!(text.contains("curl --unix-socket '/run/a b' -d"), "{text}");
+    }
+
+    #[test]
+    fn a_data_plane_that_others_reach_says_who_may_subscribe() {
+        let remedy = "name keys of tokens with --auth-jwks or --auth-hs256-file";
+        assert!(banner(&["0.0.0.0:1"], &["127.0.0.1:2"], "fanwave").contains(remedy));
+        assert!(!banner(&["127.0.0.1:1", "[::1]:1"], &["127.0.0.1:2"], "fanwave").contains("access "));
+        let asking = Started { asks_for_tokens: true, ..started(&["0.0.0.0:1"], &["127.0.0.1:2"]) };
+        let text = super::text(&asking, &Limits::default(), SlowPolicy::Close, "fanwave");
+        assert!(text.contains("access        subscribers need a token") && !text.contains(remedy), "{text}");
+        assert!(text.contains("curl -N -H \"Authorization: Bearer $TOKEN\" http://127.0.0.1:1/"), "{text}");
+        assert!(text.contains("fanwave tail --token-file TOKEN ws://127.0.0.1:1/"), "{text}");
     }
 
     #[test]

@@ -42,6 +42,14 @@ pub enum CloseReason {
     ForeignOrigin,
     /// A server for this machine alone is asked by another name than those of loopback.
     ForeignHost,
+    /// There is no token, or a bad one; or its key was taken back.
+    Unauthorized,
+    /// The token does not allow this.
+    NotAllowed,
+    /// The token has expired.
+    Expired,
+    /// The keys that tokens are checked with were not fetched yet. A retry helps.
+    NoKeys,
     /// No room: a connection limit is reached.
     Full,
     /// The process has nearly as much memory as it may take.
@@ -144,6 +152,11 @@ const fn told(reason: CloseReason, label: &'static str, ending: Ending, code: Cl
     CloseRow { reason, label, ending, websocket_code: code, http_status: None }
 }
 
+/// A request gets its refusal, a WebSocket that runs this code; both end in order.
+const fn both(reason: CloseReason, label: &'static str, http_status: u16, code: u16) -> CloseRow {
+    CloseRow { websocket_code: CloseCode::Ours(code), ..refusal(reason, label, http_status) }
+}
+
 /// The connection is cut.
 const fn cut(reason: CloseReason, label: &'static str) -> CloseRow {
     told(reason, label, Ending::Cut, CloseCode::None)
@@ -170,6 +183,10 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         refusal(UnknownCoding, "unknown_coding", 501),
         refusal(ForeignOrigin, "foreign_origin", 403),
         refusal(ForeignHost, "foreign_host", 403),
+        both(Unauthorized, "unauthorized", 401, 4401),
+        both(NotAllowed, "not_allowed", 403, 4403),
+        both(Expired, "expired", 401, 4401),
+        refusal(NoKeys, "no_keys", 503),
         refusal(Full, "full", 503),
         refusal(Memory, "memory", 503),
         CloseRow { ending: Either, ..refusal(AddressFull, "address_full", 429) },

@@ -8,7 +8,8 @@ pub mod hub; // publish: sequence, encode
 pub mod shard; // windows, cursors, sweep
 
 // What the stages stand on.
-pub mod admission; // who may come in
+pub mod admission;
+pub mod auth; // who may come in
 pub mod clock;
 pub mod close; // why we hang up
 pub mod config;

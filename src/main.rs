@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use fanwave::client::{self, ClientError, publish, tail};
 use fanwave::command::sources::{self, SourceError};
-use fanwave::command::{Command, check_config};
+use fanwave::command::{Command, check_config, token};
 use fanwave::config::Config;
 use fanwave::config::flags::ServeFlags;
 use fanwave::serve::ServeError;
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Ok(Command::Publish(options)) => run_publish(options),
         Ok(Command::Tail(options)) => run_tail(options),
         Ok(Command::CheckConfig(options)) => check_config(&options),
+        Ok(Command::Token(options)) => run_token(options),
         // Help and version end with 0, mistakes with 2.
         Err(SourceError::CommandLine(error)) => error.exit(),
         Err(error) => Err((USAGE, error.to_string())),
@@ -112,6 +113,15 @@ fn run_tail(options: tail::Options) -> Outcome {
 fn check_config(options: &check_config::Options) -> Outcome {
     let text = check_config::run(options).map_err(|line| (USAGE, line))?;
     io::stdout().write_all(text.as_bytes()).map_err(|error| (FAILURE, error.to_string()))
+}
+
+fn run_token(options: token::Options) -> Outcome {
+    let (text, verdict) = match token::run(options).map_err(|line| (USAGE, line))? {
+        token::Outcome::Done(text) => (text, Ok(())),
+        token::Outcome::Refused(text) => (text, Err((FAILURE, "the token is refused".to_string()))),
+    };
+    io::stdout().write_all(text.as_bytes()).map_err(|error| (FAILURE, error.to_string()))?;
+    verdict
 }
 
 fn outcome(result: Result<(), ClientError>) -> Outcome {

@@ -51,6 +51,17 @@ pub struct FamilyCounters {
     pub messages_in: u64,
 }
 
+/// Tokens that clients brought, whether they were taken or not. Refusals count under their reasons.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct TokenCounters {
+    /// Signatures that were checked.
+    pub checked: u64,
+    /// Tokens that were known from before.
+    pub remembered: u64,
+    /// Times a client had to wait for its turn.
+    pub waits: u64,
+}
+
 /// Counters and histograms of one shard.
 #[derive(Debug, Clone)]
 pub struct ShardMetrics {
@@ -76,6 +87,8 @@ pub struct ShardMetrics {
     pub commands: u64,
     /// Commands that were not carried out, by code.
     pub command_errors: [u64; ErrorCode::COUNT],
+    /// Tokens that clients brought.
+    pub tokens: TokenCounters,
     /// Times nothing more was received from a client until its publishes were answered.
     pub pauses: u64,
     /// `io_uring_enter` calls of the EgressRing.
@@ -110,6 +123,7 @@ impl Default for ShardMetrics {
             refused: RefusalCounts::default(),
             commands: 0,
             command_errors: [0; ErrorCode::COUNT],
+            tokens: TokenCounters::default(),
             pauses: 0,
             enters: 0,
             sleeps: 0,

@@ -17,10 +17,11 @@ use crate::admission::{Addresses, Admission};
 use crate::broadcast::{Demand, Memory, Message, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
-    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES, CONTROL_BUFFER_BYTES_MAX,
-    EPOLL_EVENTS_MAX, ID_PLACE_BYTES, LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX,
-    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES, SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX,
-    TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOPIC_BYTES, UPLINK_BYTES_MAX,
+    ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, CLAIMS_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES,
+    CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KNOWN_TOKEN_BYTES, LOG_LINES_MAX,
+    PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES,
+    SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOKENS_KNOWN_MAX,
+    TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -54,6 +55,8 @@ pub struct Started {
     pub control: Vec<ControlAddress>,
     /// The file with the token that publishers bring, if they need one.
     pub token_file: Option<PathBuf>,
+    /// Subscribers need tokens.
+    pub asks_for_tokens: bool,
     /// Pages of this machine may publish to `play/**` (`--playground`).
     pub playground: bool,
     /// CPU of each shard.
@@ -298,6 +301,7 @@ pub fn run(
         listen_tls,
         control: control_addresses,
         token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
+        asks_for_tokens: config.tokens.is_configured(),
         playground: config.pages.playground,
         shard_cpus: config.shard_cpus.clone(),
         connections_per_shard_max: capacity.connections_max,
@@ -512,6 +516,11 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
             "what clients publish, until the hub has it",
             sum(2 * limits.incoming_bytes_max() + uplink),
         ));
+    }
+    if config.tokens.is_configured() {
+        let known = TOKENS_KNOWN_MAX * CLAIMS_BYTES_MAX + 2 * TOKENS_KNOWN_MAX * KNOWN_TOKEN_BYTES;
+        let held = capacity.connections_max.saturating_mul(CLAIMS_BYTES_MAX);
+        lines.push(("tokens, when all grant as much as they can", sum(known.saturating_add(held))));
     }
     if config.rules.iter().any(|rule| rule.retain) {
         let values_max = limits.retained_memory_max() / (EVENT_BYTES_FIXED + RETAINED_VALUE_BYTES);

@@ -76,6 +76,7 @@ targets! {
     sse_parser
     proxy_header
     commands
+    tokens
     topic_patterns
     rules
     whole_shard

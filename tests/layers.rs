@@ -26,16 +26,20 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("admission", &[]),
     ("wire", &["event", "close", "topic_pattern"]),
     ("config/limits", &["event", "wire"]),
+    ("auth", &["event", "topic_pattern", "config/limits"]),
     ("refusal", &["config/limits"]),
     ("publishing", &["event", "wire", "config/limits", "refusal"]),
     ("config/capacity", &["config/limits"]),
     ("config/units", &["wire"]),
-    ("config", &["event", "topic_pattern", "config/limits", "config/units", "secret", "wire"]),
+    ("config", &["auth", "event", "topic_pattern", "config/limits", "config/units", "secret", "wire"]),
     ("config/flags", &["config", "config/limits", "config/units", "topic_pattern"]),
     ("log", &["clock", "config", "config/limits"]),
     ("handover", &["event", "clock", "config", "config/limits", "publishing"]),
     ("metrics", &["event", "wire", "close", "refusal"]),
-    ("broadcast", &["event", "wire", "clock", "config", "config/limits", "metrics", "refusal", "publishing"]),
+    (
+        "broadcast",
+        &["auth", "event", "wire", "clock", "config", "config/limits", "metrics", "refusal", "publishing"],
+    ),
     // The kernel's view of a batch, which the batch keeps. It is in `uring` because it is unsafe.
     ("egress/uring/header", &[]),
     ("egress/batch", &["clock", "egress/uring/header"]),
@@ -51,6 +55,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         &[
             "event",
             "topic_pattern",
+            "auth",
             "wire",
             "clock",
             "close",
@@ -69,6 +74,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "hub",
         &[
             "event",
+            "auth",
             "wire",
             "clock",
             "close",
@@ -92,7 +98,20 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("systemd", &["config", "hub"]),
     ("client", &["event", "close", "topic_pattern", "wire", "config/limits", "secret"]),
-    ("command", &["event", "config", "config/flags", "config/units", "client"]),
+    (
+        "command",
+        &[
+            "event",
+            "topic_pattern",
+            "auth",
+            "clock",
+            "config",
+            "config/flags",
+            "config/limits",
+            "config/units",
+            "client",
+        ],
+    ),
 ];
 
 /// Puts the others together: it imports what it likes, and no other room imports it.

@@ -57,6 +57,7 @@ mod promises {
     mod starts;
     mod tail;
     mod tls;
+    mod tokens;
     mod topics;
     mod upgrade;
     mod websocket;

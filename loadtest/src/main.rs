@@ -50,6 +50,7 @@ mod stamp;
 mod target;
 mod unit;
 mod usage;
+mod way;
 mod workload;
 
 /// Measures a fan-out server from outside, with the kernel's floor beside every figure.

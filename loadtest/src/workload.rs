@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::framing::Protocol;
-use crate::target::Way;
+use crate::way::Way;
 
 /// One workload.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

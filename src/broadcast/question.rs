@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::HistorySlice;
+use crate::auth::Keys;
 use crate::event::Topic;
 use crate::metrics::{ShardReport, SlowReport, TopicReport};
 use crate::wire::Family;
@@ -42,6 +43,8 @@ pub enum Question {
     Presence(Arc<[Topic]>, oneshot::Sender<Vec<[u64; Family::COUNT]>>),
     /// The subscribers whose sends wait longest.
     Slow(oneshot::Sender<Vec<SlowReport>>),
+    /// To check tokens with these keys from now on. It is no question, but as urgent as one.
+    Keys(Arc<Keys>, oneshot::Sender<()>),
     /// What it knows of some topics.
     Topics(TopicQuery, oneshot::Sender<Vec<TopicReport>>),
     /// Copies of its listeners, in the order in which it was given them.
@@ -55,6 +58,7 @@ impl Question {
     pub fn is_given_up(&self) -> bool {
         match self {
             Question::Counters(answer) => answer.is_closed(),
+            Question::Keys(..) => false,
             Question::Presence(_, answer) => answer.is_closed(),
             Question::Slow(answer) => answer.is_closed(),
             Question::Topics(_, answer) => answer.is_closed(),

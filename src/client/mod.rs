@@ -10,10 +10,14 @@
 //! address is refused with a remedy.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
+use http::HeaderValue;
 use reqwest::Url;
 use tokio::time::timeout;
+
+use crate::secret::Secret;
 
 mod backoff;
 mod conversation;
@@ -70,9 +74,19 @@ pub async fn or_interrupted(work: impl Future<Output = Result<(), ClientError>>)
 fn http_client() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .user_agent(concat!("fanwave/", env!("CARGO_PKG_VERSION")))
+        // It speaks no TLS, so it starts where no authorities are installed.
+        .tls_certs_only([])
         .no_proxy()
         .connect_timeout(CONNECT_TIME_MAX)
         .tcp_keepalive(KEEPALIVE_TIME)
+}
+
+/// The value of `Authorization` that names the token of this file.
+fn bearer_of(file: &Path) -> Result<HeaderValue, ClientError> {
+    let token = Secret::read(file).map_err(|error| ClientError::Usage(format!("--token-file {error}")))?;
+    let mut value = HeaderValue::from_bytes(&token.bearer()).expect("a token is visible ASCII");
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Reads an address of one of these schemes and says what to do about one that this build cannot
@@ -84,10 +98,12 @@ fn parse_url(text: &str, schemes: &[&str], form: &str) -> Result<Url, ClientErro
         false => unusable(&format!("is no URL; write {form}")),
     })?;
     match url.scheme() {
-        "https" => {
-            Err(unusable("cannot be reached: this build has no TLS; use http:// to a trusted address"))
+        "https" => Err(unusable(
+            "cannot be reached: fanwave's clients have no TLS; use http:// to a trusted address",
+        )),
+        "wss" => {
+            Err(unusable("cannot be reached: fanwave's clients have no TLS; use ws:// to a trusted address"))
         }
-        "wss" => Err(unusable("cannot be reached: this build has no TLS; use ws:// to a trusted address")),
         scheme if !schemes.contains(&scheme) || !url.has_host() => {
             Err(unusable(&format!("is not of the form {form}")))
         }

@@ -16,18 +16,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
 use reqwest::{RequestBuilder, Response, Url};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
 use super::backoff::Backoff;
 use super::{
-    CONNECT_TIME_MAX, ClientError, http_client, note, parse_url, percent_encoded, push_query, read_refusal,
-    retry_after, root_cause,
+    CONNECT_TIME_MAX, ClientError, bearer_of, http_client, note, parse_url, percent_encoded, push_query,
+    read_refusal, retry_after, root_cause,
 };
 use crate::config::limits::CONTROL_BODY_MS_MAX;
-use crate::secret::Secret;
 
 mod lines;
 mod websocket;
@@ -81,7 +80,8 @@ pub struct Options {
     /// Control plane: http://HOST:PORT or unix:PATH [env: FANWAVE_SERVER]
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8081")]
     pub server: String,
-    /// File with the control token of the server [env: FANWAVE_TOKEN_FILE]
+    /// File with the control token of the server, or with a token that may publish [env:
+    /// FANWAVE_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Publish as a client of the data plane, over a WebSocket: ws://HOST:PORT
@@ -93,7 +93,8 @@ pub struct Options {
     /// Id in place of the server's own
     #[arg(long)]
     pub id: Option<String>,
-    /// What of the topic the event is about: the newest one of each key counts where events are conflated
+    /// What of the topic the event is about: the newest one of each key counts where events are
+    /// conflated
     #[arg(long)]
     pub key: Option<String>,
     /// Name of this publish, 1 to 64 bytes: said again under it, the event is published once
@@ -181,11 +182,7 @@ impl Server {
         // A redirect could turn a POST into a GET (RFC 9110 §15.4.2); the control API has none.
         let mut builder = http_client().redirect(reqwest::redirect::Policy::none());
         if let Some(file) = token_file {
-            let token =
-                Secret::read(file).map_err(|error| ClientError::Usage(format!("--token-file {error}")))?;
-            let mut value = HeaderValue::from_bytes(&token.bearer()).expect("a token is visible ASCII");
-            value.set_sensitive(true);
-            builder = builder.default_headers(HeaderMap::from_iter([(AUTHORIZATION, value)]));
+            builder = builder.default_headers(HeaderMap::from_iter([(AUTHORIZATION, bearer_of(file)?)]));
         }
         let (builder, url) = match address.strip_prefix("unix:") {
             Some(path) => (builder.unix_socket(path), "http://localhost"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::SEC_WEBSOCKET_PROTOCOL;
+use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderValue, StatusCode};
 use reqwest::Url;
 use tokio::net::TcpStream;
@@ -40,6 +40,8 @@ pub(super) struct Target<'a> {
     pub(super) name: &'a Url,
     /// What is to be spoken; the server has to agree.
     pub(super) subprotocol: Option<&'static str>,
+    /// What lets us in.
+    pub(super) bearer: Option<&'a HeaderValue>,
 }
 
 impl Target<'_> {
@@ -66,6 +68,7 @@ impl Target<'_> {
         kept.and_then(|()| stream.set_nodelay(true)).map_err(|error| self.cannot(&error.to_string()))?;
         let mut request =
             self.url.as_str().into_client_request().map_err(|error| self.cannot(&root_cause(&error)))?;
+        request.headers_mut().extend(self.bearer.map(|bearer| (AUTHORIZATION, bearer.clone())));
         if let Some(name) = self.subprotocol {
             request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
         }

@@ -70,11 +70,16 @@ pub fn told_of(topic: &Topic, config: &Config) -> String {
         None => ("no rule, so the flags alone".to_string(), History::of(&config.limits)),
     };
     let memory = config.limits.topic_history_memory_max();
+    let needed = match (config.tokens.is_configured(), config.is_public(topic.as_str())) {
+        (false, _) => "",
+        (true, false) => "clients need a token\n",
+        (true, true) => "clients need no token\n",
+    };
     let may = |yes: bool| if yes { "may" } else { "may not" };
     let publish = may(config.lets_clients_publish(topic.as_str()));
     let ask = may(config.tells_presence(topic.as_str()));
     let mut text = format!(
-        "{topic}: {which}\nhistory: {}, and at most {} with their frames\n",
+        "{topic}: {which}\nhistory: {}, and at most {} with their frames\n{needed}",
         history(kept),
         bytes(memory)
     );

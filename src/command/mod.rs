@@ -10,6 +10,7 @@ use crate::config::flags::{ServeFlags, bounds};
 
 pub mod check_config;
 pub mod sources;
+pub mod token;
 
 /// Publish once, every subscriber gets it: Server-Sent Events and WebSocket
 #[derive(Debug, clap::Parser)]
@@ -34,6 +35,8 @@ pub enum Command {
     Publish(publish::Options),
     /// Check a configuration file without the environment, and tell what its rules say
     CheckConfig(check_config::Options),
+    /// Make tokens for trying, and explain them
+    Token(token::Options),
     /// Print the events of an SSE or WebSocket address and follow its reconnects
     #[command(after_help = CLIENT_HELP)]
     Tail(tail::Options),

@@ -167,8 +167,9 @@ fn config_path(command: &str, typed: &clap::ArgMatches, environment: &Settings) 
     typed.get_one::<PathBuf>("config").cloned().or_else(from_environment)
 }
 
-/// The `FANWAVE_*` variables of a command. The clients take only the server's address and token
-/// from there: a topic or an id belongs to one call. An empty variable counts as unset, as
+/// The `FANWAVE_*` variables of a command. The clients take only the server's address from
+/// there, and publishers their token: a topic or an id belongs to one call, and a subscriber may
+/// ask a server that the token is not meant for. An empty variable counts as unset, as
 /// composition files write it.
 fn environment_settings(
     command: &str,
@@ -176,7 +177,9 @@ fn environment_settings(
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Settings {
     setting_names(flags)
-        .filter(|name| command == "serve" || matches!(*name, "server" | "token_file"))
+        .filter(|name| {
+            command == "serve" || matches!((command, *name), (_, "server") | ("publish", "token_file"))
+        })
         .filter_map(|name| {
             let former = FORMER_NAMES.iter().find(|(_, now)| *now == name).map(|(before, _)| *before);
             let value_of = |name: &str| environment(&format!("FANWAVE_{}", name.to_ascii_uppercase()));

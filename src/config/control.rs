@@ -14,7 +14,8 @@ pub enum ControlError {
     /// An address beyond loopback, and the operator has not said who may use it.
     #[error(
         "--control {0} can be reached from other machines, and every client there may publish: name a \
-         token with --control-token-file FILE, or allow it with --control-open"
+         token with --control-token-file FILE or keys with --auth-jwks or --auth-hs256-file, or allow it with \
+         --control-open"
     )]
     Exposed(ControlAddress),
     /// The token cannot be read, or is none.
@@ -38,18 +39,23 @@ pub(super) struct ControlFlags {
 }
 
 impl ControlFlags {
-    /// Checked; reads the token.
-    pub(super) fn rules(self, control: &[ControlAddress]) -> Result<ControlRules, ControlError> {
+    /// Checked; reads the token. `has_keys`: publishers may bring tokens of their own.
+    pub(super) fn rules(
+        self,
+        control: &[ControlAddress],
+        has_keys: bool,
+    ) -> Result<ControlRules, ControlError> {
         if self.control_open && self.control_token_file.is_some() {
             return Err(ControlError::Contradiction);
         }
         if let Some(exposed) = control.iter().find(|address| !address.is_local())
             && self.control_token_file.is_none()
+            && !has_keys
             && !self.control_open
         {
             return Err(ControlError::Exposed(exposed.clone()));
         }
         let token = self.control_token_file.map(|file| Secret::read(&file).map_err(ControlError::Token));
-        Ok(ControlRules { token: token.transpose()? })
+        Ok(ControlRules { token: token.transpose()?, open: self.control_open })
     }
 }

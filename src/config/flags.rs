@@ -19,6 +19,7 @@ use super::control::{ControlError, ControlFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
 use super::tls::{TlsError, TlsFlags};
+use super::tokens::{TokenError, TokenFlags};
 use super::units::{Count, Millis, Size};
 use super::{
     Config, ControlAddress, Egress, LimitError, Limits, LogFormat, MemoryMax, PageError, SlowPolicy, Sockets,
@@ -70,6 +71,9 @@ pub enum ConfigError {
     /// A flag about pages is wrong.
     #[error(transparent)]
     Page(#[from] PageError),
+    /// A flag about tokens is wrong.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// A flag about the control plane is wrong.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -134,6 +138,8 @@ pub struct ServeFlags {
     tls: TlsFlags,
     #[command(flatten)]
     pages: PageFlags,
+    #[command(flatten)]
+    tokens: TokenFlags,
     /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
     /// list of patterns, * for one segment, ** at the end for the rest [default: none]
     #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = client_publish)]
@@ -353,7 +359,9 @@ impl ServeFlags {
         if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
             return Err(ConfigError::ProxiedNowhere(*other));
         }
-        let control_rules = self.operators.rules(&self.control)?;
+        let pages = self.pages.rules()?;
+        let tokens = self.tokens.rules(&pages.origins)?;
+        let control_rules = self.operators.rules(&self.control, tokens.is_configured())?;
         if (self.egress, self.sockets) == (Egress::Epoll, Sockets::Direct) {
             return Err(ConfigError::DirectWithoutUring);
         }
@@ -371,8 +379,9 @@ impl ServeFlags {
             listen_tls,
             tls: self.tls.files()?,
             control_rules,
+            tokens,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
-            pages: self.pages.rules()?,
+            pages,
             client_publish: self.client_publish,
             slow: self.slow,
             egress: self.egress,

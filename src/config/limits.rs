@@ -167,8 +167,8 @@ pub const TOPIC_BYTES: usize = 640;
 /// lives for it.
 pub const RETAINED_VALUE_BYTES: usize = TOPIC_BYTES;
 /// Values that are kept for subscribers of one topic or pattern with `slow=latest` that lack them,
-/// some 150 bytes each besides their events; beyond it the oldest is given up, and those who lack it
-/// are told of a gap.
+/// some 150 bytes each besides their events; beyond it the oldest is given up, and those who lack
+/// it are told of a gap.
 pub const VALUES_MAX: usize = 1 << 17;
 /// Events that are looked at, the newest first, to find the newest one of each topic or key, and
 /// that are counted as passed over by one send.
@@ -274,12 +274,18 @@ impl Limits {
     }
 
     /// Flag, value, largest value, reason.
-    pub(super) fn maxima(&self) -> [(&'static str, u64, u64, &'static str); 9] {
+    pub(super) fn maxima(&self) -> [(&'static str, u64, u64, &'static str); 10] {
         let send = "the kernel takes less than 2 GiB in one send";
         let time = "the kernel counts milliseconds in 31 bits";
         [
             ("message-bytes-max", self.message_bytes_max as u64, SEND_BYTES_POSSIBLE, send),
             ("send-bytes-max", self.send_bytes_max as u64, SEND_BYTES_POSSIBLE, send),
+            (
+                "message-in-bytes-max",
+                self.message_in_bytes_max as u64,
+                u32::MAX.into(),
+                "bytes of a message are counted in 32 bits",
+            ),
             ("topics-max", self.topics_max as u64, u32::MAX.into(), "topics are counted in 32 bits"),
             (
                 "shard-queue-batches-max",
@@ -481,6 +487,37 @@ pub const BATCHES_CACHED: usize = 4;
 /// Batches of a shard that are kept for their buffers, so that steady traffic does not allocate.
 /// The remembered ones hold half of them.
 pub const BATCHES_POOLED: usize = 2 * BATCHES_CACHED * Format::COUNT;
+/// Bytes of a token: some hundred patterns, and less than a request head has room for.
+pub const TOKEN_BYTES_MAX: usize = 8 << 10;
+/// Patterns of one claim.
+pub const CLAIM_PATTERNS_MAX: usize = 256;
+/// Signatures that are checked for one token that names no key.
+pub const KEYS_TRIED_MAX: usize = 4;
+/// Keys of one source.
+pub const KEYS_MAX: usize = 64;
+/// Bytes of a set of keys: sixty-four of the largest take a tenth of this.
+pub const JWKS_BYTES_MAX: usize = 1 << 20;
+/// Milliseconds from the end of one fetch of keys to the next.
+pub const JWKS_REFRESH_MS: u64 = 60_000;
+/// Milliseconds for one fetch of keys.
+pub const JWKS_FETCH_MS_MAX: u64 = 10_000;
+/// Milliseconds after a failed fetch of keys to the next, doubled up to [`JWKS_REFRESH_MS`].
+pub const JWKS_RETRY_MS: u64 = 1_000;
+/// Tokens whose signatures a shard checks in one turn, at some tens of microseconds each. Others
+/// wait for the next turns, in their order.
+pub const VERIFICATIONS_PER_TURN_MAX: usize = 8;
+/// Clients of a shard that may wait for that; each keeps its request head meanwhile. Further ones
+/// are told to come again.
+pub const VERIFICATIONS_WAITING_MAX: usize = 32_768;
+/// Tokens that a shard remembers with what they grant, so that a client that comes back costs no
+/// signature; and as many that were found wrong. At most [`CLAIMS_BYTES_MAX`] each.
+pub const TOKENS_KNOWN_MAX: usize = 4_096;
+/// Bytes of what one remembered token grants, at most: its patterns as they stand in it, with what
+/// each takes beside its text.
+pub const CLAIMS_BYTES_MAX: usize = TOKEN_BYTES_MAX + 2 * CLAIM_PATTERNS_MAX * 40;
+/// Bytes of what a shard remembers of a token beside what it grants: its digest, twice, and why it
+/// was refused.
+pub const KNOWN_TOKEN_BYTES: usize = 512;
 /// Clients of a shard that may wait for an event on its way; further ones are told of a gap.
 /// Each holds its request head.
 pub const HELD_BACK_MAX: usize = 1_024;

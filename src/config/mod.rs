@@ -14,6 +14,7 @@ mod pages;
 mod reload;
 pub mod rules;
 mod tls;
+mod tokens;
 pub mod units;
 mod upgrade;
 
@@ -24,6 +25,7 @@ pub use pages::PageError;
 pub use reload::Reloaded;
 pub use rules::Rules;
 pub use tls::{TlsError, TlsFiles};
+pub use tokens::{Jwks, TokenError, TokenRules};
 pub use upgrade::UpgradeSocket;
 
 pub use crate::wire::SlowPolicy;
@@ -167,6 +169,8 @@ pub struct PageRules {
 pub struct ControlRules {
     /// What every request must bring, but those over a Unix socket and `/healthz`.
     pub token: Option<Secret>,
+    /// Every client that reaches the control plane may use it, by decree.
+    pub open: bool,
 }
 
 /// Everything `fanwave serve` needs to know. `Default` is a server without flags, with one shard.
@@ -184,6 +188,8 @@ pub struct Config {
     pub control: Vec<ControlAddress>,
     /// Who may use the control plane.
     pub control_rules: ControlRules,
+    /// Who may hear and say what.
+    pub tokens: TokenRules,
     /// One entry per shard: the CPU it is pinned to.
     pub shard_cpus: Vec<usize>,
     /// What pages in browsers may do.
@@ -228,6 +234,14 @@ impl Config {
         if self.pages.playground { &Origins::Loopback } else { &self.pages.origins }
     }
 
+    /// True if a topic, or every topic of a pattern, needs no token although tokens are configured.
+    pub fn is_public(&self, name: &str) -> bool {
+        match Pattern::new(name) {
+            Ok(pattern) if pattern.topic().is_none() => self.rules.is_public(&pattern),
+            _ => self.rules.of(name).is_some_and(|rule| rule.public),
+        }
+    }
+
     /// What happens to subscribers of a topic or pattern that say nothing of it: what its rule
     /// says, else the flag. Of a pattern's rules the strictest counts.
     pub fn slow_of(&self, name: &str) -> SlowPolicy {
@@ -266,6 +280,7 @@ impl Default for Config {
             tls: None,
             control: vec![ControlAddress::Tcp(loopback(8081))],
             control_rules: ControlRules::default(),
+            tokens: TokenRules::default(),
             shard_cpus: vec![0],
             pages: PageRules::default(),
             client_publish: Vec::new(),

@@ -4,7 +4,7 @@
 //! shards, so that nobody has to be disconnected. All else was built into tables, windows, sockets
 //! or threads at the start. A new setting does not compile until it is in one of the lists.
 
-use super::{Config, ControlRules, Limits, PageRules};
+use super::{Config, ControlRules, Limits, PageRules, TokenRules};
 
 /// A configuration after a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,8 @@ impl Config {
             tls,
             proxy_protocol,
             control,
-            control_rules: ControlRules { token },
+            control_rules: ControlRules { token, open },
+            tokens,
             shard_cpus,
             pages,
             client_publish,
@@ -62,6 +63,8 @@ impl Config {
         let PageRules { origins, subprotocols, sse_refusals, control_origins, control_hosts, playground } =
             pages;
         to.takes("control-token-file", |config| &mut config.control_rules.token, token);
+        to.takes("control-open", |config| &mut config.control_rules.open, open);
+        self.reload_tokens(&mut to, tokens);
         to.takes("cors-origin", |config| &mut config.pages.origins, origins);
         to.takes("ws-subprotocols", |config| &mut config.pages.subprotocols, subprotocols);
         to.takes("refuse-sse-with", |config| &mut config.pages.sse_refusals, sse_refusals);
@@ -87,6 +90,26 @@ impl Config {
         to.keeps("rule", &self.rules, rules);
         self.reload_limits(&mut to, limits);
         to
+    }
+
+    /// Whether tokens are needed at all is settled at the start: subscribers that came without
+    /// would stay.
+    fn reload_tokens(&self, to: &mut Reloaded, new: TokenRules) {
+        let both_need_them = self.tokens.is_configured() && new.is_configured();
+        let TokenRules { jwks, hs256, issuer, audience, cookie } = new;
+        if both_need_them {
+            to.takes("auth-jwks", |config| &mut config.tokens.jwks, jwks);
+            to.takes("auth-hs256-file", |config| &mut config.tokens.hs256, hs256);
+            to.takes("auth-issuer", |config| &mut config.tokens.issuer, issuer);
+            to.takes("auth-audience", |config| &mut config.tokens.audience, audience);
+            to.takes("auth-cookie", |config| &mut config.tokens.cookie, cookie);
+        } else {
+            to.keeps("auth-jwks", &self.tokens.jwks, jwks);
+            to.keeps("auth-hs256-file", &self.tokens.hs256, hs256);
+            to.keeps("auth-issuer", &self.tokens.issuer, issuer);
+            to.keeps("auth-audience", &self.tokens.audience, audience);
+            to.keeps("auth-cookie", &self.tokens.cookie, cookie);
+        }
     }
 
     fn reload_limits(&self, to: &mut Reloaded, new: Limits) {

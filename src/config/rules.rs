@@ -30,9 +30,8 @@ pub struct RuleError(String);
 pub const KEY: &str = "rule";
 
 /// The keys of a rule.
-const KEYS: [&str; 7] = ["match", "history", "retain", "conflate", "slow", "client_publish", "presence"];
-/// Keys of rules to come.
-const NOT_YET: [&str; 1] = ["public"];
+const KEYS: [&str; 8] =
+    ["match", "history", "retain", "conflate", "slow", "client_publish", "public", "presence"];
 /// The keys of a history.
 const HISTORY_KEYS: [&str; 3] = ["events", "bytes", "age"];
 
@@ -86,6 +85,8 @@ pub struct Rule {
     pub slow: Option<SlowPolicy>,
     /// Whether clients of the data plane may publish there; `None` leaves it to the flag.
     pub client_publish: Option<bool>,
+    /// Its topics need no token although tokens are configured.
+    pub public: bool,
     /// Clients of the data plane may ask how many subscribers there are.
     pub presence: bool,
 }
@@ -107,6 +108,7 @@ pub struct RuleText {
     conflate: Conflate,
     slow: Option<SlowPolicy>,
     client_publish: Option<bool>,
+    public: bool,
     presence: bool,
 }
 
@@ -152,6 +154,19 @@ impl Rules {
     /// The rule of a topic, if one matches.
     pub fn of(&self, topic: &str) -> Option<&Rule> {
         self.0.get(usize::from(self.index_of(topic)))
+    }
+
+    /// True if the rule of every topic of a pattern makes it public.
+    pub fn is_public(&self, pattern: &Pattern) -> bool {
+        for rule in self.0.iter().filter(|rule| rule.pattern.overlaps(pattern)) {
+            if !rule.public {
+                return false;
+            }
+            if rule.pattern.contains(pattern) {
+                return true;
+            }
+        }
+        false
     }
 
     /// All of them, in order.
@@ -216,7 +231,7 @@ impl RuleText {
                 at_least(events.saturating_mul(EVENT_BYTES_FIXED + 1), 1 << 10)
             ));
         }
-        let RuleText { line, retain, conflate, slow, client_publish, presence, .. } = *self;
+        let RuleText { line, retain, conflate, slow, client_publish, public, presence, .. } = *self;
         if let Some(line) = retain {
             check_retained(line, limits)?;
         }
@@ -228,6 +243,7 @@ impl RuleText {
             conflate,
             slow,
             client_publish,
+            public,
             presence,
         })
     }
@@ -253,6 +269,7 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
             conflate: Conflate::default(),
             slow: None,
             client_publish: None,
+            public: false,
             presence: true,
         };
         for (key, value) in self.keys {
@@ -283,12 +300,8 @@ impl<P: Fn(Range<usize>) -> usize> Keys<'_, P> {
                     };
                 }
                 "client_publish" => rule.client_publish = Some(yes_or_no(line, "client_publish", value)?),
+                "public" => rule.public = yes_or_no(line, "public", value)?,
                 "presence" => rule.presence = yes_or_no(line, "presence", value)?,
-                name if NOT_YET.contains(&name) => {
-                    return Err(format!(
-                        "line {line}: `{name}` of a rule is not built yet; take the key out"
-                    ));
-                }
                 name => return Err(unknown(line, name, "a rule", &KEYS)),
             }
         }
@@ -475,10 +488,10 @@ mod tests {
             (format!("{rule}history.age = 30"), "line 3: write age = \"30s\""),
             (format!("{rule}history.age = \"999ms\""), "line 3: age is 999 ms, at least 1000 are needed"),
             (format!("{rule}slow = \"drop\""), "line 3: write slow = \"close\", \"skip\" or \"latest\""),
+            (format!("{rule}public = 1"), "line 3: write public = true or false"),
             (format!("{rule}retain = 1"), "line 3: write retain = true or false"),
             (format!("{rule}conflate = true"), "line 3: write conflate = \"topic\" or \"key\""),
             (format!("{rule}presence = \"no\""), "line 3: write presence = true or false"),
-            (format!("{rule}public = true"), "line 3: `public` of a rule is not built yet; take the key out"),
             (
                 format!("{rule}history.events = 20000"),
                 "line 3: history.events is 20,000, but 8,388,608 bytes hold at most 16,878 of the smallest events; raise \

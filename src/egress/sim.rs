@@ -17,7 +17,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::batch::Batch;
-use super::ring::{Completion, EgressRing, ReceiveEnd, RingError, SendError, SendMode, Slot};
+use super::ring::{Completion, EgressRing, Insecure, ReceiveEnd, RingError, SendError, SendMode, Slot};
 use crate::config::limits::SUBMISSIONS_MAX;
 
 const ECONNRESET: i32 = 104;
@@ -84,6 +84,8 @@ struct Socket {
     /// The peer sends no more.
     peer_ended: bool,
     reset: bool,
+    /// What comes from the peer is not what TLS allows.
+    insecure: Option<Insecure>,
     /// The peer reads nothing: sends wait.
     stalled: bool,
     /// Our side has ended its stream.
@@ -208,6 +210,11 @@ impl SimRing {
     /// The peer is gone without a word.
     pub fn peer_resets(&mut self, slot: Slot) {
         self.touch(slot).reset = true;
+    }
+
+    /// A layer of TLS finds fault with what the peer sends.
+    pub fn peer_is_insecure(&mut self, slot: Slot, fault: Insecure) {
+        self.touch(slot).insecure = Some(fault);
     }
 
     /// What the peer of `slot` has sent and nobody has received.
@@ -359,6 +366,8 @@ impl SimRing {
         let is_paused = std::mem::take(&mut socket.pausing) && !is_missed(&mut self.dice);
         let ended = if socket.reset {
             Some(ReceiveEnd::Failed(ECONNRESET))
+        } else if let Some(fault) = socket.insecure {
+            Some(ReceiveEnd::Insecure(fault))
         } else if socket.cancelled || is_paused {
             Some(ReceiveEnd::Cancelled)
         } else if !socket.inbound.is_empty() {

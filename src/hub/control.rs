@@ -8,13 +8,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, BodyDataStream, HttpBody};
 use axum::extract::{RawQuery, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
@@ -23,6 +23,7 @@ use super::asked::{authority, data_address};
 use super::guard::Guard;
 use super::listing::Page;
 use super::openmetrics::Exposition;
+use super::principal::Principal;
 use super::refusal::{error_response, json_bytes, json_line};
 use super::reload::reload;
 use super::stream::{publish_stream, refused_unread};
@@ -90,12 +91,13 @@ struct Accepted {
 
 async fn publish_one(
     State(hub): State<Arc<Hub>>,
+    Extension(principal): Extension<Principal>,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Response> {
     let mut body = body.into_data_stream();
-    let (event, key) = match read_event(&hub, &uri, &headers, &mut body).await {
+    let (event, key) = match read_event(&hub, &principal, &uri, &headers, &mut body).await {
         Ok(read) => read,
         Err(refusal) => return Err(refused_unread(&hub, refusal, body)),
     };
@@ -106,12 +108,14 @@ async fn publish_one(
 
 async fn read_event(
     hub: &Hub,
+    principal: &Principal,
     uri: &Uri,
     headers: &HeaderMap,
     body: &mut BodyDataStream,
 ) -> Result<(Event, Option<IdempotencyKey>), Refusal> {
     check_content_coding(headers)?;
     let topic = topic_of(uri)?;
+    principal.check_topic(&topic)?;
     let Options { name, id, retry_ms, key, idempotency_key } = parse_options(uri.query())?;
     let reading = read_body(body, hub.config().limits.message_bytes_max);
     let bytes = tokio::time::timeout(Duration::from_millis(CONTROL_BODY_MS_MAX), reading)

@@ -5,8 +5,9 @@
 //! requests here (`Origin` tells), and one whose name was made to lead here can read the answers
 //! too (`Host` tells). Neither may publish or read. A Unix socket is out of any page's reach, and
 //! `GET /healthz` tells nobody anything. With a token configured every request brings it, but those
-//! of these two kinds, because a client that may open the socket's file is let in, and those for the
-//! pages, which hold nothing but their script.
+//! of these two kinds and those for the pages, which hold nothing but their script: a client that
+//! may open the socket's file is let in. So is one that brings a token with claims of its own, to
+//! publish where these say (`principal`).
 
 use std::sync::Arc;
 
@@ -17,10 +18,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::control::allowed;
+use super::principal::Principal;
 use super::stream::refused_unread;
 use super::{Hub, Refusal, RefusalReason, pages};
 use crate::config::{Config, ControlAddress, PageRules};
-use crate::secret::{Secret, bearer_token};
+use crate::secret::bearer_token;
 use crate::wire::http::{is_host, is_ours, is_same_origin};
 
 /// Stands before the routes of one listener.
@@ -28,21 +30,27 @@ pub(super) struct Guard {
     hub: Arc<Hub>,
     /// True for a Unix socket.
     is_private: bool,
+    /// True where only this machine comes in.
+    is_local: bool,
 }
 
 impl Guard {
     pub(super) fn new(hub: Arc<Hub>, address: &ControlAddress) -> Guard {
-        Guard { hub, is_private: matches!(address, ControlAddress::Unix(_)) }
+        let is_private = matches!(address, ControlAddress::Unix(_));
+        Guard { hub, is_private, is_local: address.is_local() }
     }
 
     /// Lets a request pass to its route, or refuses it.
-    pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    pub(super) async fn check(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
         let config = guard.hub.config();
         let checked = check_host(request.version(), request.headers())
             .and_then(|host| guard.check_caller(&config, &request, host))
-            .and_then(|page| check_transfer_coding(request.headers()).map(|()| page));
+            .and_then(|caller| check_transfer_coding(request.headers()).map(|()| caller));
         let page = match checked {
-            Ok(page) => page,
+            Ok((page, principal)) => {
+                request.extensions_mut().insert(principal);
+                page
+            }
             Err(refusal) => {
                 return refused_unread(&guard.hub, refusal, request.into_body().into_data_stream());
             }
@@ -62,20 +70,31 @@ impl Guard {
     }
 
     /// Refuses what a foreign page wants, and a request without a token where one is needed. Gives
-    /// the origin of a page that the operator has named.
+    /// the origin of a page that the operator has named, and who asks.
     fn check_caller(
         &self,
         config: &Config,
         request: &Request,
         host: &str,
-    ) -> Result<Option<HeaderValue>, Refusal> {
+    ) -> Result<(Option<HeaderValue>, Principal), Refusal> {
         let is_probe =
             matches!(*request.method(), Method::GET | Method::HEAD) && request.uri().path() == "/healthz";
         if self.is_private || is_probe {
-            return Ok(None);
+            return Ok((None, Principal::Operator));
         }
+        let brought = bearer(request.headers());
         let token = config.control_rules.token.as_ref();
-        let has_token = token.is_some_and(|token| brings(request.headers(), token));
+        let is_operator = token.zip(brought).is_some_and(|(token, brought)| token.is(brought));
+        // Without a token of operators every client is one, where the operator has left it open.
+        let is_open_by_config = config.control_rules.open || !config.tokens.is_configured();
+        let is_open = token.is_none() && (self.is_local || is_open_by_config);
+        let publisher = match brought {
+            Some(brought) if !is_operator && config.tokens.is_configured() => {
+                Some(Principal::of_token(&self.hub, brought))
+            }
+            _ => None,
+        };
+        let has_token = is_operator || matches!(publisher, Some(Ok(_)));
         let page = match check_page(&config.pages, request, host) {
             // A page that knows the token was given it.
             Err(_) if has_token => None,
@@ -84,23 +103,26 @@ impl Guard {
         // A browser asks what it may ask without the token (Fetch §4.8).
         let is_preflight = *request.method() == Method::OPTIONS;
         let is_page = pages::is_asked(request.method(), request.uri(), request.headers());
-        if token.is_some() && !has_token && !is_preflight && !is_page {
+        if is_operator || is_open && publisher.is_none() || is_preflight || is_page {
+            return Ok((page, Principal::Operator));
+        }
+        let principal = publisher.unwrap_or_else(|| {
             let text = match request.headers().contains_key(header::AUTHORIZATION) {
                 true => "the token in Authorization is not that of this server",
                 false => "a token is needed here, as Authorization: Bearer TOKEN (--control-token-file)",
             };
-            return Err(Refusal::new(RefusalReason::Unauthorized, text));
-        }
-        Ok(page)
+            Err(Refusal::new(RefusalReason::Unauthorized, text))
+        })?;
+        principal.check_request(request)?;
+        Ok((page, principal))
     }
 }
 
-/// True if the request brings this token, once.
-fn brings(headers: &HeaderMap, token: &Secret) -> bool {
+/// The token that the request brings, once.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut fields = headers.get_all(header::AUTHORIZATION).iter();
     let (first, second) = (fields.next(), fields.next());
-    let brought = first.filter(|_| second.is_none()).and_then(|field| bearer_token(field.as_bytes()));
-    brought.is_some_and(|brought| token.is(brought))
+    first.filter(|_| second.is_none()).and_then(|field| bearer_token(field.as_bytes()))
 }
 
 /// Refuses what a foreign page wants. Gives the origin of a page that the operator has named.

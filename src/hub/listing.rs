@@ -1,8 +1,8 @@
 //! `GET /topics` and `GET /topics/{topic}`: what the hub and the shards know of topics, merged.
 //!
 //! Subscribers add up over shards. Windows and retained values do not: all shards keep the same
-//! ones of a topic, so the largest window is told. It may lag what is still queued to a busy shard. A shard that gave
-//! no report is named under `unavailable`, and its subscribers are missing.
+//! ones of a topic, so the largest window is told. It may lag what is still queued to a busy shard.
+//! A shard that gave no report is named under `unavailable`, and its subscribers are missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -19,7 +19,7 @@ use crate::wire::Family;
 type Row<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
 
 /// Figures of a shard.
-const OF_SHARD: [Row<ShardReport>; 22] = [
+const OF_SHARD: [Row<ShardReport>; 25] = [
     ("fanwave_connections", Gauge, "Connections, those in the handshake or closing included.", |shard| {
         shard.metrics.connections
     }),
@@ -45,6 +45,15 @@ const OF_SHARD: [Row<ShardReport>; 22] = [
         "Times that a client was not read from until its publishes were answered.",
         |shard| shard.metrics.pauses,
     ),
+    ("fanwave_tokens_checked_total", Counter, "Signatures of tokens that were checked.", |shard| {
+        shard.metrics.tokens.checked
+    }),
+    ("fanwave_tokens_remembered_total", Counter, "Tokens that were known from before.", |shard| {
+        shard.metrics.tokens.remembered
+    }),
+    ("fanwave_token_waits_total", Counter, "Times that a client waited for a check of its token.", |shard| {
+        shard.metrics.tokens.waits
+    }),
     ("fanwave_client_commands_total", Counter, "Commands of clients that were answered.", |shard| {
         shard.metrics.commands
     }),
@@ -176,6 +185,15 @@ impl Hub {
             hub.memory.bytes,
         );
         page.single("fanwave_memory_max_bytes", Gauge, "The most that they may take.", hub.memory.bytes_max);
+        page.single("fanwave_keys", Gauge, "Keys that tokens are checked with.", hub.keys.keys);
+        page.single(
+            "fanwave_key_fetches_total",
+            Counter,
+            "Fetches of keys that gave a set.",
+            hub.keys.fetches,
+        );
+        let failures = "Fetches of keys that gave none.";
+        page.single("fanwave_key_fetch_failures_total", Counter, failures, hub.keys.failures);
         write_process(page, &hub.process);
         let refused = "Requests of publishers and operators that were refused.";
         page.family("fanwave_refused_requests_total", Counter, refused);

@@ -11,7 +11,8 @@
 //!   refused and counted until all have what is theirs.
 //!
 //! Reading order: `intake` (events to batches), `control` (who asks), `stream` (NDJSON), `uplink`
-//! (what clients publish), `guard` (who may), `head` (what is no request), `listen` and `seats`
+//! (what clients publish), `guard` and `principal` (who may),
+//! `jwks` (keys of tokens), `head` (what is no request), `listen` and `seats`
 //! (connections), `reload` (another configuration). Not here: signals, binding of addresses,
 //! threads (`serve`).
 
@@ -45,6 +46,7 @@ mod control;
 mod guard;
 mod head;
 mod intake;
+mod jwks;
 mod keys;
 mod listen;
 mod listing;
@@ -54,6 +56,7 @@ mod openmetrics;
 mod pages;
 mod past;
 mod presence;
+mod principal;
 mod process;
 mod refusal;
 mod reload;
@@ -70,6 +73,7 @@ mod upgrade;
 mod uplink;
 
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
+use self::jwks::Keyring;
 pub use self::listen::ControlListener;
 use self::memory::Watch;
 pub use self::reload::{Surroundings, Tidings};
@@ -195,6 +199,7 @@ struct Hub {
     scrapes: Semaphore,
     reloads: Semaphore,
     shared: Answers,
+    keyring: Keyring,
     memory_watch: Mutex<Watch>,
     /// Of lines about single control connections.
     head_pace: Mutex<Pace>,
@@ -287,6 +292,7 @@ async fn serve(
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let presences = tokio::spawn(presence::serve(hub.clone()));
+    let keys = tokio::spawn(jwks::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     let looks = tokio::spawn(memory::watch(hub.clone()));
     let life =
@@ -344,6 +350,7 @@ async fn serve(
     retry.abort();
     uplinks.abort();
     presences.abort();
+    keys.abort();
     give_back.abort();
     looks.abort();
     for task in life.into_iter().chain(reloads) {
@@ -440,7 +447,9 @@ impl Hub {
     ) -> Hub {
         let memory_watch = Mutex::new(Watch::new(config.limits.history_memory_max()));
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
+        let keyring = Keyring::new(&config);
         Hub {
+            keyring,
             config: Mutex::new(config),
             epoch,
             egress,

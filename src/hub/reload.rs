@@ -145,6 +145,7 @@ impl Hub {
         (self.surroundings.adopt)(&config);
         self.adopt(config.clone());
         self.tell_shards(|| Message::Reload(config.clone())).await;
+        self.reload_keys().await;
         let (changed, needs_restart) = (reloaded.changed, reloaded.needs_restart);
         tracing::info!(?changed, ?needs_restart, "reloaded");
         Ok(Outcome { changed, needs_restart })

@@ -9,11 +9,12 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde::ser::Serializer;
 
+use super::jwks::KeyStats;
 use super::memory::ProcessStats;
 use super::{Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
-use crate::metrics::{FamilyCounters, RetainedTotals, ShardMetrics, ShardReport};
+use crate::metrics::{FamilyCounters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters};
 use crate::wire::Family;
 
 /// How the shards reach their sockets, for operators.
@@ -72,6 +73,8 @@ pub(super) struct HubStats {
     /// Topics remembered, now.
     pub(super) topics: usize,
     pub(super) refused: RefusalCounts,
+    /// What tokens are checked with.
+    pub(super) keys: KeyStats,
     /// Topics that were removed.
     pub(super) removed_topics: u64,
     /// Times a batch met a full shard queue.
@@ -123,6 +126,7 @@ struct Counts {
     published: u64,
     /// What clients wanted to publish and was not taken, here or at the hub.
     refused: RefusalCounts,
+    tokens: TokenCounters,
     pauses: u64,
     commands: u64,
     command_errors: ByCode,
@@ -216,6 +220,7 @@ impl Hub {
             process: self.process_stats(),
             topics: intake.topics().count(),
             refused: counters.refused.clone(),
+            keys: self.keyring.stats(),
             removed_topics: counters.removals,
             shard_queue_stalls: counters.stalls,
         };
@@ -284,6 +289,7 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount, retained: Reta
         events: metrics.events,
         published: metrics.published,
         refused: metrics.refused.clone(),
+        tokens: metrics.tokens.clone(),
         pauses: metrics.pauses,
         commands: metrics.commands,
         command_errors: ByCode(metrics.command_errors),
@@ -331,6 +337,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         events,
         published,
         refused,
+        tokens: TokenCounters { checked, remembered, waits },
         pauses,
         commands,
         command_errors,
@@ -355,6 +362,9 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     total.events += events;
     total.published += published;
     total.refused.add_all(refused);
+    total.tokens.checked += checked;
+    total.tokens.remembered += remembered;
+    total.tokens.waits += waits;
     total.pauses += pauses;
     total.commands += commands;
     for (total, one) in total.command_errors.iter_mut().zip(command_errors) {

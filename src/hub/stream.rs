@@ -15,6 +15,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, BodyDataStream, HttpBody};
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -24,6 +25,7 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::principal::Principal;
 use super::{Hub, Refusal, RefusalReason, Stage};
 use crate::broadcast::Taken;
 use crate::clock::Stamp;
@@ -35,6 +37,7 @@ use crate::publishing::{IdempotencyKey, Line, Lines, check_content_coding, parse
 /// Answers at once with a stream of error lines and, at the end, the summary.
 pub(super) async fn publish_stream(
     State(hub): State<Arc<Hub>>,
+    Extension(principal): Extension<Principal>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
@@ -49,6 +52,7 @@ pub(super) async fn publish_stream(
     let reading = Reading {
         lines: Lines::new(hub.config().limits.line_bytes_max()),
         hub,
+        principal,
         answers,
         accepted: 0,
         refused: 0,
@@ -84,6 +88,8 @@ async fn discard(mut frames: BodyDataStream) {
 /// The reading half of one stream.
 struct Reading {
     hub: Arc<Hub>,
+    /// Who publishes.
+    principal: Principal,
     lines: Lines,
     answers: mpsc::Sender<Bytes>,
     accepted: u64,
@@ -196,7 +202,9 @@ impl Reading {
 
     /// Takes in one line's event, waiting for room, or tells why it is none.
     async fn take(&mut self, number: u64, event: Published, intake_at: &mut Stamp) -> Result<(), u64> {
-        let (event, key) = match event {
+        let allowed =
+            event.and_then(|(event, key)| self.principal.check_topic(&event.topic).map(|()| (event, key)));
+        let (event, key) = match allowed {
             Ok(event) => event,
             Err(refusal) => {
                 let refusal = self.hub.counted(refusal);

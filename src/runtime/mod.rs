@@ -10,7 +10,7 @@ use glommio::{ExecutorJoinHandle, GlommioError};
 use rustix::io::Errno;
 
 use crate::broadcast::Inbox;
-use crate::clock::{Stamp, http_date};
+use crate::clock::{Stamp, http_date, unix_ms};
 use crate::config::limits::{EXECUTOR_MEMLOCK_BYTES, TICK_MS};
 use crate::egress::epoll::EpollOptions;
 use crate::egress::uring::UringOptions;
@@ -196,6 +196,7 @@ impl Dated {
     fn tell<R: EgressRing>(&mut self, shard: &mut Shard<R>, now: Stamp) {
         if self.0.is_none_or(|dated| now.ns_since(dated) >= TICK_MS * 1_000_000) {
             shard.set_date(http_date());
+            shard.set_time(unix_ms(), now);
             self.0 = Some(now);
         }
     }

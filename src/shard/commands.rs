@@ -18,12 +18,13 @@
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
-use super::connections::{Membership, Memberships, Session};
+use super::connections::{Membership, Memberships, Phase, Session};
 use super::publishers::{Message, Until};
 use super::start::Begin;
 use super::state::State;
+use super::tokens::{Denied, Passage};
 use crate::broadcast::{Crowds, Outcome, Ticket};
-use crate::close::ErrorCode;
+use crate::close::{CloseReason, ErrorCode};
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, REPLIES_BYTES_MAX};
 use crate::egress::Slot;
 use crate::event::{CustomId, Event, EventId, Topic};
@@ -31,7 +32,7 @@ use crate::publishing::{IdempotencyKey, parse_line};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::wire::envelope::{self, Command, Fault, Named, Reply, Request};
 use crate::wire::gap::{Gap, GapReason};
-use crate::wire::http::LastEventId;
+use crate::wire::http::{LastEventId, Token};
 use crate::wire::websocket::{self, Incoming};
 use crate::wire::{Family, SlowPolicy, Start};
 
@@ -112,6 +113,9 @@ impl State {
             }
             let Some(message) = said.take() else { break };
             let next = self.carry_out(slot, message);
+            if self.connections.get(slot).phase != Phase::Open {
+                return;
+            }
             let waiting = self.connections.get(slot).control.as_ref().map_or(0, |batch| batch.len());
             let pause = match next {
                 Next::Pause(until) | Next::Again(until) => until,
@@ -225,7 +229,7 @@ impl State {
             }
         };
         if let Command::Publish(json) = command {
-            return match self.event_of(json) {
+            return match self.event_of(slot, json) {
                 Ok((event, key)) => self.publish_for(slot, reference, event, key),
                 Err(wrong) => self.refuse_command(slot, Some(reference), wrong),
             };
@@ -247,9 +251,7 @@ impl State {
                 Err((ErrorCode::NotAllowed, detail))
             }
             Command::Presence(topic) => self.ask_presence(slot, reference, topic),
-            Command::Auth(_) => {
-                Err((ErrorCode::NotConfigured, "this server has no keys to check tokens with".to_string()))
-            }
+            Command::Auth(token) => self.authorize(slot, reference, &token),
             Command::Ping => {
                 self.say(reference, &Reply::Pong);
                 Ok(Next::Message)
@@ -283,6 +285,7 @@ impl State {
         asked_again: bool,
     ) -> Result<Next, Wrong> {
         let topic = name_of(of);
+        self.check_hearing(slot, topic).map_err(wrong_of)?;
         let connection = self.connections.get_mut(slot);
         let slow = slow.or(connection.slow).unwrap_or_default();
         if connection.memberships.as_slice().is_empty() {
@@ -376,7 +379,7 @@ impl State {
     }
 
     /// The event that a client wants to publish.
-    fn event_of(&self, json: &str) -> Result<(Event, Option<IdempotencyKey>), Wrong> {
+    fn event_of(&self, slot: Slot, json: &str) -> Result<(Event, Option<IdempotencyKey>), Wrong> {
         let parsed = parse_line(json.as_bytes(), self.setup.config.limits.message_bytes_max);
         let (event, key) = parsed.map_err(|Refusal { reason, text }| (code_of(reason), text))?;
         if event.topic.as_str().contains('*') {
@@ -386,7 +389,33 @@ impl State {
             let detail = "clients may not publish to this topic (--client-publish)".to_string();
             return Err((ErrorCode::NotAllowed, detail));
         }
+        self.check_speaking(slot, &event.topic).map_err(wrong_of)?;
         Ok((event, key))
+    }
+
+    /// Takes another token in the place of the last one. A client that it allows less than it hears
+    /// is told so and hung up on: the issuer has taken that back.
+    fn authorize(&mut self, slot: Slot, reference: &str, token: &Token) -> Result<Next, Wrong> {
+        if !self.tokens.are_needed() {
+            let detail = "this server has no keys to check tokens with".to_string();
+            return Err((ErrorCode::NotConfigured, detail));
+        }
+        match self.renew(slot, token) {
+            Passage::Later => Ok(Next::Again(Until::Checked)),
+            Passage::Open(claims) => {
+                let expires = claims.and_then(|claims| claims.expires_ms).map(|ms| ms / 1_000);
+                self.say(reference, &Reply::Authorized { expires });
+                Ok(Next::Message)
+            }
+            Passage::Closed(denied) => {
+                let next = self.refuse_command(slot, Some(reference), wrong_of(denied.clone()));
+                if matches!(denied, Denied::Topic(_)) {
+                    self.say_replies(slot);
+                    self.hang_up(slot, CloseReason::NotAllowed, "the new token allows less than is heard");
+                }
+                Ok(next)
+            }
+        }
     }
 
     fn publish_for(
@@ -406,6 +435,7 @@ impl State {
     }
 
     fn ask_presence(&mut self, slot: Slot, reference: &str, topic: Topic) -> Result<Next, Wrong> {
+        self.check_hearing(slot, &topic).map_err(wrong_of)?;
         let ticket = self.publishers.ticket(slot);
         if !self.asker.ask(ticket, topic.clone()) {
             self.publishers.note(ticket);
@@ -467,6 +497,11 @@ impl State {
         self.publishers.forget_if_idle(slot);
         asked
     }
+}
+
+/// As the error of a command.
+fn wrong_of(denied: Denied) -> Wrong {
+    (denied.error_code(), denied.detail())
 }
 
 /// The topic or pattern that is meant, by its name here.

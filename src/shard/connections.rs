@@ -321,8 +321,14 @@ pub struct Connection {
     /// What is in the ring was asked to end.
     pub cancelled: bool,
     peer: Peer,
+    /// Of a subscriber the tick from which on its token is over; 0 for never. Before that not 0
+    /// exactly while its token waits to be checked.
+    pub expires: u32,
+    /// The key with which its token was signed, by its number; 0 for none.
+    pub key: u32,
 }
 
+const _: () = assert!(std::mem::size_of::<Decoder>() <= 32);
 const _: () = assert!(std::mem::size_of::<Connection>() <= 128);
 const _: () = assert!(std::mem::offset_of!(Connection, session) <= 64);
 
@@ -353,6 +359,8 @@ impl Connection {
             cancelled: false,
             slow: None,
             peer: peer.into(),
+            expires: 0,
+            key: 0,
         }
     }
 

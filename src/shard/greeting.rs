@@ -8,7 +8,7 @@
 //! as news.
 //!
 //! Invariants worth naming:
-//! - Whoever has an entry in `State::greetings` has something in `control`, if nothing else
+//! - A connection with an entry in `State::greetings` has something in `control`, if nothing else
 //!   `Answers::nothing`, which is sent to nobody.
 //! - A step makes one piece: [`GREETING_BYTES_MAX`] bytes or one value, and for patterns
 //!   [`GREETING_LOOKS_MAX`] values looked at.

@@ -38,6 +38,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 mod ticks;
+mod tokens;
 pub mod topics;
 pub mod window;
 
@@ -79,6 +80,12 @@ impl<R: EgressRing> Shard<R> {
         self.state.date = Some(date);
     }
 
+    /// The time of day at `now`: milliseconds since 1970. A shard that was never told believes in
+    /// 1970.
+    pub fn set_time(&mut self, unix_ms: u64, now: Stamp) {
+        self.state.tell_time(unix_ms, now);
+    }
+
     /// One turn at the time `now`.
     pub fn turn(&mut self, now: Stamp) -> Result<Turn, RingError> {
         let ticks = self.state.begin_turn(now);
@@ -101,6 +108,7 @@ impl<R: EgressRing> Shard<R> {
         let state = &mut self.state;
         // Before what clients say: they may say more once they are answered.
         state.take_crowds();
+        state.check_waiting();
         state.take_answers();
         if !state.held_back.is_empty() {
             state.ask_again();
@@ -144,7 +152,7 @@ impl<R: EgressRing> Shard<R> {
         }
         let to_do = !state.ready.is_empty() || state.topics.is_active() || state.has_more_to_look_at();
         let to_do = to_do || state.topics.is_learning() || !state.learning.is_empty();
-        let to_do = to_do || state.publishers.has_due();
+        let to_do = to_do || state.publishers.has_due() || state.tokens.has_waiting();
         let more = asked || messages > 0 || asked_us || to_do;
         Ok(if more { Turn::Busy } else { Turn::Idle })
     }

@@ -20,6 +20,7 @@ use super::connections::{Phase, Session};
 use super::publishers::{Message, Until};
 use super::state::State;
 use super::subscribe::head_rules;
+use super::tokens::Passage;
 use crate::broadcast::Outcome;
 use crate::close::CloseReason;
 use crate::config::limits::{REPLIES_BYTES_MAX, SOCKETS_SPARE};
@@ -211,9 +212,13 @@ impl State {
                     return Next::More;
                 }
                 Some(PostHead::Post(post)) if is_quiet || !post.awaits_continue => {
+                    let Some(checked) = self.check_post(slot, &post) else {
+                        self.pause(slot, rest, Until::Checked);
+                        return Next::More;
+                    };
                     at += post.head_bytes;
                     self.connections.get_mut(slot).since = self.tick;
-                    self.begin_post(posts, post, bytes.len() == at);
+                    self.begin_post(posts, post, checked, bytes.len() == at);
                 }
                 // All else is answered after what came before.
                 _ if !is_quiet => {
@@ -227,10 +232,16 @@ impl State {
     }
 
     /// A head is whole: its publish is begun or refused. `is_last`: nothing of the body is here.
-    fn begin_post(&mut self, posts: &mut Posts, post: Post<'_>, is_last: bool) {
+    fn begin_post(
+        &mut self,
+        posts: &mut Posts,
+        post: Post<'_>,
+        checked: Result<(Topic, Options), Refusal>,
+        is_last: bool,
+    ) {
         let keep = if self.drain.is_some() { Keep::Close } else { post.keep };
         let cors = post.cors.clone();
-        match self.check_post(&post) {
+        match checked {
             Ok((topic, options)) => {
                 let body = BodyReader::new(post.length);
                 if post.awaits_continue && is_last && !body.is_whole() {
@@ -243,8 +254,21 @@ impl State {
         }
     }
 
-    /// What a publish says before its body, if it may.
-    fn check_post(&self, post: &Post<'_>) -> Result<(Topic, Options), Refusal> {
+    /// What a publish says before its body, if it may. `None`: its token waits to be checked.
+    fn check_post(&mut self, slot: Slot, post: &Post<'_>) -> Option<Result<(Topic, Options), Refusal>> {
+        let checked = match self.check_head(post) {
+            Ok(checked) => checked,
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        match self.passage_to_publish(slot, &checked.0, post.token.as_ref()) {
+            Passage::Open(_) => Some(Ok(checked)),
+            Passage::Closed(denied) => Some(Err(Refusal::new(denied.refusal_reason(), denied.detail()))),
+            Passage::Later => None,
+        }
+    }
+
+    /// The same without its token.
+    fn check_head(&self, post: &Post<'_>) -> Result<(Topic, Options), Refusal> {
         post.admitted.map_err(|foreign| {
             let reason = match foreign {
                 Foreign::Unnamed | Foreign::Origin => RefusalReason::ForeignOrigin,
@@ -258,7 +282,7 @@ impl State {
             let text = format!("clients may not publish to the topic {topic:?} (--client-publish)");
             return Err(Refusal::new(RefusalReason::NotAllowed, text));
         }
-        let options = parse_options(post.query)?;
+        let options = parse_options(post.query.as_deref())?;
         if let BodyLength::Known(bytes) = post.length {
             check_size(bytes, self.setup.config.limits.message_bytes_max)?;
         }
@@ -344,6 +368,7 @@ impl State {
     fn write_refusal(&self, posts: &mut Posts, refusal: &Refusal, reply: Reply) {
         let status = refusal.reason.status().as_u16();
         let field = match status {
+            401 => "WWW-Authenticate: Bearer\r\n",
             415 => "Accept-Encoding: identity\r\n",
             503 => "Retry-After: 1\r\n",
             _ => "",

@@ -42,6 +42,8 @@ pub(super) enum Until {
     Event,
     /// That a pattern is known to its topics.
     Known,
+    /// That its token may be checked.
+    Checked,
 }
 
 impl Until {
@@ -50,7 +52,7 @@ impl Until {
         match self {
             Until::Room => unanswered <= UNANSWERED_MAX / 2,
             Until::Quiet => unanswered == 0,
-            Until::Sent | Until::Event | Until::Known => false,
+            Until::Sent | Until::Event | Until::Known | Until::Checked => false,
         }
     }
 }
@@ -249,15 +251,19 @@ impl Publishers {
         Ticket { slot, number: client.number, tag: 0 }
     }
 
-    /// What a paused client waits for has come.
-    pub(super) fn let_go_on(&mut self, slot: Slot, waits_for: Until) {
+    /// What a paused client waits for has come. False if it does not wait for that.
+    pub(super) fn let_go_on(&mut self, slot: Slot, waits_for: Until) -> bool {
         if self.paused == 0 {
-            return;
+            return false;
         }
-        let Some(Client { number, paused: Some(paused), .. }) = self.clients.get_mut(&slot) else { return };
-        if paused.until == waits_for && !std::mem::replace(&mut paused.is_due, true) {
+        let Some(Client { number, paused: Some(paused), .. }) = self.clients.get_mut(&slot) else {
+            return false;
+        };
+        let goes_on = paused.until == waits_for && !std::mem::replace(&mut paused.is_due, true);
+        if goes_on {
             self.due.push_back((slot, *number));
         }
+        goes_on
     }
 
     /// Wakes the hub for what was queued in this turn.

@@ -18,7 +18,8 @@ use crate::wire::Family;
 use crate::wire::websocket::{self, Incoming};
 
 impl State {
-    /// The topic to which a subscriber's messages go: its only one, if clients may publish there.
+    /// The topic to which a subscriber's messages go: its only one, if clients and its token may
+    /// publish there.
     pub(super) fn publishes_to(&self, slot: Slot) -> Option<&Topic> {
         let config = &self.setup.config;
         if !config.has_client_publishers() {
@@ -30,7 +31,8 @@ impl State {
             return None;
         }
         let topic = &topic.name;
-        config.lets_clients_publish(topic.as_str()).then_some(topic)
+        let may = config.lets_clients_publish(topic.as_str()) && self.check_speaking(slot, topic).is_ok();
+        may.then_some(topic)
     }
 
     /// Frames from the client of `slot`, whose messages go to `topic`.

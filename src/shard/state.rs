@@ -17,6 +17,7 @@ use super::greeting::Greeting;
 use super::publishers::Publishers;
 use super::slow::SlowSends;
 use super::ticks::{DrainPass, HangUps, Look};
+use super::tokens::Tokens;
 use super::topics::Topics;
 use crate::admission::{Admission, Bucket};
 use crate::broadcast::{
@@ -109,6 +110,7 @@ pub struct State {
     pub(super) topics: Topics,
     pub(super) batches: Batches,
     pub(super) publishers: Publishers,
+    pub(super) tokens: Tokens,
     pub(super) asker: Asker,
     /// Answers to the commands of one client that are to be sent together; empty between two.
     pub(super) replies: Vec<u8>,
@@ -193,6 +195,7 @@ impl State {
             topics: Topics::new(&setup.config.limits, &setup.config.rules),
             batches: Batches::new(setup.config.limits.send_bytes_max, &ledger),
             publishers: Publishers::new(uplink),
+            tokens: Tokens::new(setup.config.tokens.keys(None), now),
             asker,
             replies: Vec::new(),
             message: Vec::new(),
@@ -240,10 +243,16 @@ impl State {
         self.turn += 1;
         self.work = Work::default();
         self.topics.begin_turn();
+        self.tokens.begin_turn();
         let tick = (now.ns_since(self.start) / (TICK_MS * 1_000_000)) as u32;
         let passed = tick - self.tick;
         self.tick = tick;
         passed
+    }
+
+    /// Milliseconds from the begin of the current tick to now.
+    pub(super) fn ms_in_tick(&self) -> u64 {
+        self.now.ns_since(self.start) / 1_000_000 % TICK_MS
     }
 
     /// Tells the hub what this shard holds.
@@ -365,6 +374,7 @@ impl State {
         connection.reason = reason;
         // It has nothing more to say, and hears of what it said only by its events.
         self.publishers.forget(slot);
+        self.tokens.forget(slot);
         self.greetings.remove(&slot);
         self.metrics.closed[reason.index()] += 1;
         let peer = connection.peer();
@@ -425,8 +435,12 @@ impl State {
     }
 
     /// Answers a question. An asker that has gone meanwhile misses nothing.
-    pub(super) fn reply(&self, question: Question, enters: u64) {
+    pub(super) fn reply(&mut self, question: Question, enters: u64) {
         match question {
+            Question::Keys(keys, taken) => {
+                self.take_keys(keys);
+                let _ = taken.send(());
+            }
             Question::Counters(answer) => drop(answer.send(self.report(enters))),
             Question::Presence(topics, answer) => drop(answer.send(self.crowds(&topics))),
             Question::Slow(answer) => drop(answer.send(self.slowest())),

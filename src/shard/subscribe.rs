@@ -3,9 +3,13 @@
 //! A head becomes a subscriber with a cursor, or an answer and the end. Where its topics begin is
 //! found in `start`.
 
+use std::rc::Rc;
+
 use super::connections::{Membership, Memberships, Phase, Session, Standing, TopicIndex};
 use super::publishers::Until;
 use super::state::State;
+use super::tokens::Passage;
+use crate::auth::Claims;
 use crate::broadcast::Pressure;
 use crate::close::CloseReason;
 use crate::config::limits::{
@@ -16,7 +20,7 @@ use crate::egress::Slot;
 use crate::event::{EventId, Topic};
 use crate::refusal::RefusalReason;
 use crate::wire::gap::Gap;
-use crate::wire::http::{Answer, Head, HeadRules, Manner, RefusedRequest, Subscribe};
+use crate::wire::http::{Answer, Head, HeadRules, Manner, RefusedRequest, Subscribe, TokenPlaces};
 use crate::wire::websocket::{Incoming, Violation};
 use crate::wire::{Family, Format, SlowPolicy, http, websocket};
 
@@ -28,6 +32,10 @@ pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
         origins: config.origins(),
         subprotocols: &config.pages.subprotocols,
         echo: config.diagnostic_echo,
+        tokens: config
+            .tokens
+            .is_configured()
+            .then_some(TokenPlaces { cookie: config.tokens.cookie.as_deref() }),
     }
 }
 
@@ -78,6 +86,20 @@ impl State {
         }
         let (head, manner) = http::parse_head(bytes, &head_rules(&self.setup.config));
         let accepting = self.drain.is_none();
+        let mut claims = None;
+        if let Head::Subscribe(request, _) | Head::StreamHead(request) = &head {
+            match self.passage_of(slot, request) {
+                Passage::Open(granted) => claims = granted,
+                Passage::Closed(denied) => {
+                    self.turn_away(slot, &denied.request(), request, &manner);
+                    return None;
+                }
+                Passage::Later => {
+                    self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
+                    return None;
+                }
+            }
+        }
         let answer = match head {
             Head::Partial => {
                 self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
@@ -100,17 +122,17 @@ impl State {
                 return None;
             }
             Head::Subscribe(subscribe, used) => {
-                return self.subscribe(slot, *subscribe, &manner).then_some(used);
+                return self.subscribe(slot, *subscribe, claims, &manner).then_some(used);
             }
             Head::Echo(handshake, used) => {
                 return self.open_echo(slot, &handshake, &manner).then_some(used);
             }
-            Head::StreamHead(format) => match self.why_no_subscriber(slot, &[]) {
+            Head::StreamHead(request) => match self.why_no_subscriber(slot, &[]) {
                 Some(refusal) => {
                     self.refuse(slot, &refusal, &manner);
                     return None;
                 }
-                None => self.answer_in(&manner).sse_head(format == Format::SseChunked),
+                None => self.answer_in(&manner).sse_head(request.format == Format::SseChunked),
             },
             Head::Health => self.answer_in(&manner).health(accepting),
             Head::Front { is_html, body } => self.answer_in(&manner).page(is_html, &body),
@@ -151,7 +173,7 @@ impl State {
     /// True if its request waits for an event on its way, or for a pattern.
     pub(super) fn is_held_back(&self, slot: Slot) -> bool {
         let learns = self.learning.iter().any(|held| held.0 == slot);
-        learns || self.held_back.iter().any(|held| held.0 == slot)
+        self.awaits_check(slot) || learns || self.held_back.iter().any(|held| held.0 == slot)
     }
 
     /// Tells patterns to topics, and asks those again whose patterns are known by now.
@@ -184,7 +206,7 @@ impl State {
     }
 
     /// Reads a request head again that was held back.
-    fn read_again(&mut self, slot: Slot, asked_again: bool) {
+    pub(super) fn read_again(&mut self, slot: Slot, asked_again: bool) {
         let connection = self.connections.get_mut(slot);
         let Session::Handshake(head) = &mut connection.session else { return };
         let mut head = std::mem::take(head);
@@ -244,18 +266,30 @@ impl State {
         Some(RefusedRequest { reason, detail: detail.into() })
     }
 
+    /// Refuses a subscriber. An event stream that may come in later is asked to come back.
+    fn turn_away(&mut self, slot: Slot, refusal: &RefusedRequest, request: &Subscribe, manner: &Manner) {
+        let is_ours = matches!(refusal.reason.row().http_status, Some(429 | 503));
+        let may_come_back = is_ours && self.setup.config.pages.sse_refusals == SseRefusals::Retry;
+        if may_come_back && request.names_event_stream && !manner.head_only {
+            let retry_ms = RETURN_MS_MIN + self.jitter.below(RETURN_MS_SPREAD);
+            let answer = self.answer_in(manner).come_back(refusal, retry_ms);
+            self.answer(slot, answer);
+            self.finish(slot, refusal.reason);
+        } else {
+            self.refuse(slot, refusal, manner);
+        }
+    }
+
     /// Makes the connection a subscriber; false if it was refused.
-    fn subscribe(&mut self, slot: Slot, request: Subscribe, manner: &Manner) -> bool {
+    fn subscribe(
+        &mut self,
+        slot: Slot,
+        request: Subscribe,
+        claims: Option<Rc<Claims>>,
+        manner: &Manner,
+    ) -> bool {
         if let Some(refusal) = self.why_no_subscriber(slot, &request.topics) {
-            let may_come_back = self.setup.config.pages.sse_refusals == SseRefusals::Retry;
-            if may_come_back && request.names_event_stream {
-                let retry_ms = RETURN_MS_MIN + self.jitter.below(RETURN_MS_SPREAD);
-                let answer = self.answer_in(manner).come_back(&refusal, retry_ms);
-                self.answer(slot, answer);
-                self.finish(slot, refusal.reason);
-            } else {
-                self.refuse(slot, &refusal, manner);
-            }
+            self.turn_away(slot, &refusal, &request, manner);
             return false;
         }
         let format = request.format;
@@ -284,6 +318,7 @@ impl State {
             Family::EventStream => Session::Sse,
             Family::WebSocket => Session::WebSocket(Default::default()),
         };
+        self.bind_claims(slot, claims);
         let head = self.answer_in(manner);
         let head = match request.handshake {
             Some(handshake) => head.websocket_head(&handshake.accept, handshake.subprotocol.as_deref()),

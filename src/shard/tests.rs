@@ -12,13 +12,16 @@ use std::sync::Arc;
 use super::fixtures::encoded_with;
 use super::{Shard, ShardSetup};
 use crate::admission::{Addresses, Admission};
-use crate::broadcast::{Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Pressure, path};
+use crate::auth::{Key, KeySet, Keys, Signer};
+use crate::broadcast::{
+    Demand, Drain, Encoded, EncodedBatch, Memory, Message, Outbox, Pressure, Question, path,
+};
 use crate::clock::Stamp;
 use crate::close::{CLOSE_TABLE, CloseCode, CloseReason};
 use crate::config::limits::{LINGER_MS_MAX, TICK_MS};
-use crate::config::{Config, Limits, PageRules};
-use crate::egress::Slot;
+use crate::config::{Config, Limits, PageRules, TokenRules};
 use crate::egress::sim::{SimRing, Weather};
+use crate::egress::{Insecure, Slot};
 use crate::event::Epoch;
 use crate::wire::http::Origins;
 
@@ -204,6 +207,14 @@ fn socket_error() -> Seen {
     case.see(slot, CloseReason::SocketError)
 }
 
+fn insecure(fault: Insecure, reason: CloseReason) -> Seen {
+    let mut case = Case::new();
+    let slot = case.websocket("");
+    case.shard.ring_mut().peer_is_insecure(slot, fault);
+    case.turns();
+    case.see(slot, reason)
+}
+
 fn gone_without_a_word() -> Seen {
     let mut case = Case::new();
     let slot = case.connect("");
@@ -295,6 +306,78 @@ fn ping_timeout() -> Seen {
     case.see(slot, CloseReason::PingTimeout)
 }
 
+const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+const EXPIRES: u64 = 1_800_000_010;
+
+/// A shard that asks for tokens, ten seconds before they are over.
+fn asking_for_tokens() -> Case {
+    let hs256 = Some(KeySet::of(Key::from_secret(SECRET).expect("a secret")));
+    let tokens = TokenRules { hs256, ..TokenRules::default() };
+    let mut case = Case::admitting(Config { tokens, ..Config::default() }, Admission::default());
+    case.shard.set_time((EXPIRES - 10) * 1_000, case.now);
+    case
+}
+
+fn token(topic: &str) -> String {
+    let claims = serde_json::json!({ "exp": EXPIRES, "fanwave": { "subscribe": [topic] } });
+    Signer::from_secret(SECRET).expect("a secret").sign(&claims).expect("a token")
+}
+
+/// A WebSocket that asks for `t` with a token for this topic.
+fn websocket_with_token(topic: &str) -> String {
+    WEBSOCKET.replace("/ws/t", &format!("/ws/t?token={}", token(topic)))
+}
+
+fn refused_for_its_token(request: &str, reason: CloseReason, wait_ms: u64) -> Seen {
+    let mut case = asking_for_tokens();
+    case.wait(wait_ms);
+    let slot = case.connect(request);
+    case.see(slot, reason)
+}
+
+fn expired() -> Seen {
+    let mut case = asking_for_tokens();
+    let slot = case.connect(websocket_with_token("t"));
+    case.wait(11_000);
+    case.see(slot, CloseReason::Expired)
+}
+
+fn tell_keys(case: &mut Case, keys: Keys) {
+    let (taken, _) = tokio::sync::oneshot::channel();
+    assert!(case.outbox.ask(Question::Keys(Arc::new(keys), taken)));
+    case.turns();
+}
+
+fn key_taken_back() -> Seen {
+    let mut case = asking_for_tokens();
+    let slot = case.connect(websocket_with_token("t"));
+    let other = KeySet::of(Key::from_secret(&[b'x'; 32]).expect("a secret"));
+    tell_keys(&mut case, Keys::new([Some(&other)]));
+    case.wait(1_000);
+    case.see(slot, CloseReason::Unauthorized)
+}
+
+fn no_keys() -> Seen {
+    let mut case = asking_for_tokens();
+    tell_keys(&mut case, Keys::new([None]));
+    let slot = case.connect(websocket_with_token("t"));
+    case.see(slot, CloseReason::NoKeys)
+}
+
+/// A client that speaks JSON brings a token that allows less than it hears.
+fn not_allowed_any_more() -> Seen {
+    let mut case = asking_for_tokens();
+    let json =
+        websocket_with_token("t").replace("Host: h", "Host: h\r\nSec-WebSocket-Protocol: fanwave.v1.json");
+    let slot = case.connect(json);
+    let text = serde_json::json!({ "ref": 1, "auth": { "token": token("other") } }).to_string();
+    let length = u16::try_from(text.len()).expect("short").to_be_bytes();
+    let frame = [&[0x81, 0xfe][..], &length, &[0; 4], text.as_bytes()].concat();
+    case.shard.ring_mut().peer_sends(slot, &frame);
+    case.turns();
+    case.see(slot, CloseReason::NotAllowed)
+}
+
 /// One of three subscribers does not read while its topic uses up what it may hold.
 fn overrun() -> Seen {
     let mut limits = Limits { message_bytes_max: 10_000, window_bytes_max: 46_000, ..Limits::default() };
@@ -335,6 +418,8 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
         (ClientGone, after_frame(&masked(0x8, b""), ClientGone), closed(1000)),
         (ClientGone, gone_without_a_word(), CUT),
         (SocketError, socket_error(), CUT),
+        (TlsHandshake, insecure(Insecure::Handshake, TlsHandshake), CUT),
+        (TlsRecord, insecure(Insecure::Record, TlsRecord), CUT),
         (BadRequest, answered("nonsense\r\n\r\n", BadRequest), refused(400)),
         (
             HeadTooLarge,
@@ -368,6 +453,13 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
             refused(403),
         ),
         (ForeignHost, foreign_host(), refused(403)),
+        (Unauthorized, refused_for_its_token(WEBSOCKET, Unauthorized, 0), refused(401)),
+        (Unauthorized, key_taken_back(), closed(4401)),
+        (NotAllowed, refused_for_its_token(&websocket_with_token("u"), NotAllowed, 0), refused(403)),
+        (NotAllowed, not_allowed_any_more(), closed(4403)),
+        (Expired, refused_for_its_token(&websocket_with_token("t"), Expired, 11_000), refused(401)),
+        (Expired, expired(), closed(4401)),
+        (NoKeys, no_keys(), refused(503)),
         (Full, full(), refused(503)),
         (Memory, memory_is_short(), refused(503)),
         (AddressFull, address_full(0, 0), refused(429)),
@@ -385,14 +477,14 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
     for (reason, seen, expected) in &seen {
         assert_eq!(seen, expected, "{reason:?}");
         let row = reason.row();
-        let is_subscriber = row.http_status.is_none() || *reason == Draining;
+        let is_subscriber = row.http_status.is_none() || seen.code.is_some() || *reason == Draining;
         let by_row = Seen {
             status: match reason {
                 Answered => Some(200),
                 AddressFull if !seen.in_order => None,
                 _ => row.http_status.filter(|_| !is_subscriber),
             },
-            code: row.websocket_code.unasked().filter(|_| seen.in_order),
+            code: row.websocket_code.unasked().filter(|_| seen.in_order && seen.status.is_none()),
             in_order: seen.in_order,
         };
         assert_eq!(*seen, by_row, "{reason:?}");

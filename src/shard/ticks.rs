@@ -145,6 +145,9 @@ impl State {
 
     /// Looks whether the patience with one connection is at its end, or a sign of life is due.
     fn check(&mut self, slot: Slot) {
+        if self.connections.get(slot).phase == Phase::Open && self.is_over(slot) {
+            return;
+        }
         let limits = &self.setup.config.limits;
         let is_short = self.setup.admission.is_short(self.connections.len(), SOCKETS_FREE_SHARE)
             || self.setup.memory.pressure() >= Pressure::Newcomers;

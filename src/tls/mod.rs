@@ -415,6 +415,7 @@ impl<R: EgressRing> Tls<R> {
         if !cold.own.is_empty() {
             // Nobody else refers to these bytes, so they are not of a pool.
             let piece = Batch::answer(std::mem::take(&mut cold.own), &layer.pieces.ledger);
+            cold.updates = false;
             ring.send(slot, &piece, 0, SendMode::Instant);
             layer.instant.push(Instant { slot, plain: None, piece });
             if cold.closing || cold.ending {

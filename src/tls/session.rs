@@ -24,6 +24,8 @@ pub(super) struct Session {
     cold: Option<Box<Cold>>,
     /// The client has said that it says no more.
     silent: bool,
+    /// So have we: what follows would stand behind a word that the socket may not have taken whole.
+    ended: bool,
     /// Its receive is in the ring.
     pub receiving: bool,
 }
@@ -41,6 +43,8 @@ pub(super) struct Cold {
     part: Vec<u8>,
     /// Bytes of ours that go out before any others: a flight, a ticket, a KeyUpdate, an alert.
     pub own: Vec<u8>,
+    /// Among them is a KeyUpdate.
+    pub updates: bool,
     /// Sealed bytes that the socket did not take yet.
     pub rest: Option<Rest>,
     /// Why it ends, once that was told.
@@ -101,6 +105,7 @@ impl Session {
     pub fn take_own(&mut self, out: &mut Vec<u8>) {
         if let Some(cold) = &mut self.cold {
             out.append(&mut cold.own);
+            cold.updates = false;
         }
     }
 
@@ -185,8 +190,12 @@ impl Session {
     /// The client wants another key from us. Ours waits for the next send: nobody needs it before.
     /// Several that are asked for meanwhile are one (RFC 8446 §4.6.3).
     fn update_ours(&mut self) {
+        if self.ended {
+            return;
+        }
         let mut cold = self.cold.take().unwrap_or_default();
-        if cold.own.is_empty() {
+        if !cold.updates {
+            cold.updates = true;
             self.send.seal(content::HANDSHAKE, &KEY_UPDATE, &mut cold.own);
             self.send.update();
         }
@@ -196,6 +205,7 @@ impl Session {
     /// Has an alert ready.
     fn alert(&mut self, level: u8, description: u8) {
         let mut cold = self.cold.take().unwrap_or_default();
+        self.ended = true;
         self.send.seal(content::ALERT, &[level, description], &mut cold.own);
         self.cold = Some(cold);
     }

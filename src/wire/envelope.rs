@@ -15,7 +15,7 @@ use std::io::Write as _;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::http::LastEventId;
+use super::http::{LastEventId, Token};
 use super::json::push_string;
 use super::start::SINCE_MS_MAX;
 use super::{SlowPolicy, Start, websocket};
@@ -58,7 +58,7 @@ pub enum Command<'a> {
     /// How many subscribers a topic has.
     Presence(Topic),
     /// A new token.
-    Auth(String),
+    Auth(Token),
     /// A sign of life.
     Ping,
 }
@@ -122,6 +122,11 @@ pub enum Reply<'a> {
         sse: u64,
         /// By WebSocket.
         websocket: u64,
+    },
+    /// To `auth`.
+    Authorized {
+        /// When the token ends, in seconds since 1970; `None` for never.
+        expires: Option<u64>,
     },
     /// To `ping`.
     Pong,
@@ -219,7 +224,7 @@ pub fn parse(text: &str) -> Result<Request<'_>, Fault<'_>> {
         (json.unsubscribe, |json| Ok(Command::Unsubscribe(named(inside(json)?)?))),
         (json.publish, |json| Ok(Command::Publish(json))),
         (json.presence, |json| Ok(Command::Presence(topic(&inside::<TopicJson>(json)?.topic)?))),
-        (json.auth, |json| Ok(Command::Auth(inside::<AuthJson>(json)?.token))),
+        (json.auth, |json| Ok(Command::Auth(Token::new(inside::<AuthJson>(json)?.token)))),
         (json.ping, |json| inside::<PingJson>(json).map(|PingJson {}| Command::Ping)),
     ];
     let mut given = commands.into_iter().filter_map(|(json, read)| Some((json?.get(), read)));
@@ -271,6 +276,10 @@ fn write_reply(json: &mut Vec<u8>, reply: &Reply<'_>) -> std::io::Result<()> {
             push_string(json, topic.as_str());
             write!(json, r#","sse":{sse},"websocket":{websocket}"#)
         }
+        Reply::Authorized { expires } => match expires {
+            Some(seconds) => write!(json, r#""expires":{seconds}"#),
+            None => json.write_all(br#""expires":null"#),
+        },
         Reply::Pong => Ok(()),
         Reply::Error { code, detail } => {
             write!(json, r#""code":"{}","detail":"#, code.label())?;

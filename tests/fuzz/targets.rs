@@ -3,10 +3,11 @@
 //!
 //! A function panics if a promise is broken. Besides "no panic" these are: what comes out does not
 //! depend on how the bytes are cut, what was accepted can be written and read again, patterns mean
-//! what their definition says, and whatever peers do, a shard stays within its bounds and lets go of
-//! everything.
+//! what their definition says, and whatever peers do, a shard stays within its bounds and lets go
+//! of everything.
 
 use bytes::Bytes;
+use fanwave::auth::{Key, KeySet, Keys, Signer, open, peek};
 use fanwave::broadcast::Encoded;
 use fanwave::clock::Stamp;
 use fanwave::command::check_config::told_of;
@@ -18,7 +19,8 @@ use fanwave::publishing::{Line, Lines, parse_line, parse_options, parse_text, pa
 use fanwave::topic_pattern::Pattern;
 use fanwave::wire::envelope::{self, Command, Fault, Reply, Request};
 use fanwave::wire::http::{
-    BodyReader, Head, HeadRules, Manner, Origins, PostHead, Subprotocols, begins_post, parse_head, parse_post,
+    BodyReader, Head, HeadRules, Manner, Origins, PostHead, Subprotocols, TokenPlaces, begins_post,
+    parse_head, parse_post,
 };
 use fanwave::wire::proxy::{self, Preface};
 use fanwave::wire::sse_parser::Parser;
@@ -29,7 +31,7 @@ use fanwave::wire::{Family, Format};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Target; 11] = [
+pub const ALL: [Target; 12] = [
     ("request_head", request_head),
     ("target_and_query", target_and_query),
     ("websocket_decoder", websocket_decoder),
@@ -38,6 +40,7 @@ pub const ALL: [Target; 11] = [
     ("sse_parser", sse_parser),
     ("proxy_header", proxy_header),
     ("commands", commands),
+    ("tokens", tokens),
     ("topic_patterns", topic_patterns),
     ("rules", rules_of_a_file),
     ("whole_shard", super::shard::whole_shard),
@@ -140,6 +143,7 @@ fn rules(choice: u8) -> HeadRules<'static> {
         origins: if choice & 2 == 0 { &Origins::Any } else { &Origins::None },
         subprotocols: &Subprotocols::Any,
         echo: choice & 4 == 0,
+        tokens: (choice & 8 == 0).then_some(TokenPlaces { cookie: Some("token") }),
     }
 }
 
@@ -373,6 +377,42 @@ pub fn proxy_header(data: &[u8]) {
         assert!(proxy::begins_like_one(data));
     }
     assert!(data.len() < 4_096 || whole != Ok(Preface::Partial), "a header ends at its limit");
+}
+
+/// The secret of the server that is asked.
+const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+/// Tokens, claims that a key of ours has signed, and sets of keys: any bytes are read or refused.
+/// Nobody but the key's owner makes a token, and what a token grants can be named.
+pub fn tokens(data: &[u8]) {
+    let keys = Keys::new([Some(&KeySet::of(Key::from_secret(SECRET).expect("a secret")))]);
+    let signer = Signer::from_secret(SECRET).expect("a secret");
+    let text = String::from_utf8_lossy(data);
+    let _ = peek(&text);
+    assert!(open(&text, &keys).is_err(), "a token that nobody signed");
+    let signed = signer.sign_payload(data).expect("a token");
+    match open(&signed, &keys) {
+        Ok(claims) => {
+            for pattern in &claims.subscribe {
+                assert!(claims.lets_subscribe(pattern.name()), "{pattern} is granted");
+            }
+            for topic in claims.publish.iter().filter_map(|pattern| pattern.topic()) {
+                assert!(claims.lets_publish(topic.as_str()), "{topic} is granted");
+            }
+            let over = claims.expires_ms.is_some_and(|ms| claims.check_time(ms).is_ok());
+            assert!(!over, "a token ends at its end");
+        }
+        Err(refused) => {
+            let line = refused.to_string();
+            assert!(!line.contains(char::is_control) && line.len() < 1_024, "one short line: {line:?}");
+        }
+    }
+    for takes_secrets in [false, true] {
+        if let Ok(set) = KeySet::read(data, takes_secrets) {
+            assert!(!set.is_empty() && set.iter().all(|key| key.number() != 0));
+        }
+    }
+    let _ = Signer::read(data);
 }
 
 /// Two lines are patterns, if they are legal; the others are topics.

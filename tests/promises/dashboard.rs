@@ -7,8 +7,8 @@
 //!
 //! Expectation: nothing is written to the console and no policy is broken; the page is never wider
 //! than its window; each figure that names its place in `/stats` is the one that stands there. What
-//! subscribers have counted themselves, the page shows at its next look. Where the control plane wants
-//! a token the page asks for it, and shows nothing before.
+//! subscribers have counted themselves, the page shows at its next look. Where the control plane
+//! wants a token the page asks for it, and shows nothing before.
 
 use serde_json::json;
 

@@ -103,7 +103,7 @@ async fn a_quiet_topic_has_no_gap_although_its_window_is_gone() {
         "--shards",
         "1",
         "--message-bytes-max=1000",
-        "--window-bytes-max=9KiB",
+        "--window-bytes-max=10KiB",
         "--window-bytes-total-max=144KiB",
     ]);
     let quiet = server.publish("quiet", "q0").await;

@@ -1,5 +1,5 @@
-//! Claim: a subscriber with `slow=latest` gets the newest event of its topic, or of each key where a
-//! rule says so, however slow it is, is never closed for that, and makes no publisher wait.
+//! Claim: a subscriber with `slow=latest` gets the newest event of its topic, or of each key where
+//! a rule says so, however slow it is, is never closed for that, and makes no publisher wait.
 //!
 //! Set-up: subscribers over both protocols that read nothing while far more is published than
 //! sockets take; they say so themselves, or a rule of the configuration file does. Beside them the

@@ -18,9 +18,10 @@ use crate::support::server::client;
 use crate::support::{Scratch, Server};
 
 /// What other programs have: flags of cargo, curl, Docker, kubectl, systemd and Debian's tools.
-const FLAGS_OF_OTHERS: [&str; 18] = [
+const FLAGS_OF_OTHERS: [&str; 19] = [
     "data-binary",
     "foreground",
+    "from",
     "from-literal",
     "group",
     "home",

@@ -6,8 +6,9 @@
 //! Chromium with the playground, and with two windows of each example.
 //!
 //! Expectation: nothing foreign is answered, and nothing is published outside of `play/**`. In the
-//! browser nothing is written to the console and no policy is broken; what is published in one window
-//! is seen in the other one; a stream that was cut goes on from the id that its button names.
+//! browser nothing is written to the console and no policy is broken; what is published in one
+//! window is seen in the other one; a stream that was cut goes on from the id that its button
+//! names.
 
 use std::process::Command;
 

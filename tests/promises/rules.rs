@@ -128,7 +128,6 @@ fn a_file_that_cannot_do_what_it_says_is_refused_with_its_line() {
     for (name, text, told) in [
         ("key", "[[rule]]\nmatch = \"a\"\nretian = true\n", "line 3: unknown key `retian` of a rule"),
         ("order", "[[rule]]\nmatch = \"**\"\n[[rule]]\nmatch = \"a\"\n", "line 3: this rule never holds"),
-        ("later", "[[rule]]\nmatch = \"a\"\npublic = true\n", "line 3: `public` of a rule is not built yet"),
         (
             "total",
             "window_bytes_total_max = \"128MiB\"\n[[rule]]\nmatch = \"a\"\nhistory.bytes = \"17MiB\"\n",

@@ -2,13 +2,13 @@
 //!
 //! Three shards get the same events, keys and removals of topics, each at its own pace, under rules
 //! made by dice: one remembers nothing, one by topic, one by key. All values together have little
-//! room. Subscribers come to topics and patterns, early and late, read or stop reading, over sockets
-//! that take sends in part.
+//! room. Subscribers come to topics and patterns, early and late, read or stop reading, over
+//! sockets that take sends in part.
 //!
 //! Expectation: a newcomer to a shard gets the values that the model has of its topics, in order,
-//! and then every event that came after; one with `slow=latest` has at rest the newest event of each
-//! topic or key that came after. All shards end with the same values, and the memory of all events
-//! is what those weigh that live in a history or as a value.
+//! and then every event that came after; one with `slow=latest` has at rest the newest event of
+//! each topic or key that came after. All shards end with the same values, and the memory of all
+//! events is what those weigh that live in a history or as a value.
 
 use fanwave::config::Rules;
 use fanwave::config::limits::RETAINED_VALUE_BYTES;

@@ -246,9 +246,13 @@ pub fn request(protocol: Protocol, topics: &[&str], after: Option<&str>) -> Stri
 
 /// A client's frame, masked.
 pub fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    assert!(payload.len() < 126, "short frames only");
     let mask = [0x12, 0x34, 0x56, 0x78];
-    let mut frame = vec![0x80 | opcode, 0x80 | payload.len() as u8];
+    let length = u16::try_from(payload.len()).expect("a frame of at most 64 KiB");
+    let mut frame = vec![0x80 | opcode];
+    match length {
+        0..126 => frame.push(0x80 | length as u8),
+        _ => frame.extend([[0xfe].as_slice(), &length.to_be_bytes()].concat()),
+    }
     frame.extend_from_slice(&mask);
     frame.extend(payload.iter().enumerate().map(|(at, byte)| byte ^ mask[at % 4]));
     frame

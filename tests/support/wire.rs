@@ -86,7 +86,10 @@ impl Wire {
         let mut plain = Vec::new();
         let mut sealed = &sealed[..];
         while !sealed.is_empty() {
-            client.read_tls(&mut sealed).expect("a slice can be read");
+            // Nothing is read behind the end that the server has said.
+            if client.read_tls(&mut sealed).expect("a slice can be read") == 0 {
+                break;
+            }
             client.process_new_packets().expect("every record is as RFC 8446 wants it");
             // The end of the stream, or nothing more for now.
             let _ = client.reader().read_to_end(&mut plain);

@@ -23,7 +23,7 @@ use crate::publisher::{PublishPlan, Publisher};
 use crate::report::progress;
 use crate::server::{self, Running, ServerChoice};
 use crate::stamp::{STAMP_BYTES, now_ns};
-use crate::target::Way;
+use crate::way::Way;
 use crate::workload::{Behaviour, Pace, Workload};
 
 pub use show::show;

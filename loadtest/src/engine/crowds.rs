@@ -2,9 +2,9 @@
 //! subscribes to topic k mod topics whichever fleet holds it.
 //!
 //! Steady crowds, and those that connect once, are the measure: their deliveries count, and waiting
-//! for arrival means waiting for them. The others (slow, stalled, churning, storming, and those that
-//! want the latest alone) are load, and are told apart in everything this module gives. If nobody
-//! is steady, the latencies are those of everybody who reads.
+//! for arrival means waiting for them. The others (slow, stalled, churning, storming, and those
+//! that want the latest alone) are load, and are told apart in everything this module gives. If
+//! nobody is steady, the latencies are those of everybody who reads.
 //!
 //! Not here: what an event's latency says about a run; that is `course`.
 

@@ -1,10 +1,10 @@
 //! `loadtest publish`: how many single publishes a second of the server's CPU is worth.
 //!
 //! Each way has a server of its own, all on one CPU: fanwave's data plane by `POST`, by messages of
-//! a raw WebSocket and by JSON commands, and the rivals by `POST`. Clients stay connected, each with
-//! a topic of its own and so many publishes under way; nobody else subscribes. A publish is done
-//! when it was answered, or, on a raw WebSocket, when it has come back. In a round every way has one
-//! leg, one after the other; only figures of one round are compared.
+//! a raw WebSocket and by JSON commands, and the rivals by `POST`. Clients stay connected, each
+//! with a topic of its own and so many publishes under way; nobody else subscribes. A publish is
+//! done when it was answered, or, on a raw WebSocket, when it has come back. In a round every way
+//! has one leg, one after the other; only figures of one round are compared.
 
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,9 @@ use crate::publisher::{PublishPlan, Publisher};
 use crate::report::{Spread, paragraph, progress, save, say, table};
 use crate::server::{self, FanwaveArgs, Rival, Running, ServerChoice};
 use crate::stamp::STAMP_BYTES;
-use crate::target::Way;
 use crate::unit::grouped;
 use crate::usage::{CpuMeter, interrupts_are_apart};
+use crate::way::Way;
 
 /// Time of the unmeasured beginning of a leg.
 const WARM_UP: Duration = Duration::from_millis(150);

@@ -17,7 +17,8 @@ use crate::fault::server_fault;
 use crate::framing::Dialect;
 use crate::receiver::Rota;
 use crate::stamp::{STAMP_BYTES, Stamp, now_ns};
-use crate::target::{Target, Way};
+use crate::target::Target;
+use crate::way::Way;
 use crate::workload::Workload;
 
 mod command;
@@ -60,7 +61,7 @@ pub struct PublishPlan {
     /// Connections of [`Way::Post`]; the events of a topic are all on one.
     #[serde(default = "one")]
     pub lines: usize,
-    /// Whoever publishes over a WebSocket hears what it said, once and in order.
+    /// A client that publishes over a WebSocket hears what it said, once and in order.
     #[serde(default)]
     pub hears: bool,
     /// Publishers that take turns on each topic, in place of this one.

@@ -21,8 +21,8 @@ use crate::http::{self, Answer};
 use crate::stamp::Stamp;
 use crate::target::with_topic;
 
-/// Requests in one write on a connection: their answers fit into a socket's buffer, so that neither side waits for
-/// the other's reading.
+/// Requests in one write on a connection: their answers fit into a socket's buffer, so that neither
+/// side waits for the other's reading.
 pub const PIPELINED_MAX: usize = 64;
 
 /// The kept connections.
@@ -167,7 +167,7 @@ mod tests {
     use super::super::Publisher;
     use super::*;
     use crate::stamp::STAMP_BYTES;
-    use crate::target::Way;
+    use crate::way::Way;
 
     const OK: &str = "HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok";
     const LAST: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";

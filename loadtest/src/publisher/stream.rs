@@ -138,7 +138,7 @@ mod tests {
     use super::super::Publisher;
     use super::*;
     use crate::stamp::Stamp;
-    use crate::target::Way;
+    use crate::way::Way;
 
     fn plan(listener: &TcpListener) -> PublishPlan {
         let address = listener.local_addr().expect("bound");

@@ -20,7 +20,8 @@ use crate::framing::websocket::{CLOSE, CLOSED, TEXT, client_frame, client_head};
 use crate::framing::{Dialect, Protocol, Splitter, json};
 use crate::receiver::handshake::{head_end, websocket_request};
 use crate::stamp::Stamp;
-use crate::target::{Way, topic_name, with_topic};
+use crate::target::{topic_name, with_topic};
+use crate::way::Way;
 
 /// Status 1000: nothing is wrong.
 const CLOSE_NORMAL: [u8; 2] = [3, 232];

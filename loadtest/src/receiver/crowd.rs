@@ -11,8 +11,8 @@
 //! away, begins anew. What these lacked when they left and what they are owed from the start is
 //! known from the others (`witness`).
 //!
-//! Slow and stalled members to which only the newest values are owed read on when everything is over:
-//! then these must come.
+//! Slow and stalled members to which only the newest values are owed read on when everything is
+//! over: then these must come.
 //!
 //! Whatever has a time (ramp, slow reads, reconnects, churn, the storm) waits in one queue of
 //! timers. What the ring reports while it is reaped is only noted and done in [`Crowd::settle`].
@@ -192,7 +192,7 @@ pub struct Crowd {
     started: bool,
     /// Churn and storm are over.
     stopped: bool,
-    /// From the end on, whoever was slow or stalled reads everything.
+    /// From the end on, members that were slow or stalled read everything.
     reads_on: bool,
     churn: Option<Churn>,
     /// Members whose return ends the stop.

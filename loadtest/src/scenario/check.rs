@@ -5,7 +5,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::framing::Protocol;
 use crate::stamp::STAMP_BYTES;
-use crate::target::Way;
+use crate::way::Way;
 use crate::workload::{Behaviour, Crowd, Listens, Pace, Slow, Workload};
 
 /// The longest measurement: a day is a soak test, more is a typing error.

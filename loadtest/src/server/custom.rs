@@ -12,7 +12,8 @@ use clap::Args;
 
 use super::pinned_to;
 use crate::framing::Dialect;
-use crate::target::{Target, Way};
+use crate::target::Target;
+use crate::way::Way;
 
 /// A server of the user's own.
 #[derive(Debug, Clone, Default, Args)]

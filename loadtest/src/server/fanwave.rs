@@ -11,7 +11,8 @@ use anyhow::Result;
 use super::program::Program;
 use super::{Running, version_of};
 use crate::framing::Dialect;
-use crate::target::{Target, Way};
+use crate::target::Target;
+use crate::way::Way;
 
 /// Heartbeats would be bytes that nobody published: they are as rare as fanwave allows.
 const HEARTBEAT: [&str; 2] = ["--heartbeat-ms", "600000"];

@@ -11,7 +11,8 @@ use anyhow::Result;
 use super::program::Program;
 use super::{INSTALL, Running, scratch, version_of};
 use crate::framing::Dialect;
-use crate::target::{Target, Way};
+use crate::target::Target;
+use crate::way::Way;
 
 const CONFIG: &str = include_str!("../../rivals/nats.conf");
 

@@ -16,7 +16,8 @@ use super::program::Program;
 use super::{INSTALL, Running, scratch, version_of};
 use crate::framing::Dialect;
 use crate::process::sockets_per_process_max;
-use crate::target::{Target, Way};
+use crate::target::Target;
+use crate::way::Way;
 
 const CONFIG: &str = include_str!("../../rivals/nchan.conf");
 /// Ports tried: another program may take one between our choice and nginx's start.

@@ -65,7 +65,8 @@ impl Door {
     async fn open(&self, notes: &mut dyn Write) -> Result<Socket, ClientError> {
         let mut backoff = Backoff::default();
         for attempt in 1.. {
-            let target = Target { url: &self.url, name: &self.name, subprotocol: Some(SUBPROTOCOL) };
+            let target =
+                Target { url: &self.url, name: &self.name, subprotocol: Some(SUBPROTOCOL), bearer: None };
             let (why, asked) = match target.open(CONNECT_TIME_MAX).await {
                 Ok(socket) => return Ok(socket),
                 Err(Unopened::Refused(line)) => return Err(ClientError::Refused(line)),

@@ -15,6 +15,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::{SinkExt, StreamExt};
+use http::HeaderValue;
 use reqwest::Url;
 use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::Message;
@@ -42,6 +43,8 @@ pub(super) struct Stream {
     subscriptions: Vec<Subscription>,
     start: Start,
     slow: Option<SlowPolicy>,
+    /// What lets us in.
+    bearer: Option<HeaderValue>,
     answer_time_max: Duration,
 }
 
@@ -115,6 +118,7 @@ impl Stream {
     pub(super) fn new(
         name: Url,
         options: &Options,
+        bearer: Option<HeaderValue>,
         answer_time_max: Duration,
     ) -> Result<Stream, ClientError> {
         let usage = |cause: String| ClientError::Usage(format!("`{}` {cause}", options.url));
@@ -139,12 +143,17 @@ impl Stream {
             (None, None, last) => last.map(|events| ("last", events.into())),
         };
         let (start, slow) = (flag.or(start), options.slow.or(slow));
-        Ok(Stream { name, url, subscriptions, start, slow, answer_time_max })
+        Ok(Stream { name, url, subscriptions, start, slow, bearer, answer_time_max })
     }
 
     /// Connects once and prints until the connection is over.
     pub(super) async fn follow(&mut self, output: &mut Output<'_>) -> Ended {
-        let target = Target { url: &self.url, name: &self.name, subprotocol: Some(SUBPROTOCOL) };
+        let target = Target {
+            url: &self.url,
+            name: &self.name,
+            subprotocol: Some(SUBPROTOCOL),
+            bearer: self.bearer.as_ref(),
+        };
         let mut socket = match target.open(self.answer_time_max).await {
             Ok(socket) => socket,
             Err(unopened) => return unopened.into(),

@@ -14,15 +14,17 @@
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
 use reqwest::Url;
 
 use super::backoff::Backoff;
 use super::websocket::{MESSAGE_BYTES_MAX, Unopened};
-use super::{CONNECT_TIME_MAX, ClientError, note, parse_url, push_query};
+use super::{CONNECT_TIME_MAX, ClientError, bearer_of, note, parse_url, push_query};
 use crate::topic_pattern::Pattern;
 use crate::wire::SlowPolicy;
 use crate::wire::sse::GAP_EVENT;
@@ -66,6 +68,9 @@ pub struct Options {
     /// When we are too slow: close, skip or latest; the server's choice by default
     #[arg(long, value_name = "POLICY")]
     pub slow: Option<SlowPolicy>,
+    /// File with a token that may subscribe
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 fn since_ms(text: &str) -> Result<u64, String> {
@@ -155,14 +160,15 @@ fn source(options: &Options, answer_time_max: Duration) -> Result<Source, Client
         url.set_scheme("ws").expect("http becomes ws");
     }
     let is_websocket = url.scheme() == "ws";
+    let bearer = options.token_file.as_deref().map(bearer_of).transpose()?;
     if options.json_protocol {
         if !is_websocket {
             let text = format!("`{}` is no WebSocket; write ws://HOST:PORT/ws/TOPIC", options.url);
             return Err(ClientError::Usage(text));
         }
-        return Ok(Source::Json(json::Stream::new(url, options, answer_time_max)?));
+        return Ok(Source::Json(json::Stream::new(url, options, bearer, answer_time_max)?));
     }
-    let addresses = Addresses::new(url, options, is_websocket);
+    let addresses = Addresses { bearer, ..Addresses::new(url, options, is_websocket) };
     Ok(match is_websocket {
         true => Source::WebSocket(websocket::Stream::new(addresses, answer_time_max)),
         false => Source::Sse(Box::new(sse::Stream::new(addresses, options.after.clone(), answer_time_max)?)),
@@ -177,6 +183,8 @@ struct Addresses {
     first: Url,
     /// After that.
     later: Url,
+    /// What lets us in.
+    bearer: Option<HeaderValue>,
 }
 
 impl Addresses {
@@ -191,7 +199,7 @@ impl Addresses {
         let last = options.last.map(|events| ("last", events.to_string()));
         let at_first: Vec<_> = always.iter().cloned().chain(after).chain(since).chain(last).collect();
         let (first, later) = (with_query(&name, &at_first), with_query(&name, &always));
-        Addresses { name, first, later }
+        Addresses { name, first, later, bearer: None }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{ACCEPT, CACHE_CONTROL, HeaderName, HeaderValue};
+use http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use tokio::time::timeout;
 
@@ -41,14 +41,18 @@ impl Stream {
             let text = "--after: no header carries this id: it has control characters, or blanks around it";
             return Err(ClientError::Usage(text.to_string()));
         }
-        let client = http_client().build().map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
+        let fields = HeaderMap::from_iter(addresses.bearer.clone().map(|bearer| (AUTHORIZATION, bearer)));
+        let client = http_client()
+            .default_headers(fields)
+            .build()
+            .map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
         let parser = Parser::after(EVENT_BYTES_MAX, after);
         Ok(Stream { client, addresses, parser, returning: false, answer_time_max })
     }
 
     /// Connects once and prints until the connection is over.
     pub(super) async fn follow(&mut self, output: &mut Output<'_>) -> Ended {
-        let Addresses { name, first, later } = &self.addresses;
+        let Addresses { name, first, later, .. } = &self.addresses;
         let url = if self.returning { later } else { first };
         let request = self.client.get(url.clone()).headers(self.headers());
         let mut response = match timeout(self.answer_time_max, request.send()).await {

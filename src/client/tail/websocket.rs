@@ -26,9 +26,10 @@ impl Stream {
 
     /// Connects once and prints until the connection is over.
     pub(super) async fn follow(&mut self, output: &mut Output<'_>) -> Ended {
-        let Addresses { name, first, later } = &self.addresses;
+        let Addresses { name, first, later, bearer } = &self.addresses;
         let url = if self.returning { later } else { first };
-        let mut socket = match (Target { url, name, subprotocol: None }).open(self.answer_time_max).await {
+        let target = Target { url, name, subprotocol: None, bearer: bearer.as_ref() };
+        let mut socket = match target.open(self.answer_time_max).await {
             Ok(socket) => socket,
             Err(unopened) => return unopened.into(),
         };

@@ -180,6 +180,7 @@ fn start_shard(
                 Some(Question::Presence(topics, answer)) => {
                     drop(answer.send(vec![[number as u64 + 1, 10]; topics.len()]));
                 }
+                Some(Question::Keys(_, taken)) => _ = taken.send(()),
                 Some(Question::Slow(answer)) => drop(answer.send(vec![slow(number)])),
                 Some(Question::Topics(query, answer)) => drop(answer.send(list(&topics, &query))),
                 Some(Question::History(..) | Question::Listeners(_)) => {}

@@ -45,7 +45,7 @@ fn every_command_is_read() {
         (" {\n \"unsubscribe\" : {\"topic\":\"a\"}, \"ref\":1}\n", Command::Unsubscribe(a.clone())),
         (r#"{"ref":1,"publish":{"topic":1}}"#, Command::Publish(r#"{"topic":1}"#)),
         (r#"{"ref":1,"presence":{"topic":"a"}}"#, Command::Presence(topic_named("a"))),
-        (r#"{"ref":1,"auth":{"token":"x.y.z"}}"#, Command::Auth("x.y.z".into())),
+        (r#"{"ref":1,"auth":{"token":"x.y.z"}}"#, Command::Auth(Token::new("x.y.z"))),
         (r#"{"ref":1,"ping":{}}"#, Command::Ping),
     ] {
         assert_eq!(command(text), expected, "{text}");

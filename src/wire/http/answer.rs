@@ -54,6 +54,10 @@ impl<'a> Answer<'a> {
                 push_line(&mut head, format_args!("Allow: {}", self.manner.allow));
                 "close"
             }
+            401 => {
+                head.push_str("WWW-Authenticate: Bearer\r\n");
+                "close"
+            }
             426 => {
                 head.push_str("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n");
                 "Upgrade, close"

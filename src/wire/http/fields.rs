@@ -33,7 +33,7 @@ pub(super) struct Fields<'a, 'b>(pub(super) &'a [httparse::Header<'b>]);
 impl<'b> Fields<'_, 'b> {
     /// The values of every field called `name`, without surrounding blanks and tabs (RFC 9110
     /// §5.5).
-    fn all(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+    pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
         self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| {
             let inner = |byte: &u8| !matches!(byte, b' ' | b'\t');
             let value = field.value;
@@ -44,7 +44,7 @@ impl<'b> Fields<'_, 'b> {
     }
 
     /// The value of the field called `name`, which may come only once.
-    fn one(&self, name: &str) -> Result<Option<&'b [u8]>, RefusedRequest> {
+    pub(super) fn one(&self, name: &str) -> Result<Option<&'b [u8]>, RefusedRequest> {
         let mut values = self.all(name);
         let value = values.next();
         if values.next().is_some() {

@@ -10,9 +10,9 @@
 //!
 //! The parts: `target` (paths, queries, topics), `fields` (header fields), `mend` (heads that are
 //! taken although the parser is stricter), `host`, `origin`, `subprotocol`, `last_event_id` (one
-//! field each), `answer` and `front` (what we say); `target`, `host`, `origin`, `subprotocol` and
-//! `content_type` also serve other rooms. Not here: when a head has taken too long, and whether
-//! there is room for the subscriber (`shard`).
+//! field each), `credentials` (tokens), `answer` and `front` (what we say); `target`, `host`,
+//! `origin`, `subprotocol` and `content_type` also serve other rooms. Not here: when a head has
+//! taken too long, and whether there is room for the subscriber (`shard`).
 
 use crate::close::CloseReason;
 use crate::event::Topic;
@@ -21,6 +21,7 @@ use crate::wire::{Family, Format, SlowPolicy, Start};
 mod answer;
 mod body;
 mod content_type;
+mod credentials;
 mod fields;
 mod front;
 mod host;
@@ -39,6 +40,7 @@ pub(crate) use target::{EscapeFault, LAST_EVENT_ID_NAMES, percent_decoded};
 
 pub use answer::{Answer, Manner};
 pub use body::{BodyLength, BodyReader, Broken};
+pub use credentials::{Token, TokenPlaces};
 pub use last_event_id::LastEventId;
 pub use origin::{Cors, Foreign, Origin, OriginError, Origins};
 pub use post::{Keep, Post, PostHead, begins_post, parse_post};
@@ -64,6 +66,8 @@ pub struct HeadRules<'a> {
     pub subprotocols: &'a Subprotocols,
     /// WebSockets on `/echo` and `/` get back what they send.
     pub echo: bool,
+    /// Where tokens are looked for; `None` if nobody needs one.
+    pub tokens: Option<TokenPlaces<'a>>,
 }
 
 /// What a request head asks for.
@@ -76,8 +80,8 @@ pub enum Head {
     Subscribe(Box<Subscribe>, usize),
     /// A WebSocket that gets back what it sends, and the bytes of the head.
     Echo(Handshake, usize),
-    /// The head of an event stream alone.
-    StreamHead(Format),
+    /// The head of an event stream alone, which a subscriber would get.
+    StreamHead(Box<Subscribe>),
     /// A probe of `/healthz`.
     Health,
     /// What there is to ask: a page for a browser, or plain text.
@@ -110,6 +114,8 @@ pub struct Subscribe {
     pub handshake: Option<Handshake>,
     /// It asks for an event stream by name (`Accept`), as an `EventSource` does.
     pub names_event_stream: bool,
+    /// What it brings to be let in.
+    pub token: Option<Token>,
 }
 
 /// What the answer to a WebSocket's opening handshake holds (RFC 6455 §4.2.2).
@@ -234,13 +240,17 @@ fn interpret(
             (format, Some(handshake(&fields, http_1_0, host, rules, &[JSON])?))
         }
     };
-    if request.method == Some("HEAD") {
-        return Ok(Head::StreamHead(format));
-    }
+    let token = match rules.tokens {
+        Some(places) => credentials::token_of(&fields, &target, host, rules.origins, places)?,
+        None => None,
+    };
     let names_event_stream = family == Family::EventStream && fields.names_event_stream();
     let (topics, slow) = (wanted.topics, wanted.slow);
-    let subscribe = Subscribe { format, topics, start, slow, handshake, names_event_stream };
-    Ok(Head::Subscribe(Box::new(subscribe), head_bytes))
+    let subscribe = Subscribe { format, topics, start, slow, handshake, names_event_stream, token };
+    Ok(match request.method == Some("HEAD") {
+        true => Head::StreamHead(Box::new(subscribe)),
+        false => Head::Subscribe(Box::new(subscribe), head_bytes),
+    })
 }
 
 /// What to answer to a WebSocket's opening handshake, where these subprotocols of ours are

@@ -4,11 +4,14 @@
 //! wrong with the head itself is told as with every other request; what the publish says is the
 //! caller's matter. The parts of the head are shown where they lie.
 
+use std::borrow::Cow;
+
 use super::body::BodyLength;
+use super::credentials::token_of;
 use super::fields::Fields;
 use super::origin::{Cors, Foreign};
-use super::target::{Route, Target, is_topic_target};
-use super::{HEADERS_MAX, HeadRules, Manner, RefusedRequest, malformed, refuse, too_large};
+use super::target::{Route, Target, is_topic_target, without_token};
+use super::{HEADERS_MAX, HeadRules, Manner, RefusedRequest, Token, malformed, refuse, too_large};
 use crate::close::CloseReason;
 
 /// What becomes of a connection after an answer.
@@ -27,8 +30,8 @@ pub enum Keep {
 pub struct Post<'a> {
     /// The name of the topic in the path, still escaped.
     pub topic: &'a str,
-    /// Still escaped.
-    pub query: Option<&'a str>,
+    /// Still escaped, without a token if those are looked for.
+    pub query: Option<Cow<'a, str>>,
     /// What follows the head.
     pub length: BodyLength,
     /// `application/octet-stream`.
@@ -43,6 +46,8 @@ pub struct Post<'a> {
     pub keep: Keep,
     /// Who may read the answer.
     pub cors: Cors,
+    /// What it brings to be let in.
+    pub token: Option<Token>,
     /// Bytes of the head.
     pub head_bytes: usize,
 }
@@ -100,9 +105,18 @@ fn interpret<'a>(
     let (Route::Topic, Some(topic)) = (target.route, target.topic()) else {
         return Err(refuse(CloseReason::NotFound, "a publish is POST /topics/{topic}"));
     };
+    let token = match rules.tokens {
+        Some(places) => token_of(fields, &target, host, rules.origins, places)?,
+        None => None,
+    };
+    let query = target.query().map(|query| match rules.tokens {
+        Some(_) => without_token(query),
+        None => query.into(),
+    });
     Ok(Post {
         topic,
-        query: target.query(),
+        query,
+        token,
         length: fields.body_length(http_1_0)?,
         is_binary: fields.names_type("application/octet-stream"),
         content_coding: fields.content_coding(),
@@ -131,6 +145,7 @@ mod tests {
             origins,
             subprotocols: &Subprotocols::Any,
             echo: false,
+            tokens: None,
         }
     }
 
@@ -152,7 +167,7 @@ mod tests {
         let head = "POST /topics/a%20b/c?event=x&id=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n";
         let plain = post(head, &any);
         assert_eq!(
-            (plain.topic, plain.query, plain.length),
+            (plain.topic, plain.query.as_deref(), plain.length),
             ("a%20b/c", Some("event=x&id=1"), BodyLength::Known(3))
         );
         assert_eq!((plain.is_binary, plain.content_coding, plain.awaits_continue), (false, None, false));
@@ -162,7 +177,7 @@ mod tests {
              content-type: Application/Octet-Stream; x=y\r\nContent-Encoding: gzip\r\nexpect: 100-Continue\r\n\r\n",
             &any,
         );
-        assert_eq!((other.topic, other.query, other.length), ("", None, BodyLength::Chunked));
+        assert_eq!((other.topic, other.query.as_deref(), other.length), ("", None, BodyLength::Chunked));
         assert_eq!((other.is_binary, other.awaits_continue, other.keep), (true, true, Keep::Close));
         assert_eq!(other.content_coding, Some(&b"gzip"[..]));
         let old = post("POST /topics/a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", &any);

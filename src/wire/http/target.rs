@@ -150,6 +150,20 @@ impl<'a> Target<'a> {
         self.query.map(|part| part.text)
     }
 
+    /// The first token of the query, if one stands there.
+    pub(super) fn token(&self) -> Result<Option<String>, RefusedRequest> {
+        let mut rest = self.query;
+        while let Some(query) = rest {
+            let (pair, behind) = query.split('&');
+            rest = behind;
+            if let Some(value) = token_in(pair) {
+                let token = decoded(value, true).map_err(|fault| fault.refusal("the token"))?;
+                return Ok(Some(token.into_owned()));
+            }
+        }
+        Ok(None)
+    }
+
     /// The topics and where they begin, decoded and checked. The strongest start alone counts: an
     /// id, then `since`, then `last`; of several of a kind the first.
     pub(super) fn wanted(&self, topics_max: usize) -> Result<Wanted, RefusedRequest> {
@@ -228,6 +242,22 @@ impl Wanted {
         }
         self.topics.push(topic);
         Ok(())
+    }
+}
+
+/// What stands behind `token=`, if the pair of a query is of that name and says something.
+fn token_in(pair: Part<'_>) -> Option<Part<'_>> {
+    let (name, value) = pair.split('=');
+    let is_token = decoded(name, true).is_ok_and(|name| name == "token");
+    value.filter(|value| is_token && !value.text.is_empty())
+}
+
+/// A query without its tokens, for those who read all of it.
+pub(super) fn without_token(query: &str) -> Cow<'_, str> {
+    let is_token = |pair: &&str| token_in(Part { text: pair, at: 0 }).is_some();
+    match query.split('&').any(|pair| is_token(&pair)) {
+        true => query.split('&').filter(|pair| !is_token(pair)).collect::<Vec<_>>().join("&").into(),
+        false => query.into(),
     }
 }
 

@@ -9,6 +9,7 @@ const RULES: HeadRules<'_> = HeadRules {
     origins: &Origins::Any,
     subprotocols: &Subprotocols::Any,
     echo: false,
+    tokens: None,
 };
 const WEBSOCKET: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -88,10 +89,9 @@ fn probes_and_preflights_are_told_apart() {
     };
     assert_eq!(asked(&get("/healthz", "")), (Head::Health, false, "GET, HEAD, OPTIONS"));
     assert_eq!(asked("HEAD /healthz HTTP/1.0\r\n\r\n"), (Head::Health, true, "GET, HEAD, OPTIONS"));
-    assert_eq!(
-        asked("HEAD /sse/a HTTP/1.1\r\nHost: e\r\n\r\n"),
-        (Head::StreamHead(Format::SseChunked), true, "GET, HEAD, OPTIONS")
-    );
+    let (head, head_only, allow) = asked("HEAD /sse/a HTTP/1.1\r\nHost: e\r\n\r\n");
+    let Head::StreamHead(request) = head else { panic!("{head:?}") };
+    assert_eq!((request.format, head_only, allow), (Format::SseChunked, true, "GET, HEAD, OPTIONS"));
     for (path, allow) in [
         ("/sse/a", "GET, HEAD, OPTIONS"),
         ("/sse", "GET, HEAD, OPTIONS"),
@@ -382,4 +382,75 @@ proptest! {
         bytes[at] = byte;
         parse_head(&bytes, &RULES);
     }
+}
+
+/// The token of a request for `/sse/a` with this query and these fields.
+fn token(query: &str, lines: &str, cookie: Option<&str>, origins: &Origins) -> Option<String> {
+    let rules = HeadRules { origins, tokens: Some(TokenPlaces { cookie }), ..RULES };
+    let head = get(&format!("/sse/a{query}"), lines);
+    match parse_head(head.as_bytes(), &rules).0 {
+        Head::Subscribe(request, _) => request.token.map(|token| token.as_str().to_string()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_strongest_token_of_a_request_counts() {
+    let any = Origins::Any;
+    for (query, lines, found) in [
+        ("", "", None),
+        ("", "Authorization: Bearer a.b.c\r\n", Some("a.b.c")),
+        ("", "authorization: bearer  a.b.c \r\n", Some("a.b.c")),
+        ("", "Authorization: Basic YTpi\r\n", None),
+        ("", "Authorization: Bearerx\r\n", None),
+        ("?token=q.q.q", "", Some("q.q.q")),
+        ("?topic=b&%74oken=q%2Eq&token=x", "", Some("q.q")),
+        ("?token=", "", None),
+        ("?token=q.q.q", "Authorization: Bearer a.b.c\r\n", Some("a.b.c")),
+        ("?token=q.q.q", "Authorization: Basic YTpi\r\n", Some("q.q.q")),
+    ] {
+        assert_eq!(token(query, lines, None, &any).as_deref(), found, "{query} {lines}");
+    }
+    let rules = HeadRules { tokens: Some(TokenPlaces { cookie: None }), ..RULES };
+    for (lines, reason) in [
+        ("Authorization: Bearer\r\n", CloseReason::Unauthorized),
+        ("Authorization: Bearer a\r\nAuthorization: Bearer b\r\n", CloseReason::BadRequest),
+    ] {
+        let head = get("/sse/a", lines);
+        match parse_head(head.as_bytes(), &rules).0 {
+            Head::Refused(refusal) => assert_eq!(refusal.reason, reason),
+            other => panic!("{other:?}"),
+        }
+    }
+    // Where nobody needs one, none is looked for.
+    assert_eq!(subscribed(&get("/sse/a?token=x", "Authorization: Bearer\r\n")).token, None);
+    assert!(!format!("{:?}", Token::new("a.b.c")).contains("a.b"));
+}
+
+#[test]
+fn a_cookie_counts_from_known_pages_alone() {
+    let listed = Origins::These(vec!["https://a.example".parse().expect("an origin")]);
+    for (lines, in_list, in_none) in [
+        ("Cookie: t=x\r\n", false, false),
+        ("Cookie: t=x\r\nSec-Fetch-Site: same-origin\r\n", true, true),
+        ("Cookie: t=x\r\nSec-Fetch-Site: same-site\r\n", false, false),
+        ("Cookie: t=x\r\nSec-Fetch-Site: none\r\n", false, false),
+        ("Cookie: t=x\r\nSec-Fetch-Site: cross-site\r\n", false, false),
+        ("Cookie: a=b; t=x\r\nOrigin: http://e\r\n", true, true),
+        ("Cookie: t=x; t=y\r\nOrigin: https://a.example\r\n", true, false),
+        ("Cookie: t=x\r\nOrigin: https://b.example\r\n", false, false),
+        ("Cookie: t=x\r\nOrigin: https://b.example\r\nSec-Fetch-Site: same-origin\r\n", false, false),
+        ("Cookie: t=x\r\nOrigin: null\r\n", false, false),
+        ("Cookie: T=x; tt=x; t\r\nOrigin: http://e\r\n", false, false),
+        ("Cookie: t=\r\nOrigin: http://e\r\n", false, false),
+    ] {
+        let found = |origins: &Origins| token("", lines, Some("t"), origins).is_some();
+        assert_eq!((found(&listed), found(&Origins::None)), (in_list, in_none), "{lines}");
+        assert!(!found(&Origins::Any) || lines.contains("Sec-Fetch-Site: same-origin"), "{lines}");
+        assert_eq!(token("", lines, None, &listed), None, "no cookie is named");
+    }
+    assert_eq!(
+        token("", "Cookie: a=b;t=x.y; t=z\r\nOrigin: http://e\r\n", Some("t"), &listed).as_deref(),
+        Some("x.y")
+    );
 }

@@ -110,10 +110,11 @@ pub struct Decoder {
     /// Payload bytes of this frame that are still to come; collects the length while the header is
     /// read.
     remaining: u64,
-    /// Payload bytes announced by the frames of the open message.
-    message_bytes: u64,
     /// Some exactly while a control frame's payload is cut.
     control: Option<Box<Control>>,
+    /// Payload bytes announced by the frames of the open message. In 32 bits a decoder takes 32
+    /// bytes of a connection's entry.
+    message_bytes: u32,
     /// The masking key, rotated so that its first byte belongs to the next byte of payload.
     mask: [u8; 4],
     part: Part,
@@ -290,8 +291,9 @@ impl Decoder {
     /// here.
     fn length_is_known(&mut self, message_bytes_max: u64) -> Result<(), Violation> {
         if !self.is_control() {
-            self.message_bytes = self.message_bytes.saturating_add(self.remaining);
-            if self.message_bytes > message_bytes_max {
+            let sum = u64::from(self.message_bytes).saturating_add(self.remaining);
+            self.message_bytes = u32::try_from(sum).unwrap_or(u32::MAX);
+            if sum > message_bytes_max.min(u32::MAX.into()) {
                 let detail = "a message is larger than allowed";
                 return Err(Violation { reason: CloseReason::WsTooBig, detail });
             }
@@ -334,7 +336,7 @@ impl Decoder {
         }
         if ends && self.is_last() {
             let text = std::mem::take(&mut self.message) == Message::Text;
-            return Ok(on(Incoming::Message { bytes: self.message_bytes, text }));
+            return Ok(on(Incoming::Message { bytes: self.message_bytes.into(), text }));
         }
         Ok(ControlFlow::Continue(()))
     }

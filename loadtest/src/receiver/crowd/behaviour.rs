@@ -64,8 +64,8 @@ impl Crowd {
         }
     }
 
-    /// Churn and storm are over; whoever is not here now is waited for. Members that did not read
-    /// begin to, if that shows the newest values.
+    /// Churn and storm are over; members that are not here now are waited for. Members that did not
+    /// read begin to, if that shows the newest values.
     pub fn stop(&mut self, wires: &mut Wires) -> Result<()> {
         self.stopped = true;
         if late(self.setup.behaviour) && self.setup.newest > 0 && !self.reads_on {
@@ -78,7 +78,7 @@ impl Crowd {
         Ok(())
     }
 
-    /// Whoever was slow or stalled reads everything from here on.
+    /// Members that were slow or stalled read everything from here on.
     fn read_on(&mut self, wires: &mut Wires) -> Result<()> {
         self.reads_on = true;
         self.timers.retain(|Reverse((_, task))| !matches!(task, Task::Read(..)));

@@ -192,7 +192,7 @@ fn an_address_that_cannot_be_subscribed_is_told() {
         ("ws://h/ws/a?slow=no", "`ws://h/ws/a?slow=no` has slow=no; write close, skip or latest"),
     ] {
         let stream = Url::parse(url)
-            .map(|name| Stream::new(name, &options(url, &[JSON]), Duration::from_secs(1)).map(|_| ()));
+            .map(|name| Stream::new(name, &options(url, &[JSON]), None, Duration::from_secs(1)).map(|_| ()));
         let Ok(Err(ClientError::Usage(line))) = stream else { panic!("{url}") };
         assert_eq!(line, told);
     }

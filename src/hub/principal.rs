@@ -1,0 +1,60 @@
+//! Who asks on the control plane: an operator, who may do everything, or a publisher with a token
+//! of its own, who may publish where its claims say, and nothing else.
+
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::http::Method;
+
+use super::{Hub, Refusal, RefusalReason};
+use crate::auth::{Claims, open};
+use crate::clock::unix_ms;
+use crate::event::Topic;
+
+/// The client that a request comes from. The guard puts it into the request.
+#[derive(Debug, Clone)]
+pub(super) enum Principal {
+    /// It may do everything.
+    Operator,
+    /// It may publish where these say.
+    Publisher(Arc<Claims>),
+}
+
+impl Principal {
+    /// The one who brings this token.
+    pub(super) fn of_token(hub: &Hub, token: &[u8]) -> Result<Principal, Refusal> {
+        let token = std::str::from_utf8(token).unwrap_or_default();
+        let claims = open(token, &hub.keyring.keys())
+            .and_then(|claims| claims.check_time(unix_ms()).map(|()| claims))
+            .map_err(|refused| Refusal::new(RefusalReason::Unauthorized, refused.to_string()))?;
+        Ok(Principal::Publisher(Arc::new(claims)))
+    }
+
+    /// Refuses a request that is not for this one, whatever it says.
+    pub(super) fn check_request(&self, request: &Request) -> Result<(), Refusal> {
+        let path = request.uri().path();
+        let publishes =
+            *request.method() == Method::POST && (path == "/publish" || path.starts_with("/topics/"));
+        match self {
+            Principal::Publisher(_) if !publishes => {
+                let text =
+                    "this token may publish and nothing else; operators bring that of --control-token-file";
+                Err(Refusal::new(RefusalReason::NotAllowed, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what this one may not publish.
+    pub(super) fn check_topic(&self, topic: &Topic) -> Result<(), Refusal> {
+        let Principal::Publisher(claims) = self else { return Ok(()) };
+        if claims.check_time(unix_ms()).is_err() {
+            return Err(Refusal::new(RefusalReason::Unauthorized, "the token has expired"));
+        }
+        if !claims.lets_publish(topic.as_str()) {
+            let text = format!("the token does not allow to publish to the topic {:?}", topic.as_str());
+            return Err(Refusal::new(RefusalReason::NotAllowed, text));
+        }
+        Ok(())
+    }
+}
