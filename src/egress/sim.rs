@@ -467,7 +467,7 @@ impl EgressRing for SimRing {
         self.queue();
         let socket = self.touch(slot);
         assert!(
-            socket.open && socket.send.is_none() && !socket.receiving && !socket.ending,
+            socket.open && socket.send.is_none() && !socket.receiving && !socket.ending && !socket.closing,
             "a quiet slot is closed"
         );
         socket.closing = true;

@@ -115,7 +115,7 @@ async fn read_event(
 ) -> Result<(Event, Option<IdempotencyKey>), Refusal> {
     check_content_coding(headers)?;
     let topic = topic_of(uri)?;
-    principal.check_topic(&topic)?;
+    principal.check_topic(hub, &topic)?;
     let Options { name, id, retry_ms, key, idempotency_key } = parse_options(uri.query())?;
     let reading = read_body(body, hub.config().limits.message_bytes_max);
     let bytes = tokio::time::timeout(Duration::from_millis(CONTROL_BODY_MS_MAX), reading)

@@ -118,6 +118,8 @@ async fn fetch_within(url: &str, limit: Duration) -> Result<KeySet, String> {
 async fn fetch(url: &str) -> Result<KeySet, String> {
     let client = reqwest::Client::builder()
         .user_agent(concat!("fanwave/", env!("CARGO_PKG_VERSION")))
+        // Another address, without TLS perhaps, is not the one that the operator trusts.
+        .redirect(reqwest::redirect::Policy::none())
         .build()
         .map_err(|error| told(&error))?;
     let response = client.get(url).header("Accept", "application/json").send().await;

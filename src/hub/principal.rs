@@ -7,7 +7,7 @@ use axum::extract::Request;
 use axum::http::Method;
 
 use super::{Hub, Refusal, RefusalReason};
-use crate::auth::{Claims, open};
+use crate::auth::{Claims, Refused, open};
 use crate::clock::unix_ms;
 use crate::event::Topic;
 
@@ -26,7 +26,14 @@ impl Principal {
         let token = std::str::from_utf8(token).unwrap_or_default();
         let claims = open(token, &hub.keyring.keys())
             .and_then(|claims| claims.check_time(unix_ms()).map(|()| claims))
-            .map_err(|refused| Refusal::new(RefusalReason::Unauthorized, refused.to_string()))?;
+            .map_err(|refused| {
+                // A retry helps only where keys are still to come.
+                let reason = match refused {
+                    Refused::NoKeys => RefusalReason::Busy,
+                    _ => RefusalReason::Unauthorized,
+                };
+                Refusal::new(reason, refused.to_string())
+            })?;
         Ok(Principal::Publisher(Arc::new(claims)))
     }
 
@@ -46,8 +53,13 @@ impl Principal {
     }
 
     /// Refuses what this one may not publish.
-    pub(super) fn check_topic(&self, topic: &Topic) -> Result<(), Refusal> {
+    pub(super) fn check_topic(&self, hub: &Hub, topic: &Topic) -> Result<(), Refusal> {
         let Principal::Publisher(claims) = self else { return Ok(()) };
+        // A stream may outlive its key.
+        if !hub.keyring.keys().has(claims.key) {
+            let text = "the key of the token is not valid any more";
+            return Err(Refusal::new(RefusalReason::Unauthorized, text));
+        }
         if claims.check_time(unix_ms()).is_err() {
             return Err(Refusal::new(RefusalReason::Unauthorized, "the token has expired"));
         }

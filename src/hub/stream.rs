@@ -202,8 +202,9 @@ impl Reading {
 
     /// Takes in one line's event, waiting for room, or tells why it is none.
     async fn take(&mut self, number: u64, event: Published, intake_at: &mut Stamp) -> Result<(), u64> {
-        let allowed =
-            event.and_then(|(event, key)| self.principal.check_topic(&event.topic).map(|()| (event, key)));
+        let allowed = event.and_then(|(event, key)| {
+            self.principal.check_topic(&self.hub, &event.topic).map(|()| (event, key))
+        });
         let (event, key) = match allowed {
             Ok(event) => event,
             Err(refusal) => {

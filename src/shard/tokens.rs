@@ -184,6 +184,8 @@ impl State {
         let token = token.as_str();
         let unknown = match self.tokens.known.find(token, now_ms) {
             Ok(known) => {
+                // It may have waited for a turn that it does not need any more.
+                self.tokens.next.retain(|next| *next != slot);
                 self.metrics.tokens.remembered += 1;
                 return Some(known.map_err(|refused| Denied::Token(Some(refused))));
             }
@@ -217,6 +219,7 @@ impl State {
     /// Lets those go on whose turn it is to have their token checked.
     pub(super) fn check_waiting(&mut self) {
         while self.tokens.left > 0
+            && self.tokens.next.len() < VERIFICATIONS_PER_TURN_MAX
             && let Some(slot) = self.tokens.waiting.pop_front()
         {
             // Another client may have the slot by now.

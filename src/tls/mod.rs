@@ -204,13 +204,18 @@ impl Layer {
                     self.fail(slot, Insecure::Handshake, handle);
                     return;
                 }
-                if handshake.waiting() + bytes.len() > TLS_HANDSHAKE_BYTES_MAX {
+                let has_room = handshake.waiting() + bytes.len() <= TLS_HANDSHAKE_BYTES_MAX;
+                if !has_room && cold.queued {
+                    // What came may stand behind the client's Finished, and is no handshake then.
+                    self.shake_one(slot, handle);
+                    self.received(slot, bytes, handle);
+                } else if !has_room {
                     self.fail(slot, Insecure::Handshake, handle);
-                    return;
-                }
-                handshake.take(bytes);
-                if !std::mem::replace(&mut cold.queued, true) {
-                    self.shaking.push_back(slot);
+                } else {
+                    handshake.take(bytes);
+                    if !std::mem::replace(&mut cold.queued, true) {
+                        self.shaking.push_back(slot);
+                    }
                 }
                 return;
             }
@@ -330,34 +335,42 @@ impl Layer {
         while steps < HANDSHAKE_STEPS_PER_TURN
             && let Some(slot) = self.shaking.pop_front()
         {
-            let Some(session) = self.session(slot) else { continue };
-            let Some(cold) = session.cold() else { continue };
-            cold.queued = false;
-            let Some(handshake) = cold.handshake.take() else { continue };
-            steps += 1;
-            let step = handshake.step(&mut cold.own);
-            let has_own = !cold.own.is_empty();
-            let held_end = cold.held_end.take();
-            match step {
-                Step::Waits(handshake) => cold.handshake = Some(handshake),
-                Step::Done { receive, send, mut rest } => {
-                    session.open(receive, send);
-                    handle(Completion::Secured { slot });
-                    self.read(slot, &mut rest, handle);
-                }
-                Step::Failed(error) => {
-                    tracing::debug!(%error, "a TLS handshake failed");
-                    self.fail(slot, Insecure::Handshake, handle);
-                }
-            }
-            if has_own {
-                self.due.push_back(slot);
-            }
-            if let Some(end) = held_end {
-                self.receive_ended(slot, end, handle);
-            }
+            steps += usize::from(self.shake_one(slot, handle));
         }
         steps
+    }
+
+    /// One step of a handshake, if there is something to step on. False if there was nothing.
+    fn shake_one(&mut self, slot: Slot, handle: &mut dyn FnMut(Completion<'_>)) -> bool {
+        let Some(session) = self.session(slot) else { return false };
+        let Some(cold) = session.cold() else { return false };
+        // Its place in the queue may be there still: then nothing is left to do.
+        if !std::mem::take(&mut cold.queued) {
+            return false;
+        }
+        let Some(handshake) = cold.handshake.take() else { return false };
+        let step = handshake.step(&mut cold.own);
+        let has_own = !cold.own.is_empty();
+        let held_end = cold.held_end.take();
+        match step {
+            Step::Waits(handshake) => cold.handshake = Some(handshake),
+            Step::Done { receive, send, mut rest } => {
+                session.open(receive, send);
+                handle(Completion::Secured { slot });
+                self.read(slot, &mut rest, handle);
+            }
+            Step::Failed(error) => {
+                tracing::debug!(%error, "a TLS handshake failed");
+                self.fail(slot, Insecure::Handshake, handle);
+            }
+        }
+        if has_own {
+            self.due.push_back(slot);
+        }
+        if let Some(end) = held_end {
+            self.receive_ended(slot, end, handle);
+        }
+        true
     }
 
     /// Seals a batch from `offset` on into a piece of the connection's own.
@@ -431,7 +444,11 @@ impl<R: EgressRing> Tls<R> {
                     ring.pause(slot);
                     layer.late.push(slot);
                 }
-                false => ring.close(slot),
+                false => {
+                    // The slot may be due twice, and is closed once.
+                    cold.closing = false;
+                    ring.close(slot);
+                }
             }
         }
         session.cool_down();
@@ -521,6 +538,11 @@ impl<R: EgressRing> EgressRing for Tls<R> {
         {
             cold.ending = false;
             if cold.fault.is_some() {
+                // Nobody offers the rest of that batch again, and an alert behind half a record
+                // says nothing.
+                if cold.rest.take().is_some() {
+                    cold.own.clear();
+                }
                 // An alert is to be sent first, and the receive to be ended.
                 cold.closing = true;
                 layer.due.push_back(slot);

@@ -13,6 +13,9 @@ const USER_CANCELED: u8 = 90;
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
 
+/// Changes of keys, empty records and the like that a client may send in a row.
+const IDLE_RECORDS_MAX: u8 = 32;
+
 /// One TLS connection. An idle subscriber costs this, and nothing behind it.
 #[derive(Debug, Default)]
 pub(super) struct Session {
@@ -28,6 +31,8 @@ pub(super) struct Session {
     ended: bool,
     /// Its receive is in the ring.
     pub receiving: bool,
+    /// Records in a row that say nothing.
+    idle_records: u8,
 }
 
 /// What only some connections have, some of the time.
@@ -165,9 +170,18 @@ impl Session {
     }
 
     fn read_record(&mut self, record: &mut [u8], each: &mut dyn FnMut(&mut [u8])) -> Result<(), RecordError> {
-        match self.receive.open(record)? {
+        let (kind, content) = self.receive.open(record)?;
+        // Each costs more to read than to send.
+        self.idle_records += 1;
+        if self.idle_records > IDLE_RECORDS_MAX {
+            return Err(RecordError::UnexpectedMessage);
+        }
+        match (kind, content) {
             (content::DATA, []) => {}
-            (content::DATA, data) => each(data),
+            (content::DATA, data) => {
+                self.idle_records = 0;
+                each(data);
+            }
             (content::HANDSHAKE, message) => {
                 let wants_ours = *message == KEY_UPDATE_REQUEST[..];
                 if !wants_ours && *message != KEY_UPDATE[..] {

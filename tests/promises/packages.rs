@@ -18,7 +18,7 @@ use crate::support::server::client;
 use crate::support::{Scratch, Server};
 
 /// What other programs have: flags of cargo, curl, Docker, kubectl, systemd and Debian's tools.
-const FLAGS_OF_OTHERS: [&str; 19] = [
+const FLAGS_OF_OTHERS: [&str; 21] = [
     "data-binary",
     "foreground",
     "from",
@@ -35,6 +35,7 @@ const FLAGS_OF_OTHERS: [&str; 19] = [
     "release",
     "security-opt",
     "shell",
+    "signal",
     "system",
     "uid",
     "ulimit",
