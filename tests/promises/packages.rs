@@ -25,6 +25,7 @@ const FLAGS_OF_OTHERS: [&str; 21] = [
     "from-literal",
     "group",
     "home",
+    "kill-whom",
     "locked",
     "no-create-home",
     "no-install",
