@@ -71,7 +71,7 @@ pub enum Step {
         /// What the client sent behind its Finished: sealed records.
         rest: Vec<u8>,
     },
-    /// There will be no connection; the alert that says so was written.
+    /// There will be no connection. Where rustls found the fault, the alert that says so was written.
     Failed(Error),
 }
 
