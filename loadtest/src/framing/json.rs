@@ -1,10 +1,10 @@
 //! `fanwave.v1.json` over WebSocket: each text message is an event, an answer to a command, or a
 //! notice that events are missing.
 //!
-//! Commands are numbered from 1 on each connection, as `ref`s of one width ([`reference`]), so that
-//! a frame's length does not depend on the number. Each must be answered once, in order; an error
-//! as the answer is an error here. Events of one topic must come with ids that rise. Only the start
-//! of a message is looked at, and nothing in it needs an escape: the topics are our own.
+//! Commands are numbered from 1 on each connection, as `ref`s of one width ([`reference()`]), so
+//! that a frame's length does not depend on the number. Each must be answered once, in order; an
+//! error as the answer is an error here. Events of one topic must come with ids that rise. Only the
+//! start of a message is looked at, and nothing in it needs an escape: the topics are our own.
 
 use memchr::memmem;
 
