@@ -30,11 +30,13 @@ use crate::egress::{
     Batch, Completion, EgressRing, Insecure, Ledger, Payload, ReceiveEnd, RingError, SendError, SendMode,
     Slot,
 };
+pub use automatic::{Automatic, Signed, SignedError};
 use handshake::{Handshake, Step};
-pub use identity::{Identity, IdentityError, load};
+pub use identity::{Identity, IdentityError, load, load_with};
 use record::{CONTENT_MAX, OVERHEAD};
 use session::{Rest, Session};
 
+mod automatic;
 mod handshake;
 mod identity;
 mod record;
