@@ -380,8 +380,9 @@ pub const TLS_HANDSHAKE_STATE_BYTES: usize = 4 << 10;
 pub const TLS_SESSION_BYTES: usize = 200;
 /// Sealed pieces whose memory is kept for the next ones: as many as one step sends.
 pub const PIECES_POOLED: usize = 2 * SWEEP_VISITS_MAX;
-/// Bytes of such a piece at most; larger ones are rare.
-pub const PIECE_BYTES_POOLED_MAX: usize = 32 << 10;
+/// Bytes that are sealed before the kernel takes them: so many that it reads them from the cache,
+/// and that a submit is paid for by many. Their memory is kept.
+pub const SEALED_BYTES_PER_SUBMIT: usize = 512 << 10;
 /// Subscribers that a draining shard hangs up on in a millisecond at least, so that a few are gone
 /// at once. 100,000 that come back together take seconds of CPU elsewhere.
 pub const HANG_UPS_PER_MS: u64 = 4;
