@@ -51,6 +51,7 @@ mod promises {
     mod resume;
     mod retained;
     mod rules;
+    mod secure_clients;
     mod service_manager;
     mod shutdown;
     mod stalled_reader;
