@@ -48,6 +48,7 @@ mod scenario;
 mod server;
 mod stamp;
 mod target;
+mod token;
 mod unit;
 mod usage;
 mod way;
@@ -102,6 +103,9 @@ enum Command {
     Neighbours(prove::neighbours::NeighboursArgs),
     /// Single publishes per second of the server's CPU: by POST, WebSocket and JSON, beside nchan's
     Publish(prove::publish::PublishArgs),
+    /// TLS handshakes per second of the server's CPU, beside bare ones of rustls, and what a storm of
+    /// them costs live subscribers
+    Handshakes(prove::handshakes::HandshakesArgs),
     /// CPU per delivery of this load generator, beside a bare receive loop
     Generator(prove::generator::GeneratorArgs),
     /// A receiver process (started by the other commands)
@@ -154,6 +158,7 @@ fn run(common: Common, command: Command) -> Result<ExitCode> {
         Command::Silent(args) => prove::silent::run(&bench()?, &args)?,
         Command::Neighbours(args) => prove::neighbours::run(&bench()?, &args)?,
         Command::Publish(args) => prove::publish::run(&bench()?, &args)?,
+        Command::Handshakes(args) => prove::handshakes::run(&bench()?, &args)?,
         Command::Generator(args) => prove::generator::run(&bench()?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),

@@ -34,7 +34,8 @@ impl Scene {
     fn of(setup: CrowdSetup) -> Scene {
         let server = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let (orders, obeyed) = UnixStream::pair().expect("sockets");
-        let crowd = Crowd::new(CrowdSetup { target: server.local_addr().expect("bound"), ..setup });
+        let setup = CrowdSetup { target: server.local_addr().expect("bound"), ..setup };
+        let crowd = Crowd::new(setup).expect("no TLS");
         Scene {
             crowd,
             wires: Wires::obeying(obeyed).expect("a ring"),
