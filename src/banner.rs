@@ -1,7 +1,8 @@
 //! What `fanwave serve` prints on standard output once every shard is ready.
 //!
 //! Programs may read it: there is exactly one line `data plane    ADDR` and one line `control plane
-//! ADDR` per bound address, with ports as bound. The commands at its end work as printed in the
+//! ADDR` per bound address, with ports as bound; those with TLS stand behind `data, TLS` and
+//! `control, TLS`. The commands at its end work as printed in the
 //! shell that started the server.
 
 use std::fmt::Write;
@@ -19,6 +20,7 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
     lines.extend(started.listen.iter().map(|address| format!("data plane    {address}")));
     lines.extend(started.listen_tls.iter().map(|address| format!("data, TLS     {address}")));
     lines.extend(started.control.iter().map(|address| format!("control plane {address}")));
+    lines.extend(started.control_tls.iter().map(|address| format!("control, TLS  {address}")));
     for address in started.listen.iter().map(|address| reachable(*address)) {
         lines.push(format!("subscribe     http://{address}/sse/{{topic}}   ws://{address}/ws/{{topic}}"));
     }
@@ -32,6 +34,9 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
             }
             ControlAddress::Unix(_) => format!("publish       POST /topics/{{topic}} on {control}"),
         });
+    }
+    for address in started.control_tls.iter().map(|address| reachable(*address)) {
+        lines.push(format!("              https://{address}/topics/{{topic}}"));
     }
     lines.extend(playground(started));
     lines.extend(labelled("access", &access(started)));
@@ -193,6 +198,7 @@ mod tests {
             listen: listen.iter().map(|text| text.parse().expect("an address")).collect(),
             control: control.iter().map(|text| text.parse().expect("an address")).collect(),
             listen_tls: Vec::new(),
+            control_tls: Vec::new(),
             token_file: None,
             playground: false,
             asks_for_tokens: false,

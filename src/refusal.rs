@@ -89,6 +89,8 @@ pub enum RefusalReason {
     BadKey,
     /// The idempotency key was used for another event of the topic.
     Conflict,
+    /// There is no TLS where it is spoken, or its handshake failed.
+    TlsHandshake,
 }
 
 /// The rows of the table, in the order of [`RefusalReason`]: label, HTTP status.
@@ -131,12 +133,13 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (NotAllowed, "not_allowed", StatusCode::FORBIDDEN),
         (BadKey, "bad_key", StatusCode::BAD_REQUEST),
         (Conflict, "conflict", StatusCode::CONFLICT),
+        (TlsHandshake, "tls_handshake", StatusCode::BAD_REQUEST),
     ]
 };
 
 impl RefusalReason {
     /// How many reasons there are.
-    pub const COUNT: usize = RefusalReason::Conflict as usize + 1;
+    pub const COUNT: usize = RefusalReason::TlsHandshake as usize + 1;
 
     /// All of them, in the order of their counts.
     pub const ALL: [RefusalReason; RefusalReason::COUNT] = {

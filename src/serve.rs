@@ -18,10 +18,10 @@ use crate::broadcast::{Demand, Memory, Message, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, CLAIMS_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES,
-    CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KNOWN_TOKEN_BYTES, LOG_LINES_MAX,
-    PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES,
-    SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOKENS_KNOWN_MAX,
-    TOPIC_BYTES, UPLINK_BYTES_MAX,
+    CONTROL_BUFFER_BYTES_MAX, CONTROL_TLS_BYTES_MAX, EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KNOWN_TOKEN_BYTES,
+    LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
+    RETAINED_VALUE_BYTES, SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES,
+    TLS_SESSION_BYTES, TOKENS_KNOWN_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -29,7 +29,9 @@ use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
 use crate::hub::memory::{self, CeilingReport, Meter};
-use crate::hub::{self, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings};
+use crate::hub::{
+    self, Certificates, DataAddresses, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
+};
 use crate::log;
 use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
@@ -53,6 +55,8 @@ pub struct Started {
     pub listen_tls: Vec<SocketAddr>,
     /// Control plane addresses as bound.
     pub control: Vec<ControlAddress>,
+    /// Control plane addresses with TLS, as bound.
+    pub control_tls: Vec<SocketAddr>,
     /// The file with the token that publishers bring, if they need one.
     pub token_file: Option<PathBuf>,
     /// Subscribers need tokens.
@@ -162,10 +166,16 @@ pub fn run(
     };
     // All of them, so that one start tells of every address that is in use.
     let mut failures = Failures::default();
-    let control = match passed.control.is_empty() {
+    let mut control = match passed.control.is_empty() {
         true => listeners::control_plane(&config, &mut predecessor, &mut failures),
         false => listeners::passed_control_plane(passed.control),
     };
+    let plain_controls = control.len();
+    if let Some(identity) = identity.clone() {
+        let certificates = Certificates::new(move || identity.control());
+        let secure = listeners::secure_control_plane(&config, &certificates, &mut predecessor, &mut failures);
+        control.extend(secure);
+    }
     let mut data = match passed.data.is_empty() {
         true => listeners::data_plane(&config, &config.listen, &mut predecessor, &mut failures),
         false => listeners::passed_data_plane(&config, passed.data, &mut failures),
@@ -218,7 +228,7 @@ pub fn run(
             ShardStart {
                 setup,
                 ring: ring(choice.ring, &capacity, listeners, doors),
-                secure: identity.clone().map(|identity| Secure {
+                secure: identity.clone().filter(|_| !listen_tls.is_empty()).map(|identity| Secure {
                     identity,
                     from: listen.len(),
                     addresses: listen.len() + listen_tls.len(),
@@ -267,8 +277,13 @@ pub fn run(
         watchdog,
         hangups: Some(hangups),
     };
-    let (control_addresses, control) =
+    let (mut control_addresses, control): (Vec<_>, Vec<_>) =
         control.into_iter().map(|address| (address.bound, address.listener)).unzip();
+    let control_tls = control_addresses.split_off(plain_controls);
+    let control_tls = control_tls.into_iter().filter_map(|address| match address {
+        ControlAddress::Tcp(address) => Some(address),
+        ControlAddress::Unix(_) => None,
+    });
     let former = predecessor.as_ref().map(|predecessor| predecessor.path().to_path_buf());
     let path = estate.as_ref().map(|estate| estate.place.path.clone());
     let setup = hub::HubSetup {
@@ -279,7 +294,7 @@ pub fn run(
         demand,
         memory,
         egress: choice.report.clone(),
-        listen: listen.clone(),
+        listen: DataAddresses { plain: listen.clone(), tls: listen_tls.clone() },
         control,
         control_connections_max: capacity.control_connections_max,
         shard_ends,
@@ -300,6 +315,7 @@ pub fn run(
         listen,
         listen_tls,
         control: control_addresses,
+        control_tls: control_tls.collect(),
         token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
         asks_for_tokens: config.tokens.is_configured(),
         playground: config.pages.playground,
@@ -409,7 +425,7 @@ fn capacity(config: &Config, direct: bool, data: &[DataAddress]) -> Result<Capac
     let sharers = Sharers {
         shards,
         listens: data.len() * listeners::rounds(data, shards),
-        controls: config.control.len(),
+        controls: config.control.len() + config.control_tls.len(),
     };
     Ok(Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)?)
 }
@@ -485,6 +501,7 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         }
     };
     let per_socket = size_of::<Connection>() + size_of::<Slot>() + per_slot;
+    let controls = config.control.len() + config.control_tls.len();
     let control = capacity.control_connections_max * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
     // The shortest topic and the shortest id have a byte each.
     let events_max = limits.history_memory_max() / (EVENT_BYTES_FIXED + 2);
@@ -495,7 +512,7 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
             "request heads, when all come at once",
             sum(capacity.sockets_max.saturating_mul(limits.handshake_bytes_max)),
         ),
-        ("control connections, when all are in use", (control * config.control.len()) as u64),
+        ("control connections, when all are in use", (control * controls) as u64),
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (2 * shards + 1)),
         ("events and their frames, in queues and windows", limits.window_bytes_total_max as u64),
         ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
@@ -508,6 +525,10 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         lines.push(("keys, when all connections have TLS", sum(capacity.slots * TLS_SESSION_BYTES)));
         let all = capacity.sockets_max.saturating_mul(handshake);
         lines.push(("TLS handshakes, when all come at once", sum(all)));
+    }
+    if !config.control_tls.is_empty() {
+        let most = config.control_tls.len() * capacity.control_connections_max * CONTROL_TLS_BYTES_MAX;
+        lines.push(("TLS of control connections, when all are in use", most as u64));
     }
     if config.has_client_publishers() {
         // Messages that are not whole, what paused clients have said, and what is on its way.

@@ -78,6 +78,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "wire",
             "clock",
             "close",
+            "admission",
             "refusal",
             "publishing",
             "config",
@@ -110,6 +111,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config/limits",
             "config/units",
             "client",
+            "tls",
         ],
     ),
 ];

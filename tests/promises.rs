@@ -22,6 +22,7 @@ mod promises {
     mod control;
     mod control_access;
     mod control_room;
+    mod control_tls;
     mod conversation;
     mod dashboard;
     mod delivery;

@@ -380,8 +380,9 @@ pub const TLS_HANDSHAKE_STATE_BYTES: usize = 4 << 10;
 pub const TLS_SESSION_BYTES: usize = 200;
 /// Sealed pieces whose memory is kept for the next ones: as many as one step sends.
 pub const PIECES_POOLED: usize = 2 * SWEEP_VISITS_MAX;
-/// Bytes of such a piece at most; larger ones are rare.
-pub const PIECE_BYTES_POOLED_MAX: usize = 32 << 10;
+/// Bytes that are sealed before the kernel takes them: so many that it reads them from the cache,
+/// and that a submit is paid for by many. Their memory is kept.
+pub const SEALED_BYTES_PER_SUBMIT: usize = 512 << 10;
 /// Subscribers that a draining shard hangs up on in a millisecond at least, so that a few are gone
 /// at once. 100,000 that come back together take seconds of CPU elsewhere.
 pub const HANG_UPS_PER_MS: u64 = 4;
@@ -699,6 +700,19 @@ pub const CONTROL_HEAD_MS_MAX: u64 = 60_000;
 pub const CONTROL_BODY_MS_MAX: u64 = 60_000;
 /// Bytes of the receive buffer of one control connection: the most that one body chunk carries.
 pub const CONTROL_BUFFER_BYTES_MAX: usize = 256 << 10;
+/// Milliseconds for the TLS handshake of a control connection.
+pub const CONTROL_TLS_MS_MAX: u64 = 10_000;
+/// Handshakes that a control listener has under way; one more ends the oldest. At the rate below
+/// each has half a second, which is more than a round trip.
+pub const CONTROL_TLS_HANDSHAKES_MAX: usize = 256;
+/// Connections that a control listener with TLS accepts in a second. A handshake takes the hub's
+/// thread a tenth of a millisecond with a key on P-256, half of one with RSA: so publishing keeps
+/// three quarters of it.
+pub const CONTROL_TLS_PER_SECOND_MAX: usize = 500;
+/// Milliseconds between two looks whether a control listener with TLS may accept again.
+pub const CONTROL_TLS_WAIT_MS: u64 = 10;
+/// What TLS takes of a control connection at most: what rustls holds of either direction.
+pub const CONTROL_TLS_BYTES_MAX: usize = 128 << 10;
 /// Milliseconds that control connections have to end after the last shard's subscribers have.
 pub const CONTROL_GRACE_MS: u64 = 500;
 /// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given

@@ -182,10 +182,12 @@ pub struct Config {
     pub proxy_protocol: Vec<SocketAddr>,
     /// Data plane addresses with TLS; every shard listens on each.
     pub listen_tls: Vec<SocketAddr>,
-    /// Their certificates and keys.
+    /// Certificates and keys of all addresses with TLS.
     pub tls: Option<TlsFiles>,
     /// Control plane addresses.
     pub control: Vec<ControlAddress>,
+    /// Control plane addresses with TLS.
+    pub control_tls: Vec<SocketAddr>,
     /// Who may use the control plane.
     pub control_rules: ControlRules,
     /// Who may hear and say what.
@@ -279,6 +281,7 @@ impl Default for Config {
             listen_tls: Vec::new(),
             tls: None,
             control: vec![ControlAddress::Tcp(loopback(8081))],
+            control_tls: Vec::new(),
             control_rules: ControlRules::default(),
             tokens: TokenRules::default(),
             shard_cpus: vec![0],

@@ -43,6 +43,7 @@ impl Config {
             tls,
             proxy_protocol,
             control,
+            control_tls,
             control_rules: ControlRules { token, open },
             tokens,
             shard_cpus,
@@ -78,6 +79,7 @@ impl Config {
         to.keeps("listen-tls", &self.listen_tls, listen_tls);
         to.keeps("proxy-protocol", &self.proxy_protocol, proxy_protocol);
         to.keeps("control", &self.control, control);
+        to.keeps("control-tls", &self.control_tls, control_tls);
         to.keeps("shards and --cpus", &self.shard_cpus, shard_cpus);
         to.keeps("client-publish", &self.client_publish, client_publish);
         to.keeps("playground", &self.pages.playground, playground);

@@ -158,6 +158,12 @@ impl Hub {
             hub.batches,
         );
         page.single(
+            "fanwave_control_tls_handshakes_total",
+            Counter,
+            "TLS handshakes of control connections that came to their end.",
+            hub.tls_handshakes,
+        );
+        page.single(
             "fanwave_removed_topics_total",
             Counter,
             "Topics whose history and retained values were removed.",

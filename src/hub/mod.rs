@@ -12,14 +12,14 @@
 //!
 //! Reading order: `intake` (events to batches), `control` (who asks), `stream` (NDJSON), `uplink`
 //! (what clients publish), `guard` and `principal` (who may),
-//! `jwks` (keys of tokens), `head` (what is no request), `listen` and `seats`
-//! (connections), `reload` (another configuration). Not here: signals, binding of addresses,
+//! `jwks` (keys of tokens), `head` (what is no request), `listen`, `secure` and
+//! `seats` (connections), `reload` (another configuration). Not here: signals, binding of addresses,
 //! threads (`serve`).
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -62,6 +62,7 @@ mod refusal;
 mod reload;
 mod scrape;
 mod seats;
+mod secure;
 mod shared;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -72,11 +73,13 @@ mod topics;
 mod upgrade;
 mod uplink;
 
+pub use self::asked::DataAddresses;
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 use self::jwks::Keyring;
 pub use self::listen::ControlListener;
 use self::memory::Watch;
 pub use self::reload::{Surroundings, Tidings};
+pub use self::secure::Certificates;
 use self::shared::Shared;
 pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
@@ -98,7 +101,7 @@ pub struct HubSetup {
     /// How the shards reach their sockets.
     pub egress: EgressReport,
     /// Where subscribers connect, as bound.
-    pub listen: Vec<SocketAddr>,
+    pub listen: DataAddresses,
     /// Where the control API listens: already bound, non-blocking.
     pub control: Vec<ControlListener>,
     /// Connections that each of them may have open.
@@ -180,7 +183,9 @@ struct Hub {
     epoch: Epoch,
     egress: EgressReport,
     /// Where subscribers connect, as bound.
-    listen: Vec<SocketAddr>,
+    listen: DataAddresses,
+    /// TLS handshakes of control connections that came to their end.
+    control_handshakes: AtomicU64,
     started: Stamp,
     /// `started` by the runtime's clock, which a test may hold still.
     began: Instant,
@@ -443,7 +448,7 @@ impl Hub {
         demand: Arc<Demand>,
         memory: Arc<Memory>,
         egress: EgressReport,
-        listen: Vec<SocketAddr>,
+        listen: DataAddresses,
     ) -> Hub {
         let memory_watch = Mutex::new(Watch::new(config.limits.history_memory_max()));
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
@@ -454,6 +459,7 @@ impl Hub {
             epoch,
             egress,
             listen,
+            control_handshakes: AtomicU64::new(0),
             started: Stamp::now(),
             began: Instant::now(),
             started_at: SystemTime::now(),
@@ -501,6 +507,11 @@ impl Hub {
     /// The pace of lines about single control connections.
     fn head_pace(&self) -> MutexGuard<'_, Pace> {
         self.head_pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A control connection has TLS now.
+    fn note_control_handshake(&self) {
+        self.control_handshakes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Does something to the intake, then wakes the retry if a shard's queue is full.

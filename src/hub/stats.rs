@@ -5,6 +5,8 @@
 //! microseconds. A shard that gave no report has `"state":"unavailable"` and no counters. Then
 //! `totals` is `null`: a sum that lacks a shard would fall, and rise again with the next scrape.
 
+use std::sync::atomic::Ordering;
+
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde::ser::Serializer;
@@ -75,6 +77,8 @@ pub(super) struct HubStats {
     pub(super) refused: RefusalCounts,
     /// What tokens are checked with.
     pub(super) keys: KeyStats,
+    /// TLS handshakes of control connections that came to their end.
+    pub(super) tls_handshakes: u64,
     /// Topics that were removed.
     pub(super) removed_topics: u64,
     /// Times a batch met a full shard queue.
@@ -221,6 +225,7 @@ impl Hub {
             topics: intake.topics().count(),
             refused: counters.refused.clone(),
             keys: self.keyring.stats(),
+            tls_handshakes: self.control_handshakes.load(Ordering::Relaxed),
             removed_topics: counters.removals,
             shard_queue_stalls: counters.stalls,
         };

@@ -13,7 +13,7 @@ use rustls::server::{
     ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, Error, RootCertStore, ServerConfig};
+use rustls::{CertificateError, Error, NoKeyLog, RootCertStore, ServerConfig};
 
 use super::handshake::SecretsTap;
 use crate::config::TlsFiles;
@@ -185,10 +185,27 @@ impl ResolvesServerCert for Certificates {
     }
 }
 
-/// The certificates of now, shared by all shards. Looked at once per handshake; a reload replaces
-/// them, and leaves the connections that there are.
+/// The certificates of now, shared by all shards and the control plane. Looked at once per
+/// handshake; a reload replaces them, and leaves the connections that there are.
 #[derive(Clone)]
-pub struct Identity(Arc<RwLock<Arc<ServerConfig>>>);
+pub struct Identity(Arc<RwLock<Handshakes>>);
+
+/// How handshakes are made.
+struct Handshakes {
+    data: Arc<ServerConfig>,
+    control: Arc<ServerConfig>,
+}
+
+impl Handshakes {
+    fn new(data: Arc<ServerConfig>) -> Handshakes {
+        let mut control = ServerConfig::clone(&data);
+        // There rustls keeps its keys to itself, and HTTP/1.1 alone is spoken.
+        control.enable_secret_extraction = false;
+        control.key_log = Arc::new(NoKeyLog {});
+        control.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Handshakes { data, control: Arc::new(control) }
+    }
+}
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -199,16 +216,21 @@ impl fmt::Debug for Identity {
 impl Identity {
     /// With these to begin with.
     pub fn new(config: Arc<ServerConfig>) -> Identity {
-        Identity(Arc::new(RwLock::new(config)))
+        Identity(Arc::new(RwLock::new(Handshakes::new(config))))
     }
 
-    /// Those of now.
+    /// Those of now, for subscribers.
     pub fn now(&self) -> Arc<ServerConfig> {
-        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).data.clone()
+    }
+
+    /// Those of now, for the control plane.
+    pub fn control(&self) -> Arc<ServerConfig> {
+        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).control.clone()
     }
 
     /// Handshakes from now on have these.
     pub fn replace(&self, config: Arc<ServerConfig>) {
-        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = config;
+        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Handshakes::new(config);
     }
 }

@@ -23,7 +23,7 @@ use crate::support::server::{answer, client};
 use crate::support::{PATIENCE, Scratch, Server, Subscriber, until};
 
 /// The files of a certificate for `localhost`, written into `scratch`.
-fn certificate(scratch: &Scratch) -> CertificateDer<'static> {
+pub(super) fn certificate(scratch: &Scratch) -> CertificateDer<'static> {
     let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
     scratch.write("cert.pem", &made.cert.pem());
     scratch.write("key.pem", &made.signing_key.serialize_pem());
