@@ -9,7 +9,8 @@
 //! all events come at once; `compare` puts rivals side by side; `plan` fits a cost model and
 //! answers from it; `prove/` measures one promise each, by `prove::cells` where it is CPU. They
 //! stand on `server` (starts who is measured), `publisher`, and `fleet`, which drives `receiver`
-//! processes over a `link`; a receiver splits bytes with `framing` and checks them with `audit`.
+//! processes over a `link`; a receiver splits bytes with `framing` and checks them with `audit`,
+//! behind TLS where that is spoken; `token` signs what bearers bring.
 //! `floor` and `usage` say what the kernel and a process cost, `fault` whose error it is. Results
 //! leave through `report` (tables, JSON), `page` (HTML), `hlog`, with their units in `unit`.
 

@@ -256,23 +256,23 @@ impl Skim {
 
 #[cfg(test)]
 pub mod tests {
-    use rustls::ServerConnection;
     use rustls::pki_types::PrivateKeyDer;
+    use rustls::{ServerConfig, ServerConnection};
 
     use super::*;
 
     /// A client that trusts a certificate made just now, and a server that has it.
-    pub fn both_ends() -> (TlsClient, ServerConnection) {
+    pub fn both_ends() -> (TlsClient, Arc<ServerConfig>) {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
-        let config = rustls::ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("known")
             .with_no_client_auth()
             .with_single_cert(vec![made.cert.der().clone()], key)
             .expect("they fit");
         let client = TlsClient { name: "localhost".into(), roots: made.cert.pem(), hybrid: false };
-        (client, ServerConnection::new(Arc::new(config)).expect("a server"))
+        (client, Arc::new(config))
     }
 
     /// Everything that the server has to send.
@@ -293,7 +293,8 @@ pub mod tests {
 
     /// An open connection, what comes from the server cut into pieces.
     fn open(piece: usize) -> (Secure, ServerConnection) {
-        let (client, mut server) = both_ends();
+        let (client, config) = both_ends();
+        let mut server = ServerConnection::new(config).expect("a server");
         let (mut secure, hello) = Secure::begin(&Door::new(&client).expect("valid")).expect("begins");
         give(&mut server, &hello);
         let mut out = Vec::new();
