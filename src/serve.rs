@@ -29,6 +29,7 @@ use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
 use crate::hub::memory::{self, CeilingReport, Meter};
+use crate::hub::source::Source;
 use crate::hub::{self, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings};
 use crate::log;
 use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
@@ -275,6 +276,7 @@ pub fn run(
         surroundings,
         config: config.clone(),
         epoch,
+        source: Source::Local,
         outboxes,
         demand,
         memory,

@@ -77,6 +77,8 @@ pub(super) struct HubStats {
     pub(super) keys: KeyStats,
     /// Topics that were removed.
     pub(super) removed_topics: u64,
+    /// Times the source told that events may be missing.
+    pub(super) holes: u64,
     /// Times a batch met a full shard queue.
     pub(super) shard_queue_stalls: u64,
 }
@@ -222,6 +224,7 @@ impl Hub {
             refused: counters.refused.clone(),
             keys: self.keyring.stats(),
             removed_topics: counters.removals,
+            holes: counters.holes,
             shard_queue_stalls: counters.stalls,
         };
         Moment { reports, queues: intake.outboxes().iter().map(|outbox| outbox.len()).collect(), hub }
@@ -240,7 +243,7 @@ impl Hub {
         });
         Stats {
             version: env!("CARGO_PKG_VERSION"),
-            epoch: self.epoch.to_string(),
+            epoch: self.epoch().to_string(),
             uptime_ms: self.now().ns_since(self.started) / 1_000_000,
             egress: self.egress.clone(),
             hub,

@@ -32,6 +32,7 @@ mod presence;
 mod publishing;
 mod removing;
 mod scraping;
+mod sources;
 mod streaming;
 mod uplinks;
 
@@ -165,7 +166,7 @@ fn start_shard(
                         let _ = tell.send(Seen::Drain);
                     }
                     Message::Histories(_) | Message::Reload(_) | Message::Removal(_) => {}
-                    Message::Restore(..) => {}
+                    Message::Restore(..) | Message::Hole(_) | Message::Era(_) => {}
                     Message::Doors(_, said) => drop(said.send(())),
                     Message::End => {
                         if let Some(ends) = &ends {
