@@ -556,6 +556,8 @@ pub const QUESTIONS_MAX: usize = 2 * SCRAPES_MAX;
 /// Entries of the slab that a shard looks at in one turn, for what time has done to them and again
 /// for the drain: some tens of microseconds each.
 pub const ENTRIES_LOOKED_AT_MAX: usize = 4_096;
+/// Subscribers that a shard tells of a hole in one turn: a millisecond at most.
+pub const HOLES_TOLD_MAX: usize = 256;
 /// Connections whose time has come that a turn queues for attention: up to so many wait then,
 /// others included. Half of what a step attends to, for each is attended to twice: when it is sent
 /// what it is owed, and when it may lack news besides.
@@ -606,6 +608,15 @@ pub const UPLINK_SHARE: usize = 64;
 /// Publishes that the hub takes before it broadcasts them, answers, and looks at its other work.
 pub const UPLINK_ROUND_MAX: usize = 1_024;
 
+/// Publishes that wait until a remote source looks at them.
+pub const REMOTE_PUBLISHES_MAX: usize = 16_384;
+/// Bytes of publishes that a remote source has not answered, from which on none is handed to it.
+pub const REMOTE_BYTES_MAX: usize = 64 << 20;
+/// Milliseconds that a draining hub waits for what its source has not answered yet.
+pub const SOURCE_SETTLE_MS_MAX: u64 = 5_000;
+/// Publishes of one stream that may wait for the answer of a remote source, before the stream is
+/// read on: as many as one flush to the disk or one round of acknowledgements takes.
+pub const STREAM_WAITING_MAX: usize = 4_096;
 /// Idempotency keys that the hub remembers, about 300 bytes each; beyond it the oldest is forgotten
 /// before its time.
 pub const IDEMPOTENCY_KEYS_MAX: usize = 65_536;

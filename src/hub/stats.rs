@@ -81,6 +81,8 @@ pub(super) struct HubStats {
     pub(super) tls_handshakes: u64,
     /// Topics that were removed.
     pub(super) removed_topics: u64,
+    /// Times the source told that events may be missing.
+    pub(super) holes: u64,
     /// Times a batch met a full shard queue.
     pub(super) shard_queue_stalls: u64,
 }
@@ -227,6 +229,7 @@ impl Hub {
             keys: self.keyring.stats(),
             tls_handshakes: self.control_handshakes.load(Ordering::Relaxed),
             removed_topics: counters.removals,
+            holes: counters.holes,
             shard_queue_stalls: counters.stalls,
         };
         Moment { reports, queues: intake.outboxes().iter().map(|outbox| outbox.len()).collect(), hub }
@@ -245,7 +248,7 @@ impl Hub {
         });
         Stats {
             version: env!("CARGO_PKG_VERSION"),
-            epoch: self.epoch.to_string(),
+            epoch: self.epoch().to_string(),
             uptime_ms: self.now().ns_since(self.started) / 1_000_000,
             egress: self.egress.clone(),
             hub,
