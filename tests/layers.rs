@@ -93,6 +93,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("tls", &["config", "config/limits", "egress"]),
+    ("acme", &["config", "config/limits", "tls"]),
     (
         "runtime",
         &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard", "tls"],

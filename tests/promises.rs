@@ -12,6 +12,7 @@
 mod support;
 
 mod promises {
+    mod acme;
     mod admission;
     mod bad_requests;
     mod browser;

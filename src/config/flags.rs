@@ -15,6 +15,7 @@ use std::str::FromStr;
 
 use tracing_subscriber::filter::LevelFilter;
 
+use super::acme::{AcmeError, AcmeFlags};
 use super::control::{ControlError, ControlFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
@@ -80,6 +81,9 @@ pub enum ConfigError {
     /// A flag about TLS is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A flag about ACME is wrong.
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
     /// The PROXY protocol is meant for an address that nobody listens on.
     #[error("--proxy-protocol {0} is none of the --listen addresses")]
     ProxiedNowhere(SocketAddr),
@@ -139,6 +143,8 @@ pub struct ServeFlags {
     operators: ControlFlags,
     #[command(flatten)]
     tls: TlsFlags,
+    #[command(flatten)]
+    acme: AcmeFlags,
     #[command(flatten)]
     pages: PageFlags,
     #[command(flatten)]
@@ -363,6 +369,7 @@ impl ServeFlags {
         if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
             return Err(ConfigError::ProxiedNowhere(*other));
         }
+        let acme = self.acme.rules(!listen_tls.is_empty())?;
         let pages = self.pages.rules()?;
         let tokens = self.tokens.rules(&pages.origins)?;
         let control_rules = self.operators.rules(&self.control, &control_tls, tokens.is_configured())?;
@@ -382,7 +389,8 @@ impl ServeFlags {
             control_tls,
             proxy_protocol: self.proxy_protocol,
             listen_tls,
-            tls: self.tls.files()?,
+            tls: self.tls.files(acme.is_some())?,
+            acme,
             control_rules,
             tokens,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),

@@ -724,6 +724,19 @@ pub const CONTROL_TLS_PER_SECOND_MAX: usize = 500;
 pub const CONTROL_TLS_WAIT_MS: u64 = 10;
 /// What TLS takes of a control connection at most: what rustls holds of either direction.
 pub const CONTROL_TLS_BYTES_MAX: usize = 128 << 10;
+/// Milliseconds after a failed order of a certificate until the next one; then three times as long,
+/// and so on. Four fall into the first hour: Let's Encrypt takes five failures of a name in one.
+pub const ACME_RETRY_MS: u64 = 60_000;
+/// The longest of these waits.
+pub const ACME_RETRY_MS_MAX: u64 = 6 * 3_600_000;
+/// Milliseconds between two looks at the clock while no certificate is due.
+pub const ACME_LOOK_MS: u64 = 3_600_000;
+/// Milliseconds for a whole order, with what the authority looks at.
+pub const ACME_ORDER_MS_MAX: u64 = 300_000;
+/// Milliseconds for one answer of the authority.
+pub const ACME_ANSWER_MS_MAX: u64 = 30_000;
+/// Bytes of such an answer.
+pub const ACME_ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Milliseconds that control connections have to end after the last shard's subscribers have.
 pub const CONTROL_GRACE_MS: u64 = 500;
 /// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given

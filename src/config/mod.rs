@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+mod acme;
 pub mod capacity;
 mod control;
 pub mod flags;
@@ -18,6 +19,7 @@ mod tokens;
 pub mod units;
 mod upgrade;
 
+pub use acme::{AcmeError, AcmeRules};
 pub use control::ControlError;
 pub use limits::{LimitError, Limits};
 pub use memory::{MemoryMax, MemoryMaxError};
@@ -184,6 +186,8 @@ pub struct Config {
     pub listen_tls: Vec<SocketAddr>,
     /// Certificates and keys of all addresses with TLS.
     pub tls: Option<TlsFiles>,
+    /// Certificates that an authority signs by itself.
+    pub acme: Option<AcmeRules>,
     /// Control plane addresses.
     pub control: Vec<ControlAddress>,
     /// Control plane addresses with TLS.
@@ -280,6 +284,7 @@ impl Default for Config {
             proxy_protocol: Vec::new(),
             listen_tls: Vec::new(),
             tls: None,
+            acme: None,
             control: vec![ControlAddress::Tcp(loopback(8081))],
             control_tls: Vec::new(),
             control_rules: ControlRules::default(),

@@ -41,6 +41,7 @@ impl Config {
             listen,
             listen_tls,
             tls,
+            acme,
             proxy_protocol,
             control,
             control_tls,
@@ -76,6 +77,7 @@ impl Config {
         to.takes("memory-max", |config| &mut config.memory_max, memory_max);
         to.keeps("listen", &self.listen, listen);
         to.takes("tls-cert, --tls-key and --tls-client-ca", |config| &mut config.tls, tls);
+        to.keeps("acme and its flags", &self.acme, acme);
         to.keeps("listen-tls", &self.listen_tls, listen_tls);
         to.keeps("proxy-protocol", &self.proxy_protocol, proxy_protocol);
         to.keeps("control", &self.control, control);

@@ -79,7 +79,7 @@ pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 use self::jwks::Keyring;
 pub use self::listen::ControlListener;
 use self::memory::Watch;
-pub use self::reload::{Surroundings, Tidings};
+pub use self::reload::{CertificateStats, Surroundings, Tidings};
 pub use self::secure::Certificates;
 use self::shared::Shared;
 use self::source::{Published, Source};

@@ -27,11 +27,13 @@ use crate::config::limits::{HANDSHAKE_STEPS_PER_TURN, TLS_HANDSHAKE_BYTES_MAX};
 use crate::egress::{
     Batch, Completion, EgressRing, Insecure, ReceiveEnd, RingError, SendError, SendMode, Slot,
 };
+pub use automatic::{Automatic, Signed, SignedError};
 use handshake::{Handshake, Step};
-pub use identity::{Identity, IdentityError, load};
+pub use identity::{Identity, IdentityError, load, load_with};
 use pieces::Pieces;
 use session::{Rest, Session};
 
+mod automatic;
 mod handshake;
 mod identity;
 mod pieces;
