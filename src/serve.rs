@@ -31,6 +31,7 @@ use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
 use crate::hub::CertificateStats;
 use crate::hub::memory::{self, CeilingReport, Meter};
+use crate::hub::source::Source;
 use crate::hub::{
     self, Certificates, DataAddresses, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
 };
@@ -311,6 +312,7 @@ pub fn run(
         surroundings,
         config: config.clone(),
         epoch,
+        source: Source::Local,
         outboxes,
         demand,
         memory,

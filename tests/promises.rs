@@ -28,6 +28,7 @@ mod promises {
     mod dashboard;
     mod delivery;
     mod echo;
+    mod firefox;
     mod first_steps;
     mod full;
     mod gap;

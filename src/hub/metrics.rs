@@ -144,7 +144,7 @@ impl Hub {
 
     fn write_hub(&self, page: &mut Page, moment: &Moment) {
         page.family("fanwave_build_info", Info, "Version, and the epoch of this process in ids.");
-        page.sample(&[("version", env!("CARGO_PKG_VERSION")), ("epoch", &self.epoch.to_string())], 1);
+        page.sample(&[("version", env!("CARGO_PKG_VERSION")), ("epoch", &self.epoch().to_string())], 1);
         page.family("fanwave_egress_info", Info, "Which ring carries the bytes, over which descriptors.");
         page.sample(&[("ring", self.egress.ring), ("sockets", self.egress.sockets)], 1);
         process::write(page, self.started_at);

@@ -84,6 +84,8 @@ pub(super) struct HubStats {
     pub(super) certificate: Option<CertificateStats>,
     /// Topics that were removed.
     pub(super) removed_topics: u64,
+    /// Times the source told that events may be missing.
+    pub(super) holes: u64,
     /// Times a batch met a full shard queue.
     pub(super) shard_queue_stalls: u64,
 }
@@ -231,6 +233,7 @@ impl Hub {
             certificate: (self.surroundings.certificate)(),
             tls_handshakes: self.control_handshakes.load(Ordering::Relaxed),
             removed_topics: counters.removals,
+            holes: counters.holes,
             shard_queue_stalls: counters.stalls,
         };
         Moment { reports, queues: intake.outboxes().iter().map(|outbox| outbox.len()).collect(), hub }
@@ -249,7 +252,7 @@ impl Hub {
         });
         Stats {
             version: env!("CARGO_PKG_VERSION"),
-            epoch: self.epoch.to_string(),
+            epoch: self.epoch().to_string(),
             uptime_ms: self.now().ns_since(self.started) / 1_000_000,
             egress: self.egress.clone(),
             hub,

@@ -10,7 +10,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 
-use super::tls::certificate;
+use crate::support::secure::certificate;
 use crate::support::{Scratch, Server};
 
 struct Setup {

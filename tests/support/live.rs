@@ -10,9 +10,11 @@ pub mod chunks;
 pub mod peer;
 pub mod raw;
 pub mod scratch;
+pub mod secure;
 pub mod server;
 pub mod slow;
 pub mod subscriber;
+pub mod visit;
 
 pub use chromium::Chromium;
 pub use peer::Protocol;
