@@ -58,6 +58,7 @@ mod promises {
     mod starts;
     mod tail;
     mod tls;
+    mod tls_faults;
     mod tokens;
     mod topics;
     mod upgrade;

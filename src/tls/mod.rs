@@ -32,7 +32,7 @@ use crate::egress::{
 };
 use handshake::{Handshake, Step};
 pub use identity::{Identity, IdentityError, load};
-use record::{CONTENT_MAX, OVERHEAD};
+use record::{CONTENT_MAX, OVERHEAD, RecordError};
 use session::{Rest, Session};
 
 mod handshake;
@@ -198,9 +198,13 @@ impl Layer {
             }
             if let Some(handshake) = &mut cold.handshake {
                 if !handshake.has_begun() && bytes[0] != record::content::HANDSHAKE {
-                    // Not TLS: all of it that we understand is a request.
-                    let answer = if bytes[0].is_ascii_uppercase() { PLAIN_REQUEST } else { &[] };
-                    cold.own.extend_from_slice(answer);
+                    match bytes[0] {
+                        // Not TLS: all of it that we understand is a request.
+                        byte if byte.is_ascii_uppercase() => cold.own.extend_from_slice(PLAIN_REQUEST),
+                        // An alert is answered by none.
+                        record::content::ALERT => {}
+                        _ => cold.own.extend_from_slice(&record::plain_alert(RecordError::UnexpectedMessage)),
+                    }
                     self.fail(slot, Insecure::Handshake, handle);
                     return;
                 }
@@ -210,6 +214,7 @@ impl Layer {
                     self.shake_one(slot, handle);
                     self.received(slot, bytes, handle);
                 } else if !has_room {
+                    handshake.refuse(RecordError::IllegalParameter, &mut cold.own);
                     self.fail(slot, Insecure::Handshake, handle);
                 } else {
                     handshake.take(bytes);
