@@ -61,6 +61,7 @@ mod promises {
     mod starts;
     mod tail;
     mod tls;
+    mod tls_faults;
     mod tokens;
     mod topics;
     mod upgrade;

@@ -9,6 +9,7 @@ pub mod chunks;
 #[allow(dead_code, reason = "what the simulation alone needs")]
 pub mod peer;
 pub mod raw;
+pub mod records;
 pub mod scratch;
 pub mod secure;
 pub mod server;
