@@ -127,7 +127,14 @@ impl Handshake {
             let UnbufferedStatus { discard, state, .. } = self.connection.process_tls_records(shown);
             learn(&mut self.secrets);
             let mut is_idle = false;
-            match state? {
+            let state = match state {
+                Ok(state) => state,
+                Err(error) => {
+                    self.discard(discard);
+                    return Err(error);
+                }
+            };
+            match state {
                 ConnectionState::EncodeTlsData(mut data) => {
                     self.answered = true;
                     encode(&mut data, out)?;
@@ -136,8 +143,7 @@ impl Handshake {
                 ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => is_idle = true,
                 _ => return Err(Error::General("the client has ended its stream".into())),
             }
-            self.inbound.drain(..discard);
-            self.shown -= discard;
+            self.discard(discard);
             if !is_idle {
                 continue;
             }
@@ -159,7 +165,9 @@ impl Handshake {
         } else {
             // There may be keys, which rustls has: it is shown a record that nobody may send.
             self.inbound.splice(self.shown.., [content::HANDSHAKE, 3, 3, 0xff, 0xff]);
-            let _ = self.connection.process_tls_records(&mut self.inbound);
+            self.shown = self.inbound.len();
+            let UnbufferedStatus { discard, .. } = self.connection.process_tls_records(&mut self.inbound);
+            self.discard(discard);
             self.write_alert(out);
         }
         Error::General(format!("a record of the client is at fault: {fault:?}"))
@@ -178,10 +186,18 @@ impl Handshake {
         Ok(Step::Done { receive, send, rest: self.inbound })
     }
 
-    /// After an error rustls has the alert ready that tells the client.
+    /// rustls has no need of so many bytes any more.
+    fn discard(&mut self, bytes: usize) {
+        self.inbound.drain(..bytes);
+        self.shown -= bytes;
+    }
+
+    /// After an error rustls has the alert ready that tells the client. It is shown the same bytes
+    /// as before: it knows where in them the next messages are, and panics where they are not.
     fn write_alert(&mut self, out: &mut Vec<u8>) {
         loop {
-            let UnbufferedStatus { state, .. } = self.connection.process_tls_records(&mut []);
+            let shown = &mut self.inbound[..self.shown];
+            let UnbufferedStatus { discard, state, .. } = self.connection.process_tls_records(shown);
             match state {
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
                     if encode(&mut data, out).is_err() {
@@ -191,6 +207,7 @@ impl Handshake {
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 _ => return,
             }
+            self.discard(discard);
         }
     }
 }
