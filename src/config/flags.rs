@@ -16,6 +16,7 @@ use std::str::FromStr;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::control::{ControlError, ControlFlags};
+use super::nats::{NatsError, NatsFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
 use super::tls::{TlsError, TlsFlags};
@@ -77,6 +78,9 @@ pub enum ConfigError {
     /// A flag about the control plane is wrong.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A flag about NATS is wrong.
+    #[error(transparent)]
+    Nats(#[from] NatsError),
     /// A flag about TLS is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -140,6 +144,8 @@ pub struct ServeFlags {
     pages: PageFlags,
     #[command(flatten)]
     tokens: TokenFlags,
+    #[command(flatten)]
+    nats: NatsFlags,
     /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
     /// list of patterns, * for one segment, ** at the end for the rest [default: none]
     #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = client_publish)]
@@ -380,6 +386,7 @@ impl ServeFlags {
             tls: self.tls.files()?,
             control_rules,
             tokens,
+            nats: self.nats.nats()?,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages,
             client_publish: self.client_publish,

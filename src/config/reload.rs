@@ -45,6 +45,7 @@ impl Config {
             control,
             control_rules: ControlRules { token, open },
             tokens,
+            nats,
             shard_cpus,
             pages,
             client_publish,
@@ -78,6 +79,7 @@ impl Config {
         to.keeps("listen-tls", &self.listen_tls, listen_tls);
         to.keeps("proxy-protocol", &self.proxy_protocol, proxy_protocol);
         to.keeps("control", &self.control, control);
+        to.keeps("source and --nats-*", &self.nats, nats);
         to.keeps("shards and --cpus", &self.shard_cpus, shard_cpus);
         to.keeps("client-publish", &self.client_publish, client_publish);
         to.keeps("playground", &self.pages.playground, playground);
