@@ -207,6 +207,7 @@ impl Hub {
         let failures = "Fetches of keys that gave none.";
         page.single("fanwave_key_fetch_failures_total", Counter, failures, hub.keys.failures);
         write_process(page, &hub.process);
+        self.write_source(page);
         let refused = "Requests of publishers and operators that were refused.";
         page.family("fanwave_refused_requests_total", Counter, refused);
         for (reason, count) in hub.refused.iter() {

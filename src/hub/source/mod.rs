@@ -24,6 +24,9 @@
 //!
 //! Not here: who may publish, and room for events (`intake`); encoding and order towards the shards.
 
+pub mod jetstream;
+pub(super) mod stats;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -181,6 +184,11 @@ impl Hub {
     /// not fit for this process is counted as refused, and only its sequence is used. False once the
     /// hub takes nothing more.
     pub(crate) async fn place(&self, event: Event, sequence: u64, unix_ms: u64) -> bool {
+        self.place_at(event, sequence, unix_ms, self.now()).await
+    }
+
+    /// The same for an event that is as old as if it had come then.
+    pub(crate) async fn place_at(&self, event: Event, sequence: u64, unix_ms: u64, intake_at: Stamp) -> bool {
         let (memory, unfit) = {
             let intake = self.intake();
             (intake.memory_of(&event), intake.unfit(&event))
@@ -199,7 +207,7 @@ impl Hub {
                 }
                 // What is handed over has an end.
                 if !intake.is_paused() && intake.room_to_place(memory).is_ok() {
-                    intake.place(event, sequence, unix_ms, self.now());
+                    intake.place(event, sequence, unix_ms, intake_at);
                     break;
                 }
             }
