@@ -506,6 +506,9 @@ pub const JWKS_BYTES_MAX: usize = 1 << 20;
 pub const JWKS_REFRESH_MS: u64 = 60_000;
 /// Milliseconds for one fetch of keys.
 pub const JWKS_FETCH_MS_MAX: u64 = 10_000;
+/// Milliseconds that a new process tries to fetch its keys before it gives up to take the place of
+/// another one.
+pub const JWKS_UPGRADE_MS_MAX: u64 = 5_000;
 /// Milliseconds after a failed fetch of keys to the next, doubled up to [`JWKS_REFRESH_MS`].
 pub const JWKS_RETRY_MS: u64 = 1_000;
 /// Tokens whose signatures a shard checks in one turn, at some tens of microseconds each. Others
@@ -771,6 +774,7 @@ pub const CONTROL_SPARE_MAX: usize = 16;
 pub const CONTROL_SILENCE_MS_MIN: u64 = 1_000;
 
 const _: () = assert!(DOZE_MS * 4 <= TICK_MS);
+const _: () = assert!(JWKS_UPGRADE_MS_MAX * 2 <= HAND_OVER_START_MS_MAX);
 const _: () = assert!(SWEEP_VISITS_MAX * 2 <= SUBMISSIONS_MAX as usize);
 const _: () = assert!(SUBMISSIONS_MAX * 4 <= COMPLETIONS_MAX);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());

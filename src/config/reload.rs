@@ -93,6 +93,7 @@ impl Config {
         to.keeps("upgrade-socket", &self.upgrade_socket, upgrade_socket);
         to.keeps("sockets", &self.sockets, sockets);
         to.keeps("slow", &self.slow, slow);
+        // Among other things: subscribers of a public topic have no token, and would stay.
         to.keeps("rule", &self.rules, rules);
         self.reload_limits(&mut to, limits);
         to

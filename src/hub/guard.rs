@@ -92,7 +92,10 @@ impl Guard {
         let is_open = token.is_none() && (self.is_local || is_open_by_config);
         let publisher = match brought {
             Some(brought) if !is_operator && config.tokens.is_configured() => {
-                Some(Principal::of_token(&self.hub, brought))
+                Some(match Principal::may_be_asked(request) {
+                    true => Principal::of_token(&self.hub, brought),
+                    false => Err(Principal::no_operator(brought)),
+                })
             }
             _ => None,
         };
@@ -115,7 +118,6 @@ impl Guard {
             };
             Err(Refusal::new(RefusalReason::Unauthorized, text))
         })?;
-        principal.check_request(request)?;
         Ok((page, principal))
     }
 }

@@ -206,6 +206,8 @@ impl Hub {
         );
         let failures = "Fetches of keys that gave none.";
         page.single("fanwave_key_fetch_failures_total", Counter, failures, hub.keys.failures);
+        let checked = "Signatures of publishers' tokens that the control plane has checked.";
+        page.single("fanwave_control_tokens_checked_total", Counter, checked, hub.keys.checked);
         write_process(page, &hub.process);
         self.write_source(page);
         let refused = "Requests of publishers and operators that were refused.";
