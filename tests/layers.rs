@@ -78,6 +78,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "wire",
             "clock",
             "close",
+            "admission",
             "refusal",
             "publishing",
             "config",
@@ -92,6 +93,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("tls", &["config", "config/limits", "egress"]),
+    ("acme", &["config", "config/limits", "tls"]),
     (
         "runtime",
         &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard", "tls"],
@@ -110,6 +112,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config/limits",
             "config/units",
             "client",
+            "tls",
         ],
     ),
 ];

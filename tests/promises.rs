@@ -12,6 +12,7 @@
 mod support;
 
 mod promises {
+    mod acme;
     mod admission;
     mod bad_requests;
     mod browser;
@@ -22,6 +23,7 @@ mod promises {
     mod control;
     mod control_access;
     mod control_room;
+    mod control_tls;
     mod conversation;
     mod dashboard;
     mod delivery;
@@ -51,6 +53,7 @@ mod promises {
     mod resume;
     mod retained;
     mod rules;
+    mod secure_clients;
     mod service_manager;
     mod shutdown;
     mod stalled_reader;

@@ -380,8 +380,9 @@ pub const TLS_HANDSHAKE_STATE_BYTES: usize = 4 << 10;
 pub const TLS_SESSION_BYTES: usize = 200;
 /// Sealed pieces whose memory is kept for the next ones: as many as one step sends.
 pub const PIECES_POOLED: usize = 2 * SWEEP_VISITS_MAX;
-/// Bytes of such a piece at most; larger ones are rare.
-pub const PIECE_BYTES_POOLED_MAX: usize = 32 << 10;
+/// Bytes that are sealed before the kernel takes them: so many that it reads them from the cache,
+/// and that a submit is paid for by many. Their memory is kept.
+pub const SEALED_BYTES_PER_SUBMIT: usize = 512 << 10;
 /// Subscribers that a draining shard hangs up on in a millisecond at least, so that a few are gone
 /// at once. 100,000 that come back together take seconds of CPU elsewhere.
 pub const HANG_UPS_PER_MS: u64 = 4;
@@ -555,6 +556,8 @@ pub const QUESTIONS_MAX: usize = 2 * SCRAPES_MAX;
 /// Entries of the slab that a shard looks at in one turn, for what time has done to them and again
 /// for the drain: some tens of microseconds each.
 pub const ENTRIES_LOOKED_AT_MAX: usize = 4_096;
+/// Subscribers that a shard tells of a hole in one turn: a millisecond at most.
+pub const HOLES_TOLD_MAX: usize = 256;
 /// Connections whose time has come that a turn queues for attention: up to so many wait then,
 /// others included. Half of what a step attends to, for each is attended to twice: when it is sent
 /// what it is owed, and when it may lack news besides.
@@ -605,6 +608,15 @@ pub const UPLINK_SHARE: usize = 64;
 /// Publishes that the hub takes before it broadcasts them, answers, and looks at its other work.
 pub const UPLINK_ROUND_MAX: usize = 1_024;
 
+/// Publishes that wait until a remote source looks at them.
+pub const REMOTE_PUBLISHES_MAX: usize = 16_384;
+/// Bytes of publishes that a remote source has not answered, from which on none is handed to it.
+pub const REMOTE_BYTES_MAX: usize = 64 << 20;
+/// Milliseconds that a draining hub waits for what its source has not answered yet.
+pub const SOURCE_SETTLE_MS_MAX: u64 = 5_000;
+/// Publishes of one stream that may wait for the answer of a remote source, before the stream is
+/// read on: as many as one flush to the disk or one round of acknowledgements takes.
+pub const STREAM_WAITING_MAX: usize = 4_096;
 /// Idempotency keys that the hub remembers, about 300 bytes each; beyond it the oldest is forgotten
 /// before its time.
 pub const IDEMPOTENCY_KEYS_MAX: usize = 65_536;
@@ -699,6 +711,32 @@ pub const CONTROL_HEAD_MS_MAX: u64 = 60_000;
 pub const CONTROL_BODY_MS_MAX: u64 = 60_000;
 /// Bytes of the receive buffer of one control connection: the most that one body chunk carries.
 pub const CONTROL_BUFFER_BYTES_MAX: usize = 256 << 10;
+/// Milliseconds for the TLS handshake of a control connection.
+pub const CONTROL_TLS_MS_MAX: u64 = 10_000;
+/// Handshakes that a control listener has under way; one more ends the oldest. At the rate below
+/// each has half a second, which is more than a round trip.
+pub const CONTROL_TLS_HANDSHAKES_MAX: usize = 256;
+/// Connections that a control listener with TLS accepts in a second. A handshake takes the hub's
+/// thread a tenth of a millisecond with a key on P-256, half of one with RSA: so publishing keeps
+/// three quarters of it.
+pub const CONTROL_TLS_PER_SECOND_MAX: usize = 500;
+/// Milliseconds between two looks whether a control listener with TLS may accept again.
+pub const CONTROL_TLS_WAIT_MS: u64 = 10;
+/// What TLS takes of a control connection at most: what rustls holds of either direction.
+pub const CONTROL_TLS_BYTES_MAX: usize = 128 << 10;
+/// Milliseconds after a failed order of a certificate until the next one; then three times as long,
+/// and so on. Four fall into the first hour: Let's Encrypt takes five failures of a name in one.
+pub const ACME_RETRY_MS: u64 = 60_000;
+/// The longest of these waits.
+pub const ACME_RETRY_MS_MAX: u64 = 6 * 3_600_000;
+/// Milliseconds between two looks at the clock while no certificate is due.
+pub const ACME_LOOK_MS: u64 = 3_600_000;
+/// Milliseconds for a whole order, with what the authority looks at.
+pub const ACME_ORDER_MS_MAX: u64 = 300_000;
+/// Milliseconds for one answer of the authority.
+pub const ACME_ANSWER_MS_MAX: u64 = 30_000;
+/// Bytes of such an answer.
+pub const ACME_ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Milliseconds that control connections have to end after the last shard's subscribers have.
 pub const CONTROL_GRACE_MS: u64 = 500;
 /// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
 
-use super::asked::{authority, data_address};
+use super::asked::{Scheme, authority};
 use super::guard::Guard;
 use super::listing::Page;
 use super::openmetrics::Exposition;
@@ -43,13 +43,15 @@ use crate::wire::http::has_content_type;
 const TOPIC_PATH: &str = "/topics/";
 
 /// All routes of the control API, as served at `address`, behind the guard.
-pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
-    let guard = Guard::new(hub.clone(), &address);
-    let front = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| front(&hub, &address, &headers);
+pub(super) fn router(hub: Arc<Hub>, address: ControlAddress, scheme: Scheme) -> Router {
+    let guard = Guard::new(hub.clone(), &address, scheme);
+    let front =
+        async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| front(&hub, &address, scheme, &headers);
     let topic = || get(show_topic).post(publish_one).delete(remove_topic);
     Router::new()
         .route("/", get(front))
         .route("/healthz", get(health))
+        .route("/readyz", get(ready))
         .route("/stats", get(stats))
         .route("/metrics", get(metrics))
         .route("/slow", get(slow))
@@ -60,7 +62,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
         .route("/topics/{*topic}", topic())
         .route("/publish", post(publish_stream))
         .route("/reload", post(reload))
-        .merge(pages::routes())
+        .merge(pages::routes(scheme))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
         .with_state(hub)
@@ -70,7 +72,9 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
 /// The value of `Allow` for a path of ours.
 pub(super) fn allowed(path: &str) -> Option<&'static str> {
     match path {
-        "/" | "/healthz" | "/stats" | "/metrics" | "/slow" | "/topics" => Some("GET, HEAD, OPTIONS"),
+        "/" | "/healthz" | "/readyz" | "/stats" | "/metrics" | "/slow" | "/topics" => {
+            Some("GET, HEAD, OPTIONS")
+        }
         "/publish" | "/reload" => Some("POST, OPTIONS"),
         "*" => Some("OPTIONS"),
         path if pages::is_page(path) => Some("GET, HEAD, OPTIONS"),
@@ -102,7 +106,7 @@ async fn publish_one(
         Err(refusal) => return Err(refused_unread(&hub, refusal, body)),
     };
     let id = event.id.clone();
-    let Taken { sequence, duplicate } = hub.publish(event, key).map_err(IntoResponse::into_response)?;
+    let Taken { sequence, duplicate } = hub.publish(event, key).await.map_err(IntoResponse::into_response)?;
     Ok(json_line(&Accepted { id: hub.id_text(id.as_ref(), sequence), sequence, duplicate }))
 }
 
@@ -186,7 +190,7 @@ async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, R
 async fn remove_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
     let topic =
         parse_query(uri.query(), &[]).and_then(|_| topic_of(&uri)).map_err(|refusal| hub.counted(refusal))?;
-    let sequence = hub.remove(topic)?;
+    let Taken { sequence, .. } = hub.remove(topic).await?;
     Ok(json_line(&Accepted { id: hub.id_text(None, sequence), sequence, duplicate: false }))
 }
 
@@ -226,9 +230,38 @@ fn answer_of(content_type: &'static str, body: &Bytes) -> Response {
 async fn health(State(hub): State<Arc<Hub>>) -> Response {
     if hub.intake().is_draining() {
         (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "draining\n").into_response()
+    } else if let Some(why) = hub.intake().degraded() {
+        // Subscribers go on.
+        format!("degraded: {why}\n").into_response()
     } else {
         "ok\n".into_response()
     }
+}
+
+/// Whether the server does what `?publish` asks for: with it, whether publishes are taken.
+async fn ready(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    let wants_publish = match query.as_deref() {
+        None | Some("") => false,
+        Some("publish" | "publish=") => true,
+        Some(query) => {
+            let text = format!("the query {query:?} is unknown: /readyz takes ?publish");
+            return Err(hub.counted(Refusal::new(RefusalReason::BadQuery, text)));
+        }
+    };
+    let intake = hub.intake();
+    let why = match () {
+        () if intake.is_draining() => Some("draining".to_string()),
+        () if wants_publish && intake.is_paused() => Some("upgrading".to_string()),
+        () if wants_publish => intake.degraded().map(|why| format!("degraded: {why}")),
+        () => None,
+    };
+    Ok(match why {
+        Some(why) => {
+            let head = [(header::RETRY_AFTER, "1")];
+            (StatusCode::SERVICE_UNAVAILABLE, head, format!("{why}\n")).into_response()
+        }
+        None => "ok\n".into_response(),
+    })
 }
 
 async fn unknown_path(State(hub): State<Arc<Hub>>, uri: Uri, body: Body) -> Response {
@@ -247,17 +280,17 @@ async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri, bod
 }
 
 /// The dashboard for browsers, the endpoints for everybody else.
-fn front(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> Response {
+fn front(hub: &Hub, address: &ControlAddress, scheme: Scheme, headers: &HeaderMap) -> Response {
     let mut response = match pages::wants_html(headers) {
         true => pages::dashboard(),
-        false => help(hub, address, headers).into_response(),
+        false => help(hub, address, scheme, headers).into_response(),
     };
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     response
 }
 
 /// The endpoints, with commands for a client that asked through `address`.
-fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
+fn help(hub: &Hub, address: &ControlAddress, scheme: Scheme, headers: &HeaderMap) -> String {
     let asked = headers.get(header::HOST).and_then(authority);
     let (curl, control, asked) = match address {
         ControlAddress::Tcp(address) => {
@@ -272,10 +305,10 @@ fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
             (format!("curl --unix-socket {}", quoted(&path.to_string_lossy())), "localhost".to_string(), None)
         }
     };
-    let subscribe = data_address(&hub.listen, asked.as_ref()).map_or_else(String::new, |address| {
-        format!("curl -N {}\n", quoted(&format!("http://{address}/sse/news")))
+    let subscribe = hub.listen.found(scheme, asked.as_ref()).map_or_else(String::new, |(scheme, address)| {
+        format!("curl -N {}\n", quoted(&format!("{}://{address}/sse/news", scheme.name())))
     });
-    let url = |path: &str| quoted(&format!("http://{control}{path}"));
+    let url = |path: &str| quoted(&format!("{}://{control}{path}", scheme.name()));
     format!(
         "fanwave {version}: control API
 
@@ -288,6 +321,7 @@ GET  /stats            counters and latencies
 GET  /metrics          the same for Prometheus, or as OpenMetrics
 GET  /slow             subscribers whose sends wait longest
 GET  /healthz          200 while serving, 503 while draining
+GET  /readyz           the same; with ?publish 503 too while no publishes are taken
 POST /reload           read the configuration again
 GET  /playground       subscribe and publish in a browser; GET / is a dashboard there
 

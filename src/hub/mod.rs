@@ -10,16 +10,16 @@
 //!   done, control connections end, and then the shards by [`Message::End`]. So newcomers are
 //!   refused and counted until all have what is theirs.
 //!
-//! Reading order: `intake` (events to batches), `control` (who asks), `stream` (NDJSON), `uplink`
+//! Reading order: `intake` (events to batches), `source` (who gives the sequences), `control` (who asks), `stream` (NDJSON), `uplink`
 //! (what clients publish), `guard` and `principal` (who may),
-//! `jwks` (keys of tokens), `head` (what is no request), `listen` and `seats`
-//! (connections), `reload` (another configuration). Not here: signals, binding of addresses,
+//! `jwks` (keys of tokens), `head` (what is no request), `listen`, `secure` and
+//! `seats` (connections), `reload` (another configuration). Not here: signals, binding of addresses,
 //! threads (`serve`).
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -28,7 +28,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::broadcast::{Demand, Doors, Drain, Memory, Message, Outbox, Refused, Taken};
+use crate::broadcast::{Demand, Doors, Drain, Memory, Message, Outbox, Outcome, Refused};
 use crate::clock::{Stamp, unix_ms};
 use crate::config::Config;
 use crate::config::limits::{
@@ -62,22 +62,27 @@ mod refusal;
 mod reload;
 mod scrape;
 mod seats;
+mod secure;
 mod shared;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod slow;
+pub mod source;
 mod stats;
 mod stream;
 mod topics;
 mod upgrade;
 mod uplink;
 
+pub use self::asked::DataAddresses;
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 use self::jwks::Keyring;
 pub use self::listen::ControlListener;
 use self::memory::Watch;
-pub use self::reload::{Surroundings, Tidings};
+pub use self::reload::{CertificateStats, Surroundings, Tidings};
+pub use self::secure::Certificates;
 use self::shared::Shared;
+use self::source::{Published, Source};
 pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
 pub use self::upgrade::Estate;
@@ -87,8 +92,10 @@ pub use self::upgrade::Estate;
 pub struct HubSetup {
     /// The validated configuration.
     pub config: Arc<Config>,
-    /// The process as it appears in ids.
+    /// Whose sequences ids have, from the start.
     pub epoch: Epoch,
+    /// Who gives them.
+    pub source: Source,
     /// The queue to each shard, by shard number.
     pub outboxes: Vec<Outbox>,
     /// Which formats have subscribers.
@@ -98,7 +105,7 @@ pub struct HubSetup {
     /// How the shards reach their sockets.
     pub egress: EgressReport,
     /// Where subscribers connect, as bound.
-    pub listen: Vec<SocketAddr>,
+    pub listen: DataAddresses,
     /// Where the control API listens: already bound, non-blocking.
     pub control: Vec<ControlListener>,
     /// Connections that each of them may have open.
@@ -177,10 +184,11 @@ enum Stage {
 struct Hub {
     /// As it is now: a reload replaces it. [`Hub::config`].
     config: Mutex<Arc<Config>>,
-    epoch: Epoch,
     egress: EgressReport,
     /// Where subscribers connect, as bound.
-    listen: Vec<SocketAddr>,
+    listen: DataAddresses,
+    /// TLS handshakes of control connections that came to their end.
+    control_handshakes: AtomicU64,
     started: Stamp,
     /// `started` by the runtime's clock, which a test may hold still.
     began: Instant,
@@ -259,6 +267,7 @@ pub fn open(setup: HubSetup) -> OpenHub {
     let HubSetup {
         config,
         epoch,
+        source,
         outboxes,
         demand,
         memory,
@@ -276,6 +285,7 @@ pub fn open(setup: HubSetup) -> OpenHub {
     let hangups = surroundings.hangups.take();
     let entrance = Entrance { estate, control, connections_max: control_connections_max, hangups };
     let hub = Hub { surroundings, ..hub };
+    hub.intake().source = source;
     hub.begin_to_watch();
     OpenHub { hub: Arc::new(hub), ends, entrance }
 }
@@ -333,6 +343,7 @@ async fn serve(
     let deadline = hub.now().plus(Duration::from_millis(drain_ms_max));
     hub.begin_drain();
     let done = ends.during(async {
+        hub.settle_source().await;
         hub.flush_all().await;
         if heir.is_some() {
             hub.turn_doors(Doors::Left).await;
@@ -443,7 +454,7 @@ impl Hub {
         demand: Arc<Demand>,
         memory: Arc<Memory>,
         egress: EgressReport,
-        listen: Vec<SocketAddr>,
+        listen: DataAddresses,
     ) -> Hub {
         let memory_watch = Mutex::new(Watch::new(config.limits.history_memory_max()));
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
@@ -451,9 +462,9 @@ impl Hub {
         Hub {
             keyring,
             config: Mutex::new(config),
-            epoch,
             egress,
             listen,
+            control_handshakes: AtomicU64::new(0),
             started: Stamp::now(),
             began: Instant::now(),
             started_at: SystemTime::now(),
@@ -503,6 +514,11 @@ impl Hub {
         self.head_pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A control connection has TLS now.
+    fn note_control_handshake(&self) {
+        self.control_handshakes.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Does something to the intake, then wakes the retry if a shard's queue is full.
     fn change<T>(&self, change: impl FnOnce(&mut Intake) -> T) -> T {
         let mut intake = self.intake();
@@ -513,21 +529,37 @@ impl Hub {
         result
     }
 
-    /// Takes one event in and broadcasts it at once.
-    fn publish(&self, event: Event, key: Option<IdempotencyKey>) -> Result<Taken, Refusal> {
-        let taken = self.change(|intake| {
+    /// Takes one event in and broadcasts it at once, or has its source take it.
+    async fn publish(&self, event: Event, key: Option<IdempotencyKey>) -> Outcome {
+        let published = self.change(|intake| {
             intake.tell_time(unix_ms());
-            intake.accept_once(event, key, self.now())
+            intake.publish(event, key, self.now())
         })?;
         self.flush();
-        Ok(taken)
+        self.outcome_of(published).await
     }
 
-    /// Removes what came of a topic so far, on all shards. Returns the place of that in the order.
-    fn remove(&self, topic: Topic) -> Result<u64, Refusal> {
-        let sequence = self.change(|intake| intake.remove(topic, self.now()))?;
+    /// Removes what came of a topic so far, on all shards. Tells the place of that in the order.
+    async fn remove(&self, topic: Topic) -> Outcome {
+        let published = self.change(|intake| {
+            intake.tell_time(unix_ms());
+            intake.publish_removal(topic, self.now())
+        })?;
         self.flush();
-        Ok(sequence)
+        self.outcome_of(published).await
+    }
+
+    /// What becomes of a publish. A refusal that comes later is counted here.
+    async fn outcome_of(&self, published: Published) -> Outcome {
+        match published {
+            Published::Taken(taken) => Ok(taken),
+            Published::Later(waiting) => self.counted_outcome(waiting.await),
+        }
+    }
+
+    /// Counts an answer of a source that is a refusal.
+    fn counted_outcome(&self, outcome: Outcome) -> Outcome {
+        outcome.map_err(|refusal| self.counted(refusal))
     }
 
     /// The time of a chunk of a stream's body, which the intake is told too.
@@ -537,8 +569,13 @@ impl Hub {
     }
 
     /// Takes one event in; [`Hub::flush`] once the body chunk is used up.
-    fn accept(&self, event: Event, key: Option<IdempotencyKey>, intake_at: Stamp) -> Result<Taken, Refusal> {
-        self.change(|intake| intake.accept_once(event, key, intake_at))
+    fn accept(
+        &self,
+        event: Event,
+        key: Option<IdempotencyKey>,
+        intake_at: Stamp,
+    ) -> Result<Published, Refusal> {
+        self.change(|intake| intake.publish(event, key, intake_at))
     }
 
     /// Broadcasts what is queued, as far as the shards have room.
@@ -580,7 +617,7 @@ impl Hub {
             match no_room {
                 NoRoom::Queue => room.await,
                 // Nobody tells when the last shard lets go of an event.
-                NoRoom::Memory | NoRoom::Ceiling => {
+                NoRoom::Memory | NoRoom::Ceiling | NoRoom::Source => {
                     drop(timeout(Duration::from_millis(TOPIC_RETRY_MS), room).await)
                 }
             }
@@ -648,11 +685,18 @@ impl Hub {
 
     /// The id that subscribers see: the publisher's, else ours.
     fn id_text(&self, custom: Option<&CustomId>, sequence: u64) -> String {
-        match custom {
-            Some(id) => id.as_str().to_string(),
-            None => EventId { epoch: self.epoch, sequence }.to_string(),
-        }
+        id_text(custom, EventId { epoch: self.epoch(), sequence })
     }
+
+    /// Whose sequences come now.
+    fn epoch(&self) -> Epoch {
+        self.intake().era.epoch
+    }
+}
+
+/// The id that subscribers see: the publisher's, else `ours`.
+fn id_text(custom: Option<&CustomId>, ours: EventId) -> String {
+    custom.map_or_else(|| ours.to_string(), |id| id.as_str().to_string())
 }
 
 #[cfg(test)]

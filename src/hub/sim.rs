@@ -13,12 +13,14 @@ use axum::response::Response;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
+use super::asked::Scheme;
 use super::{Hub, HubError, HubSetup, control, open};
 use crate::clock::Stamp;
 use crate::config::ControlAddress;
+use crate::event::{Epoch, Event};
 
 /// The hub of a test.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SimHub {
     hub: Arc<Hub>,
     router: Router,
@@ -33,7 +35,7 @@ impl SimHub {
         drain: impl Future<Output = ()>,
     ) -> (SimHub, impl Future<Output = Result<(), HubError>>) {
         let open = open(setup);
-        let router = control::router(open.hub.clone(), address);
+        let router = control::router(open.hub.clone(), address, Scheme::Http);
         (SimHub { hub: open.hub.clone(), router }, open.serve(drain))
     }
 
@@ -51,6 +53,28 @@ impl SimHub {
                 Err(never) => match never {},
             }
         }
+    }
+
+    /// A source places an event.
+    pub fn place(&self, event: Event, sequence: u64) -> impl Future<Output = bool> + Send + use<> {
+        let hub = self.hub.clone();
+        async move {
+            let placed = hub.place(event, sequence, 0).await;
+            hub.flush();
+            placed
+        }
+    }
+
+    /// A source tells of a hole.
+    pub fn tell_hole(&self, sequence: u64) {
+        self.hub.change(|intake| intake.tell_hole(sequence));
+        self.hub.flush();
+    }
+
+    /// A source begins anew.
+    pub fn begin_era(&self, epoch: Epoch) {
+        self.hub.change(|intake| intake.begin_era(epoch));
+        self.hub.flush();
     }
 
     /// Times that a batch met a full shard queue.

@@ -183,7 +183,7 @@ async fn offer(hub: &Hub, waiting: &Waiting, talk: &Talk) -> Result<(), TalkErro
     let control: Vec<Arc<Listener>> = hub.control_listeners().iter().filter_map(Weak::upgrade).collect();
     let data = waiting.data.iter().zip(&queues);
     let offer = Offer {
-        epoch: hub.epoch.0,
+        epoch: hub.epoch().0,
         pid: std::process::id(),
         data: data.map(|(offer, own)| DataOffer { listeners: own.len(), ..offer.clone() }).collect(),
         control: waiting.control.clone(),

@@ -302,7 +302,7 @@ impl State {
         let is_member = known.is_some_and(|index| members.iter().any(|member| member.topic == index));
         if let Some(index) = known.filter(|_| is_member) {
             let sequence = connection.memberships.begins_after(index, cursor);
-            let after = EventId { epoch: self.setup.epoch, sequence };
+            let after = self.eras.id(sequence);
             self.say(reference, &Reply::Subscribed { of, after });
             return Ok(Next::Message);
         }
@@ -344,7 +344,7 @@ impl State {
         let connection = self.connections.get_mut(slot);
         let member = Membership { topic: index, position };
         connection.cursor = connection.memberships.add(member, cursor, sequence);
-        let after = EventId { epoch: self.setup.epoch, sequence };
+        let after = self.eras.id(sequence);
         self.say(reference, &Reply::Subscribed { of, after });
         if is_short {
             let after = start.after().map(LastEventId::as_str);
@@ -448,7 +448,7 @@ impl State {
 
     /// What became of the oldest publish of a client.
     pub(super) fn command_answered(&mut self, slot: Slot, outcome: Outcome) {
-        let epoch = self.setup.epoch;
+        let epoch = self.eras.present().epoch;
         let Some(Asked { reference, of: AskedOf::Publish(id) }) = self.next_asked(slot) else { return };
         let frame = match outcome {
             Ok(taken) => {
@@ -516,7 +516,8 @@ fn name_of(of: &Named) -> &Topic {
 fn code_of(reason: RefusalReason) -> ErrorCode {
     match reason {
         RefusalReason::Full | RefusalReason::Behind | RefusalReason::Memory => ErrorCode::Full,
-        RefusalReason::Busy | RefusalReason::Upgrading => ErrorCode::Busy,
+        RefusalReason::Busy | RefusalReason::Upgrading | RefusalReason::Source => ErrorCode::Busy,
+        RefusalReason::OutcomeUnknown => ErrorCode::OutcomeUnknown,
         RefusalReason::Draining => ErrorCode::Draining,
         RefusalReason::BadTopic => ErrorCode::BadTopic,
         RefusalReason::TooLarge | RefusalReason::LineTooLong => ErrorCode::TooLarge,

@@ -17,7 +17,7 @@ use crate::config::limits::{
 };
 use crate::config::{Config, SseRefusals};
 use crate::egress::Slot;
-use crate::event::{EventId, Topic};
+use crate::event::Topic;
 use crate::refusal::RefusalReason;
 use crate::wire::gap::Gap;
 use crate::wire::http::{Answer, Head, HeadRules, Manner, RefusedRequest, Subscribe, TokenPlaces};
@@ -329,7 +329,7 @@ impl State {
             self.tell_gap(slot, &gap);
         }
         let opening = format.spec().opening.map(|opening| {
-            let at = EventId { epoch: self.setup.epoch, sequence: start.cursor };
+            let at = self.eras.id(start.cursor);
             opening(start.is_new.then_some(at))
         });
         if start.greeting.is_empty() {

@@ -11,6 +11,7 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 use rustls::{Error, KeyLog, ServerConfig};
 
+use super::automatic;
 use super::record::{CONTENT_MAX, HEADER, Half, RecordError, SEALED_MAX, UnknownSuite, content, plain_alert};
 
 thread_local! {
@@ -165,6 +166,10 @@ impl Handshake {
     }
 
     fn finish(self) -> Result<Step, Error> {
+        // An authority has seen what it looks for, and has nothing to say (RFC 8737 §4).
+        if self.connection.alpn_protocol() == Some(automatic::ALPN) {
+            return Err(Error::General("it was only to see a proof for an authority".into()));
+        }
         let [ours, theirs] = self.secrets;
         let (keys, _) = self.connection.dangerous_into_kernel_connection()?;
         let unknown = |UnknownSuite| Error::General("a suite that was not offered".into());

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use super::handshake::Handshake;
+use super::pieces::Buffer;
 use super::record::{HEADER, Half, KEY_UPDATE, KEY_UPDATE_REQUEST, RecordError, content, length_of};
 use crate::egress::{Batch, Insecure, ReceiveEnd};
 
@@ -107,9 +108,10 @@ impl Session {
 
     /// Appends what stands before all else, and is due.
     #[inline]
-    pub fn take_own(&mut self, out: &mut Vec<u8>) {
+    pub fn take_own(&mut self, out: &mut Buffer) {
         if let Some(cold) = &mut self.cold {
-            out.append(&mut cold.own);
+            out.append(&cold.own);
+            cold.own = Vec::new();
             cold.updates = false;
         }
     }

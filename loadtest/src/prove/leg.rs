@@ -71,6 +71,8 @@ pub struct Leg {
     pub seconds: f64,
     /// CPU of the sender per delivery, in microseconds.
     pub us_per_delivery: f64,
+    /// The share of it in user space, if the kernel saw any.
+    pub user_share: Option<f64>,
     /// Deliveries per second of wall time.
     pub deliveries_per_second: f64,
     /// Mean bytes on the wire per event and connection.
@@ -86,6 +88,8 @@ pub struct Leg {
 pub struct Summary {
     /// CPU of the sender per delivery, in microseconds.
     pub us_per_delivery: Spread,
+    /// The share of it in user space, if the kernel saw any.
+    pub user_share: Option<Spread>,
     /// Deliveries per second of wall time.
     pub deliveries_per_second: Spread,
     /// Share of the receivers' CPU while it sent.
@@ -98,11 +102,24 @@ impl Summary {
     /// Over at least one leg.
     pub fn of(legs: &[Leg]) -> Summary {
         let of = |figure: fn(&Leg) -> f64| Spread::of(legs.iter().map(figure));
+        let user: Vec<f64> = legs.iter().filter_map(|leg| leg.user_share).collect();
         Summary {
             us_per_delivery: of(|leg| leg.us_per_delivery),
+            user_share: (!user.is_empty()).then(|| Spread::of(user)),
             deliveries_per_second: of(|leg| leg.deliveries_per_second),
             receiver_share: of(|leg| leg.receiver_share),
             others_share: of(|leg| leg.others_share),
+        }
+    }
+
+    /// CPU per delivery in user space and in the kernel, in microseconds: `0.4 + 2.1`.
+    pub fn parts(&self) -> String {
+        let us = self.us_per_delivery.median;
+        match self.user_share {
+            Some(user) if us.is_finite() => {
+                format!("{:.2} + {:.2}", us * user.median, us * (1.0 - user.median))
+            }
+            _ => "-".into(),
         }
     }
 
@@ -133,6 +150,7 @@ impl Leg {
             events: 1,
             seconds: 1.0,
             us_per_delivery,
+            user_share: Some(0.25),
             deliveries_per_second,
             frame_bytes: 200.0,
             receiver_share: 0.5,
@@ -162,6 +180,7 @@ fn measure(
         events,
         seconds,
         us_per_delivery: cpu_ns as f64 / 1_000.0 / deliveries as f64,
+        user_share: after.user_share_since(&before),
         deliveries_per_second: deliveries as f64 / seconds,
         frame_bytes: 0.0,
         receiver_share: 0.0,
