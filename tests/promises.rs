@@ -66,6 +66,7 @@ mod promises {
     mod tail;
     mod tls;
     mod tls_faults;
+    mod token_matrix;
     mod tokens;
     mod topics;
     mod upgrade;
