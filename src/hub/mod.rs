@@ -213,7 +213,7 @@ struct Hub {
     head_pace: Mutex<Pace>,
     listings: Semaphore,
     /// Of the stream that is the source, if one is.
-    stream_status: OnceLock<Arc<source::jetstream::Status>>,
+    stream: OnceLock<source::jetstream::Stream>,
 }
 
 /// Answers that are shared by all who ask at the same time.
@@ -483,7 +483,7 @@ impl Hub {
             memory_watch,
             head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
-            stream_status: OnceLock::new(),
+            stream: OnceLock::new(),
         }
     }
 

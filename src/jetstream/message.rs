@@ -115,8 +115,19 @@ pub fn understand(
     understand_as(topic.ok_or(Skipped::Subject)?, headers, payload, message_bytes_max)
 }
 
+/// The same of a subject outside of the stream: all of it is the topic.
+pub fn understand_core(
+    subject: &str,
+    headers: Option<&HeaderMap>,
+    payload: Bytes,
+    message_bytes_max: usize,
+) -> Result<Understood, Skipped> {
+    let topic = Subjects::topic_of_all(subject).filter(|topic| names_many(topic, "").is_none());
+    understand_as(topic.ok_or(Skipped::Subject)?, headers, payload, message_bytes_max)
+}
+
 /// What a message says that is for `topic`.
-pub fn understand_as(
+fn understand_as(
     topic: Topic,
     headers: Option<&HeaderMap>,
     payload: Bytes,

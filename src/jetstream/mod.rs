@@ -22,6 +22,7 @@ use connect::{code_of, innermost};
 mod connect;
 mod epoch;
 mod message;
+mod nodes;
 mod publish;
 mod read;
 mod stream;
@@ -29,7 +30,8 @@ mod subject;
 
 pub use connect::{ConnectError, Link};
 pub use epoch::{Entry, EpochError, EpochPlace, Mark, created_ns};
-pub use message::{DATA, EVENT, ID, KEY, REMOVE, RETRY, Said, understand};
+pub use message::{DATA, EVENT, ID, KEY, REMOVE, RETRY, Said, understand, understand_core};
+pub use nodes::{Counts, Crowd, Nodes};
 pub use publish::{PublishFault, Publisher, Receipt, Sent};
 pub use read::{Foreign, ReadFault, Reader, Received, Start};
 pub use stream::{StreamError, largest, open, warnings};
@@ -97,6 +99,21 @@ impl Session {
         let publisher = Publisher::new(link.clone(), subjects.clone(), &nats.stream, message_max);
         let nats = nats.clone();
         Ok(Session { link, stream, place, entry, publisher, subjects, message_bytes_max, nats })
+    }
+
+    /// The stream's name.
+    pub fn stream_name(&self) -> &str {
+        &self.nats.stream
+    }
+
+    /// Subjects outside of the stream that are heard too.
+    pub fn core(&self) -> &[String] {
+        &self.nats.core
+    }
+
+    /// Those that read this stream, where this one is called `own`.
+    pub fn nodes(&self, own: String) -> Nodes {
+        Nodes::new(self.link.clone(), &self.nats.stream, own)
     }
 
     /// A reader of the stream as it is in `entry`.

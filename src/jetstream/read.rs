@@ -98,6 +98,8 @@ struct Feed {
     connection: u64,
     /// Its count of the last message.
     count: u64,
+    /// The newest message when it was made; 0 in an empty stream.
+    until: u64,
 }
 
 /// What became of a message.
@@ -171,6 +173,15 @@ impl Reader {
         self.pending.filter(|_| self.feed.is_some())
     }
 
+    /// True once all was read that the stream had when the consumer was made. What the server says
+    /// then of how much there is to come may be nothing although there is.
+    pub fn has_caught_up(&self) -> bool {
+        self.feed.as_ref().is_some_and(|feed| {
+            let is_last = feed.count > 0 && self.pending == Some(0);
+            is_last || self.last_sequence() >= feed.until
+        })
+    }
+
     /// What was not taken as it was, from the start.
     pub fn foreign(&self) -> Foreign {
         self.foreign
@@ -179,12 +190,7 @@ impl Reader {
     /// The next messages, at least one unless only messages were read that are no events.
     pub async fn next(&mut self) -> Result<Vec<Received>, ReadFault> {
         loop {
-            if self.feed.is_none() {
-                self.open().await?;
-                if self.pending == Some(0) {
-                    return Ok(Vec::new());
-                }
-            }
+            self.open().await?;
             let Some(feed) = &mut self.feed else { continue };
             let connection = feed.connection;
             let message = tokio::select! {
@@ -223,8 +229,11 @@ impl Reader {
         }
     }
 
-    /// Makes a consumer that begins where we are.
-    async fn open(&mut self) -> Result<(), ReadFault> {
+    /// Makes a consumer that begins where we are, unless there is one.
+    pub async fn open(&mut self) -> Result<(), ReadFault> {
+        if self.feed.is_some() {
+            return Ok(());
+        }
         let away = |error: &(dyn std::error::Error + 'static)| ReadFault::Away(innermost(error));
         let connection = self.link.number();
         if let Some(cause) = self.link.fault() {
@@ -282,7 +291,9 @@ impl Reader {
             .messages()
             .await
             .map_err(|error| away(&error))?;
-        self.feed = Some(Feed { messages, connection, count: 0 });
+        let is_empty = info.state.messages == 0;
+        let until = if is_empty { 0 } else { info.state.last_sequence };
+        self.feed = Some(Feed { messages, connection, count: 0, until });
         self.pending = Some(pending);
         Ok(())
     }

@@ -44,7 +44,13 @@ impl Subjects {
 
     /// The topic whose subject this is; none if it is the subject of no topic.
     pub fn topic(&self, subject: &str) -> Option<Topic> {
-        let tokens = subject.strip_prefix(&*self.prefix)?.strip_prefix('.')?;
+        let topic = Subjects::topic_of_all(subject.strip_prefix(&*self.prefix)?.strip_prefix('.')?)?;
+        // Another spelling of a topic would be a second subject of it.
+        (self.subject(&topic) == subject).then_some(topic)
+    }
+
+    /// The topic whose segments are all tokens of a subject, however they are written.
+    pub fn topic_of_all(tokens: &str) -> Option<Topic> {
         let mut name = String::with_capacity(tokens.len());
         for (number, token) in tokens.split('.').enumerate() {
             if number > 0 {
@@ -54,9 +60,7 @@ impl Subjects {
                 name.push_str(&percent_encoding::percent_decode_str(token).decode_utf8().ok()?);
             }
         }
-        let topic = Topic::new(&name).ok()?;
-        // Another spelling of a topic would be a second subject of it.
-        (self.subject(&topic) == subject).then_some(topic)
+        Topic::new(&name).ok()
     }
 
     /// The filter of the subjects of the topics that a pattern names.
@@ -141,6 +145,16 @@ mod tests {
         ] {
             assert_eq!(subjects().topic(subject), None, "{subject}");
         }
+    }
+
+    #[test]
+    fn all_of_a_subject_outside_of_the_stream_is_the_topic() {
+        for (subject, name) in
+            [("sensors.1", "sensors/1"), ("a%2eb.c", "a.b/c"), ("a.%", "a/"), ("x/y", "x/y")]
+        {
+            assert_eq!(Subjects::topic_of_all(subject), Some(topic(name)));
+        }
+        assert_eq!(Subjects::topic_of_all("a.%0A"), None);
     }
 
     #[test]

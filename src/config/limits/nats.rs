@@ -54,12 +54,28 @@ pub const NATS_DEGRADED_MS: u64 = 5_000;
 /// A stream of at most so many messages is read back whole, so that clients that come back after a
 /// long time are told of no gap for nothing; a larger one as far back as histories go.
 pub const NATS_READ_BACK_MESSAGES: u64 = 100_000;
+/// Milliseconds without a message, after which a start believes that there is none to come.
+pub const NATS_IDLE_MS: u64 = 1_000;
 /// Milliseconds that a start may take to read windows back; what is older then is a gap.
 pub const NATS_READ_BACK_MS_MAX: u64 = 60_000;
 
 /// Milliseconds that a client waits which names an event that another node has read and this one
 /// has not.
 pub const NODE_BEHIND_MS_MAX: u64 = 2_000;
+/// Messages of one core subject that wait for the stream; others wait in the client.
+pub const NATS_CORE_WAITING_MAX: usize = 1_024;
+/// Milliseconds between words of a node that it is there, and of silence after which others forget
+/// it.
+pub const NODE_HELLO_MS: u64 = 1_000;
+/// See [`NODE_HELLO_MS`].
+pub const NODE_SILENT_MS: u64 = 5_000;
+/// Nodes that are known besides this one.
+pub const NODES_MAX: usize = 1_000;
+/// Questions of other nodes that are answered at the same time.
+pub const NODE_ANSWERS_MAX: usize = 16;
+/// Milliseconds that the other nodes have for an answer; longer than a shard has.
+pub const NODE_ANSWER_MS_MAX: u64 = 1_500;
 
+const _: () = assert!(NODE_SILENT_MS > 2 * NODE_HELLO_MS, "one word may be lost");
 const _: () = assert!(NATS_NOTE_MS >= NATS_LOOK_MS, "a note is made at a look");
 const _: () = assert!(NATS_PULL_MS > 2 * NATS_HEARTBEAT_MS, "a request lives longer than a heartbeat");

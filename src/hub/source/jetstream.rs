@@ -20,20 +20,20 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::super::{Hub, OpenHub};
-use super::{Reply, Submission, Submissions, Wish};
+use super::{Reply, Submission, Submissions, Wish, core, nodes};
 use crate::broadcast::{Outcome, Taken};
 use crate::clock::{Stamp, unix_ms};
 use crate::config::limits::{
-    NATS_ACK_MS_MAX, NATS_DEGRADED_MS, NATS_LOOK_MS, NATS_LOOKS_BEHIND, NATS_NOTE_MS,
+    NATS_ACK_MS_MAX, NATS_DEGRADED_MS, NATS_IDLE_MS, NATS_LOOK_MS, NATS_LOOKS_BEHIND, NATS_NOTE_MS,
     NATS_READ_BACK_MESSAGES, NATS_READ_BACK_MS_MAX, NATS_RETRY_MS,
 };
-use crate::event::Event;
+use crate::event::{Epoch, Event};
 use crate::jetstream::{
-    Entry, Foreign, LookFault, Mark, PublishFault, ReadFault, Reader, Receipt, Received, Said, Session,
-    Start, created_ns,
+    Entry, Foreign, LookFault, Mark, Nodes, PublishFault, ReadFault, Reader, Receipt, Received, Said,
+    Session, Start, created_ns,
 };
 use crate::log::Pace;
 use crate::publishing::IdempotencyKey;
@@ -46,6 +46,13 @@ struct Feed {
     status: Arc<Status>,
     /// Something before the next message may be missing.
     begins: bool,
+}
+
+/// What the hub has of a stream that is its source.
+#[derive(Debug)]
+pub(in crate::hub) struct Stream {
+    pub status: Arc<Status>,
+    pub nodes: Nodes,
 }
 
 /// What the tasks tell each other, and operators.
@@ -79,10 +86,25 @@ pub(in crate::hub) struct Told {
     pub in_flight: usize,
     /// Messages that were not taken as they were.
     pub foreign: Foreign,
+    /// Of subjects outside of the stream.
+    pub core: Core,
     /// Times the stream was another one.
     pub epochs: u64,
     /// Times reading broke off.
     pub breaks: u64,
+}
+
+/// What came on subjects outside of the stream.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize)]
+pub(in crate::hub) struct Core {
+    /// Messages that were understood.
+    pub taken: u64,
+    /// Messages that cannot be events.
+    pub skipped: u64,
+    /// Headers that were left out.
+    pub left_out: u64,
+    /// Events that were not published.
+    pub refused: u64,
 }
 
 impl Status {
@@ -98,6 +120,7 @@ impl Status {
             duplicates: 0,
             in_flight: 0,
             foreign: Foreign::default(),
+            core: Core::default(),
             epochs: 0,
             breaks: 0,
         };
@@ -120,7 +143,17 @@ impl Feed {
         };
         let mut count = 0;
         loop {
-            match self.reader.next().await {
+            let next = match self.reader.open().await {
+                Ok(()) if self.reader.has_caught_up() => break,
+                Ok(()) => match timeout(Duration::from_millis(NATS_IDLE_MS), self.reader.next()).await {
+                    Ok(next) => next,
+                    // What there is may be none of ours.
+                    Err(_) if self.reader.pending() == Some(0) => break,
+                    Err(_) => Ok(Vec::new()),
+                },
+                Err(fault) => Err(fault),
+            };
+            match next {
                 Ok(messages) => {
                     count += messages.len();
                     if !self.place(hub, messages, intake_of).await {
@@ -129,9 +162,6 @@ impl Feed {
                 }
                 Err(ReadFault::Away(_)) => sleep(Duration::from_millis(NATS_RETRY_MS)).await,
                 Err(ReadFault::Changed) => self.settle(hub).await,
-            }
-            if self.reader.pending() == Some(0) {
-                break;
             }
             if begin.elapsed() >= Duration::from_millis(NATS_READ_BACK_MS_MAX) {
                 tracing::warn!("NATS: the histories are not read back to their end: that takes too long");
@@ -220,7 +250,12 @@ impl Feed {
     async fn place(&mut self, hub: &Hub, messages: Vec<Received>, intake_of: impl Fn(u64) -> Stamp) -> bool {
         self.tell_lost(hub, messages.first().map(|message| message.mark.sequence));
         let mut last = None;
-        for Received { mark, said } in messages {
+        let placed = {
+            let intake = hub.intake();
+            intake.era.id(intake.sequence()).sequence
+        };
+        // What was told as missing and comes after all has no place any more.
+        for Received { mark, said } in messages.into_iter().filter(|message| message.mark.sequence > placed) {
             let unix_ms = u64::try_from(mark.unix_ns / 1_000_000).unwrap_or(0);
             match said {
                 Said::Event(event) => {
@@ -262,7 +297,14 @@ impl OpenHub {
             feed.begin(hub, Start::First);
         }
         feed.read_back(hub).await;
-        let _ = hub.stream_status.set(feed.status.clone());
+        let own = Epoch::random().map_or_else(|_| std::process::id().to_string(), |epoch| epoch.to_string());
+        let nodes = feed.session.nodes(own);
+        let _ = hub.stream.set(Stream { status: feed.status.clone(), nodes: nodes.clone() });
+        tokio::spawn(nodes::serve(hub.clone(), nodes));
+        for subject in feed.session.core() {
+            let (session, status) = (feed.session.clone(), feed.status.clone());
+            tokio::spawn(core::hear(hub.clone(), session, status, subject.clone()));
+        }
         tokio::spawn(publish(hub.clone(), feed.session.clone(), submissions, feed.status.clone()));
         tokio::spawn(look(hub.clone(), feed.session.clone(), feed.status.clone()));
         tokio::spawn(read(hub.clone(), feed));

@@ -24,7 +24,9 @@
 //!
 //! Not here: who may publish, and room for events (`intake`); encoding and order towards the shards.
 
+mod core;
 pub mod jetstream;
+mod nodes;
 pub(super) mod stats;
 
 use std::pin::Pin;
@@ -183,6 +185,7 @@ impl Hub {
     /// to the shards with the next [`Hub::flush`], at the latest with a batch's worth. One that is
     /// not fit for this process is counted as refused, and only its sequence is used. False once the
     /// hub takes nothing more.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) async fn place(&self, event: Event, sequence: u64, unix_ms: u64) -> bool {
         self.place_at(event, sequence, unix_ms, self.now()).await
     }

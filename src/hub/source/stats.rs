@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::super::Hub;
 use super::super::openmetrics::Kind::{Counter, Gauge};
 use super::super::openmetrics::Page;
+use super::jetstream::Core;
 use crate::jetstream::Foreign;
 
 /// The source in `/stats`.
@@ -36,6 +37,7 @@ pub(in crate::hub) struct StreamStats {
     breaks: u64,
     epochs: u64,
     foreign: ForeignStats,
+    core: Core,
 }
 
 /// What was not taken as it was.
@@ -51,8 +53,8 @@ impl Hub {
     /// The source as it is now.
     pub(in crate::hub) fn source_stats(&self) -> SourceStats {
         let degraded = self.intake().degraded().map(str::to_string);
-        let stream = self.stream_status.get().map(|status| {
-            let told = status.told().clone();
+        let stream = self.stream.get().map(|stream| {
+            let told = stream.status.told().clone();
             let Foreign { subject, too_large, illegal, reserved } = told.foreign;
             StreamStats {
                 connected: told.connected,
@@ -66,6 +68,7 @@ impl Hub {
                 breaks: told.breaks,
                 epochs: told.epochs,
                 foreign: ForeignStats { subject, too_large, illegal, reserved },
+                core: told.core,
             }
         });
         let kind = if stream.is_some() { "jetstream" } else { "local" };
@@ -95,6 +98,14 @@ impl Hub {
             [("subject", subject), ("too_large", too_large), ("illegal", illegal), ("reserved", reserved)];
         for (reason, count) in foreign {
             page.sample(&[("reason", reason)], count);
+        }
+        let core = "Messages of --nats-core: published, skipped, or refused.";
+        page.family("fanwave_source_core_messages_total", Counter, core);
+        let Core { taken, skipped, refused, .. } = stream.core;
+        for (outcome, count) in
+            [("published", taken.saturating_sub(refused)), ("skipped", skipped), ("refused", refused)]
+        {
+            page.sample(&[("outcome", outcome)], count);
         }
     }
 }
