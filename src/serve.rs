@@ -31,10 +31,11 @@ use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
 use crate::hub::CertificateStats;
 use crate::hub::memory::{self, CeilingReport, Meter};
-use crate::hub::source::Source;
+use crate::hub::source::{Remote, Source};
 use crate::hub::{
     self, Certificates, DataAddresses, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
 };
+use crate::jetstream::{Session, SessionError};
 use crate::log;
 use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
@@ -124,6 +125,9 @@ pub enum ServeError {
     /// A certificate or a key cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The stream of events is not there.
+    #[error(transparent)]
+    Source(#[from] SessionError),
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -171,15 +175,20 @@ pub fn run(
     let identity = config.tls.as_ref().map(load).transpose()?.map(Identity::new);
     let keeper = config.acme.as_ref().zip(automatic.clone()).map(|(rules, held)| Keeper::open(rules, held));
     let keeper = keeper.transpose().map_err(ServeError::Acme)?;
-    let epoch = match &predecessor {
-        Some(predecessor) => predecessor.epoch(),
-        None => Epoch::random()
-            .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?,
-    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| ServeError::Hub(format!("cannot make the runtime: {error}")))?;
+    let session = match &config.nats {
+        Some(nats) => Some(runtime.block_on(Session::begin(nats, config.limits.message_bytes_max))?),
+        None => None,
+    };
+    let epoch = match (&predecessor, &session) {
+        (Some(predecessor), _) => predecessor.epoch(),
+        (None, Some(session)) => session.entry.epoch,
+        (None, None) => Epoch::random()
+            .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?,
+    };
     // Before the first thread, so that every thread leaves the signals to this one.
     let Signals { drain, hangups, upgrades } = {
         let _entered = runtime.enter();
@@ -216,7 +225,8 @@ pub fn run(
     let listen_tls = listen.split_off(config.listen.len());
     let doors = RingDoors {
         keeps_listeners: data.iter().any(|address| address.passed),
-        holds_accepts: predecessor.is_some(),
+        // Nobody comes in before the histories are there.
+        holds_accepts: predecessor.is_some() || session.is_some(),
     };
     // The shards have theirs. Those of a former process are dealt with once they are ours.
     let inherited: Vec<DataAddress> = data.into_iter().filter(|address| address.inherited).collect();
@@ -308,11 +318,18 @@ pub fn run(
     });
     let former = predecessor.as_ref().map(|predecessor| predecessor.path().to_path_buf());
     let path = estate.as_ref().map(|estate| estate.place.path.clone());
+    let (source, submissions) = match session {
+        Some(_) => {
+            let (remote, submissions) = Remote::new();
+            (Source::Remote(remote), Some(submissions))
+        }
+        None => (Source::Local, None),
+    };
     let setup = hub::HubSetup {
         surroundings,
         config: config.clone(),
         epoch,
-        source: Source::Local,
+        source,
         outboxes,
         demand,
         memory,
@@ -329,6 +346,10 @@ pub fn run(
     };
     if let Some(predecessor) = predecessor {
         predecessor.succeed(&hub, &runtime)?;
+    }
+    let holds_accepts = former.is_some() || session.is_some();
+    if let Some((session, submissions)) = session.zip(submissions) {
+        runtime.block_on(hub.follow(session, submissions));
     }
     choice.log();
     for remedy in &ceiling.remedies {
@@ -356,6 +377,8 @@ pub fn run(
     if let Some(former) = former {
         listeners::own(&config, inherited);
         upgrade::leave_no_place(&former, hub.own_place());
+    }
+    if holds_accepts {
         runtime.block_on(hub.open_doors());
     }
     runtime.spawn(upgrade::start_successors(upgrades, path));

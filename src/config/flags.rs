@@ -17,6 +17,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::acme::{AcmeError, AcmeFlags};
 use super::control::{ControlError, ControlFlags};
+use super::nats::{NatsError, NatsFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
 use super::tls::{TlsError, TlsFlags};
@@ -78,6 +79,9 @@ pub enum ConfigError {
     /// A flag about the control plane is wrong.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A flag about NATS is wrong.
+    #[error(transparent)]
+    Nats(#[from] NatsError),
     /// A flag about TLS is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -149,6 +153,8 @@ pub struct ServeFlags {
     pages: PageFlags,
     #[command(flatten)]
     tokens: TokenFlags,
+    #[command(flatten)]
+    nats: NatsFlags,
     /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
     /// list of patterns, * for one segment, ** at the end for the rest [default: none]
     #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = client_publish)]
@@ -393,6 +399,7 @@ impl ServeFlags {
             acme,
             control_rules,
             tokens,
+            nats: self.nats.nats()?,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages,
             client_publish: self.client_publish,

@@ -8,6 +8,10 @@
 use crate::event::{EVENT_BYTES_BESIDE_DATA_MAX, TOPIC_BYTES_MAX};
 use crate::wire::Format;
 
+mod nats;
+
+pub use nats::*;
+
 /// What the operator may set. `Default` gives the values of a server without flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {

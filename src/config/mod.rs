@@ -11,6 +11,7 @@ mod control;
 pub mod flags;
 pub mod limits;
 mod memory;
+pub mod nats;
 mod pages;
 mod reload;
 pub mod rules;
@@ -23,6 +24,7 @@ pub use acme::{AcmeError, AcmeRules};
 pub use control::ControlError;
 pub use limits::{LimitError, Limits};
 pub use memory::{MemoryMax, MemoryMaxError};
+pub use nats::{Nats, NatsError, NatsServers};
 pub use pages::PageError;
 pub use reload::Reloaded;
 pub use rules::Rules;
@@ -196,6 +198,8 @@ pub struct Config {
     pub control_rules: ControlRules,
     /// Who may hear and say what.
     pub tokens: TokenRules,
+    /// The stream that events come from, if it is not this process that gives their sequences.
+    pub nats: Option<Nats>,
     /// One entry per shard: the CPU it is pinned to.
     pub shard_cpus: Vec<usize>,
     /// What pages in browsers may do.
@@ -289,6 +293,7 @@ impl Default for Config {
             control_tls: Vec::new(),
             control_rules: ControlRules::default(),
             tokens: TokenRules::default(),
+            nats: None,
             shard_cpus: vec![0],
             pages: PageRules::default(),
             client_publish: Vec::new(),

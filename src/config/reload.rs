@@ -47,6 +47,7 @@ impl Config {
             control_tls,
             control_rules: ControlRules { token, open },
             tokens,
+            nats,
             shard_cpus,
             pages,
             client_publish,
@@ -82,6 +83,7 @@ impl Config {
         to.keeps("proxy-protocol", &self.proxy_protocol, proxy_protocol);
         to.keeps("control", &self.control, control);
         to.keeps("control-tls", &self.control_tls, control_tls);
+        to.keeps("source and --nats-*", &self.nats, nats);
         to.keeps("shards and --cpus", &self.shard_cpus, shard_cpus);
         to.keeps("client-publish", &self.client_publish, client_publish);
         to.keeps("playground", &self.pages.playground, playground);

@@ -209,6 +209,7 @@ impl Hub {
         let checked = "Signatures of publishers' tokens that the control plane has checked.";
         page.single("fanwave_control_tokens_checked_total", Counter, checked, hub.keys.checked);
         write_process(page, &hub.process);
+        self.write_source(page);
         let refused = "Requests of publishers and operators that were refused.";
         page.family("fanwave_refused_requests_total", Counter, refused);
         for (reason, count) in hub.refused.iter() {

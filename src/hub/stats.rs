@@ -13,6 +13,7 @@ use serde::ser::Serializer;
 
 use super::jwks::KeyStats;
 use super::memory::ProcessStats;
+use super::source::stats::SourceStats;
 use super::{CertificateStats, Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
@@ -43,6 +44,7 @@ pub(super) struct Stats {
     epoch: String,
     uptime_ms: u64,
     egress: EgressReport,
+    source: SourceStats,
     hub: HubStats,
     /// `None` if a shard gave no report.
     totals: Option<Counts>,
@@ -255,6 +257,7 @@ impl Hub {
             epoch: self.epoch().to_string(),
             uptime_ms: self.now().ns_since(self.started) / 1_000_000,
             egress: self.egress.clone(),
+            source: self.source_stats(),
             hub,
             totals: totals(&reports),
             shards: shards.collect(),
