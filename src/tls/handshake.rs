@@ -127,14 +127,7 @@ impl Handshake {
             let UnbufferedStatus { discard, state, .. } = self.connection.process_tls_records(shown);
             learn(&mut self.secrets);
             let mut is_idle = false;
-            let state = match state {
-                Ok(state) => state,
-                Err(error) => {
-                    self.discard(discard);
-                    return Err(error);
-                }
-            };
-            match state {
+            match state? {
                 ConnectionState::EncodeTlsData(mut data) => {
                     self.answered = true;
                     encode(&mut data, out)?;
@@ -143,7 +136,8 @@ impl Handshake {
                 ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => is_idle = true,
                 _ => return Err(Error::General("the client has ended its stream".into())),
             }
-            self.discard(discard);
+            self.inbound.drain(..discard);
+            self.shown -= discard;
             if !is_idle {
                 continue;
             }
@@ -165,9 +159,7 @@ impl Handshake {
         } else {
             // There may be keys, which rustls has: it is shown a record that nobody may send.
             self.inbound.splice(self.shown.., [content::HANDSHAKE, 3, 3, 0xff, 0xff]);
-            self.shown = self.inbound.len();
-            let UnbufferedStatus { discard, .. } = self.connection.process_tls_records(&mut self.inbound);
-            self.discard(discard);
+            let _ = self.connection.process_tls_records(&mut self.inbound);
             self.write_alert(out);
         }
         Error::General(format!("a record of the client is at fault: {fault:?}"))
@@ -186,28 +178,16 @@ impl Handshake {
         Ok(Step::Done { receive, send, rest: self.inbound })
     }
 
-    /// rustls has no need of so many bytes any more.
-    fn discard(&mut self, bytes: usize) {
-        self.inbound.drain(..bytes);
-        self.shown -= bytes;
-    }
-
-    /// After an error rustls has the alert ready that tells the client. It is shown the same bytes
-    /// as before: it knows where in them the next messages are, and panics where they are not.
+    /// After an error rustls has the alert ready that tells the client. It is asked for what it has
+    /// to say, and no further: it would go on to the next message, and panic where that is not there
+    /// or is at fault too.
     fn write_alert(&mut self, out: &mut Vec<u8>) {
-        loop {
-            let shown = &mut self.inbound[..self.shown];
-            let UnbufferedStatus { discard, state, .. } = self.connection.process_tls_records(shown);
-            match state {
-                Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    if encode(&mut data, out).is_err() {
-                        return;
-                    }
-                }
-                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                _ => return,
+        while self.connection.wants_write() {
+            let state = self.connection.process_tls_records(&mut []).state;
+            let Ok(ConnectionState::EncodeTlsData(mut data)) = state else { return };
+            if encode(&mut data, out).is_err() {
+                return;
             }
-            self.discard(discard);
         }
     }
 }
