@@ -614,7 +614,9 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
     if config.tokens.is_configured() {
         let known = TOKENS_KNOWN_MAX * CLAIMS_BYTES_MAX + 2 * TOKENS_KNOWN_MAX * KNOWN_TOKEN_BYTES;
         let held = capacity.connections_max.saturating_mul(CLAIMS_BYTES_MAX);
-        lines.push(("tokens, when all grant as much as they can", sum(known.saturating_add(held))));
+        // The hub knows those of publishers.
+        let all = sum(known.saturating_add(held)).saturating_add(known as u64);
+        lines.push(("tokens, when all grant as much as they can", all));
     }
     if config.rules.iter().any(|rule| rule.retain) {
         let values_max = limits.retained_memory_max() / (EVENT_BYTES_FIXED + RETAINED_VALUE_BYTES);
