@@ -12,6 +12,7 @@
 mod support;
 
 mod promises {
+    mod acme;
     mod admission;
     mod bad_requests;
     mod browser;
@@ -27,6 +28,7 @@ mod promises {
     mod dashboard;
     mod delivery;
     mod echo;
+    mod firefox;
     mod first_steps;
     mod full;
     mod gap;
@@ -34,11 +36,15 @@ mod promises {
     mod heartbeat;
     mod idempotency;
     mod interop;
+    mod jetstream;
+    mod jetstream_client;
+    mod jetstream_cluster;
     mod latest;
     mod log;
     mod memory;
     mod metrics;
     mod ndjson;
+    mod nodes_for_long;
     mod overrun;
     mod packages;
     mod pages;
@@ -51,6 +57,7 @@ mod promises {
     mod resume;
     mod retained;
     mod rules;
+    mod secure_clients;
     mod service_manager;
     mod shutdown;
     mod stalled_reader;
@@ -58,6 +65,8 @@ mod promises {
     mod starts;
     mod tail;
     mod tls;
+    mod tls_faults;
+    mod token_matrix;
     mod tokens;
     mod topics;
     mod upgrade;
