@@ -35,6 +35,7 @@ mod promises {
     mod half_closed;
     mod heartbeat;
     mod idempotency;
+    mod internet;
     mod interop;
     mod jetstream;
     mod jetstream_client;
