@@ -8,6 +8,7 @@ pub mod hub; // publish: sequence, encode
 pub mod shard; // windows, cursors, sweep
 
 // What the stages stand on.
+pub mod acme;
 pub mod admission;
 pub mod auth; // who may come in
 pub mod clock;

@@ -79,6 +79,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "wire",
             "clock",
             "close",
+            "admission",
             "refusal",
             "publishing",
             "config",
@@ -94,6 +95,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("tls", &["config", "config/limits", "egress"]),
+    ("acme", &["config", "config/limits", "tls"]),
     (
         "runtime",
         &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard", "tls"],
@@ -112,6 +114,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config/limits",
             "config/units",
             "client",
+            "tls",
         ],
     ),
 ];

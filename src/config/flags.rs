@@ -15,6 +15,7 @@ use std::str::FromStr;
 
 use tracing_subscriber::filter::LevelFilter;
 
+use super::acme::{AcmeError, AcmeFlags};
 use super::control::{ControlError, ControlFlags};
 use super::nats::{NatsError, NatsFlags};
 use super::pages::PageFlags;
@@ -84,6 +85,9 @@ pub enum ConfigError {
     /// A flag about TLS is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A flag about ACME is wrong.
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
     /// The PROXY protocol is meant for an address that nobody listens on.
     #[error("--proxy-protocol {0} is none of the --listen addresses")]
     ProxiedNowhere(SocketAddr),
@@ -93,6 +97,9 @@ pub enum ConfigError {
     /// An address is meant for both planes.
     #[error("--control {0} is also a --listen address; choose another port")]
     ControlIsListen(SocketAddr),
+    /// An address for publishers with TLS stands twice, or somewhere else too.
+    #[error("--control-tls {0} is given twice, or for --control or --listen as well; choose another port")]
+    ControlTlsTwice(SocketAddr),
     /// A CPU that the scheduler does not let this process use.
     #[error("--cpus: CPU {cpu} is not among those that this process may use: {allowed}")]
     Cpu {
@@ -140,6 +147,8 @@ pub struct ServeFlags {
     operators: ControlFlags,
     #[command(flatten)]
     tls: TlsFlags,
+    #[command(flatten)]
+    acme: AcmeFlags,
     #[command(flatten)]
     pages: PageFlags,
     #[command(flatten)]
@@ -361,13 +370,15 @@ impl ServeFlags {
         let limits = Limits::from(self.limits);
         limits.check()?;
         let listen_tls = self.tls.listen_tls.clone();
-        check_addresses(&[&self.listen[..], &listen_tls].concat(), &self.control)?;
+        let control_tls = self.tls.control_tls.clone();
+        check_addresses(&[&self.listen[..], &listen_tls].concat(), &self.control, &control_tls)?;
         if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
             return Err(ConfigError::ProxiedNowhere(*other));
         }
+        let acme = self.acme.rules(!listen_tls.is_empty())?;
         let pages = self.pages.rules()?;
         let tokens = self.tokens.rules(&pages.origins)?;
-        let control_rules = self.operators.rules(&self.control, tokens.is_configured())?;
+        let control_rules = self.operators.rules(&self.control, &control_tls, tokens.is_configured())?;
         if (self.egress, self.sockets) == (Egress::Epoll, Sockets::Direct) {
             return Err(ConfigError::DirectWithoutUring);
         }
@@ -381,9 +392,11 @@ impl ServeFlags {
         Ok(Config {
             listen: self.listen,
             control: self.control,
+            control_tls,
             proxy_protocol: self.proxy_protocol,
             listen_tls,
-            tls: self.tls.files()?,
+            tls: self.tls.files(acme.is_some())?,
+            acme,
             control_rules,
             tokens,
             nats: self.nats.nats()?,
@@ -406,7 +419,17 @@ impl ServeFlags {
 }
 
 /// An address that stands twice would be bound twice: subscriber listeners share their port.
-fn check_addresses(listen: &[SocketAddr], control: &[ControlAddress]) -> Result<(), ConfigError> {
+fn check_addresses(
+    listen: &[SocketAddr],
+    control: &[ControlAddress],
+    control_tls: &[SocketAddr],
+) -> Result<(), ConfigError> {
+    for (index, address) in control_tls.iter().enumerate().filter(|(_, address)| address.port() != 0) {
+        let is_plain = control.contains(&ControlAddress::Tcp(*address));
+        if control_tls[..index].contains(address) || listen.contains(address) || is_plain {
+            return Err(ConfigError::ControlTlsTwice(*address));
+        }
+    }
     for (index, address) in listen.iter().enumerate().filter(|(_, address)| address.port() != 0) {
         if listen[..index].contains(address) {
             return Err(ConfigError::ListenTwice(*address));

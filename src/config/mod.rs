@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+mod acme;
 pub mod capacity;
 mod control;
 pub mod flags;
@@ -19,6 +20,7 @@ mod tokens;
 pub mod units;
 mod upgrade;
 
+pub use acme::{AcmeError, AcmeRules};
 pub use control::ControlError;
 pub use limits::{LimitError, Limits};
 pub use memory::{MemoryMax, MemoryMaxError};
@@ -184,10 +186,14 @@ pub struct Config {
     pub proxy_protocol: Vec<SocketAddr>,
     /// Data plane addresses with TLS; every shard listens on each.
     pub listen_tls: Vec<SocketAddr>,
-    /// Their certificates and keys.
+    /// Certificates and keys of all addresses with TLS.
     pub tls: Option<TlsFiles>,
+    /// Certificates that an authority signs by itself.
+    pub acme: Option<AcmeRules>,
     /// Control plane addresses.
     pub control: Vec<ControlAddress>,
+    /// Control plane addresses with TLS.
+    pub control_tls: Vec<SocketAddr>,
     /// Who may use the control plane.
     pub control_rules: ControlRules,
     /// Who may hear and say what.
@@ -282,7 +288,9 @@ impl Default for Config {
             proxy_protocol: Vec::new(),
             listen_tls: Vec::new(),
             tls: None,
+            acme: None,
             control: vec![ControlAddress::Tcp(loopback(8081))],
+            control_tls: Vec::new(),
             control_rules: ControlRules::default(),
             tokens: TokenRules::default(),
             nats: None,

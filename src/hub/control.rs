@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
 
-use super::asked::{authority, data_address};
+use super::asked::{Scheme, authority};
 use super::guard::Guard;
 use super::listing::Page;
 use super::openmetrics::Exposition;
@@ -43,9 +43,10 @@ use crate::wire::http::has_content_type;
 const TOPIC_PATH: &str = "/topics/";
 
 /// All routes of the control API, as served at `address`, behind the guard.
-pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
-    let guard = Guard::new(hub.clone(), &address);
-    let front = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| front(&hub, &address, &headers);
+pub(super) fn router(hub: Arc<Hub>, address: ControlAddress, scheme: Scheme) -> Router {
+    let guard = Guard::new(hub.clone(), &address, scheme);
+    let front =
+        async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| front(&hub, &address, scheme, &headers);
     let topic = || get(show_topic).post(publish_one).delete(remove_topic);
     Router::new()
         .route("/", get(front))
@@ -61,7 +62,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
         .route("/topics/{*topic}", topic())
         .route("/publish", post(publish_stream))
         .route("/reload", post(reload))
-        .merge(pages::routes())
+        .merge(pages::routes(scheme))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
         .with_state(hub)
@@ -296,17 +297,17 @@ async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri, bod
 }
 
 /// The dashboard for browsers, the endpoints for everybody else.
-fn front(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> Response {
+fn front(hub: &Hub, address: &ControlAddress, scheme: Scheme, headers: &HeaderMap) -> Response {
     let mut response = match pages::wants_html(headers) {
         true => pages::dashboard(),
-        false => help(hub, address, headers).into_response(),
+        false => help(hub, address, scheme, headers).into_response(),
     };
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     response
 }
 
 /// The endpoints, with commands for a client that asked through `address`.
-fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
+fn help(hub: &Hub, address: &ControlAddress, scheme: Scheme, headers: &HeaderMap) -> String {
     let asked = headers.get(header::HOST).and_then(authority);
     let (curl, control, asked) = match address {
         ControlAddress::Tcp(address) => {
@@ -321,10 +322,10 @@ fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
             (format!("curl --unix-socket {}", quoted(&path.to_string_lossy())), "localhost".to_string(), None)
         }
     };
-    let subscribe = data_address(&hub.listen, asked.as_ref()).map_or_else(String::new, |address| {
-        format!("curl -N {}\n", quoted(&format!("http://{address}/sse/news")))
+    let subscribe = hub.listen.found(scheme, asked.as_ref()).map_or_else(String::new, |(scheme, address)| {
+        format!("curl -N {}\n", quoted(&format!("{}://{address}/sse/news", scheme.name())))
     });
-    let url = |path: &str| quoted(&format!("http://{control}{path}"));
+    let url = |path: &str| quoted(&format!("{}://{control}{path}", scheme.name()));
     format!(
         "fanwave {version}: control API
 

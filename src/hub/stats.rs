@@ -5,6 +5,8 @@
 //! microseconds. A shard that gave no report has `"state":"unavailable"` and no counters. Then
 //! `totals` is `null`: a sum that lacks a shard would fall, and rise again with the next scrape.
 
+use std::sync::atomic::Ordering;
+
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde::ser::Serializer;
@@ -12,7 +14,7 @@ use serde::ser::Serializer;
 use super::jwks::KeyStats;
 use super::memory::ProcessStats;
 use super::source::stats::SourceStats;
-use super::{Hub, RefusalCounts};
+use super::{CertificateStats, Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
 use crate::metrics::{FamilyCounters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters};
@@ -77,6 +79,11 @@ pub(super) struct HubStats {
     pub(super) refused: RefusalCounts,
     /// What tokens are checked with.
     pub(super) keys: KeyStats,
+    /// TLS handshakes of control connections that came to their end.
+    pub(super) tls_handshakes: u64,
+    /// What an authority has signed by itself; left out where it is not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) certificate: Option<CertificateStats>,
     /// Topics that were removed.
     pub(super) removed_topics: u64,
     /// Times the source told that events may be missing.
@@ -225,6 +232,8 @@ impl Hub {
             topics: intake.topics().count(),
             refused: counters.refused.clone(),
             keys: self.keyring.stats(),
+            certificate: (self.surroundings.certificate)(),
+            tls_handshakes: self.control_handshakes.load(Ordering::Relaxed),
             removed_topics: counters.removals,
             holes: counters.holes,
             shard_queue_stalls: counters.stalls,

@@ -380,6 +380,7 @@ impl State {
             connection.cursor = cursor;
             self.greet_no_more_of(slot, index);
             self.leave_topic(member, format, latest);
+            self.ask_for_a_topic(slot);
         }
     }
 
