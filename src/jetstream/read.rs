@@ -93,7 +93,7 @@ pub struct Reader {
     feed: Option<Feed>,
     /// Times in a row that the head was behind what was read.
     behind: u32,
-    /// Consumers in a row that broke off before their first message.
+    /// Consumers in a row that broke off before their first new message.
     stuck: u32,
     /// Messages that the consumer has for us still, as it said last.
     pending: Option<u64>,
@@ -232,7 +232,6 @@ impl Reader {
                     self.feed = None;
                     break;
                 };
-                self.stuck = 0;
                 match self.take(&message) {
                     Taken::Message(message) => taken.push(message),
                     Taken::Skipped => {}
@@ -293,10 +292,9 @@ impl Reader {
                 Ok(start_time) => DeliverPolicy::ByStartTime { start_time },
                 Err(_) => DeliverPolicy::All,
             },
-            // With the last message itself, never behind the head: servers differ in what they do
-            // there.
-            Start::Behind(_) | Start::After(1..) => DeliverPolicy::ByStartSequence { start_sequence: last },
-            Start::After(0) => DeliverPolicy::All,
+            // With the last message itself, whose time tells whether the stream is the same.
+            Start::Behind(_) => DeliverPolicy::ByStartSequence { start_sequence: last },
+            Start::After(sequence) => DeliverPolicy::ByStartSequence { start_sequence: sequence + 1 },
         };
         let config = Config {
             description: Some("a node of fanwave".to_string()),
@@ -372,6 +370,7 @@ impl Reader {
             return Taken::Skipped;
         }
         self.start = Start::Behind(mark);
+        self.stuck = 0;
         let payload = message.payload.clone();
         let understood = understand(
             &self.subjects,
