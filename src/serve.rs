@@ -35,6 +35,7 @@ use crate::log;
 use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
+use crate::store::StoreError;
 use crate::systemd::{Manager, Passed};
 use crate::tls::{self, Identity, IdentityError};
 use egress::Ring;
@@ -43,6 +44,7 @@ pub use upgrade::Predecessor;
 
 mod egress; // which ring
 mod listeners; // of both planes
+mod store; // what outlives the process
 mod upgrade; // takes the place of a running process
 
 /// What is running, told once every shard has said that it is ready.
@@ -107,6 +109,9 @@ pub enum ServeError {
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// The directory of events does not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A shard could not start.
     #[error("shard {shard}: {source}")]
     Shard {
@@ -152,6 +157,14 @@ pub fn run(
         None => Epoch::random()
             .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?,
     };
+    let (source, past) = match &config.store {
+        None => (Source::Local, None),
+        Some(rules) => {
+            let (source, past) = store::open(&config, rules, epoch)?;
+            (source, Some(past))
+        }
+    };
+    let epoch = past.as_ref().map_or(epoch, |past| past.state.epoch);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -186,7 +199,7 @@ pub fn run(
     let listen_tls = listen.split_off(config.listen.len());
     let doors = RingDoors {
         keeps_listeners: data.iter().any(|address| address.passed),
-        holds_accepts: predecessor.is_some(),
+        holds_accepts: predecessor.is_some() || past.is_some(),
     };
     // The shards have theirs. Those of a former process are dealt with once they are ours.
     let inherited: Vec<DataAddress> = data.into_iter().filter(|address| address.inherited).collect();
@@ -276,7 +289,7 @@ pub fn run(
         surroundings,
         config: config.clone(),
         epoch,
-        source: Source::Local,
+        source,
         outboxes,
         demand,
         memory,
@@ -293,6 +306,10 @@ pub fn run(
     };
     if let Some(predecessor) = predecessor {
         predecessor.succeed(&hub, &runtime)?;
+    }
+    let is_restored = past.is_some();
+    if let Some(past) = past {
+        runtime.block_on(hub.restore_stored(past));
     }
     choice.log();
     for remedy in &ceiling.remedies {
@@ -315,6 +332,8 @@ pub fn run(
     if let Some(former) = former {
         listeners::own(&config, inherited);
         upgrade::leave_no_place(&former, hub.own_place());
+        runtime.block_on(hub.open_doors());
+    } else if is_restored {
         runtime.block_on(hub.open_doors());
     }
     runtime.spawn(upgrade::start_successors(upgrades, path));

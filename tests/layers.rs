@@ -35,6 +35,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config/flags", &["config", "config/limits", "config/units", "topic_pattern"]),
     ("log", &["clock", "config", "config/limits"]),
     ("handover", &["event", "clock", "config", "config/limits", "publishing"]),
+    ("store", &["event", "clock", "config", "config/limits", "publishing", "handover"]),
     ("metrics", &["event", "wire", "close", "refusal"]),
     (
         "broadcast",
@@ -89,6 +90,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "printed",
             "secret",
             "handover",
+            "store",
         ],
     ),
     ("tls", &["config", "config/limits", "egress"]),

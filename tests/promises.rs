@@ -55,6 +55,7 @@ mod promises {
     mod stalled_reader;
     mod start_up;
     mod starts;
+    mod store;
     mod tail;
     mod tls;
     mod tokens;

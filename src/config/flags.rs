@@ -18,6 +18,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::control::{ControlError, ControlFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
+use super::store::{StoreFlagError, StoreFlags};
 use super::tls::{TlsError, TlsFlags};
 use super::tokens::{TokenError, TokenFlags};
 use super::units::{Count, Millis, Size};
@@ -80,6 +81,9 @@ pub enum ConfigError {
     /// A flag about TLS is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A flag about the store is wrong.
+    #[error(transparent)]
+    Store(#[from] StoreFlagError),
     /// The PROXY protocol is meant for an address that nobody listens on.
     #[error("--proxy-protocol {0} is none of the --listen addresses")]
     ProxiedNowhere(SocketAddr),
@@ -158,6 +162,8 @@ pub struct ServeFlags {
     /// have, less a tenth; at least 32MiB
     #[arg(long, value_name = "BYTES|auto|none", default_value = "auto", help_heading = "Windows")]
     memory_max: MemoryMax,
+    #[command(flatten)]
+    store: StoreFlags,
     #[command(flatten)]
     limits: LimitFlags,
     /// How subscribers are reached. uring: by io_uring, or no start; epoll: one system call per
@@ -322,6 +328,11 @@ impl ServeFlags {
         self.upgrade.then_some((&self.upgrade_socket, self.control.first()))
     }
 
+    /// True if events are to outlive the process.
+    pub fn has_store(&self) -> bool {
+        self.store.is_used()
+    }
+
     /// How the lines of the log look.
     pub fn log_format(&self) -> LogFormat {
         self.log_format
@@ -392,6 +403,7 @@ impl ServeFlags {
             access_log: self.access_log,
             upgrade_socket: self.upgrade_socket,
             memory_max: self.memory_max,
+            store: self.store.rules()?,
             limits,
             rules,
         })
