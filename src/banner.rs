@@ -1,10 +1,12 @@
 //! What `fanwave serve` prints on standard output once every shard is ready.
 //!
 //! Programs may read it: there is exactly one line `data plane    ADDR` and one line `control plane
-//! ADDR` per bound address, with ports as bound. The commands at its end work as printed in the
+//! ADDR` per bound address, with ports as bound; those with TLS stand behind `data, TLS` and
+//! `control, TLS`. The commands at its end work as printed in the
 //! shell that started the server.
 
 use std::fmt::Write;
+use std::time::{Duration, UNIX_EPOCH};
 
 use fanwave::config::units::{grouped, rounded};
 use fanwave::config::{ControlAddress, Limits, SlowPolicy};
@@ -19,6 +21,7 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
     lines.extend(started.listen.iter().map(|address| format!("data plane    {address}")));
     lines.extend(started.listen_tls.iter().map(|address| format!("data, TLS     {address}")));
     lines.extend(started.control.iter().map(|address| format!("control plane {address}")));
+    lines.extend(started.control_tls.iter().map(|address| format!("control, TLS  {address}")));
     for address in started.listen.iter().map(|address| reachable(*address)) {
         lines.push(format!("subscribe     http://{address}/sse/{{topic}}   ws://{address}/ws/{{topic}}"));
     }
@@ -33,7 +36,11 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
             ControlAddress::Unix(_) => format!("publish       POST /topics/{{topic}} on {control}"),
         });
     }
+    for address in started.control_tls.iter().map(|address| reachable(*address)) {
+        lines.push(format!("              https://{address}/topics/{{topic}}"));
+    }
     lines.extend(playground(started));
+    lines.extend(labelled("certificate", &certificate(started)));
     lines.extend(labelled("access", &access(started)));
     lines.extend(capacity(started, limits, slow));
     lines.extend(labelled("egress", &egress(&started.egress)));
@@ -42,6 +49,24 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
     lines.push(String::new());
     lines.extend(labelled("try", &commands(started, program)));
     lines.join("\n") + "\n"
+}
+
+/// What an authority signs by itself, if it is asked to.
+fn certificate(started: &Started) -> Vec<String> {
+    started
+        .acme
+        .iter()
+        .map(|acme| match acme.expires {
+            0 => format!(
+                "of {}: none yet (--acme); TLS is refused until it is signed",
+                acme.domains.join(", ")
+            ),
+            seconds => {
+                let ends = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds));
+                format!("of {}: until {ends} (--acme)", acme.domains.join(", "))
+            }
+        })
+        .collect()
 }
 
 /// Who may subscribe, where that is worth a word.
@@ -193,7 +218,9 @@ mod tests {
             listen: listen.iter().map(|text| text.parse().expect("an address")).collect(),
             control: control.iter().map(|text| text.parse().expect("an address")).collect(),
             listen_tls: Vec::new(),
+            control_tls: Vec::new(),
             token_file: None,
+            acme: None,
             playground: false,
             asks_for_tokens: false,
             shard_cpus: vec![0, 2],

@@ -89,6 +89,8 @@ pub enum RefusalReason {
     BadKey,
     /// The idempotency key was used for another event of the topic.
     Conflict,
+    /// There is no TLS where it is spoken, or its handshake failed.
+    TlsHandshake,
     /// The source of events does not take it: nothing was sent to it.
     Source,
     /// It was sent to the source of events, which has not said what became of it.
@@ -135,6 +137,7 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (NotAllowed, "not_allowed", StatusCode::FORBIDDEN),
         (BadKey, "bad_key", StatusCode::BAD_REQUEST),
         (Conflict, "conflict", StatusCode::CONFLICT),
+        (TlsHandshake, "tls_handshake", StatusCode::BAD_REQUEST),
         (Source, "source", StatusCode::SERVICE_UNAVAILABLE),
         (OutcomeUnknown, "outcome_unknown", StatusCode::GATEWAY_TIMEOUT),
     ]

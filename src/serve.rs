@@ -13,31 +13,36 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use crate::acme::{self, Keeper};
 use crate::admission::{Addresses, Admission};
 use crate::broadcast::{Demand, Memory, Message, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, CLAIMS_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES,
-    CONTROL_BUFFER_BYTES_MAX, EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KNOWN_TOKEN_BYTES, LOG_LINES_MAX,
-    PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES,
-    SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOKENS_KNOWN_MAX,
-    TOPIC_BYTES, UPLINK_BYTES_MAX,
+    CONTROL_BUFFER_BYTES_MAX, CONTROL_TLS_BYTES_MAX, EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KNOWN_TOKEN_BYTES,
+    LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
+    RETAINED_VALUE_BYTES, SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES,
+    TLS_SESSION_BYTES, TOKENS_KNOWN_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
+use crate::hub::CertificateStats;
 use crate::hub::memory::{self, CeilingReport, Meter};
-use crate::hub::source::Source;
-use crate::hub::{self, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings};
+use crate::hub::source::{Remote, Source};
+use crate::hub::{
+    self, Certificates, DataAddresses, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
+};
+use crate::jetstream::{Session, SessionError};
 use crate::log;
 use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
 use crate::store::StoreError;
 use crate::systemd::{Manager, Passed};
-use crate::tls::{self, Identity, IdentityError};
+use crate::tls::{self, Automatic, Identity, IdentityError};
 use egress::Ring;
 use listeners::{DataAddress, Failures};
 pub use upgrade::Predecessor;
@@ -56,6 +61,8 @@ pub struct Started {
     pub listen_tls: Vec<SocketAddr>,
     /// Control plane addresses as bound.
     pub control: Vec<ControlAddress>,
+    /// Control plane addresses with TLS, as bound.
+    pub control_tls: Vec<SocketAddr>,
     /// The file with the token that publishers bring, if they need one.
     pub token_file: Option<PathBuf>,
     /// Subscribers need tokens.
@@ -72,6 +79,17 @@ pub struct Started {
     pub memory: Vec<(&'static str, u64)>,
     /// The ceiling of all memory.
     pub ceiling: CeilingReport,
+    /// What an authority signs by itself.
+    pub acme: Option<Acme>,
+}
+
+/// A certificate that an authority signs by itself.
+#[derive(Debug)]
+pub struct Acme {
+    /// Its names.
+    pub domains: Vec<String>,
+    /// When the one in force ends, in seconds since 1970; 0 if there is none yet.
+    pub expires: u64,
 }
 
 /// Whom a running server asks for another configuration.
@@ -103,9 +121,15 @@ pub enum ServeError {
     /// The descriptor limit is too low for what the operator wants.
     #[error(transparent)]
     Descriptors(#[from] NoCapacity),
+    /// What an authority signs cannot be kept.
+    #[error("{0}")]
+    Acme(String),
     /// A certificate or a key cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The stream of events is not there.
+    #[error(transparent)]
+    Source(#[from] SessionError),
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -151,24 +175,27 @@ pub fn run(
     let config = Arc::new(config);
     raise_descriptor_limit();
     let choice = egress::choose(config.egress, config.sockets)?;
-    let identity = config.tls.as_ref().map(tls::load).transpose()?.map(Identity::new);
-    let epoch = match &predecessor {
-        Some(predecessor) => predecessor.epoch(),
-        None => Epoch::random()
-            .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?,
-    };
-    let (source, past) = match &config.store {
-        None => (Source::Local, None),
-        Some(rules) => {
-            let (source, past) = store::open(&config, rules, epoch)?;
-            (source, Some(past))
-        }
-    };
-    let epoch = past.as_ref().map_or(epoch, |past| past.state.epoch);
+    let automatic = config.acme.as_ref().map(|_| Automatic::default());
+    let load = |files| tls::load_with(files, automatic.as_ref());
+    let identity = config.tls.as_ref().map(load).transpose()?.map(Identity::new);
+    let keeper = config.acme.as_ref().zip(automatic.clone()).map(|(rules, held)| Keeper::open(rules, held));
+    let keeper = keeper.transpose().map_err(ServeError::Acme)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| ServeError::Hub(format!("cannot make the runtime: {error}")))?;
+    let session = match &config.nats {
+        Some(nats) => Some(runtime.block_on(Session::begin(nats, config.limits.message_bytes_max))?),
+        None => None,
+    };
+    let epoch = match (&predecessor, &session) {
+        (Some(predecessor), _) => predecessor.epoch(),
+        (None, Some(session)) => session.entry.epoch,
+        (None, None) => Epoch::random()
+            .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?,
+    };
+    let stored = config.store.as_ref().map(|rules| store::open(&config, rules, epoch)).transpose()?;
+    let epoch = stored.as_ref().map_or(epoch, |(_, past)| past.state.epoch);
     // Before the first thread, so that every thread leaves the signals to this one.
     let Signals { drain, hangups, upgrades } = {
         let _entered = runtime.enter();
@@ -176,10 +203,16 @@ pub fn run(
     };
     // All of them, so that one start tells of every address that is in use.
     let mut failures = Failures::default();
-    let control = match passed.control.is_empty() {
+    let mut control = match passed.control.is_empty() {
         true => listeners::control_plane(&config, &mut predecessor, &mut failures),
         false => listeners::passed_control_plane(passed.control),
     };
+    let plain_controls = control.len();
+    if let Some(identity) = identity.clone() {
+        let certificates = Certificates::new(move || identity.control());
+        let secure = listeners::secure_control_plane(&config, &certificates, &mut predecessor, &mut failures);
+        control.extend(secure);
+    }
     let mut data = match passed.data.is_empty() {
         true => listeners::data_plane(&config, &config.listen, &mut predecessor, &mut failures),
         false => listeners::passed_data_plane(&config, passed.data, &mut failures),
@@ -199,7 +232,8 @@ pub fn run(
     let listen_tls = listen.split_off(config.listen.len());
     let doors = RingDoors {
         keeps_listeners: data.iter().any(|address| address.passed),
-        holds_accepts: predecessor.is_some() || past.is_some(),
+        // Nobody comes in before the histories are there.
+        holds_accepts: predecessor.is_some() || session.is_some() || stored.is_some(),
     };
     // The shards have theirs. Those of a former process are dealt with once they are ours.
     let inherited: Vec<DataAddress> = data.into_iter().filter(|address| address.inherited).collect();
@@ -232,7 +266,7 @@ pub fn run(
             ShardStart {
                 setup,
                 ring: ring(choice.ring, &capacity, listeners, doors),
-                secure: identity.clone().map(|identity| Secure {
+                secure: identity.clone().filter(|_| !listen_tls.is_empty()).map(|identity| Secure {
                     identity,
                     from: listen.len(),
                     addresses: listen.len() + listen_tls.len(),
@@ -272,19 +306,33 @@ pub fn run(
         Tidings::HandedOver(heir) => teller.follow(heir),
         Tidings::Alive => teller.alive(),
     };
-    let Operator { reread, adopt } = with_certificates(operator, identity);
+    let Operator { reread, adopt } = with_certificates(operator, identity, automatic);
     let surroundings = Surroundings {
         reread,
         adopt,
         tell: Box::new(tell),
         meter: Box::new(move || meter.read()),
+        certificate: certificate_stats(keeper.as_ref().map(Keeper::report)),
         watchdog,
         hangups: Some(hangups),
     };
-    let (control_addresses, control) =
+    let (mut control_addresses, control): (Vec<_>, Vec<_>) =
         control.into_iter().map(|address| (address.bound, address.listener)).unzip();
+    let control_tls = control_addresses.split_off(plain_controls);
+    let control_tls = control_tls.into_iter().filter_map(|address| match address {
+        ControlAddress::Tcp(address) => Some(address),
+        ControlAddress::Unix(_) => None,
+    });
     let former = predecessor.as_ref().map(|predecessor| predecessor.path().to_path_buf());
     let path = estate.as_ref().map(|estate| estate.place.path.clone());
+    let (source, submissions, past) = match (&session, stored) {
+        (Some(_), _) => {
+            let (remote, submissions) = Remote::new();
+            (Source::Remote(remote), Some(submissions), None)
+        }
+        (None, Some((source, past))) => (source, None, Some(past)),
+        (None, None) => (Source::Local, None, None),
+    };
     let setup = hub::HubSetup {
         surroundings,
         config: config.clone(),
@@ -294,7 +342,7 @@ pub fn run(
         demand,
         memory,
         egress: choice.report.clone(),
-        listen: listen.clone(),
+        listen: DataAddresses { plain: listen.clone(), tls: listen_tls.clone() },
         control,
         control_connections_max: capacity.control_connections_max,
         shard_ends,
@@ -307,9 +355,12 @@ pub fn run(
     if let Some(predecessor) = predecessor {
         predecessor.succeed(&hub, &runtime)?;
     }
-    let is_restored = past.is_some();
+    let holds_accepts = former.is_some() || session.is_some() || past.is_some();
     if let Some(past) = past {
         runtime.block_on(hub.restore_stored(past));
+    }
+    if let Some((session, submissions)) = session.zip(submissions) {
+        runtime.block_on(hub.follow(session, submissions));
     }
     choice.log();
     for remedy in &ceiling.remedies {
@@ -319,6 +370,7 @@ pub fn run(
         listen,
         listen_tls,
         control: control_addresses,
+        control_tls: control_tls.collect(),
         token_file: config.control_rules.token.as_ref().map(|token| token.file().to_path_buf()),
         asks_for_tokens: config.tokens.is_configured(),
         playground: config.pages.playground,
@@ -327,16 +379,26 @@ pub fn run(
         egress: choice.report.clone(),
         memory: memory_lines(&config, &capacity, choice.ring),
         ceiling,
+        acme: config.acme.as_ref().zip(keeper.as_ref()).map(|(rules, keeper)| Acme {
+            domains: rules.domains.clone(),
+            expires: keeper.report().expires(),
+        }),
     });
     manager.ready();
     if let Some(former) = former {
         listeners::own(&config, inherited);
         upgrade::leave_no_place(&former, hub.own_place());
-        runtime.block_on(hub.open_doors());
-    } else if is_restored {
+    }
+    if holds_accepts {
         runtime.block_on(hub.open_doors());
     }
     runtime.spawn(upgrade::start_successors(upgrades, path));
+    // A certificate is proved by the listeners, which are ours by now.
+    runtime.spawn(async {
+        if let Some(keeper) = keeper {
+            keeper.keep().await;
+        }
+    });
     let served = runtime.block_on(hub.serve(drain));
     match served {
         Ok(()) => {
@@ -351,9 +413,26 @@ pub fn run(
     }
 }
 
+/// Tells the hub of what an authority signs.
+fn certificate_stats(
+    report: Option<Arc<acme::Report>>,
+) -> Box<dyn Fn() -> Option<CertificateStats> + Send + Sync> {
+    Box::new(move || {
+        report.as_ref().map(|report| CertificateStats {
+            expires: report.expires(),
+            orders: report.orders(),
+            failures: report.failures(),
+        })
+    })
+}
+
 /// Reads the certificates again whenever the configuration is: one that cannot be used leaves all
 /// as it was.
-fn with_certificates(operator: Operator, identity: Option<Identity>) -> Operator {
+fn with_certificates(
+    operator: Operator,
+    identity: Option<Identity>,
+    automatic: Option<Automatic>,
+) -> Operator {
     let Some(identity) = identity else { return operator };
     let Operator { reread, adopt } = operator;
     let read = Arc::new(Mutex::new(None));
@@ -361,8 +440,8 @@ fn with_certificates(operator: Operator, identity: Option<Identity>) -> Operator
     Operator {
         reread: Box::new(move || {
             let config = reread()?;
-            let handshakes =
-                config.tls.as_ref().map(tls::load).transpose().map_err(|error| error.to_string())?;
+            let load = |files| tls::load_with(files, automatic.as_ref()).map_err(|error| error.to_string());
+            let handshakes = config.tls.as_ref().map(load).transpose()?;
             *kept.lock().unwrap_or_else(PoisonError::into_inner) = handshakes;
             Ok(config)
         }),
@@ -430,7 +509,7 @@ fn capacity(config: &Config, direct: bool, data: &[DataAddress]) -> Result<Capac
     let sharers = Sharers {
         shards,
         listens: data.len() * listeners::rounds(data, shards),
-        controls: config.control.len(),
+        controls: config.control.len() + config.control_tls.len(),
     };
     Ok(Capacity::of(descriptors, direct, sharers, config.limits.connections_per_shard_max)?)
 }
@@ -506,6 +585,7 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         }
     };
     let per_socket = size_of::<Connection>() + size_of::<Slot>() + per_slot;
+    let controls = config.control.len() + config.control_tls.len();
     let control = capacity.control_connections_max * (CONTROL_BUFFER_BYTES_MAX + limits.line_bytes_max());
     // The shortest topic and the shortest id have a byte each.
     let events_max = limits.history_memory_max() / (EVENT_BYTES_FIXED + 2);
@@ -516,7 +596,7 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
             "request heads, when all come at once",
             sum(capacity.sockets_max.saturating_mul(limits.handshake_bytes_max)),
         ),
-        ("control connections, when all are in use", (control * config.control.len()) as u64),
+        ("control connections, when all are in use", (control * controls) as u64),
         ("topics, when all are known", (limits.topics_max * TOPIC_BYTES) as u64 * (2 * shards + 1)),
         ("events and their frames, in queues and windows", limits.window_bytes_total_max as u64),
         ("publishers' ids, when every event has one", sum(events_max * ID_PLACE_BYTES)),
@@ -529,6 +609,10 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         lines.push(("keys, when all connections have TLS", sum(capacity.slots * TLS_SESSION_BYTES)));
         let all = capacity.sockets_max.saturating_mul(handshake);
         lines.push(("TLS handshakes, when all come at once", sum(all)));
+    }
+    if !config.control_tls.is_empty() {
+        let most = config.control_tls.len() * capacity.control_connections_max * CONTROL_TLS_BYTES_MAX;
+        lines.push(("TLS of control connections, when all are in use", most as u64));
     }
     if config.has_client_publishers() {
         // Messages that are not whole, what paused clients have said, and what is on its way.

@@ -12,6 +12,7 @@
 mod support;
 
 mod promises {
+    mod acme;
     mod admission;
     mod bad_requests;
     mod browser;
@@ -22,10 +23,12 @@ mod promises {
     mod control;
     mod control_access;
     mod control_room;
+    mod control_tls;
     mod conversation;
     mod dashboard;
     mod delivery;
     mod echo;
+    mod firefox;
     mod first_steps;
     mod full;
     mod gap;
@@ -33,11 +36,15 @@ mod promises {
     mod heartbeat;
     mod idempotency;
     mod interop;
+    mod jetstream;
+    mod jetstream_client;
+    mod jetstream_cluster;
     mod latest;
     mod log;
     mod memory;
     mod metrics;
     mod ndjson;
+    mod nodes_for_long;
     mod overrun;
     mod packages;
     mod pages;
@@ -50,6 +57,7 @@ mod promises {
     mod resume;
     mod retained;
     mod rules;
+    mod secure_clients;
     mod service_manager;
     mod shutdown;
     mod stalled_reader;
@@ -58,6 +66,8 @@ mod promises {
     mod store;
     mod tail;
     mod tls;
+    mod tls_faults;
+    mod token_matrix;
     mod tokens;
     mod topics;
     mod upgrade;

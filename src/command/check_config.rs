@@ -1,5 +1,6 @@
 //! `fanwave check-config`: reads a configuration file as `fanwave serve` would, without the
-//! environment and other flags, and tells what its rules say.
+//! environment and other flags, and tells what its rules say. Certificates and keys that it names
+//! are read too.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use crate::config::Config;
 use crate::config::rules::{Conflate, History, Rule};
 use crate::config::units::{Age, Size, grouped};
 use crate::event::Topic;
+use crate::tls;
 
 /// The flags.
 #[derive(Debug, clap::Args)]
@@ -37,6 +39,7 @@ pub fn run(options: &Options) -> Result<String, String> {
     let command = sources::parse(args, |_| None).map_err(|error| error.to_string())?;
     let Command::Serve(flags) = command else { return Err("the file is not for this command".to_string()) };
     let config = flags.config().map_err(|error| error.to_string())?;
+    config.tls.as_ref().map(tls::load).transpose().map_err(|error| error.to_string())?;
     Ok(match &options.topic {
         Some(topic) => told_of(topic, &config),
         None => told(&config, &options.file.display().to_string()),

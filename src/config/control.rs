@@ -1,5 +1,6 @@
 //! The flags about who may use the control plane.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{ControlAddress, ControlRules};
@@ -13,11 +14,11 @@ pub enum ControlError {
     Contradiction,
     /// An address beyond loopback, and the operator has not said who may use it.
     #[error(
-        "--control {0} can be reached from other machines, and every client there may publish: name a \
+        "{0} {1} can be reached from other machines, and every client there may publish: name a \
          token with --control-token-file FILE or keys with --auth-jwks or --auth-hs256-file, or allow it with \
          --control-open"
     )]
-    Exposed(ControlAddress),
+    Exposed(&'static str, ControlAddress),
     /// The token cannot be read, or is none.
     #[error("--control-token-file {0}")]
     Token(String),
@@ -43,17 +44,20 @@ impl ControlFlags {
     pub(super) fn rules(
         self,
         control: &[ControlAddress],
+        control_tls: &[SocketAddr],
         has_keys: bool,
     ) -> Result<ControlRules, ControlError> {
         if self.control_open && self.control_token_file.is_some() {
             return Err(ControlError::Contradiction);
         }
-        if let Some(exposed) = control.iter().find(|address| !address.is_local())
+        let plain = control.iter().map(|address| ("--control", address.clone()));
+        let tls = control_tls.iter().map(|address| ("--control-tls", ControlAddress::Tcp(*address)));
+        if let Some((flag, exposed)) = plain.chain(tls).find(|(_, address)| !address.is_local())
             && self.control_token_file.is_none()
             && !has_keys
             && !self.control_open
         {
-            return Err(ControlError::Exposed(exposed.clone()));
+            return Err(ControlError::Exposed(flag, exposed));
         }
         let token = self.control_token_file.map(|file| Secret::read(&file).map_err(ControlError::Token));
         Ok(ControlRules { token: token.transpose()?, open: self.control_open })

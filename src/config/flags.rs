@@ -15,7 +15,9 @@ use std::str::FromStr;
 
 use tracing_subscriber::filter::LevelFilter;
 
+use super::acme::{AcmeError, AcmeFlags};
 use super::control::{ControlError, ControlFlags};
+use super::nats::{NatsError, NatsFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
 use super::store::{StoreFlagError, StoreFlags};
@@ -78,12 +80,18 @@ pub enum ConfigError {
     /// A flag about the control plane is wrong.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A flag about NATS is wrong.
+    #[error(transparent)]
+    Nats(#[from] NatsError),
     /// A flag about TLS is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// A flag about the store is wrong.
     #[error(transparent)]
     Store(#[from] StoreFlagError),
+    /// A flag about ACME is wrong.
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
     /// The PROXY protocol is meant for an address that nobody listens on.
     #[error("--proxy-protocol {0} is none of the --listen addresses")]
     ProxiedNowhere(SocketAddr),
@@ -93,6 +101,9 @@ pub enum ConfigError {
     /// An address is meant for both planes.
     #[error("--control {0} is also a --listen address; choose another port")]
     ControlIsListen(SocketAddr),
+    /// An address for publishers with TLS stands twice, or somewhere else too.
+    #[error("--control-tls {0} is given twice, or for --control or --listen as well; choose another port")]
+    ControlTlsTwice(SocketAddr),
     /// A CPU that the scheduler does not let this process use.
     #[error("--cpus: CPU {cpu} is not among those that this process may use: {allowed}")]
     Cpu {
@@ -141,9 +152,13 @@ pub struct ServeFlags {
     #[command(flatten)]
     tls: TlsFlags,
     #[command(flatten)]
+    acme: AcmeFlags,
+    #[command(flatten)]
     pages: PageFlags,
     #[command(flatten)]
     tokens: TokenFlags,
+    #[command(flatten)]
+    nats: NatsFlags,
     /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
     /// list of patterns, * for one segment, ** at the end for the rest [default: none]
     #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = client_publish)]
@@ -366,13 +381,15 @@ impl ServeFlags {
         let limits = Limits::from(self.limits);
         limits.check()?;
         let listen_tls = self.tls.listen_tls.clone();
-        check_addresses(&[&self.listen[..], &listen_tls].concat(), &self.control)?;
+        let control_tls = self.tls.control_tls.clone();
+        check_addresses(&[&self.listen[..], &listen_tls].concat(), &self.control, &control_tls)?;
         if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
             return Err(ConfigError::ProxiedNowhere(*other));
         }
+        let acme = self.acme.rules(!listen_tls.is_empty())?;
         let pages = self.pages.rules()?;
         let tokens = self.tokens.rules(&pages.origins)?;
-        let control_rules = self.operators.rules(&self.control, tokens.is_configured())?;
+        let control_rules = self.operators.rules(&self.control, &control_tls, tokens.is_configured())?;
         if (self.egress, self.sockets) == (Egress::Epoll, Sockets::Direct) {
             return Err(ConfigError::DirectWithoutUring);
         }
@@ -381,16 +398,23 @@ impl ServeFlags {
             return Err(ConfigError::Cpu { cpu: *cpu, allowed: CpuList(allowed.to_vec()) });
         }
         let shards = self.shards.unwrap_or(cpus.len());
+        let (nats, store) = (self.nats.nats()?, self.store.rules()?);
+        if nats.is_some() && store.is_some() {
+            return Err(StoreFlagError::OtherSource.into());
+        }
         let rules = Rules::new(&self.rules, &limits)
             .map_err(|error| ConfigError::Rule { path: self.rules_source, error })?;
         Ok(Config {
             listen: self.listen,
             control: self.control,
+            control_tls,
             proxy_protocol: self.proxy_protocol,
             listen_tls,
-            tls: self.tls.files()?,
+            tls: self.tls.files(acme.is_some())?,
+            acme,
             control_rules,
             tokens,
+            nats,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages,
             client_publish: self.client_publish,
@@ -403,7 +427,7 @@ impl ServeFlags {
             access_log: self.access_log,
             upgrade_socket: self.upgrade_socket,
             memory_max: self.memory_max,
-            store: self.store.rules()?,
+            store,
             limits,
             rules,
         })
@@ -411,7 +435,17 @@ impl ServeFlags {
 }
 
 /// An address that stands twice would be bound twice: subscriber listeners share their port.
-fn check_addresses(listen: &[SocketAddr], control: &[ControlAddress]) -> Result<(), ConfigError> {
+fn check_addresses(
+    listen: &[SocketAddr],
+    control: &[ControlAddress],
+    control_tls: &[SocketAddr],
+) -> Result<(), ConfigError> {
+    for (index, address) in control_tls.iter().enumerate().filter(|(_, address)| address.port() != 0) {
+        let is_plain = control.contains(&ControlAddress::Tcp(*address));
+        if control_tls[..index].contains(address) || listen.contains(address) || is_plain {
+            return Err(ConfigError::ControlTlsTwice(*address));
+        }
+    }
     for (index, address) in listen.iter().enumerate().filter(|(_, address)| address.port() != 0) {
         if listen[..index].contains(address) {
             return Err(ConfigError::ListenTwice(*address));

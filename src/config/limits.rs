@@ -8,6 +8,10 @@
 use crate::event::{EVENT_BYTES_BESIDE_DATA_MAX, TOPIC_BYTES_MAX};
 use crate::wire::Format;
 
+mod nats;
+
+pub use nats::*;
+
 /// What the operator may set. `Default` gives the values of a server without flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -380,8 +384,9 @@ pub const TLS_HANDSHAKE_STATE_BYTES: usize = 4 << 10;
 pub const TLS_SESSION_BYTES: usize = 200;
 /// Sealed pieces whose memory is kept for the next ones: as many as one step sends.
 pub const PIECES_POOLED: usize = 2 * SWEEP_VISITS_MAX;
-/// Bytes of such a piece at most; larger ones are rare.
-pub const PIECE_BYTES_POOLED_MAX: usize = 32 << 10;
+/// Bytes that are sealed before the kernel takes them: so many that it reads them from the cache,
+/// and that a submit is paid for by many. Their memory is kept.
+pub const SEALED_BYTES_PER_SUBMIT: usize = 512 << 10;
 /// Subscribers that a draining shard hangs up on in a millisecond at least, so that a few are gone
 /// at once. 100,000 that come back together take seconds of CPU elsewhere.
 pub const HANG_UPS_PER_MS: u64 = 4;
@@ -501,6 +506,9 @@ pub const JWKS_BYTES_MAX: usize = 1 << 20;
 pub const JWKS_REFRESH_MS: u64 = 60_000;
 /// Milliseconds for one fetch of keys.
 pub const JWKS_FETCH_MS_MAX: u64 = 10_000;
+/// Milliseconds that a new process tries to fetch its keys before it gives up to take the place of
+/// another one.
+pub const JWKS_UPGRADE_MS_MAX: u64 = 5_000;
 /// Milliseconds after a failed fetch of keys to the next, doubled up to [`JWKS_REFRESH_MS`].
 pub const JWKS_RETRY_MS: u64 = 1_000;
 /// Tokens whose signatures a shard checks in one turn, at some tens of microseconds each. Others
@@ -726,6 +734,32 @@ pub const CONTROL_HEAD_MS_MAX: u64 = 60_000;
 pub const CONTROL_BODY_MS_MAX: u64 = 60_000;
 /// Bytes of the receive buffer of one control connection: the most that one body chunk carries.
 pub const CONTROL_BUFFER_BYTES_MAX: usize = 256 << 10;
+/// Milliseconds for the TLS handshake of a control connection.
+pub const CONTROL_TLS_MS_MAX: u64 = 10_000;
+/// Handshakes that a control listener has under way; one more ends the oldest. At the rate below
+/// each has half a second, which is more than a round trip.
+pub const CONTROL_TLS_HANDSHAKES_MAX: usize = 256;
+/// Connections that a control listener with TLS accepts in a second. A handshake takes the hub's
+/// thread a tenth of a millisecond with a key on P-256, half of one with RSA: so publishing keeps
+/// three quarters of it.
+pub const CONTROL_TLS_PER_SECOND_MAX: usize = 500;
+/// Milliseconds between two looks whether a control listener with TLS may accept again.
+pub const CONTROL_TLS_WAIT_MS: u64 = 10;
+/// What TLS takes of a control connection at most: what rustls holds of either direction.
+pub const CONTROL_TLS_BYTES_MAX: usize = 128 << 10;
+/// Milliseconds after a failed order of a certificate until the next one; then three times as long,
+/// and so on. Four fall into the first hour: Let's Encrypt takes five failures of a name in one.
+pub const ACME_RETRY_MS: u64 = 60_000;
+/// The longest of these waits.
+pub const ACME_RETRY_MS_MAX: u64 = 6 * 3_600_000;
+/// Milliseconds between two looks at the clock while no certificate is due.
+pub const ACME_LOOK_MS: u64 = 3_600_000;
+/// Milliseconds for a whole order, with what the authority looks at.
+pub const ACME_ORDER_MS_MAX: u64 = 300_000;
+/// Milliseconds for one answer of the authority.
+pub const ACME_ANSWER_MS_MAX: u64 = 30_000;
+/// Bytes of such an answer.
+pub const ACME_ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Milliseconds that control connections have to end after the last shard's subscribers have.
 pub const CONTROL_GRACE_MS: u64 = 500;
 /// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given
@@ -756,6 +790,7 @@ pub const CONTROL_SPARE_MAX: usize = 16;
 pub const CONTROL_SILENCE_MS_MIN: u64 = 1_000;
 
 const _: () = assert!(DOZE_MS * 4 <= TICK_MS);
+const _: () = assert!(JWKS_UPGRADE_MS_MAX * 2 <= HAND_OVER_START_MS_MAX);
 const _: () = assert!(SWEEP_VISITS_MAX * 2 <= SUBMISSIONS_MAX as usize);
 const _: () = assert!(SUBMISSIONS_MAX * 4 <= COMPLETIONS_MAX);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());

@@ -45,6 +45,11 @@ pub enum StoreFlagError {
     /// There is nothing to sync.
     #[error("--fsync and --data-bytes-max say how --data keeps events; name a directory with --data DIR")]
     NoData,
+    /// Another source keeps its events itself.
+    #[error(
+        "--data keeps the events of --source local; leave it out with another --source, which keeps its own"
+    )]
+    OtherSource,
     /// It is too small for its segments.
     #[error("--data-bytes-max is {0}, and a store needs {STORE_BYTES_MIN} bytes or more")]
     TooSmall(u64),

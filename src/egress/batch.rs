@@ -35,6 +35,8 @@ pub enum Payload {
     Frame(Bytes),
     /// Small frames, laid out one behind the other once.
     Contiguous(Vec<u8>),
+    /// The first so many bytes of a buffer that is used again.
+    Front(Vec<u8>, usize),
     /// Large frames, left where they are.
     Vectored(Vec<Bytes>),
 }
@@ -45,6 +47,7 @@ impl Payload {
         match self {
             Payload::Own(bytes) | Payload::Frame(bytes) => bytes.len(),
             Payload::Contiguous(bytes) => bytes.len(),
+            Payload::Front(_, used) => *used,
             Payload::Vectored(segments) => segments.iter().map(Bytes::len).sum(),
         }
     }
@@ -54,6 +57,7 @@ impl Payload {
         match self {
             Payload::Own(bytes) => bytes.len(),
             Payload::Contiguous(bytes) => bytes.len(),
+            Payload::Front(bytes, _) => bytes.len(),
             Payload::Frame(_) | Payload::Vectored(_) => 0,
         }
     }
@@ -178,7 +182,7 @@ impl Batch {
     pub fn segments(&self) -> Option<&[Bytes]> {
         match &self.payload {
             Payload::Vectored(segments) => Some(segments),
-            Payload::Own(_) | Payload::Frame(_) | Payload::Contiguous(_) => None,
+            Payload::Own(_) | Payload::Frame(_) | Payload::Contiguous(_) | Payload::Front(..) => None,
         }
     }
 
@@ -189,6 +193,7 @@ impl Batch {
         match &self.payload {
             Payload::Own(bytes) | Payload::Frame(bytes) => &bytes[offset..],
             Payload::Contiguous(bytes) => &bytes[offset..],
+            Payload::Front(bytes, used) => &bytes[offset..*used],
             Payload::Vectored(segments) => bytes_within(segments, offset),
         }
     }

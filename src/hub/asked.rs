@@ -1,4 +1,5 @@
-//! Where a client of the control plane finds the data plane: by the host under which it asked.
+//! How a client of the control plane asks, and where it finds the data plane: by the host under
+//! which it asked, and with TLS if that is how it asked.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -24,9 +25,59 @@ fn ip_of(host: &str) -> Option<IpAddr> {
     host.trim_matches(['[', ']']).parse().ok()
 }
 
+/// Whether clients of a listener speak TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scheme {
+    /// They do not.
+    Http,
+    /// They do.
+    Https,
+}
+
+impl Scheme {
+    /// In a URL.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        }
+    }
+
+    /// The same for WebSockets.
+    pub(super) fn of_websockets(self) -> &'static str {
+        match self {
+            Scheme::Http => "ws",
+            Scheme::Https => "wss",
+        }
+    }
+}
+
+/// Where subscribers connect, as bound.
+#[derive(Debug, Clone, Default)]
+pub struct DataAddresses {
+    /// Without TLS.
+    pub plain: Vec<SocketAddr>,
+    /// With TLS.
+    pub tls: Vec<SocketAddr>,
+}
+
+impl DataAddresses {
+    /// Where the caller finds the data plane. A page that came with TLS may only speak to an
+    /// address with TLS (Mixed Content §4.4), so that is named to a caller that speaks it, where
+    /// there is one.
+    pub(super) fn found(&self, scheme: Scheme, asked: Option<&Authority>) -> Option<(Scheme, String)> {
+        let plain = || Some((Scheme::Http, data_address(&self.plain, asked)?));
+        let tls = || Some((Scheme::Https, data_address(&self.tls, asked)?));
+        match scheme {
+            Scheme::Http => plain().or_else(tls),
+            Scheme::Https => tls().or_else(plain),
+        }
+    }
+}
+
 /// Where the caller finds the data plane: on the host that it `asked`, if that is bound on every
 /// interface.
-pub(super) fn data_address(listen: &[SocketAddr], asked: Option<&Authority>) -> Option<String> {
+fn data_address(listen: &[SocketAddr], asked: Option<&Authority>) -> Option<String> {
     let on_asked = asked.map(Authority::host).and_then(|host| {
         let same_family = |bound: &&SocketAddr| ip_of(host).is_none_or(|ip| ip.is_ipv4() == bound.is_ipv4());
         let bound = listen.iter().filter(|bound| bound.ip().is_unspecified()).find(same_family)?;
@@ -73,5 +124,18 @@ mod tests {
         }
         assert_eq!(data_address(&both, None).as_deref(), Some("[::1]:80"), "nobody said where it asked");
         assert_eq!(data_address(&[], None), None);
+    }
+
+    #[test]
+    fn a_caller_with_tls_finds_the_data_plane_with_tls_where_there_is_one() {
+        let address = |text: &str| vec![text.parse().expect("an address")];
+        let both = DataAddresses { plain: address("0.0.0.0:80"), tls: address("0.0.0.0:443") };
+        let plain = DataAddresses { plain: address("0.0.0.0:80"), tls: Vec::new() };
+        let asked = "edge.example:8444".parse().ok();
+        let found = |addresses: &DataAddresses, scheme| addresses.found(scheme, asked.as_ref());
+        let (http, https) = ("edge.example:80".to_string(), "edge.example:443".to_string());
+        assert_eq!(found(&both, Scheme::Http), Some((Scheme::Http, http.clone())));
+        assert_eq!(found(&both, Scheme::Https), Some((Scheme::Https, https)));
+        assert_eq!(found(&plain, Scheme::Https), Some((Scheme::Http, http)));
     }
 }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
 
-use super::asked::{authority, data_address};
+use super::asked::{Scheme, authority};
 use super::guard::Guard;
 use super::listing::Page;
 use super::openmetrics::Exposition;
@@ -43,9 +43,10 @@ use crate::wire::http::has_content_type;
 const TOPIC_PATH: &str = "/topics/";
 
 /// All routes of the control API, as served at `address`, behind the guard.
-pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
-    let guard = Guard::new(hub.clone(), &address);
-    let front = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| front(&hub, &address, &headers);
+pub(super) fn router(hub: Arc<Hub>, address: ControlAddress, scheme: Scheme) -> Router {
+    let guard = Guard::new(hub.clone(), &address, scheme);
+    let front =
+        async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| front(&hub, &address, scheme, &headers);
     let topic = || get(show_topic).post(publish_one).delete(remove_topic);
     Router::new()
         .route("/", get(front))
@@ -61,7 +62,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress) -> Router {
         .route("/topics/{*topic}", topic())
         .route("/publish", post(publish_stream))
         .route("/reload", post(reload))
-        .merge(pages::routes())
+        .merge(pages::routes(scheme))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
         .with_state(hub)
@@ -171,8 +172,13 @@ async fn list_topics(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> 
 }
 
 async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
-    let topic =
-        parse_query(uri.query(), &[]).and_then(|_| topic_of(&uri)).map_err(|refusal| hub.counted(refusal))?;
+    let parsed =
+        parse_query(uri.query(), &["scope"]).and_then(|query| Ok((scope_of(&query)?, topic_of(&uri)?)));
+    let (is_cluster, topic) = parsed.map_err(|refusal| hub.counted(refusal))?;
+    if is_cluster {
+        let view = hub.find_in_cluster(topic).await.map_err(|refusal| hub.counted(refusal))?;
+        return Ok(json_line(&view));
+    }
     Ok(match hub.find_topic(topic.clone()).await {
         Ok(Some(view)) => json_line(&view),
         Ok(None) => {
@@ -184,6 +190,18 @@ async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, R
             error_response(StatusCode::SERVICE_UNAVAILABLE, &text)
         }
     })
+}
+
+/// Whether all nodes are meant, or this one.
+fn scope_of(query: &[(&str, String)]) -> Result<bool, Refusal> {
+    match query.first().map(|(_, scope)| scope.as_str()) {
+        None | Some("node") => Ok(false),
+        Some("cluster") => Ok(true),
+        Some(other) => {
+            let text = format!("scope={other:?} is neither node nor cluster");
+            Err(Refusal::new(RefusalReason::BadQuery, text))
+        }
+    }
 }
 
 async fn remove_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
@@ -279,17 +297,17 @@ async fn wrong_method(State(hub): State<Arc<Hub>>, method: Method, uri: Uri, bod
 }
 
 /// The dashboard for browsers, the endpoints for everybody else.
-fn front(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> Response {
+fn front(hub: &Hub, address: &ControlAddress, scheme: Scheme, headers: &HeaderMap) -> Response {
     let mut response = match pages::wants_html(headers) {
         true => pages::dashboard(),
-        false => help(hub, address, headers).into_response(),
+        false => help(hub, address, scheme, headers).into_response(),
     };
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     response
 }
 
 /// The endpoints, with commands for a client that asked through `address`.
-fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
+fn help(hub: &Hub, address: &ControlAddress, scheme: Scheme, headers: &HeaderMap) -> String {
     let asked = headers.get(header::HOST).and_then(authority);
     let (curl, control, asked) = match address {
         ControlAddress::Tcp(address) => {
@@ -304,17 +322,17 @@ fn help(hub: &Hub, address: &ControlAddress, headers: &HeaderMap) -> String {
             (format!("curl --unix-socket {}", quoted(&path.to_string_lossy())), "localhost".to_string(), None)
         }
     };
-    let subscribe = data_address(&hub.listen, asked.as_ref()).map_or_else(String::new, |address| {
-        format!("curl -N {}\n", quoted(&format!("http://{address}/sse/news")))
+    let subscribe = hub.listen.found(scheme, asked.as_ref()).map_or_else(String::new, |(scheme, address)| {
+        format!("curl -N {}\n", quoted(&format!("{}://{address}/sse/news", scheme.name())))
     });
-    let url = |path: &str| quoted(&format!("http://{control}{path}"));
+    let url = |path: &str| quoted(&format!("{}://{control}{path}", scheme.name()));
     format!(
         "fanwave {version}: control API
 
 POST /topics/TOPIC     publish the body (event=, id=, retry=, key=, idempotency_key= as query; application/octet-stream is binary)
 POST /publish          publish NDJSON, one event per line; one request may last for ever
 GET  /topics           topics with subscribers, last id and window (limit=, after=)
-GET  /topics/TOPIC     one topic
+GET  /topics/TOPIC     one topic (scope=cluster: its subscribers on all nodes)
 DELETE /topics/TOPIC   remove its history and retained values
 GET  /stats            counters and latencies
 GET  /metrics          the same for Prometheus, or as OpenMetrics

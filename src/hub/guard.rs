@@ -4,7 +4,7 @@
 //! A visitor's browser may reach what its pages shall not: a page of another origin can send
 //! requests here (`Origin` tells), and one whose name was made to lead here can read the answers
 //! too (`Host` tells). Neither may publish or read. A Unix socket is out of any page's reach, and
-//! `GET /healthz` tells nobody anything. With a token configured every request brings it, but those
+//! `GET /healthz` and `/readyz` tell nobody anything. With a token configured every request brings it, but those
 //! of these two kinds and those for the pages, which hold nothing but their script: a client that
 //! may open the socket's file is let in. So is one that brings a token with claims of its own, to
 //! publish where these say (`principal`).
@@ -17,6 +17,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::asked::Scheme;
 use super::control::allowed;
 use super::principal::Principal;
 use super::stream::refused_unread;
@@ -32,12 +33,13 @@ pub(super) struct Guard {
     is_private: bool,
     /// True where only this machine comes in.
     is_local: bool,
+    scheme: Scheme,
 }
 
 impl Guard {
-    pub(super) fn new(hub: Arc<Hub>, address: &ControlAddress) -> Guard {
+    pub(super) fn new(hub: Arc<Hub>, address: &ControlAddress, scheme: Scheme) -> Guard {
         let is_private = matches!(address, ControlAddress::Unix(_));
-        Guard { hub, is_private, is_local: address.is_local() }
+        Guard { hub, is_private, is_local: address.is_local(), scheme }
     }
 
     /// Lets a request pass to its route, or refuses it.
@@ -77,8 +79,8 @@ impl Guard {
         request: &Request,
         host: &str,
     ) -> Result<(Option<HeaderValue>, Principal), Refusal> {
-        let is_probe =
-            matches!(*request.method(), Method::GET | Method::HEAD) && request.uri().path() == "/healthz";
+        let is_probe = matches!(*request.method(), Method::GET | Method::HEAD)
+            && ["/healthz", "/readyz"].contains(&request.uri().path());
         if self.is_private || is_probe {
             return Ok((None, Principal::Operator));
         }
@@ -90,12 +92,15 @@ impl Guard {
         let is_open = token.is_none() && (self.is_local || is_open_by_config);
         let publisher = match brought {
             Some(brought) if !is_operator && config.tokens.is_configured() => {
-                Some(Principal::of_token(&self.hub, brought))
+                Some(match Principal::may_be_asked(request) {
+                    true => Principal::of_token(&self.hub, brought),
+                    false => Err(Principal::no_operator(brought)),
+                })
             }
             _ => None,
         };
         let has_token = is_operator || matches!(publisher, Some(Ok(_)));
-        let page = match check_page(&config.pages, request, host) {
+        let page = match check_page(&config.pages, request, host, self.scheme) {
             // A page that knows the token was given it.
             Err(_) if has_token => None,
             checked => checked?,
@@ -113,7 +118,6 @@ impl Guard {
             };
             Err(Refusal::new(RefusalReason::Unauthorized, text))
         })?;
-        principal.check_request(request)?;
         Ok((page, principal))
     }
 }
@@ -126,7 +130,12 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// Refuses what a foreign page wants. Gives the origin of a page that the operator has named.
-fn check_page(pages: &PageRules, request: &Request, host: &str) -> Result<Option<HeaderValue>, Refusal> {
+fn check_page(
+    pages: &PageRules,
+    request: &Request,
+    host: &str,
+    scheme: Scheme,
+) -> Result<Option<HeaderValue>, Refusal> {
     // A target in absolute form names the host as well, and means it (RFC 9112 §3.2.2).
     let named = request.uri().authority().map(|authority| authority.as_str());
     if let Some(foreign) =
@@ -139,13 +148,21 @@ fn check_page(pages: &PageRules, request: &Request, host: &str) -> Result<Option
     for origin in request.headers().get_all(header::ORIGIN) {
         if pages.control_origins.iter().any(|known| known.as_str().as_bytes() == origin.as_bytes()) {
             listed = Some(origin.clone());
-        } else if !is_same_origin(origin.as_bytes(), host.as_bytes()) {
+        } else if !is_page_of(origin.as_bytes(), host, scheme) {
             let origin = String::from_utf8_lossy(origin.as_bytes());
             let text = format!("pages of the origin {origin:?} may not ask here (--control-origin)");
             return Err(Refusal::new(RefusalReason::ForeignOrigin, text));
         }
     }
     Ok(listed)
+}
+
+/// True if a page of `origin` came from `host`. One that came without TLS is not ours where TLS is
+/// spoken: others may have written into it on its way.
+fn is_page_of(origin: &[u8], host: &str, scheme: Scheme) -> bool {
+    const SECURE: &[u8] = b"https://";
+    let is_secure = origin.get(..SECURE.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(SECURE));
+    (is_secure || scheme == Scheme::Http) && is_same_origin(origin, host.as_bytes())
 }
 
 /// The `Host`, of which a request has exactly one (RFC 9112 §3.2); before HTTP/1.1 perhaps none,
@@ -191,4 +208,27 @@ fn preflight(allowed: &'static str, is_page: bool) -> Response {
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_came_without_tls_is_foreign_where_tls_is_spoken() {
+        for (origin, host, over_http, over_https) in [
+            ("https://edge:8444", "edge:8444", true, true),
+            ("https://edge", "edge", true, true),
+            ("https://edge", "edge:443", true, true),
+            ("HTTPS://edge", "edge", true, true),
+            ("http://edge", "edge", true, false),
+            ("http://edge:8444", "edge:8444", true, false),
+            ("https://other", "edge", false, false),
+            ("null", "edge", false, false),
+        ] {
+            let is_ours = |scheme| is_page_of(origin.as_bytes(), host, scheme);
+            assert_eq!(is_ours(Scheme::Http), over_http, "{origin} at {host}");
+            assert_eq!(is_ours(Scheme::Https), over_https, "{origin} at {host} with TLS");
+        }
+    }
 }

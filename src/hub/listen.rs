@@ -26,8 +26,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
+use super::asked::Scheme;
 use super::head::{Asked, Muted, refusal_of};
 use super::seats::{Seat, Seats, Working};
+use super::secure::{Certificates, Valve, serve_secure};
 use super::stream::refused_unread;
 use super::{Hub, Refusal, RefusalReason, Stage, control};
 use crate::broadcast::Doors;
@@ -35,6 +37,7 @@ use crate::clock::Stamp;
 use crate::config::ControlAddress;
 use crate::config::limits::{
     CONTROL_ACCEPT_RETRY_MS, CONTROL_BUFFER_BYTES_MAX, CONTROL_GRACE_MS, CONTROL_HEAD_MS_MAX,
+    CONTROL_TLS_WAIT_MS,
 };
 use crate::log::Pace;
 use crate::wire::http::HEADERS_MAX;
@@ -44,6 +47,8 @@ use crate::wire::http::HEADERS_MAX;
 pub enum ControlListener {
     /// TCP.
     Tcp(std::net::TcpListener),
+    /// TCP with TLS.
+    Tls(std::net::TcpListener, Certificates),
     /// A Unix stream socket.
     Unix(std::os::unix::net::UnixListener),
 }
@@ -52,7 +57,9 @@ impl ControlListener {
     /// Where it listens; a path is absolute.
     fn address(&self) -> io::Result<ControlAddress> {
         match self {
-            ControlListener::Tcp(listener) => listener.local_addr().map(ControlAddress::Tcp),
+            ControlListener::Tcp(listener) | ControlListener::Tls(listener, _) => {
+                listener.local_addr().map(ControlAddress::Tcp)
+            }
             ControlListener::Unix(listener) => {
                 let address = listener.local_addr()?;
                 let path = address.as_pathname().ok_or_else(|| io::Error::other("the socket has no path"))?;
@@ -66,12 +73,14 @@ impl ControlListener {
 #[derive(Debug)]
 pub(super) enum Listener {
     Tcp(TcpListener),
+    Tls(TcpListener, Certificates),
     Unix(UnixListener),
 }
 
 /// One accepted connection.
 enum Socket {
     Tcp(TcpStream),
+    Tls(TcpStream, Certificates),
     Unix(UnixStream),
 }
 
@@ -85,9 +94,16 @@ pub(super) fn start(
     let mut tasks = JoinSet::new();
     let mut known = Vec::new();
     for listener in listeners {
-        let router = control::router(hub.clone(), listener.address()?);
+        let scheme = match listener {
+            ControlListener::Tls(..) => Scheme::Https,
+            ControlListener::Tcp(_) | ControlListener::Unix(_) => Scheme::Http,
+        };
+        let router = control::router(hub.clone(), listener.address()?, scheme);
         let listener = match listener {
             ControlListener::Tcp(listener) => Listener::Tcp(TcpListener::from_std(listener)?),
+            ControlListener::Tls(listener, certificates) => {
+                Listener::Tls(TcpListener::from_std(listener)?, certificates)
+            }
             ControlListener::Unix(listener) => Listener::Unix(UnixListener::from_std(listener)?),
         };
         let listener = Arc::new(listener);
@@ -102,6 +118,7 @@ async fn accept(listener: Arc<Listener>, router: Router, hub: Arc<Hub>, connecti
     let mut connections = JoinSet::new();
     let mut seats = Seats::new(connections_max);
     let mut pace = Pace::WARNING;
+    let mut valve = matches!(*listener, Listener::Tls(..)).then(Valve::default);
     let mut stopped = pin!(hub.reached(Stage::Stopped));
     let mut doors = hub.doors.subscribe();
     let mut listener = Some(listener);
@@ -110,7 +127,8 @@ async fn accept(listener: Arc<Listener>, router: Router, hub: Arc<Hub>, connecti
         if turned == Doors::Left {
             listener = None;
         }
-        let comes_in = turned == Doors::Open && seats.has_room();
+        let has_room = turned == Doors::Open && seats.has_room();
+        let comes_in = has_room && valve.as_mut().is_none_or(|valve| valve.is_open(Stamp::now()));
         let accepted = tokio::select! {
             biased;
             () = &mut stopped => break,
@@ -121,13 +139,23 @@ async fn accept(listener: Arc<Listener>, router: Router, hub: Arc<Hub>, connecti
             // Its sender lives as long as the hub.
             _ = doors.changed() => continue,
             accepted = accept_one(listener.as_deref()), if comes_in => accepted,
+            () = tokio::time::sleep(Duration::from_millis(CONTROL_TLS_WAIT_MS)), if has_room && !comes_in => {
+                continue;
+            }
         };
         match accepted {
             Ok(socket) => {
-                let (router, hub, seat) = (router.clone(), hub.clone(), seats.take());
+                let (router, hub) = (router.clone(), hub.clone());
+                if let Some(valve) = &mut valve {
+                    valve.take();
+                }
                 match socket {
-                    Socket::Tcp(socket) => connections.spawn(serve(socket, router, hub, seat)),
-                    Socket::Unix(socket) => connections.spawn(serve(socket, router, hub, seat)),
+                    Socket::Tcp(socket) => connections.spawn(serve(socket, router, hub, seats.take())),
+                    Socket::Unix(socket) => connections.spawn(serve(socket, router, hub, seats.take())),
+                    Socket::Tls(socket, certificates) => {
+                        let seat = seats.take_to_shake();
+                        connections.spawn(serve_secure(socket, certificates, router, hub, seat))
+                    }
                 };
             }
             Err(error) => {
@@ -148,7 +176,7 @@ async fn accept(listener: Arc<Listener>, router: Router, hub: Arc<Hub>, connecti
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Listener::Tcp(listener) => listener.as_fd(),
+            Listener::Tcp(listener) | Listener::Tls(listener, _) => listener.as_fd(),
             Listener::Unix(listener) => listener.as_fd(),
         }
     }
@@ -168,6 +196,11 @@ impl Listener {
                 let (socket, _) = listener.accept().await?;
                 socket.set_nodelay(true)?;
                 Ok(Socket::Tcp(socket))
+            }
+            Listener::Tls(listener, certificates) => {
+                let (socket, _) = listener.accept().await?;
+                socket.set_nodelay(true)?;
+                Ok(Socket::Tls(socket, certificates.clone()))
             }
             Listener::Unix(listener) => Ok(Socket::Unix(listener.accept().await?.0)),
         }

@@ -12,15 +12,15 @@
 //!
 //! Reading order: `intake` (events to batches), `source` (who gives the sequences), `control` (who asks), `stream` (NDJSON), `uplink`
 //! (what clients publish), `guard` and `principal` (who may),
-//! `jwks` (keys of tokens), `head` (what is no request), `listen` and `seats`
-//! (connections), `reload` (another configuration). Not here: signals, binding of addresses,
+//! `jwks` (keys of tokens), `head` (what is no request), `listen`, `secure` and
+//! `seats` (connections), `reload` (another configuration). Not here: signals, binding of addresses,
 //! threads (`serve`).
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -62,6 +62,7 @@ mod refusal;
 mod reload;
 mod scrape;
 mod seats;
+mod secure;
 mod shared;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -73,11 +74,13 @@ mod topics;
 mod upgrade;
 mod uplink;
 
+pub use self::asked::DataAddresses;
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 use self::jwks::Keyring;
 pub use self::listen::ControlListener;
 use self::memory::Watch;
-pub use self::reload::{Surroundings, Tidings};
+pub use self::reload::{CertificateStats, Surroundings, Tidings};
+pub use self::secure::Certificates;
 use self::shared::Shared;
 use self::source::{Published, Source};
 pub use self::stats::EgressReport;
@@ -102,7 +105,7 @@ pub struct HubSetup {
     /// How the shards reach their sockets.
     pub egress: EgressReport,
     /// Where subscribers connect, as bound.
-    pub listen: Vec<SocketAddr>,
+    pub listen: DataAddresses,
     /// Where the control API listens: already bound, non-blocking.
     pub control: Vec<ControlListener>,
     /// Connections that each of them may have open.
@@ -183,7 +186,9 @@ struct Hub {
     config: Mutex<Arc<Config>>,
     egress: EgressReport,
     /// Where subscribers connect, as bound.
-    listen: Vec<SocketAddr>,
+    listen: DataAddresses,
+    /// TLS handshakes of control connections that came to their end.
+    control_handshakes: AtomicU64,
     started: Stamp,
     /// `started` by the runtime's clock, which a test may hold still.
     began: Instant,
@@ -207,6 +212,8 @@ struct Hub {
     /// Of lines about single control connections.
     head_pace: Mutex<Pace>,
     listings: Semaphore,
+    /// Of the stream that is the source, if one is.
+    stream: OnceLock<source::jetstream::Stream>,
 }
 
 /// Answers that are shared by all who ask at the same time.
@@ -452,7 +459,7 @@ impl Hub {
         demand: Arc<Demand>,
         memory: Arc<Memory>,
         egress: EgressReport,
-        listen: Vec<SocketAddr>,
+        listen: DataAddresses,
     ) -> Hub {
         let memory_watch = Mutex::new(Watch::new(config.limits.history_memory_max()));
         let intake = Intake::new(epoch, &config.limits, demand, memory, outboxes);
@@ -462,6 +469,7 @@ impl Hub {
             config: Mutex::new(config),
             egress,
             listen,
+            control_handshakes: AtomicU64::new(0),
             started: Stamp::now(),
             began: Instant::now(),
             started_at: SystemTime::now(),
@@ -478,6 +486,7 @@ impl Hub {
             memory_watch,
             head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
+            stream: OnceLock::new(),
         }
     }
 
@@ -509,6 +518,11 @@ impl Hub {
     /// The pace of lines about single control connections.
     fn head_pace(&self) -> MutexGuard<'_, Pace> {
         self.head_pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A control connection has TLS now.
+    fn note_control_handshake(&self) {
+        self.control_handshakes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Does something to the intake, then wakes the retry if a shard's queue is full.

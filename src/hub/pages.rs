@@ -19,7 +19,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use super::asked::{authority, data_address};
+use super::asked::{Scheme, authority};
 use super::{Hub, accept};
 
 /// Path, content type, content.
@@ -58,14 +58,16 @@ const NOTICE: &str = "<p class=\"notice warning\">This server takes no publishes
 const PLAY_TOPIC: &str = "play/hello";
 
 /// The pages, and the files that they load.
-pub(super) fn routes() -> Router<Arc<Hub>> {
+pub(super) fn routes(scheme: Scheme) -> Router<Arc<Hub>> {
     let router = FILES.iter().fold(Router::new(), |router, (path, content_type, content)| {
         let policy = policy("'self'", "'self'", "");
         let file = async move || guarded(([(header::CONTENT_TYPE, *content_type)], *content), &policy);
         router.route(path, get(file))
     });
     LIVE.iter().fold(router, |router, (path, content)| {
-        let page = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| live(&hub, &headers, content);
+        let page = async move |State(hub): State<Arc<Hub>>, headers: HeaderMap| {
+            live(&hub, scheme, &headers, content)
+        };
         router.route(path, get(page))
     })
 }
@@ -92,15 +94,21 @@ pub(super) fn dashboard() -> Response {
 }
 
 /// A page, with the address of the data plane for a browser that asked with `headers`.
-fn live(hub: &Hub, headers: &HeaderMap, content: &str) -> Response {
+fn live(hub: &Hub, scheme: Scheme, headers: &HeaderMap, content: &str) -> Response {
     let asked = headers.get(header::HOST).and_then(authority);
-    let data = data_address(&hub.listen, asked.as_ref()).map_or_else(|| PLACE.to_string(), in_policy);
+    let found = hub.listen.found(scheme, asked.as_ref());
+    let (scheme, address) = found.unwrap_or_else(|| (scheme, PLACE.to_string()));
+    let (http, ws, data) = (scheme.name(), scheme.of_websockets(), in_policy(address));
     let notice = if hub.config().lets_clients_publish(PLAY_TOPIC) { "" } else { NOTICE };
-    let page = content.replace(NOTICE_PLACE, notice).replace(PLACE, &data);
+    let page = content
+        .replace(NOTICE_PLACE, notice)
+        .replace(&format!("http://{PLACE}"), &format!("{http}://{data}"))
+        .replace(&format!("ws://{PLACE}"), &format!("{ws}://{data}"))
+        .replace(PLACE, &data);
     let connect = match data.starts_with('[') {
         // A policy cannot name such an address (CSP Level 3 §2.3.1, host-source).
-        true => "'self' http: ws:".to_string(),
-        false => format!("'self' http://{data} ws://{data}"),
+        true => format!("'self' {http}: {ws}:"),
+        false => format!("'self' {http}://{data} {ws}://{data}"),
     };
     let (script, style) = (sources(&page, "script"), sources(&page, "style"));
     guarded(Html(page), &policy(&script, &style, &connect))

@@ -10,7 +10,7 @@
 //!   `/stats`, `/metrics` and `/slow`, and are told so if they ask for more.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,7 +19,9 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::config::limits::{CONTROL_SILENCE_MS_MIN, CONTROL_SPARE_MAX, CONTROL_SPARE_SHARE};
+use crate::config::limits::{
+    CONTROL_SILENCE_MS_MIN, CONTROL_SPARE_MAX, CONTROL_SPARE_SHARE, CONTROL_TLS_HANDSHAKES_MAX,
+};
 
 /// All seats of one listener.
 pub(super) struct Seats {
@@ -40,6 +42,8 @@ pub(super) struct Seat {
     idle_since: Mutex<Option<Instant>>,
     /// It was told to leave.
     leave: Notify,
+    /// Its TLS handshake is under way.
+    shakes: AtomicBool,
     working: Arc<AtomicUsize>,
     /// Places that may be at work with anything but those.
     working_max: usize,
@@ -68,6 +72,7 @@ impl Seats {
         let seat = Arc::new(Seat {
             idle_since: Mutex::new(Some(Instant::now())),
             leave: Notify::new(),
+            shakes: AtomicBool::new(false),
             working: self.working.clone(),
             working_max: self.max.saturating_sub(self.spare()),
         });
@@ -78,6 +83,24 @@ impl Seats {
                 false => Duration::ZERO,
             };
             self.make_room(patience, Some(&seat));
+        }
+        seat
+    }
+
+    /// A seat for a new connection whose TLS handshake comes first. If too many are under way, the
+    /// oldest one leaves.
+    pub(super) fn take_to_shake(&mut self) -> Arc<Seat> {
+        let seat = self.take();
+        seat.shakes.store(true, Ordering::Relaxed);
+        self.sort_out();
+        let mut shaking = self.taken.iter().filter(|seat| seat.shakes.load(Ordering::Relaxed));
+        let oldest = shaking.next();
+        if shaking.count() >= CONTROL_TLS_HANDSHAKES_MAX
+            && let Some(oldest) = oldest
+        {
+            // It leaves as soon as it hears it, and is none of them any more.
+            oldest.shakes.store(false, Ordering::Relaxed);
+            oldest.leave.notify_one();
         }
         seat
     }
@@ -112,6 +135,11 @@ impl Seat {
         let work = Work(self.clone());
         let is_small = matches!(path, "/healthz" | "/stats" | "/metrics" | "/slow");
         if others < self.working_max || is_small { Ok(work) } else { Err(work) }
+    }
+
+    /// Its TLS handshake is over.
+    pub(super) fn note_handshake(&self) {
+        self.shakes.store(false, Ordering::Relaxed);
     }
 
     /// Resolves when it is to leave.
@@ -208,6 +236,19 @@ mod tests {
         drop(taken);
         seats.sort_out();
         assert_eq!(seats.taken.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn of_too_many_handshakes_the_oldest_leaves() {
+        let mut seats = Seats::new(4 * CONTROL_TLS_HANDSHAKES_MAX);
+        let over = seats.take_to_shake();
+        over.note_handshake();
+        let taken: Vec<_> = (0..CONTROL_TLS_HANDSHAKES_MAX).map(|_| seats.take_to_shake()).collect();
+        assert!(!taken.iter().any(|seat| leaves(seat)), "so many may be under way");
+        let more: Vec<_> = (0..2).map(|_| seats.take_to_shake()).collect();
+        let left: Vec<usize> = (0..taken.len()).filter(|at| leaves(&taken[*at])).collect();
+        assert_eq!(left, [0, 1]);
+        assert!(!leaves(&over) && !more.iter().any(|seat| leaves(seat)));
     }
 
     #[tokio::test]

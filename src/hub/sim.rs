@@ -13,6 +13,7 @@ use axum::response::Response;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
+use super::asked::Scheme;
 use super::{Hub, HubError, HubSetup, control, open};
 use crate::clock::Stamp;
 use crate::config::ControlAddress;
@@ -34,7 +35,7 @@ impl SimHub {
         drain: impl Future<Output = ()>,
     ) -> (SimHub, impl Future<Output = Result<(), HubError>>) {
         let open = open(setup);
-        let router = control::router(open.hub.clone(), address);
+        let router = control::router(open.hub.clone(), address, Scheme::Http);
         (SimHub { hub: open.hub.clone(), router }, open.serve(drain))
     }
 

@@ -5,13 +5,16 @@
 //! microseconds. A shard that gave no report has `"state":"unavailable"` and no counters. Then
 //! `totals` is `null`: a sum that lacks a shard would fall, and rise again with the next scrape.
 
+use std::sync::atomic::Ordering;
+
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde::ser::Serializer;
 
 use super::jwks::KeyStats;
 use super::memory::ProcessStats;
-use super::{Hub, RefusalCounts};
+use super::source::stats::SourceStats;
+use super::{CertificateStats, Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
 use crate::metrics::{FamilyCounters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters};
@@ -42,6 +45,7 @@ pub(super) struct Stats {
     epoch: String,
     uptime_ms: u64,
     egress: EgressReport,
+    source: SourceStats,
     hub: HubStats,
     /// `None` if a shard gave no report.
     totals: Option<Counts>,
@@ -76,6 +80,11 @@ pub(super) struct HubStats {
     pub(super) refused: RefusalCounts,
     /// What tokens are checked with.
     pub(super) keys: KeyStats,
+    /// TLS handshakes of control connections that came to their end.
+    pub(super) tls_handshakes: u64,
+    /// What an authority has signed by itself; left out where it is not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) certificate: Option<CertificateStats>,
     /// Topics that were removed.
     pub(super) removed_topics: u64,
     /// What keeps events, if something does.
@@ -227,6 +236,8 @@ impl Hub {
             topics: intake.topics().count(),
             refused: counters.refused.clone(),
             keys: self.keyring.stats(),
+            certificate: (self.surroundings.certificate)(),
+            tls_handshakes: self.control_handshakes.load(Ordering::Relaxed),
             removed_topics: counters.removals,
             store: intake.source.store_report(),
             holes: counters.holes,
@@ -251,6 +262,7 @@ impl Hub {
             epoch: self.epoch().to_string(),
             uptime_ms: self.now().ns_since(self.started) / 1_000_000,
             egress: self.egress.clone(),
+            source: self.source_stats(),
             hub,
             totals: totals(&reports),
             shards: shards.collect(),

@@ -15,7 +15,7 @@ use crate::config::limits::KERNEL_PATIENCE_MS;
 use crate::config::{Config, ControlAddress};
 use crate::egress::listener::{configure, listen, listen_alone, take_over};
 use crate::handover::talk::ControlOffer;
-use crate::hub::ControlListener;
+use crate::hub::{Certificates, ControlListener};
 
 /// The addresses that could not be bound.
 #[derive(Default)]
@@ -178,6 +178,33 @@ pub(super) fn control_plane(
                 addresses.push(ControlPlaneAddress { configured, bound, listener, passed });
             }
             Err(failed) => failures.0.push((configured.clone(), failed)),
+        }
+    }
+    addresses
+}
+
+/// The addresses of the control plane with TLS, likewise.
+pub(super) fn secure_control_plane(
+    config: &Config,
+    certificates: &Certificates,
+    predecessor: &mut Option<Predecessor>,
+    failures: &mut Failures,
+) -> Vec<ControlPlaneAddress> {
+    let mut addresses = Vec::new();
+    for address in &config.control_tls {
+        let configured = ControlAddress::Tcp(*address);
+        let inherited = predecessor.as_mut().and_then(|predecessor| predecessor.take_control(&configured));
+        let opened = match inherited {
+            Some((offer, listener)) => adopt_control(&offer, listener).map_err(Occupied::from),
+            None => bind_control_address(&configured),
+        };
+        match opened {
+            Ok((bound, ControlListener::Tcp(listener))) => {
+                let listener = ControlListener::Tls(listener, certificates.clone());
+                addresses.push(ControlPlaneAddress { configured, bound, listener, passed: false });
+            }
+            Ok(_) => unreachable!("an address of TCP"),
+            Err(failed) => failures.0.push((configured, failed)),
         }
     }
     addresses

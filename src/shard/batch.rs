@@ -241,7 +241,7 @@ impl Batches {
         match batch.recycle() {
             Payload::Contiguous(bytes) => keep(&mut self.spare_bytes, bytes),
             Payload::Vectored(segments) => keep(&mut self.spare_segments, segments),
-            Payload::Own(_) | Payload::Frame(_) => {}
+            Payload::Own(_) | Payload::Frame(_) | Payload::Front(..) => {}
         }
         for event in &self.run {
             batch.note(event.intake);

@@ -13,8 +13,9 @@ use rustls::server::{
     ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, Error, RootCertStore, ServerConfig};
+use rustls::{CertificateError, Error, NoKeyLog, RootCertStore, ServerConfig};
 
+use super::automatic::{ALPN, Automatic};
 use super::handshake::SecretsTap;
 use crate::config::TlsFiles;
 
@@ -72,9 +73,17 @@ pub enum IdentityError {
 
 /// Reads the files and makes the handshakes of a server of them.
 pub fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, IdentityError> {
+    load_with(files, None)
+}
+
+/// The same with certificates that come while the server runs, if any do.
+pub fn load_with(
+    files: &TlsFiles,
+    automatic: Option<&Automatic>,
+) -> Result<Arc<ServerConfig>, IdentityError> {
     let provider = Arc::new(provider());
     let keys = files.pairs.iter().map(|(cert, key)| certified(cert, key, &provider));
-    let certificates = Certificates(keys.collect::<Result<_, _>>()?);
+    let certificates = Certificates { files: keys.collect::<Result<_, _>>()?, automatic: automatic.cloned() };
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?;
     let builder = match &files.client_ca {
@@ -87,6 +96,7 @@ pub fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, IdentityError> {
     // AES-128 where both know it: processors do it.
     config.ignore_client_order = true;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols.extend(automatic.map(|_| ALPN.to_vec()));
     // A ticket is all that a client needs to come back with half a handshake; we keep nothing.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = Ticketer::new()?;
@@ -95,7 +105,7 @@ pub fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, IdentityError> {
 }
 
 /// Without AES-256: one hash and one key length less to know, and nothing slower.
-fn provider() -> CryptoProvider {
+pub(super) fn provider() -> CryptoProvider {
     let cipher_suites =
         vec![cipher_suite::TLS13_AES_128_GCM_SHA256, cipher_suite::TLS13_CHACHA20_POLY1305_SHA256];
     CryptoProvider { cipher_suites, ..default_provider() }
@@ -127,7 +137,7 @@ fn certified(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<Arc<C
 
 /// Why a certificate is not valid now, if it is not. Its dates are looked at before its issuer, so
 /// that nobody is trusted here does not matter.
-fn why_not_now(
+pub(super) fn why_not_now(
     certificate: &CertificateDer<'_>,
     algorithms: &WebPkiSupportedAlgorithms,
 ) -> Option<&'static str> {
@@ -168,27 +178,55 @@ fn client_verifier(
         .map_err(|error| wrong(error.to_string()))
 }
 
-/// The first certificate that names what the client asks for, else the first of all.
+/// The first certificate that names what the client asks for, else the first of all. Those of files
+/// come first.
 #[derive(Debug)]
-struct Certificates(Vec<Arc<CertifiedKey>>);
+struct Certificates {
+    files: Vec<Arc<CertifiedKey>>,
+    automatic: Option<Automatic>,
+}
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if let Some(automatic) = &self.automatic
+            && hello.alpn().is_some_and(|protocols| protocols.eq([ALPN]))
+        {
+            return automatic.challenge(hello.server_name()?);
+        }
+        let signed = self.automatic.as_ref().and_then(Automatic::certificate);
+        let all = || self.files.iter().chain(&signed);
         let asked = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
         let names = |key: &&Arc<CertifiedKey>| {
             let certificate = ParsedCertificate::try_from(&key.cert[0]).ok();
             let (Some(certificate), Some(asked)) = (certificate, &asked) else { return false };
             verify_server_name(&certificate, asked).is_ok()
         };
-        let named = (self.0.len() > 1).then(|| self.0.iter().find(names)).flatten();
-        named.or(self.0.first()).cloned()
+        let named = all().nth(1).and_then(|_| all().find(names));
+        named.or_else(|| all().next()).cloned()
     }
 }
 
-/// The certificates of now, shared by all shards. Looked at once per handshake; a reload replaces
-/// them, and leaves the connections that there are.
+/// The certificates of now, shared by all shards and the control plane. Looked at once per
+/// handshake; a reload replaces them, and leaves the connections that there are.
 #[derive(Clone)]
-pub struct Identity(Arc<RwLock<Arc<ServerConfig>>>);
+pub struct Identity(Arc<RwLock<Handshakes>>);
+
+/// How handshakes are made.
+struct Handshakes {
+    data: Arc<ServerConfig>,
+    control: Arc<ServerConfig>,
+}
+
+impl Handshakes {
+    fn new(data: Arc<ServerConfig>) -> Handshakes {
+        let mut control = ServerConfig::clone(&data);
+        // There rustls keeps its keys to itself, and HTTP/1.1 alone is spoken.
+        control.enable_secret_extraction = false;
+        control.key_log = Arc::new(NoKeyLog {});
+        control.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Handshakes { data, control: Arc::new(control) }
+    }
+}
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -199,16 +237,21 @@ impl fmt::Debug for Identity {
 impl Identity {
     /// With these to begin with.
     pub fn new(config: Arc<ServerConfig>) -> Identity {
-        Identity(Arc::new(RwLock::new(config)))
+        Identity(Arc::new(RwLock::new(Handshakes::new(config))))
     }
 
-    /// Those of now.
+    /// Those of now, for subscribers.
     pub fn now(&self) -> Arc<ServerConfig> {
-        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).data.clone()
+    }
+
+    /// Those of now, for the control plane.
+    pub fn control(&self) -> Arc<ServerConfig> {
+        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).control.clone()
     }
 
     /// Handshakes from now on have these.
     pub fn replace(&self, config: Arc<ServerConfig>) {
-        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = config;
+        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Handshakes::new(config);
     }
 }

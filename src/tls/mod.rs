@@ -23,20 +23,21 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use crate::config::limits::{
-    HANDSHAKE_STEPS_PER_TURN, PIECE_BYTES_POOLED_MAX, PIECES_POOLED, TLS_HANDSHAKE_BYTES_MAX,
-};
+use crate::config::limits::{HANDSHAKE_STEPS_PER_TURN, TLS_HANDSHAKE_BYTES_MAX};
 use crate::egress::{
-    Batch, Completion, EgressRing, Insecure, Ledger, Payload, ReceiveEnd, RingError, SendError, SendMode,
-    Slot,
+    Batch, Completion, EgressRing, Insecure, ReceiveEnd, RingError, SendError, SendMode, Slot,
 };
+pub use automatic::{Automatic, Signed, SignedError};
 use handshake::{Handshake, Step};
-pub use identity::{Identity, IdentityError, load};
-use record::{CONTENT_MAX, OVERHEAD};
+pub use identity::{Identity, IdentityError, load, load_with};
+use pieces::Pieces;
+use record::RecordError;
 use session::{Rest, Session};
 
+mod automatic;
 mod handshake;
 mod identity;
+mod pieces;
 mod record;
 mod session;
 #[cfg(test)]
@@ -198,9 +199,13 @@ impl Layer {
             }
             if let Some(handshake) = &mut cold.handshake {
                 if !handshake.has_begun() && bytes[0] != record::content::HANDSHAKE {
-                    // Not TLS: all of it that we understand is a request.
-                    let answer = if bytes[0].is_ascii_uppercase() { PLAIN_REQUEST } else { &[] };
-                    cold.own.extend_from_slice(answer);
+                    match bytes[0] {
+                        // Not TLS: all of it that we understand is a request.
+                        byte if byte.is_ascii_uppercase() => cold.own.extend_from_slice(PLAIN_REQUEST),
+                        // An alert is answered by none.
+                        record::content::ALERT => {}
+                        _ => cold.own.extend_from_slice(&record::plain_alert(RecordError::UnexpectedMessage)),
+                    }
                     self.fail(slot, Insecure::Handshake, handle);
                     return;
                 }
@@ -210,6 +215,7 @@ impl Layer {
                     self.shake_one(slot, handle);
                     self.received(slot, bytes, handle);
                 } else if !has_room {
+                    handshake.refuse(RecordError::IllegalParameter, &mut cold.own);
                     self.fail(slot, Insecure::Handshake, handle);
                 } else {
                     handshake.take(bytes);
@@ -372,28 +378,6 @@ impl Layer {
         }
         true
     }
-
-    /// Seals a batch from `offset` on into a piece of the connection's own.
-    #[inline]
-    fn seal(pieces: &mut Pieces, session: &mut Session, batch: &Batch) -> Rc<Batch> {
-        let records = batch.len().div_ceil(CONTENT_MAX);
-        let mut sealed = pieces.buffer(batch.len() + records * OVERHEAD);
-        session.take_own(&mut sealed);
-        let mut offset = 0;
-        while offset < batch.len() {
-            let wanted = (batch.len() - offset).min(CONTENT_MAX);
-            let bytes = batch.bytes_at(offset);
-            match bytes.get(..wanted) {
-                Some(bytes) => session.send.seal_data(bytes, &mut sealed),
-                None => {
-                    pieces.gather(batch, offset, wanted);
-                    session.send.seal_data(&pieces.gathered, &mut sealed);
-                }
-            }
-            offset += wanted;
-        }
-        pieces.piece(sealed, batch)
-    }
 }
 
 impl<R: EgressRing> Tls<R> {
@@ -457,7 +441,7 @@ impl<R: EgressRing> Tls<R> {
 
 impl<R: EgressRing> EgressRing for Tls<R> {
     fn room(&self) -> usize {
-        self.ring.room()
+        if self.layer.pieces.have_room() { self.ring.room() } else { 0 }
     }
 
     #[inline]
@@ -483,7 +467,7 @@ impl<R: EgressRing> EgressRing for Tls<R> {
                 return;
             }
         }
-        let piece = Layer::seal(&mut layer.pieces, session, batch);
+        let piece = layer.pieces.seal(session, batch);
         if instant {
             session.cool_down();
             ring.send(slot, &piece, 0, SendMode::Instant);
@@ -606,6 +590,7 @@ impl<R: EgressRing> EgressRing for Tls<R> {
             for Instant { piece, .. } in layer.instant.drain(..) {
                 layer.pieces.take_back(piece);
             }
+            layer.pieces.settle();
         }
         reaped + layer.shake(handle)
     }
@@ -621,58 +606,5 @@ impl<R: EgressRing> EgressRing for Tls<R> {
 
     fn enters(&self) -> u64 {
         self.ring.enters()
-    }
-}
-
-/// Batches and buffers of pieces, used again: nothing is allocated per delivery. The piece that was
-/// used last is used first, because it is still in the cache.
-#[derive(Debug, Default)]
-struct Pieces {
-    spare: Vec<Rc<Batch>>,
-    buffers: Vec<Vec<u8>>,
-    /// What lies in several segments of a batch, for one record.
-    gathered: Vec<u8>,
-    /// Of bytes that belong to no batch.
-    ledger: Ledger,
-}
-
-impl Pieces {
-    /// An empty buffer with room for `bytes`.
-    fn buffer(&mut self, bytes: usize) -> Vec<u8> {
-        let mut buffer = self.buffers.pop().unwrap_or_default();
-        buffer.reserve(bytes);
-        buffer
-    }
-
-    /// The bytes of `batch` from `offset` on, `wanted` of them, next to each other.
-    fn gather(&mut self, batch: &Batch, offset: usize, wanted: usize) {
-        self.gathered.clear();
-        while self.gathered.len() < wanted {
-            let bytes = batch.bytes_at(offset + self.gathered.len());
-            let missing = wanted - self.gathered.len();
-            self.gathered.extend_from_slice(&bytes[..bytes.len().min(missing)]);
-        }
-    }
-
-    /// The sealed bytes of `batch`, counted where its own are.
-    fn piece(&mut self, sealed: Vec<u8>, batch: &Batch) -> Rc<Batch> {
-        let mut piece = self.spare.pop().unwrap_or_else(|| Rc::new(batch.sibling()));
-        let filled = Rc::get_mut(&mut piece).expect("nobody else holds a spare piece");
-        filled.fill(Payload::Contiguous(sealed), 0);
-        piece
-    }
-
-    /// A piece that the inner ring has let go of.
-    fn take_back(&mut self, mut piece: Rc<Batch>) {
-        let Some(free) = Rc::get_mut(&mut piece) else { return };
-        if let Payload::Contiguous(mut buffer) = free.recycle()
-            && self.spare.len() < PIECES_POOLED
-        {
-            if buffer.capacity() <= PIECE_BYTES_POOLED_MAX {
-                buffer.clear();
-                self.buffers.push(buffer);
-            }
-            self.spare.push(piece);
-        }
     }
 }

@@ -8,6 +8,8 @@ use aws_lc_rs::aead::{AES_128_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, U
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
 use rustls::ConnectionTrafficSecrets;
 
+use super::pieces::Buffer;
+
 /// Most bytes of content in a record (RFC 8446 §5.1).
 pub const CONTENT_MAX: usize = 1 << 14;
 /// Type, version and length of a record.
@@ -23,6 +25,8 @@ pub(super) const RECORDS_PER_KEY_MAX: u64 = if cfg!(test) { 50 } else { 1 << 22 
 
 /// Content types (RFC 8446 §5.1).
 pub mod content {
+    /// What older versions said before they changed keys. It stands in handshakes, and says nothing.
+    pub const CHANGE_CIPHER_SPEC: u8 = 20;
     /// An alert.
     pub const ALERT: u8 = 21;
     /// A handshake message.
@@ -48,6 +52,10 @@ pub enum RecordError {
     BadRecordMac = 20,
     /// It is larger than a record may be.
     RecordOverflow = 22,
+    /// A field of it has a value that is none.
+    IllegalParameter = 47,
+    /// It is no message of its kind.
+    DecodeError = 50,
 }
 
 /// The keys of another suite than those that are offered.
@@ -105,28 +113,34 @@ impl Half {
         (LessSafeKey::new(key), Nonce::assume_unique_for_key(nonce))
     }
 
-    /// Appends one record with at most [`CONTENT_MAX`] bytes of content to `out`.
-    pub fn seal(&mut self, kind: u8, plain: &[u8], out: &mut Vec<u8>) {
+    /// Writes one record with at most [`CONTENT_MAX`] bytes of content, which `record` is as long
+    /// as.
+    fn seal_into(&mut self, kind: u8, plain: &[u8], record: &mut [u8]) {
         debug_assert!(plain.len() <= CONTENT_MAX, "a record has a largest size");
-        let length = (plain.len() + 1 + TAG) as u16;
-        let [high, low] = length.to_be_bytes();
-        let header = [content::DATA, 3, 3, high, low];
-        out.extend_from_slice(&header);
-        let at = out.len();
-        out.resize(at + usize::from(length), 0);
+        let [high, low] = ((plain.len() + 1 + TAG) as u16).to_be_bytes();
+        let (header, rest) = record.split_first_chunk_mut::<HEADER>().expect("room for a header");
+        *header = [content::DATA, 3, 3, high, low];
+        let (sealed, tag) = rest.split_at_mut(plain.len());
         let (key, nonce) = self.next();
-        let (sealed, tag) = out[at..].split_at_mut(plain.len());
-        key.seal_out_of_place_scatter(nonce, Aad::from(header), plain, sealed, &[kind], tag)
+        key.seal_out_of_place_scatter(nonce, Aad::from(*header), plain, sealed, &[kind], tag)
             .expect("lengths that fit");
     }
 
+    /// Appends a short record to `out`.
+    pub fn seal(&mut self, kind: u8, plain: &[u8], out: &mut Vec<u8>) {
+        let at = out.len();
+        out.resize(at + plain.len() + OVERHEAD, 0);
+        self.seal_into(kind, plain, &mut out[at..]);
+    }
+
     /// Appends a record of what the application says, behind a KeyUpdate if the key is used up.
-    pub fn seal_data(&mut self, plain: &[u8], out: &mut Vec<u8>) {
+    #[inline]
+    pub fn seal_data(&mut self, plain: &[u8], out: &mut Buffer) {
         if self.sequence >= RECORDS_PER_KEY_MAX {
-            self.seal(content::HANDSHAKE, &KEY_UPDATE, out);
+            self.seal_into(content::HANDSHAKE, &KEY_UPDATE, out.grow(KEY_UPDATE.len() + OVERHEAD));
             self.update();
         }
-        self.seal(content::DATA, plain, out);
+        self.seal_into(content::DATA, plain, out.grow(plain.len() + OVERHEAD));
     }
 
     /// Opens one whole record, header included, in place. Returns its type and content.
@@ -153,6 +167,11 @@ impl Half {
         self.iv = iv;
         self.sequence = 0;
     }
+}
+
+/// A record that nobody seals, with an alert in it: what is said before there are keys.
+pub fn plain_alert(alert: RecordError) -> [u8; 7] {
+    [content::ALERT, 3, 3, 0, 2, 2, alert as u8]
 }
 
 /// The length of a record behind its header, if that may stand here after the handshake.

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use super::handshake::Handshake;
+use super::pieces::Buffer;
 use super::record::{HEADER, Half, KEY_UPDATE, KEY_UPDATE_REQUEST, RecordError, content, length_of};
 use crate::egress::{Batch, Insecure, ReceiveEnd};
 
@@ -107,9 +108,10 @@ impl Session {
 
     /// Appends what stands before all else, and is due.
     #[inline]
-    pub fn take_own(&mut self, out: &mut Vec<u8>) {
+    pub fn take_own(&mut self, out: &mut Buffer) {
         if let Some(cold) = &mut self.cold {
-            out.append(&mut cold.own);
+            out.append(&cold.own);
+            cold.own = Vec::new();
             cold.updates = false;
         }
     }
@@ -185,7 +187,12 @@ impl Session {
             (content::HANDSHAKE, message) => {
                 let wants_ours = *message == KEY_UPDATE_REQUEST[..];
                 if !wants_ours && *message != KEY_UPDATE[..] {
-                    return Err(RecordError::UnexpectedMessage);
+                    // A wish that is neither of the two (RFC 8446 §4.6.3), or another message.
+                    let is_update = message.len() == 5 && message[..4] == KEY_UPDATE[..4];
+                    return Err(match is_update {
+                        true => RecordError::IllegalParameter,
+                        false => RecordError::UnexpectedMessage,
+                    });
                 }
                 self.receive.update();
                 if wants_ours {
@@ -195,7 +202,8 @@ impl Session {
             // Of all alerts two are no errors (RFC 8446 §6.1).
             (content::ALERT, [_, CLOSE_NOTIFY]) => self.silent = true,
             (content::ALERT, [_, USER_CANCELED]) => {}
-            (content::ALERT, _) => return Err(RecordError::Told),
+            (content::ALERT, [_, _]) => return Err(RecordError::Told),
+            (content::ALERT, [_, ..]) => return Err(RecordError::DecodeError),
             _ => return Err(RecordError::UnexpectedMessage),
         }
         Ok(())

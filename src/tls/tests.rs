@@ -12,6 +12,7 @@ use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, Se
 use super::*;
 use crate::config::TlsFiles;
 use crate::egress::sim::{SimRing, Weather};
+use crate::egress::{Ledger, Payload};
 
 /// Files of a self-signed certificate for `localhost`, in a directory of their own.
 fn files(name: &str) -> (TlsFiles, rcgen::Certificate) {

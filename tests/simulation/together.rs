@@ -161,7 +161,7 @@ impl Together {
             demand: demand.clone(),
             memory: memory.clone(),
             egress: EgressReport::default(),
-            listen: Vec::new(),
+            listen: Default::default(),
             control: Vec::new(),
             control_connections_max: 0,
             shard_ends,

@@ -6,7 +6,7 @@ const LINES_MAX = 200; // of a log
 const JSON_PROTOCOL = "fanwave.v1.json";
 
 const byId = (id) => document.getElementById(id);
-const server = document.documentElement.dataset.server; // host:port of the data plane
+const server = document.documentElement.dataset.server; // origin of the data plane
 
 // ---- names and commands as text ----
 
@@ -50,7 +50,7 @@ function showResume(pane, id, curl) {
 const stream = { source: null, lastId: "", names: new Set(["fanwave-gap"]) };
 
 function streamUrl(id) {
-  return withQuery(`http://${server}/sse/${path(byId("topic").value)}`, id ? after(id) : byId("sse-start").value, byId("sse-slow").value);
+  return withQuery(`${server}/sse/${path(byId("topic").value)}`, id ? after(id) : byId("sse-start").value, byId("sse-slow").value);
 }
 
 function hearStream(event) {
@@ -115,7 +115,7 @@ function showSocket() {
   const curl = (id) => {
     const fields = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: ZmFud2F2ZSBwbGF5Z3JvdQ=="];
     if (speaksJson()) fields.push("Sec-WebSocket-Protocol: " + JSON_PROTOCOL);
-    return `curl -N --http1.1 --output - ${fields.map((field) => "-H " + quoted(field)).join(" ")} ${quoted(`http://${server}${socketPath(id)}`)}`;
+    return `curl -N --http1.1 --output - ${fields.map((field) => "-H " + quoted(field)).join(" ")} ${quoted(`${server}${socketPath(id)}`)}`;
   };
   byId("ws-curl").textContent = curl();
   showResume("ws", speaksJson() ? talk.lastId : "", curl(talk.lastId));
@@ -135,7 +135,7 @@ function hearSocket(message) {
 function openSocket(id) {
   cutSocket();
   if (!id) talk.lastId = "";
-  const socket = new WebSocket(`ws://${server}${socketPath(id)}`, speaksJson() ? [JSON_PROTOCOL] : []);
+  const socket = new WebSocket(server.replace(/^http/, "ws") + socketPath(id), speaksJson() ? [JSON_PROTOCOL] : []);
   talk.socket = socket;
   state("ws", "connecting");
   socket.onopen = () => state("ws", "open", "good");
@@ -214,7 +214,7 @@ function send(event) {
 const authorization = () => (session.needsToken ? '-H "Authorization: Bearer $TOKEN" ' : "");
 
 function publishUrl(plane, topic, name) {
-  const origin = plane === "control" ? location.origin : `http://${server}`;
+  const origin = plane === "control" ? location.origin : server;
   return withQuery(`${origin}/topics/${path(topic)}`, name && "event=" + encodeURIComponent(name));
 }
 

@@ -119,7 +119,7 @@ async fn what_a_former_process_has_is_no_part_of_what_is_in_use_at_rest() {
         outboxes: vec![outbox],
         demand: Arc::default(),
         egress: EgressReport::default(),
-        listen: Vec::new(),
+        listen: Default::default(),
         surroundings,
         control: Vec::new(),
         control_connections_max: 16,

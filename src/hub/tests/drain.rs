@@ -39,7 +39,7 @@ fn serve(shards: usize, limits: Limits, more: Option<ControlListener>) -> Server
         demand: Arc::default(),
         memory,
         egress: EgressReport::default(),
-        listen: vec!["127.0.0.1:8080".parse().expect("an address")],
+        listen: Default::default(),
         surroundings: Default::default(),
         control: [ControlListener::Tcp(listener)].into_iter().chain(more).collect(),
         control_connections_max: 16,

@@ -91,7 +91,7 @@ async fn probes_and_the_unix_socket_are_out_of_every_pages_reach() {
     let foreign = [("host", "evil.example"), ("origin", "https://evil.example")];
     assert_eq!(bench.ask(request("GET", "/healthz", &foreign)).await.status, StatusCode::OK);
     assert_eq!(bench.ask(request("HEAD", "/healthz", &foreign)).await.status, StatusCode::OK);
-    let router = control::router(bench.hub.clone(), "unix:/run/a".parse().expect("an address"));
+    let router = control::router(bench.hub.clone(), "unix:/run/a".parse().expect("an address"), Scheme::Http);
     let bench = Bench { router, ..bench };
     assert_eq!(bench.ask(request("GET", "/", &foreign)).await.status, StatusCode::OK);
 }

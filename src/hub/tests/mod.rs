@@ -15,6 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
+use super::asked::{DataAddresses, Scheme};
 use super::{EgressReport, Hub, ShardEnd, Surroundings, control};
 use crate::broadcast::{Encoded, Inbox, Memory, Message, Question, TopicQuery, path};
 use crate::config::limits::TOPICS_PER_ANSWER_MAX;
@@ -32,6 +33,7 @@ mod presence;
 mod publishing;
 mod removing;
 mod scraping;
+mod secure;
 mod sources;
 mod streaming;
 mod uplinks;
@@ -63,13 +65,14 @@ fn bench(shards: usize, limits: Limits) -> Bench {
 fn bench_with(config: Arc<Config>, surroundings: Surroundings) -> Bench {
     let queue = config.limits.shard_queue_batches_max;
     let (outboxes, inboxes) = config.shard_cpus.iter().map(|_| path(queue).expect("eventfd")).unzip();
-    let listen = vec!["0.0.0.0:8080".parse().expect("an address")];
+    let plain = vec!["0.0.0.0:8080".parse().expect("an address")];
+    let listen = DataAddresses { plain, ..DataAddresses::default() };
     let memory = Memory::new(&config.limits);
     let hub = Hub::new(config, EPOCH, outboxes, Arc::default(), memory, EgressReport::default(), listen);
     let hub = Arc::new(Hub { surroundings, ..hub });
     tokio::spawn(super::retry_stalls(hub.clone()));
     let control = "127.0.0.1:8081".parse().expect("an address");
-    Bench { router: control::router(hub.clone(), control), hub, inboxes }
+    Bench { router: control::router(hub.clone(), control, Scheme::Http), hub, inboxes }
 }
 
 impl Bench {

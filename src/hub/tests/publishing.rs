@@ -237,7 +237,8 @@ async fn help_quotes_an_address_that_a_shell_would_change() {
 #[tokio::test]
 async fn help_names_the_scope_of_a_link_local_address() {
     let bench = bench(1, Limits::default());
-    let router = control::router(bench.hub.clone(), "[fe80::1%2]:8081".parse().expect("an address"));
+    let router =
+        control::router(bench.hub.clone(), "[fe80::1%2]:8081".parse().expect("an address"), Scheme::Http);
     let bench = Bench { router, ..bench };
     let request = Request::get("/").header(header::HOST, "[fe80::1]:8081");
     let help = bench.ask(request.body(Body::empty())).await.body;
@@ -248,7 +249,8 @@ async fn help_names_the_scope_of_a_link_local_address() {
 #[tokio::test]
 async fn help_over_a_unix_socket_names_its_path() {
     let bench = bench(1, Limits::default());
-    let router = control::router(bench.hub.clone(), "unix:/run/a b".parse().expect("an address"));
+    let router =
+        control::router(bench.hub.clone(), "unix:/run/a b".parse().expect("an address"), Scheme::Http);
     let bench = Bench { router, ..bench };
     let request = Request::get("/").header(header::HOST, "localhost");
     let help = bench.ask(request.body(Body::empty())).await.body;
