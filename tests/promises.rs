@@ -64,6 +64,7 @@ mod promises {
     mod stalled_reader;
     mod start_up;
     mod starts;
+    mod store;
     mod tail;
     mod tls;
     mod tls_faults;
