@@ -24,6 +24,7 @@ pub mod refusal; // why a publish is not taken
 pub mod runtime;
 pub mod secret; // a bearer token
 pub mod serve; // puts the stages together
+pub mod store; // events that outlive their process
 pub mod systemd; // the service manager
 pub mod tls; // a ring around a ring
 pub mod topic_pattern; // names for many topics

@@ -40,6 +40,7 @@ use crate::log;
 use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
+use crate::store::StoreError;
 use crate::systemd::{Manager, Passed};
 use crate::tls::{self, Automatic, Identity, IdentityError};
 use egress::Ring;
@@ -48,6 +49,7 @@ pub use upgrade::Predecessor;
 
 mod egress; // which ring
 mod listeners; // of both planes
+mod store; // what outlives the process
 mod upgrade; // takes the place of a running process
 
 /// What is running, told once every shard has said that it is ready.
@@ -131,6 +133,9 @@ pub enum ServeError {
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// The directory of events does not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A shard could not start.
     #[error("shard {shard}: {source}")]
     Shard {
@@ -189,6 +194,8 @@ pub fn run(
         (None, None) => Epoch::random()
             .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?,
     };
+    let stored = config.store.as_ref().map(|rules| store::open(&config, rules, epoch)).transpose()?;
+    let epoch = stored.as_ref().map_or(epoch, |(_, past)| past.state.epoch);
     // Before the first thread, so that every thread leaves the signals to this one.
     let Signals { drain, hangups, upgrades } = {
         let _entered = runtime.enter();
@@ -226,7 +233,7 @@ pub fn run(
     let doors = RingDoors {
         keeps_listeners: data.iter().any(|address| address.passed),
         // Nobody comes in before the histories are there.
-        holds_accepts: predecessor.is_some() || session.is_some(),
+        holds_accepts: predecessor.is_some() || session.is_some() || stored.is_some(),
     };
     // The shards have theirs. Those of a former process are dealt with once they are ours.
     let inherited: Vec<DataAddress> = data.into_iter().filter(|address| address.inherited).collect();
@@ -318,12 +325,13 @@ pub fn run(
     });
     let former = predecessor.as_ref().map(|predecessor| predecessor.path().to_path_buf());
     let path = estate.as_ref().map(|estate| estate.place.path.clone());
-    let (source, submissions) = match session {
-        Some(_) => {
+    let (source, submissions, past) = match (&session, stored) {
+        (Some(_), _) => {
             let (remote, submissions) = Remote::new();
-            (Source::Remote(remote), Some(submissions))
+            (Source::Remote(remote), Some(submissions), None)
         }
-        None => (Source::Local, None),
+        (None, Some((source, past))) => (source, None, Some(past)),
+        (None, None) => (Source::Local, None, None),
     };
     let setup = hub::HubSetup {
         surroundings,
@@ -347,7 +355,10 @@ pub fn run(
     if let Some(predecessor) = predecessor {
         predecessor.succeed(&hub, &runtime)?;
     }
-    let holds_accepts = former.is_some() || session.is_some();
+    let holds_accepts = former.is_some() || session.is_some() || past.is_some();
+    if let Some(past) = past {
+        runtime.block_on(hub.restore_stored(past));
+    }
     if let Some((session, submissions)) = session.zip(submissions) {
         runtime.block_on(hub.follow(session, submissions));
     }

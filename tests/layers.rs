@@ -36,6 +36,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("log", &["clock", "config", "config/limits"]),
     ("jetstream", &["event", "topic_pattern", "clock", "publishing", "config", "config/limits", "log"]),
     ("handover", &["event", "clock", "config", "config/limits", "publishing"]),
+    ("store", &["event", "clock", "config", "config/limits", "publishing", "handover"]),
     ("metrics", &["event", "wire", "close", "refusal"]),
     (
         "broadcast",
@@ -91,6 +92,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "printed",
             "secret",
             "handover",
+            "store",
             "jetstream",
         ],
     ),

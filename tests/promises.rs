@@ -35,6 +35,7 @@ mod promises {
     mod half_closed;
     mod heartbeat;
     mod idempotency;
+    mod internet;
     mod interop;
     mod jetstream;
     mod jetstream_client;
@@ -63,6 +64,7 @@ mod promises {
     mod stalled_reader;
     mod start_up;
     mod starts;
+    mod store;
     mod tail;
     mod tls;
     mod tls_faults;

@@ -624,6 +624,22 @@ pub const SOURCE_SETTLE_MS_MAX: u64 = 5_000;
 /// Publishes of one stream that may wait for the answer of a remote source, before the stream is
 /// read on: as many as one flush to the disk or one round of acknowledgements takes.
 pub const STREAM_WAITING_MAX: usize = 4_096;
+/// Entries that wait for the thread that writes the store; of more publishers get 503, or wait.
+pub const STORE_QUEUE_MAX: usize = 16_384;
+/// Entries that go to the disk together.
+pub const STORE_BATCH_MAX: usize = 4_096;
+/// Their bytes, about; the last one may be of any size.
+pub const STORE_BATCH_BYTES_MAX: usize = 4 << 20;
+/// Milliseconds within which the disk has an event, with `--fsync interval`.
+pub const STORE_SYNC_MS: u64 = 100;
+/// Milliseconds until a disk that refuses is tried again.
+pub const STORE_RETRY_MS: u64 = 1_000;
+/// Milliseconds between two looks for segments that are too old.
+pub const STORE_TIDY_MS: u64 = 10_000;
+/// Bytes of a segment: a removal of the oldest takes as much, and a start reads one at a time.
+pub const STORE_SEGMENT_BYTES: u64 = 32 << 20;
+/// Least bytes that a store may have: some segments.
+pub const STORE_BYTES_MIN: u64 = 8 << 20;
 /// Idempotency keys that the hub remembers, about 300 bytes each; beyond it the oldest is forgotten
 /// before its time.
 pub const IDEMPOTENCY_KEYS_MAX: usize = 65_536;

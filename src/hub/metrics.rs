@@ -187,6 +187,21 @@ impl Hub {
             "Lines of the log that found its queue full.",
             log::left_out(),
         );
+        page.single("fanwave_holes_total", Counter, "Times that a source told of missing events.", hub.holes);
+        if let Some(store) = &hub.store {
+            let entries = "Events and removals that the store has written.";
+            page.single("fanwave_store_entries_total", Counter, entries, store.entries);
+            page.single("fanwave_store_bytes_total", Counter, "Their bytes.", store.bytes);
+            page.single("fanwave_store_syncs_total", Counter, "Times that the disk was synced.", store.syncs);
+            let failures = "Times that the disk has refused.";
+            page.single("fanwave_store_failures_total", Counter, failures, store.failures);
+            page.single(
+                "fanwave_store_disk_bytes",
+                Gauge,
+                "Bytes of the store's segments.",
+                store.disk_bytes,
+            );
+        }
         page.single("fanwave_hub_queue_events", Gauge, "Events that not every shard has.", hub.queue.events);
         page.single("fanwave_hub_queue_bytes", Gauge, "Memory of these events.", hub.queue.bytes);
         page.single("fanwave_topics", Gauge, "Topics that the hub remembers.", hub.topics);

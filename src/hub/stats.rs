@@ -18,6 +18,7 @@ use super::{CertificateStats, Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
 use crate::metrics::{FamilyCounters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters};
+use crate::store::StoreReport;
 use crate::wire::Family;
 
 /// How the shards reach their sockets, for operators.
@@ -86,6 +87,9 @@ pub(super) struct HubStats {
     pub(super) certificate: Option<CertificateStats>,
     /// Topics that were removed.
     pub(super) removed_topics: u64,
+    /// What keeps events, if something does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) store: Option<StoreReport>,
     /// Times the source told that events may be missing.
     pub(super) holes: u64,
     /// Times a batch met a full shard queue.
@@ -235,6 +239,7 @@ impl Hub {
             certificate: (self.surroundings.certificate)(),
             tls_handshakes: self.control_handshakes.load(Ordering::Relaxed),
             removed_topics: counters.removals,
+            store: intake.source.store_report(),
             holes: counters.holes,
             shard_queue_stalls: counters.stalls,
         };
