@@ -14,6 +14,7 @@ pub mod clock;
 pub mod close; // why we hang up
 pub mod config;
 pub mod handover; // to the process that takes our place
+pub mod http2; // a ring around a ring: streams on one socket
 pub mod log; // how its lines look, how many there may be
 pub mod metrics;
 pub mod printed; // commands for people to paste

@@ -10,6 +10,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustls::ServerConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -18,22 +19,24 @@ use crate::broadcast::{Demand, Memory, Message, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, CLAIMS_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES,
-    CONTROL_BUFFER_BYTES_MAX, CONTROL_TLS_BYTES_MAX, EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KNOWN_TOKEN_BYTES,
-    LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
-    RETAINED_VALUE_BYTES, SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES,
-    TLS_SESSION_BYTES, TOKENS_KNOWN_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
+    CONTROL_BUFFER_BYTES_MAX, CONTROL_TLS_BYTES_MAX, EPOLL_EVENTS_MAX, H2_CARRIER_BYTES, H2_STREAM_BYTES,
+    H2_STREAMS_SPARE, ID_PLACE_BYTES, KNOWN_TOKEN_BYTES, LOG_LINES_MAX, PATTERN_PLACE_BYTES,
+    PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES, SUBMISSIONS_MAX,
+    TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOKENS_KNOWN_MAX, TOPIC_BYTES,
+    UPLINK_BYTES_MAX,
 };
-use crate::config::{Config, ControlAddress};
+use crate::config::{Config, ControlAddress, Limits};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
+use crate::http2::StreamRules;
 use crate::hub::memory::{self, CeilingReport, Meter};
 use crate::hub::{
     self, Certificates, DataAddresses, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
 };
 use crate::log;
-use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
+use crate::runtime::{Layers, RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
 use crate::systemd::{Manager, Passed};
@@ -149,7 +152,8 @@ pub fn run(
     let config = Arc::new(config);
     raise_descriptor_limit();
     let choice = egress::choose(config.egress, config.sockets)?;
-    let identity = config.tls.as_ref().map(tls::load).transpose()?.map(Identity::new);
+    let has_http2 = config.limits.h2_streams_max > 0;
+    let identity = handshakes(&config, has_http2)?.map(Identity::new);
     let epoch = match &predecessor {
         Some(predecessor) => predecessor.epoch(),
         None => Epoch::random()
@@ -228,11 +232,14 @@ pub fn run(
             ShardStart {
                 setup,
                 ring: ring(choice.ring, &capacity, listeners, doors),
-                secure: identity.clone().filter(|_| !listen_tls.is_empty()).map(|identity| Secure {
-                    identity,
-                    from: listen.len(),
-                    addresses: listen.len() + listen_tls.len(),
-                }),
+                layers: Layers {
+                    secure: identity.clone().filter(|_| !listen_tls.is_empty()).map(|identity| Secure {
+                        identity,
+                        from: listen.len(),
+                        addresses: listen.len() + listen_tls.len(),
+                    }),
+                    streams: streams(&config.limits, &capacity),
+                },
                 inbox,
             },
             move || _ = ready.send(number),
@@ -268,7 +275,7 @@ pub fn run(
         Tidings::HandedOver(heir) => teller.follow(heir),
         Tidings::Alive => teller.alive(),
     };
-    let Operator { reread, adopt } = with_certificates(operator, identity);
+    let Operator { reread, adopt } = with_certificates(operator, identity, has_http2);
     let surroundings = Surroundings {
         reread,
         adopt,
@@ -348,7 +355,7 @@ pub fn run(
 
 /// Reads the certificates again whenever the configuration is: one that cannot be used leaves all
 /// as it was.
-fn with_certificates(operator: Operator, identity: Option<Identity>) -> Operator {
+fn with_certificates(operator: Operator, identity: Option<Identity>, has_http2: bool) -> Operator {
     let Some(identity) = identity else { return operator };
     let Operator { reread, adopt } = operator;
     let read = Arc::new(Mutex::new(None));
@@ -356,8 +363,7 @@ fn with_certificates(operator: Operator, identity: Option<Identity>) -> Operator
     Operator {
         reread: Box::new(move || {
             let config = reread()?;
-            let handshakes =
-                config.tls.as_ref().map(tls::load).transpose().map_err(|error| error.to_string())?;
+            let handshakes = handshakes(&config, has_http2).map_err(|error| error.to_string())?;
             *kept.lock().unwrap_or_else(PoisonError::into_inner) = handshakes;
             Ok(config)
         }),
@@ -464,6 +470,24 @@ fn ring(ring: Ring, capacity: &Capacity, listeners: Vec<OwnedFd>, doors: RingDoo
     }
 }
 
+/// What connections may carry.
+fn streams(limits: &Limits, capacity: &Capacity) -> StreamRules {
+    StreamRules {
+        first_slot: capacity.slots as u32,
+        streams_max: capacity.connections_max + H2_STREAMS_SPARE,
+        per_carrier_max: limits.h2_streams_max,
+        head_bytes_max: limits.handshake_bytes_max,
+        head_ms_max: limits.handshake_ms_max,
+        stall_ms_max: limits.stall_ms_max,
+    }
+}
+
+/// The handshakes of TLS, if there are any to be made; `has_http2` as at the start.
+fn handshakes(config: &Config, has_http2: bool) -> Result<Option<Arc<ServerConfig>>, IdentityError> {
+    let handshakes = config.tls.as_ref().map(tls::load).transpose()?;
+    Ok(handshakes.map(|all| if has_http2 { all } else { tls::without_http2(&all) }))
+}
+
 /// Waits until every shard has said that it is ready; fails with the first that is not.
 fn await_ready(
     ready: &Receiver<usize>,
@@ -520,6 +544,12 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings)),
     ];
+    if limits.h2_streams_max > 0 {
+        let per_stream = size_of::<Connection>() + size_of::<Slot>() + H2_STREAM_BYTES;
+        let all = (capacity.connections_max + H2_STREAMS_SPARE) * per_stream;
+        let carriers = capacity.sockets_max * H2_CARRIER_BYTES;
+        lines.push(("streams of HTTP/2, when all are in use", sum(all + carriers)));
+    }
     if !config.listen_tls.is_empty() {
         let handshake = TLS_HANDSHAKE_BYTES_MAX + TLS_HANDSHAKE_STATE_BYTES;
         lines.push(("keys, when all connections have TLS", sum(capacity.slots * TLS_SESSION_BYTES)));

@@ -28,7 +28,7 @@ use crate::egress::{
     Batch, Completion, EgressRing, Insecure, ReceiveEnd, RingError, SendError, SendMode, Slot,
 };
 use handshake::{Handshake, Step};
-pub use identity::{Identity, IdentityError, load};
+pub use identity::{Identity, IdentityError, load, without_http2};
 use pieces::Pieces;
 use session::{Rest, Session};
 
