@@ -32,6 +32,7 @@ mod promises {
     mod gap;
     mod half_closed;
     mod heartbeat;
+    mod http2;
     mod idempotency;
     mod interop;
     mod latest;

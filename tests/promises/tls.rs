@@ -31,7 +31,7 @@ pub(super) fn certificate(scratch: &Scratch) -> CertificateDer<'static> {
 }
 
 /// A server with these files; its address with TLS.
-fn start(scratch: &Scratch, flags: &[&str]) -> (Server, SocketAddr) {
+pub(super) fn start(scratch: &Scratch, flags: &[&str]) -> (Server, SocketAddr) {
     let path = |name: &str| scratch.path(name).to_str().expect("UTF-8").to_string();
     let (cert, key) = (path("cert.pem"), path("key.pem"));
     let tls = ["--listen-tls", "127.0.0.1:0", "--tls-cert", &cert, "--tls-key", &key];
