@@ -25,11 +25,12 @@ use tokio::sync::oneshot;
 use crate::clock::Stamp;
 use crate::config::Config;
 use crate::config::limits::QUESTIONS_MAX;
-use crate::event::{Epoch, Event, Topic};
+use crate::event::{Event, EventId, Topic};
 use crate::wire::Format;
 use crate::wire::format::{Frame, Given};
 
 mod account;
+mod eras;
 mod past;
 mod presence;
 mod pressure;
@@ -38,6 +39,7 @@ mod sleep;
 mod uplink;
 
 pub use account::{Account, Crowd, Memory};
+pub use eras::{Era, Eras};
 pub use past::{Cut, Doors, HistorySlice, Past, PastTopic};
 pub use presence::{Answerer, Asker, Crowds};
 pub use pressure::{Holdings, Pressure};
@@ -48,7 +50,7 @@ pub use uplink::{Answer, HubEnd, Outcome, Publish, Taken, Ticket, Uplink};
 /// One event with its sequence and its frames.
 #[derive(Debug)]
 pub struct Encoded {
-    /// The hub's gapless number over all topics, from 1.
+    /// Its position in the order of all topics. They rise, with holes (`eras`).
     pub sequence: u64,
     /// When the hub took the event in.
     pub intake: Stamp,
@@ -56,7 +58,7 @@ pub struct Encoded {
     pub event: Event,
     /// The topic that the hub has forgotten for this event's, if that was one too many.
     forgets: Option<Topic>,
-    epoch: Epoch,
+    era: Era,
     /// Milliseconds since 1970 at the intake.
     unix_ms: u64,
     /// Bytes of memory, with all frames that it keeps.
@@ -72,14 +74,14 @@ pub struct Encoded {
 
 impl Encoded {
     /// Gives `event` its sequence; no frame is made yet.
-    pub fn new(event: Event, epoch: Epoch, sequence: u64, intake: Stamp) -> Encoded {
+    pub fn new(event: Event, era: impl Into<Era>, sequence: u64, intake: Stamp) -> Encoded {
         let memory = Encoded::memory_of(&event);
         Encoded {
             sequence,
             intake,
             event,
             forgets: None,
-            epoch,
+            era: era.into(),
             unix_ms: 0,
             memory,
             held: None,
@@ -154,7 +156,8 @@ impl Encoded {
             Frame::Made { cell, encode, .. } => (cell, encode),
             Frame::Within { format, cut } => return cut(&self.frame(format)),
         };
-        let given = Given { epoch: self.epoch, sequence: self.sequence, unix_ms: self.unix_ms };
+        let EventId { epoch, sequence } = self.era.id(self.sequence);
+        let given = Given { epoch, sequence, unix_ms: self.unix_ms };
         if !self.keeps(format) {
             return encode(&self.event, &given);
         }
@@ -178,9 +181,9 @@ impl Encoded {
         self.unix_ms
     }
 
-    /// The process that gave the sequence.
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
+    /// Whose sequence it has.
+    pub fn era(&self) -> Era {
+        self.era
     }
 }
 
@@ -263,6 +266,11 @@ pub enum Message {
     Batch(Arc<EncodedBatch>),
     /// What came of a topic so far is to go.
     Removal(Arc<Removal>),
+    /// Up to this position events may be missing that were not here: whoever has a cursor below it
+    /// is told.
+    Hole(u64),
+    /// The same, and from there on ids are of another epoch.
+    Era(Era),
     /// Begin to drain. A shard that is done still answers new clients, until all shards are.
     Drain(Drain),
     /// All histories together may take so much memory from now on, at most what settings allow. It
@@ -509,7 +517,7 @@ pub struct Demand {
     /// use. Shards touch it when their first subscriber of a format comes and when the last one
     /// goes.
     shards: [AtomicU32; Format::COUNT],
-    /// The newest sequence that the hub has given. A shard asks when a client names an event that
+    /// The newest position that has an event, a removal or a hole. A shard asks when a client names an event that
     /// it does not know: another shard may have been faster.
     newest: AtomicU64,
 }
@@ -535,12 +543,12 @@ impl Demand {
         Wanted::of(Format::ALL.into_iter().filter(|format| self.wants(*format)))
     }
 
-    /// The hub gave `sequence`, and has told no shard of it yet.
+    /// Something got this position, and no shard has been told of it yet.
     pub fn announce(&self, sequence: u64) {
         self.newest.store(sequence, Ordering::Release);
     }
 
-    /// The newest sequence that the hub has given.
+    /// The newest position that was given.
     pub fn newest(&self) -> u64 {
         self.newest.load(Ordering::Acquire)
     }

@@ -1,8 +1,8 @@
 //! Why what a publisher or an operator sent is not taken: one table with label and HTTP status.
 //!
 //! The hub refuses, and so does a shard, where clients may publish. Each counts what it refused
-//! under the reason's label in `GET /stats`. `full`, `behind`, `draining`, `upgrading` and `busy`
-//! are ours and a retry helps; all the others are the caller's, and the same request fails again.
+//! under the reason's label in `GET /stats`. `full`, `behind`, `draining`, `upgrading`, `busy`,
+//! `source` and `outcome_unknown` are ours and a retry helps; all the others are the caller's, and the same request fails again.
 //! The text of a [`Refusal`] is one line that says what is wrong and where.
 
 use http::StatusCode;
@@ -91,6 +91,10 @@ pub enum RefusalReason {
     Conflict,
     /// There is no TLS where it is spoken, or its handshake failed.
     TlsHandshake,
+    /// The source of events does not take it: nothing was sent to it.
+    Source,
+    /// It was sent to the source of events, which has not said what became of it.
+    OutcomeUnknown,
 }
 
 /// The rows of the table, in the order of [`RefusalReason`]: label, HTTP status.
@@ -134,12 +138,14 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (BadKey, "bad_key", StatusCode::BAD_REQUEST),
         (Conflict, "conflict", StatusCode::CONFLICT),
         (TlsHandshake, "tls_handshake", StatusCode::BAD_REQUEST),
+        (Source, "source", StatusCode::SERVICE_UNAVAILABLE),
+        (OutcomeUnknown, "outcome_unknown", StatusCode::GATEWAY_TIMEOUT),
     ]
 };
 
 impl RefusalReason {
     /// How many reasons there are.
-    pub const COUNT: usize = RefusalReason::TlsHandshake as usize + 1;
+    pub const COUNT: usize = RefusalReason::OutcomeUnknown as usize + 1;
 
     /// All of them, in the order of their counts.
     pub const ALL: [RefusalReason; RefusalReason::COUNT] = {
@@ -207,6 +213,18 @@ impl Refusal {
     /// Memory is short.
     pub fn memory() -> Refusal {
         Refusal::new(RefusalReason::Memory, "the server has nearly as much memory as it may take")
+    }
+
+    /// The source has as much to do as it may.
+    pub fn source_full() -> Refusal {
+        let text = "the source of events does not keep up: too many publishes wait for it";
+        Refusal::new(RefusalReason::Source, text)
+    }
+
+    /// The source has not said what became of it.
+    pub fn outcome_unknown() -> Refusal {
+        let text = "it is not known whether the event was taken; the same idempotency_key tells";
+        Refusal::new(RefusalReason::OutcomeUnknown, text)
     }
 
     /// The server is draining.

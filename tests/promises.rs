@@ -12,6 +12,7 @@
 mod support;
 
 mod promises {
+    mod acme;
     mod admission;
     mod bad_requests;
     mod browser;
@@ -27,6 +28,7 @@ mod promises {
     mod dashboard;
     mod delivery;
     mod echo;
+    mod firefox;
     mod first_steps;
     mod full;
     mod gap;
@@ -35,11 +37,15 @@ mod promises {
     mod http2;
     mod idempotency;
     mod interop;
+    mod jetstream;
+    mod jetstream_client;
+    mod jetstream_cluster;
     mod latest;
     mod log;
     mod memory;
     mod metrics;
     mod ndjson;
+    mod nodes_for_long;
     mod overrun;
     mod packages;
     mod pages;
@@ -52,6 +58,7 @@ mod promises {
     mod resume;
     mod retained;
     mod rules;
+    mod secure_clients;
     mod service_manager;
     mod shutdown;
     mod stalled_reader;
@@ -59,6 +66,8 @@ mod promises {
     mod starts;
     mod tail;
     mod tls;
+    mod tls_faults;
+    mod token_matrix;
     mod tokens;
     mod topics;
     mod upgrade;

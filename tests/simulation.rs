@@ -67,6 +67,8 @@ const TOPICS: [&str; 4] = ["a", "b", "c", "d/e"];
 /// Patterns of some of these.
 const PATTERNS: [&str; 5] = ["*", "**", "d/*", "d/**", "*/e"];
 const SOCKETS: usize = 24;
+/// In the place of a topic: the sequence was left out.
+const HOLE: usize = usize::MAX;
 
 /// The world of one seed.
 struct World {
@@ -92,8 +94,10 @@ struct World {
     /// So little memory that slow subscribers may be cut.
     scarce: bool,
     policy: SlowPolicy,
-    /// Topic of every event, by sequence - 1.
+    /// Topic of every event, by sequence - 1; [`HOLE`] for a sequence that no event has.
     log: Vec<usize>,
+    /// Sequences have holes.
+    has_holes: bool,
     peers: Vec<Option<Peer>>,
     /// The topics and patterns that the peer of each slot asked for.
     asked: Vec<Vec<&'static str>>,
@@ -201,6 +205,7 @@ impl World {
             scarce,
             policy,
             log: Vec::new(),
+            has_holes: seed.is_multiple_of(3),
             peers: (0..SOCKETS).map(|_| None).collect(),
             asked: vec![Vec::new(); SOCKETS],
             latest: vec![None; SOCKETS],
@@ -250,7 +255,7 @@ impl World {
             _ => (self.some_names(), None),
         };
         let Some(slot) = self.shard.ring_mut().connect() else { return };
-        let taken = self.shard.metrics().events;
+        let taken = position_of(&self.log, self.shard.metrics().events);
         let after_id = after.map(|sequence| EventId { epoch: EPOCH, sequence }.to_string());
         let mut head = support::peer::request(protocol, &names, after_id.as_deref());
         if protocol == Protocol::Sse && self.dice.chance(1, 2) {
@@ -288,6 +293,10 @@ impl World {
         let mut events = Vec::new();
         for padding in sizes {
             let topic = self.dice.roll(TOPICS.len() as u64) as usize;
+            if self.has_holes && self.dice.chance(1, 3) {
+                let more = self.dice.roll(4) as usize;
+                self.log.resize(self.log.len() + more, HOLE);
+            }
             let sequence = self.log.len() as u64 + 1;
             let event = Event {
                 topic: Topic::new(TOPICS[topic]).expect("legal"),
@@ -393,7 +402,7 @@ impl World {
     /// The peer of `slot` reads what has come, and is checked.
     fn listen_to(&mut self, slot: usize) {
         let Some(peer) = &mut self.peers[slot] else { return };
-        let taken = self.shard.metrics().events;
+        let taken = position_of(&self.log, self.shard.metrics().events);
         let bytes = self.shard.ring_mut().peer_takes(slot as Slot);
         for heard in peer.hear(&bytes) {
             let newest = self.log.len() as u64;
@@ -597,6 +606,17 @@ impl World {
         }
         panic!("the drain comes to an end before its deadline");
     }
+}
+
+/// The sequence of the last of the first so many events.
+fn position_of(log: &[usize], events: u64) -> u64 {
+    let numbered = (1..).zip(log).filter(|(_, topic)| **topic != HOLE);
+    events.checked_sub(1).and_then(|last| numbered.map(|(at, _)| at).nth(last as usize)).unwrap_or(0)
+}
+
+/// How many events there were.
+fn count_of(log: &[usize]) -> u64 {
+    log.iter().filter(|topic| **topic != HOLE).count() as u64
 }
 
 /// Sequence of the newest event of these topics among the first `until`.

@@ -9,7 +9,8 @@
 //! all events come at once; `compare` puts rivals side by side; `plan` fits a cost model and
 //! answers from it; `prove/` measures one promise each, by `prove::cells` where it is CPU. They
 //! stand on `server` (starts who is measured), `publisher`, and `fleet`, which drives `receiver`
-//! processes over a `link`; a receiver splits bytes with `framing` and checks them with `audit`.
+//! processes over a `link`; a receiver splits bytes with `framing` and checks them with `audit`,
+//! behind TLS where that is spoken; `token` signs what bearers bring.
 //! `floor` and `usage` say what the kernel and a process cost, `fault` whose error it is. Results
 //! leave through `report` (tables, JSON), `page` (HTML), `hlog`, with their units in `unit`.
 
@@ -48,6 +49,7 @@ mod scenario;
 mod server;
 mod stamp;
 mod target;
+mod token;
 mod unit;
 mod usage;
 mod way;
@@ -102,6 +104,9 @@ enum Command {
     Neighbours(prove::neighbours::NeighboursArgs),
     /// Single publishes per second of the server's CPU: by POST, WebSocket and JSON, beside nchan's
     Publish(prove::publish::PublishArgs),
+    /// TLS handshakes per second of the server's CPU, beside bare ones of rustls, and what a storm of
+    /// them costs live subscribers
+    Handshakes(prove::handshakes::HandshakesArgs),
     /// CPU per delivery of this load generator, beside a bare receive loop
     Generator(prove::generator::GeneratorArgs),
     /// A receiver process (started by the other commands)
@@ -154,6 +159,7 @@ fn run(common: Common, command: Command) -> Result<ExitCode> {
         Command::Silent(args) => prove::silent::run(&bench()?, &args)?,
         Command::Neighbours(args) => prove::neighbours::run(&bench()?, &args)?,
         Command::Publish(args) => prove::publish::run(&bench()?, &args)?,
+        Command::Handshakes(args) => prove::handshakes::run(&bench()?, &args)?,
         Command::Generator(args) => prove::generator::run(&bench()?, &args)?,
         Command::Receiver => return receiver::run(),
         Command::Publisher => return publisher::run(),

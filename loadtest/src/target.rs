@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::framing::{Dialect, Protocol};
+use crate::receiver::secure::TlsClient;
+use crate::token::Secret;
 use crate::way::Way;
 use crate::workload::{Listens, Slow};
 
@@ -24,6 +26,12 @@ pub struct Target {
     pub cpus: Vec<usize>,
     /// Where subscribers connect.
     pub subscribe: SocketAddr,
+    /// How they speak TLS there, if they do.
+    pub tls: Option<TlsClient>,
+    /// What the tokens are signed with that the server asks for, if it does.
+    pub secret: Option<Secret>,
+    /// Where clients that publish connect, always in plain.
+    pub clients: SocketAddr,
     /// Path of a Server-Sent Events subscription with `{topic}`; absent if it has none.
     pub sse_path: Option<String>,
     /// Path of a WebSocket subscription with `{topic}`; absent if it has none. With
@@ -111,6 +119,9 @@ mod tests {
             pids: Vec::new(),
             cpus: Vec::new(),
             subscribe: ([127, 0, 0, 1], 1).into(),
+            tls: None,
+            secret: None,
+            clients: ([127, 0, 0, 1], 1).into(),
             sse_path: Some("/sse/{topic}".into()),
             ws_path: Some("/ws/{topic}".into()),
             dialect: Dialect::Fanwave,

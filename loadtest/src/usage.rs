@@ -6,7 +6,8 @@
 //! `CONFIG_IRQ_TIME_ACCOUNTING` charges them to nobody; that is detected by measurement and the
 //! CPU's softirq time is then added. Softirq work that overflows into the CPU's `ksoftirqd` is
 //! added always. If a thread ended between two samples its time would be missing from the sum, so
-//! the process's own total, exact to a clock tick, is used instead.
+//! the process's own total, exact to a clock tick, is used instead. That total tells also how much of
+//! it is user and how much is system time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,7 +38,8 @@ pub struct CpuMeter {
 #[derive(Debug, Clone)]
 pub struct CpuSample {
     threads_ns: BTreeMap<u32, u64>,
-    process_ns: u64,
+    /// User and system time of the processes.
+    process_ns: [u64; 2],
     ksoftirqd_ns: u64,
     /// Interrupt time of the CPU that is in no thread's time; 0 where the kernel charges it to
     /// threads.
@@ -66,7 +68,7 @@ impl CpuMeter {
     /// Reads the processes' CPU time up to now.
     pub fn sample(&self) -> Result<CpuSample> {
         let mut threads_ns = BTreeMap::new();
-        let mut total_ns = 0;
+        let mut total_ns = [0; 2];
         for pid in &self.pids {
             let tasks = fs::read_dir(format!("/proc/{pid}/task"))
                 .with_context(|| format!("process {pid} has ended"))?;
@@ -80,7 +82,8 @@ impl CpuMeter {
                     threads_ns.insert(tid, schedstat(&text)?.0);
                 }
             }
-            total_ns += process_ns(&fs::read_to_string(format!("/proc/{pid}/stat"))?)?;
+            let more = process_ns(&fs::read_to_string(format!("/proc/{pid}/stat"))?)?;
+            total_ns = [total_ns[0] + more[0], total_ns[1] + more[1]];
         }
         let machine = fs::read_to_string("/proc/stat")?;
         let (mut interrupts_ns, mut cpu_busy_ns) = (0, 0);
@@ -107,18 +110,22 @@ impl CpuSample {
     /// CPU nanoseconds from `earlier` to this sample.
     pub fn since(&self, earlier: &CpuSample) -> u64 {
         let all_alive = earlier.threads_ns.keys().all(|tid| self.threads_ns.contains_key(tid));
-        let own = if all_alive {
+        let own: u64 = if all_alive {
             let before = |tid| earlier.threads_ns.get(tid).copied().unwrap_or(0);
             self.threads_ns.iter().map(|(tid, ns)| ns.saturating_sub(before(tid))).sum()
         } else {
-            self.process_ns.saturating_sub(earlier.process_ns)
+            self.process_since(earlier).iter().sum()
         };
         own + self.ksoftirqd_ns.saturating_sub(earlier.ksoftirqd_ns)
             + self.softirq_ns.saturating_sub(earlier.softirq_ns)
     }
-}
 
-impl CpuSample {
+    /// User and system nanoseconds of the processes since `earlier`, as the kernel's clock ticks met
+    /// them: of short times a rough measure.
+    pub fn process_since(&self, earlier: &CpuSample) -> [u64; 2] {
+        [0, 1].map(|at| self.process_ns[at].saturating_sub(earlier.process_ns[at]))
+    }
+
     /// Nanoseconds since `earlier` in which the CPU was busy with something other than the process.
     pub fn others_since(&self, earlier: &CpuSample) -> u64 {
         (self.cpu_busy_ns.saturating_sub(earlier.cpu_busy_ns)).saturating_sub(self.since(earlier))
@@ -135,13 +142,13 @@ fn schedstat(text: &str) -> Result<(u64, u64)> {
 }
 
 /// User and system time of a process from `/proc/PID/stat`, ended threads included.
-fn process_ns(stat: &str) -> Result<u64> {
+fn process_ns(stat: &str) -> Result<[u64; 2]> {
     // The name in parentheses may hold anything; fields count from behind it, the state being field
     // 3.
     let (_, rest) = stat.rsplit_once(')').context("/proc/PID/stat has no name")?;
     let mut fields = rest.split_ascii_whitespace().skip(11).map(str::parse::<u64>);
     match (fields.next(), fields.next()) {
-        (Some(Ok(user)), Some(Ok(system))) => Ok((user + system) * TICK_NS),
+        (Some(Ok(user)), Some(Ok(system))) => Ok([user * TICK_NS, system * TICK_NS]),
         _ => Err(anyhow!("/proc/PID/stat has no times")),
     }
 }
@@ -280,7 +287,7 @@ mod tests {
 
     fn sample(threads: &[(u32, u64)], process_ns: u64) -> CpuSample {
         let threads_ns = threads.iter().copied().collect();
-        CpuSample { threads_ns, process_ns, ksoftirqd_ns: 0, softirq_ns: 0, cpu_busy_ns: 0 }
+        CpuSample { threads_ns, process_ns: [process_ns, 0], ksoftirqd_ns: 0, softirq_ns: 0, cpu_busy_ns: 0 }
     }
 
     #[test]
@@ -314,9 +321,15 @@ mod tests {
     }
 
     #[test]
+    fn user_and_system_time_of_a_process_are_told_apart() {
+        let after = CpuSample { process_ns: [40, 10], ..sample(&[], 0) };
+        assert_eq!(after.process_since(&sample(&[], 10)), [30, 10]);
+    }
+
+    #[test]
     fn proc_files_are_read_at_the_right_fields() {
         let stat = "12 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 300 40 0 0";
-        assert_eq!(process_ns(stat).expect("well formed"), 340 * TICK_NS);
+        assert_eq!(process_ns(stat).expect("well formed"), [300 * TICK_NS, 40 * TICK_NS]);
         let machine = "cpu  9 9 9 9 9 9 9 9\ncpu1 1 2 3 4 5 6 7 8\ncpu10 0 0 0 0 0 0 0 0\n";
         let times = CpuTimes { busy_ns: 27 * TICK_NS, interrupts_ns: 13 * TICK_NS };
         assert_eq!(CpuTimes::read(machine, 1).expect("well formed"), times);

@@ -260,6 +260,28 @@ fn rival_comparison_is_complete_and_leaves_nothing_behind() {
 }
 
 #[test]
+#[ignore = "needs nchan and nats-server: loadtest/rivals/install"]
+fn rival_comparison_over_tls_has_everybody_and_says_where_the_time_goes() {
+    let place = Place::new("rivals-tls");
+    let (json, server) = (place.root.join("compare.json"), fanwave());
+    let paths = [&server, &json].map(|path| path.to_str().expect("UTF-8"));
+    let args = with_tiny(&["--tls", "--server", paths[0], "--json", paths[1]]);
+    let output = place.compare(&everywhere(), &args).output().expect("loadtest runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let document: Value = serde_json::from_slice(&fs::read(&json).expect("saved")).expect("JSON");
+    let cells = document["results"]["cells"].as_array().expect("cells");
+    let servers: Vec<usize> =
+        cells.iter().map(|cell| cell["servers"].as_array().expect("columns").len()).collect();
+    assert_eq!(servers, [2, 2, 3, 3]);
+    let columns = cells.iter().flat_map(|cell| cell["servers"].as_array().expect("columns"));
+    let measured = |column: &Value| column["us_per_delivery"]["median"].as_f64().is_some_and(|us| us > 0.0);
+    assert!(columns.clone().all(measured), "{document}");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("user + system µs") && said.contains("AES-128-GCM"), "{said}");
+    assert_eq!(place.left_behind(), Vec::<String>::new());
+}
+
+#[test]
 #[ignore = "needs nchan: loadtest/rivals/install"]
 fn rival_servers_die_with_a_comparison_that_is_killed_or_interrupted_at_its_terminal() {
     let place = Place::new("killed");

@@ -38,6 +38,8 @@ pub struct PastTopic {
 pub struct Past {
     /// The newest sequence that was given.
     pub sequence: u64,
+    /// Events up to this position may be missing, of whatever topic; 0 if none are.
+    pub hole: u64,
     /// Topics that the hub remembers, and others that may have retained values.
     pub topics: Vec<PastTopic>,
     /// The events of their histories, in the order of their sequences, and among them those that

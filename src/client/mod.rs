@@ -6,8 +6,8 @@
 //! work is done: the caller decides on the exit code. They never wait without end for a server that
 //! owes them an answer.
 //!
-//! Not here: TLS, and scopes of IPv6 addresses, which URLs do not have (WHATWG URL §3.5). Such an
-//! address is refused with a remedy.
+//! Not here: scopes of IPv6 addresses, which URLs do not have (WHATWG URL §3.5). Such an address is
+//! refused with a remedy.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -25,6 +25,7 @@ mod conversation;
 mod fixtures;
 pub mod publish;
 pub mod tail;
+mod trust;
 mod websocket;
 
 /// Why a client did not do what it was told: one line with the cause, and the remedy if there is
@@ -74,8 +75,6 @@ pub async fn or_interrupted(work: impl Future<Output = Result<(), ClientError>>)
 fn http_client() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .user_agent(concat!("fanwave/", env!("CARGO_PKG_VERSION")))
-        // It speaks no TLS, so it starts where no authorities are installed.
-        .tls_certs_only([])
         .no_proxy()
         .connect_timeout(CONNECT_TIME_MAX)
         .tcp_keepalive(KEEPALIVE_TIME)
@@ -89,25 +88,17 @@ fn bearer_of(file: &Path) -> Result<HeaderValue, ClientError> {
     Ok(value)
 }
 
-/// Reads an address of one of these schemes and says what to do about one that this build cannot
-/// serve. `form` is what to write instead of one that is no such address.
+/// Reads an address of one of these schemes. `form` is what to write instead of one that is no such
+/// address.
 fn parse_url(text: &str, schemes: &[&str], form: &str) -> Result<Url, ClientError> {
     let unusable = |cause: &str| ClientError::Usage(format!("`{text}` {cause}"));
     let url = Url::parse(text).map_err(|_| match has_scope(text) {
         true => unusable("has an IPv6 scope (%), which fanwave's clients do not take; curl does"),
         false => unusable(&format!("is no URL; write {form}")),
     })?;
-    match url.scheme() {
-        "https" => Err(unusable(
-            "cannot be reached: fanwave's clients have no TLS; use http:// to a trusted address",
-        )),
-        "wss" => {
-            Err(unusable("cannot be reached: fanwave's clients have no TLS; use ws:// to a trusted address"))
-        }
-        scheme if !schemes.contains(&scheme) || !url.has_host() => {
-            Err(unusable(&format!("is not of the form {form}")))
-        }
-        _ => Ok(url),
+    match schemes.contains(&url.scheme()) && url.has_host() {
+        true => Ok(url),
+        false => Err(unusable(&format!("is not of the form {form}"))),
     }
 }
 
@@ -206,14 +197,6 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_that_need_tls_get_one_line_with_the_remedy() {
-        for (text, remedy) in [("https://a/sse/x", "http://"), ("wss://a/ws/x", "ws://")] {
-            let error = refusal_of(text);
-            assert!(error.contains("TLS") && error.contains(remedy) && !error.contains('\n'), "{error}");
-        }
-    }
 
     #[test]
     fn what_is_no_address_is_told_the_form_of_one() {

@@ -9,7 +9,7 @@
 //! `--ws` publishes as a client of the data plane does (`websocket`).
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
 use super::backoff::Backoff;
+use super::trust::{Trust, distrust};
 use super::{
     CONNECT_TIME_MAX, ClientError, bearer_of, http_client, note, parse_url, percent_encoded, push_query,
     read_refusal, retry_after, root_cause,
@@ -77,16 +78,19 @@ pub struct Options {
     pub topic: String,
     /// Data; `-` or nothing reads standard input to its end and leaves out its last line break
     pub data: Option<String>,
-    /// Control plane: http://HOST:PORT or unix:PATH [env: FANWAVE_SERVER]
+    /// Control plane: http://HOST:PORT, https://HOST:PORT or unix:PATH [env: FANWAVE_SERVER]
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8081")]
     pub server: String,
     /// File with the control token of the server, or with a token that may publish [env:
     /// FANWAVE_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// Publish as a client of the data plane, over a WebSocket: ws://HOST:PORT
+    /// Publish as a client of the data plane, over a WebSocket: ws://HOST:PORT or wss://HOST:PORT
     #[arg(long, value_name = "URL", conflicts_with_all = ["server", "token_file"])]
     pub ws: Option<String>,
+    /// Believe a server whose certificate one of these has signed, and no other one, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
     /// Event name
     #[arg(long, value_name = "NAME")]
     pub event: Option<String>,
@@ -162,8 +166,8 @@ enum Way {
 impl Way {
     fn new(options: &Options, patience: Patience) -> Result<Way, ClientError> {
         Ok(match &options.ws {
-            Some(address) => Way::Client(websocket::Door::new(address, patience)?),
-            None => Way::Control(Server::new(&options.server, options.token_file.as_deref(), patience)?),
+            Some(address) => Way::Client(websocket::Door::new(address, options.ca.as_deref(), patience)?),
+            None => Way::Control(Server::new(options, patience)?),
         })
     }
 }
@@ -178,18 +182,21 @@ struct Server {
 }
 
 impl Server {
-    fn new(address: &str, token_file: Option<&Path>, patience: Patience) -> Result<Server, ClientError> {
+    fn new(options: &Options, patience: Patience) -> Result<Server, ClientError> {
+        let address = options.server.as_str();
         // A redirect could turn a POST into a GET (RFC 9110 §15.4.2); the control API has none.
         let mut builder = http_client().redirect(reqwest::redirect::Policy::none());
-        if let Some(file) = token_file {
+        if let Some(file) = &options.token_file {
             builder = builder.default_headers(HeaderMap::from_iter([(AUTHORIZATION, bearer_of(file)?)]));
         }
         let (builder, url) = match address.strip_prefix("unix:") {
             Some(path) => (builder.unix_socket(path), "http://localhost"),
             None => (builder, address),
         };
-        let base = parse_url(url, &["http"], "http://HOST:PORT or unix:PATH")?;
-        let client = builder.build().map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
+        let base = parse_url(url, &["http", "https"], "http://HOST:PORT, https://HOST:PORT or unix:PATH")?;
+        let trust = Trust::of(options.ca.as_deref(), &base)?;
+        let built = trust.of_http(builder, &base).and_then(reqwest::ClientBuilder::build);
+        let client = built.map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
         Ok(Server { client, base, name: address.to_string(), patience })
     }
 
@@ -204,7 +211,9 @@ impl Server {
     /// The connection could not be made, or broke.
     fn failed(&self, error: &reqwest::Error) -> ClientError {
         let (name, cause) = (&self.name, root_cause(error));
-        if error.is_connect() {
+        if let Some(line) = distrust(&self.base, error) {
+            ClientError::Refused(line)
+        } else if error.is_connect() {
             ClientError::Unreachable(format!(
                 "cannot connect to {name}: {cause}; start `fanwave serve` or name its address with --server"
             ))

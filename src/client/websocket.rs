@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderValue, StatusCode};
 use reqwest::Url;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -13,6 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
+use super::trust::{Trust, distrust, has_tls};
 use super::{KEEPALIVE_TIME, cannot_connect, refusal_line, retry_after, root_cause};
 
 /// How long a close frame may take to leave.
@@ -20,8 +22,13 @@ pub(super) const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
 /// The largest message that is taken; a server that sends more is not one of ours.
 pub(super) const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
+/// A stream with TLS or without.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 /// An open connection.
-pub(super) type Socket = WebSocketStream<TcpStream>;
+pub(super) type Socket = WebSocketStream<Box<dyn Stream>>;
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -30,6 +37,13 @@ pub(super) enum Unopened {
     Refused(String),
     /// Nobody answers, or there is no room. A retry helps, after what the server asked for.
     Lost { why: String, asked: Option<Duration> },
+}
+
+/// The address of a WebSocket where somebody wrote that of its request.
+pub(super) fn as_websocket(url: &mut Url) {
+    let scheme = if has_tls(url) { "wss" } else { "ws" };
+    // All four are special schemes, so one becomes another (WHATWG URL §6.1).
+    url.set_scheme(scheme).expect("http becomes ws");
 }
 
 /// What to connect to.
@@ -42,6 +56,8 @@ pub(super) struct Target<'a> {
     pub(super) subprotocol: Option<&'static str>,
     /// What lets us in.
     pub(super) bearer: Option<&'a HeaderValue>,
+    /// Which servers with TLS are believed.
+    pub(super) trust: &'a Trust,
 }
 
 impl Target<'_> {
@@ -66,6 +82,15 @@ impl Target<'_> {
         let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE_TIME);
         let kept = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         kept.and_then(|()| stream.set_nodelay(true)).map_err(|error| self.cannot(&error.to_string()))?;
+        let stream: Box<dyn Stream> = match has_tls(self.url) {
+            false => Box::new(stream),
+            true => Box::new(self.trust.shake(self.url, stream).await.map_err(|error| {
+                match distrust(self.name, &error) {
+                    Some(line) => Unopened::Refused(line),
+                    None => self.cannot(&root_cause(&error)),
+                }
+            })?),
+        };
         let mut request =
             self.url.as_str().into_client_request().map_err(|error| self.cannot(&root_cause(&error)))?;
         request.headers_mut().extend(self.bearer.map(|bearer| (AUTHORIZATION, bearer.clone())));

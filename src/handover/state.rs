@@ -2,7 +2,7 @@
 //! histories and retained values, what is kept of forgotten topics, and the idempotency keys.
 //!
 //! ```text
-//!   magic (16) | format (u32) | epoch, sequence, newest dropped (u64)
+//!   magic (16) | format (u32) | epoch, sequence, newest hole, newest dropped (u64)
 //!   | topics | events | forgotten | keys      each with its number (u32) before it
 //!   | SHA-1 of all before (20)
 //! ```
@@ -35,6 +35,8 @@ pub struct State {
     pub epoch: Epoch,
     /// The newest sequence that was given, 0 before the first.
     pub sequence: u64,
+    /// Events up to this sequence may be missing, of whatever topic; 0 if none are.
+    pub hole: u64,
     /// Every topic that the hub remembers, the one published to longest ago first, and those of
     /// which only retained values are left.
     pub topics: Vec<TopicState>,
@@ -153,7 +155,7 @@ impl State {
         let mut out = Writer { out: BufWriter::with_capacity(BUFFER_BYTES, out), hash: Sha1::new() };
         out.bytes(MAGIC)?;
         out.number(FORMAT)?;
-        for number in [self.epoch.0, self.sequence, self.dropped] {
+        for number in [self.epoch.0, self.sequence, self.hole, self.dropped] {
             out.long(number)?;
         }
         let mut numbers = HashMap::with_capacity(self.topics.len());
@@ -357,7 +359,8 @@ impl<R: Read> Reader<R> {
     }
 
     fn state(&mut self) -> Result<State, StateError> {
-        let (epoch, sequence, dropped) = (Epoch(self.long()?), self.long()?, self.long()?);
+        let (epoch, sequence) = (Epoch(self.long()?), self.long()?);
+        let (hole, dropped) = (known(self.long()?, sequence)?, self.long()?);
         if !epoch.is_ours() {
             return Err(StateError::Content("its epoch is none"));
         }
@@ -377,7 +380,7 @@ impl<R: Read> Reader<R> {
             keys.push(PastKey { topic, key, said, sequence: of, since: Stamp(self.long()?) });
         }
         let dropped = known(dropped, sequence)?;
-        Ok(State { epoch, sequence, topics, events, forgotten, dropped, keys })
+        Ok(State { epoch, sequence, hole, topics, events, forgotten, dropped, keys })
     }
 
     fn topics(&mut self, newest: u64) -> Result<Vec<TopicState>, StateError> {

@@ -51,6 +51,7 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress, scheme: Scheme) -> 
     Router::new()
         .route("/", get(front))
         .route("/healthz", get(health))
+        .route("/readyz", get(ready))
         .route("/stats", get(stats))
         .route("/metrics", get(metrics))
         .route("/slow", get(slow))
@@ -71,7 +72,9 @@ pub(super) fn router(hub: Arc<Hub>, address: ControlAddress, scheme: Scheme) -> 
 /// The value of `Allow` for a path of ours.
 pub(super) fn allowed(path: &str) -> Option<&'static str> {
     match path {
-        "/" | "/healthz" | "/stats" | "/metrics" | "/slow" | "/topics" => Some("GET, HEAD, OPTIONS"),
+        "/" | "/healthz" | "/readyz" | "/stats" | "/metrics" | "/slow" | "/topics" => {
+            Some("GET, HEAD, OPTIONS")
+        }
         "/publish" | "/reload" => Some("POST, OPTIONS"),
         "*" => Some("OPTIONS"),
         path if pages::is_page(path) => Some("GET, HEAD, OPTIONS"),
@@ -103,7 +106,7 @@ async fn publish_one(
         Err(refusal) => return Err(refused_unread(&hub, refusal, body)),
     };
     let id = event.id.clone();
-    let Taken { sequence, duplicate } = hub.publish(event, key).map_err(IntoResponse::into_response)?;
+    let Taken { sequence, duplicate } = hub.publish(event, key).await.map_err(IntoResponse::into_response)?;
     Ok(json_line(&Accepted { id: hub.id_text(id.as_ref(), sequence), sequence, duplicate }))
 }
 
@@ -169,8 +172,13 @@ async fn list_topics(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> 
 }
 
 async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
-    let topic =
-        parse_query(uri.query(), &[]).and_then(|_| topic_of(&uri)).map_err(|refusal| hub.counted(refusal))?;
+    let parsed =
+        parse_query(uri.query(), &["scope"]).and_then(|query| Ok((scope_of(&query)?, topic_of(&uri)?)));
+    let (is_cluster, topic) = parsed.map_err(|refusal| hub.counted(refusal))?;
+    if is_cluster {
+        let view = hub.find_in_cluster(topic).await.map_err(|refusal| hub.counted(refusal))?;
+        return Ok(json_line(&view));
+    }
     Ok(match hub.find_topic(topic.clone()).await {
         Ok(Some(view)) => json_line(&view),
         Ok(None) => {
@@ -184,10 +192,22 @@ async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, R
     })
 }
 
+/// Whether all nodes are meant, or this one.
+fn scope_of(query: &[(&str, String)]) -> Result<bool, Refusal> {
+    match query.first().map(|(_, scope)| scope.as_str()) {
+        None | Some("node") => Ok(false),
+        Some("cluster") => Ok(true),
+        Some(other) => {
+            let text = format!("scope={other:?} is neither node nor cluster");
+            Err(Refusal::new(RefusalReason::BadQuery, text))
+        }
+    }
+}
+
 async fn remove_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
     let topic =
         parse_query(uri.query(), &[]).and_then(|_| topic_of(&uri)).map_err(|refusal| hub.counted(refusal))?;
-    let sequence = hub.remove(topic)?;
+    let Taken { sequence, .. } = hub.remove(topic).await?;
     Ok(json_line(&Accepted { id: hub.id_text(None, sequence), sequence, duplicate: false }))
 }
 
@@ -227,9 +247,38 @@ fn answer_of(content_type: &'static str, body: &Bytes) -> Response {
 async fn health(State(hub): State<Arc<Hub>>) -> Response {
     if hub.intake().is_draining() {
         (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "draining\n").into_response()
+    } else if let Some(why) = hub.intake().degraded() {
+        // Subscribers go on.
+        format!("degraded: {why}\n").into_response()
     } else {
         "ok\n".into_response()
     }
+}
+
+/// Whether the server does what `?publish` asks for: with it, whether publishes are taken.
+async fn ready(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {
+    let wants_publish = match query.as_deref() {
+        None | Some("") => false,
+        Some("publish" | "publish=") => true,
+        Some(query) => {
+            let text = format!("the query {query:?} is unknown: /readyz takes ?publish");
+            return Err(hub.counted(Refusal::new(RefusalReason::BadQuery, text)));
+        }
+    };
+    let intake = hub.intake();
+    let why = match () {
+        () if intake.is_draining() => Some("draining".to_string()),
+        () if wants_publish && intake.is_paused() => Some("upgrading".to_string()),
+        () if wants_publish => intake.degraded().map(|why| format!("degraded: {why}")),
+        () => None,
+    };
+    Ok(match why {
+        Some(why) => {
+            let head = [(header::RETRY_AFTER, "1")];
+            (StatusCode::SERVICE_UNAVAILABLE, head, format!("{why}\n")).into_response()
+        }
+        None => "ok\n".into_response(),
+    })
 }
 
 async fn unknown_path(State(hub): State<Arc<Hub>>, uri: Uri, body: Body) -> Response {
@@ -283,12 +332,13 @@ fn help(hub: &Hub, address: &ControlAddress, scheme: Scheme, headers: &HeaderMap
 POST /topics/TOPIC     publish the body (event=, id=, retry=, key=, idempotency_key= as query; application/octet-stream is binary)
 POST /publish          publish NDJSON, one event per line; one request may last for ever
 GET  /topics           topics with subscribers, last id and window (limit=, after=)
-GET  /topics/TOPIC     one topic
+GET  /topics/TOPIC     one topic (scope=cluster: its subscribers on all nodes)
 DELETE /topics/TOPIC   remove its history and retained values
 GET  /stats            counters and latencies
 GET  /metrics          the same for Prometheus, or as OpenMetrics
 GET  /slow             subscribers whose sends wait longest
 GET  /healthz          200 while serving, 503 while draining
+GET  /readyz           the same; with ?publish 503 too while no publishes are taken
 POST /reload           read the configuration again
 GET  /playground       subscribe and publish in a browser; GET / is a dashboard there
 

@@ -1,8 +1,9 @@
-//! Takes events in, gives them their sequence, encodes them, and hands them to every shard in
-//! batches.
+//! Takes events in, gives them their sequence or has their source give it, encodes them, and hands
+//! them to every shard in batches.
 //!
 //! Invariants worth naming:
-//! - Sequences are gapless from 1, over events and removals of topics; what is refused gets none.
+//! - Sequences rise, over events, removals of topics and holes; what is refused gets none. Those of
+//!   this process are gapless, those of another source need not be (`source`).
 //! - The queue is `queued` (no shard has these events) after `sending` (some shards may have this
 //!   batch). Its events and bytes stay counted until every shard has them, and bound what
 //!   publishers can make us hold.
@@ -17,14 +18,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::keys::Keys;
+use super::source::{Published, Source, Wish};
 use super::topics::{Recorded, TopicTable};
 use crate::broadcast::{
-    Demand, Encoded, EncodedBatch, Memory, Message, Outbox, Pressure, Refused, Removal, Taken, Wanted,
+    Demand, Encoded, EncodedBatch, Era, Memory, Message, Outbox, Pressure, Refused, Removal, Taken, Wanted,
 };
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{HISTORY_STEPS, SINGLES_SHARE};
-use crate::event::{Epoch, Event, Topic};
+use crate::event::{Epoch, Event, TOPIC_BYTES_MAX, Topic};
 use crate::log::Pace;
 use crate::publishing::{IdempotencyKey, names_many, reserved};
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
@@ -46,6 +48,8 @@ pub struct HubCounters {
     pub batches: u64,
     /// Topics that were removed.
     pub removals: u64,
+    /// Holes that subscribers were told of.
+    pub holes: u64,
     /// Times a batch met a full shard queue.
     pub stalls: u64,
     /// What was not taken, by reason.
@@ -66,8 +70,18 @@ pub enum Flushed {
 enum Package {
     Batch(Arc<EncodedBatch>),
     Removal(Arc<Removal>),
+    Hole(u64),
+    Era(Era),
     /// [`Message::Histories`].
     Histories(usize),
+}
+
+/// What waits for its turn, in its order.
+#[derive(Debug)]
+enum Queued {
+    Event(Arc<Encoded>),
+    /// It goes alone.
+    Word(Package),
 }
 
 impl Package {
@@ -75,6 +89,8 @@ impl Package {
         match self {
             Package::Batch(batch) => Message::Batch(batch.clone()),
             Package::Removal(removal) => Message::Removal(removal.clone()),
+            Package::Hole(position) => Message::Hole(*position),
+            Package::Era(era) => Message::Era(*era),
             Package::Histories(bytes) => Message::Histories(*bytes),
         }
     }
@@ -84,7 +100,7 @@ impl Package {
 #[derive(Debug)]
 struct Sending {
     package: Package,
-    /// Events that it counts in the queue; a removal is one.
+    /// Events that it counts in the queue; any other word is one.
     events: usize,
     /// Memory of its events.
     bytes: usize,
@@ -95,16 +111,21 @@ struct Sending {
 /// The sequence, the queue and what is remembered of both.
 #[derive(Debug)]
 pub struct Intake {
-    pub(super) epoch: Epoch,
+    /// Whose sequences come now.
+    pub(super) era: Era,
+    /// Who gives them.
+    pub(super) source: Source,
+    /// Why the source takes no publishes, if it does not.
+    degraded: Option<String>,
     pub(super) demand: Arc<Demand>,
     outboxes: Vec<Outbox>,
-    /// Sequence of the last accepted event, 0 before the first.
+    /// Position of the last accepted event, removal or hole, 0 before the first.
     pub(super) sequence: u64,
-    queued: VecDeque<Arc<Encoded>>,
-    /// Removals that no shard has, each behind the events of lower sequences.
-    removals: VecDeque<Removal>,
+    /// The newest hole; 0 if there is none.
+    pub(super) hole: u64,
+    queued: VecDeque<Queued>,
     sending: Option<Sending>,
-    /// Events of `queued` and `sending`, and removals; at most `queue_events_max`.
+    /// Events of `queued` and `sending`, and other words; at most `queue_events_max`.
     events: usize,
     /// Memory of `queued` and `sending`; at most `queue_bytes_max`.
     bytes: usize,
@@ -123,6 +144,8 @@ pub struct Intake {
     memory_pace: Pace,
     /// True from the begin of the drain on; nothing is accepted then.
     draining: bool,
+    /// Nothing is placed any more, wherever it comes from.
+    over: bool,
     /// True while the process hands over; nothing is accepted then.
     pub(super) paused: bool,
     /// The time of day, as it was told last, in milliseconds since 1970.
@@ -153,6 +176,8 @@ pub enum NoRoom {
     Memory,
     /// The process takes nearly as much memory as it may.
     Ceiling,
+    /// The source has as much to do as it may.
+    Source,
 }
 
 impl Intake {
@@ -165,12 +190,14 @@ impl Intake {
         outboxes: Vec<Outbox>,
     ) -> Intake {
         Intake {
-            epoch,
+            era: epoch.into(),
+            source: Source::Local,
+            degraded: None,
             demand,
             outboxes,
             sequence: 0,
+            hole: 0,
             queued: VecDeque::new(),
-            removals: VecDeque::new(),
             sending: None,
             events: 0,
             bytes: 0,
@@ -183,6 +210,7 @@ impl Intake {
             behind_pace: Pace::WARNING,
             memory_pace: Pace::WARNING,
             draining: false,
+            over: false,
             paused: false,
             unix_ms: 0,
             wanted: Wanted::NONE,
@@ -237,6 +265,9 @@ impl Intake {
         if self.topics.memory().pressure() == Pressure::Publishers {
             return Err(NoRoom::Ceiling);
         }
+        if !self.source.has_room() {
+            return Err(NoRoom::Source);
+        }
         let queue = self.events == 0 || (self.events < events_max && self.bytes + memory <= bytes_max);
         match queue {
             false => Err(NoRoom::Queue),
@@ -245,33 +276,105 @@ impl Intake {
         }
     }
 
+    /// Hands `event` to its source, unless it was taken before under `key`.
+    pub fn publish(
+        &mut self,
+        event: Event,
+        key: Option<IdempotencyKey>,
+        now: Stamp,
+    ) -> Result<Published, Refusal> {
+        if matches!(self.source, Source::Local) {
+            return self.accept_once(event, key, now).map(Published::Taken);
+        }
+        if let Some(key) = &key
+            && let Some(sequence) = self.find_key(&event, key, now)?
+        {
+            return Ok(Published::Taken(Taken { sequence, duplicate: true }));
+        }
+        self.admit(&event, now)?;
+        self.submit(Wish::Publish(event, key), now)
+    }
+
+    /// The same with a removal of what came of a topic so far.
+    pub fn publish_removal(&mut self, topic: Topic, now: Stamp) -> Result<Published, Refusal> {
+        if matches!(self.source, Source::Local) {
+            let taken = |sequence| Published::Taken(Taken { sequence, duplicate: false });
+            return self.remove(topic, now).map(taken);
+        }
+        self.admit_removal(&topic, now)?;
+        self.submit(Wish::Remove(topic), now)
+    }
+
+    fn submit(&mut self, wish: Wish, now: Stamp) -> Result<Published, Refusal> {
+        let Source::Remote(remote) = &self.source else { unreachable!("a local source is not asked") };
+        match remote.submit(wish, now, self.unix_ms) {
+            Ok(waiting) => Ok(Published::Later(waiting)),
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+
     /// Takes `event` in and returns its sequence. A batch's worth of queued events is flushed, less
     /// is left for [`Intake::flush`], so that the events of one body chunk travel together.
     pub fn accept(&mut self, event: Event, intake: Stamp) -> Result<u64, Refusal> {
-        let bytes = event.published_bytes();
+        self.admit(&event, intake)?;
+        let sequence = self.sequence + 1;
+        self.place(event, sequence, self.unix_ms, intake);
+        Ok(sequence)
+    }
+
+    /// Refuses what may not come in, or not now.
+    fn admit(&mut self, event: &Event, intake: Stamp) -> Result<(), Refusal> {
         if self.draining {
             return self.refuse(Refusal::draining());
         }
         if self.paused {
             return self.refuse(Refusal::upgrading());
         }
-        if let Some(frame) = self.frame_too_long(&event) {
+        if let Some(frame) = self.frame_too_long(event) {
             return self.refuse(frame);
         }
-        if let Err(no_room) = self.room(&event.topic, self.memory_of(&event)) {
+        self.admit_by_source()?;
+        if let Err(no_room) = self.room(&event.topic, self.memory_of(event)) {
             return self.refuse_for_room(no_room, &event.topic, intake);
         }
-        if let Some(refusal) = reserved(&event) {
-            return self.refuse(refusal);
+        match reserved(event) {
+            Some(refusal) => self.refuse(refusal),
+            None => Ok(()),
         }
-        self.sequence += 1;
-        self.demand.announce(self.sequence);
+    }
+
+    /// Refuses everything while the source takes nothing.
+    fn admit_by_source(&mut self) -> Result<(), Refusal> {
+        match &self.degraded {
+            Some(why) => self.refuse(Refusal::new(RefusalReason::Source, why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Why an event that comes from elsewhere cannot be one here, if so.
+    pub fn unfit(&self, event: &Event) -> Option<Refusal> {
+        let too_large = || {
+            let memory = Encoded::memory_of(event);
+            (memory > self.event_memory_max).then(|| {
+                let most = self.event_memory_max;
+                let text = format!("the event takes {memory} bytes with its frames, at most {most} may be");
+                Refusal::new(RefusalReason::TooLarge, text)
+            })
+        };
+        self.frame_too_long(event).or_else(too_large).or_else(|| names_many(&event.topic, "publish to one"))
+    }
+
+    /// Takes in an event that has its sequence, which is above all before it, and was fit for this
+    /// process. Room for it was waited for ([`Intake::room_to_place`]).
+    pub fn place(&mut self, event: Event, sequence: u64, unix_ms: u64, intake: Stamp) {
+        let bytes = event.published_bytes();
+        self.advance(sequence);
         let kept = self.kept_of(&event);
         let Recorded { account, forgets } = self.topics.record(&event, self.sequence, bytes);
         self.counters.events += 1;
         self.counters.bytes += bytes as u64;
-        let encoded = Encoded::new(event, self.epoch, self.sequence, intake);
-        let encoded = encoded.taken_at(self.unix_ms).keeping(kept);
+        let encoded = Encoded::new(event, self.era, self.sequence, intake);
+        let encoded = encoded.taken_at(unix_ms).keeping(kept);
         let encoded = encoded.forgetting(forgets).counted_in(&account);
         self.events += 1;
         self.bytes += encoded.memory();
@@ -280,11 +383,94 @@ impl Intake {
                 encoded.frame(format);
             }
         }
-        self.queued.push_back(Arc::new(encoded));
+        self.queued.push_back(Queued::Event(Arc::new(encoded)));
         if self.queued.len() >= self.batch_events_max && !self.stalled {
             self.flush();
         }
-        Ok(self.sequence)
+    }
+
+    /// Something has this sequence of the source.
+    fn advance(&mut self, sequence: u64) {
+        let position = self.era.base + sequence;
+        assert!(position > self.sequence, "a source gives rising sequences");
+        self.sequence = position;
+        self.demand.announce(position);
+    }
+
+    /// Whether an event may be placed now that others have already. Nobody is refused for it, so its
+    /// topic may be as far behind as memory allows; where that is short it waits.
+    pub fn room_to_place(&self, memory: usize) -> Result<(), NoRoom> {
+        if self.topics.memory().pressure() == Pressure::Publishers {
+            return Err(NoRoom::Ceiling);
+        }
+        if self.events > 0
+            && (self.events >= self.queue_events_max || self.bytes + memory > self.queue_bytes_max)
+        {
+            return Err(NoRoom::Queue);
+        }
+        // Another topic may be forgotten for its own.
+        let memory = memory + TOPIC_BYTES_MAX;
+        if self.topics.memory().has_room(memory) { Ok(()) } else { Err(NoRoom::Memory) }
+    }
+
+    /// Removes what came of a topic up to this sequence of the source.
+    pub fn place_removal(&mut self, topic: Topic, sequence: u64) {
+        self.advance(sequence);
+        self.topics.removed(&topic, self.sequence);
+        self.counters.removals += 1;
+        self.say(Package::Removal(Arc::new(Removal { topic, sequence: self.sequence })));
+    }
+
+    /// Events up to this sequence of the source, which is above all before it, may be missing: all
+    /// who had not come so far are told.
+    pub fn tell_hole(&mut self, sequence: u64) {
+        self.advance(sequence);
+        self.counters.holes += 1;
+        self.hole = self.sequence;
+        self.say(Package::Hole(self.sequence));
+    }
+
+    /// The source has begun anew: its sequences are of another epoch from now on, and begin at 1
+    /// again. All who are here are told that they may have lost something.
+    pub fn begin_era(&mut self, epoch: Epoch) {
+        // Positions go on behind a place that no event has.
+        let base = self.sequence + 1;
+        self.era = Era { epoch, base };
+        self.sequence = base;
+        self.demand.announce(base);
+        self.counters.holes += 1;
+        self.hole = base;
+        // What was said under them has sequences of the epoch before.
+        self.keys = Keys::default();
+        self.say(Package::Era(self.era));
+    }
+
+    fn say(&mut self, word: Package) {
+        self.events += 1;
+        self.queued.push_back(Queued::Word(word));
+    }
+
+    /// The source takes no publishes, and this is why, in one line; `None`: it does.
+    pub fn degrade(&mut self, why: Option<String>) {
+        self.degraded = why;
+    }
+
+    /// Why the source takes no publishes, if it does not.
+    pub fn degraded(&self) -> Option<&str> {
+        self.degraded.as_deref()
+    }
+
+    /// An event was taken under a key, elsewhere.
+    pub fn remember(&mut self, event: &Event, key: IdempotencyKey, sequence: u64, now: Stamp) {
+        self.keys.note(event.topic.clone(), key, Keys::said(event), sequence, now);
+    }
+
+    /// The sequence that this event got before under `key`.
+    fn find_key(&mut self, event: &Event, key: &IdempotencyKey, now: Stamp) -> Result<Option<u64>, Refusal> {
+        match self.keys.find(event, key, now) {
+            Ok(found) => Ok(found),
+            Err(refusal) => self.refuse(refusal),
+        }
     }
 
     /// Takes `event` in, unless it was taken before under `key`.
@@ -297,10 +483,8 @@ impl Intake {
         let Some(key) = key else {
             return self.accept(event, now).map(|sequence| Taken { sequence, duplicate: false });
         };
-        match self.keys.find(&event, &key, now) {
-            Ok(Some(sequence)) => return Ok(Taken { sequence, duplicate: true }),
-            Ok(None) => {}
-            Err(refusal) => return self.refuse(refusal),
+        if let Some(sequence) = self.find_key(&event, &key, now)? {
+            return Ok(Taken { sequence, duplicate: true });
         }
         let (topic, said) = (event.topic.clone(), Keys::said(&event));
         let sequence = self.accept(event, now)?;
@@ -310,25 +494,27 @@ impl Intake {
 
     /// Removes what came of a topic so far. Returns the place of that in the order.
     pub fn remove(&mut self, topic: Topic, now: Stamp) -> Result<u64, Refusal> {
+        self.admit_removal(&topic, now)?;
+        let sequence = self.sequence + 1;
+        self.place_removal(topic, sequence);
+        Ok(sequence)
+    }
+
+    fn admit_removal(&mut self, topic: &Topic, now: Stamp) -> Result<(), Refusal> {
         if self.draining {
             return self.refuse(Refusal::draining());
         }
         if self.paused {
             return self.refuse(Refusal::upgrading());
         }
-        if let Some(refusal) = names_many(&topic, "remove one") {
+        if let Some(refusal) = names_many(topic, "remove one") {
             return self.refuse(refusal);
         }
+        self.admit_by_source()?;
         if self.events > 0 && self.events >= self.queue_events_max {
-            return self.refuse_for_room(NoRoom::Queue, &topic, now);
+            return self.refuse_for_room(NoRoom::Queue, topic, now);
         }
-        self.sequence += 1;
-        self.demand.announce(self.sequence);
-        self.topics.removed(&topic, self.sequence);
-        self.counters.removals += 1;
-        self.events += 1;
-        self.removals.push_back(Removal { topic, sequence: self.sequence });
-        Ok(self.sequence)
+        Ok(())
     }
 
     /// The refusal of an event one of whose frames would be longer than any may be.
@@ -382,6 +568,7 @@ impl Intake {
                 }
                 self.refuse(Refusal::memory())
             }
+            NoRoom::Source => self.refuse(Refusal::source_full()),
         }
     }
 
@@ -449,7 +636,7 @@ impl Intake {
 
     fn next_package(&mut self) -> Option<Sending> {
         let changes = self.histories != self.histories_max;
-        let has_turn = !self.said_histories || self.queued.is_empty() && self.removals.is_empty();
+        let has_turn = !self.said_histories || self.queued.is_empty();
         self.said_histories = changes && has_turn;
         if self.said_histories { Some(self.next_step()) } else { self.next_in_order() }
     }
@@ -468,26 +655,32 @@ impl Intake {
     }
 
     /// The oldest queued events, up to the bounds of a batch; a single event may exceed the bytes.
-    /// A removal goes alone.
+    /// Any other word goes alone.
     fn next_in_order(&mut self) -> Option<Sending> {
-        let before = self.removals.front().map_or(u64::MAX, |removal| removal.sequence);
         let waiting = (0..self.outboxes.len()).collect();
-        let Some(front) = self.queued.front().filter(|front| front.sequence < before) else {
-            let package = Package::Removal(Arc::new(self.removals.pop_front()?));
-            return Some(Sending { package, events: 1, bytes: 0, waiting });
+        let (mut bytes, mut memory) = match self.queued.front()? {
+            Queued::Event(front) => (front.event.weight(), front.memory()),
+            Queued::Word(_) => {
+                let Some(Queued::Word(package)) = self.queued.pop_front() else { unreachable!("seen above") };
+                return Some(Sending { package, events: 1, bytes: 0, waiting });
+            }
         };
-        let (mut bytes, mut memory) = (front.event.weight(), front.memory());
         let mut count = 1;
-        for encoded in self.queued.iter().skip(1).take(self.batch_events_max - 1) {
+        for queued in self.queued.iter().skip(1).take(self.batch_events_max - 1) {
+            let Queued::Event(encoded) = queued else { break };
             let more = encoded.event.weight();
-            if bytes + more > self.batch_bytes_max || encoded.sequence > before {
+            if bytes + more > self.batch_bytes_max {
                 break;
             }
             bytes += more;
             memory += encoded.memory();
             count += 1;
         }
-        let events = self.queued.drain(..count).collect();
+        let events = self.queued.drain(..count).map(|queued| match queued {
+            Queued::Event(encoded) => encoded,
+            Queued::Word(_) => unreachable!("a word goes alone"),
+        });
+        let events = events.collect();
         let package = Package::Batch(Arc::new(EncodedBatch { events }));
         Some(Sending { package, events: count, bytes: memory, waiting })
     }
@@ -502,12 +695,27 @@ impl Intake {
         self.draining
     }
 
+    /// From now on nothing is placed.
+    pub(super) fn end_placing(&mut self) {
+        self.over = true;
+    }
+
+    /// True once nothing is placed any more.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// True while the process hands over.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
     /// True while a shard's full queue holds up the broadcast.
     pub fn is_stalled(&self) -> bool {
         self.stalled
     }
 
-    /// Sequence of the last accepted event, 0 before the first.
+    /// Position of the last accepted event, 0 before the first.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }

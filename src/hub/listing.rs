@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::Hub;
 use super::stats::{Amount, ByFamily};
 use super::topics::TopicRecord;
-use crate::broadcast::{Question, TopicQuery};
+use super::{Hub, id_text};
+use crate::broadcast::{Era, Question, TopicQuery};
 use crate::config::limits::{PAGE_TOPICS, PAGE_TOPICS_MAX, TOPICS_PER_ANSWER_MAX};
 use crate::event::Topic;
 use crate::metrics::TopicReport;
@@ -138,7 +138,7 @@ impl Hub {
         for (name, view) in &mut views {
             view.record = intake.topics().get(name);
         }
-        let topics = views.into_iter().map(|(name, view)| self.view(name, view)).collect();
+        let topics = views.into_iter().map(|(name, view)| view.told(name, intake.era)).collect();
         (topics, end.map(|end| end.as_str().into()))
     }
 
@@ -154,27 +154,11 @@ impl Hub {
             }
         }
         if view.record.is_some() || view.reported {
-            return Ok(Some(self.view(&topic, view)));
+            return Ok(Some(view.told(&topic, intake.era)));
         }
         match silent(&reports).collect::<Vec<_>>() {
             missing if missing.is_empty() => Ok(None),
             missing => Err(missing),
-        }
-    }
-
-    fn view(&self, topic: &Topic, view: View<'_>) -> TopicView {
-        let (id, sequence) = match view.record {
-            Some(record) => (record.id.as_ref(), record.sequence),
-            None => (None, view.newest),
-        };
-        TopicView {
-            topic: topic.clone(),
-            subscribers: ByFamily(view.subscribers),
-            last_id: (sequence > 0).then(|| self.id_text(id, sequence)),
-            sequence,
-            published: view.published(),
-            window: view.window,
-            retained: view.retained,
         }
     }
 }
@@ -193,6 +177,24 @@ struct View<'a> {
 }
 
 impl View<'_> {
+    /// What is told of it.
+    fn told(self, topic: &Topic, era: Era) -> TopicView {
+        let (id, position) = match self.record {
+            Some(record) => (record.id.as_ref(), record.sequence),
+            None => (None, self.newest),
+        };
+        let ours = era.id(position);
+        TopicView {
+            topic: topic.clone(),
+            subscribers: ByFamily(self.subscribers),
+            last_id: (position > 0).then(|| id_text(id, ours)),
+            sequence: ours.sequence,
+            published: self.published(),
+            window: self.window,
+            retained: self.retained,
+        }
+    }
+
     /// What the record says, unless the window knows better.
     fn published(&self) -> Option<Amount> {
         let record = self.record.map(|record| Amount { events: record.events, bytes: record.bytes });

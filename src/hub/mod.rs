@@ -10,7 +10,7 @@
 //!   done, control connections end, and then the shards by [`Message::End`]. So newcomers are
 //!   refused and counted until all have what is theirs.
 //!
-//! Reading order: `intake` (events to batches), `control` (who asks), `stream` (NDJSON), `uplink`
+//! Reading order: `intake` (events to batches), `source` (who gives the sequences), `control` (who asks), `stream` (NDJSON), `uplink`
 //! (what clients publish), `guard` and `principal` (who may),
 //! `jwks` (keys of tokens), `head` (what is no request), `listen`, `secure` and
 //! `seats` (connections), `reload` (another configuration). Not here: signals, binding of addresses,
@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -28,7 +28,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::broadcast::{Demand, Doors, Drain, Memory, Message, Outbox, Refused, Taken};
+use crate::broadcast::{Demand, Doors, Drain, Memory, Message, Outbox, Outcome, Refused};
 use crate::clock::{Stamp, unix_ms};
 use crate::config::Config;
 use crate::config::limits::{
@@ -67,6 +67,7 @@ mod shared;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod slow;
+pub mod source;
 mod stats;
 mod stream;
 mod topics;
@@ -78,9 +79,10 @@ pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 use self::jwks::Keyring;
 pub use self::listen::ControlListener;
 use self::memory::Watch;
-pub use self::reload::{Surroundings, Tidings};
+pub use self::reload::{CertificateStats, Surroundings, Tidings};
 pub use self::secure::Certificates;
 use self::shared::Shared;
+use self::source::{Published, Source};
 pub use self::stats::EgressReport;
 pub use self::topics::{TopicRecord, TopicTable};
 pub use self::upgrade::Estate;
@@ -90,8 +92,10 @@ pub use self::upgrade::Estate;
 pub struct HubSetup {
     /// The validated configuration.
     pub config: Arc<Config>,
-    /// The process as it appears in ids.
+    /// Whose sequences ids have, from the start.
     pub epoch: Epoch,
+    /// Who gives them.
+    pub source: Source,
     /// The queue to each shard, by shard number.
     pub outboxes: Vec<Outbox>,
     /// Which formats have subscribers.
@@ -180,7 +184,6 @@ enum Stage {
 struct Hub {
     /// As it is now: a reload replaces it. [`Hub::config`].
     config: Mutex<Arc<Config>>,
-    epoch: Epoch,
     egress: EgressReport,
     /// Where subscribers connect, as bound.
     listen: DataAddresses,
@@ -209,6 +212,8 @@ struct Hub {
     /// Of lines about single control connections.
     head_pace: Mutex<Pace>,
     listings: Semaphore,
+    /// Of the stream that is the source, if one is.
+    stream: OnceLock<source::jetstream::Stream>,
 }
 
 /// Answers that are shared by all who ask at the same time.
@@ -264,6 +269,7 @@ pub fn open(setup: HubSetup) -> OpenHub {
     let HubSetup {
         config,
         epoch,
+        source,
         outboxes,
         demand,
         memory,
@@ -281,6 +287,7 @@ pub fn open(setup: HubSetup) -> OpenHub {
     let hangups = surroundings.hangups.take();
     let entrance = Entrance { estate, control, connections_max: control_connections_max, hangups };
     let hub = Hub { surroundings, ..hub };
+    hub.intake().source = source;
     hub.begin_to_watch();
     OpenHub { hub: Arc::new(hub), ends, entrance }
 }
@@ -338,6 +345,7 @@ async fn serve(
     let deadline = hub.now().plus(Duration::from_millis(drain_ms_max));
     hub.begin_drain();
     let done = ends.during(async {
+        hub.settle_source().await;
         hub.flush_all().await;
         if heir.is_some() {
             hub.turn_doors(Doors::Left).await;
@@ -456,7 +464,6 @@ impl Hub {
         Hub {
             keyring,
             config: Mutex::new(config),
-            epoch,
             egress,
             listen,
             control_handshakes: AtomicU64::new(0),
@@ -476,6 +483,7 @@ impl Hub {
             memory_watch,
             head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
+            stream: OnceLock::new(),
         }
     }
 
@@ -524,21 +532,37 @@ impl Hub {
         result
     }
 
-    /// Takes one event in and broadcasts it at once.
-    fn publish(&self, event: Event, key: Option<IdempotencyKey>) -> Result<Taken, Refusal> {
-        let taken = self.change(|intake| {
+    /// Takes one event in and broadcasts it at once, or has its source take it.
+    async fn publish(&self, event: Event, key: Option<IdempotencyKey>) -> Outcome {
+        let published = self.change(|intake| {
             intake.tell_time(unix_ms());
-            intake.accept_once(event, key, self.now())
+            intake.publish(event, key, self.now())
         })?;
         self.flush();
-        Ok(taken)
+        self.outcome_of(published).await
     }
 
-    /// Removes what came of a topic so far, on all shards. Returns the place of that in the order.
-    fn remove(&self, topic: Topic) -> Result<u64, Refusal> {
-        let sequence = self.change(|intake| intake.remove(topic, self.now()))?;
+    /// Removes what came of a topic so far, on all shards. Tells the place of that in the order.
+    async fn remove(&self, topic: Topic) -> Outcome {
+        let published = self.change(|intake| {
+            intake.tell_time(unix_ms());
+            intake.publish_removal(topic, self.now())
+        })?;
         self.flush();
-        Ok(sequence)
+        self.outcome_of(published).await
+    }
+
+    /// What becomes of a publish. A refusal that comes later is counted here.
+    async fn outcome_of(&self, published: Published) -> Outcome {
+        match published {
+            Published::Taken(taken) => Ok(taken),
+            Published::Later(waiting) => self.counted_outcome(waiting.await),
+        }
+    }
+
+    /// Counts an answer of a source that is a refusal.
+    fn counted_outcome(&self, outcome: Outcome) -> Outcome {
+        outcome.map_err(|refusal| self.counted(refusal))
     }
 
     /// The time of a chunk of a stream's body, which the intake is told too.
@@ -548,8 +572,13 @@ impl Hub {
     }
 
     /// Takes one event in; [`Hub::flush`] once the body chunk is used up.
-    fn accept(&self, event: Event, key: Option<IdempotencyKey>, intake_at: Stamp) -> Result<Taken, Refusal> {
-        self.change(|intake| intake.accept_once(event, key, intake_at))
+    fn accept(
+        &self,
+        event: Event,
+        key: Option<IdempotencyKey>,
+        intake_at: Stamp,
+    ) -> Result<Published, Refusal> {
+        self.change(|intake| intake.publish(event, key, intake_at))
     }
 
     /// Broadcasts what is queued, as far as the shards have room.
@@ -591,7 +620,7 @@ impl Hub {
             match no_room {
                 NoRoom::Queue => room.await,
                 // Nobody tells when the last shard lets go of an event.
-                NoRoom::Memory | NoRoom::Ceiling => {
+                NoRoom::Memory | NoRoom::Ceiling | NoRoom::Source => {
                     drop(timeout(Duration::from_millis(TOPIC_RETRY_MS), room).await)
                 }
             }
@@ -659,11 +688,18 @@ impl Hub {
 
     /// The id that subscribers see: the publisher's, else ours.
     fn id_text(&self, custom: Option<&CustomId>, sequence: u64) -> String {
-        match custom {
-            Some(id) => id.as_str().to_string(),
-            None => EventId { epoch: self.epoch, sequence }.to_string(),
-        }
+        id_text(custom, EventId { epoch: self.epoch(), sequence })
     }
+
+    /// Whose sequences come now.
+    fn epoch(&self) -> Epoch {
+        self.intake().era.epoch
+    }
+}
+
+/// The id that subscribers see: the publisher's, else `ours`.
+fn id_text(custom: Option<&CustomId>, ours: EventId) -> String {
+    custom.map_or_else(|| ours.to_string(), |id| id.as_str().to_string())
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ use crate::handover::state::{EventView, PastCut, PastEvent, State, TopicState};
 pub(super) struct Gathered {
     /// Without its events.
     pub state: State,
+    /// What their positions are to be moved by.
+    base: u64,
     /// These, in the order of their sequences.
     pub events: Vec<Arc<Encoded>>,
 }
@@ -33,13 +35,13 @@ pub(super) struct Gathered {
 impl Gathered {
     /// Writes all of it.
     pub fn write(&self, out: impl std::io::Write) -> std::io::Result<()> {
-        self.state.write(self.events.iter().map(view), out)
+        self.state.write(self.events.iter().map(|event| view(event, self.base)), out)
     }
 }
 
-fn view(encoded: &Arc<Encoded>) -> EventView<'_> {
-    let (sequence, intake, unix_ms) = (encoded.sequence, encoded.intake, encoded.unix_ms());
-    EventView { sequence, intake, unix_ms, event: &encoded.event }
+fn view(encoded: &Arc<Encoded>, base: u64) -> EventView<'_> {
+    let (intake, unix_ms) = (encoded.intake, encoded.unix_ms());
+    EventView { sequence: encoded.sequence - base, intake, unix_ms, event: &encoded.event }
 }
 
 impl Hub {
@@ -131,23 +133,39 @@ impl Intake {
                 }),
             }
         }
+        // The next process begins with this epoch, in sequences: what was before it is no more.
+        let base = self.era.base;
+        let sequence = |position: u64| position.saturating_sub(base);
+        events.retain(|event| event.sequence > base);
+        for topic in &mut topics {
+            topic.sequence = sequence(topic.sequence);
+            topic.evicted = sequence(topic.evicted);
+            topic.cut = topic
+                .cut
+                .filter(|cut| cut.sequence > base)
+                .map(|cut| PastCut { sequence: sequence(cut.sequence), ..cut });
+        }
+        forgotten.retain(|(_, newest)| *newest > base);
+        forgotten.iter_mut().for_each(|(_, newest)| *newest = sequence(*newest));
         let state = State {
-            epoch: self.epoch,
-            sequence: self.sequence,
+            epoch: self.era.epoch,
+            sequence: sequence(self.sequence),
+            hole: sequence(self.hole),
             topics,
             events: Vec::new(),
             forgotten,
-            dropped,
+            dropped: sequence(dropped),
             keys: self.keys.all(),
         };
-        Gathered { state, events }
+        Gathered { base, state, events }
     }
 
     /// Goes on where a former process has stopped. Histories may take so much memory here, and
     /// retained values besides. Returns what every shard begins with.
     pub fn restore(&mut self, state: State, memory_max: usize, values_max: usize, now: Stamp) -> Past {
-        assert!(self.sequence == 0 && self.epoch == state.epoch, "a hub begins with the past");
+        assert!(self.sequence == 0 && self.era.epoch == state.epoch, "a hub begins with the past");
         self.sequence = state.sequence;
+        self.hole = state.hole;
         self.demand.announce(state.sequence);
         let mut known = self.restore_topics(state.topics);
         let mut events = Vec::with_capacity(state.events.len());
@@ -172,13 +190,14 @@ impl Intake {
                 }
                 values += weighs;
             }
-            let encoded = Encoded::new(event, self.epoch, sequence, intake.min(now));
+            let encoded = Encoded::new(event, self.era, sequence, intake.min(now));
             events.push(Arc::new(encoded.taken_at(unix_ms).counted_in(account)));
         }
         events.reverse();
         self.keys.restore(state.keys);
         Past {
             sequence: state.sequence,
+            hole: state.hole,
             topics: known.into_values().map(|(topic, ..)| topic).collect(),
             events,
             forgotten: state.forgotten,
@@ -266,6 +285,7 @@ mod tests {
         State {
             epoch: EPOCH,
             sequence: 10,
+            hole: 0,
             topics: vec![topic("odd", 9), topic("even", 10)],
             events: (1..=10).map(past).collect(),
             forgotten: Vec::new(),

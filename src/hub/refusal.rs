@@ -57,7 +57,7 @@ mod tests {
             let response = Refusal::new(reason, "x").into_response();
             assert_eq!(response.status(), status);
             use RefusalReason::*;
-            let ours = matches!(reason, Full | Behind | Memory | Draining | Upgrading | Busy);
+            let ours = matches!(reason, Full | Behind | Memory | Draining | Upgrading | Busy | Source);
             assert_eq!(response.headers().contains_key(header::RETRY_AFTER), ours, "{reason:?}");
         }
     }

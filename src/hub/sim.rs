@@ -17,9 +17,10 @@ use super::asked::Scheme;
 use super::{Hub, HubError, HubSetup, control, open};
 use crate::clock::Stamp;
 use crate::config::ControlAddress;
+use crate::event::{Epoch, Event};
 
 /// The hub of a test.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SimHub {
     hub: Arc<Hub>,
     router: Router,
@@ -52,6 +53,28 @@ impl SimHub {
                 Err(never) => match never {},
             }
         }
+    }
+
+    /// A source places an event.
+    pub fn place(&self, event: Event, sequence: u64) -> impl Future<Output = bool> + Send + use<> {
+        let hub = self.hub.clone();
+        async move {
+            let placed = hub.place(event, sequence, 0).await;
+            hub.flush();
+            placed
+        }
+    }
+
+    /// A source tells of a hole.
+    pub fn tell_hole(&self, sequence: u64) {
+        self.hub.change(|intake| intake.tell_hole(sequence));
+        self.hub.flush();
+    }
+
+    /// A source begins anew.
+    pub fn begin_era(&self, epoch: Epoch) {
+        self.hub.change(|intake| intake.begin_era(epoch));
+        self.hub.flush();
     }
 
     /// Times that a batch met a full shard queue.

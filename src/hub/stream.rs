@@ -8,9 +8,12 @@
 //! - Reading goes on in a task of its own: a publisher that does not read its error lines still
 //!   gets its events through. At most [`ERROR_LINES_MAX`] error lines wait for it, further ones are
 //!   only counted; the summary has a place of its own.
+//! - What a source answers later is counted when it is answered: at most [`STREAM_WAITING_MAX`] lines
+//!   of a stream wait for that, and the summary waits for all of them.
 //! - A bad line costs nobody else's line. Every line taken in is either accepted or counted as
 //!   refused.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,11 +29,12 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::principal::Principal;
+use super::source::{Published, Waiting};
 use super::{Hub, Refusal, RefusalReason, Stage};
-use crate::broadcast::Taken;
+use crate::broadcast::{Outcome, Taken};
 use crate::clock::Stamp;
 use crate::config::Limits;
-use crate::config::limits::{ERROR_LINES_MAX, LINGER_MS_MAX};
+use crate::config::limits::{ERROR_LINES_MAX, LINGER_MS_MAX, STREAM_WAITING_MAX};
 use crate::event::{CustomId, Event};
 use crate::publishing::{IdempotencyKey, Line, Lines, check_content_coding, parse_line, parse_query};
 
@@ -54,6 +58,7 @@ pub(super) async fn publish_stream(
         hub,
         principal,
         answers,
+        waiting: VecDeque::new(),
         accepted: 0,
         refused: 0,
         unreported: 0,
@@ -92,12 +97,21 @@ struct Reading {
     principal: Principal,
     lines: Lines,
     answers: mpsc::Sender<Bytes>,
+    /// Lines that their source has not answered, in their order.
+    waiting: VecDeque<Sent>,
     accepted: u64,
     refused: u64,
     /// Refused lines whose error line found no room; at most `refused`.
     unreported: u64,
     /// Id and sequence of the last accepted event.
     last: Option<(Option<CustomId>, u64)>,
+}
+
+/// A line that its source has.
+struct Sent {
+    line: u64,
+    id: Option<CustomId>,
+    answer: Waiting,
 }
 
 /// An error line.
@@ -134,6 +148,10 @@ impl Reading {
                     hub.counted(Refusal::draining());
                     break Some(self.not_taken(self.lines.number()));
                 }
+                answer = oldest(&mut self.waiting), if !self.waiting.is_empty() => {
+                    self.answered(answer);
+                    continue;
+                }
                 frame = frames.next() => frame,
             };
             match frame {
@@ -156,6 +174,10 @@ impl Reading {
             }
         };
         hub.flush();
+        while !self.waiting.is_empty() {
+            let answer = oldest(&mut self.waiting).await;
+            self.answered(answer);
+        }
         let summary = Summary {
             accepted: self.accepted,
             refused: self.refused,
@@ -201,7 +223,7 @@ impl Reading {
     }
 
     /// Takes in one line's event, waiting for room, or tells why it is none.
-    async fn take(&mut self, number: u64, event: Published, intake_at: &mut Stamp) -> Result<(), u64> {
+    async fn take(&mut self, number: u64, event: Said, intake_at: &mut Stamp) -> Result<(), u64> {
         let allowed = event.and_then(|(event, key)| {
             self.principal.check_topic(&self.hub, &event.topic).map(|()| (event, key))
         });
@@ -220,14 +242,40 @@ impl Reading {
         }
         let id = event.id.clone();
         match self.hub.accept(event, key, *intake_at) {
-            Ok(Taken { sequence, .. }) => {
+            Ok(Published::Taken(Taken { sequence, .. })) => {
                 self.accepted += 1;
                 self.last = Some((id, sequence));
+            }
+            Ok(Published::Later(answer)) => {
+                self.waiting.push_back(Sent { line: number, id, answer });
+                if self.waiting.len() >= STREAM_WAITING_MAX {
+                    let answer = oldest(&mut self.waiting).await;
+                    self.answered(answer);
+                }
             }
             Err(Refusal { reason: RefusalReason::Draining, .. }) => return Err(number),
             Err(refusal) => self.tell(number, &refusal),
         }
         Ok(())
+    }
+
+    /// The source has answered the oldest line that waits, perhaps others too.
+    fn answered(&mut self, answer: Outcome) {
+        let mut answer = Some(answer);
+        while let Some(outcome) = answer {
+            let Some(Sent { line, id, .. }) = self.waiting.pop_front() else { return };
+            match outcome {
+                Ok(Taken { sequence, .. }) => {
+                    self.accepted += 1;
+                    self.last = Some((id, sequence));
+                }
+                Err(refusal) => {
+                    let refusal = self.hub.counted(refusal);
+                    self.tell(line, &refusal);
+                }
+            }
+            answer = self.waiting.front_mut().and_then(|sent| sent.answer.try_take());
+        }
     }
 
     /// Queues an error line, or counts it as unreported.
@@ -240,11 +288,17 @@ impl Reading {
     }
 }
 
-/// What a line publishes.
-type Published = Result<(Event, Option<IdempotencyKey>), Refusal>;
+/// What became of the line that waits longest; there is one.
+async fn oldest(waiting: &mut VecDeque<Sent>) -> Outcome {
+    let oldest = waiting.front_mut().expect("a line waits");
+    (&mut oldest.answer).await
+}
+
+/// What a line says.
+type Said = Result<(Event, Option<IdempotencyKey>), Refusal>;
 
 /// The number of a line and its event; nothing for a blank line.
-fn read(line: Line<'_>, limits: &Limits) -> Option<(u64, Published)> {
+fn read(line: Line<'_>, limits: &Limits) -> Option<(u64, Said)> {
     match line {
         Line::Whole(_, bytes) if bytes.iter().all(u8::is_ascii_whitespace) => None,
         Line::Whole(number, bytes) => Some((number, parse_line(bytes, limits.message_bytes_max))),

@@ -22,8 +22,10 @@ use super::connections::{Membership, Memberships, Phase, Session};
 use super::publishers::{Message, Until};
 use super::start::Begin;
 use super::state::State;
+use super::subscribe::HeldBack;
 use super::tokens::{Denied, Passage};
 use crate::broadcast::{Crowds, Outcome, Ticket};
+use crate::clock::Stamp;
 use crate::close::{CloseReason, ErrorCode};
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, REPLIES_BYTES_MAX};
 use crate::egress::Slot;
@@ -302,7 +304,7 @@ impl State {
         let is_member = known.is_some_and(|index| members.iter().any(|member| member.topic == index));
         if let Some(index) = known.filter(|_| is_member) {
             let sequence = connection.memberships.begins_after(index, cursor);
-            let after = EventId { epoch: self.setup.epoch, sequence };
+            let after = self.eras.id(sequence);
             self.say(reference, &Reply::Subscribed { of, after });
             return Ok(Next::Message);
         }
@@ -334,8 +336,11 @@ impl State {
         let named = start.after().and_then(|id| self.named_by(&alone, id));
         let newest = self.setup.demand.newest();
         let may_come = start.after().is_some() && named.is_none() && self.sequence < newest && !asked_again;
-        if may_come && self.held_back.len() < HELD_BACK_MAX {
-            self.held_back.push((slot, newest));
+        let ahead = start.after().filter(|_| !asked_again).and_then(|id| self.not_read_yet(slot, id));
+        let deadline = Stamp(u64::MAX);
+        let held = ahead.or(may_come.then_some(HeldBack { slot, until: newest, deadline }));
+        if let Some(held) = held.filter(|_| self.held_back.len() < HELD_BACK_MAX) {
+            self.held_back.push(held);
             return Ok(Next::Again(Until::Event));
         }
         let index = self.topics.intern(topic);
@@ -344,7 +349,7 @@ impl State {
         let connection = self.connections.get_mut(slot);
         let member = Membership { topic: index, position };
         connection.cursor = connection.memberships.add(member, cursor, sequence);
-        let after = EventId { epoch: self.setup.epoch, sequence };
+        let after = self.eras.id(sequence);
         self.say(reference, &Reply::Subscribed { of, after });
         if is_short {
             let after = start.after().map(LastEventId::as_str);
@@ -375,6 +380,7 @@ impl State {
             connection.cursor = cursor;
             self.greet_no_more_of(slot, index);
             self.leave_topic(member, format, latest);
+            self.ask_for_a_topic(slot);
         }
     }
 
@@ -448,7 +454,7 @@ impl State {
 
     /// What became of the oldest publish of a client.
     pub(super) fn command_answered(&mut self, slot: Slot, outcome: Outcome) {
-        let epoch = self.setup.epoch;
+        let epoch = self.eras.present().epoch;
         let Some(Asked { reference, of: AskedOf::Publish(id) }) = self.next_asked(slot) else { return };
         let frame = match outcome {
             Ok(taken) => {
@@ -516,7 +522,8 @@ fn name_of(of: &Named) -> &Topic {
 fn code_of(reason: RefusalReason) -> ErrorCode {
     match reason {
         RefusalReason::Full | RefusalReason::Behind | RefusalReason::Memory => ErrorCode::Full,
-        RefusalReason::Busy | RefusalReason::Upgrading => ErrorCode::Busy,
+        RefusalReason::Busy | RefusalReason::Upgrading | RefusalReason::Source => ErrorCode::Busy,
+        RefusalReason::OutcomeUnknown => ErrorCode::OutcomeUnknown,
         RefusalReason::Draining => ErrorCode::Draining,
         RefusalReason::BadTopic => ErrorCode::BadTopic,
         RefusalReason::TooLarge | RefusalReason::LineTooLong => ErrorCode::TooLarge,

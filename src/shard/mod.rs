@@ -24,6 +24,7 @@ mod echo;
 mod fixtures;
 mod forgotten;
 mod greeting;
+mod holes;
 mod ids;
 mod names;
 mod posts;
@@ -141,6 +142,7 @@ impl<R: EgressRing> Shard<R> {
             state.handle_ticks(ticks);
         }
         state.look_at_some();
+        state.tell_of_hole();
         let room = self.ring.room();
         state.end_receives(&mut self.ring);
         let asked = state.sweep(&mut self.ring) || self.ring.room() != room;
@@ -152,7 +154,8 @@ impl<R: EgressRing> Shard<R> {
             self.ring.submit()?;
         }
         let to_do = !state.ready.is_empty() || state.topics.is_active() || state.has_more_to_look_at();
-        let to_do = to_do || state.topics.is_learning() || !state.learning.is_empty();
+        let to_do =
+            to_do || state.telling.is_some() || state.topics.is_learning() || !state.learning.is_empty();
         let to_do = to_do || state.publishers.has_due() || state.tokens.has_waiting();
         let more = asked || messages > 0 || asked_us || to_do;
         Ok(if more { Turn::Busy } else { Turn::Idle })
@@ -161,12 +164,18 @@ impl<R: EgressRing> Shard<R> {
     /// Takes what the hub sent, a bounded number of events. Returns how many messages.
     fn take_messages(&mut self) -> Result<usize, RingError> {
         let (mut taken, mut evicted) = (0, 0);
-        while taken < MESSAGES_PER_TURN_MAX && self.state.work.events + evicted < EVENTS_PER_TURN_MAX {
+        while taken < MESSAGES_PER_TURN_MAX
+            && self.state.work.events + evicted < EVENTS_PER_TURN_MAX
+            // Nothing comes behind a hole before all know of it.
+            && self.state.telling.is_none()
+        {
             let Some(message) = self.inbox.try_recv() else { break };
             taken += 1;
             match message {
                 Message::Batch(batch) => self.state.take_events(&batch),
                 Message::Removal(removal) => self.state.take_removal(&removal),
+                Message::Hole(position) => self.state.take_hole(position),
+                Message::Era(era) => self.state.take_era(era),
                 Message::Drain(drain) => self.state.begin_drain(drain),
                 Message::Histories(bytes) => evicted += self.state.topics.hold_histories(bytes),
                 Message::Reload(config) => {

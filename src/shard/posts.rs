@@ -349,7 +349,7 @@ impl State {
         }
         match outcome {
             Ok(taken) => {
-                let ours = EventId { epoch: self.setup.epoch, sequence: taken.sequence };
+                let ours = EventId { epoch: self.eras.present().epoch, sequence: taken.sequence };
                 let id = match &reply.id {
                     Some(id) => serde_json::to_string(id.as_str()).expect("text is JSON"),
                     None => format!("\"{ours}\""),

@@ -6,7 +6,8 @@
 //!
 //! A gap is told where less is here than was promised: after an event that a client names, all that
 //! came later is; `since` and `last` ask for what the history of a topic holds, and the bounds of
-//! that history are no loss. Events that left it earlier, for want of memory, are.
+//! that history are no loss. Events that left it earlier, for want of memory, are. What never came
+//! here is told to those who name an event from before it (`holes`).
 //!
 //! A subscriber that names no start gets retained values first (`greeting`). So does one whose id
 //! the history of its only topic does not reach: those that are newer than the id.
@@ -78,7 +79,8 @@ impl State {
             Start::After(_) => {
                 let state = self.topics.get(topic);
                 if let Some(named) = named.filter(|named| state.window.evicted() <= *named) {
-                    return Begin { after: named, is_short: false, greets_after: None };
+                    // All that is here comes, but a hole may have had more.
+                    return Begin { after: named, is_short: named < self.hole, greets_after: None };
                 }
                 // A pattern's history is not in one piece: what is left of it after the event.
                 let named = named.unwrap_or(0);
@@ -105,10 +107,10 @@ impl State {
     /// windows. Ours are taken at their word: nobody remembers who got which event.
     fn sequence_of(&self, memberships: &Memberships, id: &str) -> Option<u64> {
         if let Ok(ours) = id.parse::<EventId>()
-            && ours.epoch == self.setup.epoch
+            && self.eras.knows(ours.epoch)
         {
             // Another shard may be ahead of us.
-            return (ours.sequence <= self.setup.demand.newest()).then_some(ours.sequence);
+            return self.eras.position_of(ours, self.setup.demand.newest());
         }
         let topics = memberships.as_slice().iter().map(|member| member.topic);
         // Of several events with this id the oldest, so that nothing after the one that was meant

@@ -14,15 +14,17 @@ use super::access::Access;
 use super::batch::Batches;
 use super::connections::{Connections, Membership, Phase};
 use super::greeting::Greeting;
+use super::holes::Telling;
 use super::publishers::Publishers;
 use super::slow::SlowSends;
+use super::subscribe::HeldBack;
 use super::ticks::{DrainPass, HangUps, Look};
 use super::tokens::Tokens;
 use super::topics::Topics;
 use crate::admission::{Admission, Bucket};
 use crate::broadcast::{
-    Asker, Demand, Drain, EncodedBatch, HistorySlice, Holdings, Memory, Past, Question, Removal, TopicQuery,
-    Uplink,
+    Asker, Demand, Drain, EncodedBatch, Eras, HistorySlice, Holdings, Memory, Past, Question, Removal,
+    TopicQuery, Uplink,
 };
 use crate::clock::Stamp;
 use crate::close::CloseReason;
@@ -43,7 +45,7 @@ pub struct ShardSetup {
     pub cpu: usize,
     /// Of the whole process.
     pub config: Arc<Config>,
-    /// The process that gives the sequences.
+    /// Whose sequences come first.
     pub epoch: Epoch,
     /// Where to say which formats have subscribers.
     pub demand: Arc<Demand>,
@@ -125,13 +127,19 @@ pub struct State {
     pub(super) ready: VecDeque<Slot>,
     /// Who named an event that another shard may have had first: asked again when the sequence
     /// beside it is taken.
-    pub(super) held_back: Vec<(Slot, u64)>,
+    pub(super) held_back: Vec<HeldBack>,
     /// Who waits until its patterns are known, with its topics; at most `HELD_BACK_MAX`.
     pub(super) learning: Vec<(Slot, Vec<Topic>)>,
     /// Who still gets retained values before any news.
     pub(super) greetings: HashMap<Slot, Greeting>,
-    /// Sequence of the newest event taken from the hub.
+    /// Position of the newest event, removal or hole taken from the hub.
     pub(super) sequence: u64,
+    /// What ids of ours mean.
+    pub(super) eras: Eras,
+    /// Events up to this position may be missing that never came here; 0 if none are.
+    pub(super) hole: u64,
+    /// How far all connections have been told of that; `None` once they have.
+    pub(super) telling: Option<Telling>,
     /// `sequence` at the last tick.
     pub(super) sequence_at_tick: u64,
     /// The ring has HTTP/2.
@@ -210,6 +218,9 @@ impl State {
             learning: Vec::new(),
             greetings: HashMap::new(),
             sequence: 0,
+            eras: Eras::new(setup.epoch.into()),
+            hole: 0,
+            telling: None,
             sequence_at_tick: 0,
             carries: false,
             subscribers: [0; Format::COUNT],
@@ -286,6 +297,7 @@ impl State {
     pub(super) fn restore(&mut self, past: &Past) {
         assert!(self.connections.is_empty(), "nobody was let in before");
         self.sequence = past.sequence;
+        self.hole = past.hole;
         self.topics.restore(past);
     }
 

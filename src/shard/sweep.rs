@@ -15,7 +15,6 @@ use super::ticks::is_idle;
 use crate::close::CloseReason;
 use crate::config::limits::{SLOW_BYTES_PER_TICK, SWEEP_VISITS_MAX, TOPIC_VISITS_MAX, VISIT_BYTES};
 use crate::egress::{Batch, EgressRing, SendMode, Slot};
-use crate::event::EventId;
 use crate::wire::gap::{Gap, GapReason};
 use crate::wire::{Format, SlowPolicy};
 
@@ -263,7 +262,7 @@ impl State {
     /// of the others.
     fn skip_what_is_lost(&mut self, slot: Slot) {
         let connection = self.connections.get_mut(slot);
-        let after = EventId { epoch: self.setup.epoch, sequence: connection.cursor };
+        let after = self.eras.id(connection.cursor);
         let mut lost = Vec::new();
         let latest = connection.wants_latest();
         let starts = connection.memberships.iter_from(connection.cursor).map(|(topic, from)| {

@@ -34,7 +34,7 @@ pub mod http2;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Target; 14] = [
+pub const ALL: [Target; 15] = [
     ("request_head", request_head),
     ("target_and_query", target_and_query),
     ("websocket_decoder", websocket_decoder),
@@ -43,6 +43,7 @@ pub const ALL: [Target; 14] = [
     ("sse_parser", sse_parser),
     ("proxy_header", proxy_header),
     ("commands", commands),
+    ("tls_records", super::tls::tls_records),
     ("tokens", tokens),
     ("topic_patterns", topic_patterns),
     ("rules", rules_of_a_file),

@@ -1,7 +1,7 @@
 """Python's readers of event streams: prints what one of them hears, one JSON line each, until it is
 killed. None of them comes back by itself, so each is asked again with its last event id.
 
-usage: sse.py httpx-sse|sseclient-py|tornado URL
+usage: sse.py httpx-sse|sseclient-py|tornado|http.client URL
 """
 
 import asyncio
@@ -86,9 +86,35 @@ def tornado(url, ids):
     asyncio.run(fetch())
 
 
+def http_client(url, ids):
+    import http.client
+    import ssl
+    from urllib.parse import urlsplit
+
+    import sseclient
+
+    address = urlsplit(url)
+    if address.scheme == "https":
+        trust = ssl.create_default_context()
+        connection = http.client.HTTPSConnection(address.hostname, address.port, context=trust)
+    else:
+        connection = http.client.HTTPConnection(address.hostname, address.port)
+    # It takes text for Latin-1.
+    fields = {name: value.encode() for name, value in headers(ids.last).items()}
+    connection.request("GET", address.path, headers=fields)
+    response = connection.getresponse()
+    if response.status != 200:
+        raise OSError(response.status)
+    say(open=None)
+    pieces = iter(lambda: response.read1(65536), b"")
+    for event in sseclient.SSEClient(pieces).events():
+        tell(event, ids)
+
+
 def main():
     name, url = sys.argv[1:]
-    client = {"httpx-sse": httpx_sse, "sseclient-py": sseclient_py, "tornado": tornado}[name]
+    clients = {"httpx-sse": httpx_sse, "sseclient-py": sseclient_py, "tornado": tornado}
+    client = {**clients, "http.client": http_client}[name]
     ids = Ids()
     while True:
         try:

@@ -15,8 +15,8 @@ use reqwest::Certificate;
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 
-use super::tls::certificate;
 use crate::support::raw::exchange;
+use crate::support::secure::certificate;
 use crate::support::server::{Answer, answer};
 use crate::support::{Protocol, Scratch, Server, Subscriber, until};
 

@@ -14,8 +14,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::json;
 
-use super::tls::{certificate, start};
 use crate::support::chromium::Chromium;
+use crate::support::secure::{certificate, start};
 use crate::support::{PATIENCE, Scratch, Server, h2, raw};
 
 /// A client of HTTP/2 on a plain socket.

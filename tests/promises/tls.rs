@@ -9,96 +9,16 @@
 //! nobody; one that cannot be used changes nothing, and is named. What is no TLS, or an older one,
 //! is refused with a reason and counted.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::collections::HashSet;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-
-use crate::support::peer::{Protocol, masked, request};
+use crate::support::peer::{Protocol, masked};
 use crate::support::raw::exchange;
+use crate::support::secure::{Authority, Client, certificate, start, trusting};
 use crate::support::server::{answer, client};
-use crate::support::{PATIENCE, Scratch, Server, Subscriber, until};
-
-/// The files of a certificate for `localhost`, written into `scratch`.
-pub(super) fn certificate(scratch: &Scratch) -> CertificateDer<'static> {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
-    scratch.write("cert.pem", &made.cert.pem());
-    scratch.write("key.pem", &made.signing_key.serialize_pem());
-    made.cert.der().clone()
-}
-
-/// A server with these files; its address with TLS.
-pub(super) fn start(scratch: &Scratch, flags: &[&str]) -> (Server, SocketAddr) {
-    let path = |name: &str| scratch.path(name).to_str().expect("UTF-8").to_string();
-    let (cert, key) = (path("cert.pem"), path("key.pem"));
-    let tls = ["--listen-tls", "127.0.0.1:0", "--tls-cert", &cert, "--tls-key", &key];
-    let server = Server::start(&[&tls, flags].concat());
-    let line = server.banner.iter().find_map(|line| line.strip_prefix("data, TLS "));
-    let address = line.expect("the banner names the address").trim().parse().expect("an address");
-    (server, address)
-}
-
-/// A client that trusts one certificate.
-struct Client {
-    stream: StreamOwned<ClientConnection, TcpStream>,
-    heard: String,
-}
-
-impl Client {
-    fn connect(address: SocketAddr, trusted: &CertificateDer<'static>) -> Client {
-        let mut roots = RootCertStore::empty();
-        roots.add(trusted.clone()).expect("a certificate");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let name = ServerName::try_from("localhost").expect("a name");
-        let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
-        let stream = TcpStream::connect(address).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
-        Client { stream: StreamOwned::new(connection, stream), heard: String::new() }
-    }
-
-    fn subscribe(
-        address: SocketAddr,
-        trusted: &CertificateDer<'static>,
-        protocol: Protocol,
-        after: Option<&str>,
-    ) -> Client {
-        let mut client = Client::connect(address, trusted);
-        client.says(request(protocol, &["t"], after).as_bytes());
-        client.hears("\r\n\r\n");
-        client
-    }
-
-    fn says(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).expect("the server is there");
-    }
-
-    /// Reads until `text` has come; returns all up to its end.
-    fn hears(&mut self, text: &str) -> String {
-        loop {
-            if let Some(at) = self.heard.find(text) {
-                let rest = self.heard.split_off(at + text.len());
-                return std::mem::replace(&mut self.heard, rest);
-            }
-            let mut bytes = [0; 4_096];
-            let read = self.stream.read(&mut bytes).expect("no fault");
-            assert!(read > 0, "the stream ends before {text:?}: {:?}", self.heard);
-            self.heard.push_str(&String::from_utf8_lossy(&bytes[..read]));
-        }
-    }
-
-    /// Reads to the end of the stream, which is that of TLS too.
-    fn hears_the_end(mut self) {
-        while self.stream.read(&mut [0; 4_096]).expect("no fault") > 0 {}
-    }
-}
+use crate::support::{Scratch, Subscriber, until};
 
 #[tokio::test]
 async fn event_streams_and_websockets_are_whole_over_tls() {
@@ -192,6 +112,71 @@ async fn a_reload_takes_new_certificates_and_cuts_nobody() {
     assert_eq!(wrong.status, 422, "{wrong:?}");
     assert!(wrong.error().contains("key.pem"), "{wrong:?}");
     Client::subscribe(address, &new, Protocol::Sse, None);
+}
+
+/// Subscribers of this test, and threads that drive them.
+const UNDER_LOAD: (usize, usize) = (256, 4);
+
+/// Old certificates and new ones are of one authority, as with every issuer. Newcomers come without
+/// a pause; each gets the certificate of its moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_are_reloaded_under_load_and_no_connection_is_lost() {
+    const EVENTS: usize = 60;
+    let scratch = Scratch::new();
+    let authority = Authority::new(&scratch);
+    let (server, address) = start(&scratch, &["--shards", "2"]);
+    let over = Arc::new(AtomicBool::new(false));
+    let (subscribers, threads) = UNDER_LOAD;
+    let subscribed = Arc::new(Barrier::new(threads + 1));
+    let trust = Arc::new(trusting(&authority.root));
+    let work = (0..threads).map(|thread| {
+        let (trust, subscribed) = (trust.clone(), subscribed.clone());
+        std::thread::spawn(move || {
+            let protocol = [Protocol::Sse, Protocol::WebSocket][thread % 2];
+            let subscribe = |_| Client::subscribe_with(address, trust.clone(), protocol, None);
+            let mut clients: Vec<Client> = (0..subscribers / threads).map(subscribe).collect();
+            subscribed.wait();
+            for number in 0..EVENTS {
+                clients.iter_mut().for_each(|client| {
+                    let text = format!("event {number}.");
+                    let heard = client.hears(&text);
+                    assert!(!heard[..heard.len() - text.len()].contains("event"), "in order: {heard}");
+                });
+            }
+            clients.len()
+        })
+    });
+    let work: Vec<_> = work.collect();
+    let newcomers = {
+        let (trust, over) = (trust.clone(), over.clone());
+        std::thread::spawn(move || {
+            let mut seen = HashSet::new();
+            while !over.load(Ordering::Relaxed) {
+                let client = Client::subscribe_with(address, trust.clone(), Protocol::Sse, None);
+                seen.insert(client.stream.conn.peer_certificates().expect("a certificate")[0].to_vec());
+            }
+            seen.len()
+        })
+    };
+    tokio::task::block_in_place(|| subscribed.wait());
+    for number in 0..EVENTS {
+        if number % 10 == 5 {
+            authority.renew(&scratch);
+            let told = server.answer(server.post("/reload")).await;
+            assert_eq!(told.status, 200, "{told:?}");
+        }
+        server.publish("t", format!("event {number}.")).await;
+    }
+    // They are all there, and have heard all.
+    let heard = tokio::task::block_in_place(|| work.into_iter().map(|thread| thread.join().expect("whole")));
+    assert_eq!(heard.sum::<usize>(), subscribers);
+    over.store(true, Ordering::Relaxed);
+    let certificates = tokio::task::block_in_place(|| newcomers.join().expect("every newcomer comes in"));
+    assert!(certificates > 1, "newcomers see the new ones");
+    let closed = server.stats().await["totals"]["closed"].clone();
+    let lost: Vec<_> =
+        closed.as_object().expect("by reason").iter().filter(|(_, count)| **count != 0).collect();
+    assert!(lost.iter().all(|(reason, _)| *reason == "client_gone"), "{lost:?}");
 }
 
 #[tokio::test]

@@ -342,7 +342,7 @@ async fn a_new_process_that_cannot_start_says_why_and_the_old_one_goes_on() {
     let mut foreign = meeting.connect();
     let refused = foreign.hello(99);
     let why = refused["refused"]["why"].as_str().expect("a text");
-    assert!(why.contains("format 1") && why.contains("fanwave 7.8.9 takes format 99"), "{why}");
+    assert!(why.contains("format 2") && why.contains("fanwave 7.8.9 takes format 99"), "{why}");
     for protocol in [Protocol::Sse, Protocol::WebSocket] {
         let mut subscriber = Subscriber::connect(server.data, protocol, &["t"]).await;
         server.publish("t", "x").await;

@@ -85,7 +85,7 @@ fn an_answer_knows_what_was_sent_before_the_question() {
         assert!(world.outbox.ask(Question::Counters(answer)));
         world.turn(0);
         let report = answered.try_recv().expect("the first turn answers");
-        assert_eq!(report.metrics.events, world.log.len() as u64);
+        assert_eq!(report.metrics.events, count_of(&world.log));
         world.turns();
     }
 }

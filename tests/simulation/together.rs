@@ -4,7 +4,7 @@
 //! Set-up: the hub's own routes, intake, streams and drain, without sockets, on a runtime whose
 //! time stands still; the real queues and doorbells; one to three shards, each on a simulated ring
 //! of its own. In half of the worlds memory has a ceiling, and the meter that the hub reads is the
-//! test's. A seed decides who publishes what and in which pieces, how far the hub's tasks run
+//! test's. In a third of them a source of dice gives the sequences. A seed decides who publishes what and in which pieces, how far the hub's tasks run
 //! between two turns, which shard turns next and how much time passes, who connects where, stalls,
 //! leaves, and comes back to another shard. One more queue of the hub is read by the test itself.
 //!
@@ -17,11 +17,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use fanwave::broadcast::{Doorbell, Inbox, Pressure};
+use fanwave::broadcast::{Doorbell, Inbox, Pressure, Taken};
 use fanwave::config::MemoryMax;
 use fanwave::egress::EgressRing;
 use fanwave::hub::memory::Reading;
 use fanwave::hub::sim::SimHub;
+use fanwave::hub::source::{Remote, Source};
 use fanwave::hub::{EgressReport, HubError, HubSetup, ShardEnd, Surroundings};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -32,6 +33,8 @@ use super::*;
 mod acts;
 #[path = "together/publishers.rs"]
 mod publishers;
+#[path = "together/source.rs"]
+mod source;
 #[path = "together/tally.rs"]
 mod tally;
 use publishers::{Fate, MESSAGE_BYTES_MAX, Publishers};
@@ -68,8 +71,12 @@ struct Together {
     /// The test's own end of the broadcast.
     tap: Inbox,
     publishers: Publishers,
-    /// Topic of every event that was broadcast, by sequence - 1.
+    /// Topic of every event that was broadcast, by sequence - 1; [`HOLE`] for what was left out.
     log: Vec<usize>,
+    /// Another one gives the sequences.
+    is_remote: bool,
+    /// The newest hole that was told of.
+    hole: u64,
     /// Sequence of each of them, by the number in its data.
     sequences: HashMap<u64, u64>,
     demand: Arc<Demand>,
@@ -142,10 +149,14 @@ impl Together {
         // It never holds up the hub.
         let (outbox, tap) = path(1 << 16).expect("eventfd");
         outboxes.push(outbox);
+        let (remote, submissions) = Remote::new();
+        let is_remote = dice.chance(1, 3);
+        let source = if is_remote { Source::Remote(remote) } else { Source::Local };
         let setup = HubSetup {
             estate: None,
             config: config.clone(),
             epoch: EPOCH,
+            source,
             outboxes,
             demand: demand.clone(),
             memory: memory.clone(),
@@ -160,6 +171,9 @@ impl Together {
         let drained = drain.clone();
         let address = "127.0.0.1:8081".parse().expect("an address");
         let (hub, life) = SimHub::new(setup, address, async move { drained.notified().await });
+        if is_remote {
+            tokio::spawn(source::serve(hub.clone(), submissions, seed));
+        }
         let mut seats = Vec::new();
         for (number, inbox) in inboxes.into_iter().enumerate() {
             let room = pick(&mut dice, &[8, 20, 2_048]);
@@ -195,6 +209,8 @@ impl Together {
             tap,
             publishers: Publishers::new(),
             log: Vec::new(),
+            is_remote,
+            hole: 0,
             sequences: HashMap::new(),
             demand,
             memory,
@@ -243,7 +259,7 @@ impl Together {
             head = head.replace("HTTP/1.1", "HTTP/1.0");
         }
         seat.shard.ring_mut().peer_sends(slot, head.as_bytes());
-        let taken = seat.shard.metrics().events;
+        let taken = position_of(&self.log, seat.shard.metrics().events);
         self.tally.came_early += usize::from(after.is_some_and(|after| after > taken));
         seat.peers[slot as usize] = Some(Peer::new(protocol, topics, after, taken));
         // Its ring wakes a shard too.
@@ -365,7 +381,13 @@ impl Together {
                         let number = data.split(' ').next().and_then(|number| number.parse().ok());
                         let number: u64 = number.expect("data begins with a number");
                         let tried = self.publishers.of(number);
-                        assert_eq!(encoded.sequence, self.log.len() as u64 + 1, "sequences have no hole");
+                        let next = self.log.len() as u64 + 1;
+                        assert!(
+                            encoded.sequence == next || self.is_remote && encoded.sequence > next,
+                            "what this process gives has no hole: {} after {next}",
+                            encoded.sequence
+                        );
+                        self.log.resize(encoded.sequence as usize - 1, HOLE);
                         assert_eq!(encoded.event.topic.as_str(), NAMES[tried.topic]);
                         assert_ne!(tried.fate, Fate::Refused, "event {number} was refused");
                         self.log.push(tried.topic);
@@ -374,7 +396,12 @@ impl Together {
                     }
                 }
                 Message::Histories(_) | Message::Reload(_) | Message::Removal(_) => {}
-                Message::Restore(..) | Message::Doors(..) => {}
+                Message::Hole(position) => {
+                    assert!(position > self.log.len() as u64);
+                    self.log.resize(position as usize, HOLE);
+                    self.hole = position;
+                }
+                Message::Restore(..) | Message::Doors(..) | Message::Era(_) => {}
                 Message::Drain(mut drain) => drain.say_done(),
                 Message::End => {
                     let end = ShardEnd::new(self.seats.len(), Ok::<(), String>(()));
@@ -442,7 +469,7 @@ impl Together {
     fn listen_to(&mut self, at: usize, slot: usize) {
         let seat = &mut self.seats[at];
         let Some(mut peer) = seat.peers[slot].take() else { return };
-        let taken = seat.shard.metrics().events as usize;
+        let taken = position_of(&self.log, seat.shard.metrics().events) as usize;
         let bytes = seat.shard.ring_mut().peer_takes(slot as Slot);
         for heard in peer.hear(&bytes) {
             match heard {
@@ -452,6 +479,13 @@ impl Together {
                     let sequence = self.sequences.get(&number).copied();
                     let sequence = sequence.unwrap_or_else(|| panic!("event {number} was not broadcast"));
                     check_event(&mut peer, sequence, &self.log);
+                }
+                Heard::Gap(topics) if peer.last.or(peer.after).unwrap_or(peer.connected_at) < self.hole => {
+                    let newest = self.log.len() as u64;
+                    let known =
+                        |name: &String| NAMES.iter().position(|other| other == name).expect("a topic");
+                    peer.lost.extend(topics.iter().map(|name| (known(name), newest)));
+                    self.tally.holes += 1;
                 }
                 Heard::Gap(topics) => {
                     let is_slow = self.weather == Weather::Rough || peer.was_stalled;
@@ -550,13 +584,14 @@ async fn play(seed: u64) -> (Arc<Memory>, Tally) {
     }
     world.settle().await;
     // Subscribers that skip keep no memory.
-    if world.scarce && world.policy == SlowPolicy::Close {
+    if world.scarce && world.policy == SlowPolicy::Close && !world.is_remote {
         world.saturate().await;
         world.cut_one().await;
     }
     world.drain().await;
-    world.tally.accepted = world.log.len();
-    world.tally.refused = world.publishers.tried.len() - world.log.len();
+    world.tally.accepted = count_of(&world.log) as usize;
+    world.tally.refused = world.publishers.tried.len() - world.tally.accepted;
+    world.tally.left_out = world.log.len() - world.tally.accepted;
     world.tally.stalls = world.hub.stalls() as usize;
     world.tally.history_cuts = world.hub.history_cuts() as usize;
     (memory, world.tally)
@@ -585,6 +620,7 @@ fn what_is_accepted_reaches_everybody_on_every_shard_and_what_is_refused_nobody(
     if seeds(SEEDS).count() as u64 >= SEEDS {
         assert!(all.accepted > 10_000 && all.refused > 4_000 && all.heard > 40_000, "{all:?}");
         assert!(all.gaps > 10 && all.cut > 3 && all.drained > 500 && all.saturated > 10, "{all:?}");
+        assert!(all.left_out > 1_000 && all.holes > 100, "{all:?}");
         assert!(all.turned_away > 5 && all.history_cuts > 20, "{all:?}");
         assert!(all.came_early > 5 && all.slept > 1_000 && all.stalls > 1_000, "{all:?}");
     }

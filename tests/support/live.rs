@@ -7,13 +7,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 pub mod chromium;
 pub mod chunks;
 pub mod h2;
+pub mod nats;
 #[allow(dead_code, reason = "what the simulation alone needs")]
 pub mod peer;
 pub mod raw;
+pub mod records;
 pub mod scratch;
+pub mod secure;
 pub mod server;
 pub mod slow;
 pub mod subscriber;
+pub mod visit;
 
 pub use chromium::Chromium;
 pub use peer::Protocol;

@@ -143,7 +143,7 @@ fn done(running: &Running, workload: &Workload, cpu: usize) -> Result<Judged> {
     let Pace::AtOnce { events, posts } = workload.publish else {
         bail!("only what is published at once is judged")
     };
-    let to = PublishPlan::to(target, workload.topics, workload.payload_bytes);
+    let to = PublishPlan::to(target, workload.topics, workload.payload_bytes)?;
     let plan = if posts { PublishPlan { way: Way::Post, ..to } } else { to };
     let mut crowds = Crowds::vanguard(target, workload, Some(cpu))?;
     crowds.open_rest(&workload.name)?;

@@ -51,7 +51,7 @@ pub fn read(
     let (name, server) = (protocol.label(), target.name.clone());
     progress(&format!("{name}, {server}: memory with {few} and {many} idle connections"));
     let (subscribers, plan) =
-        (bench.subscribers(&target, protocol)?, PublishPlan::to(&target, 1, PAYLOAD_BYTES));
+        (bench.subscribers(&target, protocol)?, PublishPlan::to(&target, 1, PAYLOAD_BYTES)?);
     let talk = target.talks_after_connect();
     let stages = Stages::read(|| running.own_memory(), subscribers, &plan, (few, many), talk)
         .map_err(|error| blame(&mut running, error))?;

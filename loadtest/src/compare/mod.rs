@@ -19,7 +19,7 @@ use crate::prove::Bench;
 use crate::prove::cells::{self, Cell, Entry};
 use crate::prove::leg::{Window, leg_time};
 use crate::report::{check_place, save};
-use crate::server::{CustomArgs, FanwaveArgs, Rival, ServerChoice};
+use crate::server::{CustomArgs, Doors, FanwaveArgs, Rival, ServerChoice};
 use crate::stamp::STAMP_BYTES;
 use memory::Reading;
 
@@ -32,6 +32,10 @@ mod show;
 pub struct CompareArgs {
     #[command(flatten)]
     fanwave: FanwaveArgs,
+    /// Subscribers of all servers speak TLS 1.3, with one suite (AES-128-GCM) and certificates of one
+    /// kind (ECDSA P-256); servers that run already cannot take part
+    #[arg(long)]
+    tls: bool,
     /// Servers beside fanwave (loadtest/rivals/install installs them); none if nothing follows
     #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 0.., default_value = "nchan,nats")]
     rivals: Vec<Rival>,
@@ -68,6 +72,8 @@ pub struct CompareArgs {
 struct Comparison {
     /// fanwave first.
     servers: Vec<Entry>,
+    /// Subscribers spoke TLS.
+    tls: bool,
     payload_bytes: usize,
     cells: Vec<Cell>,
     memory: Vec<Reading>,
@@ -92,8 +98,14 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
         time,
     };
     let (servers, cells) = cells::measure(bench, &choices, &plan)?;
-    let mut outcome =
-        Comparison { servers, payload_bytes: args.size, cells, memory: Vec::new(), warnings: Vec::new() };
+    let mut outcome = Comparison {
+        servers,
+        tls: args.tls,
+        payload_bytes: args.size,
+        cells,
+        memory: Vec::new(),
+        warnings: Vec::new(),
+    };
     for &protocol in &args.protocol {
         for choice in &choices {
             outcome.memory.extend(memory::read(bench, choice, protocol, few, many)?);
@@ -145,12 +157,14 @@ fn check(args: &CompareArgs) -> Result<(usize, usize)> {
 
 /// Everybody who takes part, fanwave first.
 fn choices(args: &CompareArgs) -> Vec<ServerChoice> {
-    let mut choices = vec![ServerChoice { fanwave: args.fanwave.clone(), ..ServerChoice::default() }];
+    let doors = Doors { tls: args.tls, ..Doors::default() };
+    let choice = ServerChoice { doors, ..ServerChoice::default() };
+    let mut choices = vec![ServerChoice { fanwave: args.fanwave.clone(), ..choice.clone() }];
     for &rival in &args.rivals {
-        choices.push(ServerChoice { rival: Some(rival), ..ServerChoice::default() });
+        choices.push(ServerChoice { rival: Some(rival), ..choice.clone() });
     }
     if args.custom.is_given() {
-        choices.push(ServerChoice { custom: args.custom.clone(), ..ServerChoice::default() });
+        choices.push(ServerChoice { custom: args.custom.clone(), ..choice });
     }
     choices
 }

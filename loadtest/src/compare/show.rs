@@ -10,7 +10,7 @@ use crate::report::{Spread, paragraph, say, table};
 use crate::unit::grouped;
 
 /// Heads of the table of CPU.
-pub const CPU_HEAD: [&str; 9] = [
+pub const CPU_HEAD: [&str; 10] = [
     "protocol",
     "connections",
     "in flight",
@@ -20,6 +20,7 @@ pub const CPU_HEAD: [&str; 9] = [
     "fanwave / it",
     "deliveries/s",
     "receivers",
+    "user + system µs",
 ];
 /// Heads of the table of memory.
 pub const MEMORY_HEAD: [&str; 7] =
@@ -51,8 +52,9 @@ pub fn cpu_note(outcome: &Comparison) -> String {
     format!(
         "Every server has its own subscribers; events of {} bytes; µs = CPU of the server, median of the rounds; ratios are taken \
          within each round; floor: one send(2) per socket of as many frames as are in flight; receivers = share of their \
-         CPU meanwhile. {CHECKED}",
-        outcome.payload_bytes
+         CPU meanwhile; user + system µs = the same in user space and in the kernel, by clock ticks. {}{CHECKED}",
+        outcome.payload_bytes,
+        if outcome.tls { "All servers speak TLS 1.3 with AES-128-GCM; the floor does not. " } else { "" }
     )
 }
 
@@ -100,6 +102,7 @@ fn cpu_row(cell: &Cell, column: &Column) -> Vec<String> {
         ratio(&column.fanwave_to_it),
         grouped(column.summary.deliveries_per_second.median as u64),
         format!("{:.0} %", column.summary.receiver_share.median * 100.0),
+        column.summary.parts(),
     ]
 }
 
@@ -146,6 +149,7 @@ pub mod tests {
         crate::compare::memory::relate(&mut memory);
         Comparison {
             servers: vec![entry("fanwave"), entry("<nchan>"), entry("nats")],
+            tls: false,
             payload_bytes: 200,
             cells: vec![cell()],
             memory,

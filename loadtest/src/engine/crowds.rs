@@ -84,6 +84,8 @@ impl Crowds {
                 audit: true,
                 behaviour: crowd.behaviour,
                 ramp_per_second: crowd.ramp_per_second,
+                tls: target.tls.clone(),
+                secret: target.secret.clone(),
                 ..CrowdSetup::steady(target.subscribe, crowd.protocol, path)
             });
             fleet.open(vanguard(crowd.connections))?;

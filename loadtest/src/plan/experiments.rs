@@ -273,6 +273,8 @@ impl Leg<'_> {
             topics: group.topics,
             // Who answers pings must find them between the events.
             audit: group.heartbeat_ms.is_some(),
+            tls: target.tls.clone(),
+            secret: target.secret.clone(),
             ..CrowdSetup::steady(target.subscribe, group.protocol, path.to_owned())
         });
         self.kernel_empty = kernel::settled_bytes()?;
@@ -351,7 +353,7 @@ impl Leg<'_> {
 
     /// Publishes at a rate, a warm-up first, and checks the arrival of everything.
     fn load(&mut self, fleet: &mut Fleet, load: &Load, cpu: usize, time: Duration) -> Result<CpuRow> {
-        let plan = PublishPlan::to(&self.server.target, self.group.topics, load.bytes);
+        let plan = PublishPlan::to(&self.server.target, self.group.topics, load.bytes)?;
         let mut publisher = PublishProcess::start(&plan, Some(cpu))?;
         fleet.zero(publisher.next(), 0)?;
         let warm = publish_at(fleet, &mut publisher, load.rate, WARM_UP)?;

@@ -3,7 +3,7 @@
 //!
 //! For one protocol and number of connections all servers run at once on one CPU, each with
 //! subscribers of its own that stay for all cells. In a round the floor and every server have one
-//! leg, one after the other, so that a drift of the machine falls on all; only ratios of one round
+//! leg, one after the other (the servers in turns from either end), so that a drift of the machine falls on all; only ratios of one round
 //! count. While one is measured the others are idle, which is checked. The floor sends frames as
 //! long as the shortest of any server, measured on the wire; with K events in flight it does one
 //! send of K frames per socket. Connections are opened in turns, since the order counts: see
@@ -89,6 +89,9 @@ pub struct Column {
     pub ratios: Vec<f64>,
     /// fanwave's CPU per delivery over its own, by rounds; absent for fanwave and the floor.
     pub fanwave_to_it: Option<Spread>,
+    /// Its CPU per delivery over that of the first server, by rounds; absent for that and the
+    /// floor.
+    pub to_first: Option<Spread>,
     /// The largest share of a CPU that it used while another was measured.
     pub idle_share_max: f64,
 }
@@ -234,7 +237,7 @@ fn enter(plan: &Plan<'_>, series: &Series, mut seat: Seat) -> Result<Entrant> {
 /// Gives the publisher and the mean length of a frame on the wire.
 fn connect(plan: &Plan<'_>, target: &Target, fleet: &mut Fleet) -> Result<(Publisher, f64)> {
     std::thread::sleep(target.talks_after_connect());
-    let mut publisher = Publisher::connect(&PublishPlan::to(target, 1, plan.payload_bytes))?;
+    let mut publisher = Publisher::connect(&PublishPlan::to(target, 1, plan.payload_bytes)?)?;
     let frame_bytes = calibrate(&mut publisher, fleet)?;
     Ok((publisher, frame_bytes))
 }
@@ -265,7 +268,10 @@ fn cell(
         let watch = Watch::begin(ring)?;
         floor_legs.push(floor_leg(floor, floor_meter, frame_bytes.round() as usize, in_flight, plan.time)?);
         watch.end(ring, None)?;
-        for at in 0..ring.len() {
+        // In turns from either end, so that nobody always follows the same one.
+        let forward = round % 2 == 1;
+        for step in 0..ring.len() {
+            let at = if forward { step } else { ring.len() - 1 - step };
             let watch = Watch::begin(ring)?;
             legs[at].push(ring[at].leg(in_flight, window, plan.time)?);
             watch.end(ring, Some(at))?;
@@ -322,16 +328,20 @@ impl Watch {
 fn columns(ring: &[Entrant], legs: Vec<Vec<Leg>>, floor: &[Leg]) -> Vec<Column> {
     let fanwave =
         ring.iter().position(|entrant| entrant.running.target.name == "fanwave").map(|at| legs[at].clone());
+    let first = legs.first().cloned().unwrap_or_default();
+    let first_measured = ring.first().is_some_and(|entrant| entrant.meter.is_some());
     let mut columns = Vec::new();
-    for (entrant, legs) in ring.iter().zip(legs) {
+    for (at, (entrant, legs)) in ring.iter().zip(legs).enumerate() {
         let (name, measured) = (&entrant.running.target.name, entrant.meter.is_some());
         let ratios_to_floor = if measured { ratios(&legs, floor) } else { Vec::new() };
         let fanwave_to_it = fanwave
             .as_ref()
             .filter(|_| measured && name != "fanwave")
             .map(|fanwave| Spread::of(ratios(fanwave, &legs)));
+        let compares = measured && first_measured && at > 0;
+        let to_first = compares.then(|| Spread::of(ratios(&legs, &first)));
         let column = Column::new(name, &legs, measured, entrant.idle_share_max);
-        columns.push(Column { fanwave_to_it, ..column.beside(ratios_to_floor) });
+        columns.push(Column { fanwave_to_it, to_first, ..column.beside(ratios_to_floor) });
     }
     columns
 }
@@ -342,7 +352,15 @@ impl Column {
         if !measured {
             summary.us_per_delivery = Spread::of([f64::NAN]);
         }
-        Column { name, summary, to_floor: None, ratios: Vec::new(), fanwave_to_it: None, idle_share_max }
+        Column {
+            name,
+            summary,
+            to_floor: None,
+            ratios: Vec::new(),
+            fanwave_to_it: None,
+            to_first: None,
+            idle_share_max,
+        }
     }
 
     /// With its ratios to the floor, if there are any.

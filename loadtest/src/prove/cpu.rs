@@ -1,7 +1,8 @@
 //! `loadtest cpu`: the server's CPU per delivery beside the floor's (see `cells`).
 //!
 //! With `--beside-arg` a second server has its legs in the same rounds: `--beside-arg=--egress
-//! --beside-arg=epoll` shows both rings beside one floor.
+//! --beside-arg=epoll` shows both rings beside one floor. With `--tls` the second one is the same
+//! build with subscribers that speak TLS, beside the plain ones of the first.
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -12,6 +13,13 @@ use super::{Bench, ServerArgs};
 use crate::framing::Protocol;
 use crate::report::{paragraph, save, say, table};
 use crate::unit::grouped;
+
+/// How far TLS is checked, said beneath its figures.
+const SKIMMED: &str = "Over TLS, bytes are those that records hold. The first connection opens its records; the others \
+    count them by their heads, so that receivers have as much to do on both sides. --audit opens all.";
+
+/// What TLS is promised to cost at most, in times of plain: one event in flight, and 256.
+const PROMISED_RATIOS: [f64; 2] = [1.15, 1.6];
 
 /// Options of `cpu`.
 #[derive(Debug, Clone, Args)]
@@ -43,14 +51,25 @@ pub struct CpuArgs {
     #[arg(long)]
     audit: bool,
     /// Measure a second server in the same rounds, started with this further argument; repeatable
-    #[arg(long = "beside-arg", value_name = "ARG", allow_hyphen_values = true)]
+    #[arg(long = "beside-arg", value_name = "ARG", allow_hyphen_values = true, conflicts_with = "tls")]
     beside: Vec<String>,
+}
+
+/// What a server is started with, in a row.
+fn label(server: &ServerArgs) -> String {
+    let tls = server.doors.tls.then(|| "TLS".to_owned());
+    let words: Vec<String> = tls.into_iter().chain(server.more.iter().cloned()).collect();
+    if words.is_empty() { "-".into() } else { words.join(" ") }
 }
 
 impl CpuArgs {
     /// The servers, with the further arguments of each.
     fn servers(&self) -> Vec<ServerArgs> {
         let mut servers = vec![self.server.clone()];
+        if self.server.doors.tls {
+            servers[0].doors.tls = false;
+            servers.push(self.server.clone());
+        }
         if !self.beside.is_empty() {
             let more = [&self.server.more[..], &self.beside].concat();
             servers.push(ServerArgs { more, ..self.server.clone() });
@@ -81,12 +100,12 @@ pub fn run(bench: &Bench, args: &CpuArgs) -> Result<()> {
     save(bench.common.json.as_deref(), "cpu", &bench.machine, &cells)
 }
 
-/// The row of a cell's server, whose further arguments are `more`.
-fn row(cell: &Cell, server: &Column, more: &[String]) -> Vec<String> {
+/// The row of a cell's server, which was started so.
+fn row(cell: &Cell, server: &Column, args: &ServerArgs) -> Vec<String> {
     let floor = &cell.floor.summary;
     let summary = &server.summary;
     vec![
-        if more.is_empty() { "-".into() } else { more.join(" ") },
+        label(args),
         cell.protocol.label().into(),
         if cell.in_flight == 1 { "-".into() } else { cell.window.label().into() },
         grouped(cell.connections as u64),
@@ -94,6 +113,8 @@ fn row(cell: &Cell, server: &Column, more: &[String]) -> Vec<String> {
         format!("{:.3}", floor.us_per_delivery.median),
         format!("{:.3}", summary.us_per_delivery.median),
         server.to_floor.map_or_else(|| "-".into(), |ratio| ratio.show(2)),
+        server.to_first.map_or_else(|| "-".into(), |ratio| ratio.show(2)),
+        summary.parts(),
         grouped(floor.deliveries_per_second.median as u64),
         grouped(summary.deliveries_per_second.median as u64),
         format!("{:.0} %", summary.receiver_share.median * 100.0),
@@ -105,9 +126,7 @@ fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
     let servers = args.servers();
     let rows: Vec<_> = cells
         .iter()
-        .flat_map(|cell| {
-            cell.servers.iter().zip(&servers).map(|(server, args)| row(cell, server, &args.more))
-        })
+        .flat_map(|cell| cell.servers.iter().zip(&servers).map(|(server, args)| row(cell, server, args)))
         .collect();
     let head = [
         "arguments",
@@ -118,6 +137,8 @@ fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
         "floor µs",
         "server µs",
         "ratio (min to max)",
+        "to the first",
+        "user + system µs",
         "floor del/s",
         "server del/s",
         "receivers",
@@ -126,7 +147,13 @@ fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
     say(
         "\nµs = CPU of the sender per delivery, median; ratio = server / floor of each pair; floor: one send(2) per",
     );
-    say("socket of as many frames as are in flight; receivers = share of their CPU while the server sent.");
+    say("socket of as many frames as are in flight; receivers = share of their CPU while the server sent;");
+    say("to the first = its CPU per delivery over that of the first server, of each pair.");
+    if args.server.doors.tls {
+        paragraph(SKIMMED);
+        let [alone, many] = PROMISED_RATIOS;
+        say(&format!("promised of TLS to plain: at most {alone} with 1 in flight, {many} with 256"));
+    }
     match args.audit {
         true => say("Every connection was checked to the byte and by its stamps."),
         false => paragraph(&format!("{CHECKED} --audit checks the stamps of all.")),

@@ -131,7 +131,7 @@ fn leg(
         sleeper.open(1)?;
     }
     healthy.open(args.connections - args.connections / 2)?;
-    let plan = PublishPlan::to(&server.target, 1, args.size);
+    let plan = PublishPlan::to(&server.target, 1, args.size)?;
     let publisher = PublishProcess::start(&plan, Some(bench.common.receiver_cpu))?;
     let mut topic = Topic::new(vec![healthy], publisher, WARM_UP_RATE);
     topic.measured(WARM_UP)?;

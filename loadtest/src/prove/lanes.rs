@@ -176,7 +176,7 @@ impl Side {
     /// A publisher, after its first events; and the mean length of a frame.
     fn publisher(&mut self, payload_bytes: usize, topics: usize) -> Result<(Publisher, f64)> {
         let mut publisher =
-            Publisher::connect(&PublishPlan::to(&self.running.target, topics, payload_bytes))?;
+            Publisher::connect(&PublishPlan::to(&self.running.target, topics, payload_bytes)?)?;
         // Each topic is known before anything is measured.
         self.fleet.zero(1, 0)?;
         publisher.publish(topics as u64)?;
@@ -190,7 +190,7 @@ impl Side {
         if self.stalled.is_none() {
             return Ok(());
         }
-        let plan = PublishPlan::to(&self.running.target, 1, FILL_BYTES);
+        let plan = PublishPlan::to(&self.running.target, 1, FILL_BYTES)?;
         let mut publisher = Publisher::connect(&plan)?;
         for _ in 0..FILLS_MAX {
             publish_one_by_one(&mut publisher, &mut self.fleet, 1)?;

@@ -2,7 +2,8 @@
 //!
 //! A fresh server of one shard, first with few, then with many idle subscribers; the difference
 //! divided by the connections between them. Nothing is published before both readings. Afterwards
-//! one event shows that every connection is alive.
+//! one event shows that every connection is alive. With `--tls` the same again for subscribers that
+//! speak it.
 
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,9 @@ const SETTLED: Duration = Duration::from_millis(500);
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 /// The usual huge page: what one of them adds is not a connection's need but its granule.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
+
+/// What an idle subscriber of one topic is promised to take at most, in plain and over TLS.
+const PROMISED_BYTES: [u64; 2] = [147, 350];
 
 /// Bytes of the event at the end.
 pub const PAYLOAD_BYTES: usize = 200;
@@ -95,8 +99,15 @@ impl Stages {
 #[derive(Debug, Serialize)]
 struct Reading {
     protocol: Protocol,
+    tls: bool,
     #[serde(flatten)]
     stages: Stages,
+}
+
+impl Reading {
+    fn label(&self) -> String {
+        spoken(self.protocol, self.tls)
+    }
 }
 
 /// Reads and prints.
@@ -108,25 +119,32 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
         bail!("--topics {}: at least 1, and more than 1 with --protocol json alone", args.topics);
     }
     let mut readings = Vec::new();
-    for &protocol in &args.protocol {
-        progress(&format!("{}: {} and {} idle connections", protocol.label(), args.few, args.many));
-        readings.push(args.server.ask(bench, &[], |server| {
+    // In plain first, and over TLS where that is asked for.
+    let doors = if args.server.doors.tls { &[false, true][..] } else { &[false] };
+    for (&protocol, &tls) in
+        args.protocol.iter().flat_map(|protocol| doors.iter().map(move |tls| (protocol, tls)))
+    {
+        progress(&format!("{}: {} and {} idle connections", spoken(protocol, tls), args.few, args.many));
+        let mut asked = args.server.clone();
+        asked.doors.tls = tls;
+        readings.push(asked.ask(bench, &[], |server| {
             let mut subscribers = CrowdSetup { audit: true, ..bench.subscribers(&server.target, protocol)? };
             let quiet = (1..args.topics).map(|topic| format!("{{\"topic\":\"quiet-{topic}\"}}"));
             subscribers.commands.extend(quiet);
-            let (plan, both) = (PublishPlan::to(&server.target, 1, PAYLOAD_BYTES), (args.few, args.many));
+            let (plan, both) = (PublishPlan::to(&server.target, 1, PAYLOAD_BYTES)?, (args.few, args.many));
             let stages = Stages::read(|| server.own_memory(), subscribers, &plan, both, Duration::ZERO)?;
-            Ok(Reading { protocol, stages })
+            Ok(Reading { protocol, tls, stages })
         })?);
     }
     say(&format!("{}\n", bench.machine.line()));
     let kib = |bytes: u64| format!("{} KiB", grouped(bytes >> 10));
     let mut rows = Vec::new();
-    for Reading { protocol, stages } in &readings {
+    for reading in &readings {
+        let stages = &reading.stages;
         for kind in ["VmRSS - RssFile", "Pss"] {
             let of = |memory: &Memory| if kind == "Pss" { memory.pss } else { memory.rss_own };
             let per_connection = stages.per_connection(of);
-            let mut row = vec![protocol.label().to_owned(), kind.to_owned()];
+            let mut row = vec![reading.label(), kind.to_owned()];
             let all = [&stages.empty, &stages.at_few, &stages.at_many, &stages.after_event];
             row.extend(all.map(|memory| kib(of(memory))));
             row.push(format!("{per_connection:.0} B"));
@@ -136,18 +154,28 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
     let (few, many) =
         (format!("{} idle", grouped(args.few as u64)), format!("{} idle", grouped(args.many as u64)));
     table(2, &["protocol", "memory", "empty", &few, &many, "after an event", "per idle connection"], &rows);
-    for Reading { protocol, stages } in &readings {
+    let [plain, tls] = PROMISED_BYTES;
+    say(&format!(
+        "promised of VmRSS - RssFile, with one topic: at most {plain} B in plain, {tls} B over TLS"
+    ));
+    for reading in &readings {
+        let stages = &reading.stages;
         let huge = stages.at_many.huge.saturating_sub(stages.at_few.huge);
         if huge > 0 {
             say(&format!(
                 "{}: {} KiB of the growth are huge pages, each a step of {:.0} B per connection",
-                protocol.label(),
+                reading.label(),
                 grouped(huge >> 10),
                 HUGE_PAGE_BYTES as f64 / (stages.many - stages.few) as f64
             ));
         }
     }
     save(bench.common.json.as_deref(), "memory", &bench.machine, &readings)
+}
+
+/// A protocol, and whether it is spoken over TLS.
+fn spoken(protocol: Protocol, tls: bool) -> String {
+    format!("{}{}", protocol.label(), if tls { ", TLS" } else { "" })
 }
 
 /// A server's memory, read by `read`, once it has stopped changing, or when the limit is over.

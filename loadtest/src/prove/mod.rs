@@ -14,7 +14,7 @@ use crate::process::{check_cpus, check_sockets, pin_self, raise_descriptor_limit
 use crate::publisher::Publisher;
 use crate::receiver::CrowdSetup;
 use crate::report::check_place;
-use crate::server::{self, FanwaveArgs, Running, ServerChoice};
+use crate::server::{self, Doors, FanwaveArgs, Running, ServerChoice};
 use crate::target::Target;
 use crate::workload::{Listens, Slow};
 
@@ -22,6 +22,7 @@ pub mod cells;
 pub mod cpu;
 pub mod floor;
 pub mod generator;
+pub mod handshakes;
 pub mod isolation;
 pub mod lanes;
 pub mod leg;
@@ -62,6 +63,8 @@ pub struct ServerArgs {
     /// A further argument for `serve`; repeatable
     #[arg(long = "server-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub more: Vec<String>,
+    #[command(flatten)]
+    pub doors: Doors,
 }
 
 /// What a command knows beside its own options.
@@ -108,7 +111,8 @@ impl Bench {
         let (dialect, cpu) = (target.dialect, Some(self.common.receiver_cpu));
         let hears_all = listens != Listens::One;
         let steady = CrowdSetup::steady(target.subscribe, protocol, path);
-        Ok(CrowdSetup { dialect, cpu, commands, hears_all, ..steady })
+        let (tls, secret) = (target.tls.clone(), target.secret.clone());
+        Ok(CrowdSetup { dialect, cpu, commands, hears_all, tls, secret, ..steady })
     }
 }
 
@@ -116,7 +120,7 @@ impl ServerArgs {
     /// The server that is meant.
     pub fn choice(&self) -> ServerChoice {
         let fanwave = FanwaveArgs { program: Some(self.program.clone()), more: self.more.clone() };
-        ServerChoice { fanwave, ..ServerChoice::default() }
+        ServerChoice { fanwave, doors: self.doors.clone(), ..ServerChoice::default() }
     }
 
     /// Asks a server of its own, with `more` arguments, of one shard on the sender's CPU.

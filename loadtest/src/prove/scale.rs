@@ -124,7 +124,7 @@ fn measure(bench: &Bench, args: &ScaleArgs, server: &Running) -> Result<Outcome>
     let stats = server.stats()?;
     check_count(&stats, args.connections)?;
 
-    let mut publisher = Publisher::connect(&PublishPlan::to(&server.target, 1, args.size))?;
+    let mut publisher = Publisher::connect(&PublishPlan::to(&server.target, 1, args.size)?)?;
     for fleet in &mut fleets {
         fleet.zero(publisher.next(), 0)?;
     }

@@ -110,7 +110,7 @@ pub fn run(bench: &Bench, args: &SyscallsArgs) -> Result<()> {
 fn count(bench: &Bench, args: &SyscallsArgs, server: &Running, protocol: Protocol) -> Result<Vec<Calls>> {
     let mut fleet = Fleet::new(bench.subscribers(&server.target, protocol)?);
     fleet.open(args.connections)?;
-    let mut publisher = Publisher::connect(&PublishPlan::to(&server.target, 1, args.size))?;
+    let mut publisher = Publisher::connect(&PublishPlan::to(&server.target, 1, args.size)?)?;
     publish_one_by_one(&mut publisher, &mut fleet, WARM_UP_EVENTS)?;
     let strace = Strace::attach(server.target.pids[0])?;
     publish_one_by_one(&mut publisher, &mut fleet, args.events)?;

@@ -95,12 +95,18 @@ impl Topic {
     /// Publishes for `time`; gives the latencies of all deliveries, each of which must arrive.
     pub fn measured(&mut self, time: Duration) -> Result<Histogram<u64>> {
         let first = self.go(time)?;
+        self.heard(first, time)
+    }
+
+    /// Waits for all that [`Topic::go`] began; gives the latencies of all deliveries, each of which
+    /// must arrive.
+    pub fn heard(&mut self, first: u64, time: Duration) -> Result<Histogram<u64>> {
         let events = self.published(first, time)?;
         let last = self.publisher.next() - 1;
         let mut latencies = latency_histogram();
         for fleet in &mut self.fleets {
             fleet.wait_for(events, ARRIVE_LIMIT, last)?;
-            let report = fleet.check(events, last).context("the small topic")?;
+            let report = fleet.check(events, last).context("the topic that is measured")?;
             latencies.add(&report.latencies).context("histograms have the same bounds")?;
         }
         Ok(latencies)

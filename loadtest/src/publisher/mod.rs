@@ -18,6 +18,7 @@ use crate::framing::Dialect;
 use crate::receiver::Rota;
 use crate::stamp::{STAMP_BYTES, Stamp, now_ns};
 use crate::target::Target;
+use crate::token::Signer;
 use crate::way::Way;
 use crate::workload::Workload;
 
@@ -64,6 +65,9 @@ pub struct PublishPlan {
     /// A client that publishes over a WebSocket hears what it said, once and in order.
     #[serde(default)]
     pub hears: bool,
+    /// The token that it brings, if it does.
+    #[serde(default)]
+    pub token: Option<String>,
     /// Publishers that take turns on each topic, in place of this one.
     #[serde(default)]
     pub speakers: Vec<PublishPlan>,
@@ -73,29 +77,37 @@ fn one() -> usize {
     1
 }
 
+/// The token of a publisher, which may hear and say everything, where the server asks for one.
+fn token_of(target: &Target, subject: &str) -> Result<Option<String>> {
+    let sign = |secret| Signer::new(secret)?.sign(subject, &["**"], &["**"]);
+    target.secret.as_ref().map(sign).transpose()
+}
+
 impl PublishPlan {
     /// To a server as it wants it.
-    pub fn to(target: &Target, topics: usize, payload_bytes: usize) -> PublishPlan {
+    pub fn to(target: &Target, topics: usize, payload_bytes: usize) -> Result<PublishPlan> {
         let Target { publish: address, way, publish_path: path, .. } = target.clone();
-        PublishPlan { way, path, topics, ..PublishPlan::stream(address, payload_bytes) }
+        let token = token_of(target, "publisher")?;
+        Ok(PublishPlan { way, path, topics, token, ..PublishPlan::stream(address, payload_bytes) })
     }
 
     /// To a server, as a workload wants it.
     pub fn of(target: &Target, workload: &Workload) -> Result<PublishPlan> {
-        let plan = PublishPlan::to(target, workload.topics, workload.payload_bytes);
+        let plan = PublishPlan::to(target, workload.topics, workload.payload_bytes)?;
         if !workload.speakers.is_empty() && target.dialect != Dialect::Fanwave {
             bail!("{} has no clients that publish: this scenario is fanwave's alone", target.name);
         }
-        let speaker = |&way: &Way| {
+        let speaker = |(number, &way): (usize, &Way)| {
             let path = match way {
                 Way::Post => "/topics/{topic}",
                 Way::Json => "/ws",
                 _ => "/ws/{topic}",
             };
-            let (address, path) = (target.subscribe, path.to_owned());
-            PublishPlan { address, way, path, hears: true, ..plan.clone() }
+            let (address, path) = (target.clients, path.to_owned());
+            let token = token_of(target, &format!("speaker-{number}"))?;
+            Ok(PublishPlan { address, way, path, token, hears: true, ..plan.clone() })
         };
-        let speakers = workload.speakers.iter().map(speaker).collect();
+        let speakers = workload.speakers.iter().enumerate().map(speaker).collect::<Result<_>>()?;
         Ok(PublishPlan { keys: workload.keys, speakers, ..plan })
     }
 
@@ -110,6 +122,7 @@ impl PublishPlan {
             keys: 1,
             lines: 1,
             hears: false,
+            token: None,
             speakers: Vec::new(),
         }
     }

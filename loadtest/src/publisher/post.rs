@@ -20,6 +20,7 @@ use crate::fault::{ServerFault, server_fault};
 use crate::http::{self, Answer};
 use crate::stamp::Stamp;
 use crate::target::with_topic;
+use crate::token::head_line;
 
 /// Requests in one write on a connection: their answers fit into a socket's buffer, so that neither
 /// side waits for the other's reading.
@@ -45,9 +46,11 @@ struct Line {
 impl Post {
     /// Connects. Topic names need no percent escapes.
     pub fn connect(plan: &PublishPlan) -> Result<Post> {
+        let bearer = head_line(plan.token.as_deref());
         let before = |topic| {
             format!(
-                "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n",
+                "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: text/plain\r\n{bearer}\
+                 Content-Length: {}\r\n\r\n",
                 with_topic(&plan.path, topic),
                 plan.address,
                 plan.payload_bytes

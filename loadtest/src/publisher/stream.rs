@@ -11,6 +11,7 @@ use super::{Batch, PublishPlan, Refusals, Sink, Template};
 use crate::fault::server_fault;
 use crate::http;
 use crate::target::topic_name;
+use crate::token::head_line;
 
 /// Bytes of the answer that are kept; refusals end the publishing long before.
 const SAID_BYTES_MAX: usize = 1 << 20;
@@ -45,8 +46,9 @@ impl Stream {
         let mut stream = Stream { pipe, template, out: Vec::new(), said: Vec::new() };
         let head = format!(
             "POST /publish HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-ndjson\r\n\
-             Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
-            plan.address
+             Transfer-Encoding: chunked\r\nConnection: close\r\n{}\r\n",
+            plan.address,
+            head_line(plan.token.as_deref())
         );
         stream.write(head.as_bytes()).context("starting the publish stream")?;
         Ok(stream)

@@ -91,7 +91,8 @@ impl Socket {
     fn connect(plan: &PublishPlan, topic: usize, turn: Turn) -> Result<Socket> {
         let protocol = if plan.way == Way::Json { Protocol::Json } else { Protocol::Ws };
         let mut pipe = Pipe::connect(plan.address)?;
-        let request = websocket_request(protocol, &with_topic(&plan.path, topic), plan.address);
+        let path = with_topic(&plan.path, topic);
+        let request = websocket_request(protocol, &path, plan.address, plan.token.as_deref());
         let mut head = Vec::new();
         pipe.send(&request, |_| Ok(()))?;
         let mut end = None;

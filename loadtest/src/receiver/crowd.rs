@@ -29,6 +29,7 @@ use rustix::net::SendFlags;
 
 use super::CrowdSetup;
 use super::handshake::Handshake;
+use super::secure::{Door, Secure};
 use super::tally::{Counting, Rota, Tally};
 use super::wires::{Wires, slot};
 use super::witness::Witness;
@@ -38,6 +39,7 @@ use crate::framing::chunked::ENDED;
 use crate::framing::websocket::CLOSED;
 use crate::framing::{Protocol, Splitter, same_bytes_everywhere};
 use crate::stamp::now_ns;
+use crate::token::Signer;
 use crate::workload::Behaviour;
 use behaviour::slow_read;
 
@@ -92,6 +94,8 @@ enum State {
 #[derive(Debug)]
 struct Member {
     socket: Option<OwnedFd>,
+    /// What its open connection speaks with, if it is TLS.
+    secure: Option<Box<Secure>>,
     state: State,
     /// What it hears.
     stream: u32,
@@ -165,6 +169,9 @@ struct Churn {
 #[derive(Debug)]
 pub struct Crowd {
     setup: CrowdSetup,
+    /// TLS, and who signs tokens, where there are such.
+    door: Option<Door>,
+    signer: Option<Signer>,
     rota: Rota,
     counting: Counting,
     /// All connections of a stream receive the same bytes.
@@ -202,11 +209,13 @@ pub struct Crowd {
     closing: Vec<u32>,
     failed: Option<anyhow::Error>,
     buffer: Vec<u8>,
+    /// Answers to pings of the member that was looked at last, until they are sent.
+    answers: Vec<u8>,
 }
 
 impl Crowd {
-    /// Nobody yet.
-    pub fn new(mut setup: CrowdSetup) -> Crowd {
+    /// Nobody yet. An error if what TLS needs cannot be read.
+    pub fn new(mut setup: CrowdSetup) -> Result<Crowd> {
         setup.topics = setup.topics.max(1);
         let small = match setup.behaviour {
             Behaviour::Slow { bytes_per_second } => {
@@ -218,13 +227,16 @@ impl Crowd {
         setup.receive_buffer = setup.receive_buffer.or(small);
         let same_bytes = same_bytes_everywhere(setup.protocol, setup.dialect);
         let rota = setup.rota();
+        let door = setup.tls.as_ref().map(Door::new).transpose()?;
         let counting = match setup.behaviour {
             _ if setup.newest > 0 => Counting::Deliveries,
             Behaviour::Steady | Behaviour::Once if setup.audit || !same_bytes => Counting::Events,
             Behaviour::Steady | Behaviour::Once => Counting::Bytes,
             _ => Counting::Deliveries,
         };
-        Crowd {
+        Ok(Crowd {
+            door,
+            signer: setup.secret.as_ref().map(Signer::new).transpose()?,
             counting,
             same_bytes,
             after_event: 0,
@@ -249,8 +261,9 @@ impl Crowd {
             closing: Vec::new(),
             failed: None,
             buffer: vec![0; READ_BYTES],
+            answers: Vec::new(),
             setup,
-        }
+        })
     }
 
     /// What it receives, and how.
@@ -328,10 +341,10 @@ impl Crowd {
 
     /// The ring received something.
     #[inline]
-    pub fn received(&mut self, slot: Slot, bytes: &[u8]) {
+    pub fn received(&mut self, slot: Slot, bytes: &mut [u8]) {
         let Some(&number) = self.by_slot.get(slot as usize) else { return };
         if number != NOBODY
-            && let Err(error) = self.arrived(number, bytes)
+            && let Err(error) = self.take(number, bytes)
         {
             self.failed.get_or_insert(error);
         }
@@ -345,12 +358,70 @@ impl Crowd {
         }
     }
 
-    fn arrived(&mut self, number: u32, bytes: &[u8]) -> Result<()> {
+    /// A member's socket brought these bytes.
+    #[inline]
+    fn take(&mut self, number: u32, bytes: &mut [u8]) -> Result<()> {
         let member = &mut self.members[number as usize];
-        let (heard, before) = (self.rota.heard(member.stream), member.bytes);
+        let Some(mut secure) = member.secure.take() else {
+            self.arrived(number, bytes)?;
+            return self.answer(number);
+        };
+        let taken = self.take_sealed(number, &mut secure, bytes);
+        self.members[number as usize].secure = Some(secure);
+        taken.and_then(|()| self.answer(number))
+    }
+
+    fn take_sealed(&mut self, number: u32, secure: &mut Secure, bytes: &mut [u8]) -> Result<()> {
+        if self.members[number as usize].split.is_none() {
+            let held = secure.skim(bytes)?;
+            self.counted(number, held);
+            return Ok(());
+        }
+        let mut out = Vec::new();
+        secure.read(bytes, &mut out, &mut |data| self.arrived(number, data))?;
+        if out.is_empty() { Ok(()) } else { self.send(number, &out) }
+    }
+
+    /// A member has so many bytes more. Gives how many it had.
+    #[inline]
+    fn counted(&mut self, number: u32, bytes: u64) -> u64 {
+        let member = &mut self.members[number as usize];
+        let before = member.bytes;
+        member.bytes += bytes;
+        self.tally.add_bytes(self.rota.heard(member.stream).start as u32, bytes);
+        before
+    }
+
+    /// Sends what answers a member's pings.
+    #[inline]
+    fn answer(&mut self, number: u32) -> Result<()> {
+        if self.answers.is_empty() {
+            return Ok(());
+        }
+        let answers = std::mem::take(&mut self.answers);
+        let sealed = match &mut self.members[number as usize].secure {
+            Some(secure) => secure.seal(&answers)?,
+            None => answers,
+        };
+        self.send(number, &sealed)
+    }
+
+    fn send(&self, number: u32, bytes: &[u8]) -> Result<()> {
+        let member = &self.members[number as usize];
+        let socket = member.socket.as_ref().context("a connection that is open has a socket")?;
+        // A full send buffer means a server that does not read; it will say so itself.
+        match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(_) | Err(Errno::AGAIN | Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            Err(error) => Err(error).context("answering the server"),
+        }
+    }
+
+    /// A member heard these bytes.
+    fn arrived(&mut self, number: u32, bytes: &[u8]) -> Result<()> {
+        let before = self.counted(number, bytes.len() as u64);
+        let member = &mut self.members[number as usize];
+        let heard = self.rota.heard(member.stream);
         let first = heard.start as u32;
-        member.bytes += bytes.len() as u64;
-        self.tally.add_bytes(first, bytes.len() as u64);
         let Some(split) = &mut member.split else { return Ok(()) };
         let by_bytes = self.counting == Counting::Bytes;
         let raw = self.setup.protocol == Protocol::Raw;
@@ -391,13 +462,8 @@ impl Crowd {
         let fed = match fed {
             Ok(fed) if fed.pings == 0 => Ok(()),
             Ok(_) => {
-                let answers = split.splitter.answers();
-                let socket = member.socket.as_ref().context("who is pinged has a socket")?;
-                // A full send buffer means a server that does not read; it will say so itself.
-                match rustix::net::send(socket, &answers, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                    Ok(_) | Err(Errno::AGAIN | Errno::PIPE | Errno::CONNRESET) => Ok(()),
-                    Err(error) => Err(error).context("answering a ping"),
-                }
+                self.answers.extend(split.splitter.answers());
+                Ok(())
             }
             Err(cause)
                 if (cause.starts_with(CLOSED) || cause.starts_with(ENDED))
@@ -445,7 +511,10 @@ impl Crowd {
                     self.closed(number, &format!("the connection broke: {error}"))?;
                 }
                 // Only a member that leaves cancels its receive.
-                (State::Open, ReceiveEnd::Insecure(_)) => unreachable!("these sockets speak no TLS"),
+                (State::Open, ReceiveEnd::Reset | ReceiveEnd::CarrierGone | ReceiveEnd::Against(_)) => {
+                    unreachable!("these sockets carry no streams")
+                }
+                (State::Open, ReceiveEnd::Insecure(_)) => unreachable!("no ring of ours speaks TLS"),
                 (State::Open, ReceiveEnd::Cancelled) | (State::Away | State::Connecting, _) => {}
             }
         }
@@ -493,6 +562,7 @@ impl Crowd {
         {
             *entry = NOBODY;
         }
+        member.secure = None;
         member.state = State::Away;
         member.generation += 1;
         self.open -= 1;

@@ -1,4 +1,5 @@
-//! Opening one subscriber connection: connect, request, response head.
+//! Opening one subscriber connection: connect, the handshake of TLS where that is spoken, request,
+//! response head.
 //!
 //! Non-blocking: [`Handshake::go_on`] does what is possible and is called again when the socket is
 //! ready. The raw protocol opens as WebSocket does, so that the floor's sockets are of the same
@@ -14,10 +15,12 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
 
 use super::CrowdSetup;
+use super::secure::{Door, Secure};
 use crate::fault::server_fault;
 use crate::framing::websocket::{TEXT, client_frame};
 use crate::framing::{Dialect, Protocol, Splitter, json, nats};
 use crate::target::with_topic;
+use crate::token::head_line;
 use crate::workload::Behaviour;
 
 /// The floor's answer to any request head: as long as a WebSocket server's, so that its sockets
@@ -37,8 +40,10 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 /// A connection that is not open yet.
 #[derive(Debug)]
 pub struct Handshake {
-    /// What is still to be sent of the request.
+    /// What is still to be sent, as it goes over the socket.
     request: Vec<u8>,
+    /// TLS, and the request that waits for its keys.
+    secure: Option<(Box<Secure>, Vec<u8>)>,
     /// What has come of the response's head, and of what follows it as long as the opening is not
     /// over.
     head: Vec<u8>,
@@ -80,6 +85,10 @@ pub struct Attempt<'a> {
     pub block: usize,
     /// The id after which an event stream, or a subscriber that gives commands, resumes.
     pub last_event_id: Option<&'a str>,
+    /// TLS, if it is spoken.
+    pub door: Option<&'a Door>,
+    /// The token that it brings, if it does.
+    pub token: Option<&'a str>,
 }
 
 /// Begins a connection.
@@ -120,7 +129,15 @@ pub fn start(setup: &CrowdSetup, attempt: Attempt<'_>) -> Result<(OwnedFd, Hands
         }
         _ => Opening::None,
     };
-    Ok((socket, Handshake { request: request(setup, attempt), head: Vec::new(), opening }))
+    let request = request(setup, attempt);
+    let (request, secure) = match attempt.door {
+        None => (request, None),
+        Some(door) => {
+            let (secure, hello) = Secure::begin(door)?;
+            (hello, Some((Box::new(secure), request)))
+        }
+    };
+    Ok((socket, Handshake { request, secure, head: Vec::new(), opening }))
 }
 
 fn refused(setup: &CrowdSetup, error: Errno) -> anyhow::Error {
@@ -147,26 +164,33 @@ fn source_address(block: usize) -> Result<Ipv4Addr> {
 
 fn request(setup: &CrowdSetup, attempt: Attempt<'_>) -> Vec<u8> {
     let (path, host) = (with_topic(&setup.path, attempt.topic), setup.target);
+    let bearer = head_line(attempt.token);
     match setup.protocol {
         Protocol::Sse => {
             let resume =
                 attempt.last_event_id.map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
-            format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n{resume}\r\n")
-                .into_bytes()
+            format!(
+                "GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n{resume}{bearer}\r\n"
+            )
+            .into_bytes()
         }
-        Protocol::Ws | Protocol::Json | Protocol::Raw => websocket_request(setup.protocol, &path, host),
+        Protocol::Ws | Protocol::Json | Protocol::Raw => {
+            websocket_request(setup.protocol, &path, host, attempt.token)
+        }
     }
 }
 
-/// The request that opens a WebSocket; its answer ends where [`head_end`] says.
-pub fn websocket_request(protocol: Protocol, path: &str, host: SocketAddr) -> Vec<u8> {
+/// The request that opens a WebSocket, with a token if one is given; its answer ends where
+/// [`head_end`] says.
+pub fn websocket_request(protocol: Protocol, path: &str, host: SocketAddr, token: Option<&str>) -> Vec<u8> {
+    let bearer = head_line(token);
     let offer = match protocol {
         Protocol::Json => format!("Sec-WebSocket-Protocol: {}\r\n", json::SUBPROTOCOL),
         _ => String::new(),
     };
     format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{offer}\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{offer}{bearer}\r\n"
     )
     .into_bytes()
 }
@@ -190,9 +214,12 @@ impl Handshake {
                     return Err(server_fault(format!("{target} closed within the handshake{said}")));
                 }
                 Ok((read, _)) => {
+                    let before = self.head.len();
+                    self.take(&mut buffer[..read])?;
+                    // What does not go out now does when the socket has room.
+                    self.send(socket, setup)?;
                     if let Opening::Hear(splitter, left) = &mut self.opening {
-                        self.head.extend_from_slice(&buffer[..read]);
-                        *left = left.saturating_sub(heard(splitter, &buffer[..read])?);
+                        *left = left.saturating_sub(heard(splitter, &self.head[before..])?);
                         if *left == 0 {
                             return Ok(Step::Done { rest: std::mem::take(&mut self.head), chunked: false });
                         }
@@ -203,7 +230,6 @@ impl Handshake {
                         }
                         continue;
                     }
-                    self.head.extend_from_slice(&buffer[..read]);
                 }
                 Err(Errno::AGAIN | Errno::NOTCONN) => return Ok(Step::Waiting),
                 Err(error) => return Err(refused(setup, error)),
@@ -218,13 +244,47 @@ impl Handshake {
                 let mut splitter = Box::new(Splitter::new(setup.protocol, setup.dialect, 0));
                 // No server answers before it was asked.
                 heard(&mut splitter, &rest)?;
-                (self.request, self.head) = (opening, rest);
+                self.head = rest;
+                self.say(&opening)?;
                 self.opening = Opening::Hear(splitter, answers);
                 if !self.send(socket, setup)? {
                     return Ok(Step::Waiting);
                 }
             }
         }
+    }
+
+    /// What came from the socket: TLS takes its own, the rest is the server's answer.
+    fn take(&mut self, bytes: &mut [u8]) -> Result<()> {
+        let Some((secure, waiting)) = &mut self.secure else {
+            self.head.extend_from_slice(bytes);
+            return Ok(());
+        };
+        let head = &mut self.head;
+        let mut keep = |data: &[u8]| {
+            head.extend_from_slice(data);
+            Ok(())
+        };
+        secure.read(bytes, &mut self.request, &mut keep)?;
+        if secure.is_open() && !waiting.is_empty() {
+            let request = std::mem::take(waiting);
+            self.say(&request)?;
+        }
+        Ok(())
+    }
+
+    /// Has something to be sent.
+    fn say(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.secure {
+            None => self.request.extend_from_slice(bytes),
+            Some((secure, _)) => self.request.extend(secure.seal(bytes)?),
+        }
+        Ok(())
+    }
+
+    /// What the open connection speaks with, if it is TLS.
+    pub fn into_secure(self) -> Option<Box<Secure>> {
+        self.secure.map(|(secure, _)| secure)
     }
 
     /// Sends what is left of the request; false if the socket must get ready first.

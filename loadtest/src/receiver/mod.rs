@@ -7,10 +7,9 @@
 //! does not read holds no receive up: progress is told when there is room for it, the newest alone.
 //! `bare` is the loop that the receiver's own cost is measured against.
 //!
-//! Where TLS would go: between the socket and the splitter. `handshake` would first let a session
-//! speak on the socket, and `Crowd::arrived` would pass the bytes that the ring received through
-//! the member's session before it feeds the splitter; ring, members, audit and counters stay as
-//! they are.
+//! TLS stands between the socket and the splitter (`secure`): `handshake` first lets it speak on
+//! the socket, and what the ring received passes through it before it is split. Ring, members,
+//! audit and counters know of plain bytes alone.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -25,14 +24,17 @@ use crate::audit::Findings;
 use crate::fault::is_by_server;
 use crate::framing::{Dialect, Protocol};
 use crate::link::{Lines, has_room, write_line};
+use crate::token::Secret;
 use crate::usage::own_cpu_ns;
 use crate::workload::Behaviour;
 use crowd::Crowd;
+use secure::TlsClient;
 use wires::Wires;
 
 mod bare;
 mod crowd;
 pub mod handshake;
+pub mod secure;
 mod tally;
 mod wires;
 mod witness;
@@ -42,6 +44,9 @@ pub use tally::{Counts, Rota, SampleWord, is_told, record};
 /// Longest latency that the histogram tells apart, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
 
+/// The priority of a receiver that gives way.
+const NICE_MAX: i32 = 19;
+
 /// How soon progress is told that there was no room for.
 const UNTOLD: Duration = Duration::from_millis(2);
 
@@ -50,7 +55,7 @@ const UNTOLD: Duration = Duration::from_millis(2);
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Order {
     /// Say what is to be received, once, before all else.
-    Setup(CrowdSetup),
+    Setup(Box<CrowdSetup>),
     /// Open this many connections more. Answered by [`Word::Opened`].
     Open {
         /// How many.
@@ -127,6 +132,15 @@ pub struct CrowdSetup {
     /// Only receive and add up lengths, as the loop that a receiver is measured against.
     #[serde(default)]
     pub bare: bool,
+    /// How they speak TLS, if they do.
+    #[serde(default)]
+    pub tls: Option<TlsClient>,
+    /// What their tokens are signed with, if they bring any.
+    #[serde(default)]
+    pub secret: Option<Secret>,
+    /// The receiver gives way to others on its CPU.
+    #[serde(default)]
+    pub gives_way: bool,
 }
 
 impl CrowdSetup {
@@ -149,6 +163,9 @@ impl CrowdSetup {
             ramp_per_second: None,
             receive_buffer: None,
             bare: false,
+            tls: None,
+            secret: None,
+            gives_way: false,
         }
     }
 }
@@ -380,7 +397,10 @@ impl Receiver {
 
     fn obey(&mut self, order: Order) -> Result<()> {
         if let Order::Setup(setup) = order {
-            self.crowd = Some(Crowd::new(setup));
+            if setup.gives_way {
+                rustix::process::setpriority_process(None, NICE_MAX).context("giving way to others")?;
+            }
+            self.crowd = Some(Crowd::new(*setup)?);
             return Ok(());
         }
         let crowd = self.crowd.as_mut().context("no setup was given")?;

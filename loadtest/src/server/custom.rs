@@ -1,8 +1,8 @@
 //! A server of the user's own, which runs already: named by the URLs to subscribe at and a way to
 //! publish.
 //!
-//! A URL may hold `{topic}`, in whose place the name of a topic stands. Only plain connections are
-//! spoken so far; a server behind TLS is measured at its plain port.
+//! A URL may hold `{topic}`, in whose place the name of a topic stands. Such a server
+//! is measured at its plain port.
 
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -93,6 +93,9 @@ impl CustomArgs {
             pids: self.pids.clone(),
             cpus: cpus_of(&self.pids)?,
             subscribe,
+            tls: None,
+            secret: None,
+            clients: subscribe,
             sse_path: sse.map(|url| url.path),
             ws_path: ws.map(|url| url.path),
             dialect,
@@ -133,7 +136,9 @@ fn parse(option: &str, text: &str, schemes: &[&str]) -> Result<Url> {
         .split_once("://")
         .ok_or_else(|| anyhow!("{option} {text:?} is no URL: it begins with one of {wanted}"))?;
     if ["https", "wss", "tls", "nats+wss"].contains(&scheme) {
-        bail!("{option} {text:?}: TLS is not spoken; name the server's plain port with one of {wanted}");
+        bail!(
+            "{option} {text:?}: TLS is spoken to servers that are started here (--tls) alone; name the server's plain port with one of {wanted}"
+        );
     }
     if !schemes.contains(&scheme) {
         bail!("{option} {text:?}: {scheme}:// is not among {wanted}");

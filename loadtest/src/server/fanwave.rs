@@ -1,6 +1,7 @@
 //! A fanwave process of our own.
 //!
-//! Ready is when it has printed `data plane <address>` and `control plane <address>`.
+//! Ready is when it has printed `data plane <address>` and `control plane <address>`, and `data,
+//! TLS <address>` where subscribers speak TLS.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -8,8 +9,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::doors::{Certificate, scratch_directory};
 use super::program::Program;
-use super::{Running, version_of};
+use super::{Doors, Running, version_of};
 use crate::framing::Dialect;
 use crate::target::Target;
 use crate::way::Way;
@@ -20,7 +22,14 @@ const HEARTBEAT: [&str; 2] = ["--heartbeat-ms", "600000"];
 /// Starts `program serve` on free loopback ports, on `cpu` alone if one is given, with `shards`
 /// shards, and waits until it is ready. Heartbeats are turned off in effect, unless `more` asks for
 /// them.
-pub fn start(program: &Path, cpu: Option<usize>, shards: usize, more: &[String]) -> Result<Running> {
+pub fn start(
+    program: &Path,
+    cpu: Option<usize>,
+    shards: usize,
+    more: &[String],
+    doors: &Doors,
+) -> Result<Running> {
+    let secret = doors.secret()?;
     let version = version_of(program.as_os_str(), &["--version"], "build it with `cargo build --release`")?;
     let mut args: Vec<OsString> =
         ["serve", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--shards"]
@@ -34,13 +43,24 @@ pub fn start(program: &Path, cpu: Option<usize>, shards: usize, more: &[String])
         args.extend(["--cpus".into(), cpu.to_string().into()]);
     }
     args.extend(more.iter().map(OsString::from));
+    let scratch = doors.tls.then(|| scratch_directory("fanwave")).transpose()?;
+    let certificate = scratch.as_ref().map(|scratch| Certificate::make(scratch.path())).transpose()?;
+    if let Some(Certificate { cert, key, .. }) = &certificate {
+        args.extend(["--listen-tls", "127.0.0.1:0", "--tls-cert"].map(OsString::from));
+        args.extend([cert.into(), "--tls-key".into(), key.into()]);
+    }
+    if let Some(file) = &doors.token_hs256_file {
+        args.extend(["--auth-hs256-file".into(), file.into()]);
+    }
     let name = format!("the server {}", program.display());
     let mut program = Program::start(&name, cpu, program.as_os_str(), &args)?;
-    let (mut listen, mut control) = (None, None);
-    let (subscribe, publish) = program.wait_ready(|line| {
+    let (mut listen, mut secure, mut control) = (None, None, None);
+    let (clients, subscribe, publish) = program.wait_ready(|line| {
         listen = listen.or_else(|| address_of(line, "data plane"));
+        secure = secure.or_else(|| address_of(line, "data, TLS"));
         control = control.or_else(|| address_of(line, "control plane"));
-        listen.zip(control)
+        let subscribe = if certificate.is_some() { secure } else { listen };
+        Some((listen?, subscribe?, control?))
     })?;
     let target = Target {
         name: "fanwave".into(),
@@ -48,6 +68,9 @@ pub fn start(program: &Path, cpu: Option<usize>, shards: usize, more: &[String])
         pids: vec![program.pid()],
         cpus: cpu.into_iter().collect(),
         subscribe,
+        tls: certificate.map(|certificate| certificate.client),
+        secret,
+        clients,
         sse_path: Some("/sse/{topic}".into()),
         ws_path: Some("/ws/{topic}".into()),
         dialect: Dialect::Fanwave,
@@ -55,7 +78,7 @@ pub fn start(program: &Path, cpu: Option<usize>, shards: usize, more: &[String])
         way: Way::Stream,
         publish_path: "/topics/{topic}".into(),
     };
-    Ok(Running { target, program: Some(program), _guard: None, _scratch: None })
+    Ok(Running { target, program: Some(program), _guard: None, _scratch: scratch })
 }
 
 /// The address in a line such as `data plane   127.0.0.1:8080`.

@@ -17,6 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use custom::CustomArgs;
+pub use doors::Doors;
 
 use crate::framing::Dialect;
 use crate::http;
@@ -26,6 +27,7 @@ use crate::usage::{CpuMeter, Memory, memory, memory_peak};
 use program::Program;
 
 mod custom;
+pub mod doors;
 mod fanwave;
 mod nats;
 mod nchan;
@@ -44,6 +46,8 @@ pub struct ServerChoice {
     pub rival: Option<Rival>,
     #[command(flatten)]
     pub custom: CustomArgs,
+    #[command(flatten)]
+    pub doors: Doors,
 }
 
 /// How fanwave is started.
@@ -88,15 +92,20 @@ pub fn start(choice: &ServerChoice, cpu: Option<usize>, shards: usize, more: &[S
         if choice.rival.is_some() || program.is_some() || !more.is_empty() {
             bail!("a server named by URLs runs already: leave out --server, --server-arg and --rival");
         }
-        let target = choice.custom.target()?;
+        if choice.doors.tls {
+            bail!(
+                "--tls is for servers that are started here; one named by URLs is measured at its plain port"
+            );
+        }
+        let target = Target { secret: choice.doors.secret()?, ..choice.custom.target()? };
         return Ok(Running { target, program: None, _guard: None, _scratch: None });
     }
     match choice.rival {
-        Some(Rival::Nchan) => nchan::start(cpu),
-        Some(Rival::Nats) => nats::start(cpu),
+        Some(Rival::Nchan) => nchan::start(cpu, choice.doors.without_tokens("nchan")?),
+        Some(Rival::Nats) => nats::start(cpu, choice.doors.without_tokens("nats-server")?),
         None => {
             let more = [&choice.fanwave.more, more].concat();
-            fanwave::start(&choice.fanwave.program()?, cpu, shards, &more)
+            fanwave::start(&choice.fanwave.program()?, cpu, shards, &more, &choice.doors)
         }
     }
 }
@@ -221,15 +230,11 @@ fn bare_version(line: &str) -> String {
         .to_owned()
 }
 
-/// A directory for a server's files, with its configuration in it; gone with all of them when it is
-/// dropped.
-fn scratch(server: &str, config: &str) -> Result<(TempDir, PathBuf)> {
-    let prefix = format!("loadtest-{server}-");
-    let directory =
-        tempfile::Builder::new().prefix(&prefix).tempdir().context("making a temporary directory")?;
-    let file = directory.path().join(format!("{server}.conf"));
+/// A server's configuration as a file in its directory.
+fn write_config(directory: &Path, server: &str, config: &str) -> Result<PathBuf> {
+    let file = directory.join(format!("{server}.conf"));
     fs::write(&file, config).with_context(|| format!("writing {}", file.display()))?;
-    Ok((directory, file))
+    Ok(file)
 }
 
 /// The CPUs of a process that are fewer than ours may be; none if it may use all of them.

@@ -5,11 +5,13 @@
 //! threads as there are CPUs to use.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use anyhow::Result;
 
+use super::doors::{Certificate, scratch_directory};
 use super::program::Program;
-use super::{INSTALL, Running, scratch, version_of};
+use super::{Doors, INSTALL, Running, version_of, write_config};
 use crate::framing::Dialect;
 use crate::target::Target;
 use crate::way::Way;
@@ -17,9 +19,11 @@ use crate::way::Way;
 const CONFIG: &str = include_str!("../../rivals/nats.conf");
 
 /// Starts nats-server on `cpu` alone if one is given, and waits until it listens.
-pub fn start(cpu: Option<usize>) -> Result<Running> {
+pub fn start(cpu: Option<usize>, doors: &Doors) -> Result<Running> {
     let version = version_of("nats-server".as_ref(), &["--version"], INSTALL)?;
-    let (scratch, file) = scratch("nats", CONFIG)?;
+    let scratch = scratch_directory("nats")?;
+    let certificate = doors.certificate(scratch.path())?;
+    let file = write_config(scratch.path(), "nats", &config(certificate.as_ref()))?;
     let mut args = Vec::new();
     if cpu.is_some() {
         args.push("GOMAXPROCS=1".into());
@@ -29,7 +33,7 @@ pub fn start(cpu: Option<usize>) -> Result<Running> {
     let (mut clients, mut websocket) = (None, None);
     let (publish, subscribe) = program.wait_ready(|line| {
         clients = clients.or_else(|| address_after(line, "Listening for client connections on "));
-        websocket = websocket.or_else(|| address_after(line, "Listening for websocket clients on ws://"));
+        websocket = websocket.or_else(|| address_after(line, "Listening for websocket clients on "));
         clients.zip(websocket)
     })?;
     let target = Target {
@@ -38,6 +42,9 @@ pub fn start(cpu: Option<usize>) -> Result<Running> {
         pids: vec![program.pid()],
         cpus: cpu.into_iter().collect(),
         subscribe,
+        tls: certificate.map(|certificate| certificate.client),
+        secret: None,
+        clients: subscribe,
         sse_path: None,
         ws_path: Some("/{topic}".into()),
         dialect: Dialect::Nats,
@@ -48,9 +55,22 @@ pub fn start(cpu: Option<usize>) -> Result<Running> {
     Ok(Running { target, program: Some(program), _guard: None, _scratch: Some(scratch) })
 }
 
-/// The address behind `label` in a line of nats-server's log.
+/// The configuration, with the doors filled in.
+fn config(certificate: Option<&Certificate>) -> String {
+    let quoted = |path: &Path| format!("{:?}", path.display().to_string());
+    let tls = match certificate {
+        None => "no_tls: true".to_owned(),
+        Some(Certificate { cert, key, .. }) => {
+            format!("tls {{ cert_file: {}, key_file: {} }}", quoted(cert), quoted(key))
+        }
+    };
+    CONFIG.replace("@TLS@", &tls)
+}
+
+/// The address behind `label` in a line of nats-server's log, with or without a scheme.
 fn address_after(line: &str, label: &str) -> Option<SocketAddr> {
-    line.split_once(label)?.1.trim().parse().ok()
+    let text = line.split_once(label)?.1.trim();
+    text.rsplit_once("://").map_or(text, |(_, address)| address).parse().ok()
 }
 
 #[cfg(test)]
@@ -60,11 +80,24 @@ mod tests {
     #[test]
     fn the_addresses_are_read_from_the_log() {
         let address = Some(SocketAddr::from(([127, 0, 0, 1], 40_659)));
-        let label = "Listening for websocket clients on ws://";
+        let label = "Listening for websocket clients on ";
+        assert_eq!(address_after("Listening for websocket clients on wss://127.0.0.1:40659", label), address);
+        assert_eq!(
+            address_after("Listening for client connections on 127.0.0.1:40659", "connections on "),
+            address
+        );
         assert_eq!(
             address_after("[7] [INF] Listening for websocket clients on ws://127.0.0.1:40659", label),
             address
         );
         assert_eq!(address_after("[7] [INF] Server is ready", label), None);
+    }
+    #[test]
+    fn the_configuration_is_filled_in_with_or_without_tls() {
+        assert!(config(None).contains("    no_tls: true\n") && !config(None).contains('@'));
+        let directory = tempfile::tempdir().expect("room");
+        let certificate = Certificate::make(directory.path()).expect("a certificate");
+        let text = config(Some(&certificate));
+        assert!(text.contains("cert_file: \"/") && !text.contains("no_tls"), "{text}");
     }
 }

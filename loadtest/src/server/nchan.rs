@@ -12,8 +12,9 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use super::doors::{Certificate, scratch_directory};
 use super::program::Program;
-use super::{INSTALL, Running, scratch, version_of};
+use super::{Doors, INSTALL, Running, version_of, write_config};
 use crate::framing::Dialect;
 use crate::process::sockets_per_process_max;
 use crate::target::Target;
@@ -62,41 +63,61 @@ impl Drop for Guard {
 }
 
 /// Starts nginx with nchan on `cpu` alone if one is given, and waits until its worker is there.
-pub fn start(cpu: Option<usize>) -> Result<Running> {
+pub fn start(cpu: Option<usize>, doors: &Doors) -> Result<Running> {
     let nginx = version_of("nginx".as_ref(), &["-v"], INSTALL)?;
     let modules = modules_path()?;
     if !fs::exists(format!("{modules}/ngx_nchan_module.so")).unwrap_or(false) {
         bail!("nginx {nginx} has no nchan in {modules}; {INSTALL}");
     }
     let mut tries = 1;
-    let (scratch, guard, program, worker, address) = loop {
-        match try_start(cpu, &modules) {
+    let started = loop {
+        match try_start(cpu, &modules, doors) {
             Err(error) if tries < PORTS_MAX && format!("{error:#}").contains("bind()") => tries += 1,
             outcome => break outcome?,
         }
     };
+    let Started { scratch, guard, program, worker, publish, subscribe, certificate } = started;
     let target = Target {
         name: "nchan".into(),
         version: format!("{} in nginx {nginx}", package_version()),
         // The master sleeps; it costs nothing.
         pids: vec![worker],
         cpus: cpu.into_iter().collect(),
-        subscribe: address,
+        subscribe,
+        tls: certificate.map(|certificate| certificate.client),
+        secret: None,
+        clients: publish,
         sse_path: Some("/sse?topic={topic}".into()),
         ws_path: Some("/ws?topic={topic}".into()),
         dialect: Dialect::Plain,
-        publish: address,
+        publish,
         way: Way::WebSocket,
         publish_path: "/publish?topic={topic}".into(),
     };
     Ok(Running { target, program: Some(program), _guard: Some(guard), _scratch: Some(scratch) })
 }
 
-fn try_start(cpu: Option<usize>, modules: &str) -> Result<(TempDir, Guard, Program, u32, SocketAddr)> {
-    let address = free_address()?;
-    let config =
-        config(modules, address.port(), sockets_per_process_max(), rustix::process::geteuid().is_root());
-    let (scratch, file) = scratch("nginx", &config)?;
+/// An nginx that is ready. Dropped in this order.
+struct Started {
+    program: Program,
+    guard: Guard,
+    scratch: TempDir,
+    worker: u32,
+    publish: SocketAddr,
+    /// The same without TLS.
+    subscribe: SocketAddr,
+    certificate: Option<Certificate>,
+}
+
+fn try_start(cpu: Option<usize>, modules: &str, doors: &Doors) -> Result<Started> {
+    let publish = free_address()?;
+    let subscribe = if doors.tls { free_address()? } else { publish };
+    let scratch = scratch_directory("nginx")?;
+    let certificate = doors.certificate(scratch.path())?;
+    let tls = certificate.as_ref().map(|certificate| (subscribe.port(), certificate));
+    let is_root = rustix::process::geteuid().is_root();
+    let config = config(modules, publish.port(), tls, sockets_per_process_max(), is_root);
+    let file = write_config(scratch.path(), "nginx", &config)?;
     let options =
         ["-e".into(), "stderr".into(), "-p".into(), scratch.path().into(), "-c".into(), file.into()];
     let args = [&["nginx".into()], &options[..]].concat();
@@ -105,11 +126,28 @@ fn try_start(cpu: Option<usize>, modules: &str) -> Result<(TempDir, Guard, Progr
     let mut program = Program::start("nginx", cpu, "setsid".as_ref(), &args)?;
     guard.watch(program.pid())?;
     let worker = program.wait_ready(started_worker)?;
-    Ok((scratch, guard, program, worker, address))
+    Ok(Started { program, guard, scratch, worker, publish, subscribe, certificate })
 }
 
-fn config(modules: &str, port: u16, connections: u64, root: bool) -> String {
+fn config(
+    modules: &str,
+    port: u16,
+    tls: Option<(u16, &Certificate)>,
+    connections: u64,
+    root: bool,
+) -> String {
+    let tls = match tls {
+        None => String::new(),
+        // 4 KiB hold what one subscriber gets at once; nginx's own 16 KiB only take memory.
+        Some((port, Certificate { cert, key, .. })) => format!(
+            "listen 127.0.0.1:{port} ssl backlog=4096; ssl_protocols TLSv1.3; ssl_buffer_size 4k; \
+             ssl_certificate {}; ssl_certificate_key {};",
+            cert.display(),
+            key.display()
+        ),
+    };
     CONFIG
+        .replace("@TLS@", &tls)
         .replace("@MODULES@", modules)
         // A worker of root's nginx is another user by default, who may not write into the
         // directory.
@@ -155,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_configuration_is_filled_in_completely() {
-        let text = config("/m", 81, 500, true);
+        let text = config("/m", 81, None, 500, true);
         assert_eq!(text.matches('@').count(), 2, "those of the comment that explains them");
         for line in [
             "load_module /m/ngx_nchan_module.so;",
@@ -165,7 +203,11 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}");
         }
-        assert!(!config("/m", 81, 500, false).contains("user"));
+        assert!(!config("/m", 81, None, 500, false).contains("user") && !text.contains("ssl"));
+        let directory = tempfile::tempdir().expect("room");
+        let certificate = Certificate::make(directory.path()).expect("a certificate");
+        let text = config("/m", 81, Some((82, &certificate)), 500, true);
+        assert!(text.contains("listen 127.0.0.1:82 ssl") && text.contains("cert.pem;"), "{text}");
     }
 
     #[test]

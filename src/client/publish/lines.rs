@@ -441,6 +441,7 @@ mod tests {
             binary: true,
             lines: true,
             ws: None,
+            ca: None,
             key: None,
             idempotency_key: None,
         };

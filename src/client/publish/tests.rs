@@ -234,7 +234,7 @@ async fn a_unix_socket_is_a_server_too() {
 #[tokio::test]
 async fn what_cannot_be_sent_is_said_before_connecting() {
     for (server, args, part) in [
-        ("https://127.0.0.1:1", &["t", "x"][..], "no TLS"),
+        ("ftp://127.0.0.1:1", &["t", "x"][..], "https://HOST:PORT"),
         ("127.0.0.1:8081", &["t", "x"], "http://"),
         ("http://127.0.0.1:1", &["..", "x"], "--lines"),
         ("http://127.0.0.1:1", &["t", "x", "--lines"], "standard input"),

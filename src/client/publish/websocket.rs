@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::path::Path;
 
 use futures_util::{SinkExt, StreamExt};
 use reqwest::Url;
@@ -21,7 +22,8 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::super::backoff::Backoff;
 use super::super::conversation::{Failure, Heard, SUBPROTOCOL, command};
-use super::super::websocket::{Over, Read, Socket, Target, Unopened, leave};
+use super::super::trust::Trust;
+use super::super::websocket::{Over, Read, Socket, Target, Unopened, as_websocket, leave};
 use super::super::{CONNECT_TIME_MAX, ClientError, note, parse_url, root_cause};
 use super::lines::{Lines, Summary, verdict};
 use super::{ATTEMPTS_MAX, NoEvent, Options, Patience, RETRY_TIME_MAX, event_json, no_answer, unknown};
@@ -36,6 +38,7 @@ pub(super) struct Door {
     url: Url,
     /// The address as the user wrote it.
     name: Url,
+    trust: Trust,
     patience: Patience,
 }
 
@@ -50,23 +53,29 @@ enum Answer {
 }
 
 impl Door {
-    pub(super) fn new(address: &str, patience: Patience) -> Result<Door, ClientError> {
-        let name = parse_url(address, &["ws", "http"], "ws://HOST:PORT")?;
+    pub(super) fn new(address: &str, ca: Option<&Path>, patience: Patience) -> Result<Door, ClientError> {
+        let schemes = ["ws", "http", "wss", "https"];
+        let name = parse_url(address, &schemes, "ws://HOST:PORT or wss://HOST:PORT")?;
+        let trust = Trust::of(ca, &name)?;
         let mut url = name.clone();
-        // Both are special schemes, so one becomes the other (WHATWG URL §6.1).
-        url.set_scheme("ws").expect("http becomes ws");
+        as_websocket(&mut url);
         if url.path() == "/" {
             url.set_path("/ws");
         }
-        Ok(Door { url, name, patience })
+        Ok(Door { url, name, trust, patience })
     }
 
     /// Connects; where the server has no room for us, a few times.
     async fn open(&self, notes: &mut dyn Write) -> Result<Socket, ClientError> {
         let mut backoff = Backoff::default();
         for attempt in 1.. {
-            let target =
-                Target { url: &self.url, name: &self.name, subprotocol: Some(SUBPROTOCOL), bearer: None };
+            let target = Target {
+                url: &self.url,
+                name: &self.name,
+                subprotocol: Some(SUBPROTOCOL),
+                bearer: None,
+                trust: &self.trust,
+            };
             let (why, asked) = match target.open(CONNECT_TIME_MAX).await {
                 Ok(socket) => return Ok(socket),
                 Err(Unopened::Refused(line)) => return Err(ClientError::Refused(line)),

@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::super::ClientError;
 use super::super::conversation::{Done, Event, Failure, Heard, SUBPROTOCOL, command};
+use super::super::trust::Trust;
 use super::super::websocket::{Read, Socket, Target, leave};
 use super::{Ended, Options, Output, Payload};
 use crate::event::{EventId, Topic};
@@ -45,6 +46,7 @@ pub(super) struct Stream {
     slow: Option<SlowPolicy>,
     /// What lets us in.
     bearer: Option<HeaderValue>,
+    trust: Trust,
     answer_time_max: Duration,
 }
 
@@ -119,6 +121,7 @@ impl Stream {
         name: Url,
         options: &Options,
         bearer: Option<HeaderValue>,
+        trust: Trust,
         answer_time_max: Duration,
     ) -> Result<Stream, ClientError> {
         let usage = |cause: String| ClientError::Usage(format!("`{}` {cause}", options.url));
@@ -143,7 +146,7 @@ impl Stream {
             (None, None, last) => last.map(|events| ("last", events.into())),
         };
         let (start, slow) = (flag.or(start), options.slow.or(slow));
-        Ok(Stream { name, url, subscriptions, start, slow, bearer, answer_time_max })
+        Ok(Stream { name, url, subscriptions, start, slow, bearer, trust, answer_time_max })
     }
 
     /// Connects once and prints until the connection is over.
@@ -153,6 +156,7 @@ impl Stream {
             name: &self.name,
             subprotocol: Some(SUBPROTOCOL),
             bearer: self.bearer.as_ref(),
+            trust: &self.trust,
         };
         let mut socket = match target.open(self.answer_time_max).await {
             Ok(socket) => socket,

@@ -23,7 +23,8 @@ use http::HeaderValue;
 use reqwest::Url;
 
 use super::backoff::Backoff;
-use super::websocket::{MESSAGE_BYTES_MAX, Unopened};
+use super::trust::Trust;
+use super::websocket::{MESSAGE_BYTES_MAX, Unopened, as_websocket};
 use super::{CONNECT_TIME_MAX, ClientError, bearer_of, note, parse_url, push_query};
 use crate::topic_pattern::Pattern;
 use crate::wire::SlowPolicy;
@@ -42,7 +43,7 @@ const EVENT_BYTES_MAX: usize = MESSAGE_BYTES_MAX;
 /// The flags of `fanwave tail`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// http://HOST:PORT/sse/TOPIC or ws://HOST:PORT/ws/TOPIC
+    /// http://HOST:PORT/sse/TOPIC or ws://HOST:PORT/ws/TOPIC; with TLS https:// and wss://
     pub url: String,
     /// Also the topics of this pattern: `*` is one segment, `**` at the end is one or more; repeats
     #[arg(long = "match", value_name = "PATTERN")]
@@ -71,6 +72,9 @@ pub struct Options {
     /// File with a token that may subscribe
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Believe a server whose certificate one of these has signed, and no other one, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 }
 
 fn since_ms(text: &str) -> Result<u64, String> {
@@ -152,26 +156,28 @@ async fn follow(
 
 /// SSE or WebSocket by scheme, and by path where somebody wrote `http:` for a WebSocket.
 fn source(options: &Options, answer_time_max: Duration) -> Result<Source, ClientError> {
-    let form = "http://HOST:PORT/sse/TOPIC or ws://HOST:PORT/ws/TOPIC";
-    let mut url = parse_url(&options.url, &["http", "ws"], form)?;
-    if url.scheme() == "http" && (url.path() == "/ws" || url.path().starts_with("/ws/")) {
-        // Only a change between special and other schemes can fail, and both are special (WHATWG
-        // URL §6.1).
-        url.set_scheme("ws").expect("http becomes ws");
+    let form = "http://HOST:PORT/sse/TOPIC or ws://HOST:PORT/ws/TOPIC, or with TLS https:// or wss://";
+    let mut url = parse_url(&options.url, &["http", "ws", "https", "wss"], form)?;
+    if url.path() == "/ws" || url.path().starts_with("/ws/") {
+        as_websocket(&mut url);
     }
-    let is_websocket = url.scheme() == "ws";
+    let trust = Trust::of(options.ca.as_deref(), &url)?;
+    let is_websocket = url.scheme().starts_with("ws");
     let bearer = options.token_file.as_deref().map(bearer_of).transpose()?;
     if options.json_protocol {
         if !is_websocket {
             let text = format!("`{}` is no WebSocket; write ws://HOST:PORT/ws/TOPIC", options.url);
             return Err(ClientError::Usage(text));
         }
-        return Ok(Source::Json(json::Stream::new(url, options, bearer, answer_time_max)?));
+        return Ok(Source::Json(json::Stream::new(url, options, bearer, trust, answer_time_max)?));
     }
     let addresses = Addresses { bearer, ..Addresses::new(url, options, is_websocket) };
     Ok(match is_websocket {
-        true => Source::WebSocket(websocket::Stream::new(addresses, answer_time_max)),
-        false => Source::Sse(Box::new(sse::Stream::new(addresses, options.after.clone(), answer_time_max)?)),
+        true => Source::WebSocket(websocket::Stream::new(addresses, trust, answer_time_max)),
+        false => {
+            let after = options.after.clone();
+            Source::Sse(Box::new(sse::Stream::new(addresses, after, &trust, answer_time_max)?))
+        }
     })
 }
 
@@ -350,10 +356,13 @@ mod tests {
             ("http://127.0.0.1:1/ws/a", true),
             ("http://127.0.0.1:1/ws?topic=a", true),
             ("ws://127.0.0.1:1/anything", true),
+            ("https://127.0.0.1:1/sse/a", false),
+            ("https://127.0.0.1:1/ws/a", true),
+            ("wss://127.0.0.1:1/anything", true),
         ] {
             assert_eq!(is_websocket(url).expect(url), websocket, "{url}");
         }
-        assert!(matches!(is_websocket("wss://a/ws/b"), Err(ClientError::Usage(_))));
+        assert!(matches!(is_websocket("ftp://a/ws/b"), Err(ClientError::Usage(_))));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, HeaderName, HeaderValue
 use http::{HeaderMap, StatusCode};
 use tokio::time::timeout;
 
+use super::super::trust::{Trust, distrust};
 use super::super::{ClientError, cannot_connect, http_client, read_refusal, retry_after, root_cause};
 use super::{Addresses, EVENT_BYTES_MAX, Ended, Output, Payload};
 use crate::wire::http::has_content_type;
@@ -34,6 +35,7 @@ impl Stream {
     pub(super) fn new(
         addresses: Addresses,
         after: Option<String>,
+        trust: &Trust,
         answer_time_max: Duration,
     ) -> Result<Stream, ClientError> {
         let after = after.unwrap_or_default();
@@ -42,9 +44,9 @@ impl Stream {
             return Err(ClientError::Usage(text.to_string()));
         }
         let fields = HeaderMap::from_iter(addresses.bearer.clone().map(|bearer| (AUTHORIZATION, bearer)));
-        let client = http_client()
-            .default_headers(fields)
-            .build()
+        let client = trust
+            .of_http(http_client().default_headers(fields), &addresses.name)
+            .and_then(reqwest::ClientBuilder::build)
             .map_err(|error| ClientError::Unreachable(root_cause(&error)))?;
         let parser = Parser::after(EVENT_BYTES_MAX, after);
         Ok(Stream { client, addresses, parser, returning: false, answer_time_max })
@@ -58,7 +60,10 @@ impl Stream {
         let mut response = match timeout(self.answer_time_max, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                return self.lost(cannot_connect(name, &error));
+                return match distrust(name, &error) {
+                    Some(line) => Ended::Refused(line),
+                    None => self.lost(cannot_connect(name, &error)),
+                };
             }
             Err(_) => return self.lost(format!("cannot connect to {name}: no answer in time")),
         };

@@ -6,12 +6,14 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio_tungstenite::tungstenite::Message;
 
+use super::super::trust::Trust;
 use super::super::websocket::{Read, Target, leave};
 use super::{Addresses, Ended, Output, Payload};
 
 /// The subscription.
 pub(super) struct Stream {
     addresses: Addresses,
+    trust: Trust,
     /// True once a connection was open. Raw messages carry no ids, so asking for the same start
     /// again would print everything again.
     returning: bool,
@@ -20,15 +22,15 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(addresses: Addresses, answer_time_max: Duration) -> Stream {
-        Stream { addresses, returning: false, answer_time_max }
+    pub(super) fn new(addresses: Addresses, trust: Trust, answer_time_max: Duration) -> Stream {
+        Stream { addresses, trust, returning: false, answer_time_max }
     }
 
     /// Connects once and prints until the connection is over.
     pub(super) async fn follow(&mut self, output: &mut Output<'_>) -> Ended {
         let Addresses { name, first, later, bearer } = &self.addresses;
         let url = if self.returning { later } else { first };
-        let target = Target { url, name, subprotocol: None, bearer: bearer.as_ref() };
+        let target = Target { url, name, subprotocol: None, bearer: bearer.as_ref(), trust: &self.trust };
         let mut socket = match target.open(self.answer_time_max).await {
             Ok(socket) => socket,
             Err(unopened) => return unopened.into(),

@@ -50,7 +50,16 @@ fn state() -> State {
     ];
     let key = IdempotencyKey::new("k").expect("a key");
     let keys = vec![PastKey { topic: topic("t"), key, said: 3, sequence: 7, since: Stamp(70) }];
-    State { epoch: EPOCH, sequence: 8, topics, events, forgotten: vec![(topic("old"), 1)], dropped: 1, keys }
+    State {
+        epoch: EPOCH,
+        sequence: 8,
+        hole: 2,
+        topics,
+        events,
+        forgotten: vec![(topic("old"), 1)],
+        dropped: 1,
+        keys,
+    }
 }
 
 fn written(state: &State) -> Vec<u8> {
@@ -84,6 +93,7 @@ fn what_is_written_is_read_back() {
     assert_eq!(read(&written(&state)).expect("a state"), state);
     let empty = State {
         sequence: 0,
+        hole: 0,
         dropped: 0,
         topics: vec![],
         events: vec![],

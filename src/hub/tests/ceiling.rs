@@ -115,6 +115,7 @@ async fn what_a_former_process_has_is_no_part_of_what_is_in_use_at_rest() {
         memory: Memory::new(&config.limits),
         config,
         epoch: EPOCH,
+        source: crate::hub::Source::Local,
         outboxes: vec![outbox],
         demand: Arc::default(),
         egress: EgressReport::default(),
@@ -154,6 +155,7 @@ fn state(events: u64) -> State {
     State {
         epoch: EPOCH,
         sequence: events,
+        hole: 0,
         topics: vec![of_topic],
         events: (1..=events).map(event).collect(),
         forgotten: Vec::new(),

@@ -34,6 +34,7 @@ fn serve(shards: usize, limits: Limits, more: Option<ControlListener>) -> Server
         estate: None,
         config: config(shards, limits),
         epoch: EPOCH,
+        source: crate::hub::Source::Local,
         outboxes,
         demand: Arc::default(),
         memory,

@@ -38,7 +38,7 @@ async fn what_waits_is_taken_in_turns_and_travels_in_one_batch() {
     for tag in 0..2 {
         assert!(uplinks[2].send(publish("a", tag)));
     }
-    bench.hub.take_uplinks(0);
+    bench.hub.take_uplinks(0, &mut Default::default());
     let share = UPLINK_SHARE as u64;
     let first: Vec<_> = (0..share).map(|tag| (tag, Ok(tag + 1))).collect();
     let rest: Vec<_> = (share..100).map(|tag| (tag, Ok(tag + 3))).collect();
@@ -62,7 +62,7 @@ async fn a_round_is_bounded_and_the_next_one_begins_with_another_shard() {
             assert!(uplink.send(publish("a", tag)));
         }
     }
-    bench.hub.take_uplinks(1);
+    bench.hub.take_uplinks(1, &mut Default::default());
     let counts = uplinks.iter_mut().map(told).collect::<Vec<_>>();
     assert_eq!(counts.iter().map(Vec::len).sum::<usize>(), UPLINK_ROUND_MAX);
     assert_eq!(counts[1][0], (0, Ok(1)), "shard 1 came first");

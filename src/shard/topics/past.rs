@@ -181,7 +181,7 @@ mod tests {
         let past =
             PastTopic { name: topic("quiet"), remembered: true, retains: false, evicted: 7, cut: None };
         let forgotten = vec![(topic("gone"), 5)];
-        new.restore(&Past { sequence: 9, topics: vec![past], events: vec![], forgotten, dropped: 2 });
+        new.restore(&Past { sequence: 9, topics: vec![past], forgotten, dropped: 2, ..Past::default() });
         assert_eq!(new.find(&topic("quiet")), None, "it takes no room");
         for (name, evicted) in [("quiet", 7), ("gone", 5), ("stranger", 2)] {
             let index = new.intern(&topic(name));

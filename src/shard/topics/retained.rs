@@ -222,7 +222,7 @@ mod tests {
     fn keyed(sequence: u64, key: &str) -> Arc<Encoded> {
         let encoded = encoded_alone("a", sequence);
         let event = Event { key: Some(Key::new(key).expect("a key")), ..encoded.event.clone() };
-        Arc::new(Encoded::new(event, encoded.epoch(), sequence, encoded.intake))
+        Arc::new(Encoded::new(event, encoded.era(), sequence, encoded.intake))
     }
 
     fn values(topics: &Topics) -> Vec<u64> {

@@ -25,6 +25,7 @@ impl Together {
                     assert!(sequence.is_some(), "event {number} was accepted and is lost")
                 }
                 Fate::Refused => assert_eq!(sequence, None, "event {number} was refused"),
+                Fate::Unsure => assert!(self.is_remote, "event {number} has an outcome"),
                 Fate::Unknown => panic!("nobody knows what became of event {number}"),
             }
         }
@@ -68,7 +69,7 @@ impl Together {
             self.seats.iter().map(|seat| seat.shard.histories().collect()).collect();
         assert!(histories.windows(2).all(|two| two[0] == two[1]), "all shards have the same: {histories:?}");
         for seat in &self.seats {
-            assert_eq!(seat.shard.metrics().events, self.log.len() as u64, "every shard took all events");
+            assert_eq!(seat.shard.metrics().events, count_of(&self.log), "every shard took all events");
             assert_eq!(seat.shard.excess(), (0, 0), "nobody lacks anything");
             for peer in seat.peers.iter().flatten().filter(|peer| !peer.left) {
                 assert!(peer.opened_at.is_some(), "a peer stayed and was not let in: {peer:?}");

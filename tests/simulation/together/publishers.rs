@@ -20,6 +20,8 @@ pub enum Fate {
     Unknown,
     /// The publisher was told so; a single one also the sequence.
     Accepted(Option<u64>),
+    /// It was told that nobody knows.
+    Unsure,
     Refused,
 }
 
@@ -191,7 +193,11 @@ impl Publishers {
                         assert!(is_legal || fate == Fate::Refused, "event {number} is none: {fate:?}");
                         let is_told_off = at < fates.len() && fate == Fate::Refused;
                         assert!(
-                            !is_legal || !is_told_off || draining || text.contains("broke off"),
+                            !is_legal
+                                || !is_told_off
+                                || draining
+                                || text.contains("broke off")
+                                || text.contains(source::AWAY),
                             "{text}"
                         );
                         self.tried[*number as usize - 1].fate = fate;
@@ -205,9 +211,10 @@ impl Publishers {
         let tried = &mut self.tried[number as usize - 1];
         tried.fate = match status {
             200 => Fate::Accepted(Some(answer["sequence"].as_u64().expect("a sequence"))),
+            504 => Fate::Unsure,
             _ => Fate::Refused,
         };
-        let expected = if tried.is_legal { [200, 503] } else { [413, 413] };
+        let expected: &[u16] = if tried.is_legal { &[200, 503, 504] } else { &[413] };
         assert!(expected.contains(&status), "event {number}: {status} {answer}");
     }
 }
@@ -222,7 +229,8 @@ fn fates(answer: &[Value], numbers: &[u64]) -> Vec<Fate> {
     let mut fates = vec![Fate::Accepted(None); accepted + refused];
     for error in errors {
         let line = error["line"].as_u64().expect("the number of a line") as usize;
-        fates[line - 1] = Fate::Refused;
+        let is_unsure = error["error"].as_str().is_some_and(|text| text.contains("not known whether"));
+        fates[line - 1] = if is_unsure { Fate::Unsure } else { Fate::Refused };
     }
     assert!(fates.len() <= numbers.len(), "{summary} of {} lines", numbers.len());
     fates

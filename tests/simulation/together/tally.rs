@@ -23,12 +23,16 @@ pub struct Tally {
     pub turned_away: usize,
     /// Times that histories were cut for that.
     pub history_cuts: usize,
+    /// Sequences that no event has.
+    pub left_out: usize,
+    /// Gaps that peers were told of because of a hole.
+    pub holes: usize,
 }
 
 impl Tally {
     pub fn add(&mut self, other: &Tally) {
         let Tally { accepted, refused, heard, gaps, cut, drained, came_early, .. } = other;
-        let Tally { slept, stalls, saturated, turned_away, history_cuts, .. } = other;
+        let Tally { slept, stalls, saturated, turned_away, history_cuts, left_out, holes, .. } = other;
         for (sum, more) in [
             (&mut self.accepted, accepted),
             (&mut self.refused, refused),
@@ -42,6 +46,8 @@ impl Tally {
             (&mut self.saturated, saturated),
             (&mut self.turned_away, turned_away),
             (&mut self.history_cuts, history_cuts),
+            (&mut self.left_out, left_out),
+            (&mut self.holes, holes),
         ] {
             *sum += more;
         }

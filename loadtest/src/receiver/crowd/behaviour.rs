@@ -139,7 +139,7 @@ impl Crowd {
         let read = rustix::net::recv(socket, &mut buffer[..piece], RecvFlags::DONTWAIT);
         let outcome = match read {
             Ok((0, _)) => self.closed(number, "the server ended the stream"),
-            Ok((read, _)) => self.arrived(number, &buffer[..read]),
+            Ok((read, _)) => self.take(number, &mut buffer[..read]),
             Err(Errno::AGAIN | Errno::INTR) => Ok(()),
             Err(error) => self.closed(number, &format!("the connection broke: {error}")),
         };

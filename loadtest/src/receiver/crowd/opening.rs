@@ -18,10 +18,13 @@ use super::{
 };
 use crate::audit::Audit;
 use crate::framing::{Dialect, Splitter};
+use crate::receiver::CrowdSetup;
 use crate::receiver::handshake::{self, Attempt, Step};
 use crate::receiver::tally::Counting;
 use crate::receiver::wires::{Wires, slot};
 use crate::stamp::now_ns;
+use crate::target::topic_name;
+use crate::token::Signer;
 use crate::workload::Behaviour;
 
 impl Crowd {
@@ -36,6 +39,7 @@ impl Crowd {
             let split = wanted.then(|| self.split(self.audits(stream)));
             self.members.push(Member {
                 socket: None,
+                secure: None,
                 state: State::Away,
                 stream,
                 generation: 0,
@@ -70,12 +74,15 @@ impl Crowd {
     pub(super) fn connect(&mut self, number: u32, due_ns: Option<u64>, wires: &mut Wires) -> Result<()> {
         let member = &mut self.members[number as usize];
         let index = self.setup.first + number as usize;
+        let token = self.signer.as_ref().map(|signer| token_of(&self.setup, signer, index)).transpose()?;
         let resume = member.split.as_ref().map(|split| split.resume.as_str()).filter(|id| !id.is_empty());
         let attempt = Attempt {
             topic: index % self.setup.topics,
             block: index / SOCKETS_PER_ADDRESS
                 + member.generation as usize % GENERATIONS * ADDRESSES_PER_GENERATION,
             last_event_id: resume,
+            door: self.door.as_ref(),
+            token: token.as_deref(),
         };
         let begun_ns = now_ns();
         let (socket, handshake) = handshake::start(&self.setup, attempt)?;
@@ -108,7 +115,8 @@ impl Crowd {
         };
         let now = now_ns();
         self.tally.opened(now.saturating_sub(shaking.due_ns));
-        self.handshakes.remove(&number);
+        let shaken = self.handshakes.remove(&number);
+        member.secure = shaken.and_then(|shaking| shaking.handshake.into_secure());
         wires.unwatch(socket)?;
         member.state = State::Open;
         self.open += 1;
@@ -146,7 +154,11 @@ impl Crowd {
         if chunked {
             self.has_chunks(number);
         }
-        if rest.is_empty() { Ok(()) } else { self.arrived(number, &rest) }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.arrived(number, &rest)?;
+        self.answer(number)
     }
 
     /// Fails if a handshake does not end.
@@ -187,4 +199,15 @@ impl Crowd {
             split.splitter = Splitter::in_chunks();
         }
     }
+}
+
+/// The token of subscriber `index`, which names it: it grants the topic that it hears, or all where
+/// it hears several.
+fn token_of(setup: &CrowdSetup, signer: &Signer, index: usize) -> Result<String> {
+    let topic = topic_name(index % setup.topics);
+    let says = std::iter::once(&setup.path).chain(&setup.commands);
+    let one =
+        !setup.hears_all && setup.commands.len() <= 1 && says.clone().any(|said| said.contains("{topic}"));
+    let patterns = if one { topic.as_str() } else { "**" };
+    signer.sign(&format!("subscriber-{index}"), &[patterns], &[])
 }

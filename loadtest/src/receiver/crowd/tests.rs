@@ -9,6 +9,7 @@ use fanwave::egress::{Completion, EgressRing};
 
 use super::*;
 use crate::framing::{Dialect, Protocol};
+use crate::receiver::secure::tests::both_ends;
 use crate::stamp::{STAMP_BYTES, Stamp};
 
 /// A crowd, what it waits for, and its server.
@@ -34,7 +35,8 @@ impl Scene {
     fn of(setup: CrowdSetup) -> Scene {
         let server = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let (orders, obeyed) = UnixStream::pair().expect("sockets");
-        let crowd = Crowd::new(CrowdSetup { target: server.local_addr().expect("bound"), ..setup });
+        let setup = CrowdSetup { target: server.local_addr().expect("bound"), ..setup };
+        let crowd = Crowd::new(setup).expect("no TLS");
         Scene {
             crowd,
             wires: Wires::obeying(obeyed).expect("a ring"),
@@ -196,4 +198,69 @@ fn an_event_in_chunks_is_complete_when_each_connection_has_it_and_the_end_of_its
     scene.sockets[MEMBERS - 1].write_all(event).expect("room in the socket");
     scene.receive_until((MEMBERS * event.len()) as u64);
     assert_eq!(scene.crowd.tally.progress(), Some(1));
+}
+
+/// Answers so many subscribers over TLS, each with these events and a record for each.
+fn answer_over_tls(
+    listener: TcpListener,
+    config: &std::sync::Arc<rustls::ServerConfig>,
+    subscribers: usize,
+    events: &[u64],
+) -> Vec<TcpStream> {
+    let mut sockets = Vec::new();
+    for _ in 0..subscribers {
+        let (mut socket, _) = listener.accept().expect("a subscriber");
+        let mut tls = rustls::ServerConnection::new(config.clone()).expect("a server");
+        let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut piece = [0; 1_024];
+            let read = stream.read(&mut piece).expect("a request");
+            request.extend_from_slice(&piece[..read]);
+        }
+        stream.write_all(OK).expect("room in the socket");
+        for &sequence in events {
+            let mut stamp = [0; STAMP_BYTES];
+            Stamp { sequence, time_ns: 1 }.write(&mut stamp);
+            stream.write_all(&[b"data: ", &stamp[..], b"\n\n"].concat()).expect("room in the socket");
+        }
+        sockets.push(socket);
+    }
+    sockets
+}
+
+#[test]
+fn an_event_that_is_lost_over_tls_is_found_as_it_is_in_plain() {
+    let (client, config) = both_ends();
+    let setup = CrowdSetup { dialect: Dialect::Plain, audit: true, tls: Some(client), ..Scene::setup() };
+    let mut scene = Scene::of(setup);
+    let listener = scene.server.try_clone().expect("a descriptor");
+    let server = std::thread::spawn(move || answer_over_tls(listener, &config, 1, &[1, 3]));
+    scene.crowd.add(1, None);
+    scene.crowd.advance(&mut scene.wires).expect("connects");
+    scene.turn_until(|crowd| crowd.open == 1);
+    scene.deliver_until(2);
+    let found = scene.crowd.report(3).findings;
+    assert_eq!((found.events, found.lost), (2, 1));
+    drop(server.join().expect("it answered"));
+}
+
+/// The first of them opens its records, the others read heads alone.
+#[test]
+fn bytes_over_tls_are_those_that_records_hold_on_every_connection() {
+    let (client, config) = both_ends();
+    let setup = CrowdSetup { dialect: Dialect::Plain, tls: Some(client), ..Scene::setup() };
+    let mut scene = Scene::of(setup);
+    let listener = scene.server.try_clone().expect("a descriptor");
+    let server = std::thread::spawn(move || answer_over_tls(listener, &config, 3, &[1, 2]));
+    scene.crowd.add(3, None);
+    scene.crowd.advance(&mut scene.wires).expect("connects");
+    scene.turn_until(|crowd| crowd.open == 3);
+    let event = (b"data: \n\n".len() + STAMP_BYTES) as u64;
+    scene.receive_until(3 * 2 * event);
+    let totals = scene.crowd.report(2);
+    assert_eq!((totals.bytes, totals.bytes_min, totals.bytes_max), (6 * event, 2 * event, 2 * event));
+    assert_eq!(totals.uneven, 0);
+    assert_eq!(scene.crowd.tally.progress(), Some(2));
+    drop(server.join().expect("they were answered"));
 }

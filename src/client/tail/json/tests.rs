@@ -191,8 +191,10 @@ fn an_address_that_cannot_be_subscribed_is_told() {
         ("ws://h/ws/a?since=30", "`ws://h/ws/a?since=30` has since=30; write 500ms, 30s, 5m or 1h"),
         ("ws://h/ws/a?slow=no", "`ws://h/ws/a?slow=no` has slow=no; write close, skip or latest"),
     ] {
-        let stream = Url::parse(url)
-            .map(|name| Stream::new(name, &options(url, &[JSON]), None, Duration::from_secs(1)).map(|_| ()));
+        let stream = Url::parse(url).map(|name| {
+            Stream::new(name, &options(url, &[JSON]), None, Trust::default(), Duration::from_secs(1))
+                .map(|_| ())
+        });
         let Ok(Err(ClientError::Usage(line))) = stream else { panic!("{url}") };
         assert_eq!(line, told);
     }

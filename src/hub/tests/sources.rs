@@ -1,0 +1,204 @@
+//! A source that answers later.
+
+use super::*;
+use crate::broadcast::{Publish, Taken, Ticket};
+use crate::event::{Data, Event};
+use crate::hub::source::{Remote, Source, Submission, Submissions, Wish};
+use crate::refusal::{Refusal, RefusalReason};
+
+fn remote_bench(shards: usize) -> (Bench, Submissions) {
+    let bench = bench(shards, Limits::default());
+    let (remote, submissions) = Remote::new();
+    bench.hub.intake().source = Source::Remote(remote);
+    (bench, submissions)
+}
+
+fn event(text: &str) -> Event {
+    let topic = Topic::new("t").expect("a topic");
+    Event { topic, data: Data::string(text.into()), name: None, id: None, retry_ms: None, key: None }
+}
+
+/// The next event that was handed over, and where its answer goes.
+async fn next(submissions: &mut Submissions) -> (Event, crate::hub::source::Reply) {
+    let Some(Submission { wish: Wish::Publish(event, _), reply, .. }) = submissions.recv().await else {
+        panic!("an event")
+    };
+    (event, reply)
+}
+
+fn taken(sequence: u64) -> Taken {
+    Taken { sequence, duplicate: false }
+}
+
+#[tokio::test]
+async fn a_publish_is_answered_by_its_source_and_broadcast_where_it_places_it() {
+    let (mut bench, mut submissions) = remote_bench(1);
+    let mut seen = bench.start_shard(0);
+    let hub = bench.hub.clone();
+    let source = tokio::spawn(async move {
+        let (event, reply) = next(&mut submissions).await;
+        hub.place(event, 7, 1_764_460_800_000).await;
+        reply.tell(Ok(taken(7)));
+        hub.flush();
+        let (_, reply) = next(&mut submissions).await;
+        reply.tell(Err(Refusal::new(RefusalReason::Source, "it is away")));
+        // Nobody hears what became of the third.
+        drop(next(&mut submissions).await);
+        submissions
+    });
+    let first = bench.post("/topics/t", "x").await;
+    assert_eq!((first.status, first.body.contains(r#""sequence":7}"#)), (StatusCode::OK, true));
+    let Some(Seen::Event(encoded)) = seen.recv().await else { panic!("an event") };
+    assert_eq!((encoded.sequence, encoded.unix_ms()), (7, 1_764_460_800_000));
+    let second = bench.post("/topics/t", "y").await;
+    assert_eq!((second.status, second.body.contains("it is away")), (StatusCode::SERVICE_UNAVAILABLE, true));
+    let third = bench.post("/topics/t", "z").await;
+    assert_eq!(third.status, StatusCode::GATEWAY_TIMEOUT);
+    drop(source.await);
+    let fourth = bench.post("/topics/t", "z").await;
+    assert_eq!(fourth.status, StatusCode::SERVICE_UNAVAILABLE, "it was sent nowhere");
+    let counted = bench.hub.intake().counters().refused.clone();
+    assert_eq!(
+        [RefusalReason::Source, RefusalReason::OutcomeUnknown].map(|reason| counted.get(reason)),
+        [2, 1]
+    );
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_while_its_lines_wait_and_its_summary_waits_for_all() {
+    let (bench, mut submissions) = remote_bench(1);
+    let lines: String = (0..5).map(|n| format!("{{\"topic\":\"t\",\"data\":\"{n}\"}}\n")).collect();
+    let asked = tokio::spawn(async move { bench.post("/publish", lines).await });
+    let mut waiting = Vec::new();
+    for n in 0..5 {
+        let (event, reply) = next(&mut submissions).await;
+        assert_eq!(event.data.bytes(), n.to_string().as_bytes(), "in order, before any answer");
+        waiting.push(reply);
+    }
+    for (n, reply) in waiting.into_iter().enumerate().rev() {
+        match n {
+            1 => reply.tell(Err(Refusal::new(RefusalReason::Source, "it is away"))),
+            3 => drop(reply),
+            n => reply.tell(Ok(taken(10 + n as u64))),
+        }
+    }
+    let answer = json_lines(&asked.await.expect("an answer").body);
+    let summary = answer.last().expect("a summary");
+    assert_eq!((&summary["accepted"], &summary["refused"]), (&3.into(), &2.into()));
+    assert_eq!(summary["last_id"], format!("{EPOCH_TEXT}-14"));
+    assert_eq!((&answer[0]["line"], &answer[1]["line"]), (&2.into(), &4.into()), "{answer:?}");
+}
+
+#[tokio::test]
+async fn clients_of_a_shard_are_answered_in_their_order_whenever_the_source_answers() {
+    let (mut bench, mut submissions) = remote_bench(1);
+    let mut uplink = bench.inboxes[0].take_uplink();
+    let serving = tokio::spawn(crate::hub::uplink::serve(bench.hub.clone()));
+    let ticket = |tag| Ticket { slot: 1, number: 1, tag };
+    for tag in 0..3 {
+        let mut event = event("x");
+        if tag == 1 {
+            event.name = Some(crate::event::EventName::new("fanwave-gap").expect("a name"));
+        }
+        assert!(uplink.send(Publish { ticket: ticket(tag), event, key: None }));
+    }
+    uplink.wake_hub();
+    let (_, first) = next(&mut submissions).await;
+    let (_, last) = next(&mut submissions).await;
+    last.tell(Ok(taken(9)));
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert!(uplink.answers().is_none(), "the first has no answer");
+    first.tell(Ok(taken(8)));
+    let mut told = Vec::new();
+    until(|| {
+        told.extend(std::iter::from_fn(|| uplink.answers()).flatten());
+        told.len() == 3
+    })
+    .await;
+    let said = |answer: &crate::broadcast::Answer| {
+        (answer.ticket.tag, answer.outcome.as_ref().map(|taken| taken.sequence).map_err(|no| no.reason))
+    };
+    let told: Vec<_> = told.iter().map(said).collect();
+    assert_eq!(told, [(0, Ok(8)), (1, Err(RefusalReason::ReservedEvent)), (2, Ok(9))]);
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_removal_is_the_sources_too() {
+    let (bench, mut submissions) = remote_bench(1);
+    let hub = bench.hub.clone();
+    let asked =
+        tokio::spawn(async move { bench.ask(Request::delete("/topics/t").body(Body::empty())).await });
+    let Some(Submission { wish: Wish::Remove(topic), reply, .. }) = submissions.recv().await else {
+        panic!("a removal")
+    };
+    hub.intake().place_removal(topic, 5);
+    reply.tell(Ok(taken(5)));
+    let answer = asked.await.expect("an answer");
+    assert_eq!((answer.status, answer.body.contains(r#""sequence":5"#)), (StatusCode::OK, true));
+    assert_eq!(hub.intake().counters().removals, 1);
+}
+
+#[tokio::test]
+async fn a_source_that_is_away_refuses_publishes_and_the_server_stays_healthy() {
+    let (bench, _submissions) = remote_bench(1);
+    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/readyz?publish", 200)] {
+        assert_eq!(bench.get(path).await.status.as_u16(), status, "{path}");
+    }
+    bench.hub.intake().degrade(Some("the disk is full".into()));
+    let health = bench.get("/healthz").await;
+    assert_eq!((health.status.as_u16(), health.body.as_str()), (200, "degraded: the disk is full\n"));
+    assert_eq!(bench.get("/readyz").await.status.as_u16(), 200);
+    let ready = bench.get("/readyz?publish").await;
+    assert_eq!((ready.status.as_u16(), ready.body.as_str()), (503, "degraded: the disk is full\n"));
+    let refused = bench.post("/topics/t", "x").await;
+    assert_eq!((refused.status.as_u16(), refused.body.contains("the disk is full")), (503, true));
+    assert_eq!(bench.get("/readyz?x").await.status.as_u16(), 400);
+    bench.hub.intake().degrade(None);
+    assert_eq!(bench.get("/readyz?publish").await.status.as_u16(), 200);
+    bench.hub.begin_drain();
+    assert_eq!(bench.get("/readyz").await.status.as_u16(), 503);
+}
+
+#[tokio::test]
+async fn what_cannot_be_an_event_here_is_counted_and_left_out() {
+    let (bench, _submissions) = remote_bench(1);
+    let large = event(&"\n".repeat(3_000_000));
+    assert!(bench.hub.place(large, 3, 0).await);
+    assert!(bench.hub.place(event("x"), 4, 0).await);
+    let intake = bench.hub.intake();
+    assert_eq!((intake.sequence(), intake.counters().events), (4, 1));
+    assert_eq!(intake.counters().refused.get(RefusalReason::TooLarge), 1);
+}
+
+#[tokio::test]
+async fn an_epoch_that_begins_anew_counts_from_one_and_forgets_keys() {
+    let (bench, _submissions) = remote_bench(1);
+    assert!(bench.hub.place(event("x"), 900, 0).await);
+    let other = crate::event::Epoch(EPOCH.0 + 1);
+    let key = crate::publishing::IdempotencyKey::new("k").expect("a key");
+    let mut intake = bench.hub.intake();
+    let now = bench.hub.now();
+    intake.remember(&event("x"), key.clone(), 900, now);
+    let repeat = intake.publish(event("x"), Some(key.clone()), now).expect("it is known");
+    assert!(matches!(repeat, crate::hub::source::Published::Taken(Taken { sequence: 900, duplicate: true })));
+    intake.begin_era(other);
+    let again = intake.publish(event("x"), Some(key), now).expect("it is new");
+    assert!(matches!(again, crate::hub::source::Published::Later(_)));
+    intake.place(event("y"), 1, 0, now);
+    assert_eq!(intake.sequence(), 902, "positions rise");
+    drop(intake);
+    bench.hub.flush();
+    let messages: Vec<Message> = std::iter::from_fn(|| bench.inboxes[0].try_recv()).collect();
+    let [Message::Batch(old), Message::Era(era), Message::Batch(new)] = messages.as_slice() else {
+        panic!("{messages:?}")
+    };
+    assert_eq!((era.epoch, era.base), (other, 901));
+    let frame = |batch: &crate::broadcast::EncodedBatch| {
+        String::from_utf8(batch.events[0].frame(crate::wire::Format::Sse).to_vec()).expect("UTF-8")
+    };
+    assert!(frame(old).contains(&format!("id: {EPOCH_TEXT}-900\n")), "{}", frame(old));
+    assert!(frame(new).contains(&format!("id: {other}-1\n")), "{}", frame(new));
+}

@@ -1,0 +1,232 @@
+//! Events that never came here: the source has lost them, or may have.
+//!
+//! Invariants worth naming:
+//! - A hole has a place in the order. All who are here when it comes are told of a gap before they
+//!   get anything from behind it: the shard takes no further message until it has told them, a
+//!   bounded number in each turn.
+//! - Nobody's cursor moves for it. What came before the hole and is still under way goes out, behind
+//!   the notice, and so does what comes behind the hole.
+//! - Whoever comes back later with an id from before the hole is told when it comes (`start`).
+//!
+//! Which topics have lost something is not known: a gap names all that a subscriber has.
+
+use super::connections::Phase;
+use super::state::State;
+use crate::broadcast::Era;
+use crate::config::limits::{ENTRIES_LOOKED_AT_MAX, HOLES_TOLD_MAX};
+use crate::egress::Slot;
+use crate::wire::gap::{Gap, GapReason};
+
+/// How far all connections have been told of a hole.
+#[derive(Debug)]
+pub(super) struct Telling {
+    /// The next slot.
+    next: usize,
+    reason: GapReason,
+    /// Up to where the hole goes.
+    until: u64,
+    /// What the ids are of that gaps name.
+    era: Era,
+}
+
+impl State {
+    /// Events up to this position may be missing.
+    pub(super) fn take_hole(&mut self, position: u64) {
+        let era = self.eras.present();
+        self.begin_hole(position, GapReason::Expired, era);
+    }
+
+    /// The same, and another epoch has begun there.
+    pub(super) fn take_era(&mut self, era: Era) {
+        let before = self.eras.present();
+        self.begin_hole(era.base, GapReason::Unknown, before);
+        self.eras.begin(era);
+    }
+
+    fn begin_hole(&mut self, position: u64, reason: GapReason, era: Era) {
+        assert!(position > self.sequence, "the hub broadcasts in order");
+        self.sequence = position;
+        self.hole = position;
+        self.telling = Some(Telling { next: 0, reason, until: position, era });
+    }
+
+    /// Tells the next connections of a hole. One that comes meanwhile and names an event from before
+    /// it may be told twice.
+    pub(super) fn tell_of_hole(&mut self) {
+        let Some(telling) = &self.telling else { return };
+        let (first, reason, until, era) = (telling.next, telling.reason, telling.until, telling.era);
+        let capacity = self.connections.capacity();
+        let end = (first + ENTRIES_LOOKED_AT_MAX).min(capacity);
+        let mut told = 0;
+        let mut next = first;
+        while next < end && told < HOLES_TOLD_MAX {
+            let slot = next as Slot;
+            next += 1;
+            let connection = self.connections.get(slot);
+            let members = connection.memberships.as_slice();
+            if connection.phase != Phase::Open || members.is_empty() || connection.cursor >= until {
+                continue;
+            }
+            told += 1;
+            let after = era.id(connection.cursor).to_string();
+            let topics = self.names(members.iter().map(|member| member.topic));
+            self.tell_gap(slot, &Gap { after: Some(after), reason, topics });
+        }
+        self.telling = (next < capacity).then_some(Telling { next, reason, until, era });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::broadcast::{Demand, EncodedBatch, Era, Memory, Message, Outbox, path};
+    use crate::clock::Stamp;
+    use crate::config::Config;
+    use crate::config::limits::HOLES_TOLD_MAX;
+    use crate::egress::Slot;
+    use crate::egress::sim::{SimRing, Weather};
+    use crate::event::{Epoch, Event, EventId};
+    use crate::shard::fixtures::encoded;
+    use crate::shard::{Shard, ShardSetup};
+
+    const ROOM: usize = 1_024;
+
+    struct Bench {
+        shard: Shard<SimRing>,
+        outbox: Outbox,
+        demand: Arc<Demand>,
+        now: Stamp,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let config = Arc::new(Config::default());
+            let (outbox, inbox) = path(8).expect("eventfd");
+            let (demand, now) = (Arc::<Demand>::default(), Stamp(1_000_000_000));
+            let setup = ShardSetup {
+                number: 0,
+                cpu: 0,
+                memory: Memory::new(&config.limits),
+                config,
+                epoch: Epoch(7),
+                demand: demand.clone(),
+                connections_max: ROOM,
+                admission: Default::default(),
+            };
+            let ring = SimRing::new(ROOM, Weather::Fair, 1).recording();
+            Bench { shard: Shard::new(setup, ring, inbox, now), outbox, demand, now }
+        }
+
+        fn turns(&mut self) {
+            for _ in 0..40 {
+                self.now = Stamp(self.now.0 + 1_000_000);
+                self.shard.turn(self.now).expect("a turn does not fail");
+            }
+        }
+
+        fn say(&mut self, message: Message, newest: u64) {
+            self.demand.announce(newest);
+            self.outbox.try_send(message).expect("room");
+        }
+
+        fn publish(&mut self, topic: &str, sequence: u64, era: Era) {
+            let Event { topic, data, name, id, retry_ms, key } = encoded(topic, sequence).event.clone();
+            let event = Event { topic, data, name, id, retry_ms, key };
+            let event = crate::broadcast::Encoded::new(event, era, sequence, Stamp(sequence));
+            let batch = EncodedBatch { events: [Arc::new(event)].into() };
+            self.say(Message::Batch(Arc::new(batch)), sequence);
+        }
+
+        fn subscribe(&mut self, query: &str) -> Slot {
+            let slot = self.shard.ring_mut().connect().expect("a free slot");
+            let head = format!("GET /sse?{query} HTTP/1.0\r\nHost: h\r\n\r\n");
+            self.shard.ring_mut().peer_sends(slot, head.as_bytes());
+            self.turns();
+            slot
+        }
+
+        /// Data of events, and gaps with what they come after.
+        fn heard(&mut self, slot: Slot) -> Vec<String> {
+            let bytes = self.shard.ring_mut().peer_takes(slot);
+            let text = String::from_utf8(bytes).expect("UTF-8");
+            let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+            data.map(|data| match serde_json::from_str::<serde_json::Value>(data) {
+                Ok(gap) if gap["gap"].is_object() => {
+                    format!("gap {} {}", gap["gap"]["after"].as_str().expect("an id"), gap["gap"]["reason"])
+                }
+                _ => data.to_string(),
+            })
+            .collect()
+        }
+    }
+
+    fn id(epoch: u64, sequence: u64) -> String {
+        EventId { epoch: Epoch(epoch), sequence }.to_string()
+    }
+
+    fn gap(epoch: u64, sequence: u64, reason: &str) -> String {
+        format!("gap {} {reason:?}", id(epoch, sequence))
+    }
+
+    const FIRST: Era = Era { epoch: Epoch(7), base: 0 };
+
+    #[test]
+    fn all_who_are_here_are_told_of_a_hole_between_what_came_before_and_after_it() {
+        let mut bench = Bench::new();
+        let slots: Vec<Slot> = (0..2 * HOLES_TOLD_MAX + 9).map(|_| bench.subscribe("topic=a")).collect();
+        let both = bench.subscribe("topic=a&topic=b");
+        bench.publish("a", 3, FIRST);
+        bench.turns();
+        bench.say(Message::Hole(8), 8);
+        bench.publish("a", 10, FIRST);
+        bench.turns();
+        for slot in slots {
+            assert_eq!(bench.heard(slot), ["3".to_string(), gap(7, 3, "expired"), "10".to_string()]);
+        }
+        assert_eq!(bench.heard(both), ["3".to_string(), gap(7, 3, "expired"), "10".to_string()]);
+    }
+
+    #[test]
+    fn who_comes_back_from_before_a_hole_is_told_and_gets_all_that_is_here() {
+        let mut bench = Bench::new();
+        for sequence in [2, 4] {
+            bench.publish("a", sequence, FIRST);
+        }
+        bench.say(Message::Hole(8), 8);
+        bench.publish("a", 9, FIRST);
+        bench.turns();
+        for (after, expected) in [
+            (2, vec![gap(7, 2, "expired"), "4".into(), "9".into()]),
+            (5, vec![gap(7, 5, "expired"), "9".into()]),
+            (8, vec!["9".to_string()]),
+            (9, vec![]),
+        ] {
+            let slot = bench.subscribe(&format!("topic=a&after={}", id(7, after)));
+            assert_eq!(bench.heard(slot), expected, "after {after}");
+        }
+        let slot = bench.subscribe("topic=a");
+        bench.publish("a", 11, FIRST);
+        bench.turns();
+        assert_eq!(bench.heard(slot), ["11"], "a newcomer has lost nothing");
+    }
+
+    #[test]
+    fn another_epoch_is_a_hole_and_nothing_is_given_twice() {
+        let mut bench = Bench::new();
+        let slot = bench.subscribe("topic=a");
+        bench.publish("a", 2, FIRST);
+        bench.turns();
+        let second = Era { epoch: Epoch(8), base: 3 };
+        bench.say(Message::Era(second), 3);
+        bench.publish("a", 4, second);
+        bench.turns();
+        assert_eq!(bench.heard(slot), ["2".to_string(), gap(7, 2, "unknown"), "4".to_string()]);
+        let old = bench.subscribe(&format!("topic=a&after={}", id(7, 2)));
+        assert_eq!(bench.heard(old), [gap(7, 2, "expired"), "4".to_string()]);
+        let new = bench.subscribe(&format!("topic=a&after={}", id(8, 1)));
+        assert!(bench.heard(new).is_empty(), "its first event is position 4");
+        let beyond = bench.subscribe(&format!("topic=a&after={}", id(8, 2)));
+        assert_eq!(bench.heard(beyond)[0], gap(8, 2, "unknown"), "nothing has it yet");
+    }
+}
