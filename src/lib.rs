@@ -15,6 +15,7 @@ pub mod clock;
 pub mod close; // why we hang up
 pub mod config;
 pub mod handover; // to the process that takes our place
+pub mod http2; // a ring around a ring: streams on one socket
 pub mod jetstream; // the stream of events in NATS
 pub mod log; // how its lines look, how many there may be
 pub mod metrics;

@@ -34,6 +34,7 @@ mod promises {
     mod gap;
     mod half_closed;
     mod heartbeat;
+    mod http2;
     mod idempotency;
     mod internet;
     mod interop;

@@ -281,6 +281,8 @@ limit_flags! {
         stall_ms_max: Millis;
         /// From SIGTERM until the rest is cut off
         drain_ms_max: Millis;
+        /// Streams of one connection of HTTP/2; 0 for HTTP/1.1 alone
+        h2_streams_max: Count;
     }
     "Windows" {
         /// Topics remembered, and topics with subscribers per shard; about 640 bytes each, twice

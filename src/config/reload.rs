@@ -138,7 +138,7 @@ impl Config {
                 connections_per_shard_max connections_per_address_max topics_max message_bytes_max
                 window_events_max window_bytes_max window_ms_max window_bytes_total_max
                 hub_queue_events_max hub_queue_bytes_max shard_queue_batches_max send_bytes_max
-                stall_ms_max;
+                stall_ms_max h2_streams_max;
         }
     }
 }

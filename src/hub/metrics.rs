@@ -19,7 +19,7 @@ use crate::wire::Family;
 type Row<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
 
 /// Figures of a shard.
-const OF_SHARD: [Row<ShardReport>; 25] = [
+const OF_SHARD: [Row<ShardReport>; 28] = [
     ("fanwave_connections", Gauge, "Connections, those in the handshake or closing included.", |shard| {
         shard.metrics.connections
     }),
@@ -33,6 +33,13 @@ const OF_SHARD: [Row<ShardReport>; 25] = [
     ("fanwave_tls_handshakes_total", Counter, "TLS handshakes that came to their end.", |shard| {
         shard.metrics.tls_handshakes
     }),
+    ("fanwave_http2_connections_total", Counter, "Connections that began to carry streams.", |shard| {
+        shard.metrics.http2.carriers
+    }),
+    ("fanwave_http2_opened_streams_total", Counter, "Streams that were opened on them.", |shard| {
+        shard.metrics.http2.opened
+    }),
+    ("fanwave_http2_streams", Gauge, "Streams of HTTP/2.", |shard| shard.metrics.http2.streams),
     ("fanwave_shard_events_total", Counter, "Events that the shard has taken from the hub.", |shard| {
         shard.metrics.events
     }),

@@ -17,7 +17,9 @@ use super::source::stats::SourceStats;
 use super::{CertificateStats, Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
-use crate::metrics::{FamilyCounters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters};
+use crate::metrics::{
+    FamilyCounters, Http2Counters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters,
+};
 use crate::store::StoreReport;
 use crate::wire::Family;
 
@@ -134,6 +136,7 @@ struct Counts {
     accepted: u64,
     accept_failures: u64,
     tls_handshakes: u64,
+    http2: Http2Counters,
     connections: u64,
     closed: ByReason,
     events: u64,
@@ -304,6 +307,7 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount, retained: Reta
         accepted: metrics.accepted,
         accept_failures: metrics.accept_failures,
         tls_handshakes: metrics.tls_handshakes,
+        http2: metrics.http2.clone(),
         connections: metrics.connections,
         closed: ByReason(metrics.closed),
         events: metrics.events,
@@ -352,6 +356,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         accepted,
         accept_failures,
         tls_handshakes,
+        http2: Http2Counters { carriers, opened, streams },
         connections,
         closed,
         events,
@@ -378,6 +383,9 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     total.accepted += accepted;
     total.accept_failures += accept_failures;
     total.tls_handshakes += tls_handshakes;
+    total.http2.carriers += carriers;
+    total.http2.opened += opened;
+    total.http2.streams += streams;
     total.connections += connections;
     total.events += events;
     total.published += published;
