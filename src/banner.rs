@@ -6,6 +6,7 @@
 //! shell that started the server.
 
 use std::fmt::Write;
+use std::time::{Duration, UNIX_EPOCH};
 
 use fanwave::config::units::{grouped, rounded};
 use fanwave::config::{ControlAddress, Limits, SlowPolicy};
@@ -39,6 +40,7 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
         lines.push(format!("              https://{address}/topics/{{topic}}"));
     }
     lines.extend(playground(started));
+    lines.extend(labelled("certificate", &certificate(started)));
     lines.extend(labelled("access", &access(started)));
     lines.extend(capacity(started, limits, slow));
     lines.extend(labelled("egress", &egress(&started.egress)));
@@ -47,6 +49,24 @@ pub fn text(started: &Started, limits: &Limits, slow: SlowPolicy, program: &str)
     lines.push(String::new());
     lines.extend(labelled("try", &commands(started, program)));
     lines.join("\n") + "\n"
+}
+
+/// What an authority signs by itself, if it is asked to.
+fn certificate(started: &Started) -> Vec<String> {
+    started
+        .acme
+        .iter()
+        .map(|acme| match acme.expires {
+            0 => format!(
+                "of {}: none yet (--acme); TLS is refused until it is signed",
+                acme.domains.join(", ")
+            ),
+            seconds => {
+                let ends = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds));
+                format!("of {}: until {ends} (--acme)", acme.domains.join(", "))
+            }
+        })
+        .collect()
 }
 
 /// Who may subscribe, where that is worth a word.
@@ -200,6 +220,7 @@ mod tests {
             listen_tls: Vec::new(),
             control_tls: Vec::new(),
             token_file: None,
+            acme: None,
             playground: false,
             asks_for_tokens: false,
             shard_cpus: vec![0, 2],

@@ -8,12 +8,14 @@ pub mod hub; // publish: sequence, encode
 pub mod shard; // windows, cursors, sweep
 
 // What the stages stand on.
+pub mod acme;
 pub mod admission;
 pub mod auth; // who may come in
 pub mod clock;
 pub mod close; // why we hang up
 pub mod config;
 pub mod handover; // to the process that takes our place
+pub mod jetstream; // the stream of events in NATS
 pub mod log; // how its lines look, how many there may be
 pub mod metrics;
 pub mod printed; // commands for people to paste

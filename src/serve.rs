@@ -13,6 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use crate::acme::{self, Keeper};
 use crate::admission::{Addresses, Admission};
 use crate::broadcast::{Demand, Memory, Message, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
@@ -28,17 +29,19 @@ use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
+use crate::hub::CertificateStats;
 use crate::hub::memory::{self, CeilingReport, Meter};
-use crate::hub::source::Source;
+use crate::hub::source::{Remote, Source};
 use crate::hub::{
     self, Certificates, DataAddresses, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
 };
+use crate::jetstream::{Session, SessionError};
 use crate::log;
 use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
 use crate::systemd::{Manager, Passed};
-use crate::tls::{self, Identity, IdentityError};
+use crate::tls::{self, Automatic, Identity, IdentityError};
 use egress::Ring;
 use listeners::{DataAddress, Failures};
 pub use upgrade::Predecessor;
@@ -74,6 +77,17 @@ pub struct Started {
     pub memory: Vec<(&'static str, u64)>,
     /// The ceiling of all memory.
     pub ceiling: CeilingReport,
+    /// What an authority signs by itself.
+    pub acme: Option<Acme>,
+}
+
+/// A certificate that an authority signs by itself.
+#[derive(Debug)]
+pub struct Acme {
+    /// Its names.
+    pub domains: Vec<String>,
+    /// When the one in force ends, in seconds since 1970; 0 if there is none yet.
+    pub expires: u64,
 }
 
 /// Whom a running server asks for another configuration.
@@ -105,9 +119,15 @@ pub enum ServeError {
     /// The descriptor limit is too low for what the operator wants.
     #[error(transparent)]
     Descriptors(#[from] NoCapacity),
+    /// What an authority signs cannot be kept.
+    #[error("{0}")]
+    Acme(String),
     /// A certificate or a key cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The stream of events is not there.
+    #[error(transparent)]
+    Source(#[from] SessionError),
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -150,16 +170,25 @@ pub fn run(
     let config = Arc::new(config);
     raise_descriptor_limit();
     let choice = egress::choose(config.egress, config.sockets)?;
-    let identity = config.tls.as_ref().map(tls::load).transpose()?.map(Identity::new);
-    let epoch = match &predecessor {
-        Some(predecessor) => predecessor.epoch(),
-        None => Epoch::random()
-            .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?,
-    };
+    let automatic = config.acme.as_ref().map(|_| Automatic::default());
+    let load = |files| tls::load_with(files, automatic.as_ref());
+    let identity = config.tls.as_ref().map(load).transpose()?.map(Identity::new);
+    let keeper = config.acme.as_ref().zip(automatic.clone()).map(|(rules, held)| Keeper::open(rules, held));
+    let keeper = keeper.transpose().map_err(ServeError::Acme)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| ServeError::Hub(format!("cannot make the runtime: {error}")))?;
+    let session = match &config.nats {
+        Some(nats) => Some(runtime.block_on(Session::begin(nats, config.limits.message_bytes_max))?),
+        None => None,
+    };
+    let epoch = match (&predecessor, &session) {
+        (Some(predecessor), _) => predecessor.epoch(),
+        (None, Some(session)) => session.entry.epoch,
+        (None, None) => Epoch::random()
+            .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?,
+    };
     // Before the first thread, so that every thread leaves the signals to this one.
     let Signals { drain, hangups, upgrades } = {
         let _entered = runtime.enter();
@@ -196,7 +225,8 @@ pub fn run(
     let listen_tls = listen.split_off(config.listen.len());
     let doors = RingDoors {
         keeps_listeners: data.iter().any(|address| address.passed),
-        holds_accepts: predecessor.is_some(),
+        // Nobody comes in before the histories are there.
+        holds_accepts: predecessor.is_some() || session.is_some(),
     };
     // The shards have theirs. Those of a former process are dealt with once they are ours.
     let inherited: Vec<DataAddress> = data.into_iter().filter(|address| address.inherited).collect();
@@ -269,12 +299,13 @@ pub fn run(
         Tidings::HandedOver(heir) => teller.follow(heir),
         Tidings::Alive => teller.alive(),
     };
-    let Operator { reread, adopt } = with_certificates(operator, identity);
+    let Operator { reread, adopt } = with_certificates(operator, identity, automatic);
     let surroundings = Surroundings {
         reread,
         adopt,
         tell: Box::new(tell),
         meter: Box::new(move || meter.read()),
+        certificate: certificate_stats(keeper.as_ref().map(Keeper::report)),
         watchdog,
         hangups: Some(hangups),
     };
@@ -287,11 +318,18 @@ pub fn run(
     });
     let former = predecessor.as_ref().map(|predecessor| predecessor.path().to_path_buf());
     let path = estate.as_ref().map(|estate| estate.place.path.clone());
+    let (source, submissions) = match session {
+        Some(_) => {
+            let (remote, submissions) = Remote::new();
+            (Source::Remote(remote), Some(submissions))
+        }
+        None => (Source::Local, None),
+    };
     let setup = hub::HubSetup {
         surroundings,
         config: config.clone(),
         epoch,
-        source: Source::Local,
+        source,
         outboxes,
         demand,
         memory,
@@ -308,6 +346,10 @@ pub fn run(
     };
     if let Some(predecessor) = predecessor {
         predecessor.succeed(&hub, &runtime)?;
+    }
+    let holds_accepts = former.is_some() || session.is_some();
+    if let Some((session, submissions)) = session.zip(submissions) {
+        runtime.block_on(hub.follow(session, submissions));
     }
     choice.log();
     for remedy in &ceiling.remedies {
@@ -326,14 +368,26 @@ pub fn run(
         egress: choice.report.clone(),
         memory: memory_lines(&config, &capacity, choice.ring),
         ceiling,
+        acme: config.acme.as_ref().zip(keeper.as_ref()).map(|(rules, keeper)| Acme {
+            domains: rules.domains.clone(),
+            expires: keeper.report().expires(),
+        }),
     });
     manager.ready();
     if let Some(former) = former {
         listeners::own(&config, inherited);
         upgrade::leave_no_place(&former, hub.own_place());
+    }
+    if holds_accepts {
         runtime.block_on(hub.open_doors());
     }
     runtime.spawn(upgrade::start_successors(upgrades, path));
+    // A certificate is proved by the listeners, which are ours by now.
+    runtime.spawn(async {
+        if let Some(keeper) = keeper {
+            keeper.keep().await;
+        }
+    });
     let served = runtime.block_on(hub.serve(drain));
     match served {
         Ok(()) => {
@@ -348,9 +402,26 @@ pub fn run(
     }
 }
 
+/// Tells the hub of what an authority signs.
+fn certificate_stats(
+    report: Option<Arc<acme::Report>>,
+) -> Box<dyn Fn() -> Option<CertificateStats> + Send + Sync> {
+    Box::new(move || {
+        report.as_ref().map(|report| CertificateStats {
+            expires: report.expires(),
+            orders: report.orders(),
+            failures: report.failures(),
+        })
+    })
+}
+
 /// Reads the certificates again whenever the configuration is: one that cannot be used leaves all
 /// as it was.
-fn with_certificates(operator: Operator, identity: Option<Identity>) -> Operator {
+fn with_certificates(
+    operator: Operator,
+    identity: Option<Identity>,
+    automatic: Option<Automatic>,
+) -> Operator {
     let Some(identity) = identity else { return operator };
     let Operator { reread, adopt } = operator;
     let read = Arc::new(Mutex::new(None));
@@ -358,8 +429,8 @@ fn with_certificates(operator: Operator, identity: Option<Identity>) -> Operator
     Operator {
         reread: Box::new(move || {
             let config = reread()?;
-            let handshakes =
-                config.tls.as_ref().map(tls::load).transpose().map_err(|error| error.to_string())?;
+            let load = |files| tls::load_with(files, automatic.as_ref()).map_err(|error| error.to_string());
+            let handshakes = config.tls.as_ref().map(load).transpose()?;
             *kept.lock().unwrap_or_else(PoisonError::into_inner) = handshakes;
             Ok(config)
         }),

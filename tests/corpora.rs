@@ -8,10 +8,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+#[path = "support/records.rs"]
+#[allow(dead_code, reason = "what the tests over sockets need")]
+mod records;
 #[path = "fuzz/shard.rs"]
 mod shard;
 #[path = "fuzz/targets.rs"]
 mod targets;
+#[path = "fuzz/tls.rs"]
+mod tls;
 
 /// Corpora are read by people: a large file explains nothing.
 const INPUT_BYTES_MAX: usize = 100_000;
@@ -76,6 +81,7 @@ targets! {
     sse_parser
     proxy_header
     commands
+    tls_records
     tokens
     topic_patterns
     rules
@@ -85,4 +91,18 @@ targets! {
 #[test]
 fn every_target_is_fed() {
     assert_eq!(NAMES.len(), targets::ALL.len());
+}
+
+/// The fuzzer's packages are locked by a file that no other test reads.
+#[test]
+fn each_package_of_the_fuzzer_is_locked_once() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/Cargo.lock");
+    let text = std::fs::read_to_string(path).expect("a file");
+    let lock: toml::Table = toml::from_str(&text).expect("TOML");
+    let packages = lock["package"].as_array().expect("a list");
+    let mut names: Vec<_> = packages.iter().map(|package| (&package["name"], &package["version"])).collect();
+    names.sort_by_key(|(name, version)| (name.as_str(), version.as_str()));
+    for pair in names.windows(2) {
+        assert_ne!(pair[0], pair[1], "cargo does not read such a file");
+    }
 }

@@ -34,6 +34,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["auth", "event", "topic_pattern", "config/limits", "config/units", "secret", "wire"]),
     ("config/flags", &["config", "config/limits", "config/units", "topic_pattern"]),
     ("log", &["clock", "config", "config/limits"]),
+    ("jetstream", &["event", "topic_pattern", "clock", "publishing", "config", "config/limits", "log"]),
     ("handover", &["event", "clock", "config", "config/limits", "publishing"]),
     ("metrics", &["event", "wire", "close", "refusal"]),
     (
@@ -90,9 +91,11 @@ const ROOMS: &[(&str, &[&str])] = &[
             "printed",
             "secret",
             "handover",
+            "jetstream",
         ],
     ),
     ("tls", &["config", "config/limits", "egress"]),
+    ("acme", &["config", "config/limits", "tls"]),
     (
         "runtime",
         &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard", "tls"],

@@ -12,6 +12,7 @@
 mod support;
 
 mod promises {
+    mod acme;
     mod admission;
     mod bad_requests;
     mod browser;
@@ -35,11 +36,15 @@ mod promises {
     mod heartbeat;
     mod idempotency;
     mod interop;
+    mod jetstream;
+    mod jetstream_client;
+    mod jetstream_cluster;
     mod latest;
     mod log;
     mod memory;
     mod metrics;
     mod ndjson;
+    mod nodes_for_long;
     mod overrun;
     mod packages;
     mod pages;
@@ -60,6 +65,8 @@ mod promises {
     mod starts;
     mod tail;
     mod tls;
+    mod tls_faults;
+    mod token_matrix;
     mod tokens;
     mod topics;
     mod upgrade;

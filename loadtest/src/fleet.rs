@@ -144,7 +144,7 @@ impl Fleet {
     fn add_member(&mut self) -> Result<()> {
         let mut link = Link::start("receiver", self.plan.cpu)?;
         let first = self.plan.first + self.connections();
-        link.send(&Order::Setup(CrowdSetup { first, ..self.plan.clone() }))?;
+        link.send(&Order::Setup(Box::new(CrowdSetup { first, ..self.plan.clone() })))?;
         self.members.push(Member { link, connections: 0, complete: 0, answer: None });
         Ok(())
     }

@@ -120,16 +120,10 @@ impl CpuSample {
             + self.softirq_ns.saturating_sub(earlier.softirq_ns)
     }
 
-    /// User and system nanoseconds of the processes since `earlier`, in whole ticks.
-    fn process_since(&self, earlier: &CpuSample) -> [u64; 2] {
+    /// User and system nanoseconds of the processes since `earlier`, as the kernel's clock ticks met
+    /// them: of short times a rough measure.
+    pub fn process_since(&self, earlier: &CpuSample) -> [u64; 2] {
         [0, 1].map(|at| self.process_ns[at].saturating_sub(earlier.process_ns[at]))
-    }
-
-    /// The share of their time since `earlier` that the processes spent in user space; none if
-    /// there was none.
-    pub fn user_share_since(&self, earlier: &CpuSample) -> Option<f64> {
-        let [user, system] = self.process_since(earlier);
-        (user + system > 0).then(|| user as f64 / (user + system) as f64)
     }
 
     /// Nanoseconds since `earlier` in which the CPU was busy with something other than the process.
@@ -327,11 +321,9 @@ mod tests {
     }
 
     #[test]
-    fn user_and_system_share_the_time_of_a_process() {
-        let before = sample(&[], 10);
+    fn user_and_system_time_of_a_process_are_told_apart() {
         let after = CpuSample { process_ns: [40, 10], ..sample(&[], 0) };
-        assert_eq!(after.user_share_since(&before), Some(0.75));
-        assert_eq!(before.user_share_since(&before), None);
+        assert_eq!(after.process_since(&sample(&[], 10)), [30, 10]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! costs no signature. So does one whose token is wrong.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Deref;
 use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
@@ -39,21 +40,28 @@ impl<T> Bounded<T> {
     }
 }
 
-/// Tokens that were checked with the same keys. What depends on the time is not remembered.
-#[derive(Debug, Default)]
-pub struct KnownTokens {
-    good: Bounded<Rc<Claims>>,
+/// Tokens that were checked with the same keys. What depends on the time is not remembered. `P` is
+/// how claims are shared: by one thread, or by several.
+#[derive(Debug)]
+pub struct KnownTokens<P = Rc<Claims>> {
+    good: Bounded<P>,
     bad: Bounded<Refused>,
+}
+
+impl<P> Default for KnownTokens<P> {
+    fn default() -> KnownTokens<P> {
+        KnownTokens { good: Bounded::default(), bad: Bounded::default() }
+    }
 }
 
 /// What is known of a token.
 #[derive(Debug)]
 pub struct Known(Digest);
 
-impl KnownTokens {
+impl<P: Deref<Target = Claims> + From<Claims> + Clone> KnownTokens<P> {
     /// What a token grants at the time `now_ms`, if it was checked before; else its name for
     /// [`KnownTokens::check`].
-    pub fn find(&self, token: &str, now_ms: u64) -> Result<Result<Rc<Claims>, Refused>, Known> {
+    pub fn find(&self, token: &str, now_ms: u64) -> Result<Result<P, Refused>, Known> {
         if token.len() > TOKEN_BYTES_MAX {
             return Ok(Err(Refused::TooLong));
         }
@@ -74,10 +82,10 @@ impl KnownTokens {
         token: &str,
         keys: &Keys,
         now_ms: u64,
-    ) -> Result<Rc<Claims>, Refused> {
+    ) -> Result<P, Refused> {
         match open(token, keys) {
             Ok(claims) => {
-                let claims = Rc::new(claims);
+                let claims = P::from(claims);
                 self.good.keep(digest, claims.clone());
                 claims.check_time(now_ms).map(|()| claims)
             }

@@ -353,7 +353,7 @@ fn a_token_that_was_checked_before_is_known_but_not_its_time() {
     let signer = signer(Algorithm::Hs256);
     let keys = keys_of(&signer);
     let token = signer.sign(&claims()).expect("a token");
-    let mut known = KnownTokens::default();
+    let mut known: KnownTokens = KnownTokens::default();
     let unknown = known.find(&token, NOW_MS).expect_err("new");
     assert!(known.check(unknown, &token, &keys, NOW_MS).is_ok());
     assert!(known.find(&token, NOW_MS).expect("known").is_ok());

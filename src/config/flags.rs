@@ -15,7 +15,9 @@ use std::str::FromStr;
 
 use tracing_subscriber::filter::LevelFilter;
 
+use super::acme::{AcmeError, AcmeFlags};
 use super::control::{ControlError, ControlFlags};
+use super::nats::{NatsError, NatsFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
 use super::tls::{TlsError, TlsFlags};
@@ -77,9 +79,15 @@ pub enum ConfigError {
     /// A flag about the control plane is wrong.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A flag about NATS is wrong.
+    #[error(transparent)]
+    Nats(#[from] NatsError),
     /// A flag about TLS is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A flag about ACME is wrong.
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
     /// The PROXY protocol is meant for an address that nobody listens on.
     #[error("--proxy-protocol {0} is none of the --listen addresses")]
     ProxiedNowhere(SocketAddr),
@@ -140,9 +148,13 @@ pub struct ServeFlags {
     #[command(flatten)]
     tls: TlsFlags,
     #[command(flatten)]
+    acme: AcmeFlags,
+    #[command(flatten)]
     pages: PageFlags,
     #[command(flatten)]
     tokens: TokenFlags,
+    #[command(flatten)]
+    nats: NatsFlags,
     /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
     /// list of patterns, * for one segment, ** at the end for the rest [default: none]
     #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = client_publish)]
@@ -363,6 +375,7 @@ impl ServeFlags {
         if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
             return Err(ConfigError::ProxiedNowhere(*other));
         }
+        let acme = self.acme.rules(!listen_tls.is_empty())?;
         let pages = self.pages.rules()?;
         let tokens = self.tokens.rules(&pages.origins)?;
         let control_rules = self.operators.rules(&self.control, &control_tls, tokens.is_configured())?;
@@ -382,9 +395,11 @@ impl ServeFlags {
             control_tls,
             proxy_protocol: self.proxy_protocol,
             listen_tls,
-            tls: self.tls.files()?,
+            tls: self.tls.files(acme.is_some())?,
+            acme,
             control_rules,
             tokens,
+            nats: self.nats.nats()?,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages,
             client_publish: self.client_publish,

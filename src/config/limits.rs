@@ -8,6 +8,10 @@
 use crate::event::{EVENT_BYTES_BESIDE_DATA_MAX, TOPIC_BYTES_MAX};
 use crate::wire::Format;
 
+mod nats;
+
+pub use nats::*;
+
 /// What the operator may set. `Default` gives the values of a server without flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -502,6 +506,9 @@ pub const JWKS_BYTES_MAX: usize = 1 << 20;
 pub const JWKS_REFRESH_MS: u64 = 60_000;
 /// Milliseconds for one fetch of keys.
 pub const JWKS_FETCH_MS_MAX: u64 = 10_000;
+/// Milliseconds that a new process tries to fetch its keys before it gives up to take the place of
+/// another one.
+pub const JWKS_UPGRADE_MS_MAX: u64 = 5_000;
 /// Milliseconds after a failed fetch of keys to the next, doubled up to [`JWKS_REFRESH_MS`].
 pub const JWKS_RETRY_MS: u64 = 1_000;
 /// Tokens whose signatures a shard checks in one turn, at some tens of microseconds each. Others
@@ -724,6 +731,19 @@ pub const CONTROL_TLS_PER_SECOND_MAX: usize = 500;
 pub const CONTROL_TLS_WAIT_MS: u64 = 10;
 /// What TLS takes of a control connection at most: what rustls holds of either direction.
 pub const CONTROL_TLS_BYTES_MAX: usize = 128 << 10;
+/// Milliseconds after a failed order of a certificate until the next one; then three times as long,
+/// and so on. Four fall into the first hour: Let's Encrypt takes five failures of a name in one.
+pub const ACME_RETRY_MS: u64 = 60_000;
+/// The longest of these waits.
+pub const ACME_RETRY_MS_MAX: u64 = 6 * 3_600_000;
+/// Milliseconds between two looks at the clock while no certificate is due.
+pub const ACME_LOOK_MS: u64 = 3_600_000;
+/// Milliseconds for a whole order, with what the authority looks at.
+pub const ACME_ORDER_MS_MAX: u64 = 300_000;
+/// Milliseconds for one answer of the authority.
+pub const ACME_ANSWER_MS_MAX: u64 = 30_000;
+/// Bytes of such an answer.
+pub const ACME_ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Milliseconds that control connections have to end after the last shard's subscribers have.
 pub const CONTROL_GRACE_MS: u64 = 500;
 /// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given
@@ -754,6 +774,7 @@ pub const CONTROL_SPARE_MAX: usize = 16;
 pub const CONTROL_SILENCE_MS_MIN: u64 = 1_000;
 
 const _: () = assert!(DOZE_MS * 4 <= TICK_MS);
+const _: () = assert!(JWKS_UPGRADE_MS_MAX * 2 <= HAND_OVER_START_MS_MAX);
 const _: () = assert!(SWEEP_VISITS_MAX * 2 <= SUBMISSIONS_MAX as usize);
 const _: () = assert!(SUBMISSIONS_MAX * 4 <= COMPLETIONS_MAX);
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());

@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+mod acme;
 pub mod capacity;
 mod control;
 pub mod flags;
 pub mod limits;
 mod memory;
+pub mod nats;
 mod pages;
 mod reload;
 pub mod rules;
@@ -18,9 +20,11 @@ mod tokens;
 pub mod units;
 mod upgrade;
 
+pub use acme::{AcmeError, AcmeRules};
 pub use control::ControlError;
 pub use limits::{LimitError, Limits};
 pub use memory::{MemoryMax, MemoryMaxError};
+pub use nats::{Nats, NatsError, NatsServers};
 pub use pages::PageError;
 pub use reload::Reloaded;
 pub use rules::Rules;
@@ -184,6 +188,8 @@ pub struct Config {
     pub listen_tls: Vec<SocketAddr>,
     /// Certificates and keys of all addresses with TLS.
     pub tls: Option<TlsFiles>,
+    /// Certificates that an authority signs by itself.
+    pub acme: Option<AcmeRules>,
     /// Control plane addresses.
     pub control: Vec<ControlAddress>,
     /// Control plane addresses with TLS.
@@ -192,6 +198,8 @@ pub struct Config {
     pub control_rules: ControlRules,
     /// Who may hear and say what.
     pub tokens: TokenRules,
+    /// The stream that events come from, if it is not this process that gives their sequences.
+    pub nats: Option<Nats>,
     /// One entry per shard: the CPU it is pinned to.
     pub shard_cpus: Vec<usize>,
     /// What pages in browsers may do.
@@ -280,10 +288,12 @@ impl Default for Config {
             proxy_protocol: Vec::new(),
             listen_tls: Vec::new(),
             tls: None,
+            acme: None,
             control: vec![ControlAddress::Tcp(loopback(8081))],
             control_tls: Vec::new(),
             control_rules: ControlRules::default(),
             tokens: TokenRules::default(),
+            nats: None,
             shard_cpus: vec![0],
             pages: PageRules::default(),
             client_publish: Vec::new(),

@@ -41,11 +41,13 @@ impl Config {
             listen,
             listen_tls,
             tls,
+            acme,
             proxy_protocol,
             control,
             control_tls,
             control_rules: ControlRules { token, open },
             tokens,
+            nats,
             shard_cpus,
             pages,
             client_publish,
@@ -76,10 +78,12 @@ impl Config {
         to.takes("memory-max", |config| &mut config.memory_max, memory_max);
         to.keeps("listen", &self.listen, listen);
         to.takes("tls-cert, --tls-key and --tls-client-ca", |config| &mut config.tls, tls);
+        to.keeps("acme and its flags", &self.acme, acme);
         to.keeps("listen-tls", &self.listen_tls, listen_tls);
         to.keeps("proxy-protocol", &self.proxy_protocol, proxy_protocol);
         to.keeps("control", &self.control, control);
         to.keeps("control-tls", &self.control_tls, control_tls);
+        to.keeps("source and --nats-*", &self.nats, nats);
         to.keeps("shards and --cpus", &self.shard_cpus, shard_cpus);
         to.keeps("client-publish", &self.client_publish, client_publish);
         to.keeps("playground", &self.pages.playground, playground);
@@ -89,6 +93,7 @@ impl Config {
         to.keeps("upgrade-socket", &self.upgrade_socket, upgrade_socket);
         to.keeps("sockets", &self.sockets, sockets);
         to.keeps("slow", &self.slow, slow);
+        // Among other things: subscribers of a public topic have no token, and would stay.
         to.keeps("rule", &self.rules, rules);
         self.reload_limits(&mut to, limits);
         to

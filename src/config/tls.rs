@@ -19,7 +19,7 @@ pub struct TlsFiles {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
     /// An address without a certificate.
-    #[error("{0} needs --tls-cert FILE and --tls-key FILE")]
+    #[error("{0} needs --tls-cert FILE and --tls-key FILE, or --acme DOMAIN")]
     NoCertificate(&'static str),
     /// Certificates without an address.
     #[error("{0} is given without --listen-tls and --control-tls; name an address, such as 0.0.0.0:8443")]
@@ -57,8 +57,8 @@ pub(super) struct TlsFlags {
 }
 
 impl TlsFlags {
-    /// Checked; none without an address.
-    pub(super) fn files(self) -> Result<Option<TlsFiles>, TlsError> {
+    /// Checked; none without an address. `has_acme`: certificates may come later.
+    pub(super) fn files(self, has_acme: bool) -> Result<Option<TlsFiles>, TlsError> {
         let (certs, keys) = (self.tls_cert.len(), self.tls_key.len());
         if certs != keys {
             return Err(TlsError::Unpaired { certs, keys });
@@ -69,7 +69,7 @@ impl TlsFlags {
             (true, true) => None,
         };
         match (address, certs) {
-            (Some(flag), 0) => Err(TlsError::NoCertificate(flag)),
+            (Some(flag), 0) if !has_acme => Err(TlsError::NoCertificate(flag)),
             (Some(_), _) => {
                 let pairs = self.tls_cert.into_iter().zip(self.tls_key).collect();
                 Ok(Some(TlsFiles { pairs, client_ca: self.tls_client_ca }))

@@ -172,8 +172,13 @@ async fn list_topics(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> 
 }
 
 async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
-    let topic =
-        parse_query(uri.query(), &[]).and_then(|_| topic_of(&uri)).map_err(|refusal| hub.counted(refusal))?;
+    let parsed =
+        parse_query(uri.query(), &["scope"]).and_then(|query| Ok((scope_of(&query)?, topic_of(&uri)?)));
+    let (is_cluster, topic) = parsed.map_err(|refusal| hub.counted(refusal))?;
+    if is_cluster {
+        let view = hub.find_in_cluster(topic).await.map_err(|refusal| hub.counted(refusal))?;
+        return Ok(json_line(&view));
+    }
     Ok(match hub.find_topic(topic.clone()).await {
         Ok(Some(view)) => json_line(&view),
         Ok(None) => {
@@ -185,6 +190,18 @@ async fn show_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, R
             error_response(StatusCode::SERVICE_UNAVAILABLE, &text)
         }
     })
+}
+
+/// Whether all nodes are meant, or this one.
+fn scope_of(query: &[(&str, String)]) -> Result<bool, Refusal> {
+    match query.first().map(|(_, scope)| scope.as_str()) {
+        None | Some("node") => Ok(false),
+        Some("cluster") => Ok(true),
+        Some(other) => {
+            let text = format!("scope={other:?} is neither node nor cluster");
+            Err(Refusal::new(RefusalReason::BadQuery, text))
+        }
+    }
 }
 
 async fn remove_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
@@ -315,7 +332,7 @@ fn help(hub: &Hub, address: &ControlAddress, scheme: Scheme, headers: &HeaderMap
 POST /topics/TOPIC     publish the body (event=, id=, retry=, key=, idempotency_key= as query; application/octet-stream is binary)
 POST /publish          publish NDJSON, one event per line; one request may last for ever
 GET  /topics           topics with subscribers, last id and window (limit=, after=)
-GET  /topics/TOPIC     one topic
+GET  /topics/TOPIC     one topic (scope=cluster: its subscribers on all nodes)
 DELETE /topics/TOPIC   remove its history and retained values
 GET  /stats            counters and latencies
 GET  /metrics          the same for Prometheus, or as OpenMetrics

@@ -4,7 +4,7 @@
 //! A visitor's browser may reach what its pages shall not: a page of another origin can send
 //! requests here (`Origin` tells), and one whose name was made to lead here can read the answers
 //! too (`Host` tells). Neither may publish or read. A Unix socket is out of any page's reach, and
-//! `GET /healthz` tells nobody anything. With a token configured every request brings it, but those
+//! `GET /healthz` and `/readyz` tell nobody anything. With a token configured every request brings it, but those
 //! of these two kinds and those for the pages, which hold nothing but their script: a client that
 //! may open the socket's file is let in. So is one that brings a token with claims of its own, to
 //! publish where these say (`principal`).
@@ -79,8 +79,8 @@ impl Guard {
         request: &Request,
         host: &str,
     ) -> Result<(Option<HeaderValue>, Principal), Refusal> {
-        let is_probe =
-            matches!(*request.method(), Method::GET | Method::HEAD) && request.uri().path() == "/healthz";
+        let is_probe = matches!(*request.method(), Method::GET | Method::HEAD)
+            && ["/healthz", "/readyz"].contains(&request.uri().path());
         if self.is_private || is_probe {
             return Ok((None, Principal::Operator));
         }
@@ -92,7 +92,10 @@ impl Guard {
         let is_open = token.is_none() && (self.is_local || is_open_by_config);
         let publisher = match brought {
             Some(brought) if !is_operator && config.tokens.is_configured() => {
-                Some(Principal::of_token(&self.hub, brought))
+                Some(match Principal::may_be_asked(request) {
+                    true => Principal::of_token(&self.hub, brought),
+                    false => Err(Principal::no_operator(brought)),
+                })
             }
             _ => None,
         };
@@ -115,7 +118,6 @@ impl Guard {
             };
             Err(Refusal::new(RefusalReason::Unauthorized, text))
         })?;
-        principal.check_request(request)?;
         Ok((page, principal))
     }
 }

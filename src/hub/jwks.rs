@@ -5,6 +5,7 @@
 //! - Keys of an address are fetched again and again. A fetch that fails, is slow, too large, or
 //!   holds no key changes nothing: the last good set is kept, and the next try comes later and
 //!   later.
+//! - A process that takes the place of another one has its keys before it does, or leaves it.
 //! - All shards have the same keys within moments: each says that it has taken them, and one that
 //!   does not is told again.
 
@@ -15,18 +16,22 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::sync::{Mutex as Turns, Notify};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{Hub, Stage};
-use crate::auth::{KeySet, Keys};
+use crate::auth::{Claims, KeySet, Keys, KnownTokens, Refused};
 use crate::broadcast::Question;
 use crate::config::Config;
-use crate::config::limits::{JWKS_BYTES_MAX, JWKS_FETCH_MS_MAX, JWKS_REFRESH_MS, JWKS_RETRY_MS};
+use crate::config::limits::{
+    JWKS_BYTES_MAX, JWKS_FETCH_MS_MAX, JWKS_REFRESH_MS, JWKS_RETRY_MS, JWKS_UPGRADE_MS_MAX,
+};
 
 /// The keys in force, and where they come from.
 #[derive(Debug)]
 pub(super) struct Keyring {
     keys: Mutex<Arc<Keys>>,
+    /// Tokens of publishers that were checked with them.
+    known: Mutex<KnownTokens<Arc<Claims>>>,
     /// What the address of keys gave last.
     fetched: Mutex<Option<KeySet>>,
     /// Held while shards are told, so that the newest keys are told last.
@@ -35,6 +40,8 @@ pub(super) struct Keyring {
     reloaded: Notify,
     fetches: AtomicU64,
     failures: AtomicU64,
+    checked: AtomicU64,
+    remembered: AtomicU64,
 }
 
 /// What an operator is told of them.
@@ -46,17 +53,24 @@ pub(super) struct KeyStats {
     pub(super) fetches: u64,
     /// Fetches that did not.
     pub(super) failures: u64,
+    /// Signatures of publishers' tokens that were checked.
+    pub(super) checked: u64,
+    /// Publishers' tokens that were known from before.
+    pub(super) remembered: u64,
 }
 
 impl Keyring {
     pub(super) fn new(config: &Config) -> Keyring {
         Keyring {
             keys: Mutex::new(Arc::new(config.tokens.keys(None))),
+            known: Mutex::default(),
             fetched: Mutex::default(),
             telling: Turns::default(),
             reloaded: Notify::new(),
             fetches: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            checked: AtomicU64::new(0),
+            remembered: AtomicU64::new(0),
         }
     }
 
@@ -65,12 +79,42 @@ impl Keyring {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What a publisher's token grants at the time `now_ms`. One that was checked before costs no
+    /// signature.
+    pub(super) fn verify(&self, token: &str, now_ms: u64) -> Result<Arc<Claims>, Refused> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.find(token, now_ms) {
+            Ok(found) => {
+                self.remembered.fetch_add(1, Ordering::Relaxed);
+                found
+            }
+            Err(unknown) => {
+                self.checked.fetch_add(1, Ordering::Relaxed);
+                known.check(unknown, token, &self.keys(), now_ms)
+            }
+        }
+    }
+
+    /// These are in force.
+    fn take(&self, keys: Arc<Keys>) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = keys;
+        known.forget();
+    }
+
+    /// True once an address of keys has given some.
+    fn has_fetched(&self) -> bool {
+        self.fetched.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// What there is to tell of them.
     pub(super) fn stats(&self) -> KeyStats {
         KeyStats {
             keys: self.keys().len(),
             fetches: self.fetches.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
+            checked: self.checked.load(Ordering::Relaxed),
+            remembered: self.remembered.load(Ordering::Relaxed),
         }
     }
 
@@ -83,6 +127,10 @@ impl Keyring {
 /// Fetches keys as long as the hub lives, if the configuration names an address.
 pub(super) async fn serve(hub: Arc<Hub>) {
     let mut retry_ms = JWKS_RETRY_MS;
+    if hub.keyring.has_fetched() {
+        // Before the hub took the place of another one.
+        let _ = timeout(Duration::from_millis(JWKS_REFRESH_MS), hub.keyring.reloaded.notified()).await;
+    }
     loop {
         let Some(url) = hub.config().tokens.url().map(str::to_string) else {
             hub.keyring.reloaded.notified().await;
@@ -106,6 +154,30 @@ pub(super) async fn serve(hub: Arc<Hub>) {
         };
         // A reload may name another address.
         let _ = timeout(Duration::from_millis(wait_ms), hub.keyring.reloaded.notified()).await;
+    }
+}
+
+/// Fetches keys for a server that is to take the place of another one, which goes on meanwhile: so
+/// nobody comes to a server without keys. The error is one line.
+pub(super) async fn fetch_first(hub: &Hub) -> Result<(), String> {
+    let Some(url) = hub.config().tokens.url().map(str::to_string) else { return Ok(()) };
+    let until = Instant::now() + Duration::from_millis(JWKS_UPGRADE_MS_MAX);
+    loop {
+        match fetch_within(&url, until.saturating_duration_since(Instant::now())).await {
+            Ok(set) => {
+                hub.keyring.fetches.fetch_add(1, Ordering::Relaxed);
+                hub.take_fetched(&url, set).await;
+                return Ok(());
+            }
+            Err(cause) => {
+                hub.keyring.failures.fetch_add(1, Ordering::Relaxed);
+                let again = Instant::now() + Duration::from_millis(JWKS_RETRY_MS);
+                if again >= until {
+                    return Err(format!("keys of {url} (--auth-jwks): {cause}"));
+                }
+                sleep_until(again).await;
+            }
+        }
     }
 }
 
@@ -180,7 +252,9 @@ impl Hub {
             let fetched = self.keyring.fetched.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::new(self.config().tokens.keys(fetched.as_ref()))
         };
-        *self.keyring.keys.lock().unwrap_or_else(PoisonError::into_inner) = keys.clone();
+        if *self.keyring.keys() != *keys {
+            self.keyring.take(keys.clone());
+        }
         while *self.stage.borrow() < Stage::Stopped {
             let taken = self.scrape(|taken| Question::Keys(keys.clone(), taken)).await;
             if taken.iter().all(Option::is_some) {

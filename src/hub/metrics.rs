@@ -9,7 +9,7 @@ use super::memory::ProcessStats;
 use super::openmetrics::Kind::{Counter, Gauge, Info};
 use super::openmetrics::{Exposition, Kind, Page};
 use super::stats::Moment;
-use super::{Hub, process};
+use super::{CertificateStats, Hub, process};
 use crate::close::{CLOSE_TABLE, ERROR_TABLE};
 use crate::log;
 use crate::metrics::{FamilyCounters, ShardMetrics, ShardReport};
@@ -163,6 +163,12 @@ impl Hub {
             "TLS handshakes of control connections that came to their end.",
             hub.tls_handshakes,
         );
+        if let Some(CertificateStats { expires, orders, failures }) = hub.certificate {
+            let ends = "When the certificate of --acme ends, in seconds since 1970; 0 if there is none.";
+            page.single("fanwave_acme_certificate_expiry_timestamp_seconds", Gauge, ends, expires);
+            page.single("fanwave_acme_orders_total", Counter, "Orders that gave a certificate.", orders);
+            page.single("fanwave_acme_order_failures_total", Counter, "Orders that gave none.", failures);
+        }
         page.single(
             "fanwave_removed_topics_total",
             Counter,
@@ -200,7 +206,10 @@ impl Hub {
         );
         let failures = "Fetches of keys that gave none.";
         page.single("fanwave_key_fetch_failures_total", Counter, failures, hub.keys.failures);
+        let checked = "Signatures of publishers' tokens that the control plane has checked.";
+        page.single("fanwave_control_tokens_checked_total", Counter, checked, hub.keys.checked);
         write_process(page, &hub.process);
+        self.write_source(page);
         let refused = "Requests of publishers and operators that were refused.";
         page.family("fanwave_refused_requests_total", Counter, refused);
         for (reason, count) in hub.refused.iter() {

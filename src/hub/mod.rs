@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -79,7 +79,7 @@ pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 use self::jwks::Keyring;
 pub use self::listen::ControlListener;
 use self::memory::Watch;
-pub use self::reload::{Surroundings, Tidings};
+pub use self::reload::{CertificateStats, Surroundings, Tidings};
 pub use self::secure::Certificates;
 use self::shared::Shared;
 use self::source::{Published, Source};
@@ -212,6 +212,8 @@ struct Hub {
     /// Of lines about single control connections.
     head_pace: Mutex<Pace>,
     listings: Semaphore,
+    /// Of the stream that is the source, if one is.
+    stream: OnceLock<source::jetstream::Stream>,
 }
 
 /// Answers that are shared by all who ask at the same time.
@@ -481,6 +483,7 @@ impl Hub {
             memory_watch,
             head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
+            stream: OnceLock::new(),
         }
     }
 

@@ -7,7 +7,7 @@ use axum::extract::Request;
 use axum::http::Method;
 
 use super::{Hub, Refusal, RefusalReason};
-use crate::auth::{Claims, Refused, open};
+use crate::auth::{Claims, Refused, peek};
 use crate::clock::unix_ms;
 use crate::event::Topic;
 
@@ -24,31 +24,34 @@ impl Principal {
     /// The one who brings this token.
     pub(super) fn of_token(hub: &Hub, token: &[u8]) -> Result<Principal, Refusal> {
         let token = std::str::from_utf8(token).unwrap_or_default();
-        let claims = open(token, &hub.keyring.keys())
-            .and_then(|claims| claims.check_time(unix_ms()).map(|()| claims))
-            .map_err(|refused| {
-                // A retry helps only where keys are still to come.
-                let reason = match refused {
-                    Refused::NoKeys => RefusalReason::Busy,
-                    _ => RefusalReason::Unauthorized,
-                };
-                Refusal::new(reason, refused.to_string())
-            })?;
-        Ok(Principal::Publisher(Arc::new(claims)))
+        let claims = hub.keyring.verify(token, unix_ms()).map_err(|refused| {
+            // A retry helps only where keys are still to come.
+            let reason = match refused {
+                Refused::NoKeys => RefusalReason::Busy,
+                _ => RefusalReason::Unauthorized,
+            };
+            Refusal::new(reason, refused.to_string())
+        })?;
+        Ok(Principal::Publisher(claims))
     }
 
-    /// Refuses a request that is not for this one, whatever it says.
-    pub(super) fn check_request(&self, request: &Request) -> Result<(), Refusal> {
+    /// True for a request that a publisher may make, if its claims say so.
+    pub(super) fn may_be_asked(request: &Request) -> bool {
         let path = request.uri().path();
-        let publishes =
-            *request.method() == Method::POST && (path == "/publish" || path.starts_with("/topics/"));
-        match self {
-            Principal::Publisher(_) if !publishes => {
+        *request.method() == Method::POST && (path == "/publish" || path.starts_with("/topics/"))
+    }
+
+    /// Why a token that is not that of operators does not allow any other request. No signature is
+    /// checked for that.
+    pub(super) fn no_operator(token: &[u8]) -> Refusal {
+        let token = std::str::from_utf8(token).unwrap_or_default();
+        match peek(token) {
+            Ok(_) => {
                 let text =
                     "this token may publish and nothing else; operators bring that of --control-token-file";
-                Err(Refusal::new(RefusalReason::NotAllowed, text))
+                Refusal::new(RefusalReason::NotAllowed, text)
             }
-            _ => Ok(()),
+            Err(refused) => Refusal::new(RefusalReason::Unauthorized, refused.to_string()),
         }
     }
 

@@ -31,10 +31,23 @@ pub struct Surroundings {
     pub tell: Box<dyn Fn(Tidings) + Send + Sync>,
     /// Reads what the process takes of memory.
     pub meter: Box<dyn Fn() -> Reading + Send + Sync>,
+    /// What an authority has signed for this server, if it is asked to.
+    pub certificate: Box<dyn Fn() -> Option<CertificateStats> + Send + Sync>,
     /// How long the hub may say nothing of being alive.
     pub watchdog: Option<Duration>,
     /// One message for each SIGHUP.
     pub hangups: Option<UnboundedReceiver<()>>,
+}
+
+/// What an authority has signed, for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CertificateStats {
+    /// When it ends, in seconds since 1970; 0 if there is none.
+    pub expires: u64,
+    /// Orders that gave one.
+    pub orders: u64,
+    /// Orders that did not.
+    pub failures: u64,
 }
 
 /// What happens to the process.
@@ -58,6 +71,7 @@ impl Default for Surroundings {
             reread: Box::new(|| Err("there is nothing to read the configuration from".to_string())),
             adopt: Box::new(|_| {}),
             tell: Box::new(|_| {}),
+            certificate: Box::new(|| None),
             meter: Box::new(Reading::default),
             watchdog: None,
             hangups: None,

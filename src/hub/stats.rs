@@ -13,7 +13,8 @@ use serde::ser::Serializer;
 
 use super::jwks::KeyStats;
 use super::memory::ProcessStats;
-use super::{Hub, RefusalCounts};
+use super::source::stats::SourceStats;
+use super::{CertificateStats, Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
 use crate::metrics::{FamilyCounters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters};
@@ -43,6 +44,7 @@ pub(super) struct Stats {
     epoch: String,
     uptime_ms: u64,
     egress: EgressReport,
+    source: SourceStats,
     hub: HubStats,
     /// `None` if a shard gave no report.
     totals: Option<Counts>,
@@ -79,6 +81,9 @@ pub(super) struct HubStats {
     pub(super) keys: KeyStats,
     /// TLS handshakes of control connections that came to their end.
     pub(super) tls_handshakes: u64,
+    /// What an authority has signed by itself; left out where it is not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) certificate: Option<CertificateStats>,
     /// Topics that were removed.
     pub(super) removed_topics: u64,
     /// Times the source told that events may be missing.
@@ -227,6 +232,7 @@ impl Hub {
             topics: intake.topics().count(),
             refused: counters.refused.clone(),
             keys: self.keyring.stats(),
+            certificate: (self.surroundings.certificate)(),
             tls_handshakes: self.control_handshakes.load(Ordering::Relaxed),
             removed_topics: counters.removals,
             holes: counters.holes,
@@ -251,6 +257,7 @@ impl Hub {
             epoch: self.epoch().to_string(),
             uptime_ms: self.now().ns_since(self.started) / 1_000_000,
             egress: self.egress.clone(),
+            source: self.source_stats(),
             hub,
             totals: totals(&reports),
             shards: shards.collect(),

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use super::listen::Listener;
 use super::past::Gathered;
-use super::{Hub, OpenHub};
+use super::{Hub, OpenHub, jwks};
 use crate::broadcast::{Doors, Message, Question};
 use crate::config::limits::{
     CONTROL_ACCEPT_RETRY_MS, HAND_OVER_DESCRIPTORS_MAX, HAND_OVER_MS_MAX, HAND_OVER_START_MS_MAX,
@@ -287,6 +287,11 @@ impl OpenHub {
             // A shard that is gone is told of by its end.
             let _ = done.await;
         }
+    }
+
+    /// Fetches the keys of tokens, if an address has them. The error is one line.
+    pub async fn fetch_keys(&self) -> Result<(), String> {
+        jwks::fetch_first(&self.hub).await
     }
 
     /// What is handed over in turn, if anything; its place is ours from now on.

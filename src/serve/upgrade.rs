@@ -140,6 +140,7 @@ impl Predecessor {
     }
 
     fn try_to_succeed(&self, hub: &OpenHub, runtime: &Runtime) -> Result<(), TalkError> {
+        runtime.block_on(hub.fetch_keys()).map_err(TalkError::Refused)?;
         self.talk.say(&Word::Ready, &[])?;
         let patience = HAND_OVER_MS_MAX + HAND_OVER_WORD_MS_MAX;
         let (word, mut memory) = self.talk.await_word(patience)?;

@@ -22,8 +22,10 @@ use super::connections::{Membership, Memberships, Phase, Session};
 use super::publishers::{Message, Until};
 use super::start::Begin;
 use super::state::State;
+use super::subscribe::HeldBack;
 use super::tokens::{Denied, Passage};
 use crate::broadcast::{Crowds, Outcome, Ticket};
+use crate::clock::Stamp;
 use crate::close::{CloseReason, ErrorCode};
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, REPLIES_BYTES_MAX};
 use crate::egress::Slot;
@@ -334,8 +336,11 @@ impl State {
         let named = start.after().and_then(|id| self.named_by(&alone, id));
         let newest = self.setup.demand.newest();
         let may_come = start.after().is_some() && named.is_none() && self.sequence < newest && !asked_again;
-        if may_come && self.held_back.len() < HELD_BACK_MAX {
-            self.held_back.push((slot, newest));
+        let ahead = start.after().filter(|_| !asked_again).and_then(|id| self.not_read_yet(slot, id));
+        let deadline = Stamp(u64::MAX);
+        let held = ahead.or(may_come.then_some(HeldBack { slot, until: newest, deadline }));
+        if let Some(held) = held.filter(|_| self.held_back.len() < HELD_BACK_MAX) {
+            self.held_back.push(held);
             return Ok(Next::Again(Until::Event));
         }
         let index = self.topics.intern(topic);
@@ -375,6 +380,7 @@ impl State {
             connection.cursor = cursor;
             self.greet_no_more_of(slot, index);
             self.leave_topic(member, format, latest);
+            self.ask_for_a_topic(slot);
         }
     }
 

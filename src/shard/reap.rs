@@ -43,7 +43,7 @@ impl State {
                 self.log_closed(slot);
                 self.connections.vacate(slot);
                 // The next client in this slot may have to wait as well.
-                self.held_back.retain(|held| held.0 != slot);
+                self.held_back.retain(|held| held.slot != slot);
                 self.learning.retain(|held| held.0 != slot);
             }
         }

@@ -17,6 +17,7 @@ use super::greeting::Greeting;
 use super::holes::Telling;
 use super::publishers::Publishers;
 use super::slow::SlowSends;
+use super::subscribe::HeldBack;
 use super::ticks::{DrainPass, HangUps, Look};
 use super::tokens::Tokens;
 use super::topics::Topics;
@@ -126,7 +127,7 @@ pub struct State {
     pub(super) ready: VecDeque<Slot>,
     /// Who named an event that another shard may have had first: asked again when the sequence
     /// beside it is taken.
-    pub(super) held_back: Vec<(Slot, u64)>,
+    pub(super) held_back: Vec<HeldBack>,
     /// Who waits until its patterns are known, with its topics; at most `HELD_BACK_MAX`.
     pub(super) learning: Vec<(Slot, Vec<Topic>)>,
     /// Who still gets retained values before any news.

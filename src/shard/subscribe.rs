@@ -4,6 +4,7 @@
 //! found in `start`.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::connections::{Membership, Memberships, Phase, Session, Standing, TopicIndex};
 use super::publishers::Until;
@@ -11,16 +12,19 @@ use super::state::State;
 use super::tokens::Passage;
 use crate::auth::Claims;
 use crate::broadcast::Pressure;
+use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::limits::{
-    HELD_BACK_MAX, PONGS_BYTES_MAX, RETRY_AFTER_S_SPREAD, RETURN_MS_MIN, RETURN_MS_SPREAD,
+    HELD_BACK_MAX, NODE_BEHIND_MS_MAX, PONGS_BYTES_MAX, RETRY_AFTER_S_SPREAD, RETURN_MS_MIN, RETURN_MS_SPREAD,
 };
 use crate::config::{Config, SseRefusals};
 use crate::egress::Slot;
-use crate::event::Topic;
+use crate::event::{EventId, Topic};
 use crate::refusal::RefusalReason;
 use crate::wire::gap::Gap;
-use crate::wire::http::{Answer, Head, HeadRules, Manner, RefusedRequest, Subscribe, TokenPlaces};
+use crate::wire::http::{
+    Answer, Head, HeadRules, LastEventId, Manner, RefusedRequest, Subscribe, TokenPlaces,
+};
 use crate::wire::websocket::{Incoming, Violation};
 use crate::wire::{Family, Format, SlowPolicy, http, websocket};
 
@@ -37,6 +41,16 @@ pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
             .is_configured()
             .then_some(TokenPlaces { cookie: config.tokens.cookie.as_deref() }),
     }
+}
+
+/// A client that is asked again once an event has come.
+#[derive(Debug)]
+pub(super) struct HeldBack {
+    pub(super) slot: Slot,
+    /// Once this position is taken.
+    pub(super) until: u64,
+    /// Then in any case.
+    pub(super) deadline: Stamp,
 }
 
 impl State {
@@ -116,12 +130,12 @@ impl State {
                 self.learning.push((slot, subscribe.topics));
                 return None;
             }
-            Head::Subscribe(subscribe, _) if !asked_again && self.must_wait(slot, &subscribe) => {
-                self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
-                self.held_back.push((slot, self.setup.demand.newest()));
-                return None;
-            }
             Head::Subscribe(subscribe, used) => {
+                if !asked_again && let Some(held) = self.must_wait(slot, &subscribe) {
+                    self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
+                    self.held_back.push(held);
+                    return None;
+                }
                 return self.subscribe(slot, *subscribe, claims, &manner).then_some(used);
             }
             Head::Echo(handshake, used) => {
@@ -152,16 +166,38 @@ impl State {
         Answer::new(manner, self.date.as_deref())
     }
 
-    /// True if the request names an event by a publisher's id that no window here holds, while
-    /// events are on their way to us.
-    fn must_wait(&self, slot: Slot, request: &Subscribe) -> bool {
-        let Some(id) = request.start.after() else { return false };
+    /// How long the request waits: it names an event by a publisher's id that no window here holds,
+    /// while events are on their way to us, or one that another node may have read first.
+    fn must_wait(&self, slot: Slot, request: &Subscribe) -> Option<HeldBack> {
+        let id = request.start.after()?;
         if self.held_back.len() >= HELD_BACK_MAX || self.is_held_back(slot) {
-            return false;
+            return None;
+        }
+        if let Some(held) = self.not_read_yet(slot, id) {
+            return Some(held);
+        }
+        let newest = self.setup.demand.newest();
+        if self.sequence >= newest {
+            return None;
         }
         let known = request.topics.iter().filter_map(|topic| self.topics.find(topic));
         let members: Vec<_> = known.map(|topic| Membership { topic, position: 0 }).collect();
-        self.sequence < self.setup.demand.newest() && self.named_by(&Memberships::from(members), id).is_none()
+        let is_unknown = self.named_by(&Memberships::from(members), id).is_none();
+        is_unknown.then_some(HeldBack { slot, until: newest, deadline: Stamp(u64::MAX) })
+    }
+
+    /// How long a client waits that names an event which this node has not read from the stream
+    /// that all nodes read, and another one may have.
+    pub(super) fn not_read_yet(&self, slot: Slot, id: &LastEventId) -> Option<HeldBack> {
+        self.setup.config.nats.as_ref()?;
+        let era = self.eras.present();
+        let position = |id: &str| {
+            let id = id.parse::<EventId>().ok().filter(|id| id.epoch == era.epoch)?;
+            id.sequence.checked_add(era.base)
+        };
+        let until = id.readings().find_map(position)?;
+        let deadline = self.now.plus(Duration::from_millis(NODE_BEHIND_MS_MAX));
+        (until > self.setup.demand.newest()).then_some(HeldBack { slot, until, deadline })
     }
 
     /// True if some of these are patterns that not all topics know yet, and a subscriber of them
@@ -173,7 +209,7 @@ impl State {
     /// True if its request waits for an event on its way, or for a pattern.
     pub(super) fn is_held_back(&self, slot: Slot) -> bool {
         let learns = self.learning.iter().any(|held| held.0 == slot);
-        self.awaits_check(slot) || learns || self.held_back.iter().any(|held| held.0 == slot)
+        self.awaits_check(slot) || learns || self.held_back.iter().any(|held| held.slot == slot)
     }
 
     /// Tells patterns to topics, and asks those again whose patterns are known by now.
@@ -194,11 +230,11 @@ impl State {
         }
     }
 
-    /// Asks those again who were held back for events that have come by now.
+    /// Asks those again who were held back for events that have come by now, or have waited enough.
     pub(super) fn ask_again(&mut self) {
-        let sequence = self.sequence;
-        let due: Vec<Slot> =
-            self.held_back.extract_if(.., |held| held.1 <= sequence).map(|held| held.0).collect();
+        let (sequence, now) = (self.sequence, self.now);
+        let is_due = |held: &mut HeldBack| held.until <= sequence || held.deadline <= now;
+        let due: Vec<Slot> = self.held_back.extract_if(.., is_due).map(|held| held.slot).collect();
         for slot in due {
             self.publishers.let_go_on(slot, Until::Event);
             self.read_again(slot, true);

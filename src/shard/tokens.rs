@@ -274,12 +274,7 @@ impl State {
             return;
         }
         let Some(claims) = claims else {
-            let has_no_topic = self.connections.get(slot).memberships.as_slice().is_empty();
-            if has_no_topic {
-                // So long it may take to bring one.
-                let ms = self.setup.config.limits.handshake_ms_max;
-                self.connections.get_mut(slot).expires = self.tick_in(ms);
-            }
+            self.ask_for_a_topic(slot);
             return;
         };
         let expires = match claims.expires_ms {
@@ -296,6 +291,17 @@ impl State {
         };
         if asks_more {
             self.tokens.held.insert(slot, claims);
+        }
+    }
+
+    /// A subscriber without a token has some time to bring one, or to find a topic that needs none,
+    /// whenever it hears no topic.
+    pub(super) fn ask_for_a_topic(&mut self, slot: Slot) {
+        let connection = self.connections.get(slot);
+        let hears_none = connection.memberships.as_slice().is_empty();
+        if self.tokens.are_needed() && hears_none && connection.key == 0 && connection.expires == 0 {
+            let ms = self.setup.config.limits.handshake_ms_max;
+            self.connections.get_mut(slot).expires = self.tick_in(ms);
         }
     }
 

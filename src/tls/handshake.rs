@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
-use rustls::{Error, InvalidMessage, KeyLog, ServerConfig};
+use rustls::{Error, KeyLog, ServerConfig};
 
-use super::record::{HEADER, Half, SEALED_MAX, UnknownSuite};
+use super::automatic;
+use super::record::{CONTENT_MAX, HEADER, Half, RecordError, SEALED_MAX, UnknownSuite, content, plain_alert};
 
 thread_local! {
     /// The secrets of the handshake that is stepped on this thread: ours, the client's.
@@ -48,6 +49,8 @@ pub struct Handshake {
     /// So many bytes of it rustls may see.
     shown: usize,
     begun: bool,
+    /// We have said something, maybe under keys.
+    answered: bool,
     secrets: [[u8; 32]; 2],
 }
 
@@ -84,6 +87,7 @@ impl Handshake {
             inbound: Vec::new(),
             shown: 0,
             begun: false,
+            answered: false,
             secrets: [[0; 32]; 2],
         }))
     }
@@ -124,7 +128,10 @@ impl Handshake {
             learn(&mut self.secrets);
             let mut is_idle = false;
             match state? {
-                ConnectionState::EncodeTlsData(mut data) => encode(&mut data, out)?,
+                ConnectionState::EncodeTlsData(mut data) => {
+                    self.answered = true;
+                    encode(&mut data, out)?;
+                }
                 ConnectionState::TransmitTlsData(data) => data.done(),
                 ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => is_idle = true,
                 _ => return Err(Error::General("the client has ended its stream".into())),
@@ -137,14 +144,32 @@ impl Handshake {
             if !self.connection.is_handshaking() {
                 return Ok(true);
             }
-            match whole_record(&self.inbound[self.shown..])? {
-                Some(length) => self.shown += length,
-                None => return Ok(false),
+            match whole_record(&self.inbound[self.shown..]) {
+                Ok(Some(length)) => self.shown += length,
+                Ok(None) => return Ok(false),
+                Err(fault) => return Err(self.refuse(fault, out)),
             }
         }
     }
 
+    /// Tells the client of a fault that rustls has not seen.
+    pub fn refuse(&mut self, fault: RecordError, out: &mut Vec<u8>) -> Error {
+        if !self.answered {
+            out.extend_from_slice(&plain_alert(fault));
+        } else {
+            // There may be keys, which rustls has: it is shown a record that nobody may send.
+            self.inbound.splice(self.shown.., [content::HANDSHAKE, 3, 3, 0xff, 0xff]);
+            let _ = self.connection.process_tls_records(&mut self.inbound);
+            self.write_alert(out);
+        }
+        Error::General(format!("a record of the client is at fault: {fault:?}"))
+    }
+
     fn finish(self) -> Result<Step, Error> {
+        // An authority has seen what it looks for, and has nothing to say (RFC 8737 §4).
+        if self.connection.alpn_protocol() == Some(automatic::ALPN) {
+            return Err(Error::General("it was only to see a proof for an authority".into()));
+        }
         let [ours, theirs] = self.secrets;
         let (keys, _) = self.connection.dangerous_into_kernel_connection()?;
         let unknown = |UnknownSuite| Error::General("a suite that was not offered".into());
@@ -197,11 +222,17 @@ fn encode(data: &mut EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>)
 }
 
 /// The length of the record that `bytes` begin with, header included, if all of it is there.
-fn whole_record(bytes: &[u8]) -> Result<Option<usize>, Error> {
+fn whole_record(bytes: &[u8]) -> Result<Option<usize>, RecordError> {
     let Some([kind, _, _, high, low]) = bytes.first_chunk::<HEADER>().copied() else { return Ok(None) };
     let length = usize::from(u16::from_be_bytes([high, low]));
-    if !(20..=23).contains(&kind) || length > SEALED_MAX {
-        return Err(Error::InvalidMessage(InvalidMessage::InvalidContentType));
+    // RFC 8446 §5.1 and §5.2.
+    let most = match kind {
+        content::CHANGE_CIPHER_SPEC | content::ALERT | content::HANDSHAKE if length > 0 => CONTENT_MAX,
+        content::DATA => SEALED_MAX,
+        _ => return Err(RecordError::UnexpectedMessage),
+    };
+    if length > most {
+        return Err(RecordError::RecordOverflow);
     }
     Ok(Some(HEADER + length).filter(|whole| *whole <= bytes.len()))
 }

@@ -15,6 +15,7 @@ use rustls::server::{
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, Error, NoKeyLog, RootCertStore, ServerConfig};
 
+use super::automatic::{ALPN, Automatic};
 use super::handshake::SecretsTap;
 use crate::config::TlsFiles;
 
@@ -72,9 +73,17 @@ pub enum IdentityError {
 
 /// Reads the files and makes the handshakes of a server of them.
 pub fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, IdentityError> {
+    load_with(files, None)
+}
+
+/// The same with certificates that come while the server runs, if any do.
+pub fn load_with(
+    files: &TlsFiles,
+    automatic: Option<&Automatic>,
+) -> Result<Arc<ServerConfig>, IdentityError> {
     let provider = Arc::new(provider());
     let keys = files.pairs.iter().map(|(cert, key)| certified(cert, key, &provider));
-    let certificates = Certificates(keys.collect::<Result<_, _>>()?);
+    let certificates = Certificates { files: keys.collect::<Result<_, _>>()?, automatic: automatic.cloned() };
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?;
     let builder = match &files.client_ca {
@@ -87,6 +96,7 @@ pub fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, IdentityError> {
     // AES-128 where both know it: processors do it.
     config.ignore_client_order = true;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols.extend(automatic.map(|_| ALPN.to_vec()));
     // A ticket is all that a client needs to come back with half a handshake; we keep nothing.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = Ticketer::new()?;
@@ -95,7 +105,7 @@ pub fn load(files: &TlsFiles) -> Result<Arc<ServerConfig>, IdentityError> {
 }
 
 /// Without AES-256: one hash and one key length less to know, and nothing slower.
-fn provider() -> CryptoProvider {
+pub(super) fn provider() -> CryptoProvider {
     let cipher_suites =
         vec![cipher_suite::TLS13_AES_128_GCM_SHA256, cipher_suite::TLS13_CHACHA20_POLY1305_SHA256];
     CryptoProvider { cipher_suites, ..default_provider() }
@@ -127,7 +137,7 @@ fn certified(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<Arc<C
 
 /// Why a certificate is not valid now, if it is not. Its dates are looked at before its issuer, so
 /// that nobody is trusted here does not matter.
-fn why_not_now(
+pub(super) fn why_not_now(
     certificate: &CertificateDer<'_>,
     algorithms: &WebPkiSupportedAlgorithms,
 ) -> Option<&'static str> {
@@ -168,20 +178,31 @@ fn client_verifier(
         .map_err(|error| wrong(error.to_string()))
 }
 
-/// The first certificate that names what the client asks for, else the first of all.
+/// The first certificate that names what the client asks for, else the first of all. Those of files
+/// come first.
 #[derive(Debug)]
-struct Certificates(Vec<Arc<CertifiedKey>>);
+struct Certificates {
+    files: Vec<Arc<CertifiedKey>>,
+    automatic: Option<Automatic>,
+}
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if let Some(automatic) = &self.automatic
+            && hello.alpn().is_some_and(|protocols| protocols.eq([ALPN]))
+        {
+            return automatic.challenge(hello.server_name()?);
+        }
+        let signed = self.automatic.as_ref().and_then(Automatic::certificate);
+        let all = || self.files.iter().chain(&signed);
         let asked = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
         let names = |key: &&Arc<CertifiedKey>| {
             let certificate = ParsedCertificate::try_from(&key.cert[0]).ok();
             let (Some(certificate), Some(asked)) = (certificate, &asked) else { return false };
             verify_server_name(&certificate, asked).is_ok()
         };
-        let named = (self.0.len() > 1).then(|| self.0.iter().find(names)).flatten();
-        named.or(self.0.first()).cloned()
+        let named = all().nth(1).and_then(|_| all().find(names));
+        named.or_else(|| all().next()).cloned()
     }
 }
 

@@ -27,11 +27,14 @@ use crate::config::limits::{HANDSHAKE_STEPS_PER_TURN, TLS_HANDSHAKE_BYTES_MAX};
 use crate::egress::{
     Batch, Completion, EgressRing, Insecure, ReceiveEnd, RingError, SendError, SendMode, Slot,
 };
+pub use automatic::{Automatic, Signed, SignedError};
 use handshake::{Handshake, Step};
-pub use identity::{Identity, IdentityError, load};
+pub use identity::{Identity, IdentityError, load, load_with};
 use pieces::Pieces;
+use record::RecordError;
 use session::{Rest, Session};
 
+mod automatic;
 mod handshake;
 mod identity;
 mod pieces;
@@ -196,9 +199,13 @@ impl Layer {
             }
             if let Some(handshake) = &mut cold.handshake {
                 if !handshake.has_begun() && bytes[0] != record::content::HANDSHAKE {
-                    // Not TLS: all of it that we understand is a request.
-                    let answer = if bytes[0].is_ascii_uppercase() { PLAIN_REQUEST } else { &[] };
-                    cold.own.extend_from_slice(answer);
+                    match bytes[0] {
+                        // Not TLS: all of it that we understand is a request.
+                        byte if byte.is_ascii_uppercase() => cold.own.extend_from_slice(PLAIN_REQUEST),
+                        // An alert is answered by none.
+                        record::content::ALERT => {}
+                        _ => cold.own.extend_from_slice(&record::plain_alert(RecordError::UnexpectedMessage)),
+                    }
                     self.fail(slot, Insecure::Handshake, handle);
                     return;
                 }
@@ -208,6 +215,7 @@ impl Layer {
                     self.shake_one(slot, handle);
                     self.received(slot, bytes, handle);
                 } else if !has_room {
+                    handshake.refuse(RecordError::IllegalParameter, &mut cold.own);
                     self.fail(slot, Insecure::Handshake, handle);
                 } else {
                     handshake.take(bytes);

@@ -25,6 +25,8 @@ pub(super) const RECORDS_PER_KEY_MAX: u64 = if cfg!(test) { 50 } else { 1 << 22 
 
 /// Content types (RFC 8446 §5.1).
 pub mod content {
+    /// What older versions said before they changed keys. It stands in handshakes, and says nothing.
+    pub const CHANGE_CIPHER_SPEC: u8 = 20;
     /// An alert.
     pub const ALERT: u8 = 21;
     /// A handshake message.
@@ -50,6 +52,10 @@ pub enum RecordError {
     BadRecordMac = 20,
     /// It is larger than a record may be.
     RecordOverflow = 22,
+    /// A field of it has a value that is none.
+    IllegalParameter = 47,
+    /// It is no message of its kind.
+    DecodeError = 50,
 }
 
 /// The keys of another suite than those that are offered.
@@ -161,6 +167,11 @@ impl Half {
         self.iv = iv;
         self.sequence = 0;
     }
+}
+
+/// A record that nobody seals, with an alert in it: what is said before there are keys.
+pub fn plain_alert(alert: RecordError) -> [u8; 7] {
+    [content::ALERT, 3, 3, 0, 2, 2, alert as u8]
 }
 
 /// The length of a record behind its header, if that may stand here after the handshake.

@@ -187,7 +187,12 @@ impl Session {
             (content::HANDSHAKE, message) => {
                 let wants_ours = *message == KEY_UPDATE_REQUEST[..];
                 if !wants_ours && *message != KEY_UPDATE[..] {
-                    return Err(RecordError::UnexpectedMessage);
+                    // A wish that is neither of the two (RFC 8446 §4.6.3), or another message.
+                    let is_update = message.len() == 5 && message[..4] == KEY_UPDATE[..4];
+                    return Err(match is_update {
+                        true => RecordError::IllegalParameter,
+                        false => RecordError::UnexpectedMessage,
+                    });
                 }
                 self.receive.update();
                 if wants_ours {
@@ -197,7 +202,8 @@ impl Session {
             // Of all alerts two are no errors (RFC 8446 §6.1).
             (content::ALERT, [_, CLOSE_NOTIFY]) => self.silent = true,
             (content::ALERT, [_, USER_CANCELED]) => {}
-            (content::ALERT, _) => return Err(RecordError::Told),
+            (content::ALERT, [_, _]) => return Err(RecordError::Told),
+            (content::ALERT, [_, ..]) => return Err(RecordError::DecodeError),
             _ => return Err(RecordError::UnexpectedMessage),
         }
         Ok(())

@@ -31,7 +31,7 @@ use fanwave::wire::{Family, Format};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Target; 12] = [
+pub const ALL: [Target; 13] = [
     ("request_head", request_head),
     ("target_and_query", target_and_query),
     ("websocket_decoder", websocket_decoder),
@@ -40,6 +40,7 @@ pub const ALL: [Target; 12] = [
     ("sse_parser", sse_parser),
     ("proxy_header", proxy_header),
     ("commands", commands),
+    ("tls_records", super::tls::tls_records),
     ("tokens", tokens),
     ("topic_patterns", topic_patterns),
     ("rules", rules_of_a_file),

@@ -188,6 +188,100 @@ async fn the_settings_of_the_kubernetes_example_start_a_server_behind_its_token(
     assert!(!server.log().contains("is no setting"), "each variable is a setting");
 }
 
+/// A flag's variable of each node, by the name of the variable.
+fn settings_of(yaml: &Yaml) -> BTreeMap<String, String> {
+    let hash = yaml.as_hash().unwrap_or_else(|| panic!("a mapping: {yaml:?}"));
+    let word = |yaml: &Yaml| yaml.as_str().unwrap_or_else(|| panic!("a word: {yaml:?}")).to_string();
+    hash.iter().map(|(name, value)| (word(name), word(value))).collect()
+}
+
+/// The hosts of a source, without their ports.
+fn hosts(source: &str) -> Vec<&str> {
+    let hosts = source.strip_prefix("nats://").expect("a source in NATS").split(',');
+    hosts.map(|host| host.strip_suffix(":4222").expect("the usual port")).collect()
+}
+
+/// These settings are right, as a file.
+fn check(variables: &BTreeMap<String, String>) {
+    let scratch = Scratch::new();
+    let token = scratch.write("token", "a-token-of-32-digits-0123456789a");
+    let line = |(name, value): (&String, &String)| {
+        let name = name.strip_prefix("FANWAVE_").expect("a variable of ours").to_lowercase();
+        let value = if name == "control_token_file" { &token } else { value };
+        let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
+        if is_number { format!("{name} = {value}\n") } else { format!("{name} = {value:?}\n") }
+    };
+    let file = scratch.write("fanwave.toml", &variables.iter().map(line).collect::<String>());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fanwave"));
+    let output = command.args(["check-config", &file]).env_clear().output().expect("the program runs");
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn the_cluster_for_compose_names_servers_and_nodes_that_are_there() {
+    let [compose] = &yaml("compose.yml")[..] else { panic!("one document") };
+    let services = compose["services"].as_hash().expect("services");
+    let names: Vec<&str> = services.keys().filter_map(Yaml::as_str).collect();
+    let of = |prefix: &str| names.iter().copied().filter(|name| name.starts_with(prefix)).collect::<Vec<_>>();
+    let (nats, nodes) = (of("nats-"), of("fanwave-"));
+    assert_eq!((nats.len(), nodes.len()), (3, 3));
+    let variables = settings_of(&compose["x-node"]["environment"]);
+    assert_eq!(hosts(&variables["FANWAVE_SOURCE"]), nats);
+    assert_eq!(variables["FANWAVE_NATS_REPLICAS"], "3");
+    let config = compose["configs"]["nats"]["content"].as_str().expect("the servers' configuration");
+    let balancer = deployed("haproxy/cluster.cfg");
+    for name in &nats {
+        assert!(config.contains(&format!("nats://{name}:6222")), "{name}");
+    }
+    for name in &nodes {
+        for port in [8080, 8081] {
+            assert!(balancer.contains(&format!("server {name} {name}:{port}")), "{name}");
+        }
+    }
+    check(&variables);
+}
+
+#[test]
+fn the_cluster_for_kubernetes_names_servers_that_are_there() {
+    let documents = yaml("kubernetes/cluster.yaml");
+    let of_kind = |kind: &str| documents.iter().find(|document| document["kind"].as_str() == Some(kind));
+    let servers = of_kind("StatefulSet").expect("the NATS servers");
+    let (name, service) = (&servers["metadata"]["name"], &servers["spec"]["serviceName"]);
+    let pods: Vec<String> = (0..servers["spec"]["replicas"].as_i64().expect("a number"))
+        .map(|number| {
+            format!("{}-{number}.{}", name.as_str().expect("a name"), service.as_str().expect("a name"))
+        })
+        .collect();
+    assert_eq!(pods.len(), 3);
+    let node = &of_kind("Deployment").expect("the nodes")["spec"]["template"];
+    let variables: BTreeMap<String, String> = node["spec"]["containers"][0]["env"]
+        .as_vec()
+        .expect("variables")
+        .iter()
+        .map(|entry| {
+            let word = |name: &str| entry[name].as_str().expect("a word").to_string();
+            (word("name"), word("value"))
+        })
+        .collect();
+    assert_eq!(hosts(&variables["FANWAVE_SOURCE"]), pods);
+    let config =
+        of_kind("ConfigMap").expect("the servers' configuration")["data"]["nats-server.conf"].as_str();
+    for pod in &pods {
+        assert!(config.expect("a file").contains(&format!("nats://{pod}:6222")), "{pod}");
+    }
+    let labels = &node["metadata"]["labels"];
+    for document in &documents {
+        let selector = &document["spec"]["selector"];
+        if document["kind"].as_str() == Some("Service") && selector["app"].as_str() == Some("fanwave") {
+            assert_eq!(selector, labels);
+        }
+    }
+    let names: Vec<&str> =
+        documents.iter().filter_map(|document| document["metadata"]["name"].as_str()).collect();
+    assert!(names.contains(&&*variables["FANWAVE_CONTROL_HOST"]), "{names:?}");
+    check(&variables);
+}
+
 #[tokio::test]
 async fn the_settings_of_the_dockerfile_start_a_server() {
     let text = deployed("Dockerfile");
@@ -227,10 +321,16 @@ fn the_alerts_are_yaml() {
 
 /// All files of `deploy/`, and what users read.
 fn documents() -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> =
-        ["README.md", "SECURITY.md", "docs/configuration.md", "docs/operations.md", "docs/protocol.md"]
-            .map(path)
-            .to_vec();
+    let mut found: Vec<PathBuf> = [
+        "README.md",
+        "SECURITY.md",
+        "docs/cluster.md",
+        "docs/configuration.md",
+        "docs/operations.md",
+        "docs/protocol.md",
+    ]
+    .map(path)
+    .to_vec();
     let mut folders = vec![path("deploy")];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).expect("a directory") {

@@ -187,7 +187,7 @@ async fn every_route_asks_for_a_token_and_heeds_what_it_grants() {
     assert_eq!(refusal(&server, &head).await.status, 200);
     assert_eq!(raw.text().await, "post");
     let keys = server.stats().await["hub"]["keys"].clone();
-    assert_eq!(keys, json!({ "keys": 1, "fetches": 0, "failures": 0 }));
+    assert_eq!(keys, json!({ "keys": 1, "fetches": 0, "failures": 0, "checked": 0, "remembered": 0 }));
     drop((all, raw));
     let log = server.into_log().await;
     for (token, _) in hostile.iter().filter(|(token, _)| token.len() > 50) {
@@ -261,6 +261,14 @@ async fn a_cookie_counts_for_known_pages_alone() {
     assert!(told.header("Access-Control-Allow-Headers").expect("named").contains("Authorization"));
 }
 
+/// Signatures that the control plane has checked.
+async fn signatures(server: &Server) -> u64 {
+    let http = client(reqwest::Client::builder());
+    let told = answer(http.get(server.url("/metrics")).bearer_auth("correct-horse")).await;
+    let line = told.body.lines().find_map(|line| line.strip_prefix("fanwave_control_tokens_checked_total "));
+    line.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no count: {told:?}"))
+}
+
 #[tokio::test]
 async fn a_publisher_with_claims_publishes_there_and_does_nothing_else() {
     let scratch = Scratch::new();
@@ -294,6 +302,17 @@ async fn a_publisher_with_claims_publishes_there_and_does_nothing_else() {
             let asked = answer(http.get(server.url(path)).bearer_auth(&good)).await;
             assert_eq!(asked.status, 403, "{path}");
             assert_eq!(server.get(path).await.status, 401, "{path}");
+            let wrong = answer(http.get(server.url(path)).bearer_auth("correct-house")).await;
+            assert_eq!(wrong.status, 401, "{path}");
+        }
+        if with_operators {
+            // Each of the four tokens that wanted to publish was checked once; what is no publish was
+            // refused without a look at a signature.
+            assert_eq!(signatures(&server).await, 4);
+            for _ in 0..3 {
+                assert_eq!(post("/topics/chat/a", &good, "x").await.status, 200);
+            }
+            assert_eq!(signatures(&server).await, 4);
         }
         assert_eq!(server.get("/healthz").await.status, 200);
         let lines = "{\"topic\":\"chat/a\",\"data\":\"1\"}\n{\"topic\":\"news\",\"data\":\"2\"}\n";
@@ -330,6 +349,82 @@ fn http_answer(status: &str, body: &str) -> String {
 
 fn public_set(signer: &Signer) -> String {
     signer.public_set().expect("public").expect("a set").to_string()
+}
+
+/// A server of keys on a thread of its own. From its second request on, it first tries the token at
+/// `place` and keeps what it was told there.
+fn curious_key_server(
+    answer: Arc<Mutex<String>>,
+    place: Arc<Mutex<Option<(SocketAddr, String)>>>,
+) -> (String, Arc<Mutex<Vec<String>>>) {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let url = format!("http://{}/jwks.json", listener.local_addr().expect("bound"));
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let told = heard.clone();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = socket.expect("a connection");
+            if let Some((address, token)) = place.lock().expect("alive").clone() {
+                let mut subscriber = std::net::TcpStream::connect(address).expect("it listens");
+                let head = format!("GET /sse/t HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n");
+                subscriber.write_all(head.as_bytes()).expect("it is there");
+                let mut line = String::new();
+                BufReader::new(subscriber).read_line(&mut line).expect("an answer");
+                told.lock().expect("alive").push(line.trim_end().to_string());
+            }
+            let _ = socket.read(&mut [0; 4_096]);
+            let answer = answer.lock().expect("alive").clone();
+            let _ = socket.write_all(answer.as_bytes());
+        }
+    });
+    (url, heard)
+}
+
+#[tokio::test]
+async fn a_process_that_takes_over_has_its_keys_before_it_does() {
+    let signer = Signer::read(ED25519.as_bytes()).expect("a key");
+    let token =
+        signer.sign(&json!({ "exp": now_s() + 600, "fanwave": { "subscribe": ["t"] } })).expect("a token");
+    let said = Arc::new(Mutex::new(http_answer("200 OK", &public_set(&signer))));
+    let place = Arc::new(Mutex::new(None));
+    let (url, heard) = curious_key_server(said.clone(), place.clone());
+    let scratch = Scratch::new();
+    let socket = scratch.path("upgrade").join("socket").display().to_string();
+    let flags = ["--shards=1", "--auth-jwks", &url, "--upgrade-socket", &socket];
+    let mut old = Server::start(&flags);
+    until("the keys", async || (old.stats().await["hub"]["keys"]["keys"] == 1).then_some(())).await;
+    *place.lock().expect("alive") = Some((old.data, token.clone()));
+
+    // Without keys it does not take over, and says why.
+    *said.lock().expect("alive") = http_answer("500 Oops", "");
+    let failed = tokio::process::Command::new("timeout")
+        .args(["60", env!("CARGO_BIN_EXE_fanwave"), "--upgrade"])
+        .args(["--listen", &old.data.to_string(), "--control", &old.control.to_string()])
+        .args(flags)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .output()
+        .await
+        .expect("the program runs");
+    let told = String::from_utf8(failed.stderr).expect("UTF-8");
+    assert_eq!(failed.status.code(), Some(1), "{told}");
+    let line = told.lines().last().expect("a line");
+    assert!(
+        line.contains("which goes on: keys of") && line.contains("--auth-jwks): the answer is 500"),
+        "{line}"
+    );
+    assert!(old.runs());
+
+    *said.lock().expect("alive") = http_answer("200 OK", &public_set(&signer));
+    let new = Server::start_on(old.data, old.control, &[&flags[..], &["--upgrade"]].concat());
+    assert_eq!(new.data, old.data);
+    let head = format!("GET /sse/t?token={token} HTTP/1.1\r\nHost: h\r\n\r\n");
+    drop(Subscriber::request(new.data, Protocol::Sse, &head).await);
+    old.ended().await;
+    assert_eq!(new.closed("no_keys").await, 0);
+    let heard = heard.lock().expect("alive").clone();
+    assert!(!heard.is_empty() && heard.iter().all(|line| line == "HTTP/1.1 200 OK"), "{heard:?}");
 }
 
 #[tokio::test]

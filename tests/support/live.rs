@@ -6,9 +6,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub mod chromium;
 pub mod chunks;
+pub mod nats;
 #[allow(dead_code, reason = "what the simulation alone needs")]
 pub mod peer;
 pub mod raw;
+pub mod records;
 pub mod scratch;
 pub mod secure;
 pub mod server;

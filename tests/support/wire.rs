@@ -1,8 +1,9 @@
 //! The simulated ring, some of whose peers speak TLS: those of listener 1. What they send is sealed
 //! by rustls, and what they take is opened by it, so both sides of ours are judged by another
-//! implementation. Now and then a peer changes its keys.
+//! implementation. Now and then a peer changes its keys. One that leaves may leave by a fault: with
+//! bytes that were bent on their way, or a record that is none.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::ops::{Deref, DerefMut};
@@ -15,7 +16,7 @@ use fanwave::egress::sim::{Dice, SimRing};
 use fanwave::egress::{Batch, Completion, EgressRing, RingError, SendMode, Slot};
 use fanwave::tls::{Identity, Tls, load};
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ClientConnection, Error, RootCertStore, ServerConfig};
 
 use super::scratch::Scratch;
 
@@ -27,6 +28,8 @@ const SECURE: usize = 1;
 pub struct Wire {
     ring: Tls<SimRing>,
     clients: HashMap<Slot, ClientConnection>,
+    /// Slots of peers that have sent what no peer may send.
+    faulty: HashSet<Slot>,
     dice: Dice,
     /// One of so many peers speaks TLS; 0 for none.
     one_in: u64,
@@ -36,7 +39,13 @@ impl Wire {
     pub fn new(ring: SimRing, seed: u64) -> Wire {
         let (server, _) = both_ends();
         let ring = Tls::new(ring, SECURE, 2, Identity::new(server.clone()));
-        Wire { ring, clients: HashMap::new(), dice: Dice::new(seed ^ 0x715), one_in: 0 }
+        Wire {
+            ring,
+            clients: HashMap::new(),
+            faulty: HashSet::new(),
+            dice: Dice::new(seed ^ 0x715),
+            one_in: 0,
+        }
     }
 
     /// One of so many peers speaks TLS from now on.
@@ -59,6 +68,7 @@ impl Wire {
         if self.one_in == 0 || !self.dice.chance(1, self.one_in) {
             let slot = self.ring.inner_mut().connect()?;
             self.clients.remove(&slot);
+            self.faulty.remove(&slot);
             return Some(slot);
         }
         let slot = self.ring.inner_mut().connect_from(Ipv4Addr::LOCALHOST, SECURE)?;
@@ -66,13 +76,52 @@ impl Wire {
         let name = ServerName::try_from("localhost").expect("a name");
         let client = ClientConnection::new(config.clone(), name).expect("a client");
         self.clients.insert(slot, client);
+        self.faulty.remove(&slot);
         self.flush(slot);
         Some(slot)
+    }
+
+    /// A peer leaves without a word.
+    pub fn peer_resets(&mut self, slot: Slot) {
+        if !self.leaves_by_a_fault(slot) {
+            self.ring.inner_mut().peer_resets(slot);
+        }
+    }
+
+    /// A peer leaves in order.
+    pub fn peer_closes(&mut self, slot: Slot) {
+        if !self.leaves_by_a_fault(slot) {
+            self.ring.inner_mut().peer_closes(slot);
+        }
+    }
+
+    /// Every second peer that speaks TLS does.
+    fn leaves_by_a_fault(&mut self, slot: Slot) -> bool {
+        let Some(client) = self.clients.get_mut(&slot) else { return false };
+        if self.faulty.contains(&slot) || !self.dice.chance(1, 2) {
+            return false;
+        }
+        let mut bytes = b"\x16\x03\x03\xff\xff".to_vec();
+        if !client.is_handshaking() {
+            client.writer().write_all(b"bent").expect("rustls keeps it");
+            bytes = said(client);
+            match self.dice.roll(4) {
+                // A flipped bit, a replay, another type, a length that no record has.
+                0 => *bytes.last_mut().expect("a record") ^= 1 << self.dice.roll(8),
+                1 => bytes = bytes.repeat(2),
+                2 => bytes[0] = 20 + self.dice.roll(3) as u8,
+                _ => bytes[3] = 0xff,
+            }
+        }
+        self.faulty.insert(slot);
+        self.ring.inner_mut().peer_sends(slot, &bytes);
+        true
     }
 
     pub fn peer_sends(&mut self, slot: Slot, bytes: &[u8]) {
         match self.clients.get_mut(&slot) {
             None => self.ring.inner_mut().peer_sends(slot, bytes),
+            Some(_) if self.faulty.contains(&slot) => {}
             Some(client) => {
                 client.writer().write_all(bytes).expect("rustls keeps it");
                 self.flush(slot);
@@ -90,9 +139,17 @@ impl Wire {
             if client.read_tls(&mut sealed).expect("a slice can be read") == 0 {
                 break;
             }
-            client.process_new_packets().expect("every record is as RFC 8446 wants it");
+            match client.process_new_packets() {
+                Ok(_) => {}
+                // What comes behind its alert is nothing to it.
+                Err(Error::AlertReceived(_)) if self.faulty.contains(&slot) => break,
+                Err(error) => panic!("every record is as RFC 8446 wants it: {error}"),
+            }
             // The end of the stream, or nothing more for now.
             let _ = client.reader().read_to_end(&mut plain);
+        }
+        if self.faulty.contains(&slot) {
+            return plain;
         }
         if !plain.is_empty() && self.dice.chance(1, 20) {
             client.refresh_traffic_keys().expect("after the handshake");
@@ -104,14 +161,20 @@ impl Wire {
     /// What rustls has to say.
     fn flush(&mut self, slot: Slot) {
         let Some(client) = self.clients.get_mut(&slot) else { return };
-        let mut sealed = Vec::new();
-        while client.wants_write() {
-            client.write_tls(&mut sealed).expect("memory can be written");
-        }
+        let sealed = said(client);
         if !sealed.is_empty() {
             self.ring.inner_mut().peer_sends(slot, &sealed);
         }
     }
+}
+
+/// What rustls has to say.
+fn said(client: &mut ClientConnection) -> Vec<u8> {
+    let mut sealed = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut sealed).expect("memory can be written");
+    }
+    sealed
 }
 
 /// What the server and its clients need to know, made once.

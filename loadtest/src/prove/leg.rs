@@ -71,8 +71,8 @@ pub struct Leg {
     pub seconds: f64,
     /// CPU of the sender per delivery, in microseconds.
     pub us_per_delivery: f64,
-    /// The share of it in user space, if the kernel saw any.
-    pub user_share: Option<f64>,
+    /// Nanoseconds that the kernel's clock ticks met it in user space and in the kernel.
+    pub parts_ns: [u64; 2],
     /// Deliveries per second of wall time.
     pub deliveries_per_second: f64,
     /// Mean bytes on the wire per event and connection.
@@ -88,8 +88,8 @@ pub struct Leg {
 pub struct Summary {
     /// CPU of the sender per delivery, in microseconds.
     pub us_per_delivery: Spread,
-    /// The share of it in user space, if the kernel saw any.
-    pub user_share: Option<Spread>,
+    /// The share of it in user space, over all legs; none if no clock tick met it.
+    pub user_share: Option<f64>,
     /// Deliveries per second of wall time.
     pub deliveries_per_second: Spread,
     /// Share of the receivers' CPU while it sent.
@@ -102,10 +102,11 @@ impl Summary {
     /// Over at least one leg.
     pub fn of(legs: &[Leg]) -> Summary {
         let of = |figure: fn(&Leg) -> f64| Spread::of(legs.iter().map(figure));
-        let user: Vec<f64> = legs.iter().filter_map(|leg| leg.user_share).collect();
+        let parts = |at: usize| legs.iter().map(|leg| leg.parts_ns[at]).sum::<u64>() as f64;
+        let (user, system) = (parts(0), parts(1));
         Summary {
             us_per_delivery: of(|leg| leg.us_per_delivery),
-            user_share: (!user.is_empty()).then(|| Spread::of(user)),
+            user_share: (user + system > 0.0).then(|| user / (user + system)),
             deliveries_per_second: of(|leg| leg.deliveries_per_second),
             receiver_share: of(|leg| leg.receiver_share),
             others_share: of(|leg| leg.others_share),
@@ -117,7 +118,7 @@ impl Summary {
         let us = self.us_per_delivery.median;
         match self.user_share {
             Some(user) if us.is_finite() => {
-                format!("{:.2} + {:.2}", us * user.median, us * (1.0 - user.median))
+                format!("{:.2} + {:.2}", us * user, us * (1.0 - user))
             }
             _ => "-".into(),
         }
@@ -150,7 +151,7 @@ impl Leg {
             events: 1,
             seconds: 1.0,
             us_per_delivery,
-            user_share: Some(0.25),
+            parts_ns: [250, 750],
             deliveries_per_second,
             frame_bytes: 200.0,
             receiver_share: 0.5,
@@ -180,7 +181,7 @@ fn measure(
         events,
         seconds,
         us_per_delivery: cpu_ns as f64 / 1_000.0 / deliveries as f64,
-        user_share: after.user_share_since(&before),
+        parts_ns: after.process_since(&before),
         deliveries_per_second: deliveries as f64 / seconds,
         frame_bytes: 0.0,
         receiver_share: 0.0,
@@ -272,6 +273,13 @@ pub fn server_leg(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cpu_per_delivery_is_shared_between_user_and_kernel_over_all_legs() {
+        let legs = |parts: [[u64; 2]; 2]| parts.map(|parts_ns| Leg { parts_ns, ..Leg::example(4.0, 1.0) });
+        assert_eq!(Summary::of(&legs([[0, 1_000], [500, 500]])).parts(), "1.00 + 3.00");
+        assert_eq!(Summary::of(&legs([[0, 0]; 2])).parts(), "-");
+    }
 
     #[test]
     fn an_impossible_time_is_refused() {

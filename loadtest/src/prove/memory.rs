@@ -27,6 +27,9 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 /// The usual huge page: what one of them adds is not a connection's need but its granule.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
+/// What an idle subscriber of one topic is promised to take at most, in plain and over TLS.
+const PROMISED_BYTES: [u64; 2] = [147, 350];
+
 /// Bytes of the event at the end.
 pub const PAYLOAD_BYTES: usize = 200;
 
@@ -151,6 +154,10 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
     let (few, many) =
         (format!("{} idle", grouped(args.few as u64)), format!("{} idle", grouped(args.many as u64)));
     table(2, &["protocol", "memory", "empty", &few, &many, "after an event", "per idle connection"], &rows);
+    let [plain, tls] = PROMISED_BYTES;
+    say(&format!(
+        "promised of VmRSS - RssFile, with one topic: at most {plain} B in plain, {tls} B over TLS"
+    ));
     for reading in &readings {
         let stages = &reading.stages;
         let huge = stages.at_many.huge.saturating_sub(stages.at_few.huge);

@@ -55,7 +55,7 @@ const UNTOLD: Duration = Duration::from_millis(2);
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Order {
     /// Say what is to be received, once, before all else.
-    Setup(CrowdSetup),
+    Setup(Box<CrowdSetup>),
     /// Open this many connections more. Answered by [`Word::Opened`].
     Open {
         /// How many.
@@ -400,7 +400,7 @@ impl Receiver {
             if setup.gives_way {
                 rustix::process::setpriority_process(None, NICE_MAX).context("giving way to others")?;
             }
-            self.crowd = Some(Crowd::new(setup)?);
+            self.crowd = Some(Crowd::new(*setup)?);
             return Ok(());
         }
         let crowd = self.crowd.as_mut().context("no setup was given")?;

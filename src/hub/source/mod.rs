@@ -24,6 +24,11 @@
 //!
 //! Not here: who may publish, and room for events (`intake`); encoding and order towards the shards.
 
+mod core;
+pub mod jetstream;
+mod nodes;
+pub(super) mod stats;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -180,7 +185,13 @@ impl Hub {
     /// to the shards with the next [`Hub::flush`], at the latest with a batch's worth. One that is
     /// not fit for this process is counted as refused, and only its sequence is used. False once the
     /// hub takes nothing more.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) async fn place(&self, event: Event, sequence: u64, unix_ms: u64) -> bool {
+        self.place_at(event, sequence, unix_ms, self.now()).await
+    }
+
+    /// The same for an event that is as old as if it had come then.
+    pub(crate) async fn place_at(&self, event: Event, sequence: u64, unix_ms: u64, intake_at: Stamp) -> bool {
         let (memory, unfit) = {
             let intake = self.intake();
             (intake.memory_of(&event), intake.unfit(&event))
@@ -199,7 +210,7 @@ impl Hub {
                 }
                 // What is handed over has an end.
                 if !intake.is_paused() && intake.room_to_place(memory).is_ok() {
-                    intake.place(event, sequence, unix_ms, self.now());
+                    intake.place(event, sequence, unix_ms, intake_at);
                     break;
                 }
             }

@@ -10,7 +10,8 @@ use crate::broadcast::{EncodedBatch, Memory, Message, Outbox, Question, path};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::limits::{TICK_MS, VERIFICATIONS_PER_TURN_MAX};
-use crate::config::{Config, TokenRules};
+use crate::config::rules::{RuleText, Rules};
+use crate::config::{Config, Limits, TokenRules};
 use crate::egress::Slot;
 use crate::egress::sim::{SimRing, Weather};
 use crate::event::Epoch;
@@ -34,6 +35,15 @@ fn keys(secret: &[u8]) -> KeySet {
     KeySet::of(Key::from_secret(secret).expect("a secret"))
 }
 
+/// A rule by which this topic needs no token.
+fn public(topic: &str) -> Rules {
+    let text = format!("rule = [{{ match = {topic:?}, public = true }}]");
+    let file = toml::de::DeTable::parse(&text).expect("TOML");
+    let (_, value) = file.get_ref().iter().next().expect("rules");
+    let texts = RuleText::read(value, &text).expect("rules");
+    Rules::new(&texts, &Limits::default()).expect("valid")
+}
+
 fn token(claims: &Value) -> String {
     Signer::from_secret(SECRET).expect("a secret").sign(claims).expect("a token")
 }
@@ -49,6 +59,7 @@ impl Bench {
         let config = Config {
             tokens: TokenRules { hs256: Some(keys(SECRET)), ..TokenRules::default() },
             client_publish: vec!["chat/*".parse().expect("a pattern")],
+            rules: public("public"),
             ..Config::default()
         };
         let (outbox, inbox) = path(64).expect("eventfd");
@@ -265,7 +276,16 @@ fn a_client_that_speaks_json_does_what_its_token_allows() {
     let silent = bench.json("/ws");
     bench.wait_until(bench.shard.state.setup.config.limits.handshake_ms_max + 1_500);
     assert!(bench.heard(silent).contains("no token came in time"));
-    assert_eq!(bench.closed(CloseReason::Unauthorized), 1);
+    // Nor has one that hears nothing any more, but one that hears a public topic has.
+    let (left, stays) = (bench.json("/ws/public"), bench.json("/ws/public"));
+    let unsubscribe = r#"{"ref":1,"unsubscribe":{"topic":"public"}}"#;
+    assert!(bench.command(left, unsubscribe).contains(r#"{"ref":1,"ok":"#));
+    assert!(bench.command(stays, unsubscribe).contains(r#"{"ref":1,"ok":"#));
+    assert!(bench.command(stays, &subscribe("public")).contains(r#""ok":{"topic":"public""#));
+    bench.wait_until(2 * bench.shard.state.setup.config.limits.handshake_ms_max + 3_000);
+    assert!(bench.heard(left).contains("no token came in time"));
+    assert!(!bench.heard(stays).contains("no token"), "it hears a topic");
+    assert_eq!(bench.closed(CloseReason::Unauthorized), 2);
 }
 
 #[test]

@@ -1,0 +1,345 @@
+//! Reading the stream, once per node, in order.
+//!
+//! Invariants worth naming:
+//! - What is given out has rising sequences, each once. Holes are fine: messages are deleted, or are
+//!   no events.
+//! - A break is mended by a new consumer. It begins with the message that was read last, so that
+//!   the time of that message tells whether the stream is still the same. The server's own order
+//!   is checked by the consumer's count: a message that went missing on the way is a break.
+//! - A stream that was made anew, or whose head went back, is never read on as if it were the same
+//!   ([`ReadFault::Changed`]).
+//! - [`Reader::next`] may be given up at any time, and nothing is lost.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull::{Config, Stream as Messages};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, ReplayPolicy};
+use async_nats::jetstream::stream::Stream;
+use futures_util::{FutureExt, StreamExt};
+use time::OffsetDateTime;
+
+use super::connect::{Link, innermost};
+use super::epoch::{Mark, created_ns};
+use super::message::{Said, Skipped, understand};
+use super::subject::Subjects;
+use crate::config::limits::{
+    NATS_CONSUMER_S_MAX, NATS_HEARTBEAT_MS, NATS_LOOKS_BEHIND, NATS_PULL_BYTES, NATS_PULL_MESSAGES,
+    NATS_PULL_MS, NATS_TAKE_MAX,
+};
+
+/// One message of the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// Where it stands in the stream.
+    pub mark: Mark,
+    /// What it says.
+    pub said: Said,
+}
+
+/// Why nothing is read. The stream goes on where it was, or is another one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadFault {
+    /// JetStream does not answer; a retry helps once it does.
+    #[error("{0}")]
+    Away(String),
+    /// The stream is not what it was.
+    #[error("the stream was made anew, or has lost its newest messages")]
+    Changed,
+}
+
+/// Messages that were not taken as they were.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Foreign {
+    /// Skipped: the subject is that of no topic.
+    pub subject: u64,
+    /// Skipped: the data is too large.
+    pub too_large: u64,
+    /// Headers left out: illegal.
+    pub illegal: u64,
+    /// Headers left out: only the server may say that.
+    pub reserved: u64,
+}
+
+/// From where on a stream is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// From its first message.
+    First,
+    /// From the first message of this time on, in nanoseconds since 1970.
+    Time(i64),
+    /// From behind this message.
+    Behind(Mark),
+    /// From behind this sequence, of whose message nothing is known; 0 is before the first.
+    After(u64),
+}
+
+/// Reads a stream.
+pub struct Reader {
+    link: Link,
+    stream: Stream,
+    subjects: Subjects,
+    message_bytes_max: usize,
+    /// When the stream was created that is read.
+    created_ns: i64,
+    start: Start,
+    feed: Option<Feed>,
+    /// Times in a row that the head was behind what was read.
+    behind: u32,
+    /// Messages that the consumer has for us still, as it said last.
+    pending: Option<u64>,
+    lost: Option<u64>,
+    foreign: Foreign,
+}
+
+/// A consumer at work.
+struct Feed {
+    messages: Messages,
+    /// The connection that it was made on.
+    connection: u64,
+    /// Its count of the last message.
+    count: u64,
+    /// The newest message when it was made; 0 in an empty stream.
+    until: u64,
+}
+
+/// What became of a message.
+enum Taken {
+    Message(Received),
+    Skipped,
+    /// One before it is missing.
+    Break,
+    Changed,
+}
+
+impl Reader {
+    /// Reads `stream`, which was created at `created_ns`.
+    pub fn new(
+        link: Link,
+        stream: Stream,
+        subjects: Subjects,
+        message_bytes_max: usize,
+        created_ns: i64,
+        start: Start,
+    ) -> Reader {
+        Reader {
+            link,
+            stream,
+            subjects,
+            message_bytes_max,
+            created_ns,
+            start,
+            feed: None,
+            behind: 0,
+            pending: None,
+            lost: None,
+            foreign: Foreign::default(),
+        }
+    }
+
+    /// Reads another stream of the same name from now on.
+    pub fn restart(&mut self, created_ns: i64, start: Start) {
+        self.feed = None;
+        self.behind = 0;
+        self.pending = None;
+        self.lost = None;
+        (self.created_ns, self.start) = (created_ns, start);
+    }
+
+    /// The message that was read last; none before the first.
+    pub fn last(&self) -> Option<Mark> {
+        match self.start {
+            Start::Behind(mark) => Some(mark),
+            Start::First | Start::Time(_) | Start::After(_) => None,
+        }
+    }
+
+    /// The sequence that was read last; 0 before the first.
+    fn last_sequence(&self) -> u64 {
+        match self.start {
+            Start::Behind(mark) => mark.sequence,
+            Start::After(sequence) => sequence,
+            Start::First | Start::Time(_) => 0,
+        }
+    }
+
+    /// Up to this sequence the stream has lost messages that were not read: to be told before the
+    /// messages that [`Reader::next`] has given.
+    pub fn take_lost(&mut self) -> Option<u64> {
+        self.lost.take()
+    }
+
+    /// Messages that the stream has for us still; `None` while nothing is read.
+    pub fn pending(&self) -> Option<u64> {
+        self.pending.filter(|_| self.feed.is_some())
+    }
+
+    /// True once all was read that the stream had when the consumer was made. What the server says
+    /// then of how much there is to come may be nothing although there is.
+    pub fn has_caught_up(&self) -> bool {
+        self.feed.as_ref().is_some_and(|feed| {
+            let is_last = feed.count > 0 && self.pending == Some(0);
+            is_last || self.last_sequence() >= feed.until
+        })
+    }
+
+    /// What was not taken as it was, from the start.
+    pub fn foreign(&self) -> Foreign {
+        self.foreign
+    }
+
+    /// The next messages, at least one unless only messages were read that are no events.
+    pub async fn next(&mut self) -> Result<Vec<Received>, ReadFault> {
+        loop {
+            self.open().await?;
+            let Some(feed) = &mut self.feed else { continue };
+            let connection = feed.connection;
+            let message = tokio::select! {
+                biased;
+                message = feed.messages.next() => message,
+                _ = self.link.came_up(connection) => None,
+            };
+            let mut taken = Vec::new();
+            let mut next = Some(message);
+            // Nothing is awaited from here on, so nothing that was taken can be given up.
+            while let Some(message) = next {
+                let Some(Ok(message)) = message else {
+                    self.feed = None;
+                    break;
+                };
+                match self.take(&message) {
+                    Taken::Message(message) => taken.push(message),
+                    Taken::Skipped => {}
+                    Taken::Break => {
+                        self.feed = None;
+                        break;
+                    }
+                    Taken::Changed if taken.is_empty() => return Err(ReadFault::Changed),
+                    // It is found again behind these.
+                    Taken::Changed => {
+                        self.feed = None;
+                        break;
+                    }
+                }
+                let Some(feed) = self.feed.as_mut().filter(|_| taken.len() < NATS_TAKE_MAX) else { break };
+                next = feed.messages.next().now_or_never();
+            }
+            if !taken.is_empty() || self.pending == Some(0) {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Makes a consumer that begins where we are, unless there is one.
+    pub async fn open(&mut self) -> Result<(), ReadFault> {
+        if self.feed.is_some() {
+            return Ok(());
+        }
+        let away = |error: &(dyn std::error::Error + 'static)| ReadFault::Away(innermost(error));
+        let connection = self.link.number();
+        if let Some(cause) = self.link.fault() {
+            return Err(ReadFault::Away(cause));
+        }
+        let info = self.stream.get_info().await.map_err(|error| away(&error))?;
+        if created_ns(&info) != self.created_ns {
+            return Err(ReadFault::Changed);
+        }
+        let last = self.last_sequence();
+        if info.state.last_sequence < last {
+            self.behind += 1;
+            return Err(match self.behind >= NATS_LOOKS_BEHIND {
+                true => ReadFault::Changed,
+                false => ReadFault::Away("the head of the stream is behind what was read".to_string()),
+            });
+        }
+        self.behind = 0;
+        let first = info.state.first_sequence;
+        if last > 0 && first > last + 1 {
+            self.lost = Some(first - 1);
+        }
+        let deliver_policy = match self.start {
+            Start::First => DeliverPolicy::All,
+            Start::Time(unix_ns) => match OffsetDateTime::from_unix_timestamp_nanos(unix_ns.into()) {
+                Ok(start_time) => DeliverPolicy::ByStartTime { start_time },
+                Err(_) => DeliverPolicy::All,
+            },
+            // With the last message itself, never behind the head: servers differ in what they do
+            // there.
+            Start::Behind(_) | Start::After(1..) => DeliverPolicy::ByStartSequence { start_sequence: last },
+            Start::After(0) => DeliverPolicy::All,
+        };
+        let config = Config {
+            description: Some("a node of fanwave".to_string()),
+            deliver_policy,
+            ack_policy: AckPolicy::None,
+            replay_policy: ReplayPolicy::Instant,
+            filter_subject: self.subjects.all(),
+            inactive_threshold: Duration::from_secs(NATS_CONSUMER_S_MAX),
+            num_replicas: 1,
+            memory_storage: true,
+            ..Config::default()
+        };
+        let consumer: PullConsumer =
+            self.stream.create_consumer(config).await.map_err(|error| away(&error))?;
+        let pending = consumer.cached_info().num_pending;
+        let bytes = NATS_PULL_BYTES.max(2 * self.link.client.max_payload());
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(NATS_PULL_MESSAGES)
+            .max_bytes_per_batch(bytes)
+            .heartbeat(Duration::from_millis(NATS_HEARTBEAT_MS))
+            .expires(Duration::from_millis(NATS_PULL_MS))
+            .messages()
+            .await
+            .map_err(|error| away(&error))?;
+        let is_empty = info.state.messages == 0;
+        let until = if is_empty { 0 } else { info.state.last_sequence };
+        self.feed = Some(Feed { messages, connection, count: 0, until });
+        self.pending = Some(pending);
+        Ok(())
+    }
+
+    fn take(&mut self, message: &async_nats::jetstream::Message) -> Taken {
+        let Some(feed) = &mut self.feed else { return Taken::Break };
+        let Ok(info) = message.info() else { return Taken::Break };
+        if info.consumer_sequence != feed.count + 1 {
+            return Taken::Break;
+        }
+        feed.count += 1;
+        self.pending = Some(info.pending);
+        let unix_ns = i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or(i64::MAX);
+        let mark = Mark { sequence: info.stream_sequence, unix_ns };
+        if let Start::Behind(last) = self.start
+            && mark.sequence == last.sequence
+            && mark.unix_ns != last.unix_ns
+        {
+            return Taken::Changed;
+        }
+        if mark.sequence <= self.last_sequence() {
+            return Taken::Skipped;
+        }
+        self.start = Start::Behind(mark);
+        let payload = message.payload.clone();
+        let understood = understand(
+            &self.subjects,
+            &message.subject,
+            message.headers.as_ref(),
+            payload,
+            self.message_bytes_max,
+        );
+        match understood {
+            Ok(understood) => {
+                self.foreign.illegal += understood.illegal;
+                self.foreign.reserved += understood.reserved;
+                Taken::Message(Received { mark, said: understood.said })
+            }
+            Err(Skipped::Subject) => {
+                self.foreign.subject += 1;
+                Taken::Skipped
+            }
+            Err(Skipped::TooLarge) => {
+                self.foreign.too_large += 1;
+                Taken::Skipped
+            }
+        }
+    }
+}
