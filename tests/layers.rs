@@ -71,6 +71,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "egress",
         ],
     ),
+    ("client", &["event", "close", "topic_pattern", "wire", "config/limits", "secret"]),
+    ("relay", &["event", "config", "config/limits", "client", "secret"]),
     (
         "hub",
         &[
@@ -92,6 +94,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "secret",
             "handover",
             "jetstream",
+            "client",
+            "relay",
         ],
     ),
     ("tls", &["config", "config/limits", "egress"]),
@@ -101,7 +105,6 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["clock", "config/limits", "broadcast", "egress", "egress/uring", "egress/epoll", "shard", "tls"],
     ),
     ("systemd", &["config", "hub"]),
-    ("client", &["event", "close", "topic_pattern", "wire", "config/limits", "secret"]),
     (
         "command",
         &[

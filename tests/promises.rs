@@ -53,6 +53,7 @@ mod promises {
     mod proxies;
     mod publish;
     mod refusals;
+    mod relay;
     mod reload;
     mod resume;
     mod retained;

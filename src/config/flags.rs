@@ -19,6 +19,7 @@ use super::acme::{AcmeError, AcmeFlags};
 use super::control::{ControlError, ControlFlags};
 use super::nats::{NatsError, NatsFlags};
 use super::pages::PageFlags;
+use super::relay::{RelayError, RelayFlags};
 use super::rules::{RuleError, RuleText, Rules};
 use super::tls::{TlsError, TlsFlags};
 use super::tokens::{TokenError, TokenFlags};
@@ -82,6 +83,9 @@ pub enum ConfigError {
     /// A flag about NATS is wrong.
     #[error(transparent)]
     Nats(#[from] NatsError),
+    /// A flag about a server to follow is wrong.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
     /// A flag about TLS is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -155,6 +159,8 @@ pub struct ServeFlags {
     tokens: TokenFlags,
     #[command(flatten)]
     nats: NatsFlags,
+    #[command(flatten)]
+    relay: RelayFlags,
     /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
     /// list of patterns, * for one segment, ** at the end for the rest [default: none]
     #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = client_publish)]
@@ -399,6 +405,7 @@ impl ServeFlags {
             acme,
             control_rules,
             tokens,
+            relay: self.relay.relay(self.nats.relay())?,
             nats: self.nats.nats()?,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages,

@@ -26,7 +26,7 @@ use crate::broadcast::{
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{HISTORY_STEPS, SINGLES_SHARE};
-use crate::event::{Epoch, Event, TOPIC_BYTES_MAX, Topic};
+use crate::event::{Epoch, Event, EventId, TOPIC_BYTES_MAX, Topic};
 use crate::log::Pace;
 use crate::publishing::{IdempotencyKey, names_many, reserved};
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
@@ -387,6 +387,11 @@ impl Intake {
         if self.queued.len() >= self.batch_events_max && !self.stalled {
             self.flush();
         }
+    }
+
+    /// The id of what came last, of this epoch; its sequence is 0 before the first.
+    pub(super) fn last(&self) -> EventId {
+        self.era.id(self.sequence)
     }
 
     /// Something has this sequence of the source.

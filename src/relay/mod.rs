@@ -20,8 +20,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::client::conversation::{self, Heard, SUBPROTOCOL, command};
-use crate::client::trust::Trust;
 use crate::client::push_query;
+use crate::client::trust::Trust;
 use crate::client::websocket::{Read, Socket, Target, Unopened, leave};
 use crate::config::Relay;
 use crate::config::limits::{RELAY_ANSWER_MS_MAX, RELAY_PING_MS};
@@ -106,7 +106,8 @@ impl Line {
         let bearer = match &relay.token_file {
             None => None,
             Some(file) => {
-                let secret = Secret::read(file).map_err(|error| refused(format!("--relay-token-file {error}")))?;
+                let secret =
+                    Secret::read(file).map_err(|error| refused(format!("--relay-token-file {error}")))?;
                 let mut value = HeaderValue::from_bytes(&secret.bearer()).expect("a token is visible ASCII");
                 value.set_sensitive(true);
                 Some(value)
@@ -123,7 +124,8 @@ impl Line {
             bearer: bearer.as_ref(),
         };
         let socket = target.open(answer_time()).await?;
-        let (ask_at, name) = (Instant::now() + Duration::from_millis(RELAY_PING_MS), relay.origin.to_string());
+        let (ask_at, name) =
+            (Instant::now() + Duration::from_millis(RELAY_PING_MS), relay.origin.to_string());
         let mut line = Line { socket, name, ask_at, owed: None, asked: POSITION };
         let first = relay.matches.first().expect("a relay follows something");
         line.say(command(POSITION, "subscribe", serde_json::json!({ "match": first.as_str() }))).await?;
@@ -248,7 +250,9 @@ fn address(relay: &Relay, start: Start) -> Url {
 fn event_of(heard: conversation::Event) -> Result<Event, String> {
     let data = match (heard.data, &heard.base64) {
         (Some(text), _) => Data::string(text),
-        (None, Some(base64)) => Data::binary(STANDARD.decode(base64).map_err(|error| error.to_string())?.into()),
+        (None, Some(base64)) => {
+            Data::binary(STANDARD.decode(base64).map_err(|error| error.to_string())?.into())
+        }
         (None, None) => return Err("it has no data".to_string()),
     };
     // An event has an id of its publisher's exactly where its position is told beside it.

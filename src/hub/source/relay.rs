@@ -12,6 +12,7 @@
 //! Not here: the connection and its language (`relay`).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::yield_now;
@@ -27,6 +28,21 @@ use crate::log::Pace;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::relay::{Line, Start, Told, Unheard};
 
+/// What operators hear of it.
+#[derive(Debug, Default)]
+pub(in crate::hub) struct Status {
+    /// The origin is heard.
+    pub connected: AtomicBool,
+    /// Sequence of what was heard last.
+    pub read: AtomicU64,
+    /// Times the connection broke.
+    pub breaks: AtomicU64,
+    /// Times the origin began anew.
+    pub epochs: AtomicU64,
+    /// Holes that subscribers were told of.
+    pub holes: AtomicU64,
+}
+
 /// What is followed, and how far.
 #[derive(Debug)]
 struct Follower {
@@ -38,6 +54,7 @@ struct Follower {
     lacks: bool,
     /// Something was placed and not flushed.
     is_due: bool,
+    status: Arc<Status>,
 }
 
 /// A connection that has said where it stands, and what it said before.
@@ -72,38 +89,51 @@ impl Greeting {
 }
 
 impl OpenHub {
-    /// Follows the origin from here on. Returns once its history is here.
-    pub async fn relay(&self, relay: Relay, greeting: Greeting, submissions: Submissions) {
-        let last = EventId { sequence: 0, ..greeting.at };
+    /// Follows the origin from here on: from its greeting, or, without one, from where the process
+    /// was whose place this one takes. Returns once its history is here.
+    pub async fn relay(&self, relay: Relay, greeting: Option<Greeting>, submissions: Submissions) {
+        let hub = self.hub.clone();
+        let last = hub.intake().last();
+        tokio::spawn(refuse(submissions, relay.name.clone()));
         // What was before the first event that is told is not known here.
-        let mut follower = Follower { relay, hub: self.hub.clone(), last, lacks: true, is_due: false };
-        let begin = Instant::now();
-        let mut line = Some(greeting.line);
-        for told in greeting.told {
-            follower.take(told).await;
-        }
-        let patience = Duration::from_millis(RELAY_HISTORY_MS_MAX);
-        while let Some(open) = &mut line
-            && begin.elapsed() < patience
-        {
-            // Nothing says where a history ends.
-            match timeout(Duration::from_millis(RELAY_QUIET_MS), open.next()).await {
-                Ok(Ok(told)) => drop(follower.take(told).await),
-                Ok(Err(_)) => line = None,
-                Err(_) => break,
-            }
-        }
-        if follower.last.sequence == 0 && greeting.at.sequence > 0 {
-            follower.hole_up_to(greeting.at.sequence);
-        }
-        follower.hub.flush();
-        tracing::info!(origin = %follower.relay.name, last = %follower.last, "the history of the origin is here");
-        tokio::spawn(refuse(submissions, follower.relay.name.clone()));
+        let lacks = greeting.is_some();
+        let status = hub.relay.get_or_init(Arc::default).clone();
+        let mut follower = Follower { relay, hub, last, lacks, is_due: false, status };
+        let line = match greeting {
+            Some(greeting) => follower.begin(greeting).await,
+            None => None,
+        };
         tokio::spawn(follower.follow(line));
     }
 }
 
 impl Follower {
+    /// Takes the history of the origin in.
+    async fn begin(&mut self, Greeting { line, told, at }: Greeting) -> Option<Line> {
+        let begin = Instant::now();
+        let patience = Duration::from_millis(RELAY_HISTORY_MS_MAX);
+        let mut line = Some(line);
+        for told in told {
+            self.take(told).await;
+        }
+        while let Some(open) = &mut line
+            && begin.elapsed() < patience
+        {
+            // Nothing says where a history ends.
+            match timeout(Duration::from_millis(RELAY_QUIET_MS), open.next()).await {
+                Ok(Ok(told)) => drop(self.take(told).await),
+                Ok(Err(_)) => line = None,
+                Err(_) => break,
+            }
+        }
+        if self.last.sequence == 0 && at.sequence > 0 {
+            self.hole_up_to(at.sequence);
+        }
+        self.hub.flush();
+        tracing::info!(origin = self.relay.name, last = %self.last, "the history of the origin is here");
+        line
+    }
+
     /// Hears the origin as long as the hub takes events.
     async fn follow(mut self, mut line: Option<Line>) {
         let (mut backoff, mut pace) = (Backoff::default(), Pace::WARNING);
@@ -111,8 +141,11 @@ impl Follower {
         loop {
             let unheard = match line.take() {
                 Some(open) => {
+                    self.status.connected.store(true, Ordering::Relaxed);
                     let unheard = self.hear(open, &mut backoff).await;
                     away = Instant::now();
+                    self.status.connected.store(false, Ordering::Relaxed);
+                    self.status.breaks.fetch_add(1, Ordering::Relaxed);
                     unheard
                 }
                 None => match Line::open(&self.relay, Start::After(self.last)).await {
@@ -176,7 +209,7 @@ impl Follower {
             Told::Event { at, event, unix_ms } => {
                 if self.comes_to(at) {
                     self.is_due = true;
-                    return self.hub.place(event, at.sequence, unix_ms).await;
+                    return self.hub.place_at(event, at.sequence, unix_ms, self.hub.now()).await;
                 }
             }
             Told::Unfit(at, cause) => {
@@ -200,12 +233,15 @@ impl Follower {
         }
         self.lacks = false;
         self.last = at;
+        self.status.read.store(at.sequence, Ordering::Relaxed);
         true
     }
 
     fn hole_up_to(&mut self, sequence: u64) {
         self.last.sequence = sequence;
         self.is_due = true;
+        self.status.holes.fetch_add(1, Ordering::Relaxed);
+        self.status.read.store(sequence, Ordering::Relaxed);
         self.hub.change(|intake| intake.tell_hole(sequence));
     }
 
@@ -216,6 +252,7 @@ impl Follower {
         tracing::warn!(old = %self.last.epoch, new = %at.epoch, "the origin has begun anew: ids are of a new epoch");
         self.last = EventId { sequence: 0, ..at };
         self.is_due = true;
+        self.status.epochs.fetch_add(1, Ordering::Relaxed);
         self.hub.change(|intake| intake.begin_era(at.epoch));
     }
 
@@ -224,7 +261,7 @@ impl Follower {
         if self.hub.intake().degraded().is_some() {
             self.hub.intake().degrade(None);
         }
-        tracing::info!(origin = %self.relay.name, "the origin is heard again");
+        tracing::info!(origin = self.relay.name, "the origin is heard again");
     }
 
     fn is_away(&self, unheard: &Unheard) {
