@@ -16,6 +16,7 @@ mod pages;
 pub mod relay;
 mod reload;
 pub mod rules;
+pub mod store;
 mod tls;
 mod tokens;
 pub mod units;
@@ -30,6 +31,7 @@ pub use pages::PageError;
 pub use relay::{Relay, RelayError};
 pub use reload::Reloaded;
 pub use rules::Rules;
+pub use store::StoreRules;
 pub use tls::{TlsError, TlsFiles};
 pub use tokens::{Jwks, TokenError, TokenRules};
 pub use upgrade::UpgradeSocket;
@@ -228,6 +230,8 @@ pub struct Config {
     pub upgrade_socket: UpgradeSocket,
     /// How much memory the process may take.
     pub memory_max: MemoryMax,
+    /// Where events outlive the process.
+    pub store: Option<StoreRules>,
     /// Every bound.
     pub limits: Limits,
     /// What the file says of the topics of patterns.
@@ -316,6 +320,7 @@ impl Default for Config {
             access_log: false,
             upgrade_socket: UpgradeSocket::Derived,
             memory_max: MemoryMax::default(),
+            store: None,
             limits: Limits::default(),
             rules: Rules::default(),
         }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use crate::config::Nats;
-use crate::config::limits::NATS_API_MS_MAX;
+use crate::config::limits::{NATS_API_MS_MAX, NATS_LOOK_MS};
 use crate::event::{Event, Topic};
 use connect::{code_of, innermost};
 
@@ -130,7 +130,7 @@ impl Session {
 
     /// The stream as it is now.
     pub async fn look(&self) -> Result<Info, LookFault> {
-        let info = timeout(Duration::from_millis(NATS_API_MS_MAX), self.stream.get_info()).await;
+        let info = timeout(Duration::from_millis(NATS_LOOK_MS), self.stream.get_info()).await;
         let info = info.map_err(|_| LookFault::Away("no answer in time".to_string()))?;
         info.map_err(|error| match code_of(&error) {
             Some(ErrorCode::STREAM_NOT_FOUND) => LookFault::Missing,

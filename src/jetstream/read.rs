@@ -15,6 +15,8 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::pull::{Config, Stream as Messages};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, ReplayPolicy};
 use async_nats::jetstream::stream::Stream;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::{FutureExt, StreamExt};
 use time::OffsetDateTime;
 
@@ -26,6 +28,10 @@ use crate::config::limits::{
     NATS_CONSUMER_S_MAX, NATS_HEARTBEAT_MS, NATS_LOOKS_BEHIND, NATS_PULL_BYTES, NATS_PULL_MESSAGES,
     NATS_PULL_MS, NATS_TAKE_MAX,
 };
+
+/// Consumers in a row that may break off before their first message, before that message is looked
+/// at by itself.
+const STUCK_MAX: u32 = 2;
 
 /// One message of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +60,8 @@ pub struct Foreign {
     pub subject: u64,
     /// Skipped: the data is too large.
     pub too_large: u64,
+    /// Skipped: the headers are none.
+    pub headers: u64,
     /// Headers left out: illegal.
     pub illegal: u64,
     /// Headers left out: only the server may say that.
@@ -85,10 +93,26 @@ pub struct Reader {
     feed: Option<Feed>,
     /// Times in a row that the head was behind what was read.
     behind: u32,
+    /// Consumers in a row that broke off before their first new message.
+    stuck: u32,
     /// Messages that the consumer has for us still, as it said last.
     pending: Option<u64>,
     lost: Option<u64>,
     foreign: Foreign,
+}
+
+/// True if the client library can read them.
+fn are_headers(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let mut lines = text.split("\r\n");
+    let is_version = lines.next().is_some_and(|line| line.starts_with("NATS/1.0"));
+    let is_line = |line: &str| {
+        let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_graphic());
+        line.is_empty()
+            || line.starts_with([' ', '\t'])
+            || line.split_once(':').is_some_and(|(name, _)| is_name(name))
+    };
+    is_version && lines.all(is_line)
 }
 
 /// A consumer at work.
@@ -130,6 +154,7 @@ impl Reader {
             start,
             feed: None,
             behind: 0,
+            stuck: 0,
             pending: None,
             lost: None,
             foreign: Foreign::default(),
@@ -139,7 +164,7 @@ impl Reader {
     /// Reads another stream of the same name from now on.
     pub fn restart(&mut self, created_ns: i64, start: Start) {
         self.feed = None;
-        self.behind = 0;
+        (self.behind, self.stuck) = (0, 0);
         self.pending = None;
         self.lost = None;
         (self.created_ns, self.start) = (created_ns, start);
@@ -203,6 +228,7 @@ impl Reader {
             // Nothing is awaited from here on, so nothing that was taken can be given up.
             while let Some(message) = next {
                 let Some(Ok(message)) = message else {
+                    self.stuck += u32::from(self.pending > Some(0));
                     self.feed = None;
                     break;
                 };
@@ -239,6 +265,10 @@ impl Reader {
         if let Some(cause) = self.link.fault() {
             return Err(ReadFault::Away(cause));
         }
+        if self.stuck >= STUCK_MAX {
+            self.stuck = 0;
+            self.pass_over().await;
+        }
         let info = self.stream.get_info().await.map_err(|error| away(&error))?;
         if created_ns(&info) != self.created_ns {
             return Err(ReadFault::Changed);
@@ -262,10 +292,9 @@ impl Reader {
                 Ok(start_time) => DeliverPolicy::ByStartTime { start_time },
                 Err(_) => DeliverPolicy::All,
             },
-            // With the last message itself, never behind the head: servers differ in what they do
-            // there.
-            Start::Behind(_) | Start::After(1..) => DeliverPolicy::ByStartSequence { start_sequence: last },
-            Start::After(0) => DeliverPolicy::All,
+            // With the last message itself, whose time tells whether the stream is the same.
+            Start::Behind(_) => DeliverPolicy::ByStartSequence { start_sequence: last },
+            Start::After(sequence) => DeliverPolicy::ByStartSequence { start_sequence: sequence + 1 },
         };
         let config = Config {
             description: Some("a node of fanwave".to_string()),
@@ -298,6 +327,29 @@ impl Reader {
         Ok(())
     }
 
+    /// The client library ends its connection at a message whose headers are not UTF-8 or have no
+    /// names, and would do so for ever. Where that is the next message, reading goes on behind it.
+    async fn pass_over(&mut self) {
+        let last = self.last_sequence();
+        if last == 0 {
+            // So that the message before it is known.
+            self.start = Start::First;
+        }
+        let wanted = serde_json::json!({ "seq": last + 1, "next_by_subj": self.subjects.all() });
+        let name = &self.stream.cached_info().config.name;
+        let asked = self.link.context.request(format!("STREAM.MSG.GET.{name}"), &wanted).await;
+        let Ok(answer): Result<serde_json::Value, _> = asked else { return };
+        let message = &answer["message"];
+        let headers = message["hdrs"].as_str().and_then(|text| STANDARD.decode(text).ok());
+        if let (Some(sequence), Some(headers)) = (message["seq"].as_u64(), headers)
+            && !are_headers(&headers)
+        {
+            tracing::warn!(sequence, "NATS: a message whose headers are none is passed over");
+            self.foreign.headers += 1;
+            self.start = Start::After(sequence);
+        }
+    }
+
     fn take(&mut self, message: &async_nats::jetstream::Message) -> Taken {
         let Some(feed) = &mut self.feed else { return Taken::Break };
         let Ok(info) = message.info() else { return Taken::Break };
@@ -318,6 +370,7 @@ impl Reader {
             return Taken::Skipped;
         }
         self.start = Start::Behind(mark);
+        self.stuck = 0;
         let payload = message.payload.clone();
         let understood = understand(
             &self.subjects,

@@ -82,8 +82,8 @@ mod tests {
 
     use crate::broadcast::{Demand, EncodedBatch, Era, Memory, Message, Outbox, path};
     use crate::clock::Stamp;
-    use crate::config::Config;
-    use crate::config::limits::HOLES_TOLD_MAX;
+    use crate::config::limits::{HOLES_TOLD_MAX, NODE_BEHIND_MS_MAX};
+    use crate::config::{Config, Nats};
     use crate::egress::Slot;
     use crate::egress::sim::{SimRing, Weather};
     use crate::event::{Epoch, Event, EventId};
@@ -101,7 +101,11 @@ mod tests {
 
     impl Bench {
         fn new() -> Bench {
-            let config = Arc::new(Config::default());
+            Bench::with(Config::default())
+        }
+
+        fn with(config: Config) -> Bench {
+            let config = Arc::new(config);
             let (outbox, inbox) = path(8).expect("eventfd");
             let (demand, now) = (Arc::<Demand>::default(), Stamp(1_000_000_000));
             let setup = ShardSetup {
@@ -209,6 +213,32 @@ mod tests {
         bench.publish("a", 11, FIRST);
         bench.turns();
         assert_eq!(bench.heard(slot), ["11"], "a newcomer has lost nothing");
+    }
+
+    /// Another node may have read it first.
+    #[test]
+    fn a_client_that_is_ahead_of_its_node_waits_a_while_for_the_event_that_it_names() {
+        let nats = Nats::new("nats://a".parse().expect("a server"));
+        let mut bench = Bench::with(Config { nats: Some(nats), ..Config::default() });
+        bench.publish("a", 3, FIRST);
+        bench.turns();
+        let ahead = bench.subscribe(&format!("topic=a&after={}", id(7, 5)));
+        let beyond = bench.subscribe(&format!("topic=a&after={}", id(7, 900)));
+        assert!(bench.heard(ahead).is_empty());
+        for sequence in 4..=6 {
+            bench.publish("a", sequence, FIRST);
+        }
+        bench.turns();
+        assert_eq!(bench.heard(ahead), ["6"], "nothing twice, and no gap");
+        assert!(bench.heard(beyond).is_empty());
+        bench.now = Stamp(bench.now.0 + NODE_BEHIND_MS_MAX * 1_000_000);
+        bench.turns();
+        assert_eq!(bench.heard(beyond)[0], gap(7, 900, "unknown"));
+        let mut alone = Bench::new();
+        alone.publish("a", 3, FIRST);
+        alone.turns();
+        let unknown = alone.subscribe(&format!("topic=a&after={}", id(7, 5)));
+        assert_eq!(alone.heard(unknown)[0], gap(7, 5, "unknown"), "there is no other node");
     }
 
     #[test]

