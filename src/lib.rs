@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod printed; // commands for people to paste
 pub mod publishing; // bytes of a publish to an event
 pub mod refusal; // why a publish is not taken
+pub mod relay; // the connection to a server that is followed
 pub mod runtime;
 pub mod secret; // a bearer token
 pub mod serve; // puts the stages together

@@ -95,6 +95,10 @@ pub enum RefusalReason {
     Source,
     /// It was sent to the source of events, which has not said what became of it.
     OutcomeUnknown,
+    /// This server follows another one, where events are published.
+    Follows,
+    /// What the server that is followed says cannot be an event here.
+    Foreign,
 }
 
 /// The rows of the table, in the order of [`RefusalReason`]: label, HTTP status.
@@ -140,12 +144,14 @@ const TABLE: [(RefusalReason, &str, StatusCode); RefusalReason::COUNT] = {
         (TlsHandshake, "tls_handshake", StatusCode::BAD_REQUEST),
         (Source, "source", StatusCode::SERVICE_UNAVAILABLE),
         (OutcomeUnknown, "outcome_unknown", StatusCode::GATEWAY_TIMEOUT),
+        (Follows, "follows", StatusCode::MISDIRECTED_REQUEST),
+        (Foreign, "foreign", StatusCode::BAD_GATEWAY),
     ]
 };
 
 impl RefusalReason {
     /// How many reasons there are.
-    pub const COUNT: usize = RefusalReason::OutcomeUnknown as usize + 1;
+    pub const COUNT: usize = RefusalReason::Foreign as usize + 1;
 
     /// All of them, in the order of their counts.
     pub const ALL: [RefusalReason; RefusalReason::COUNT] = {

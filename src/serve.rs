@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
@@ -22,9 +23,9 @@ use crate::config::limits::{
     ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, CLAIMS_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES,
     CONTROL_BUFFER_BYTES_MAX, CONTROL_TLS_BYTES_MAX, EPOLL_EVENTS_MAX, H2_CARRIER_BYTES, H2_STREAM_BYTES,
     H2_STREAMS_SPARE, ID_PLACE_BYTES, KNOWN_TOKEN_BYTES, LOG_LINES_MAX, PATTERN_PLACE_BYTES,
-    PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES, SUBMISSIONS_MAX,
-    TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOKENS_KNOWN_MAX, TOPIC_BYTES,
-    UPLINK_BYTES_MAX,
+    PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RELAY_START_MS_MAX, RETAINED_VALUE_BYTES,
+    SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOKENS_KNOWN_MAX,
+    TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress, Limits};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -34,12 +35,14 @@ use crate::event::{EVENT_BYTES_FIXED, Epoch};
 use crate::http2::StreamRules;
 use crate::hub::CertificateStats;
 use crate::hub::memory::{self, CeilingReport, Meter};
+use crate::hub::source::relay::Greeting;
 use crate::hub::source::{Remote, Source};
 use crate::hub::{
     self, Certificates, DataAddresses, EgressReport, HubError, ShardEnd, ShardFailure, Surroundings, Tidings,
 };
 use crate::jetstream::{Session, SessionError};
 use crate::log;
+use crate::relay::Unheard;
 use crate::runtime::{Layers, RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
@@ -133,6 +136,9 @@ pub enum ServeError {
     /// The stream of events is not there.
     #[error(transparent)]
     Source(#[from] SessionError),
+    /// The server that is to be followed is not there, or does not want us.
+    #[error("--source: {0}")]
+    Relay(#[from] Unheard),
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -191,14 +197,25 @@ pub fn run(
         Some(nats) => Some(runtime.block_on(Session::begin(nats, config.limits.message_bytes_max))?),
         None => None,
     };
-    let epoch = match (&predecessor, &session) {
-        (Some(predecessor), _) => predecessor.epoch(),
-        (None, Some(session)) => session.entry.epoch,
-        (None, None) => Epoch::random()
+    let greeting = match &config.relay {
+        Some(relay) if predecessor.is_none() => {
+            let (events, patience) =
+                (config.limits.window_events_max, Duration::from_millis(RELAY_START_MS_MAX));
+            Some(runtime.block_on(Greeting::get(relay, events, patience))?)
+        }
+        _ => None,
+    };
+    let epoch = match (&predecessor, &session, &greeting) {
+        (Some(predecessor), ..) => predecessor.epoch(),
+        (None, Some(session), _) => session.entry.epoch,
+        (None, None, Some(greeting)) => greeting.at().epoch,
+        (None, None, None) => Epoch::random()
             .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?,
     };
     let stored = config.store.as_ref().map(|rules| store::open(&config, rules, epoch)).transpose()?;
     let epoch = stored.as_ref().map_or(epoch, |(_, past)| past.state.epoch);
+    // Nobody comes in before the histories are there.
+    let holds_accepts = predecessor.is_some() || !config.is_alone() || stored.is_some();
     // Before the first thread, so that every thread leaves the signals to this one.
     let Signals { drain, hangups, upgrades } = {
         let _entered = runtime.enter();
@@ -233,11 +250,7 @@ pub fn run(
     let mut listen: Vec<SocketAddr> = data.iter().map(|address| address.bound).collect();
     // They are behind the plain ones.
     let listen_tls = listen.split_off(config.listen.len());
-    let doors = RingDoors {
-        keeps_listeners: data.iter().any(|address| address.passed),
-        // Nobody comes in before the histories are there.
-        holds_accepts: predecessor.is_some() || session.is_some() || stored.is_some(),
-    };
+    let doors = RingDoors { keeps_listeners: data.iter().any(|address| address.passed), holds_accepts };
     // The shards have theirs. Those of a former process are dealt with once they are ours.
     let inherited: Vec<DataAddress> = data.into_iter().filter(|address| address.inherited).collect();
 
@@ -331,13 +344,13 @@ pub fn run(
     });
     let former = predecessor.as_ref().map(|predecessor| predecessor.path().to_path_buf());
     let path = estate.as_ref().map(|estate| estate.place.path.clone());
-    let (source, submissions, past) = match (&session, stored) {
-        (Some(_), _) => {
+    let (source, submissions, past) = match stored {
+        Some((source, past)) => (source, None, Some(past)),
+        None if config.is_alone() => (Source::Local, None, None),
+        None => {
             let (remote, submissions) = Remote::new();
             (Source::Remote(remote), Some(submissions), None)
         }
-        (None, Some((source, past))) => (source, None, Some(past)),
-        (None, None) => (Source::Local, None, None),
     };
     let setup = hub::HubSetup {
         surroundings,
@@ -361,12 +374,15 @@ pub fn run(
     if let Some(predecessor) = predecessor {
         predecessor.succeed(&hub, &runtime)?;
     }
-    let holds_accepts = former.is_some() || session.is_some() || past.is_some();
     if let Some(past) = past {
         runtime.block_on(hub.restore_stored(past));
     }
-    if let Some((session, submissions)) = session.zip(submissions) {
-        runtime.block_on(hub.follow(session, submissions));
+    match (submissions, session, &config.relay) {
+        (Some(submissions), Some(session), _) => runtime.block_on(hub.follow(session, submissions)),
+        (Some(submissions), None, Some(relay)) => {
+            runtime.block_on(hub.relay(relay.clone(), greeting, submissions));
+        }
+        _ => {}
     }
     choice.log();
     for remedy in &ceiling.remedies {

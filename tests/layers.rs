@@ -72,6 +72,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "egress",
         ],
     ),
+    ("client", &["event", "close", "topic_pattern", "wire", "config/limits", "secret"]),
+    ("relay", &["event", "config", "config/limits", "client", "secret"]),
     (
         "hub",
         &[
@@ -94,6 +96,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "handover",
             "store",
             "jetstream",
+            "client",
+            "relay",
         ],
     ),
     ("tls", &["config", "config/limits", "egress"]),
@@ -114,7 +118,6 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("systemd", &["config", "hub"]),
-    ("client", &["event", "close", "topic_pattern", "wire", "config/limits", "secret"]),
     (
         "command",
         &[

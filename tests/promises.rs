@@ -55,6 +55,7 @@ mod promises {
     mod proxies;
     mod publish;
     mod refusals;
+    mod relay;
     mod reload;
     mod resume;
     mod retained;

@@ -9,12 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::close::ErrorCode;
 
-pub(super) use crate::wire::http::JSON as SUBPROTOCOL;
+pub use crate::wire::http::JSON as SUBPROTOCOL;
+
+/// The name of an event that has none, as an `EventSource` calls it.
+pub const UNNAMED: &str = "message";
 
 /// A message of the server.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-pub(super) enum Heard {
+pub enum Heard {
     /// A command was carried out.
     Done {
         #[serde(rename = "ref")]
@@ -37,28 +40,28 @@ pub(super) enum Heard {
 
 /// What is told of a command that was carried out.
 #[derive(Debug, Deserialize)]
-pub(super) struct Done {
+pub struct Done {
     /// Of a subscription: the position after which its events follow.
-    pub(super) after: Option<String>,
+    pub after: Option<String>,
     /// Of a publish.
-    pub(super) id: Option<String>,
+    pub id: Option<String>,
 }
 
 /// Why a command was not carried out.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct Failure {
-    pub(super) code: String,
-    pub(super) detail: String,
+pub struct Failure {
+    pub code: String,
+    pub detail: String,
 }
 
 impl Failure {
     /// True if the same may be said again with success: there was no room.
-    pub(super) fn passes(&self) -> bool {
+    pub fn passes(&self) -> bool {
         [ErrorCode::Full, ErrorCode::Busy].iter().any(|code| code.label() == self.code)
     }
 
     /// True if another server, or this one when it is back, may say something else.
-    pub(super) fn is_of_this_server(&self) -> bool {
+    pub fn is_of_this_server(&self) -> bool {
         self.passes() || self.code == ErrorCode::Draining.label()
     }
 }
@@ -71,47 +74,46 @@ impl fmt::Display for Failure {
 
 /// Events are missing.
 #[derive(Debug, Deserialize)]
-pub(super) struct Gap {
+pub struct Gap {
     /// The id that the client had.
-    pub(super) after: Option<String>,
+    pub after: Option<String>,
 }
 
 /// An event, as it is told and as `tail --json` prints it.
 #[derive(Debug, Deserialize, Serialize)]
-pub(super) struct Event {
-    pub(super) topic: String,
+pub struct Event {
+    pub topic: String,
     #[serde(rename = "event", default = "unnamed")]
-    pub(super) name: String,
-    pub(super) id: String,
+    pub name: String,
+    pub id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) data: Option<String>,
+    pub data: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) base64: Option<String>,
+    pub base64: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) time: Option<u64>,
+    pub time: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) retry: Option<u32>,
+    pub retry: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) key: Option<String>,
+    pub key: Option<String>,
     /// The server's id, where the publisher gave another one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) at: Option<String>,
+    pub at: Option<String>,
 }
 
 impl Event {
     /// Its place in the server's order.
-    pub(super) fn position(&self) -> &str {
+    pub fn position(&self) -> &str {
         self.at.as_deref().unwrap_or(&self.id)
     }
 }
 
-/// The name of an event that has none, as an `EventSource` calls it.
 fn unnamed() -> String {
-    "message".to_string()
+    UNNAMED.to_string()
 }
 
 /// A command: the JSON of its members under its name.
-pub(super) fn command(reference: u64, name: &str, members: impl fmt::Display) -> String {
+pub fn command(reference: u64, name: &str, members: impl fmt::Display) -> String {
     format!(r#"{{"ref":{reference},"{name}":{members}}}"#)
 }
 

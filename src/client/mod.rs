@@ -19,14 +19,14 @@ use tokio::time::timeout;
 
 use crate::secret::Secret;
 
-mod backoff;
-mod conversation;
+pub(crate) mod backoff;
+pub(crate) mod conversation;
 #[cfg(test)]
 mod fixtures;
 pub mod publish;
 pub mod tail;
-mod trust;
-mod websocket;
+pub(crate) mod trust;
+pub(crate) mod websocket;
 
 /// Why a client did not do what it was told: one line with the cause, and the remedy if there is
 /// one.
@@ -117,7 +117,7 @@ fn percent_encoded(text: &str) -> impl std::fmt::Display {
 
 /// Adds one parameter to the query of `url`. A space becomes `%20`: not every server takes `+` for
 /// one.
-fn push_query(url: &mut Url, name: &str, value: &str) {
+pub(crate) fn push_query(url: &mut Url, name: &str, value: &str) {
     let query = match url.query() {
         Some(query) if !query.is_empty() => format!("{query}&{name}={}", percent_encoded(value)),
         _ => format!("{name}={}", percent_encoded(value)),

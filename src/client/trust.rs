@@ -18,14 +18,14 @@ use super::ClientError;
 
 /// How to tell a server with TLS from an impostor.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Trust {
+pub struct Trust {
     /// The certificates of `--ca`.
     only: Option<Vec<CertificateDer<'static>>>,
 }
 
 impl Trust {
     /// What `--ca` says, for a server at `url`.
-    pub(super) fn of(ca: Option<&Path>, url: &Url) -> Result<Trust, ClientError> {
+    pub fn of(ca: Option<&Path>, url: &Url) -> Result<Trust, ClientError> {
         let Some(file) = ca else { return Ok(Trust::default()) };
         let wrong = |cause: String| ClientError::Usage(format!("--ca {}: {cause}", file.display()));
         if !has_tls(url) {
@@ -45,7 +45,7 @@ impl Trust {
 
     /// The same for a client of HTTP that asks `url`. One without TLS starts where no authorities
     /// are installed.
-    pub(super) fn of_http(
+    pub fn of_http(
         &self,
         builder: reqwest::ClientBuilder,
         url: &Url,
@@ -60,7 +60,7 @@ impl Trust {
     }
 
     /// Makes a TLS handshake with the server of `url`.
-    pub(super) async fn shake(&self, url: &Url, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub async fn shake(&self, url: &Url, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let name = ServerName::try_from(host.to_string()).map_err(io::Error::other)?;
         let config = self.config().map_err(io::Error::other)?;
@@ -84,13 +84,13 @@ impl Trust {
 }
 
 /// True for an address with TLS.
-pub(super) fn has_tls(url: &Url) -> bool {
+pub fn has_tls(url: &Url) -> bool {
     matches!(url.scheme(), "https" | "wss")
 }
 
 /// What is wrong with the certificate of the server, if that is why there is no connection. A retry
 /// does not help.
-pub(super) fn distrust(url: &Url, error: &(dyn std::error::Error + 'static)) -> Option<String> {
+pub fn distrust(url: &Url, error: &(dyn std::error::Error + 'static)) -> Option<String> {
     fn next<'a>(
         error: &&'a (dyn std::error::Error + 'static),
     ) -> Option<&'a (dyn std::error::Error + 'static)> {

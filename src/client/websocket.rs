@@ -18,21 +18,21 @@ use super::trust::{Trust, distrust, has_tls};
 use super::{KEEPALIVE_TIME, cannot_connect, refusal_line, retry_after, root_cause};
 
 /// How long a close frame may take to leave.
-pub(super) const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
+pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
 /// The largest message that is taken; a server that sends more is not one of ours.
-pub(super) const MESSAGE_BYTES_MAX: usize = 64 << 20;
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// A stream with TLS or without.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// An open connection.
-pub(super) type Socket = WebSocketStream<Box<dyn Stream>>;
+pub type Socket = WebSocketStream<Box<dyn Stream>>;
 
 /// Why there is no connection.
 #[derive(Debug)]
-pub(super) enum Unopened {
+pub enum Unopened {
     /// The server does not want us, or does not speak our language. A retry does not help.
     Refused(String),
     /// Nobody answers, or there is no room. A retry helps, after what the server asked for.
@@ -40,7 +40,7 @@ pub(super) enum Unopened {
 }
 
 /// The address of a WebSocket where somebody wrote that of its request.
-pub(super) fn as_websocket(url: &mut Url) {
+pub fn as_websocket(url: &mut Url) {
     let scheme = if has_tls(url) { "wss" } else { "ws" };
     // All four are special schemes, so one becomes another (WHATWG URL §6.1).
     url.set_scheme(scheme).expect("http becomes ws");
@@ -48,21 +48,21 @@ pub(super) fn as_websocket(url: &mut Url) {
 
 /// What to connect to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Target<'a> {
-    pub(super) url: &'a Url,
+pub struct Target<'a> {
+    pub url: &'a Url,
     /// The address that is named to the user.
-    pub(super) name: &'a Url,
+    pub name: &'a Url,
     /// What is to be spoken; the server has to agree.
-    pub(super) subprotocol: Option<&'static str>,
+    pub subprotocol: Option<&'static str>,
     /// What lets us in.
-    pub(super) bearer: Option<&'a HeaderValue>,
+    pub bearer: Option<&'a HeaderValue>,
     /// Which servers with TLS are believed.
-    pub(super) trust: &'a Trust,
+    pub trust: &'a Trust,
 }
 
 impl Target<'_> {
     /// Connects, and gives up after so long.
-    pub(super) async fn open(self, time_max: Duration) -> Result<Socket, Unopened> {
+    pub async fn open(self, time_max: Duration) -> Result<Socket, Unopened> {
         match timeout(time_max, self.connect()).await {
             Ok(outcome) => outcome,
             Err(_) => Err(self.cannot("no answer in time")),
@@ -126,7 +126,7 @@ impl Target<'_> {
 }
 
 /// What one read of a connection brought.
-pub(super) enum Read {
+pub enum Read {
     Message(Message),
     /// A ping or pong; the library answers pings.
     Alive,
@@ -135,15 +135,15 @@ pub(super) enum Read {
 }
 
 /// Why a connection is over.
-pub(super) struct Over {
+pub struct Over {
     /// In words.
-    pub(super) why: String,
+    pub why: String,
     /// The code of the server's close frame.
-    pub(super) code: Option<u16>,
+    pub code: Option<u16>,
 }
 
 impl Read {
-    pub(super) fn of(next: Option<Result<Message, Error>>) -> Read {
+    pub fn of(next: Option<Result<Message, Error>>) -> Read {
         let over = |why: String| Read::Over(Over { why: format!("closed: {why}"), code: None });
         match next {
             Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => Read::Message(message),
@@ -170,7 +170,7 @@ impl From<CloseFrame> for Over {
 
 /// Takes leave: with our close frame, or by flushing the library's answer to the server's (RFC 6455
 /// §5.5.1). Polite, and not worth a failure.
-pub(super) async fn leave(socket: &mut Socket, is_first: bool) {
+pub async fn leave(socket: &mut Socket, is_first: bool) {
     let leaving = async {
         match is_first {
             true => socket.close(None).await,

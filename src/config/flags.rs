@@ -19,6 +19,7 @@ use super::acme::{AcmeError, AcmeFlags};
 use super::control::{ControlError, ControlFlags};
 use super::nats::{NatsError, NatsFlags};
 use super::pages::PageFlags;
+use super::relay::{RelayError, RelayFlags};
 use super::rules::{RuleError, RuleText, Rules};
 use super::store::{StoreFlagError, StoreFlags};
 use super::tls::{TlsError, TlsFlags};
@@ -83,6 +84,9 @@ pub enum ConfigError {
     /// A flag about NATS is wrong.
     #[error(transparent)]
     Nats(#[from] NatsError),
+    /// A flag about a server to follow is wrong.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
     /// A flag about TLS is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -159,6 +163,8 @@ pub struct ServeFlags {
     tokens: TokenFlags,
     #[command(flatten)]
     nats: NatsFlags,
+    #[command(flatten)]
+    relay: RelayFlags,
     /// Topics to which clients of --listen may publish, by WebSocket and by POST /topics/TOPIC: a
     /// list of patterns, * for one segment, ** at the end for the rest [default: none]
     #[arg(long, value_name = "PATTERN", value_delimiter = ',', value_parser = client_publish)]
@@ -400,8 +406,9 @@ impl ServeFlags {
             return Err(ConfigError::Cpu { cpu: *cpu, allowed: CpuList(allowed.to_vec()) });
         }
         let shards = self.shards.unwrap_or(cpus.len());
+        let relay = self.relay.relay(self.nats.relay())?;
         let (nats, store) = (self.nats.nats()?, self.store.rules()?);
-        if nats.is_some() && store.is_some() {
+        if (nats.is_some() || relay.is_some()) && store.is_some() {
             return Err(StoreFlagError::OtherSource.into());
         }
         let rules = Rules::new(&self.rules, &limits)
@@ -417,6 +424,7 @@ impl ServeFlags {
             control_rules,
             tokens,
             nats,
+            relay,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages,
             client_publish: self.client_publish,

@@ -9,8 +9,10 @@ use crate::event::{EVENT_BYTES_BESIDE_DATA_MAX, TOPIC_BYTES_MAX};
 use crate::wire::Format;
 
 mod nats;
+mod relay;
 
 pub use nats::*;
+pub use relay::*;
 
 /// What the operator may set. `Default` gives the values of a server without flags.
 #[derive(Debug, Clone, PartialEq, Eq)]

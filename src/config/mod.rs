@@ -13,6 +13,7 @@ pub mod limits;
 mod memory;
 pub mod nats;
 mod pages;
+pub mod relay;
 mod reload;
 pub mod rules;
 pub mod store;
@@ -27,6 +28,7 @@ pub use limits::{LimitError, Limits};
 pub use memory::{MemoryMax, MemoryMaxError};
 pub use nats::{Nats, NatsError, NatsServers};
 pub use pages::PageError;
+pub use relay::{Relay, RelayError};
 pub use reload::Reloaded;
 pub use rules::Rules;
 pub use store::StoreRules;
@@ -202,6 +204,8 @@ pub struct Config {
     pub tokens: TokenRules,
     /// The stream that events come from, if it is not this process that gives their sequences.
     pub nats: Option<Nats>,
+    /// The server that is followed, if one is.
+    pub relay: Option<Relay>,
     /// One entry per shard: the CPU it is pinned to.
     pub shard_cpus: Vec<usize>,
     /// What pages in browsers may do.
@@ -235,6 +239,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// True if no other server gives the ids that this one gives.
+    pub fn is_alone(&self) -> bool {
+        self.nats.is_none() && self.relay.is_none()
+    }
+
     /// True if clients of the data plane may publish to `topic`: what its rule says, else the flag.
     pub fn lets_clients_publish(&self, topic: &str) -> bool {
         let by_rule = self.rules.of(topic).and_then(|rule| rule.client_publish);
@@ -298,6 +307,7 @@ impl Default for Config {
             control_rules: ControlRules::default(),
             tokens: TokenRules::default(),
             nats: None,
+            relay: None,
             shard_cpus: vec![0],
             pages: PageRules::default(),
             client_publish: Vec::new(),

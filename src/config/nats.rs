@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::relay::is_relay;
 use super::units::{Age, Size};
 
 /// The port of nats-server where none is named.
@@ -45,7 +46,9 @@ impl fmt::Debug for NatsServers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NatsServersError {
     /// Neither `nats://` nor `tls://` stands before it, or both do.
-    #[error("write local, or nats://HOST:PORT,HOST:PORT, or tls:// in place of nats://")]
+    #[error(
+        "write local, or nats://HOST:PORT,HOST:PORT, or tls:// in place of nats://, or relay://HOST:PORT"
+    )]
     Scheme,
     /// Something that is no `HOST:PORT`.
     #[error("server {0} of the list is no HOST or HOST:PORT")]
@@ -191,9 +194,9 @@ impl fmt::Debug for SourceText {
 }
 
 impl SourceText {
-    /// The servers, if it is not this process.
+    /// The servers, if it is neither this process nor a server of ours.
     fn servers(&self) -> Result<Option<NatsServers>, NatsServersError> {
-        if self.0 == "local" { Ok(None) } else { self.0.parse().map(Some) }
+        if self.0 == "local" || is_relay(&self.0) { Ok(None) } else { self.0.parse().map(Some) }
     }
 }
 
@@ -202,8 +205,9 @@ impl SourceText {
 #[command(next_help_heading = "Source")]
 pub(super) struct NatsFlags {
     /// Where events and their ids come from. local: this process; nats://HOST:PORT,HOST:PORT or
-    /// tls://…: a stream of NATS JetStream, with the same ids on every node
-    #[arg(long, value_name = "local|nats://HOST:PORT", default_value = "local")]
+    /// tls://…: a stream of NATS JetStream, with the same ids on every node; relay://HOST:PORT or
+    /// relays://…: another fanwave, which this one follows
+    #[arg(long, value_name = "local|nats://HOST:PORT|relay://HOST:PORT", default_value = "local")]
     source: SourceText,
     /// JetStream stream that holds the events; it is created if it is missing [default: fanwave]
     #[arg(long, value_name = "NAME", value_parser = stream_name)]
@@ -233,6 +237,11 @@ pub(super) struct NatsFlags {
 }
 
 impl NatsFlags {
+    /// The address of a server to follow, if the source is one.
+    pub(super) fn relay(&self) -> Option<&str> {
+        Some(self.source.0.as_str()).filter(|source| is_relay(source))
+    }
+
     /// Checked; none without servers.
     pub(super) fn nats(self) -> Result<Option<Nats>, NatsError> {
         let Some(servers) = self.source.servers()? else {

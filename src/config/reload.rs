@@ -48,6 +48,7 @@ impl Config {
             control_rules: ControlRules { token, open },
             tokens,
             nats,
+            relay,
             shard_cpus,
             pages,
             client_publish,
@@ -86,6 +87,7 @@ impl Config {
         to.keeps("control", &self.control, control);
         to.keeps("control-tls", &self.control_tls, control_tls);
         to.keeps("source and --nats-*", &self.nats, nats);
+        to.keeps("source and --relay-*", &self.relay, relay);
         to.keeps("shards and --cpus", &self.shard_cpus, shard_cpus);
         to.keeps("client-publish", &self.client_publish, client_publish);
         to.keeps("playground", &self.pages.playground, playground);

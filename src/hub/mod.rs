@@ -214,6 +214,8 @@ struct Hub {
     listings: Semaphore,
     /// Of the stream that is the source, if one is.
     stream: OnceLock<source::jetstream::Stream>,
+    /// Of the server that is followed, if one is.
+    relay: OnceLock<Arc<source::relay::Status>>,
 }
 
 /// Answers that are shared by all who ask at the same time.
@@ -487,6 +489,7 @@ impl Hub {
             head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
             stream: OnceLock::new(),
+            relay: OnceLock::new(),
         }
     }
 

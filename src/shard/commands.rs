@@ -527,7 +527,7 @@ fn code_of(reason: RefusalReason) -> ErrorCode {
         RefusalReason::Draining => ErrorCode::Draining,
         RefusalReason::BadTopic => ErrorCode::BadTopic,
         RefusalReason::TooLarge | RefusalReason::LineTooLong => ErrorCode::TooLarge,
-        RefusalReason::NotAllowed => ErrorCode::NotAllowed,
+        RefusalReason::NotAllowed | RefusalReason::Follows => ErrorCode::NotAllowed,
         RefusalReason::Conflict => ErrorCode::Conflict,
         _ => ErrorCode::BadCommand,
     }

@@ -26,10 +26,10 @@ use crate::support::server::answer;
 use crate::support::{Protocol, Said, Server, Subscriber, until, within};
 
 /// Nodes as they are now; one that died is replaced in its place.
-type Nodes = Arc<RwLock<Vec<Server>>>;
+pub type Nodes = Arc<RwLock<Vec<Server>>>;
 
 /// Sequence and data of all that was acknowledged.
-type Ledger = Arc<Mutex<BTreeMap<u64, String>>>;
+pub type Ledger = Arc<Mutex<BTreeMap<u64, String>>>;
 
 pub struct World {
     pub nats: Vec<Nats>,
@@ -132,7 +132,7 @@ impl World {
 }
 
 /// Publishes numbers on all nodes in turn until it is over; each until it is acknowledged.
-async fn publish(nodes: Nodes, ledger: Ledger, over: Arc<AtomicBool>, publisher: usize) {
+pub async fn publish(nodes: Nodes, ledger: Ledger, over: Arc<AtomicBool>, publisher: usize) {
     let mut number = 0;
     while !over.load(Ordering::Relaxed) {
         let data = format!("{publisher}.{number}");
@@ -172,7 +172,7 @@ struct Got {
 }
 
 /// Reads, moves, reads on, until the last event; gives all that it got.
-async fn roam(
+pub async fn roam(
     nodes: Nodes,
     moves: Arc<AtomicUsize>,
     over: Arc<AtomicBool>,

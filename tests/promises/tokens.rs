@@ -22,7 +22,7 @@ use crate::support::raw::{RawAnswer, exchange};
 use crate::support::server::{answer, client};
 use crate::support::{Protocol, Said, Scratch, Server, Subscriber, until};
 
-const SECRET: &str = "0123456789abcdef0123456789abcdef";
+pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const JSON: &str = "Sec-WebSocket-Protocol: fanwave.v1.json\r\n";
@@ -39,7 +39,7 @@ fn sign(claims: Value) -> String {
 }
 
 /// A token that is over after so many seconds.
-fn granting(subscribe: &[&str], publish: &[&str], seconds: u64) -> String {
+pub fn granting(subscribe: &[&str], publish: &[&str], seconds: u64) -> String {
     sign(json!({ "exp": now_s() + seconds, "fanwave": { "subscribe": subscribe, "publish": publish } }))
 }
 

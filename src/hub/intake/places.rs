@@ -2,6 +2,7 @@
 //! order of the source's sequences.
 
 use super::*;
+use crate::event::EventId;
 
 impl Intake {
     /// Why an event that comes from elsewhere cannot be one here, if so.
@@ -40,6 +41,11 @@ impl Intake {
         if self.queued.len() >= self.batch_events_max && !self.stalled {
             self.flush();
         }
+    }
+
+    /// The id of what came last, of this epoch; its sequence is 0 before the first.
+    pub(in crate::hub) fn last(&self) -> EventId {
+        self.era.id(self.sequence)
     }
 
     /// Something has this sequence of the source.

@@ -28,6 +28,7 @@
 mod core;
 pub mod jetstream;
 mod nodes;
+pub mod relay;
 pub(super) mod stats;
 
 use std::pin::Pin;

@@ -1,5 +1,7 @@
 //! What operators hear of the source: as JSON, and for Prometheus.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde::Serialize;
 
 use super::super::Hub;
@@ -11,12 +13,25 @@ use crate::jetstream::Foreign;
 /// The source in `/stats`.
 #[derive(Serialize)]
 pub(in crate::hub) struct SourceStats {
-    /// `local` or `jetstream`.
+    /// `local`, `jetstream` or `relay`.
     kind: &'static str,
     /// Why it takes no publishes, if it does not.
     degraded: Option<String>,
     #[serde(flatten)]
     stream: Option<StreamStats>,
+    #[serde(flatten)]
+    relay: Option<RelayStats>,
+}
+
+/// A server that is followed.
+#[derive(Serialize)]
+pub(in crate::hub) struct RelayStats {
+    connected: bool,
+    /// Sequence that was heard last.
+    read: u64,
+    breaks: u64,
+    epochs: u64,
+    holes: u64,
 }
 
 /// A stream of JetStream.
@@ -72,15 +87,52 @@ impl Hub {
                 core: told.core,
             }
         });
-        let kind = if stream.is_some() { "jetstream" } else { "local" };
-        SourceStats { kind, degraded, stream }
+        let relay = self.relay.get().map(|status| {
+            let count = |number: &AtomicU64| number.load(Ordering::Relaxed);
+            RelayStats {
+                connected: status.connected.load(Ordering::Relaxed),
+                read: count(&status.read),
+                breaks: count(&status.breaks),
+                epochs: count(&status.epochs),
+                holes: count(&status.holes),
+            }
+        });
+        let kind = match (&stream, &relay) {
+            (Some(_), _) => "jetstream",
+            (None, Some(_)) => "relay",
+            (None, None) => "local",
+        };
+        SourceStats { kind, degraded, stream, relay }
     }
 
     /// The same for Prometheus.
     pub(in crate::hub) fn write_source(&self, page: &mut Page) {
-        let SourceStats { kind, degraded, stream } = self.source_stats();
+        let SourceStats { kind, degraded, stream, relay } = self.source_stats();
         page.family("fanwave_source_up", Gauge, "1 while the source takes publishes, else 0.");
         page.sample(&[("kind", kind)], u8::from(degraded.is_none()));
+        if let Some(relay) = relay {
+            page.single(
+                "fanwave_source_connected",
+                Gauge,
+                "1 while the origin is heard.",
+                u8::from(relay.connected),
+            );
+            page.single("fanwave_source_read", Gauge, "Sequence that was read last.", relay.read);
+            page.single(
+                "fanwave_source_breaks_total",
+                Counter,
+                "Times that reading broke off.",
+                relay.breaks,
+            );
+            page.single(
+                "fanwave_source_epochs_total",
+                Counter,
+                "Times that the origin began anew.",
+                relay.epochs,
+            );
+            let holes = "Holes that subscribers were told of.";
+            page.single("fanwave_source_holes_total", Counter, holes, relay.holes);
+        }
         let Some(stream) = stream else { return };
         page.single("fanwave_source_head", Gauge, "Newest sequence of the stream.", stream.head);
         page.single("fanwave_source_read", Gauge, "Sequence that was read last.", stream.read);

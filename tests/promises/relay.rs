@@ -1,0 +1,175 @@
+//! Claim: a server that follows another one gives its events under its ids: a subscriber may leave
+//! one relay and go on at another, and loses nothing and gets nothing twice, also when a relay dies.
+//!
+//! Set-up: an origin and relays, all of them processes. The origin asks for tokens, or begins anew;
+//! a relay is killed while subscribers move between two of them.
+//!
+//! Expectation: events as at the origin, their ids included. What a relay cannot know is a gap.
+//! Publishers hear where to go.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rustix::process::Signal;
+use tokio::sync::{Mutex, RwLock};
+
+use super::jetstream_cluster::{Ledger, Nodes, publish, roam};
+use super::tokens::{SECRET, granting};
+use crate::support::{Protocol, Said, Scratch, Server, Subscriber, until, within};
+
+/// A server that follows the origin.
+fn relay(origin: &Server, flags: &[&str]) -> Server {
+    let source = format!("relay://{}", origin.data);
+    Server::start(&[&["--source", &source, "--shards", "2"], flags].concat())
+}
+
+async fn sse(server: &Server, topics: &[&str], after: Option<&str>) -> Subscriber {
+    Subscriber::resume(server.data, Protocol::Sse, topics, after).await
+}
+
+#[tokio::test]
+async fn events_are_the_same_at_the_origin_and_at_a_relay() {
+    let origin = Server::start(&["--shards", "2"]);
+    let first = origin.publish("news/a", "before").await;
+    let edge = relay(&origin, &["--relay-match", "news/**,solo"]);
+    let topics = ["news/a", "news/b", "solo"];
+    let (mut here, mut there) = (sse(&origin, &topics, None).await, sse(&edge, &topics, None).await);
+    origin.publish_with("news/a", "?event=x&id=mine&retry=250&key=k", "named\nlines").await;
+    let binary = origin.post("/topics/news/b").header("content-type", "application/octet-stream");
+    assert_eq!(origin.answer(binary.body(&b"\x00\xff"[..])).await.status, 200);
+    origin.publish("other", "not followed").await;
+    let last = origin.publish("solo", "last").await;
+    for _ in 0..3 {
+        assert_eq!(there.event().await, here.event().await);
+    }
+    // What was before the relay came is its history.
+    let mut resumed = sse(&edge, &topics, Some(&first.id)).await;
+    assert_eq!(resumed.event().await.id.as_deref(), Some("mine"));
+    assert_eq!((resumed.event().await.data, resumed.text().await), (b"\x00\xff".to_vec(), "last".into()));
+    let text = edge.get("/topics/solo").await.json();
+    assert_eq!(text["last_id"], serde_json::json!(last.id));
+    let source = edge.stats().await["source"].clone();
+    assert_eq!((&source["kind"], &source["connected"]), (&"relay".into(), &true.into()), "{source}");
+}
+
+#[tokio::test]
+async fn who_publishes_at_a_relay_hears_where_to_go() {
+    let origin = Server::start(&["--shards", "1"]);
+    let edge = relay(&origin, &["--client-publish", "**"]);
+    for request in [edge.post("/topics/t").body("x"), edge.delete("/topics/t")] {
+        let answer = edge.answer(request).await;
+        let to = format!("this server follows relay://{}: publish there", origin.data);
+        assert_eq!((answer.status, answer.error()), (421, to));
+    }
+    let stats = edge.stats().await;
+    assert_eq!(stats["hub"]["refused"]["follows"], 2, "{stats}");
+}
+
+#[tokio::test]
+async fn an_origin_that_begins_anew_is_a_gap_and_another_epoch() {
+    let origin = Server::start(&["--shards", "1"]);
+    let (data, control) = (origin.data, origin.control);
+    let edge = relay(&origin, &[]);
+    let mut subscriber = sse(&edge, &["t"], None).await;
+    let old = origin.publish("t", "old").await;
+    assert_eq!(subscriber.event().await.id, Some(old.id.clone()));
+    origin.signal(Signal::KILL);
+    drop(origin);
+    let origin = Server::start_on(data, control, &["--shards", "1"]);
+    assert!(matches!(subscriber.news().await, Said::Gap(_)), "what came meanwhile may be lost");
+    let new = origin.publish("t", "new").await;
+    assert_eq!(subscriber.event().await.id, Some(new.id.clone()));
+    assert_ne!(new.id.split_once('-').map(|id| id.0), old.id.split_once('-').map(|id| id.0));
+}
+
+#[tokio::test]
+async fn a_relay_brings_its_token_and_one_that_has_none_does_not_start() {
+    let scratch = Scratch::new();
+    let secret = scratch.write("secret", SECRET);
+    let origin = Server::start(&["--auth-hs256-file", &secret, "--shards", "1"]);
+    let source = format!("relay://{}", origin.data);
+    let token = scratch.write("token", &granting(&["news/**"], &["news/**"], 600));
+    let flags = ["--source", &source, "--relay-match", "news/**", "--relay-token-file", &token];
+    let edge = Server::start(&flags);
+    let mut subscriber = sse(&edge, &["news/a"], None).await;
+    let post = origin.post("/topics/news/a").bearer_auth(granting(&[], &["news/**"], 600)).body("in");
+    assert_eq!(origin.answer(post).await.status, 200);
+    assert_eq!(subscriber.text().await, "in");
+    for (flags, code, cause) in [
+        (&flags[..4], 1, "401"),
+        (&["--source", &source, "--relay-token-file", &token][..], 1, "403"),
+        (&["--source", &source, "--nats-stream", "x"][..], 2, "--nats-stream needs"),
+        (&["--relay-match", "a"][..], 2, "--relay-match needs"),
+    ] {
+        let refused = Command::new(env!("CARGO_BIN_EXE_fanwave"))
+            .args(["--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"])
+            .args(flags)
+            .env_clear()
+            .stdin(Stdio::null())
+            .output();
+        let refused = refused.expect("the program runs");
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(code), "{flags:?}: {stderr}");
+        assert!(stderr.contains(cause), "{flags:?}: {stderr}");
+    }
+}
+
+/// Subscribers that move between two relays of one origin, while one of these is killed and comes
+/// back, get each event once and in order. Returns the number of events.
+pub async fn roamed(movers: u64, events: usize, moves_wanted: usize) -> usize {
+    let origin = Server::start(&["--shards", "1"]);
+    let relays = vec![relay(&origin, &[]), relay(&origin, &[])];
+    let source = format!("relay://{}", origin.data);
+    let (origin, relays): (Nodes, Nodes) =
+        (Arc::new(RwLock::new(vec![origin])), Arc::new(RwLock::new(relays)));
+    let (moves, over, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default(), Arc::default());
+    let ledger: Ledger = Arc::new(Mutex::new(BTreeMap::new()));
+    let publishers: Vec<_> = (0..2)
+        .map(|number| tokio::spawn(publish(origin.clone(), ledger.clone(), Arc::clone(&stop), number)))
+        .collect();
+    let movers: Vec<_> = (0..movers)
+        .map(|seed| {
+            tokio::spawn(roam(relays.clone(), moves.clone(), over.clone(), SmallRng::seed_from_u64(seed)))
+        })
+        .collect();
+    for round in 0..2 {
+        let (before, moved) = (ledger.lock().await.len(), moves.load(Ordering::Relaxed));
+        until("more events and moves", async || {
+            let is_done = ledger.lock().await.len() >= before + events / 2
+                && moves.load(Ordering::Relaxed) >= moved + moves_wanted / 2;
+            is_done.then_some(())
+        })
+        .await;
+        let dead = {
+            let mut relays = relays.write().await;
+            let next = Server::start(&["--source", &source, "--shards", "2"]);
+            std::mem::replace(&mut relays[round], next)
+        };
+        dead.signal(Signal::KILL);
+    }
+    stop.store(true, Ordering::Relaxed);
+    for publisher in publishers {
+        publisher.await.expect("a publisher ends well");
+    }
+    over.store(true, Ordering::Relaxed);
+    let last = origin.read().await[0].publish("t", "last").await;
+    let mut ledger = ledger.lock().await.clone();
+    ledger.insert(last.sequence, "last".to_string());
+    for mover in movers {
+        let got = within("the last event on each relay", mover).await.expect("no mover panics");
+        let first = got.first().expect("something").0;
+        let expected: Vec<(u64, String)> =
+            ledger.range(first..).map(|(sequence, data)| (*sequence, data.clone())).collect();
+        assert!(got == expected, "each event once, in order: {} of {}", got.len(), expected.len());
+    }
+    ledger.len()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscribers_that_move_between_relays_lose_nothing_when_one_dies() {
+    assert!(roamed(10, 200, 60).await > 200);
+}
