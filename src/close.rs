@@ -78,6 +78,34 @@ pub enum CloseReason {
     Overrun,
     /// A send made no progress for too long, or sends of slow sockets held too many bytes.
     Stalled,
+    /// The connection that carried the stream has ended.
+    CarrierGone,
+    /// A frame or a request of HTTP/2 is against RFC 9113, in a way that has no reason of its own.
+    H2Protocol,
+    /// A frame of HTTP/2 came for a stream that the client had ended.
+    H2StreamClosed,
+    /// A frame of HTTP/2 has a size that its type may not have.
+    H2FrameSize,
+    /// A client of HTTP/2 sent more than a window allows, or made ours too large.
+    H2FlowControl,
+    /// A block of fields cannot be read.
+    H2Compression,
+    /// A client asked for more streams at a time than it may have. It may ask again.
+    H2RefusedStream,
+    /// A client resets its requests as soon as it has asked them (CVE-2023-44487).
+    H2Resets,
+    /// A block of fields comes in too many frames, or is too large.
+    H2Continuations,
+    /// Too many SETTINGS.
+    H2Settings,
+    /// Too many pings of HTTP/2.
+    H2Pings,
+    /// Too many frames that say nothing.
+    H2EmptyFrames,
+    /// Too many updates of windows.
+    H2WindowUpdates,
+    /// A few bytes stand for very many bytes of fields.
+    H2FieldBomb,
 }
 
 /// The code of the close frame that a WebSocket gets (RFC 6455 §7.4) when it ends in order. Nothing
@@ -200,12 +228,26 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         cut(PingTimeout, "ping_timeout"),
         told(Overrun, "overrun", InOrder, Ours(1013)),
         cut(Stalled, "stalled"),
+        cut(CarrierGone, "carrier_gone"),
+        cut(H2Protocol, "h2_protocol"),
+        cut(H2StreamClosed, "h2_stream_closed"),
+        cut(H2FrameSize, "h2_frame_size"),
+        cut(H2FlowControl, "h2_flow_control"),
+        cut(H2Compression, "h2_compression"),
+        cut(H2RefusedStream, "h2_refused_stream"),
+        cut(H2Resets, "h2_resets"),
+        cut(H2Continuations, "h2_continuations"),
+        cut(H2Settings, "h2_settings"),
+        cut(H2Pings, "h2_pings"),
+        cut(H2EmptyFrames, "h2_empty_frames"),
+        cut(H2WindowUpdates, "h2_window_updates"),
+        cut(H2FieldBomb, "h2_field_bomb"),
     ]
 };
 
 impl CloseReason {
     /// How many reasons there are; arrays by reason have this length.
-    pub const COUNT: usize = CloseReason::Stalled as usize + 1;
+    pub const COUNT: usize = CloseReason::H2FieldBomb as usize + 1;
 
     /// The row of this reason.
     pub fn row(self) -> &'static CloseRow {

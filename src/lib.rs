@@ -15,6 +15,7 @@ pub mod clock;
 pub mod close; // why we hang up
 pub mod config;
 pub mod handover; // to the process that takes our place
+pub mod http2; // a ring around a ring: streams on one socket
 pub mod jetstream; // the stream of events in NATS
 pub mod log; // how its lines look, how many there may be
 pub mod metrics;
@@ -24,6 +25,7 @@ pub mod refusal; // why a publish is not taken
 pub mod runtime;
 pub mod secret; // a bearer token
 pub mod serve; // puts the stages together
+pub mod store; // events that outlive their process
 pub mod systemd; // the service manager
 pub mod tls; // a ring around a ring
 pub mod topic_pattern; // names for many topics

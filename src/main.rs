@@ -12,6 +12,7 @@ use fanwave::command::sources::{self, SourceError};
 use fanwave::command::{Command, check_config, token};
 use fanwave::config::Config;
 use fanwave::config::flags::ServeFlags;
+use fanwave::config::store::StoreFlagError;
 use fanwave::serve::ServeError;
 use fanwave::systemd::Passed;
 use fanwave::{log, serve};
@@ -67,6 +68,7 @@ fn serve_with(mut flags: ServeFlags) -> Outcome {
             let line = "with --upgrade the listeners are those of the process that runs; pass it no sockets";
             return Err((USAGE, line.to_string()));
         }
+        Some(_) if flags.has_store() => return Err((USAGE, StoreFlagError::Upgrade.to_string())),
         Some((socket, address)) => {
             let met =
                 serve::Predecessor::meet(socket, address).map_err(|error| (FAILURE, error.to_string()))?;

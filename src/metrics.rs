@@ -62,6 +62,17 @@ pub struct TokenCounters {
     pub waits: u64,
 }
 
+/// What came by HTTP/2.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct Http2Counters {
+    /// Connections that began to carry streams.
+    pub carriers: u64,
+    /// Streams that were opened on them, whatever became of them.
+    pub opened: u64,
+    /// Streams now.
+    pub streams: u64,
+}
+
 /// Counters and histograms of one shard.
 #[derive(Debug, Clone)]
 pub struct ShardMetrics {
@@ -73,7 +84,9 @@ pub struct ShardMetrics {
     pub accept_failures: u64,
     /// TLS handshakes that came to their end.
     pub tls_handshakes: u64,
-    /// Connections now, those in the handshake or closing included.
+    /// HTTP/2.
+    pub http2: Http2Counters,
+    /// Connections now, those in the handshake or closing included; streams are none.
     pub connections: u64,
     /// Connections ended, by reason.
     pub closed: [u64; CloseReason::COUNT],
@@ -116,6 +129,7 @@ impl Default for ShardMetrics {
             accepted: 0,
             accept_failures: 0,
             tls_handshakes: 0,
+            http2: Http2Counters::default(),
             connections: 0,
             closed: [0; CloseReason::COUNT],
             events: 0,

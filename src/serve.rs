@@ -10,6 +10,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustls::ServerConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -19,16 +20,18 @@ use crate::broadcast::{Demand, Memory, Message, path};
 use crate::config::capacity::{Capacity, NoCapacity, Sharers};
 use crate::config::limits::{
     ACCESS_ENTRY_BYTES, ACCESS_LINE_BYTES_MAX, CLAIMS_BYTES_MAX, COMPLETIONS_MAX, CONNECTION_BYTES,
-    CONTROL_BUFFER_BYTES_MAX, CONTROL_TLS_BYTES_MAX, EPOLL_EVENTS_MAX, ID_PLACE_BYTES, KNOWN_TOKEN_BYTES,
-    LOG_LINES_MAX, PATTERN_PLACE_BYTES, PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS,
-    RETAINED_VALUE_BYTES, SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES,
-    TLS_SESSION_BYTES, TOKENS_KNOWN_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
+    CONTROL_BUFFER_BYTES_MAX, CONTROL_TLS_BYTES_MAX, EPOLL_EVENTS_MAX, H2_CARRIER_BYTES, H2_STREAM_BYTES,
+    H2_STREAMS_SPARE, ID_PLACE_BYTES, KNOWN_TOKEN_BYTES, LOG_LINES_MAX, PATTERN_PLACE_BYTES,
+    PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RETAINED_VALUE_BYTES, SUBMISSIONS_MAX,
+    TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOKENS_KNOWN_MAX, TOPIC_BYTES,
+    UPLINK_BYTES_MAX,
 };
-use crate::config::{Config, ControlAddress};
+use crate::config::{Config, ControlAddress, Limits};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
 use crate::egress::uring::UringOptions;
 use crate::egress::{RingError, Slot};
 use crate::event::{EVENT_BYTES_FIXED, Epoch};
+use crate::http2::StreamRules;
 use crate::hub::CertificateStats;
 use crate::hub::memory::{self, CeilingReport, Meter};
 use crate::hub::source::{Remote, Source};
@@ -37,9 +40,10 @@ use crate::hub::{
 };
 use crate::jetstream::{Session, SessionError};
 use crate::log;
-use crate::runtime::{RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
+use crate::runtime::{Layers, RingOptions, RuntimeError, Secure, ShardHandle, ShardStart, spawn_shard};
 use crate::shard;
 use crate::shard::connections::Connection;
+use crate::store::StoreError;
 use crate::systemd::{Manager, Passed};
 use crate::tls::{self, Automatic, Identity, IdentityError};
 use egress::Ring;
@@ -48,6 +52,7 @@ pub use upgrade::Predecessor;
 
 mod egress; // which ring
 mod listeners; // of both planes
+mod store; // what outlives the process
 mod upgrade; // takes the place of a running process
 
 /// What is running, told once every shard has said that it is ready.
@@ -131,6 +136,9 @@ pub enum ServeError {
     /// This machine does not give a shard its ring.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// The directory of events does not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A shard could not start.
     #[error("shard {shard}: {source}")]
     Shard {
@@ -171,8 +179,8 @@ pub fn run(
     raise_descriptor_limit();
     let choice = egress::choose(config.egress, config.sockets)?;
     let automatic = config.acme.as_ref().map(|_| Automatic::default());
-    let load = |files| tls::load_with(files, automatic.as_ref());
-    let identity = config.tls.as_ref().map(load).transpose()?.map(Identity::new);
+    let has_http2 = config.limits.h2_streams_max > 0;
+    let identity = handshakes(&config, automatic.as_ref(), has_http2)?.map(Identity::new);
     let keeper = config.acme.as_ref().zip(automatic.clone()).map(|(rules, held)| Keeper::open(rules, held));
     let keeper = keeper.transpose().map_err(ServeError::Acme)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -189,6 +197,8 @@ pub fn run(
         (None, None) => Epoch::random()
             .map_err(|error| ServeError::Hub(format!("cannot get random bits for the epoch: {error}")))?,
     };
+    let stored = config.store.as_ref().map(|rules| store::open(&config, rules, epoch)).transpose()?;
+    let epoch = stored.as_ref().map_or(epoch, |(_, past)| past.state.epoch);
     // Before the first thread, so that every thread leaves the signals to this one.
     let Signals { drain, hangups, upgrades } = {
         let _entered = runtime.enter();
@@ -226,7 +236,7 @@ pub fn run(
     let doors = RingDoors {
         keeps_listeners: data.iter().any(|address| address.passed),
         // Nobody comes in before the histories are there.
-        holds_accepts: predecessor.is_some() || session.is_some(),
+        holds_accepts: predecessor.is_some() || session.is_some() || stored.is_some(),
     };
     // The shards have theirs. Those of a former process are dealt with once they are ours.
     let inherited: Vec<DataAddress> = data.into_iter().filter(|address| address.inherited).collect();
@@ -259,11 +269,14 @@ pub fn run(
             ShardStart {
                 setup,
                 ring: ring(choice.ring, &capacity, listeners, doors),
-                secure: identity.clone().filter(|_| !listen_tls.is_empty()).map(|identity| Secure {
-                    identity,
-                    from: listen.len(),
-                    addresses: listen.len() + listen_tls.len(),
-                }),
+                layers: Layers {
+                    secure: identity.clone().filter(|_| !listen_tls.is_empty()).map(|identity| Secure {
+                        identity,
+                        from: listen.len(),
+                        addresses: listen.len() + listen_tls.len(),
+                    }),
+                    streams: streams(&config.limits, &capacity),
+                },
                 inbox,
             },
             move || _ = ready.send(number),
@@ -299,7 +312,7 @@ pub fn run(
         Tidings::HandedOver(heir) => teller.follow(heir),
         Tidings::Alive => teller.alive(),
     };
-    let Operator { reread, adopt } = with_certificates(operator, identity, automatic);
+    let Operator { reread, adopt } = with_certificates(operator, identity, automatic, has_http2);
     let surroundings = Surroundings {
         reread,
         adopt,
@@ -318,12 +331,13 @@ pub fn run(
     });
     let former = predecessor.as_ref().map(|predecessor| predecessor.path().to_path_buf());
     let path = estate.as_ref().map(|estate| estate.place.path.clone());
-    let (source, submissions) = match session {
-        Some(_) => {
+    let (source, submissions, past) = match (&session, stored) {
+        (Some(_), _) => {
             let (remote, submissions) = Remote::new();
-            (Source::Remote(remote), Some(submissions))
+            (Source::Remote(remote), Some(submissions), None)
         }
-        None => (Source::Local, None),
+        (None, Some((source, past))) => (source, None, Some(past)),
+        (None, None) => (Source::Local, None, None),
     };
     let setup = hub::HubSetup {
         surroundings,
@@ -347,7 +361,10 @@ pub fn run(
     if let Some(predecessor) = predecessor {
         predecessor.succeed(&hub, &runtime)?;
     }
-    let holds_accepts = former.is_some() || session.is_some();
+    let holds_accepts = former.is_some() || session.is_some() || past.is_some();
+    if let Some(past) = past {
+        runtime.block_on(hub.restore_stored(past));
+    }
     if let Some((session, submissions)) = session.zip(submissions) {
         runtime.block_on(hub.follow(session, submissions));
     }
@@ -421,6 +438,7 @@ fn with_certificates(
     operator: Operator,
     identity: Option<Identity>,
     automatic: Option<Automatic>,
+    has_http2: bool,
 ) -> Operator {
     let Some(identity) = identity else { return operator };
     let Operator { reread, adopt } = operator;
@@ -429,8 +447,8 @@ fn with_certificates(
     Operator {
         reread: Box::new(move || {
             let config = reread()?;
-            let load = |files| tls::load_with(files, automatic.as_ref()).map_err(|error| error.to_string());
-            let handshakes = config.tls.as_ref().map(load).transpose()?;
+            let handshakes =
+                handshakes(&config, automatic.as_ref(), has_http2).map_err(|error| error.to_string())?;
             *kept.lock().unwrap_or_else(PoisonError::into_inner) = handshakes;
             Ok(config)
         }),
@@ -537,6 +555,29 @@ fn ring(ring: Ring, capacity: &Capacity, listeners: Vec<OwnedFd>, doors: RingDoo
     }
 }
 
+/// What connections may carry.
+fn streams(limits: &Limits, capacity: &Capacity) -> StreamRules {
+    StreamRules {
+        first_slot: capacity.slots as u32,
+        streams_max: capacity.connections_max + H2_STREAMS_SPARE,
+        per_carrier_max: limits.h2_streams_max,
+        head_bytes_max: limits.handshake_bytes_max,
+        head_ms_max: limits.handshake_ms_max,
+        stall_ms_max: limits.stall_ms_max,
+    }
+}
+
+/// The handshakes of TLS, if there are any to be made; `has_http2` as at the start.
+fn handshakes(
+    config: &Config,
+    automatic: Option<&Automatic>,
+    has_http2: bool,
+) -> Result<Option<Arc<ServerConfig>>, IdentityError> {
+    let load = |files| tls::load_with(files, automatic);
+    let handshakes = config.tls.as_ref().map(load).transpose()?;
+    Ok(handshakes.map(|all| if has_http2 { all } else { tls::without_http2(&all) }))
+}
+
 /// Waits until every shard has said that it is ready; fails with the first that is not.
 fn await_ready(
     ready: &Receiver<usize>,
@@ -593,6 +634,12 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings)),
     ];
+    if limits.h2_streams_max > 0 {
+        let per_stream = size_of::<Connection>() + size_of::<Slot>() + H2_STREAM_BYTES;
+        let all = (capacity.connections_max + H2_STREAMS_SPARE) * per_stream;
+        let carriers = capacity.sockets_max * H2_CARRIER_BYTES;
+        lines.push(("streams of HTTP/2, when all are in use", sum(all + carriers)));
+    }
     if !config.listen_tls.is_empty() {
         let handshake = TLS_HANDSHAKE_BYTES_MAX + TLS_HANDSHAKE_STATE_BYTES;
         lines.push(("keys, when all connections have TLS", sum(capacity.slots * TLS_SESSION_BYTES)));
@@ -614,7 +661,9 @@ fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'stat
     if config.tokens.is_configured() {
         let known = TOKENS_KNOWN_MAX * CLAIMS_BYTES_MAX + 2 * TOKENS_KNOWN_MAX * KNOWN_TOKEN_BYTES;
         let held = capacity.connections_max.saturating_mul(CLAIMS_BYTES_MAX);
-        lines.push(("tokens, when all grant as much as they can", sum(known.saturating_add(held))));
+        // The hub knows those of publishers.
+        let all = sum(known.saturating_add(held)).saturating_add(known as u64);
+        lines.push(("tokens, when all grant as much as they can", all));
     }
     if config.rules.iter().any(|rule| rule.retain) {
         let values_max = limits.retained_memory_max() / (EVENT_BYTES_FIXED + RETAINED_VALUE_BYTES);

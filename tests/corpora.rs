@@ -85,6 +85,8 @@ targets! {
     tokens
     topic_patterns
     rules
+    h2_fields
+    h2_frames
     whole_shard
 }
 

@@ -34,7 +34,9 @@ mod promises {
     mod gap;
     mod half_closed;
     mod heartbeat;
+    mod http2;
     mod idempotency;
+    mod internet;
     mod interop;
     mod jetstream;
     mod jetstream_client;
@@ -63,6 +65,7 @@ mod promises {
     mod stalled_reader;
     mod start_up;
     mod starts;
+    mod store;
     mod tail;
     mod tls;
     mod tls_faults;

@@ -32,6 +32,8 @@ use tokio::sync::oneshot;
 
 #[path = "simulation/conversation.rs"]
 mod conversation;
+#[path = "support/h2.rs"]
+mod h2;
 #[path = "simulation/memory.rs"]
 mod memory;
 #[path = "simulation/publishers.rs"]
@@ -48,6 +50,8 @@ mod scratch;
 mod shares;
 #[path = "simulation/storms.rs"]
 mod storms;
+#[path = "simulation/streams.rs"]
+mod streams;
 mod support;
 #[path = "simulation/together.rs"]
 mod together;

@@ -19,12 +19,23 @@ use crate::config::AcmeRules;
 use crate::config::limits::{ACME_ANSWER_BYTES_MAX, ACME_ANSWER_MS_MAX, ACME_ORDER_MS_MAX};
 use crate::tls::Automatic;
 
+/// What an authority says that does not know our account (RFC 8555 §6.7).
+const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
+
 /// Orders a certificate. Gives it with its chain, and its key before them, in PEM. The error is
 /// one line.
 pub(super) async fn order(rules: &AcmeRules, state: &State, automatic: &Automatic) -> Result<String, String> {
-    let account = account(rules, state).await?;
     let identifiers: Vec<_> = rules.domains.iter().cloned().map(Identifier::Dns).collect();
-    let mut order = account.new_order(&NewOrder::new(&identifiers)).await.map_err(|error| told(&error))?;
+    let wanted = NewOrder::new(&identifiers);
+    let ordered = match account(rules, state).await?.new_order(&wanted).await {
+        // The authority has forgotten it, as those do that are for trying.
+        Err(Error::Api(problem)) if problem.r#type.as_deref() == Some(NO_ACCOUNT) => {
+            state.forget_account()?;
+            account(rules, state).await?.new_order(&wanted).await
+        }
+        ordered => ordered,
+    };
+    let mut order = ordered.map_err(|error| told(&error))?;
     prove(&mut order, automatic).await?;
     // The whole order has a limit of its own.
     let patience = RetryPolicy::new().timeout(Duration::from_millis(ACME_ORDER_MS_MAX));

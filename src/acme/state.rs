@@ -33,6 +33,10 @@ impl State {
         serde_json::from_str(&text).map(Some).map_err(|error| self.failed("account.json", &error))
     }
 
+    pub(super) fn forget_account(&self) -> Result<(), String> {
+        fs::remove_file(self.0.join("account.json")).map_err(|error| self.failed("account.json", &error))
+    }
+
     pub(super) fn keep_account(&self, account: &AccountCredentials) -> Result<(), String> {
         let text = serde_json::to_vec(account).map_err(|error| self.failed("account.json", &error))?;
         self.keep("account.json", &text)

@@ -20,6 +20,7 @@ use super::control::{ControlError, ControlFlags};
 use super::nats::{NatsError, NatsFlags};
 use super::pages::PageFlags;
 use super::rules::{RuleError, RuleText, Rules};
+use super::store::{StoreFlagError, StoreFlags};
 use super::tls::{TlsError, TlsFlags};
 use super::tokens::{TokenError, TokenFlags};
 use super::units::{Count, Millis, Size};
@@ -85,6 +86,9 @@ pub enum ConfigError {
     /// A flag about TLS is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A flag about the store is wrong.
+    #[error(transparent)]
+    Store(#[from] StoreFlagError),
     /// A flag about ACME is wrong.
     #[error(transparent)]
     Acme(#[from] AcmeError),
@@ -173,6 +177,8 @@ pub struct ServeFlags {
     /// have, less a tenth; at least 32MiB
     #[arg(long, value_name = "BYTES|auto|none", default_value = "auto", help_heading = "Windows")]
     memory_max: MemoryMax,
+    #[command(flatten)]
+    store: StoreFlags,
     #[command(flatten)]
     limits: LimitFlags,
     /// How subscribers are reached. uring: by io_uring, or no start; epoll: one system call per
@@ -275,6 +281,8 @@ limit_flags! {
         stall_ms_max: Millis;
         /// From SIGTERM until the rest is cut off
         drain_ms_max: Millis;
+        /// Streams of one connection of HTTP/2; 0 for HTTP/1.1 alone
+        h2_streams_max: Count;
     }
     "Windows" {
         /// Topics remembered, and topics with subscribers per shard; about 640 bytes each, twice
@@ -337,6 +345,11 @@ impl ServeFlags {
         self.upgrade.then_some((&self.upgrade_socket, self.control.first()))
     }
 
+    /// True if events are to outlive the process.
+    pub fn has_store(&self) -> bool {
+        self.store.is_used()
+    }
+
     /// How the lines of the log look.
     pub fn log_format(&self) -> LogFormat {
         self.log_format
@@ -387,6 +400,10 @@ impl ServeFlags {
             return Err(ConfigError::Cpu { cpu: *cpu, allowed: CpuList(allowed.to_vec()) });
         }
         let shards = self.shards.unwrap_or(cpus.len());
+        let (nats, store) = (self.nats.nats()?, self.store.rules()?);
+        if nats.is_some() && store.is_some() {
+            return Err(StoreFlagError::OtherSource.into());
+        }
         let rules = Rules::new(&self.rules, &limits)
             .map_err(|error| ConfigError::Rule { path: self.rules_source, error })?;
         Ok(Config {
@@ -399,7 +416,7 @@ impl ServeFlags {
             acme,
             control_rules,
             tokens,
-            nats: self.nats.nats()?,
+            nats,
             shard_cpus: cpus.into_iter().cycle().take(shards).collect(),
             pages,
             client_publish: self.client_publish,
@@ -412,6 +429,7 @@ impl ServeFlags {
             access_log: self.access_log,
             upgrade_socket: self.upgrade_socket,
             memory_max: self.memory_max,
+            store,
             limits,
             rules,
         })

@@ -80,6 +80,9 @@ pub struct Limits {
     pub stall_ms_max: u64,
     /// Milliseconds that a drain may take before the rest is cut off.
     pub drain_ms_max: u64,
+    /// Streams that a client of HTTP/2 may have at a time on one connection; 0 offers no HTTP/2.
+    /// Each is a connection of the shard, but no socket.
+    pub h2_streams_max: usize,
 }
 
 impl Default for Limits {
@@ -107,6 +110,7 @@ impl Default for Limits {
             heartbeat_ms: 15_000,
             stall_ms_max: 30_000,
             drain_ms_max: 10_000,
+            h2_streams_max: 100,
         }
     }
 }
@@ -278,7 +282,7 @@ impl Limits {
     }
 
     /// Flag, value, largest value, reason.
-    pub(super) fn maxima(&self) -> [(&'static str, u64, u64, &'static str); 10] {
+    pub(super) fn maxima(&self) -> [(&'static str, u64, u64, &'static str); 11] {
         let send = "the kernel takes less than 2 GiB in one send";
         let time = "the kernel counts milliseconds in 31 bits";
         [
@@ -302,6 +306,12 @@ impl Limits {
             ("heartbeat-ms", self.heartbeat_ms, MS_POSSIBLE, time),
             ("stall-ms-max", self.stall_ms_max, MS_POSSIBLE, time),
             ("drain-ms-max", self.drain_ms_max, MS_POSSIBLE, time),
+            (
+                "h2-streams-max",
+                self.h2_streams_max as u64,
+                H2_STREAMS_POSSIBLE,
+                "each of them may wait for its turn in one queue",
+            ),
         ]
     }
 
@@ -624,6 +634,22 @@ pub const SOURCE_SETTLE_MS_MAX: u64 = 5_000;
 /// Publishes of one stream that may wait for the answer of a remote source, before the stream is
 /// read on: as many as one flush to the disk or one round of acknowledgements takes.
 pub const STREAM_WAITING_MAX: usize = 4_096;
+/// Entries that wait for the thread that writes the store; of more publishers get 503, or wait.
+pub const STORE_QUEUE_MAX: usize = 16_384;
+/// Entries that go to the disk together.
+pub const STORE_BATCH_MAX: usize = 4_096;
+/// Their bytes, about; the last one may be of any size.
+pub const STORE_BATCH_BYTES_MAX: usize = 4 << 20;
+/// Milliseconds within which the disk has an event, with `--fsync interval`.
+pub const STORE_SYNC_MS: u64 = 100;
+/// Milliseconds until a disk that refuses is tried again.
+pub const STORE_RETRY_MS: u64 = 1_000;
+/// Milliseconds between two looks for segments that are too old.
+pub const STORE_TIDY_MS: u64 = 10_000;
+/// Bytes of a segment: a removal of the oldest takes as much, and a start reads one at a time.
+pub const STORE_SEGMENT_BYTES: u64 = 32 << 20;
+/// Least bytes that a store may have: some segments.
+pub const STORE_BYTES_MIN: u64 = 8 << 20;
 /// Idempotency keys that the hub remembers, about 300 bytes each; beyond it the oldest is forgotten
 /// before its time.
 pub const IDEMPOTENCY_KEYS_MAX: usize = 65_536;
@@ -772,6 +798,39 @@ pub const CONTROL_SPARE_MAX: usize = 16;
 /// Milliseconds that a control connection may be silent although room is short, unless there is
 /// none at all: a client that has just connected is about to ask.
 pub const CONTROL_SILENCE_MS_MIN: u64 = 1_000;
+
+/// Streams that one connection of HTTP/2 may be allowed: they wait for room in one queue.
+const H2_STREAMS_POSSIBLE: u64 = 10_000;
+/// Requests of HTTP/2 of a shard that make no subscriber, or not yet; beyond its subscribers.
+pub const H2_STREAMS_SPARE: usize = 1_024;
+/// Bytes that are put together for one send of a connection of HTTP/2. What its streams have beyond
+/// that waits for the next one. Also what one such connection pins when its socket is full.
+pub const H2_PIECE_BYTES_MAX: usize = 64 << 10;
+/// Bytes of such a piece whose memory is kept for the next one; larger ones are rare.
+pub const H2_PIECE_POOLED_BYTES_MAX: usize = 32 << 10;
+/// Bytes of such a connection's own words, answers to pings and the like, that may wait while its
+/// client reads nothing.
+pub const H2_WORDS_BYTES_MAX: usize = 16 << 10;
+/// Frames of one block of fields. Clients cut blocks at 16 KiB, and ours are smaller.
+pub const H2_CONTINUATIONS_MAX: u8 = 8;
+/// Of each kind of frame that costs us more than its sender: how many may come at once, and how
+/// many more with each tick.
+pub const H2_RESETS: (u16, u16) = (400, 25);
+/// A client says once what it wants, and seldom again.
+pub const H2_SETTINGS: (u16, u16) = (40, 1);
+/// Some clients measure their round trip all the time.
+pub const H2_PINGS: (u16, u16) = (200, 10);
+/// Empty DATA, PRIORITY, what is not known, and frames for streams that are gone.
+pub const H2_EMPTY_FRAMES: (u16, u16) = (400, 25);
+/// Each frame of DATA that we send allows two more: some clients answer every one.
+pub const H2_WINDOW_UPDATES: (u16, u16) = (4_000, 250);
+/// What a connection of HTTP/2 takes beside its entry, and each of its streams, at rest.
+pub const H2_CARRIER_BYTES: usize = 192;
+/// The same for a stream.
+pub const H2_STREAM_BYTES: usize = 48;
+/// Milliseconds that a connection of HTTP/2 may be without a stream. Browsers keep theirs for
+/// minutes, and open another one when they need it.
+pub const H2_IDLE_MS_MAX: u64 = 60_000;
 
 const _: () = assert!(DOZE_MS * 4 <= TICK_MS);
 const _: () = assert!(JWKS_UPGRADE_MS_MAX * 2 <= HAND_OVER_START_MS_MAX);

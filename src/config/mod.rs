@@ -15,6 +15,7 @@ pub mod nats;
 mod pages;
 mod reload;
 pub mod rules;
+pub mod store;
 mod tls;
 mod tokens;
 pub mod units;
@@ -28,6 +29,7 @@ pub use nats::{Nats, NatsError, NatsServers};
 pub use pages::PageError;
 pub use reload::Reloaded;
 pub use rules::Rules;
+pub use store::StoreRules;
 pub use tls::{TlsError, TlsFiles};
 pub use tokens::{Jwks, TokenError, TokenRules};
 pub use upgrade::UpgradeSocket;
@@ -224,6 +226,8 @@ pub struct Config {
     pub upgrade_socket: UpgradeSocket,
     /// How much memory the process may take.
     pub memory_max: MemoryMax,
+    /// Where events outlive the process.
+    pub store: Option<StoreRules>,
     /// Every bound.
     pub limits: Limits,
     /// What the file says of the topics of patterns.
@@ -306,6 +310,7 @@ impl Default for Config {
             access_log: false,
             upgrade_socket: UpgradeSocket::Derived,
             memory_max: MemoryMax::default(),
+            store: None,
             limits: Limits::default(),
             rules: Rules::default(),
         }

@@ -60,6 +60,7 @@ impl Config {
             access_log,
             upgrade_socket,
             memory_max,
+            store,
             limits,
             rules,
         } = new;
@@ -76,6 +77,7 @@ impl Config {
         to.takes("diagnostic-echo", |config| &mut config.diagnostic_echo, diagnostic_echo);
         to.takes("log", |config| &mut config.log, log);
         to.takes("memory-max", |config| &mut config.memory_max, memory_max);
+        to.keeps("data, --fsync and --data-bytes-max", &self.store, store);
         to.keeps("listen", &self.listen, listen);
         to.takes("tls-cert, --tls-key and --tls-client-ca", |config| &mut config.tls, tls);
         to.keeps("acme and its flags", &self.acme, acme);
@@ -136,7 +138,7 @@ impl Config {
                 connections_per_shard_max connections_per_address_max topics_max message_bytes_max
                 window_events_max window_bytes_max window_ms_max window_bytes_total_max
                 hub_queue_events_max hub_queue_bytes_max shard_queue_batches_max send_bytes_max
-                stall_ms_max;
+                stall_ms_max h2_streams_max;
         }
     }
 }

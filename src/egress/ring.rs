@@ -20,6 +20,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::batch::Batch;
+use crate::close::CloseReason;
 
 /// A socket's index in the ring's table, or its number, and the connection's index in the slab.
 pub type Slot = u32;
@@ -59,6 +60,12 @@ pub enum ReceiveEnd {
     Failed(i32),
     /// What came is not what TLS allows; whatever comes yet is dropped.
     Insecure(Insecure),
+    /// The client has reset its stream.
+    Reset,
+    /// The carrier of the stream has ended.
+    CarrierGone,
+    /// What came is not what HTTP/2 allows, for this reason; whatever comes yet is dropped.
+    Against(CloseReason),
 }
 
 /// What broke a TLS connection.
@@ -89,6 +96,19 @@ pub enum Completion<'a> {
     Secured {
         /// Whose connection.
         slot: Slot,
+    },
+    /// A request came on a carrier ([`EgressRing::carry`]). Its stream is a connection like any, with
+    /// a slot that belongs to no socket.
+    StreamOpened {
+        /// The slot of the stream.
+        slot: Slot,
+        /// The slot of its carrier.
+        carrier: Slot,
+    },
+    /// A request came on a carrier that makes no stream.
+    StreamRefused {
+        /// Why.
+        reason: CloseReason,
     },
     /// The peer sent something. The bytes are gone after the call; they may be changed in place.
     Received {
@@ -177,6 +197,35 @@ pub trait EgressRing {
 
     /// Closes the socket and frees the slot.
     fn close(&mut self, slot: Slot);
+
+    /// True if a connection may become a carrier of streams.
+    fn carries_streams(&self) -> bool {
+        false
+    }
+
+    /// `slot` is a carrier from now on: it carries the streams of a client of HTTP/2. What its
+    /// client has sent so far is in `bytes`. `receiving`: its receive is in the ring. The shard
+    /// still owns the connection, but sends nothing on it.
+    fn carry(&mut self, slot: Slot, bytes: Vec<u8>, receiving: bool) {
+        let _ = (slot, bytes, receiving);
+        unreachable!("a ring that carries no streams");
+    }
+
+    /// Streams that a carrier has now.
+    fn streams(&self, carrier: Slot) -> usize {
+        let _ = carrier;
+        0
+    }
+
+    /// The client of a carrier is told to ask nothing more on it. Its streams go on.
+    fn say_farewell(&mut self, carrier: Slot) {
+        let _ = carrier;
+    }
+
+    /// Request heads may have so many bytes from now on, and take so many milliseconds to come.
+    fn allow_heads(&mut self, bytes_max: usize, ms_max: u64) {
+        let _ = (bytes_max, ms_max);
+    }
 
     /// True if a submit is useful although nobody asked anything: the kernel has deferred work, or
     /// accepts to arm.

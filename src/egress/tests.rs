@@ -190,6 +190,9 @@ impl<K: Kind> Rig<K> {
                 Completion::Accepted { slot, peer, .. } => Seen::Accepted(slot, peer),
                 Completion::AcceptFailed(errno) => panic!("accept failed with errno {errno}"),
                 Completion::Secured { slot } => panic!("slot {slot} has keys in a ring without TLS"),
+                Completion::StreamOpened { .. } | Completion::StreamRefused { .. } => {
+                    panic!("a ring of sockets carries no streams")
+                }
                 Completion::Received { slot, bytes } => Seen::Received(slot, bytes.to_vec()),
                 Completion::ReceiveEnded { slot, end } => Seen::ReceiveEnded(slot, end),
                 Completion::Short { slot, result, .. } => Seen::Short(slot, result),

@@ -226,6 +226,11 @@ impl Intake {
         }
     }
 
+    /// The time of day, as it was told last.
+    pub(super) fn unix_ms(&self) -> u64 {
+        self.unix_ms
+    }
+
     /// Tells the time of day, which the events from now on were taken in at.
     pub fn tell_time(&mut self, unix_ms: u64) {
         self.unix_ms = unix_ms;
@@ -283,8 +288,10 @@ impl Intake {
         key: Option<IdempotencyKey>,
         now: Stamp,
     ) -> Result<Published, Refusal> {
-        if matches!(self.source, Source::Local) {
-            return self.accept_once(event, key, now).map(Published::Taken);
+        match &self.source {
+            Source::Local => return self.accept_once(event, key, now).map(Published::Taken),
+            Source::Store(_) => return self.publish_stored(event, key, now),
+            Source::Remote(_) => {}
         }
         if let Some(key) = &key
             && let Some(sequence) = self.find_key(&event, key, now)?
@@ -297,9 +304,13 @@ impl Intake {
 
     /// The same with a removal of what came of a topic so far.
     pub fn publish_removal(&mut self, topic: Topic, now: Stamp) -> Result<Published, Refusal> {
-        if matches!(self.source, Source::Local) {
-            let taken = |sequence| Published::Taken(Taken { sequence, duplicate: false });
-            return self.remove(topic, now).map(taken);
+        match &self.source {
+            Source::Local => {
+                let taken = |sequence| Published::Taken(Taken { sequence, duplicate: false });
+                return self.remove(topic, now).map(taken);
+            }
+            Source::Store(_) => return self.remove_stored(topic, now),
+            Source::Remote(_) => {}
         }
         self.admit_removal(&topic, now)?;
         self.submit(Wish::Remove(topic), now)
@@ -323,7 +334,7 @@ impl Intake {
     }
 
     /// Refuses what may not come in, or not now.
-    fn admit(&mut self, event: &Event, intake: Stamp) -> Result<(), Refusal> {
+    pub(super) fn admit(&mut self, event: &Event, intake: Stamp) -> Result<(), Refusal> {
         if self.draining {
             return self.refuse(Refusal::draining());
         }
@@ -348,128 +359,6 @@ impl Intake {
         match &self.degraded {
             Some(why) => self.refuse(Refusal::new(RefusalReason::Source, why.clone())),
             None => Ok(()),
-        }
-    }
-
-    /// Why an event that comes from elsewhere cannot be one here, if so.
-    pub fn unfit(&self, event: &Event) -> Option<Refusal> {
-        let too_large = || {
-            let memory = Encoded::memory_of(event);
-            (memory > self.event_memory_max).then(|| {
-                let most = self.event_memory_max;
-                let text = format!("the event takes {memory} bytes with its frames, at most {most} may be");
-                Refusal::new(RefusalReason::TooLarge, text)
-            })
-        };
-        self.frame_too_long(event).or_else(too_large).or_else(|| names_many(&event.topic, "publish to one"))
-    }
-
-    /// Takes in an event that has its sequence, which is above all before it, and was fit for this
-    /// process. Room for it was waited for ([`Intake::room_to_place`]).
-    pub fn place(&mut self, event: Event, sequence: u64, unix_ms: u64, intake: Stamp) {
-        let bytes = event.published_bytes();
-        self.advance(sequence);
-        let kept = self.kept_of(&event);
-        let Recorded { account, forgets } = self.topics.record(&event, self.sequence, bytes);
-        self.counters.events += 1;
-        self.counters.bytes += bytes as u64;
-        let encoded = Encoded::new(event, self.era, self.sequence, intake);
-        let encoded = encoded.taken_at(unix_ms).keeping(kept);
-        let encoded = encoded.forgetting(forgets).counted_in(&account);
-        self.events += 1;
-        self.bytes += encoded.memory();
-        for format in Format::ALL {
-            if self.demand.wants(format) && encoded.keeps(format) {
-                encoded.frame(format);
-            }
-        }
-        self.queued.push_back(Queued::Event(Arc::new(encoded)));
-        if self.queued.len() >= self.batch_events_max && !self.stalled {
-            self.flush();
-        }
-    }
-
-    /// Something has this sequence of the source.
-    fn advance(&mut self, sequence: u64) {
-        let position = self.era.base + sequence;
-        assert!(position > self.sequence, "a source gives rising sequences");
-        self.sequence = position;
-        self.demand.announce(position);
-    }
-
-    /// Whether an event may be placed now that others have already. Nobody is refused for it, so its
-    /// topic may be as far behind as memory allows; where that is short it waits.
-    pub fn room_to_place(&self, memory: usize) -> Result<(), NoRoom> {
-        if self.topics.memory().pressure() == Pressure::Publishers {
-            return Err(NoRoom::Ceiling);
-        }
-        if self.events > 0
-            && (self.events >= self.queue_events_max || self.bytes + memory > self.queue_bytes_max)
-        {
-            return Err(NoRoom::Queue);
-        }
-        // Another topic may be forgotten for its own.
-        let memory = memory + TOPIC_BYTES_MAX;
-        if self.topics.memory().has_room(memory) { Ok(()) } else { Err(NoRoom::Memory) }
-    }
-
-    /// Removes what came of a topic up to this sequence of the source.
-    pub fn place_removal(&mut self, topic: Topic, sequence: u64) {
-        self.advance(sequence);
-        self.topics.removed(&topic, self.sequence);
-        self.counters.removals += 1;
-        self.say(Package::Removal(Arc::new(Removal { topic, sequence: self.sequence })));
-    }
-
-    /// Events up to this sequence of the source, which is above all before it, may be missing: all
-    /// who had not come so far are told.
-    pub fn tell_hole(&mut self, sequence: u64) {
-        self.advance(sequence);
-        self.counters.holes += 1;
-        self.hole = self.sequence;
-        self.say(Package::Hole(self.sequence));
-    }
-
-    /// The source has begun anew: its sequences are of another epoch from now on, and begin at 1
-    /// again. All who are here are told that they may have lost something.
-    pub fn begin_era(&mut self, epoch: Epoch) {
-        // Positions go on behind a place that no event has.
-        let base = self.sequence + 1;
-        self.era = Era { epoch, base };
-        self.sequence = base;
-        self.demand.announce(base);
-        self.counters.holes += 1;
-        self.hole = base;
-        // What was said under them has sequences of the epoch before.
-        self.keys = Keys::default();
-        self.say(Package::Era(self.era));
-    }
-
-    fn say(&mut self, word: Package) {
-        self.events += 1;
-        self.queued.push_back(Queued::Word(word));
-    }
-
-    /// The source takes no publishes, and this is why, in one line; `None`: it does.
-    pub fn degrade(&mut self, why: Option<String>) {
-        self.degraded = why;
-    }
-
-    /// Why the source takes no publishes, if it does not.
-    pub fn degraded(&self) -> Option<&str> {
-        self.degraded.as_deref()
-    }
-
-    /// An event was taken under a key, elsewhere.
-    pub fn remember(&mut self, event: &Event, key: IdempotencyKey, sequence: u64, now: Stamp) {
-        self.keys.note(event.topic.clone(), key, Keys::said(event), sequence, now);
-    }
-
-    /// The sequence that this event got before under `key`.
-    fn find_key(&mut self, event: &Event, key: &IdempotencyKey, now: Stamp) -> Result<Option<u64>, Refusal> {
-        match self.keys.find(event, key, now) {
-            Ok(found) => Ok(found),
-            Err(refusal) => self.refuse(refusal),
         }
     }
 
@@ -500,7 +389,7 @@ impl Intake {
         Ok(sequence)
     }
 
-    fn admit_removal(&mut self, topic: &Topic, now: Stamp) -> Result<(), Refusal> {
+    pub(super) fn admit_removal(&mut self, topic: &Topic, now: Stamp) -> Result<(), Refusal> {
         if self.draining {
             return self.refuse(Refusal::draining());
         }
@@ -741,5 +630,6 @@ impl Intake {
     }
 }
 
+mod places;
 #[cfg(test)]
 mod tests;

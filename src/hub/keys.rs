@@ -62,6 +62,17 @@ impl Keys {
         }
     }
 
+    /// The publish was not taken after all.
+    pub(super) fn forget(&mut self, topic: &Topic, key: &IdempotencyKey) {
+        let name = (topic.clone(), key.clone());
+        if self.taken.remove(&name).is_some() {
+            // It is one of the last.
+            if let Some(at) = self.order.iter().rposition(|(_, other)| *other == name) {
+                self.order.remove(at);
+            }
+        }
+    }
+
     /// A hash of all that an event says besides its topic. One who makes two events with the same
     /// hash deceives itself alone.
     pub(super) fn said(event: &Event) -> u64 {

@@ -19,7 +19,7 @@ use crate::wire::Family;
 type Row<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
 
 /// Figures of a shard.
-const OF_SHARD: [Row<ShardReport>; 25] = [
+const OF_SHARD: [Row<ShardReport>; 28] = [
     ("fanwave_connections", Gauge, "Connections, those in the handshake or closing included.", |shard| {
         shard.metrics.connections
     }),
@@ -33,6 +33,13 @@ const OF_SHARD: [Row<ShardReport>; 25] = [
     ("fanwave_tls_handshakes_total", Counter, "TLS handshakes that came to their end.", |shard| {
         shard.metrics.tls_handshakes
     }),
+    ("fanwave_http2_connections_total", Counter, "Connections that began to carry streams.", |shard| {
+        shard.metrics.http2.carriers
+    }),
+    ("fanwave_http2_opened_streams_total", Counter, "Streams that were opened on them.", |shard| {
+        shard.metrics.http2.opened
+    }),
+    ("fanwave_http2_streams", Gauge, "Streams of HTTP/2.", |shard| shard.metrics.http2.streams),
     ("fanwave_shard_events_total", Counter, "Events that the shard has taken from the hub.", |shard| {
         shard.metrics.events
     }),
@@ -187,6 +194,21 @@ impl Hub {
             "Lines of the log that found its queue full.",
             log::left_out(),
         );
+        page.single("fanwave_holes_total", Counter, "Times that a source told of missing events.", hub.holes);
+        if let Some(store) = &hub.store {
+            let entries = "Events and removals that the store has written.";
+            page.single("fanwave_store_entries_total", Counter, entries, store.entries);
+            page.single("fanwave_store_bytes_total", Counter, "Their bytes.", store.bytes);
+            page.single("fanwave_store_syncs_total", Counter, "Times that the disk was synced.", store.syncs);
+            let failures = "Times that the disk has refused.";
+            page.single("fanwave_store_failures_total", Counter, failures, store.failures);
+            page.single(
+                "fanwave_store_disk_bytes",
+                Gauge,
+                "Bytes of the store's segments.",
+                store.disk_bytes,
+            );
+        }
         page.single("fanwave_hub_queue_events", Gauge, "Events that not every shard has.", hub.queue.events);
         page.single("fanwave_hub_queue_bytes", Gauge, "Memory of these events.", hub.queue.bytes);
         page.single("fanwave_topics", Gauge, "Topics that the hub remembers.", hub.topics);

@@ -303,6 +303,7 @@ async fn serve(
         listen::start(entrance.control, entrance.connections_max, &hub).map_err(HubError::Listener)?;
     let retry = tokio::spawn(retry_stalls(hub.clone()));
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
+    let stored = tokio::spawn(source::store::serve(hub.clone()));
     let presences = tokio::spawn(presence::serve(hub.clone()));
     let keys = tokio::spawn(jwks::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
@@ -360,6 +361,8 @@ async fn serve(
     let _ = timeout(Duration::from_millis(drain_ms_max + DRAIN_GRACE_MS), done).await;
     hub.stage.send_replace(Stage::Stopped);
     listening.join_all().await;
+    hub.close_source().await;
+    stored.abort();
     retry.abort();
     uplinks.abort();
     presences.abort();

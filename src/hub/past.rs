@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use super::source::Source;
 use super::{Hub, Intake, TopicRecord};
 use crate::broadcast::{Account, Cut, Encoded, HistorySlice, Past, PastTopic, Question};
 use crate::clock::Stamp;
@@ -165,6 +166,9 @@ impl Intake {
     pub fn restore(&mut self, state: State, memory_max: usize, values_max: usize, now: Stamp) -> Past {
         assert!(self.sequence == 0 && self.era.epoch == state.epoch, "a hub begins with the past");
         self.sequence = state.sequence;
+        if let Source::Store(stored) = &mut self.source {
+            stored.begin_after(state.sequence);
+        }
         self.hole = state.hole;
         self.demand.announce(state.sequence);
         let mut known = self.restore_topics(state.topics);

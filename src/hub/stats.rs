@@ -17,7 +17,10 @@ use super::source::stats::SourceStats;
 use super::{CertificateStats, Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
-use crate::metrics::{FamilyCounters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters};
+use crate::metrics::{
+    FamilyCounters, Http2Counters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters,
+};
+use crate::store::StoreReport;
 use crate::wire::Family;
 
 /// How the shards reach their sockets, for operators.
@@ -86,6 +89,9 @@ pub(super) struct HubStats {
     pub(super) certificate: Option<CertificateStats>,
     /// Topics that were removed.
     pub(super) removed_topics: u64,
+    /// What keeps events, if something does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) store: Option<StoreReport>,
     /// Times the source told that events may be missing.
     pub(super) holes: u64,
     /// Times a batch met a full shard queue.
@@ -130,6 +136,7 @@ struct Counts {
     accepted: u64,
     accept_failures: u64,
     tls_handshakes: u64,
+    http2: Http2Counters,
     connections: u64,
     closed: ByReason,
     events: u64,
@@ -235,6 +242,7 @@ impl Hub {
             certificate: (self.surroundings.certificate)(),
             tls_handshakes: self.control_handshakes.load(Ordering::Relaxed),
             removed_topics: counters.removals,
+            store: intake.source.store_report(),
             holes: counters.holes,
             shard_queue_stalls: counters.stalls,
         };
@@ -299,6 +307,7 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount, retained: Reta
         accepted: metrics.accepted,
         accept_failures: metrics.accept_failures,
         tls_handshakes: metrics.tls_handshakes,
+        http2: metrics.http2.clone(),
         connections: metrics.connections,
         closed: ByReason(metrics.closed),
         events: metrics.events,
@@ -347,6 +356,7 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         accepted,
         accept_failures,
         tls_handshakes,
+        http2: Http2Counters { carriers, opened, streams },
         connections,
         closed,
         events,
@@ -373,6 +383,9 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     total.accepted += accepted;
     total.accept_failures += accept_failures;
     total.tls_handshakes += tls_handshakes;
+    total.http2.carriers += carriers;
+    total.http2.opened += opened;
+    total.http2.streams += streams;
     total.connections += connections;
     total.events += events;
     total.published += published;

@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use super::listen::Listener;
 use super::past::Gathered;
+use super::source::Source;
 use super::{Hub, OpenHub, jwks};
 use crate::broadcast::{Doors, Message, Question};
 use crate::config::limits::{
@@ -161,6 +162,13 @@ async fn hand_over(hub: &Arc<Hub>, waiting: &Waiting, line: &Line) -> Result<i32
             )));
         }
         word => return Err(TalkError::unexpected(&word)),
+    }
+    if matches!(hub.intake().source, Source::Store(_)) {
+        return Err(TalkError::Refused(
+            "it keeps its events in a directory (--data), which two processes cannot have at once: stop it and \
+             start the other, and clients resume without a gap"
+                .into(),
+        ));
     }
     offer(hub, waiting, &line.talk).await?;
     line.expect(&Word::Ready, HAND_OVER_START_MS_MAX).await?;

@@ -18,12 +18,13 @@ use glommio::io::BufferedFile;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use rustix::process::{Resource, getrlimit};
 
-use super::{Dated, LockedMemory, RuntimeError, Secure};
+use super::{Dated, Layers, LockedMemory, RuntimeError, Secure};
 use crate::broadcast::{Doorbell, Inbox};
 use crate::clock::Stamp;
 use crate::config::limits::{DOZE_MS, EXECUTOR_IO_BYTES, EXECUTOR_MEMLOCK_BYTES, TICK_MS};
 use crate::egress::EgressRing;
 use crate::egress::uring::{Uring, UringOptions, adopt_doorbell};
+use crate::http2::Http2;
 use crate::shard::{Shard, ShardSetup, Turn};
 use crate::tls::Tls;
 
@@ -37,7 +38,7 @@ pub fn check_locked_memory() -> Result<(), LockedMemory> {
 pub(super) fn spawn(
     setup: ShardSetup,
     ring: UringOptions,
-    secure: Option<Secure>,
+    layers: Layers,
     inbox: Inbox,
     ready: impl FnOnce() + Send + 'static,
     ended: impl FnOnce(&Result<(), RuntimeError>) + Send + 'static,
@@ -48,7 +49,7 @@ pub(super) fn spawn(
         .name(&format!("shard-{}", setup.number))
         .io_memory(EXECUTOR_IO_BYTES)
         .spawn(move || async move {
-            let result = run(setup, ring, secure, inbox, ready).await;
+            let result = run(setup, ring, layers, inbox, ready).await;
             ended(&result);
             result
         })
@@ -63,16 +64,20 @@ fn doorbell_failed<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Runt
 async fn run(
     setup: ShardSetup,
     ring: UringOptions,
-    secure: Option<Secure>,
+    layers: Layers,
     inbox: Inbox,
     ready: impl FnOnce(),
 ) -> Result<(), RuntimeError> {
     let doorbell = inbox.doorbell().clone();
     let (ring, bell) = open(ring, &doorbell)?;
+    let Layers { secure, streams } = layers;
     match secure {
-        None => serve(Shard::new(setup, ring, inbox, Stamp::now()), doorbell, bell, ready).await,
+        None => {
+            let ring = Http2::new(ring, streams);
+            serve(Shard::new(setup, ring, inbox, Stamp::now()), doorbell, bell, ready).await
+        }
         Some(Secure { identity, from, addresses }) => {
-            let ring = Tls::new(ring, from, addresses, identity);
+            let ring = Http2::new(Tls::new(ring, from, addresses, identity), streams);
             serve(Shard::new(setup, ring, inbox, Stamp::now()), doorbell, bell, ready).await
         }
     }

@@ -15,6 +15,7 @@ use crate::config::limits::{EXECUTOR_MEMLOCK_BYTES, TICK_MS};
 use crate::egress::epoll::EpollOptions;
 use crate::egress::uring::UringOptions;
 use crate::egress::{EgressRing, RingError};
+use crate::http2::StreamRules;
 use crate::shard::{Shard, ShardSetup};
 use crate::tls::Identity;
 
@@ -116,10 +117,19 @@ pub struct ShardStart {
     pub setup: ShardSetup,
     /// Its sockets.
     pub ring: RingOptions,
-    /// Which of its listeners speak TLS, if any does.
-    pub secure: Option<Secure>,
+    /// What lies between its sockets and it.
+    pub layers: Layers,
     /// Its end of the broadcast.
     pub inbox: Inbox,
+}
+
+/// The rings around a shard's ring.
+#[derive(Debug)]
+pub struct Layers {
+    /// Which of its listeners speak TLS, if any does.
+    pub secure: Option<Secure>,
+    /// What connections may carry.
+    pub streams: StreamRules,
 }
 
 /// Listeners that speak TLS.
@@ -175,13 +185,13 @@ pub fn spawn_shard(
     ready: impl FnOnce() + Send + 'static,
     ended: impl FnOnce(&Result<(), RuntimeError>) + Send + 'static,
 ) -> Result<ShardHandle, RuntimeError> {
-    let ShardStart { setup, ring, secure, inbox } = start;
+    let ShardStart { setup, ring, layers, inbox } = start;
     match ring {
         RingOptions::Uring(options) => {
-            executor::spawn(setup, options, secure, inbox, ready, ended).map(ShardHandle::Executor)
+            executor::spawn(setup, options, layers, inbox, ready, ended).map(ShardHandle::Executor)
         }
         RingOptions::Epoll(options) => {
-            thread::spawn(setup, options, secure, inbox, ready, ended).map(ShardHandle::Thread)
+            thread::spawn(setup, options, layers, inbox, ready, ended).map(ShardHandle::Thread)
         }
     }
 }

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use super::{Dated, RuntimeError, Secure};
+use super::{Dated, Layers, RuntimeError, Secure};
 use crate::broadcast::Inbox;
 use crate::clock::Stamp;
 use crate::config::limits::TICK_MS;
 use crate::egress::EgressRing;
 use crate::egress::epoll::{Epoll, EpollOptions};
+use crate::http2::Http2;
 use crate::shard::{Shard, ShardSetup, Turn};
 use crate::tls::Tls;
 
@@ -20,14 +21,14 @@ use crate::tls::Tls;
 pub(super) fn spawn(
     setup: ShardSetup,
     ring: EpollOptions,
-    secure: Option<Secure>,
+    layers: Layers,
     inbox: Inbox,
     ready: impl FnOnce() + Send + 'static,
     ended: impl FnOnce(&Result<(), RuntimeError>) + Send + 'static,
 ) -> Result<JoinHandle<Result<(), RuntimeError>>, RuntimeError> {
     let thread = Builder::new().name(format!("shard-{}", setup.number));
     let work = move || {
-        let result = run(setup, ring, secure, inbox, ready);
+        let result = run(setup, ring, layers, inbox, ready);
         ended(&result);
         result
     };
@@ -37,23 +38,25 @@ pub(super) fn spawn(
 fn run(
     setup: ShardSetup,
     ring: EpollOptions,
-    secure: Option<Secure>,
+    layers: Layers,
     inbox: Inbox,
     ready: impl FnOnce(),
 ) -> Result<(), RuntimeError> {
     pin(setup.cpu)?;
     let ring = Epoll::new(ring, inbox.doorbell().as_fd())?;
+    let Layers { secure, streams } = layers;
     match secure {
         None => {
+            let ring = Http2::new(ring, streams);
             let mut shard = Shard::new(setup, ring, inbox, Stamp::now());
             ready();
-            pump(&mut shard, |ring| ring)
+            pump(&mut shard, Http2::inner_mut)
         }
         Some(Secure { identity, from, addresses }) => {
-            let ring = Tls::new(ring, from, addresses, identity);
+            let ring = Http2::new(Tls::new(ring, from, addresses, identity), streams);
             let mut shard = Shard::new(setup, ring, inbox, Stamp::now());
             ready();
-            pump(&mut shard, Tls::inner_mut)
+            pump(&mut shard, |ring| ring.inner_mut().inner_mut())
         }
     }
 }
@@ -96,6 +99,7 @@ mod tests {
     use crate::broadcast::{Memory, Message, path};
     use crate::config::Config;
     use crate::event::Epoch;
+    use crate::http2::StreamRules;
 
     fn setup(cpu: usize) -> ShardSetup {
         let config = Arc::new(Config::default());
@@ -128,6 +132,19 @@ mod tests {
         (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).expect("a CPU to run on")
     }
 
+    fn layers() -> Layers {
+        let limits = Config::default().limits;
+        let streams = StreamRules {
+            first_slot: 1 << 20,
+            streams_max: 8,
+            per_carrier_max: 8,
+            head_bytes_max: limits.handshake_bytes_max,
+            head_ms_max: limits.handshake_ms_max,
+            stall_ms_max: limits.stall_ms_max,
+        };
+        Layers { secure: None, streams }
+    }
+
     #[test]
     fn a_sleeping_shard_wakes_for_the_hub_and_ends_when_it_is_told_to() {
         let (outbox, inbox) = path(1).expect("a doorbell");
@@ -136,7 +153,7 @@ mod tests {
         let shard = spawn(
             setup(cpu()),
             options(),
-            None,
+            layers(),
             inbox,
             move || is_ready.send(()).expect("the test listens"),
             move |result| has_ended.send(result.is_ok()).expect("the test listens"),
@@ -153,7 +170,7 @@ mod tests {
         let (_outbox, inbox) = path(1).expect("a doorbell");
         let (is_ready, ready) = channel::<()>();
         let nowhere = CpuSet::MAX_CPU - 1;
-        let shard = spawn(setup(nowhere), options(), None, inbox, move || drop(is_ready), |_| {});
+        let shard = spawn(setup(nowhere), options(), layers(), inbox, move || drop(is_ready), |_| {});
         assert!(ready.recv().is_err(), "it does not run");
         let error = shard.expect("a thread").join().expect("no panic").expect_err("no such CPU");
         let told =

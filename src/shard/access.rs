@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use super::connections::CHUNK;
 use super::state::State;
 use crate::clock::Stamp;
 use crate::config::limits::ACCESS_TOPICS_MAX;
@@ -72,7 +73,7 @@ impl State {
         let more_topics = topics.1;
         tracing::info!(target: ACCESS, shard, %peer, format, ?topics, more_topics, "subscribed");
         if access.0.len() <= slot as usize {
-            access.0.resize_with(self.connections.capacity(), || None);
+            access.0.resize_with((slot as usize / CHUNK + 1) * CHUNK, || None);
         }
         access.0[slot as usize] = Some(Box::new(Entry { since: self.now, topics, events: 0, bytes: 0 }));
     }

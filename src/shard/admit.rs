@@ -45,7 +45,7 @@ impl State {
         let connection = self.connections.get_mut(slot);
         let may_come = addresses.enter(connection.peer().ip());
         connection.standing = if may_come { Standing::Counted } else { Standing::Crowded };
-        let open = self.connections.len();
+        let open = self.connections.sockets();
         if !may_come && self.setup.admission.is_short(open, SOCKETS_FREE_SHARE) {
             self.abort(slot, CloseReason::AddressFull);
         }

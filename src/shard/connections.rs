@@ -28,6 +28,8 @@ pub enum Phase {
     Vacant,
     /// The request head is not complete.
     Handshake,
+    /// It speaks HTTP/2: its streams are connections of their own, and the ring deals with the rest.
+    Carrying,
     /// Its requests are answered one after the other, as those of a publisher are.
     Serving,
     /// A subscriber.
@@ -54,6 +56,8 @@ pub enum Standing {
     Counted,
     /// It is counted, and one more than the address may have: it makes no subscriber.
     Crowded,
+    /// It is a stream: its carrier is counted.
+    Carried,
 }
 
 /// A subscriber's place in one topic.
@@ -225,8 +229,11 @@ impl From<Vec<Membership>> for Memberships {
 /// The protocol state of one connection.
 #[derive(Debug)]
 pub enum Session {
-    /// Bytes of a request head that is not complete, or of the PROXY header before it.
+    /// Bytes of a request head that is not complete, or of the PROXY header before it; or what came
+    /// on a carrier that the ring does not know of yet.
     Handshake(Vec<u8>),
+    /// A carrier: the ring reads what comes.
+    Carrier,
     /// An event stream: nothing is expected from the client.
     Sse,
     /// WebSocket: frames from the client, parsed as they come.
@@ -415,16 +422,27 @@ impl Connection {
 /// All connections of a shard.
 #[derive(Debug, Default)]
 pub struct Connections {
+    /// By slot; empty where none of its slots was used yet. Slots of streams are far behind those of
+    /// sockets.
     chunks: Vec<Box<[Connection]>>,
+    /// The numbers of the others, in the order in which they were made.
+    made: Vec<u32>,
     /// Entries that are not vacant.
     len: usize,
+    /// Those of them that are streams.
+    streams: usize,
 }
 
 impl Connections {
     /// Takes `slot` for a new connection.
     pub fn occupy(&mut self, slot: Slot, peer: SocketAddr, tick: u32) {
-        while self.capacity() <= slot as usize {
-            self.chunks.push((0..CHUNK).map(|_| Connection::vacant()).collect());
+        let chunk = slot as usize / CHUNK;
+        if self.chunks.len() <= chunk {
+            self.chunks.resize_with(chunk + 1, Default::default);
+        }
+        if self.chunks[chunk].is_empty() {
+            self.chunks[chunk] = (0..CHUNK).map(|_| Connection::vacant()).collect();
+            self.made.push(chunk as u32);
         }
         let entry = self.get_mut(slot);
         assert!(entry.phase == Phase::Vacant, "the ring gives only free slots");
@@ -432,12 +450,22 @@ impl Connections {
         self.len += 1;
     }
 
+    /// Takes `slot` for a new stream of `carrier`.
+    pub fn occupy_stream(&mut self, slot: Slot, carrier: Slot, tick: u32) {
+        let peer = self.get(carrier).peer();
+        self.occupy(slot, peer, tick);
+        self.get_mut(slot).standing = Standing::Carried;
+        self.streams += 1;
+    }
+
     /// Frees `slot`.
     pub fn vacate(&mut self, slot: Slot) {
         let entry = self.get_mut(slot);
         assert!(entry.phase == Phase::Closing && !entry.queued, "only a closing connection is freed");
+        let is_stream = entry.standing == Standing::Carried;
         *entry = Connection::vacant();
         self.len -= 1;
+        self.streams -= usize::from(is_stream);
     }
 
     /// The entry of `slot`.
@@ -464,14 +492,29 @@ impl Connections {
         self.len
     }
 
+    /// Connections with a socket of their own.
+    pub fn sockets(&self) -> usize {
+        self.len - self.streams
+    }
+
+    /// Connections that are streams of others.
+    pub fn streams(&self) -> usize {
+        self.streams
+    }
+
     /// True if every entry is vacant.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Slots that have an entry, vacant ones included.
+    /// How many slots have an entry, vacant ones included.
     pub fn capacity(&self) -> usize {
-        self.chunks.len() * CHUNK
+        self.made.len() * CHUNK
+    }
+
+    /// The slots that have an entry, from 0 to their number: each has one place, which it keeps.
+    pub fn slot_at(&self, place: usize) -> Slot {
+        self.made[place / CHUNK] * CHUNK as Slot + (place % CHUNK) as Slot
     }
 }
 
@@ -532,10 +575,26 @@ mod tests {
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         connections.occupy(700, peer, 3);
         connections.occupy(0, peer, 4);
-        assert_eq!((connections.len(), connections.capacity()), (2, 768));
+        assert_eq!((connections.len(), connections.capacity()), (2, 512));
+        let places: Vec<Slot> = (0..512).map(|place| connections.slot_at(place)).collect();
+        assert!(places.iter().copied().eq((512..768).chain(0..256)), "those with an entry, each once");
         connections.get_mut(700).phase = Phase::Closing;
         connections.vacate(700);
         assert_eq!(connections.get(700).phase, Phase::Vacant);
         assert_eq!((connections.get(0).since, connections.len()), (4, 1));
+    }
+
+    #[test]
+    fn a_stream_is_a_connection_without_a_socket() {
+        let mut connections = Connections::default();
+        let peer = SocketAddr::from(([192, 0, 2, 1], 7));
+        connections.occupy(3, peer, 1);
+        connections.occupy_stream(1 << 20, 3, 2);
+        assert_eq!(connections.get(1 << 20).peer(), peer);
+        assert_eq!((connections.len(), connections.sockets(), connections.streams()), (2, 1, 1));
+        assert_eq!(connections.capacity(), 512, "no entries between sockets and streams");
+        connections.get_mut(1 << 20).phase = Phase::Closing;
+        connections.vacate(1 << 20);
+        assert_eq!((connections.sockets(), connections.streams()), (1, 0));
     }
 }

@@ -71,7 +71,8 @@ pub struct Shard<R> {
 impl<R: EgressRing> Shard<R> {
     /// A shard without connections.
     pub fn new(setup: ShardSetup, ring: R, mut inbox: Inbox, now: Stamp) -> Shard<R> {
-        let state = State::new(setup, inbox.take_uplink(), inbox.take_asker(), now);
+        let mut state = State::new(setup, inbox.take_uplink(), inbox.take_asker(), now);
+        state.carries = ring.carries_streams();
         Shard { ring, inbox, state, told_to_end: false, closing: None }
     }
 
@@ -177,7 +178,10 @@ impl<R: EgressRing> Shard<R> {
                 Message::Era(era) => self.state.take_era(era),
                 Message::Drain(drain) => self.state.begin_drain(drain),
                 Message::Histories(bytes) => evicted += self.state.topics.hold_histories(bytes),
-                Message::Reload(config) => self.state.setup.config = config,
+                Message::Reload(config) => {
+                    self.ring.allow_heads(config.limits.handshake_bytes_max, config.limits.handshake_ms_max);
+                    self.state.setup.config = config;
+                }
                 Message::Restore(past, said) => {
                     self.state.restore(&past);
                     let _ = said.send(());
@@ -203,6 +207,11 @@ impl<R: EgressRing> Shard<R> {
         }
         let _ = said.send(());
         Ok(())
+    }
+
+    /// The ring, for a test that asks after its streams.
+    pub fn ring(&self) -> &R {
+        &self.ring
     }
 
     /// True if the shard may await its doorbell: nothing is queued, reaped or sent meanwhile.

@@ -419,7 +419,7 @@ impl State {
 
     /// True while connections that ask nothing are to leave their sockets to others.
     pub(super) fn is_short_of_sockets(&self) -> bool {
-        self.connections.len() >= self.setup.connections_max + SOCKETS_SPARE / 2
+        self.connections.sockets() >= self.setup.connections_max + SOCKETS_SPARE / 2
     }
 }
 

@@ -445,7 +445,7 @@ impl State {
         match self.connections.get(slot).session {
             Session::Posts(_) => self.post_answered(slot, outcome),
             Session::WebSocket(_) => self.command_answered(slot, outcome),
-            Session::Handshake(_) | Session::Sse | Session::Echo(_) => {}
+            Session::Handshake(_) | Session::Carrier | Session::Sse | Session::Echo(_) => {}
         }
     }
 }

@@ -21,6 +21,13 @@ impl State {
                     false => self.count_at_address(slot),
                 }
             }
+            Completion::StreamOpened { slot, carrier } => {
+                self.metrics.http2.opened += 1;
+                self.connections.get_mut(carrier).since = self.tick;
+                self.connections.occupy_stream(slot, carrier, self.tick);
+                self.mark_ready(slot);
+            }
+            Completion::StreamRefused { reason } => self.metrics.closed[reason.index()] += 1,
             Completion::AcceptFailed(errno) => {
                 self.metrics.accept_failures += 1;
                 self.accept_errno = Some(errno);
@@ -62,7 +69,11 @@ impl State {
             (ReceiveEnd::EndOfStream, Phase::Serving) => self.say_answers(slot),
             // It may have ended its side alone, and wait for the answer.
             (ReceiveEnd::EndOfStream, Phase::Open) => self.mark_ready(slot),
-            (ReceiveEnd::EndOfStream, Phase::Lingering) => self.abort(slot, CloseReason::ClientGone),
+            (ReceiveEnd::EndOfStream, Phase::Lingering | Phase::Carrying) | (ReceiveEnd::Reset, _) => {
+                self.abort(slot, CloseReason::ClientGone);
+            }
+            (ReceiveEnd::CarrierGone, _) => self.abort(slot, CloseReason::CarrierGone),
+            (ReceiveEnd::Against(reason), _) => self.abort(slot, reason),
             (ReceiveEnd::Insecure(Insecure::Handshake), _) => self.abort(slot, CloseReason::TlsHandshake),
             (ReceiveEnd::Insecure(Insecure::Record), _) => self.abort(slot, CloseReason::TlsRecord),
             (ReceiveEnd::Failed(_), _) => self.abort(slot, CloseReason::SocketError),

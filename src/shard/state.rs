@@ -142,6 +142,8 @@ pub struct State {
     pub(super) telling: Option<Telling>,
     /// `sequence` at the last tick.
     pub(super) sequence_at_tick: u64,
+    /// The ring has HTTP/2.
+    pub(super) carries: bool,
     /// Subscribers now, by format; those that give commands count also while they have no topic.
     pub(super) subscribers: [usize; Format::COUNT],
     /// Memberships of topics now, by format: what the hub encodes a format for.
@@ -220,6 +222,7 @@ impl State {
             hole: 0,
             telling: None,
             sequence_at_tick: 0,
+            carries: false,
             subscribers: [0; Format::COUNT],
             memberships: [0; Format::COUNT],
             look: Look::default(),
@@ -270,7 +273,7 @@ impl State {
     pub(super) fn tell_holdings(&mut self) {
         let waiting: u64 = self.metrics.families.iter().map(|family| family.sends_in_flight).sum();
         let now = Holdings {
-            sockets: self.connections.len(),
+            sockets: self.connections.sockets(),
             waiting: waiting as usize,
             histories: self.topics.history_memory(),
         };
@@ -379,7 +382,7 @@ impl State {
     fn depart(&mut self, slot: Slot, reason: CloseReason) {
         let connection = self.connections.get_mut(slot);
         let subscriber = match connection.phase {
-            Phase::Handshake | Phase::Serving => false,
+            Phase::Handshake | Phase::Carrying | Phase::Serving => false,
             Phase::Open => true,
             _ => return,
         };
@@ -471,7 +474,8 @@ impl State {
     fn report(&self, enters: u64) -> ShardReport {
         let mut metrics = self.metrics.clone();
         metrics.enters = enters;
-        metrics.connections = self.connections.len() as u64;
+        metrics.connections = self.connections.sockets() as u64;
+        metrics.http2.streams = self.connections.streams() as u64;
         for (counters, settled) in metrics.families.iter_mut().zip(self.settled) {
             let Sent { sends, frames, bytes } = settled;
             (counters.sends, counters.frames, counters.bytes) = (sends, frames, bytes);

@@ -26,7 +26,11 @@ use crate::wire::http::{
     Answer, Head, HeadRules, LastEventId, Manner, RefusedRequest, Subscribe, TokenPlaces,
 };
 use crate::wire::websocket::{Incoming, Violation};
-use crate::wire::{Family, Format, SlowPolicy, http, websocket};
+use crate::wire::{Family, Format, SlowPolicy, http, http2, websocket};
+
+/// Bytes that a client of HTTP/2 may send before it is answered: its requests, and the window of
+/// their bodies.
+const CARRIER_BYTES_MAX: usize = 256 << 10;
 
 /// What the operator allows in a request head.
 pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
@@ -69,11 +73,19 @@ impl State {
                 let Session::Handshake(partial) = &mut connection.session else { return };
                 let mut whole = std::mem::take(partial);
                 if whole.is_empty() {
+                    if self.begins_carrier(slot, bytes) {
+                        return;
+                    }
                     if let Some(used) = self.handle_head(slot, bytes, false) {
                         self.handle_frames(slot, &mut bytes[used..]);
                     }
                 } else {
                     whole.extend_from_slice(bytes);
+                    if self.begins_carrier(slot, &whole) {
+                        return;
+                    }
+                    let connection = self.connections.get_mut(slot);
+                    let Session::Handshake(partial) = &mut connection.session else { return };
                     let limits = &self.setup.config.limits;
                     if whole.len() < limits.handshake_bytes_max && !bytes.contains(&b'\n') {
                         // No line has ended: what was not a head is none yet.
@@ -85,11 +97,43 @@ impl State {
                     }
                 }
             }
+            Phase::Carrying => self.keep_for_carrier(slot, bytes),
             Phase::Serving => self.handle_posts(slot, bytes),
             Phase::Open => self.handle_frames(slot, bytes),
             // A client that is being hung up on has said enough.
             _ => {}
         }
+    }
+
+    /// True if `bytes` begin like HTTP/2, as far as they go: they are kept. A connection that is one
+    /// too many of its address carries nothing.
+    fn begins_carrier(&mut self, slot: Slot, bytes: &[u8]) -> bool {
+        let connection = self.connections.get_mut(slot);
+        let may_carry = self.carries && connection.standing != Standing::Carried;
+        if !may_carry || !http2::begins_preface(bytes) {
+            return false;
+        }
+        connection.session = Session::Handshake(bytes.to_vec());
+        if bytes.len() < http2::PREFACE.len() {
+            return true;
+        }
+        if connection.standing == Standing::Crowded {
+            self.abort(slot, CloseReason::AddressFull);
+        } else {
+            connection.phase = Phase::Carrying;
+            self.mark_ready(slot);
+        }
+        true
+    }
+
+    /// Bytes on a carrier that the ring does not know of yet: the step of this turn tells it, or one
+    /// of the next.
+    fn keep_for_carrier(&mut self, slot: Slot, bytes: &[u8]) {
+        let Session::Handshake(kept) = &mut self.connections.get_mut(slot).session else { return };
+        if kept.len() + bytes.len() > CARRIER_BYTES_MAX {
+            return self.abort(slot, CloseReason::H2FlowControl);
+        }
+        kept.extend_from_slice(bytes);
     }
 
     /// A request head, perhaps in part. Returns the bytes of a head that made a subscriber.
@@ -436,7 +480,7 @@ impl State {
             Session::WebSocket(decoder) => decoder,
             Session::Echo(_) => return self.handle_echo(slot, bytes),
             // An event stream takes nothing from its client.
-            Session::Handshake(_) | Session::Sse | Session::Posts(_) => return,
+            Session::Handshake(_) | Session::Carrier | Session::Sse | Session::Posts(_) => return,
         };
         let message_bytes_max = self.setup.config.limits.message_in_bytes_max as u64;
         let waiting = connection.control.as_ref().map_or(0, |batch| batch.len());

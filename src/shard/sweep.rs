@@ -8,9 +8,10 @@
 use std::rc::Rc;
 
 use super::batch::{News, Run};
-use super::connections::{LANES, Memberships, Phase, TopicIndex, lane};
+use super::connections::{LANES, Memberships, Phase, Session, TopicIndex, lane};
 use super::publishers::Until;
 use super::state::State;
+use super::ticks::is_idle;
 use crate::close::CloseReason;
 use crate::config::limits::{SLOW_BYTES_PER_TICK, SWEEP_VISITS_MAX, TOPIC_VISITS_MAX, VISIT_BYTES};
 use crate::egress::{Batch, EgressRing, SendMode, Slot};
@@ -289,7 +290,12 @@ impl State {
         assert!(connection.turn != self.turn, "nothing is done beside the send of this turn");
         let listens = matches!(
             connection.phase,
-            Phase::Handshake | Phase::Serving | Phase::Open | Phase::Finishing | Phase::Lingering
+            Phase::Handshake
+                | Phase::Carrying
+                | Phase::Serving
+                | Phase::Open
+                | Phase::Finishing
+                | Phase::Lingering
         );
         if listens && !connection.receiving && !connection.ended && !self.publishers.is_paused(slot) {
             connection.receiving = true;
@@ -297,10 +303,35 @@ impl State {
         }
         match connection.phase {
             Phase::Vacant | Phase::Handshake | Phase::Lingering | Phase::Closing => {}
+            Phase::Carrying => self.attend_carrying(slot, ring),
             Phase::Serving => self.attend_serving(slot, ring),
             Phase::Open => self.attend_open(slot, at_hand, ring),
             Phase::Finishing => self.attend_finishing(slot, ring),
             Phase::Aborting => self.attend_aborting(slot, ring),
+        }
+    }
+
+    /// The ring gets a carrier, and ends one that has nothing to carry any more.
+    fn attend_carrying(&mut self, slot: Slot, ring: &mut impl EgressRing) {
+        let (is_draining, is_short, tick) = (self.drain.is_some(), self.is_short_of_sockets(), self.tick);
+        let connection = self.connections.get_mut(slot);
+        if let Session::Handshake(bytes) = &mut connection.session {
+            let bytes = std::mem::take(bytes);
+            connection.session = Session::Carrier;
+            connection.since = tick;
+            self.metrics.http2.carriers += 1;
+            ring.carry(slot, bytes, connection.receiving);
+            return;
+        }
+        if !is_draining && !is_idle(tick - connection.since, is_short) {
+            return;
+        }
+        connection.since = tick;
+        if is_draining {
+            ring.say_farewell(slot);
+        }
+        if ring.streams(slot) == 0 {
+            self.finish(slot, if is_draining { CloseReason::Draining } else { CloseReason::Answered });
         }
     }
 

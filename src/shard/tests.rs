@@ -23,15 +23,22 @@ use crate::config::{Config, Limits, PageRules, TokenRules};
 use crate::egress::sim::{SimRing, Weather};
 use crate::egress::{Insecure, Slot};
 use crate::event::Epoch;
+use crate::http2::{Http2, StreamRules};
 use crate::wire::http::Origins;
+use h2::{Client, block, frame_of};
+
+#[path = "../../tests/support/h2.rs"]
+mod h2;
 
 const SUBSCRIBERS_MAX: usize = 4;
+/// Streams of HTTP/2.
+const STREAMS_MAX: usize = 3;
 const WEBSOCKET: &str = "GET /ws/t HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 /// One shard, and the peers of one case.
 struct Case {
-    shard: Shard<SimRing>,
+    shard: Shard<Http2<SimRing>>,
     outbox: Outbox,
     memory: Arc<Memory>,
     now: Stamp,
@@ -76,6 +83,7 @@ impl Case {
     fn admitting(config: Config, admission: Admission) -> Case {
         let pages = PageRules { origins: Origins::None, ..config.pages };
         let config = Arc::new(Config { pages, ..config });
+        let config_limits = config.limits.clone();
         let (outbox, inbox) = path(8).expect("eventfd");
         let now = Stamp(1_000_000_000);
         let memory = Memory::new(&config.limits);
@@ -91,7 +99,15 @@ impl Case {
             connections_max,
             admission,
         };
-        let ring = SimRing::new(16, Weather::Fair, 1).recording();
+        let rules = StreamRules {
+            first_slot: 16,
+            streams_max: STREAMS_MAX,
+            per_carrier_max: STREAMS_MAX,
+            head_bytes_max: config_limits.handshake_bytes_max,
+            head_ms_max: config_limits.handshake_ms_max,
+            stall_ms_max: config_limits.stall_ms_max,
+        };
+        let ring = Http2::new(SimRing::new(16, Weather::Fair, 1).recording(), rules);
         let shard = Shard::new(setup, ring, inbox, now);
         Case { shard, outbox, memory, now, sequence: 0, said: Vec::new() }
     }
@@ -114,8 +130,8 @@ impl Case {
 
     /// A peer that has sent these bytes.
     fn connect(&mut self, bytes: impl AsRef<[u8]>) -> Slot {
-        let slot = self.shard.ring_mut().connect().expect("a free slot");
-        self.shard.ring_mut().peer_sends(slot, bytes.as_ref());
+        let slot = self.shard.ring_mut().inner_mut().connect().expect("a free slot");
+        self.shard.ring_mut().inner_mut().peer_sends(slot, bytes.as_ref());
         self.turns();
         slot
     }
@@ -126,7 +142,7 @@ impl Case {
     }
 
     fn stall(&mut self, slot: Slot, stalled: bool) {
-        self.shard.ring_mut().stall(slot, stalled);
+        self.shard.ring_mut().inner_mut().stall(slot, stalled);
         self.turns();
     }
 
@@ -155,10 +171,10 @@ impl Case {
     fn see(&mut self, slot: Slot, reason: CloseReason) -> Seen {
         assert_eq!(self.shard.metrics().closed[reason.index()], 1, "{reason:?}: counted");
         self.wait(LINGER_MS_MAX);
-        assert!(!self.shard.ring_mut().is_open(slot), "{reason:?}: its slot is free again");
+        assert!(!self.shard.ring_mut().inner_mut().is_open(slot), "{reason:?}: its slot is free again");
         assert_eq!(self.shard.metrics().closed.iter().sum::<u64>(), 1, "{reason:?}: counted once");
-        let bytes = self.shard.ring_mut().peer_takes(slot);
-        let in_order = self.shard.ring_mut().ended_in_order(slot);
+        let bytes = self.shard.ring_mut().inner_mut().peer_takes(slot);
+        let in_order = self.shard.ring_mut().inner_mut().ended_in_order(slot);
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let status = text.strip_prefix("HTTP/1.1 ").map(|rest| rest[..3].parse().expect("a status"));
         // Frames of a server are not masked, and these are short; data frames hold no 0x88.
@@ -202,7 +218,7 @@ fn handshake_timeout() -> Seen {
 fn socket_error() -> Seen {
     let mut case = Case::new();
     let slot = case.websocket("");
-    case.shard.ring_mut().peer_resets(slot);
+    case.shard.ring_mut().inner_mut().peer_resets(slot);
     case.turns();
     case.see(slot, CloseReason::SocketError)
 }
@@ -210,7 +226,7 @@ fn socket_error() -> Seen {
 fn insecure(fault: Insecure, reason: CloseReason) -> Seen {
     let mut case = Case::new();
     let slot = case.websocket("");
-    case.shard.ring_mut().peer_is_insecure(slot, fault);
+    case.shard.ring_mut().inner_mut().peer_is_insecure(slot, fault);
     case.turns();
     case.see(slot, reason)
 }
@@ -218,7 +234,7 @@ fn insecure(fault: Insecure, reason: CloseReason) -> Seen {
 fn gone_without_a_word() -> Seen {
     let mut case = Case::new();
     let slot = case.connect("");
-    case.shard.ring_mut().peer_closes(slot);
+    case.shard.ring_mut().inner_mut().peer_closes(slot);
     case.turns();
     case.see(slot, CloseReason::ClientGone)
 }
@@ -240,10 +256,10 @@ fn memory_is_short() -> Seen {
     let seen = case.see(slot, CloseReason::Memory);
     case.publish_bytes(10);
     case.turns();
-    assert!(!case.shard.ring_mut().ended(inside), "who is inside stays");
+    assert!(!case.shard.ring_mut().inner_mut().ended(inside), "who is inside stays");
     case.memory.set_pressure(Pressure::Histories);
     let back = case.websocket("");
-    assert!(!case.shard.ring_mut().ended(back), "newcomers come in again");
+    assert!(!case.shard.ring_mut().inner_mut().ended(back), "newcomers come in again");
     seen
 }
 
@@ -373,7 +389,7 @@ fn not_allowed_any_more() -> Seen {
     let text = serde_json::json!({ "ref": 1, "auth": { "token": token("other") } }).to_string();
     let length = u16::try_from(text.len()).expect("short").to_be_bytes();
     let frame = [&[0x81, 0xfe][..], &length, &[0; 4], text.as_bytes()].concat();
-    case.shard.ring_mut().peer_sends(slot, &frame);
+    case.shard.ring_mut().inner_mut().peer_sends(slot, &frame);
     case.turns();
     case.see(slot, CloseReason::NotAllowed)
 }
@@ -408,6 +424,138 @@ fn foreign_host() -> Seen {
     let mut case = Case::admitting(Config { pages, ..Config::default() }, Admission::default());
     let slot = case.connect("GET /sse/t HTTP/1.1\r\nHost: evil.example\r\n\r\n");
     case.see(slot, CloseReason::ForeignHost)
+}
+
+/// What a client of HTTP/2 says, and what it is told.
+struct Carried {
+    case: Case,
+    slot: Slot,
+    client: Client,
+}
+
+impl Carried {
+    fn new() -> Carried {
+        let (mut case, mut client) = (Case::new(), Client::default());
+        let slot = case.connect(client.hello(&[]));
+        Carried { case, slot, client }
+    }
+
+    fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        self.case.shard.ring_mut().inner_mut().peer_sends(self.slot, bytes.as_ref());
+        self.case.turns();
+        let heard = self.case.shard.ring_mut().inner_mut().peer_takes(self.slot);
+        self.client.hear(&heard);
+    }
+
+    fn closed(&self, reason: CloseReason) -> u64 {
+        self.case.shard.metrics().closed[reason.index()]
+    }
+
+    /// The connection ends for this reason, and its client is told this code.
+    fn see(mut self, reason: CloseReason, code: u32) -> Seen {
+        self.say([]);
+        assert_eq!(self.client.goaway.map(|goaway| goaway.1), Some(code), "{reason:?}");
+        self.case.see(self.slot, reason)
+    }
+
+    /// A stream ends for this reason, and its client is told this code; its connection goes on.
+    fn see_stream(mut self, stream: u32, reason: CloseReason, code: u32) -> Seen {
+        self.say([]);
+        assert_eq!(self.client.streams[&stream].reset, Some(code), "{reason:?}");
+        assert_eq!(self.closed(reason), 1, "{reason:?}: counted");
+        let (health, bytes) = self.client.get("/healthz");
+        self.say(bytes);
+        assert_eq!(self.client.take(health), b"ok\n", "{reason:?}: the connection goes on");
+        CUT
+    }
+}
+
+/// A connection of HTTP/2 ends at these bytes.
+fn after_frames(bytes: impl AsRef<[u8]>, reason: CloseReason, code: u32) -> Seen {
+    let mut carried = Carried::new();
+    carried.say(bytes);
+    carried.see(reason, code)
+}
+
+/// So many of a frame at once.
+fn flood(kind: u8, stream: u32, payload: &[u8], times: usize, reason: CloseReason) -> Seen {
+    after_frames(frame_of(kind, 0, stream, payload).repeat(times), reason, CALM)
+}
+
+/// ENHANCE_YOUR_CALM
+const CALM: u32 = 11;
+
+fn carrier_gone() -> Seen {
+    let mut carried = Carried::new();
+    let (_, bytes) = carried.client.get("/sse/t");
+    carried.say(bytes);
+    carried.case.shard.ring_mut().inner_mut().peer_resets(carried.slot);
+    carried.case.turns();
+    assert_eq!(carried.closed(CloseReason::SocketError), 1);
+    assert_eq!(carried.closed(CloseReason::CarrierGone), 1);
+    carried.case.wait(LINGER_MS_MAX);
+    assert_eq!(carried.case.shard.metrics().closed.iter().sum::<u64>(), 2);
+    CUT
+}
+
+fn stream_closed() -> Seen {
+    let mut carried = Carried::new();
+    let (stream, bytes) = carried.client.get("/sse/t");
+    carried.say(bytes);
+    carried.say(frame_of(0, 0, stream, b"more"));
+    carried.see_stream(stream, CloseReason::H2StreamClosed, 5)
+}
+
+fn malformed_request() -> Seen {
+    let mut carried = Carried::new();
+    let (stream, bytes) = carried.client.fields(&block(&[(":method", "GET"), (":path", "/")]), true);
+    carried.say(bytes);
+    carried.see_stream(stream, CloseReason::H2Protocol, 1)
+}
+
+fn refused_stream() -> Seen {
+    let mut carried = Carried::new();
+    for _ in 0..STREAMS_MAX {
+        let (_, bytes) = carried.client.get("/sse/t");
+        carried.say(bytes);
+    }
+    let (stream, bytes) = carried.client.get("/sse/t");
+    carried.say(bytes);
+    let first = carried.client.reset(1, 8);
+    carried.say(first);
+    carried.see_stream(stream, CloseReason::H2RefusedStream, 7)
+}
+
+/// CVE-2023-44487.
+fn rapid_resets() -> Seen {
+    let mut carried = Carried::new();
+    let mut bytes = Vec::new();
+    for _ in 0..500 {
+        let (stream, request) = carried.client.get("/healthz");
+        bytes.extend([request, carried.client.reset(stream, 8)].concat());
+    }
+    carried.say(bytes);
+    carried.say([]);
+    assert_eq!(carried.client.goaway.map(|goaway| goaway.1), Some(CALM));
+    assert_eq!(carried.closed(CloseReason::H2Resets), 1);
+    carried.case.wait(LINGER_MS_MAX);
+    assert!(!carried.case.shard.ring_mut().inner_mut().is_open(carried.slot));
+    CUT
+}
+
+/// A block of fields that never ends, in frames without a byte.
+fn continuations() -> Seen {
+    let begin = frame_of(1, 0, 1, &block(&[(":method", "GET")]));
+    let more = frame_of(9, 0, 1, b"").repeat(100);
+    after_frames([begin, more].concat(), CloseReason::H2Continuations, CALM)
+}
+
+/// One field of 4,000 bytes that is told once and meant 4,000 times.
+fn field_bomb() -> Seen {
+    let mut block = vec![0x40, 1, b'a', 0x7f, 0xa1, 0x1e];
+    block.extend([b'x'; 4_000]);
+    block.extend([0xbe; 4_000]);
+    after_frames(frame_of(1, 5, 1, &block), CloseReason::H2FieldBomb, CALM)
 }
 
 #[test]
@@ -473,6 +621,21 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
         (PingTimeout, ping_timeout(), CUT),
         (Overrun, overrun(), closed(1013)),
         (Stalled, stalled(), CUT),
+        (CarrierGone, carrier_gone(), CUT),
+        (H2Protocol, after_frames(frame_of(5, 0, 1, &[0; 4]), H2Protocol, 1), CUT),
+        (H2Protocol, malformed_request(), CUT),
+        (H2StreamClosed, stream_closed(), CUT),
+        (H2FrameSize, after_frames(frame_of(6, 0, 0, b"short"), H2FrameSize, 6), CUT),
+        (H2FlowControl, after_frames(frame_of(8, 0, 0, &[0x7f, 255, 255, 255]), H2FlowControl, 3), CUT),
+        (H2Compression, after_frames(frame_of(1, 5, 1, &[0x80]), H2Compression, 9), CUT),
+        (H2RefusedStream, refused_stream(), CUT),
+        (H2Resets, rapid_resets(), CUT),
+        (H2Continuations, continuations(), CUT),
+        (H2Settings, flood(4, 0, b"", 100, H2Settings), CUT),
+        (H2Pings, flood(6, 0, &[0; 8], 300, H2Pings), CUT),
+        (H2EmptyFrames, flood(2, 1, &[0; 5], 500, H2EmptyFrames), CUT),
+        (H2WindowUpdates, flood(8, 0, &[0, 0, 0, 1], 5_000, H2WindowUpdates), CUT),
+        (H2FieldBomb, field_bomb(), CUT),
     ];
     for (reason, seen, expected) in &seen {
         assert_eq!(seen, expected, "{reason:?}");
@@ -519,7 +682,7 @@ fn a_client_that_closes_gets_its_own_code_back() {
 fn a_client_that_ends_its_stream_gets_the_code_of_the_row() {
     let mut case = Case::new();
     let slot = case.websocket("");
-    case.shard.ring_mut().peer_closes(slot);
+    case.shard.ring_mut().inner_mut().peer_closes(slot);
     case.turns();
     let seen = case.see(slot, CloseReason::ClientGone);
     assert_eq!((seen.status, seen.code), (None, Some(1000)));
@@ -531,7 +694,7 @@ fn patience_with_silence_shrinks_while_memory_is_short() {
     let mut case = Case::new();
     let slot = case.connect("");
     case.wait(4_000);
-    assert!(!case.shard.ring_mut().ended(slot));
+    assert!(!case.shard.ring_mut().inner_mut().ended(slot));
     case.memory.set_pressure(Pressure::Newcomers);
     case.wait(1_000);
     assert_eq!(case.shard.metrics().closed[CloseReason::HandshakeTimeout.index()], 1);

@@ -17,9 +17,10 @@ use crate::broadcast::{Drain, Pressure};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::limits::{
-    CANCEL_RETRY_MS, CUT_MS_MAX, DUE_PER_TURN, DUE_PER_TURN_MIN, ENTRIES_LOOKED_AT_MAX, HANDSHAKE_MS_SHORT,
-    HANG_UPS_PER_MS, LINGER_MS_MAX, POST_BODY_MS_MAX, POST_IDLE_MS_MAX, POST_SILENCE_MS_MIN, RETURN_MS_MIN,
-    RETURN_MS_SPREAD, SOCKETS_FREE_SHARE, STALL_MS_UNDER_PRESSURE, TICK_MS,
+    CANCEL_RETRY_MS, CUT_MS_MAX, DUE_PER_TURN, DUE_PER_TURN_MIN, ENTRIES_LOOKED_AT_MAX, H2_IDLE_MS_MAX,
+    HANDSHAKE_MS_SHORT, HANG_UPS_PER_MS, LINGER_MS_MAX, POST_BODY_MS_MAX, POST_IDLE_MS_MAX,
+    POST_SILENCE_MS_MIN, RETURN_MS_MIN, RETURN_MS_SPREAD, SOCKETS_FREE_SHARE, STALL_MS_UNDER_PRESSURE,
+    TICK_MS,
 };
 use crate::egress::Slot;
 use crate::refusal::{Refusal, RefusalReason};
@@ -122,14 +123,14 @@ impl State {
         let capacity = self.connections.capacity();
         let mut budget = ENTRIES_LOOKED_AT_MAX;
         while self.look.left > 0 && budget > 0 && self.ready.len() < ready_max {
-            let slot = self.look.next;
-            self.look.next = if slot + 1 == capacity { 0 } else { slot + 1 };
-            if slot == 0 {
+            let place = self.look.next;
+            self.look.next = if place + 1 == capacity { 0 } else { place + 1 };
+            if place == 0 {
                 self.slow.end_walk();
             }
             self.look.left -= 1;
             budget -= 1;
-            self.check(slot as Slot);
+            self.check(self.connections.slot_at(place));
         }
     }
 
@@ -149,7 +150,7 @@ impl State {
             return;
         }
         let limits = &self.setup.config.limits;
-        let is_short = self.setup.admission.is_short(self.connections.len(), SOCKETS_FREE_SHARE)
+        let is_short = self.setup.admission.is_short(self.connections.sockets(), SOCKETS_FREE_SHARE)
             || self.setup.memory.pressure() >= Pressure::Newcomers;
         let connection = self.connections.get_mut(slot);
         let since = connection.since;
@@ -173,6 +174,11 @@ impl State {
                 if quiet >= ticks(patience_ms) {
                     // Without an answer: a status would end an EventSource for good.
                     self.abort(slot, CloseReason::HandshakeTimeout);
+                }
+            }
+            Phase::Carrying => {
+                if is_idle(quiet, self.is_short_of_sockets()) {
+                    self.mark_ready(slot);
                 }
             }
             Phase::Serving | Phase::Open | Phase::Finishing if connection.sending => {
@@ -290,9 +296,13 @@ impl State {
         let capacity = self.connections.capacity();
         let (end, ready_max) = (capacity.min(pass.next + ENTRIES_LOOKED_AT_MAX), self.ready_max());
         while pass.next < end && self.ready.len() < ready_max {
-            let slot = pass.next as Slot;
+            let slot = self.connections.slot_at(pass.next);
             pass.next += 1;
             let connection = self.connections.get(slot);
+            if matches!(connection.session, Session::Carrier) {
+                pass.serving |= self.drain_carrier(slot, overdue);
+                continue;
+            }
             if !connection.subscribed() {
                 // What was published is answered.
                 pass.serving |= connection.phase == Phase::Serving
@@ -317,6 +327,29 @@ impl State {
             drain.say_done();
         }
     }
+}
+
+impl State {
+    /// A carrier of a draining shard is told to ask nothing more, and ends when its streams have.
+    /// True while it is there.
+    fn drain_carrier(&mut self, slot: Slot, overdue: bool) -> bool {
+        let connection = self.connections.get(slot);
+        match connection.phase {
+            Phase::Carrying | Phase::Finishing | Phase::Lingering if overdue => {
+                self.abort(slot, CloseReason::Draining);
+            }
+            // It is looked at again at the next tick.
+            Phase::Carrying if connection.since != self.tick => self.mark_ready(slot),
+            Phase::Carrying | Phase::Finishing | Phase::Lingering => {}
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// True for a client whose carrier has had no stream for so long.
+pub(super) fn is_idle(quiet: u32, is_short: bool) -> bool {
+    quiet >= ticks(if is_short { POST_SILENCE_MS_MIN } else { H2_IDLE_MS_MAX })
 }
 
 /// After how many ticks of quiet a connection shows a sign of life. Some slots do up to a quarter

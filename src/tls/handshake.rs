@@ -178,18 +178,15 @@ impl Handshake {
         Ok(Step::Done { receive, send, rest: self.inbound })
     }
 
-    /// After an error rustls has the alert ready that tells the client.
+    /// After an error rustls has the alert ready that tells the client. It is asked for what it has
+    /// to say, and no further: it would go on to the next message, and panic where that is not there
+    /// or is at fault too.
     fn write_alert(&mut self, out: &mut Vec<u8>) {
-        loop {
-            let UnbufferedStatus { state, .. } = self.connection.process_tls_records(&mut []);
-            match state {
-                Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    if encode(&mut data, out).is_err() {
-                        return;
-                    }
-                }
-                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                _ => return,
+        while self.connection.wants_write() {
+            let state = self.connection.process_tls_records(&mut []).state;
+            let Ok(ConnectionState::EncodeTlsData(mut data)) = state else { return };
+            if encode(&mut data, out).is_err() {
+                return;
             }
         }
     }

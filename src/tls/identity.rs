@@ -95,13 +95,20 @@ pub fn load_with(
     config.key_log = Arc::new(SecretsTap);
     // AES-128 where both know it: processors do it.
     config.ignore_client_order = true;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.alpn_protocols.extend(automatic.map(|_| ALPN.to_vec()));
     // A ticket is all that a client needs to come back with half a handshake; we keep nothing.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = Ticketer::new()?;
     config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
+}
+
+/// The same handshakes, which offer no HTTP/2.
+pub fn without_http2(config: &ServerConfig) -> Arc<ServerConfig> {
+    let mut config = config.clone();
+    config.alpn_protocols.retain(|protocol| protocol != b"h2");
+    Arc::new(config)
 }
 
 /// Without AES-256: one hash and one key length less to know, and nothing slower.

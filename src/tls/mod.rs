@@ -29,7 +29,7 @@ use crate::egress::{
 };
 pub use automatic::{Automatic, Signed, SignedError};
 use handshake::{Handshake, Step};
-pub use identity::{Identity, IdentityError, load, load_with};
+pub use identity::{Identity, IdentityError, load, load_with, without_http2};
 use pieces::Pieces;
 use record::RecordError;
 use session::{Rest, Session};

@@ -76,8 +76,13 @@ impl Bench {
 
     /// A client of this listener, where the second of two addresses speaks TLS.
     fn at(listener: usize) -> Bench {
+        Bench::of(listener, ends().0.clone())
+    }
+
+    /// A client of a server of this kind.
+    fn of(listener: usize, server: Arc<ServerConfig>) -> Bench {
         let inner = SimRing::new(4, Weather::Fair, 7).recording();
-        let mut ring = Tls::new(inner, 1, 2, Identity::new(ends().0.clone()));
+        let mut ring = Tls::new(inner, 1, 2, Identity::new(server));
         let slot = ring.inner_mut().connect_from(Ipv4Addr::LOCALHOST, listener).expect("a free slot");
         let mut bench = Bench {
             ring,
@@ -392,6 +397,51 @@ fn a_plain_request_is_told_to_speak_tls() {
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     assert!(head.starts_with("HTTP/1.1 400 ") && body.contains("https://"), "{answer}");
     assert!(head.contains(&format!("Content-Length: {}", body.len())), "{answer}");
+    assert_eq!(bench.closed, 1);
+}
+
+#[test]
+fn a_fault_with_more_messages_behind_it_in_its_record_has_its_alert() {
+    let mut bench = Bench::new();
+    let name = ServerName::try_from("localhost").expect("a name");
+    let mut client = ClientConnection::new(ends().1.clone(), name).expect("a client");
+    // The same message again, in the same record.
+    let hello = says(&mut client);
+    let messages = [&hello[record::HEADER..], &hello[record::HEADER..]].concat();
+    let length = u16::try_from(messages.len()).expect("it fits a record").to_be_bytes();
+    bench.sends(&[&hello[..3], &length, &messages].concat());
+    assert_eq!(bench.end, Some(ReceiveEnd::Insecure(Insecure::Handshake)));
+    bench.ring.close(bench.slot);
+    bench.turn();
+    let alert = bench.takes();
+    assert_eq!((&alert[..5], alert.len(), bench.closed), (&[21, 3, 3, 0, 2][..], 7, 1), "{alert:?}");
+}
+
+/// Its last flight is one record: that there is no certificate, and what follows from it.
+#[test]
+fn a_client_without_the_certificate_that_it_needs_is_told_so() {
+    let (mut files, certificate) = files("needed");
+    files.client_ca = Some(files.pairs[0].0.clone());
+    let server = load(&files).expect("certificates");
+    remove(&files);
+    let mut bench = Bench::of(1, server);
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.der().clone()).expect("a certificate");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("localhost").expect("a name");
+    let mut client = ClientConnection::new(Arc::new(config), name).expect("a client");
+    bench.exchange(&mut client).expect("it hears of the server first");
+    let last = says(&mut client);
+    bench.sends(&last);
+    assert_eq!((bench.end, bench.secured), (Some(ReceiveEnd::Insecure(Insecure::Handshake)), 0));
+    bench.ring.close(bench.slot);
+    bench.turn();
+    assert_eq!(bench.alert(&mut client), AlertDescription::CertificateRequired);
     assert_eq!(bench.closed, 1);
 }
 

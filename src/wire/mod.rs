@@ -5,6 +5,7 @@ pub mod envelope;
 pub mod format;
 pub mod gap;
 pub mod http;
+pub mod http2;
 pub mod json;
 pub mod proxy;
 pub mod slow;

@@ -27,11 +27,14 @@ use fanwave::wire::sse_parser::Parser;
 use fanwave::wire::websocket::{Decoder, Incoming, text_of};
 use fanwave::wire::{Family, Format};
 
+#[path = "http2.rs"]
+pub mod http2;
+
 /// A target: its name is that of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Target; 13] = [
+pub const ALL: [Target; 15] = [
     ("request_head", request_head),
     ("target_and_query", target_and_query),
     ("websocket_decoder", websocket_decoder),
@@ -44,6 +47,8 @@ pub const ALL: [Target; 13] = [
     ("tokens", tokens),
     ("topic_patterns", topic_patterns),
     ("rules", rules_of_a_file),
+    ("h2_fields", http2::fields),
+    ("h2_frames", http2::frames),
     ("whole_shard", super::shard::whole_shard),
 ];
 

@@ -70,8 +70,16 @@ async fn publishers_and_operators_are_served_over_tls() {
     assert!(page.contains("const server = \"https://127.0.0.1:") && !page.contains("http://"), "{page}");
     let playground = get(&http, address, "/playground").await.body;
     assert!(playground.contains("data-server=\"https://127.0.0.1:"), "{playground}");
+    let curl = tokio::process::Command::new("curl")
+        .args(["--silent", "--max-time", "60", "--write-out", "%{http_version}", "--cacert"])
+        .arg(scratch.path("cert.pem"))
+        .args(["--connect-to", &format!("localhost:443:{address}"), "https://localhost/healthz"])
+        .output()
+        .await
+        .expect("curl is there");
+    assert_eq!(String::from_utf8_lossy(&curl.stdout), "ok\n1.1");
     let stats = get(&http, address, "/stats").await.json();
-    assert_eq!(stats["hub"]["tls_handshakes"], 1, "a connection is kept: {stats}");
+    assert_eq!(stats["hub"]["tls_handshakes"], 2, "of reqwest, which keeps its connection, and curl");
 }
 
 #[tokio::test]

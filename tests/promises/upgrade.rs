@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use fanwave::handover::FORMAT;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -87,7 +86,7 @@ impl Heir {
 
     /// Goes on until the old process has said this word.
     fn go_on_to(&mut self, word: &str) {
-        assert!(self.hello(FORMAT.into())["offer"]["epoch"].is_u64());
+        assert!(self.hello(2)["offer"]["epoch"].is_u64());
         assert_eq!(self.hear(), "listeners");
         for (says, hears) in [("ready", "state"), ("restored", "go")] {
             self.say(&json!(says));
@@ -290,7 +289,7 @@ async fn a_new_process_that_ends_half_way_leaves_the_old_one_as_it_was() {
         let mut heir = meeting.connect();
         match word {
             "hello" => {}
-            "offer" => assert!(heir.hello(FORMAT.into())["offer"].is_object()),
+            "offer" => assert!(heir.hello(2)["offer"].is_object()),
             "nonsense" => heir.say(&json!({ "GET": "/" })),
             "too soon" => heir.say(&json!("taken")),
             word => heir.go_on_to(word),

@@ -6,6 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub mod chromium;
 pub mod chunks;
+pub mod h2;
 pub mod nats;
 #[allow(dead_code, reason = "what the simulation alone needs")]
 pub mod peer;

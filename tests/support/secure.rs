@@ -55,16 +55,22 @@ impl Authority {
 
     /// Writes another certificate of the server's key, for `localhost` and its address.
     pub fn renew(&self, scratch: &Scratch) {
-        let names = ["localhost", "127.0.0.1"].map(str::to_string);
-        let mut params = CertificateParams::new(names).expect("names");
-        params.distinguished_name.push(DnType::CommonName, "localhost");
+        let (certificate, key) = self.certificate_for(&["localhost", "127.0.0.1"]);
+        scratch.write("cert.pem", &certificate);
+        scratch.write("key.pem", &key);
+    }
+
+    /// A certificate of the server's key for these names, and the key, in PEM.
+    pub fn certificate_for(&self, names: &[&str]) -> (String, String) {
+        let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+        let mut params = CertificateParams::new(names.clone()).expect("names");
+        params.distinguished_name.push(DnType::CommonName, &names[0]);
         params.serial_number = Some(self.made.fetch_add(1, Ordering::Relaxed).into());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        let cert = params.signed_by(&self.server, &self.issuer).expect("a certificate");
-        scratch.write("cert.pem", &cert.pem());
-        scratch.write("key.pem", &self.server.serialize_pem());
+        let certificate = params.signed_by(&self.server, &self.issuer).expect("a certificate");
+        (certificate.pem(), self.server.serialize_pem())
     }
 
     /// The SHA-256 of the server's public key.

@@ -511,6 +511,9 @@ impl Crowd {
                     self.closed(number, &format!("the connection broke: {error}"))?;
                 }
                 // Only a member that leaves cancels its receive.
+                (State::Open, ReceiveEnd::Reset | ReceiveEnd::CarrierGone | ReceiveEnd::Against(_)) => {
+                    unreachable!("these sockets carry no streams")
+                }
                 (State::Open, ReceiveEnd::Insecure(_)) => unreachable!("no ring of ours speaks TLS"),
                 (State::Open, ReceiveEnd::Cancelled) | (State::Away | State::Connecting, _) => {}
             }

@@ -44,8 +44,8 @@ pub use tally::{Counts, Rota, SampleWord, is_told, record};
 /// Longest latency that the histogram tells apart, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
 
-/// The priority of a receiver that gives way.
-const NICE_MAX: i32 = 19;
+/// The priority of a receiver that gives way: low, and on a busy machine still some of the CPU.
+const NICE: i32 = 10;
 
 /// How soon progress is told that there was no room for.
 const UNTOLD: Duration = Duration::from_millis(2);
@@ -398,7 +398,7 @@ impl Receiver {
     fn obey(&mut self, order: Order) -> Result<()> {
         if let Order::Setup(setup) = order {
             if setup.gives_way {
-                rustix::process::setpriority_process(None, NICE_MAX).context("giving way to others")?;
+                rustix::process::setpriority_process(None, NICE).context("giving way to others")?;
             }
             self.crowd = Some(Crowd::new(*setup)?);
             return Ok(());

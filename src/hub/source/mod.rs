@@ -11,7 +11,8 @@
 //! What a source is to do:
 //! - **Identity.** It has an epoch, from the start ([`HubSetup`](super::HubSetup)). Where its log is
 //!   lost or made anew, it says so with another one ([`Intake::begin_era`](super::Intake)).
-//! - **Publish.** *Local* gives the next sequence at once. A *remote* one gets a [`Submission`] and
+//! - **Publish.** *Local* gives the next sequence at once, and so does a *store* that promises no more
+//!   than to write it soon; one that promises more answers when the disk has it. A *remote* one gets a [`Submission`] and
 //!   answers it by its [`Reply`], whenever it knows. What was handed over and has no answer is
 //!   bounded in number and bytes. All of it is handed over in the order of its coming.
 //! - **Read.** What a remote source gives comes in by [`Hub::place`](super::Hub) and its kin, in
@@ -47,6 +48,10 @@ use crate::config::limits::{
 use crate::event::{Event, Topic};
 use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalReason};
+use crate::store::StoreReport;
+pub use store::{Owed, Stored, news};
+
+pub(super) mod store;
 
 /// Who gives the sequences.
 #[derive(Debug, Default)]
@@ -54,6 +59,8 @@ pub enum Source {
     /// This process, without a memory that outlives it.
     #[default]
     Local,
+    /// This process, and a store keeps what it takes.
+    Store(Box<Stored>),
     /// Somebody who answers later.
     Remote(Remote),
 }
@@ -63,7 +70,16 @@ impl Source {
     pub(super) fn has_room(&self) -> bool {
         match self {
             Source::Local => true,
+            Source::Store(stored) => stored.has_room(),
             Source::Remote(remote) => remote.has_room(),
+        }
+    }
+
+    /// What a store has counted.
+    pub(super) fn store_report(&self) -> Option<StoreReport> {
+        match self {
+            Source::Store(stored) => Some(stored.report()),
+            Source::Local | Source::Remote(_) => None,
         }
     }
 
@@ -71,7 +87,8 @@ impl Source {
     fn is_idle(&self) -> bool {
         match self {
             Source::Local => true,
-            Source::Remote(remote) => remote.held.load(Ordering::Relaxed) == 0,
+            Source::Store(stored) => stored.is_idle(),
+            Source::Remote(remote) => held(&remote.held) == 0,
         }
     }
 }
@@ -144,6 +161,18 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.of.fetch_sub(self.bytes, Ordering::Relaxed);
     }
+}
+
+/// An answer that is owed, and where it comes; it counts so many bytes until then.
+fn owed(bytes: usize, of: &Arc<AtomicUsize>) -> (Reply, Waiting) {
+    of.fetch_add(bytes, Ordering::Relaxed);
+    let (answer, answered) = oneshot::channel();
+    (Reply { answer, held: Held { bytes, of: of.clone() } }, Waiting(answered))
+}
+
+/// Bytes without an answer.
+fn held(of: &AtomicUsize) -> usize {
+    of.load(Ordering::Relaxed)
 }
 
 /// An answer that is to come.
@@ -257,7 +286,7 @@ impl Remote {
 
     /// True if another wish would be taken.
     pub(super) fn has_room(&self) -> bool {
-        self.held.load(Ordering::Relaxed) < self.bytes_max && self.wishes.capacity() > 0
+        held(&self.held) < self.bytes_max && self.wishes.capacity() > 0
     }
 
     /// Hands a wish over. It was not sent anywhere if it is refused here.
@@ -269,12 +298,9 @@ impl Remote {
             Wish::Publish(event, _) => event.weight(),
             Wish::Remove(topic) => topic.as_str().len(),
         };
-        self.held.fetch_add(bytes, Ordering::Relaxed);
-        let held = Held { bytes, of: self.held.clone() };
-        let (answer, answered) = oneshot::channel();
-        let reply = Reply { answer, held };
+        let (reply, waiting) = owed(bytes, &self.held);
         match self.wishes.try_send(Submission { wish, intake, unix_ms, reply }) {
-            Ok(()) => Ok(Waiting(answered)),
+            Ok(()) => Ok(waiting),
             Err(_) => Err(Refusal::new(RefusalReason::Source, "the source of events is gone")),
         }
     }

@@ -202,3 +202,46 @@ async fn an_epoch_that_begins_anew_counts_from_one_and_forgets_keys() {
     assert!(frame(old).contains(&format!("id: {EPOCH_TEXT}-900\n")), "{}", frame(old));
     assert!(frame(new).contains(&format!("id: {other}-1\n")), "{}", frame(new));
 }
+
+/// With a store that answers when the disk has an event.
+#[tokio::test]
+async fn a_repeat_of_what_the_disk_does_not_have_yet_is_one_and_waits_with_it() {
+    use crate::config::store::Promise;
+    use crate::hub::source::{Stored, news};
+    use crate::store::{Directory, Settings, Store};
+
+    let path = std::env::temp_dir().join(format!("fanwave-hub-store-{}", std::process::id()));
+    let directory = Directory::open(&path).expect("a directory").expect("nobody has it");
+    let settings = Settings {
+        promise: Promise::Always,
+        bytes_max: 1 << 20,
+        segment_bytes: 1 << 16,
+        age_ms_max: 600_000,
+        rules: Default::default(),
+    };
+    let (tell, heard) = news();
+    let tell = move |said| _ = tell.send(said);
+    let weigh = |event: &Event| event.weight();
+    let (store, _) =
+        Store::open(directory, settings, &Limits::default(), weigh, EPOCH, tell).expect("a store");
+    let mut bench = bench(1, Limits::default());
+    let mut seen = bench.start_shard(0);
+    bench.hub.intake().source = Source::Store(Box::new(Stored::new(store, heard)));
+    let serving = tokio::spawn(crate::hub::source::store::serve(bench.hub.clone()));
+    let publish = |text: &'static str| bench.post("/topics/t?idempotency_key=k", text);
+    let (first, again, other) = tokio::join!(publish("x"), publish("x"), publish("y"));
+    assert!(first.body.contains("\"sequence\":1}"), "{}", first.body);
+    assert!(again.body.contains("\"sequence\":1,\"duplicate\":true"), "{}", again.body);
+    assert_eq!(other.status, StatusCode::CONFLICT);
+    let second = bench.post("/topics/t", "z").await;
+    assert!(second.body.contains("\"sequence\":2}"), "{}", second.body);
+    let mut sequences = Vec::new();
+    while sequences.len() < 2 {
+        let Some(Seen::Event(encoded)) = seen.recv().await else { panic!("an event") };
+        sequences.push(encoded.sequence);
+    }
+    assert_eq!(sequences, [1, 2], "each is broadcast once");
+    bench.hub.close_source().await;
+    serving.await.expect("it ends with the store");
+    std::fs::remove_dir_all(path).expect("ours");
+}

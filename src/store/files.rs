@@ -1,0 +1,127 @@
+//! The files of a store, as far as it needs a file system.
+//!
+//! A trait, so that tests have a file system of their own that loses, tears and refuses.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// A directory.
+pub trait Files: Send + 'static {
+    /// A file that grows.
+    type File: Grows;
+    /// The names in it.
+    fn names(&self) -> io::Result<Vec<String>>;
+    /// All bytes of a file.
+    fn read(&self, name: &str) -> io::Result<Vec<u8>>;
+    /// A new file, which must not be there.
+    fn create(&self, name: &str) -> io::Result<Self::File>;
+    /// A file that is there, to be appended to or cut.
+    fn open(&self, name: &str) -> io::Result<Self::File>;
+    /// Takes a file away.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// What was created and removed is so for good.
+    fn sync_names(&self) -> io::Result<()>;
+    /// Writes some bytes into a file in place of what it has, without a promise when.
+    fn note(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    /// Where it is, for messages.
+    fn place(&self) -> String;
+}
+
+/// A file that grows at its end.
+pub trait Grows: Send {
+    /// Writes all of it behind what is there.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// What was appended is there for good.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Takes away what is behind so many bytes.
+    fn cut(&mut self, bytes: u64) -> io::Result<()>;
+}
+
+/// A directory of the system's, which is locked for as long as this lives.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// The name of the file that is locked.
+const LOCK: &str = "lock";
+
+impl Directory {
+    /// Makes it, if it is missing, and locks it. `None` if another process has it.
+    pub fn open(path: &Path) -> io::Result<Option<Directory>> {
+        if !path.exists() {
+            use std::os::unix::fs::DirBuilderExt;
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                File::open(parent)?.sync_all()?;
+            }
+        }
+        let mut options = OpenOptions::new();
+        let lock = options.create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(Directory { path: path.to_path_buf(), _lock: lock })),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+impl Files for Directory {
+    type File = File;
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            names.extend(name.to_str().map(str::to_string).filter(|name| name != LOCK));
+        }
+        Ok(names)
+    }
+
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        std::fs::read(self.path.join(name))
+    }
+
+    fn create(&self, name: &str) -> io::Result<File> {
+        OpenOptions::new().create_new(true).append(true).open(self.path.join(name))
+    }
+
+    fn open(&self, name: &str) -> io::Result<File> {
+        OpenOptions::new().append(true).open(self.path.join(name))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path.join(name))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
+    }
+
+    fn note(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).open(self.path.join(name))?;
+        file.write_all_at(bytes, 0)
+    }
+
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+impl Grows for File {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn cut(&mut self, bytes: u64) -> io::Result<()> {
+        self.set_len(bytes)
+    }
+}

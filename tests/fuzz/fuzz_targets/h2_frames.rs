@@ -1,0 +1,9 @@
+#![no_main]
+#![allow(dead_code, reason = "the other targets")]
+
+#[path = "../shard.rs"]
+mod shard;
+#[path = "../targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::http2::frames(data));
