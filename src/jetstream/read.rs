@@ -33,6 +33,10 @@ use crate::config::limits::{
 /// at by itself.
 const STUCK_MAX: u32 = 2;
 
+/// Times in a row that the stream must be found to begin behind what was read, before that is
+/// believed: a new leader may not know all that it has.
+const GONE_MIN: u32 = 8;
+
 /// One message of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
@@ -97,6 +101,10 @@ pub struct Reader {
     stuck: u32,
     /// Messages that the consumer has for us still, as it said last.
     pending: Option<u64>,
+    /// The stream begins behind this, and behind what was read. The next message tells what is lost.
+    suspect: Option<u64>,
+    /// Times in a row that it was found so.
+    gone: u32,
     lost: Option<u64>,
     foreign: Foreign,
 }
@@ -156,6 +164,8 @@ impl Reader {
             behind: 0,
             stuck: 0,
             pending: None,
+            suspect: None,
+            gone: 0,
             lost: None,
             foreign: Foreign::default(),
         }
@@ -164,7 +174,8 @@ impl Reader {
     /// Reads another stream of the same name from now on.
     pub fn restart(&mut self, created_ns: i64, start: Start) {
         self.feed = None;
-        (self.behind, self.stuck) = (0, 0);
+        (self.behind, self.stuck, self.gone) = (0, 0, 0);
+        self.suspect = None;
         self.pending = None;
         self.lost = None;
         (self.created_ns, self.start) = (created_ns, start);
@@ -283,9 +294,16 @@ impl Reader {
         }
         self.behind = 0;
         let first = info.state.first_sequence;
-        if last > 0 && first > last + 1 {
-            self.lost = Some(first - 1);
+        if last == 0 || first <= last + 1 {
+            self.gone = 0;
+        } else {
+            self.gone += 1;
+            if self.gone < GONE_MIN {
+                let cause = format!("the stream begins with {first}, and {last} was read");
+                return Err(ReadFault::Away(cause));
+            }
         }
+        self.suspect = (self.gone > 0).then(|| first - 1);
         let deliver_policy = match self.start {
             Start::First => DeliverPolicy::All,
             Start::Time(unix_ns) => match OffsetDateTime::from_unix_timestamp_nanos(unix_ns.into()) {
@@ -366,7 +384,13 @@ impl Reader {
         {
             return Taken::Changed;
         }
-        if mark.sequence <= self.last_sequence() {
+        let last = self.last_sequence();
+        if let Some(until) = self.suspect.take()
+            && mark.sequence > last + 1
+        {
+            self.lost = Some(until.min(mark.sequence - 1));
+        }
+        if mark.sequence <= last {
             return Taken::Skipped;
         }
         self.start = Start::Behind(mark);

