@@ -357,6 +357,22 @@ fn the_oldest_segments_go_first_and_retained_values_stay() {
     }
 }
 
+/// Else the thread would write them again and again.
+#[test]
+fn retained_values_beyond_the_bound_do_not_keep_the_store_busy() {
+    let disk = Disk::default();
+    let tiny = || Settings { bytes_max: 2_000, ..settings(Promise::Always) };
+    let mut bench = try_open(&disk, tiny()).expect("a new one");
+    for number in 0..60 {
+        let key = Key::new(&number.to_string()).ok();
+        bench.submit(Said::Event(Event { key, ..event("kept/x", &"x".repeat(60)) }, None), true);
+        bench.answers(1);
+    }
+    drop(bench);
+    let again = try_open(&disk, tiny()).expect("it opens");
+    assert_eq!(there(&again.past.state).len(), 60);
+}
+
 #[test]
 fn what_is_too_old_goes() {
     let disk = Disk::default();
