@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, channel};
 
-use super::dice::{Disk, End};
+use dice::{Disk, End};
+
 use super::*;
 use crate::clock::unix_ms;
 use crate::config::Limits;
@@ -12,6 +13,8 @@ use crate::egress::sim::Dice;
 use crate::event::{Data, Epoch, Event, Key, Topic};
 use crate::handover::state::State;
 use crate::publishing::IdempotencyKey;
+
+mod dice;
 
 const FRESH: Epoch = Epoch(10_000_000_000_000_000_000);
 const TOPICS: [&str; 3] = ["a", "b/c", "kept/x"];
