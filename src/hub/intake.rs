@@ -231,6 +231,11 @@ impl Intake {
         self.unix_ms
     }
 
+    /// The same with another source of sequences.
+    pub fn with_source(self, source: Source) -> Intake {
+        Intake { source, ..self }
+    }
+
     /// Tells the time of day, which the events from now on were taken in at.
     pub fn tell_time(&mut self, unix_ms: u64) {
         self.unix_ms = unix_ms;

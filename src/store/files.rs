@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A directory.
@@ -46,6 +46,8 @@ pub struct Directory {
     _lock: File,
 }
 
+/// Events are their user's alone.
+const OWN: u32 = 0o600;
 /// The name of the file that is locked.
 const LOCK: &str = "lock";
 
@@ -60,7 +62,7 @@ impl Directory {
             }
         }
         let mut options = OpenOptions::new();
-        let lock = options.create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        let lock = options.create(true).truncate(false).write(true).mode(OWN).open(path.join(LOCK))?;
         match lock.try_lock() {
             Ok(()) => Ok(Some(Directory { path: path.to_path_buf(), _lock: lock })),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
@@ -86,7 +88,7 @@ impl Files for Directory {
     }
 
     fn create(&self, name: &str) -> io::Result<File> {
-        OpenOptions::new().create_new(true).append(true).open(self.path.join(name))
+        OpenOptions::new().create_new(true).append(true).mode(OWN).open(self.path.join(name))
     }
 
     fn open(&self, name: &str) -> io::Result<File> {
@@ -103,7 +105,7 @@ impl Files for Directory {
 
     fn note(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).write(true).open(self.path.join(name))?;
+        let file = options.create(true).truncate(false).write(true).mode(OWN).open(self.path.join(name))?;
         file.write_all_at(bytes, 0)
     }
 

@@ -350,8 +350,16 @@ impl<F: Files> Log<F> {
         End { number: self.number, length: self.length, sequence: self.sequence }
     }
 
-    /// Cuts off what an append that failed has left.
+    /// Takes away what an append or the begin of a segment has left that failed: nothing is written
+    /// before that is gone.
     fn mend(&mut self) -> io::Result<()> {
+        if self.has_debris {
+            match self.files.remove(&name_of(self.number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => self.files.sync_names()?,
+            }
+            self.has_debris = false;
+        }
         if self.is_torn {
             self.current.cut(self.length)?;
             self.current.sync()?;
@@ -400,12 +408,7 @@ impl<F: Files> Log<F> {
     fn roll(&mut self) -> io::Result<()> {
         self.current.sync()?;
         let (number, promise) = (self.number + 1, self.settings.promise);
-        if std::mem::take(&mut self.has_debris) {
-            // It may be gone already.
-            let _ = self.files.remove(&name_of(number));
-        }
         let begun = begin(&self.files, number, self.sequence, self.reserved, promise);
-        // What is left of it would be in the way.
         self.has_debris = begun.is_err();
         let (current, length) = begun?;
         let name = std::mem::replace(&mut self.name, name_of(number));
@@ -414,6 +417,11 @@ impl<F: Files> Log<F> {
         self.begun = length;
         (self.unix_ms, self.since_ms) = (0, 0);
         Ok(())
+    }
+
+    /// Segments that do not grow any more.
+    pub fn segments(&self) -> usize {
+        self.sealed.len()
     }
 
     /// Bytes of all segments.

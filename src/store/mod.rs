@@ -15,7 +15,7 @@
 //! understand, also where whole batches follow. Of 134 flipped bits in its journal 9 were opened
 //! without an error and with synced events missing, up to 94 of 100. What it would be needed for,
 //! looking up by key, is not needed here: histories are read once, from the begin to the end. And it
-//! takes no file system of ours, so its crashes cannot be rolled by dice (`dice`).
+//! takes no file system of ours, so its crashes cannot be rolled by dice (`tests/dice`).
 //!
 //! Not here: sequences, room, who may publish (`hub`); what histories hold (`shard`).
 
@@ -30,8 +30,6 @@ mod past;
 mod record;
 mod writer;
 
-#[cfg(test)]
-mod dice;
 #[cfg(test)]
 mod tests;
 

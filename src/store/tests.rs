@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, channel};
 
-use super::dice::{Disk, End};
+use dice::{Disk, End};
+
 use super::*;
 use crate::clock::unix_ms;
 use crate::config::Limits;
@@ -12,6 +13,8 @@ use crate::egress::sim::Dice;
 use crate::event::{Data, Epoch, Event, Key, Topic};
 use crate::handover::state::State;
 use crate::publishing::IdempotencyKey;
+
+mod dice;
 
 const FRESH: Epoch = Epoch(10_000_000_000_000_000_000);
 const TOPICS: [&str; 3] = ["a", "b/c", "kept/x"];
@@ -355,6 +358,22 @@ fn the_oldest_segments_go_first_and_retained_values_stay() {
         assert_eq!(found.keys().next_back(), Some(&203));
         assert!(found.len() < 120 && is_told(state, "a", 4), "what has gone is told: {}", found.len());
     }
+}
+
+/// Else the thread would write them again and again.
+#[test]
+fn retained_values_beyond_the_bound_do_not_keep_the_store_busy() {
+    let disk = Disk::default();
+    let tiny = || Settings { bytes_max: 2_000, ..settings(Promise::Always) };
+    let mut bench = try_open(&disk, tiny()).expect("a new one");
+    for number in 0..60 {
+        let key = Key::new(&number.to_string()).ok();
+        bench.submit(Said::Event(Event { key, ..event("kept/x", &"x".repeat(60)) }, None), true);
+        bench.answers(1);
+    }
+    drop(bench);
+    let again = try_open(&disk, tiny()).expect("it opens");
+    assert_eq!(there(&again.past.state).len(), 60);
 }
 
 #[test]

@@ -146,6 +146,7 @@ impl<T: Send + 'static> Store<T> {
             is_dirty: false,
             synced: Instant::now(),
             tidied: Instant::now(),
+            is_stuck: false,
         };
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || writer.run());
         let thread = thread.map_err(|source| StoreError::Io {
@@ -222,6 +223,8 @@ struct Writer<F: Files, T> {
     is_dirty: bool,
     synced: Instant,
     tidied: Instant,
+    /// Retained values alone take more than the store may: removing more gains nothing.
+    is_stuck: bool,
 }
 
 impl<F: Files, T> Writer<F, T> {
@@ -430,11 +433,14 @@ impl<F: Files, T> Writer<F, T> {
 
     /// Removes what is promised no more, now and then.
     fn tidy(&mut self) {
-        if self.tidied.elapsed() < Duration::from_millis(STORE_TIDY_MS) && !self.log.is_over() {
+        let is_pressed = self.log.is_over() && !self.is_stuck;
+        if self.tidied.elapsed() < Duration::from_millis(STORE_TIDY_MS) && !is_pressed {
             return;
         }
         self.tidied = Instant::now();
-        loop {
+        let before = self.log.bytes();
+        // What is written again comes behind these.
+        for _ in 0..self.log.segments() {
             match self.log.forget(unix_ms()) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -444,6 +450,7 @@ impl<F: Files, T> Writer<F, T> {
                 }
             }
         }
+        self.is_stuck = self.log.is_over() && self.log.bytes() >= before;
         self.note_size();
     }
 

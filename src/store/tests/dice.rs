@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::files::{Files, Grows};
 use crate::egress::sim::Dice;
+use crate::store::files::{Files, Grows};
 
 /// A file as the kernel has it, and as the disk does.
 #[derive(Debug, Clone, Default)]
