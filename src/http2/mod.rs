@@ -41,7 +41,7 @@ mod completions;
 mod pieces;
 mod reading;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writing;
 
 /// The errno of a send on a stream that has ended.

@@ -21,7 +21,7 @@ use crate::wire::http2::PREFACE;
 use h2::{Client, WINDOW_SETTING, block, frame_of};
 
 #[path = "../../tests/support/h2.rs"]
-mod h2;
+pub mod h2;
 
 const SOCKETS: usize = 32;
 

@@ -67,6 +67,8 @@ pub enum Unheard {
 /// Where a connection begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
+    /// With the next event.
+    Now,
     /// With so many events of each pattern.
     Last(usize),
     /// Behind this event.
@@ -240,6 +242,7 @@ fn address(relay: &Relay, start: Start) -> Url {
     }
     push_query(&mut url, "slow", "close");
     match start {
+        Start::Now => {}
         Start::Last(events) => push_query(&mut url, "last", &events.to_string()),
         Start::After(id) => push_query(&mut url, "after", &id.to_string()),
     }

@@ -23,14 +23,12 @@ use crate::config::{Config, Limits, PageRules, TokenRules};
 use crate::egress::sim::{SimRing, Weather};
 use crate::egress::{Insecure, Slot};
 use crate::event::Epoch;
+use crate::http2::tests::h2::frame_of;
 use crate::http2::{Http2, StreamRules};
 use crate::wire::http::Origins;
 use carried::*;
-use h2::frame_of;
 
 mod carried;
-#[path = "../../tests/support/h2.rs"]
-mod h2;
 
 const SUBSCRIBERS_MAX: usize = 4;
 /// Streams of HTTP/2.

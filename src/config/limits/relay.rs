@@ -10,7 +10,7 @@ pub const RELAY_PING_MS: u64 = 5_000;
 pub const RELAY_START_MS_MAX: u64 = 10_000;
 /// How long the origin's history may take. Then subscribers come in.
 pub const RELAY_HISTORY_MS_MAX: u64 = 10_000;
-/// The origin's history is here when nothing has come for so long.
+/// Where the newest events are not for us, the history is here when nothing has come for so long.
 pub const RELAY_QUIET_MS: u64 = 300;
 /// How long the origin may be away before operators are told.
 pub const RELAY_DEGRADED_MS: u64 = 5_000;

@@ -63,6 +63,8 @@ pub struct Greeting {
     line: Line,
     told: Vec<Told>,
     at: EventId,
+    /// Where the origin stood before: its history is here once we have come so far.
+    head: EventId,
 }
 
 impl Greeting {
@@ -71,8 +73,15 @@ impl Greeting {
     pub async fn get(relay: &Relay, events: usize, patience: Duration) -> Result<Greeting, Unheard> {
         let (begin, mut backoff) = (Instant::now(), Backoff::default());
         loop {
-            match Line::open(relay, Start::Last(events)).await {
-                Ok((line, told, at)) => return Ok(Greeting { line, told, at }),
+            let opened = match Line::open(relay, Start::Now).await {
+                Ok((line, _, head)) => {
+                    line.leave().await;
+                    Line::open(relay, Start::Last(events)).await.map(|opened| (opened, head))
+                }
+                Err(unheard) => Err(unheard),
+            };
+            match opened {
+                Ok(((line, told, at), head)) => return Ok(Greeting { line, told, at, head }),
                 Err(Unheard::Lost { why, asked }) if begin.elapsed() < patience => {
                     tracing::warn!("the origin is not there yet: {why}");
                     sleep(backoff.next(asked)).await;
@@ -109,7 +118,7 @@ impl OpenHub {
 
 impl Follower {
     /// Takes the history of the origin in.
-    async fn begin(&mut self, Greeting { line, told, at }: Greeting) -> Option<Line> {
+    async fn begin(&mut self, Greeting { line, told, at, head }: Greeting) -> Option<Line> {
         let begin = Instant::now();
         let patience = Duration::from_millis(RELAY_HISTORY_MS_MAX);
         let mut line = Some(line);
@@ -117,9 +126,10 @@ impl Follower {
             self.take(told).await;
         }
         while let Some(open) = &mut line
+            && self.last.sequence < head.sequence
             && begin.elapsed() < patience
         {
-            // Nothing says where a history ends.
+            // The newest events of the origin may be of topics that are not followed.
             match timeout(Duration::from_millis(RELAY_QUIET_MS), open.next()).await {
                 Ok(Ok(told)) => drop(self.take(told).await),
                 Ok(Err(_)) => line = None,
@@ -238,6 +248,7 @@ impl Follower {
     }
 
     fn hole_up_to(&mut self, sequence: u64) {
+        tracing::info!(from = %self.last, to = sequence, "events of the origin may be missing");
         self.last.sequence = sequence;
         self.is_due = true;
         self.status.holes.fetch_add(1, Ordering::Relaxed);

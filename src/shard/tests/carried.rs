@@ -1,7 +1,7 @@
 //! Ends of connections of HTTP/2, and of their streams.
 
-use super::h2::{Client, block, frame_of};
 use super::*;
+use crate::http2::tests::h2::{Client, block, frame_of};
 
 /// What a client of HTTP/2 says, and what it is told.
 struct Carried {
