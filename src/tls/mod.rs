@@ -33,6 +33,7 @@ pub use identity::{Identity, IdentityError, load, load_with, without_http2};
 use pieces::Pieces;
 use record::RecordError;
 use session::{Rest, Session};
+use sessions::Sessions;
 
 mod automatic;
 mod handshake;
@@ -40,6 +41,7 @@ mod identity;
 mod pieces;
 mod record;
 mod session;
+mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -68,7 +70,7 @@ struct Layer {
     from: usize,
     addresses: usize,
     /// By slot.
-    sessions: Vec<Option<Box<Session>>>,
+    sessions: Sessions,
     /// Instant sends since the last reap that found all of them told.
     instant: Vec<Instant>,
     /// Slots for which something is to be asked at a submit.
@@ -109,7 +111,7 @@ impl<R> Tls<R> {
             identity,
             from,
             addresses,
-            sessions: Vec::new(),
+            sessions: Sessions::default(),
             instant: Vec::new(),
             due: VecDeque::new(),
             late: Vec::new(),
@@ -134,18 +136,14 @@ impl<R> Tls<R> {
 impl Layer {
     #[inline]
     fn session(&mut self, slot: Slot) -> Option<&mut Session> {
-        self.sessions.get_mut(slot as usize)?.as_deref_mut()
+        self.sessions.get(slot)
     }
 
     /// A client has connected to a listener of TLS.
     fn begin(&mut self, slot: Slot) -> Option<ReceiveEnd> {
-        let at = slot as usize;
-        if self.sessions.len() <= at {
-            self.sessions.resize_with(at + 1, || None);
-        }
         match Handshake::new(self.identity.now()) {
             Ok(handshake) => {
-                self.sessions[at] = Some(Box::new(Session::new(handshake)));
+                self.sessions.put(slot, Session::new(handshake));
                 None
             }
             // No random bits or no memory: as if the peer had failed.
@@ -153,7 +151,7 @@ impl Layer {
                 tracing::debug!(%error, "a TLS handshake cannot begin");
                 let mut session = Session::default();
                 session.warm_up().fault = Some(Insecure::Handshake);
-                self.sessions[at] = Some(Box::new(session));
+                self.sessions.put(slot, session);
                 Some(ReceiveEnd::Insecure(Insecure::Handshake))
             }
         }
@@ -182,9 +180,7 @@ impl Layer {
                 self.sent(slot, batch, result, handle);
             }
             Completion::Closed { slot } => {
-                if let Some(place) = self.sessions.get_mut(slot as usize) {
-                    *place = None;
-                }
+                self.sessions.remove(slot);
                 handle(completion);
             }
             other => handle(other),
@@ -396,7 +392,7 @@ impl<R: EgressRing> Tls<R> {
     /// Asks one thing for a connection, if there is one; what is left is due at the next submit.
     fn ask_for(&mut self, slot: Slot) {
         let Tls { ring, layer } = self;
-        let Some(session) = layer.sessions.get_mut(slot as usize).and_then(Option::as_deref_mut) else {
+        let Some(session) = layer.sessions.get(slot) else {
             return;
         };
         let receiving = session.receiving;
@@ -447,7 +443,7 @@ impl<R: EgressRing> EgressRing for Tls<R> {
     #[inline]
     fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, mode: SendMode) {
         let Tls { ring, layer } = self;
-        let Some(session) = layer.sessions.get_mut(slot as usize).and_then(Option::as_deref_mut) else {
+        let Some(session) = layer.sessions.get(slot) else {
             ring.send(slot, batch, offset, mode);
             return;
         };
