@@ -46,6 +46,7 @@ mod receiver;
 mod report;
 mod run;
 mod scenario;
+mod secure;
 mod server;
 mod stamp;
 mod target;

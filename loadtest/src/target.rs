@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::framing::{Dialect, Protocol};
-use crate::receiver::secure::TlsClient;
+use crate::secure::TlsClient;
 use crate::token::Secret;
 use crate::way::Way;
 use crate::workload::{Listens, Slow};

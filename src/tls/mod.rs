@@ -75,6 +75,8 @@ struct Layer {
     instant: Vec<Instant>,
     /// Slots for which something is to be asked at a submit.
     due: VecDeque<Slot>,
+    /// Number of this submit.
+    submits: u32,
     /// Slots that are due again at the next tick.
     late: Vec<Slot>,
     /// Slots whose handshake can go on.
@@ -114,6 +116,7 @@ impl<R> Tls<R> {
             sessions: Sessions::default(),
             instant: Vec::new(),
             due: VecDeque::new(),
+            submits: 0,
             late: Vec::new(),
             shaking: VecDeque::new(),
             told: VecDeque::new(),
@@ -379,6 +382,7 @@ impl Layer {
 impl<R: EgressRing> Tls<R> {
     /// Asks the inner ring what is due.
     fn ask(&mut self) {
+        self.layer.submits = self.layer.submits.wrapping_add(1);
         for _ in 0..self.layer.due.len() {
             // The end of a stream takes two, in two turns.
             if self.ring.room() == 0 {
@@ -395,6 +399,11 @@ impl<R: EgressRing> Tls<R> {
         let Some(session) = layer.sessions.get(slot) else {
             return;
         };
+        // A slot may be due twice.
+        if std::mem::replace(&mut session.asked, layer.submits) == layer.submits {
+            layer.due.push_back(slot);
+            return;
+        }
         let receiving = session.receiving;
         let Some(cold) = session.cold() else { return };
         if let Some(rest) = &mut cold.rest {

@@ -34,6 +34,8 @@ pub(super) struct Session {
     pub receiving: bool,
     /// Records in a row that say nothing.
     idle_records: u8,
+    /// The submit at which something was asked for it last.
+    pub asked: u32,
 }
 
 /// What only some connections have, some of the time.

@@ -64,7 +64,9 @@ mod tests {
     use super::*;
 
     fn of(number: u64) -> Session {
-        Session { receiving: number % 2 == 1, ..Session::default() }
+        let mut session = Session::default();
+        session.receiving = number % 2 == 1;
+        session
     }
 
     #[test]

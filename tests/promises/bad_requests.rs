@@ -39,7 +39,7 @@ fn malformed() -> Vec<Case> {
         bad("no request line", b"hello\r\n\r\n"),
         bad("no version", b"GET /sse/t\r\n\r\n"),
         bad("another version", b"GET /sse/t HTTP/3.0\r\nHost: x\r\n\r\n"),
-        bad("HTTP/2 with prior knowledge", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        bad("half a preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSX\r\n\r\n"),
         bad("a TLS client", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 and so on"),
         bad("a NUL in the target", b"GET /sse/\0 HTTP/1.1\r\nHost: x\r\n\r\n"),
         bad("a space in a field name", b"GET /sse/t HTTP/1.1\r\nHo st: x\r\n\r\n"),

@@ -18,13 +18,14 @@ use crate::support::server::client;
 use crate::support::{Scratch, Server};
 
 /// What other programs have: flags of cargo, curl, Docker, kubectl, systemd and Debian's tools.
-const FLAGS_OF_OTHERS: [&str; 21] = [
+const FLAGS_OF_OTHERS: [&str; 23] = [
     "data-binary",
     "foreground",
     "from",
     "from-literal",
     "group",
     "home",
+    "http2-prior-knowledge",
     "kill-whom",
     "locked",
     "no-create-home",
@@ -40,6 +41,7 @@ const FLAGS_OF_OTHERS: [&str; 21] = [
     "system",
     "uid",
     "ulimit",
+    "window",
 ];
 /// What is told as gone or as nobody's.
 const GONE: [&str; 1] = ["overrun"];

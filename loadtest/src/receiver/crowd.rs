@@ -29,7 +29,6 @@ use rustix::net::SendFlags;
 
 use super::CrowdSetup;
 use super::handshake::Handshake;
-use super::secure::{Door, Secure};
 use super::tally::{Counting, Rota, Tally};
 use super::wires::{Wires, slot};
 use super::witness::Witness;
@@ -38,6 +37,7 @@ use crate::fault::server_fault;
 use crate::framing::chunked::ENDED;
 use crate::framing::websocket::CLOSED;
 use crate::framing::{Protocol, Splitter, same_bytes_everywhere};
+use crate::secure::{Door, Secure};
 use crate::stamp::now_ns;
 use crate::token::Signer;
 use crate::workload::Behaviour;

@@ -15,10 +15,10 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
 
 use super::CrowdSetup;
-use super::secure::{Door, Secure};
 use crate::fault::server_fault;
 use crate::framing::websocket::{TEXT, client_frame};
 use crate::framing::{Dialect, Protocol, Splitter, json, nats};
+use crate::secure::{Door, Secure};
 use crate::target::with_topic;
 use crate::token::head_line;
 use crate::workload::Behaviour;

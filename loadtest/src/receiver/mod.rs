@@ -24,17 +24,16 @@ use crate::audit::Findings;
 use crate::fault::is_by_server;
 use crate::framing::{Dialect, Protocol};
 use crate::link::{Lines, has_room, write_line};
+use crate::secure::TlsClient;
 use crate::token::Secret;
 use crate::usage::own_cpu_ns;
 use crate::workload::Behaviour;
 use crowd::Crowd;
-use secure::TlsClient;
 use wires::Wires;
 
 mod bare;
 mod crowd;
 pub mod handshake;
-pub mod secure;
 mod tally;
 mod wires;
 mod witness;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use tempfile::TempDir;
 
-use crate::receiver::secure::TlsClient;
+use crate::secure::TlsClient;
 use crate::token::Secret;
 
 /// The name in our certificates.

@@ -18,7 +18,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConnection, ServerConfig, ServerConnection};
 
 use crate::process::pin_self;
-use crate::receiver::secure::Door;
+use crate::secure::Door;
 use crate::server::doors::Certificate;
 
 /// Handshakes side by side.

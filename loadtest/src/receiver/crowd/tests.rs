@@ -9,7 +9,7 @@ use fanwave::egress::{Completion, EgressRing};
 
 use super::*;
 use crate::framing::{Dialect, Protocol};
-use crate::receiver::secure::tests::both_ends;
+use crate::secure::tests::both_ends;
 use crate::stamp::{STAMP_BYTES, Stamp};
 
 /// A crowd, what it waits for, and its server.
