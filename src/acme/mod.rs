@@ -127,10 +127,12 @@ impl Keeper {
         self.automatic.forget_challenges();
         let text = ordered.unwrap_or_else(|_| Err("the order took too long".to_string()))?;
         let signed = self.read(&text).map_err(|cause| format!("what was signed is not used: {cause}"))?;
-        self.state.keep_certificate(&text)?;
         self.report.orders.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(domains = ?self.rules.domains, "a new certificate is in force (--acme)");
         self.put_in_force(signed);
+        tracing::info!(domains = ?self.rules.domains, "a new certificate is in force (--acme)");
+        if let Err(cause) = self.state.keep_certificate(&text) {
+            tracing::error!("the new certificate is not kept for the next start: {cause}");
+        }
         Ok(())
     }
 

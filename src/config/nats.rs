@@ -53,7 +53,7 @@ pub enum NatsServersError {
     /// Something that is no `HOST:PORT`.
     #[error("server {0} of the list is no HOST or HOST:PORT")]
     Host(usize),
-    /// More than [`SERVERS_MAX`].
+    /// More than 32.
     #[error("at most {SERVERS_MAX} servers may be named; the others of a cluster are found by themselves")]
     TooMany,
     /// A name without a password, or two logins that differ.
@@ -166,7 +166,7 @@ pub enum NatsError {
     /// Two ways to say who we are.
     #[error("--nats-credentials is given, and --source has a user and a password; leave one of them out")]
     TwoLogins,
-    /// More than [`CORE_MAX`] core subjects.
+    /// More than 64 core subjects.
     #[error("--nats-core: at most {CORE_MAX} subjects may be heard; use * and >")]
     TooManyCore,
     /// A core subject that is heard by the stream already.

@@ -171,7 +171,8 @@ impl<R: EgressRing> Http2<R> {
     fn ask(&mut self) {
         let due = std::mem::take(&mut self.layer.due);
         for (at, slot) in due.iter().enumerate() {
-            if self.ring.room() == 0 {
+            // A cancellation takes two.
+            if self.ring.room() < 2 {
                 // These stay due.
                 self.layer.due.extend_from_slice(&due[at..]);
                 return;
@@ -198,11 +199,13 @@ impl<R: EgressRing> Http2<R> {
             && let Some(rest) = &mut cold.rest
         {
             match (rest.sending, cold.closing) {
-                (Some(_), true) if !cold.cancelled => {
+                // It may not be found: it is asked again at the next tick.
+                (Some(_), true) => {
                     cold.cancelled = true;
                     ring.cancel(slot);
+                    late.push(slot);
                 }
-                (Some(_), _) => {}
+                (Some(_), false) => {}
                 (None, true) => {
                     // A word behind half a piece says nothing.
                     cold.rest = None;
@@ -315,8 +318,12 @@ impl<R: EgressRing> EgressRing for Http2<R> {
                 carrier.out.clear();
                 let cold = carrier.warm_up();
                 cold.cancelled = true;
-                cold.ending = false;
+                let was_ending = std::mem::take(&mut cold.ending);
                 cold.rest.take_if(|rest| rest.sending.is_none());
+                if was_ending {
+                    // The shard waits for it.
+                    self.layer.told.push_back(Told::StreamEnded(slot));
+                }
             }
         }
         self.ring.cancel(slot);

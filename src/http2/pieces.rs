@@ -34,7 +34,7 @@ impl Pieces {
         if let Payload::Contiguous(mut buffer) = free.recycle()
             && self.spare.len() < PIECES_POOLED
         {
-            if buffer.capacity() <= H2_PIECE_POOLED_BYTES_MAX {
+            if buffer.capacity() <= H2_PIECE_POOLED_BYTES_MAX && self.buffers.len() < PIECES_POOLED {
                 buffer.clear();
                 self.buffers.push(buffer);
             }

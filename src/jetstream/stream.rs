@@ -183,6 +183,10 @@ fn misfits(config: &Config, nats: &Nats) -> Vec<String> {
     );
     refuse(config.mirror.is_some(), "it is a mirror, to which nobody can publish");
     refuse(config.sealed, "it is sealed, so nobody can publish to it");
+    refuse(
+        config.max_messages_per_subject > 0,
+        "it keeps only some messages of each subject (max_msgs_per_subject), and nobody is told which are gone",
+    );
     refuse(config.no_ack, "it acknowledges nothing (no_ack)");
     refuse(config.subject_transform.is_some(), "it changes subjects (subject_transform)");
     refuse(

@@ -109,7 +109,9 @@ impl State {
     /// too many of its address carries nothing.
     fn begins_carrier(&mut self, slot: Slot, bytes: &[u8]) -> bool {
         let connection = self.connections.get_mut(slot);
-        let may_carry = self.carries && connection.standing != Standing::Carried;
+        // Behind an answer that may be under way no other protocol begins.
+        let is_fresh = connection.turn == 0 && !connection.is_owed();
+        let may_carry = self.carries && is_fresh && connection.standing != Standing::Carried;
         if !may_carry || !http2::begins_preface(bytes) {
             return false;
         }

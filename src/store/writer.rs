@@ -331,7 +331,8 @@ impl<F: Files, T> Writer<F, T> {
         });
         match outcome {
             Ok(()) => {
-                if self.fails() {
+                // One without a byte says nothing of the disk.
+                if self.fails() && !bytes.is_empty() {
                     self.recover();
                 }
                 self.is_dirty |= !bytes.is_empty();

@@ -15,7 +15,7 @@
 //!   than to write it soon; one that promises more answers when the disk has it. A *remote* one gets a [`Submission`] and
 //!   answers it by its [`Reply`], whenever it knows. What was handed over and has no answer is
 //!   bounded in number and bytes. All of it is handed over in the order of its coming.
-//! - **Read.** What a remote source gives comes in by [`Hub::place`](super::Hub) and its kin, in
+//! - **Read.** What a remote source gives comes in by `Hub::place_at` and its kin, in
 //!   the order of its sequences, which rise, with holes. What this process handed over comes in that
 //!   way too, once: who publishes gets an answer, not a place.
 //! - **History.** Before anybody listens, hub and shards begin with what the source holds

@@ -4,13 +4,14 @@
 //! - What the origin tells comes in once, by rising sequences. After a break it is asked for from
 //!   the last one on; what it cannot tell any more is a hole, and so is all that was before the
 //!   first event that was heard.
-//! - A hole is told when the next event is known: it ends before that one. Where nothing can lie
-//!   between two events there is no hole.
+//! - Where the origin has events no more, all that were not heard are one hole, up to where it
+//!   stands: the topic that lacks them may be any.
 //! - An origin that has begun anew has another epoch; it is ours from its first word on.
 //! - Nobody publishes here: who tries hears where to go.
 //!
 //! Not here: the connection and its language (`relay`).
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,9 +22,11 @@ use tokio::time::{Instant, sleep, timeout};
 use super::super::{Hub, OpenHub};
 use super::{Submission, Submissions};
 use crate::client::backoff::Backoff;
+use crate::clock::{Stamp, unix_ms};
 use crate::config::Relay;
 use crate::config::limits::{RELAY_DEGRADED_MS, RELAY_HISTORY_MS_MAX, RELAY_QUIET_MS};
-use crate::event::EventId;
+use crate::event::{Event, EventId, Topic};
+use crate::handover::state::{PastEvent, State, TopicState};
 use crate::log::Pace;
 use crate::refusal::{Refusal, RefusalReason};
 use crate::relay::{Line, Start, Told, Unheard};
@@ -50,7 +53,7 @@ struct Follower {
     hub: Arc<Hub>,
     /// The last event that was heard; its sequence is 0 before the first.
     last: EventId,
-    /// Events behind `last` may be missing.
+    /// The origin has events behind `last` no more.
     lacks: bool,
     /// Something was placed and not flushed.
     is_due: bool,
@@ -104,44 +107,122 @@ impl OpenHub {
         let hub = self.hub.clone();
         let last = hub.intake().last();
         tokio::spawn(refuse(submissions, relay.name.clone()));
-        // What was before the first event that is told is not known here.
-        let lacks = greeting.is_some();
         let status = hub.relay.get_or_init(Arc::default).clone();
-        let mut follower = Follower { relay, hub, last, lacks, is_due: false, status };
+        let mut follower = Follower { relay, hub, last, lacks: false, is_due: false, status };
         let line = match greeting {
-            Some(greeting) => follower.begin(greeting).await,
+            Some(greeting) => {
+                let (line, state) = follower.begin(greeting).await;
+                self.restore(state).await;
+                line
+            }
             None => None,
         };
         tokio::spawn(follower.follow(line));
     }
 }
 
-impl Follower {
-    /// Takes the history of the origin in.
-    async fn begin(&mut self, Greeting { line, told, at, head }: Greeting) -> Option<Line> {
-        let begin = Instant::now();
-        let patience = Duration::from_millis(RELAY_HISTORY_MS_MAX);
-        let mut line = Some(line);
-        for told in told {
-            self.take(told).await;
+/// What hub and shards begin with: of each topic what was heard, and that it may be all that there
+/// is behind the first event.
+struct History {
+    now: Stamp,
+    now_ms: u64,
+    topics: HashMap<Topic, TopicState>,
+    events: Vec<PastEvent>,
+    /// The last sequence.
+    last: u64,
+}
+
+impl History {
+    fn new(now: Stamp) -> History {
+        History { now, now_ms: unix_ms(), topics: HashMap::new(), events: Vec::new(), last: 0 }
+    }
+
+    /// Takes an event in, of which only the place counts if it is not fit for this process.
+    fn add(&mut self, sequence: u64, event: Event, unix_ms: u64, is_unfit: bool) {
+        if sequence <= self.last {
+            return;
         }
+        self.last = sequence;
+        let topic = self.topics.entry(event.topic.clone()).or_insert_with(|| TopicState {
+            name: event.topic.clone(),
+            remembered: true,
+            sequence,
+            id: None,
+            events: 0,
+            bytes: 0,
+            // What was before it is not known here.
+            evicted: sequence - 1,
+            cut: None,
+        });
+        topic.sequence = sequence;
+        topic.id = event.id.clone();
+        if is_unfit {
+            topic.evicted = sequence;
+            return;
+        }
+        topic.events += 1;
+        topic.bytes += event.published_bytes() as u64;
+        // An event is as old as the origin says.
+        let age_ns = self.now_ms.saturating_sub(unix_ms).saturating_mul(1_000_000);
+        let intake = Stamp(self.now.0.saturating_sub(age_ns));
+        self.events.push(PastEvent { sequence, intake, unix_ms, event });
+    }
+
+    /// Of topics that were not heard of nothing is known up to here.
+    fn state(self, last: EventId) -> State {
+        let mut topics: Vec<TopicState> = self.topics.into_values().collect();
+        topics.sort_by_key(|topic| topic.sequence);
+        State {
+            epoch: last.epoch,
+            sequence: last.sequence,
+            hole: 0,
+            topics,
+            events: self.events,
+            forgotten: Vec::new(),
+            dropped: last.sequence,
+            keys: Vec::new(),
+        }
+    }
+}
+
+impl Follower {
+    /// Hears the history of the origin, for hub and shards to begin with.
+    async fn begin(&mut self, Greeting { line, told, at, head }: Greeting) -> (Option<Line>, State) {
+        let (begin, patience) = (Instant::now(), Duration::from_millis(RELAY_HISTORY_MS_MAX));
+        let mut history = History::new(self.hub.now());
+        let mut line = Some(line);
+        let mut told = VecDeque::from(told);
         while let Some(open) = &mut line
-            && self.last.sequence < head.sequence
+            && history.last < head.sequence
             && begin.elapsed() < patience
         {
-            // The newest events of the origin may be of topics that are not followed.
-            match timeout(Duration::from_millis(RELAY_QUIET_MS), open.next()).await {
-                Ok(Ok(told)) => drop(self.take(told).await),
+            let next = match told.pop_front() {
+                Some(next) => Ok(Ok(next)),
+                // The newest events of the origin may be of topics that are not followed.
+                None => timeout(Duration::from_millis(RELAY_QUIET_MS), open.next()).await,
+            };
+            match next {
+                // One that has begun anew meanwhile is followed from there.
+                Ok(Ok(Told::Event { at, .. } | Told::Stands(at))) if at.epoch != head.epoch => line = None,
+                Ok(Ok(Told::Event { at, event, unix_ms })) => {
+                    let refusal = self.hub.intake().unfit(&event);
+                    history.add(at.sequence, event, unix_ms, refusal.is_some());
+                    refusal.map(|refusal| self.hub.counted(refusal));
+                }
+                Ok(Ok(_)) => {}
                 Ok(Err(_)) => line = None,
                 Err(_) => break,
             }
         }
-        if self.last.sequence == 0 && at.sequence > 0 {
-            self.hole_up_to(at.sequence);
+        // What came with the first words and was not looked at comes again.
+        if !told.is_empty() {
+            line = None;
         }
-        self.hub.flush();
+        let sequence = if history.last > 0 { history.last } else { at.sequence };
+        self.last.sequence = sequence;
+        self.status.read.store(sequence, Ordering::Relaxed);
         tracing::info!(origin = self.relay.name, last = %self.last, "the history of the origin is here");
-        line
+        (line, history.state(self.last))
     }
 
     /// Hears the origin as long as the hub takes events.
@@ -158,13 +239,12 @@ impl Follower {
                     self.status.breaks.fetch_add(1, Ordering::Relaxed);
                     unheard
                 }
-                None => match Line::open(&self.relay, Start::After(self.last)).await {
+                None => match Line::open(&self.relay, self.start()).await {
                     Ok((open, told, at)) => {
-                        for told in told.into_iter().chain([Told::Stands(at)]) {
-                            self.take(told).await;
-                        }
+                        self.meet(told, at).await;
                         self.is_back();
-                        line = Some(open);
+                        // Where events are missing it is asked once more, without them.
+                        line = Some(open).filter(|_| !self.lacks);
                         continue;
                     }
                     Err(unheard) => Some(unheard),
@@ -179,6 +259,26 @@ impl Follower {
             }
             let asked = if let Unheard::Lost { asked, .. } = unheard { asked } else { None };
             sleep(backoff.next(asked)).await;
+        }
+    }
+
+    /// Where the next connection begins. A topic whose events are missing may be any: so all that
+    /// were not heard are given up together, by one hole.
+    fn start(&self) -> Start {
+        if self.lacks { Start::Now } else { Start::After(self.last) }
+    }
+
+    /// Takes in what a new connection has told, and where it stands.
+    async fn meet(&mut self, told: Vec<Told>, at: EventId) {
+        self.begin_epoch_of(at);
+        if self.lacks {
+            self.lacks = false;
+            if at.sequence > self.last.sequence {
+                self.hole_up_to(at.sequence);
+            }
+        }
+        for told in told {
+            self.take(told).await;
         }
     }
 
@@ -202,6 +302,11 @@ impl Follower {
                         line.leave().await;
                         return None;
                     }
+                    if self.lacks {
+                        self.hub.flush();
+                        line.leave().await;
+                        return Some(Unheard::Lost { why: "it has events no more".to_string(), asked: None });
+                    }
                 }
                 Err(unheard) => {
                     self.hub.flush();
@@ -217,7 +322,12 @@ impl Follower {
             Told::Gap => self.lacks = true,
             Told::Stands(at) => self.begin_epoch_of(at),
             Told::Event { at, event, unix_ms } => {
-                if self.comes_to(at) {
+                let refusal = self.hub.intake().unfit(&event);
+                if !self.comes_to(at) {
+                } else if let Some(refusal) = refusal {
+                    self.hub.counted(refusal);
+                    self.hole_up_to(at.sequence);
+                } else {
                     self.is_due = true;
                     return self.hub.place_at(event, at.sequence, unix_ms, self.hub.now()).await;
                 }
@@ -238,10 +348,6 @@ impl Follower {
         if at.sequence <= self.last.sequence {
             return false;
         }
-        if self.lacks && at.sequence - 1 > self.last.sequence {
-            self.hole_up_to(at.sequence - 1);
-        }
-        self.lacks = false;
         self.last = at;
         self.status.read.store(at.sequence, Ordering::Relaxed);
         true

@@ -7,6 +7,7 @@
 //!   neither.
 //! - What the disk refuses leaves its sequence unused.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -15,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::{Published, Reply, Source, Waiting, owed};
 use crate::broadcast::Taken;
 use crate::clock::Stamp;
-use crate::config::limits::REMOTE_BYTES_MAX;
+use crate::config::limits::{REMOTE_BYTES_MAX, STORE_BATCH_MAX, STORE_QUEUE_MAX};
 use crate::config::store::Promise;
 use crate::event::{Event, Topic};
 use crate::handover::state::PastKey;
@@ -47,6 +48,9 @@ pub struct Stored {
     done: u64,
     /// Bytes that wait for the disk and have no answer.
     held: Arc<AtomicUsize>,
+    /// Of those under a key that were not stored the newest: as many as may be repeated on their
+    /// way.
+    failed: BTreeSet<u64>,
     /// Until the hub hears them.
     news: Option<UnboundedReceiver<News<Owed>>>,
 }
@@ -54,7 +58,15 @@ pub struct Stored {
 impl Stored {
     /// What a store tells comes by `news`.
     pub fn new(store: Store<Owed>, news: UnboundedReceiver<News<Owed>>) -> Stored {
-        Stored { store, next: 1, done: 0, held: Arc::default(), news: Some(news) }
+        Stored { store, next: 1, done: 0, held: Arc::default(), failed: BTreeSet::new(), news: Some(news) }
+    }
+
+    /// An event that has a key was not stored: repeats that wait for it are not taken either.
+    fn note_failed(&mut self, sequence: u64) {
+        self.failed.insert(sequence);
+        if self.failed.len() > STORE_QUEUE_MAX + STORE_BATCH_MAX {
+            self.failed.pop_first();
+        }
     }
 
     /// The newest sequence that may have been given before.
@@ -185,9 +197,11 @@ pub(in crate::hub) async fn serve(hub: Arc<Hub>) {
         match news {
             News::Done(entries) => hub.place_stored(entries).await,
             News::Failed(entries, failure) => {
-                for Entry { said, token, .. } in entries {
+                for Entry { sequence, said, token, .. } in entries {
                     if let Said::Event(event, Some(key)) = said {
-                        hub.intake().keys.forget(&event.topic, &key);
+                        let mut intake = hub.intake();
+                        intake.keys.forget(&event.topic, &key);
+                        intake.stored().note_failed(sequence);
                     }
                     let text = format!("the event is not stored: {}", failure.why);
                     let refusal = match failure.is_unknown {
@@ -217,6 +231,10 @@ impl Hub {
             match said {
                 Said::Event(event, _) => _ = self.place_at(event, sequence, unix_ms, intake).await,
                 Said::Removal(topic) => self.change(|intake| intake.place_removal(topic, sequence)),
+                Said::Nothing if self.intake().stored().failed.contains(&sequence) => {
+                    reply.tell(Err(Refusal::outcome_unknown()));
+                    continue;
+                }
                 Said::Nothing => duplicate = true,
             }
             let mut intake = self.intake();
