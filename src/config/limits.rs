@@ -8,11 +8,25 @@
 use crate::event::{EVENT_BYTES_BESIDE_DATA_MAX, TOPIC_BYTES_MAX};
 use crate::wire::Format;
 
+mod control;
+mod handover;
+mod log;
+mod memory;
 mod nats;
 mod relay;
+mod store;
+mod tls;
+mod tokens;
 
+pub use control::*;
+pub use handover::*;
+pub use log::*;
+pub use memory::*;
 pub use nats::*;
 pub use relay::*;
+pub use store::*;
+pub use tls::*;
+pub use tokens::*;
 
 /// What the operator may set. `Default` gives the values of a server without flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -384,21 +398,6 @@ pub const SOCKETS_FREE_SHARE: usize = 8;
 /// Milliseconds for a request head while room is short, and for the head of a connection that is
 /// refused for its address in any case.
 pub const HANDSHAKE_MS_SHORT: u64 = 2_000;
-/// Steps of TLS handshakes in a turn. One that signs takes about 70 us, so that a storm of them
-/// holds up those who are there by half a millisecond at most.
-pub const HANDSHAKE_STEPS_PER_TURN: usize = 8;
-/// Bytes of a TLS handshake that a client may send ahead: a record of the largest size, and the
-/// request behind it.
-pub const TLS_HANDSHAKE_BYTES_MAX: usize = 18 << 10;
-/// What a handshake under way takes beside them: rustls's own state, measured.
-pub const TLS_HANDSHAKE_STATE_BYTES: usize = 4 << 10;
-/// Bytes of a connection with TLS beside its entry: keys, counters and secrets, and where they are.
-pub const TLS_SESSION_BYTES: usize = 200;
-/// Sealed pieces whose memory is kept for the next ones: as many as one step sends.
-pub const PIECES_POOLED: usize = 2 * SWEEP_VISITS_MAX;
-/// Bytes that are sealed before the kernel takes them: so many that it reads them from the cache,
-/// and that a submit is paid for by many. Their memory is kept.
-pub const SEALED_BYTES_PER_SUBMIT: usize = 512 << 10;
 /// Subscribers that a draining shard hangs up on in a millisecond at least, so that a few are gone
 /// at once. 100,000 that come back together take seconds of CPU elsewhere.
 pub const HANG_UPS_PER_MS: u64 = 4;
@@ -504,40 +503,6 @@ pub const BATCHES_CACHED: usize = 4;
 /// Batches of a shard that are kept for their buffers, so that steady traffic does not allocate.
 /// The remembered ones hold half of them.
 pub const BATCHES_POOLED: usize = 2 * BATCHES_CACHED * Format::COUNT;
-/// Bytes of a token: some hundred patterns, and less than a request head has room for.
-pub const TOKEN_BYTES_MAX: usize = 8 << 10;
-/// Patterns of one claim.
-pub const CLAIM_PATTERNS_MAX: usize = 256;
-/// Signatures that are checked for one token that names no key.
-pub const KEYS_TRIED_MAX: usize = 4;
-/// Keys of one source.
-pub const KEYS_MAX: usize = 64;
-/// Bytes of a set of keys: sixty-four of the largest take a tenth of this.
-pub const JWKS_BYTES_MAX: usize = 1 << 20;
-/// Milliseconds from the end of one fetch of keys to the next.
-pub const JWKS_REFRESH_MS: u64 = 60_000;
-/// Milliseconds for one fetch of keys.
-pub const JWKS_FETCH_MS_MAX: u64 = 10_000;
-/// Milliseconds that a new process tries to fetch its keys before it gives up to take the place of
-/// another one.
-pub const JWKS_UPGRADE_MS_MAX: u64 = 5_000;
-/// Milliseconds after a failed fetch of keys to the next, doubled up to [`JWKS_REFRESH_MS`].
-pub const JWKS_RETRY_MS: u64 = 1_000;
-/// Tokens whose signatures a shard checks in one turn, at some tens of microseconds each. Others
-/// wait for the next turns, in their order.
-pub const VERIFICATIONS_PER_TURN_MAX: usize = 8;
-/// Clients of a shard that may wait for that; each keeps its request head meanwhile. Further ones
-/// are told to come again.
-pub const VERIFICATIONS_WAITING_MAX: usize = 32_768;
-/// Tokens that a shard remembers with what they grant, so that a client that comes back costs no
-/// signature; and as many that were found wrong. At most [`CLAIMS_BYTES_MAX`] each.
-pub const TOKENS_KNOWN_MAX: usize = 4_096;
-/// Bytes of what one remembered token grants, at most: its patterns as they stand in it, with what
-/// each takes beside its text.
-pub const CLAIMS_BYTES_MAX: usize = TOKEN_BYTES_MAX + 2 * CLAIM_PATTERNS_MAX * 40;
-/// Bytes of what a shard remembers of a token beside what it grants: its digest, twice, and why it
-/// was refused.
-pub const KNOWN_TOKEN_BYTES: usize = 512;
 /// Clients of a shard that may wait for an event on its way; further ones are told of a gap.
 /// Each holds its request head.
 pub const HELD_BACK_MAX: usize = 1_024;
@@ -627,31 +592,9 @@ pub const UPLINK_SHARE: usize = 64;
 /// Publishes that the hub takes before it broadcasts them, answers, and looks at its other work.
 pub const UPLINK_ROUND_MAX: usize = 1_024;
 
-/// Publishes that wait until a remote source looks at them.
-pub const REMOTE_PUBLISHES_MAX: usize = 16_384;
-/// Bytes of publishes that a remote source has not answered, from which on none is handed to it.
-pub const REMOTE_BYTES_MAX: usize = 64 << 20;
-/// Milliseconds that a draining hub waits for what its source has not answered yet.
-pub const SOURCE_SETTLE_MS_MAX: u64 = 5_000;
 /// Publishes of one stream that may wait for the answer of a remote source, before the stream is
 /// read on: as many as one flush to the disk or one round of acknowledgements takes.
 pub const STREAM_WAITING_MAX: usize = 4_096;
-/// Entries that wait for the thread that writes the store; of more publishers get 503, or wait.
-pub const STORE_QUEUE_MAX: usize = 16_384;
-/// Entries that go to the disk together.
-pub const STORE_BATCH_MAX: usize = 4_096;
-/// Their bytes, about; the last one may be of any size.
-pub const STORE_BATCH_BYTES_MAX: usize = 4 << 20;
-/// Milliseconds within which the disk has an event, with `--fsync interval`.
-pub const STORE_SYNC_MS: u64 = 100;
-/// Milliseconds until a disk that refuses is tried again.
-pub const STORE_RETRY_MS: u64 = 1_000;
-/// Milliseconds between two looks for segments that are too old.
-pub const STORE_TIDY_MS: u64 = 10_000;
-/// Bytes of a segment: a removal of the oldest takes as much, and a start reads one at a time.
-pub const STORE_SEGMENT_BYTES: u64 = 32 << 20;
-/// Least bytes that a store may have: some segments.
-pub const STORE_BYTES_MIN: u64 = 8 << 20;
 /// Idempotency keys that the hub remembers, about 300 bytes each; beyond it the oldest is forgotten
 /// before its time.
 pub const IDEMPOTENCY_KEYS_MAX: usize = 65_536;
@@ -660,50 +603,6 @@ pub const IDEMPOTENCY_MS: u64 = 120_000;
 /// Of the hub's queue, one place in so many is left to single publishes: streams, which wait for
 /// room, take no more than the rest.
 pub const SINGLES_SHARE: usize = 8;
-/// Bytes that a ceiling of memory has at least: the server itself takes about a third of it.
-pub const MEMORY_BYTES_MIN: usize = 32 << 20;
-/// One part in so many of a cgroup's limit stays above the ceiling: for what nobody counts, such as
-/// page tables, and for what grows between two looks.
-pub const MEMORY_MARGIN_SHARE: u64 = 10;
-/// Milliseconds between two looks at the memory of the process: some system calls on small files of
-/// the kernel.
-pub const MEMORY_LOOK_MS: u64 = 250;
-/// Looks that a cut of the histories has to show in the process's memory before another one: the
-/// allocator gives memory back a second after it was freed, or some.
-pub const MEMORY_CUT_LOOKS: u32 = 20;
-/// Memory that histories keep, however short memory is: the last hundred of small events.
-pub const HISTORY_BYTES_LEAST: usize = 64 << 10;
-/// Histories are shortened in steps of one part in so many, so that a shard's turn stays short.
-pub const HISTORY_STEPS: usize = 64;
-/// What a connection costs in user space; `serve` checks it.
-pub const CONNECTION_BYTES: usize = 144;
-/// What an idle connection costs in the kernel: socket, file and what belongs to them (measured:
-/// `docs/numbers.md`).
-pub const SOCKET_BYTES: usize = 4 << 10;
-/// What a send that waits for its socket holds in the kernel besides, where nobody tells: the bytes
-/// that are not sent yet ([`NOT_SENT_BYTES_MAX`]), and the structures around them. 0.8 MiB were
-/// measured where a fast path came to a standstill, far less is usual on slow ones.
-pub const WAITING_SEND_BYTES: usize = 512 << 10;
-/// Milliseconds between two looks of the allocator for freed memory that the kernel may have back.
-pub const GIVE_BACK_MS: u64 = 4_000;
-/// Bytes of an allocation that has a page of its own in mimalloc.
-pub const GIVE_BACK_PAGE_BYTES: usize = 1 << 20;
-/// Milliseconds between two warnings of the log for one reason that clients or publishers provoke.
-pub const LOG_WARNING_MS: u64 = 10_000;
-/// Lines per second about single connections for one reason, of each shard and of the hub.
-pub const LOG_DETAILS_PER_SECOND: u32 = 10;
-/// Lines that wait for the thread that writes the log, with `--access-log`; further ones are left
-/// out and counted.
-pub const LOG_LINES_MAX: usize = 4 << 10;
-/// Topics that a line of the access log names. What it holds of a subscriber, and a line that
-/// waits, are mostly these.
-pub const ACCESS_TOPICS_MAX: usize = 4;
-/// Bytes of the longest line of the access log: each topic with escapes, and the rest.
-pub const ACCESS_LINE_BYTES_MAX: usize = ACCESS_TOPICS_MAX * 6 * TOPIC_BYTES_MAX + 512;
-/// Bytes that the access log holds of a subscriber; topics are shared.
-pub const ACCESS_ENTRY_BYTES: usize = 160;
-/// Milliseconds that the last lines of the log have to be written.
-pub const LOG_FLUSH_MS_MAX: u64 = 1_000;
 /// Milliseconds until a stream whose topic has no room looks again. Shards give room back at every
 /// tick, or sooner.
 pub const TOPIC_RETRY_MS: u64 = 10;
@@ -712,94 +611,9 @@ pub const TOPIC_RETRY_MS: u64 = 10;
 pub const STALL_RETRY_MS: u64 = 1;
 /// Events and topics that a shard tells of its histories in one answer, which is one turn's work.
 pub const HISTORY_PER_ANSWER_MAX: usize = 4_096;
-/// Milliseconds until the next word of a hand-over where nothing has to be done for it.
-pub const HAND_OVER_WORD_MS_MAX: u64 = 5_000;
-/// Milliseconds that a new process has to start its shards beside the one that runs.
-pub const HAND_OVER_START_MS_MAX: u64 = 30_000;
-/// Milliseconds for which publishers may get 503 while the state is handed over. A gibibyte takes
-/// some two seconds.
-pub const HAND_OVER_MS_MAX: u64 = 15_000;
-/// Milliseconds that a process goes on after its last subscriber when another one has its place,
-/// for those that it had let in just before.
-pub const HAND_OVER_LINGER_MS: u64 = 1_000;
-/// Milliseconds after which a shard is asked again that has not taken the newest event.
-pub const HAND_OVER_RETRY_MS: u64 = 1;
-/// Bytes of one word of a hand-over; a server with a thousand addresses tells them in it.
-pub const HAND_OVER_PACKET_BYTES_MAX: usize = 128 << 10;
-/// Descriptors that one word of a hand-over takes along, below the kernel's 253 (`SCM_MAX_FD`).
-pub const HAND_OVER_DESCRIPTORS_MAX: usize = 128;
-/// Processes that wait to speak to the one whose place they want.
-pub const HAND_OVER_BACKLOG: i32 = 8;
 /// Milliseconds beyond `drain_ms_max` that the shards have to say that they are done, and again to
 /// end once they are told to.
 pub const DRAIN_GRACE_MS: u64 = 2_000;
-/// Connections of one control listener; more wait in the kernel. Each may hold one message or
-/// NDJSON line.
-pub const CONTROL_CONNECTIONS_MAX: usize = 1_024;
-/// Milliseconds without accepting control connections after the kernel refused to, for example
-/// because descriptors ran out.
-pub const CONTROL_ACCEPT_RETRY_MS: u64 = 100;
-/// Milliseconds for a request head on a control connection, the idle time before it included.
-pub const CONTROL_HEAD_MS_MAX: u64 = 60_000;
-/// Milliseconds for the whole body of `POST /topics/{topic}`. Bounds how long a slow publisher
-/// holds its buffer.
-pub const CONTROL_BODY_MS_MAX: u64 = 60_000;
-/// Bytes of the receive buffer of one control connection: the most that one body chunk carries.
-pub const CONTROL_BUFFER_BYTES_MAX: usize = 256 << 10;
-/// Milliseconds for the TLS handshake of a control connection.
-pub const CONTROL_TLS_MS_MAX: u64 = 10_000;
-/// Handshakes that a control listener has under way; one more ends the oldest. At the rate below
-/// each has half a second, which is more than a round trip.
-pub const CONTROL_TLS_HANDSHAKES_MAX: usize = 256;
-/// Connections that a control listener with TLS accepts in a second. A handshake takes the hub's
-/// thread a tenth of a millisecond with a key on P-256, half of one with RSA: so publishing keeps
-/// three quarters of it.
-pub const CONTROL_TLS_PER_SECOND_MAX: usize = 500;
-/// Milliseconds between two looks whether a control listener with TLS may accept again.
-pub const CONTROL_TLS_WAIT_MS: u64 = 10;
-/// What TLS takes of a control connection at most: what rustls holds of either direction.
-pub const CONTROL_TLS_BYTES_MAX: usize = 128 << 10;
-/// Milliseconds after a failed order of a certificate until the next one; then three times as long,
-/// and so on. Four fall into the first hour: Let's Encrypt takes five failures of a name in one.
-pub const ACME_RETRY_MS: u64 = 60_000;
-/// The longest of these waits.
-pub const ACME_RETRY_MS_MAX: u64 = 6 * 3_600_000;
-/// Milliseconds between two looks at the clock while no certificate is due.
-pub const ACME_LOOK_MS: u64 = 3_600_000;
-/// Milliseconds for a whole order, with what the authority looks at.
-pub const ACME_ORDER_MS_MAX: u64 = 300_000;
-/// Milliseconds for one answer of the authority.
-pub const ACME_ANSWER_MS_MAX: u64 = 30_000;
-/// Bytes of such an answer.
-pub const ACME_ANSWER_BYTES_MAX: usize = 1 << 20;
-/// Milliseconds that control connections have to end after the last shard's subscribers have.
-pub const CONTROL_GRACE_MS: u64 = 500;
-/// Capacity for an incomplete NDJSON line that is kept for the next one; larger ones are given
-/// back.
-pub const LINE_BYTES_KEPT: usize = 16 << 10;
-/// Error lines that wait for the publisher of one NDJSON stream to read them; further ones are only
-/// counted.
-pub const ERROR_LINES_MAX: usize = 256;
-/// Bytes of one refusal's text: parsers quote what they do not know, however long it is.
-pub const REFUSAL_BYTES_MAX: usize = 512;
-/// Milliseconds that a shard has to answer a scrape.
-pub const SCRAPE_MS_MAX: u64 = 1_000;
-/// Scrapes under way at once; each holds the reports of all shards.
-pub const SCRAPES_MAX: usize = 2;
-/// Topics of one page of `GET /topics` without `limit`.
-pub const PAGE_TOPICS: usize = 1_000;
-/// Listings under way at once; each holds what it has gathered of its page.
-pub const LISTINGS_MAX: usize = 2;
-/// Largest `limit`. Bounds the answer; the next page goes on after its last name.
-pub const PAGE_TOPICS_MAX: usize = 10_000;
-/// Of a control listener's connections, one in so many is kept for `/healthz` and statistics when
-/// all others are at work.
-pub const CONTROL_SPARE_SHARE: usize = 8;
-/// The most that are kept so; each of them is answered at once.
-pub const CONTROL_SPARE_MAX: usize = 16;
-/// Milliseconds that a control connection may be silent although room is short, unless there is
-/// none at all: a client that has just connected is about to ask.
-pub const CONTROL_SILENCE_MS_MIN: u64 = 1_000;
 
 /// Streams that one connection of HTTP/2 may be allowed: they wait for room in one queue.
 const H2_STREAMS_POSSIBLE: u64 = 10_000;
