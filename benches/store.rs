@@ -1,9 +1,9 @@
 //! Claim: a hub with `--data` and `--fsync interval` writes and reads back at least half as many
 //! events in a second as the store alone in the same run.
 //!
-//! Set-up: events of 200 bytes on 10,000 topics, in a directory of the system's temporary one. Alone:
-//! entries go to the store, which is closed, opened and read. Behind a hub: they are published to an
-//! intake with that store, encoded and broadcast to one queue, which is emptied.
+//! Set-up: events of 200 bytes on 10,000 topics, in a directory of the system's temporary one.
+//! Alone: entries go to the store, which is closed, opened and read. Behind a hub: they are
+//! published to an intake with that store, encoded and broadcast to one queue, which is emptied.
 //!
 //! Expectation: `behind_a_hub` has at least half the throughput of `alone`.
 

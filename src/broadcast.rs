@@ -266,8 +266,8 @@ pub enum Message {
     Batch(Arc<EncodedBatch>),
     /// What came of a topic so far is to go.
     Removal(Arc<Removal>),
-    /// Up to this position events may be missing that were not here: whoever has a cursor below it
-    /// is told.
+    /// Up to this position events may be missing that were not here: a subscriber with a cursor
+    /// below it is told.
     Hole(u64),
     /// The same, and from there on ids are of another epoch.
     Era(Era),
@@ -517,8 +517,8 @@ pub struct Demand {
     /// use. Shards touch it when their first subscriber of a format comes and when the last one
     /// goes.
     shards: [AtomicU32; Format::COUNT],
-    /// The newest position that has an event, a removal or a hole. A shard asks when a client names an event that
-    /// it does not know: another shard may have been faster.
+    /// The newest position that has an event, a removal or a hole. A shard asks when a client names
+    /// an event that it does not know: another shard may have been faster.
     newest: AtomicU64,
 }
 

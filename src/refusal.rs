@@ -2,8 +2,9 @@
 //!
 //! The hub refuses, and so does a shard, where clients may publish. Each counts what it refused
 //! under the reason's label in `GET /stats`. `full`, `behind`, `draining`, `upgrading`, `busy`,
-//! `source` and `outcome_unknown` are ours and a retry helps; all the others are the caller's, and the same request fails again.
-//! The text of a [`Refusal`] is one line that says what is wrong and where.
+//! `source` and `outcome_unknown` are ours and a retry helps; all the others are the caller's, and
+//! the same request fails again. The text of a [`Refusal`] is one line that says what is wrong and
+//! where.
 
 use http::StatusCode;
 use serde::Serialize;

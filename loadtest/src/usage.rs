@@ -6,8 +6,8 @@
 //! `CONFIG_IRQ_TIME_ACCOUNTING` charges them to nobody; that is detected by measurement and the
 //! CPU's softirq time is then added. Softirq work that overflows into the CPU's `ksoftirqd` is
 //! added always. If a thread ended between two samples its time would be missing from the sum, so
-//! the process's own total, exact to a clock tick, is used instead. That total tells also how much of
-//! it is user and how much is system time.
+//! the process's own total, exact to a clock tick, is used instead. That total tells also how much
+//! of it is user and how much is system time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -120,8 +120,8 @@ impl CpuSample {
             + self.softirq_ns.saturating_sub(earlier.softirq_ns)
     }
 
-    /// User and system nanoseconds of the processes since `earlier`, as the kernel's clock ticks met
-    /// them: of short times a rough measure.
+    /// User and system nanoseconds of the processes since `earlier`, as the kernel's clock ticks
+    /// met them: of short times a rough measure.
     pub fn process_since(&self, earlier: &CpuSample) -> [u64; 2] {
         [0, 1].map(|at| self.process_ns[at].saturating_sub(earlier.process_ns[at]))
     }

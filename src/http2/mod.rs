@@ -1,17 +1,17 @@
 //! HTTP/2 for subscribers: a ring around a ring, which carries many connections on one socket.
 //!
-//! The shard hands over a connection whose client begins like one of HTTP/2 ([`Http2::carry`]). From
-//! then on it is a *carrier*. Each request on it is a connection of its own for the shard, with a
-//! slot behind those of all sockets: it is accepted, its head is that of HTTP/1, batches are sent to
-//! it, and it is closed. Here the head becomes a block of fields and the bytes become frames, put
-//! together for one send of the carrier in each turn. Nothing is copied per stream but into that
-//! piece. A connection of HTTP/1.1 costs one comparison of its slot.
+//! The shard hands over a connection whose client begins like one of HTTP/2 ([`Http2::carry`]).
+//! From then on it is a *carrier*. Each request on it is a connection of its own for the shard,
+//! with a slot behind those of all sockets: it is accepted, its head is that of HTTP/1, batches are
+//! sent to it, and it is closed. Here the head becomes a block of fields and the bytes become
+//! frames, put together for one send of the carrier in each turn. Nothing is copied per stream but
+//! into that piece. A connection of HTTP/1.1 costs one comparison of its slot.
 //!
 //! Invariants worth naming:
 //! - A stream is a socket whose room is the smallest of three: its own window, its carrier's, and
 //!   what is left of the piece. What does not fit is told as a short send, or waits.
-//! - What was taken of a stream goes out. A piece that the socket does not take whole stays with the
-//!   carrier, bounded, and until it is out nothing is taken of its streams.
+//! - What was taken of a stream goes out. A piece that the socket does not take whole stays with
+//!   the carrier, bounded, and until it is out nothing is taken of its streams.
 //! - Streams that wait have their turns in a circle, a frame each. A stream without a window keeps
 //!   nobody waiting.
 //! - What is asked of the inner ring for a carrier is asked at a submit, one thing each: nothing is
@@ -20,8 +20,8 @@
 //!   reason. What such a carrier brings yet is dropped.
 //! - What a client can make us do for nothing has a budget (`carrier::Budgets`).
 //!
-//! The parts: `carrier` (what is remembered), `completions` (of the inner ring), `reading` (frames of clients), `writing` (frames for
-//! them). The bytes themselves are in `wire::http2`.
+//! The parts: `carrier` (what is remembered), `completions` (of the inner ring), `reading` (frames
+//! of clients), `writing` (frames for them). The bytes themselves are in `wire::http2`.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;

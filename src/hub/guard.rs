@@ -4,10 +4,10 @@
 //! A visitor's browser may reach what its pages shall not: a page of another origin can send
 //! requests here (`Origin` tells), and one whose name was made to lead here can read the answers
 //! too (`Host` tells). Neither may publish or read. A Unix socket is out of any page's reach, and
-//! `GET /healthz` and `/readyz` tell nobody anything. With a token configured every request brings it, but those
-//! of these two kinds and those for the pages, which hold nothing but their script: a client that
-//! may open the socket's file is let in. So is one that brings a token with claims of its own, to
-//! publish where these say (`principal`).
+//! `GET /healthz` and `/readyz` tell nobody anything. With a token configured every request brings
+//! it, but those of these two kinds and those for the pages, which hold nothing but their script: a
+//! client that may open the socket's file is let in. So is one that brings a token with claims of
+//! its own, to publish where these say (`principal`).
 
 use std::sync::Arc;
 

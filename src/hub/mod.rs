@@ -10,10 +10,10 @@
 //!   done, control connections end, and then the shards by [`Message::End`]. So newcomers are
 //!   refused and counted until all have what is theirs.
 //!
-//! Reading order: `intake` (events to batches), `source` (who gives the sequences), `control` (who asks), `stream` (NDJSON), `uplink`
-//! (what clients publish), `guard` and `principal` (who may),
-//! `jwks` (keys of tokens), `head` (what is no request), `listen`, `secure` and
-//! `seats` (connections), `reload` (another configuration). Not here: signals, binding of addresses,
+//! Reading order: `intake` (events to batches), `source` (who gives the sequences), `control` (who
+//! asks), `stream` (NDJSON), `uplink` (what clients publish), `guard` and `principal` (who may),
+//! `jwks` (keys of tokens), `head` (what is no request), `listen`, `secure` and `seats`
+//! (connections), `reload` (another configuration). Not here: signals, binding of addresses,
 //! threads (`serve`).
 
 use std::collections::BTreeSet;

@@ -8,8 +8,8 @@
 //! - Reading goes on in a task of its own: a publisher that does not read its error lines still
 //!   gets its events through. At most [`ERROR_LINES_MAX`] error lines wait for it, further ones are
 //!   only counted; the summary has a place of its own.
-//! - What a source answers later is counted when it is answered: at most [`STREAM_WAITING_MAX`] lines
-//!   of a stream wait for that, and the summary waits for all of them.
+//! - What a source answers later is counted when it is answered: at most [`STREAM_WAITING_MAX`]
+//!   lines of a stream wait for that, and the summary waits for all of them.
 //! - A bad line costs nobody else's line. Every line taken in is either accepted or counted as
 //!   refused.
 

@@ -46,7 +46,7 @@ pub(super) fn open(
     if past.state.hole > 0 {
         tracing::warn!(
             sequence = past.state.hole,
-            "the store was not left in order and some of the last events may be missing: whoever comes back \
+            "the store was not left in order and some of the last events may be missing: a subscriber that comes back \
              from before is told of a gap"
         );
     }

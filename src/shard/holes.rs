@@ -4,9 +4,10 @@
 //! - A hole has a place in the order. All who are here when it comes are told of a gap before they
 //!   get anything from behind it: the shard takes no further message until it has told them, a
 //!   bounded number in each turn.
-//! - Nobody's cursor moves for it. What came before the hole and is still under way goes out, behind
-//!   the notice, and so does what comes behind the hole.
-//! - Whoever comes back later with an id from before the hole is told when it comes (`start`).
+//! - Nobody's cursor moves for it. What came before the hole and is still under way goes out,
+//!   behind the notice, and so does what comes behind the hole.
+//! - A subscriber that comes back later with an id from before the hole is told when it comes
+//!   (`start`).
 //!
 //! Which topics have lost something is not known: a gap names all that a subscriber has.
 
@@ -50,8 +51,8 @@ impl State {
         self.telling = Some(Telling { next: 0, reason, until: position, era });
     }
 
-    /// Tells the next connections of a hole. One that comes meanwhile and names an event from before
-    /// it may be told twice.
+    /// Tells the next connections of a hole. One that comes meanwhile and names an event from
+    /// before it may be told twice.
     pub(super) fn tell_of_hole(&mut self) {
         let Some(telling) = &self.telling else { return };
         let (first, reason, until, era) = (telling.next, telling.reason, telling.until, telling.era);

@@ -4,8 +4,8 @@
 //! Set-up: each client is a small program of a few lines under `tests/interop`, which prints what
 //! it hears. Readers of event streams go through a relay that cuts their connection.
 //!
-//! The same clients, and openssl, come over TLS with the test's own authority: by name of its file in
-//! the variable that each of them reads.
+//! The same clients, and openssl, come over TLS with the test's own authority: by name of its file
+//! in the variable that each of them reads.
 //!
 //! Expectation: each event before the next one is published, so nothing is held back; after the cut
 //! the event that was published meanwhile, once, and no gap. WebSockets agree on the subprotocol,

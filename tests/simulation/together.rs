@@ -4,9 +4,10 @@
 //! Set-up: the hub's own routes, intake, streams and drain, without sockets, on a runtime whose
 //! time stands still; the real queues and doorbells; one to three shards, each on a simulated ring
 //! of its own. In half of the worlds memory has a ceiling, and the meter that the hub reads is the
-//! test's. In a third of them a source of dice gives the sequences. A seed decides who publishes what and in which pieces, how far the hub's tasks run
-//! between two turns, which shard turns next and how much time passes, who connects where, stalls,
-//! leaves, and comes back to another shard. One more queue of the hub is read by the test itself.
+//! test's. In a third of them a source of dice gives the sequences. A seed decides who publishes
+//! what and in which pieces, how far the hub's tasks run between two turns, which shard turns next
+//! and how much time passes, who connects where, stalls, leaves, and comes back to another shard.
+//! One more queue of the hub is read by the test itself.
 //!
 //! Expectation: each peer is checked from its own bytes, as with one shard; what each publisher was
 //! told agrees with what the test's own queue brings; all shards have the same histories, however

@@ -3,11 +3,11 @@
 //!
 //! For one protocol and number of connections all servers run at once on one CPU, each with
 //! subscribers of its own that stay for all cells. In a round the floor and every server have one
-//! leg, one after the other (the servers in turns from either end), so that a drift of the machine falls on all; only ratios of one round
-//! count. While one is measured the others are idle, which is checked. The floor sends frames as
-//! long as the shortest of any server, measured on the wire; with K events in flight it does one
-//! send of K frames per socket. Connections are opened in turns, since the order counts: see
-//! [`open_in_turns`].
+//! leg, one after the other (the servers in turns from either end), so that a drift of the machine
+//! falls on all; only ratios of one round count. While one is measured the others are idle, which
+//! is checked. The floor sends frames as long as the shortest of any server, measured on the wire;
+//! with K events in flight it does one send of K frames per socket. Connections are opened in
+//! turns, since the order counts: see [`open_in_turns`].
 
 use std::time::{Duration, Instant};
 

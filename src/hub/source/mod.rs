@@ -9,21 +9,23 @@
 //! ```
 //!
 //! What a source is to do:
-//! - **Identity.** It has an epoch, from the start ([`HubSetup`](super::HubSetup)). Where its log is
-//!   lost or made anew, it says so with another one ([`Intake::begin_era`](super::Intake)).
-//! - **Publish.** *Local* gives the next sequence at once, and so does a *store* that promises no more
-//!   than to write it soon; one that promises more answers when the disk has it. A *remote* one gets a [`Submission`] and
-//!   answers it by its [`Reply`], whenever it knows. What was handed over and has no answer is
-//!   bounded in number and bytes. All of it is handed over in the order of its coming.
-//! - **Read.** What a remote source gives comes in by `Hub::place_at` and its kin, in
-//!   the order of its sequences, which rise, with holes. What this process handed over comes in that
-//!   way too, once: who publishes gets an answer, not a place.
+//! - **Identity.** It has an epoch, from the start ([`HubSetup`](super::HubSetup)). Where its log
+//!   is lost or made anew, it says so with another one ([`Intake::begin_era`](super::Intake)).
+//! - **Publish.** *Local* gives the next sequence at once, and so does a *store* that promises no
+//!   more than to write it soon; one that promises more answers when the disk has it. A *remote*
+//!   one gets a [`Submission`] and answers it by its [`Reply`], whenever it knows. What was handed
+//!   over and has no answer is bounded in number and bytes. All of it is handed over in the order
+//!   of its coming.
+//! - **Read.** What a remote source gives comes in by `Hub::place_at` and its kin, in the order of
+//!   its sequences, which rise, with holes. What this process handed over comes in that way too,
+//!   once: who publishes gets an answer, not a place.
 //! - **History.** Before anybody listens, hub and shards begin with what the source holds
 //!   ([`OpenHub::restore`](super::OpenHub)).
 //! - **Health.** What keeps it from taking publishes is told by
 //!   [`Intake::degrade`](super::Intake), and that it is over.
 //!
-//! Not here: who may publish, and room for events (`intake`); encoding and order towards the shards.
+//! Not here: who may publish, and room for events (`intake`); encoding and order towards the
+//! shards.
 
 mod core;
 pub mod jetstream;
@@ -211,10 +213,10 @@ pub struct Remote {
 
 /// What a remote source does with the hub.
 impl Hub {
-    /// Takes in an event that its source has given this sequence, once there is room for it. It goes
-    /// to the shards with the next [`Hub::flush`], at the latest with a batch's worth. One that is
-    /// not fit for this process is counted as refused, and only its sequence is used. False once the
-    /// hub takes nothing more.
+    /// Takes in an event that its source has given this sequence, once there is room for it. It
+    /// goes to the shards with the next [`Hub::flush`], at the latest with a batch's worth. One
+    /// that is not fit for this process is counted as refused, and only its sequence is used. False
+    /// once the hub takes nothing more.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) async fn place(&self, event: Event, sequence: u64, unix_ms: u64) -> bool {
         self.place_at(event, sequence, unix_ms, self.now()).await
