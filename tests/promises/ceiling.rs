@@ -61,7 +61,11 @@ async fn a_ceiling_takes_histories_first_then_refuses_newcomers_and_loses_nothin
     let server = Server::start(&["--shards", "1", "--memory-max", "64MiB"]);
     let told = server.banner.iter().find(|line| line.starts_with("ceiling"));
     assert_eq!(told.map(String::as_str), Some("ceiling       64 MiB: as --memory-max says"));
-    let start = process(&server).await;
+    let start = until("the first look at the memory", async || {
+        let process = process(&server).await;
+        (!process["bytes_max"].is_null()).then_some(process)
+    })
+    .await;
     assert_eq!((bytes(&start, "bytes_max"), &start["pressure"]), (CEILING, &"none".into()), "{start}");
     let mut readers = Vec::new();
     for protocol in [Protocol::Sse, Protocol::WebSocket] {

@@ -270,6 +270,7 @@ impl Follower {
 
     /// Takes in what a new connection has told, and where it stands.
     async fn meet(&mut self, told: Vec<Told>, at: EventId) {
+        let is_anew = at.epoch != self.last.epoch;
         self.begin_epoch_of(at);
         if self.lacks {
             self.lacks = false;
@@ -278,7 +279,10 @@ impl Follower {
             }
         }
         for told in told {
-            self.take(told).await;
+            // What is missing of the epoch before was told with its end.
+            if !(is_anew && told == Told::Gap) {
+                self.take(told).await;
+            }
         }
     }
 
