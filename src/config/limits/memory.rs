@@ -21,8 +21,9 @@ pub const CONNECTION_BYTES: usize = 144;
 /// `docs/numbers.md`).
 pub const SOCKET_BYTES: usize = 4 << 10;
 /// What a send that waits for its socket holds in the kernel besides, where nobody tells: the bytes
-/// that are not sent yet ([`NOT_SENT_BYTES_MAX`]), and the structures around them. 0.8 MiB were
-/// measured where a fast path came to a standstill, far less is usual on slow ones.
+/// that are not sent yet ([`NOT_SENT_BYTES_MAX`](super::NOT_SENT_BYTES_MAX)), and the structures
+/// around them. 0.8 MiB were measured where a fast path came to a standstill, far less is usual on
+/// slow ones.
 pub const WAITING_SEND_BYTES: usize = 512 << 10;
 /// Milliseconds between two looks of the allocator for freed memory that the kernel may have back.
 pub const GIVE_BACK_MS: u64 = 4_000;
