@@ -17,7 +17,6 @@
 //! threads (`serve`).
 
 use std::collections::BTreeSet;
-use std::error::Error;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -43,6 +42,7 @@ use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 mod accept;
 mod asked;
 mod control;
+mod failure;
 mod guard;
 mod head;
 mod intake;
@@ -75,6 +75,7 @@ mod upgrade;
 mod uplink;
 
 pub use self::asked::DataAddresses;
+pub use self::failure::{HubError, ShardEnd, ShardFailure};
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 use self::jwks::Keyring;
 pub use self::listen::ControlListener;
@@ -116,56 +117,6 @@ pub struct HubSetup {
     pub surroundings: Surroundings,
     /// What is handed over to a process that takes our place, if one may.
     pub estate: Option<Estate>,
-}
-
-/// A shard's thread ended.
-#[derive(Debug)]
-pub struct ShardEnd {
-    /// The shard's number.
-    pub shard: usize,
-    /// `Err` if it failed.
-    pub result: Result<(), ShardFailure>,
-}
-
-impl ShardEnd {
-    /// The end of a shard's thread with its result; an error tells the cause and, if there is one,
-    /// the remedy.
-    pub fn new(shard: usize, result: Result<(), impl Into<Box<dyn Error + Send + Sync>>>) -> ShardEnd {
-        ShardEnd { shard, result: result.map_err(|error| ShardFailure::Failed(error.into())) }
-    }
-}
-
-/// How a shard ended that should not have ended so.
-#[derive(Debug, thiserror::Error)]
-pub enum ShardFailure {
-    /// It failed.
-    #[error(transparent)]
-    Failed(Box<dyn Error + Send + Sync>),
-    /// It ended well, and nobody had told it to.
-    #[error("ended without being told to")]
-    Untold,
-    /// Its thread is gone and has said nothing.
-    #[error("ended without a word")]
-    Silent,
-}
-
-/// Why the hub did not end well. None of these heals by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum HubError {
-    /// A shard failed, or ended before it was told to.
-    #[error("shard {shard}: {failure}")]
-    Shard {
-        /// The shard's number.
-        shard: usize,
-        /// How it ended.
-        failure: ShardFailure,
-    },
-    /// Some shards did not end in time after a drain.
-    #[error("shards {0:?} did not end in time after the drain")]
-    Unfinished(Vec<usize>),
-    /// A control listener could not be taken over.
-    #[error("control listener: {0}")]
-    Listener(#[source] std::io::Error),
 }
 
 /// Where the process is in its life. Only moves forward.

@@ -326,14 +326,14 @@ impl Follower {
             Told::Gap => self.lacks = true,
             Told::Stands(at) => self.begin_epoch_of(at),
             Told::Event { at, event, unix_ms } => {
-                let refusal = self.hub.intake().unfit(&event);
-                if !self.comes_to(at) {
-                } else if let Some(refusal) = refusal {
+                if self.comes_to(at) {
+                    let refusal = self.hub.intake().unfit(&event);
+                    let Some(refusal) = refusal else {
+                        self.is_due = true;
+                        return self.hub.place_at(event, at.sequence, unix_ms, self.hub.now()).await;
+                    };
                     self.hub.counted(refusal);
                     self.hole_up_to(at.sequence);
-                } else {
-                    self.is_due = true;
-                    return self.hub.place_at(event, at.sequence, unix_ms, self.hub.now()).await;
                 }
             }
             Told::Unfit(at, cause) => {
