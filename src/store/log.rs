@@ -199,7 +199,7 @@ impl<F: Files> Log<F> {
 
     /// The same for what is fit for the current segment.
     fn write(&mut self, records: &mut [u8]) -> Result<(), NotWritten> {
-        record::seal(records, self.seal, self.length, self.synced);
+        record::seal(records, self.seal.behind(self.length), self.synced);
         if let Err(error) = self.current.append(records) {
             // A disk that takes nothing at all, as a read-only one, leaves nothing to cut off.
             self.is_torn = self.current.bytes().ok() != Some(self.length);

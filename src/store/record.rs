@@ -61,21 +61,39 @@ pub struct Stored {
     pub idempotency: Option<IdempotencyKey>,
 }
 
-/// A random number that a segment has, and nothing else.
+/// A random number that a segment has, and nothing else, and where in it some bytes begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Seal(pub u64);
+pub(super) struct Seal {
+    number: u64,
+    base: u64,
+}
 
 impl Seal {
+    /// The seal of a whole segment.
+    pub fn new(number: u64) -> Seal {
+        Seal { number, base: 0 }
+    }
+
+    /// The number of the segment.
+    pub fn number(self) -> u64 {
+        self.number
+    }
+
+    /// The same for bytes that begin there in the segment.
+    pub fn behind(self, base: u64) -> Seal {
+        Seal { base, ..self }
+    }
+
     fn of_body(self, body: &[u8]) -> [u8; 4] {
-        let mut sum = crc32fast::Hasher::new_with_initial((self.0 >> 32) as u32);
+        let mut sum = crc32fast::Hasher::new_with_initial((self.number >> 32) as u32);
         sum.update(body);
         sum.finalize().to_le_bytes()
     }
 
-    /// `said`: the head without this checksum.
-    fn of_head(self, at: u64, said: &[u8]) -> [u8; 4] {
-        let mut sum = crc32fast::Hasher::new_with_initial(self.0 as u32);
-        sum.update(&at.to_le_bytes());
+    /// `said`: the head without this checksum; `at` counts from the base.
+    fn of_head(self, at: usize, said: &[u8]) -> [u8; 4] {
+        let mut sum = crc32fast::Hasher::new_with_initial(self.number as u32);
+        sum.update(&(self.base + at as u64).to_le_bytes());
         sum.update(said);
         sum.finalize().to_le_bytes()
     }
@@ -146,19 +164,19 @@ fn write(out: &mut Vec<u8>, kind: u8, sequence: u64, body: impl FnOnce(&mut Vec<
     out[begin..begin + 4].copy_from_slice(&length.to_le_bytes());
 }
 
-/// Makes records fit for a place: they come to `at` of the segment with this seal, of which the disk
-/// has all up to `synced`.
-pub(super) fn seal(records: &mut [u8], seal: Seal, mut at: u64, synced: u64) {
-    let mut rest = records;
+/// Makes records fit for the place that the seal says, in a segment of which the disk has all up to
+/// `synced`.
+pub(super) fn seal(records: &mut [u8], seal: Seal, synced: u64) {
+    let (mut rest, mut at) = (records, 0);
     while let Some((head, more)) = rest.split_first_chunk_mut::<HEAD_BYTES>() {
         let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
         let (body, others) = more.split_at_mut(length);
-        let ahead = u32::try_from(at - synced).expect("a segment has less than 4 GiB");
+        let ahead = u32::try_from(seal.base + at as u64 - synced).expect("a segment has less than 4 GiB");
         head[4..8].copy_from_slice(&ahead.to_le_bytes());
         head[8..12].copy_from_slice(&seal.of_body(body));
         let sum = seal.of_head(at, &head[..12]);
         head[12..].copy_from_slice(&sum);
-        at += (HEAD_BYTES + length) as u64;
+        at += HEAD_BYTES + length;
         rest = others;
     }
 }
@@ -181,22 +199,23 @@ pub(super) fn read(bytes: &[u8], at: usize, seal: Seal) -> Found {
 }
 
 /// Up to where the disk had the segment, as a whole record at `at` says.
-pub(super) fn synced(bytes: &[u8], at: usize, seal: Seal) -> Option<usize> {
+pub(super) fn synced(bytes: &[u8], at: usize, seal: Seal) -> Option<u64> {
     let (ahead, body) = whole(bytes, at, seal)?;
-    record(body).map(|_| at - ahead)
+    record(body).map(|_| seal.base + at as u64 - ahead)
 }
 
 /// What a record at `at` says of what is before it, and its body, if its checksums are right. It
 /// looks at the body last, so a look at a place without a record costs little.
-fn whole(bytes: &[u8], at: usize, seal: Seal) -> Option<(usize, &[u8])> {
+fn whole(bytes: &[u8], at: usize, seal: Seal) -> Option<(u64, &[u8])> {
     let (head, rest) = bytes.get(at..)?.split_first_chunk::<HEAD_BYTES>()?;
     let [l0, l1, l2, l3, a0, a1, a2, a3, b0, b1, b2, b3, sum @ ..] = *head;
     let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-    let ahead = u32::from_le_bytes([a0, a1, a2, a3]) as usize;
-    if !(BODY_BYTES_MIN..=BODY_BYTES_MAX).contains(&length) || rest.len() < length || ahead > at {
+    let ahead = u64::from(u32::from_le_bytes([a0, a1, a2, a3]));
+    let fits = (BODY_BYTES_MIN..=BODY_BYTES_MAX).contains(&length) && length <= rest.len();
+    if !fits || ahead > seal.base + at as u64 {
         return None;
     }
-    if seal.of_head(at as u64, &head[..12]) != sum {
+    if seal.of_head(at, &head[..12]) != sum {
         return None;
     }
     let body = &rest[..length];
@@ -288,7 +307,7 @@ mod tests {
         Stored { sequence: 7, unix_ms: 1_764_460_800_000, event, idempotency }
     }
 
-    const SEAL: Seal = Seal(0x1234_5678_9abc_def0);
+    const SEAL: Seal = Seal { number: 0x1234_5678_9abc_def0, base: 0 };
 
     /// Records behind 20 bytes of something else, of which the disk has 8.
     fn written() -> (Vec<u8>, Vec<Record>) {
@@ -305,7 +324,7 @@ mod tests {
         write_removal(&mut bytes, 8, &topic);
         write_reserved(&mut bytes, u64::MAX, 2, 6);
         write_closed(&mut bytes, 9);
-        seal(&mut bytes[20..], SEAL, 20, 8);
+        seal(&mut bytes[20..], SEAL.behind(20), 8);
         let records = vec![
             Record::Event(plain),
             Record::Kept(binary),
@@ -334,10 +353,13 @@ mod tests {
         let (bytes, _) = written();
         assert!(matches!(read(&bytes, 20, SEAL), Found::Record(..)));
         for bit in 0..64 {
-            assert_eq!(read(&bytes, 20, Seal(SEAL.0 ^ (1 << bit))), Found::Nothing, "bit {bit}");
+            assert_eq!(read(&bytes, 20, Seal::new(SEAL.number ^ (1 << bit))), Found::Nothing, "bit {bit}");
         }
         assert_eq!(read(&bytes[1..], 19, SEAL), Found::Nothing);
         assert_eq!(read(&[&[0], &bytes[..]].concat(), 21, SEAL), Found::Nothing);
+        // A part of the segment is read by a seal that says where it begins.
+        assert!(matches!(read(&bytes[1..], 19, SEAL.behind(1)), Found::Record(..)));
+        assert_eq!(synced(&bytes[20..], 0, SEAL.behind(20)), Some(8));
     }
 
     #[test]
@@ -345,7 +367,7 @@ mod tests {
         let mut bytes = Vec::new();
         let Stored { sequence, unix_ms, event, idempotency } = event();
         write_event(&mut bytes, false, sequence, unix_ms, &event, idempotency.as_ref());
-        seal(&mut bytes, SEAL, 0, 0);
+        seal(&mut bytes, SEAL, 0);
         for length in 1..bytes.len() {
             assert_eq!(read(&bytes[..length], 0, SEAL), Found::Nothing, "{length} bytes");
         }

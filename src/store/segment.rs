@@ -20,7 +20,8 @@ pub(super) const HEADER_BYTES: usize = 28;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Segment<'a> {
     bytes: &'a [u8],
-    seal: Seal,
+    /// With which its records are read.
+    pub seal: Seal,
     /// The newest sequence before it.
     pub before: u64,
 }
@@ -48,7 +49,7 @@ impl<'a> Segment<'a> {
             return Err(NoSegment::Broken);
         }
         let number = |at: usize| u64::from_le_bytes(said[at..at + 8].try_into().expect("8 bytes"));
-        Ok(Segment { bytes, seal: Seal(number(16)), before: number(8) })
+        Ok(Segment { bytes, seal: Seal::new(number(16)), before: number(8) })
     }
 
     /// What is at a place; the first record is at [`HEADER_BYTES`].
@@ -58,7 +59,7 @@ impl<'a> Segment<'a> {
 
     /// Up to where the disk had it, as the record at `at` says.
     pub fn synced(&self, at: usize) -> Option<usize> {
-        record::synced(self.bytes, at, self.seal)
+        record::synced(self.bytes, at, self.seal).map(|synced| synced as usize)
     }
 
     /// True if a record behind `at` says that the disk had what is there.
@@ -105,13 +106,13 @@ pub(super) struct Begin {
 /// Makes a segment under this name; it is there for good. Returns also its seal and its length.
 pub(super) fn begin<F: Files>(files: &F, name: &str, begin: Begin) -> io::Result<(F::File, Seal, u64)> {
     // An epoch is a random number too.
-    let seal = Seal(crate::event::Epoch::random()?.0);
+    let seal = Seal::new(crate::event::Epoch::random()?.0);
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(&begin.before.to_le_bytes());
-    bytes.extend_from_slice(&seal.0.to_le_bytes());
+    bytes.extend_from_slice(&seal.number().to_le_bytes());
     bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
     record::write_reserved(&mut bytes, begin.reserved, begin.promise, begin.hole);
-    record::seal(&mut bytes[HEADER_BYTES..], seal, HEADER_BYTES as u64, 0);
+    record::seal(&mut bytes[HEADER_BYTES..], seal.behind(HEADER_BYTES as u64), 0);
     let mut file = files.create(name)?;
     file.append(&bytes)?;
     file.sync()?;

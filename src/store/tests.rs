@@ -201,7 +201,7 @@ fn seeds() -> Box<dyn Iterator<Item = u64>> {
 }
 
 #[test]
-fn what_is_acknowledged_is_read_back_whatever_ends_the_process_and_whatever_the_disk_refuses() {
+fn dice_what_is_acknowledged_is_read_back_whatever_ends_the_process_and_whatever_the_disk_refuses() {
     for seed in seeds() {
         let outcome = std::panic::catch_unwind(|| lives(seed, Promise::Always));
         assert!(outcome.is_ok(), "FANWAVE_SIM_SEED={seed}");
@@ -209,7 +209,7 @@ fn what_is_acknowledged_is_read_back_whatever_ends_the_process_and_whatever_the_
 }
 
 #[test]
-fn what_may_be_lost_under_a_weaker_promise_is_told() {
+fn dice_what_may_be_lost_under_a_weaker_promise_is_told() {
     for seed in seeds() {
         for promise in [Promise::Interval, Promise::Never] {
             let outcome = std::panic::catch_unwind(|| lives(seed, promise));

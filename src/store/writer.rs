@@ -222,11 +222,13 @@ impl<T> Drop for Store<T> {
     /// Leaves the log in order: what was handed over is written first.
     fn drop(&mut self) {
         self.queue = None;
-        self.closing.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that writes the store has panicked");
+        self.closing.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            // It may wait for another try.
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!("the thread that writes the store has panicked");
+            }
         }
     }
 }
@@ -303,14 +305,15 @@ impl<F: Files, T> Writer<F, T> {
     /// The disk has refused what nobody waits for: it is tried again.
     fn wait_to_retry(&mut self) -> Option<Vec<Entry<T>>> {
         let began = Instant::now();
-        while began.elapsed() < Duration::from_millis(STORE_RETRY_MS) {
-            if self.closing.load(Ordering::Relaxed) {
+        let left = || Duration::from_millis(STORE_RETRY_MS).checked_sub(began.elapsed());
+        while let Some(left) = left() {
+            if self.closing.load(Ordering::Acquire) {
                 // A last try.
                 let batch = std::mem::take(&mut self.unwritten);
                 self.write(batch);
                 return self.unwritten.is_empty().then(Vec::new);
             }
-            std::thread::sleep(Duration::from_millis(STORE_SYNC_MS / 4));
+            std::thread::park_timeout(left);
         }
         Some(std::mem::take(&mut self.unwritten))
     }
