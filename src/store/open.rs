@@ -220,7 +220,7 @@ impl Scan {
         if is_short {
             tracing::error!(
                 segment = name_of(note.segment),
-                "the disk had events up to {}, and they are not there any more up to that",
+                "the disk had all events up to {}, and some of them are not there any more",
                 note.sequence
             );
         }

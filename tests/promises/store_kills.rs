@@ -232,5 +232,5 @@ async fn long_what_was_acknowledged_survives_twenty_kills_under_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: tests/run --long"]
 async fn long_what_was_acknowledged_is_there_or_told_after_twenty_kills_with_interval() {
-    kill_rounds("interval", 20, 64, 500, 1_500).await;
+    kill_rounds("interval", 20, 64, 500, 1_000).await;
 }

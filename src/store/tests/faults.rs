@@ -103,6 +103,26 @@ fn pages_of_zeros_beyond_what_the_disk_had_are_a_torn_end_and_before_that_damage
     assert_eq!(zeroed(ends[5], ends[7]).expect("nothing says that the disk had it"), 6);
 }
 
+/// A disk writes pages in any order.
+#[test]
+fn whole_records_behind_what_the_disk_never_had_are_no_damage() {
+    let disk = Disk::default();
+    let mut bench = try_open(&disk, settings(Promise::Never)).expect("a new one");
+    let mut ends = vec![];
+    for number in 0..8 {
+        bench.submit(Said::Event(event("a", &number.to_string()), None), false);
+        while bench.store.report().entries <= number {
+            std::thread::yield_now();
+        }
+        ends.push(disk.contents()["0000000001.log"].len());
+    }
+    let mut left = disk.after(End::Killed, &mut Dice::new(1)).contents();
+    left.get_mut("0000000001.log").expect("it is there")[ends[2]..ends[3]].fill(0);
+    let opened = try_open(&Disk::with(&left), settings(Promise::Never)).expect("its end is torn");
+    assert_eq!(texts(&opened), ["0", "1", "2"]);
+    assert!(is_told(&opened.past.state, "a", 8), "what has gone is told");
+}
+
 #[test]
 fn a_segment_that_the_disk_never_got_is_none_and_one_that_it_had_is_missed() {
     let (contents, said) = some_segments();
