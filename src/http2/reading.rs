@@ -343,8 +343,7 @@ impl Layer {
         let Layer { request, scratch, rules, .. } = self;
         request.begin(rules.head_bytes_max);
         let each = &mut |name: &[u8], value: &[u8]| request.take(name, value);
-        carrier.decoder.read(block, scratch, each).map_err(|_| Fault::COMPRESSION)?;
-        if request.is_bomb() {
+        if !carrier.decoder.read(block, scratch, each).map_err(|_| Fault::COMPRESSION)? {
             return Err(Fault::FIELD_BOMB);
         }
         let id = header.stream;
