@@ -5,10 +5,11 @@ use std::rc::Rc;
 
 use crate::config::limits::{
     H2_CARRIER_BYTES, H2_EMPTY_FRAMES, H2_PINGS, H2_RESETS, H2_SETTINGS, H2_STREAM_BYTES, H2_WINDOW_UPDATES,
+    POST_BODY_MS_MAX,
 };
 use crate::egress::{Batch, Slot};
 use crate::wire::http2::Fault;
-use crate::wire::http2::frame::{self, Header, WINDOW};
+use crate::wire::http2::frame::{self, Header, WINDOW, kind};
 use crate::wire::http2::hpack::Decoder;
 use crate::wire::http2::request::Body;
 use crate::wire::http2::settings::Settings;
@@ -230,6 +231,14 @@ impl Cold {
     /// True while something has begun and not come to its end.
     pub fn is_partial(&self) -> bool {
         !self.part.is_empty() || self.block.is_some()
+    }
+
+    /// Milliseconds that it has for that. A body comes as fast as its client can send it.
+    pub fn patience_ms(&self, head_ms_max: u64) -> u64 {
+        match self.part.get(frame::KIND_AT) {
+            Some(&kind::DATA) if self.block.is_none() => head_ms_max.max(POST_BODY_MS_MAX),
+            _ => head_ms_max,
+        }
     }
 }
 

@@ -234,6 +234,10 @@ impl Layer {
         // What stands beside the data of this frame is read with it.
         self.hear(carrier, slot, &mut heard, length, handle);
         self.heard = heard;
+        // It is given room, and does not read that.
+        if carrier.is_stuck() && carrier.out.len() > H2_WORDS_BYTES_MAX {
+            return Err(Fault::STALLED);
+        }
         Ok(())
     }
 
@@ -305,6 +309,7 @@ impl Layer {
         let cold = carrier.warm_up();
         cold.block = Some((header, fragment.to_vec()));
         cold.continuations = 0;
+        cold.since = self.tick;
         Ok(())
     }
 
@@ -372,6 +377,8 @@ impl Layer {
                 window: carrier.settings.window as i32,
                 body,
                 is_silent: is_over,
+                // It may be paused before the shard has asked for anything.
+                armed: true,
                 ..Stream::free()
             };
             Ok(stream)
