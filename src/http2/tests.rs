@@ -21,6 +21,7 @@ use crate::wire::http2::PREFACE;
 use h2::{Client, WINDOW_SETTING, block, frame_of};
 
 mod bodies;
+mod ends;
 #[path = "../../tests/support/h2.rs"]
 pub mod h2;
 
