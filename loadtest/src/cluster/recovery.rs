@@ -289,6 +289,6 @@ mod tests {
         let part =
             Part { source: "x".into(), nodes: 3, rows: vec![Row { kill: Kill::Leader, rounds }], told };
         let rows = rows_of(&part);
-        assert_eq!(rows[0][1..], ["3", "4.00 s (3.00 s to 9.00 s)", "6.00 s (5.00 s to 7.00 s)"]);
+        assert_eq!(rows[0][1..], ["3", "4 s (3 s to 9 s)", "6 s (5 s to 7 s)"]);
     }
 }
