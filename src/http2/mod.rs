@@ -33,7 +33,7 @@ use crate::egress::{Batch, Completion, EgressRing, ReceiveEnd, RingError, SendEr
 use crate::wire::http2::hpack::Scratch;
 use crate::wire::http2::request::Request;
 use crate::wire::http2::{ErrorCode, frame};
-use carrier::{Carrier, Stream};
+use carrier::{Carrier, Spare, Stream};
 use pieces::Pieces;
 
 mod carrier;
@@ -81,6 +81,7 @@ struct Layer {
     carriers: Vec<Option<Box<Carrier>>>,
     /// Carriers now.
     carried: usize,
+    spare: Spare,
     /// By slot, behind `first_slot`.
     streams: Vec<Stream>,
     /// Free places of them.
@@ -130,6 +131,7 @@ impl<R> Http2<R> {
             rules,
             carriers: Vec::new(),
             carried: 0,
+            spare: Spare::default(),
             streams: Vec::new(),
             free: Vec::new(),
             due: Vec::new(),
@@ -360,7 +362,7 @@ impl<R: EgressRing> EgressRing for Http2<R> {
         if layer.carriers.len() <= at {
             layer.carriers.resize_with(at + 1, || None);
         }
-        let mut carrier = Box::new(Carrier::new(receiving, layer.tick));
+        let mut carrier = layer.spare.take(receiving, layer.tick);
         layer.greet(&mut carrier);
         Layer::mark_due(&mut layer.due, slot, &mut carrier);
         layer.carriers[at] = Some(carrier);
