@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::spare;
 use crate::config::limits::{
-    H2_CARRIER_BYTES, H2_CARRIERS_AT_ONCE, H2_EMPTY_FRAMES, H2_PINGS, H2_RESETS, H2_SETTINGS,
-    H2_STREAM_BYTES, H2_STREAMS_USUAL, H2_WINDOW_UPDATES,
+    H2_CARRIER_BYTES, H2_EMPTY_FRAMES, H2_PINGS, H2_RESETS, H2_SETTINGS, H2_STREAM_BYTES, H2_WINDOW_UPDATES,
 };
 use crate::egress::{Batch, Slot};
 use crate::wire::http2::Fault;
@@ -102,34 +102,7 @@ pub(super) struct Carrier {
     pub is_watched: bool,
 }
 
-const _: () = assert!(size_of::<Carrier>() + H2_STREAMS_USUAL * size_of::<(u32, Slot)>() <= H2_CARRIER_BYTES);
-
-/// Carriers that are none now: the memory of the next ones.
-#[derive(Debug, Default)]
-pub(super) struct Spare(Vec<Box<Carrier>>);
-
-impl Spare {
-    /// A carrier whose client has said nothing yet.
-    pub fn take(&mut self, receiving: bool, tick: u32) -> Box<Carrier> {
-        if self.0.is_empty() {
-            let fresh = || Box::new(Carrier::new(Vec::with_capacity(H2_STREAMS_USUAL), false, 0));
-            self.0.extend(std::iter::repeat_with(fresh).take(H2_CARRIERS_AT_ONCE));
-        }
-        let mut carrier = self.0.pop().expect("some were made");
-        *carrier = Carrier::new(std::mem::take(&mut carrier.streams), receiving, tick);
-        carrier
-    }
-
-    /// A carrier is none any more. Its streams are none of it.
-    pub fn give_back(&mut self, mut carrier: Box<Carrier>) {
-        let streams = match carrier.streams.capacity() {
-            H2_STREAMS_USUAL => std::mem::take(&mut carrier.streams),
-            _ => Vec::with_capacity(H2_STREAMS_USUAL),
-        };
-        *carrier = Carrier::new(streams, false, 0);
-        self.0.push(carrier);
-    }
-}
+const _: () = assert!(size_of::<Carrier>() + spare::STREAMS_BYTES <= H2_CARRIER_BYTES);
 
 /// What only some carriers have, some of the time.
 #[derive(Debug, Default)]
@@ -168,7 +141,7 @@ pub(super) struct Rest {
 
 impl Carrier {
     /// A client whose first words are those of HTTP/2; `streams` is room for them.
-    fn new(streams: Vec<(u32, Slot)>, receiving: bool, tick: u32) -> Carrier {
+    pub fn new(streams: Vec<(u32, Slot)>, receiving: bool, tick: u32) -> Carrier {
         Carrier {
             out: Vec::new(),
             streams,
@@ -223,8 +196,8 @@ impl Carrier {
         if let Ok(at) = self.streams.binary_search_by_key(&stream.id, |other| other.0) {
             self.streams.remove(at);
         }
-        if self.streams.is_empty() && self.streams.capacity() > H2_STREAMS_USUAL {
-            self.streams = Vec::with_capacity(H2_STREAMS_USUAL);
+        if self.streams.is_empty() {
+            spare::shrink(&mut self.streams);
         }
         if let Some(cold) = &mut self.cold {
             cold.waiting.retain(|waiting| *waiting != slot);
@@ -333,30 +306,5 @@ impl Stream {
     /// Bytes of its body that nobody has read.
     pub fn unread(&self) -> u16 {
         self.received - self.owed
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_carrier_that_has_ended_leaves_the_next_one_its_memory_and_nothing_else() {
-        let mut spare = Spare::default();
-        let mut first = spare.take(true, 3);
-        let place: *const Carrier = &raw const *first;
-        assert!(first.receiving && first.streams.capacity() == H2_STREAMS_USUAL);
-        first.streams.extend((0..20).map(|at| (2 * at + 1, at)));
-        (first.last, first.has_preface) = (39, true);
-        first.warm_up().is_over = true;
-        first.streams.clear();
-        spare.give_back(first);
-        let next = spare.take(false, 9);
-        assert!(std::ptr::eq(place, &raw const *next));
-        assert_eq!(
-            (next.last, next.has_preface, next.receiving, next.cold.is_none()),
-            (0, false, false, true)
-        );
-        assert_eq!((next.streams.len(), next.streams.capacity()), (0, H2_STREAMS_USUAL));
     }
 }

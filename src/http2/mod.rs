@@ -21,7 +21,8 @@
 //! - What a client can make us do for nothing has a budget (`carrier::Budgets`).
 //!
 //! The parts: `carrier` (what is remembered), `completions` (of the inner ring), `reading` (frames
-//! of clients), `writing` (frames for them). The bytes themselves are in `wire::http2`.
+//! of clients), `writing` (frames for them), `pieces` and `spare` (memory that is used again). The
+//! bytes themselves are in `wire::http2`.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -33,13 +34,15 @@ use crate::egress::{Batch, Completion, EgressRing, ReceiveEnd, RingError, SendEr
 use crate::wire::http2::hpack::Scratch;
 use crate::wire::http2::request::Request;
 use crate::wire::http2::{ErrorCode, frame};
-use carrier::{Carrier, Spare, Stream};
+use carrier::{Carrier, Stream};
 use pieces::Pieces;
+use spare::Spare;
 
 mod carrier;
 mod completions;
 mod pieces;
 mod reading;
+mod spare;
 #[cfg(test)]
 pub(crate) mod tests;
 mod writing;
