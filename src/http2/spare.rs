@@ -19,6 +19,7 @@ pub(super) fn shrink(streams: &mut Vec<(u32, Slot)>) {
 
 /// Those that nobody has.
 #[derive(Debug, Default)]
+#[expect(clippy::vec_box, reason = "the box of a carrier is what is used again")]
 pub(super) struct Spare(Vec<Box<Carrier>>);
 
 impl Spare {
@@ -53,14 +54,14 @@ mod tests {
         let place: *const Carrier = &raw const *first;
         assert!(first.receiving && first.streams.capacity() == H2_STREAMS_USUAL);
         first.streams.extend((0..20).map(|at| (2 * at + 1, at)));
-        (first.last, first.has_preface) = (39, true);
+        (first.last, first.has_settings) = (39, true);
         first.warm_up().is_over = true;
         first.streams.clear();
         spare.give_back(first);
         let next = spare.take(false, 9);
         assert!(std::ptr::eq(place, &raw const *next));
         assert_eq!(
-            (next.last, next.has_preface, next.receiving, next.cold.is_none()),
+            (next.last, next.has_settings, next.receiving, next.cold.is_none()),
             (0, false, false, true)
         );
         assert_eq!((next.streams.len(), next.streams.capacity()), (0, H2_STREAMS_USUAL));
