@@ -5,7 +5,7 @@
 //! the hub: `hub/source` joins the two.
 //!
 //! Reading order: `subject` and `message` (what an event is in NATS, pure), `connect`, `stream`,
-//! `publish`, `read`, `epoch` (what all nodes agree on).
+//! `publish`, `read`, `values`, `epoch` (what all nodes agree on).
 
 use std::time::Duration;
 
@@ -27,10 +27,11 @@ mod publish;
 mod read;
 mod stream;
 mod subject;
+mod values;
 
 pub use connect::{ConnectError, Link};
 pub use epoch::{Entry, EpochError, EpochPlace, Mark, created_ns};
-pub use message::{DATA, EVENT, ID, KEY, REMOVE, RETRY, Said, understand, understand_core};
+pub use message::{DATA, EVENT, ID, KEY, REMOVE, RETRY, SENT, Said, understand, understand_core};
 pub use nodes::{Counts, Crowd, Nodes};
 pub use publish::{PublishFault, Publisher, Receipt, Sent};
 pub use read::{Foreign, ReadFault, Reader, Received, Start};
@@ -136,6 +137,11 @@ impl Session {
             Some(ErrorCode::STREAM_NOT_FOUND) => LookFault::Missing,
             _ => LookFault::Away(innermost(&error)),
         })
+    }
+
+    /// True if the stream, which looks so, is the one that `seen` tells of.
+    pub async fn is_same(&self, info: &Info, seen: &Entry) -> Result<bool, EpochError> {
+        epoch::is_same(&self.stream, info, seen).await
     }
 
     /// Makes a stream that is not there any more, or the place of its epoch. The error is one line.

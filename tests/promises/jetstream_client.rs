@@ -51,7 +51,7 @@ impl Node {
     }
 
     async fn publish(&self, topic: &str, data: &str) -> u64 {
-        let sent = self.publisher.send(&event(topic, data), None, "").await.expect("sent");
+        let sent = self.publisher.send(&event(topic, data), None).await.expect("sent");
         sent.outcome().await.expect("acknowledged").sequence
     }
 }
@@ -150,13 +150,13 @@ async fn a_repeated_key_has_one_sequence_and_what_is_too_large_is_refused() {
     let key = IdempotencyKey::new("k").expect("a key");
     let mut receipts = Vec::new();
     for _ in 0..2 {
-        let sent = node.publisher.send(&event("t", "x"), Some(&key), "me").await.expect("sent");
+        let sent = node.publisher.send(&event("t", "x"), Some(&key)).await.expect("sent");
         let receipt = sent.outcome().await.expect("acknowledged");
         receipts.push((receipt.sequence, receipt.duplicate));
     }
     assert_eq!(receipts, [(1, false), (1, true)]);
     let large = event("t", &"x".repeat(8_192));
-    match node.publisher.send(&large, None, "").await {
+    match node.publisher.send(&large, None).await {
         Err(PublishFault::TooLarge { bytes, most: 8_192 }) => assert!(bytes > 8_192),
         other => panic!("{other:?}"),
     }
@@ -175,7 +175,7 @@ async fn a_server_that_dies_and_comes_back_costs_a_reader_nothing() {
         for number in 0..20 {
             let text = format!("{round}.{number}");
             let sequence = until("an acknowledgement", async || {
-                let sent = node.publisher.send(&event("t", &text), None, "").await.ok()?;
+                let sent = node.publisher.send(&event("t", &text), None).await.ok()?;
                 sent.outcome().await.ok()
             })
             .await;
@@ -184,7 +184,7 @@ async fn a_server_that_dies_and_comes_back_costs_a_reader_nothing() {
         received.extend(data(&read(&mut reader, 20).await));
         nats.kill();
         until("the loss of the connection", async || (!node.link.is_up()).then_some(())).await;
-        match node.publisher.send(&event("t", "x"), None, "").await {
+        match node.publisher.send(&event("t", "x"), None).await {
             Err(PublishFault::NotSent(_)) => {}
             other => panic!("{other:?}"),
         }
@@ -200,7 +200,7 @@ async fn what_was_sent_to_a_silent_server_has_an_unknown_outcome() {
     let node = Node::new(&nats.url()).await;
     node.publish("t", "1").await;
     nats.pause().await;
-    let sent = node.publisher.send(&event("t", "2"), None, "").await.expect("sent");
+    let sent = node.publisher.send(&event("t", "2"), None).await.expect("sent");
     assert_eq!(sent.outcome().await, Err(PublishFault::Unknown));
     nats.go_on();
     let mut reader = node.reader(Start::First).await;
@@ -261,7 +261,7 @@ async fn a_head_that_went_back_is_a_new_epoch_even_if_it_has_passed_the_old_one_
     nats.run().await;
     for number in 10..20 {
         until("an acknowledgement", async || {
-            let sent = node.publisher.send(&event("t", &number.to_string()), None, "").await.ok()?;
+            let sent = node.publisher.send(&event("t", &number.to_string()), None).await.ok()?;
             sent.outcome().await.ok()
         })
         .await;
@@ -373,7 +373,7 @@ async fn a_message_whose_headers_are_none_is_passed_over() {
         })
         .await;
         until("an acknowledgement", async || {
-            let sent = node.publisher.send(&event("t", "after"), None, "").await.ok()?;
+            let sent = node.publisher.send(&event("t", "after"), None).await.ok()?;
             sent.outcome().await.ok()
         })
         .await;

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use async_nats::jetstream;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 
 use super::{PATIENCE, Scratch, until};
 
@@ -163,6 +164,20 @@ impl Nats {
     /// A client of another program.
     pub async fn client(&self) -> async_nats::Client {
         async_nats::connect(self.url()).await.expect("a client")
+    }
+
+    /// So many messages of a byte to a subject, all at once.
+    pub async fn flood(&self, subject: &str, count: usize) {
+        let mut socket = tokio::net::TcpStream::connect(self.address).await.expect("a connection");
+        let publish = format!("PUB {subject} 1\r\nx\r\n");
+        let all = format!("CONNECT {{\"verbose\":false}}\r\n{}PING\r\n", publish.repeat(count));
+        socket.write_all(all.as_bytes()).await.expect("it is read");
+        // It is answered behind all of them.
+        let mut heard = String::new();
+        let mut reader = tokio::io::BufReader::new(socket);
+        while !heard.contains("PONG\r\n") {
+            assert!(reader.read_line(&mut heard).await.expect("an answer") > 0, "{heard}");
+        }
     }
 
     /// JetStream for another program.

@@ -60,6 +60,8 @@ pub struct Peer {
     pub left: bool,
     /// What its event stream said of each event: the number in the data, the sequence in the id.
     pub ids: Vec<(u64, u64)>,
+    /// The id that its event stream has named last.
+    pub last_id: Option<String>,
     /// Pings that it sent.
     pub pings: u32,
     /// Pings that it got and has not answered.
@@ -83,6 +85,7 @@ impl Peer {
             was_stalled: false,
             left: false,
             ids: Vec::new(),
+            last_id: None,
             pings: 0,
             pongs_owed: 0,
             buffer: Vec::new(),
@@ -147,6 +150,9 @@ impl Peer {
             let block = String::from_utf8(self.buffer.drain(..end + 2).collect()).expect("a stream is UTF-8");
             if block.starts_with(':') {
                 continue;
+            }
+            if let Some(id) = block.lines().find_map(|line| line.strip_prefix("id: ")) {
+                self.last_id = Some(id.to_string());
             }
             if let Some(opening) = block.strip_prefix("retry: 2000\n") {
                 if let Some(id) = opening.strip_suffix("\n\n") {

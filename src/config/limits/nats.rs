@@ -43,9 +43,13 @@ pub const NATS_TAKE_MAX: usize = 1_024;
 pub const NATS_RETRY_MS: u64 = 250;
 /// Milliseconds between looks at the stream and at the epoch.
 pub const NATS_LOOK_MS: u64 = 1_000;
-/// Looks in a row that must find the head behind what was read, before it counts as gone back: a
-/// new leader may be a moment behind.
-pub const NATS_LOOKS_BEHIND: u32 = 3;
+/// Looks in a row that must find the stream missing, or the place of its epoch silent, before they
+/// are made anew.
+pub const NATS_LOOKS_MISSING: u32 = 3;
+/// Times that the leader of a stream is made to show that it knows all of it, while leaders change.
+pub const NATS_FENCES_MAX: u32 = 8;
+/// Times that it must say the same, where the stream does not allow that.
+pub const NATS_LOOKS: u32 = 8;
 /// Milliseconds between notes of the head beside the epoch, of all nodes together.
 pub const NATS_NOTE_MS: u64 = 2_000;
 /// Milliseconds without a sign of life of the stream, after which publishes are refused at once and
@@ -58,6 +62,9 @@ pub const NATS_READ_BACK_MESSAGES: u64 = 100_000;
 pub const NATS_IDLE_MS: u64 = 1_000;
 /// Milliseconds that a start may take to read windows back; what is older then is a gap.
 pub const NATS_READ_BACK_MS_MAX: u64 = 60_000;
+
+/// Milliseconds that a start may take to find what is retained from before that.
+pub const NATS_VALUES_MS_MAX: u64 = 15_000;
 
 /// Milliseconds that a client waits which names an event that another node has read and this one
 /// has not.

@@ -1,0 +1,612 @@
+//! Promise: nodes that read one log are one service. A subscriber that moves between them gets what
+//! its topics have, once and in the order of the log, or is told of a gap; and it is told of one
+//! only where something may be missing.
+//!
+//! Set-up: a log of dice, and two hubs with one or two shards each. The log takes what is published
+//! on either node. It answers late or not at all, leaves sequences out, drops its oldest lines,
+//! loses its newest ones, or is made anew: then its epoch is another one. Each node reads it at its
+//! own pace, in pieces, and is cut off from it now and then. Peers come to any node, and go on at
+//! any other with the id that they had last.
+//!
+//! Expectation: each peer is checked from its own bytes against the log; an id that a publisher was
+//! told is that of its event; in the end both nodes have the same epoch, and nobody lacks anything.
+//!
+//! `FANWAVE_SIM_SEEDS` says how many times as many worlds are played.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::Request;
+use fanwave::broadcast::Taken;
+use fanwave::hub::sim::SimHub;
+use fanwave::hub::source::{Remote, Source, Submission, Submissions, Wish};
+use fanwave::hub::{EgressReport, HubSetup, Surroundings};
+use fanwave::refusal::{Refusal, RefusalReason};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::advance;
+
+use super::*;
+
+const NODES: usize = 2;
+/// Worlds of one run.
+const SEEDS: u64 = 200;
+const SOCKETS_EACH: usize = 12;
+
+/// Something that was published, in its place.
+struct Line {
+    event: Event,
+    topic: usize,
+    id: EventId,
+    /// The epoch that began when it was lost with the head of the log.
+    lost_in: Option<u64>,
+}
+
+/// What both nodes read. Places count its lines from 1, over all epochs.
+#[derive(Default)]
+struct Log {
+    lines: Vec<Line>,
+    /// The place of each event by the number that its data begins with.
+    places: HashMap<u64, usize>,
+    /// Epochs from 0 on: how many lines there were that no id of it can mean.
+    floors: Vec<usize>,
+    sequence: u64,
+    /// So many of the oldest lines are gone.
+    dropped: usize,
+    /// How many lines there were when something went missing the last time.
+    trouble: Option<usize>,
+    /// Nodes that are cut off.
+    away: [bool; NODES],
+}
+
+type SharedLog = Arc<Mutex<Log>>;
+
+fn epoch_of(number: usize) -> Epoch {
+    Epoch(EPOCH.0 + number as u64)
+}
+
+impl Log {
+    /// The present epoch, by its number.
+    fn epoch(&self) -> usize {
+        self.floors.len() - 1
+    }
+
+    fn append(&mut self, event: Event, number: u64, topic: usize, left_out: u64) -> EventId {
+        self.sequence += 1 + left_out;
+        let id = EventId { epoch: epoch_of(self.epoch()), sequence: self.sequence };
+        self.lines.push(Line { event, topic, id, lost_in: None });
+        self.places.insert(number, self.lines.len());
+        id
+    }
+
+    /// The oldest lines go.
+    fn drop_oldest(&mut self, lines: usize) {
+        self.dropped = (self.dropped + lines).min(self.lines.len());
+        self.trouble = Some(self.lines.len());
+    }
+
+    /// The newest lines are lost, and others will have their sequences.
+    fn lose_head(&mut self, lines: usize) {
+        let floor = *self.floors.last().expect("an epoch");
+        self.floors.push(floor);
+        let epoch = self.epoch() as u64;
+        let kept = |line: &&mut Line| line.lost_in.is_none();
+        for line in self.lines[floor.max(self.dropped)..].iter_mut().rev().filter(kept).take(lines) {
+            line.lost_in = Some(epoch);
+        }
+        let newest = self.lines[floor..].iter().rev().find(|line| line.lost_in.is_none());
+        self.sequence = newest.map_or(0, |line| line.id.sequence);
+        self.trouble = Some(self.lines.len());
+    }
+
+    /// All is gone, and sequences begin again.
+    fn make_anew(&mut self) {
+        self.dropped = self.lines.len();
+        self.floors.push(self.lines.len());
+        self.sequence = 0;
+        self.trouble = Some(self.lines.len());
+    }
+
+    /// The last place that an id has come to.
+    fn place_of(&self, id: EventId) -> usize {
+        let epoch = (id.epoch.0 - EPOCH.0) as usize;
+        let floor = self.floors[epoch];
+        let is_meant = |line: &Line| {
+            let is_old = line.id.epoch.0 <= id.epoch.0 && line.id.sequence <= id.sequence;
+            is_old && line.lost_in.is_none_or(|lost| lost > epoch as u64)
+        };
+        (floor..self.lines.len()).rev().find(|at| is_meant(&self.lines[*at])).map_or(floor, |at| at + 1)
+    }
+}
+
+fn lock(log: &SharedLog) -> MutexGuard<'_, Log> {
+    log.lock().expect("nobody panics with it")
+}
+
+/// Takes what is published on one node, as long as it lives.
+async fn take(log: SharedLog, node: usize, mut submissions: Submissions, seed: u64) {
+    let mut dice = Dice::new(seed ^ 0x7a);
+    while let Some(Submission { wish, reply, .. }) = submissions.recv().await {
+        let Wish::Publish(event, _) = wish else { panic!("nobody removes a topic here") };
+        for _ in 0..dice.roll(6) {
+            tokio::task::yield_now().await;
+        }
+        if lock(&log).away[node] {
+            reply.tell(Err(Refusal::new(RefusalReason::Source, "the log is away")));
+            continue;
+        }
+        let luck = dice.roll(20);
+        if luck == 0 {
+            // Neither the event nor an answer comes.
+            continue;
+        }
+        let number = number_in(&event);
+        let topic = TOPICS.iter().position(|name| *name == event.topic.as_str()).expect("one of ours");
+        let left_out = if dice.chance(1, 4) { dice.roll(4) } else { 0 };
+        let id = lock(&log).append(event, number, topic, left_out);
+        // What has happened to the log meanwhile changes nothing of what it has said.
+        for _ in 0..dice.roll(8) {
+            tokio::task::yield_now().await;
+        }
+        if luck > 1 {
+            reply.tell(Ok(Taken { epoch: id.epoch, sequence: id.sequence, duplicate: false }));
+        }
+    }
+}
+
+fn number_in(event: &Event) -> u64 {
+    let data = std::str::from_utf8(event.data.bytes()).expect("UTF-8");
+    data.split(' ').next().and_then(|number| number.parse().ok()).expect("data begins with a number")
+}
+
+/// Reads the log for one node, as long as its hub takes events.
+async fn read(hub: SimHub, log: SharedLog, node: usize, seed: u64) {
+    let mut dice = Dice::new(seed ^ 0x3e);
+    // Lines that were read, in which epoch, and whether something before the next may be missing.
+    let (mut at, mut epoch, mut lacks) = (0, 0, false);
+    loop {
+        for _ in 0..dice.roll(4) {
+            tokio::task::yield_now().await;
+        }
+        tokio::task::yield_now().await;
+        if lock(&log).away[node] {
+            continue;
+        }
+        let present = lock(&log).epoch();
+        if present != epoch {
+            (epoch, lacks) = (present, true);
+            if !hub.begin_era(epoch_of(epoch)).await {
+                return;
+            }
+        }
+        for _ in 0..1 + dice.roll(5) {
+            let next = {
+                let log = lock(&log);
+                // A log that is another one is not read on.
+                if log.epoch() != epoch {
+                    break;
+                }
+                lacks |= at < log.dropped;
+                at = at.max(log.dropped);
+                while log.lines.get(at).is_some_and(|line| line.lost_in.is_some()) {
+                    at += 1;
+                }
+                log.lines.get(at).map(|line| (line.event.clone(), line.id.sequence))
+            };
+            let Some((event, sequence)) = next else { break };
+            if std::mem::take(&mut lacks)
+                && sequence - 1 > hub.last().sequence
+                && !hub.tell_hole(sequence - 1).await
+            {
+                return;
+            }
+            if !hub.place(event, sequence).await {
+                return;
+            }
+            at += 1;
+        }
+    }
+}
+
+/// A subscriber of one node.
+struct Mover {
+    peer: Peer,
+    /// It has all of its topics up to this place, save what it was told to have lost; `None` until
+    /// it has begun.
+    has: Option<usize>,
+    /// Topics of which it was told that something up to a place may be missing.
+    lost: HashMap<usize, usize>,
+    /// It named an event that its node had not read.
+    is_early: bool,
+}
+
+struct Seat {
+    node: usize,
+    shard: Shard<SimRing>,
+    movers: Vec<Option<Mover>>,
+}
+
+/// What happened in all worlds, so that no promise is kept for want of a case.
+#[derive(Debug, Default)]
+struct Tally {
+    heard: usize,
+    moved: usize,
+    early: usize,
+    gaps: usize,
+    answers: usize,
+    epochs: usize,
+}
+
+struct Nodes {
+    dice: Dice,
+    log: SharedLog,
+    hubs: Vec<SimHub>,
+    tasks: Vec<JoinHandle<()>>,
+    seats: Vec<Seat>,
+    /// Who has left: topics, the last id, and up to where they have everything.
+    left: Vec<(Vec<usize>, String, usize)>,
+    published: u64,
+    answered: mpsc::UnboundedReceiver<(u64, u16, String)>,
+    tell: mpsc::UnboundedSender<(u64, u16, String)>,
+    tally: Tally,
+}
+
+impl Nodes {
+    fn new(seed: u64) -> Nodes {
+        let mut dice = Dice::new(seed);
+        let log = SharedLog::default();
+        lock(&log).floors.push(0);
+        let (mut hubs, mut tasks, mut seats) = (Vec::new(), Vec::new(), Vec::new());
+        for node in 0..NODES {
+            let limits = Limits {
+                hub_queue_events_max: [4, 64, 16_384][dice.roll(3) as usize],
+                shard_queue_batches_max: 1 + dice.roll(4) as usize,
+                heartbeat_ms: 2_000,
+                ..Limits::default()
+            };
+            let config = Arc::new(Config { limits: limits.clone(), ..Config::default() });
+            let (demand, memory) = (Arc::<Demand>::default(), Memory::new(&limits));
+            let mut outboxes = Vec::new();
+            for number in 0..1 + dice.roll(2) as usize {
+                let (outbox, inbox) = path(limits.shard_queue_batches_max).expect("eventfd");
+                outboxes.push(outbox);
+                let setup = ShardSetup {
+                    number,
+                    cpu: 0,
+                    config: config.clone(),
+                    epoch: EPOCH,
+                    demand: demand.clone(),
+                    memory: memory.clone(),
+                    connections_max: SOCKETS_EACH,
+                    admission: Default::default(),
+                };
+                let ring = SimRing::new(SOCKETS_EACH, Weather::Fair, seed ^ number as u64).recording();
+                let shard = Shard::new(setup, ring, inbox, Stamp::now());
+                let movers = (0..SOCKETS_EACH).map(|_| None).collect();
+                seats.push(Seat { node, shard, movers });
+            }
+            let (remote, submissions) = Remote::new();
+            let (ends, shard_ends) = mpsc::unbounded_channel();
+            let setup = HubSetup {
+                estate: None,
+                config,
+                epoch: EPOCH,
+                source: Source::Remote(remote),
+                outboxes,
+                demand,
+                memory,
+                egress: EgressReport::default(),
+                listen: Default::default(),
+                control: Vec::new(),
+                control_connections_max: 0,
+                shard_ends,
+                surroundings: Surroundings::default(),
+            };
+            let address = "127.0.0.1:8081".parse().expect("an address");
+            let (hub, life) = SimHub::new(setup, address, std::future::pending());
+            tasks.push(tokio::spawn(async move {
+                let _ends = ends;
+                let _ = life.await;
+            }));
+            let seed = seed.wrapping_mul(2) + node as u64;
+            tasks.push(tokio::spawn(take(log.clone(), node, submissions, seed)));
+            tasks.push(tokio::spawn(read(hub.clone(), log.clone(), node, seed)));
+            hubs.push(hub);
+        }
+        let (tell, answered) = mpsc::unbounded_channel();
+        let (left, tally) = (Vec::new(), Tally::default());
+        Nodes { dice, log, hubs, tasks, seats, left, published: 0, answered, tell, tally }
+    }
+
+    /// A peer comes to some node, perhaps with the id that it had elsewhere.
+    fn connect(&mut self) {
+        let at = self.dice.roll(self.seats.len() as u64) as usize;
+        let back = if self.dice.chance(3, 4) { self.left.pop() } else { None };
+        let (topics, after, has) = match back {
+            Some((topics, id, has)) => (topics, Some(id), Some(has)),
+            None => {
+                let count = 1 + self.dice.roll(3);
+                let mut topics: Vec<usize> =
+                    (0..count).map(|_| self.dice.roll(TOPICS.len() as u64) as usize).collect();
+                topics.sort_unstable();
+                topics.dedup();
+                (topics, None, None)
+            }
+        };
+        let seat = &mut self.seats[at];
+        let Some(slot) = seat.shard.ring_mut().connect() else { return };
+        let names: Vec<&str> = topics.iter().map(|topic| TOPICS[*topic]).collect();
+        let head = support::peer::request(Protocol::Sse, &names, after.as_deref());
+        seat.shard.ring_mut().peer_sends(slot, head.as_bytes());
+        let read = lock(&self.log).place_of(self.hubs[seat.node].last());
+        let is_early = has.is_some_and(|has| has > read);
+        self.tally.moved += usize::from(has.is_some());
+        self.tally.early += usize::from(is_early);
+        let mut peer = Peer::new(Protocol::Sse, topics, None, 0);
+        peer.last_id = after;
+        seat.movers[slot as usize] = Some(Mover { peer, has, lost: HashMap::new(), is_early });
+    }
+
+    fn leave(&mut self) {
+        let at = self.dice.roll(self.seats.len() as u64) as usize;
+        let slot = self.dice.roll(SOCKETS_EACH as u64) as usize;
+        let seat = &mut self.seats[at];
+        let Some(mover) = seat.movers[slot].as_ref().filter(|mover| mover.peer.opened_at.is_some()) else {
+            return;
+        };
+        // What it was told as lost it does not ask for again.
+        if let (Some(id), Some(has)) = (&mover.peer.last_id, mover.has)
+            && mover.lost.is_empty()
+        {
+            self.left.push((mover.peer.topics.clone(), id.clone(), has));
+        }
+        seat.shard.ring_mut().peer_resets(slot as Slot);
+        seat.movers[slot] = None;
+    }
+
+    fn publish(&mut self) {
+        self.published += 1;
+        let number = self.published;
+        let topic = TOPICS[self.dice.roll(TOPICS.len() as u64) as usize];
+        let data = format!("{number} {}", "x".repeat(self.dice.roll(60) as usize));
+        let node = self.dice.roll(NODES as u64) as usize;
+        let request = Request::post(format!("/topics/{topic}")).header("host", "localhost");
+        let answer = self.hubs[node].ask(request.body(Body::from(data)).expect("a request"));
+        let tell = self.tell.clone();
+        tokio::spawn(async move {
+            let (head, body) = answer.await.into_parts();
+            let body = axum::body::to_bytes(body, usize::MAX).await.expect("a whole answer");
+            let text = String::from_utf8(body.into()).expect("UTF-8");
+            let _ = tell.send((number, head.status.as_u16(), text));
+        });
+    }
+
+    /// An id that was told is that of its event, and what was refused is nowhere.
+    fn hear_answers(&mut self) {
+        while let Ok((number, status, text)) = self.answered.try_recv() {
+            let log = lock(&self.log);
+            let place = log.places.get(&number);
+            match status {
+                200 => {
+                    let id = log.lines[place.expect("it was taken") - 1].id;
+                    assert!(text.contains(&format!("\"id\":\"{id}\"")), "{number} is {id}: {text}");
+                    self.tally.answers += 1;
+                }
+                503 => assert_eq!(place, None, "{number} was refused"),
+                504 => {}
+                other => panic!("{other}: {text}"),
+            }
+        }
+    }
+
+    /// Something befalls the log.
+    fn befall(&mut self) {
+        let mut log = lock(&self.log);
+        let node = self.dice.roll(NODES as u64) as usize;
+        match self.dice.roll(16) {
+            0..=3 => log.away[node] = true,
+            4..=11 => log.away = [false; NODES],
+            12 | 13 => log.drop_oldest(self.dice.roll(20) as usize),
+            14 => log.lose_head(self.dice.roll(5) as usize),
+            _ => log.make_anew(),
+        }
+    }
+
+    /// The hubs' tasks run a little, then a shard turns, and its peers read.
+    async fn step(&mut self, ms: u64) {
+        for _ in 0..self.dice.roll(6) {
+            tokio::task::yield_now().await;
+        }
+        self.hear_answers();
+        advance(Duration::from_millis(ms)).await;
+        let at = self.dice.roll(self.seats.len() as u64) as usize;
+        self.turn(at);
+    }
+
+    /// True if the shard has nothing to do.
+    fn turn(&mut self, at: usize) -> bool {
+        let seat = &mut self.seats[at];
+        let now = self.hubs[seat.node].now();
+        let turn = seat.shard.turn(now).expect("the simulated ring does not fail");
+        for slot in 0..SOCKETS_EACH {
+            let bytes = seat.shard.ring_mut().peer_takes(slot as Slot);
+            let Some(mover) = &mut seat.movers[slot] else { continue };
+            mover.hear(&bytes, &lock(&self.log), &mut self.tally);
+            for _ in 0..std::mem::take(&mut mover.peer.pongs_owed) {
+                panic!("an event stream is not pinged");
+            }
+            assert!(!seat.shard.ring_mut().ended(slot as Slot), "nobody is hung up on: {:?}", mover.peer);
+        }
+        turn == Turn::Idle
+    }
+
+    /// Everything is there again, and then nobody lacks anything.
+    async fn settle(&mut self) {
+        lock(&self.log).away = [false; NODES];
+        self.rest().await;
+        for (at, name) in TOPICS.into_iter().enumerate() {
+            self.published += 1;
+            let data = Data::string(self.published.to_string());
+            let topic = Topic::new(name).expect("legal");
+            let event = Event { topic, data, name: None, id: None, retry_ms: None, key: None };
+            lock(&self.log).append(event, self.published, at, 0);
+        }
+        self.rest().await;
+        let log = lock(&self.log);
+        for hub in &self.hubs {
+            assert_eq!(hub.last(), log.lines.last().expect("a line").id, "both have come to the end");
+        }
+        for mover in self.seats.iter().flat_map(|seat| seat.movers.iter().flatten()) {
+            let has = mover.has.expect("all are let in");
+            let newest = (1..=log.lines.len()).rev();
+            for topic in &mover.peer.topics {
+                let newest = newest.clone().find(|place| log.lines[place - 1].topic == *topic);
+                assert!(newest.is_none_or(|newest| newest <= has), "{newest:?} of {topic}: {:?}", mover.peer);
+            }
+        }
+    }
+
+    /// Returns once nobody has anything to do, not even one who waits for an event.
+    async fn rest(&mut self) {
+        let mut rest = 0;
+        for _ in 0..5_000 {
+            rest = if self.round().await { rest + 1 } else { 0 };
+            if rest > 25 {
+                return;
+            }
+        }
+        panic!("hubs and shards come to rest");
+    }
+
+    async fn round(&mut self) -> bool {
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+        self.hear_answers();
+        advance(Duration::from_millis(100)).await;
+        let mut is_quiet = true;
+        for at in 0..self.seats.len() {
+            is_quiet &= self.turn(at);
+        }
+        let is_read = {
+            let log = lock(&self.log);
+            let newest = log.lines.iter().rposition(|line| line.lost_in.is_none()).map_or(0, |at| at + 1);
+            newest <= log.dropped || self.hubs.iter().all(|hub| log.place_of(hub.last()) >= newest)
+        };
+        let mut movers = self.seats.iter().flat_map(|seat| seat.movers.iter().flatten());
+        is_quiet && is_read && movers.all(|mover| mover.has.is_some() && mover.peer.opened_at.is_some())
+    }
+}
+
+impl Mover {
+    fn hear(&mut self, bytes: &[u8], log: &Log, tally: &mut Tally) {
+        let before = self.peer.last_id.clone();
+        for heard in self.peer.hear(bytes) {
+            match heard {
+                Heard::Opened => self.peer.opened_at = Some(0),
+                Heard::Refused(line) => panic!("refused: {line}"),
+                Heard::Gap(topics) => {
+                    tally.gaps += 1;
+                    // A stream may begin with it.
+                    let has = self.has.unwrap_or(log.lines.len());
+                    assert!(
+                        log.trouble.is_some_and(|trouble| has <= trouble) || self.is_early,
+                        "nothing is missing after {has} ({before:?}, trouble at {:?}): {:?}",
+                        log.trouble,
+                        self.peer
+                    );
+                    for name in topics {
+                        let topic = TOPICS.iter().position(|topic| *topic == name).expect("one of ours");
+                        self.lost.insert(topic, log.lines.len());
+                    }
+                }
+                Heard::Event(number) => {
+                    tally.heard += 1;
+                    let place = log.places[&number];
+                    self.check(place, log);
+                }
+            }
+        }
+        if self.has.is_none()
+            && self.peer.opened_at.is_some()
+            && let Some(id) = &self.peer.last_id
+        {
+            self.has = Some(log.place_of(id.parse().expect("an id of ours")));
+        }
+    }
+
+    /// This event must be the next of its topics, save what was told as lost.
+    fn check(&mut self, place: usize, log: &Log) {
+        let line = &log.lines[place - 1];
+        assert!(self.peer.topics.contains(&line.topic), "an event of another topic");
+        let Some(has) = self.has else {
+            // It began here.
+            self.has = Some(place);
+            return;
+        };
+        assert!(place > has, "once, and in order: {place} after {has}: {:?}", self.peer);
+        for topic in &self.peer.topics {
+            let lost = self.lost.get(topic).copied().unwrap_or(0);
+            let from = has.max(lost).min(place);
+            let missing = (from + 1..place).find(|at| log.lines[at - 1].topic == *topic);
+            assert_eq!(missing, None, "of topic {topic}, between {has} and {place}: {:?}", self.peer);
+        }
+        self.lost.remove(&line.topic);
+        self.has = Some(place);
+    }
+}
+
+async fn play(seed: u64) -> Tally {
+    let mut world = Nodes::new(seed);
+    for _ in 0..250 {
+        match world.dice.roll(12) {
+            0 | 1 => world.connect(),
+            2..=4 => world.publish(),
+            5 => world.leave(),
+            6 if world.dice.chance(1, 2) => world.befall(),
+            _ => {
+                let ms = if world.dice.chance(1, 20) { 300 } else { world.dice.roll(3) };
+                world.step(ms).await;
+            }
+        }
+    }
+    world.settle().await;
+    world.tally.epochs = lock(&world.log).epoch();
+    for task in world.tasks {
+        task.abort();
+    }
+    world.tally
+}
+
+#[test]
+fn nodes_that_read_one_log_are_one_service() {
+    let mut all = Tally::default();
+    for seed in seeds(SEEDS) {
+        let outcome = std::panic::catch_unwind(|| {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().start_paused(true).build().expect("a runtime");
+            runtime.block_on(play(seed))
+        });
+        match outcome {
+            Ok(Tally { heard, moved, early, gaps, answers, epochs }) => {
+                all.heard += heard;
+                all.moved += moved;
+                all.early += early;
+                all.gaps += gaps;
+                all.answers += answers;
+                all.epochs += epochs;
+            }
+            Err(panic) => {
+                eprintln!("FANWAVE_SIM_SEED={seed}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    eprintln!("{all:?}");
+    if seeds(SEEDS).count() as u64 >= SEEDS {
+        assert!(all.heard > 5_000 && all.answers > 2_000 && all.moved > 500, "{all:?}");
+        assert!(all.early > 20 && all.gaps > 100 && all.epochs > 50, "{all:?}");
+    }
+}
