@@ -1,8 +1,9 @@
 //! What was published under which idempotency key, so that a publisher may ask again.
 //!
 //! Invariants worth naming:
-//! - A key belongs to a topic, and to its publisher by what it is ([`IdempotencyKey::of`]). It is remembered for [`IDEMPOTENCY_MS`] from the first publish on,
-//!   and at most [`IDEMPOTENCY_KEYS_MAX`] are: one more forgets the oldest.
+//! - A key belongs to a topic, and to its publisher by what it is ([`IdempotencyKey::of`]). It is
+//!   remembered for [`IDEMPOTENCY_MS`] from the first publish on, and at most
+//!   [`IDEMPOTENCY_KEYS_MAX`] are: one more forgets the oldest.
 //! - Only what was taken is remembered: a publish that was refused may come again.
 //! - What was said is kept as a hash, not as data. The hash is the same in every process, because
 //!   keys are handed over.

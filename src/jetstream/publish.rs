@@ -6,9 +6,9 @@
 //!   connection, and what waits too long for its acknowledgement has an unknown outcome.
 //! - Publishes without acknowledgement are bounded, in number and in bytes.
 //! - A repeat under an idempotency key has the same `Nats-Msg-Id`, on every node.
-//! - An acknowledgement does not say of which stream its sequence is: another one may have taken the
-//!   place of the one that was meant. So each message has a number of its own, and where this node
-//!   has read it is told beside the acknowledgement ([`Sent::place`]).
+//! - An acknowledgement does not say of which stream its sequence is: another one may have taken
+//!   the place of the one that was meant. So each message has a number of its own, and where this
+//!   node has read it is told beside the acknowledgement ([`Sent::place`]).
 
 use std::collections::HashMap;
 use std::future::IntoFuture;

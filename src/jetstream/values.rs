@@ -1,8 +1,9 @@
-//! The newest message of each subject, from before a place of the stream: what is retained of topics
-//! that a start does not read back so far.
+//! The newest message of each subject, from before a place of the stream: what is retained of
+//! topics that a start does not read back so far.
 //!
 //! Invariants worth naming:
-//! - Nothing at or behind the place is given out: that is read in its turn ([`Reader`](super::Reader)).
+//! - Nothing at or behind the place is given out: that is read in its turn
+//!   ([`Reader`](super::Reader)).
 //! - What is kept weighs a bounded number of bytes; the oldest go first, as they do in the shards.
 
 use std::collections::BTreeMap;

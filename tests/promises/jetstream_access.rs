@@ -1,5 +1,5 @@
-//! Claim: a node comes to NATS servers that ask for TLS and for credentials of any kind, and one that
-//! is refused says so at once, in one line with the remedy, and repeats no secret.
+//! Claim: a node comes to NATS servers that ask for TLS and for credentials of any kind, and one
+//! that is refused says so at once, in one line with the remedy, and repeats no secret.
 //!
 //! Set-up: nats-server processes with certificates of an authority of the test's own, and with a
 //! user and password, a token, an nkey, or accounts whose JWTs are made here.

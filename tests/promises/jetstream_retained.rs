@@ -32,7 +32,7 @@ const MANY: usize = 100_001;
 async fn what_is_retained_from_before_what_is_read_back_is_there_after_a_start() {
     let nats = Nats::start().await;
     let file = File::new("jetstream-retained", RULES);
-    let flags = ["--config", file.path()];
+    let flags = ["--config", file.path(), "--window-ms-max", "1000"];
     let server = node(&nats.url(), &flags);
     let older = server.publish("lamps/a", "off").await;
     let value = server.publish("lamps/a", "on").await;

@@ -503,14 +503,18 @@ impl Nodes {
 impl Mover {
     fn hear(&mut self, bytes: &[u8], log: &Log, tally: &mut Tally) {
         let before = self.peer.last_id.clone();
-        for heard in self.peer.hear(bytes) {
+        let all = self.peer.hear(bytes);
+        if let (None, Some(id)) = (self.has, &self.peer.first_id) {
+            // A stream without a start begins with an id.
+            self.has = Some(log.place_of(id.parse().expect("an id of ours")));
+        }
+        for heard in all {
             match heard {
                 Heard::Opened => self.peer.opened_at = Some(0),
                 Heard::Refused(line) => panic!("refused: {line}"),
                 Heard::Gap(topics) => {
                     tally.gaps += 1;
-                    // A stream may begin with it.
-                    let has = self.has.unwrap_or(log.lines.len());
+                    let has = self.has.expect("it has begun");
                     assert!(
                         log.trouble.is_some_and(|trouble| has <= trouble) || self.is_early,
                         "nothing is missing after {has} ({before:?}, trouble at {:?}): {:?}",
@@ -529,28 +533,24 @@ impl Mover {
                 }
             }
         }
-        if self.has.is_none()
-            && self.peer.opened_at.is_some()
-            && let Some(id) = &self.peer.last_id
-        {
-            self.has = Some(log.place_of(id.parse().expect("an id of ours")));
-        }
     }
 
     /// This event must be the next of its topics, save what was told as lost.
     fn check(&mut self, place: usize, log: &Log) {
         let line = &log.lines[place - 1];
         assert!(self.peer.topics.contains(&line.topic), "an event of another topic");
-        let Some(has) = self.has else {
-            // It began here.
-            self.has = Some(place);
-            return;
-        };
+        let has = self.has.expect("it has begun");
+        // What was lost before its epoch began was never one of it.
+        let id: EventId = self.peer.last_id.as_ref().expect("it has one").parse().expect("one of ours");
+        let epoch = id.epoch.0 - EPOCH.0;
+        let is_owed = |line: &Line| line.lost_in.is_none_or(|lost| lost > epoch);
         assert!(place > has, "once, and in order: {place} after {has}: {:?}", self.peer);
         for topic in &self.peer.topics {
             let lost = self.lost.get(topic).copied().unwrap_or(0);
             let from = has.max(lost).min(place);
-            let missing = (from + 1..place).find(|at| log.lines[at - 1].topic == *topic);
+            let lines = (from + 1..place).map(|at| (at, &log.lines[at - 1]));
+            let missing = lines.filter(|(_, line)| is_owed(line)).find(|(_, line)| line.topic == *topic);
+            let missing = missing.map(|(at, _)| at);
             assert_eq!(missing, None, "of topic {topic}, between {has} and {place}: {:?}", self.peer);
         }
         self.lost.remove(&line.topic);

@@ -60,7 +60,8 @@ pub struct Peer {
     pub left: bool,
     /// What its event stream said of each event: the number in the data, the sequence in the id.
     pub ids: Vec<(u64, u64)>,
-    /// The id that its event stream has named last.
+    /// The ids that its event stream has named first and last.
+    pub first_id: Option<String>,
     pub last_id: Option<String>,
     /// Pings that it sent.
     pub pings: u32,
@@ -85,6 +86,7 @@ impl Peer {
             was_stalled: false,
             left: false,
             ids: Vec::new(),
+            first_id: None,
             last_id: None,
             pings: 0,
             pongs_owed: 0,
@@ -153,6 +155,7 @@ impl Peer {
             }
             if let Some(id) = block.lines().find_map(|line| line.strip_prefix("id: ")) {
                 self.last_id = Some(id.to_string());
+                self.first_id.get_or_insert_with(|| id.to_string());
             }
             if let Some(opening) = block.strip_prefix("retry: 2000\n") {
                 if let Some(id) = opening.strip_suffix("\n\n") {

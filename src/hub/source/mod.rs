@@ -17,8 +17,8 @@
 //!   over and has no answer is bounded in number and bytes. All of it is handed over in the order
 //!   of its coming.
 //! - **Read.** What a remote source gives comes in by `Hub::place_at` and `Hub::place_word`, which
-//!   wait for room, in the order of its sequences, which rise, with holes. What this process handed over comes in that way too,
-//!   once: who publishes gets an answer, not a place.
+//!   wait for room, in the order of its sequences, which rise, with holes. What this process handed
+//!   over comes in that way too, once: who publishes gets an answer, not a place.
 //! - **History.** Before anybody listens, hub and shards begin with what the source holds
 //!   ([`OpenHub::restore`](super::OpenHub)).
 //! - **Health.** What keeps it from taking publishes is told by

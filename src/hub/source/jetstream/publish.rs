@@ -2,10 +2,10 @@
 //!
 //! Invariants worth naming:
 //! - They are handed over in the order of their coming, and answered as the stream says.
-//! - An id of ours is told once it is certain whose sequence it has. An acknowledgement does not say
-//!   so: another stream may have taken the place of the one that was meant, or its epoch may have
-//!   begun since. Certain is where this node has read the message itself. Where it is behind, a look
-//!   that began after the acknowledgement and finds the same stream says so as well.
+//! - An id of ours is told once it is certain whose sequence it has. An acknowledgement does not
+//!   say so: another stream may have taken the place of the one that was meant, or its epoch may
+//!   have begun since. Certain is where this node has read the message itself. Where it is behind,
+//!   a look that began after the acknowledgement and finds the same stream says so as well.
 //! - Where neither comes in time, nobody knows what became of it, and the publisher is told that.
 
 use std::sync::Arc;
