@@ -197,7 +197,7 @@ async fn options(nats: &Nats, up: watch::Sender<u64>) -> Result<ConnectOptions, 
             seed if seed.starts_with("SU") && !seed.contains(char::is_whitespace) => {
                 options.nkey(seed.into())
             }
-            credentials => options.credentials(credentials).map_err(|_| {
+            _ => options.credentials(&text).map_err(|_| {
                 failed(std::io::Error::other("it holds neither a JWT with its seed nor the seed of an nkey"))
             })?,
         };

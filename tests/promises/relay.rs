@@ -126,7 +126,7 @@ async fn origin_that_says(words: Vec<String>, last: u64) -> SocketAddr {
     address
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_of_a_history_is_no_event_is_a_gap_of_its_topic_alone_and_a_gap_is_one_of_all() {
     let event = |topic: &str, sequence: u64, data: &str| {
         format!(r#"{{"topic":"{topic}","id":"1b2c3d4e5f6g7-{sequence}","time":9,{data}}}"#)

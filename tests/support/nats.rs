@@ -44,13 +44,24 @@ impl Nats {
         nats
     }
 
+    /// One without JetStream.
+    pub async fn start_plain() -> Nats {
+        let mut nats = Nats::configured(Scratch::new(), "n1", free_port(), "");
+        nats.run().await;
+        nats
+    }
+
     fn prepared(name: &str, port: u16, more: &str) -> Nats {
         let scratch = Scratch::new();
         let store = scratch.path("store");
-        let text = format!(
-            "listen: \"127.0.0.1:{port}\"\nserver_name: {name}\n\
-             jetstream {{ store_dir: {store:?}, max_memory_store: 64MB, max_file_store: 4GB }}\n{more}\n"
+        let jetstream = format!(
+            "jetstream {{ store_dir: {store:?}, max_memory_store: 64MB, max_file_store: 4GB }}\n{more}"
         );
+        Nats::configured(scratch, name, port, &jetstream)
+    }
+
+    fn configured(scratch: Scratch, name: &str, port: u16, more: &str) -> Nats {
+        let text = format!("listen: \"127.0.0.1:{port}\"\nserver_name: {name}\n{more}\n");
         let config = scratch.write("nats.conf", &text);
         Nats { process: None, address: SocketAddr::from(([127, 0, 0, 1], port)), config, scratch }
     }

@@ -67,8 +67,8 @@ pub const NATS_READ_BACK_MS_MAX: u64 = 60_000;
 pub const NATS_VALUES_MS_MAX: u64 = 15_000;
 
 /// Milliseconds that a client waits which names an event that another node has read and this one
-/// has not.
-pub const NODE_BEHIND_MS_MAX: u64 = 2_000;
+/// has not: longer than a stream takes to choose another leader, and a node to read on from it.
+pub const NODE_BEHIND_MS_MAX: u64 = 12_000;
 /// Messages of one core subject that wait for the stream; others wait in the client.
 pub const NATS_CORE_WAITING_MAX: usize = 1_024;
 /// Milliseconds between words of a node that it is there, and of silence after which others forget
