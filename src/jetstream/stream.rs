@@ -13,11 +13,13 @@
 use std::time::Duration;
 
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, Info, PurgeErrorKind, RetentionPolicy, StorageType, Stream,
+};
 use async_nats::jetstream::{Context, ErrorCode};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::connect::{code_of, innermost, one_line};
+use super::connect::{innermost, one_line};
 use crate::config::Nats;
 use crate::config::limits::{
     NATS_API_MS_MAX, NATS_CREATE_MS_MAX, NATS_DUPLICATE_MS, NATS_FENCES_MAX, NATS_LOOKS, NATS_MAX_AGE_MS,
@@ -140,7 +142,7 @@ async fn fence(stream: &Stream) -> Result<bool, String> {
     match purged.map_err(|_| "no answer in time".to_string())? {
         Ok(_) => Ok(true),
         // Somebody has answered, and will not do it.
-        Err(error) if code_of(&error).is_some() => Ok(false),
+        Err(error) if matches!(error.kind(), PurgeErrorKind::JetStream(_)) => Ok(false),
         Err(error) => Err(innermost(&error)),
     }
 }
