@@ -26,7 +26,7 @@ pub use acme::{AcmeError, AcmeRules};
 pub use control::ControlError;
 pub use limits::{LimitError, Limits};
 pub use memory::{MemoryMax, MemoryMaxError};
-pub use nats::{Nats, NatsError, NatsServers};
+pub use nats::{Login, Nats, NatsError, NatsServers};
 pub use pages::PageError;
 pub use relay::{Relay, RelayError};
 pub use reload::Reloaded;

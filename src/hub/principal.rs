@@ -10,6 +10,7 @@ use super::{Hub, Refusal, RefusalReason};
 use crate::auth::{Claims, Refused, peek};
 use crate::clock::unix_ms;
 use crate::event::Topic;
+use crate::publishing::IdempotencyKey;
 
 /// The client that a request comes from. The guard puts it into the request.
 #[derive(Debug, Clone)]
@@ -52,6 +53,14 @@ impl Principal {
                 Refusal::new(RefusalReason::NotAllowed, text)
             }
             Err(refused) => Refusal::new(RefusalReason::Unauthorized, refused.to_string()),
+        }
+    }
+
+    /// An idempotency key as one of its own.
+    pub(super) fn own(&self, key: IdempotencyKey) -> IdempotencyKey {
+        match self {
+            Principal::Operator => key.of(&[]),
+            Principal::Publisher(claims) => key.of(&claims.principal()),
         }
     }
 

@@ -194,7 +194,9 @@ impl State {
                 }
                 None => self.answer_in(&manner).sse_head(request.format == Format::SseChunked),
             },
-            Head::Health => self.answer_in(&manner).health(accepting),
+            Head::Health => {
+                self.answer_in(&manner).health(accepting, self.setup.demand.degraded().as_deref())
+            }
             Head::Front { is_html, body } => self.answer_in(&manner).page(is_html, &body),
             Head::Preflight => self.answer_in(&manner).preflight(),
             Head::Refused(refusal) => {

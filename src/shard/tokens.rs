@@ -26,6 +26,7 @@ use crate::close::{CloseReason, ErrorCode};
 use crate::config::limits::{TICK_MS, VERIFICATIONS_PER_TURN_MAX, VERIFICATIONS_WAITING_MAX};
 use crate::egress::Slot;
 use crate::event::Topic;
+use crate::publishing::IdempotencyKey;
 use crate::refusal::RefusalReason;
 use crate::wire::Format;
 use crate::wire::http::{RefusedRequest, Subscribe, Token};
@@ -116,6 +117,14 @@ impl Denied {
     /// As the refusal of a request.
     pub(super) fn request(&self) -> RefusedRequest {
         RefusedRequest { reason: self.close_reason(), detail: self.detail() }
+    }
+}
+
+/// An idempotency key as one of those who bring these claims.
+pub(super) fn own(key: IdempotencyKey, claims: Option<&Claims>) -> IdempotencyKey {
+    match claims {
+        Some(claims) => key.of(&claims.principal()),
+        None => key.of(&[]),
     }
 }
 
@@ -366,6 +375,11 @@ impl State {
     /// Refuses what the client of a WebSocket may not publish, rules aside.
     pub(super) fn check_speaking(&self, slot: Slot, topic: &Topic) -> Result<(), Denied> {
         self.claims_for(slot, |claims| self.why_not_spoken(topic, claims))
+    }
+
+    /// An idempotency key as one of the client's own.
+    pub(super) fn own_key(&self, slot: Slot, key: IdempotencyKey) -> IdempotencyKey {
+        own(key, self.tokens.held.get(&slot).map(|claims| &**claims))
     }
 
     fn why_not_spoken(&self, topic: &Topic, claims: Option<&Claims>) -> Option<Denied> {

@@ -37,14 +37,16 @@ pub async fn serve(hub: SimHub, mut submissions: Submissions, seed: u64) {
         }
         if dice.chance(1, 60) {
             sequence += 1;
-            hub.tell_hole(sequence);
+            if !hub.tell_hole(sequence).await {
+                return;
+            }
         }
         sequence += 1;
         if !hub.place(event, sequence).await {
             return;
         }
         if let Some(reply) = reply {
-            reply.tell(Ok(Taken { sequence, duplicate: false }));
+            reply.tell(Ok(Taken { epoch: EPOCH, sequence, duplicate: false }));
         }
     }
 }
