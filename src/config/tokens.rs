@@ -65,6 +65,9 @@ pub enum TokenError {
     /// Keys cannot be read, or are none.
     #[error("--auth-jwks {0}: {1}")]
     Jwks(String, String),
+    /// The address holds a name or a password, at this host.
+    #[error("--auth-jwks: the address at {0} holds a user or a password; public keys need none")]
+    Credentials(String),
     /// The secret cannot be read, or is none.
     #[error("--auth-hs256-file {0}: {1}")]
     Secret(String, String),
@@ -144,10 +147,17 @@ impl TokenFlags {
 
 fn jwks(place: String) -> Result<Jwks, TokenError> {
     if place.starts_with("http://") || place.starts_with("https://") {
-        let is_url =
-            place.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
-        let cause = "it is no address; write https://issuer.example/jwks.json";
-        return is_url.then(|| Jwks::Url(place.clone())).ok_or(TokenError::Jwks(place, cause.to_string()));
+        let uri =
+            place.parse::<http::Uri>().ok().filter(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+        let Some(uri) = uri else {
+            let cause = "it is no address; write https://issuer.example/jwks.json";
+            return Err(TokenError::Jwks(place, cause.to_string()));
+        };
+        // The log names the address, and so would this error.
+        return match uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            true => Err(TokenError::Credentials(uri.host().unwrap_or_default().to_string())),
+            false => Ok(Jwks::Url(place)),
+        };
     }
     let set = read(Path::new(&place), JWKS_BYTES_MAX)
         .and_then(|bytes| KeySet::read(&bytes, true).map_err(|error| error.to_string()));
@@ -222,6 +232,8 @@ mod tests {
             (&["--auth-jwks", &odd], "P-521"),
             (&["--auth-jwks", &good], "no JWK set"),
             (&["--auth-jwks", "https://"], "no address"),
+            (&["--auth-jwks", "https://user:hush@issuer.example/jwks"], "at issuer.example holds a user"),
+            (&["--auth-jwks", "https://hush@issuer.example/jwks"], "at issuer.example holds a user"),
             (&["--auth-issuer", "us"], "needs keys"),
             (&["--auth-cookie", "token"], "needs keys"),
             (&["--auth-audience=", "--auth-hs256-file", &good], "is empty"),
@@ -230,6 +242,7 @@ mod tests {
         ] {
             let error = config(args, &[]).expect_err("no such keys");
             assert!(error.starts_with("--auth-") && error.contains(part), "no {part:?} in {error:?}");
+            assert!(!error.contains("hush"), "{error:?}");
         }
         let cookie = ["--auth-cookie", "token", "--auth-hs256-file", &good, "--cors-origin", "none"];
         assert!(config(&cookie, &[]).is_ok());
