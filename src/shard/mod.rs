@@ -31,6 +31,7 @@ mod posts;
 mod publishers;
 mod raw;
 mod reap;
+mod slots;
 mod slow;
 mod start;
 mod state;
