@@ -147,17 +147,14 @@ impl TokenFlags {
 
 fn jwks(place: String) -> Result<Jwks, TokenError> {
     if place.starts_with("http://") || place.starts_with("https://") {
-        let uri =
-            place.parse::<http::Uri>().ok().filter(|uri| uri.host().is_some_and(|host| !host.is_empty()));
-        let Some(uri) = uri else {
-            let cause = "it is no address; write https://issuer.example/jwks.json";
-            return Err(TokenError::Jwks(place, cause.to_string()));
-        };
-        // The log names the address, and so would this error.
-        return match uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-            true => Err(TokenError::Credentials(uri.host().unwrap_or_default().to_string())),
-            false => Ok(Jwks::Url(place)),
-        };
+        // The log names the address, and so would an error.
+        if let Some(host) = host_of_login(&place) {
+            return Err(TokenError::Credentials(host.to_string()));
+        }
+        let is_url =
+            place.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+        let cause = "it is no address; write https://issuer.example/jwks.json";
+        return is_url.then(|| Jwks::Url(place.clone())).ok_or(TokenError::Jwks(place, cause.to_string()));
     }
     let set = read(Path::new(&place), JWKS_BYTES_MAX)
         .and_then(|bytes| KeySet::read(&bytes, true).map_err(|error| error.to_string()));
@@ -165,6 +162,15 @@ fn jwks(place: String) -> Result<Jwks, TokenError> {
         Ok(set) => Ok(Jwks::File(PathBuf::from(place), set)),
         Err(cause) => Err(TokenError::Jwks(place, cause)),
     }
+}
+
+/// The host of an address that holds a user or a password, also where it is no address for that.
+pub(super) fn host_of_login(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let is_address = url.parse::<http::Uri>().is_ok();
+    let (_, behind) = if is_address { authority.rsplit_once('@') } else { rest.rsplit_once('@') }?;
+    behind.split(['/', '?', '#', ':']).next()
 }
 
 fn secret(file: &Path) -> Result<KeySet, TokenError> {
@@ -203,6 +209,8 @@ mod tests {
         let secret = file("secret", b"0123456789abcdef0123456789abcdef\n");
         let rules = |args: &[&str]| config(args, &[]).expect("valid").tokens;
         assert!(!rules(&[]).is_configured() && !rules(&[]).keys(None).is_configured());
+        let odd = "https://issuer.example/@us/jwks.json";
+        assert_eq!(rules(&["--auth-jwks", odd]).url(), Some(odd), "that is a path");
         let both = rules(&["--auth-hs256-file", &secret, "--auth-jwks", "https://issuer.example/jwks.json"]);
         assert_eq!(both.url(), Some("https://issuer.example/jwks.json"));
         let keys = both.keys(None);
@@ -234,6 +242,7 @@ mod tests {
             (&["--auth-jwks", "https://"], "no address"),
             (&["--auth-jwks", "https://user:hush@issuer.example/jwks"], "at issuer.example holds a user"),
             (&["--auth-jwks", "https://hush@issuer.example/jwks"], "at issuer.example holds a user"),
+            (&["--auth-jwks", "https://user:hu hush@issuer.example"], "at issuer.example holds a user"),
             (&["--auth-issuer", "us"], "needs keys"),
             (&["--auth-cookie", "token"], "needs keys"),
             (&["--auth-audience=", "--auth-hs256-file", &good], "is empty"),
