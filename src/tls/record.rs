@@ -221,9 +221,9 @@ mod tests {
 
     #[test]
     fn padding_has_room_where_content_has_and_no_further() {
-        let text = [b'x'; 100];
+        let mut text = [b'x'; 100];
         let mut record = padded(&text, CONTENT_MAX - text.len());
-        assert_eq!(Half::default().open(&mut record), Ok((content::DATA, &mut text.clone()[..])));
+        assert_eq!(Half::default().open(&mut record), Ok((content::DATA, &mut text[..])));
         let mut record = padded(&text, CONTENT_MAX - text.len() + 1);
         assert_eq!(Half::default().open(&mut record), Err(RecordError::RecordOverflow));
     }
