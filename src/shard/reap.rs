@@ -27,7 +27,6 @@ impl State {
                 self.connections.get_mut(carrier).since = self.tick;
                 self.connections.occupy_stream(slot, carrier, self.tick);
                 self.secure.set(slot, self.secure.has(carrier));
-                self.mark_ready(slot);
             }
             Completion::StreamRefused { reason } => self.metrics.closed[reason.index()] += 1,
             Completion::AcceptFailed(errno) => {

@@ -25,9 +25,13 @@ use crate::config::Rules;
 pub use crate::config::store::Promise;
 
 mod files;
+mod format;
+mod kept;
 mod log;
+mod open;
 mod past;
 mod record;
+mod segment;
 mod writer;
 
 #[cfg(test)]

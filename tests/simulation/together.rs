@@ -125,7 +125,8 @@ fn small_limits(dice: &mut Dice) -> Limits {
 }
 
 impl Together {
-    fn new(seed: u64) -> Together {
+    /// `needs_source`: a source of dice gives the sequences; else a third of the seeds have one.
+    fn new(seed: u64, needs_source: bool) -> Together {
         let mut dice = Dice::new(seed);
         let weather = if dice.chance(1, 2) { Weather::Fair } else { Weather::Rough };
         let policy = if dice.chance(1, 3) { SlowPolicy::Skip } else { SlowPolicy::Close };
@@ -151,7 +152,7 @@ impl Together {
         let (outbox, tap) = path(1 << 16).expect("eventfd");
         outboxes.push(outbox);
         let (remote, submissions) = Remote::new();
-        let is_remote = dice.chance(1, 3);
+        let is_remote = dice.chance(1, 3) || needs_source;
         let source = if is_remote { Source::Remote(remote) } else { Source::Local };
         let setup = HubSetup {
             estate: None,
@@ -569,8 +570,8 @@ impl Together {
     }
 }
 
-async fn play(seed: u64) -> (Arc<Memory>, Tally) {
-    let mut world = Together::new(seed);
+async fn play(seed: u64, needs_source: bool) -> (Arc<Memory>, Tally) {
+    let mut world = Together::new(seed, needs_source);
     let memory = world.memory.clone();
     for _ in 0..200 {
         match world.dice.roll(10) {
@@ -598,14 +599,14 @@ async fn play(seed: u64) -> (Arc<Memory>, Tally) {
     (memory, world.tally)
 }
 
-#[test]
-fn what_is_accepted_reaches_everybody_on_every_shard_and_what_is_refused_nobody() {
+/// Plays with these seeds.
+fn play_all(seeds: impl Iterator<Item = u64>, needs_source: bool) -> Tally {
     let mut all = Tally::default();
-    for seed in seeds(SEEDS) {
+    for seed in seeds {
         let outcome = std::panic::catch_unwind(|| {
             let mut runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = runtime.enable_all().start_paused(true).build().expect("a runtime");
-            let (memory, tally) = runtime.block_on(play(seed));
+            let (memory, tally) = runtime.block_on(play(seed, needs_source));
             drop(runtime);
             assert_eq!(memory.held(), 0, "no event is held by anybody");
             tally
@@ -618,6 +619,12 @@ fn what_is_accepted_reaches_everybody_on_every_shard_and_what_is_refused_nobody(
             }
         }
     }
+    all
+}
+
+#[test]
+fn what_is_accepted_reaches_everybody_on_every_shard_and_what_is_refused_nobody() {
+    let all = play_all(seeds(SEEDS), false);
     if seeds(SEEDS).count() as u64 >= SEEDS {
         assert!(all.accepted > 10_000 && all.refused > 4_000 && all.heard > 40_000, "{all:?}");
         assert!(all.gaps > 10 && all.cut > 3 && all.drained > 500 && all.saturated > 10, "{all:?}");
