@@ -335,6 +335,12 @@ impl Config {
         let at = listener % (self.listen.len() + self.listen_tls.len()).max(1);
         self.listen.get(at).is_some_and(|address| self.proxy_protocol.contains(address))
     }
+
+    /// True if connections to this listener of a shard speak TLS.
+    pub fn is_secure(&self, listener: usize) -> bool {
+        listener % (self.listen.len() + self.listen_tls.len()).max(1) >= self.listen.len()
+            && !self.listen_tls.is_empty()
+    }
 }
 
 #[cfg(test)]
@@ -350,6 +356,8 @@ mod tests {
             proxy_protocol: vec![address(2)],
             ..Config::default()
         };
+        let secure: Vec<usize> = (0..9).filter(|listener| config.is_secure(*listener)).collect();
+        assert_eq!(secure, [2, 5, 8]);
         let proxied: Vec<usize> = (0..9).filter(|listener| config.is_proxied(*listener)).collect();
         assert_eq!(proxied, [1, 4, 7]);
     }

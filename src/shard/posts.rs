@@ -202,7 +202,7 @@ impl State {
                 return Next::More;
             }
             let head = match begins_post(rest) {
-                true => Some(parse_post(rest, &head_rules(&self.setup.config))),
+                true => Some(parse_post(rest, &head_rules(&self.setup.config, self.secure.has(slot)))),
                 false => None,
             };
             match head {
