@@ -29,7 +29,7 @@ const FORMAT: u32 = 1;
 const FORMAT_FILE: &str = "format";
 const DURABLE_FILE: &str = "durable";
 const MAGIC: &[u8; 8] = b"fanwave\n";
-const HEADER_BYTES: usize = 20;
+pub(super) const HEADER_BYTES: usize = 20;
 /// Sequences that one record reserves.
 const RESERVED_EACH: u64 = 1 << 20;
 /// Retained values that are written again when their segment goes; of more some are lost.
@@ -138,11 +138,11 @@ pub(super) struct Log<F: Files> {
     kept: Kept,
 }
 
-fn name_of(number: u64) -> String {
+pub(super) fn name_of(number: u64) -> String {
     format!("{number:010}.log")
 }
 
-fn number_of(name: &str) -> Option<u64> {
+pub(super) fn number_of(name: &str) -> Option<u64> {
     let number = name.strip_suffix(".log")?.parse().ok()?;
     (name_of(number) == name).then_some(number)
 }
@@ -539,7 +539,7 @@ fn has_record_behind(bytes: &[u8], at: usize) -> bool {
 
 /// The newest sequence before a segment; `None` if it was never begun. Had it been, and had events,
 /// the next segment would say so.
-fn header(bytes: &[u8], name: &str) -> Result<Option<u64>, StoreError> {
+pub(super) fn header(bytes: &[u8], name: &str) -> Result<Option<u64>, StoreError> {
     let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
     let (said, sum) = header.split_at(HEADER_BYTES - 4);
     if said[..8] != MAGIC[..] || crc32fast::hash(said).to_le_bytes() != sum {

@@ -27,6 +27,7 @@ pub use crate::config::store::Promise;
 mod files;
 mod log;
 mod past;
+mod reader;
 mod record;
 mod writer;
 
@@ -35,6 +36,7 @@ mod tests;
 
 pub use files::Directory;
 pub use past::StorePast;
+pub use reader::{PastReader, Stretch};
 pub use record::Stored;
 pub use writer::{Entry, News, Said, Store, StoreReport};
 

@@ -15,6 +15,7 @@ use crate::handover::state::State;
 use crate::publishing::IdempotencyKey;
 
 mod dice;
+mod reader;
 
 const FRESH: Epoch = Epoch(10_000_000_000_000_000_000);
 const TOPICS: [&str; 3] = ["a", "b/c", "kept/x"];

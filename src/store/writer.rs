@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::files::Files;
 use super::log::Log;
 use super::past::{StorePast, Windows};
+use super::reader::PastReader;
 use super::record::{self, Stored};
 use super::{Promise, Settings, StoreError};
 use crate::clock::{Stamp, unix_ms};
@@ -110,6 +111,8 @@ pub struct Store<T> {
     /// The thread is to come to its end.
     closing: Arc<AtomicBool>,
     counters: Arc<Counters>,
+    /// Until somebody takes it.
+    reader: Option<PastReader>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -126,11 +129,14 @@ impl<T: Send + 'static> Store<T> {
     ) -> Result<(Store<T>, StorePast), StoreError> {
         let mut windows = Windows::new(limits, &settings.rules, memory_of, unix_ms(), Stamp::now());
         let promise = settings.promise;
+        let glass = files.glass();
         let (log, opening) = Log::open(files, settings, fresh, &mut windows)?;
         let past = windows.past(&opening);
         let (queue, entries) = bounded(STORE_QUEUE_MAX);
         let reserved = Arc::new(AtomicU64::new(log.reserved()));
         let (fails, closing) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let written = Arc::new(AtomicU64::new(opening.sequence));
+        let reader = Some(PastReader::new(glass, written.clone(), opening.floor));
         let counters = Arc::<Counters>::default();
         let writer = Writer {
             log,
@@ -141,6 +147,7 @@ impl<T: Send + 'static> Store<T> {
             fails: fails.clone(),
             closing: closing.clone(),
             counters: counters.clone(),
+            written,
             unwritten: Vec::new(),
             given: opening.sequence,
             is_dirty: false,
@@ -155,7 +162,8 @@ impl<T: Send + 'static> Store<T> {
             source,
         })?;
         let thread = Some(thread);
-        Ok((Store { queue: Some(queue), promise, reserved, fails, closing, counters, thread }, past))
+        let queue = Some(queue);
+        Ok((Store { queue, promise, reserved, fails, closing, counters, reader, thread }, past))
     }
 
     /// The promise.
@@ -173,6 +181,11 @@ impl<T: Send + 'static> Store<T> {
     pub fn submit(&self, entry: Entry<T>) -> bool {
         let queue = self.queue.as_ref().filter(|_| self.has_room(entry.sequence));
         queue.is_some_and(|queue| queue.try_send(entry).is_ok())
+    }
+
+    /// What reads the log on another thread, to be taken once.
+    pub fn take_reader(&mut self) -> Option<PastReader> {
+        self.reader.take()
     }
 
     /// What was counted.
@@ -215,6 +228,8 @@ struct Writer<F: Files, T> {
     fails: Arc<AtomicBool>,
     closing: Arc<AtomicBool>,
     counters: Arc<Counters>,
+    /// Up to here the log has all that it will ever have.
+    written: Arc<AtomicU64>,
     /// What nobody waits for and the disk did not take; nothing more is read from the queue then.
     unwritten: Vec<Entry<T>>,
     /// The newest sequence that was given.
@@ -345,6 +360,7 @@ impl<F: Files, T> Writer<F, T> {
 
     /// A batch is in the log.
     fn wrote(&mut self, batch: Vec<Entry<T>>) {
+        self.written.store(self.given, Ordering::Release);
         let mut waited = Vec::new();
         for entry in batch {
             match &entry.said {
