@@ -8,15 +8,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-#[path = "support/records.rs"]
-#[allow(dead_code, reason = "what the tests over sockets need")]
-mod records;
-#[path = "fuzz/shard.rs"]
-mod shard;
 #[path = "fuzz/targets.rs"]
 mod targets;
-#[path = "fuzz/tls.rs"]
-mod tls;
 
 /// Corpora are read by people: a large file explains nothing.
 const INPUT_BYTES_MAX: usize = 100_000;

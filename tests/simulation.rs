@@ -612,7 +612,7 @@ fn seeds(many: u64) -> std::ops::Range<u64> {
 
 #[test]
 fn every_subscriber_sees_a_gap_free_sequence_or_an_explicit_gap() {
-    for seed in seeds(200) {
+    for seed in seeds(80) {
         let outcome = std::panic::catch_unwind(|| run(seed, Weather::Rough));
         if let Err(panic) = outcome {
             eprintln!("FANWAVE_SIM_SEED={seed}");

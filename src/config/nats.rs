@@ -230,8 +230,8 @@ pub(super) struct NatsFlags {
     /// Bytes of the stream, beyond which the oldest events go; 0 for any number [default: 1GiB]
     #[arg(long, value_name = "BYTES")]
     nats_max_bytes: Option<Size>,
-    /// Subjects outside of the stream whose messages reach subscribers too, without history and
-    /// without ids that other nodes know; * for one token, > at the end for the rest
+    /// Subjects outside of the stream whose messages one of the nodes publishes into it, at most once
+    /// each; * for one token, > at the end for the rest
     #[arg(long, value_name = "SUBJECT", value_delimiter = ',', value_parser = core_subject)]
     nats_core: Vec<String>,
 }

@@ -29,6 +29,13 @@ use fanwave::wire::{Family, Format};
 
 #[path = "http2.rs"]
 pub mod http2;
+#[path = "../support/records.rs"]
+#[allow(dead_code, reason = "what the tests over sockets need")]
+mod records;
+#[path = "shard.rs"]
+pub mod shard;
+#[path = "tls.rs"]
+pub mod tls;
 
 /// A target: its name is that of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
@@ -43,13 +50,13 @@ pub const ALL: [Target; 15] = [
     ("sse_parser", sse_parser),
     ("proxy_header", proxy_header),
     ("commands", commands),
-    ("tls_records", super::tls::tls_records),
+    ("tls_records", tls::tls_records),
     ("tokens", tokens),
     ("topic_patterns", topic_patterns),
     ("rules", rules_of_a_file),
     ("h2_fields", http2::fields),
     ("h2_frames", http2::frames),
-    ("whole_shard", super::shard::whole_shard),
+    ("whole_shard", shard::whole_shard),
 ];
 
 const EPOCH: Epoch = Epoch(12_345);

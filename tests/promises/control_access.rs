@@ -161,7 +161,7 @@ async fn a_browser_signs_in_with_the_token_and_with_no_other() {
         if path == "/" {
             page.await_text("health", "It is well").await;
             // A page of this tab goes on with it.
-            page.ask("Page.reload", serde_json::json!({})).await;
+            page.reload().await;
             page.await_text("health", "It is well").await;
         } else {
             page.click("sse-open").await;

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::support::raw::exchange;
 use crate::support::server::{answer, client};
-use crate::support::{PATIENCE, Protocol, Server, Subscriber, until};
+use crate::support::{PATIENCE, Protocol, Scratch, Server, Subscriber, until};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0";
 
@@ -335,7 +335,15 @@ fn deployed(name: &str) -> String {
 async fn the_board_and_the_alerts_ask_for_metrics_that_exist() {
     let server = used().await;
     let text = scrape(&server, "*/*").await.1;
-    let names = names(&text);
+    // Some metrics come with what they are about.
+    let scratch = Scratch::new();
+    let [data, acme] = ["data", "acme"].map(|name| scratch.path(name).display().to_string());
+    let nobody = "https://127.0.0.1:1/directory";
+    let more = Server::start(&["--shards", "1", "--data", &data]);
+    let orders = ["--listen-tls", "127.0.0.1:0", "--acme", "x.test", "--acme-dir", &acme];
+    let orders = Server::start(&[&["--shards", "1", "--acme-directory", nobody], &orders[..]].concat());
+    let (more, orders) = (scrape(&more, "*/*").await.1, scrape(&orders, "*/*").await.1);
+    let names: BTreeSet<&str> = [&text, &more, &orders].into_iter().flat_map(|text| names(text)).collect();
     let reasons = |query: &str| -> Vec<String> {
         let marked = query.replace("reason=~", "reason=");
         let labels = marked.split("reason=\"").skip(1).filter_map(|rest| rest.split('"').next());

@@ -127,6 +127,8 @@ async fn proxy_haproxy() {
             ("bind :443 ssl crt /etc/ssl/events.pem alpn h2,http/1.1", &bind),
             ("edge1 127.0.0.1:8080", &upstream),
             ("maxconn 100000", "maxconn 100"),
+            // So long does a connection stay open behind an answer, too.
+            ("timeout http-request 10s", "timeout http-request 1s"),
         ],
     );
     let file = scratch.write("haproxy.cfg", &site);

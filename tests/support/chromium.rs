@@ -96,8 +96,15 @@ pub struct Page {
 }
 
 impl Page {
-    /// Asks for something and gives the answer; hears complaints meanwhile.
+    /// Asks for something and gives the answer.
     pub async fn ask(&mut self, method: &str, params: Value) -> Value {
+        let said = self.said_to(method, params).await;
+        assert!(said.get("error").is_none(), "{method}: {said}");
+        said["result"].clone()
+    }
+
+    /// Asks for something and gives what is said to it, refusals too; hears complaints meanwhile.
+    async fn said_to(&mut self, method: &str, params: Value) -> Value {
         self.asked += 1;
         let question = json!({ "id": self.asked, "method": method, "params": params });
         self.tools.send(Message::text(question.to_string())).await.expect("chromium runs");
@@ -108,8 +115,7 @@ impl Page {
                 let said: Value = serde_json::from_str(&text).expect("JSON");
                 self.hear(&said);
                 if said["id"] == self.asked {
-                    assert!(said.get("error").is_none(), "{method}: {said}");
-                    return said["result"].clone();
+                    return said;
                 }
             }
         })
@@ -133,10 +139,30 @@ impl Page {
         }
     }
 
+    /// The value of an expression in the page; that of a promise when it is kept. None while the
+    /// page goes to another address: then there is nothing in which to evaluate it.
+    async fn value_unless_it_navigates(&mut self, expression: &str) -> Option<Value> {
+        let params = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
+        let said = self.said_to("Runtime.evaluate", params).await;
+        let Some(error) = said.get("error") else { return Some(said["result"]["result"]["value"].clone()) };
+        let message = error["message"].as_str().unwrap_or_default();
+        let navigates = ["navigated or closed", "context was destroyed", "Cannot find context"];
+        assert!(navigates.iter().any(|words| message.contains(words)), "{expression}: {said}");
+        None
+    }
+
     /// The value of an expression in the page; that of a promise when it is kept.
     pub async fn value(&mut self, expression: &str) -> Value {
-        let params = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
-        self.ask("Runtime.evaluate", params).await["result"]["value"].clone()
+        self.value_unless_it_navigates(expression)
+            .await
+            .unwrap_or_else(|| panic!("{expression}: the page left"))
+    }
+
+    /// Loads the page anew, and waits until it is there.
+    pub async fn reload(&mut self) {
+        self.value("window.isOld = true").await;
+        self.ask("Page.reload", json!({})).await;
+        self.await_true("window.isOld === undefined && document.readyState === 'complete'").await;
     }
 
     /// The text of the element `id`.
@@ -147,7 +173,8 @@ impl Page {
 
     /// Waits until an expression in the page is true.
     pub async fn await_true(&mut self, expression: &str) {
-        until(expression, async || (self.value(expression).await == true).then_some(())).await;
+        until(expression, async || (self.value_unless_it_navigates(expression).await? == true).then_some(()))
+            .await;
     }
 
     /// Waits until the element `id` holds `text`.
@@ -156,9 +183,9 @@ impl Page {
         self.await_true(&format!("document.getElementById('{id}').textContent.includes({text})")).await;
     }
 
-    /// Clicks the element `id`.
+    /// Clicks the element `id`, which may lead to another page.
     pub async fn click(&mut self, id: &str) {
-        self.value(&format!("document.getElementById('{id}').click()")).await;
+        self.value_unless_it_navigates(&format!("document.getElementById('{id}').click()")).await;
     }
 
     /// Writes `text` in place of what stands in the field `id`, by keyboard.

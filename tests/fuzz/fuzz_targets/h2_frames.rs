@@ -1,8 +1,6 @@
 #![no_main]
 #![allow(dead_code, reason = "the other targets")]
 
-#[path = "../shard.rs"]
-mod shard;
 #[path = "../targets.rs"]
 mod targets;
 
