@@ -70,6 +70,8 @@ mod promises {
     mod start_up;
     mod starts;
     mod store;
+    mod store_disk;
+    mod store_kills;
     mod tail;
     mod tls;
     mod tls_faults;

@@ -190,10 +190,15 @@ impl Pages {
     }
 }
 
+/// For so long a source counts as away that was.
+const AWAY_NS: u64 = 200_000_000;
+
 /// Answers asks for the past as long as the hub lives.
 pub(super) async fn serve(hub: Arc<Hub>) {
     let mut shelf = Shelf::default();
     let mut first = 0;
+    // One that does not answer is not asked for everybody.
+    let mut away_since: Option<Stamp> = None;
     loop {
         poll_fn(|context| {
             let intake = hub.intake();
@@ -210,10 +215,14 @@ pub(super) async fn serve(hub: Arc<Hub>) {
         for shard in (0..shards).map(|at| (first + at) % shards) {
             let ask = hub.intake().outboxes()[shard].past().take();
             let Some((number, ask)) = ask else { continue };
+            let is_away = away_since.is_some_and(|since| hub.now().ns_since(since) < AWAY_NS);
             let answer = match &mut archive {
-                Some(archive) => hub.find_past(archive.as_mut(), &mut shelf, ask).await,
-                None => Err(Away),
+                Some(archive) if !is_away => hub.find_past(archive.as_mut(), &mut shelf, ask).await,
+                _ => Err(Away),
             };
+            if !is_away {
+                away_since = answer.is_err().then(|| hub.now());
+            }
             let answer = answer.unwrap_or(PastAnswer::Away);
             hub.intake().outboxes()[shard].tell_past(number, answer);
         }

@@ -230,12 +230,16 @@ impl Hub {
             page.single("fanwave_store_syncs_total", Counter, "Times that the disk was synced.", store.syncs);
             let failures = "Times that the disk has refused.";
             page.single("fanwave_store_failures_total", Counter, failures, store.failures);
+            let damaged = "Segments that were damaged when they were to go.";
+            page.single("fanwave_store_damaged_segments_total", Counter, damaged, store.damaged);
             page.single(
                 "fanwave_store_disk_bytes",
                 Gauge,
                 "Bytes of the store's segments.",
                 store.disk_bytes,
             );
+            let queued = "Bytes that wait to be written by the store.";
+            page.single("fanwave_store_queued_bytes", Gauge, queued, store.queued_bytes);
         }
         page.single("fanwave_hub_queue_events", Gauge, "Events that not every shard has.", hub.queue.events);
         page.single("fanwave_hub_queue_bytes", Gauge, "Memory of these events.", hub.queue.bytes);

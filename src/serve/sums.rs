@@ -1,6 +1,9 @@
 //! The largest sums of memory that a configuration may take, for the banner.
 
 use super::*;
+use crate::config::limits::{
+    STORE_BATCH_BYTES_MAX, STORE_QUEUE_BYTES_MAX, STORE_SEGMENT_BYTES, STORE_UNSYNCED_BYTES_MAX,
+};
 
 /// User-space memory at the limits, one line per owner.
 pub(super) fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> Vec<(&'static str, u64)> {
@@ -76,6 +79,12 @@ pub(super) fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> 
     if config.rules.iter().any(|rule| rule.retain) {
         let values_max = limits.retained_memory_max() / (EVENT_BYTES_FIXED + RETAINED_VALUE_BYTES);
         lines.push(("retained values, besides their events", sum(values_max * RETAINED_VALUE_BYTES)));
+    }
+    if config.store.is_some() {
+        // What waits, a batch as it is written, what is not synced, and a segment that goes.
+        let writing = STORE_BATCH_BYTES_MAX + 2 * STORE_UNSYNCED_BYTES_MAX;
+        let all = STORE_QUEUE_BYTES_MAX + writing;
+        lines.push(("what the store writes, and reads to forget", all as u64 + STORE_SEGMENT_BYTES));
     }
     if config.access_log {
         let waiting = LOG_LINES_MAX * ACCESS_LINE_BYTES_MAX;

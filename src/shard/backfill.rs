@@ -30,23 +30,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::connections::{FAR, Phase, TopicIndex};
-use super::publishers::Until;
+use super::connections::{FAR, TopicIndex};
 use super::state::State;
 use crate::broadcast::{PastAnswer, PastAsk, PastAsker, PastTopicAsk, Stretch};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::limits::{
-    BACKFILL_AWAY_MS_MAX, BACKFILL_HOLD_MS_MAX, BACKFILL_SLOW_MS_MAX, BACKFILLS_WAITING_MAX, HELD_BACK_MAX,
+    BACKFILL_AWAY_MS_MAX, BACKFILL_HOLD_MS_MAX, BACKFILL_SLOW_MS_MAX, BACKFILLS_WAITING_MAX,
     STRETCH_BYTES_MAX, STRETCHES_PER_TURN_MAX, TICK_MS,
 };
 use crate::egress::{Batch, Payload, Slot};
-use crate::event::Topic;
 use crate::wire::gap::{Gap, GapReason};
 use crate::wire::{SlowPolicy, Start};
+use search::Search;
 
-/// Milliseconds that a search may take, less than a request head waits for its answer.
-const SEARCH_MS_MAX: u64 = 5_000;
 /// What a stretch without an event counts, so that looking is not for nothing.
 const LOOK_BYTES: i64 = 1 << 10;
 
@@ -76,8 +73,8 @@ enum Stage {
     Waiting,
     /// The next stretch is to be asked for, from this tick on.
     Due(u32),
-    /// It is on its way, and goes up to here.
-    Asked(u64),
+    /// It is on its way since this tick, and goes up to here.
+    Asked(u64, u32),
     /// It is on its way, but of no use: it has a topic that its client has left.
     Stale,
     /// Its socket is to take it first.
@@ -96,16 +93,6 @@ struct Backfill {
     moved: u32,
     /// Since when windows hold events for it.
     holds: Option<u32>,
-}
-
-/// Where the topics of a client begin that asks for more than the windows hold.
-#[derive(Debug)]
-struct Search {
-    number: u64,
-    topics: Arc<[PastTopicAsk]>,
-    begun: Stamp,
-    /// `Some(None)`: it is not known.
-    found: Option<Option<Vec<u64>>>,
 }
 
 /// All backfills of a shard.
@@ -308,7 +295,7 @@ impl State {
             backfill.parts.retain(|part| part.topic != topic);
             if backfill.parts.is_empty() {
                 self.backfills.take(number);
-            } else if backfill.parts.len() < before && matches!(backfill.stage, Stage::Asked(_)) {
+            } else if backfill.parts.len() < before && matches!(backfill.stage, Stage::Asked(..)) {
                 backfill.stage = Stage::Stale;
             }
         }
@@ -397,6 +384,12 @@ impl State {
             return;
         }
         let Some(backfill) = self.backfills.by_number.get_mut(&number) else { return };
+        if let Stage::Asked(_, since) = backfill.stage
+            && tick - since >= ticks(BACKFILL_AWAY_MS_MAX)
+        {
+            // What comes after all is nobody's.
+            return self.give_up(number, GapReason::Expired);
+        }
         if backfill.holds.is_some_and(|since| tick - since >= ticks(BACKFILL_HOLD_MS_MAX)) {
             backfill.holds = None;
             backfill.parts.iter_mut().for_each(|part| part.held = FAR);
@@ -447,8 +440,9 @@ impl State {
         self.backfills.credit -= STRETCH_BYTES_MAX as i64;
         self.metrics.backfill.asks += 1;
         self.backfills.asker.ask(number, ask);
+        let tick = self.tick;
         if let Some(backfill) = self.backfills.by_number.get_mut(&number) {
-            backfill.stage = Stage::Asked(until);
+            backfill.stage = Stage::Asked(until, tick);
         }
     }
 
@@ -459,7 +453,7 @@ impl State {
         let tick = self.tick;
         let Some(backfill) = self.backfills.by_number.get_mut(&number) else { return };
         let until = match backfill.stage {
-            Stage::Asked(until) => until,
+            Stage::Asked(until, _) => until,
             _ => {
                 backfill.stage = Stage::Due(tick);
                 return;
@@ -572,75 +566,6 @@ impl State {
     }
 }
 
-/// Where `since` and `last` begin.
-impl State {
-    /// True if a client has to wait until it is known where its topics begin, because the windows
-    /// hold less than it asks for.
-    pub(super) fn must_search(&mut self, slot: Slot, topics: &[Topic], start: &Start) -> bool {
-        if !matches!(start, Start::Since(_) | Start::Last(_)) || !self.may_backfill(SlowPolicy::Close) {
-            return false;
-        }
-        if let Some(search) = self.backfills.searches.get(&slot) {
-            return search.found.is_none();
-        }
-        let end_of = |name: &Topic| {
-            let Some(index) = self.topics.find(name) else { return self.topics.forgotten_up_to(name) };
-            let after = match start {
-                Start::Since(ms) => self.topics.since(index, *ms, self.now).0,
-                Start::Last(events) => self.topics.last(index, *events, self.now).0,
-                Start::Now | Start::After(_) => FAR,
-            };
-            let evicted = self.topics.get(index).window.evicted();
-            if after <= evicted { evicted } else { 0 }
-        };
-        let asked = topics.iter().map(|name| PastTopicAsk { name: name.clone(), at: end_of(name), told: 0 });
-        let asked: Arc<[PastTopicAsk]> = asked.filter(|asked| asked.at > 0).collect();
-        if asked.is_empty() || self.backfills.searches.len() >= HELD_BACK_MAX {
-            return false;
-        }
-        let number = self.backfills.number();
-        let ask = match start {
-            // What the windows have need not be found.
-            Start::Last(events) => {
-                let here = |asked: &PastTopicAsk| {
-                    let index = self.topics.find(&asked.name);
-                    index.map_or(0, |index| self.topics.newer_than(index, asked.at) as u64)
-                };
-                let missing = asked.iter().map(|asked| events.saturating_sub(here(asked)));
-                PastAsk::Last(asked.clone(), missing.collect())
-            }
-            Start::Since(ms) => PastAsk::Since(asked.clone(), self.unix_ms().saturating_sub(*ms)),
-            Start::Now | Start::After(_) => return false,
-        };
-        self.backfills.asker.ask(number, ask);
-        let search = Search { number, topics: asked, begun: self.now, found: None };
-        self.backfills.searches.insert(slot, search);
-        true
-    }
-
-    /// A search has an answer, or is given up.
-    fn search_ends(&mut self, number: u64, positions: Option<Vec<u64>>) {
-        let found = self.backfills.searches.iter_mut().find(|(_, search)| search.number == number);
-        let Some((slot, search)) = found else { return };
-        let slot = *slot;
-        search.found = Some(positions.filter(|positions| positions.len() == search.topics.len()));
-        self.publishers.let_go_on(slot, Until::Found);
-        if self.connections.get(slot).phase == Phase::Handshake {
-            self.read_again(slot, false);
-            self.backfills.forget_search(slot);
-        }
-    }
-
-    fn end_late_searches(&mut self) {
-        let is_late = |search: &Search| {
-            search.found.is_none() && self.now.ns_since(search.begun) > SEARCH_MS_MAX * 1_000_000
-        };
-        let late = self.backfills.searches.values().filter(|search| is_late(search));
-        for number in late.map(|search| search.number).collect::<Vec<_>>() {
-            self.search_ends(number, None);
-        }
-    }
-}
-
+mod search;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::format::FORMAT_FILE;
+
 /// A directory.
 pub trait Files: Send + 'static {
     /// A file that grows.
@@ -23,8 +25,9 @@ pub trait Files: Send + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// What was created and removed is so for good.
     fn sync_names(&self) -> io::Result<()>;
-    /// Writes some bytes into a file in place of what it has, without a promise when.
-    fn note(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    /// Writes bytes into a file in place of what it has at `at`, without a promise when. The file is
+    /// made if it is missing.
+    fn write_over(&self, name: &str, at: u64, bytes: &[u8]) -> io::Result<()>;
     /// Where it is, for messages.
     fn place(&self) -> String;
     /// Its files as another thread reads them, while they grow and go.
@@ -45,6 +48,8 @@ pub trait Grows: Send {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// What was appended is there for good.
     fn sync(&mut self) -> io::Result<()>;
+    /// How long it is.
+    fn bytes(&self) -> io::Result<u64>;
     /// Takes away what is behind so many bytes.
     fn cut(&mut self, bytes: u64) -> io::Result<()>;
 }
@@ -64,12 +69,8 @@ const LOCK: &str = "lock";
 impl Directory {
     /// Makes it, if it is missing, and locks it. `None` if another process has it.
     pub fn open(path: &Path) -> io::Result<Option<Directory>> {
-        if !path.exists() {
-            use std::os::unix::fs::DirBuilderExt;
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                File::open(parent)?.sync_all()?;
-            }
+        if !path.join(FORMAT_FILE).exists() {
+            make(path, |parent| File::open(parent)?.sync_all())?;
         }
         let mut options = OpenOptions::new();
         let lock = options.create(true).truncate(false).write(true).mode(OWN).open(path.join(LOCK))?;
@@ -78,6 +79,40 @@ impl Directory {
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
             Err(std::fs::TryLockError::Error(error)) => Err(error),
         }
+    }
+}
+
+/// Makes a directory and all above it that are missing. `sync` is told of those that have got an
+/// entry: else it may be gone after a power failure, with all that is in it.
+fn make(path: &Path, mut sync: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let missing: Vec<&Path> = path.ancestors().take_while(|level| is_missing(level)).collect();
+    for level in missing.iter().rev() {
+        match std::fs::DirBuilder::new().mode(0o700).create(level) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => sync(parent_of(level))?,
+        }
+    }
+    if missing.is_empty() {
+        // A process that was killed may have made it. One that is not ours to read is as it was.
+        match sync(parent_of(path)) {
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_missing(level: &Path) -> bool {
+    !level.as_os_str().is_empty() && !level.exists()
+}
+
+/// Where the entry of a directory is.
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
     }
 }
 
@@ -108,10 +143,10 @@ impl Files for Directory {
         File::open(&self.path)?.sync_all()
     }
 
-    fn note(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fn write_over(&self, name: &str, at: u64, bytes: &[u8]) -> io::Result<()> {
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).mode(OWN).open(self.path.join(name))?;
-        file.write_all_at(bytes, 0)
+        file.write_all_at(bytes, at)
     }
 
     fn place(&self) -> String {
@@ -169,7 +204,41 @@ impl Grows for File {
         self.sync_data()
     }
 
+    fn bytes(&self) -> io::Result<u64> {
+        self.metadata().map(|metadata| metadata.len())
+    }
+
     fn cut(&mut self, bytes: u64) -> io::Result<()> {
         self.set_len(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_got_a_new_entry_is_synced_at_every_level() {
+        let scratch = std::env::temp_dir().join(format!("fanwave-files-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&scratch);
+        std::fs::create_dir(&scratch).expect("a directory");
+        let path = scratch.join("a/b/c");
+        let synced = || {
+            let mut synced = Vec::new();
+            make(&path, |level| {
+                synced.push(level.strip_prefix(&scratch).expect("below it").to_path_buf());
+                Ok(())
+            })
+            .expect("it is made");
+            synced
+        };
+        assert_eq!(synced(), ["", "a", "a/b"].map(PathBuf::from));
+        assert!(path.is_dir());
+        // A process that ended before it had synced leaves it to the next.
+        assert_eq!(synced(), ["a/b"].map(PathBuf::from));
+        let fails = |kind: io::ErrorKind| make(&path, |_| Err(kind.into())).map_err(|error| error.kind());
+        assert_eq!(fails(io::ErrorKind::PermissionDenied), Ok(()), "it is not ours to sync");
+        assert_eq!(fails(io::ErrorKind::Other), Err(io::ErrorKind::Other));
+        let _ = std::fs::remove_dir_all(&scratch);
     }
 }

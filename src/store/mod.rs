@@ -25,10 +25,14 @@ use crate::config::Rules;
 pub use crate::config::store::Promise;
 
 mod files;
+mod format;
+mod kept;
 mod log;
+mod open;
 mod past;
 mod reader;
 mod record;
+mod segment;
 mod writer;
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::files::Glass;
-use super::log::{HEADER_BYTES, header, name_of, number_of};
-use super::record::{self, Found, Record, Seen, Stored};
+use super::log::{name_of, number_of};
+use super::record::{self, Found, Record, Seal, Seen, Stored};
+use super::segment::{self, HEADER_BYTES, NoSegment};
 use crate::config::limits::{SEGMENT_TOPICS_MAX, STRETCH_LOOKED_AT_MAX, STRETCH_READ_BYTES};
 
 /// Bytes of a segment between two places that are remembered.
@@ -42,6 +43,8 @@ pub struct Stretch {
 /// What is known of a segment.
 #[derive(Debug)]
 struct Segment {
+    /// With which its records are read.
+    seal: Seal,
     /// The newest sequence before it.
     before: u64,
     /// It was looked through up to here.
@@ -57,8 +60,9 @@ struct Segment {
 }
 
 impl Segment {
-    fn new(before: u64) -> Segment {
+    fn new(seal: Seal, before: u64) -> Segment {
         Segment {
+            seal,
             before,
             seen: HEADER_BYTES as u64,
             marks: vec![(before, HEADER_BYTES as u64)],
@@ -165,7 +169,8 @@ impl PastReader {
             let from = segment.place_after(stretch.to);
             let mut to = stretch.to;
             let mut next = Next::On;
-            self.walk(number, from, |glance, record| {
+            let seal = segment.seal;
+            self.walk(number, from, |glance, record, at| {
                 looked += record.len();
                 if glance.sequence <= to || !glance.is_event {
                     return Ok(Next::On);
@@ -176,7 +181,8 @@ impl PastReader {
                     return Ok(next);
                 }
                 if wants(glance.topic, glance.sequence) {
-                    let Found::Record(Record::Event(stored), _) = record::read(record, 0) else {
+                    let Found::Record(Record::Event(stored), _) = record::read(record, 0, seal.behind(at))
+                    else {
                         return Err(damaged());
                     };
                     bytes += stored.event.weight();
@@ -221,7 +227,7 @@ impl PastReader {
                     continue;
                 }
                 let mut found = Vec::new();
-                reader.walk(number, HEADER_BYTES as u64, |glance, _| {
+                reader.walk(number, HEADER_BYTES as u64, |glance, _, _| {
                     if glance.is_event && glance.sequence <= until && wants(glance.topic, glance.sequence) {
                         found.push(glance.sequence);
                     }
@@ -252,7 +258,7 @@ impl PastReader {
                     continue;
                 }
                 let mut before = None;
-                reader.walk(number, HEADER_BYTES as u64, |glance, _| {
+                reader.walk(number, HEADER_BYTES as u64, |glance, _, _| {
                     if glance.is_event && glance.unix_ms >= unix_ms {
                         before = Some(glance.sequence - 1);
                         return Ok(Next::Enough);
@@ -294,9 +300,13 @@ impl PastReader {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 bytes => bytes?,
             };
-            // One that is being begun is none yet.
-            if let Some(before) = header(&bytes, &name).map_err(|_| damaged())? {
-                self.segments.insert(number, Segment::new(before));
+            match segment::Segment::new(&bytes) {
+                Ok(segment) => {
+                    self.segments.insert(number, Segment::new(segment.seal, segment.before));
+                }
+                // One that is being begun is none yet.
+                Err(NoSegment::NotBegun) => {}
+                Err(NoSegment::Broken) => return Err(damaged()),
             }
         }
         let first = self.segments.values().next().map_or(0, |segment| segment.before);
@@ -309,7 +319,7 @@ impl PastReader {
         let Some(mut segment) = self.segments.remove(&number) else { return Ok(0) };
         let mut looked = 0;
         let begin = segment.seen;
-        let walked = self.walk(number, begin, |glance, record| {
+        let walked = self.walk(number, begin, |glance, record, _| {
             looked += record.len();
             let begins = segment.seen;
             segment.seen += record.len() as u64;
@@ -334,12 +344,13 @@ impl PastReader {
         walked.map(|()| looked)
     }
 
-    /// Passes the records of a segment from `offset` on, up to its end as it is now.
+    /// Passes the records of a segment from `offset` on, each with its place, up to the end as it is
+    /// now.
     fn walk(
         &self,
         number: u64,
         mut offset: u64,
-        mut each: impl FnMut(&record::Glance<'_>, &[u8]) -> io::Result<Next>,
+        mut each: impl FnMut(&record::Glance<'_>, &[u8], u64) -> io::Result<Next>,
     ) -> io::Result<()> {
         let name = name_of(number);
         let mut wanted = STRETCH_READ_BYTES;
@@ -352,7 +363,7 @@ impl PastReader {
                 match record::glance(&bytes, at) {
                     Seen::Record(glance) => {
                         let end = glance.end;
-                        if each(&glance, &bytes[at..end])? == Next::Enough {
+                        if each(&glance, &bytes[at..end], offset + at as u64)? == Next::Enough {
                             return Ok(());
                         }
                         at = end;

@@ -1,17 +1,21 @@
-//! What stands in a segment: records, one behind the other, each with its length and a checksum.
+//! What stands in a segment: records, one behind the other, each with its length and checksums.
 //!
 //! ```text
-//!   length of the body (u32) | CRC-32 of length and body (u32) | body
+//!   length of the body (u32) | ahead (u32) | CRC-32 of the body (u32) | CRC-32 of the head (u32) | body
+//!   ahead: bytes before this record that the disk may not have had when it was written
 //!   body: kind (u8), sequence (u64), then
 //!     Event, Kept   unix_ms (u64), flags (u8), retry_ms (u32), topic, name, id, key,
 //!                   idempotency key (length u8 and UTF-8 each, empty if missing), data
 //!     Removal       topic
-//!     Reserved      promise (u8); the sequence is the last that may be given without another word
+//!     Reserved      promise (u8), hole (u64); the sequence is the last that may be given without
+//!                   another word, and events up to the hole may be missing
 //!     Closed        the sequence is the newest that was given
 //! ```
 //!
 //! Numbers are little-endian. The reader trusts nothing: a record is whole and as it was written, or
-//! it is none.
+//! it is none. The checksums begin with the [`Seal`] of the segment, and that of the head counts the
+//! place of the record too. So bytes of another segment or of another place are no record, and nobody
+//! who does not see the files can make one up.
 
 use bytes::Bytes;
 
@@ -19,7 +23,7 @@ use crate::event::{CustomId, Data, Event, EventName, Key, Topic};
 use crate::publishing::IdempotencyKey;
 
 /// Bytes before a body.
-pub(super) const HEAD_BYTES: usize = 8;
+pub(super) const HEAD_BYTES: usize = 16;
 /// No body is longer: the largest event and what it has besides.
 pub(super) const BODY_BYTES_MAX: usize = (1 << 30) + 4_096;
 /// Kind and sequence.
@@ -37,8 +41,9 @@ pub(super) enum Record {
     Kept(Stored),
     /// What came of a topic so far is gone.
     Removal(u64, Topic),
-    /// Sequences up to this one may be given, under a promise.
-    Reserved(u64, u8),
+    /// Sequences up to this one may be given, under a promise; events up to the last number may be
+    /// missing.
+    Reserved(u64, u8, u64),
     /// The log was left in order, and this was the newest sequence.
     Closed(u64),
 }
@@ -54,6 +59,44 @@ pub struct Stored {
     pub event: Event,
     /// Under which key.
     pub idempotency: Option<IdempotencyKey>,
+}
+
+/// A random number that a segment has, and nothing else, and where in it some bytes begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seal {
+    number: u64,
+    base: u64,
+}
+
+impl Seal {
+    /// The seal of a whole segment.
+    pub fn new(number: u64) -> Seal {
+        Seal { number, base: 0 }
+    }
+
+    /// The number of the segment.
+    pub fn number(self) -> u64 {
+        self.number
+    }
+
+    /// The same for bytes that begin there in the segment.
+    pub fn behind(self, base: u64) -> Seal {
+        Seal { base, ..self }
+    }
+
+    fn of_body(self, body: &[u8]) -> [u8; 4] {
+        let mut sum = crc32fast::Hasher::new_with_initial((self.number >> 32) as u32);
+        sum.update(body);
+        sum.finalize().to_le_bytes()
+    }
+
+    /// `said`: the head without this checksum; `at` counts from the base.
+    fn of_head(self, at: usize, said: &[u8]) -> [u8; 4] {
+        let mut sum = crc32fast::Hasher::new_with_initial(self.number as u32);
+        sum.update(&(self.base + at as u64).to_le_bytes());
+        sum.update(said);
+        sum.finalize().to_le_bytes()
+    }
 }
 
 /// What is at a place of a segment.
@@ -96,9 +139,13 @@ pub(super) fn write_removal(out: &mut Vec<u8>, sequence: u64, topic: &Topic) {
     write(out, 3, sequence, |out| text(out, topic.as_str()));
 }
 
-/// Writes up to where sequences may be given, and under which promise.
-pub(super) fn write_reserved(out: &mut Vec<u8>, sequence: u64, promise: u8) {
-    write(out, 4, sequence, |out| out.push(promise));
+/// Writes up to where sequences may be given, under which promise, and up to where events may be
+/// missing.
+pub(super) fn write_reserved(out: &mut Vec<u8>, sequence: u64, promise: u8, hole: u64) {
+    write(out, 4, sequence, |out| {
+        out.push(promise);
+        out.extend_from_slice(&hole.to_le_bytes());
+    });
 }
 
 /// Writes that the log is left in order.
@@ -106,6 +153,7 @@ pub(super) fn write_closed(out: &mut Vec<u8>, sequence: u64) {
     write(out, 5, sequence, |_| ());
 }
 
+/// Writes a record without its checksums: they depend on its place ([`seal`]).
 fn write(out: &mut Vec<u8>, kind: u8, sequence: u64, body: impl FnOnce(&mut Vec<u8>)) {
     let begin = out.len();
     out.extend_from_slice(&[0; HEAD_BYTES]);
@@ -114,8 +162,23 @@ fn write(out: &mut Vec<u8>, kind: u8, sequence: u64, body: impl FnOnce(&mut Vec<
     body(out);
     let length = (out.len() - begin - HEAD_BYTES) as u32;
     out[begin..begin + 4].copy_from_slice(&length.to_le_bytes());
-    let sum = checksum(&out[begin..begin + 4], &out[begin + HEAD_BYTES..]);
-    out[begin + 4..begin + HEAD_BYTES].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// Makes records fit for the place that the seal says, in a segment of which the disk has all up to
+/// `synced`.
+pub(super) fn seal(records: &mut [u8], seal: Seal, synced: u64) {
+    let (mut rest, mut at) = (records, 0);
+    while let Some((head, more)) = rest.split_first_chunk_mut::<HEAD_BYTES>() {
+        let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        let (body, others) = more.split_at_mut(length);
+        let ahead = u32::try_from(seal.base + at as u64 - synced).expect("a segment has less than 4 GiB");
+        head[4..8].copy_from_slice(&ahead.to_le_bytes());
+        head[8..12].copy_from_slice(&seal.of_body(body));
+        let sum = seal.of_head(at, &head[..12]);
+        head[12..].copy_from_slice(&sum);
+        at += HEAD_BYTES + length;
+        rest = others;
+    }
 }
 
 fn text(out: &mut Vec<u8>, text: &str) {
@@ -124,28 +187,13 @@ fn text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-fn checksum(length: &[u8], body: &[u8]) -> u32 {
-    let mut sum = crc32fast::Hasher::new();
-    sum.update(length);
-    sum.update(body);
-    sum.finalize()
-}
-
 /// Reads what is at `at`.
-pub(super) fn read(bytes: &[u8], at: usize) -> Found {
-    let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) else { return Found::End };
-    let Some((head, rest)) = rest.split_first_chunk::<HEAD_BYTES>() else { return Found::Nothing };
-    let [l0, l1, l2, l3, sum @ ..] = *head;
-    let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-    if !(BODY_BYTES_MIN..=BODY_BYTES_MAX).contains(&length) || rest.len() < length {
-        return Found::Nothing;
+pub(super) fn read(bytes: &[u8], at: usize, seal: Seal) -> Found {
+    if at >= bytes.len() {
+        return Found::End;
     }
-    let body = &rest[..length];
-    if checksum(&head[..4], body) != u32::from_le_bytes(sum) {
-        return Found::Nothing;
-    }
-    match record(body) {
-        Some(record) => Found::Record(record, at + HEAD_BYTES + length),
+    match whole(bytes, at, seal).and_then(|(_, body)| Some((record(body)?, body.len()))) {
+        Some((record, length)) => Found::Record(record, at + HEAD_BYTES + length),
         None => Found::Nothing,
     }
 }
@@ -205,6 +253,30 @@ pub(super) fn glance(bytes: &[u8], at: usize) -> Seen<'_> {
     look().map_or(Seen::Nothing, Seen::Record)
 }
 
+/// Up to where the disk had the segment, as a whole record at `at` says.
+pub(super) fn synced(bytes: &[u8], at: usize, seal: Seal) -> Option<u64> {
+    let (ahead, body) = whole(bytes, at, seal)?;
+    record(body).map(|_| seal.base + at as u64 - ahead)
+}
+
+/// What a record at `at` says of what is before it, and its body, if its checksums are right. It
+/// looks at the body last, so a look at a place without a record costs little.
+fn whole(bytes: &[u8], at: usize, seal: Seal) -> Option<(u64, &[u8])> {
+    let (head, rest) = bytes.get(at..)?.split_first_chunk::<HEAD_BYTES>()?;
+    let [l0, l1, l2, l3, a0, a1, a2, a3, b0, b1, b2, b3, sum @ ..] = *head;
+    let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+    let ahead = u64::from(u32::from_le_bytes([a0, a1, a2, a3]));
+    let fits = (BODY_BYTES_MIN..=BODY_BYTES_MAX).contains(&length) && length <= rest.len();
+    if !fits || ahead > seal.base + at as u64 {
+        return None;
+    }
+    if seal.of_head(at, &head[..12]) != sum {
+        return None;
+    }
+    let body = &rest[..length];
+    (seal.of_body(body) == [b0, b1, b2, b3]).then_some((ahead, body))
+}
+
 fn record(body: &[u8]) -> Option<Record> {
     let mut input = Input(body);
     let kind = input.byte()?;
@@ -213,7 +285,7 @@ fn record(body: &[u8]) -> Option<Record> {
         1 => Record::Event(input.event(sequence)?),
         2 => Record::Kept(input.event(sequence)?),
         3 => Record::Removal(sequence, Topic::new(input.text()?).ok()?),
-        4 => Record::Reserved(sequence, input.byte()?),
+        4 => Record::Reserved(sequence, input.byte()?, input.long()?),
         5 => Record::Closed(sequence),
         _ => return None,
     };
@@ -290,25 +362,29 @@ mod tests {
         Stored { sequence: 7, unix_ms: 1_764_460_800_000, event, idempotency }
     }
 
+    const SEAL: Seal = Seal { number: 0x1234_5678_9abc_def0, base: 0 };
+
+    /// Records behind 20 bytes of something else, of which the disk has 8.
     fn written() -> (Vec<u8>, Vec<Record>) {
         let (plain, mut binary) = (event(), event());
         binary.event.data = Data::binary(Bytes::from_static(&[0xff, 0]));
         binary.event.retry_ms = None;
         binary.idempotency = None;
         let topic = plain.event.topic.clone();
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; 20];
         for (is_kept, stored) in [(false, &plain), (true, &binary)] {
             let Stored { sequence, unix_ms, event, idempotency } = stored;
             write_event(&mut bytes, is_kept, *sequence, *unix_ms, event, idempotency.as_ref());
         }
         write_removal(&mut bytes, 8, &topic);
-        write_reserved(&mut bytes, u64::MAX, 2);
+        write_reserved(&mut bytes, u64::MAX, 2, 6);
         write_closed(&mut bytes, 9);
+        seal(&mut bytes[20..], SEAL.behind(20), 8);
         let records = vec![
             Record::Event(plain),
             Record::Kept(binary),
             Record::Removal(8, topic),
-            Record::Reserved(u64::MAX, 2),
+            Record::Reserved(u64::MAX, 2, 6),
             Record::Closed(9),
         ];
         (bytes, records)
@@ -317,13 +393,28 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let (bytes, records) = written();
-        let mut at = 0;
+        let mut at = 20;
         for record in records {
-            let Found::Record(found, end) = read(&bytes, at) else { panic!("a record at {at}") };
+            assert_eq!(synced(&bytes, at, SEAL), Some(8));
+            let Found::Record(found, end) = read(&bytes, at, SEAL) else { panic!("a record at {at}") };
             assert_eq!(found, record);
             at = end;
         }
-        assert_eq!(read(&bytes, at), Found::End);
+        assert_eq!(read(&bytes, at, SEAL), Found::End);
+    }
+
+    #[test]
+    fn a_record_of_another_segment_or_of_another_place_is_none() {
+        let (bytes, _) = written();
+        assert!(matches!(read(&bytes, 20, SEAL), Found::Record(..)));
+        for bit in 0..64 {
+            assert_eq!(read(&bytes, 20, Seal::new(SEAL.number ^ (1 << bit))), Found::Nothing, "bit {bit}");
+        }
+        assert_eq!(read(&bytes[1..], 19, SEAL), Found::Nothing);
+        assert_eq!(read(&[&[0], &bytes[..]].concat(), 21, SEAL), Found::Nothing);
+        // A part of the segment is read by a seal that says where it begins.
+        assert!(matches!(read(&bytes[1..], 19, SEAL.behind(1)), Found::Record(..)));
+        assert_eq!(synced(&bytes[20..], 0, SEAL.behind(20)), Some(8));
     }
 
     #[test]
@@ -331,14 +422,15 @@ mod tests {
         let mut bytes = Vec::new();
         let Stored { sequence, unix_ms, event, idempotency } = event();
         write_event(&mut bytes, false, sequence, unix_ms, &event, idempotency.as_ref());
+        seal(&mut bytes, SEAL, 0);
         for length in 1..bytes.len() {
-            assert_eq!(read(&bytes[..length], 0), Found::Nothing, "{length} bytes");
+            assert_eq!(read(&bytes[..length], 0, SEAL), Found::Nothing, "{length} bytes");
         }
         for at in 0..bytes.len() {
             for bit in 0..8 {
                 let mut changed = bytes.clone();
                 changed[at] ^= 1 << bit;
-                assert_eq!(read(&changed, 0), Found::Nothing, "bit {bit} of byte {at}");
+                assert_eq!(read(&changed, 0, SEAL), Found::Nothing, "bit {bit} of byte {at}");
             }
         }
     }

@@ -15,6 +15,7 @@ use crate::handover::state::State;
 use crate::publishing::IdempotencyKey;
 
 mod dice;
+mod faults;
 mod reader;
 
 const FRESH: Epoch = Epoch(10_000_000_000_000_000_000);
@@ -111,6 +112,8 @@ fn lives(seed: u64, promise: Promise) {
     // What was acknowledged, what was said, and the newest sequence that anybody has heard of.
     let mut acknowledged = Texts::new();
     let mut said = Texts::new();
+    // What was acknowledged and is not there any more.
+    let mut lost = Texts::new();
     let mut newest = 0;
     let mut may_lack = false;
     for _ in 0..6 {
@@ -135,8 +138,11 @@ fn lives(seed: u64, promise: Promise) {
         assert!(
             state.hole > 0 || !may_lack || acknowledged.keys().all(|sequence| found.contains_key(sequence))
         );
-        // What is not there now never will be.
-        acknowledged.retain(|sequence, _| found.contains_key(sequence));
+        // What is not there now never will be, and that is told in all lives to come.
+        lost.extend(acknowledged.extract_if(.., |sequence, _| !found.contains_key(sequence)));
+        for (sequence, what) in &lost {
+            assert!(is_told(state, &what.0, *sequence), "{sequence} {what:?} is told once, and then not");
+        }
         if dice.chance(1, 2) {
             disk.fail_one_of(4 + dice.roll(20), seed);
         }
@@ -177,26 +183,38 @@ fn lives(seed: u64, promise: Promise) {
     }
 }
 
-/// The seeds of a run, `FANWAVE_SIM_SEEDS` times as many where that is set.
-fn seeds(many: u64) -> std::ops::Range<u64> {
-    let times = std::env::var("FANWAVE_SIM_SEEDS").ok().and_then(|text| text.parse().ok());
-    0..many * times.unwrap_or(1)
+/// A number of the environment.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+/// As many seeds as `FANWAVE_DICE_SEEDS` says; else as many as there is time for, which
+/// `FANWAVE_DICE_MS` says. `FANWAVE_SIM_SEED` names one.
+fn seeds() -> Box<dyn Iterator<Item = u64>> {
+    let (one, many) = (number("FANWAVE_SIM_SEED"), number("FANWAVE_DICE_SEEDS"));
+    if one.or(many).is_some() {
+        return Box::new(one.map_or(0..many.unwrap_or(0), |seed| seed..seed + 1));
+    }
+    let patience = std::time::Duration::from_millis(number("FANWAVE_DICE_MS").unwrap_or(1_500));
+    let began = std::time::Instant::now();
+    Box::new((0..).take_while(move |seed| *seed < 20 || began.elapsed() < patience))
 }
 
 #[test]
-fn what_is_acknowledged_is_read_back_whatever_ends_the_process_and_whatever_the_disk_refuses() {
-    for seed in seeds(150) {
+fn dice_what_is_acknowledged_is_read_back_whatever_ends_the_process_and_whatever_the_disk_refuses() {
+    for seed in seeds() {
         let outcome = std::panic::catch_unwind(|| lives(seed, Promise::Always));
-        assert!(outcome.is_ok(), "seed {seed}");
+        assert!(outcome.is_ok(), "FANWAVE_SIM_SEED={seed}");
     }
 }
 
 #[test]
-fn what_may_be_lost_under_a_weaker_promise_is_told() {
-    for seed in seeds(100) {
+fn dice_what_may_be_lost_under_a_weaker_promise_is_told() {
+    for seed in seeds() {
         for promise in [Promise::Interval, Promise::Never] {
             let outcome = std::panic::catch_unwind(|| lives(seed, promise));
-            assert!(outcome.is_ok(), "seed {seed}, {promise:?}");
+            assert!(outcome.is_ok(), "FANWAVE_SIM_SEED={seed}, {promise:?}");
         }
     }
 }
@@ -390,7 +408,7 @@ fn what_is_too_old_goes() {
     }
     drop(bench);
     let (mut log, _) = log::Log::open(disk.clone(), short(), FRESH, &mut Nobody).expect("it opens");
-    while log.forget(unix_ms()).expect("the disk works") {}
+    while log.forget(unix_ms()).expect("the disk works") != log::Forgotten::Nothing {}
     let left = disk.contents().keys().filter(|name| name.ends_with(".log")).count();
     assert_eq!(left, 1, "the one that grows");
 }
@@ -447,8 +465,8 @@ fn what_is_no_store_or_of_another_format_is_named() {
     std::fs::remove_file(scratch.0.join("notes.txt")).expect("it is there");
     drop(scratch.open().expect("an empty one"));
     let format = std::fs::read_to_string(scratch.0.join("format")).expect("it is there");
-    std::fs::write(scratch.0.join("format"), format.replace("format 1", "format 99")).expect("ours");
+    std::fs::write(scratch.0.join("format"), format.replace("format 2", "format 99")).expect("ours");
     let error = scratch.open().expect_err("of a later version").to_string();
-    assert!(error.contains("of format 99") && error.contains("knows format 1"), "{error}");
+    assert!(error.contains("of format 99") && error.contains("knows format 2"), "{error}");
     assert!(!error.contains('\n'), "one line: {error}");
 }

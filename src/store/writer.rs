@@ -1,22 +1,22 @@
 //! The thread that writes a log: what waits for it goes to the disk together.
 //!
 //! Invariants worth naming:
-//! - Nobody waits for it but by its answers: its queue is bounded, and a hub whose entry finds no
-//!   place refuses the publish.
+//! - Nobody waits for it but by its answers: its queue is bounded in number and bytes, and a hub
+//!   whose entry finds no place refuses the publish.
 //! - Entries are written in the order of their sequences. Under [`Promise::Always`] each is given
 //!   back once it is on the disk, or has failed. Under the others nobody waits; what could not be
 //!   written is kept and tried again, and meanwhile no publishes are taken.
 //! - While the disk refuses, it is tried again every [`STORE_RETRY_MS`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::files::Files;
-use super::log::Log;
+use super::log::{Forgotten, Log, NotWritten};
 use super::past::{StorePast, Windows};
 use super::reader::PastReader;
 use super::record::{self, Stored};
@@ -24,7 +24,8 @@ use super::{Promise, Settings, StoreError};
 use crate::clock::{Stamp, unix_ms};
 use crate::config::Limits;
 use crate::config::limits::{
-    STORE_BATCH_BYTES_MAX, STORE_BATCH_MAX, STORE_QUEUE_MAX, STORE_RETRY_MS, STORE_SYNC_MS, STORE_TIDY_MS,
+    STORE_BATCH_BYTES_MAX, STORE_BATCH_MAX, STORE_QUEUE_BYTES_MAX, STORE_QUEUE_MAX, STORE_RETRY_MS,
+    STORE_SYNC_MS, STORE_TIDY_MS, STORE_UNSYNCED_BYTES_MAX,
 };
 use crate::event::{Epoch, Event, Topic};
 use crate::publishing::IdempotencyKey;
@@ -80,7 +81,9 @@ struct Counters {
     bytes: AtomicU64,
     syncs: AtomicU64,
     failures: AtomicU64,
+    damaged: AtomicU64,
     disk_bytes: AtomicU64,
+    queued_bytes: AtomicUsize,
 }
 
 /// The same at one moment.
@@ -94,8 +97,19 @@ pub struct StoreReport {
     pub syncs: u64,
     /// Times that it refused.
     pub failures: u64,
+    /// Segments that were found damaged when they were to go.
+    pub damaged: u64,
     /// Bytes of all segments, now.
     pub disk_bytes: u64,
+    /// Bytes that wait to be written, now.
+    pub queued_bytes: u64,
+}
+
+impl Counters {
+    /// So many bytes wait no more.
+    fn let_go(&self, bytes: usize) {
+        self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 /// The hub's end of a store.
@@ -171,16 +185,25 @@ impl<T: Send + 'static> Store<T> {
         self.promise
     }
 
-    /// True if an entry of this sequence would be taken now.
+    /// True if an entry of this sequence would be taken now. The last one may be of any size.
     pub fn has_room(&self, sequence: u64) -> bool {
         let has_place = self.queue.as_ref().is_some_and(|queue| !queue.is_full());
-        has_place && sequence <= self.reserved.load(Ordering::Acquire)
+        let bytes = self.counters.queued_bytes.load(Ordering::Relaxed);
+        has_place && bytes < STORE_QUEUE_BYTES_MAX && sequence <= self.reserved.load(Ordering::Acquire)
     }
 
     /// Hands an entry over; false if it is not taken.
     pub fn submit(&self, entry: Entry<T>) -> bool {
-        let queue = self.queue.as_ref().filter(|_| self.has_room(entry.sequence));
-        queue.is_some_and(|queue| queue.try_send(entry).is_ok())
+        let Some(queue) = self.queue.as_ref().filter(|_| self.has_room(entry.sequence)) else {
+            return false;
+        };
+        let bytes = weight(&entry);
+        self.counters.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let is_taken = queue.try_send(entry).is_ok();
+        if !is_taken {
+            self.counters.let_go(bytes);
+        }
+        is_taken
     }
 
     /// What reads the log on another thread, to be taken once.
@@ -196,7 +219,9 @@ impl<T: Send + 'static> Store<T> {
             bytes: read(&self.counters.bytes),
             syncs: read(&self.counters.syncs),
             failures: read(&self.counters.failures),
+            damaged: read(&self.counters.damaged),
             disk_bytes: read(&self.counters.disk_bytes),
+            queued_bytes: self.counters.queued_bytes.load(Ordering::Relaxed) as u64,
         }
     }
 
@@ -210,11 +235,13 @@ impl<T> Drop for Store<T> {
     /// Leaves the log in order: what was handed over is written first.
     fn drop(&mut self) {
         self.queue = None;
-        self.closing.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that writes the store has panicked");
+        self.closing.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            // It may wait for another try.
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!("the thread that writes the store has panicked");
+            }
         }
     }
 }
@@ -293,14 +320,15 @@ impl<F: Files, T> Writer<F, T> {
     /// The disk has refused what nobody waits for: it is tried again.
     fn wait_to_retry(&mut self) -> Option<Vec<Entry<T>>> {
         let began = Instant::now();
-        while began.elapsed() < Duration::from_millis(STORE_RETRY_MS) {
-            if self.closing.load(Ordering::Relaxed) {
+        let left = || Duration::from_millis(STORE_RETRY_MS).checked_sub(began.elapsed());
+        while let Some(left) = left() {
+            if self.closing.load(Ordering::Acquire) {
                 // A last try.
                 let batch = std::mem::take(&mut self.unwritten);
                 self.write(batch);
                 return self.unwritten.is_empty().then(Vec::new);
             }
-            std::thread::sleep(Duration::from_millis(STORE_SYNC_MS / 4));
+            std::thread::park_timeout(left);
         }
         Some(std::mem::take(&mut self.unwritten))
     }
@@ -326,21 +354,17 @@ impl<F: Files, T> Writer<F, T> {
                 Said::Nothing => {}
             }
         }
-        let end = self.log.end();
         let outcome = match bytes.is_empty() {
             true => Ok(()),
-            false => self
-                .log
-                .append(&bytes, newest, unix_ms)
-                .map_err(|error| Failure { why: error.to_string(), is_unknown: false }),
+            false => self.log.append(&mut bytes, newest, unix_ms).map_err(|not_written| {
+                let NotWritten { error, is_unknown } = not_written;
+                Failure { why: error.to_string(), is_unknown }
+            }),
         };
         let outcome = outcome.and_then(|()| match self.promise {
             Promise::Always if !bytes.is_empty() => {
                 self.counters.syncs.fetch_add(1, Ordering::Relaxed);
-                self.log.sync().map_err(|error| {
-                    self.log.take_back(end);
-                    Failure { why: error.to_string(), is_unknown: true }
-                })
+                self.log.sync().map_err(|error| Failure { why: error.to_string(), is_unknown: true })
             }
             _ => Ok(()),
         });
@@ -362,6 +386,7 @@ impl<F: Files, T> Writer<F, T> {
     fn wrote(&mut self, batch: Vec<Entry<T>>) {
         self.written.store(self.given, Ordering::Release);
         let mut waited = Vec::new();
+        self.counters.let_go(batch.iter().map(weight).sum());
         for entry in batch {
             match &entry.said {
                 Said::Event(event, _) => {
@@ -402,6 +427,7 @@ impl<F: Files, T> Writer<F, T> {
         self.fail(&failure.why);
         let (waited, others): (Vec<_>, Vec<_>) = batch.into_iter().partition(|entry| entry.token.is_some());
         self.unwritten = others;
+        self.counters.let_go(waited.iter().map(weight).sum());
         if !waited.is_empty() {
             (self.tell)(News::Failed(waited, failure));
         }
@@ -434,11 +460,13 @@ impl<F: Files, T> Writer<F, T> {
     fn sync_if_due(&mut self) {
         match self.promise {
             Promise::Interval if self.is_dirty => {
-                if self.synced.elapsed() < Duration::from_millis(STORE_SYNC_MS) {
+                let is_due = self.synced.elapsed() >= Duration::from_millis(STORE_SYNC_MS);
+                if !is_due && self.log.unsynced() < STORE_UNSYNCED_BYTES_MAX {
                     return;
                 }
                 self.counters.syncs.fetch_add(1, Ordering::Relaxed);
                 if let Err(error) = self.log.sync() {
+                    // The log has it still, and writes it again before anything else.
                     self.fail(&error.to_string());
                 }
             }
@@ -459,9 +487,19 @@ impl<F: Files, T> Writer<F, T> {
         // What is written again comes behind these.
         for _ in 0..self.log.segments() {
             match self.log.forget(unix_ms()) {
-                Ok(true) => {}
-                Ok(false) => break,
+                Ok(Forgotten::Segment) => {}
+                Ok(Forgotten::Nothing) => break,
+                Ok(Forgotten::Damaged(segment, at)) => {
+                    self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(
+                        segment,
+                        at,
+                        "an old segment of the store was damaged when it was removed: retained values \
+                         that were nowhere else are lost with this process"
+                    );
+                }
                 Err(error) => {
+                    self.counters.failures.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(%error, "an old segment of the store is not removed");
                     break;
                 }

@@ -131,12 +131,13 @@ fn small_limits(dice: &mut Dice) -> Limits {
 }
 
 impl Together {
-    fn new(seed: u64) -> Together {
+    /// `needs_source`: a source of dice gives the sequences; else a third of the seeds have one.
+    fn new(seed: u64, needs_source: bool) -> Together {
         let mut dice = Dice::new(seed);
         let weather = if dice.chance(1, 2) { Weather::Fair } else { Weather::Rough };
         let policy = if dice.chance(1, 3) { SlowPolicy::Skip } else { SlowPolicy::Close };
         let mut limits = small_limits(&mut dice);
-        let is_remote = dice.chance(1, 3);
+        let is_remote = dice.chance(1, 3) || needs_source;
         let is_kept = is_remote && dice.chance(1, 2);
         if is_kept {
             limits.window_events_max = 4;
@@ -601,8 +602,8 @@ impl Together {
     }
 }
 
-async fn play(seed: u64) -> (Arc<Memory>, Tally) {
-    let mut world = Together::new(seed);
+async fn play(seed: u64, needs_source: bool) -> (Arc<Memory>, Tally) {
+    let mut world = Together::new(seed, needs_source);
     let memory = world.memory.clone();
     for _ in 0..200 {
         match world.dice.roll(10) {
@@ -634,14 +635,14 @@ async fn play(seed: u64) -> (Arc<Memory>, Tally) {
     (memory, world.tally)
 }
 
-#[test]
-fn what_is_accepted_reaches_everybody_on_every_shard_and_what_is_refused_nobody() {
+/// Plays with these seeds.
+fn play_all(seeds: impl Iterator<Item = u64>, needs_source: bool) -> Tally {
     let mut all = Tally::default();
-    for seed in seeds(SEEDS) {
+    for seed in seeds {
         let outcome = std::panic::catch_unwind(|| {
             let mut runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = runtime.enable_all().start_paused(true).build().expect("a runtime");
-            let (memory, tally) = runtime.block_on(play(seed));
+            let (memory, tally) = runtime.block_on(play(seed, needs_source));
             drop(runtime);
             assert_eq!(memory.held(), 0, "no event is held by anybody");
             tally
@@ -654,6 +655,12 @@ fn what_is_accepted_reaches_everybody_on_every_shard_and_what_is_refused_nobody(
             }
         }
     }
+    all
+}
+
+#[test]
+fn what_is_accepted_reaches_everybody_on_every_shard_and_what_is_refused_nobody() {
+    let all = play_all(seeds(SEEDS), false);
     if seeds(SEEDS).count() as u64 >= SEEDS {
         assert!(all.accepted > 10_000 && all.refused > 4_000 && all.heard > 40_000, "{all:?}");
         assert!(all.gaps > 10 && all.cut > 3 && all.drained > 500 && all.saturated > 10, "{all:?}");

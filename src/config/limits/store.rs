@@ -8,6 +8,12 @@ pub const REMOTE_BYTES_MAX: usize = 64 << 20;
 pub const SOURCE_SETTLE_MS_MAX: u64 = 5_000;
 /// Entries that wait for the thread that writes the store; of more publishers get 503, or wait.
 pub const STORE_QUEUE_MAX: usize = 16_384;
+/// Bytes of them, about, from which on none is taken: a disk that does not keep up, or refuses, holds
+/// so much of the memory.
+pub const STORE_QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Bytes that are written and not synced, with `--fsync interval`, from which on a sync does not
+/// wait: they are kept in memory, so that they can be written again after a sync that failed.
+pub const STORE_UNSYNCED_BYTES_MAX: usize = 8 << 20;
 /// Entries that go to the disk together.
 pub const STORE_BATCH_MAX: usize = 4_096;
 /// Their bytes, about; the last one may be of any size.

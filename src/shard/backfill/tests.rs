@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::search::SEARCH_MS_MAX;
 use super::*;
 use crate::broadcast::{
     Demand, Drain, EncodedBatch, Memory, Message, Outbox, PastAnswer, PastAsk, Stretch, path,

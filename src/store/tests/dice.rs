@@ -1,4 +1,9 @@
-//! A file system of dice: it refuses, writes in part, forgets what was not synced, and changes bits.
+//! A file system of dice: it refuses, writes in part, and forgets pages that were not synced.
+//!
+//! It has the manners of Linux: what was not synced is there as long as the kernel goes on, whatever
+//! ends the process. Then each page of it may be there or not, in any order, and the file be longer
+//! than what was written of it. A sync that fails takes the pages for written (fsync(2)), so a later
+//! one that succeeds says nothing of them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,14 +12,52 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::egress::sim::Dice;
 use crate::store::files::{Files, Glass, Grows};
 
+/// Bytes that are written together; few, so that tests have many.
+const PAGE_BYTES: usize = 64;
+
 /// A file as the kernel has it, and as the disk does.
 #[derive(Debug, Clone, Default)]
 struct State {
     bytes: Vec<u8>,
-    /// What is there after a power failure, at least.
-    synced: Vec<u8>,
+    /// What the disk has.
+    disk: Vec<u8>,
+    /// The kernel takes the bytes up to here for written.
+    clean: usize,
     /// Its name was synced.
     is_named: bool,
+}
+
+impl State {
+    /// A file that the disk has.
+    fn written(bytes: &[u8]) -> State {
+        State { bytes: bytes.to_vec(), disk: bytes.to_vec(), clean: bytes.len(), is_named: true }
+    }
+
+    fn sync(&mut self) {
+        self.disk.resize(self.bytes.len(), 0);
+        self.disk[self.clean..].copy_from_slice(&self.bytes[self.clean..]);
+        self.clean = self.bytes.len();
+    }
+
+    fn fail_to_sync(&mut self) {
+        self.disk.resize(self.bytes.len(), 0);
+        self.clean = self.bytes.len();
+    }
+
+    /// What a power failure leaves of it.
+    fn left(&self, dice: &mut Dice) -> Vec<u8> {
+        let (disk, kernel) = (self.disk.len(), self.bytes.len());
+        let length = disk.min(kernel) + dice.roll(disk.abs_diff(kernel) as u64 + 1) as usize;
+        let mut left = self.disk.clone();
+        left.resize(length, 0);
+        for page in (0..length.min(kernel)).step_by(PAGE_BYTES) {
+            let (begin, end) = (page.max(self.clean), (page + PAGE_BYTES).min(length).min(kernel));
+            if begin < end && dice.chance(1, 2) {
+                left[begin..end].copy_from_slice(&self.bytes[begin..end]);
+            }
+        }
+        left
+    }
 }
 
 /// How a process ends.
@@ -35,6 +78,8 @@ struct Inside {
     room: Option<usize>,
     /// One operation of so many fails.
     fails: u64,
+    /// So many syncs of files fail.
+    failing_syncs: u64,
     dice: Option<Dice>,
 }
 
@@ -53,6 +98,19 @@ impl Disk {
         (inside.fails, inside.dice) = (many, Some(Dice::new(seed)));
     }
 
+    /// The next syncs of files fail, so many.
+    pub fn fail_syncs(&self, many: u64) {
+        self.inside().failing_syncs = many;
+    }
+
+    /// A bit of a byte flips.
+    pub fn flip(&self, name: &str, at: usize) {
+        let mut inside = self.inside();
+        let state = inside.state(name).expect("it is there");
+        state.bytes[at] ^= 1;
+        state.disk[at] ^= 1;
+    }
+
     /// So many bytes still fit.
     pub fn set_room(&self, bytes: Option<usize>) {
         self.inside().room = bytes;
@@ -61,7 +119,7 @@ impl Disk {
     /// What is left of it when its process ends now. That process may go on with the old one.
     pub fn after(&self, end: End, dice: &mut Dice) -> Disk {
         let inside = self.inside();
-        let mut files = inside.files.clone();
+        let (mut files, mut removed) = (inside.files.clone(), inside.removed.clone());
         if end == End::PowerFailure {
             for (name, state) in &inside.removed {
                 // A removal that was not synced may be undone.
@@ -70,22 +128,10 @@ impl Disk {
                 }
             }
             files.retain(|_, state| state.is_named || dice.chance(1, 2));
-            for state in files.values_mut() {
-                let kept = state.bytes.starts_with(&state.synced);
-                let more = state.bytes.len().saturating_sub(state.synced.len()) as u64;
-                if kept && more > 0 {
-                    let left = state.synced.len() + dice.roll(more + 1) as usize;
-                    state.bytes.truncate(left);
-                } else if !kept {
-                    state.bytes = state.synced.clone();
-                }
-            }
+            files.values_mut().for_each(|state| *state = State::written(&state.left(dice)));
+            removed.clear();
         }
-        for state in files.values_mut() {
-            state.synced.clone_from(&state.bytes);
-            state.is_named = true;
-        }
-        Disk(Arc::new(Mutex::new(Inside { files, ..Inside::default() })))
+        Disk(Arc::new(Mutex::new(Inside { files, removed, ..Inside::default() })))
     }
 
     /// Names and bytes of all files.
@@ -95,8 +141,7 @@ impl Disk {
 
     /// A disk with these.
     pub fn with(contents: &BTreeMap<String, Vec<u8>>) -> Disk {
-        let state = |bytes: &Vec<u8>| State { bytes: bytes.clone(), synced: bytes.clone(), is_named: true };
-        let files = contents.iter().map(|(name, bytes)| (name.clone(), state(bytes))).collect();
+        let files = contents.iter().map(|(name, bytes)| (name.clone(), State::written(bytes))).collect();
         Disk(Arc::new(Mutex::new(Inside { files, ..Inside::default() })))
     }
 }
@@ -160,10 +205,13 @@ impl Files for Disk {
         Ok(())
     }
 
-    fn note(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fn write_over(&self, name: &str, at: u64, bytes: &[u8]) -> io::Result<()> {
         let mut inside = self.inside();
         let state = inside.files.entry(name.to_string()).or_default();
-        state.bytes = bytes.to_vec();
+        let end = at as usize + bytes.len();
+        state.bytes.resize(end.max(state.bytes.len()), 0);
+        state.bytes[at as usize..end].copy_from_slice(bytes);
+        state.clean = state.clean.min(at as usize);
         Ok(())
     }
 
@@ -205,10 +253,21 @@ impl Grows for Handle {
 
     fn sync(&mut self) -> io::Result<()> {
         let mut inside = self.0.inside();
-        inside.may_fail()?;
+        let mut outcome = inside.may_fail();
+        if inside.failing_syncs > 0 {
+            inside.failing_syncs -= 1;
+            outcome = Err(io::Error::other("a sync that is to fail"));
+        }
         let state = inside.state(&self.1)?;
-        state.synced = state.bytes.clone();
-        Ok(())
+        match &outcome {
+            Ok(()) => state.sync(),
+            Err(_) => state.fail_to_sync(),
+        }
+        outcome
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        self.0.inside().state(&self.1).map(|state| state.bytes.len() as u64)
     }
 
     fn cut(&mut self, bytes: u64) -> io::Result<()> {
@@ -217,6 +276,7 @@ impl Grows for Handle {
         let state = inside.state(&self.1)?;
         let gained = state.bytes.len().saturating_sub(bytes as usize);
         state.bytes.truncate(bytes as usize);
+        state.clean = state.clean.min(bytes as usize);
         inside.room = inside.room.map(|room| room + gained);
         Ok(())
     }

@@ -9,7 +9,8 @@ use crate::event::{Data, Event, Topic};
 use crate::store::files::{Files, Grows};
 use crate::store::log::name_of;
 use crate::store::reader::PastReader;
-use crate::store::record;
+use crate::store::record::{self, Seal};
+use crate::store::segment::{self, Begin};
 
 fn event(sequence: u64) -> Event {
     Event {
@@ -23,17 +24,19 @@ fn event(sequence: u64) -> Event {
     }
 }
 
-fn segment(disk: &Disk, number: u64, before: u64, sequences: std::ops::Range<u64>) {
-    let mut bytes = b"fanwave\n".to_vec();
-    bytes.extend_from_slice(&before.to_le_bytes());
-    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
-    record::write_reserved(&mut bytes, 1 << 20, 1);
+/// Makes a segment of these events. Returns with which its records are read, and where it ends.
+fn segment(disk: &Disk, number: u64, before: u64, sequences: std::ops::Range<u64>) -> (Seal, u64) {
+    let begin = Begin { before, reserved: 1 << 20, promise: 1, hole: 0 };
+    let (mut file, seal, length) = segment::begin(disk, &name_of(number), begin).expect("room");
+    let mut bytes = Vec::new();
     // Written again from a segment that has gone: it has no place here.
     record::write_event(&mut bytes, true, 1, 1, &event(2), None);
     for sequence in sequences {
         record::write_event(&mut bytes, false, sequence, sequence * 10, &event(sequence), None);
     }
-    disk.create(&name_of(number)).and_then(|mut file| file.append(&bytes)).expect("room");
+    record::seal(&mut bytes, seal.behind(length), length);
+    file.append(&bytes).expect("room");
+    (seal, length + bytes.len() as u64)
 }
 
 fn reader(disk: &Disk, written: u64) -> (PastReader, Arc<AtomicU64>) {
@@ -91,7 +94,7 @@ fn every_span_is_read_whole_and_in_order_in_stretches_of_any_length() {
 fn what_has_gone_is_told_and_what_is_not_written_is_waited_for() {
     let disk = Disk::default();
     segment(&disk, 3, 0, 1..100);
-    segment(&disk, 4, 99, 100..200);
+    let (seal, end) = segment(&disk, 4, 99, 100..200);
     let (mut reader, written) = reader(&disk, 150);
     let all = |_: &str, _: u64| true;
     let mut stretch =
@@ -108,6 +111,7 @@ fn what_has_gone_is_told_and_what_is_not_written_is_waited_for() {
     // A record that is being written.
     let (mut bytes, next) = (Vec::new(), event(200));
     record::write_event(&mut bytes, false, 300, 3_000, &next, None);
+    record::seal(&mut bytes, seal.behind(end), end);
     let mut file = disk.open(&name_of(4)).expect("it is there");
     file.append(&bytes[..30]).expect("room");
     assert_eq!(stretch(250, 400).events.len(), 0);

@@ -5,10 +5,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use fanwave::hub::backfill::{Archive, Away, Finding, Found, Pages, Style, Wanted};
-use fanwave::store::Stored;
-
 use fanwave::hub::source::{Submission, Submissions, Wish};
 use fanwave::refusal::{Refusal, RefusalReason};
+use fanwave::store::Stored;
 
 use super::*;
 
@@ -113,4 +112,38 @@ pub async fn serve(hub: SimHub, mut submissions: Submissions, seed: u64, kept: K
             reply.tell(Ok(Taken { sequence, duplicate: false }));
         }
     }
+}
+
+/// As many seeds as `FANWAVE_DICE_SEEDS` says; else as many as there is time for, which
+/// `FANWAVE_DICE_MS` says. `FANWAVE_SIM_SEED` names one.
+fn seeds_in_time() -> Box<dyn Iterator<Item = u64> + Send> {
+    let number = |name: &str| {
+        let text = std::env::var(name).ok()?;
+        Some(text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is a number")))
+    };
+    let (one, many) = (number("FANWAVE_SIM_SEED"), number("FANWAVE_DICE_SEEDS"));
+    if one.or(many).is_some() {
+        return Box::new(one.map_or(0..many.unwrap_or(0), |seed| seed..seed + 1));
+    }
+    let patience = std::time::Duration::from_millis(number("FANWAVE_DICE_MS").unwrap_or(1_500));
+    let began = std::time::Instant::now();
+    Box::new((0..).take_while(move |_| began.elapsed() < patience))
+}
+
+#[test]
+fn dice_whatever_a_source_does_what_it_places_reaches_everybody_once_and_in_order() {
+    let (seeds, all) = (Mutex::new(seeds_in_time()), Mutex::new(Tally::default()));
+    let threads = std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(8));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let next = || seeds.lock().expect("nobody panics with it").next();
+                let tally = play_all(std::iter::from_fn(next), true);
+                all.lock().expect("nobody panics with it").add(&tally);
+            });
+        }
+    });
+    let all = all.into_inner().expect("nobody panics with it");
+    assert!(all.heard > 0 && all.left_out + all.accepted > 0, "{all:?}");
+    eprintln!("{all:?}");
 }
