@@ -62,6 +62,20 @@ pub fn get(address: SocketAddr, path: &str) -> Result<Answer> {
     Ok(answer)
 }
 
+/// One `POST` on a connection of its own, whatever the answer.
+pub fn post(address: SocketAddr, path: &str, body: &[u8]) -> Result<Answer> {
+    let mut socket = connect(address)?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    socket.write_all(&post_request(address, path, body))?;
+    read_answer(&mut socket).with_context(|| format!("POST {path}"))
+}
+
+/// The bytes of a `POST` that leaves the connection open.
+pub fn post_request(address: SocketAddr, path: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
 /// Reads one answer; what may follow it on the connection must not have been asked for yet.
 pub fn read_answer(socket: &mut TcpStream) -> Result<Answer> {
     read_next(&mut BufReader::new(socket))

@@ -6,13 +6,14 @@
 //!
 //! Reading order: `workload` (what is asked), `target` (of whom), `outcome` (what it showed) are
 //! the vocabulary. Commands: `run` and `knee` do a `scenario` by way of `engine`, or `bulk` where
-//! all events come at once; `compare` puts rivals side by side; `plan` fits a cost model and
-//! answers from it; `prove/` measures one promise each, by `prove::cells` where it is CPU. They
-//! stand on `server` (starts who is measured), `publisher`, and `fleet`, which drives `receiver`
-//! processes over a `link`; a receiver splits bytes with `framing` and checks them with `audit`,
-//! behind TLS where that is spoken; `token` signs what bearers bring.
-//! `floor` and `usage` say what the kernel and a process cost, `fault` whose error it is. Results
-//! leave through `report` (tables, JSON), `page` (HTML), `hlog`, with their units in `unit`.
+//! all events come at once, or `cluster` where there are several nodes, which `recovery` kills;
+//! `compare` puts rivals side by side; `plan` fits a cost model and answers from it; `prove/`
+//! measures one promise each, by `prove::cells` where it is CPU. They stand on `server` (starts who
+//! is measured), `publisher`, and `fleet`, which drives `receiver` processes over a `link`; a
+//! receiver splits bytes with `framing` and checks them with `audit`, behind TLS where that is
+//! spoken; `token` signs what bearers bring. `floor` and `usage` say what the kernel and a process
+//! cost, `fault` whose error it is. Results leave through `report` (tables, JSON), `page` (HTML),
+//! `hlog`, with their units in `unit`.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -25,6 +26,7 @@ use prove::{Bench, Common};
 
 mod audit;
 mod bulk;
+mod cluster;
 mod compare;
 mod engine;
 mod fault;
@@ -83,6 +85,9 @@ enum Command {
     /// How many servers a number of subscribers and events needs: measures a cost model, answers
     /// from it
     Plan(Box<plan::PlanArgs>),
+    /// How long a cluster takes to be well again when one of its processes is killed under load, and
+    /// that nothing acknowledged is lost
+    Recovery(Box<cluster::RecoveryArgs>),
     /// What this kernel charges for a bare send(2) loop, and for io_uring sends, over the same kind
     /// of sockets
     Floor(prove::floor::FloorArgs),
@@ -146,10 +151,12 @@ fn main() -> ExitCode {
 fn run(common: Common, command: Command) -> Result<ExitCode> {
     let bench = || Bench::pinned(common.clone());
     match command {
+        Command::Run(args) if args.needs_all_cpus() => run::run(&Bench::unpinned(common)?, &args)?,
         Command::Run(args) => run::run(&bench()?, &args)?,
         Command::Knee(args) => knee::run(&bench()?, &args)?,
         Command::Compare(args) => compare::run(&bench()?, &args)?,
         Command::Plan(args) => plan::run(common, &args)?,
+        Command::Recovery(args) => cluster::recovery::run(&Bench::unpinned(common)?, &args)?,
         Command::Floor(args) => prove::floor::run(&bench()?, &args)?,
         Command::Cpu(args) => prove::cpu::run(&bench()?, &args)?,
         Command::Lanes(args) => prove::lanes::run(&bench()?, &args)?,

@@ -15,6 +15,7 @@ use clap::Args;
 use tempfile::NamedTempFile;
 
 use crate::bulk;
+use crate::cluster::{self, ClusterArgs, ClusterOutcome};
 use crate::engine::verdict::condemned;
 use crate::engine::{EngineOptions, measure};
 use crate::hlog;
@@ -28,6 +29,8 @@ use crate::server::{self, ServerChoice};
 use crate::unit::grouped;
 use crate::workload::{Pace, Workload};
 
+/// What several nodes do where no scenario is named.
+const CLUSTER_SCENARIO: &str = "ticker";
 /// The rules of a server whose topics have a value for each key.
 const CONFLATE_BY_KEY: &[u8] = b"[[rule]]\nmatch = \"**\"\nconflate = \"key\"\n";
 
@@ -35,7 +38,7 @@ const CONFLATE_BY_KEY: &[u8] = b"[[rule]]\nmatch = \"**\"\nconflate = \"key\"\n"
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
     /// Scenarios: names of built-in ones, or paths of TOML files
-    #[arg(value_name = "SCENARIO", required_unless_present_any = ["list", "all"])]
+    #[arg(value_name = "SCENARIO", required_unless_present_any = ["list", "all", "nodes"])]
     scenarios: Vec<String>,
     /// List the built-in scenarios
     #[arg(long)]
@@ -47,6 +50,8 @@ pub struct RunArgs {
     overrides: Overrides,
     #[command(flatten)]
     server: ServerChoice,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// Shards of a fanwave that is started here, all on the server's CPU [default: as many as its
     /// connections need]
     #[arg(long)]
@@ -72,6 +77,13 @@ pub struct Files {
     out: Option<PathBuf>,
 }
 
+impl RunArgs {
+    /// True if several nodes are started, which need all CPUs.
+    pub fn needs_all_cpus(&self) -> bool {
+        self.cluster.nodes.is_some()
+    }
+}
+
 /// Runs the scenarios. The error of a run whose audit found something is told after its tables.
 pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
     if args.list {
@@ -82,6 +94,7 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
     }
     let names: Vec<String> = match args.all {
         true => scenario::built_in()?.into_iter().map(|workload| workload.name).collect(),
+        false if args.scenarios.is_empty() => vec![CLUSTER_SCENARIO.to_owned()],
         false => scenario::expand(&args.scenarios),
     };
     let workloads =
@@ -89,6 +102,9 @@ pub fn run(bench: &Bench, args: &RunArgs) -> Result<()> {
     // A server that runs already may be elsewhere; the engine asks where before it connects.
     for workload in workloads.iter().filter(|_| !args.server.custom.is_given()) {
         Limits::read().check(workload.connections() as u64, true).with_context(|| workload.name.clone())?;
+    }
+    if args.cluster.nodes.is_some() {
+        return run_cluster(bench, args, &workloads);
     }
     let at_once = workloads.iter().filter(|workload| matches!(workload.publish, Pace::AtOnce { .. })).count();
     if at_once > 0 {
@@ -155,6 +171,23 @@ fn run_bulk(bench: &Bench, args: &RunArgs, workloads: &[Workload]) -> Result<()>
     say("");
     bulk::show(&parts);
     let bad: Vec<String> = parts.iter().filter_map(bulk::Judged::condemned).collect();
+    match bad.is_empty() {
+        true => Ok(()),
+        false => bail!("{}", bad.join("; ")),
+    }
+}
+
+/// Runs workloads on several nodes. What was lost is told after the tables, as one error.
+fn run_cluster(bench: &Bench, args: &RunArgs, workloads: &[Workload]) -> Result<()> {
+    let Files { page, hlog, out } = &args.files;
+    if page.is_some() || hlog.is_some() || out.is_some() {
+        bail!("--nodes has no page and no interval log; give --json for a file");
+    }
+    let measure = |workload| cluster::measure(&args.cluster, &args.server, workload);
+    let outcomes = workloads.iter().map(measure).collect::<Result<Vec<_>>>()?;
+    save(bench.common.json.as_deref(), "run", &bench.machine, &outcomes)?;
+    cluster::show(&bench.machine, &outcomes);
+    let bad: Vec<String> = outcomes.iter().filter_map(ClusterOutcome::condemned).collect();
     match bad.is_empty() {
         true => Ok(()),
         false => bail!("{}", bad.join("; ")),

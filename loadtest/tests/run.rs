@@ -11,6 +11,7 @@ use std::process::Stdio;
 use serde_json::Value;
 use toy::{Deed, at, fan_out, loadtest, loadtest_among_others, loadtest_into, scratch, small_scenario};
 
+mod cluster;
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod toy;
 

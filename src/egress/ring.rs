@@ -98,7 +98,7 @@ pub enum Completion<'a> {
         slot: Slot,
     },
     /// A request came on a carrier ([`EgressRing::carry`]). Its stream is a connection like any, with
-    /// a slot that belongs to no socket.
+    /// a slot that belongs to no socket. Its receive is in the ring already.
     StreamOpened {
         /// The slot of the stream.
         slot: Slot,

@@ -5,16 +5,20 @@ use std::rc::Rc;
 
 use crate::config::limits::{
     H2_CARRIER_BYTES, H2_EMPTY_FRAMES, H2_PINGS, H2_RESETS, H2_SETTINGS, H2_STREAM_BYTES, H2_WINDOW_UPDATES,
+    POST_BODY_MS_MAX,
 };
 use crate::egress::{Batch, Slot};
-use crate::wire::http2::Fault;
-use crate::wire::http2::frame::{self, Header, WINDOW};
+use crate::wire::http2::frame::{self, Header, WINDOW, kind};
 use crate::wire::http2::hpack::Decoder;
 use crate::wire::http2::request::Body;
 use crate::wire::http2::settings::Settings;
+use crate::wire::http2::{ErrorCode, Fault};
 
 /// The carrier of a stream that has none any more.
 pub(super) const NOBODY: Slot = Slot::MAX;
+
+/// No stream has a number as high.
+pub(super) const ALL: u32 = u32::MAX;
 
 /// Kinds of frames of which there may be too many, the index of their counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,16 +89,18 @@ pub(super) struct Carrier {
     pub owed: u32,
     /// The highest number of a stream so far.
     pub last: u32,
+    /// The highest number of a stream that was reset by us. What comes for one up to here may have
+    /// been on its way.
+    pub reset: u32,
+    /// Its streams are heard up to this one: up to [`ALL`], until it is told farewell.
+    pub heard_to: u32,
     pub budgets: Budgets,
     /// What it is in the middle of.
     pub cold: Option<Box<Cold>>,
     /// Its receive is in the ring.
     pub receiving: bool,
-    /// The preface has come, and the SETTINGS that follow it.
-    pub has_preface: bool,
+    /// SETTINGS have come, which follow the preface.
     pub has_settings: bool,
-    /// It was told that nothing more is to be asked.
-    pub has_farewell: bool,
     /// It is in `Layer::due`.
     pub is_due: bool,
     /// It is in `Layer::watched`.
@@ -124,6 +130,8 @@ pub(super) struct Cold {
     pub closing: bool,
     /// The shard wants our side of the stream ended.
     pub ending: bool,
+    /// It has asked for that: what comes yet is dropped, for nothing can be answered.
+    pub has_ended: bool,
     /// What the ring does for it was asked to end.
     pub cancelled: bool,
 }
@@ -150,12 +158,12 @@ impl Carrier {
             received: 0,
             owed: 0,
             last: 0,
+            reset: 0,
+            heard_to: ALL,
             budgets: Budgets { tick, ..Budgets::default() },
             cold: None,
             receiving,
-            has_preface: false,
             has_settings: false,
-            has_farewell: false,
             is_due: false,
             is_watched: false,
         }
@@ -177,9 +185,29 @@ impl Carrier {
         self.cold.as_ref().is_some_and(|cold| cold.rest.is_some())
     }
 
-    /// True once nothing that comes on it is heard.
+    /// True once its end was told.
     pub fn is_over(&self) -> bool {
         self.cold.as_ref().is_some_and(|cold| cold.is_over)
+    }
+
+    /// True once nothing that comes on it is heard.
+    pub fn is_deaf(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| cold.is_over || cold.has_ended || cold.cancelled)
+    }
+
+    /// Says farewell, and up to which stream its client is heard: never further than it was told
+    /// before (RFC 9113 §6.8).
+    pub fn push_goaway(&mut self, code: ErrorCode) {
+        if self.heard_to == ALL {
+            self.heard_to = self.last;
+        }
+        frame::push_goaway(&mut self.out, self.heard_to, code);
+    }
+
+    /// Ends a stream in the middle of it.
+    pub fn push_reset(&mut self, id: u32, code: ErrorCode) {
+        self.reset = self.reset.max(id);
+        frame::push_reset(&mut self.out, id, code);
     }
 
     /// The slot of a stream by its number.
@@ -224,12 +252,21 @@ impl Cold {
             && !self.is_over
             && !self.closing
             && !self.ending
+            && !self.has_ended
             && !self.cancelled
     }
 
     /// True while something has begun and not come to its end.
     pub fn is_partial(&self) -> bool {
         !self.part.is_empty() || self.block.is_some()
+    }
+
+    /// Milliseconds that it has for that. A body comes as fast as its client can send it.
+    pub fn patience_ms(&self, head_ms_max: u64) -> u64 {
+        match self.part.get(frame::KIND_AT) {
+            Some(&kind::DATA) if self.block.is_none() => head_ms_max.max(POST_BODY_MS_MAX),
+            _ => head_ms_max,
+        }
     }
 }
 

@@ -189,6 +189,8 @@ impl Layer {
                 Told::StreamEnded(slot) => Completion::StreamEnded { slot },
                 Told::Closed(slot) => {
                     *self.stream(slot) = Stream::free();
+                    // The next stream with this slot has not sent it.
+                    self.held.remove(&slot);
                     self.free.push(slot);
                     Completion::Closed { slot }
                 }
@@ -210,7 +212,8 @@ impl Layer {
             let Some(cold) = carrier.cold.as_deref().filter(|cold| !cold.is_over) else { continue };
             let sending = cold.rest.as_ref().and_then(|rest| rest.sending);
             let begun = cold.is_partial().then_some(cold.since);
-            if begun.is_some_and(|since| tick - since >= ticks(rules.head_ms_max)) {
+            let patience = ticks(cold.patience_ms(rules.head_ms_max));
+            if begun.is_some_and(|since| tick - since >= patience) {
                 self.fail(slot, Fault::TOO_SLOW, handle);
             } else if sending.is_some_and(|since| tick - since >= ticks(rules.stall_ms_max)) {
                 self.fail(slot, Fault::STALLED, handle);

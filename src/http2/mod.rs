@@ -32,8 +32,8 @@ use crate::config::limits::H2_PIECE_BYTES_MAX;
 use crate::egress::{Batch, Completion, EgressRing, ReceiveEnd, RingError, SendError, SendMode, Slot};
 use crate::wire::http2::hpack::Scratch;
 use crate::wire::http2::request::Request;
-use crate::wire::http2::{ErrorCode, frame};
-use carrier::{Carrier, Stream};
+use crate::wire::http2::{ErrorCode, PREFACE, frame};
+use carrier::{ALL, Carrier, Stream};
 use pieces::Pieces;
 
 mod carrier;
@@ -303,7 +303,10 @@ impl<R: EgressRing> EgressRing for Http2<R> {
         self.say_farewell(slot);
         let Layer { carriers, due, .. } = &mut self.layer;
         if let Some(carrier) = carriers[slot as usize].as_deref_mut() {
-            carrier.warm_up().ending = true;
+            let cold = carrier.warm_up();
+            (cold.part, cold.block) = (Vec::new(), None);
+            cold.ending = true;
+            cold.has_ended = true;
             Layer::mark_due(due, slot, carrier);
         }
     }
@@ -376,8 +379,8 @@ impl<R: EgressRing> EgressRing for Http2<R> {
     fn say_farewell(&mut self, slot: Slot) {
         let Layer { carriers, due, .. } = &mut self.layer;
         let Some(carrier) = carriers.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
-        if !std::mem::replace(&mut carrier.has_farewell, true) {
-            frame::push_goaway(&mut carrier.out, carrier.last, ErrorCode::NoError);
+        if carrier.heard_to == ALL {
+            carrier.push_goaway(ErrorCode::NoError);
             Layer::mark_due(due, slot, carrier);
         }
     }
@@ -440,7 +443,9 @@ impl<R: EgressRing> EgressRing for Http2<R> {
             layer.tell_held(slot, handle);
         }
         for (slot, bytes) in std::mem::take(&mut layer.unread) {
-            layer.read(slot, &bytes, handle);
+            // The shard has seen the preface.
+            let frames = bytes.strip_prefix(PREFACE).expect("it stands before everything");
+            layer.read(slot, frames, handle);
         }
         reaped += ring.reap(&mut |completion| layer.translate(completion, handle));
         if ring.room() > 0 {

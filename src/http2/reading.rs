@@ -7,11 +7,11 @@ use super::Layer;
 use super::carrier::{Carrier, Kind, NOBODY, Stream};
 use crate::config::limits::{H2_CONTINUATIONS_MAX, H2_WORDS_BYTES_MAX};
 use crate::egress::{Completion, ReceiveEnd, Slot};
+use crate::wire::http2::Fault;
 use crate::wire::http2::frame::{
     self, HEADER, Header, PAYLOAD_MAX, WINDOW, WINDOW_MAX, flag, kind, without_padding,
 };
 use crate::wire::http2::request::Body;
-use crate::wire::http2::{ErrorCode, Fault, PREFACE};
 
 type Handle<'a> = &'a mut dyn FnMut(Completion<'_>);
 
@@ -19,7 +19,7 @@ impl Layer {
     /// The client of a carrier has sent something.
     pub(super) fn read(&mut self, slot: Slot, bytes: &[u8], handle: Handle<'_>) {
         let Some(mut carrier) = self.carriers.get_mut(slot as usize).and_then(Option::take) else { return };
-        let read = match carrier.is_over() {
+        let read = match carrier.is_deaf() {
             true => Ok(()),
             false => self.read_frames(slot, &mut carrier, bytes, handle),
         };
@@ -41,7 +41,7 @@ impl Layer {
         self.part_with_streams(slot);
         let Layer { carriers, due, .. } = self;
         let Some(carrier) = carriers[slot as usize].as_deref_mut() else { return };
-        frame::push_goaway(&mut carrier.out, carrier.last, fault.code);
+        carrier.push_goaway(fault.code);
         let cold = carrier.warm_up();
         (cold.part, cold.block) = (Vec::new(), None);
         cold.is_over = true;
@@ -56,11 +56,6 @@ impl Layer {
         mut bytes: &[u8],
         handle: Handle<'_>,
     ) -> Result<(), Fault> {
-        if !carrier.has_preface {
-            // The shard has seen it.
-            bytes = bytes.strip_prefix(PREFACE).ok_or(Fault::PROTOCOL)?;
-            carrier.has_preface = true;
-        }
         let mut part = match &mut carrier.cold {
             Some(cold) => std::mem::take(&mut cold.part),
             None => Vec::new(),
@@ -234,6 +229,10 @@ impl Layer {
         // What stands beside the data of this frame is read with it.
         self.hear(carrier, slot, &mut heard, length, handle);
         self.heard = heard;
+        // It is given room, and does not read that.
+        if carrier.is_stuck() && carrier.out.len() > H2_WORDS_BYTES_MAX {
+            return Err(Fault::STALLED);
+        }
         Ok(())
     }
 
@@ -276,15 +275,17 @@ impl Layer {
         self.carriers[of as usize] = Some(carrier);
     }
 
-    /// A frame came for a stream that is gone, or was never there.
+    /// A frame came for a stream that is gone, or was never there. Nothing is said on a stream that
+    /// is closed (RFC 9113 §5.1), and none is reset twice (§5.4.2).
     fn meet_gone(&self, carrier: &mut Carrier, id: u32) -> Result<(), Fault> {
         if id > carrier.last || id.is_multiple_of(2) {
             return Err(Fault::PROTOCOL);
         }
-        // It may have been on its way when we reset its stream.
-        self.say(carrier, Kind::EmptyFrames)?;
-        frame::push_reset(&mut carrier.out, id, ErrorCode::StreamClosed);
-        Ok(())
+        if id > carrier.reset {
+            // Its client has ended it.
+            return Err(Fault::STREAM_CLOSED);
+        }
+        carrier.budgets.charge(Kind::EmptyFrames, self.tick)
     }
 
     fn read_headers(
@@ -305,6 +306,7 @@ impl Layer {
         let cold = carrier.warm_up();
         cold.block = Some((header, fragment.to_vec()));
         cold.continuations = 0;
+        cold.since = self.tick;
         Ok(())
     }
 
@@ -343,8 +345,7 @@ impl Layer {
         let Layer { request, scratch, rules, .. } = self;
         request.begin(rules.head_bytes_max);
         let each = &mut |name: &[u8], value: &[u8]| request.take(name, value);
-        carrier.decoder.read(block, scratch, each).map_err(|_| Fault::COMPRESSION)?;
-        if request.is_bomb() {
+        if !carrier.decoder.read(block, scratch, each).map_err(|_| Fault::COMPRESSION)? {
             return Err(Fault::FIELD_BOMB);
         }
         let id = header.stream;
@@ -361,7 +362,7 @@ impl Layer {
         let is_over = header.has(flag::END_STREAM);
         let mut heard = std::mem::take(&mut self.heard);
         heard.clear();
-        let body = match carrier.has_farewell || carrier.streams.len() >= self.rules.per_carrier_max {
+        let body = match id > carrier.heard_to || carrier.streams.len() >= self.rules.per_carrier_max {
             true => Err(Fault::REFUSED),
             false => self.request.finish(is_over, &mut heard),
         };
@@ -373,6 +374,8 @@ impl Layer {
                 window: carrier.settings.window as i32,
                 body,
                 is_silent: is_over,
+                // It may be paused before the shard has asked for anything.
+                armed: true,
                 ..Stream::free()
             };
             Ok(stream)
@@ -386,7 +389,7 @@ impl Layer {
             }
             Err(fault) => {
                 self.say(carrier, Kind::Resets)?;
-                frame::push_reset(&mut carrier.out, id, fault.code);
+                carrier.push_reset(id, fault.code);
                 handle(Completion::StreamRefused { reason: fault.reason });
             }
         }
@@ -437,7 +440,7 @@ impl Layer {
     /// A stream ends for a fault of its client, which is told.
     fn end_with(&mut self, carrier: &mut Carrier, slot: Slot, fault: Fault) {
         let stream = self.stream(slot);
-        frame::push_reset(&mut carrier.out, stream.id, fault.code);
+        carrier.push_reset(stream.id, fault.code);
         carrier.let_go(stream, slot);
         self.end_receive(slot, ReceiveEnd::Against(fault.reason));
     }

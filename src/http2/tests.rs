@@ -11,7 +11,7 @@ use crate::broadcast::{
 };
 use crate::clock::Stamp;
 use crate::close::CloseReason;
-use crate::config::limits::{H2_IDLE_MS_MAX, LINGER_MS_MAX, TICK_MS};
+use crate::config::limits::{H2_IDLE_MS_MAX, LINGER_MS_MAX, POST_BODY_MS_MAX, TICK_MS};
 use crate::config::{Config, Limits};
 use crate::egress::Slot;
 use crate::egress::sim::{SimRing, Weather};
@@ -20,6 +20,8 @@ use crate::shard::{Shard, ShardSetup};
 use crate::wire::http2::PREFACE;
 use h2::{Client, WINDOW_SETTING, block, frame_of};
 
+mod bodies;
+mod ends;
 #[path = "../../tests/support/h2.rs"]
 pub mod h2;
 
@@ -45,7 +47,11 @@ impl Bench {
 
     fn with(limits: Limits) -> Bench {
         let client_publish = vec!["t".parse().expect("a pattern")];
-        let config = Arc::new(Config { limits, client_publish, ..Config::default() });
+        Bench::of(Config { limits, client_publish, ..Config::default() })
+    }
+
+    fn of(config: Config) -> Bench {
+        let config = Arc::new(config);
         let (outbox, inbox) = path(8).expect("eventfd");
         let now = Stamp(1_000_000_000);
         let rules = StreamRules {
@@ -354,19 +360,23 @@ fn a_carrier_without_streams_ends_after_a_while() {
 
 #[test]
 fn what_does_not_come_to_its_end_in_time_ends_its_carrier() {
-    let limits = Limits::default();
-    for bytes in [
-        frame_of(1, 0, 1, &block(&[(":method", "GET")])),
-        frame_of(1, 5, 1, &block(&[(":method", "GET")]))[..12].to_vec(),
+    let head_ms_max = Limits::default().handshake_ms_max;
+    let (post, post_bytes) = Client::default().request("POST", "/topics/t", &[], false);
+    let body = [post_bytes, frame_of(0, 1, post, b"hello")[..11].to_vec()].concat();
+    for (bytes, ms_max, last) in [
+        (frame_of(1, 0, 1, &block(&[(":method", "GET")])), head_ms_max, 0),
+        (frame_of(1, 5, 1, &block(&[(":method", "GET")]))[..12].to_vec(), head_ms_max, 0),
+        (body, POST_BODY_MS_MAX, post),
     ] {
         let mut bench = Bench::new();
         let mut peer = bench.connect(&[]);
+        peer.client.get("/");
         bench.say(&mut peer, &bytes);
-        bench.wait(limits.handshake_ms_max / 2);
+        bench.wait(ms_max / 2);
         assert_eq!(peer.client.goaway, None);
-        bench.wait(2 * limits.handshake_ms_max);
+        bench.wait(2 * ms_max);
         bench.hear(&mut peer);
-        assert_eq!(peer.client.goaway, Some((0, 11)));
+        assert_eq!(peer.client.goaway, Some((last, 11)));
         assert_eq!(bench.closed(CloseReason::HandshakeTimeout), 1);
     }
 }
@@ -409,6 +419,29 @@ fn bytes_may_come_one_by_one() {
         bench.turns();
     }
     assert!(bench.outbox.uplink().take().is_some());
+}
+
+/// Versions 1 and 2, cut anywhere, before a client that is known by its address from then on.
+#[test]
+fn a_proxy_header_may_stand_before_the_preface_in_any_pieces() {
+    let listen = ["127.0.0.1:1", "127.0.0.1:2"].map(|text| text.parse().expect("an address"));
+    let v1 = b"PROXY TCP4 198.51.100.7 192.0.2.9 50000 80\r\n".to_vec();
+    let v2 = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"[..], &[198, 51, 100, 7, 192, 0, 2, 9, 195, 80, 0, 80]];
+    for header in [v1, v2.concat()] {
+        for cut in [1, 16, header.len() - 1, header.len(), header.len() + 1, header.len() + 23] {
+            let (listen, proxy_protocol) = (listen.to_vec(), vec![listen[1]]);
+            let mut bench = Bench::of(Config { listen, proxy_protocol, ..Config::default() });
+            let slot = bench.sim().connect_from(std::net::Ipv4Addr::LOCALHOST, 1).expect("a free socket");
+            let mut peer = Peer { slot, client: Client::default() };
+            let hello = [&header[..], &peer.client.hello(&[])].concat();
+            bench.say(&mut peer, &hello[..cut]);
+            bench.say(&mut peer, &hello[cut..]);
+            let stream = bench.get(&mut peer, "/sse/t");
+            bench.publish(10);
+            bench.hear(&mut peer);
+            assert_eq!(ids(&peer.client.take(stream)), [1], "cut at {cut}");
+        }
+    }
 }
 
 /// RFC 9113, by section: what a client says, and the code with which its connection ends.

@@ -75,10 +75,10 @@ impl Layer {
         let Some(mut waiting) = carrier.cold.as_mut().map(|cold| std::mem::take(&mut cold.waiting)) else {
             return;
         };
-        // So many in a row had no room.
+        // So many in a row had no room. Also without a window of the carrier all are asked: no head
+        // waits for one (RFC 9113 §6.9).
         let mut idle = 0;
         while idle < waiting.len()
-            && carrier.window > 0
             && carrier.out.len() < H2_PIECE_BYTES_MAX
             && let Some(next) = waiting.pop_front()
         {
@@ -119,11 +119,11 @@ impl Layer {
         let Some(carrier) = self.detach(slot) else { return };
         match has_head {
             true => frame::push(&mut carrier.out, kind::DATA, flag::END_STREAM, id, &[]),
-            false => frame::push_reset(&mut carrier.out, id, ErrorCode::Cancel),
+            false => carrier.push_reset(id, ErrorCode::Cancel),
         }
         if has_head && !is_silent {
             // All is said, and the rest of the request is not needed (RFC 9113 §8.1).
-            frame::push_reset(&mut carrier.out, id, ErrorCode::NoError);
+            carrier.push_reset(id, ErrorCode::NoError);
         }
         // Nothing more comes from the client either.
         self.end_receive(slot, ReceiveEnd::EndOfStream);
@@ -148,7 +148,7 @@ impl Layer {
     pub(super) fn reset(&mut self, slot: Slot, code: ErrorCode) {
         let id = self.stream(slot).id;
         if let Some(carrier) = self.detach(slot) {
-            frame::push_reset(&mut carrier.out, id, code);
+            carrier.push_reset(id, code);
         }
     }
 }

@@ -458,7 +458,10 @@ impl Connections {
     pub fn occupy_stream(&mut self, slot: Slot, carrier: Slot, tick: u32) {
         let peer = self.get(carrier).peer();
         self.occupy(slot, peer, tick);
-        self.get_mut(slot).standing = Standing::Carried;
+        let stream = self.get_mut(slot);
+        stream.standing = Standing::Carried;
+        // What follows on its request is on its way already.
+        stream.receiving = true;
         self.streams += 1;
     }
 

@@ -25,7 +25,6 @@ impl State {
                 self.metrics.http2.opened += 1;
                 self.connections.get_mut(carrier).since = self.tick;
                 self.connections.occupy_stream(slot, carrier, self.tick);
-                self.mark_ready(slot);
             }
             Completion::StreamRefused { reason } => self.metrics.closed[reason.index()] += 1,
             Completion::AcceptFailed(errno) => {

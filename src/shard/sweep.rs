@@ -330,10 +330,12 @@ impl State {
             return;
         }
         connection.since = tick;
-        if is_draining {
+        let carries_none = ring.streams(slot) == 0;
+        if is_draining || carries_none {
+            // A request that is on its way meanwhile is known not to be heard.
             ring.say_farewell(slot);
         }
-        if ring.streams(slot) == 0 {
+        if carries_none {
             self.finish(slot, if is_draining { CloseReason::Draining } else { CloseReason::Answered });
         }
     }

@@ -240,6 +240,7 @@ def cases():
         ("4.2 a frame beyond the largest size", [settings, b"\0\x40\x01\0\0\0\0\0\x01" + bytes(16385)], 6),
         ("4.3 a block within which another frame stands", [settings, headers(1, good), ping], 1),
         ("5.1 DATA on an idle stream", [settings, frame(DataFrame, 1, data=b"x")], 1),
+        ("5.1 DATA behind a reset of its own", [settings, get, frame(RstStreamFrame, 1, error_code=8), frame(DataFrame, 1, data=b"x")], 5),
         ("5.1.1 an even number", [settings, headers(2, good, "END_HEADERS")], 1),
         ("6.3 PRIORITY that is too short", [settings, b"\0\0\x04\x02\0\0\0\0\x01\0\0\0\0"], 6),
         ("6.4 RST_STREAM on an idle stream", [settings, frame(RstStreamFrame, 1)], 1),
@@ -251,6 +252,7 @@ def cases():
         ("6.10 CONTINUATION of nothing", [settings, frame(ContinuationFrame, 1, data=good)], 1),
         ("7541 6.1 an index that nobody told", [settings, request(b"\xbe")], 9),
         ("7541 5.2 a text that ends within a code", [settings, request(b"\x00\x81\xff\x81\xff")], 9),
+        ("10.5.1 a byte for each 4,000 of fields", [settings, request(b"\x40\x01a\x7f\xa1\x1e" + b"x" * 4000 + b"\xbe" * 4000)], 11),
         ("9113 4.3.1 no size of the table behind our SETTINGS", [settings, twice[0], ack, twice[1]], 9),
     ]
     of_stream = [
@@ -265,6 +267,7 @@ def cases():
         ("8.2.2 Connection", request(block(*fields("GET", "/", ("connection", "close")))), 1),
         ("8.1.1 a body of another length", headers(1, block(*fields("POST", "/topics/t", ("content-length", "3"))), "END_HEADERS") + frame(DataFrame, 1, ["END_STREAM"], data=b"four"), 1),
         ("5.1 DATA behind the end", get + frame(DataFrame, 1, data=b"x"), 5),
+        ("5.4.2 DATA behind a reset of ours", headers(1, without(":method"), "END_HEADERS") + frame(DataFrame, 1, data=b"x"), 1),
         ("6.9 no more room", get + b"\0\0\x04\x08\0\0\0\0\x01\0\0\0\0", 1),
         ("6.9.1 a window of a stream that is too large", get + frame(WindowUpdateFrame, 1, window_increment=2**31 - 1), 3),
     ]

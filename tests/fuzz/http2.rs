@@ -34,11 +34,9 @@ pub fn fields(data: &[u8]) {
         let mut names = 0;
         let each = &mut |name: &[u8], value: &[u8]| {
             names += 1;
-            request.take(name, value);
+            request.take(name, value)
         };
-        if decoder.read(block, &mut scratch, each).is_err() {
-            return;
-        }
+        let Ok(true) = decoder.read(block, &mut scratch, each) else { return };
         let mut head = Vec::new();
         let Ok(body) = request.finish(length % 2 == 0, &mut head) else { continue };
         let lines = head.iter().filter(|byte| **byte == b'\n').count();

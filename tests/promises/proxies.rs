@@ -1,5 +1,5 @@
 //! Claim: event streams and WebSockets pass through nginx and HAProxy with the configurations of
-//! `deploy/`, as they come.
+//! `deploy/`, as they come; so does HTTP/2 through a proxy that ends TLS and passes on what is in it.
 //!
 //! Set-up: Debian's packages, the examples with ports replaced and without TLS, a server behind
 //! them.
@@ -11,8 +11,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use super::http2::Client;
 use crate::support::peer::request;
 use crate::support::raw::exchange;
+use crate::support::secure::certificate;
 use crate::support::{Protocol, Scratch, Server, Subscriber, until};
 
 /// A proxy in the foreground, gone with its value.
@@ -145,4 +147,34 @@ async fn proxy_haproxy() {
     }
     let refused = exchange(front, request(Protocol::WebSocket, &["t"], None).as_bytes()).await;
     assert_eq!(refused.status, 429, "{refused:?}");
+}
+
+/// All streams of a client share one connection behind the proxy, too.
+#[tokio::test]
+#[ignore = "needs haproxy"]
+async fn proxy_haproxy_passes_http_2_on() {
+    let scratch = Scratch::new();
+    let trusted = certificate(&scratch);
+    let text = |name: &str| std::fs::read_to_string(scratch.path(name)).expect("it was written");
+    let pem = scratch.write("both.pem", &[text("cert.pem"), text("key.pem")].concat());
+    for version in ["send-proxy", "send-proxy-v2"] {
+        let server = Server::start(&["--shards", "1", "--proxy-protocol", "127.0.0.1:0"]);
+        let (front, back) = (free_address(), server.data);
+        let site = format!(
+            "defaults\n    mode tcp\n    timeout connect 5s\n    timeout client 60s\n    timeout server 60s\n\
+             listen fanwave\n    bind {front} ssl crt {pem} alpn h2,http/1.1\n    server edge1 {back} {version}\n"
+        );
+        let file = scratch.write("haproxy.cfg", &site);
+        let _haproxy = Proxy::start(Command::new("haproxy").args(["-db", "-f", &file]));
+        until("the proxy to listen", async || std::net::TcpStream::connect(front).ok()).await;
+        let mut client = Client::secure(front, &trusted);
+        let streams = [(); 2].map(|()| client.get("/sse/t", &[]));
+        server.await_subscribers("t", 2, 0).await;
+        server.publish("t", "hello").await;
+        for stream in streams {
+            client.hears(stream, "data: hello");
+        }
+        let http2 = server.stats().await["totals"]["http2"].clone();
+        assert_eq!(http2, serde_json::json!({ "carriers": 1, "opened": 2, "streams": 2 }), "{version}");
+    }
 }

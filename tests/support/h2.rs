@@ -177,7 +177,10 @@ impl Client {
                 let stream = self.streams.get_mut(&header.stream).expect("a stream that was asked for");
                 assert!(stream.status.is_none() && !stream.ended, "one head for an answer");
                 let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("ASCII");
-                let each = &mut |name: &[u8], value: &[u8]| stream.fields.push((text(name), text(value)));
+                let each = &mut |name: &[u8], value: &[u8]| {
+                    stream.fields.push((text(name), text(value)));
+                    true
+                };
                 self.decoder.read(payload, &mut Scratch::default(), each).expect("a block of fields");
                 let (name, status) = stream.fields.remove(0);
                 assert_eq!(name, ":status");

@@ -16,6 +16,7 @@ use super::within;
 const PAGE: &str = include_str!("../browser/page.html");
 const RETURNING: &str = include_str!("../browser/returning.html");
 const CONVERSATION: &str = include_str!("../browser/conversation.html");
+const MANY: &str = include_str!("../browser/many.html");
 
 /// A browser of Debian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,8 @@ async fn serve_one(mut socket: TcpStream, reports: mpsc::UnboundedSender<String>
         ("200 OK", RETURNING)
     } else if request.starts_with(b"GET /conversation") {
         ("200 OK", CONVERSATION)
+    } else if request.starts_with(b"GET /many") {
+        ("200 OK", MANY)
     } else if request.starts_with(b"POST /report") {
         let body = &request[head_bytes..head_bytes + body_bytes];
         // The test may have seen enough.

@@ -5,7 +5,7 @@
 //! turns: floor, fanwave, nchan, NATS, floor, … While one is measured the others are idle, which is
 //! checked. So a drift of the machine falls on all, and only ratios of one round count.
 //! `prove::cells` measures CPU, [`memory`] idle connections, [`show`] and [`picture`] tell the
-//! outcome.
+//! outcome. [`through`] asks something else: what a stream of JetStream behind fanwave costs in time.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,13 +19,14 @@ use crate::prove::Bench;
 use crate::prove::cells::{self, Cell, Entry};
 use crate::prove::leg::{Window, leg_time};
 use crate::report::{check_place, save};
-use crate::server::{CustomArgs, Doors, FanwaveArgs, Rival, ServerChoice};
+use crate::server::{CustomArgs, Doors, FanwaveArgs, NatsArgs, Rival, ServerChoice};
 use crate::stamp::STAMP_BYTES;
 use memory::Reading;
 
 mod memory;
 mod picture;
 mod show;
+mod through;
 
 /// Options of `compare`.
 #[derive(Debug, Clone, Args)]
@@ -62,6 +63,15 @@ pub struct CompareArgs {
     /// Idle subscribers at the two readings of memory
     #[arg(long, value_name = "FEW,MANY", value_delimiter = ',', default_value = "1000,9000")]
     memory_connections: Vec<usize>,
+    /// Measure in place of all that: publish to the last subscriber, and events per second, with
+    /// fanwave on a stream of JetStream, beside NATS's own WebSocket with the same stream
+    #[arg(long)]
+    through_cluster: bool,
+    #[command(flatten)]
+    nats: NatsArgs,
+    /// Events per second with --through-cluster, for the time to the last subscriber
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 20.0)]
+    rate: f64,
     /// Save the report as one HTML file that needs nothing but a browser
     #[arg(long, value_name = "FILE")]
     page: Option<PathBuf>,
@@ -85,6 +95,9 @@ struct Comparison {
 pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     let time = leg_time("--seconds-per-leg", args.seconds_per_leg)?;
     let (few, many) = check(args)?;
+    if args.through_cluster {
+        return through::run(bench, args);
+    }
     args.page.as_deref().map_or(Ok(()), check_place)?;
     let choices = choices(args);
     let plan = cells::Plan {

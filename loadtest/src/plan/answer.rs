@@ -17,6 +17,7 @@ use super::fit::Estimate;
 use super::model::Model;
 use super::question::Question;
 use super::settings::{self, BUFFER_BYTES, DESCRIPTORS_MOST, Settings};
+use super::stream::StreamCost;
 use super::work::Work;
 use crate::framing::Protocol;
 
@@ -55,6 +56,11 @@ pub struct Answer {
     pub nodes: f64,
     /// With the spare ones.
     pub nodes_in_all: f64,
+    /// CPU seconds per second of one node for reading the stream that all share; none without one.
+    pub stream_per_node: Option<Estimate>,
+    /// Events per second of the stream that one node reads at most, at the planned utilisation of
+    /// one core.
+    pub stream_rate_max: Option<f64>,
     /// Shards of one node.
     pub shards_per_node: f64,
     /// Connections of one node when none is spare.
@@ -112,6 +118,7 @@ struct Traffic {
 
 /// Answers.
 pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
+    let stream = stream(model, question)?;
     let traffic = traffic(model, question);
     let cores = cores(model, question, &traffic)?;
     let limits = settings::limits(question);
@@ -133,6 +140,8 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         nodes_by,
         nodes,
         nodes_in_all: in_all,
+        stream_per_node: stream.map(|cost| cost.read.times(question.rate * 1e-6)),
+        stream_rate_max: stream.map(|cost| question.utilisation * 1e6 / cost.read.high),
         shards_per_node: question.node_cores,
         connections_per_node,
         connections_per_shard,
@@ -256,7 +265,37 @@ fn cpu(model: &Model, question: &Question, traffic: &Traffic, shards: f64) -> Es
         closes: question.churn / shards,
         heartbeats: traffic.heartbeats / shards,
     };
-    model.cpu(&shard).times(shards)
+    let all = model.cpu(&shard).times(shards);
+    let Some(cost) = model.stream.as_ref().filter(|_| question.source.is_some()) else { return all };
+    // Each node reads each event once, in place of one shard's taking it in; one node publishes it.
+    let taken_in = model.cpu.value("publish");
+    let reading = |read: f64| (read - taken_in).max(0.0) * shards / question.node_cores;
+    let stream = |read: f64, publish: f64| question.rate * 1e-6 * (reading(read) + publish);
+    Estimate {
+        value: all.value + stream(cost.read.value, cost.publish.value),
+        low: all.low + stream(cost.read.low, cost.publish.low),
+        high: all.high + stream(cost.read.high, cost.publish.high),
+    }
+}
+
+/// What the stream costs that the nodes share, if they do. One task of a node reads it, so one core
+/// must be enough.
+fn stream<'a>(model: &'a Model, question: &Question) -> Result<Option<&'a StreamCost>> {
+    if question.source.is_none() {
+        return Ok(None);
+    }
+    let Some(cost) = &model.stream else {
+        bail!("this model does not know what a stream costs: measure one with --source nats --save FILE");
+    };
+    let most = question.utilisation * 1e6 / cost.read.high;
+    if question.rate > most {
+        bail!(
+            "no number of nodes is enough: each reads every event, and one core reads at most {most:.0} events/s at {} %; \
+             publish less often, or divide the topics between clusters",
+            question.utilisation * 100.0
+        );
+    }
+    Ok(Some(cost))
 }
 
 /// The fewest shards whose CPU, at its upper end, stays within the planned utilisation; one shard
@@ -510,6 +549,31 @@ mod tests {
         let error =
             answered("--subscribers 10 --topics 10 --rate 10000").expect_err("100 µs each").to_string();
         assert!(error.contains("10000 events/s") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn every_node_pays_for_reading_the_stream_and_one_for_publishing() {
+        let exactly = |value| Estimate { value, low: value, high: value };
+        let mut model = model();
+        let line = "--subscribers 1000000 --rate 1 --bytes 200 --churn 1000 --source nats";
+        let question = asked(line).expect("possible").expect("asked");
+        let error = answer(&model, &question).expect_err("nothing is known of a stream").to_string();
+        assert!(error.contains("--source nats --save"), "{error}");
+        // 0.1 s more for each event on each node than a local event's 100 µs, 0.05 s where it is
+        // published.
+        let (read, publish) = (exactly(100_100.0), exactly(50_000.0));
+        model.stream = Some(StreamCost { nats_server: "2.15.1".into(), read, publish });
+        let shared = answer(&model, &question).expect("possible");
+        // 3.02 + 0.05 + (0.0011 + 0.1 / 4) k <= 0.5 k.
+        assert_eq!((shared.cores, shared.nodes), (7.0, 2.0));
+        near(shared.cpu.value, 3.0288 + 2.0 * 0.1 + 0.05);
+        near(shared.stream_per_node.expect("shared").value, 0.1001);
+        near(shared.stream_rate_max.expect("shared"), 0.5e6 / 100_100.0);
+        let alone = Question { source: None, ..question.clone() };
+        near(answer(&model, &alone).expect("possible").cpu.value, 3.0288);
+        let fast = Question { rate: 6.0, ..question };
+        let error = answer(&model, &fast).expect_err("one core is not enough").to_string();
+        assert!(error.contains("at most 5 events/s") && !error.contains('\n'), "{error}");
     }
 
     #[test]

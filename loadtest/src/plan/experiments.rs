@@ -189,6 +189,11 @@ impl<'a> Stand<'a> {
     fn choice(&self) -> ServerChoice {
         ServerChoice { fanwave: self.fanwave.clone(), ..ServerChoice::default() }
     }
+
+    /// Asks a server of its own, with `more` arguments, of one shard on the server's CPU.
+    pub fn ask<T>(&self, more: &[String], ask: impl FnOnce(&Running) -> Result<T>) -> Result<T> {
+        server::ask(&self.choice(), Some(self.server_cpu), 1, more, ask)
+    }
 }
 
 /// Measures the whole design.
@@ -245,7 +250,7 @@ pub fn measure_group(
 ) -> Result<()> {
     let heartbeat = group.heartbeat_ms.map(|ms| ["--heartbeat-ms".to_owned(), ms.to_string()]);
     let more = heartbeat.as_ref().map_or(&[][..], |heartbeat| heartbeat);
-    server::ask(&stand.choice(), Some(stand.server_cpu), 1, more, |server| {
+    stand.ask(more, |server| {
         let meter = server.meter(stand.apart).context("the server's processes are known")?;
         let window = Window::of(group.topics);
         Leg { server, meter, group, round, window, kernel_empty: 0 }.run(stand, time, notebook)
@@ -396,7 +401,12 @@ fn quiet(repetitions: &mut usize, mut leg: impl FnMut() -> Result<CpuRow>) -> Re
 
 /// Publishes at even intervals for `time`, one event at least, and waits until everything has
 /// arrived and the interval of the last event is over: its acknowledgements belong to it.
-fn publish_at(fleet: &mut Fleet, publisher: &mut PublishProcess, rate: f64, time: Duration) -> Result<u64> {
+pub fn publish_at(
+    fleet: &mut Fleet,
+    publisher: &mut PublishProcess,
+    rate: f64,
+    time: Duration,
+) -> Result<u64> {
     let arrived = fleet.complete();
     let start = Instant::now();
     publisher.go(Pace::Rate { per_second: rate }, time.as_secs_f64().max(1.0 / rate))?;
@@ -419,7 +429,7 @@ fn publish_at(fleet: &mut Fleet, publisher: &mut PublishProcess, rate: f64, time
 }
 
 /// Waits, taking the receivers' words meanwhile: one that fails ends the wait.
-fn wait_until(fleet: &mut Fleet, until: Instant) -> Result<()> {
+pub fn wait_until(fleet: &mut Fleet, until: Instant) -> Result<()> {
     while fleet.pump(until)? {}
     Ok(())
 }

@@ -134,7 +134,6 @@ impl Fit {
     }
 
     /// The value of a coefficient.
-    #[cfg(test)]
     pub fn value(&self, name: &str) -> f64 {
         self.terms.iter().find(|term| term.name == name).map_or(0.0, |term| term.value)
     }

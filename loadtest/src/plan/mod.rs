@@ -4,8 +4,8 @@
 //! squares (`fit`) a cost `model` of a shard's `work`, which is saved as JSON. A `question` is then
 //! answered (`answer`) from a saved model by arithmetic alone, on any machine, with what must be
 //! set there (`settings`). `held_out` measures a point outside of the fit and tells how wrong the
-//! prediction was. `caveats` says what to know of the model behind it, `show` words it all.
-//! `planted` is what the tests stand on.
+//! prediction was. `stream` measures what nodes pay for a stream that they share. `caveats` says
+//! what to know of the model behind it, `show` words it all. `planted` is what the tests stand on.
 
 use std::fs;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ use crate::machine::Machine;
 use crate::process::{check_sockets, raise_descriptor_limit};
 use crate::prove::{Bench, Common};
 use crate::report::{check_place, save};
-use crate::server::FanwaveArgs;
+use crate::server::{FanwaveArgs, NatsArgs};
 
 mod answer;
 mod caveats;
@@ -39,6 +39,7 @@ mod question;
 mod rows;
 mod settings;
 mod show;
+mod stream;
 mod work;
 
 /// Options of `plan`.
@@ -65,6 +66,8 @@ pub struct PlanArgs {
     question: QuestionArgs,
     #[command(flatten)]
     held_out: HeldOutArgs,
+    #[command(flatten)]
+    nats: NatsArgs,
 }
 
 /// What `--json` saves.
@@ -110,8 +113,13 @@ pub fn run(common: Common, args: &PlanArgs) -> Result<()> {
     let mut model = match loaded {
         Some(model) => model,
         None => {
+            // First, so that a nats-server that is missing costs no time.
+            let stream =
+                args.question.reads_stream().then(|| stream::measure(&stand()?, &args.nats)).transpose()?;
             let measured = experiments::measure(&stand()?, &design)?;
-            Model::of(machine.clone(), design, measured)?
+            let mut model = Model::of(machine.clone(), design, measured)?;
+            model.stream = stream;
+            model
         }
     };
     if let Some(file) = &args.save {

@@ -16,6 +16,7 @@ use super::design::Design;
 use super::experiments::{CpuRow, Kind, Measured, OTHERS_SHARE_MAX};
 use super::fit::{self, Estimate, Fit};
 use super::rows::{self, by_protocol};
+use super::stream::StreamCost;
 use super::work::{CPU_TERMS, Work};
 use crate::framing::Protocol;
 use crate::machine::Machine;
@@ -66,6 +67,9 @@ pub struct Model {
     pub kernel: Fit,
     /// The range of the points.
     pub domain: Domain,
+    /// What a stream of JetStream behind the nodes costs, if that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamCost>,
     /// How a point outside of that range was predicted, if one was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checked: Option<Checked>,
@@ -141,6 +145,7 @@ impl Model {
             user,
             kernel,
             domain,
+            stream: None,
             checked: None,
             measured,
         })
@@ -232,7 +237,9 @@ impl Model {
         ];
         let checked =
             self.checked.iter().flat_map(|point| [point.connections, point.rate, point.bytes, point.error]);
-        if !numbers.into_iter().chain(checked).all(|number| number.is_finite() && number >= 0.0)
+        let stream = self.stream.iter().flat_map(|cost| [cost.read, cost.publish]);
+        let stream = stream.flat_map(|cost| [cost.low, cost.value, cost.high]);
+        if !numbers.into_iter().chain(checked).chain(stream).all(|number| number.is_finite() && number >= 0.0)
             || self.apart_ms == 0.0
         {
             bail!("it has a number that is impossible");

@@ -1,7 +1,7 @@
 //! What a user asks the planner, and the nodes that there are to answer with.
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::framing::Protocol;
@@ -55,12 +55,29 @@ pub struct Question {
     /// The share of cores and network that is planned to be used
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, allow_negative_numbers = true)]
     pub utilisation: f64,
+    /// What the nodes share: each reads every event of a stream of JetStream; without it each node is
+    /// published to by itself
+    #[arg(long)]
+    pub source: Option<Shared>,
     /// Nodes more than needed, which may fail or be restarted
     #[arg(long, value_name = "NODES", default_value_t = 1.0, allow_negative_numbers = true)]
     pub spare: f64,
 }
 
+/// What nodes share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Shared {
+    /// A stream of NATS JetStream.
+    Nats,
+}
+
 impl QuestionArgs {
+    /// True if nodes read a stream.
+    pub fn reads_stream(&self) -> bool {
+        self.question.source == Some(Shared::Nats)
+    }
+
     /// The question, if one was asked; an impossible number is refused by its option.
     pub fn question(&self) -> Result<Option<Question>> {
         let Some(subscribers) = self.subscribers else { return Ok(None) };

@@ -177,8 +177,19 @@ fn answer_rows(answer: &Answer) -> Vec<Vec<String>> {
             format!("and {} heartbeats/s, all nodes", count(answer.heartbeats)),
         ),
     ];
-    let rows = rows.into_iter().chain(setting_rows(answer)).chain(crowd_rows(answer));
+    let rows =
+        rows.into_iter().chain(stream_row(answer)).chain(setting_rows(answer)).chain(crowd_rows(answer));
     rows.map(|(what, value, how)| vec![what.to_owned(), value, how]).collect()
+}
+
+/// What the stream costs that all nodes read.
+fn stream_row(answer: &Answer) -> Option<(&'static str, String, String)> {
+    let (cpu, most) = (answer.stream_per_node?, answer.stream_rate_max?);
+    let how = format!(
+        "of a core on every node for reading every event; {} at most at this utilisation",
+        Unit::PerSecond.show(most)
+    );
+    Some(("the stream", range(Unit::Share, cpu), how))
 }
 
 /// What must be set on each node.

@@ -3,7 +3,8 @@
 //! Three are started here, on free loopback ports, with their own directories, on the CPU that is
 //! asked for, and are killed and removed when a [`Running`] is dropped: fanwave, nchan (a module of
 //! nginx) and NATS. A fourth, the user's own, runs already and is named by URLs. What was started
-//! is asked for its version before anything is measured.
+//! is asked for its version before anything is measured. `jetstream` is the log behind fanwave where
+//! nodes share one.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,6 +19,7 @@ use tempfile::TempDir;
 
 pub use custom::CustomArgs;
 pub use doors::Doors;
+pub use jetstream::{JetStream, NatsArgs};
 
 use crate::framing::Dialect;
 use crate::http;
@@ -29,6 +31,7 @@ use program::Program;
 mod custom;
 pub mod doors;
 mod fanwave;
+mod jetstream;
 mod nats;
 mod nchan;
 mod program;

@@ -68,7 +68,7 @@ fn config(certificate: Option<&Certificate>) -> String {
 }
 
 /// The address behind `label` in a line of nats-server's log, with or without a scheme.
-fn address_after(line: &str, label: &str) -> Option<SocketAddr> {
+pub fn address_after(line: &str, label: &str) -> Option<SocketAddr> {
     let text = line.split_once(label)?.1.trim();
     text.rsplit_once("://").map_or(text, |(_, address)| address).parse().ok()
 }

@@ -60,8 +60,10 @@ pub const NATS_IDLE_MS: u64 = 1_000;
 pub const NATS_READ_BACK_MS_MAX: u64 = 60_000;
 
 /// Milliseconds that a client waits which names an event that another node has read and this one
-/// has not.
-pub const NODE_BEHIND_MS_MAX: u64 = 2_000;
+/// has not: as long as a node may need to read on when the server dies that held its consumer. A
+/// client that is told of a gap before that gets events again which it has from the other node.
+/// Less than the default of `handshake_ms_max`, which bounds the wait too.
+pub const NODE_BEHIND_MS_MAX: u64 = 9_000;
 /// Messages of one core subject that wait for the stream; others wait in the client.
 pub const NATS_CORE_WAITING_MAX: usize = 1_024;
 /// Milliseconds between words of a node that it is there, and of silence after which others forget
@@ -77,5 +79,9 @@ pub const NODE_ANSWERS_MAX: usize = 16;
 pub const NODE_ANSWER_MS_MAX: u64 = 1_500;
 
 const _: () = assert!(NODE_SILENT_MS > 2 * NODE_HELLO_MS, "one word may be lost");
+const _: () = assert!(
+    NODE_BEHIND_MS_MAX >= NATS_PING_MS + 2 * NATS_HEARTBEAT_MS + NATS_API_MS_MAX,
+    "a consumer that died with its server is replaced by then"
+);
 const _: () = assert!(NATS_NOTE_MS >= NATS_LOOK_MS, "a note is made at a look");
 const _: () = assert!(NATS_PULL_MS > 2 * NATS_HEARTBEAT_MS, "a request lives longer than a heartbeat");

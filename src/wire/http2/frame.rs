@@ -5,6 +5,9 @@ use super::ErrorCode;
 /// Bytes of a frame's header.
 pub const HEADER: usize = 9;
 
+/// Where its type stands in it.
+pub const KIND_AT: usize = 3;
+
 /// Payload bytes of a frame that everybody takes (RFC 9113 §4.2). We take no more.
 pub const PAYLOAD_MAX: usize = 1 << 14;
 

@@ -148,13 +148,15 @@ impl Decoder {
         self.table = None;
     }
 
-    /// Tells `each` the fields of a whole block, in order: names and values as they were sent.
+    /// Tells `each` the fields of a whole block, in order: names and values as they were sent. False
+    /// if `each` was and wants no more: then nothing that this client sends can be read any more,
+    /// because the table has not all that it has told.
     pub fn read(
         &mut self,
         mut block: &[u8],
         scratch: &mut Scratch,
-        each: &mut dyn FnMut(&[u8], &[u8]),
-    ) -> Result<(), Unreadable> {
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<bool, Unreadable> {
         // Sizes of the table stand before all fields (RFC 7541 §4.2).
         while let [first @ 0x20..0x40, ..] = block {
             let most = read_integer(*first, 5, &mut block)?;
@@ -175,7 +177,9 @@ impl Decoder {
             if first >= 0x80 {
                 let index = read_integer(first, 7, &mut block)?;
                 let (name, value) = self.field(index)?;
-                each(name, value);
+                if !each(name, value) {
+                    return Ok(false);
+                }
                 continue;
             }
             let is_remembered = first >= 0x40;
@@ -190,12 +194,14 @@ impl Decoder {
             }
             scratch.value.clear();
             read_text(&mut block, &mut scratch.value)?;
-            each(&scratch.name, &scratch.value);
+            if !each(&scratch.name, &scratch.value) {
+                return Ok(false);
+            }
             if is_remembered {
                 self.remember(&scratch.name, &scratch.value);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn field(&self, index: usize) -> Result<(&[u8], &[u8]), Unreadable> {

@@ -8,14 +8,22 @@
 use std::io::Write as _;
 
 use super::Fault;
+use super::frame::PAYLOAD_MAX;
 use super::hpack::FIELD_BYTES;
-
-/// Bytes of fields, as RFC 9113 §6.5.2 counts them, that one block may stand for. A table of 4 KiB
-/// makes 4 KiB of a single byte.
-const FIELD_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes beside name and value of a field in a head: `: ` and the end of its line.
 const LINE_BYTES: usize = 4;
+
+/// So many bytes of fields, as RFC 9113 §6.5.2 counts them, are in a byte of a head at most: those of
+/// a field with a name of one byte and no value.
+const COUNTED_PER_BYTE: usize = (1 + FIELD_BYTES).div_ceil(1 + LINE_BYTES);
+
+/// Bytes of fields, counted so, that a block may stand for where a head may have so many bytes. Every
+/// head that is allowed is below that, and so is one that is larger and told as it is, which gets an
+/// answer. A block that is above it uses a table of 4 KiB to make 4 KiB of each byte.
+const fn field_bytes_max(head_bytes_max: usize) -> usize {
+    COUNTED_PER_BYTE.saturating_mul(head_bytes_max).saturating_add(2 * PAYLOAD_MAX)
+}
 
 /// How the body of a request is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,11 +72,15 @@ impl Request {
         self.lines.clear();
     }
 
-    /// The next field.
-    pub fn take(&mut self, name: &[u8], value: &[u8]) {
+    /// The next field. False once the block stands for more bytes than any request: nothing of what
+    /// follows is worth its reading.
+    pub fn take(&mut self, name: &[u8], value: &[u8]) -> bool {
         self.field_bytes = self.field_bytes.saturating_add(name.len() + value.len() + FIELD_BYTES);
+        if self.field_bytes > field_bytes_max(self.head_bytes_max) {
+            return false;
+        }
         if self.head_bytes > self.head_bytes_max {
-            return;
+            return true;
         }
         self.head_bytes += name.len() + value.len() + LINE_BYTES;
         let is_sound = match name.strip_prefix(b":") {
@@ -76,6 +88,7 @@ impl Request {
             None => self.take_field(name, value),
         };
         self.is_malformed |= !is_sound || !is_value(value);
+        true
     }
 
     /// What stands for the request line; each comes once, before all fields. False if malformed.
@@ -122,11 +135,6 @@ impl Request {
                 true
             }
         }
-    }
-
-    /// True if the block stood for more bytes than anybody needs.
-    pub fn is_bomb(&self) -> bool {
-        self.field_bytes > FIELD_BYTES_MAX
     }
 
     /// Trailer fields are read over, but they hold no pseudo field (RFC 9113 §8.1).
