@@ -244,6 +244,11 @@ impl Config {
         self.nats.is_none() && self.relay.is_none()
     }
 
+    /// True if events may be found in the source that have left the windows.
+    pub fn keeps_past(&self) -> bool {
+        self.store.is_some() || self.nats.is_some()
+    }
+
     /// True if clients of the data plane may publish to `topic`: what its rule says, else the flag.
     pub fn lets_clients_publish(&self, topic: &str) -> bool {
         let by_rule = self.rules.of(topic).and_then(|rule| rule.client_publish);

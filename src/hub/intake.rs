@@ -17,6 +17,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::backfill::Removals;
 use super::keys::Keys;
 use super::source::{Published, Source, Wish};
 use super::topics::{Recorded, TopicTable};
@@ -155,6 +156,8 @@ pub struct Intake {
     wanted: Wanted,
     pub(super) topics: TopicTable,
     pub(super) keys: Keys,
+    /// What is past, and no past any more.
+    pub(super) removals: Removals,
     counters: HubCounters,
     queue_events_max: usize,
     queue_bytes_max: usize,
@@ -216,6 +219,7 @@ impl Intake {
             wanted: Wanted::NONE,
             topics: TopicTable::new(limits.topics_max, memory),
             keys: Keys::default(),
+            removals: Removals::default(),
             counters: HubCounters::default(),
             queue_events_max: limits.hub_queue_events_max,
             queue_bytes_max: limits.hub_queue_bytes_max,

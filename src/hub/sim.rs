@@ -14,6 +14,7 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
 use super::asked::Scheme;
+use super::backfill::Archive;
 use super::{Hub, HubError, HubSetup, Intake, control, open};
 use crate::clock::Stamp;
 use crate::config::ControlAddress;
@@ -63,6 +64,11 @@ impl SimHub {
             hub.flush();
             placed
         }
+    }
+
+    /// A source keeps what has left the windows.
+    pub fn keep_past(&self, archive: Box<dyn Archive>) {
+        *self.hub.archive() = Some(archive);
     }
 
     /// A source tells of a hole.

@@ -44,6 +44,8 @@ pub(super) enum Until {
     Known,
     /// That its token may be checked.
     Checked,
+    /// Where its topics begin.
+    Found,
 }
 
 impl Until {
@@ -52,7 +54,7 @@ impl Until {
         match self {
             Until::Room => unanswered <= UNANSWERED_MAX / 2,
             Until::Quiet => unanswered == 0,
-            Until::Sent | Until::Event | Until::Known | Until::Checked => false,
+            Until::Sent | Until::Event | Until::Known | Until::Checked | Until::Found => false,
         }
     }
 }

@@ -53,6 +53,7 @@ impl State {
                 // The next client in this slot may have to wait as well.
                 self.held_back.retain(|held| held.slot != slot);
                 self.learning.retain(|held| held.0 != slot);
+                self.backfills.forget_search(slot);
             }
         }
     }

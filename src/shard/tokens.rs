@@ -190,7 +190,7 @@ impl State {
     }
 
     /// Milliseconds since 1970 at the begin of this turn.
-    fn unix_ms(&self) -> u64 {
+    pub(super) fn unix_ms(&self) -> u64 {
         let (unix_ms, told) = self.tokens.told;
         unix_ms + self.now.ns_since(told) / 1_000_000
     }

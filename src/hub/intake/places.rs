@@ -87,6 +87,7 @@ impl Intake {
     pub fn place_removal(&mut self, topic: Topic, sequence: u64) {
         self.advance(sequence);
         self.topics.removed(&topic, self.sequence);
+        self.removals.note(topic.clone(), self.sequence);
         self.counters.removals += 1;
         self.say(Package::Removal(Arc::new(Removal { topic, sequence: self.sequence })));
     }

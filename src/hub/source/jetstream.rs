@@ -369,6 +369,7 @@ impl OpenHub {
         let own = Epoch::random().map_or_else(|_| std::process::id().to_string(), |epoch| epoch.to_string());
         let nodes = feed.session.nodes(own);
         let _ = hub.stream.set(Stream { status: feed.status.clone(), nodes: nodes.clone() });
+        hub.begin_to_read_stream(&feed.session, feed.status.clone());
         tokio::spawn(nodes::serve(hub.clone(), nodes));
         for subject in feed.session.core() {
             let (session, status) = (feed.session.clone(), feed.status.clone());

@@ -23,7 +23,7 @@ use crate::hub::keys::Keys;
 use crate::hub::{Hub, Intake, OpenHub};
 use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalReason};
-use crate::store::{Entry, News, Said, Store, StorePast, StoreReport};
+use crate::store::{Entry, News, PastReader, Said, Store, StorePast, StoreReport};
 
 /// Who waits for the disk.
 #[derive(Debug)]
@@ -66,6 +66,11 @@ impl Stored {
         if self.failed.len() > STORE_QUEUE_MAX + STORE_BATCH_MAX {
             self.failed.pop_first();
         }
+    }
+
+    /// What reads the log for those who lack more than windows hold, to be taken once.
+    pub(in crate::hub) fn take_reader(&mut self) -> Option<PastReader> {
+        self.store.take_reader()
     }
 
     /// The newest sequence that may have been given before.
@@ -259,7 +264,8 @@ impl Hub {
 impl OpenHub {
     /// Goes on where a store ends: hub and shards. Nobody was let in yet.
     pub async fn restore_stored(&self, past: StorePast) {
-        let StorePast { mut state, keyed } = past;
+        let StorePast { mut state, keyed, removals } = past;
+        self.hub.begin_to_read_store(removals);
         state.keys = keyed
             .into_iter()
             .map(|(event, key, sequence, since)| PastKey {
