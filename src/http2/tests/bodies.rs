@@ -140,7 +140,10 @@ fn a_publish_that_waits_for_the_check_of_its_token_takes_no_more_than_its_window
     bench.hear(&mut peer);
     let Some(Publish { event, ticket, .. }) = bench.outbox.uplink().take() else { panic!("it came") };
     assert_eq!(event.data.bytes().len(), 48_003);
-    bench.outbox.answer(vec![Answer { ticket, outcome: Ok(Taken { sequence: 9, duplicate: false }) }]);
+    bench.outbox.answer(vec![Answer {
+        ticket,
+        outcome: Ok(Taken { epoch: Epoch(7), sequence: 9, duplicate: false }),
+    }]);
     bench.hear(&mut peer);
     assert_eq!(peer.client.streams[&post].status, Some(200));
 }

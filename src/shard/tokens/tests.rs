@@ -166,7 +166,7 @@ impl Bench {
             .into_iter()
             .map(|publish| {
                 self.sequence += 1;
-                let taken = Taken { sequence: self.sequence, duplicate: false };
+                let taken = Taken { epoch: Epoch(7), sequence: self.sequence, duplicate: false };
                 Answer { ticket: publish.ticket, outcome: Ok(taken) }
             })
             .collect();
