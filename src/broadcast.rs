@@ -15,7 +15,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{self, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -547,9 +547,22 @@ pub struct Demand {
     /// The newest position that has an event, a removal or a hole. A shard asks when a client names
     /// an event that it does not know: another shard may have been faster.
     newest: AtomicU64,
+    /// Why the source of events takes no publishes, if it does not. Read where somebody asks for
+    /// the health of the process.
+    degraded: Mutex<Option<Arc<str>>>,
 }
 
 impl Demand {
+    /// The source takes no publishes, and this is why, in one line; `None`: it does.
+    pub fn tell_degraded(&self, why: Option<&str>) {
+        *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = why.map(Arc::from);
+    }
+
+    /// Why the source takes no publishes, if it does not.
+    pub fn degraded(&self) -> Option<Arc<str>> {
+        self.degraded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// One more shard has subscribers of `format`.
     pub fn begin(&self, format: Format) {
         self.shards[format.index()].fetch_add(1, Ordering::Relaxed);

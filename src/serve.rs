@@ -416,10 +416,11 @@ pub fn run(
         runtime.block_on(hub.open_doors());
     }
     runtime.spawn(upgrade::start_successors(upgrades, path));
-    // A certificate is proved by the listeners, which are ours by now.
+    // A certificate is proved by the listeners, which are ours from now to the drain.
+    let draining = hub.draining();
     runtime.spawn(async {
         if let Some(keeper) = keeper {
-            keeper.keep().await;
+            keeper.keep(draining).await;
         }
     });
     let served = runtime.block_on(hub.serve(drain));

@@ -41,9 +41,11 @@ mod promises {
     mod internet;
     mod interop;
     mod jetstream;
+    mod jetstream_access;
     mod jetstream_backfill;
     mod jetstream_client;
     mod jetstream_cluster;
+    mod jetstream_retained;
     mod latest;
     mod log;
     mod memory;

@@ -30,6 +30,9 @@ const SEALED_MORE: usize = 1 + 16;
 const SEALED_MAX: usize = (1 << 14) + 256;
 /// The type of every sealed record.
 const APPLICATION_DATA: u8 = 23;
+/// What a client offers to speak (RFC 7301).
+const ALPN_HTTP1: &[u8] = b"http/1.1";
+const ALPN_HTTP2: &[u8] = b"h2";
 /// Room for what rustls writes at once.
 const FLIGHT_BYTES: usize = 4 << 10;
 
@@ -56,8 +59,8 @@ pub struct Door {
 }
 
 impl Door {
-    /// An error if a certificate or the name is none.
-    pub fn new(client: &TlsClient) -> Result<Door> {
+    /// For HTTP/2, or for HTTP/1.1. An error if a certificate or the name is none.
+    pub fn new(client: &TlsClient, is_http2: bool) -> Result<Door> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(client.roots.as_bytes()) {
             roots.add(certificate.context("reading a trusted certificate")?)?;
@@ -73,7 +76,7 @@ impl Door {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.resumption = Resumption::disabled();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![if is_http2 { ALPN_HTTP2 } else { ALPN_HTTP1 }.to_vec()];
         let name = ServerName::try_from(client.name.clone()).context("the name of a server")?;
         Ok(Door { config: Arc::new(config), name })
     }
@@ -110,6 +113,11 @@ impl Secure {
     /// True once both sides have keys.
     pub fn is_open(&self) -> bool {
         !self.connection.is_handshaking()
+    }
+
+    /// True if the server has taken the offer of HTTP/2.
+    pub fn speaks_http2(&self) -> bool {
+        self.connection.alpn_protocol() == Some(ALPN_HTTP2)
     }
 
     /// Takes what came from the socket: tells `on_data` what the records held, appends to `out`
@@ -295,7 +303,7 @@ pub mod tests {
     fn open(piece: usize) -> (Secure, ServerConnection) {
         let (client, config) = both_ends();
         let mut server = ServerConnection::new(config).expect("a server");
-        let (mut secure, hello) = Secure::begin(&Door::new(&client).expect("valid")).expect("begins");
+        let (mut secure, hello) = Secure::begin(&Door::new(&client, false).expect("valid")).expect("begins");
         give(&mut server, &hello);
         let mut out = Vec::new();
         for bytes in flush(&mut server).chunks_mut(piece) {

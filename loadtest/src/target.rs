@@ -28,6 +28,8 @@ pub struct Target {
     pub subscribe: SocketAddr,
     /// How they speak TLS there, if they do.
     pub tls: Option<TlsClient>,
+    /// How many event streams share a connection there, if they come over HTTP/2.
+    pub h2_streams: Option<usize>,
     /// What the tokens are signed with that the server asks for, if it does.
     pub secret: Option<Secret>,
     /// Where clients that publish connect, always in plain.
@@ -56,6 +58,12 @@ impl Target {
             Protocol::Json => (self.dialect == Dialect::Fanwave).then_some("/ws"),
             Protocol::Raw => None,
         }
+    }
+
+    /// How many subscribers of a protocol share a connection of HTTP/2; `None` over HTTP/1.1, as
+    /// WebSockets always are.
+    pub fn streams(&self, protocol: Protocol) -> Option<usize> {
+        self.h2_streams.filter(|_| protocol == Protocol::Sse)
     }
 
     /// Path of a subscription, and the commands that follow where it is made by commands. `None` if
@@ -120,6 +128,7 @@ mod tests {
             cpus: Vec::new(),
             subscribe: ([127, 0, 0, 1], 1).into(),
             tls: None,
+            h2_streams: None,
             secret: None,
             clients: ([127, 0, 0, 1], 1).into(),
             sse_path: Some("/sse/{topic}".into()),

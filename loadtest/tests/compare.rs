@@ -283,6 +283,31 @@ fn rival_comparison_over_tls_has_everybody_and_says_where_the_time_goes() {
 
 #[test]
 #[ignore = "needs nchan: loadtest/rivals/install"]
+fn rival_comparison_over_http_2_has_nchan_beside_fanwave() {
+    let place = Place::new("rivals-http2");
+    let (json, server) = (place.root.join("compare.json"), fanwave());
+    let paths = [&server, &json].map(|path| path.to_str().expect("UTF-8"));
+    let args = with_tiny(&["--tls", "--server", paths[0], "--json", paths[1]]);
+    let streams = ["--rivals", "nchan", "--protocol", "sse", "--h2-streams", "6"];
+    let args = [&args[..], &streams].concat();
+    let output = place.compare(&everywhere(), &args).output().expect("loadtest runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let document: Value = serde_json::from_slice(&fs::read(&json).expect("saved")).expect("JSON");
+    for cell in document["results"]["cells"].as_array().expect("cells") {
+        assert_eq!(
+            (&cell["servers"][0]["name"], &cell["servers"][1]["name"]),
+            (&"fanwave".into(), &"nchan".into())
+        );
+        let ratio = cell["servers"][1]["fanwave_to_it"]["median"].as_f64();
+        assert!(ratio.is_some_and(|ratio| ratio > 0.0), "{cell}");
+    }
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("over HTTP/2, 6 on a connection"), "{said}");
+    assert_eq!(place.left_behind(), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs nchan: loadtest/rivals/install"]
 fn rival_servers_die_with_a_comparison_that_is_killed_or_interrupted_at_its_terminal() {
     let place = Place::new("killed");
     let server = fanwave();

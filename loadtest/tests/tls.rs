@@ -58,6 +58,28 @@ fn idle_memory_is_told_for_plain_subscribers_and_for_those_with_tls() {
     assert!(said.contains("ws, TLS"), "{said}");
 }
 
+/// One stream and six on each connection, beside event streams over HTTP/1.1.
+#[test]
+fn http_2_stands_beside_http_1_with_a_ratio_however_many_streams_a_connection_has() {
+    let options = ["--tls", "--protocol", "sse", "--h2-streams", "1,6", "--in-flight", "1,20"];
+    let (cells, said) = measured("cpu", "http2", &[&SHORT[..], &options].concat());
+    for cell in cells.as_array().expect("a list") {
+        assert!(cell["servers"][0]["to_first"].is_null(), "{cell}");
+        for column in ["/servers/1", "/servers/2"] {
+            assert!(positive(cell, &format!("{column}/to_first/median")), "{cell}");
+        }
+    }
+    assert!(said.contains("TLS HTTP/2 × 1") && said.contains("TLS HTTP/2 × 6"), "{said}");
+}
+
+/// By prior knowledge, each stream of a connection with a topic of its own.
+#[test]
+fn a_scenario_of_steady_event_streams_runs_over_http_2_and_loses_nothing() {
+    let options = ["many-topics", "--seconds", "1", "--no-floor", "--connections", "60", "--h2-streams", "7"];
+    let (outcomes, _) = measured("run", "run-http2", &options);
+    assert!(positive(&outcomes[0], "/deliveries"), "{outcomes}");
+}
+
 /// Churn, storms and resumption go through TLS and tokens too.
 #[test]
 fn scenarios_run_over_tls_with_tokens_and_lose_nothing() {
@@ -101,6 +123,8 @@ fn what_cannot_be_measured_is_told_by_name() {
         (&["run", "ticker", "--server", "x", "--token-hs256-file", "/nowhere/secret"], "/nowhere/secret"),
         (&["run", "ticker", "--rival", "nats", "--token-hs256-file", "/etc/hostname"], "no tokens"),
         (&[&["run", "ticker", "--tls"][..], &own].concat(), "plain port"),
+        (&["cpu", "--server", "x", "--h2-streams", "6"], "--protocol sse"),
+        (&["run", "ticker", "--h2-streams", "1,6"], "takes one number here"),
     ] {
         let output = loadtest(options);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -382,7 +382,6 @@ impl Layer {
         });
         match opened {
             Ok(stream) => {
-                carrier.streams.reserve_exact(usize::from(carrier.streams.is_empty()));
                 carrier.streams.push((id, stream));
                 handle(Completion::StreamOpened { slot: stream, carrier: slot });
                 handle(Completion::Received { slot: stream, bytes: &mut heard });

@@ -305,7 +305,7 @@ impl Intake {
         if let Some(key) = &key
             && let Some(sequence) = self.find_key(&event, key, now)?
         {
-            return Ok(Published::Taken(Taken { sequence, duplicate: true }));
+            return Ok(Published::Taken(self.taken(sequence, true)));
         }
         self.admit(&event, now)?;
         self.submit(Wish::Publish(event, key), now)
@@ -315,8 +315,8 @@ impl Intake {
     pub fn publish_removal(&mut self, topic: Topic, now: Stamp) -> Result<Published, Refusal> {
         match &self.source {
             Source::Local => {
-                let taken = |sequence| Published::Taken(Taken { sequence, duplicate: false });
-                return self.remove(topic, now).map(taken);
+                let sequence = self.remove(topic, now)?;
+                return Ok(Published::Taken(self.taken(sequence, false)));
             }
             Source::Store(_) => return self.remove_stored(topic, now),
             Source::Remote(_) => {}
@@ -379,15 +379,16 @@ impl Intake {
         now: Stamp,
     ) -> Result<Taken, Refusal> {
         let Some(key) = key else {
-            return self.accept(event, now).map(|sequence| Taken { sequence, duplicate: false });
+            let sequence = self.accept(event, now)?;
+            return Ok(self.taken(sequence, false));
         };
         if let Some(sequence) = self.find_key(&event, &key, now)? {
-            return Ok(Taken { sequence, duplicate: true });
+            return Ok(self.taken(sequence, true));
         }
         let (topic, said) = (event.topic.clone(), Keys::said(&event));
         let sequence = self.accept(event, now)?;
         self.keys.note(topic, key, said, sequence, now);
-        Ok(Taken { sequence, duplicate: false })
+        Ok(self.taken(sequence, false))
     }
 
     /// Removes what came of a topic so far. Returns the place of that in the order.

@@ -655,11 +655,6 @@ impl Hub {
         .collect()
     }
 
-    /// The id that subscribers see: the publisher's, else ours.
-    fn id_text(&self, custom: Option<&CustomId>, sequence: u64) -> String {
-        id_text(custom, EventId { epoch: self.epoch(), sequence })
-    }
-
     /// Whose sequences come now.
     fn epoch(&self) -> Epoch {
         self.intake().era.epoch

@@ -52,6 +52,7 @@ pub(super) fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> 
         lines.push(("streams of HTTP/2, when all are in use", sum(all + carriers)));
     }
     if !config.listen_tls.is_empty() {
+        // The begin of a record, once keys are there, takes less than the handshake did.
         let handshake = TLS_HANDSHAKE_BYTES_MAX + TLS_HANDSHAKE_STATE_BYTES;
         lines.push(("keys, when all connections have TLS", sum(capacity.slots * TLS_SESSION_BYTES)));
         let all = capacity.sockets_max.saturating_mul(handshake);

@@ -30,7 +30,7 @@ use crate::clock::Stamp;
 use crate::close::{CloseReason, ErrorCode};
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, REPLIES_BYTES_MAX};
 use crate::egress::Slot;
-use crate::event::{CustomId, Event, EventId, Topic};
+use crate::event::{CustomId, Event, Topic};
 use crate::publishing::{IdempotencyKey, parse_line};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::wire::envelope::{self, Command, Fault, Named, Reply, Request};
@@ -415,7 +415,7 @@ impl State {
             return Err((ErrorCode::NotAllowed, detail));
         }
         self.check_speaking(slot, &event.topic).map_err(wrong_of)?;
-        Ok((event, key))
+        Ok((event, key.map(|key| self.own_key(slot, key))))
     }
 
     /// Takes another token in the place of the last one. A client that it allows less than it hears
@@ -473,11 +473,10 @@ impl State {
 
     /// What became of the oldest publish of a client.
     pub(super) fn command_answered(&mut self, slot: Slot, outcome: Outcome) {
-        let epoch = self.eras.present().epoch;
         let Some(Asked { reference, of: AskedOf::Publish(id) }) = self.next_asked(slot) else { return };
         let frame = match outcome {
             Ok(taken) => {
-                let ours = EventId { epoch, sequence: taken.sequence }.to_string();
+                let ours = taken.id().to_string();
                 let id = id.as_ref().map_or(ours.as_str(), CustomId::as_str);
                 let reply = Reply::Published { id, sequence: taken.sequence, duplicate: taken.duplicate };
                 envelope::answer(Some(&reference), &reply)

@@ -332,8 +332,9 @@ pub struct Connection {
     /// What is in the ring was asked to end.
     pub cancelled: bool,
     peer: Peer,
-    /// Of a subscriber the tick from which on its token is over; 0 for never. Before that not 0
-    /// exactly while its token waits to be checked.
+    /// When a subscriber's token is over, in seconds since 1970; without a token the tick by which
+    /// it is to bring one; 0 for never. Before that not 0 exactly while its token waits to be
+    /// checked.
     pub expires: u32,
     /// The key with which its token was signed, by its number; 0 for none.
     pub key: u32,

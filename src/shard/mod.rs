@@ -32,6 +32,7 @@ mod posts;
 mod publishers;
 mod raw;
 mod reap;
+mod slots;
 mod slow;
 mod start;
 mod state;
@@ -160,7 +161,7 @@ impl<R: EgressRing> Shard<R> {
         let to_do = !state.ready.is_empty() || state.topics.is_active() || state.has_more_to_look_at();
         let to_do =
             to_do || state.telling.is_some() || state.topics.is_learning() || !state.learning.is_empty();
-        let to_do = to_do || state.publishers.has_due() || state.tokens.has_waiting();
+        let to_do = to_do || state.publishers.has_due() || state.has_waiting();
         let to_do = to_do || state.has_backfill_to_do();
         let more = asked || messages > 0 || asked_us || to_do;
         Ok(if more { Turn::Busy } else { Turn::Idle })

@@ -17,6 +17,7 @@ use super::connections::{Connections, FAR, Membership, Phase};
 use super::greeting::Greeting;
 use super::holes::Telling;
 use super::publishers::Publishers;
+use super::slots::Slots;
 use super::slow::SlowSends;
 use super::subscribe::HeldBack;
 use super::ticks::{DrainPass, HangUps, Look};
@@ -110,6 +111,8 @@ struct Sent {
 pub struct State {
     pub(super) setup: ShardSetup,
     pub(super) connections: Connections,
+    /// Connections with TLS, and their streams.
+    pub(super) secure: Slots,
     pub(super) topics: Topics,
     pub(super) batches: Batches,
     pub(super) publishers: Publishers,
@@ -209,6 +212,7 @@ impl State {
         };
         State {
             connections: Connections::default(),
+            secure: Slots::default(),
             topics: Topics::new(&setup.config.limits, &setup.config.rules),
             batches: Batches::new(setup.config.limits.send_bytes_max, &ledger),
             publishers: Publishers::new(uplink),

@@ -32,12 +32,13 @@ use crate::wire::{Family, Format, SlowPolicy, http, http2, websocket};
 /// their bodies.
 const CARRIER_BYTES_MAX: usize = 256 << 10;
 
-/// What the operator allows in a request head.
-pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
+/// What the operator allows in the head of a request that comes with TLS or without.
+pub(super) fn head_rules(config: &Config, is_secure: bool) -> HeadRules<'_> {
     HeadRules {
         head_bytes_max: config.limits.handshake_bytes_max,
         topics_max: config.limits.topics_per_connection_max,
         origins: config.origins(),
+        is_secure,
         subprotocols: &config.pages.subprotocols,
         echo: config.diagnostic_echo,
         tokens: config
@@ -144,7 +145,7 @@ impl State {
             self.begin_posts(slot, bytes);
             return None;
         }
-        let (head, manner) = http::parse_head(bytes, &head_rules(&self.setup.config));
+        let (head, manner) = http::parse_head(bytes, &head_rules(&self.setup.config, self.secure.has(slot)));
         let accepting = self.drain.is_none();
         let mut claims = None;
         if let Head::Subscribe(request, _) | Head::StreamHead(request) = &head {
@@ -201,7 +202,9 @@ impl State {
                 }
                 None => self.answer_in(&manner).sse_head(request.format == Format::SseChunked),
             },
-            Head::Health => self.answer_in(&manner).health(accepting),
+            Head::Health => {
+                self.answer_in(&manner).health(accepting, self.setup.demand.degraded().as_deref())
+            }
             Head::Front { is_html, body } => self.answer_in(&manner).page(is_html, &body),
             Head::Preflight => self.answer_in(&manner).preflight(),
             Head::Refused(refusal) => {

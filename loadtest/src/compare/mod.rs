@@ -19,6 +19,7 @@ use crate::prove::Bench;
 use crate::prove::cells::{self, Cell, Entry};
 use crate::prove::leg::{Window, leg_time};
 use crate::report::{check_place, save};
+use crate::server::doors::streams_parser;
 use crate::server::{CustomArgs, Doors, FanwaveArgs, NatsArgs, Rival, ServerChoice};
 use crate::stamp::STAMP_BYTES;
 use memory::Reading;
@@ -37,6 +38,10 @@ pub struct CompareArgs {
     /// kind (ECDSA P-256); servers that run already cannot take part
     #[arg(long)]
     tls: bool,
+    /// Event streams come over HTTP/2, so many on each connection: by ALPN with --tls, by prior
+    /// knowledge without
+    #[arg(long, value_name = "STREAMS", value_parser = streams_parser())]
+    h2_streams: Option<usize>,
     /// Servers beside fanwave (loadtest/rivals/install installs them); none if nothing follows
     #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 0.., default_value = "nchan,nats")]
     rivals: Vec<Rival>,
@@ -84,6 +89,8 @@ struct Comparison {
     servers: Vec<Entry>,
     /// Subscribers spoke TLS.
     tls: bool,
+    /// Streams on each connection of HTTP/2, if events came over it.
+    h2_streams: Option<usize>,
     payload_bytes: usize,
     cells: Vec<Cell>,
     memory: Vec<Reading>,
@@ -114,6 +121,7 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     let mut outcome = Comparison {
         servers,
         tls: args.tls,
+        h2_streams: args.h2_streams,
         payload_bytes: args.size,
         cells,
         memory: Vec::new(),
@@ -152,6 +160,7 @@ fn check(args: &CompareArgs) -> Result<(usize, usize)> {
     if args.pairs == 0 || args.connections.contains(&0) || args.in_flight.contains(&0) {
         bail!("--pairs, --connections and --in-flight are at least 1");
     }
+    doors(args).only_for_event_streams(&args.protocol)?;
     if args.size < STAMP_BYTES {
         bail!("a payload holds a stamp of {STAMP_BYTES} bytes; --size {} is too small", args.size);
     }
@@ -168,9 +177,14 @@ fn check(args: &CompareArgs) -> Result<(usize, usize)> {
     Ok((few, many))
 }
 
+/// What subscribers of all servers go through.
+fn doors(args: &CompareArgs) -> Doors {
+    Doors { tls: args.tls, ..Doors::default().with_streams(args.h2_streams) }
+}
+
 /// Everybody who takes part, fanwave first.
 fn choices(args: &CompareArgs) -> Vec<ServerChoice> {
-    let doors = Doors { tls: args.tls, ..Doors::default() };
+    let doors = doors(args);
     let choice = ServerChoice { doors, ..ServerChoice::default() };
     let mut choices = vec![ServerChoice { fanwave: args.fanwave.clone(), ..choice.clone() }];
     for &rival in &args.rivals {
@@ -225,6 +239,7 @@ mod tests {
             ("--connections 0", "--connections"),
             ("--in-flight 1,0", "--in-flight"),
             ("--size 8", "--size 8"),
+            ("--h2-streams 6", "--protocol sse"),
             ("--memory-connections 9,9", "--memory-connections 9,9"),
             ("--memory-connections 0,9", "--memory-connections"),
             ("--pid 1 --server-name nats", "--server-name nats"),

@@ -52,9 +52,18 @@ pub fn cpu_note(outcome: &Comparison) -> String {
     format!(
         "Every server has its own subscribers; events of {} bytes; µs = CPU of the server, median of the rounds; ratios are taken \
          within each round; floor: one send(2) per socket of as many frames as are in flight; receivers = share of their \
-         CPU meanwhile; user + system µs = the same in user space and in the kernel, by clock ticks. {}{CHECKED}",
+         CPU meanwhile; user + system µs = the same in user space and in the kernel, by clock ticks. {}{}{CHECKED}",
         outcome.payload_bytes,
-        if outcome.tls { "All servers speak TLS 1.3 with AES-128-GCM; the floor does not. " } else { "" }
+        if outcome.tls { "All servers speak TLS 1.3 with AES-128-GCM; the floor does not. " } else { "" },
+        outcome.h2_streams.map(carried).unwrap_or_default()
+    )
+}
+
+/// What subscribers are over HTTP/2.
+fn carried(streams: usize) -> String {
+    format!(
+        "Event streams come over HTTP/2, {streams} on a connection; each is a subscriber and is checked by its stamps; the \
+         floor has a socket for each. "
     )
 }
 
@@ -150,6 +159,7 @@ pub mod tests {
         Comparison {
             servers: vec![entry("fanwave"), entry("<nchan>"), entry("nats")],
             tls: false,
+            h2_streams: None,
             payload_bytes: 200,
             cells: vec![cell()],
             memory,

@@ -85,6 +85,7 @@ impl Crowds {
                 behaviour: crowd.behaviour,
                 ramp_per_second: crowd.ramp_per_second,
                 tls: target.tls.clone(),
+                streams: target.streams(crowd.protocol),
                 secret: target.secret.clone(),
                 ..CrowdSetup::steady(target.subscribe, crowd.protocol, path)
             });

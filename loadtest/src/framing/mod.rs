@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::stamp::Stamp;
 
 pub mod chunked;
+pub mod http2;
 pub mod json;
 pub mod nats;
 mod sse;

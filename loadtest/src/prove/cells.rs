@@ -182,7 +182,9 @@ fn series(
     }
     let first = choices.len() * FLEET_SPAN;
     let mut floor = Floor::start(0, common.sender_cpu, common.receiver_cpu, first)?;
-    open_in_turns(series.connections, |some| {
+    let streams = seats.iter().filter_map(|seat| seat.running.target.streams(protocol));
+    let multiple = streams.fold(1, least_common_multiple);
+    open_in_turns(series.connections, multiple, |some| {
         for Seat { fleet, running } in &mut seats {
             fleet.open(some).map_err(|error| blame(running, error))?;
         }
@@ -207,6 +209,10 @@ fn series(
         running.stop()?;
     }
     Ok((entries, cells))
+}
+
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    (1..=b).map(|times| a * times).find(|multiple| multiple.is_multiple_of(b)).unwrap_or(a)
 }
 
 fn entry(target: &Target) -> Entry {
@@ -435,6 +441,14 @@ pub mod tests {
             ],
             floor: Column::new("floor", &floor, true, 0.0),
         }
+    }
+
+    #[test]
+    fn connections_are_opened_so_many_at_a_time_that_each_has_all_of_its_streams() {
+        assert_eq!(
+            [(1, 1), (1, 6), (6, 6), (4, 6), (6, 1), (7, 6)].map(|(a, b)| least_common_multiple(a, b)),
+            [1, 6, 6, 12, 6, 42]
+        );
     }
 
     #[test]

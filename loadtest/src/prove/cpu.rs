@@ -2,7 +2,9 @@
 //!
 //! With `--beside-arg` a second server has its legs in the same rounds: `--beside-arg=--egress
 //! --beside-arg=epoll` shows both rings beside one floor. With `--tls` the second one is the same
-//! build with subscribers that speak TLS, beside the plain ones of the first.
+//! build with subscribers that speak TLS, beside the plain ones of the first. With `--h2-streams`
+//! the others are the same build with event streams over HTTP/2, beside those of the first over
+//! HTTP/1.1: all of them through TLS with `--tls`, none without.
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -17,6 +19,14 @@ use crate::unit::grouped;
 /// How far TLS is checked, said beneath its figures.
 const SKIMMED: &str = "Over TLS, bytes are those that records hold. The first connection opens its records; the others \
     count them by their heads, so that receivers have as much to do on both sides. --audit opens all.";
+
+/// How far HTTP/2 is checked, said beneath its figures.
+const CARRIED: &str = "Over HTTP/2 each stream is a subscriber, and a connection has as many as its row says. All sides are \
+    checked alike: records are opened, frames are read, and each subscriber has its bytes and its stamps.";
+
+/// What HTTP/2 is promised to cost at most, in times of HTTP/1.1 through the same TLS, with one event
+/// in flight: with one stream on each connection, and with six.
+const PROMISED_OF_STREAMS: [(usize, f64); 2] = [(1, 1.15), (6, 0.5)];
 
 /// What TLS is promised to cost at most, in times of plain: one event in flight, and 256.
 const PROMISED_RATIOS: [f64; 2] = [1.15, 1.6];
@@ -51,14 +61,15 @@ pub struct CpuArgs {
     #[arg(long)]
     audit: bool,
     /// Measure a second server in the same rounds, started with this further argument; repeatable
-    #[arg(long = "beside-arg", value_name = "ARG", allow_hyphen_values = true, conflicts_with = "tls")]
+    #[arg(long = "beside-arg", value_name = "ARG", allow_hyphen_values = true, conflicts_with_all = ["tls", "h2_streams"])]
     beside: Vec<String>,
 }
 
 /// What a server is started with, in a row.
 fn label(server: &ServerArgs) -> String {
     let tls = server.doors.tls.then(|| "TLS".to_owned());
-    let words: Vec<String> = tls.into_iter().chain(server.more.iter().cloned()).collect();
+    let streams = server.doors.h2_streams.iter().map(|streams| format!("HTTP/2 × {streams}"));
+    let words: Vec<String> = tls.into_iter().chain(streams).chain(server.more.iter().cloned()).collect();
     if words.is_empty() { "-".into() } else { words.join(" ") }
 }
 
@@ -66,6 +77,15 @@ impl CpuArgs {
     /// The servers, with the further arguments of each.
     fn servers(&self) -> Vec<ServerArgs> {
         let mut servers = vec![self.server.clone()];
+        let streams = &self.server.doors.h2_streams;
+        if !streams.is_empty() {
+            let beside = [None].into_iter().chain(streams.iter().copied().map(Some));
+            let with = |streams| ServerArgs {
+                doors: self.server.doors.with_streams(streams),
+                ..self.server.clone()
+            };
+            return beside.map(with).collect();
+        }
         if self.server.doors.tls {
             servers[0].doors.tls = false;
             servers.push(self.server.clone());
@@ -76,6 +96,11 @@ impl CpuArgs {
         }
         servers
     }
+
+    /// Each stream of HTTP/2 is looked at, and so are those that stand beside it.
+    fn audits(&self) -> bool {
+        self.audit || !self.server.doors.h2_streams.is_empty()
+    }
 }
 
 /// Measures every cell and prints the table.
@@ -84,11 +109,12 @@ pub fn run(bench: &Bench, args: &CpuArgs) -> Result<()> {
     if args.pairs == 0 || args.connections.contains(&0) || args.in_flight.contains(&0) {
         bail!("--pairs, --connections and --in-flight are at least 1");
     }
+    args.server.doors.only_for_event_streams(&args.protocol)?;
     let plan = cells::Plan {
         protocols: &args.protocol,
         connections: &args.connections,
         payload_bytes: args.size,
-        audit: args.audit,
+        audit: args.audits(),
         in_flight: &args.in_flight,
         windows: &args.window,
         rounds: args.pairs,
@@ -149,12 +175,20 @@ fn show(bench: &Bench, args: &CpuArgs, cells: &[Cell]) {
     );
     say("socket of as many frames as are in flight; receivers = share of their CPU while the server sent;");
     say("to the first = its CPU per delivery over that of the first server, of each pair.");
-    if args.server.doors.tls {
+    if !args.server.doors.h2_streams.is_empty() {
+        paragraph(CARRIED);
+        let promised =
+            PROMISED_OF_STREAMS.map(|(streams, ratio)| format!("{ratio} with {streams} on a connection"));
+        say(&format!(
+            "promised of HTTP/2 to HTTP/1.1 over TLS, 1 in flight: at most {}",
+            promised.join(", ")
+        ));
+    } else if args.server.doors.tls {
         paragraph(SKIMMED);
         let [alone, many] = PROMISED_RATIOS;
         say(&format!("promised of TLS to plain: at most {alone} with 1 in flight, {many} with 256"));
     }
-    match args.audit {
+    match args.audits() {
         true => say("Every connection was checked to the byte and by its stamps."),
         false => paragraph(&format!("{CHECKED} --audit checks the stamps of all.")),
     }

@@ -129,7 +129,8 @@ pub fn run(bench: &Bench, args: &HandshakesArgs) -> Result<()> {
     let secret = place.path().join("secret");
     std::fs::write(&secret, random_text()?).with_context(|| format!("writing {}", secret.display()))?;
     let start = |token: bool| {
-        let doors = Doors { tls: true, token_hs256_file: token.then(|| secret.clone()) };
+        let token_hs256_file = token.then(|| secret.clone());
+        let doors = Doors { tls: true, token_hs256_file, ..Doors::default() };
         let choice = ServerChoice { doors, ..args.server.choice() };
         let patience = format!("--handshake-ms-max={PATIENCE_MS}");
         server::start(&choice, Some(bench.common.sender_cpu), 1, &[patience])

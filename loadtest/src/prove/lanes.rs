@@ -108,7 +108,7 @@ pub fn run(bench: &Bench, args: &LanesArgs) -> Result<()> {
 /// All cells of one lane.
 fn measure(bench: &Bench, args: &LanesArgs, lane: Lane, time: Duration) -> Result<Vec<Cell>> {
     let mut sides = [side(bench, args, None, 0)?, side(bench, args, Some(lane), 2)?];
-    open_in_turns(args.connections, |some| {
+    open_in_turns(args.connections, 1, |some| {
         for Side { fleet, stalled, .. } in &mut sides {
             fleet.open(some)?;
             stalled.as_mut().map_or(Ok(Duration::ZERO), |stalled| stalled.open(some))?;

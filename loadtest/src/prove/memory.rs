@@ -3,7 +3,7 @@
 //! A fresh server of one shard, first with few, then with many idle subscribers; the difference
 //! divided by the connections between them. Nothing is published before both readings. Afterwards
 //! one event shows that every connection is alive. With `--tls` the same again for subscribers that
-//! speak it.
+//! speak it, and with `--h2-streams` for event streams over HTTP/2, each of which is a subscriber.
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use crate::framing::Protocol;
 use crate::publisher::{PublishPlan, Publisher};
 use crate::receiver::CrowdSetup;
 use crate::report::{progress, save, say, table};
+use crate::server::Doors;
 use crate::unit::grouped;
 use crate::usage::Memory;
 
@@ -29,6 +30,10 @@ const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// What an idle subscriber of one topic is promised to take at most, in plain and over TLS.
 const PROMISED_BYTES: [u64; 2] = [147, 350];
+
+/// What an idle event stream over HTTP/2 and TLS is promised to take at most, its connection
+/// included: alone on it, and as one of six.
+const PROMISED_OF_STREAMS: [(usize, u64); 2] = [(1, 800), (6, 300)];
 
 /// Bytes of the event at the end.
 pub const PAYLOAD_BYTES: usize = 200;
@@ -100,13 +105,15 @@ impl Stages {
 struct Reading {
     protocol: Protocol,
     tls: bool,
+    /// Streams on each connection of HTTP/2.
+    h2_streams: Option<usize>,
     #[serde(flatten)]
     stages: Stages,
 }
 
 impl Reading {
     fn label(&self) -> String {
-        spoken(self.protocol, self.tls)
+        spoken(self.protocol, self.tls, self.h2_streams)
     }
 }
 
@@ -119,21 +126,20 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
         bail!("--topics {}: at least 1, and more than 1 with --protocol json alone", args.topics);
     }
     let mut readings = Vec::new();
-    // In plain first, and over TLS where that is asked for.
-    let doors = if args.server.doors.tls { &[false, true][..] } else { &[false] };
-    for (&protocol, &tls) in
-        args.protocol.iter().flat_map(|protocol| doors.iter().map(move |tls| (protocol, tls)))
+    for (protocol, tls, h2_streams) in
+        ways(&args.protocol, args.server.doors.tls, &args.server.doors.h2_streams)
     {
-        progress(&format!("{}: {} and {} idle connections", spoken(protocol, tls), args.few, args.many));
-        let mut asked = args.server.clone();
-        asked.doors.tls = tls;
+        let spoken = spoken(protocol, tls, h2_streams);
+        progress(&format!("{spoken}: {} and {} idle subscribers", args.few, args.many));
+        let doors = Doors { tls, ..args.server.doors.with_streams(h2_streams) };
+        let asked = ServerArgs { doors, ..args.server.clone() };
         readings.push(asked.ask(bench, &[], |server| {
             let mut subscribers = CrowdSetup { audit: true, ..bench.subscribers(&server.target, protocol)? };
             let quiet = (1..args.topics).map(|topic| format!("{{\"topic\":\"quiet-{topic}\"}}"));
             subscribers.commands.extend(quiet);
             let (plan, both) = (PublishPlan::to(&server.target, 1, PAYLOAD_BYTES)?, (args.few, args.many));
             let stages = Stages::read(|| server.own_memory(), subscribers, &plan, both, Duration::ZERO)?;
-            Ok(Reading { protocol, tls, stages })
+            Ok(Reading { protocol, tls, h2_streams, stages })
         })?);
     }
     say(&format!("{}\n", bench.machine.line()));
@@ -158,6 +164,14 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
     say(&format!(
         "promised of VmRSS - RssFile, with one topic: at most {plain} B in plain, {tls} B over TLS"
     ));
+    if !args.server.doors.h2_streams.is_empty() {
+        let promised =
+            PROMISED_OF_STREAMS.map(|(streams, bytes)| format!("{bytes} B with {streams} on a connection"));
+        say(&format!(
+            "of a stream over HTTP/2 and TLS, its share of the connection included: {}",
+            promised.join(", ")
+        ));
+    }
     for reading in &readings {
         let stages = &reading.stages;
         let huge = stages.at_many.huge.saturating_sub(stages.at_few.huge);
@@ -173,9 +187,27 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
     save(bench.common.json.as_deref(), "memory", &bench.machine, &readings)
 }
 
-/// A protocol, and whether it is spoken over TLS.
-fn spoken(protocol: Protocol, tls: bool) -> String {
-    format!("{}{}", protocol.label(), if tls { ", TLS" } else { "" })
+/// What is read, one after the other: in plain first, over TLS where that is asked for, then over
+/// HTTP/2, if it is asked for and can be.
+fn ways(protocols: &[Protocol], tls: bool, streams: &[usize]) -> Vec<(Protocol, bool, Option<usize>)> {
+    let mut ways = Vec::new();
+    for &protocol in protocols {
+        ways.push((protocol, false, None));
+        if tls {
+            ways.push((protocol, true, None));
+        }
+        if protocol == Protocol::Sse {
+            ways.extend(streams.iter().map(|streams| (protocol, tls, Some(*streams))));
+        }
+    }
+    ways
+}
+
+/// A protocol, whether it is spoken over TLS, and how many streams a connection of HTTP/2 has.
+fn spoken(protocol: Protocol, tls: bool, streams: Option<usize>) -> String {
+    let tls = if tls { ", TLS" } else { "" };
+    let streams = streams.map(|streams| format!(", HTTP/2 × {streams}")).unwrap_or_default();
+    format!("{}{tls}{streams}", protocol.label())
 }
 
 /// A server's memory, read by `read`, once it has stopped changing, or when the limit is over.
@@ -195,6 +227,19 @@ fn settled(read: impl Fn() -> Result<Memory>) -> Result<Memory> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn http_2_is_read_for_event_streams_behind_the_door_that_is_asked_for() {
+        let both = [Protocol::Sse, Protocol::Ws];
+        let told = |tls| {
+            ways(&both, tls, &[1, 6])
+                .into_iter()
+                .map(|(protocol, tls, streams)| spoken(protocol, tls, streams))
+        };
+        assert_eq!(told(false).collect::<Vec<_>>(), ["sse", "sse, HTTP/2 × 1", "sse, HTTP/2 × 6", "ws"]);
+        let over_tls = ["sse", "sse, TLS", "sse, TLS, HTTP/2 × 1", "sse, TLS, HTTP/2 × 6", "ws", "ws, TLS"];
+        assert_eq!(told(true).collect::<Vec<_>>(), over_tls);
+    }
 
     #[test]
     fn the_cost_of_a_connection_is_the_difference_over_those_between() {

@@ -112,7 +112,8 @@ impl Bench {
         let hears_all = listens != Listens::One;
         let steady = CrowdSetup::steady(target.subscribe, protocol, path);
         let (tls, secret) = (target.tls.clone(), target.secret.clone());
-        Ok(CrowdSetup { dialect, cpu, commands, hears_all, tls, secret, ..steady })
+        let streams = target.streams(protocol);
+        Ok(CrowdSetup { dialect, cpu, commands, hears_all, tls, streams, secret, ..steady })
     }
 }
 
@@ -135,17 +136,21 @@ impl ServerArgs {
 }
 
 /// Opens `connections` connections on each of the sides that are to be compared; `open` opens so
-/// many more on every one of them.
+/// many more on every one of them, until the last time a multiple of `multiple`.
 ///
 /// Whichever side opens all of its own first comes out dearer, at 9,000 connections by 1 to 3 %,
 /// also where both sides are floors; probably its sockets lie worse in the kernel's memory. So they
 /// are opened in turns. One of the sides is a floor.
-pub fn open_in_turns(connections: usize, mut open: impl FnMut(usize) -> Result<()>) -> Result<()> {
+pub fn open_in_turns(
+    connections: usize,
+    multiple: usize,
+    mut open: impl FnMut(usize) -> Result<()>,
+) -> Result<()> {
     // Before thousands are open rather than at the first too many.
     check_sockets("the floor's sender", connections as u64)?;
     let mut left = connections;
     while left > 0 {
-        let some = left.min(OPENED_IN_TURN);
+        let some = left.min(OPENED_IN_TURN.next_multiple_of(multiple));
         open(some)?;
         left -= some;
     }

@@ -11,6 +11,9 @@
 //! away, begins anew. What these lacked when they left and what they are owed from the start is
 //! known from the others (`witness`).
 //!
+//! Over HTTP/2 several members share a connection (`layers`): the first of them holds it, and all
+//! of them are steady.
+//!
 //! Slow and stalled members to which only the newest values are owed read on when everything is
 //! over: then these must come.
 //!
@@ -22,10 +25,8 @@ use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use fanwave::egress::{ReceiveEnd, Slot};
-use rustix::io::Errno;
-use rustix::net::SendFlags;
 
 use super::CrowdSetup;
 use super::handshake::Handshake;
@@ -35,6 +36,7 @@ use super::witness::Witness;
 use crate::audit::Audit;
 use crate::fault::server_fault;
 use crate::framing::chunked::ENDED;
+use crate::framing::http2::Carrier;
 use crate::framing::websocket::CLOSED;
 use crate::framing::{Protocol, Splitter, same_bytes_everywhere};
 use crate::secure::{Door, Secure};
@@ -44,6 +46,7 @@ use crate::workload::Behaviour;
 use behaviour::slow_read;
 
 mod behaviour;
+mod layers;
 mod opening;
 mod report;
 #[cfg(test)]
@@ -96,6 +99,10 @@ struct Member {
     socket: Option<OwnedFd>,
     /// What its open connection speaks with, if it is TLS.
     secure: Option<Box<Secure>>,
+    /// Members on its connection, itself the first; 0 if it is on another's.
+    shared_by: u32,
+    /// Whose the data on its open connection is, if that is one of HTTP/2.
+    carrier: Option<Box<Carrier>>,
     state: State,
     /// What it hears.
     stream: u32,
@@ -227,9 +234,15 @@ impl Crowd {
         setup.receive_buffer = setup.receive_buffer.or(small);
         let same_bytes = same_bytes_everywhere(setup.protocol, setup.dialect);
         let rota = setup.rota();
-        let door = setup.tls.as_ref().map(Door::new).transpose()?;
+        let has_streams = setup.streams.is_some();
+        if has_streams && (setup.protocol != Protocol::Sse || setup.behaviour != Behaviour::Steady) {
+            bail!("HTTP/2 (--h2-streams) is for event streams whose subscribers are steady");
+        }
+        let door = setup.tls.as_ref().map(|tls| Door::new(tls, has_streams)).transpose()?;
         let counting = match setup.behaviour {
             _ if setup.newest > 0 => Counting::Deliveries,
+            // Each stream is looked at: a connection's bytes do not tell whose they are.
+            Behaviour::Steady if has_streams => Counting::Events,
             Behaviour::Steady | Behaviour::Once if setup.audit || !same_bytes => Counting::Events,
             Behaviour::Steady | Behaviour::Once => Counting::Bytes,
             _ => Counting::Deliveries,
@@ -358,30 +371,6 @@ impl Crowd {
         }
     }
 
-    /// A member's socket brought these bytes.
-    #[inline]
-    fn take(&mut self, number: u32, bytes: &mut [u8]) -> Result<()> {
-        let member = &mut self.members[number as usize];
-        let Some(mut secure) = member.secure.take() else {
-            self.arrived(number, bytes)?;
-            return self.answer(number);
-        };
-        let taken = self.take_sealed(number, &mut secure, bytes);
-        self.members[number as usize].secure = Some(secure);
-        taken.and_then(|()| self.answer(number))
-    }
-
-    fn take_sealed(&mut self, number: u32, secure: &mut Secure, bytes: &mut [u8]) -> Result<()> {
-        if self.members[number as usize].split.is_none() {
-            let held = secure.skim(bytes)?;
-            self.counted(number, held);
-            return Ok(());
-        }
-        let mut out = Vec::new();
-        secure.read(bytes, &mut out, &mut |data| self.arrived(number, data))?;
-        if out.is_empty() { Ok(()) } else { self.send(number, &out) }
-    }
-
     /// A member has so many bytes more. Gives how many it had.
     #[inline]
     fn counted(&mut self, number: u32, bytes: u64) -> u64 {
@@ -390,30 +379,6 @@ impl Crowd {
         member.bytes += bytes;
         self.tally.add_bytes(self.rota.heard(member.stream).start as u32, bytes);
         before
-    }
-
-    /// Sends what answers a member's pings.
-    #[inline]
-    fn answer(&mut self, number: u32) -> Result<()> {
-        if self.answers.is_empty() {
-            return Ok(());
-        }
-        let answers = std::mem::take(&mut self.answers);
-        let sealed = match &mut self.members[number as usize].secure {
-            Some(secure) => secure.seal(&answers)?,
-            None => answers,
-        };
-        self.send(number, &sealed)
-    }
-
-    fn send(&self, number: u32, bytes: &[u8]) -> Result<()> {
-        let member = &self.members[number as usize];
-        let socket = member.socket.as_ref().context("a connection that is open has a socket")?;
-        // A full send buffer means a server that does not read; it will say so itself.
-        match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(_) | Err(Errno::AGAIN | Errno::PIPE | Errno::CONNRESET) => Ok(()),
-            Err(error) => Err(error).context("answering the server"),
-        }
     }
 
     /// A member heard these bytes.

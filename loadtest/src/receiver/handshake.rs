@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use super::CrowdSetup;
 use crate::fault::server_fault;
+use crate::framing::http2::{Carrier, Request};
 use crate::framing::websocket::{TEXT, client_frame};
 use crate::framing::{Dialect, Protocol, Splitter, json, nats};
 use crate::secure::{Door, Secure};
@@ -33,6 +34,8 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Bytes of an opening that are kept before giving up: more than the longest line of a NATS server
 /// that its parser takes.
 const OPENING_BYTES_MAX: usize = 256 << 10;
+/// Runs of data that are kept of streams that are open before others of their connection.
+const EARLY_RUNS_MAX: usize = 4_096;
 /// The nonce of RFC 6455 §1.3 and the answer that it demands: a load test needs no surprise.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -48,6 +51,17 @@ pub struct Handshake {
     /// over.
     head: Vec<u8>,
     opening: Opening,
+    /// The streams that are asked for, where HTTP/2 is spoken.
+    streams: Option<Box<Streams>>,
+}
+
+/// A connection of HTTP/2 whose streams are being opened.
+#[derive(Debug)]
+pub struct Streams {
+    /// What the connection is.
+    pub carrier: Carrier,
+    /// Data of streams that came before all of them were open, and whose it is.
+    pub early: Vec<(usize, Vec<u8>)>,
 }
 
 /// What the client still has to say and hear after the response's head.
@@ -79,16 +93,23 @@ pub enum Step {
 /// One connection to be opened.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt<'a> {
-    /// Index of the topic.
-    pub topic: usize,
+    /// What is asked for: one subscription, or one on each stream of HTTP/2. At least one.
+    pub asks: &'a [Ask],
     /// Which source address of 127.0.0.0/8 a loopback target sees, so that ports do not run out.
     pub block: usize,
     /// The id after which an event stream, or a subscriber that gives commands, resumes.
     pub last_event_id: Option<&'a str>,
     /// TLS, if it is spoken.
     pub door: Option<&'a Door>,
-    /// The token that it brings, if it does.
-    pub token: Option<&'a str>,
+}
+
+/// One subscription.
+#[derive(Debug)]
+pub struct Ask {
+    /// Index of the topic.
+    pub topic: usize,
+    /// The token that is brought, if one is.
+    pub token: Option<String>,
 }
 
 /// Begins a connection.
@@ -115,13 +136,13 @@ pub fn start(setup: &CrowdSetup, attempt: Attempt<'_>) -> Result<(OwnedFd, Hands
     }
     let opening = match (setup.protocol, setup.dialect) {
         (Protocol::Ws, Dialect::Nats) => {
-            let path = with_topic(&setup.path, attempt.topic);
+            let path = with_topic(&setup.path, attempt.asks[0].topic);
             Opening::Say(nats::opening(nats::subject_of(&path)), 1)
         }
         (Protocol::Json, _) if !setup.commands.is_empty() => {
             let numbered = (1..).zip(&setup.commands);
             let frames = numbered.flat_map(|(number, of)| {
-                let of = with_topic(of, attempt.topic);
+                let of = with_topic(of, attempt.asks[0].topic);
                 let command = json::subscribe(number, &of, attempt.last_event_id);
                 client_frame(TEXT, command.as_bytes())
             });
@@ -129,7 +150,13 @@ pub fn start(setup: &CrowdSetup, attempt: Attempt<'_>) -> Result<(OwnedFd, Hands
         }
         _ => Opening::None,
     };
-    let request = request(setup, attempt);
+    let (request, streams) = match setup.streams {
+        None => (request(setup, attempt), None),
+        Some(_) => {
+            let (carrier, begin) = carrier(setup, attempt)?;
+            (begin, Some(Box::new(Streams { carrier, early: Vec::new() })))
+        }
+    };
     let (request, secure) = match attempt.door {
         None => (request, None),
         Some(door) => {
@@ -137,7 +164,7 @@ pub fn start(setup: &CrowdSetup, attempt: Attempt<'_>) -> Result<(OwnedFd, Hands
             (hello, Some((Box::new(secure), request)))
         }
     };
-    Ok((socket, Handshake { request, secure, head: Vec::new(), opening }))
+    Ok((socket, Handshake { request, secure, head: Vec::new(), opening, streams }))
 }
 
 fn refused(setup: &CrowdSetup, error: Errno) -> anyhow::Error {
@@ -162,9 +189,22 @@ fn source_address(block: usize) -> Result<Ipv4Addr> {
     Ok(Ipv4Addr::new(127, 1 + (number >> 16) as u8, (number >> 8) as u8, number as u8))
 }
 
+/// A connection of HTTP/2 that asks for its streams.
+fn carrier(setup: &CrowdSetup, attempt: Attempt<'_>) -> Result<(Carrier, Vec<u8>)> {
+    let request = |ask: &Ask| Request {
+        path: with_topic(&setup.path, ask.topic),
+        authority: setup.target.to_string(),
+        token: ask.token.clone(),
+        is_secure: attempt.door.is_some(),
+    };
+    let requests: Vec<Request> = attempt.asks.iter().map(request).collect();
+    Carrier::begin(&requests).map_err(anyhow::Error::msg)
+}
+
 fn request(setup: &CrowdSetup, attempt: Attempt<'_>) -> Vec<u8> {
-    let (path, host) = (with_topic(&setup.path, attempt.topic), setup.target);
-    let bearer = head_line(attempt.token);
+    let Ask { topic, token } = &attempt.asks[0];
+    let (path, host) = (with_topic(&setup.path, *topic), setup.target);
+    let bearer = head_line(token.as_deref());
     match setup.protocol {
         Protocol::Sse => {
             let resume =
@@ -175,7 +215,7 @@ fn request(setup: &CrowdSetup, attempt: Attempt<'_>) -> Vec<u8> {
             .into_bytes()
         }
         Protocol::Ws | Protocol::Json | Protocol::Raw => {
-            websocket_request(setup.protocol, &path, host, attempt.token)
+            websocket_request(setup.protocol, &path, host, token.as_deref())
         }
     }
 }
@@ -204,6 +244,9 @@ impl Handshake {
         if !self.send(socket, setup)? {
             return Ok(Step::Waiting);
         }
+        if self.are_streams_open() {
+            return Ok(Step::Done { rest: Vec::new(), chunked: false });
+        }
         // A stalled reader shall leave the stream's bytes in the socket: it reads the head in small
         // pieces.
         let piece = if setup.behaviour == Behaviour::Stalled { 1 } else { buffer.len() };
@@ -216,6 +259,16 @@ impl Handshake {
                 Ok((read, _)) => {
                     let before = self.head.len();
                     self.take(&mut buffer[..read])?;
+                    if self.streams.is_some() {
+                        self.hear_streams()?;
+                        if !self.send(socket, setup)? {
+                            return Ok(Step::Waiting);
+                        }
+                        if self.are_streams_open() {
+                            return Ok(Step::Done { rest: Vec::new(), chunked: false });
+                        }
+                        continue;
+                    }
                     // What does not go out now does when the socket has room.
                     self.send(socket, setup)?;
                     if let Opening::Hear(splitter, left) = &mut self.opening {
@@ -267,6 +320,9 @@ impl Handshake {
         };
         secure.read(bytes, &mut self.request, &mut keep)?;
         if secure.is_open() && !waiting.is_empty() {
+            if self.streams.is_some() && !secure.speaks_http2() {
+                return Err(server_fault("the server does not take `h2` (ALPN)"));
+            }
             let request = std::mem::take(waiting);
             self.say(&request)?;
         }
@@ -282,9 +338,29 @@ impl Handshake {
         Ok(())
     }
 
-    /// What the open connection speaks with, if it is TLS.
-    pub fn into_secure(self) -> Option<Box<Secure>> {
-        self.secure.map(|(secure, _)| secure)
+    /// Gives what has come to the streams.
+    fn hear_streams(&mut self) -> Result<()> {
+        let Some(Streams { carrier, early }) = self.streams.as_deref_mut() else { return Ok(()) };
+        let mut at = 0;
+        while let Some((stream, run)) = carrier.next(&self.head, &mut at).map_err(server_fault)? {
+            early.push((stream, self.head[run].to_vec()));
+        }
+        if early.len() > EARLY_RUNS_MAX {
+            bail!("the server sends data on some streams of a connection and no heads on others");
+        }
+        self.head.clear();
+        let answers = carrier.answers();
+        if answers.is_empty() { Ok(()) } else { self.say(&answers) }
+    }
+
+    /// True once all streams are open. Never where there are none.
+    fn are_streams_open(&self) -> bool {
+        self.streams.as_ref().is_some_and(|streams| streams.carrier.is_open())
+    }
+
+    /// What the open connection speaks with: TLS, and streams of HTTP/2, if it is either.
+    pub fn into_parts(self) -> (Option<Box<Secure>>, Option<Box<Streams>>) {
+        (self.secure.map(|(secure, _)| secure), self.streams)
     }
 
     /// Sends what is left of the request; false if the socket must get ready first.

@@ -9,7 +9,8 @@
 //!
 //! TLS stands between the socket and the splitter (`secure`): `handshake` first lets it speak on
 //! the socket, and what the ring received passes through it before it is split. Ring, members,
-//! audit and counters know of plain bytes alone.
+//! audit and counters know of plain bytes alone. Behind it HTTP/2 gives each of the streams of a
+//! connection its own: each is a member, and the first of them holds the socket.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -134,6 +135,10 @@ pub struct CrowdSetup {
     /// How they speak TLS, if they do.
     #[serde(default)]
     pub tls: Option<TlsClient>,
+    /// How many of them share a connection, as streams of HTTP/2, if they speak that: steady ones,
+    /// with [`Protocol::Sse`].
+    #[serde(default)]
+    pub streams: Option<usize>,
     /// What their tokens are signed with, if they bring any.
     #[serde(default)]
     pub secret: Option<Secret>,
@@ -163,6 +168,7 @@ impl CrowdSetup {
             receive_buffer: None,
             bare: false,
             tls: None,
+            streams: None,
             secret: None,
             gives_way: false,
         }

@@ -94,6 +94,7 @@ impl CustomArgs {
             cpus: cpus_of(&self.pids)?,
             subscribe,
             tls: None,
+            h2_streams: None,
             secret: None,
             clients: subscribe,
             sse_path: sse.map(|url| url.path),

@@ -1,15 +1,19 @@
-//! How subscribers come in to a server that is started here: by TLS, with tokens.
+//! How subscribers come in to a server that is started here: by TLS, with tokens, over HTTP/2.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use tempfile::TempDir;
 
+use crate::framing::Protocol;
 use crate::secure::TlsClient;
 use crate::token::Secret;
 
+/// Streams of one connection: as many as fanwave can be told to take.
+const STREAMS_MAX: u64 = 10_000;
 /// The name in our certificates.
 const NAME: &str = "localhost";
 
@@ -23,12 +27,44 @@ pub struct Doors {
     /// file (HS256); a fanwave that is started here asks for them
     #[arg(long, value_name = "FILE")]
     pub token_hs256_file: Option<PathBuf>,
+    /// Event streams come over HTTP/2, so many on each connection: by ALPN with --tls, by prior
+    /// knowledge without; `cpu` and `memory` take several numbers
+    #[arg(long, value_name = "STREAMS", value_delimiter = ',', value_parser = streams_parser())]
+    pub h2_streams: Vec<usize>,
+}
+
+/// Streams of one connection.
+pub fn streams_parser() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=STREAMS_MAX)
 }
 
 impl Doors {
     /// The secret of the tokens, if there are any.
     pub fn secret(&self) -> Result<Option<Secret>> {
         self.token_hs256_file.as_deref().map(Secret::read).transpose()
+    }
+
+    /// Event streams on each connection, if they come over HTTP/2. An error if several numbers were
+    /// given.
+    pub fn streams(&self) -> Result<Option<usize>> {
+        match self.h2_streams[..] {
+            [] => Ok(None),
+            [streams] => Ok(Some(streams)),
+            [..] => bail!("--h2-streams takes one number here"),
+        }
+    }
+
+    /// Refuses HTTP/2 where not all subscribers are event streams.
+    pub fn only_for_event_streams(&self, protocols: &[Protocol]) -> Result<()> {
+        if !self.h2_streams.is_empty() && protocols.iter().any(|protocol| *protocol != Protocol::Sse) {
+            bail!("--h2-streams is for event streams: give --protocol sse");
+        }
+        Ok(())
+    }
+
+    /// The same doors for event streams over HTTP/2 with so many on a connection, or over HTTP/1.1.
+    pub fn with_streams(&self, streams: Option<usize>) -> Doors {
+        Doors { h2_streams: streams.into_iter().collect(), ..self.clone() }
     }
 
     /// A certificate in `directory`, if TLS is spoken.

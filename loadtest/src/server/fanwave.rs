@@ -19,6 +19,9 @@ use crate::way::Way;
 /// Heartbeats would be bytes that nobody published: they are as rare as fanwave allows.
 const HEARTBEAT: [&str; 2] = ["--heartbeat-ms", "600000"];
 
+/// Streams that it takes on a connection if it is not told otherwise.
+const STREAMS_TAKEN: usize = 100;
+
 /// Starts `program serve` on free loopback ports, on `cpu` alone if one is given, with `shards`
 /// shards, and waits until it is ready. Heartbeats are turned off in effect, unless `more` asks for
 /// them.
@@ -29,7 +32,7 @@ pub fn start(
     more: &[String],
     doors: &Doors,
 ) -> Result<Running> {
-    let secret = doors.secret()?;
+    let (secret, h2_streams) = (doors.secret()?, doors.streams()?);
     let version = version_of(program.as_os_str(), &["--version"], "build it with `cargo build --release`")?;
     let mut args: Vec<OsString> =
         ["serve", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--shards"]
@@ -38,6 +41,9 @@ pub fn start(
     args.push(shards.to_string().into());
     if !more.iter().any(|arg| arg.starts_with(HEARTBEAT[0])) {
         args.extend(HEARTBEAT.map(OsString::from));
+    }
+    if let Some(streams) = h2_streams.filter(|streams| *streams > STREAMS_TAKEN) {
+        args.extend(["--h2-streams-max".into(), streams.to_string().into()]);
     }
     if let Some(cpu) = cpu {
         args.extend(["--cpus".into(), cpu.to_string().into()]);
@@ -69,6 +75,7 @@ pub fn start(
         cpus: cpu.into_iter().collect(),
         subscribe,
         tls: certificate.map(|certificate| certificate.client),
+        h2_streams,
         secret,
         clients,
         sse_path: Some("/sse/{topic}".into()),

@@ -306,6 +306,7 @@ impl JetStream {
             cpus: self.cpu.into_iter().collect(),
             subscribe,
             tls: None,
+            h2_streams: None,
             secret: None,
             clients: subscribe,
             sse_path: None,

@@ -100,7 +100,8 @@ pub fn start(choice: &ServerChoice, cpu: Option<usize>, shards: usize, more: &[S
                 "--tls is for servers that are started here; one named by URLs is measured at its plain port"
             );
         }
-        let target = Target { secret: choice.doors.secret()?, ..choice.custom.target()? };
+        let (secret, h2_streams) = (choice.doors.secret()?, choice.doors.streams()?);
+        let target = Target { secret, h2_streams, ..choice.custom.target()? };
         return Ok(Running { target, program: None, _guard: None, _scratch: None });
     }
     match choice.rival {

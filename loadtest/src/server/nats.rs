@@ -42,6 +42,7 @@ pub fn start(cpu: Option<usize>, doors: &Doors) -> Result<Running> {
         pids: vec![program.pid()],
         cpus: cpu.into_iter().collect(),
         subscribe,
+        h2_streams: None,
         tls: certificate.map(|certificate| certificate.client),
         secret: None,
         clients: subscribe,

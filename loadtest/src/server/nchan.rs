@@ -85,6 +85,7 @@ pub fn start(cpu: Option<usize>, doors: &Doors) -> Result<Running> {
         cpus: cpu.into_iter().collect(),
         subscribe,
         tls: certificate.map(|certificate| certificate.client),
+        h2_streams: doors.streams()?,
         secret: None,
         clients: publish,
         sse_path: Some("/sse?topic={topic}".into()),
@@ -111,12 +112,14 @@ struct Started {
 
 fn try_start(cpu: Option<usize>, modules: &str, doors: &Doors) -> Result<Started> {
     let publish = free_address()?;
-    let subscribe = if doors.tls { free_address()? } else { publish };
+    // A plain port of this nginx speaks one of HTTP/1.1 and HTTP/2.
+    let is_apart = doors.tls || doors.streams()?.is_some();
+    let subscribe = if is_apart { free_address()? } else { publish };
     let scratch = scratch_directory("nginx")?;
     let certificate = doors.certificate(scratch.path())?;
-    let tls = certificate.as_ref().map(|certificate| (subscribe.port(), certificate));
+    let subscribers = is_apart.then(|| listen(subscribe.port(), certificate.as_ref(), doors));
     let is_root = rustix::process::geteuid().is_root();
-    let config = config(modules, publish.port(), tls, sockets_per_process_max(), is_root);
+    let config = config(modules, publish.port(), subscribers, sockets_per_process_max(), is_root);
     let file = write_config(scratch.path(), "nginx", &config)?;
     let options =
         ["-e".into(), "stderr".into(), "-p".into(), scratch.path().into(), "-c".into(), file.into()];
@@ -129,25 +132,27 @@ fn try_start(cpu: Option<usize>, modules: &str, doors: &Doors) -> Result<Started
     Ok(Started { program, guard, scratch, worker, publish, subscribe, certificate })
 }
 
-fn config(
-    modules: &str,
-    port: u16,
-    tls: Option<(u16, &Certificate)>,
-    connections: u64,
-    root: bool,
-) -> String {
-    let tls = match tls {
-        None => String::new(),
+/// The lines of a port for subscribers alone.
+fn listen(port: u16, certificate: Option<&Certificate>, doors: &Doors) -> String {
+    let most = doors.h2_streams.iter().max();
+    let http2 = if most.is_some() { " http2" } else { "" };
+    let streams = most.map(|most| format!(" http2_max_concurrent_streams {most};")).unwrap_or_default();
+    let listen = format!("listen 127.0.0.1:{port}{http2}");
+    match certificate {
+        None => format!("{listen} backlog=4096;{streams}"),
         // 4 KiB hold what one subscriber gets at once; nginx's own 16 KiB only take memory.
-        Some((port, Certificate { cert, key, .. })) => format!(
-            "listen 127.0.0.1:{port} ssl backlog=4096; ssl_protocols TLSv1.3; ssl_buffer_size 4k; \
-             ssl_certificate {}; ssl_certificate_key {};",
+        Some(Certificate { cert, key, .. }) => format!(
+            "{listen} ssl backlog=4096; ssl_protocols TLSv1.3; ssl_buffer_size 4k; \
+             ssl_certificate {}; ssl_certificate_key {};{streams}",
             cert.display(),
             key.display()
         ),
-    };
+    }
+}
+
+fn config(modules: &str, port: u16, subscribers: Option<String>, connections: u64, root: bool) -> String {
     CONFIG
-        .replace("@TLS@", &tls)
+        .replace("@SUBSCRIBERS@", &subscribers.unwrap_or_default())
         .replace("@MODULES@", modules)
         // A worker of root's nginx is another user by default, who may not write into the
         // directory.
@@ -206,8 +211,13 @@ mod tests {
         assert!(!config("/m", 81, None, 500, false).contains("user") && !text.contains("ssl"));
         let directory = tempfile::tempdir().expect("room");
         let certificate = Certificate::make(directory.path()).expect("a certificate");
-        let text = config("/m", 81, Some((82, &certificate)), 500, true);
+        let doors = Doors { tls: true, ..Doors::default() };
+        let text = config("/m", 81, Some(listen(82, Some(&certificate), &doors)), 500, true);
         assert!(text.contains("listen 127.0.0.1:82 ssl") && text.contains("cert.pem;"), "{text}");
+        assert!(!text.contains("http2"), "{text}");
+        let text = listen(82, Some(&certificate), &doors.with_streams(Some(6)));
+        assert!(text.contains(":82 http2 ssl") && text.contains("_concurrent_streams 6;"), "{text}");
+        assert!(listen(82, None, &doors.with_streams(Some(6))).starts_with("listen 127.0.0.1:82 http2 b"));
     }
 
     #[test]

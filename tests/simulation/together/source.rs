@@ -100,7 +100,9 @@ pub async fn serve(hub: SimHub, mut submissions: Submissions, seed: u64, kept: K
         }
         if dice.chance(1, 60) {
             sequence += 1;
-            hub.tell_hole(sequence);
+            if !hub.tell_hole(sequence).await {
+                return;
+            }
         }
         sequence += 1;
         let stored = Stored { sequence, unix_ms: 0, event: event.clone(), idempotency: None };
@@ -109,7 +111,7 @@ pub async fn serve(hub: SimHub, mut submissions: Submissions, seed: u64, kept: K
             return;
         }
         if let Some(reply) = reply {
-            reply.tell(Ok(Taken { sequence, duplicate: false }));
+            reply.tell(Ok(Taken { epoch: EPOCH, sequence, duplicate: false }));
         }
     }
 }

@@ -49,7 +49,7 @@ impl Bare {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.ticketer = Ticketer::new()?;
         server.send_tls13_tickets = 1;
-        Ok(Bare { server: Arc::new(server), client: Door::new(&certificate.client)?, cpu })
+        Ok(Bare { server: Arc::new(server), client: Door::new(&certificate.client, false)?, cpu })
     }
 
     /// CPU microseconds of the server's half of one handshake, over `handshakes` of them. A thread

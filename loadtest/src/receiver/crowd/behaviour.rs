@@ -116,7 +116,10 @@ impl Crowd {
             opening.per_second.map(|rate| opening.start_ns + (at as f64 / rate * SECOND_NS) as u64)
         };
         let first = opening.members.start;
-        self.wanted.extend((opening.asked..allowed).map(|at| ((first + at) as u32, due(at))));
+        // Who is on another's connection comes with it.
+        let members = &self.members;
+        let holds = |at: &usize| members[first + at].shared_by > 0;
+        self.wanted.extend((opening.asked..allowed).filter(holds).map(|at| ((first + at) as u32, due(at))));
         opening.asked = allowed;
         if let Some(rate) = opening.per_second
             && allowed < all

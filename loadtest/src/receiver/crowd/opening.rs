@@ -19,7 +19,7 @@ use super::{
 use crate::audit::Audit;
 use crate::framing::{Dialect, Splitter};
 use crate::receiver::CrowdSetup;
-use crate::receiver::handshake::{self, Attempt, Step};
+use crate::receiver::handshake::{self, Ask, Attempt, Step};
 use crate::receiver::tally::Counting;
 use crate::receiver::wires::{Wires, slot};
 use crate::stamp::now_ns;
@@ -31,7 +31,9 @@ impl Crowd {
     /// Asks for so many members more, at this rate if one is given.
     pub fn add(&mut self, more: usize, per_second: Option<f64>) {
         let first = self.members.len();
-        for index in first..first + more {
+        let shared_by = self.setup.streams.unwrap_or(1).max(1);
+        for at in 0..more {
+            let index = first + at;
             let stream = ((self.setup.first + index) % self.rota.streams) as u32;
             let is_first = self.tally.join(self.rota.heard(stream));
             let scout = is_first && self.counting != Counting::Deliveries;
@@ -40,6 +42,8 @@ impl Crowd {
             self.members.push(Member {
                 socket: None,
                 secure: None,
+                shared_by: if at % shared_by == 0 { shared_by.min(more - at) as u32 } else { 0 },
+                carrier: None,
                 state: State::Away,
                 stream,
                 generation: 0,
@@ -72,17 +76,16 @@ impl Crowd {
 
     /// Begins a handshake that was due at a time, or is now.
     pub(super) fn connect(&mut self, number: u32, due_ns: Option<u64>, wires: &mut Wires) -> Result<()> {
+        let first = self.setup.first + number as usize;
+        let asks = self.asks(first, self.members[number as usize].shared_by as usize)?;
         let member = &mut self.members[number as usize];
-        let index = self.setup.first + number as usize;
-        let token = self.signer.as_ref().map(|signer| token_of(&self.setup, signer, index)).transpose()?;
         let resume = member.split.as_ref().map(|split| split.resume.as_str()).filter(|id| !id.is_empty());
         let attempt = Attempt {
-            topic: index % self.setup.topics,
-            block: index / SOCKETS_PER_ADDRESS
+            asks: &asks,
+            block: first / SOCKETS_PER_ADDRESS
                 + member.generation as usize % GENERATIONS * ADDRESSES_PER_GENERATION,
             last_event_id: resume,
             door: self.door.as_ref(),
-            token: token.as_deref(),
         };
         let begun_ns = now_ns();
         let (socket, handshake) = handshake::start(&self.setup, attempt)?;
@@ -92,9 +95,20 @@ impl Crowd {
             EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
         )?;
         member.socket = Some(socket);
-        member.state = State::Connecting;
+        for member in &mut self.members[number as usize..][..asks.len()] {
+            member.state = State::Connecting;
+        }
         self.handshakes.insert(number, Shaking { handshake, due_ns: due_ns.unwrap_or(begun_ns), begun_ns });
         Ok(())
+    }
+
+    /// What so many members from this one on ask for.
+    fn asks(&self, first: usize, members: usize) -> Result<Vec<Ask>> {
+        let ask = |index: usize| {
+            let token = self.signer.as_ref().map(|signer| token_of(&self.setup, signer, index));
+            Ok(Ask { topic: index % self.setup.topics, token: token.transpose()? })
+        };
+        (first..first + members).map(ask).collect()
     }
 
     /// A watched socket is ready.
@@ -116,24 +130,14 @@ impl Crowd {
         let now = now_ns();
         self.tally.opened(now.saturating_sub(shaking.due_ns));
         let shaken = self.handshakes.remove(&number);
-        member.secure = shaken.and_then(|shaking| shaking.handshake.into_secure());
+        let parts = shaken.map(|shaking| shaking.handshake.into_parts());
+        let (secure, streams) = parts.unwrap_or_default();
+        member.secure = secure;
         wires.unwatch(socket)?;
-        member.state = State::Open;
-        self.open += 1;
-        if let Some(split) = &mut member.split
-            && split.audits.iter().any(Audit::is_joining)
-            && !late(self.setup.behaviour)
-        {
-            split.since_ns = now;
-            self.witness.wait(now, number);
-        }
-        self.awaited.remove(&number);
-        if let Some(opening) = &mut self.opening
-            && member.generation == 0
-        {
-            opening.left -= 1;
-        }
-        let generation = member.generation;
+        let (generation, shared_by) = (member.generation, member.shared_by);
+        (number..number + shared_by).for_each(|number| self.has_opened(number, now));
+        let member = &mut self.members[number as usize];
+        let socket = member.socket.as_ref().context("an open connection has a socket")?;
         match self.setup.behaviour {
             Behaviour::Stalled if !self.reads_on => {
                 wires.watch(socket, number, EventFlags::RDHUP | EventFlags::ET)?;
@@ -154,11 +158,34 @@ impl Crowd {
         if chunked {
             self.has_chunks(number);
         }
+        if let Some(streams) = streams {
+            return self.carry(number, *streams);
+        }
         if rest.is_empty() {
             return Ok(());
         }
         self.arrived(number, &rest)?;
         self.answer(number)
+    }
+
+    /// A member hears what it asked for from now on.
+    fn has_opened(&mut self, number: u32, now: u64) {
+        let member = &mut self.members[number as usize];
+        member.state = State::Open;
+        self.open += 1;
+        if let Some(split) = &mut member.split
+            && split.audits.iter().any(Audit::is_joining)
+            && !late(self.setup.behaviour)
+        {
+            split.since_ns = now;
+            self.witness.wait(now, number);
+        }
+        self.awaited.remove(&number);
+        if let Some(opening) = &mut self.opening
+            && member.generation == 0
+        {
+            opening.left -= 1;
+        }
     }
 
     /// Fails if a handshake does not end.

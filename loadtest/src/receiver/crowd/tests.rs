@@ -8,6 +8,7 @@ use std::time::Instant;
 use fanwave::egress::{Completion, EgressRing};
 
 use super::*;
+use crate::framing::http2::tests::{data, heads};
 use crate::framing::{Dialect, Protocol};
 use crate::secure::tests::both_ends;
 use crate::stamp::{STAMP_BYTES, Stamp};
@@ -263,4 +264,54 @@ fn bytes_over_tls_are_those_that_records_hold_on_every_connection() {
     assert_eq!(totals.uneven, 0);
     assert_eq!(scene.crowd.tally.progress(), Some(2));
     drop(server.join().expect("they were answered"));
+}
+
+/// Three subscribers, two of them on one connection.
+#[test]
+fn what_a_stream_lacks_is_not_made_up_for_by_another_on_its_connection() {
+    let event = |sequence| {
+        let mut stamp = [0; STAMP_BYTES];
+        Stamp { sequence, time_ns: 1 }.write(&mut stamp);
+        [b"data: ", &stamp[..], b"\n\n"].concat()
+    };
+    let mut scene = Scene::of(CrowdSetup { dialect: Dialect::Fanwave, streams: Some(2), ..Scene::setup() });
+    scene.crowd.add(3, None);
+    scene.crowd.advance(&mut scene.wires).expect("connects");
+    assert_eq!(scene.crowd.handshakes.len(), 2);
+    let mut sockets: Vec<TcpStream> = [2, 1]
+        .map(|streams| {
+            let (mut socket, _) = scene.server.accept().expect("a connection");
+            socket.write_all(&heads(streams)).expect("room in the socket");
+            socket
+        })
+        .into();
+    scene.turn_until(|crowd| crowd.open == 3);
+    scene.crowd.zero(1, 0);
+    let both = [data(0, &event(1)), data(1, &event(1)), data(0, &event(2))].concat();
+    sockets[0].write_all(&both).expect("room in the socket");
+    sockets[1].write_all(&[data(0, &event(1)), data(0, &event(2))].concat()).expect("room in the socket");
+    scene.deliver_until(5);
+    assert_eq!(scene.crowd.tally.progress(), Some(1), "the second stream lacks the second event");
+    let found = scene.crowd.report(2).findings;
+    assert_eq!((found.events, found.lost), (5, 1));
+    sockets[0].write_all(&data(1, &event(2))).expect("room in the socket");
+    scene.deliver_until(6);
+    assert_eq!(scene.crowd.tally.progress(), Some(2));
+    let totals = scene.crowd.report(2);
+    assert_eq!((totals.findings.lost, totals.uneven, totals.bytes), (0, 0, 6 * event(1).len() as u64));
+    sockets[0].write_all(&data(1, &event(2))).expect("room in the socket");
+    scene.deliver_until(7);
+    assert_eq!(scene.crowd.report(2).findings.duplicated, 1);
+}
+
+#[test]
+fn streams_are_for_steady_subscribers_of_event_streams() {
+    let storm = Behaviour::Storm { at_seconds: 1.0, share: 1.0 };
+    for setup in [
+        CrowdSetup { behaviour: storm, streams: Some(2), ..Scene::setup() },
+        CrowdSetup { protocol: Protocol::Ws, streams: Some(2), ..Scene::setup() },
+    ] {
+        let error = Crowd::new(setup).expect_err("not possible").to_string();
+        assert!(error.contains("--h2-streams"), "{error}");
+    }
 }
