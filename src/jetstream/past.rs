@@ -189,7 +189,8 @@ impl PastStream {
             let payload = message.payload.clone();
             if let Ok(understood) = understand(&self.subjects, &message.subject, headers, payload, most) {
                 let mark = Mark { sequence, unix_ns };
-                span.messages.push(Received { mark, said: understood.said });
+                let (said, sent) = (understood.said, understood.sent);
+                span.messages.push(Received { mark, said, sent });
             }
             span.to = sequence;
             if pending == 0 {
