@@ -25,6 +25,8 @@ use crate::config::limits::{SEGMENT_TOPICS_MAX, STRETCH_LOOKED_AT_MAX, STRETCH_R
 
 /// Bytes of a segment between two places that are remembered.
 const MARK_BYTES: u64 = 256 << 10;
+/// What the frame of an event has besides what was published, about.
+const FRAME_BYTES: usize = 64;
 
 /// What is wanted: a topic, and a sequence of it.
 pub type Wants<'a> = dyn Fn(&str, u64) -> bool + 'a;
@@ -185,7 +187,7 @@ impl PastReader {
                     else {
                         return Err(damaged());
                     };
-                    bytes += stored.event.weight();
+                    bytes += stored.event.published_bytes() + FRAME_BYTES;
                     stretch.events.push(stored);
                 }
                 to = glance.sequence;

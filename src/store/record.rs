@@ -247,7 +247,8 @@ pub(super) fn glance(bytes: &[u8], at: usize) -> Seen<'_> {
             return Some(Glance { is_event, sequence, unix_ms: 0, topic: "", end });
         }
         let unix_ms = input.long()?;
-        (input.byte()?, input.number()?);
+        input.byte()?;
+        input.number()?;
         Some(Glance { is_event, sequence, unix_ms, topic: input.text()?, end })
     };
     look().map_or(Seen::Nothing, Seen::Record)
