@@ -8,6 +8,7 @@
 use crate::event::{EVENT_BYTES_BESIDE_DATA_MAX, TOPIC_BYTES_MAX};
 use crate::wire::Format;
 
+mod backfill;
 mod control;
 mod handover;
 mod log;
@@ -18,6 +19,7 @@ mod store;
 mod tls;
 mod tokens;
 
+pub use backfill::*;
 pub use control::*;
 pub use handover::*;
 pub use log::*;
@@ -99,6 +101,12 @@ pub struct Limits {
     /// Streams that a client of HTTP/2 may have at a time on one connection; 0 offers no HTTP/2.
     /// Each is a connection of the shard, but no socket.
     pub h2_streams_max: usize,
+    /// Bytes that a shard sends in a second, on average, to subscribers who lack more than its
+    /// windows hold, from what the source still has. 0 tells them of a gap instead.
+    pub backfill_bytes_per_second: usize,
+    /// Such subscribers of one shard that are served at once; others wait. Each may pin a stretch
+    /// of the past twice: as it is read and as it is sent.
+    pub backfills_per_shard_max: usize,
 }
 
 impl Default for Limits {
@@ -127,6 +135,8 @@ impl Default for Limits {
             stall_ms_max: 30_000,
             drain_ms_max: 10_000,
             h2_streams_max: 100,
+            backfill_bytes_per_second: 16 << 20,
+            backfills_per_shard_max: 64,
         }
     }
 }
@@ -298,7 +308,7 @@ impl Limits {
     }
 
     /// Flag, value, largest value, reason.
-    pub(super) fn maxima(&self) -> [(&'static str, u64, u64, &'static str); 11] {
+    pub(super) fn maxima(&self) -> [(&'static str, u64, u64, &'static str); 13] {
         let send = "the kernel takes less than 2 GiB in one send";
         let time = "the kernel counts milliseconds in 31 bits";
         [
@@ -328,11 +338,23 @@ impl Limits {
                 H2_STREAMS_POSSIBLE,
                 "each of them may wait for its turn in one queue",
             ),
+            (
+                "backfill-bytes-per-second",
+                self.backfill_bytes_per_second as u64,
+                BACKFILL_BYTES_POSSIBLE,
+                "no shard sends more",
+            ),
+            (
+                "backfills-per-shard-max",
+                self.backfills_per_shard_max as u64,
+                BACKFILLS_POSSIBLE,
+                "each turn of a shard looks at all of them",
+            ),
         ]
     }
 
     /// Flag, value, smallest value, reason; [`Limits::maxima`] are kept.
-    pub(super) fn minima(&self) -> [(&'static str, u64, u64, &'static str); 17] {
+    pub(super) fn minima(&self) -> [(&'static str, u64, u64, &'static str); 18] {
         let largest_event = (self.message_bytes_max + EVENT_BYTES_BESIDE_DATA_MAX) as u64;
         let window_batches = WINDOW_BATCHES_MIN as u64;
         let tick = "timers tick once a second";
@@ -385,6 +407,7 @@ impl Limits {
             ("pinned-bytes-max", self.pinned_bytes_max as u64, 1 << 20, "slow sends hold some batches"),
             ("heartbeat-ms", self.heartbeat_ms, 1_000, tick),
             ("stall-ms-max", self.stall_ms_max, 1_000, tick),
+            ("backfills-per-shard-max", self.backfills_per_shard_max as u64, 1, "one has its turn at least"),
         ]
     }
 }

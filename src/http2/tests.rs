@@ -288,7 +288,10 @@ fn a_publish_is_answered_beside_the_streams() {
         bench.say(&mut peer, bytes);
         let Some(Publish { event, ticket, .. }) = bench.outbox.uplink().take() else { panic!("it came") };
         assert_eq!(event.data.bytes(), &b"hello"[..]);
-        bench.outbox.answer(vec![Answer { ticket, outcome: Ok(Taken { sequence: 9, duplicate: false }) }]);
+        bench.outbox.answer(vec![Answer {
+            ticket,
+            outcome: Ok(Taken { epoch: Epoch(7), sequence: 9, duplicate: false }),
+        }]);
         bench.hear(&mut peer);
         let answer = &peer.client.streams[&post];
         assert_eq!((answer.status, answer.ended, answer.reset), (Some(200), true, None));
