@@ -15,7 +15,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{self, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,6 +30,7 @@ use crate::wire::Format;
 use crate::wire::format::{Frame, Given};
 
 mod account;
+mod backfill;
 mod eras;
 mod past;
 mod presence;
@@ -39,6 +40,7 @@ mod sleep;
 mod uplink;
 
 pub use account::{Account, Crowd, Memory};
+pub use backfill::{PastAnswer, PastAsk, PastAsker, PastDesk, PastTopicAsk, Stretch};
 pub use eras::{Era, Eras};
 pub use past::{Cut, Doors, HistorySlice, Past, PastTopic};
 pub use presence::{Answerer, Asker, Crowds};
@@ -344,6 +346,7 @@ pub struct Outbox {
     side: Sender<Question>,
     uplink: HubEnd,
     presence: Answerer,
+    past: PastDesk,
     doorbell: Arc<Doorbell>,
 }
 
@@ -358,6 +361,9 @@ pub struct Inbox {
     /// Until the shard takes it.
     asker: Option<Asker>,
     crowds: Receiver<(Ticket, Crowds)>,
+    /// Until the shard takes it.
+    past_asker: Option<PastAsker>,
+    pasts: Receiver<(u64, PastAnswer)>,
     doorbell: Arc<Doorbell>,
 }
 
@@ -378,8 +384,11 @@ pub fn path(messages_max: usize) -> std::io::Result<(Outbox, Inbox)> {
     let doorbell = Arc::new(Doorbell::new()?);
     let (uplink, hub_end) = uplink::uplink();
     let (presence_asker, presence) = presence::presence();
-    let outbox = Outbox { queue: sender, side: asker, uplink: hub_end, presence, doorbell: doorbell.clone() };
+    let (past_asker, past) = backfill::backfill();
+    let outbox =
+        Outbox { queue: sender, side: asker, uplink: hub_end, presence, past, doorbell: doorbell.clone() };
     let (answers, crowds) = (uplink.receiver(), presence_asker.receiver());
+    let pasts = past_asker.receiver();
     let inbox = Inbox {
         queue: receiver,
         side: asked,
@@ -387,6 +396,8 @@ pub fn path(messages_max: usize) -> std::io::Result<(Outbox, Inbox)> {
         answers,
         asker: Some(presence_asker),
         crowds,
+        past_asker: Some(past_asker),
+        pasts,
         doorbell,
     };
     Ok((outbox, inbox))
@@ -438,6 +449,17 @@ impl Outbox {
         self.doorbell.ring();
     }
 
+    /// The hub's end of the asks for the past.
+    pub fn past(&self) -> &PastDesk {
+        &self.past
+    }
+
+    /// Answers such an ask, and wakes the shard if it sleeps.
+    pub fn tell_past(&self, number: u64, answer: PastAnswer) {
+        self.past.answer(number, answer);
+        self.doorbell.ring();
+    }
+
     /// Messages waiting in the queue, without questions.
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -473,12 +495,17 @@ impl Inbox {
         self.asker.take().expect("a shard takes its asker once")
     }
 
+    /// The shard's end of the asks for the past, to be taken once. Answers wake the shard.
+    pub fn take_past_asker(&mut self) -> PastAsker {
+        self.past_asker.take().expect("a shard takes its asker once")
+    }
+
     /// Announces sleep and says whether all queues are empty, so that the shard may await its
     /// doorbell. On `false` the shard counts as awake again.
     pub fn may_sleep(&self) -> bool {
         let is_quiet = || {
             let is_told_nothing = self.queue.is_empty() && self.side.is_empty();
-            is_told_nothing && self.answers.is_empty() && self.crowds.is_empty()
+            is_told_nothing && self.answers.is_empty() && self.crowds.is_empty() && self.pasts.is_empty()
         };
         self.doorbell.sleep.begin(is_quiet)
     }
@@ -520,9 +547,22 @@ pub struct Demand {
     /// The newest position that has an event, a removal or a hole. A shard asks when a client names
     /// an event that it does not know: another shard may have been faster.
     newest: AtomicU64,
+    /// Why the source of events takes no publishes, if it does not. Read where somebody asks for
+    /// the health of the process.
+    degraded: Mutex<Option<Arc<str>>>,
 }
 
 impl Demand {
+    /// The source takes no publishes, and this is why, in one line; `None`: it does.
+    pub fn tell_degraded(&self, why: Option<&str>) {
+        *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = why.map(Arc::from);
+    }
+
+    /// Why the source takes no publishes, if it does not.
+    pub fn degraded(&self) -> Option<Arc<str>> {
+        self.degraded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// One more shard has subscribers of `format`.
     pub fn begin(&self, format: Format) {
         self.shards[format.index()].fetch_add(1, Ordering::Relaxed);

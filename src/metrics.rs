@@ -73,6 +73,29 @@ pub struct Http2Counters {
     pub streams: u64,
 }
 
+/// What subscribers got from before the windows.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct BackfillCounters {
+    /// Backfills that were wanted and admitted.
+    pub begun: u64,
+    /// Those that came up to the windows.
+    pub completed: u64,
+    /// Those that had no place to wait: a gap was told.
+    pub refused: u64,
+    /// Gaps that were told because the source had lost something, or was away.
+    pub gaps: u64,
+    /// Stretches that were asked for.
+    pub asks: u64,
+    /// Events that were sent.
+    pub events: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Backfills that have their turn now.
+    pub serving: u64,
+    /// Backfills that wait for it now.
+    pub waiting: u64,
+}
+
 /// Counters and histograms of one shard.
 #[derive(Debug, Clone)]
 pub struct ShardMetrics {
@@ -86,6 +109,8 @@ pub struct ShardMetrics {
     pub tls_handshakes: u64,
     /// HTTP/2.
     pub http2: Http2Counters,
+    /// What came from before the windows.
+    pub backfill: BackfillCounters,
     /// Connections now, those in the handshake or closing included; streams are none.
     pub connections: u64,
     /// Connections ended, by reason.
@@ -130,6 +155,7 @@ impl Default for ShardMetrics {
             accept_failures: 0,
             tls_handshakes: 0,
             http2: Http2Counters::default(),
+            backfill: BackfillCounters::default(),
             connections: 0,
             closed: [0; CloseReason::COUNT],
             events: 0,

@@ -10,12 +10,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
 use crate::config::limits::LINE_BYTES_KEPT;
 use crate::event::{CustomId, Data, Event, EventId, EventName, Key, Topic};
@@ -47,6 +48,11 @@ pub struct IdempotencyKey(Arc<str>);
 /// Longest idempotency key, in bytes of UTF-8.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 64;
 
+/// How a key begins that belongs to somebody by name, and how long it is. One of another kind that
+/// looks so is made one of this kind.
+const OWNED: char = '=';
+const OWNED_BYTES: usize = 44;
+
 impl IdempotencyKey {
     /// Checks `text` and shares it.
     pub fn new(text: &str) -> Result<IdempotencyKey, Refusal> {
@@ -56,6 +62,26 @@ impl IdempotencyKey {
             let told = "idempotency_key has 1 to 64 bytes and no control characters";
             Refusal::new(RefusalReason::BadKey, told)
         })
+    }
+
+    /// The key as one that belongs to a publisher, whose name has these parts. So two of them that
+    /// choose the same key do not meet. No parts stand for those who need no name.
+    pub fn of(self, principal: &[&str]) -> IdempotencyKey {
+        if principal.is_empty() && self.given().is_some() {
+            return self;
+        }
+        let mut hash = Sha256::new();
+        for part in principal.iter().chain([&self.as_str()]) {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part.as_bytes());
+        }
+        IdempotencyKey(format!("{OWNED}{}", URL_SAFE_NO_PAD.encode(hash.finalize())).into())
+    }
+
+    /// The key as its publisher wrote it, unless it was made somebody's own.
+    pub fn given(&self) -> Option<&str> {
+        let is_owned = self.0.len() == OWNED_BYTES && self.0.starts_with(OWNED);
+        (!is_owned).then_some(&*self.0)
     }
 
     /// The key as text.
@@ -396,6 +422,26 @@ mod tests {
 
     fn text(event: &Event) -> &str {
         std::str::from_utf8(event.data.bytes()).expect("text")
+    }
+
+    #[test]
+    fn a_key_of_one_publisher_is_never_that_of_another() {
+        let key = |text: &str| IdempotencyKey::new(text).expect("a key");
+        let own = key("k").of(&["issuer", "ann"]);
+        assert_eq!(own, key("k").of(&["issuer", "ann"]));
+        assert_eq!(IdempotencyKey::new(own.as_str()), Ok(own.clone()), "it may be kept and handed over");
+        assert_eq!((own.given(), key("k").of(&[]).given()), (None, Some("k")));
+        for other in [
+            key("k").of(&["issuer", "bob"]),
+            key("k").of(&["other", "ann"]),
+            key("k").of(&["issuera", "nn"]),
+            key("l").of(&["issuer", "ann"]),
+            key("k").of(&["", ""]),
+            key("k").of(&[]),
+            key(own.as_str()).of(&[]),
+        ] {
+            assert_ne!(own, other);
+        }
     }
 
     #[test]

@@ -24,8 +24,8 @@ use crate::config::limits::{
     CONTROL_BUFFER_BYTES_MAX, CONTROL_TLS_BYTES_MAX, EPOLL_EVENTS_MAX, H2_CARRIER_BYTES, H2_STREAM_BYTES,
     H2_STREAMS_SPARE, ID_PLACE_BYTES, KNOWN_TOKEN_BYTES, LOG_LINES_MAX, PATTERN_PLACE_BYTES,
     PATTERN_PLACES_MAX, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RELAY_START_MS_MAX, RETAINED_VALUE_BYTES,
-    SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES, TLS_SESSION_BYTES, TOKENS_KNOWN_MAX,
-    TOPIC_BYTES, UPLINK_BYTES_MAX,
+    STRETCH_BYTES_MAX, STRETCHES_KEPT, SUBMISSIONS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_STATE_BYTES,
+    TLS_SESSION_BYTES, TOKENS_KNOWN_MAX, TOPIC_BYTES, UPLINK_BYTES_MAX,
 };
 use crate::config::{Config, ControlAddress, Limits};
 use crate::egress::epoll::{EpollOptions, SLOT_BYTES};
@@ -416,10 +416,11 @@ pub fn run(
         runtime.block_on(hub.open_doors());
     }
     runtime.spawn(upgrade::start_successors(upgrades, path));
-    // A certificate is proved by the listeners, which are ours by now.
+    // A certificate is proved by the listeners, which are ours from now to the drain.
+    let draining = hub.draining();
     runtime.spawn(async {
         if let Some(keeper) = keeper {
-            keeper.keep().await;
+            keeper.keep(draining).await;
         }
     });
     let served = runtime.block_on(hub.serve(drain));

@@ -78,6 +78,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "hub",
         &[
             "event",
+            "topic_pattern",
             "auth",
             "wire",
             "clock",

@@ -14,6 +14,8 @@ mod support;
 mod promises {
     mod acme;
     mod admission;
+    mod backfill;
+    mod backfill_for_long;
     mod bad_requests;
     mod browser;
     mod bulk;
@@ -39,8 +41,11 @@ mod promises {
     mod internet;
     mod interop;
     mod jetstream;
+    mod jetstream_access;
+    mod jetstream_backfill;
     mod jetstream_client;
     mod jetstream_cluster;
+    mod jetstream_retained;
     mod latest;
     mod log;
     mod memory;

@@ -38,6 +38,8 @@ mod conversation;
 mod h2;
 #[path = "simulation/memory.rs"]
 mod memory;
+#[path = "simulation/nodes.rs"]
+mod nodes;
 #[path = "simulation/publishers.rs"]
 mod publishers;
 #[path = "simulation/questions.rs"]

@@ -7,8 +7,11 @@
 //! - A certificate is in force until another one is that was signed, fits its key, and names all
 //!   domains. What fails changes nothing, is counted, and is tried again later and later.
 //! - Key and certificate are one file, which is replaced whole.
-//! - One order at a time, bounded in time.
+//! - One order at a time, bounded in time. What is due again at once waits as after a failure.
+//! - While no certificate is in force, the one that was kept is looked at before each order: the
+//!   clock may have been wrong at the start.
 
+use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,12 +74,17 @@ impl Keeper {
     pub fn open(rules: &AcmeRules, automatic: Automatic) -> Result<Keeper, String> {
         let state = State::open(&rules.state, &rules.directory)?;
         let mut keeper = Keeper { rules: rules.clone(), state, automatic, report: Arc::default(), due: 0 };
-        match keeper.state.certificate().and_then(|kept| kept.map(|text| keeper.read(&text)).transpose()) {
-            Ok(Some(signed)) => keeper.put_in_force(signed),
-            Ok(None) => {}
-            Err(cause) => tracing::warn!("the certificate that was kept is not used: {cause}"),
+        if let Err(cause) = keeper.take_kept() {
+            tracing::warn!("the certificate that was kept is not used: {cause}");
         }
         Ok(keeper)
+    }
+
+    /// Puts the certificate that was kept in force. False if there is none.
+    fn take_kept(&mut self) -> Result<bool, String> {
+        let Some(text) = self.state.certificate()? else { return Ok(false) };
+        self.put_in_force(self.read(&text)?);
+        Ok(true)
     }
 
     /// What there is to tell of it, now and later.
@@ -84,24 +92,43 @@ impl Keeper {
         self.report.clone()
     }
 
-    /// Orders a certificate whenever one is due, for ever.
-    pub async fn keep(mut self) {
+    /// Orders a certificate whenever one is due, until `ended` resolves: then another process does,
+    /// or nobody.
+    pub async fn keep(self, ended: impl Future<Output = ()>) {
+        tokio::select! {
+            biased;
+            () = ended => {}
+            () = self.keep_on() => {}
+        }
+    }
+
+    async fn keep_on(mut self) {
         let mut retry_ms = ACME_RETRY_MS;
         loop {
+            // Why it is of no use was said at the start.
+            if self.report.expires() == 0 && self.take_kept() == Ok(true) {
+                tracing::info!("the certificate that was kept is in force by now");
+            }
             let wait = Duration::from_secs(self.due.saturating_sub(now()));
             if !wait.is_zero() {
                 // The clock may be set meanwhile.
                 sleep(wait.min(Duration::from_millis(ACME_LOOK_MS))).await;
                 continue;
             }
-            let wait_ms = match self.renew().await {
+            let renewed = self.renew().await;
+            let wait_ms = wait_after(renewed.is_ok() && self.due > now(), &mut retry_ms);
+            match renewed {
+                Ok(()) if self.due > now() => {}
                 Ok(()) => {
-                    retry_ms = ACME_RETRY_MS;
-                    ACME_RETRY_MS
+                    tracing::warn!(
+                        domains = ?self.rules.domains,
+                        "the new certificate is to be renewed at once (--acme): is its time so short, or is the \
+                         clock wrong? next order in {} s",
+                        wait_ms / 1_000
+                    );
                 }
                 Err(cause) => {
                     self.report.failures.fetch_add(1, Ordering::Relaxed);
-                    let wait_ms = retry_ms + jitter(retry_ms / 4);
                     let state = match self.report.expires() {
                         0 => "there is none, and handshakes are refused",
                         _ => "the old one stays",
@@ -111,10 +138,8 @@ impl Keeper {
                         "no new certificate (--acme): {cause}; {state}; next try in {} s",
                         wait_ms / 1_000
                     );
-                    retry_ms = (3 * retry_ms).min(ACME_RETRY_MS_MAX);
-                    wait_ms
                 }
-            };
+            }
             sleep(Duration::from_millis(wait_ms)).await;
         }
     }
@@ -152,6 +177,18 @@ impl Keeper {
     }
 }
 
+/// Milliseconds from the end of an order to the next one: after a good one few, and else more and
+/// more.
+fn wait_after(is_good: bool, retry_ms: &mut u64) -> u64 {
+    if is_good {
+        *retry_ms = ACME_RETRY_MS;
+        return ACME_RETRY_MS;
+    }
+    let wait_ms = *retry_ms + jitter(*retry_ms / 4);
+    *retry_ms = (3 * *retry_ms).min(ACME_RETRY_MS_MAX);
+    wait_ms
+}
+
 /// When a certificate is renewed: with a third of its time left, or some sooner.
 fn renewal(begins: u64, expires: u64) -> u64 {
     let life = expires.saturating_sub(begins);
@@ -170,6 +207,61 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A keeper whose authority is nowhere, and its directory.
+    fn keeper(name: &str) -> Keeper {
+        let state = std::env::temp_dir().join(format!("fanwave-keeper-{}-{name}", std::process::id()));
+        let rules = AcmeRules {
+            domains: vec!["localhost".to_string()],
+            directory: "https://localhost:1/dir".to_string(),
+            contacts: Vec::new(),
+            ca: None,
+            state,
+        };
+        Keeper::open(&rules, Automatic::default()).expect("a directory of our own")
+    }
+
+    #[test]
+    fn what_was_kept_is_in_force_as_soon_as_it_can_be_used() {
+        let mut keeper = keeper("kept");
+        let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
+        let text = made.signing_key.serialize_pem() + &made.cert.pem();
+        let mut params = rcgen::CertificateParams::new(["localhost".to_string()]).expect("a name");
+        params.not_before = rcgen::date_time_ymd(2999, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2999, 2, 1);
+        let early = params.self_signed(&made.signing_key).expect("a certificate").pem();
+        assert_eq!(keeper.take_kept(), Ok(false));
+        keeper.state.keep_certificate(&(made.signing_key.serialize_pem() + &early)).expect("room");
+        assert!(keeper.take_kept().is_err_and(|cause| cause.contains("not valid yet")));
+        assert_eq!(keeper.report.expires(), 0);
+        keeper.state.keep_certificate(&text).expect("room");
+        assert_eq!(keeper.take_kept(), Ok(true));
+        assert!(keeper.report.expires() > 0 && keeper.automatic.certificate().is_some());
+        std::fs::remove_dir_all(&keeper.rules.state).expect("our own");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_orders_nothing_more() {
+        let keeper = keeper("ended");
+        let (report, state) = (keeper.report(), keeper.rules.state.clone());
+        keeper.keep(std::future::ready(())).await;
+        assert_eq!((report.orders(), report.failures()), (0, 0));
+        std::fs::remove_dir_all(&state).expect("our own");
+    }
+
+    #[test]
+    fn an_order_that_is_due_again_at_once_waits_longer_each_time() {
+        let mut retry_ms = ACME_RETRY_MS;
+        let mut least_ms = ACME_RETRY_MS;
+        for _ in 0..10 {
+            let wait_ms = wait_after(false, &mut retry_ms);
+            assert!((least_ms..=least_ms + least_ms / 4).contains(&wait_ms), "{wait_ms}");
+            least_ms = (3 * least_ms).min(ACME_RETRY_MS_MAX);
+        }
+        assert_eq!(least_ms, ACME_RETRY_MS_MAX);
+        assert_eq!(wait_after(true, &mut retry_ms), ACME_RETRY_MS);
+        assert_eq!(retry_ms, ACME_RETRY_MS);
+    }
 
     #[test]
     fn a_certificate_is_renewed_with_a_third_of_its_time_left_or_some_sooner() {

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use instant_acme::AccountCredentials;
+use sha2::{Digest as _, Sha256};
 
 /// More than any certificate with its chain has.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -72,7 +73,8 @@ impl State {
 
 /// Replaces a file whole: after a crash there is the old one or the new one.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let draft = path.with_extension("draft");
+    // Another process of ours may write there too, while it hands over to us.
+    let draft = path.with_extension(format!("{}.draft", std::process::id()));
     let _ = fs::remove_file(&draft);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
     file.write_all(bytes)?;
@@ -81,10 +83,13 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// A name for the files of an authority: its host and port.
+/// A name for the files of an authority: its host and port, and what tells it from others there.
 fn name_of(url: &str) -> String {
     let host = url.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
-    host.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect()
+    let host = host.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' });
+    let digest = Sha256::digest(url);
+    let tail: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{tail}", host.collect::<String>())
 }
 
 #[cfg(test)]
@@ -102,11 +107,13 @@ mod tests {
             state.keep_certificate(text).expect("room");
             assert_eq!(state.certificate(), Ok(Some(text.to_string())));
         }
-        let place = directory.join("ca.example-14000");
+        let place = directory.join("ca.example-14000-c618465b");
         let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
         assert_eq!((mode(&place), mode(&place.join("certificate.pem"))), (0o700, 0o600));
-        let other = State::open(&directory, "https://other.example/dir").expect("a directory");
-        assert_eq!(other.certificate(), Ok(None));
+        for url in ["https://other.example/dir", "https://ca.example:14000/other-dir"] {
+            let other = State::open(&directory, url).expect("a directory");
+            assert_eq!(other.certificate(), Ok(None), "{url} is another authority");
+        }
         fs::write(place.join("account.json"), "nonsense").expect("a file");
         assert!(state.account().is_err_and(|cause| cause.contains("account.json")));
         fs::remove_dir_all(&directory).expect("our own");

@@ -102,6 +102,11 @@ impl Claims {
         })
     }
 
+    /// Who brings it: those who have the same issuer and subject are one.
+    pub fn principal(&self) -> [&str; 2] {
+        [&self.issuer, &self.subject].map(|name| name.as_deref().unwrap_or_default())
+    }
+
     /// Refuses a token outside of its time.
     pub fn check_time(&self, now_ms: u64) -> Result<(), Refused> {
         if self.expires_ms.is_some_and(|expires| now_ms >= expires) {

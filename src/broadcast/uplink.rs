@@ -20,7 +20,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use futures_util::task::AtomicWaker;
 
 use crate::config::limits::{UPLINK_BYTES_MAX, UPLINK_PUBLISHES_MAX};
-use crate::event::Event;
+use crate::event::{Epoch, Event, EventId};
 use crate::publishing::IdempotencyKey;
 use crate::refusal::Refusal;
 
@@ -49,10 +49,19 @@ pub struct Publish {
 /// An event of a client that was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
-    /// Its place in the order, from which its id follows.
+    /// Whose sequence it has: another epoch may have begun since.
+    pub epoch: Epoch,
+    /// Its place in the order.
     pub sequence: u64,
     /// It was taken before, under the same idempotency key, and is not published again.
     pub duplicate: bool,
+}
+
+impl Taken {
+    /// Our id of it.
+    pub fn id(&self) -> EventId {
+        EventId { epoch: self.epoch, sequence: self.sequence }
+    }
 }
 
 /// What became of a publish.
@@ -193,7 +202,10 @@ mod tests {
     }
 
     fn answer(publish: Publish) -> Answer {
-        Answer { ticket: publish.ticket, outcome: Ok(Taken { sequence: 1, duplicate: false }) }
+        Answer {
+            ticket: publish.ticket,
+            outcome: Ok(Taken { epoch: Epoch(1), sequence: 1, duplicate: false }),
+        }
     }
 
     #[derive(Default)]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::tokens::host_of_login;
+
 /// What is to be signed, by whom, and where it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcmeRules {
@@ -38,6 +40,9 @@ pub enum AcmeError {
     /// No address of an authority.
     #[error("--acme-directory `{0}`: write an address such as https://ca.example/directory")]
     Directory(String),
+    /// The address of an authority holds a name or a password, at this host.
+    #[error("--acme-directory: the address at {0} holds a user or a password; an account is made there")]
+    DirectoryLogin(String),
 }
 
 /// The flags of [`AcmeRules`].
@@ -90,6 +95,10 @@ impl AcmeFlags {
             if !domains.contains(&lower) {
                 domains.push(lower);
             }
+        }
+        // The log names it.
+        if let Some(host) = host_of_login(&self.acme_directory) {
+            return Err(AcmeError::DirectoryLogin(host.to_string()));
         }
         let uri = self.acme_directory.parse::<http::Uri>().ok();
         if !uri.is_some_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some()) {
@@ -145,9 +154,10 @@ mod tests {
             (&["--acme=192.0.2.1", "--listen-tls=[::]:443", "--acme-dir=/d"], "`192.0.2.1`"),
             (&["--acme=localhost", "--listen-tls=[::]:443", "--acme-dir=/d"], "`localhost`"),
             (&[&all[..3], &["--acme-directory=http://a/"]].concat(), "--acme-directory `http://a/`"),
+            (&[&all[..3], &["--acme-directory=https://u:hush@a/"]].concat(), "at a holds a user"),
         ] {
             let error = config(args, &[]).expect_err("it cannot be signed");
-            assert!(error.contains(part), "no {part:?} in {error:?}");
+            assert!(error.contains(part) && !error.contains("hush"), "no {part:?} in {error:?}");
         }
     }
 }

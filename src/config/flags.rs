@@ -321,6 +321,13 @@ limit_flags! {
         /// Smallest send without a copy in the kernel; 0 copies always
         zero_copy_bytes_min: Size;
     }
+    "Backfill" {
+        /// What a shard sends in a second to subscribers who lack more than its windows hold, from
+        /// --data or the stream; 0: a gap is told instead
+        backfill_bytes_per_second: Size;
+        /// Subscribers of one shard that are sent that at once; others wait
+        backfills_per_shard_max: Count;
+    }
 }
 
 impl ServeFlags {

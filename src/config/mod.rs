@@ -26,7 +26,7 @@ pub use acme::{AcmeError, AcmeRules};
 pub use control::ControlError;
 pub use limits::{LimitError, Limits};
 pub use memory::{MemoryMax, MemoryMaxError};
-pub use nats::{Nats, NatsError, NatsServers};
+pub use nats::{Login, Nats, NatsError, NatsServers};
 pub use pages::PageError;
 pub use relay::{Relay, RelayError};
 pub use reload::Reloaded;
@@ -244,6 +244,11 @@ impl Config {
         self.nats.is_none() && self.relay.is_none()
     }
 
+    /// True if events may be found in the source that have left the windows.
+    pub fn keeps_past(&self) -> bool {
+        self.store.is_some() || self.nats.is_some()
+    }
+
     /// True if clients of the data plane may publish to `topic`: what its rule says, else the flag.
     pub fn lets_clients_publish(&self, topic: &str) -> bool {
         let by_rule = self.rules.of(topic).and_then(|rule| rule.client_publish);
@@ -335,6 +340,12 @@ impl Config {
         let at = listener % (self.listen.len() + self.listen_tls.len()).max(1);
         self.listen.get(at).is_some_and(|address| self.proxy_protocol.contains(address))
     }
+
+    /// True if connections to this listener of a shard speak TLS.
+    pub fn is_secure(&self, listener: usize) -> bool {
+        listener % (self.listen.len() + self.listen_tls.len()).max(1) >= self.listen.len()
+            && !self.listen_tls.is_empty()
+    }
 }
 
 #[cfg(test)]
@@ -350,6 +361,8 @@ mod tests {
             proxy_protocol: vec![address(2)],
             ..Config::default()
         };
+        let secure: Vec<usize> = (0..9).filter(|listener| config.is_secure(*listener)).collect();
+        assert_eq!(secure, [2, 5, 8]);
         let proxied: Vec<usize> = (0..9).filter(|listener| config.is_proxied(*listener)).collect();
         assert_eq!(proxied, [1, 4, 7]);
     }

@@ -25,8 +25,17 @@ pub struct NatsServers {
     pub hosts: Vec<String>,
     /// Only by TLS.
     pub tls: bool,
-    /// Name and password, if the address has them. Nobody prints the password.
-    pub login: Option<(String, String)>,
+    /// Who we are, if the address says it. Nobody prints it.
+    pub login: Option<Login>,
+}
+
+/// Who we are, as an address says it.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Login {
+    /// A name and a password.
+    User(String, String),
+    /// A token.
+    Token(String),
 }
 
 /// Names the servers alone, so that no password is printed.
@@ -56,8 +65,10 @@ pub enum NatsServersError {
     /// More than 32.
     #[error("at most {SERVERS_MAX} servers may be named; the others of a cluster are found by themselves")]
     TooMany,
-    /// A name without a password, or two logins that differ.
-    #[error("write one USER:PASSWORD@ for all servers, percent-escaped, or better --nats-credentials FILE")]
+    /// An empty name or token, or two logins that differ.
+    #[error(
+        "write one USER:PASSWORD@ or TOKEN@ for all servers, percent-escaped, or better --nats-credentials FILE"
+    )]
     Login,
 }
 
@@ -80,15 +91,19 @@ impl FromStr for NatsServers {
             let (user, host) =
                 server.rsplit_once('@').map_or((None, server), |(user, host)| (Some(user), host));
             if let Some(user) = user {
-                let (name, password) = user.split_once(':').ok_or(NatsServersError::Login)?;
                 let decoded = |text: &str| {
                     let text = percent_encoding::percent_decode_str(text).decode_utf8();
                     text.map(|text| text.into_owned()).map_err(|_| NatsServersError::Login)
                 };
-                let both = (decoded(name)?, decoded(password)?);
-                if both.0.is_empty() || login.replace(both.clone()).is_some_and(|other| other != both) {
+                let own = match user.split_once(':') {
+                    Some((name, password)) => Login::User(decoded(name)?, decoded(password)?),
+                    None => Login::Token(decoded(user)?),
+                };
+                let (Login::User(name, _) | Login::Token(name)) = &own;
+                if name.is_empty() || login.as_ref().is_some_and(|other| *other != own) {
                     return Err(NatsServersError::Login);
                 }
+                login = Some(own);
             }
             hosts.push(host_and_port(host.trim_end_matches('/')).ok_or(NatsServersError::Host(number + 1))?);
         }
@@ -123,7 +138,7 @@ pub struct Nats {
     pub stream: String,
     /// What the subjects of topics begin with, without a dot at its end.
     pub prefix: String,
-    /// A file with a JWT and a seed, as `nsc` makes it.
+    /// A file with a JWT and a seed, as `nsc` makes it, or with the seed of an nkey.
     pub credentials: Option<PathBuf>,
     /// Who signs the servers' certificates, in PEM; else the system's.
     pub ca: Option<PathBuf>,
@@ -164,7 +179,7 @@ pub enum NatsError {
     #[error("--{0} needs a source in NATS, such as --source nats://127.0.0.1:4222")]
     WithoutSource(&'static str),
     /// Two ways to say who we are.
-    #[error("--nats-credentials is given, and --source has a user and a password; leave one of them out")]
+    #[error("--nats-credentials is given, and --source says who we are; leave one of them out")]
     TwoLogins,
     /// More than 64 core subjects.
     #[error("--nats-core: at most {CORE_MAX} subjects may be heard; use * and >")]
@@ -215,7 +230,7 @@ pub(super) struct NatsFlags {
     /// What the subjects of topics begin with: topic a/b is PREFIX.a.b [default: fanwave]
     #[arg(long, value_name = "PREFIX", value_parser = prefix)]
     nats_prefix: Option<String>,
-    /// Credentials file (JWT and seed) for the NATS servers
+    /// Credentials file for the NATS servers: a JWT and its seed, or the seed of an nkey alone
     #[arg(long, value_name = "FILE")]
     nats_credentials: Option<PathBuf>,
     /// Certificates of those who sign the NATS servers' certificates, in PEM [default: the system's]
@@ -347,7 +362,8 @@ mod tests {
             (&["a:1".into(), "b:2".into(), "[::1]:3".into()][..], false)
         );
         let named = servers("tls://me:p%40ss@a,b");
-        assert_eq!(named.login, Some(("me".into(), "p@ss".into())));
+        assert!(named.login == Some(Login::User("me".into(), "p@ss".into())));
+        assert!(servers("nats://s%3Acret@a,b").login == Some(Login::Token("s:cret".into())));
         assert!(named.tls);
         for (text, error) in [
             ("a:4222", NatsServersError::Scheme),
@@ -360,7 +376,8 @@ mod tests {
             ("nats://a:", NatsServersError::Host(1)),
             ("nats://a b", NatsServersError::Host(1)),
             ("nats://a/b", NatsServersError::Host(1)),
-            ("nats://me@a", NatsServersError::Login),
+            ("nats://@a", NatsServersError::Login),
+            ("nats://x@a,y@b", NatsServersError::Login),
             ("nats://me:x@a,you:y@b", NatsServersError::Login),
             ("nats://:x@a", NatsServersError::Login),
             (&format!("nats://{}", ["a"; 33].join(",")), NatsServersError::TooMany),
@@ -376,7 +393,9 @@ mod tests {
         for text in [format!("{servers}"), format!("{servers:?}"), format!("{settings:?}")] {
             assert!(text.contains("a:4222") && !text.contains("topsecret"), "{text}");
         }
-        for text in ["nats://me:topsecret@", "nats://topsecret@a", "nats://me:topsecret@a,me:other@b"] {
+        let token = format!("{:?}", "nats://topsecret@a".parse::<NatsServers>().expect("servers"));
+        assert!(token.contains("a:4222") && !token.contains("topsecret"), "{token}");
+        for text in ["nats://me:topsecret@", "nats://topsecret@", "nats://me:topsecret@a,me:other@b"] {
             let error = text.parse::<NatsServers>().expect_err(text).to_string();
             assert!(!error.contains("topsecret"), "{error}");
         }

@@ -135,7 +135,8 @@ impl Config {
         sorted! {
             takes
                 handshakes_per_second_max handshake_bytes_max handshake_ms_max topics_per_connection_max
-                message_in_bytes_max pinned_bytes_max zero_copy_bytes_min heartbeat_ms drain_ms_max;
+                message_in_bytes_max pinned_bytes_max zero_copy_bytes_min heartbeat_ms drain_ms_max
+                backfill_bytes_per_second backfills_per_shard_max;
             keeps
                 connections_per_shard_max connections_per_address_max topics_max message_bytes_max
                 window_events_max window_bytes_max window_ms_max window_bytes_total_max

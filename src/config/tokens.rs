@@ -65,6 +65,9 @@ pub enum TokenError {
     /// Keys cannot be read, or are none.
     #[error("--auth-jwks {0}: {1}")]
     Jwks(String, String),
+    /// The address holds a name or a password, at this host.
+    #[error("--auth-jwks: the address at {0} holds a user or a password; public keys need none")]
+    Credentials(String),
     /// The secret cannot be read, or is none.
     #[error("--auth-hs256-file {0}: {1}")]
     Secret(String, String),
@@ -144,6 +147,10 @@ impl TokenFlags {
 
 fn jwks(place: String) -> Result<Jwks, TokenError> {
     if place.starts_with("http://") || place.starts_with("https://") {
+        // The log names the address, and so would an error.
+        if let Some(host) = host_of_login(&place) {
+            return Err(TokenError::Credentials(host.to_string()));
+        }
         let is_url =
             place.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
         let cause = "it is no address; write https://issuer.example/jwks.json";
@@ -155,6 +162,15 @@ fn jwks(place: String) -> Result<Jwks, TokenError> {
         Ok(set) => Ok(Jwks::File(PathBuf::from(place), set)),
         Err(cause) => Err(TokenError::Jwks(place, cause)),
     }
+}
+
+/// The host of an address that holds a user or a password, also where it is no address for that.
+pub(super) fn host_of_login(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let is_address = url.parse::<http::Uri>().is_ok();
+    let (_, behind) = if is_address { authority.rsplit_once('@') } else { rest.rsplit_once('@') }?;
+    behind.split(['/', '?', '#', ':']).next()
 }
 
 fn secret(file: &Path) -> Result<KeySet, TokenError> {
@@ -193,6 +209,8 @@ mod tests {
         let secret = file("secret", b"0123456789abcdef0123456789abcdef\n");
         let rules = |args: &[&str]| config(args, &[]).expect("valid").tokens;
         assert!(!rules(&[]).is_configured() && !rules(&[]).keys(None).is_configured());
+        let odd = "https://issuer.example/@us/jwks.json";
+        assert_eq!(rules(&["--auth-jwks", odd]).url(), Some(odd), "that is a path");
         let both = rules(&["--auth-hs256-file", &secret, "--auth-jwks", "https://issuer.example/jwks.json"]);
         assert_eq!(both.url(), Some("https://issuer.example/jwks.json"));
         let keys = both.keys(None);
@@ -222,6 +240,9 @@ mod tests {
             (&["--auth-jwks", &odd], "P-521"),
             (&["--auth-jwks", &good], "no JWK set"),
             (&["--auth-jwks", "https://"], "no address"),
+            (&["--auth-jwks", "https://user:hush@issuer.example/jwks"], "at issuer.example holds a user"),
+            (&["--auth-jwks", "https://hush@issuer.example/jwks"], "at issuer.example holds a user"),
+            (&["--auth-jwks", "https://user:hu hush@issuer.example"], "at issuer.example holds a user"),
             (&["--auth-issuer", "us"], "needs keys"),
             (&["--auth-cookie", "token"], "needs keys"),
             (&["--auth-audience=", "--auth-hs256-file", &good], "is empty"),
@@ -230,6 +251,7 @@ mod tests {
         ] {
             let error = config(args, &[]).expect_err("no such keys");
             assert!(error.starts_with("--auth-") && error.contains(part), "no {part:?} in {error:?}");
+            assert!(!error.contains("hush"), "{error:?}");
         }
         let cookie = ["--auth-cookie", "token", "--auth-hs256-file", &good, "--cors-origin", "none"];
         assert!(config(&cookie, &[]).is_ok());

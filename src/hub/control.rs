@@ -27,11 +27,11 @@ use super::principal::Principal;
 use super::refusal::{error_response, json_bytes, json_line};
 use super::reload::reload;
 use super::stream::{publish_stream, refused_unread};
-use super::{Hub, Refusal, RefusalReason, pages};
+use super::{Hub, Refusal, RefusalReason, id_text, pages};
 use crate::broadcast::Taken;
 use crate::config::ControlAddress;
 use crate::config::limits::CONTROL_BODY_MS_MAX;
-use crate::event::{Data, Event, Topic};
+use crate::event::{CustomId, Data, Event, Topic};
 use crate::printed::{quoted, reachable};
 use crate::publishing::{
     IdempotencyKey, Options, check_content_coding, check_size, parse_options, parse_query, parse_text,
@@ -93,6 +93,13 @@ struct Accepted {
     duplicate: bool,
 }
 
+impl Accepted {
+    fn of(custom: Option<&CustomId>, taken: Taken) -> Accepted {
+        let Taken { sequence, duplicate, .. } = taken;
+        Accepted { id: id_text(custom, taken.id()), sequence, duplicate }
+    }
+}
+
 async fn publish_one(
     State(hub): State<Arc<Hub>>,
     Extension(principal): Extension<Principal>,
@@ -106,8 +113,8 @@ async fn publish_one(
         Err(refusal) => return Err(refused_unread(&hub, refusal, body)),
     };
     let id = event.id.clone();
-    let Taken { sequence, duplicate } = hub.publish(event, key).await.map_err(IntoResponse::into_response)?;
-    Ok(json_line(&Accepted { id: hub.id_text(id.as_ref(), sequence), sequence, duplicate }))
+    let taken = hub.publish(event, key).await.map_err(IntoResponse::into_response)?;
+    Ok(json_line(&Accepted::of(id.as_ref(), taken)))
 }
 
 async fn read_event(
@@ -132,6 +139,7 @@ async fn read_event(
         true => Data::binary(bytes),
         false => parse_text(bytes)?,
     };
+    let idempotency_key = idempotency_key.map(|key| principal.own(key));
     Ok((Event { topic, data, name, id, retry_ms, key }, idempotency_key))
 }
 
@@ -207,8 +215,8 @@ fn scope_of(query: &[(&str, String)]) -> Result<bool, Refusal> {
 async fn remove_topic(State(hub): State<Arc<Hub>>, uri: Uri) -> Result<Response, Refusal> {
     let topic =
         parse_query(uri.query(), &[]).and_then(|_| topic_of(&uri)).map_err(|refusal| hub.counted(refusal))?;
-    let Taken { sequence, .. } = hub.remove(topic).await?;
-    Ok(json_line(&Accepted { id: hub.id_text(None, sequence), sequence, duplicate: false }))
+    let taken = hub.remove(topic).await?;
+    Ok(json_line(&Accepted::of(None, taken)))
 }
 
 async fn stats(State(hub): State<Arc<Hub>>, RawQuery(query): RawQuery) -> Result<Response, Refusal> {

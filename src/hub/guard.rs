@@ -24,7 +24,7 @@ use super::stream::refused_unread;
 use super::{Hub, Refusal, RefusalReason, pages};
 use crate::config::{Config, ControlAddress, PageRules};
 use crate::secret::bearer_token;
-use crate::wire::http::{is_host, is_ours, is_same_origin};
+use crate::wire::http::{is_host, is_ours, is_own_page};
 
 /// Stands before the routes of one listener.
 pub(super) struct Guard {
@@ -148,21 +148,13 @@ fn check_page(
     for origin in request.headers().get_all(header::ORIGIN) {
         if pages.control_origins.iter().any(|known| known.as_str().as_bytes() == origin.as_bytes()) {
             listed = Some(origin.clone());
-        } else if !is_page_of(origin.as_bytes(), host, scheme) {
+        } else if !is_own_page(origin.as_bytes(), host.as_bytes(), scheme == Scheme::Https) {
             let origin = String::from_utf8_lossy(origin.as_bytes());
             let text = format!("pages of the origin {origin:?} may not ask here (--control-origin)");
             return Err(Refusal::new(RefusalReason::ForeignOrigin, text));
         }
     }
     Ok(listed)
-}
-
-/// True if a page of `origin` came from `host`. One that came without TLS is not ours where TLS is
-/// spoken: others may have written into it on its way.
-fn is_page_of(origin: &[u8], host: &str, scheme: Scheme) -> bool {
-    const SECURE: &[u8] = b"https://";
-    let is_secure = origin.get(..SECURE.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(SECURE));
-    (is_secure || scheme == Scheme::Http) && is_same_origin(origin, host.as_bytes())
 }
 
 /// The `Host`, of which a request has exactly one (RFC 9112 §3.2); before HTTP/1.1 perhaps none,
@@ -208,27 +200,4 @@ fn preflight(allowed: &'static str, is_page: bool) -> Response {
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
     }
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_that_came_without_tls_is_foreign_where_tls_is_spoken() {
-        for (origin, host, over_http, over_https) in [
-            ("https://edge:8444", "edge:8444", true, true),
-            ("https://edge", "edge", true, true),
-            ("https://edge", "edge:443", true, true),
-            ("HTTPS://edge", "edge", true, true),
-            ("http://edge", "edge", true, false),
-            ("http://edge:8444", "edge:8444", true, false),
-            ("https://other", "edge", false, false),
-            ("null", "edge", false, false),
-        ] {
-            let is_ours = |scheme| is_page_of(origin.as_bytes(), host, scheme);
-            assert_eq!(is_ours(Scheme::Http), over_http, "{origin} at {host}");
-            assert_eq!(is_ours(Scheme::Https), over_https, "{origin} at {host} with TLS");
-        }
-    }
 }

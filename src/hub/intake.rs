@@ -17,6 +17,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::backfill::Removals;
 use super::keys::Keys;
 use super::source::{Published, Source, Wish};
 use super::topics::{Recorded, TopicTable};
@@ -155,6 +156,8 @@ pub struct Intake {
     wanted: Wanted,
     pub(super) topics: TopicTable,
     pub(super) keys: Keys,
+    /// What is past, and no past any more.
+    pub(super) removals: Removals,
     counters: HubCounters,
     queue_events_max: usize,
     queue_bytes_max: usize,
@@ -216,6 +219,7 @@ impl Intake {
             wanted: Wanted::NONE,
             topics: TopicTable::new(limits.topics_max, memory),
             keys: Keys::default(),
+            removals: Removals::default(),
             counters: HubCounters::default(),
             queue_events_max: limits.hub_queue_events_max,
             queue_bytes_max: limits.hub_queue_bytes_max,
@@ -301,7 +305,7 @@ impl Intake {
         if let Some(key) = &key
             && let Some(sequence) = self.find_key(&event, key, now)?
         {
-            return Ok(Published::Taken(Taken { sequence, duplicate: true }));
+            return Ok(Published::Taken(self.taken(sequence, true)));
         }
         self.admit(&event, now)?;
         self.submit(Wish::Publish(event, key), now)
@@ -311,8 +315,8 @@ impl Intake {
     pub fn publish_removal(&mut self, topic: Topic, now: Stamp) -> Result<Published, Refusal> {
         match &self.source {
             Source::Local => {
-                let taken = |sequence| Published::Taken(Taken { sequence, duplicate: false });
-                return self.remove(topic, now).map(taken);
+                let sequence = self.remove(topic, now)?;
+                return Ok(Published::Taken(self.taken(sequence, false)));
             }
             Source::Store(_) => return self.remove_stored(topic, now),
             Source::Remote(_) => {}
@@ -375,15 +379,16 @@ impl Intake {
         now: Stamp,
     ) -> Result<Taken, Refusal> {
         let Some(key) = key else {
-            return self.accept(event, now).map(|sequence| Taken { sequence, duplicate: false });
+            let sequence = self.accept(event, now)?;
+            return Ok(self.taken(sequence, false));
         };
         if let Some(sequence) = self.find_key(&event, &key, now)? {
-            return Ok(Taken { sequence, duplicate: true });
+            return Ok(self.taken(sequence, true));
         }
         let (topic, said) = (event.topic.clone(), Keys::said(&event));
         let sequence = self.accept(event, now)?;
         self.keys.note(topic, key, said, sequence, now);
-        Ok(Taken { sequence, duplicate: false })
+        Ok(self.taken(sequence, false))
     }
 
     /// Removes what came of a topic so far. Returns the place of that in the order.

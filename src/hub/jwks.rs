@@ -4,7 +4,10 @@
 //! Invariants worth naming:
 //! - Keys of an address are fetched again and again. A fetch that fails, is slow, too large, or
 //!   holds no key changes nothing: the last good set is kept, and the next try comes later and
-//!   later.
+//!   later. Another address has to give a set before the last one is let go; without any address it
+//!   is let go at once.
+//! - A second has a bounded number of signatures of tokens that are not known. Those that are known
+//!   cost none, and are always taken.
 //! - A process that takes the place of another one has its keys before it does, or leaves it.
 //! - All shards have the same keys within moments: each says that it has taken them, and one that
 //!   does not is told again.
@@ -19,19 +22,21 @@ use tokio::sync::{Mutex as Turns, Notify};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{Hub, Stage};
+use crate::admission::Bucket;
 use crate::auth::{Claims, KeySet, Keys, KnownTokens, Refused};
 use crate::broadcast::Question;
+use crate::clock::Stamp;
 use crate::config::Config;
 use crate::config::limits::{
-    JWKS_BYTES_MAX, JWKS_FETCH_MS_MAX, JWKS_REFRESH_MS, JWKS_RETRY_MS, JWKS_UPGRADE_MS_MAX,
+    CONTROL_TOKENS_PER_SECOND_MAX, JWKS_BYTES_MAX, JWKS_FETCH_MS_MAX, JWKS_REFRESH_MS, JWKS_RETRY_MS,
+    JWKS_UPGRADE_MS_MAX,
 };
 
 /// The keys in force, and where they come from.
 #[derive(Debug)]
 pub(super) struct Keyring {
     keys: Mutex<Arc<Keys>>,
-    /// Tokens of publishers that were checked with them.
-    known: Mutex<KnownTokens<Arc<Claims>>>,
+    checks: Mutex<Checks>,
     /// What the address of keys gave last.
     fetched: Mutex<Option<KeySet>>,
     /// Held while shards are told, so that the newest keys are told last.
@@ -43,6 +48,20 @@ pub(super) struct Keyring {
     checked: AtomicU64,
     remembered: AtomicU64,
 }
+
+/// The checks of publishers' tokens.
+#[derive(Debug, Default)]
+struct Checks {
+    /// Tokens that were checked with the keys in force.
+    known: KnownTokens<Arc<Claims>>,
+    bucket: Bucket,
+    /// Signatures that may be checked now.
+    left: usize,
+}
+
+/// Too many signatures were checked in this second. A retry helps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooMany;
 
 /// What an operator is told of them.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -63,7 +82,7 @@ impl Keyring {
     pub(super) fn new(config: &Config) -> Keyring {
         Keyring {
             keys: Mutex::new(Arc::new(config.tokens.keys(None))),
-            known: Mutex::default(),
+            checks: Mutex::default(),
             fetched: Mutex::default(),
             telling: Turns::default(),
             reloaded: Notify::new(),
@@ -79,27 +98,44 @@ impl Keyring {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What a publisher's token grants at the time `now_ms`. One that was checked before costs no
-    /// signature.
-    pub(super) fn verify(&self, token: &str, now_ms: u64) -> Result<Arc<Claims>, Refused> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    /// What a publisher's token grants at the time `now_ms`, in milliseconds since 1970, which is
+    /// `now`. One that was checked before costs no signature.
+    pub(super) fn verify(
+        &self,
+        token: &str,
+        now_ms: u64,
+        now: Stamp,
+    ) -> Result<Result<Arc<Claims>, Refused>, TooMany> {
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let Checks { known, bucket, left } = &mut *checks;
         match known.find(token, now_ms) {
             Ok(found) => {
                 self.remembered.fetch_add(1, Ordering::Relaxed);
-                found
+                Ok(found)
             }
             Err(unknown) => {
+                let most = Bucket::most(CONTROL_TOKENS_PER_SECOND_MAX);
+                let come = bucket.fill(CONTROL_TOKENS_PER_SECOND_MAX, now.0);
+                *left = (*left + come).min(most).checked_sub(1).ok_or(TooMany)?;
                 self.checked.fetch_add(1, Ordering::Relaxed);
-                known.check(unknown, token, &self.keys(), now_ms)
+                Ok(known.check(unknown, token, &self.keys(), now_ms))
             }
         }
     }
 
     /// These are in force.
     fn take(&self, keys: Arc<Keys>) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = keys;
-        known.forget();
+        checks.known.forget();
+    }
+
+    /// Lets go of what an address has given, if there is none any more: another one that comes
+    /// later has given nothing yet.
+    fn forget_without(&self, url: Option<&str>) {
+        if url.is_none() {
+            *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
     /// True once an address of keys has given some.
@@ -266,6 +302,7 @@ impl Hub {
 
     /// Another configuration is in force.
     pub(super) async fn reload_keys(&self) {
+        self.keyring.forget_without(self.config().tokens.url());
         if self.config().tokens.is_configured() {
             self.tell_keys().await;
             self.keyring.note_reload();
@@ -279,6 +316,8 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::auth::{Key, Signer};
+    use crate::config::TokenRules;
 
     const SET: &str =
         r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
@@ -297,6 +336,46 @@ mod tests {
             }
         });
         url
+    }
+
+    #[test]
+    fn a_second_has_so_many_signatures_of_strangers_and_known_tokens_are_taken_at_any_time() {
+        const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+        let tokens = TokenRules {
+            hs256: Some(KeySet::of(Key::from_secret(SECRET).expect("a secret"))),
+            ..TokenRules::default()
+        };
+        let keyring = Keyring::new(&Config { tokens, ..Config::default() });
+        let now_ms = 1_800_000_000_000;
+        let signer = Signer::from_secret(SECRET).expect("a secret");
+        let good = |number: usize| {
+            let claims = serde_json::json!({ "exp": 1_900_000_000, "jti": number });
+            signer.sign(&claims).expect("a token")
+        };
+        let at = |seconds: u64| Stamp(1_000_000_000 * seconds);
+        assert!(keyring.verify(&good(0), now_ms, at(10)).expect("it is the first").is_ok());
+        let most = Bucket::most(CONTROL_TOKENS_PER_SECOND_MAX);
+        for number in 1..most {
+            let strange = good(number) + "AA";
+            assert!(keyring.verify(&strange, now_ms, at(10)).expect("there is room").is_err());
+        }
+        for number in [1_000, 1_001] {
+            assert_eq!(keyring.verify(&good(number), now_ms, at(10)).err(), Some(TooMany));
+        }
+        assert_eq!(keyring.stats().checked, most as u64);
+        assert!(keyring.verify(&good(0), now_ms, at(10)).expect("it is known").is_ok());
+        assert!(keyring.verify(&good(1_000), now_ms, at(11)).expect("there is room again").is_ok());
+    }
+
+    #[test]
+    fn keys_of_an_address_that_is_gone_do_not_come_back() {
+        let keyring = Keyring::new(&Config::default());
+        let fetched = || keyring.has_fetched();
+        *keyring.fetched.lock().expect("alive") = Some(KeySet::read(SET.as_bytes(), false).expect("a set"));
+        keyring.forget_without(Some("https://another.example/jwks.json"));
+        assert!(fetched(), "they stay until another address gives some");
+        keyring.forget_without(None);
+        assert!(!fetched());
     }
 
     #[tokio::test]

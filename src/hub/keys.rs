@@ -1,8 +1,9 @@
 //! What was published under which idempotency key, so that a publisher may ask again.
 //!
 //! Invariants worth naming:
-//! - A key belongs to a topic. It is remembered for [`IDEMPOTENCY_MS`] from the first publish on,
-//!   and at most [`IDEMPOTENCY_KEYS_MAX`] are: one more forgets the oldest.
+//! - A key belongs to a topic, and to its publisher by what it is ([`IdempotencyKey::of`]). It is
+//!   remembered for [`IDEMPOTENCY_MS`] from the first publish on, and at most
+//!   [`IDEMPOTENCY_KEYS_MAX`] are: one more forgets the oldest.
 //! - Only what was taken is remembered: a publish that was refused may come again.
 //! - What was said is kept as a hash, not as data. The hash is the same in every process, because
 //!   keys are handed over.
@@ -48,7 +49,8 @@ impl Keys {
         if taken.said == Keys::said(event) {
             return Ok(Some(taken.sequence));
         }
-        let text = format!("the idempotency key {:?} was used for another event of this topic", key.as_str());
+        let named = key.given().map_or_else(String::new, |text| format!(" {text:?}"));
+        let text = format!("the idempotency key{named} was used for another event of this topic");
         Err(Refusal::new(RefusalReason::Conflict, text))
     }
 

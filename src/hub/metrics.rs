@@ -19,7 +19,7 @@ use crate::wire::Family;
 type Row<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
 
 /// Figures of a shard.
-const OF_SHARD: [Row<ShardReport>; 28] = [
+const OF_SHARD: [Row<ShardReport>; 37] = [
     ("fanwave_connections", Gauge, "Connections, those in the handshake or closing included.", |shard| {
         shard.metrics.connections
     }),
@@ -40,6 +40,34 @@ const OF_SHARD: [Row<ShardReport>; 28] = [
         shard.metrics.http2.opened
     }),
     ("fanwave_http2_streams", Gauge, "Streams of HTTP/2.", |shard| shard.metrics.http2.streams),
+    ("fanwave_backfills_total", Counter, "Subscribers that lacked more than windows hold.", |shard| {
+        shard.metrics.backfill.begun
+    }),
+    ("fanwave_backfill_completed_total", Counter, "Of these, those that got all of it.", |shard| {
+        shard.metrics.backfill.completed
+    }),
+    (
+        "fanwave_backfill_refused_total",
+        Counter,
+        "Subscribers told of a gap because too many wait for a backfill.",
+        |shard| shard.metrics.backfill.refused,
+    ),
+    ("fanwave_backfill_gaps_total", Counter, "Gaps that were told in the midst of backfills.", |shard| {
+        shard.metrics.backfill.gaps
+    }),
+    ("fanwave_backfill_asks_total", Counter, "Times that the source was asked for events.", |shard| {
+        shard.metrics.backfill.asks
+    }),
+    ("fanwave_backfill_events_total", Counter, "Events from before the windows that were sent.", |shard| {
+        shard.metrics.backfill.events
+    }),
+    ("fanwave_backfill_bytes_total", Counter, "Their bytes.", |shard| shard.metrics.backfill.bytes),
+    ("fanwave_backfill_serving", Gauge, "Subscribers that are being backfilled.", |shard| {
+        shard.metrics.backfill.serving
+    }),
+    ("fanwave_backfill_waiting", Gauge, "Subscribers that wait for that.", |shard| {
+        shard.metrics.backfill.waiting
+    }),
     ("fanwave_shard_events_total", Counter, "Events that the shard has taken from the hub.", |shard| {
         shard.metrics.events
     }),

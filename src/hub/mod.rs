@@ -41,6 +41,7 @@ use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
 
 mod accept;
 mod asked;
+pub mod backfill;
 mod control;
 mod failure;
 mod guard;
@@ -75,6 +76,7 @@ mod upgrade;
 mod uplink;
 
 pub use self::asked::DataAddresses;
+use self::backfill::Archive;
 pub use self::failure::{HubError, ShardEnd, ShardFailure};
 pub use self::intake::{Flushed, HubCounters, Intake, NoRoom};
 use self::jwks::Keyring;
@@ -165,6 +167,8 @@ struct Hub {
     listings: Semaphore,
     /// Of the stream that is the source, if one is.
     stream: OnceLock<source::jetstream::Stream>,
+    /// What keeps events that have left the windows, if something does; not while it is asked.
+    archive: Mutex<Option<Box<dyn Archive>>>,
     /// Of the server that is followed, if one is.
     relay: OnceLock<Arc<source::relay::Status>>,
 }
@@ -258,6 +262,7 @@ async fn serve(
     let uplinks = tokio::spawn(uplink::serve(hub.clone()));
     let stored = tokio::spawn(source::store::serve(hub.clone()));
     let presences = tokio::spawn(presence::serve(hub.clone()));
+    let pasts = tokio::spawn(backfill::serve(hub.clone()));
     let keys = tokio::spawn(jwks::serve(hub.clone()));
     let give_back = tokio::spawn(give_back_memory());
     let looks = tokio::spawn(memory::watch(hub.clone()));
@@ -319,6 +324,7 @@ async fn serve(
     retry.abort();
     uplinks.abort();
     presences.abort();
+    pasts.abort();
     keys.abort();
     give_back.abort();
     looks.abort();
@@ -440,6 +446,7 @@ impl Hub {
             head_pace: Mutex::new(Pace::DETAIL),
             listings: Semaphore::new(LISTINGS_MAX),
             stream: OnceLock::new(),
+            archive: Mutex::new(None),
             relay: OnceLock::new(),
         }
     }
@@ -462,6 +469,11 @@ impl Hub {
     /// The state behind the lock; never hold it across an await.
     fn intake(&self) -> MutexGuard<'_, Intake> {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What keeps events that have left the windows; never hold it across an await.
+    fn archive(&self) -> MutexGuard<'_, Option<Box<dyn Archive>>> {
+        self.archive.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where publishers come in, as long as they do.
@@ -641,11 +653,6 @@ impl Hub {
             Err(Refused::Full(message)) => Some((shard, message)),
         })
         .collect()
-    }
-
-    /// The id that subscribers see: the publisher's, else ours.
-    fn id_text(&self, custom: Option<&CustomId>, sequence: u64) -> String {
-        id_text(custom, EventId { epoch: self.epoch(), sequence })
     }
 
     /// Whose sequences come now.

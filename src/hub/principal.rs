@@ -6,10 +6,12 @@ use std::sync::Arc;
 use axum::extract::Request;
 use axum::http::Method;
 
+use super::jwks::TooMany;
 use super::{Hub, Refusal, RefusalReason};
 use crate::auth::{Claims, Refused, peek};
-use crate::clock::unix_ms;
+use crate::clock::{Stamp, unix_ms};
 use crate::event::Topic;
+use crate::publishing::IdempotencyKey;
 
 /// The client that a request comes from. The guard puts it into the request.
 #[derive(Debug, Clone)]
@@ -24,7 +26,11 @@ impl Principal {
     /// The one who brings this token.
     pub(super) fn of_token(hub: &Hub, token: &[u8]) -> Result<Principal, Refusal> {
         let token = std::str::from_utf8(token).unwrap_or_default();
-        let claims = hub.keyring.verify(token, unix_ms()).map_err(|refused| {
+        let checked = hub.keyring.verify(token, unix_ms(), Stamp::now()).map_err(|TooMany| {
+            let text = "too many tokens that are not known yet came in this second";
+            Refusal::new(RefusalReason::Busy, text)
+        })?;
+        let claims = checked.map_err(|refused| {
             // A retry helps only where keys are still to come.
             let reason = match refused {
                 Refused::NoKeys => RefusalReason::Busy,
@@ -52,6 +58,14 @@ impl Principal {
                 Refusal::new(RefusalReason::NotAllowed, text)
             }
             Err(refused) => Refusal::new(RefusalReason::Unauthorized, refused.to_string()),
+        }
+    }
+
+    /// An idempotency key as one of its own.
+    pub(super) fn own(&self, key: IdempotencyKey) -> IdempotencyKey {
+        match self {
+            Principal::Operator => key.of(&[]),
+            Principal::Publisher(claims) => key.of(&claims.principal()),
         }
     }
 

@@ -14,10 +14,11 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
 use super::asked::Scheme;
-use super::{Hub, HubError, HubSetup, control, open};
+use super::backfill::Archive;
+use super::{Hub, HubError, HubSetup, Intake, control, open};
 use crate::clock::Stamp;
 use crate::config::ControlAddress;
-use crate::event::{Epoch, Event};
+use crate::event::{Epoch, Event, EventId, Topic};
 
 /// The hub of a test.
 #[derive(Debug, Clone)]
@@ -65,16 +66,41 @@ impl SimHub {
         }
     }
 
+    /// A source keeps what has left the windows.
+    pub fn keep_past(&self, archive: Box<dyn Archive>) {
+        *self.hub.archive() = Some(archive);
+    }
+
     /// A source tells of a hole.
-    pub fn tell_hole(&self, sequence: u64) {
-        self.hub.change(|intake| intake.tell_hole(sequence));
-        self.hub.flush();
+    pub fn tell_hole(&self, sequence: u64) -> impl Future<Output = bool> + Send + use<> {
+        self.place_word(move |intake| intake.tell_hole(sequence))
     }
 
     /// A source begins anew.
-    pub fn begin_era(&self, epoch: Epoch) {
-        self.hub.change(|intake| intake.begin_era(epoch));
-        self.hub.flush();
+    pub fn begin_era(&self, epoch: Epoch) -> impl Future<Output = bool> + Send + use<> {
+        self.place_word(move |intake| intake.begin_era(epoch))
+    }
+
+    /// A source removes what came of a topic so far.
+    pub fn place_removal(&self, topic: Topic, sequence: u64) -> impl Future<Output = bool> + Send + use<> {
+        self.place_word(move |intake| intake.place_removal(topic, sequence))
+    }
+
+    fn place_word<F>(&self, place: F) -> impl Future<Output = bool> + Send + use<F>
+    where
+        F: FnOnce(&mut Intake) + Send,
+    {
+        let hub = self.hub.clone();
+        async move {
+            let placed = hub.place_word(place).await;
+            hub.flush();
+            placed
+        }
+    }
+
+    /// Whose sequences come now, and the last one.
+    pub fn last(&self) -> EventId {
+        self.hub.intake().last()
     }
 
     /// Times that a batch met a full shard queue.

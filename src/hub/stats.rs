@@ -18,7 +18,7 @@ use super::{CertificateStats, Hub, RefusalCounts};
 use crate::broadcast::Question;
 use crate::close::{CLOSE_TABLE, CloseReason, ERROR_TABLE, ErrorCode};
 use crate::metrics::{
-    FamilyCounters, Http2Counters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters,
+    BackfillCounters, FamilyCounters, Http2Counters, RetainedTotals, ShardMetrics, ShardReport, TokenCounters,
 };
 use crate::store::StoreReport;
 use crate::wire::Family;
@@ -137,6 +137,8 @@ struct Counts {
     accept_failures: u64,
     tls_handshakes: u64,
     http2: Http2Counters,
+    /// What came from before the windows.
+    backfill: BackfillCounters,
     connections: u64,
     closed: ByReason,
     events: u64,
@@ -308,6 +310,7 @@ fn counts(metrics: &ShardMetrics, window: Amount, excess: Amount, retained: Reta
         accept_failures: metrics.accept_failures,
         tls_handshakes: metrics.tls_handshakes,
         http2: metrics.http2.clone(),
+        backfill: metrics.backfill.clone(),
         connections: metrics.connections,
         closed: ByReason(metrics.closed),
         events: metrics.events,
@@ -357,6 +360,18 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
         accept_failures,
         tls_handshakes,
         http2: Http2Counters { carriers, opened, streams },
+        backfill:
+            BackfillCounters {
+                begun,
+                completed,
+                refused: unserved,
+                gaps,
+                asks,
+                events: past,
+                bytes,
+                serving,
+                waiting,
+            },
         connections,
         closed,
         events,
@@ -386,6 +401,15 @@ fn add(total: &mut ShardMetrics, shard: &ShardMetrics) {
     total.http2.carriers += carriers;
     total.http2.opened += opened;
     total.http2.streams += streams;
+    total.backfill.begun += begun;
+    total.backfill.completed += completed;
+    total.backfill.refused += unserved;
+    total.backfill.gaps += gaps;
+    total.backfill.asks += asks;
+    total.backfill.events += past;
+    total.backfill.bytes += bytes;
+    total.backfill.serving += serving;
+    total.backfill.waiting += waiting;
     total.connections += connections;
     total.events += events;
     total.published += published;

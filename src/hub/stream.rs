@@ -30,12 +30,12 @@ use tokio::sync::mpsc;
 
 use super::principal::Principal;
 use super::source::{Published, Waiting};
-use super::{Hub, Refusal, RefusalReason, Stage};
-use crate::broadcast::{Outcome, Taken};
+use super::{Hub, Refusal, RefusalReason, Stage, id_text};
+use crate::broadcast::Outcome;
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{ERROR_LINES_MAX, LINGER_MS_MAX, STREAM_WAITING_MAX};
-use crate::event::{CustomId, Event};
+use crate::event::{CustomId, Event, EventId};
 use crate::publishing::{IdempotencyKey, Line, Lines, check_content_coding, parse_line, parse_query};
 
 /// Answers at once with a stream of error lines and, at the end, the summary.
@@ -103,8 +103,8 @@ struct Reading {
     refused: u64,
     /// Refused lines whose error line found no room; at most `refused`.
     unreported: u64,
-    /// Id and sequence of the last accepted event.
-    last: Option<(Option<CustomId>, u64)>,
+    /// The last accepted event: its publisher's id and ours.
+    last: Option<(Option<CustomId>, EventId)>,
 }
 
 /// A line that its source has.
@@ -181,7 +181,7 @@ impl Reading {
         let summary = Summary {
             accepted: self.accepted,
             refused: self.refused,
-            last_id: self.last.map(|(id, sequence)| hub.id_text(id.as_ref(), sequence)),
+            last_id: self.last.map(|(id, ours)| id_text(id.as_ref(), ours)),
             unreported: self.unreported,
             error,
         };
@@ -228,7 +228,7 @@ impl Reading {
             self.principal.check_topic(&self.hub, &event.topic).map(|()| (event, key))
         });
         let (event, key) = match allowed {
-            Ok(event) => event,
+            Ok((event, key)) => (event, key.map(|key| self.principal.own(key))),
             Err(refusal) => {
                 let refusal = self.hub.counted(refusal);
                 self.tell(number, &refusal);
@@ -242,9 +242,9 @@ impl Reading {
         }
         let id = event.id.clone();
         match self.hub.accept(event, key, *intake_at) {
-            Ok(Published::Taken(Taken { sequence, .. })) => {
+            Ok(Published::Taken(taken)) => {
                 self.accepted += 1;
-                self.last = Some((id, sequence));
+                self.last = Some((id, taken.id()));
             }
             Ok(Published::Later(answer)) => {
                 self.waiting.push_back(Sent { line: number, id, answer });
@@ -265,9 +265,9 @@ impl Reading {
         while let Some(outcome) = answer {
             let Some(Sent { line, id, .. }) = self.waiting.pop_front() else { return };
             match outcome {
-                Ok(Taken { sequence, .. }) => {
+                Ok(taken) => {
                     self.accepted += 1;
-                    self.last = Some((id, sequence));
+                    self.last = Some((id, taken.id()));
                 }
                 Err(refusal) => {
                     let refusal = self.hub.counted(refusal);

@@ -23,7 +23,7 @@ use tokio::time::{sleep, timeout};
 use super::listen::Listener;
 use super::past::Gathered;
 use super::source::Source;
-use super::{Hub, OpenHub, jwks};
+use super::{Hub, OpenHub, Stage, jwks};
 use crate::broadcast::{Doors, Message, Question};
 use crate::config::limits::{
     CONTROL_ACCEPT_RETRY_MS, HAND_OVER_DESCRIPTORS_MAX, HAND_OVER_MS_MAX, HAND_OVER_START_MS_MAX,
@@ -307,6 +307,15 @@ impl OpenHub {
         let estate = self.entrance.estate.as_mut()?;
         estate.place.is_left = false;
         Some(estate)
+    }
+
+    /// Resolves once the drain begins: another process serves, or nobody will.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut stage = self.hub.stage.subscribe();
+        async move {
+            // A hub that is gone has drained.
+            let _ = stage.wait_for(|now| *now >= Stage::Draining).await;
+        }
     }
 
     /// Lets clients in, which the shards did not do so far.

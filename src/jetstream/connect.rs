@@ -16,10 +16,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::clock::Stamp;
-use crate::config::Nats;
 use crate::config::limits::{
     NATS_API_MS_MAX, NATS_CONNECT_MS_MAX, NATS_PING_MS, NATS_RECONNECT_MS_MAX, NATS_START_MS_MAX,
 };
+use crate::config::{Login, Nats};
 use crate::log::Pace;
 
 /// The first version whose JetStream is understood.
@@ -39,7 +39,10 @@ pub enum ConnectError {
         cause: String,
     },
     /// A server refuses us.
-    #[error("the NATS server at {0} refuses these credentials; give others with --nats-credentials FILE")]
+    #[error(
+        "the NATS server at {0} refuses these credentials; give others: --nats-credentials FILE, or \
+         USER:PASSWORD@ or TOKEN@ in --source"
+    )]
     Refused(String),
     /// A file cannot be read.
     #[error("--{flag} {path}: {cause}")]
@@ -53,7 +56,8 @@ pub enum ConnectError {
     },
     /// TLS does not come about.
     #[error(
-        "no TLS with the NATS servers at {servers}: {cause}; --nats-ca FILE names who signs their certificates"
+        "no TLS with the NATS servers at {servers}: {cause}; --nats-ca FILE names who signs their certificates, and \
+         nats:// in place of tls:// asks for none"
     )]
     Tls {
         /// Which ones were asked.
@@ -109,10 +113,9 @@ impl Link {
                     return Err(ConnectError::Refused(servers));
                 }
                 ConnectErrorKind::Tls => return Err(ConnectError::Tls { servers, cause }),
-                // A handshake that fails is an error of input and output to the client.
-                _ if nats.servers.tls && cause.contains("ertificate") => {
-                    return Err(ConnectError::Tls { servers, cause });
-                }
+                // A handshake that fails is an error of input and output to the client. A server may
+                // ask for TLS although we do not.
+                _ if is_of_tls(&error) => return Err(ConnectError::Tls { servers, cause }),
                 _ if Instant::now() + Duration::from_millis(NATS_RECONNECT_MS_MAX) >= deadline => {
                     return Err(ConnectError::Absent { servers, cause });
                 }
@@ -175,15 +178,29 @@ async fn options(nats: &Nats, up: watch::Sender<u64>) -> Result<ConnectOptions, 
                 std::future::ready(())
             }
         });
-    if let Some((user, password)) = &nats.servers.login {
-        options = options.user_and_password(user.clone(), password.clone());
+    match &nats.servers.login {
+        Some(Login::User(name, password)) => {
+            options = options.user_and_password(name.clone(), password.clone());
+        }
+        Some(Login::Token(token)) => options = options.token(token.clone()),
+        None => {}
     }
     if let Some(path) = &nats.credentials {
-        options = options.credentials_file(path).await.map_err(|error| ConnectError::File {
+        let failed = |error: std::io::Error| ConnectError::File {
             flag: "nats-credentials",
             path: path.display().to_string(),
             cause: one_line(&error.to_string()),
-        })?;
+        };
+        let text = std::fs::read_to_string(path).map_err(failed)?;
+        options = match text.trim() {
+            // The seed of a user's nkey (its prefix in NATS).
+            seed if seed.starts_with("SU") && !seed.contains(char::is_whitespace) => {
+                options.nkey(seed.into())
+            }
+            _ => options.credentials(&text).map_err(|_| {
+                failed(std::io::Error::other("it holds neither a JWT with its seed nor the seed of an nkey"))
+            })?,
+        };
     }
     if let Some(path) = &nats.ca {
         let read = std::fs::read(path).map_err(|error| error.to_string());
@@ -199,6 +216,19 @@ async fn options(nats: &Nats, up: watch::Sender<u64>) -> Result<ConnectOptions, 
         options = options.add_root_certificates(path.clone());
     }
     Ok(options)
+}
+
+/// True if TLS did not come about, or the peer speaks something else.
+fn is_of_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn reconnect_delay_ms(attempts: usize) -> u64 {

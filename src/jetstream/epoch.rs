@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::connect::innermost;
+use super::stream::certain;
 use crate::config::limits::NATS_API_MS_MAX;
 use crate::event::{Epoch, EventId};
 
@@ -34,6 +35,13 @@ pub struct Mark {
     pub sequence: u64,
     /// When the stream took it, in nanoseconds since 1970.
     pub unix_ns: i64,
+}
+
+impl Mark {
+    /// When the stream took it, in milliseconds since 1970.
+    pub fn unix_ms(self) -> u64 {
+        u64::try_from(self.unix_ns / 1_000_000).unwrap_or(0)
+    }
 }
 
 /// The entry as it is written.
@@ -145,7 +153,7 @@ impl EpochPlace {
     /// same, else a new one, on which all nodes agree. `seen` is what this process has read of it.
     pub async fn settle(&self, stream: &Stream, seen: Option<&Entry>) -> Result<Entry, EpochError> {
         for _ in 0..WRITES_MAX {
-            let info = stream.get_info().await.map_err(|error| EpochError::Silent(innermost(&error)))?;
+            let info = certain(stream).await.map_err(EpochError::Silent)?;
             let entry = self.read().await?;
             if let Some(entry) = &entry
                 && is_same(stream, &info, entry).await?
@@ -211,7 +219,7 @@ fn mark_of(info: &Info) -> Mark {
 }
 
 /// True if the stream is the one that `entry` was written for.
-async fn is_same(stream: &Stream, info: &Info, entry: &Entry) -> Result<bool, EpochError> {
+pub(super) async fn is_same(stream: &Stream, info: &Info, entry: &Entry) -> Result<bool, EpochError> {
     let Mark { sequence, unix_ns } = entry.head;
     if entry.created_ns != created_ns(info) || info.state.last_sequence < sequence {
         return Ok(false);

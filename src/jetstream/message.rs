@@ -32,6 +32,10 @@ pub const DATA: &str = "Fanwave-Data";
 /// Header of a message that removes what its topic had before; its value is `1`.
 pub const REMOVE: &str = "Fanwave-Remove";
 
+/// Header of the publish that a message is: a number in hexadecimal by which the node that sent it
+/// knows it again.
+pub const SENT: &str = "Fanwave-Sent";
+
 /// What a value cannot hold, and what marks it. Blanks within a value are left, those around it are
 /// escaped beside.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
@@ -63,6 +67,8 @@ pub struct Understood {
     pub illegal: u64,
     /// Headers that were left out, because only the server may say that.
     pub reserved: u64,
+    /// Which publish of a node it is, if a node has sent it.
+    pub sent: Option<u64>,
 }
 
 /// The headers of an event.
@@ -134,8 +140,9 @@ fn understand_as(
     message_bytes_max: usize,
 ) -> Result<Understood, Skipped> {
     let value = |name: &str| headers.and_then(|headers| headers.get(name)).map(|value| value.as_str());
+    let sent = value(SENT).and_then(|text| u64::from_str_radix(text, 16).ok());
     if value(REMOVE) == Some("1") {
-        return Ok(Understood { said: Said::Removal(topic), illegal: 0, reserved: 0 });
+        return Ok(Understood { said: Said::Removal(topic), illegal: 0, reserved: 0, sent });
     }
     if payload.len() > message_bytes_max {
         return Err(Skipped::TooLarge);
@@ -172,7 +179,7 @@ fn understand_as(
         event.name = None;
         left_out += 1;
     }
-    Ok(Understood { said: Said::Event(event), illegal, reserved: left_out })
+    Ok(Understood { said: Said::Event(event), illegal, reserved: left_out, sent })
 }
 
 /// The value of a header, if it has one that is legal.
@@ -233,7 +240,10 @@ mod tests {
             retry_ms: Some(5_000),
             ..event(Data::string("1.07".into()))
         };
-        assert_eq!(understood, Understood { said: Said::Event(expected), illegal: 0, reserved: 0 });
+        assert_eq!(
+            understood,
+            Understood { said: Said::Event(expected), illegal: 0, reserved: 0, sent: None }
+        );
     }
 
     #[test]
@@ -254,10 +264,10 @@ mod tests {
         let ours = format!("{}-7", "1b2c3d4e5f6g7");
         let understood = foreign(&[(EVENT, "fanwave-gap"), (ID, &ours), (KEY, "k")], b"x");
         let kept = Event { key: Key::new("k").ok(), ..event(Data::string("x".into())) };
-        assert_eq!(understood, Understood { said: Said::Event(kept), illegal: 0, reserved: 2 });
+        assert_eq!(understood, Understood { said: Said::Event(kept), illegal: 0, reserved: 2, sent: None });
         let understood = foreign(&[(EVENT, "a%0Ab"), (ID, ""), (KEY, "%FF"), (RETRY, "-1")], b"x");
         let bare = event(Data::string("x".into()));
-        assert_eq!(understood, Understood { said: Said::Event(bare), illegal: 4, reserved: 0 });
+        assert_eq!(understood, Understood { said: Said::Event(bare), illegal: 4, reserved: 0, sent: None });
     }
 
     #[test]
@@ -277,6 +287,13 @@ mod tests {
         let removal = understand(&subjects(), "fanwave.a.b", Some(&removal_headers()), Bytes::new(), 0);
         let topic = Topic::new("a/b").expect("a topic");
         assert_eq!(removal.expect("a removal").said, Said::Removal(topic));
+    }
+
+    #[test]
+    fn a_node_knows_its_own_message_again() {
+        let sent = |value: &str| foreign(&[(SENT, value)], b"x").sent;
+        assert_eq!((sent("00000000000000ff"), sent("x"), sent("")), (Some(255), None, None));
+        assert_eq!(foreign(&[(SENT, "x")], b"x").illegal, 0, "it says nothing of the event");
     }
 
     proptest! {
@@ -308,7 +325,7 @@ mod tests {
             }
             let understood = understand(&subjects(), "fanwave.a.b", Some(&headers), bytes, 50);
             let understood = understood.expect("an event");
-            prop_assert_eq!(understood, Understood { said: Said::Event(event), illegal: 0, reserved: 0 });
+            prop_assert_eq!(understood, Understood { said: Said::Event(event), illegal: 0, reserved: 0, sent: None });
         }
     }
 }

@@ -5,17 +5,17 @@
 //! the hub: `hub/source` joins the two.
 //!
 //! Reading order: `subject` and `message` (what an event is in NATS, pure), `connect`, `stream`,
-//! `publish`, `read`, `epoch` (what all nodes agree on).
+//! `publish`, `read`, `values`, `epoch` (what all nodes agree on).
 
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::stream::{Info, Stream};
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::Nats;
-use crate::config::limits::{NATS_API_MS_MAX, NATS_LOOK_MS};
+use crate::config::limits::{NATS_API_MS_MAX, NATS_CREATE_MS_MAX, NATS_LOOK_MS, NATS_RETRY_MS};
 use crate::event::{Event, Topic};
 use connect::{code_of, innermost};
 
@@ -23,18 +23,21 @@ mod connect;
 mod epoch;
 mod message;
 mod nodes;
+mod past;
 mod publish;
 mod read;
 mod stream;
 mod subject;
+mod values;
 
 pub use connect::{ConnectError, Link};
 pub use epoch::{Entry, EpochError, EpochPlace, Mark, created_ns};
-pub use message::{DATA, EVENT, ID, KEY, REMOVE, RETRY, Said, understand, understand_core};
+pub use message::{DATA, EVENT, ID, KEY, REMOVE, RETRY, SENT, Said, understand, understand_core};
 pub use nodes::{Counts, Crowd, Nodes};
+pub use past::{PastStream, Span, event_of};
 pub use publish::{PublishFault, Publisher, Receipt, Sent};
 pub use read::{Foreign, ReadFault, Reader, Received, Start};
-pub use stream::{StreamError, largest, open, warnings};
+pub use stream::{StreamError, certain, largest, open, warnings};
 pub use subject::Subjects;
 
 /// A stream that is open, and all that is done with it.
@@ -93,7 +96,16 @@ impl Session {
             tracing::warn!(stream = nats.stream, "NATS: {warning}");
         }
         let place = EpochPlace::open(&link.context, &nats.stream, info.config.num_replicas).await?;
-        let entry = place.settle(&stream, None).await?;
+        let deadline = Instant::now() + Duration::from_millis(NATS_CREATE_MS_MAX);
+        let entry = loop {
+            match place.settle(&stream, None).await {
+                // Its servers may be choosing a leader.
+                Err(EpochError::Silent(_)) if Instant::now() < deadline => {
+                    sleep(Duration::from_millis(NATS_RETRY_MS)).await;
+                }
+                settled => break settled?,
+            }
+        };
         let subjects = Subjects::new(&nats.prefix);
         let message_max = usize::try_from(info.config.max_message_size).unwrap_or(0);
         let publisher = Publisher::new(link.clone(), subjects.clone(), &nats.stream, message_max);
@@ -136,6 +148,11 @@ impl Session {
             Some(ErrorCode::STREAM_NOT_FOUND) => LookFault::Missing,
             _ => LookFault::Away(innermost(&error)),
         })
+    }
+
+    /// True if the stream, which looks so, is the one that `seen` tells of.
+    pub async fn is_same(&self, info: &Info, seen: &Entry) -> Result<bool, EpochError> {
+        epoch::is_same(&self.stream, info, seen).await
     }
 
     /// Makes a stream that is not there any more, or the place of its epoch. The error is one line.

@@ -6,9 +6,14 @@
 //!   connection, and what waits too long for its acknowledgement has an unknown outcome.
 //! - Publishes without acknowledgement are bounded, in number and in bytes.
 //! - A repeat under an idempotency key has the same `Nats-Msg-Id`, on every node.
+//! - An acknowledgement does not say of which stream its sequence is: another one may have taken
+//!   the place of the one that was meant. So each message has a number of its own, and where this
+//!   node has read it is told beside the acknowledgement ([`Sent::place`]).
 
+use std::collections::HashMap;
 use std::future::IntoFuture;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -17,14 +22,14 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{Context, ErrorCode};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::connect::{Link, one_line};
 use super::message;
 use super::subject::Subjects;
 use crate::config::limits::{NATS_ACK_MS_MAX, NATS_IN_FLIGHT_BYTES_MAX, NATS_IN_FLIGHT_MAX};
-use crate::event::{Event, Topic};
+use crate::event::{Epoch, Event, EventId, Topic};
 use crate::publishing::IdempotencyKey;
 
 /// What a message takes in flight besides its payload.
@@ -85,13 +90,47 @@ pub struct Publisher {
     places: Arc<Semaphore>,
     /// In units of a KiB.
     room: Arc<Semaphore>,
+    awaited: Arc<Awaited>,
 }
 
 /// A publish that was sent.
 #[derive(Debug)]
 pub struct Sent {
-    ack: PublishAckFuture,
-    _place: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    ack: Option<PublishAckFuture>,
+    number: u64,
+    read: oneshot::Receiver<EventId>,
+    awaited: Arc<Awaited>,
+    _place: Places,
+}
+
+/// What a publish takes of what may be in flight.
+type Places = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// Messages of this process that it has not read yet, by their numbers.
+#[derive(Debug)]
+struct Awaited {
+    next: AtomicU64,
+    readers: Mutex<HashMap<u64, oneshot::Sender<EventId>>>,
+}
+
+impl Awaited {
+    /// Numbers begin anywhere, so that no other node has the same.
+    fn new() -> Awaited {
+        let first = Epoch::random().map_or_else(|_| u64::from(std::process::id()) << 32, |epoch| epoch.0);
+        Awaited { next: AtomicU64::new(first), readers: Mutex::default() }
+    }
+
+    fn readers(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<EventId>>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new number, and where it is told that its message was read.
+    fn one_more(&self) -> (u64, oneshot::Receiver<EventId>) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (tell, read) = oneshot::channel();
+        self.readers().insert(number, tell);
+        (number, read)
+    }
 }
 
 /// A message before it is sent.
@@ -118,19 +157,16 @@ impl Publisher {
             message_max,
             places: Arc::new(Semaphore::new(NATS_IN_FLIGHT_MAX)),
             room: Arc::new(Semaphore::new(NATS_IN_FLIGHT_BYTES_MAX >> 10)),
+            awaited: Arc::new(Awaited::new()),
         }
     }
 
-    /// Sends an event, or refuses it at once. `principal` is who publishes: their keys are their own.
-    pub async fn send(
-        &self,
-        event: &Event,
-        key: Option<&IdempotencyKey>,
-        principal: &str,
-    ) -> Result<Sent, PublishFault> {
+    /// Sends an event, or refuses it at once. A publisher's key is its own
+    /// ([`IdempotencyKey::of`]).
+    pub async fn send(&self, event: &Event, key: Option<&IdempotencyKey>) -> Result<Sent, PublishFault> {
         let mut headers = message::headers(event);
         if let Some(key) = key {
-            headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id(&event.topic, principal, key));
+            headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id(&event.topic, key));
         }
         let payload = event.data.bytes().clone();
         self.send_out(Outgoing { subject: self.subjects.subject(&event.topic), headers, payload }).await
@@ -141,6 +177,13 @@ impl Publisher {
         let headers = message::removal_headers();
         let subject = self.subjects.subject(topic);
         self.send_out(Outgoing { subject, headers, payload: Bytes::new() }).await
+    }
+
+    /// A message of this number, if it is one of ours, was read here, and this is its place.
+    pub fn was_read(&self, number: u64, at: EventId) {
+        let reader = self.awaited.readers().remove(&number);
+        // One that has given up wants to hear nothing.
+        reader.map(|reader| reader.send(at));
     }
 
     /// Resolves once a publish of so many bytes has a place; for publishers that wait.
@@ -161,6 +204,22 @@ impl Publisher {
     }
 
     async fn send_out(&self, outgoing: Outgoing) -> Result<Sent, PublishFault> {
+        let Outgoing { subject, mut headers, payload } = outgoing;
+        let (number, read) = self.awaited.one_more();
+        headers.insert(message::SENT, &*format!("{number:016x}"));
+        let sent = self.send_numbered(Outgoing { subject, headers, payload }).await;
+        match sent {
+            Ok((ack, place)) => {
+                Ok(Sent { ack: Some(ack), number, read, awaited: self.awaited.clone(), _place: place })
+            }
+            Err(fault) => {
+                self.awaited.readers().remove(&number);
+                Err(fault)
+            }
+        }
+    }
+
+    async fn send_numbered(&self, outgoing: Outgoing) -> Result<(PublishAckFuture, Places), PublishFault> {
         let Outgoing { subject, headers, payload } = outgoing;
         let bytes = payload.len() + message::headers_bytes(&headers);
         let most = self.largest();
@@ -176,7 +235,7 @@ impl Publisher {
         // A stream of another name may have our subjects by now: that is not where we read.
         let message = PublishMessage::build().payload(payload).headers(headers).expected_stream(&self.stream);
         match self.context.send_publish(subject, message).await {
-            Ok(ack) => Ok(Sent { ack, _place: (place, room) }),
+            Ok(ack) => Ok((ack, (place, room))),
             Err(error) => Err(match error.kind() {
                 PublishErrorKind::MaxPayloadExceeded => PublishFault::TooLarge { bytes, most },
                 PublishErrorKind::MaxAckPending => PublishFault::Full,
@@ -196,8 +255,13 @@ impl Publisher {
 
 impl Sent {
     /// What became of it; resolves within [`NATS_ACK_MS_MAX`].
-    pub async fn outcome(self) -> Result<Receipt, PublishFault> {
-        let Sent { ack, _place } = self;
+    pub async fn outcome(mut self) -> Result<Receipt, PublishFault> {
+        self.acknowledgement().await
+    }
+
+    /// The same once, and its place may be asked for besides.
+    pub async fn acknowledgement(&mut self) -> Result<Receipt, PublishFault> {
+        let ack = self.ack.take().expect("it is awaited once");
         let limit = Duration::from_millis(NATS_ACK_MS_MAX);
         let Ok(outcome) = timeout(limit, ack.into_future()).await else { return Err(PublishFault::Unknown) };
         match outcome {
@@ -211,6 +275,29 @@ impl Sent {
                 _ => PublishFault::Unknown,
             }),
         }
+    }
+}
+
+impl Sent {
+    /// Where this node has read the message, once it has: not that of an earlier publish under the
+    /// same key.
+    pub async fn place(&mut self) -> EventId {
+        match (&mut self.read).await {
+            Ok(at) => at,
+            // Nobody will tell.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// The same, if it has.
+    pub fn place_now(&mut self) -> Option<EventId> {
+        self.read.try_recv().ok()
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.awaited.readers().remove(&self.number);
     }
 }
 
@@ -238,10 +325,10 @@ fn units(bytes: usize) -> u32 {
     u32::try_from((bytes + MESSAGE_BYTES).div_ceil(1 << 10).min(most)).unwrap_or(u32::MAX)
 }
 
-/// The same for the same key of the same publisher and topic, on every node.
-fn message_id(topic: &Topic, principal: &str, key: &IdempotencyKey) -> String {
+/// The same for the same key of the same topic, on every node.
+fn message_id(topic: &Topic, key: &IdempotencyKey) -> String {
     let mut hash = Sha256::new();
-    for part in [topic.as_str(), principal, key.as_str()] {
+    for part in [topic.as_str(), key.as_str()] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     }
@@ -256,14 +343,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_id_is_a_matter_of_topic_publisher_and_key() {
+    fn a_message_id_is_a_matter_of_topic_and_key() {
         let topic = |name: &str| Topic::new(name).expect("a topic");
         let key = |text: &str| IdempotencyKey::new(text).expect("a key");
-        let id = message_id(&topic("a"), "p", &key("k"));
-        assert_eq!(id, message_id(&topic("a"), "p", &key("k")));
+        let id = message_id(&topic("a"), &key("k"));
+        assert_eq!(id, message_id(&topic("a"), &key("k")));
         assert_eq!(id.len(), 32);
-        for other in [("b", "p", "k"), ("a", "q", "k"), ("a", "p", "l"), ("ap", "", "k"), ("a", "", "pk")] {
-            assert_ne!(id, message_id(&topic(other.0), other.1, &key(other.2)), "{other:?}");
+        for other in [("b", "k"), ("a", "l"), ("ak", "k"), ("a", "kk")] {
+            assert_ne!(id, message_id(&topic(other.0), &key(other.1)), "{other:?}");
         }
     }
 

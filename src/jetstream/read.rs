@@ -8,34 +8,34 @@
 //!   is checked by the consumer's count: a message that went missing on the way is a break.
 //! - A stream that was made anew, or whose head went back, is never read on as if it were the same
 //!   ([`ReadFault::Changed`]).
+//! - Where sequences jump, the stream is asked what it begins with: what it has lost by its limits
+//!   or by a purge before it was read is told, also while the same consumer goes on.
 //! - [`Reader::next`] may be given up at any time, and nothing is lost.
 
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::{Config, Stream as Messages};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, ReplayPolicy};
-use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::stream::{Info, State, Stream};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::{FutureExt, StreamExt};
 use time::OffsetDateTime;
+use tokio::time::timeout;
 
 use super::connect::{Link, innermost};
 use super::epoch::{Mark, created_ns};
 use super::message::{Said, Skipped, understand};
+use super::stream::certain;
 use super::subject::Subjects;
 use crate::config::limits::{
-    NATS_CONSUMER_S_MAX, NATS_HEARTBEAT_MS, NATS_LOOKS_BEHIND, NATS_PULL_BYTES, NATS_PULL_MESSAGES,
+    NATS_API_MS_MAX, NATS_CONSUMER_S_MAX, NATS_HEARTBEAT_MS, NATS_PULL_BYTES, NATS_PULL_MESSAGES,
     NATS_PULL_MS, NATS_TAKE_MAX,
 };
 
 /// Consumers in a row that may break off before their first message, before that message is looked
 /// at by itself.
 const STUCK_MAX: u32 = 2;
-
-/// Times in a row that the stream must be found to begin behind what was read, before that is
-/// believed: a new leader may not know all that it has.
-const GONE_MIN: u32 = 8;
 
 /// One message of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct Received {
     pub mark: Mark,
     /// What it says.
     pub said: Said,
+    /// Which publish of a node it is, if a node has sent it.
+    pub sent: Option<u64>,
 }
 
 /// Why nothing is read. The stream goes on where it was, or is another one.
@@ -95,17 +97,21 @@ pub struct Reader {
     created_ns: i64,
     start: Start,
     feed: Option<Feed>,
-    /// Times in a row that the head was behind what was read.
-    behind: u32,
     /// Consumers in a row that broke off before their first new message.
     stuck: u32,
     /// Messages that the consumer has for us still, as it said last.
     pending: Option<u64>,
     /// The stream begins behind this, and behind what was read. The next message tells what is lost.
     suspect: Option<u64>,
-    /// Times in a row that it was found so.
-    gone: u32,
     lost: Option<u64>,
+    /// What was taken and not given out yet, because sequences jump in it.
+    ready: Vec<Received>,
+    /// Where they do: from behind one sequence to another.
+    jumps: Vec<(u64, u64)>,
+    /// Lost before the next message that is given out.
+    owed: Option<u64>,
+    /// The message that was given out last, or that is behind it and is no event.
+    given: Option<Mark>,
     foreign: Foreign,
 }
 
@@ -121,6 +127,14 @@ fn are_headers(bytes: &[u8]) -> bool {
             || line.split_once(':').is_some_and(|(name, _)| is_name(name))
     };
     is_version && lines.all(is_line)
+}
+
+/// The message behind which reading begins, if it is known.
+fn mark_of(start: Start) -> Option<Mark> {
+    match start {
+        Start::Behind(mark) => Some(mark),
+        Start::First | Start::Time(_) | Start::After(_) => None,
+    }
 }
 
 /// A consumer at work.
@@ -161,12 +175,14 @@ impl Reader {
             created_ns,
             start,
             feed: None,
-            behind: 0,
             stuck: 0,
             pending: None,
             suspect: None,
-            gone: 0,
             lost: None,
+            ready: Vec::new(),
+            jumps: Vec::new(),
+            owed: None,
+            given: mark_of(start),
             foreign: Foreign::default(),
         }
     }
@@ -174,19 +190,19 @@ impl Reader {
     /// Reads another stream of the same name from now on.
     pub fn restart(&mut self, created_ns: i64, start: Start) {
         self.feed = None;
-        (self.behind, self.stuck, self.gone) = (0, 0, 0);
+        self.stuck = 0;
         self.suspect = None;
         self.pending = None;
-        self.lost = None;
+        (self.lost, self.owed) = (None, None);
+        self.ready.clear();
+        self.jumps.clear();
+        self.given = mark_of(start);
         (self.created_ns, self.start) = (created_ns, start);
     }
 
     /// The message that was read last; none before the first.
     pub fn last(&self) -> Option<Mark> {
-        match self.start {
-            Start::Behind(mark) => Some(mark),
-            Start::First | Start::Time(_) | Start::After(_) => None,
-        }
+        self.given
     }
 
     /// The sequence that was read last; 0 before the first.
@@ -206,16 +222,17 @@ impl Reader {
 
     /// Messages that the stream has for us still; `None` while nothing is read.
     pub fn pending(&self) -> Option<u64> {
-        self.pending.filter(|_| self.feed.is_some())
+        self.pending.filter(|_| self.feed.is_some() && self.ready.is_empty())
     }
 
     /// True once all was read that the stream had when the consumer was made. What the server says
     /// then of how much there is to come may be nothing although there is.
     pub fn has_caught_up(&self) -> bool {
-        self.feed.as_ref().is_some_and(|feed| {
-            let is_last = feed.count > 0 && self.pending == Some(0);
-            is_last || self.last_sequence() >= feed.until
-        })
+        self.ready.is_empty()
+            && self.feed.as_ref().is_some_and(|feed| {
+                let is_last = feed.count > 0 && self.pending == Some(0);
+                is_last || self.last_sequence() >= feed.until
+            })
     }
 
     /// What was not taken as it was, from the start.
@@ -226,6 +243,9 @@ impl Reader {
     /// The next messages, at least one unless only messages were read that are no events.
     pub async fn next(&mut self) -> Result<Vec<Received>, ReadFault> {
         loop {
+            if !self.ready.is_empty() {
+                return self.give_ready().await;
+            }
             self.open().await?;
             let Some(feed) = &mut self.feed else { continue };
             let connection = feed.connection;
@@ -260,10 +280,64 @@ impl Reader {
                 let Some(feed) = self.feed.as_mut().filter(|_| taken.len() < NATS_TAKE_MAX) else { break };
                 next = feed.messages.next().now_or_never();
             }
+            if !taken.is_empty() && !self.jumps.is_empty() {
+                self.ready = taken;
+                continue;
+            }
             if !taken.is_empty() || self.pending == Some(0) {
-                return Ok(taken);
+                return Ok(self.give(taken));
             }
         }
+    }
+
+    /// Gives out all that was taken.
+    fn give(&mut self, taken: Vec<Received>) -> Vec<Received> {
+        if !taken.is_empty() {
+            self.lost = self.owed.take().max(self.lost);
+            self.jumps.clear();
+        }
+        self.given = mark_of(self.start);
+        taken
+    }
+
+    /// Gives out what is ready. If the stream has lost some of what sequences jump over, that is
+    /// told as late as it may be: so it is told once.
+    async fn give_ready(&mut self) -> Result<Vec<Received>, ReadFault> {
+        if let (Some((from, _)), Some(last)) = (self.jumps.first(), self.ready.last()) {
+            let (from, last) = (*from, last.mark.sequence);
+            let mut info = self.state().await?;
+            if info.state.first_sequence > from + 1 {
+                info = certain(&self.stream).await.map_err(ReadFault::Away)?;
+            }
+            let State { first_sequence: first, last_sequence, .. } = info.state;
+            if created_ns(&info) != self.created_ns {
+                return Err(ReadFault::Changed);
+            }
+            if last_sequence < last {
+                return Err(ReadFault::Away("the head of the stream is behind what was read".to_string()));
+            }
+            let lost = self.jumps.iter().rev().find(|(from, _)| from + 1 < first).map(|(_, to)| *to);
+            self.jumps.clear();
+            if let Some(to) = lost {
+                let at = self.ready.iter().position(|received| received.mark.sequence >= to);
+                let rest = self.ready.split_off(at.unwrap_or(self.ready.len()));
+                let before = std::mem::replace(&mut self.ready, rest);
+                self.owed = Some(to - 1);
+                if let Some(last) = before.last() {
+                    self.given = Some(last.mark);
+                    return Ok(before);
+                }
+            }
+        }
+        let ready = std::mem::take(&mut self.ready);
+        Ok(self.give(ready))
+    }
+
+    /// What a server says of the stream.
+    async fn state(&self) -> Result<Info, ReadFault> {
+        let info = timeout(Duration::from_millis(NATS_API_MS_MAX), self.stream.get_info()).await;
+        let info = info.map_err(|_| ReadFault::Away("no answer in time".to_string()))?;
+        info.map_err(|error| ReadFault::Away(innermost(&error)))
     }
 
     /// Makes a consumer that begins where we are, unless there is one.
@@ -280,30 +354,20 @@ impl Reader {
             self.stuck = 0;
             self.pass_over().await;
         }
-        let info = self.stream.get_info().await.map_err(|error| away(&error))?;
+        let mut info = self.state().await?;
+        let last = self.last_sequence();
+        let lacks =
+            |state: &State| state.last_sequence < last || (last > 0 && state.first_sequence > last + 1);
+        if lacks(&info.state) {
+            info = certain(&self.stream).await.map_err(ReadFault::Away)?;
+        }
         if created_ns(&info) != self.created_ns {
             return Err(ReadFault::Changed);
         }
-        let last = self.last_sequence();
         if info.state.last_sequence < last {
-            self.behind += 1;
-            return Err(match self.behind >= NATS_LOOKS_BEHIND {
-                true => ReadFault::Changed,
-                false => ReadFault::Away("the head of the stream is behind what was read".to_string()),
-            });
+            return Err(ReadFault::Changed);
         }
-        self.behind = 0;
-        let first = info.state.first_sequence;
-        if last == 0 || first <= last + 1 {
-            self.gone = 0;
-        } else {
-            self.gone += 1;
-            if self.gone < GONE_MIN {
-                let cause = format!("the stream begins with {first}, and {last} was read");
-                return Err(ReadFault::Away(cause));
-            }
-        }
-        self.suspect = (self.gone > 0).then(|| first - 1);
+        self.suspect = lacks(&info.state).then(|| info.state.first_sequence - 1);
         let deliver_policy = match self.start {
             Start::First => DeliverPolicy::All,
             Start::Time(unix_ns) => match OffsetDateTime::from_unix_timestamp_nanos(unix_ns.into()) {
@@ -365,6 +429,7 @@ impl Reader {
             tracing::warn!(sequence, "NATS: a message whose headers are none is passed over");
             self.foreign.headers += 1;
             self.start = Start::After(sequence);
+            self.given = None;
         }
     }
 
@@ -385,10 +450,13 @@ impl Reader {
             return Taken::Changed;
         }
         let last = self.last_sequence();
-        if let Some(until) = self.suspect.take()
-            && mark.sequence > last + 1
-        {
-            self.lost = Some(until.min(mark.sequence - 1));
+        let is_jump = last > 0 && mark.sequence > last + 1;
+        match self.suspect.take() {
+            Some(until) if is_jump => self.lost = Some(until.min(mark.sequence - 1)),
+            _ if !is_jump => {}
+            _ if self.jumps.len() < NATS_TAKE_MAX => self.jumps.push((last, mark.sequence)),
+            // One stands for both.
+            _ => self.jumps.last_mut().expect("there are many").1 = mark.sequence,
         }
         if mark.sequence <= last {
             return Taken::Skipped;
@@ -407,7 +475,7 @@ impl Reader {
             Ok(understood) => {
                 self.foreign.illegal += understood.illegal;
                 self.foreign.reserved += understood.reserved;
-                Taken::Message(Received { mark, said: understood.said })
+                Taken::Message(Received { mark, said: understood.said, sent: understood.sent })
             }
             Err(Skipped::Subject) => {
                 self.foreign.subject += 1;

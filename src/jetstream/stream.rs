@@ -6,18 +6,24 @@
 //! - The configuration that comes back counts, not the one that was sent: servers ignore what they
 //!   do not know.
 //! - Nodes that start together create one stream.
+//! - What a server says of the stream's state may be old: one that has just become its leader may
+//!   not have taken in all that it has. So nothing is concluded from a state that lacks something
+//!   before it is [`certain`].
 
 use std::time::Duration;
 
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, Info, PurgeErrorKind, RetentionPolicy, StorageType, Stream,
+};
 use async_nats::jetstream::{Context, ErrorCode};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::connect::{innermost, one_line};
 use crate::config::Nats;
 use crate::config::limits::{
-    NATS_CREATE_MS_MAX, NATS_DUPLICATE_MS, NATS_MAX_AGE_MS, NATS_MAX_BYTES, NATS_RETRY_MS,
+    NATS_API_MS_MAX, NATS_CREATE_MS_MAX, NATS_DUPLICATE_MS, NATS_FENCES_MAX, NATS_LOOKS, NATS_MAX_AGE_MS,
+    NATS_MAX_BYTES, NATS_RETRY_MS,
 };
 
 /// Why there is no stream to work with. One line with the remedy.
@@ -89,6 +95,72 @@ pub async fn open(context: &Context, nats: &Nats, in_cluster: bool) -> Result<St
 
 fn is_off(code: ErrorCode) -> bool {
     code == ErrorCode::JETSTREAM_NOT_ENABLED || code == ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT
+}
+
+/// A subject that no message has: purging it changes nothing.
+const FENCE: &str = "fanwave-fence.nothing";
+
+/// The stream as it certainly is. The error is one line; a retry helps once a server leads it.
+///
+/// The leader is made to do something that changes nothing, which all copies have to agree on: it
+/// does that behind all that was agreed before, so it knows all of it then. Where the stream does
+/// not allow it, the leader has to say the same several times.
+pub async fn certain(stream: &Stream) -> Result<Info, String> {
+    let mut before = state(stream).await?;
+    for _ in 0..NATS_FENCES_MAX {
+        let Some(leader) = copies_leader(&before) else {
+            // There is one copy, and the server that has it says so.
+            return Ok(before);
+        };
+        if !fence(stream).await? {
+            return unchanged(stream, before).await;
+        }
+        let after = state(stream).await?;
+        if copies_leader(&after) == Some(leader) {
+            return Ok(after);
+        }
+        before = after;
+    }
+    Err("the stream changes its leader all the time".to_string())
+}
+
+/// The leader of a stream that has several copies; empty while nobody leads it.
+fn copies_leader(info: &Info) -> Option<String> {
+    let cluster = info.cluster.as_ref().filter(|cluster| !cluster.replicas.is_empty())?;
+    Some(cluster.leader.clone().unwrap_or_default())
+}
+
+async fn state(stream: &Stream) -> Result<Info, String> {
+    let info = timeout(Duration::from_millis(NATS_API_MS_MAX), stream.get_info()).await;
+    info.map_err(|_| "no answer in time".to_string())?.map_err(|error| innermost(&error))
+}
+
+/// False where the stream does not allow it.
+async fn fence(stream: &Stream) -> Result<bool, String> {
+    let purge = stream.purge().sequence(1).filter(FENCE);
+    let purged = timeout(Duration::from_millis(NATS_API_MS_MAX), purge).await;
+    match purged.map_err(|_| "no answer in time".to_string())? {
+        Ok(_) => Ok(true),
+        // Somebody has answered, and will not do it.
+        Err(error) if matches!(error.kind(), PurgeErrorKind::JetStream(_)) => Ok(false),
+        Err(error) => Err(innermost(&error)),
+    }
+}
+
+/// The state that the same leader tells several times.
+async fn unchanged(stream: &Stream, first: Info) -> Result<Info, String> {
+    let mut last = first;
+    for _ in 1..NATS_LOOKS {
+        sleep(Duration::from_millis(NATS_RETRY_MS)).await;
+        let next = state(stream).await?;
+        let is_behind = next.state.first_sequence < last.state.first_sequence
+            || next.state.last_sequence < last.state.last_sequence;
+        if copies_leader(&next) != copies_leader(&last) || is_behind {
+            return Err("the stream changes its leader".to_string());
+        }
+        last = next;
+    }
+    Ok(last)
 }
 
 /// Creates the stream; `None` if it has to be looked for again.

@@ -45,7 +45,14 @@ pub enum Told {
     /// Events before the next one may be missing.
     Gap,
     /// An event that cannot be one here; its place is used.
-    Unfit(EventId, String),
+    Unfit {
+        /// Its place.
+        at: EventId,
+        /// Its topic, if it may be one.
+        topic: Option<Topic>,
+        /// What is wrong with it.
+        cause: String,
+    },
 }
 
 /// Why nothing is heard of the origin.
@@ -209,10 +216,10 @@ impl Line {
         let Some(at) = position(heard.position()) else {
             return Err(self.foreign("an event without a position"));
         };
-        let unix_ms = heard.time.unwrap_or_default();
+        let (unix_ms, topic) = (heard.time.unwrap_or_default(), Topic::new(&heard.topic).ok());
         Ok(match event_of(heard) {
             Ok(event) => Told::Event { at, event, unix_ms },
-            Err(cause) => Told::Unfit(at, cause),
+            Err(cause) => Told::Unfit { at, topic, cause },
         })
     }
 

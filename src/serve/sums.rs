@@ -39,6 +39,12 @@ pub(super) fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> 
         ("batches of slow sends", sum(limits.pinned_bytes_max)),
         ("rings and receive buffers", sum(rings)),
     ];
+    if config.keeps_past() && limits.backfill_bytes_per_second > 0 {
+        // As they are read, and as they are sent; and those that are kept for others.
+        let per_shard = 2 * STRETCH_BYTES_MAX * limits.backfills_per_shard_max;
+        let kept = (STRETCH_BYTES_MAX * STRETCHES_KEPT) as u64;
+        lines.push(("stretches of the past, when all are full", sum(per_shard).saturating_add(kept)));
+    }
     if limits.h2_streams_max > 0 {
         let per_stream = size_of::<Connection>() + size_of::<Slot>() + H2_STREAM_BYTES;
         let all = (capacity.connections_max + H2_STREAMS_SPARE) * per_stream;
@@ -46,6 +52,7 @@ pub(super) fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> 
         lines.push(("streams of HTTP/2, when all are in use", sum(all + carriers)));
     }
     if !config.listen_tls.is_empty() {
+        // The begin of a record, once keys are there, takes less than the handshake did.
         let handshake = TLS_HANDSHAKE_BYTES_MAX + TLS_HANDSHAKE_STATE_BYTES;
         lines.push(("keys, when all connections have TLS", sum(capacity.slots * TLS_SESSION_BYTES)));
         let all = capacity.sockets_max.saturating_mul(handshake);

@@ -18,7 +18,8 @@
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
-use super::connections::{Membership, Memberships, Phase, Session};
+use super::backfill::PastPart;
+use super::connections::{FAR, Membership, Memberships, Phase, Session};
 use super::publishers::{Message, Until};
 use super::start::Begin;
 use super::state::State;
@@ -29,7 +30,7 @@ use crate::clock::Stamp;
 use crate::close::{CloseReason, ErrorCode};
 use crate::config::limits::{HELD_BACK_MAX, PONGS_BYTES_MAX, REPLIES_BYTES_MAX};
 use crate::egress::Slot;
-use crate::event::{CustomId, Event, EventId, Topic};
+use crate::event::{CustomId, Event, Topic};
 use crate::publishing::{IdempotencyKey, parse_line};
 use crate::refusal::{Refusal, RefusalReason};
 use crate::wire::envelope::{self, Command, Fault, Named, Reply, Request};
@@ -304,7 +305,7 @@ impl State {
         let is_member = known.is_some_and(|index| members.iter().any(|member| member.topic == index));
         if let Some(index) = known.filter(|_| is_member) {
             let sequence = connection.memberships.begins_after(index, cursor);
-            let after = self.eras.id(sequence);
+            let after = self.eras.id(self.backfills.reached(slot, index).unwrap_or(sequence));
             self.say(reference, &Reply::Subscribed { of, after });
             return Ok(Next::Message);
         }
@@ -330,6 +331,9 @@ impl State {
             self.learning.push((slot, vec![topic.clone()]));
             return Ok(Next::Again(Until::Known));
         }
+        if self.must_search(slot, std::slice::from_ref(topic), start) {
+            return Ok(Next::Again(Until::Found));
+        }
         // A topic that is not known has no events that an id could name.
         let alone =
             known.map_or(Memberships::None, |topic| Memberships::One(Membership { topic, position: 0 }));
@@ -344,11 +348,21 @@ impl State {
             return Ok(Next::Again(Until::Event));
         }
         let index = self.topics.intern(topic);
-        let Begin { after: sequence, is_short, greets_after } = self.begins(index, start, named);
-        let position = self.join_topic(slot, index, format, slow, sequence);
+        let past = match self.may_backfill(slow) {
+            true => self.begins_in_past(slot, index, start, named).filter(|_| self.admits_backfill()),
+            false => None,
+        };
+        self.backfills.forget_search(slot);
+        let begin = match past {
+            Some(after) => self.begins_from_past(after, start),
+            None => self.begins(index, start, named),
+        };
+        let Begin { after: sequence, is_short, greets_after } = begin;
+        let from = if past.is_some() { FAR } else { sequence };
+        let position = self.join_topic(slot, index, format, slow, from);
         let connection = self.connections.get_mut(slot);
         let member = Membership { topic: index, position };
-        connection.cursor = connection.memberships.add(member, cursor, sequence);
+        connection.cursor = connection.memberships.add(member, cursor, from);
         let after = self.eras.id(sequence);
         self.say(reference, &Reply::Subscribed { of, after });
         if is_short {
@@ -366,6 +380,10 @@ impl State {
             self.say_replies(slot);
             self.greet(slot, vec![part], None);
         }
+        if past.is_some() {
+            let told = self.told_by(start, sequence);
+            self.begin_backfill(slot, vec![PastPart::new(index, sequence, told)]);
+        }
         // It may lack events from before.
         self.mark_ready(slot);
         Ok(Next::Message)
@@ -379,6 +397,7 @@ impl State {
         if let Some((member, cursor)) = connection.memberships.remove(index, connection.cursor) {
             connection.cursor = cursor;
             self.greet_no_more_of(slot, index);
+            self.backfill_no_more_of(slot, index);
             self.leave_topic(member, format, latest);
             self.ask_for_a_topic(slot);
         }
@@ -396,7 +415,7 @@ impl State {
             return Err((ErrorCode::NotAllowed, detail));
         }
         self.check_speaking(slot, &event.topic).map_err(wrong_of)?;
-        Ok((event, key))
+        Ok((event, key.map(|key| self.own_key(slot, key))))
     }
 
     /// Takes another token in the place of the last one. A client that it allows less than it hears
@@ -454,11 +473,10 @@ impl State {
 
     /// What became of the oldest publish of a client.
     pub(super) fn command_answered(&mut self, slot: Slot, outcome: Outcome) {
-        let epoch = self.eras.present().epoch;
         let Some(Asked { reference, of: AskedOf::Publish(id) }) = self.next_asked(slot) else { return };
         let frame = match outcome {
             Ok(taken) => {
-                let ours = EventId { epoch, sequence: taken.sequence }.to_string();
+                let ours = taken.id().to_string();
                 let id = id.as_ref().map_or(ours.as_str(), CustomId::as_str);
                 let reply = Reply::Published { id, sequence: taken.sequence, duplicate: taken.duplicate };
                 envelope::answer(Some(&reference), &reply)

@@ -17,6 +17,10 @@ use crate::wire::{Format, SlowPolicy};
 /// Index of a topic in the shard's table.
 pub type TopicIndex = u32;
 
+/// Where a topic begins whose events are still read from the source (`backfill`): no event is after
+/// it.
+pub const FAR: u64 = u64::MAX;
+
 /// Entries per chunk, one behind the other.
 pub const CHUNK: usize = 256;
 
@@ -282,7 +286,7 @@ pub fn lane(format: Format, latest: bool) -> usize {
 #[repr(C, align(64))]
 pub struct Connection {
     /// Every event of its topics up to this sequence has been handed to the kernel, is in
-    /// `partial`, or was told as lost.
+    /// `partial`, or was told as lost. [`FAR`] while all of them are backfilled.
     pub cursor: u64,
     /// Topics and places in them.
     pub memberships: Memberships,
@@ -328,8 +332,9 @@ pub struct Connection {
     /// What is in the ring was asked to end.
     pub cancelled: bool,
     peer: Peer,
-    /// Of a subscriber the tick from which on its token is over; 0 for never. Before that not 0
-    /// exactly while its token waits to be checked.
+    /// When a subscriber's token is over, in seconds since 1970; without a token the tick by which
+    /// it is to bring one; 0 for never. Before that not 0 exactly while its token waits to be
+    /// checked.
     pub expires: u32,
     /// The key with which its token was signed, by its number; 0 for none.
     pub key: u32,

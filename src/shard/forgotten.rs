@@ -51,6 +51,11 @@ impl Forgotten {
         sequence
     }
 
+    /// The same of a topic that is not known again.
+    pub fn peek(&self, name: &Topic) -> u64 {
+        self.by_name.get(name).copied().unwrap_or(self.dropped)
+    }
+
     /// Up to which sequence events of the topics of a pattern may be gone, if that is found among
     /// `most` of those whose sequence is below `below`, the newest first. Gives the sequence below
     /// which to go on, 0 if there is nothing more to find.

@@ -11,7 +11,7 @@
 //!
 //! Which topics have lost something is not known: a gap names all that a subscriber has.
 
-use super::connections::Phase;
+use super::connections::{FAR, Phase};
 use super::state::State;
 use crate::broadcast::Era;
 use crate::config::limits::{ENTRIES_LOOKED_AT_MAX, HOLES_TOLD_MAX};
@@ -65,11 +65,15 @@ impl State {
             next += 1;
             let connection = self.connections.get(slot);
             let members = connection.memberships.as_slice();
-            if connection.phase != Phase::Open || members.is_empty() || connection.cursor >= until {
+            let mut cursor = connection.cursor;
+            if cursor == FAR {
+                cursor = self.backfills.lowest(slot).unwrap_or(cursor);
+            }
+            if connection.phase != Phase::Open || members.is_empty() || cursor >= until {
                 continue;
             }
             told += 1;
-            let after = era.id(connection.cursor).to_string();
+            let after = era.id(cursor).to_string();
             let topics = self.names(members.iter().map(|member| member.topic));
             self.tell_gap(slot, &Gap { after: Some(after), reason, topics });
         }

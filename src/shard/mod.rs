@@ -16,6 +16,7 @@ use crate::egress::{EgressRing, RingError};
 
 mod access;
 mod admit;
+mod backfill;
 pub mod batch;
 mod commands;
 pub mod connections;
@@ -31,6 +32,7 @@ mod posts;
 mod publishers;
 mod raw;
 mod reap;
+mod slots;
 mod slow;
 mod start;
 mod state;
@@ -71,7 +73,8 @@ pub struct Shard<R> {
 impl<R: EgressRing> Shard<R> {
     /// A shard without connections.
     pub fn new(setup: ShardSetup, ring: R, mut inbox: Inbox, now: Stamp) -> Shard<R> {
-        let mut state = State::new(setup, inbox.take_uplink(), inbox.take_asker(), now);
+        let mut state =
+            State::new(setup, (inbox.take_uplink(), inbox.take_asker(), inbox.take_past_asker()), now);
         state.carries = ring.carries_streams();
         Shard { ring, inbox, state, told_to_end: false, closing: None }
     }
@@ -119,6 +122,8 @@ impl<R: EgressRing> Shard<R> {
             state.learn();
         }
         self.ring.reap(&mut |completion| state.handle_completion(completion));
+        // Now it is known which sends of the last turn were not taken.
+        state.go_on_with_backfills();
         if self.closing.is_some() && self.ring.holds_accepts() {
             // A hub that does not listen any more has given the wait up.
             let _ = self.closing.take().map(|closed| closed.send(()));
@@ -156,7 +161,8 @@ impl<R: EgressRing> Shard<R> {
         let to_do = !state.ready.is_empty() || state.topics.is_active() || state.has_more_to_look_at();
         let to_do =
             to_do || state.telling.is_some() || state.topics.is_learning() || !state.learning.is_empty();
-        let to_do = to_do || state.publishers.has_due() || state.tokens.has_waiting();
+        let to_do = to_do || state.publishers.has_due() || state.has_waiting();
+        let to_do = to_do || state.has_backfill_to_do();
         let more = asked || messages > 0 || asked_us || to_do;
         Ok(if more { Turn::Busy } else { Turn::Idle })
     }

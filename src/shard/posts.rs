@@ -20,12 +20,12 @@ use super::connections::{Phase, Session};
 use super::publishers::{Message, Until};
 use super::state::State;
 use super::subscribe::head_rules;
-use super::tokens::Passage;
+use super::tokens::{Passage, own};
 use crate::broadcast::Outcome;
 use crate::close::CloseReason;
 use crate::config::limits::{REPLIES_BYTES_MAX, SOCKETS_SPARE};
 use crate::egress::Slot;
-use crate::event::{CustomId, Data, Event, EventId, Topic};
+use crate::event::{CustomId, Data, Event, Topic};
 use crate::publishing::{
     IdempotencyKey, Options, check_coding, check_size, parse_options, parse_text, parse_topic_path,
 };
@@ -202,7 +202,7 @@ impl State {
                 return Next::More;
             }
             let head = match begins_post(rest) {
-                true => Some(parse_post(rest, &head_rules(&self.setup.config))),
+                true => Some(parse_post(rest, &head_rules(&self.setup.config, self.secure.has(slot)))),
                 false => None,
             };
             match head {
@@ -261,7 +261,11 @@ impl State {
             Err(refusal) => return Some(Err(refusal)),
         };
         match self.passage_to_publish(slot, &checked.0, post.token.as_ref()) {
-            Passage::Open(_) => Some(Ok(checked)),
+            Passage::Open(claims) => {
+                let (topic, mut options) = checked;
+                options.idempotency_key = options.idempotency_key.map(|key| own(key, claims.as_deref()));
+                Some(Ok((topic, options)))
+            }
             Passage::Closed(denied) => Some(Err(Refusal::new(denied.refusal_reason(), denied.detail()))),
             Passage::Later => None,
         }
@@ -349,7 +353,7 @@ impl State {
         }
         match outcome {
             Ok(taken) => {
-                let ours = EventId { epoch: self.eras.present().epoch, sequence: taken.sequence };
+                let ours = taken.id();
                 let id = match &reply.id {
                     Some(id) => serde_json::to_string(id.as_str()).expect("text is JSON"),
                     None => format!("\"{ours}\""),
@@ -487,7 +491,10 @@ mod tests {
                 let words: Vec<Word> = taken
                     .map(|Publish { ticket, .. }| {
                         self.sequence += 1;
-                        Word { ticket, outcome: Ok(Taken { sequence: self.sequence, duplicate: false }) }
+                        Word {
+                            ticket,
+                            outcome: Ok(Taken { epoch: Epoch(7), sequence: self.sequence, duplicate: false }),
+                        }
                     })
                     .collect();
                 if !words.is_empty() {

@@ -44,6 +44,8 @@ pub(super) enum Until {
     Known,
     /// That its token may be checked.
     Checked,
+    /// Where its topics begin.
+    Found,
 }
 
 impl Until {
@@ -52,7 +54,7 @@ impl Until {
         match self {
             Until::Room => unanswered <= UNANSWERED_MAX / 2,
             Until::Quiet => unanswered == 0,
-            Until::Sent | Until::Event | Until::Known | Until::Checked => false,
+            Until::Sent | Until::Event | Until::Known | Until::Checked | Until::Found => false,
         }
     }
 }
@@ -273,7 +275,12 @@ impl Publishers {
 
     /// True if a paused client may go on at once.
     pub(super) fn has_due(&self) -> bool {
-        !self.due.is_empty() && self.uplink.room() > 0
+        !self.due.is_empty() && self.has_room()
+    }
+
+    /// True if the uplink takes more.
+    pub(super) fn has_room(&self) -> bool {
+        self.uplink.room() > 0
     }
 
     /// Answers for this client have gathered, and are to be sent once all are here.
@@ -434,6 +441,7 @@ impl State {
             let Some((slot, mut unread)) = self.publishers.next_due() else { break };
             // Even if nothing is unread: it may wait with a request that was read.
             self.handle_received(slot, &mut unread);
+            self.tokens.pass_by(slot);
             // It is listened to again.
             self.mark_ready(slot);
         }

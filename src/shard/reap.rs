@@ -15,6 +15,7 @@ impl State {
             Completion::Accepted { slot, peer, listener } => {
                 self.metrics.accepted += 1;
                 self.connections.occupy(slot, peer, self.tick);
+                self.secure.set(slot, self.setup.config.is_secure(listener));
                 self.mark_ready(slot);
                 match self.setup.config.is_proxied(listener) {
                     true => self.connections.get_mut(slot).standing = Standing::Untold,
@@ -25,6 +26,7 @@ impl State {
                 self.metrics.http2.opened += 1;
                 self.connections.get_mut(carrier).since = self.tick;
                 self.connections.occupy_stream(slot, carrier, self.tick);
+                self.secure.set(slot, self.secure.has(carrier));
             }
             Completion::StreamRefused { reason } => self.metrics.closed[reason.index()] += 1,
             Completion::AcceptFailed(errno) => {
@@ -51,6 +53,7 @@ impl State {
                 // The next client in this slot may have to wait as well.
                 self.held_back.retain(|held| held.slot != slot);
                 self.learning.retain(|held| held.0 != slot);
+                self.backfills.forget_search(slot);
             }
         }
     }

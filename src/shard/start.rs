@@ -11,19 +11,28 @@
 //!
 //! A subscriber that names no start gets retained values first (`greeting`). So does one whose id
 //! the history of its only topic does not reach: those that are newer than the id.
+//!
+//! Where the source keeps more than the windows, what is older comes from there (`backfill`), and
+//! the bounds of a history are neither a loss nor an end.
 
-use super::connections::{Memberships, TopicIndex};
+use super::backfill::PastPart;
+use super::connections::{FAR, Memberships, TopicIndex};
 use super::greeting::Part;
 use super::state::State;
+use crate::egress::Slot;
 use crate::event::EventId;
-use crate::wire::Start;
 use crate::wire::gap::{Gap, GapReason};
 use crate::wire::http::LastEventId;
+use crate::wire::{SlowPolicy, Start};
 
 /// Where a stream begins.
 pub(super) struct Beginning {
-    /// The least sequence after which one of its topics begins.
+    /// The least sequence after which one of its topics begins for the windows.
     pub(super) cursor: u64,
+    /// The same for its client.
+    pub(super) at: u64,
+    /// What comes from before the windows, of all of its topics; else none.
+    pub(super) past: Vec<PastPart>,
     /// What is missing of what the client asked for.
     pub(super) gap: Option<Gap>,
     /// The client named no event, or one of a process that is gone: it is given an id to come back
@@ -46,12 +55,28 @@ pub(super) struct Begin {
 
 impl State {
     /// Sets where the topics of a subscriber begin.
-    pub(super) fn start(&self, memberships: &mut Memberships, start: &Start) -> Beginning {
+    pub(super) fn start(
+        &mut self,
+        slot: Slot,
+        memberships: &mut Memberships,
+        start: &Start,
+        slow: SlowPolicy,
+    ) -> Beginning {
         let named = start.after().and_then(|id| self.named_by(memberships, id));
+        let mut pasts: Vec<Option<u64>> = Vec::new();
+        if self.may_backfill(slow) {
+            let members = memberships.as_slice().iter();
+            pasts.extend(members.map(|member| self.begins_in_past(slot, member.topic, start, named)));
+        }
+        let is_past = pasts.iter().any(Option::is_some) && self.admits_backfill();
         let (mut starts, mut short, mut greeting) = (Vec::new(), Vec::new(), Vec::new());
         let is_alone = memberships.as_slice().len() == 1;
-        for member in memberships.as_slice() {
-            let Begin { after, is_short, greets_after } = self.begins(member.topic, start, named);
+        for (at, member) in memberships.as_slice().iter().enumerate() {
+            let mut begin = self.begins(member.topic, start, named);
+            if let Some(after) = pasts.get(at).copied().flatten().filter(|_| is_past) {
+                begin = self.begins_from_past(after, start);
+            }
+            let Begin { after, is_short, greets_after } = begin;
             starts.push(after);
             if is_short {
                 short.push(member.topic);
@@ -66,7 +91,22 @@ impl State {
         let is_new = after.is_none_or(|id| is_unknown && id.parse::<EventId>().is_ok());
         let reason = if is_unknown { GapReason::Unknown } else { GapReason::Expired };
         let gap = (!topics.is_empty()).then(|| Gap { after: after.map(str::to_string), reason, topics });
-        Beginning { cursor: memberships.start_after(starts), gap, is_new, greeting }
+        if !is_past {
+            let cursor = memberships.start_after(starts);
+            return Beginning { cursor, at: cursor, past: Vec::new(), gap, is_new, greeting };
+        }
+        let at = starts.iter().copied().min().unwrap_or(0);
+        let parts = memberships.as_slice().iter().zip(starts);
+        let past = parts
+            .map(|(member, after)| PastPart::new(member.topic, after, self.told_by(start, after)))
+            .collect();
+        Beginning { cursor: FAR, at, past, gap, is_new, greeting }
+    }
+
+    /// How a topic begins whose events come from before its window. A hole may have had more.
+    pub(super) fn begins_from_past(&self, after: u64, start: &Start) -> Begin {
+        let is_short = start.after().is_some() && after < self.hole;
+        Begin { after, is_short, greets_after: None }
     }
 
     /// Where `topic` begins. `named` is what the client's id stands for ([`State::named_by`]).

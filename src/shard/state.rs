@@ -11,11 +11,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::access::Access;
+use super::backfill::Backfills;
 use super::batch::Batches;
-use super::connections::{Connections, Membership, Phase};
+use super::connections::{Connections, FAR, Membership, Phase};
 use super::greeting::Greeting;
 use super::holes::Telling;
 use super::publishers::Publishers;
+use super::slots::Slots;
 use super::slow::SlowSends;
 use super::subscribe::HeldBack;
 use super::ticks::{DrainPass, HangUps, Look};
@@ -23,8 +25,8 @@ use super::tokens::Tokens;
 use super::topics::Topics;
 use crate::admission::{Admission, Bucket};
 use crate::broadcast::{
-    Asker, Demand, Drain, EncodedBatch, Eras, HistorySlice, Holdings, Memory, Past, Question, Removal,
-    TopicQuery, Uplink,
+    Asker, Demand, Drain, EncodedBatch, Eras, HistorySlice, Holdings, Memory, Past, PastAsker, Question,
+    Removal, TopicQuery, Uplink,
 };
 use crate::clock::Stamp;
 use crate::close::CloseReason;
@@ -109,6 +111,8 @@ struct Sent {
 pub struct State {
     pub(super) setup: ShardSetup,
     pub(super) connections: Connections,
+    /// Connections with TLS, and their streams.
+    pub(super) secure: Slots,
     pub(super) topics: Topics,
     pub(super) batches: Batches,
     pub(super) publishers: Publishers,
@@ -132,6 +136,8 @@ pub struct State {
     pub(super) learning: Vec<(Slot, Vec<Topic>)>,
     /// Who still gets retained values before any news.
     pub(super) greetings: HashMap<Slot, Greeting>,
+    /// Who still gets events from before the windows.
+    pub(super) backfills: Backfills,
     /// Position of the newest event, removal or hole taken from the hub.
     pub(super) sequence: u64,
     /// What ids of ours mean.
@@ -193,7 +199,11 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(setup: ShardSetup, uplink: Uplink, asker: Asker, now: Stamp) -> State {
+    pub(super) fn new(
+        setup: ShardSetup,
+        (uplink, asker, past_asker): (Uplink, Asker, PastAsker),
+        now: Stamp,
+    ) -> State {
         let ledger = Ledger::default();
         let answers = Answers {
             heartbeat: Format::ALL
@@ -202,6 +212,7 @@ impl State {
         };
         State {
             connections: Connections::default(),
+            secure: Slots::default(),
             topics: Topics::new(&setup.config.limits, &setup.config.rules),
             batches: Batches::new(setup.config.limits.send_bytes_max, &ledger),
             publishers: Publishers::new(uplink),
@@ -217,6 +228,7 @@ impl State {
             held_back: Vec::new(),
             learning: Vec::new(),
             greetings: HashMap::new(),
+            backfills: Backfills::new(past_asker, now),
             sequence: 0,
             eras: Eras::new(setup.epoch.into()),
             hole: 0,
@@ -391,6 +403,7 @@ impl State {
         self.publishers.forget(slot);
         self.tokens.forget(slot);
         self.greetings.remove(&slot);
+        self.backfills.forget(slot);
         self.metrics.closed[reason.index()] += 1;
         let peer = connection.peer();
         if let Some(left_out) = self.detail(reason) {
@@ -426,7 +439,10 @@ impl State {
         members[place.expect("a subscriber knows its topics")].position = member.position;
         if under_way {
             // The elevator may miss it.
-            let from = connection.memberships.begins_after(member.topic, connection.cursor);
+            let mut from = connection.memberships.begins_after(member.topic, connection.cursor);
+            if from == FAR {
+                from = self.backfills.held(moved, member.topic);
+            }
             match connection.wants_latest() {
                 true => self.topics.meet_latest(member.topic, from),
                 false => drop(self.topics.meet(member.topic, from, from, false)),

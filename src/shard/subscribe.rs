@@ -32,12 +32,13 @@ use crate::wire::{Family, Format, SlowPolicy, http, http2, websocket};
 /// their bodies.
 const CARRIER_BYTES_MAX: usize = 256 << 10;
 
-/// What the operator allows in a request head.
-pub(super) fn head_rules(config: &Config) -> HeadRules<'_> {
+/// What the operator allows in the head of a request that comes with TLS or without.
+pub(super) fn head_rules(config: &Config, is_secure: bool) -> HeadRules<'_> {
     HeadRules {
         head_bytes_max: config.limits.handshake_bytes_max,
         topics_max: config.limits.topics_per_connection_max,
         origins: config.origins(),
+        is_secure,
         subprotocols: &config.pages.subprotocols,
         echo: config.diagnostic_echo,
         tokens: config
@@ -144,7 +145,7 @@ impl State {
             self.begin_posts(slot, bytes);
             return None;
         }
-        let (head, manner) = http::parse_head(bytes, &head_rules(&self.setup.config));
+        let (head, manner) = http::parse_head(bytes, &head_rules(&self.setup.config, self.secure.has(slot)));
         let accepting = self.drain.is_none();
         let mut claims = None;
         if let Head::Subscribe(request, _) | Head::StreamHead(request) = &head {
@@ -176,6 +177,13 @@ impl State {
                 self.learning.push((slot, subscribe.topics));
                 return None;
             }
+            Head::Subscribe(subscribe, _)
+                if self.why_no_subscriber(slot, &subscribe.topics).is_none()
+                    && self.must_search(slot, &subscribe.topics, &subscribe.start) =>
+            {
+                self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
+                return None;
+            }
             Head::Subscribe(subscribe, used) => {
                 if !asked_again && let Some(held) = self.must_wait(slot, &subscribe) {
                     self.connections.get_mut(slot).session = Session::Handshake(bytes.to_vec());
@@ -194,7 +202,9 @@ impl State {
                 }
                 None => self.answer_in(&manner).sse_head(request.format == Format::SseChunked),
             },
-            Head::Health => self.answer_in(&manner).health(accepting),
+            Head::Health => {
+                self.answer_in(&manner).health(accepting, self.setup.demand.degraded().as_deref())
+            }
             Head::Front { is_html, body } => self.answer_in(&manner).page(is_html, &body),
             Head::Preflight => self.answer_in(&manner).preflight(),
             Head::Refused(refusal) => {
@@ -257,7 +267,10 @@ impl State {
     /// True if its request waits for an event on its way, or for a pattern.
     pub(super) fn is_held_back(&self, slot: Slot) -> bool {
         let learns = self.learning.iter().any(|held| held.0 == slot);
-        self.awaits_check(slot) || learns || self.held_back.iter().any(|held| held.slot == slot)
+        self.awaits_check(slot)
+            || learns
+            || self.backfills.searches_for(slot)
+            || self.held_back.iter().any(|held| held.slot == slot)
     }
 
     /// Tells patterns to topics, and asks those again whose patterns are known by now.
@@ -382,10 +395,10 @@ impl State {
         indexes.sort_unstable();
         let members = indexes.into_iter().map(|topic| Membership { topic, position: 0 });
         let mut memberships = Memberships::from(members.collect::<Vec<_>>());
-        let start = self.start(&mut memberships, &request.start);
         // Of several defaults the strictest counts.
         let usual = || request.topics.iter().map(|topic| self.setup.config.slow_of(topic.as_str())).min();
         let slow = request.slow.or_else(usual).unwrap_or(self.setup.config.slow);
+        let start = self.start(slot, &mut memberships, &request.start, slow);
         for at in 0..memberships.as_slice().len() {
             let topic = memberships.as_slice()[at].topic;
             let from = memberships.begins_after(topic, start.cursor);
@@ -413,7 +426,7 @@ impl State {
             self.tell_gap(slot, &gap);
         }
         let opening = format.spec().opening.map(|opening| {
-            let at = self.eras.id(start.cursor);
+            let at = self.eras.id(start.at);
             opening(start.is_new.then_some(at))
         });
         if start.greeting.is_empty() {
@@ -422,6 +435,9 @@ impl State {
             }
         } else {
             self.greet(slot, start.greeting, opening);
+        }
+        if !start.past.is_empty() {
+            self.begin_backfill(slot, start.past);
         }
         self.count_in(format);
         self.log_subscribed(slot);

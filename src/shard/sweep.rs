@@ -8,7 +8,7 @@
 use std::rc::Rc;
 
 use super::batch::{News, Run};
-use super::connections::{LANES, Memberships, Phase, Session, TopicIndex, lane};
+use super::connections::{FAR, LANES, Memberships, Phase, Session, TopicIndex, lane};
 use super::publishers::Until;
 use super::state::State;
 use super::ticks::is_idle;
@@ -150,7 +150,10 @@ impl State {
     fn visit_next(&mut self, topic: TopicIndex, at_hand: &mut AtHand, ring: &mut impl EgressRing) {
         let slot = self.topics.next_visits(topic, 1)[0];
         let connection = self.connections.get(slot);
-        let cursor = connection.memberships.begins_after(topic, connection.cursor);
+        let mut cursor = connection.memberships.begins_after(topic, connection.cursor);
+        if cursor == FAR {
+            cursor = self.backfills.held(slot, topic);
+        }
         let mut from = cursor;
         // A send of this turn has not had the time to wait.
         let waits = connection.sending && connection.turn != self.turn;
@@ -382,7 +385,9 @@ impl State {
             false => self.topics.newest(topic) > from,
         };
         let lacks_some = connection.memberships.iter_from(connection.cursor).any(is_lacking);
-        if self.publishers.is_paused(slot) || self.publishers.awaits_hub(slot) {
+        if self.backfills.has(slot) {
+            // What it asked for is still to come. It is marked when that is over.
+        } else if self.publishers.is_paused(slot) || self.publishers.awaits_hub(slot) {
             // What it said before its end is still to be read, or to be answered. It is marked when
             // it goes on, or is answered.
         } else if lacks_some || connection.is_owed() {

@@ -29,6 +29,7 @@ use crate::wire::http::Origins;
 use carried::*;
 
 mod carried;
+mod secure;
 
 const SUBSCRIBERS_MAX: usize = 4;
 /// Streams of HTTP/2.

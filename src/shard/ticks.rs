@@ -13,6 +13,7 @@
 use super::connections::{CHUNK, Phase, Session, Standing};
 use super::posts::Awaited;
 use super::state::State;
+use super::subscribe::HeldBack;
 use crate::broadcast::{Drain, Pressure};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
@@ -167,11 +168,15 @@ impl State {
                 }
             }
             Phase::Handshake => {
-                let patience_ms = match connection.standing == Standing::Crowded || is_short {
+                let is_crowded = connection.standing == Standing::Crowded || is_short;
+                let patience_ms = match is_crowded {
                     true => limits.handshake_ms_max.min(HANDSHAKE_MS_SHORT),
                     false => limits.handshake_ms_max,
                 };
-                if quiet >= ticks(patience_ms) {
+                // One that may be ahead of this node has a time of its own, unless room is short.
+                let never = Stamp(u64::MAX);
+                let may_wait = |held: &HeldBack| !is_crowded && held.slot == slot && held.deadline < never;
+                if quiet >= ticks(patience_ms) && !self.held_back.iter().any(may_wait) {
                     // Without an answer: a status would end an EventSource for good.
                     self.abort(slot, CloseReason::HandshakeTimeout);
                 }

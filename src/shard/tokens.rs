@@ -4,6 +4,8 @@
 //! - A turn checks at most `VERIFICATIONS_PER_TURN_MAX` signatures. Clients beyond that wait behind
 //!   all who wait already, and are read from when it is their turn. A token that was checked before
 //!   waits for nobody.
+//! - Newcomers and clients that are paused have a line each. A paused client goes on with room in
+//!   the uplink alone, and no newcomer waits for that.
 //! - Nothing here is on the way of an event. What a connection may hear is settled when it
 //!   subscribes; the walk over the slab ends it when its token is over, or when its key is gone.
 //! - Claims are kept of those alone that may ask for more later, beside the slab: of clients that
@@ -26,9 +28,14 @@ use crate::close::{CloseReason, ErrorCode};
 use crate::config::limits::{TICK_MS, VERIFICATIONS_PER_TURN_MAX, VERIFICATIONS_WAITING_MAX};
 use crate::egress::Slot;
 use crate::event::Topic;
+use crate::publishing::IdempotencyKey;
 use crate::refusal::RefusalReason;
 use crate::wire::Format;
 use crate::wire::http::{RefusedRequest, Subscribe, Token};
+
+/// Paused clients whose turn it is and that have not gone on: half of a turn's signatures, so that
+/// the other half is the newcomers' in any case.
+const PASSING_MAX: usize = VERIFICATIONS_PER_TURN_MAX / 2;
 
 /// What a client is told that brings no token.
 const NONE_BROUGHT: &str = "a token is needed here: Authorization: Bearer TOKEN, or token=TOKEN in the query";
@@ -42,9 +49,12 @@ pub(super) struct Tokens {
     told: (u64, Stamp),
     /// Signatures that may still be checked in this turn.
     left: usize,
-    /// Who waits for one, in order. Some of them may have left.
-    waiting: VecDeque<Slot>,
-    /// Who has waited and may check one without another wait. Few: they go on at once.
+    /// Newcomers that wait for one, in order. Some of them may have left.
+    newcomers: VecDeque<Slot>,
+    /// Paused clients that wait for one, in order. Some of them may have left.
+    paused: VecDeque<Slot>,
+    /// Who has waited and may check one without another wait: a newcomer goes on at once, and of
+    /// paused clients there are at most `PASSING_MAX`.
     next: Vec<Slot>,
     /// What those may do that may ask for more.
     held: HashMap<Slot, Rc<Claims>>,
@@ -119,6 +129,14 @@ impl Denied {
     }
 }
 
+/// An idempotency key as one of those who bring these claims.
+pub(super) fn own(key: IdempotencyKey, claims: Option<&Claims>) -> IdempotencyKey {
+    match claims {
+        Some(claims) => key.of(&claims.principal()),
+        None => key.of(&[]),
+    }
+}
+
 impl Tokens {
     pub(super) fn new(keys: Keys, now: Stamp) -> Tokens {
         Tokens {
@@ -126,7 +144,8 @@ impl Tokens {
             known: KnownTokens::default(),
             told: (0, now),
             left: 0,
-            waiting: VecDeque::new(),
+            newcomers: VecDeque::new(),
+            paused: VecDeque::new(),
             next: Vec::new(),
             held: HashMap::new(),
         }
@@ -137,14 +156,9 @@ impl Tokens {
         self.keys.is_configured()
     }
 
-    /// A turn begins.
+    /// A turn begins. Those that have not gone on in the last one may in this one.
     pub(super) fn begin_turn(&mut self) {
-        self.left = VERIFICATIONS_PER_TURN_MAX;
-    }
-
-    /// True if somebody waits for the check of a token.
-    pub(super) fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        self.left = VERIFICATIONS_PER_TURN_MAX - self.next.len();
     }
 
     /// The client of the slot has left, or has nothing more to say.
@@ -152,9 +166,20 @@ impl Tokens {
         if !self.held.is_empty() {
             self.held.remove(&slot);
         }
+        self.pass_by(slot);
+    }
+
+    /// The client of the slot has gone on. If it has checked nothing, it waits again for its turn:
+    /// a turn that it kept would be nobody's.
+    pub(super) fn pass_by(&mut self, slot: Slot) {
         if !self.next.is_empty() {
             self.next.retain(|next| *next != slot);
         }
+    }
+
+    /// The line in which a client waits.
+    fn line(&mut self, is_newcomer: bool) -> &mut VecDeque<Slot> {
+        if is_newcomer { &mut self.newcomers } else { &mut self.paused }
     }
 }
 
@@ -165,7 +190,7 @@ impl State {
     }
 
     /// Milliseconds since 1970 at the begin of this turn.
-    fn unix_ms(&self) -> u64 {
+    pub(super) fn unix_ms(&self) -> u64 {
         let (unix_ms, told) = self.tokens.told;
         unix_ms + self.now.ns_since(told) / 1_000_000
     }
@@ -185,26 +210,27 @@ impl State {
         let unknown = match self.tokens.known.find(token, now_ms) {
             Ok(known) => {
                 // It may have waited for a turn that it does not need any more.
-                self.tokens.next.retain(|next| *next != slot);
+                self.tokens.pass_by(slot);
                 self.metrics.tokens.remembered += 1;
                 return Some(known.map_err(|refused| Denied::Token(Some(refused))));
             }
             Err(unknown) => unknown,
         };
         let has_waited = self.tokens.next.iter().position(|next| *next == slot);
+        let is_newcomer = self.connections.get(slot).phase == Phase::Handshake;
+        let waiting = self.tokens.newcomers.len() + self.tokens.paused.len();
         match has_waited {
             Some(at) => drop(self.tokens.next.swap_remove(at)),
-            None if self.tokens.left > 0 && self.tokens.waiting.is_empty() => self.tokens.left -= 1,
-            None if self.tokens.waiting.len() >= VERIFICATIONS_WAITING_MAX => {
-                return Some(Err(Denied::Busy));
+            None if self.tokens.left > 0 && self.tokens.line(is_newcomer).is_empty() => {
+                self.tokens.left -= 1;
             }
+            None if waiting >= VERIFICATIONS_WAITING_MAX => return Some(Err(Denied::Busy)),
             // It has said more while it waits.
             None if self.awaits_check(slot) => return None,
             None => {
-                self.tokens.waiting.push_back(slot);
-                let connection = self.connections.get_mut(slot);
-                if connection.phase == Phase::Handshake {
-                    connection.expires = 1;
+                self.tokens.line(is_newcomer).push_back(slot);
+                if is_newcomer {
+                    self.connections.get_mut(slot).expires = 1;
                 }
                 self.metrics.tokens.waits += 1;
                 return None;
@@ -216,24 +242,38 @@ impl State {
         Some(checked.map_err(|refused| Denied::Token(Some(refused))))
     }
 
-    /// Lets those go on whose turn it is to have their token checked.
+    /// True if somebody waits for the check of a token whose turn it could be.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.tokens.newcomers.is_empty() || self.passes_paused()
+    }
+
+    /// True if a paused client waits and could go on.
+    fn passes_paused(&self) -> bool {
+        !self.tokens.paused.is_empty() && self.tokens.next.len() < PASSING_MAX && self.publishers.has_room()
+    }
+
+    /// Lets those go on whose turn it is to have their token checked, of both lines one after the
+    /// other.
     pub(super) fn check_waiting(&mut self) {
-        while self.tokens.left > 0
-            && self.tokens.next.len() < VERIFICATIONS_PER_TURN_MAX
-            && let Some(slot) = self.tokens.waiting.pop_front()
-        {
-            // Another client may have the slot by now.
-            if self.awaits_check(slot) {
+        while self.tokens.left > 0 && self.has_waiting() {
+            if self.passes_paused()
+                && let Some(slot) = self.tokens.paused.pop_front()
+                // Another client may have the slot by now.
+                && self.publishers.let_go_on(slot, Until::Checked)
+            {
+                self.tokens.left -= 1;
+                self.tokens.next.push(slot);
+            }
+            if self.tokens.left > 0
+                && let Some(slot) = self.tokens.newcomers.pop_front()
+                && self.awaits_check(slot)
+            {
                 self.connections.get_mut(slot).expires = 0;
                 self.tokens.left -= 1;
                 self.tokens.next.push(slot);
-                self.publishers.let_go_on(slot, Until::Checked);
                 self.read_again(slot, false);
                 // It may be refused for another reason by now.
-                self.tokens.next.retain(|next| *next != slot);
-            } else if self.publishers.let_go_on(slot, Until::Checked) {
-                self.tokens.left -= 1;
-                self.tokens.next.push(slot);
+                self.tokens.pass_by(slot);
             }
         }
     }
@@ -277,10 +317,9 @@ impl State {
             self.ask_for_a_topic(slot);
             return;
         };
-        let expires = match claims.expires_ms {
-            Some(expires_ms) => self.tick_in(expires_ms.saturating_sub(self.unix_ms())),
-            None => 0,
-        };
+        // By the clock on the wall, which may be set meanwhile, and goes on while the machine
+        // sleeps. Beyond 2106 is never.
+        let expires = claims.expires_ms.map_or(0, |ms| u32::try_from(ms / 1_000).map_or(0, |s| s.max(1)));
         let connection = self.connections.get_mut(slot);
         connection.expires = expires;
         connection.key = claims.key;
@@ -305,8 +344,7 @@ impl State {
         }
     }
 
-    /// The last tick that begins within so many milliseconds: a token ends up to a tick early, so
-    /// that the walk, which takes four, ends it within a second. Never 0.
+    /// The last tick that begins within so many milliseconds. Never 0.
     fn tick_in(&self, ms: u64) -> u32 {
         let ticks = (u64::from(self.tick) * TICK_MS + self.ms_in_tick()).saturating_add(ms) / TICK_MS;
         // Further away than a shard lives is never.
@@ -315,13 +353,17 @@ impl State {
 
     /// Looks whether the time of a subscriber is over. True if it was hung up on.
     pub(super) fn is_over(&mut self, slot: Slot) -> bool {
-        let connection = self.connections.get_mut(slot);
+        let connection = self.connections.get(slot);
         let (expires, key) = (connection.expires, connection.key);
-        if expires != 0 && self.tick >= expires {
-            if key != 0 {
-                self.hang_up(slot, CloseReason::Expired, "the token has expired");
-                return true;
-            }
+        // A token ends with the begin of the tick in which it is over, so that the walk, which takes
+        // four, ends its stream within a second.
+        let is_over = |unix_ms: u64| unix_ms + TICK_MS > u64::from(expires) * 1_000;
+        if expires != 0 && key != 0 && is_over(self.unix_ms().saturating_sub(self.ms_in_tick())) {
+            self.hang_up(slot, CloseReason::Expired, "the token has expired");
+            return true;
+        }
+        if expires != 0 && key == 0 && self.tick >= expires {
+            let connection = self.connections.get_mut(slot);
             // It may have found public topics meanwhile, and needs no token for those.
             connection.expires = 0;
             if connection.memberships.as_slice().is_empty() {
@@ -366,6 +408,11 @@ impl State {
     /// Refuses what the client of a WebSocket may not publish, rules aside.
     pub(super) fn check_speaking(&self, slot: Slot, topic: &Topic) -> Result<(), Denied> {
         self.claims_for(slot, |claims| self.why_not_spoken(topic, claims))
+    }
+
+    /// An idempotency key as one of the client's own.
+    pub(super) fn own_key(&self, slot: Slot, key: IdempotencyKey) -> IdempotencyKey {
+        own(key, self.tokens.held.get(&slot).map(|claims| &**claims))
     }
 
     fn why_not_spoken(&self, topic: &Topic, claims: Option<&Claims>) -> Option<Denied> {

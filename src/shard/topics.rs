@@ -424,16 +424,31 @@ impl Topics {
         self.forgotten.shrink_to((2 * self.topics_max).saturating_sub(self.by_name.len()));
     }
 
-    /// Adds a subscriber at `cursor` and returns its position.
-    pub fn join(&mut self, index: TopicIndex, slot: Slot, family: Family, cursor: u64) -> u32 {
+    /// Up to which sequence events of a topic that is not here may be gone.
+    pub fn forgotten_up_to(&self, name: &Topic) -> u64 {
+        self.forgotten.peek(name)
+    }
+
+    /// A subscriber needs what is after `cursor`, from now until the elevator has met it.
+    pub fn hold(&mut self, index: TopicIndex, cursor: u64) {
         let topic = self.get_mut(index);
-        let is_first = topic.subscribers.is_empty();
-        topic.floor = if is_first { cursor } else { topic.floor.min(cursor) };
-        topic.true_floor = if is_first { cursor } else { topic.true_floor.min(cursor) };
+        topic.floor = topic.floor.min(cursor);
+        topic.true_floor = topic.true_floor.min(cursor);
         if topic.lap.left > 0 {
             topic.lap.low = topic.lap.low.min(cursor);
             topic.lap.true_low = topic.lap.true_low.min(cursor);
         }
+    }
+
+    /// Adds a subscriber at `cursor` and returns its position.
+    pub fn join(&mut self, index: TopicIndex, slot: Slot, family: Family, cursor: u64) -> u32 {
+        let topic = self.get_mut(index);
+        let is_first = topic.subscribers.is_empty();
+        if is_first {
+            (topic.floor, topic.true_floor) = (cursor, cursor);
+        }
+        self.hold(index, cursor);
+        let topic = self.get_mut(index);
         topic.subscribers.push(slot);
         // The newcomer takes a visit of the round; the last one of the round must not go without.
         topic.lap.left += usize::from(topic.lap.left > 0);

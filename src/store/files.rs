@@ -30,6 +30,16 @@ pub trait Files: Send + 'static {
     fn write_over(&self, name: &str, at: u64, bytes: &[u8]) -> io::Result<()>;
     /// Where it is, for messages.
     fn place(&self) -> String;
+    /// Its files as another thread reads them, while they grow and go.
+    fn glass(&self) -> Box<dyn Glass>;
+}
+
+/// A look at the files of a directory.
+pub trait Glass: Send + std::fmt::Debug {
+    /// The names in it.
+    fn names(&self) -> io::Result<Vec<String>>;
+    /// Bytes of a file from there on, at most so many; fewer only at its end.
+    fn read_at(&self, name: &str, offset: u64, bytes_max: usize) -> io::Result<Vec<u8>>;
 }
 
 /// A file that grows at its end.
@@ -110,12 +120,7 @@ impl Files for Directory {
     type File = File;
 
     fn names(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.path)? {
-            let name = entry?.file_name();
-            names.extend(name.to_str().map(str::to_string).filter(|name| name != LOCK));
-        }
-        Ok(names)
+        names_in(&self.path)
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
@@ -146,6 +151,47 @@ impl Files for Directory {
 
     fn place(&self) -> String {
         self.path.display().to_string()
+    }
+
+    fn glass(&self) -> Box<dyn Glass> {
+        Box::new(Pane(self.path.clone()))
+    }
+}
+
+fn names_in(path: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let name = entry?.file_name();
+        names.extend(name.to_str().map(str::to_string).filter(|name| name != LOCK));
+    }
+    Ok(names)
+}
+
+/// A look at a directory of the system's, which does not keep it locked.
+#[derive(Debug)]
+struct Pane(PathBuf);
+
+impl Glass for Pane {
+    fn names(&self) -> io::Result<Vec<String>> {
+        names_in(&self.0)
+    }
+
+    fn read_at(&self, name: &str, offset: u64, bytes_max: usize) -> io::Result<Vec<u8>> {
+        let file = File::open(self.0.join(name))?;
+        let length = file.metadata()?.len().saturating_sub(offset).min(bytes_max as u64);
+        let mut bytes = vec![0; length as usize];
+        // It may have been cut meanwhile.
+        let mut read = 0;
+        while read < bytes.len() {
+            match file.read_at(&mut bytes[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(more) => read += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.truncate(read);
+        Ok(bytes)
     }
 }
 

@@ -30,6 +30,7 @@ mod kept;
 mod log;
 mod open;
 mod past;
+mod reader;
 mod record;
 mod segment;
 mod writer;
@@ -39,6 +40,7 @@ mod tests;
 
 pub use files::Directory;
 pub use past::StorePast;
+pub use reader::{PastReader, Stretch};
 pub use record::Stored;
 pub use writer::{Entry, News, Said, Store, StoreReport};
 

@@ -18,6 +18,8 @@ use crate::publishing::IdempotencyKey;
 pub struct StorePast {
     /// Hub and shards begin with it; its keys are still to be made of `keyed`.
     pub state: State,
+    /// Topics that were removed, each with the sequence of its last removal.
+    pub removals: Vec<(Topic, u64)>,
     /// Events that were published under a key which may still be repeated.
     pub keyed: Vec<(Event, IdempotencyKey, u64, Stamp)>,
 }
@@ -172,6 +174,8 @@ impl Windows {
         let age = |unix_ms: u64, now: u64| now.saturating_sub(unix_ms).saturating_mul(1_000_000);
         let (unix_ms, now) = (self.unix_ms, self.now);
         let stamp = |at: u64| Stamp(now.0.saturating_sub(age(at, unix_ms)));
+        let removed = self.topics.iter().filter(|topic| topic.removed > 0);
+        let removals = removed.map(|topic| (topic.name.clone(), topic.removed)).collect();
         self.topics.sort_by_key(|topic| topic.newest);
         // More topics than are remembered: those of the others are as good as gone.
         let surplus = self.topics.len().saturating_sub(self.limits.topics_max);
@@ -206,6 +210,7 @@ impl Windows {
             self.keyed.into_iter().map(|(event, key, sequence, at)| (event, key, sequence, stamp(at)));
         StorePast {
             keyed: keyed.collect(),
+            removals,
             state: State {
                 epoch: opening.epoch,
                 sequence: opening.sequence,

@@ -198,6 +198,61 @@ pub(super) fn read(bytes: &[u8], at: usize, seal: Seal) -> Found {
     }
 }
 
+/// What a record says of itself; its checksum is not looked at.
+#[derive(Debug)]
+pub(super) struct Glance<'a> {
+    /// An event, in its place.
+    pub is_event: bool,
+    /// Its sequence, or what that stands for.
+    pub sequence: u64,
+    /// Of an event: when it was taken in.
+    pub unix_ms: u64,
+    /// Of an event: its topic.
+    pub topic: &'a str,
+    /// Where it ends.
+    pub end: usize,
+}
+
+/// What a glance at a place of a segment finds.
+#[derive(Debug)]
+pub(super) enum Seen<'a> {
+    /// A record.
+    Record(Glance<'a>),
+    /// So many bytes from there on are needed to see it.
+    Short(usize),
+    /// No record.
+    Nothing,
+}
+
+/// Looks at what is at `at`, without the checksum.
+pub(super) fn glance(bytes: &[u8], at: usize) -> Seen<'_> {
+    let rest = bytes.get(at..).unwrap_or_default();
+    let Some((head, behind)) = rest.split_first_chunk::<HEAD_BYTES>() else { return Seen::Short(HEAD_BYTES) };
+    let [l0, l1, l2, l3, ..] = *head;
+    let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+    if !(BODY_BYTES_MIN..=BODY_BYTES_MAX).contains(&length) {
+        return Seen::Nothing;
+    }
+    let Some(body) = behind.get(..length) else { return Seen::Short(HEAD_BYTES + length) };
+    let mut input = Input(body);
+    let mut look = || {
+        let is_event = match input.byte()? {
+            1 => true,
+            2..=5 => false,
+            _ => return None,
+        };
+        let sequence = input.long()?;
+        let end = at + HEAD_BYTES + length;
+        if !is_event {
+            return Some(Glance { is_event, sequence, unix_ms: 0, topic: "", end });
+        }
+        let unix_ms = input.long()?;
+        (input.byte()?, input.number()?);
+        Some(Glance { is_event, sequence, unix_ms, topic: input.text()?, end })
+    };
+    look().map_or(Seen::Nothing, Seen::Record)
+}
+
 /// Up to where the disk had the segment, as a whole record at `at` says.
 pub(super) fn synced(bytes: &[u8], at: usize, seal: Seal) -> Option<u64> {
     let (ahead, body) = whole(bytes, at, seal)?;

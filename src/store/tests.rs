@@ -16,6 +16,7 @@ use crate::publishing::IdempotencyKey;
 
 mod dice;
 mod faults;
+mod reader;
 
 const FRESH: Epoch = Epoch(10_000_000_000_000_000_000);
 const TOPICS: [&str; 3] = ["a", "b/c", "kept/x"];

@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::files::Files;
 use super::log::{Forgotten, Log, NotWritten};
 use super::past::{StorePast, Windows};
+use super::reader::PastReader;
 use super::record::{self, Stored};
 use super::{Promise, Settings, StoreError};
 use crate::clock::{Stamp, unix_ms};
@@ -124,6 +125,8 @@ pub struct Store<T> {
     /// The thread is to come to its end.
     closing: Arc<AtomicBool>,
     counters: Arc<Counters>,
+    /// Until somebody takes it.
+    reader: Option<PastReader>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -140,11 +143,14 @@ impl<T: Send + 'static> Store<T> {
     ) -> Result<(Store<T>, StorePast), StoreError> {
         let mut windows = Windows::new(limits, &settings.rules, memory_of, unix_ms(), Stamp::now());
         let promise = settings.promise;
+        let glass = files.glass();
         let (log, opening) = Log::open(files, settings, fresh, &mut windows)?;
         let past = windows.past(&opening);
         let (queue, entries) = bounded(STORE_QUEUE_MAX);
         let reserved = Arc::new(AtomicU64::new(log.reserved()));
         let (fails, closing) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let written = Arc::new(AtomicU64::new(opening.sequence));
+        let reader = Some(PastReader::new(glass, written.clone(), opening.floor));
         let counters = Arc::<Counters>::default();
         let writer = Writer {
             log,
@@ -155,6 +161,7 @@ impl<T: Send + 'static> Store<T> {
             fails: fails.clone(),
             closing: closing.clone(),
             counters: counters.clone(),
+            written,
             unwritten: Vec::new(),
             given: opening.sequence,
             is_dirty: false,
@@ -169,7 +176,8 @@ impl<T: Send + 'static> Store<T> {
             source,
         })?;
         let thread = Some(thread);
-        Ok((Store { queue: Some(queue), promise, reserved, fails, closing, counters, thread }, past))
+        let queue = Some(queue);
+        Ok((Store { queue, promise, reserved, fails, closing, counters, reader, thread }, past))
     }
 
     /// The promise.
@@ -196,6 +204,11 @@ impl<T: Send + 'static> Store<T> {
             self.counters.let_go(bytes);
         }
         is_taken
+    }
+
+    /// What reads the log on another thread, to be taken once.
+    pub fn take_reader(&mut self) -> Option<PastReader> {
+        self.reader.take()
     }
 
     /// What was counted.
@@ -242,6 +255,8 @@ struct Writer<F: Files, T> {
     fails: Arc<AtomicBool>,
     closing: Arc<AtomicBool>,
     counters: Arc<Counters>,
+    /// Up to here the log has all that it will ever have.
+    written: Arc<AtomicU64>,
     /// What nobody waits for and the disk did not take; nothing more is read from the queue then.
     unwritten: Vec<Entry<T>>,
     /// The newest sequence that was given.
@@ -369,6 +384,7 @@ impl<F: Files, T> Writer<F, T> {
 
     /// A batch is in the log.
     fn wrote(&mut self, batch: Vec<Entry<T>>) {
+        self.written.store(self.given, Ordering::Release);
         let mut waited = Vec::new();
         self.counters.let_go(batch.iter().map(weight).sum());
         for entry in batch {

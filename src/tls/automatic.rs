@@ -121,7 +121,8 @@ impl Automatic {
         change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn certificate(&self) -> Option<Arc<CertifiedKey>> {
+    /// The one in force.
+    pub(crate) fn certificate(&self) -> Option<Arc<CertifiedKey>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).certificate.clone()
     }
 

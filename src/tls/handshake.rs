@@ -103,6 +103,11 @@ impl Handshake {
         self.begun
     }
 
+    /// True once we have said something.
+    pub fn has_answered(&self) -> bool {
+        self.answered
+    }
+
     /// Bytes that wait for a step.
     pub fn waiting(&self) -> usize {
         self.inbound.len()

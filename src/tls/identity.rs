@@ -97,10 +97,13 @@ pub fn load_with(
     config.ignore_client_order = true;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.alpn_protocols.extend(automatic.map(|_| ALPN.to_vec()));
-    // A ticket is all that a client needs to come back with half a handshake; we keep nothing.
+    // A ticket is all that a client needs to come back with half a handshake; we keep nothing. Who
+    // comes back so shows no certificate, and nobody would look whether it is still good.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = Ticketer::new()?;
-    config.send_tls13_tickets = 1;
+    config.send_tls13_tickets = usize::from(files.client_ca.is_none());
+    if files.client_ca.is_none() {
+        config.ticketer = Ticketer::new()?;
+    }
     Ok(Arc::new(config))
 }
 

@@ -17,21 +17,23 @@
 //! - A fault is told as the end of the receive. The inner receive may go on until the slot is
 //!   closed; what it brings is dropped.
 //! - Steps of handshakes are bounded per turn; the others wait in a queue.
+//! - The client's goodbye is told as the end of its stream, whether its socket ends or not. Ours
+//!   goes out before a socket is closed, where no half record of ours stands before it.
+//! - A record that was begun has `TLS_RECORD_MS_MAX` to become whole, while it is received.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use crate::config::limits::{HANDSHAKE_STEPS_PER_TURN, TLS_HANDSHAKE_BYTES_MAX};
+use crate::config::limits::TLS_HANDSHAKE_BYTES_MAX;
 use crate::egress::{
     Batch, Completion, EgressRing, Insecure, ReceiveEnd, RingError, SendError, SendMode, Slot,
 };
 pub use automatic::{Automatic, Signed, SignedError};
-use handshake::{Handshake, Step};
+use handshake::Handshake;
 pub use identity::{Identity, IdentityError, load, load_with, without_http2};
 use pieces::Pieces;
-use record::RecordError;
 use session::{Rest, Session};
 use sessions::Sessions;
 
@@ -39,16 +41,14 @@ mod automatic;
 mod handshake;
 mod identity;
 mod pieces;
+mod receiving;
 mod record;
 mod session;
 mod sessions;
 #[cfg(test)]
 mod tests;
 
-/// What a client gets that speaks HTTP where TLS is spoken.
-const PLAIN_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
-    Cache-Control: no-store\r\nConnection: close\r\nContent-Length: 41\r\n\r\n\
-    this address speaks TLS: write https://\r\n";
+const _: () = assert!(record::HEADER + record::SEALED_MAX <= TLS_HANDSHAKE_BYTES_MAX);
 
 /// The errno that a send finds whose connection has no keys.
 const EPROTO: i32 = 71;
@@ -81,6 +81,14 @@ struct Layer {
     late: Vec<Slot>,
     /// Slots whose handshake can go on.
     shaking: VecDeque<Slot>,
+    /// Steps of handshakes in this turn that did not wait for theirs.
+    ahead: usize,
+    /// Ticks that have passed, at most.
+    ticks: u32,
+    /// One has since the last reap.
+    has_ticked: bool,
+    /// Slots whose client is, or was at the last tick, in the middle of a record. May hold one twice.
+    partial: Vec<Slot>,
     /// What the shard is to be told, and the inner ring does not know of.
     told: VecDeque<Told>,
     pieces: Pieces,
@@ -119,6 +127,10 @@ impl<R> Tls<R> {
             submits: 0,
             late: Vec::new(),
             shaking: VecDeque::new(),
+            ahead: 0,
+            ticks: 1,
+            has_ticked: false,
+            partial: Vec::new(),
             told: VecDeque::new(),
             pieces: Pieces::default(),
         };
@@ -190,81 +202,6 @@ impl Layer {
         }
     }
 
-    fn received(&mut self, slot: Slot, bytes: &mut [u8], handle: &mut dyn FnMut(Completion<'_>)) {
-        let Some(session) = self.session(slot) else { return };
-        if let Some(cold) = session.cold() {
-            if cold.fault.is_some() {
-                return;
-            }
-            if let Some(handshake) = &mut cold.handshake {
-                if !handshake.has_begun() && bytes[0] != record::content::HANDSHAKE {
-                    match bytes[0] {
-                        // Not TLS: all of it that we understand is a request.
-                        byte if byte.is_ascii_uppercase() => cold.own.extend_from_slice(PLAIN_REQUEST),
-                        // An alert is answered by none.
-                        record::content::ALERT => {}
-                        _ => cold.own.extend_from_slice(&record::plain_alert(RecordError::UnexpectedMessage)),
-                    }
-                    self.fail(slot, Insecure::Handshake, handle);
-                    return;
-                }
-                let has_room = handshake.waiting() + bytes.len() <= TLS_HANDSHAKE_BYTES_MAX;
-                if !has_room && cold.queued {
-                    // What came may stand behind the client's Finished, and is no handshake then.
-                    self.shake_one(slot, handle);
-                    self.received(slot, bytes, handle);
-                } else if !has_room {
-                    handshake.refuse(RecordError::IllegalParameter, &mut cold.own);
-                    self.fail(slot, Insecure::Handshake, handle);
-                } else {
-                    handshake.take(bytes);
-                    if !std::mem::replace(&mut cold.queued, true) {
-                        self.shaking.push_back(slot);
-                    }
-                }
-                return;
-            }
-        }
-        self.read(slot, bytes, handle);
-    }
-
-    /// Opens what came behind the handshake.
-    fn read(&mut self, slot: Slot, bytes: &mut [u8], handle: &mut dyn FnMut(Completion<'_>)) {
-        let Some(session) = self.session(slot) else { return };
-        let read = session.read(bytes, &mut |bytes| handle(Completion::Received { slot, bytes }));
-        session.cool_down();
-        if let Err(fault) = read {
-            self.fail(slot, fault, handle);
-        }
-    }
-
-    /// Tells that a connection is of no use any more.
-    fn fail(&mut self, slot: Slot, fault: Insecure, handle: &mut dyn FnMut(Completion<'_>)) {
-        let Some(session) = self.session(slot) else { return };
-        let cold = session.warm_up();
-        cold.fault = Some(fault);
-        cold.handshake = None;
-        handle(Completion::ReceiveEnded { slot, end: ReceiveEnd::Insecure(fault) });
-    }
-
-    fn receive_ended(&mut self, slot: Slot, end: ReceiveEnd, handle: &mut dyn FnMut(Completion<'_>)) {
-        let Some(session) = self.session(slot) else { return };
-        session.receiving = false;
-        if let Some(cold) = session.cold() {
-            if cold.fault.is_some() {
-                if cold.closing {
-                    self.due.push_back(slot);
-                }
-                return;
-            }
-            if cold.queued {
-                cold.held_end = Some(end);
-                return;
-            }
-        }
-        handle(Completion::ReceiveEnded { slot, end });
-    }
-
     /// An instant send was not taken whole.
     fn short(
         &mut self,
@@ -332,50 +269,6 @@ impl Layer {
         if rest.zero_copy && is_sent {
             handle(Completion::Copied { slot });
         }
-    }
-
-    /// Goes on with handshakes, a bounded number of steps.
-    fn shake(&mut self, handle: &mut dyn FnMut(Completion<'_>)) -> usize {
-        let mut steps = 0;
-        while steps < HANDSHAKE_STEPS_PER_TURN
-            && let Some(slot) = self.shaking.pop_front()
-        {
-            steps += usize::from(self.shake_one(slot, handle));
-        }
-        steps
-    }
-
-    /// One step of a handshake, if there is something to step on. False if there was nothing.
-    fn shake_one(&mut self, slot: Slot, handle: &mut dyn FnMut(Completion<'_>)) -> bool {
-        let Some(session) = self.session(slot) else { return false };
-        let Some(cold) = session.cold() else { return false };
-        // Its place in the queue may be there still: then nothing is left to do.
-        if !std::mem::take(&mut cold.queued) {
-            return false;
-        }
-        let Some(handshake) = cold.handshake.take() else { return false };
-        let step = handshake.step(&mut cold.own);
-        let has_own = !cold.own.is_empty();
-        let held_end = cold.held_end.take();
-        match step {
-            Step::Waits(handshake) => cold.handshake = Some(handshake),
-            Step::Done { receive, send, mut rest } => {
-                session.open(receive, send);
-                handle(Completion::Secured { slot });
-                self.read(slot, &mut rest, handle);
-            }
-            Step::Failed(error) => {
-                tracing::debug!(%error, "a TLS handshake failed");
-                self.fail(slot, Insecure::Handshake, handle);
-            }
-        }
-        if has_own {
-            self.due.push_back(slot);
-        }
-        if let Some(end) = held_end {
-            self.receive_ended(slot, end, handle);
-        }
-        true
     }
 }
 
@@ -522,22 +415,26 @@ impl<R: EgressRing> EgressRing for Tls<R> {
 
     fn close(&mut self, slot: Slot) {
         let Tls { ring, layer } = self;
-        if let Some(session) = layer.session(slot)
-            && let Some(cold) = session.cold()
-        {
-            cold.ending = false;
-            if cold.fault.is_some() {
-                // Nobody offers the rest of that batch again, and an alert behind half a record
-                // says nothing.
-                if cold.rest.take().is_some() {
+        if let Some(session) = layer.session(slot) {
+            let says_goodbye = session.say_goodbye();
+            // A client that has said goodbye may be received from still.
+            let receiving = session.receiving;
+            let has_cold = session.cold().is_some();
+            if receiving || has_cold {
+                let cold = session.warm_up();
+                cold.ending = false;
+                // Nobody offers the rest of that batch again, and an alert behind half a record says
+                // nothing.
+                if cold.rest.take().is_some() || !says_goodbye && cold.fault.is_none() {
                     cold.own.clear();
                 }
-                // An alert is to be sent first, and the receive to be ended.
-                cold.closing = true;
-                layer.due.push_back(slot);
-                return;
+                if receiving || says_goodbye || cold.fault.is_some() {
+                    // What it has to say is to be sent first, and the receive to be ended.
+                    cold.closing = true;
+                    layer.due.push_back(slot);
+                    return;
+                }
             }
-            cold.own.clear();
         }
         ring.close(slot);
     }
@@ -552,6 +449,8 @@ impl<R: EgressRing> EgressRing for Tls<R> {
     }
 
     fn retry_accepts(&mut self) {
+        self.layer.ticks = self.layer.ticks.wrapping_add(1).max(1);
+        self.layer.has_ticked = true;
         self.layer.due.extend(self.layer.late.drain(..));
         self.ring.retry_accepts();
     }
@@ -589,6 +488,9 @@ impl<R: EgressRing> EgressRing for Tls<R> {
                 true => Completion::Short { slot, batch, result },
                 false => Completion::Sent { slot, batch, result },
             });
+        }
+        if std::mem::take(&mut layer.has_ticked) {
+            layer.end_late_records(handle);
         }
         reaped += ring.reap(&mut |completion| layer.translate(completion, handle));
         if ring.room() > 0 {

@@ -150,11 +150,12 @@ impl Half {
         let (key, nonce) = self.next();
         let opened =
             key.open_in_place(nonce, Aad::from(header), sealed).map_err(|_| RecordError::BadRecordMac)?;
-        // Behind the content stands its type, and then padding (RFC 8446 §5.2).
-        let at = opened.iter().rposition(|byte| *byte != 0).ok_or(RecordError::UnexpectedMessage)?;
-        if at > CONTENT_MAX {
+        // Padding counts (RFC 8446 §5.4).
+        if opened.len() > CONTENT_MAX + 1 {
             return Err(RecordError::RecordOverflow);
         }
+        // Behind the content stands its type, and then padding (RFC 8446 §5.2).
+        let at = opened.iter().rposition(|byte| *byte != 0).ok_or(RecordError::UnexpectedMessage)?;
         Ok((opened[at], &mut opened[..at]))
     }
 
@@ -202,4 +203,28 @@ fn expand<const N: usize>(secret: &[u8], label: &[u8], length: usize) -> [u8; N]
         .and_then(|okm| okm.fill(&mut out[..length]))
         .expect("a length that HKDF can give");
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record of the first key with `content` and so many bytes of padding.
+    fn padded(content: &[u8], padding: usize) -> Vec<u8> {
+        let mut inner = [content, &[content::DATA], &vec![0; padding]].concat();
+        let [high, low] = ((inner.len() + TAG) as u16).to_be_bytes();
+        let header = [content::DATA, 3, 3, high, low];
+        let (key, nonce) = Half::default().next();
+        key.seal_in_place_append_tag(nonce, Aad::from(header), &mut inner).expect("lengths that fit");
+        [&header[..], &inner].concat()
+    }
+
+    #[test]
+    fn padding_has_room_where_content_has_and_no_further() {
+        let mut text = [b'x'; 100];
+        let mut record = padded(&text, CONTENT_MAX - text.len());
+        assert_eq!(Half::default().open(&mut record), Ok((content::DATA, &mut text[..])));
+        let mut record = padded(&text, CONTENT_MAX - text.len() + 1);
+        assert_eq!(Half::default().open(&mut record), Err(RecordError::RecordOverflow));
+    }
 }

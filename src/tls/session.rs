@@ -49,6 +49,14 @@ pub(super) struct Cold {
     pub held_end: Option<ReceiveEnd>,
     /// The begin of a record whose rest has not come.
     part: Vec<u8>,
+    /// The begin of a handshake message whose rest is to come in the next record.
+    message: Vec<u8>,
+    /// The tick at which the client began what is not whole; 0 if nobody has noted it.
+    pub since: u32,
+    /// It is among those that are looked at for that.
+    pub listed: bool,
+    /// The tick at which it was.
+    pub looked: u32,
     /// Bytes of ours that go out before any others: a flight, a ticket, a KeyUpdate, an alert.
     pub own: Vec<u8>,
     /// Among them is a KeyUpdate.
@@ -102,6 +110,16 @@ impl Session {
         self.cold.take_if(|cold| cold.is_idle());
     }
 
+    /// True once the client has said that it says no more.
+    pub fn is_silent(&self) -> bool {
+        self.silent
+    }
+
+    /// The socket has failed: nothing that we say arrives any more.
+    pub fn lose(&mut self) {
+        self.ended = true;
+    }
+
     /// The handshake is over.
     pub fn open(&mut self, receive: Half, send: Half) {
         self.receive = receive;
@@ -138,6 +156,7 @@ impl Session {
             Some(cold) => std::mem::take(&mut cold.part),
             None => Vec::new(),
         };
+        let mut has_whole = false;
         while !bytes.is_empty() && !self.silent {
             let have = part.len();
             if have == 0
@@ -147,6 +166,7 @@ impl Session {
                 if bytes.len() >= whole {
                     let (record, behind) = bytes.split_at_mut(whole);
                     self.read_record(record, each)?;
+                    has_whole = true;
                     bytes = behind;
                     continue;
                 }
@@ -158,14 +178,19 @@ impl Session {
             };
             let missing = (whole - have).min(bytes.len());
             let (taken, behind) = bytes.split_at_mut(missing);
+            part.reserve_exact(whole - have);
             part.extend_from_slice(taken);
             bytes = behind;
             if let Some(header) = part.first_chunk::<HEADER>()
                 && part.len() == HEADER + length_of(*header)?
             {
                 self.read_record(&mut part, each)?;
+                has_whole = true;
                 part.clear();
             }
+        }
+        if has_whole && let Some(cold) = self.cold() {
+            cold.since = 0;
         }
         if !part.is_empty() && !self.silent {
             self.warm_up().part = part;
@@ -181,32 +206,55 @@ impl Session {
             return Err(RecordError::UnexpectedMessage);
         }
         match (kind, content) {
+            // Nothing may stand between the records of one message (RFC 8446 §5.1).
+            (other, _) if other != content::HANDSHAKE && self.has_message() => {
+                return Err(RecordError::UnexpectedMessage);
+            }
             (content::DATA, []) => {}
             (content::DATA, data) => {
                 self.idle_records = 0;
                 each(data);
             }
-            (content::HANDSHAKE, message) => {
-                let wants_ours = *message == KEY_UPDATE_REQUEST[..];
-                if !wants_ours && *message != KEY_UPDATE[..] {
-                    // A wish that is neither of the two (RFC 8446 §4.6.3), or another message.
-                    let is_update = message.len() == 5 && message[..4] == KEY_UPDATE[..4];
-                    return Err(match is_update {
-                        true => RecordError::IllegalParameter,
-                        false => RecordError::UnexpectedMessage,
-                    });
-                }
-                self.receive.update();
-                if wants_ours {
-                    self.update_ours();
-                }
-            }
+            (content::HANDSHAKE, piece) => self.read_message(piece)?,
             // Of all alerts two are no errors (RFC 8446 §6.1).
             (content::ALERT, [_, CLOSE_NOTIFY]) => self.silent = true,
             (content::ALERT, [_, USER_CANCELED]) => {}
             (content::ALERT, [_, _]) => return Err(RecordError::Told),
             (content::ALERT, [_, ..]) => return Err(RecordError::DecodeError),
             _ => return Err(RecordError::UnexpectedMessage),
+        }
+        Ok(())
+    }
+
+    fn has_message(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| !cold.message.is_empty())
+    }
+
+    /// A record with a handshake message, or with a part of one: only a KeyUpdate may come, and
+    /// nothing behind it, because what follows has other keys (RFC 8446 §5.1).
+    fn read_message(&mut self, piece: &[u8]) -> Result<(), RecordError> {
+        const KIND: usize = KEY_UPDATE.len() - 1;
+        let mut message = self.cold().map(|cold| std::mem::take(&mut cold.message)).unwrap_or_default();
+        let known = message.len() + piece.len();
+        if piece.is_empty() || known > KEY_UPDATE.len() {
+            return Err(RecordError::UnexpectedMessage);
+        }
+        message.extend_from_slice(piece);
+        let begin = known.min(KIND);
+        if message[..begin] != KEY_UPDATE[..begin] {
+            return Err(RecordError::UnexpectedMessage);
+        }
+        let wants_ours = message == KEY_UPDATE_REQUEST;
+        if known < KEY_UPDATE.len() {
+            self.warm_up().message = message;
+        } else if wants_ours || message == KEY_UPDATE {
+            self.receive.update();
+            if wants_ours {
+                self.update_ours();
+            }
+        } else {
+            // A wish that is neither of the two (RFC 8446 §4.6.3).
+            return Err(RecordError::IllegalParameter);
         }
         Ok(())
     }
@@ -234,17 +282,38 @@ impl Session {
         self.cold = Some(cold);
     }
 
-    /// Has the end of our stream ready.
+    /// Has the end of our stream ready, if that was not said.
     pub fn close_notify(&mut self) {
-        self.alert(WARNING, CLOSE_NOTIFY);
+        if !self.ended {
+            self.alert(WARNING, CLOSE_NOTIFY);
+        }
+    }
+
+    /// Has our goodbye ready for a socket that is to be closed (RFC 8446 §6.1). False if there is
+    /// none to say: there are no keys, it was said, or half a record of ours would stand before it.
+    pub fn say_goodbye(&mut self) -> bool {
+        let is_whole = self.cold.as_ref().is_none_or(|cold| {
+            cold.handshake.is_none() && cold.fault.is_none() && cold.rest.is_none() && !cold.cancelled
+        });
+        let says = is_whole && !self.ended;
+        if says {
+            self.close_notify();
+        }
+        says
     }
 }
 
 impl Cold {
+    /// The client is in the middle of a record or of a message.
+    pub fn is_partial(&self) -> bool {
+        !self.part.is_empty() || !self.message.is_empty()
+    }
+
     fn is_idle(&self) -> bool {
         self.handshake.is_none()
             && self.held_end.is_none()
-            && self.part.is_empty()
+            && !self.is_partial()
+            && !self.listed
             && self.own.is_empty()
             && self.rest.is_none()
             && self.fault.is_none()

@@ -239,7 +239,7 @@ impl World {
             .map(|Publish { ticket, event, .. }| {
                 let outcome = match event.data.bytes().len() % 3 {
                     0 => Err(Refusal::new(RefusalReason::Full, "no")),
-                    _ => Ok(Taken { sequence: self.sequence, duplicate: false }),
+                    _ => Ok(Taken { epoch: EPOCH, sequence: self.sequence, duplicate: false }),
                 };
                 Answer { ticket, outcome }
             })

@@ -154,6 +154,7 @@ fn rules(choice: u8) -> HeadRules<'static> {
         head_bytes_max: if choice & 1 == 0 { 1_024 } else { 256 },
         topics_max: 3,
         origins: if choice & 2 == 0 { &Origins::Any } else { &Origins::None },
+        is_secure: choice & 16 == 0,
         subprotocols: &Subprotocols::Any,
         echo: choice & 4 == 0,
         tokens: (choice & 8 == 0).then_some(TokenPlaces { cookie: Some("token") }),

@@ -20,6 +20,7 @@ use std::thread::JoinHandle;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use sha2::{Digest, Sha256};
 
 use crate::support::{Scratch, Server, until};
 
@@ -204,6 +205,14 @@ fn issuer(certificate: &CertificateDer<'_>) -> String {
     read.issuer().to_string()
 }
 
+/// Where a server keeps what it has of the authority at `directory`.
+fn place(scratch: &Scratch, directory: &str) -> std::path::PathBuf {
+    let host = directory.strip_prefix("https://").and_then(|rest| rest.split('/').next()).expect("a host");
+    let digest = Sha256::digest(directory);
+    let tail: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    scratch.path("state").join(format!("{}-{tail}", host.replace(':', "-")))
+}
+
 /// Writes a certificate for the names, as if an authority had signed it `age_days` ago for 90 days.
 fn keep(scratch: &Scratch, directory: &str, age_days: i64) -> CertificateDer<'static> {
     let issuer_key = KeyPair::generate().expect("a key");
@@ -217,8 +226,7 @@ fn keep(scratch: &Scratch, directory: &str, age_days: i64) -> CertificateDer<'st
     params.not_before = begins.into();
     params.not_after = (begins + day * 90).into();
     let made = params.signed_by(&key, &issuer).expect("a certificate");
-    let host = directory.strip_prefix("https://").and_then(|rest| rest.split('/').next()).expect("a host");
-    let place = scratch.path("state").join(host.replace(':', "-"));
+    let place = place(scratch, directory);
     std::fs::create_dir_all(&place).expect("a directory");
     std::fs::write(place.join("certificate.pem"), key.serialize_pem() + &made.pem()).expect("a file");
     made.der().clone()
@@ -260,9 +268,7 @@ async fn acme_a_certificate_is_ordered_served_and_found_again() {
     for line in ["fanwave_acme_orders_total 1\n", "fanwave_acme_order_failures_total 0\n"] {
         assert!(metrics.contains(line), "{metrics}");
     }
-    let place = scratch
-        .path("state")
-        .join(format!("localhost-{}", authority.directory[18..].trim_end_matches("/dir")));
+    let place = place(&scratch, &authority.directory);
     assert_eq!(modes(&place), [0o600, 0o600], "account, and certificate with its key");
     let before = certificate_at(address, NAMES[0]).expect("there is one");
     server.signal(rustix::process::Signal::TERM);

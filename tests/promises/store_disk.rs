@@ -42,7 +42,7 @@ impl SmallDisk {
         let mut holder = match holder {
             Some(holder) => holder,
             None => {
-                println!("skipped: only root mounts a small disk");
+                eprintln!("skipped: only root mounts a small disk");
                 return None;
             }
         };
@@ -51,7 +51,7 @@ impl SmallDisk {
         std::io::BufRead::read_line(&mut output, &mut line).expect("text");
         let disk = SmallDisk { holder, place, _scratch: scratch };
         if line != "mounted\n" {
-            println!("skipped: this machine lets nobody mount a small disk");
+            eprintln!("skipped: this machine lets nobody mount a small disk");
             return None;
         }
         Some(disk)

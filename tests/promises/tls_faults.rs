@@ -177,6 +177,30 @@ async fn every_fault_of_a_record_is_answered_by_its_alert_and_touches_nobody_els
     bystanders.hear(&server).await;
 }
 
+/// Its goodbye ends its side as the end of its socket does, and is answered by ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_says_goodbye_has_its_answer_and_then_ours() {
+    let scratch = Scratch::new();
+    let authority = Authority::new(&scratch);
+    let (_server, address) = start(&scratch, &["--shards", "1"]);
+    let stream = request(Protocol::Sse, &["t"], None);
+    for asked in ["GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n", &stream] {
+        for ends_its_socket in [false, true] {
+            let (mut socket, mut ends) = secured(address, &authority).await;
+            let bytes = [ends.ours.seal(DATA, asked.as_bytes(), 0), ends.ours.seal(ALERT, &[1, 0], 0)];
+            socket.write_all(&bytes.concat()).await.expect("the server reads");
+            if ends_its_socket {
+                socket.shutdown().await.expect("a socket");
+            }
+            let mut heard = ends.hear(&rest(&mut socket).await);
+            assert_eq!(heard.pop(), Some((ALERT, vec![1, 0])), "{asked}");
+            let data = heard.into_iter().filter(|(kind, _)| *kind == DATA).flat_map(|(_, text)| text);
+            let text = String::from_utf8(data.collect()).expect("UTF-8");
+            assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with('\n'), "{text}");
+        }
+    }
+}
+
 /// A client of this suite and these protocols, with the smallest hello that there is.
 fn small(authority: &Authority, suite: SupportedCipherSuite, alpn: &[&[u8]]) -> ClientConfig {
     let provider = CryptoProvider {

@@ -43,6 +43,11 @@ pub fn granting(subscribe: &[&str], publish: &[&str], seconds: u64) -> String {
     sign(json!({ "exp": now_s() + seconds, "fanwave": { "subscribe": subscribe, "publish": publish } }))
 }
 
+/// A token of this subject that may publish everywhere.
+pub fn named(subject: &str) -> String {
+    sign(json!({ "sub": subject, "exp": now_s() + 600, "fanwave": { "publish": ["**"] } }))
+}
+
 /// A server with the secret and these flags, and where its secret is.
 fn start(scratch: &Scratch, flags: &[&str]) -> Server {
     let secret = scratch.write("secret", &format!("{SECRET}\n"));
@@ -582,4 +587,33 @@ async fn tokens_are_made_explained_and_used_from_the_command_line() {
         })
         .await;
     }
+}
+
+/// Two that choose the same key do not meet, and one is the same on both planes.
+#[tokio::test]
+async fn an_idempotency_key_belongs_to_who_publishes_under_it() {
+    let scratch = Scratch::new();
+    let server = start(&scratch, &["--client-publish", "**"]);
+    let http = client(reqwest::Client::builder());
+    let publish = async |plane: SocketAddr, subject: &str, data: &'static str| {
+        let url = format!("http://{plane}/topics/t?idempotency_key=k");
+        answer(http.post(url).bearer_auth(named(subject)).body(data)).await
+    };
+    let (data, control) = (server.data, server.control);
+    assert_eq!(publish(control, "ann", "of ann").await.json()["sequence"], 1);
+    assert_eq!(publish(data, "bob", "of bob").await.json()["sequence"], 2);
+    for (plane, subject, text, sequence) in
+        [(data, "ann", "of ann", 1), (control, "bob", "of bob", 2), (data, "bob", "of bob", 2)]
+    {
+        let again = publish(plane, subject, text).await.json();
+        assert_eq!((&again["sequence"], &again["duplicate"]), (&sequence.into(), &true.into()), "{again}");
+    }
+    let conflict = publish(data, "ann", "of bob").await;
+    assert_eq!(conflict.status, 409, "{conflict:?}");
+    assert_eq!(conflict.error(), "the idempotency key was used for another event of this topic");
+    let line = r#"{"topic":"t","data":"of ann","idempotency_key":"k"}"#;
+    let lines = answer(http.post(server.url("/publish")).bearer_auth(named("ann")).body(line)).await.body;
+    assert!(lines.contains(r#""accepted":1"#), "{lines}");
+    let operator = server.answer(server.post("/topics/t?idempotency_key=k").body("of operators")).await;
+    assert_eq!(operator.json()["sequence"], 3, "all between were repeats");
 }

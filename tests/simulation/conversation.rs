@@ -176,7 +176,7 @@ impl Parlour {
                 let encoded = Encoded::new(event, EPOCH, sequence, self.world.now).keeping(keeps);
                 events.push(Arc::new(encoded.counted_in(&account)));
                 self.published.insert(sequence, from);
-                Ok(Taken { sequence, duplicate: false })
+                Ok(Taken { epoch: EPOCH, sequence, duplicate: false })
             };
             answers.push(Answer { ticket, outcome });
         }

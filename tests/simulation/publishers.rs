@@ -152,7 +152,7 @@ impl Room {
             } else {
                 self.sequence += 1;
                 heard.push(Some(self.sequence));
-                Ok(Taken { sequence: self.sequence, duplicate: false })
+                Ok(Taken { epoch: EPOCH, sequence: self.sequence, duplicate: false })
             };
             answers.push(Answer { ticket, outcome });
         }

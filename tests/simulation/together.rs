@@ -4,14 +4,16 @@
 //! Set-up: the hub's own routes, intake, streams and drain, without sockets, on a runtime whose
 //! time stands still; the real queues and doorbells; one to three shards, each on a simulated ring
 //! of its own. In half of the worlds memory has a ceiling, and the meter that the hub reads is the
-//! test's. In a third of them a source of dice gives the sequences. A seed decides who publishes
+//! test's. In a third of them a source of dice gives the sequences, and half of these keep what has
+//! left the windows. A seed decides who publishes
 //! what and in which pieces, how far the hub's tasks run between two turns, which shard turns next
 //! and how much time passes, who connects where, stalls, leaves, and comes back to another shard.
 //! One more queue of the hub is read by the test itself.
 //!
 //! Expectation: each peer is checked from its own bytes, as with one shard; what each publisher was
 //! told agrees with what the test's own queue brings; all shards have the same histories, however
-//! short memory was, and nobody is refused any more once it is not; the drain ends with all shards
+//! short memory was, and nobody is refused any more once it is not; where a source keeps the past
+//! nobody who reads is told of a gap that is no hole; the drain ends with all shards
 //! done, and then no memory is held.
 
 use std::collections::HashMap;
@@ -19,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fanwave::broadcast::{Doorbell, Inbox, Pressure, Taken};
-use fanwave::config::MemoryMax;
+use fanwave::config::{MemoryMax, StoreRules};
 use fanwave::egress::EgressRing;
 use fanwave::hub::memory::Reading;
 use fanwave::hub::sim::SimHub;
@@ -76,6 +78,8 @@ struct Together {
     log: Vec<usize>,
     /// Another one gives the sequences.
     is_remote: bool,
+    /// It keeps what has left the windows.
+    is_kept: bool,
     /// The newest hole that was told of.
     hole: u64,
     /// Sequence of each of them, by the number in its data.
@@ -117,6 +121,8 @@ fn small_limits(dice: &mut Dice) -> Limits {
         zero_copy_bytes_min: pick(dice, &[0, 6 << 10]),
         heartbeat_ms: 2_000,
         drain_ms_max: 120_000,
+        backfill_bytes_per_second: pick(dice, &[1 << 20, 16 << 20]),
+        backfills_per_shard_max: pick(dice, &[1, 2, 64]),
         ..Limits::default()
     };
     limits.hub_queue_bytes_max = pick(dice, &[limits.event_memory_max(), 64 << 20]);
@@ -130,11 +136,19 @@ impl Together {
         let mut dice = Dice::new(seed);
         let weather = if dice.chance(1, 2) { Weather::Fair } else { Weather::Rough };
         let policy = if dice.chance(1, 3) { SlowPolicy::Skip } else { SlowPolicy::Close };
-        let limits = small_limits(&mut dice);
+        let mut limits = small_limits(&mut dice);
+        let is_remote = dice.chance(1, 3) || needs_source;
+        let is_kept = is_remote && dice.chance(1, 2);
+        if is_kept {
+            limits.window_events_max = 4;
+        }
         let resident = dice.chance(1, 2).then(Arc::<AtomicU64>::default);
         let memory_max = resident.as_ref().map_or(MemoryMax::None, |_| MemoryMax::Bytes(CEILING as usize));
-        let config =
-            Arc::new(Config { slow: policy, limits: limits.clone(), memory_max, ..Config::default() });
+        // Shards ask the hub for the past where there is a store; here the test answers.
+        let store =
+            is_kept.then(|| StoreRules { data: "nowhere".into(), promise: Default::default(), bytes_max: 0 });
+        let config = Config { slow: policy, limits: limits.clone(), memory_max, store, ..Config::default() };
+        let config = Arc::new(config);
         let planted = resident.clone();
         let meter = move || Reading {
             resident: planted.as_ref().map_or(0, |resident| resident.load(Ordering::Relaxed)),
@@ -152,7 +166,6 @@ impl Together {
         let (outbox, tap) = path(1 << 16).expect("eventfd");
         outboxes.push(outbox);
         let (remote, submissions) = Remote::new();
-        let is_remote = dice.chance(1, 3) || needs_source;
         let source = if is_remote { Source::Remote(remote) } else { Source::Local };
         let setup = HubSetup {
             estate: None,
@@ -174,7 +187,11 @@ impl Together {
         let address = "127.0.0.1:8081".parse().expect("an address");
         let (hub, life) = SimHub::new(setup, address, async move { drained.notified().await });
         if is_remote {
-            tokio::spawn(source::serve(hub.clone(), submissions, seed));
+            let kept = source::Kept::default();
+            if is_kept {
+                hub.keep_past(Box::new(source::Past::new(kept.clone(), seed)));
+            }
+            tokio::spawn(source::serve(hub.clone(), submissions, seed, kept));
         }
         let mut seats = Vec::new();
         for (number, inbox) in inboxes.into_iter().enumerate() {
@@ -212,6 +229,7 @@ impl Together {
             publishers: Publishers::new(),
             log: Vec::new(),
             is_remote,
+            is_kept,
             hole: 0,
             sequences: HashMap::new(),
             demand,
@@ -235,6 +253,10 @@ impl Together {
     /// A peer comes to some shard; with the id of one that left, perhaps elsewhere.
     fn connect(&mut self) {
         let (topics, after) = match self.left.pop() {
+            // Some have been away for long.
+            Some((topics, sequence)) if self.is_kept && self.dice.chance(1, 2) => {
+                (topics, Some(self.dice.roll(sequence + 1)))
+            }
             Some((topics, sequence)) if self.dice.chance(3, 4) => (topics, Some(sequence)),
             _ => {
                 let count = 1 + self.dice.roll(3);
@@ -242,7 +264,8 @@ impl Together {
                     (0..count).map(|_| self.dice.roll(TOPICS.len() as u64) as usize).collect();
                 topics.sort_unstable();
                 topics.dedup();
-                (topics, None)
+                let is_back = self.is_kept && !self.log.is_empty() && self.dice.chance(1, 2);
+                (topics, is_back.then(|| self.dice.roll(self.log.len() as u64 + 1)))
             }
         };
         let at = self.dice.roll(self.seats.len() as u64) as usize;
@@ -464,7 +487,14 @@ impl Together {
             self.breathe().await;
             at_rest &= self.turn((first + at) % self.seats.len());
         }
-        at_rest && self.publishers.waiting == 0 && self.hub.queue() == (0, 0)
+        let is_over = |seat: &Seat| {
+            let backfill = &seat.shard.metrics().backfill;
+            (backfill.serving, backfill.waiting) == (0, 0)
+        };
+        at_rest
+            && self.publishers.waiting == 0
+            && self.hub.queue() == (0, 0)
+            && self.seats.iter().all(is_over)
     }
 
     /// The peer of `slot` reads what has come, and is checked.
@@ -492,6 +522,7 @@ impl Together {
                 Heard::Gap(topics) => {
                     let is_slow = self.weather == Weather::Rough || peer.was_stalled;
                     assert!(is_slow || peer.last.is_none(), "a peer that keeps up has a gap: {peer:?}");
+                    assert!(is_slow || !self.is_kept, "a source has it all: {peer:?}");
                     let window_events = if self.forgetful { 0 } else { self.limits.window_events_max };
                     check_gap(&mut peer, &topics, &self.log[..taken], window_events);
                     self.tally.gaps += 1;
@@ -517,7 +548,8 @@ impl Together {
 
     fn peer_ended(&mut self, at: usize, slot: usize, peer: Peer) {
         let is_slow = self.weather == Weather::Rough || peer.was_stalled;
-        let may_be_cut = (self.scarce || self.squeezed) && is_slow;
+        // One that does not read what it lacks gives its place to others.
+        let may_be_cut = (self.scarce || self.squeezed || self.is_kept) && is_slow;
         if !peer.left && peer.opened_at.is_some() {
             let drained = self.draining
                 && match peer.ending() {
@@ -594,6 +626,10 @@ async fn play(seed: u64, needs_source: bool) -> (Arc<Memory>, Tally) {
     world.tally.accepted = count_of(&world.log) as usize;
     world.tally.refused = world.publishers.tried.len() - world.tally.accepted;
     world.tally.left_out = world.log.len() - world.tally.accepted;
+    for seat in &world.seats {
+        world.tally.backfills += seat.shard.metrics().backfill.completed as usize;
+        world.tally.backfilled += seat.shard.metrics().backfill.events as usize;
+    }
     world.tally.stalls = world.hub.stalls() as usize;
     world.tally.history_cuts = world.hub.history_cuts() as usize;
     (memory, world.tally)
@@ -629,6 +665,7 @@ fn what_is_accepted_reaches_everybody_on_every_shard_and_what_is_refused_nobody(
         assert!(all.accepted > 10_000 && all.refused > 4_000 && all.heard > 40_000, "{all:?}");
         assert!(all.gaps > 10 && all.cut > 3 && all.drained > 500 && all.saturated > 10, "{all:?}");
         assert!(all.left_out > 1_000 && all.holes > 100, "{all:?}");
+        assert!(all.backfills > 20 && all.backfilled > 200, "{all:?}");
         assert!(all.turned_away > 5 && all.history_cuts > 20, "{all:?}");
         assert!(all.came_early > 5 && all.slept > 1_000 && all.stalls > 1_000, "{all:?}");
     }

@@ -1,9 +1,11 @@
 //! Promise: nobody hears a topic outside of the claims of its token, nor later than a second after
-//! the token is over or its key is gone; and who may hear does.
+//! the token is over or its key is gone; and who may hear does. The clock on the wall says when a
+//! token is over, however it is set.
 //!
 //! Set-up: one shard with two secrets, and dice that make tokens: their patterns, how long they
 //! last, which secret signed them, what is wrong with them. Clients bring them on every way, come
-//! back with the same ones, subscribe and renew over JSON; keys are taken back and come again.
+//! back with the same ones, subscribe and renew over JSON; keys are taken back and come again; the
+//! clock on the wall is set forward and back.
 //!
 //! Expectation: checked for each event that a client reads, against what its tokens said when the
 //! event was published, by a matcher of the test's own.
@@ -17,7 +19,7 @@ use super::*;
 const SECRETS: [&[u8]; 2] = [b"the first secret of this test, long", b"the second secret of this test, long"];
 /// The time of day at the begin.
 const BEGIN_MS: u64 = 1_800_000_000_000;
-/// How long after its end a token may still be heard with.
+/// How long after its end a token may still be heard with, in milliseconds that pass.
 const LATE_MS: u64 = 1_000;
 
 /// The same as a pattern, by recursion over segments.
@@ -53,7 +55,10 @@ struct Made {
 struct Grant {
     patterns: Vec<&'static str>,
     secret: usize,
+    /// On the wall.
     until: u64,
+    /// When the clock on the wall came to `until`, in milliseconds that passed; if it is there.
+    over: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -74,11 +79,13 @@ struct Tokens {
     shard: Shard<Wire>,
     demand: Arc<Demand>,
     now: Stamp,
-    /// Topic and time of each event, by its number from 1.
+    /// Milliseconds on the wall beyond those that passed.
+    set: i64,
+    /// Topic of each event and the milliseconds that had passed, by its number from 1.
     events: Vec<(usize, u64)>,
     clients: Vec<Client>,
     made: Vec<Made>,
-    /// When each secret was taken back, if it was.
+    /// When each secret was taken back, if it was, in milliseconds that passed.
     gone: [Option<u64>; 2],
     heard: usize,
     refused: usize,
@@ -99,6 +106,7 @@ impl Tokens {
             shard,
             demand,
             now,
+            set: 0,
             events: Vec::new(),
             clients: Vec::new(),
             made: Vec::new(),
@@ -110,8 +118,25 @@ impl Tokens {
         world
     }
 
+    /// Milliseconds that have passed.
+    fn passed(&self) -> u64 {
+        self.now.0 / 1_000_000
+    }
+
     fn unix_ms(&self) -> u64 {
-        BEGIN_MS + (self.now.0 - 1_000_000_000) / 1_000_000
+        (BEGIN_MS + self.passed()).strict_add_signed(self.set)
+    }
+
+    /// Time passes, and the clock on the wall is set by so much beyond that.
+    fn pass(&mut self, ms: u64, set: i64) {
+        self.now = Stamp(self.now.0 + ms * 1_000_000);
+        self.set += set;
+        let (passed, unix_ms) = (self.passed(), self.unix_ms());
+        for grant in self.clients.iter_mut().flat_map(|client| &mut client.grants) {
+            // A clock that is set comes there at once.
+            let late = unix_ms.checked_sub(grant.until).map(|late| late.min(ms));
+            grant.over = late.map(|late| grant.over.unwrap_or(passed - late));
+        }
     }
 
     fn turns(&mut self, count: usize) {
@@ -221,7 +246,9 @@ impl Tokens {
             return;
         }
         let grants = match brings {
-            true => vec![Grant { patterns: made.patterns, secret: made.secret, until: made.expires }],
+            true => {
+                vec![Grant { patterns: made.patterns, secret: made.secret, until: made.expires, over: None }]
+            }
             false => Vec::new(),
         };
         self.clients.push(Client { slot, speaks_json, wants, grants, read, heard: 0 });
@@ -229,7 +256,7 @@ impl Tokens {
 
     fn publish(&mut self) {
         let topic = self.dice.roll(TOPICS.len() as u64) as usize;
-        self.events.push((topic, self.unix_ms()));
+        self.events.push((topic, self.passed()));
         let sequence = self.events.len() as u64;
         let event = Event {
             topic: Topic::new(TOPICS[topic]).expect("legal"),
@@ -265,7 +292,8 @@ impl Tokens {
                 let topic = TOPICS[topic];
                 let allowed = client.grants.iter().any(|grant| {
                     let key_gone = self.gone[grant.secret].unwrap_or(u64::MAX);
-                    let until = grant.until.min(key_gone).saturating_add(LATE_MS);
+                    let over = grant.over.unwrap_or(u64::MAX);
+                    let until = over.min(key_gone).saturating_add(LATE_MS);
                     grant.patterns.iter().any(|pattern| stands_for(pattern, topic)) && published <= until
                 });
                 assert!(allowed, "{topic} of {published} by {client:?}");
@@ -301,9 +329,8 @@ impl Tokens {
             let made = self.make();
             // It counts only if it is taken; then it takes the place of the one before.
             if self.is_taken(&made) {
-                let grant =
-                    Grant { patterns: made.patterns.clone(), secret: made.secret, until: made.expires };
-                self.clients[at].grants.push(grant);
+                let (patterns, secret, until) = (made.patterns.clone(), made.secret, made.expires);
+                self.clients[at].grants.push(Grant { patterns, secret, until, over: None });
             }
             json!({ "ref": 2, "auth": { "token": made.text } })
         };
@@ -322,13 +349,18 @@ impl Tokens {
                 let secret = self.dice.roll(2) as usize;
                 // One that comes again is another story: what it opened is over by then.
                 if self.gone[secret].is_none() {
-                    self.gone[secret] = Some(self.unix_ms());
+                    self.gone[secret] = Some(self.passed());
                     self.tell_keys();
                 }
             }
             _ => {
                 let ms = 1 + self.dice.roll(TICK_MS);
-                self.now = Stamp(self.now.0 + ms * 1_000_000);
+                let set = match self.dice.roll(12) {
+                    0 => self.dice.roll(4_000) as i64,
+                    1 => -(self.dice.roll(2_000) as i64),
+                    _ => 0,
+                };
+                self.pass(ms, set);
                 self.turns(3);
             }
         }

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use async_nats::jetstream;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 
 use super::{PATIENCE, Scratch, until};
 
@@ -43,13 +44,24 @@ impl Nats {
         nats
     }
 
+    /// One without JetStream.
+    pub async fn start_plain() -> Nats {
+        let mut nats = Nats::configured(Scratch::new(), "n1", free_port(), "");
+        nats.run().await;
+        nats
+    }
+
     fn prepared(name: &str, port: u16, more: &str) -> Nats {
         let scratch = Scratch::new();
         let store = scratch.path("store");
-        let text = format!(
-            "listen: \"127.0.0.1:{port}\"\nserver_name: {name}\n\
-             jetstream {{ store_dir: {store:?}, max_memory_store: 64MB, max_file_store: 4GB }}\n{more}\n"
+        let jetstream = format!(
+            "jetstream {{ store_dir: {store:?}, max_memory_store: 64MB, max_file_store: 4GB }}\n{more}"
         );
+        Nats::configured(scratch, name, port, &jetstream)
+    }
+
+    fn configured(scratch: Scratch, name: &str, port: u16, more: &str) -> Nats {
+        let text = format!("listen: \"127.0.0.1:{port}\"\nserver_name: {name}\n{more}\n");
         let config = scratch.write("nats.conf", &text);
         Nats { process: None, address: SocketAddr::from(([127, 0, 0, 1], port)), config, scratch }
     }
@@ -163,6 +175,20 @@ impl Nats {
     /// A client of another program.
     pub async fn client(&self) -> async_nats::Client {
         async_nats::connect(self.url()).await.expect("a client")
+    }
+
+    /// So many messages of a byte to a subject, all at once.
+    pub async fn flood(&self, subject: &str, count: usize) {
+        let mut socket = tokio::net::TcpStream::connect(self.address).await.expect("a connection");
+        let publish = format!("PUB {subject} 1\r\nx\r\n");
+        let all = format!("CONNECT {{\"verbose\":false}}\r\n{}PING\r\n", publish.repeat(count));
+        socket.write_all(all.as_bytes()).await.expect("it is read");
+        // It is answered behind all of them.
+        let mut heard = String::new();
+        let mut reader = tokio::io::BufReader::new(socket);
+        while !heard.contains("PONG\r\n") {
+            assert!(reader.read_line(&mut heard).await.expect("an answer") > 0, "{heard}");
+        }
     }
 
     /// JetStream for another program.

@@ -60,6 +60,9 @@ pub struct Peer {
     pub left: bool,
     /// What its event stream said of each event: the number in the data, the sequence in the id.
     pub ids: Vec<(u64, u64)>,
+    /// The ids that its event stream has named first and last.
+    pub first_id: Option<String>,
+    pub last_id: Option<String>,
     /// Pings that it sent.
     pub pings: u32,
     /// Pings that it got and has not answered.
@@ -83,6 +86,8 @@ impl Peer {
             was_stalled: false,
             left: false,
             ids: Vec::new(),
+            first_id: None,
+            last_id: None,
             pings: 0,
             pongs_owed: 0,
             buffer: Vec::new(),
@@ -147,6 +152,10 @@ impl Peer {
             let block = String::from_utf8(self.buffer.drain(..end + 2).collect()).expect("a stream is UTF-8");
             if block.starts_with(':') {
                 continue;
+            }
+            if let Some(id) = block.lines().find_map(|line| line.strip_prefix("id: ")) {
+                self.last_id = Some(id.to_string());
+                self.first_id.get_or_insert_with(|| id.to_string());
             }
             if let Some(opening) = block.strip_prefix("retry: 2000\n") {
                 if let Some(id) = opening.strip_suffix("\n\n") {

@@ -455,8 +455,11 @@ fn event_in(block: &str) -> Option<Event<'_>> {
 mod tests {
     use super::*;
 
-    /// Ids, numbers and gaps in what comes, in pieces of so many bytes.
-    fn told(stream: &[u8], piece: usize) -> (Vec<(String, Option<u64>, bool)>, Result<(), Broken>) {
+    /// Id, number, and whether it is a gap.
+    type Told = (String, Option<u64>, bool);
+
+    /// What comes in pieces of so many bytes, and how it ends.
+    fn told(stream: &[u8], piece: usize) -> (Vec<Told>, Result<(), Broken>) {
         let (mut splitter, mut events) = (Stream::default(), Vec::new());
         for bytes in stream.chunks(piece) {
             let fed = splitter.feed(bytes, |event| {

@@ -43,9 +43,13 @@ pub const NATS_TAKE_MAX: usize = 1_024;
 pub const NATS_RETRY_MS: u64 = 250;
 /// Milliseconds between looks at the stream and at the epoch.
 pub const NATS_LOOK_MS: u64 = 1_000;
-/// Looks in a row that must find the head behind what was read, before it counts as gone back: a
-/// new leader may be a moment behind.
-pub const NATS_LOOKS_BEHIND: u32 = 3;
+/// Looks in a row that must find the stream missing, or the place of its epoch silent, before they
+/// are made anew.
+pub const NATS_LOOKS_MISSING: u32 = 3;
+/// Times that the leader of a stream is made to show that it knows all of it, while leaders change.
+pub const NATS_FENCES_MAX: u32 = 8;
+/// Times that it must say the same, where the stream does not allow that.
+pub const NATS_LOOKS: u32 = 8;
 /// Milliseconds between notes of the head beside the epoch, of all nodes together.
 pub const NATS_NOTE_MS: u64 = 2_000;
 /// Milliseconds without a sign of life of the stream, after which publishes are refused at once and
@@ -59,11 +63,13 @@ pub const NATS_IDLE_MS: u64 = 1_000;
 /// Milliseconds that a start may take to read windows back; what is older then is a gap.
 pub const NATS_READ_BACK_MS_MAX: u64 = 60_000;
 
+/// Milliseconds that a start may take to find what is retained from before that.
+pub const NATS_VALUES_MS_MAX: u64 = 15_000;
+
 /// Milliseconds that a client waits which names an event that another node has read and this one
 /// has not: as long as a node may need to read on when the server dies that held its consumer. A
 /// client that is told of a gap before that gets events again which it has from the other node.
-/// Less than the default of `handshake_ms_max`, which bounds the wait too.
-pub const NODE_BEHIND_MS_MAX: u64 = 9_000;
+pub const NODE_BEHIND_MS_MAX: u64 = 12_000;
 /// Messages of one core subject that wait for the stream; others wait in the client.
 pub const NATS_CORE_WAITING_MAX: usize = 1_024;
 /// Milliseconds between words of a node that it is there, and of silence after which others forget

@@ -10,6 +10,9 @@ pub const HANDSHAKE_STEPS_PER_TURN: usize = 8;
 pub const TLS_HANDSHAKE_BYTES_MAX: usize = 18 << 10;
 /// What a handshake under way takes beside them: rustls's own state, measured.
 pub const TLS_HANDSHAKE_STATE_BYTES: usize = 4 << 10;
+/// Milliseconds for the rest of a record whose begin has come: a large one takes that long at four
+/// kilobits per second. Its memory is held meanwhile.
+pub const TLS_RECORD_MS_MAX: u64 = 30_000;
 /// Bytes of a connection with TLS beside its entry: keys, counters and secrets, and where they are.
 pub const TLS_SESSION_BYTES: usize = 200;
 /// Sealed pieces whose memory is kept for the next ones: as many as one step sends.

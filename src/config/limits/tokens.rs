@@ -25,6 +25,10 @@ pub const VERIFICATIONS_PER_TURN_MAX: usize = 8;
 /// Clients of a shard that may wait for that; each keeps its request head meanwhile. Further ones
 /// are told to come again.
 pub const VERIFICATIONS_WAITING_MAX: usize = 32_768;
+/// Tokens of publishers whose signatures the control plane checks in a second, at a tenth of a
+/// millisecond each on the hub's thread: so publishing keeps most of it, whoever asks. Further ones
+/// are told to come again; a token that was checked before is taken at any time.
+pub const CONTROL_TOKENS_PER_SECOND_MAX: usize = 500;
 /// Tokens that a shard remembers with what they grant, so that a client that comes back costs no
 /// signature; and as many that were found wrong. At most [`CLAIMS_BYTES_MAX`] each.
 pub const TOKENS_KNOWN_MAX: usize = 4_096;

@@ -48,6 +48,11 @@ impl Intake {
         self.era.id(self.sequence)
     }
 
+    /// What is told of something that has this sequence of the present epoch.
+    pub(in crate::hub) fn taken(&self, sequence: u64, duplicate: bool) -> Taken {
+        Taken { epoch: self.era.epoch, sequence, duplicate }
+    }
+
     /// Something has this sequence of the source.
     fn advance(&mut self, sequence: u64) {
         let position = self.era.base + sequence;
@@ -72,10 +77,17 @@ impl Intake {
         if self.topics.memory().has_room(memory) { Ok(()) } else { Err(NoRoom::Memory) }
     }
 
-    /// Removes what came of a topic up to this sequence of the source.
+    /// Whether there is room for a word that is no event: it has a place in the queue as events do.
+    pub fn room_for_word(&self) -> bool {
+        self.events == 0 || self.events < self.queue_events_max
+    }
+
+    /// Removes what came of a topic up to this sequence of the source. Room for it was waited for
+    /// ([`Intake::room_for_word`]), as for a hole and for another epoch.
     pub fn place_removal(&mut self, topic: Topic, sequence: u64) {
         self.advance(sequence);
         self.topics.removed(&topic, self.sequence);
+        self.removals.note(topic.clone(), self.sequence);
         self.counters.removals += 1;
         self.say(Package::Removal(Arc::new(Removal { topic, sequence: self.sequence })));
     }
@@ -111,6 +123,7 @@ impl Intake {
 
     /// The source takes no publishes, and this is why, in one line; `None`: it does.
     pub fn degrade(&mut self, why: Option<String>) {
+        self.demand.tell_degraded(why.as_deref());
         self.degraded = why;
     }
 

@@ -12,32 +12,28 @@
 //! - A removal is a message too: so every node forgets the same events. What it removed is taken
 //!   out of the stream afterwards, for nodes that start later.
 //!
-//! Not here: subjects, headers, consumers (`jetstream`).
+//! Not here: what publishers are told (`publish`); subjects, headers, consumers (`jetstream`).
+
+mod publish;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::super::{Hub, OpenHub};
-use super::{Reply, Submission, Submissions, Wish, core, nodes};
-use crate::broadcast::{Outcome, Taken};
+use super::{Submissions, core, nodes};
 use crate::clock::{Stamp, unix_ms};
 use crate::config::limits::{
-    NATS_ACK_MS_MAX, NATS_DEGRADED_MS, NATS_IDLE_MS, NATS_LOOK_MS, NATS_LOOKS_BEHIND, NATS_NOTE_MS,
-    NATS_READ_BACK_MESSAGES, NATS_READ_BACK_MS_MAX, NATS_RETRY_MS,
+    NATS_DEGRADED_MS, NATS_IDLE_MS, NATS_LOOK_MS, NATS_LOOKS_MISSING, NATS_NOTE_MS, NATS_READ_BACK_MESSAGES,
+    NATS_READ_BACK_MS_MAX, NATS_RETRY_MS,
 };
-use crate::event::{Epoch, Event};
+use crate::event::{Epoch, Event, EventId};
 use crate::jetstream::{
-    Entry, Foreign, LookFault, Mark, Nodes, PublishFault, ReadFault, Reader, Receipt, Received, Said,
-    Session, Start, created_ns,
+    Entry, Foreign, LookFault, Mark, Nodes, ReadFault, Reader, Received, Said, Session, Start,
 };
 use crate::log::Pace;
-use crate::publishing::IdempotencyKey;
-use crate::refusal::{Refusal, RefusalReason};
 
 /// A stream that is read.
 struct Feed {
@@ -46,6 +42,8 @@ struct Feed {
     status: Arc<Status>,
     /// Something before the next message may be missing.
     begins: bool,
+    /// What is retained from before the first message that is read is still to be found.
+    seeks_values: bool,
 }
 
 /// What the hub has of a stream that is its source.
@@ -61,6 +59,15 @@ pub(in crate::hub) struct Status {
     inner: Mutex<Told>,
     /// Rung when the stream may be another one.
     doubt: Notify,
+    /// The last look that found the stream the same.
+    looks: watch::Sender<Option<Looked>>,
+}
+
+/// At some time after `begun` the stream was that of this epoch.
+#[derive(Debug, Clone, Copy)]
+struct Looked {
+    begun: Instant,
+    epoch: Epoch,
 }
 
 /// What operators hear of the stream.
@@ -107,6 +114,13 @@ pub(in crate::hub) struct Core {
     pub refused: u64,
 }
 
+impl Told {
+    /// By what this process knows the stream: its epoch, and the message that was read last.
+    fn seen(&self) -> Entry {
+        self.last.map_or(self.entry, |last| Entry { head: last, ..self.entry })
+    }
+}
+
 impl Status {
     fn new(entry: Entry) -> Status {
         let told = Told {
@@ -124,7 +138,7 @@ impl Status {
             epochs: 0,
             breaks: 0,
         };
-        Status { inner: Mutex::new(told), doubt: Notify::new() }
+        Status { inner: Mutex::new(told), doubt: Notify::new(), looks: watch::Sender::new(None) }
     }
 
     pub(in crate::hub) fn told(&self) -> MutexGuard<'_, Told> {
@@ -156,7 +170,10 @@ impl Feed {
             match next {
                 Ok(messages) => {
                     count += messages.len();
-                    if !self.place(hub, messages, intake_of).await {
+                    let first = messages.first().map(|message| message.mark.sequence);
+                    if !self.place_retained(hub, first, intake_of).await
+                        || !self.place(hub, messages, intake_of).await
+                    {
                         return;
                     }
                 }
@@ -171,20 +188,64 @@ impl Feed {
         if self.begins
             && let Ok(info) = self.session.look().await
         {
-            // Nothing of it was read, so nothing of it is known.
-            self.tell_lost(hub, Some(info.state.last_sequence + 1));
+            // Nothing of it was read, so nothing else of it is known.
+            let next = Some(info.state.last_sequence + 1);
+            self.place_retained(hub, next, intake_of).await;
+            self.tell_lost(hub, next).await;
         }
         hub.flush();
         let ms = begin.elapsed().as_millis() as u64;
         tracing::info!(events = count, ms, "NATS: the histories are read back");
     }
 
+    /// Before the first message that is read, `next`, there may be values of topics that are
+    /// retained. Then they are placed, in their order. False once the hub is over.
+    async fn place_retained(
+        &mut self,
+        hub: &Hub,
+        next: Option<u64>,
+        intake_of: impl Fn(u64) -> Stamp,
+    ) -> bool {
+        let Some(next) = next.filter(|_| std::mem::take(&mut self.seeks_values)) else { return true };
+        let config = hub.config();
+        let rules = config.rules.iter().filter(|rule| rule.retain);
+        let patterns: Vec<_> = rules.map(|rule| rule.pattern.clone()).collect();
+        let bytes_max = config.limits.retained_memory_max();
+        let found = self.session.values(&patterns, next, bytes_max).await;
+        let values = found.unwrap_or_else(|cause| {
+            tracing::warn!("NATS: what is retained from before the histories is not found: {cause}");
+            Vec::new()
+        });
+        let is_retained =
+            |event: &Event| config.rules.of(event.topic.as_str()).is_some_and(|rule| rule.retain);
+        let values: Vec<(u64, u64, Event)> = values
+            .into_iter()
+            .filter_map(|Received { mark, said, .. }| match said {
+                Said::Event(event) if is_retained(&event) => Some((mark.sequence, mark.unix_ms(), event)),
+                _ => None,
+            })
+            .collect();
+        // Of what is known without a break up to `next` nothing is missing.
+        let whole = values.iter().rev().zip((0..next).rev()).take_while(|(value, at)| value.0 == *at).count();
+        let first_whole = next - whole as u64;
+        for (sequence, unix_ms, event) in values {
+            let last = hub.intake().last().sequence;
+            if sequence == first_whole
+                && sequence - 1 > last
+                && !hub.place_word(|intake| intake.tell_hole(sequence - 1)).await
+            {
+                return false;
+            }
+            if !hub.place_at(event, sequence, unix_ms, intake_of(unix_ms)).await {
+                return false;
+            }
+        }
+        true
+    }
+
     /// The stream is another one: agrees with the other nodes on its epoch, and begins it here.
     async fn settle(&mut self, hub: &Hub) {
-        let seen = {
-            let told = self.status.told();
-            told.last.map_or(told.entry, |last| Entry { head: last, ..told.entry })
-        };
+        let seen = self.status.told().seen();
         let mut pace = Pace::WARNING;
         let entry = loop {
             match self.session.place.settle(&self.session.stream, Some(&seen)).await {
@@ -216,14 +277,14 @@ impl Feed {
         // What came since is all that is behind the time of what was read last.
         let start = self.reader.last().map_or(Start::First, |last| Start::Time(last.unix_ns + 1));
         self.status.told().entry = entry;
-        self.begin(hub, start);
+        self.begin(hub, start).await;
     }
 
     /// Begins the epoch of the entry here; the stream is read from `start` on.
-    fn begin(&mut self, hub: &Hub, start: Start) {
+    async fn begin(&mut self, hub: &Hub, start: Start) {
         let entry = self.status.told().entry;
         self.reader.restart(entry.created_ns, start);
-        hub.change(|intake| intake.begin_era(entry.epoch));
+        hub.place_word(|intake| intake.begin_era(entry.epoch)).await;
         hub.flush();
         self.begins = true;
         let mut told = self.status.told();
@@ -231,43 +292,49 @@ impl Feed {
         told.epochs += 1;
     }
 
-    /// Tells of what is missing before `next`, the next message, if something may be.
-    fn tell_lost(&mut self, hub: &Hub, next: Option<u64>) {
+    /// Tells of what is missing before `next`, the next message, if something may be. False once the
+    /// hub is over.
+    async fn tell_lost(&mut self, hub: &Hub, next: Option<u64>) -> bool {
         let lost = self.reader.take_lost();
         let before = match (self.begins, next) {
             (true, Some(next)) => next - 1,
             _ => lost.unwrap_or(0),
         };
         self.begins &= next.is_none();
-        hub.change(|intake| {
-            if before > intake.era.id(intake.sequence()).sequence {
-                intake.tell_hole(before);
-            }
-        });
+        // Nobody else places anything.
+        let last = hub.intake().last().sequence;
+        before <= last || hub.place_word(|intake| intake.tell_hole(before)).await
     }
 
     /// Places messages. `age` says how old they are to be taken for. False once the hub is over.
     async fn place(&mut self, hub: &Hub, messages: Vec<Received>, intake_of: impl Fn(u64) -> Stamp) -> bool {
-        self.tell_lost(hub, messages.first().map(|message| message.mark.sequence));
-        let mut last = None;
-        let placed = {
-            let intake = hub.intake();
-            intake.era.id(intake.sequence()).sequence
-        };
+        if !self.tell_lost(hub, messages.first().map(|message| message.mark.sequence)).await {
+            return false;
+        }
+        let (mut last, mut own) = (None, Vec::new());
+        let EventId { epoch, sequence: placed } = hub.intake().last();
         // What was told as missing and comes after all has no place any more.
-        for Received { mark, said } in messages.into_iter().filter(|message| message.mark.sequence > placed) {
-            let unix_ms = u64::try_from(mark.unix_ns / 1_000_000).unwrap_or(0);
+        for Received { mark, said, sent } in
+            messages.into_iter().filter(|message| message.mark.sequence > placed)
+        {
+            let unix_ms = mark.unix_ms();
             match said {
                 Said::Event(event) => {
                     if !hub.place_at(event, mark.sequence, unix_ms, intake_of(unix_ms)).await {
                         return false;
                     }
                 }
-                Said::Removal(topic) => hub.change(|intake| intake.place_removal(topic, mark.sequence)),
+                Said::Removal(topic) => {
+                    if !hub.place_word(|intake| intake.place_removal(topic, mark.sequence)).await {
+                        return false;
+                    }
+                }
             }
+            own.extend(sent.map(|number| (number, EventId { epoch, sequence: mark.sequence })));
             last = Some(mark);
         }
         hub.flush();
+        own.into_iter().for_each(|(number, at)| self.session.publisher.was_read(number, at));
         let mut told = self.status.told();
         told.last = self.reader.last().or(last);
         told.foreign = self.reader.foreign();
@@ -286,26 +353,29 @@ impl OpenHub {
             let config = hub.config();
             let by_rules = config.rules.iter().map(|rule| rule.history.age_ms);
             let history_ms_max = by_rules.fold(config.limits.window_ms_max, u64::max);
-            let intake = hub.intake();
-            (intake.era.id(intake.sequence()).sequence, intake.era.epoch, history_ms_max)
+            let EventId { epoch, sequence } = hub.intake().last();
+            (sequence, epoch, history_ms_max)
         };
         let start = if sequence > 0 { Start::After(sequence) } else { start_of(&session, history_ms_max) };
         let reader = session.reader(&session.entry, start);
         let status = Arc::new(Status::new(session.entry));
-        let mut feed = Feed { session, reader, status, begins: sequence == 0 };
+        // Elsewhere all of it is read, or was.
+        let seeks_values = matches!(start, Start::Time(_));
+        let mut feed = Feed { session, reader, status, begins: sequence == 0, seeks_values };
         if epoch != feed.session.entry.epoch {
-            feed.begin(hub, Start::First);
+            feed.begin(hub, Start::First).await;
         }
         feed.read_back(hub).await;
         let own = Epoch::random().map_or_else(|_| std::process::id().to_string(), |epoch| epoch.to_string());
         let nodes = feed.session.nodes(own);
         let _ = hub.stream.set(Stream { status: feed.status.clone(), nodes: nodes.clone() });
+        hub.begin_to_read_stream(&feed.session, feed.status.clone());
         tokio::spawn(nodes::serve(hub.clone(), nodes));
         for subject in feed.session.core() {
             let (session, status) = (feed.session.clone(), feed.status.clone());
             tokio::spawn(core::hear(hub.clone(), session, status, subject.clone()));
         }
-        tokio::spawn(publish(hub.clone(), feed.session.clone(), submissions, feed.status.clone()));
+        tokio::spawn(publish::serve(hub.clone(), feed.session.clone(), submissions, feed.status.clone()));
         tokio::spawn(look(hub.clone(), feed.session.clone(), feed.status.clone()));
         tokio::spawn(read(hub.clone(), feed));
     }
@@ -353,116 +423,17 @@ async fn read(hub: Arc<Hub>, mut feed: Feed) {
     }
 }
 
-/// Hands publishes to the stream in their order, and answers them as they are acknowledged.
-async fn publish(hub: Arc<Hub>, session: Session, mut submissions: Submissions, status: Arc<Status>) {
-    let mut under_way = FuturesUnordered::new();
-    loop {
-        let Submission { wish, intake, reply, .. } = tokio::select! {
-            Some(()) = under_way.next() => continue,
-            submission = submissions.recv() => match submission {
-                Some(submission) => submission,
-                None => break,
-            },
-        };
-        // Publishes beyond what may be in flight wait here, in their order, but not for ever.
-        let sent = loop {
-            if hub.now().ns_since(intake) > NATS_ACK_MS_MAX * 1_000_000 {
-                break Err(PublishFault::Full);
-            }
-            let sent = match &wish {
-                Wish::Publish(event, key) => session.publisher.send(event, key.as_ref(), "").await,
-                Wish::Remove(topic) => session.publisher.send_removal(topic).await,
-            };
-            match sent {
-                Err(PublishFault::Full) if !under_way.is_empty() => {
-                    under_way.next().await;
-                }
-                sent => break sent,
-            }
-        };
-        match sent {
-            Ok(sent) => {
-                let (hub, session, status) = (hub.clone(), session.clone(), status.clone());
-                under_way.push(async move {
-                    let outcome = match sent.outcome().await {
-                        Ok(receipt) => acknowledged(&hub, &session, &status, wish, intake, receipt).await,
-                        Err(fault) => Err(refusal(fault)),
-                    };
-                    reply.tell(outcome);
-                });
-            }
-            Err(fault) => refuse(reply, fault),
-        }
-        status.told().in_flight = under_way.len();
-    }
-    while under_way.next().await.is_some() {}
-}
-
-fn refuse(reply: Reply, fault: PublishFault) {
-    reply.tell(Err(refusal(fault)));
-}
-
-fn refusal(fault: PublishFault) -> Refusal {
-    let reason = match &fault {
-        PublishFault::NotSent(_) | PublishFault::Full | PublishFault::Refused(_) => RefusalReason::Source,
-        PublishFault::TooLarge { .. } => RefusalReason::TooLarge,
-        PublishFault::Unknown => RefusalReason::OutcomeUnknown,
-        PublishFault::Conflict => RefusalReason::Conflict,
-    };
-    Refusal::new(reason, fault.to_string())
-}
-
-/// What a publisher is told of a message that is in the stream.
-async fn acknowledged(
-    hub: &Hub,
-    session: &Session,
-    status: &Status,
-    wish: Wish,
-    intake: Stamp,
-    receipt: Receipt,
-) -> Outcome {
-    let Receipt { sequence, duplicate } = receipt;
-    {
-        let mut told = status.told();
-        told.acknowledged += 1;
-        told.duplicates += u64::from(duplicate);
-        (told.alive, told.cause) = (hub.now(), None);
-    }
-    match wish {
-        Wish::Publish(event, Some(key)) => {
-            if duplicate && !session.says(sequence, &event).await {
-                return Err(refusal(PublishFault::Conflict));
-            }
-            remember(hub, &event, key, sequence, intake);
-        }
-        Wish::Publish(_, None) => {}
-        Wish::Remove(topic) => {
-            if let Err(cause) = session.purge(&topic, sequence).await {
-                tracing::warn!(%topic, "NATS: what was removed is still in the stream: {cause}");
-            }
-        }
-    }
-    Ok(Taken { sequence, duplicate })
-}
-
-fn remember(hub: &Hub, event: &Event, key: IdempotencyKey, sequence: u64, now: Stamp) {
-    hub.intake().remember(event, key, sequence, now);
-}
-
 /// Looks at the stream and its epoch again and again, as long as the hub lives.
 async fn look(hub: Arc<Hub>, session: Session, status: Arc<Status>) {
     let mut ticks = interval(Duration::from_millis(NATS_LOOK_MS));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut behind, mut missing, mut placeless, mut noted) = (0, 0, 0, Instant::now());
+    let (mut missing, mut placeless, mut noted) = (0, 0, Instant::now());
     loop {
         ticks.tick().await;
         if hub.intake().is_over() {
             return;
         }
-        let (entry, last) = {
-            let told = status.told();
-            (told.entry, told.last)
-        };
+        let (seen, begun) = (status.told().seen(), Instant::now());
         let looked = match session.link.fault() {
             Some(fault) => Err(LookFault::Away(fault)),
             None if !session.link.is_up() => Err(LookFault::Away("no NATS server is connected".to_string())),
@@ -472,7 +443,7 @@ async fn look(hub: Arc<Hub>, session: Session, status: Arc<Status>) {
             Ok(info) => info,
             Err(fault) => {
                 missing = if fault == LookFault::Missing { missing + 1 } else { 0 };
-                if missing >= NATS_LOOKS_BEHIND {
+                if missing >= NATS_LOOKS_MISSING {
                     missing = 0;
                     make_anew(&session).await;
                 }
@@ -482,30 +453,26 @@ async fn look(hub: Arc<Hub>, session: Session, status: Arc<Status>) {
         };
         missing = 0;
         tell_alive(&hub, &status, info.state.last_sequence);
-        let is_behind = last.is_some_and(|last| info.state.last_sequence < last.sequence);
-        behind = if is_behind { behind + 1 } else { 0 };
+        let is_same = session.is_same(&info, &seen).await;
         // Another node may have found out first.
         let now = session.place.read().await;
         placeless = if now.is_err() { placeless + 1 } else { 0 };
-        if placeless >= NATS_LOOKS_BEHIND {
+        if placeless >= NATS_LOOKS_MISSING {
             placeless = 0;
             make_anew(&session).await;
         }
-        let other = now.as_ref().is_ok_and(|now| now.is_none_or(|now| now.epoch != entry.epoch));
-        if created_ns(&info) != entry.created_ns || behind >= NATS_LOOKS_BEHIND || other {
-            behind = 0;
+        let other = now.as_ref().is_ok_and(|now| now.is_none_or(|now| now.epoch != seen.epoch));
+        if is_same == Ok(false) || other {
             status.doubt.notify_one();
             continue;
         }
+        let (Ok(true), Ok(Some(now))) = (is_same, now) else { continue };
+        status.looks.send_replace(Some(Looked { begun, epoch: seen.epoch }));
         let is_due = noted.elapsed() >= Duration::from_millis(NATS_NOTE_MS);
-        if let (Ok(Some(now)), Some(last)) = (now, last)
-            && last.sequence > now.head.sequence
-            && is_due
-            && behind == 0
-        {
+        if is_due && seen.head.sequence > now.head.sequence {
             noted = Instant::now();
             // Another node may be faster, and JetStream may be away: the next look tells.
-            let _ = session.place.note(&now, last).await;
+            let _ = session.place.note(&now, seen.head).await;
         }
     }
 }

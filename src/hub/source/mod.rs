@@ -16,9 +16,9 @@
 //!   one gets a [`Submission`] and answers it by its [`Reply`], whenever it knows. What was handed
 //!   over and has no answer is bounded in number and bytes. All of it is handed over in the order
 //!   of its coming.
-//! - **Read.** What a remote source gives comes in by `Hub::place_at` and its kin, in the order of
-//!   its sequences, which rise, with holes. What this process handed over comes in that way too,
-//!   once: who publishes gets an answer, not a place.
+//! - **Read.** What a remote source gives comes in by `Hub::place_at` and `Hub::place_word`, which
+//!   wait for room, in the order of its sequences, which rise, with holes. What this process handed
+//!   over comes in that way too, once: who publishes gets an answer, not a place.
 //! - **History.** Before anybody listens, hub and shards begin with what the source holds
 //!   ([`OpenHub::restore`](super::OpenHub)).
 //! - **Health.** What keeps it from taking publishes is told by
@@ -42,7 +42,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use super::Hub;
+use super::{Hub, Intake};
 use crate::broadcast::{Outcome, Taken};
 use crate::clock::Stamp;
 use crate::config::limits::{
@@ -233,6 +233,18 @@ impl Hub {
             self.counted(refusal);
             return !self.intake().is_over();
         }
+        let has_room = |intake: &Intake| intake.room_to_place(memory).is_ok();
+        self.place_where(has_room, |intake| intake.place(event, sequence, unix_ms, intake_at)).await
+    }
+
+    /// The same with a word that is no event: a removal, a hole, another epoch.
+    pub(crate) async fn place_word(&self, place: impl FnOnce(&mut Intake)) -> bool {
+        self.place_where(Intake::room_for_word, place).await
+    }
+
+    /// Places something once there is room for it. While the process hands over it waits: what is
+    /// handed over has an end. False once the hub takes nothing more.
+    async fn place_where(&self, has_room: impl Fn(&Intake) -> bool, place: impl FnOnce(&mut Intake)) -> bool {
         loop {
             let changed = self.room.notified();
             {
@@ -240,9 +252,8 @@ impl Hub {
                 if intake.is_over() {
                     return false;
                 }
-                // What is handed over has an end.
-                if !intake.is_paused() && intake.room_to_place(memory).is_ok() {
-                    intake.place(event, sequence, unix_ms, intake_at);
+                if !intake.is_paused() && has_room(&intake) {
+                    place(&mut intake);
                     break;
                 }
             }

@@ -130,21 +130,41 @@ struct History {
     events: Vec<PastEvent>,
     /// The last sequence.
     last: u64,
+    /// The origin has said that something before the next event may be missing.
+    lacks: bool,
+    /// Up to here events of any topic may be missing; 0 if none are.
+    hole: u64,
 }
 
 impl History {
     fn new(now: Stamp) -> History {
-        History { now, now_ms: unix_ms(), topics: HashMap::new(), events: Vec::new(), last: 0 }
+        History {
+            now,
+            now_ms: unix_ms(),
+            topics: HashMap::new(),
+            events: Vec::new(),
+            last: 0,
+            lacks: false,
+            hole: 0,
+        }
     }
 
-    /// Takes an event in, of which only the place counts if it is not fit for this process.
-    fn add(&mut self, sequence: u64, event: Event, unix_ms: u64, is_unfit: bool) {
+    /// The origin has come to this sequence. False if it was here before.
+    fn comes_to(&mut self, sequence: u64) -> bool {
         if sequence <= self.last {
-            return;
+            return false;
+        }
+        if std::mem::take(&mut self.lacks) {
+            self.hole = sequence - 1;
         }
         self.last = sequence;
-        let topic = self.topics.entry(event.topic.clone()).or_insert_with(|| TopicState {
-            name: event.topic.clone(),
+        true
+    }
+
+    /// What is known of a topic by now, of which something has this sequence.
+    fn topic(&mut self, name: Topic, sequence: u64) -> &mut TopicState {
+        let topic = self.topics.entry(name).or_insert_with_key(|name| TopicState {
+            name: name.clone(),
             remembered: true,
             sequence,
             id: None,
@@ -155,11 +175,26 @@ impl History {
             cut: None,
         });
         topic.sequence = sequence;
-        topic.id = event.id.clone();
-        if is_unfit {
-            topic.evicted = sequence;
+        topic
+    }
+
+    /// Takes the place of an event that is not fit for this process: its topic lacks it. One whose
+    /// topic is none is nobody's.
+    fn leave_out(&mut self, sequence: u64, topic: Option<Topic>) {
+        if self.comes_to(sequence)
+            && let Some(name) = topic
+        {
+            self.topic(name, sequence).evicted = sequence;
+        }
+    }
+
+    /// Takes an event in.
+    fn add(&mut self, sequence: u64, event: Event, unix_ms: u64) {
+        if !self.comes_to(sequence) {
             return;
         }
+        let topic = self.topic(event.topic.clone(), sequence);
+        topic.id = event.id.clone();
         topic.events += 1;
         topic.bytes += event.published_bytes() as u64;
         // An event is as old as the origin says.
@@ -175,7 +210,8 @@ impl History {
         State {
             epoch: last.epoch,
             sequence: last.sequence,
-            hole: 0,
+            // What the origin has said at the end is said of all that was heard.
+            hole: if self.lacks { last.sequence } else { self.hole },
             topics,
             events: self.events,
             forgotten: Vec::new(),
@@ -203,13 +239,27 @@ impl Follower {
             };
             match next {
                 // One that has begun anew meanwhile is followed from there.
-                Ok(Ok(Told::Event { at, .. } | Told::Stands(at))) if at.epoch != head.epoch => line = None,
+                Ok(Ok(Told::Event { at, .. } | Told::Unfit { at, .. } | Told::Stands(at)))
+                    if at.epoch != head.epoch =>
+                {
+                    line = None;
+                }
                 Ok(Ok(Told::Event { at, event, unix_ms })) => {
                     let refusal = self.hub.intake().unfit(&event);
-                    history.add(at.sequence, event, unix_ms, refusal.is_some());
-                    refusal.map(|refusal| self.hub.counted(refusal));
+                    match refusal {
+                        None => history.add(at.sequence, event, unix_ms),
+                        Some(refusal) => {
+                            self.hub.counted(refusal);
+                            history.leave_out(at.sequence, Some(event.topic));
+                        }
+                    }
                 }
-                Ok(Ok(_)) => {}
+                Ok(Ok(Told::Unfit { at, topic, cause })) => {
+                    self.hub.counted(Refusal::new(RefusalReason::Foreign, cause));
+                    history.leave_out(at.sequence, topic);
+                }
+                Ok(Ok(Told::Gap)) => history.lacks = true,
+                Ok(Ok(Told::Stands(_))) => {}
                 Ok(Err(_)) => line = None,
                 Err(_) => break,
             }
@@ -271,11 +321,11 @@ impl Follower {
     /// Takes in what a new connection has told, and where it stands.
     async fn meet(&mut self, told: Vec<Told>, at: EventId) {
         let is_anew = at.epoch != self.last.epoch;
-        self.begin_epoch_of(at);
+        self.begin_epoch_of(at).await;
         if self.lacks {
             self.lacks = false;
             if at.sequence > self.last.sequence {
-                self.hole_up_to(at.sequence);
+                self.hole_up_to(at.sequence).await;
             }
         }
         for told in told {
@@ -324,22 +374,22 @@ impl Follower {
     async fn take(&mut self, told: Told) -> bool {
         match told {
             Told::Gap => self.lacks = true,
-            Told::Stands(at) => self.begin_epoch_of(at),
+            Told::Stands(at) => self.begin_epoch_of(at).await,
             Told::Event { at, event, unix_ms } => {
-                if self.comes_to(at) {
+                if self.comes_to(at).await {
                     let refusal = self.hub.intake().unfit(&event);
                     let Some(refusal) = refusal else {
                         self.is_due = true;
                         return self.hub.place_at(event, at.sequence, unix_ms, self.hub.now()).await;
                     };
                     self.hub.counted(refusal);
-                    self.hole_up_to(at.sequence);
+                    self.hole_up_to(at.sequence).await;
                 }
             }
-            Told::Unfit(at, cause) => {
-                if self.comes_to(at) {
+            Told::Unfit { at, cause, .. } => {
+                if self.comes_to(at).await {
                     self.hub.counted(Refusal::new(RefusalReason::Foreign, cause));
-                    self.hole_up_to(at.sequence);
+                    self.hole_up_to(at.sequence).await;
                 }
             }
         }
@@ -347,8 +397,8 @@ impl Follower {
     }
 
     /// The origin has come to this place. False if it was here before.
-    fn comes_to(&mut self, at: EventId) -> bool {
-        self.begin_epoch_of(at);
+    async fn comes_to(&mut self, at: EventId) -> bool {
+        self.begin_epoch_of(at).await;
         if at.sequence <= self.last.sequence {
             return false;
         }
@@ -357,16 +407,16 @@ impl Follower {
         true
     }
 
-    fn hole_up_to(&mut self, sequence: u64) {
+    async fn hole_up_to(&mut self, sequence: u64) {
         tracing::info!(from = %self.last, to = sequence, "events of the origin may be missing");
         self.last.sequence = sequence;
         self.is_due = true;
         self.status.holes.fetch_add(1, Ordering::Relaxed);
         self.status.read.store(sequence, Ordering::Relaxed);
-        self.hub.change(|intake| intake.tell_hole(sequence));
+        self.hub.place_word(|intake| intake.tell_hole(sequence)).await;
     }
 
-    fn begin_epoch_of(&mut self, at: EventId) {
+    async fn begin_epoch_of(&mut self, at: EventId) {
         if at.epoch == self.last.epoch {
             return;
         }
@@ -374,7 +424,7 @@ impl Follower {
         self.last = EventId { sequence: 0, ..at };
         self.is_due = true;
         self.status.epochs.fetch_add(1, Ordering::Relaxed);
-        self.hub.change(|intake| intake.begin_era(at.epoch));
+        self.hub.place_word(|intake| intake.begin_era(at.epoch)).await;
     }
 
     fn is_back(&self) {

@@ -14,7 +14,6 @@ use std::sync::atomic::AtomicUsize;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{Published, Reply, Source, Waiting, owed};
-use crate::broadcast::Taken;
 use crate::clock::Stamp;
 use crate::config::limits::{REMOTE_BYTES_MAX, STORE_BATCH_MAX, STORE_QUEUE_MAX};
 use crate::config::store::Promise;
@@ -24,7 +23,7 @@ use crate::hub::keys::Keys;
 use crate::hub::{Hub, Intake, OpenHub};
 use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalReason};
-use crate::store::{Entry, News, Said, Store, StorePast, StoreReport};
+use crate::store::{Entry, News, PastReader, Said, Store, StorePast, StoreReport};
 
 /// Who waits for the disk.
 #[derive(Debug)]
@@ -67,6 +66,11 @@ impl Stored {
         if self.failed.len() > STORE_QUEUE_MAX + STORE_BATCH_MAX {
             self.failed.pop_first();
         }
+    }
+
+    /// What reads the log for those who lack more than windows hold, to be taken once.
+    pub(in crate::hub) fn take_reader(&mut self) -> Option<PastReader> {
+        self.store.take_reader()
     }
 
     /// The newest sequence that may have been given before.
@@ -136,7 +140,7 @@ impl Intake {
             && let Some(sequence) = self.find_key(&event, key, now)?
         {
             if sequence <= self.stored().done || !self.stored().is_strict() {
-                return Ok(Published::Taken(Taken { sequence, duplicate: true }));
+                return Ok(Published::Taken(self.taken(sequence, true)));
             }
             // The one that it repeats is on its way.
             let waiting = self.stored().submit(sequence, Said::Nothing, (now, unix_ms), event.weight());
@@ -156,7 +160,7 @@ impl Intake {
                 let told = self.stored().tell(said, unix_ms);
                 let sequence = told.or_else(|refusal| self.refuse(refusal))?;
                 self.place(event.clone(), sequence, unix_ms, now);
-                (sequence, Published::Taken(Taken { sequence, duplicate: false }))
+                (sequence, Published::Taken(self.taken(sequence, false)))
             }
         };
         let (sequence, published) = published;
@@ -182,7 +186,7 @@ impl Intake {
         let told = self.stored().tell(said, unix_ms);
         let sequence = told.or_else(|refusal| self.refuse(refusal))?;
         self.place_removal(topic, sequence);
-        Ok(Published::Taken(Taken { sequence, duplicate: false }))
+        Ok(Published::Taken(self.taken(sequence, false)))
     }
 }
 
@@ -230,7 +234,9 @@ impl Hub {
             let mut duplicate = false;
             match said {
                 Said::Event(event, _) => _ = self.place_at(event, sequence, unix_ms, intake).await,
-                Said::Removal(topic) => self.change(|intake| intake.place_removal(topic, sequence)),
+                Said::Removal(topic) => {
+                    _ = self.place_word(|intake| intake.place_removal(topic, sequence)).await;
+                }
                 Said::Nothing if self.intake().stored().failed.contains(&sequence) => {
                     reply.tell(Err(Refusal::outcome_unknown()));
                     continue;
@@ -241,8 +247,7 @@ impl Hub {
             if let Source::Store(stored) = &mut intake.source {
                 stored.done = stored.done.max(sequence);
             }
-            drop(intake);
-            answers.push((reply, Taken { sequence, duplicate }));
+            answers.push((reply, intake.taken(sequence, duplicate)));
         }
         self.flush();
         answers.into_iter().for_each(|(reply, taken)| reply.tell(Ok(taken)));
@@ -259,7 +264,8 @@ impl Hub {
 impl OpenHub {
     /// Goes on where a store ends: hub and shards. Nobody was let in yet.
     pub async fn restore_stored(&self, past: StorePast) {
-        let StorePast { mut state, keyed } = past;
+        let StorePast { mut state, keyed, removals } = past;
+        self.hub.begin_to_read_store(removals);
         state.keys = keyed
             .into_iter()
             .map(|(event, key, sequence, since)| PastKey {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::Data;
+use crate::event::{Data, Epoch};
 
 fn publish(bytes: usize) -> Wish {
     let topic = Topic::new("t").expect("a topic");
@@ -19,8 +19,8 @@ async fn what_has_no_answer_is_bounded_in_number_and_bytes() {
     assert!(!remote.has_room());
     submissions.recv().await.expect("the second").reply.tell(Err(Refusal::draining()));
     assert!(!remote.has_room(), "the large one has no answer");
-    taken.reply.tell(Ok(Taken { sequence: 9, duplicate: false }));
-    assert_eq!(first.await, Ok(Taken { sequence: 9, duplicate: false }));
+    taken.reply.tell(Ok(Taken { epoch: Epoch(7), sequence: 9, duplicate: false }));
+    assert_eq!(first.await, Ok(Taken { epoch: Epoch(7), sequence: 9, duplicate: false }));
     submissions.recv().await.expect("the large one").reply.tell(Err(Refusal::draining()));
     assert!(remote.has_room());
 }

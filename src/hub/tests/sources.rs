@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::broadcast::{Publish, Taken, Ticket};
-use crate::event::{Data, Event};
+use crate::event::{Data, Epoch, Event};
 use crate::hub::source::{Remote, Source, Submission, Submissions, Wish};
 use crate::refusal::{Refusal, RefusalReason};
 
@@ -27,7 +27,7 @@ async fn next(submissions: &mut Submissions) -> (Event, crate::hub::source::Repl
 }
 
 fn taken(sequence: u64) -> Taken {
-    Taken { sequence, duplicate: false }
+    Taken { epoch: EPOCH, sequence, duplicate: false }
 }
 
 #[tokio::test]
@@ -141,6 +141,93 @@ async fn a_removal_is_the_sources_too() {
     assert_eq!(hub.intake().counters().removals, 1);
 }
 
+/// What a source took in one epoch has an id of that one, although another has begun since.
+#[tokio::test]
+async fn an_answer_names_the_epoch_in_which_the_source_took_it() {
+    let (bench, mut submissions) = remote_bench(1);
+    let hub = bench.hub.clone();
+    let source = tokio::spawn(async move {
+        for sequence in [900, 901] {
+            let (_, reply) = next(&mut submissions).await;
+            assert!(hub.place_word(|intake| intake.begin_era(Epoch(EPOCH.0 + sequence))).await);
+            reply.tell(Ok(taken(sequence)));
+        }
+        let Some(Submission { wish: Wish::Remove(_), reply, .. }) = submissions.recv().await else {
+            panic!("a removal")
+        };
+        reply.tell(Ok(taken(902)));
+    });
+    let single = bench.post("/topics/t", "x").await;
+    assert_eq!(single.json()["id"], format!("{EPOCH_TEXT}-900"));
+    let lines = bench.post("/publish", "{\"topic\":\"t\",\"data\":\"y\"}\n").await;
+    assert_eq!(json_lines(&lines.body)[0]["last_id"], format!("{EPOCH_TEXT}-901"));
+    let removal = bench.ask(Request::delete("/topics/t").body(Body::empty())).await;
+    assert_eq!(removal.json()["id"], format!("{EPOCH_TEXT}-902"));
+    source.await.expect("it answers all");
+}
+
+#[tokio::test]
+async fn removals_holes_and_epochs_wait_for_room_as_events_do_and_none_is_lost() {
+    let limits = Limits { hub_queue_events_max: 4, shard_queue_batches_max: 1, ..Limits::default() };
+    let bench = bench(1, limits);
+    let (hub, queued) = (bench.hub.clone(), || bench.hub.intake().queue().0);
+    let placing = tokio::spawn(async move {
+        for sequence in 1..=30 {
+            let topic = Topic::new("t").expect("a topic");
+            let placed = match sequence % 3 {
+                0 => hub.place_word(|intake| intake.tell_hole(sequence)).await,
+                1 => hub.place_word(|intake| intake.place_removal(topic, sequence)).await,
+                _ => hub.place(event("x"), sequence, 0).await,
+            };
+            assert!(placed);
+        }
+        let epoch = Epoch(EPOCH.0 + 1);
+        assert!(hub.place_word(|intake| intake.begin_era(epoch)).await);
+        hub.flush();
+    });
+    until(|| queued() >= 4).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!placing.is_finished() && queued() <= 5, "what is not taken is bounded: {}", queued());
+    let mut told = Vec::new();
+    until(|| {
+        let positions =
+            std::iter::from_fn(|| bench.inboxes[0].try_recv()).flat_map(|message| match message {
+                Message::Batch(batch) => batch.events.iter().map(|event| event.sequence).collect(),
+                Message::Removal(removal) => vec![removal.sequence],
+                Message::Hole(position) => vec![position],
+                Message::Era(era) => vec![era.base],
+                other => panic!("{other:?}"),
+            });
+        told.extend(positions);
+        bench.hub.flush();
+        assert!(queued() <= 5, "{}", queued());
+        told.len() == 31
+    })
+    .await;
+    assert_eq!(told, (1..=31).collect::<Vec<u64>>(), "in their order");
+}
+
+#[tokio::test]
+async fn nothing_is_placed_while_the_process_hands_over() {
+    let (bench, _submissions) = remote_bench(1);
+    assert!(bench.hub.place(event("x"), 1, 0).await);
+    bench.hub.intake().paused = true;
+    let hub = bench.hub.clone();
+    let placing = tokio::spawn(async move {
+        assert!(hub.place_word(|intake| intake.tell_hole(2)).await);
+        hub.place(event("y"), 3, 0).await
+    });
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bench.hub.intake().sequence(), 1, "what is handed over has an end");
+    bench.hub.resume().await;
+    assert!(placing.await.expect("it is placed then"));
+    assert_eq!(bench.hub.intake().sequence(), 3);
+}
+
 #[tokio::test]
 async fn a_source_that_is_away_refuses_publishes_and_the_server_stays_healthy() {
     let (bench, _submissions) = remote_bench(1);
@@ -177,13 +264,16 @@ async fn what_cannot_be_an_event_here_is_counted_and_left_out() {
 async fn an_epoch_that_begins_anew_counts_from_one_and_forgets_keys() {
     let (bench, _submissions) = remote_bench(1);
     assert!(bench.hub.place(event("x"), 900, 0).await);
-    let other = crate::event::Epoch(EPOCH.0 + 1);
+    let other = Epoch(EPOCH.0 + 1);
     let key = crate::publishing::IdempotencyKey::new("k").expect("a key");
     let mut intake = bench.hub.intake();
     let now = bench.hub.now();
     intake.remember(&event("x"), key.clone(), 900, now);
     let repeat = intake.publish(event("x"), Some(key.clone()), now).expect("it is known");
-    assert!(matches!(repeat, crate::hub::source::Published::Taken(Taken { sequence: 900, duplicate: true })));
+    assert!(matches!(
+        repeat,
+        crate::hub::source::Published::Taken(Taken { sequence: 900, duplicate: true, .. })
+    ));
     intake.begin_era(other);
     let again = intake.publish(event("x"), Some(key), now).expect("it is new");
     assert!(matches!(again, crate::hub::source::Published::Later(_)));

@@ -80,6 +80,21 @@ fn answers_tell_the_date_that_the_shard_was_told_and_none_before() {
     }
 }
 
+#[test]
+fn health_tells_why_nothing_can_be_published_and_subscribers_are_served() {
+    let mut bench = Bench::new();
+    let probe = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
+    for (degraded, body) in
+        [(None, "ok\n"), (Some("the disk is full"), "degraded: the disk is full\n"), (None, "ok\n")]
+    {
+        bench.demand.tell_degraded(degraded);
+        let slot = bench.connect(probe);
+        let answer = bench.heard(slot);
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
+    }
+}
+
 /// A client that only publishes makes the hub encode nothing.
 #[test]
 fn a_format_is_wanted_exactly_while_somebody_of_it_has_a_topic() {

@@ -5,11 +5,12 @@
 
 use serde_json::{Value, json};
 
+use super::PASSING_MAX;
 use crate::auth::{Key, KeySet, Keys, Signer};
-use crate::broadcast::{EncodedBatch, Memory, Message, Outbox, Question, path};
+use crate::broadcast::{Answer, EncodedBatch, Memory, Message, Outbox, Question, Taken, path};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
-use crate::config::limits::{TICK_MS, VERIFICATIONS_PER_TURN_MAX};
+use crate::config::limits::{TICK_MS, UNANSWERED_MAX, UPLINK_PUBLISHES_MAX, VERIFICATIONS_PER_TURN_MAX};
 use crate::config::rules::{RuleText, Rules};
 use crate::config::{Config, Limits, TokenRules};
 use crate::egress::Slot;
@@ -46,6 +47,15 @@ fn public(topic: &str) -> Rules {
 
 fn token(claims: &Value) -> String {
     Signer::from_secret(SECRET).expect("a secret").sign(claims).expect("a token")
+}
+
+/// A publish, which is answered with its long id.
+fn post(token: &str) -> String {
+    let id = "i".repeat(250);
+    format!(
+        "POST /topics/chat/a?id={id} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\
+         Content-Length: 1\r\n\r\nx"
+    )
 }
 
 /// A token that is over after so many seconds.
@@ -149,6 +159,25 @@ impl Bench {
         self.turns();
     }
 
+    /// The hub takes all that it is offered. Returns how much that was.
+    fn hub_answers(&mut self) -> usize {
+        let taken: Vec<_> = std::iter::from_fn(|| self.outbox.uplink().take()).collect();
+        let words: Vec<Answer> = taken
+            .into_iter()
+            .map(|publish| {
+                self.sequence += 1;
+                let taken = Taken { sequence: self.sequence, duplicate: false };
+                Answer { ticket: publish.ticket, outcome: Ok(taken) }
+            })
+            .collect();
+        let count = words.len();
+        if count > 0 {
+            self.outbox.answer(words);
+        }
+        self.turns();
+        count
+    }
+
     fn closed(&self, reason: CloseReason) -> u64 {
         self.shard.metrics().closed[reason.index()]
     }
@@ -208,6 +237,75 @@ fn requests_and_commands_that_wait_for_the_check_of_their_token_go_on() {
     bench.turns();
     let last = bench.sse(&format!("/sse/news?token={}", granting(&["news"], &[], 500)), "");
     assert!(bench.heard(last).starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn publishers_that_cannot_go_on_hold_up_no_check() {
+    let mut bench = Bench::new();
+    let mut others = 0;
+    let mut newcomer = |bench: &mut Bench| {
+        others += 1;
+        let token = granting(&["news"], &[], 1_000 + others);
+        bench.connect(&format!("GET /sse/news?token={token} HTTP/1.1\r\nHost: h\r\n\r\n"))
+    };
+    // The uplink is full of publishes with a token that is known.
+    let known = granting(&[], &["chat/*"], 60);
+    let publishers: Vec<Slot> = (0..UPLINK_PUBLISHES_MAX / UNANSWERED_MAX)
+        .map(|_| {
+            let slot = bench.connect(&post(&known).repeat(UNANSWERED_MAX));
+            bench.shard.ring_mut().stall(slot, true);
+            slot
+        })
+        .collect();
+    (0..20).for_each(|_| bench.turns());
+    assert!(!bench.shard.state.publishers.has_room());
+    // Each of them goes on with a token of its own, among newcomers.
+    let crowd: Vec<Slot> = (0..30).map(|_| newcomer(&mut bench)).collect();
+    for (seconds, slot) in (100..).zip(&publishers) {
+        let own = granting(&[], &["chat/*"], seconds);
+        bench.shard.ring_mut().peer_sends(*slot, post(&own).as_bytes());
+    }
+    (0..4).for_each(|_| bench.turns());
+    assert!(bench.shard.state.tokens.paused.len() > PASSING_MAX, "they wait for the uplink");
+    assert!(!bench.shard.state.has_waiting(), "and nobody turns round for them");
+    for slot in crowd {
+        assert!(bench.heard(slot).starts_with("HTTP/1.1 200 "), "newcomers do not wait for it");
+    }
+    // Their answers, which they do not read, hold them back when it is their turn.
+    let mut published = bench.hub_answers();
+    (0..4).for_each(|_| bench.turns());
+    let last = newcomer(&mut bench);
+    let late = bench.connect(&post(&granting(&[], &["chat/*"], 500)));
+    (0..4).for_each(|_| bench.turns());
+    assert!(bench.heard(last).starts_with("HTTP/1.1 200 "), "their turns are not lost");
+    published += bench.hub_answers();
+    assert!(bench.heard(late).starts_with("HTTP/1.1 200 "));
+    for slot in publishers {
+        bench.shard.ring_mut().stall(slot, false);
+    }
+    for _ in 0..20 {
+        published += bench.hub_answers();
+    }
+    assert_eq!(published, UPLINK_PUBLISHES_MAX + UPLINK_PUBLISHES_MAX / UNANSWERED_MAX + 1);
+}
+
+#[test]
+fn a_token_is_over_by_the_clock_on_the_wall_however_that_is_set() {
+    let mut bench = Bench::new();
+    let granted = granting(&["news"], &[], 60);
+    let request = format!("/sse/news?token={granted}");
+    let slot = bench.sse(&request, "");
+    // As after a sleep of the machine, which no other clock counts.
+    bench.shard.set_time((NOW_S + 61) * 1_000, bench.now);
+    bench.wait_until(1_250);
+    assert!(bench.shard.ring_mut().ended(slot));
+    assert_eq!(bench.closed(CloseReason::Expired), 1);
+    bench.shard.set_time((NOW_S - 60) * 1_000, bench.now);
+    let slot = bench.sse(&request, "");
+    bench.wait_until(100_000);
+    assert!(!bench.shard.ring_mut().ended(slot), "its time is not over");
+    bench.wait_until(123_000);
+    assert!(bench.shard.ring_mut().ended(slot));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::egress::sim::Dice;
-use crate::store::files::{Files, Grows};
+use crate::store::files::{Files, Glass, Grows};
 
 /// Bytes that are written together; few, so that tests have many.
 const PAGE_BYTES: usize = 64;
@@ -217,6 +217,22 @@ impl Files for Disk {
 
     fn place(&self) -> String {
         "dice".to_string()
+    }
+
+    fn glass(&self) -> Box<dyn Glass> {
+        Box::new(self.clone())
+    }
+}
+
+impl Glass for Disk {
+    fn names(&self) -> io::Result<Vec<String>> {
+        Files::names(self)
+    }
+
+    fn read_at(&self, name: &str, offset: u64, bytes_max: usize) -> io::Result<Vec<u8>> {
+        let bytes = self.read(name)?;
+        let rest = bytes.get(offset as usize..).unwrap_or_default();
+        Ok(rest[..rest.len().min(bytes_max)].to_vec())
     }
 }
 

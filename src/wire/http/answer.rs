@@ -71,10 +71,12 @@ impl<'a> Answer<'a> {
         self.text(head, "text/plain", connection, &format!("{}\n", refusal.detail))
     }
 
-    /// To `/healthz`: 200 `ok` while `accepting`, else 503 `draining`.
-    pub fn health(self, accepting: bool) -> Vec<u8> {
+    /// To `/healthz`: 200 `ok` while `accepting`, or why nothing can be published; else 503
+    /// `draining`.
+    pub fn health(self, accepting: bool, degraded: Option<&str>) -> Vec<u8> {
         if accepting {
-            return self.text(self.status_line(200), "text/plain", "close", "ok\n");
+            let body = degraded.map_or_else(|| "ok\n".to_string(), |why| format!("degraded: {why}\n"));
+            return self.text(self.status_line(200), "text/plain", "close", &body);
         }
         let mut head = self.status_line(503);
         head.push_str("Retry-After: 1\r\n");
@@ -300,8 +302,8 @@ mod tests {
             let refusal = RefusedRequest { reason: CloseReason::NotFound, detail: "x".into() };
             for bytes in [
                 answer.refusal(&refusal),
-                answer.health(true),
-                answer.health(false),
+                answer.health(true, None),
+                answer.health(false, None),
                 answer.page(true, "<p>"),
                 answer.preflight(),
                 answer.sse_head(true),
@@ -326,16 +328,19 @@ mod tests {
     #[test]
     fn who_does_not_know_the_time_tells_none() {
         let manner = Manner::default();
-        assert!(!text(Answer::new(&manner, None).health(true)).contains("Date"));
+        assert!(!text(Answer::new(&manner, None).health(true, None)).contains("Date"));
     }
 
     #[test]
     fn health_is_ok_until_the_drain() {
         let (get, head) = (manner(Cors::Silent), Manner { head_only: true, ..manner(Cors::Silent) });
-        let health = |manner, accepting| text(Answer::new(manner, None).health(accepting));
+        let health = |manner, accepting| text(Answer::new(manner, None).health(accepting, None));
         assert!(health(&get, true).starts_with("HTTP/1.1 200 OK\r\n"));
         assert!(health(&get, true).ends_with("Content-Length: 3\r\nConnection: close\r\n\r\nok\n"));
         assert!(health(&head, true).ends_with("Content-Length: 3\r\nConnection: close\r\n\r\n"));
+        let degraded = text(Answer::new(&get, None).health(true, Some("the disk is full")));
+        assert!(degraded.starts_with("HTTP/1.1 200 OK\r\n"), "subscribers are served");
+        assert!(degraded.ends_with("\r\n\r\ndegraded: the disk is full\n"), "{degraded}");
         assert!(health(&get, false).starts_with("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"));
         assert!(health(&get, false).ends_with("\r\n\r\ndraining\n"));
     }

@@ -9,7 +9,7 @@ use std::fmt;
 use super::fields::Fields;
 use super::origin::Origins;
 use super::target::Target;
-use super::{RefusedRequest, refuse};
+use super::{HeadRules, RefusedRequest, refuse};
 use crate::close::CloseReason;
 
 /// A token as it came, unchecked. It is not shown.
@@ -46,7 +46,7 @@ pub(super) fn token_of(
     fields: &Fields<'_, '_>,
     target: &Target<'_>,
     host: Option<&str>,
-    origins: &Origins,
+    rules: &HeadRules<'_>,
     places: TokenPlaces<'_>,
 ) -> Result<Option<Token>, RefusedRequest> {
     if let Some(bearer) = fields.bearer()? {
@@ -58,7 +58,8 @@ pub(super) fn token_of(
     let Some(name) = places.cookie else { return Ok(None) };
     let is_known = match fields.origin() {
         Some(origin) => {
-            *origins != Origins::Any && origins.admit(Some(origin), host.map(str::as_bytes)).is_ok()
+            let admitted = rules.origins.admit(Some(origin), host.map(str::as_bytes), rules.is_secure);
+            *rules.origins != Origins::Any && admitted.is_ok()
         }
         None => fields.is_same_origin_fetch(),
     };

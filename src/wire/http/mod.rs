@@ -34,7 +34,7 @@ mod target;
 
 pub(crate) use content_type::has_content_type;
 pub(crate) use host::{is_host, is_ours};
-pub(crate) use origin::is_same_origin;
+pub(crate) use origin::is_own_page;
 pub(crate) use subprotocol::is_name as is_subprotocol;
 pub(crate) use target::{EscapeFault, LAST_EVENT_ID_NAMES, percent_decoded};
 
@@ -62,6 +62,8 @@ pub struct HeadRules<'a> {
     pub topics_max: usize,
     /// Pages of other origins.
     pub origins: &'a Origins,
+    /// The client speaks TLS with us.
+    pub is_secure: bool,
     /// WebSocket subprotocols that are given back.
     pub subprotocols: &'a Subprotocols,
     /// WebSockets on `/echo` and `/` get back what they send.
@@ -241,7 +243,7 @@ fn interpret(
         }
     };
     let token = match rules.tokens {
-        Some(places) => credentials::token_of(&fields, &target, host, rules.origins, places)?,
+        Some(places) => credentials::token_of(&fields, &target, host, rules, places)?,
         None => None,
     };
     let names_event_stream = family == Family::EventStream && fields.names_event_stream();
@@ -266,7 +268,7 @@ fn handshake(
         return Err(refuse(CloseReason::BadRequest, "a WebSocket needs HTTP/1.1 (RFC 6455 4.1)"));
     }
     let accept = fields.websocket_accept()?;
-    rules.origins.admit(fields.origin(), host.map(str::as_bytes)).map_err(foreign)?;
+    rules.origins.admit(fields.origin(), host.map(str::as_bytes), rules.is_secure).map_err(foreign)?;
     let subprotocol = fields.subprotocol(rules.subprotocols, spoken)?.map(str::to_string);
     Ok(Handshake { accept, subprotocol })
 }

@@ -132,13 +132,15 @@ impl Origins {
         }
     }
 
-    /// Refuses a page of `origin` that may not open a WebSocket at `host`, nor publish there. A
-    /// client that names no origin is no page.
-    pub fn admit(&self, origin: Option<&[u8]>, host: Option<&[u8]>) -> Result<(), Foreign> {
+    /// Refuses a page of `origin` that may not open a WebSocket at `host`, nor publish there, where
+    /// TLS is spoken or not. A client that names no origin is no page.
+    pub fn admit(&self, origin: Option<&[u8]>, host: Option<&[u8]>, is_secure: bool) -> Result<(), Foreign> {
         let is_admitted = |origin: &[u8]| match self {
             Origins::Any | Origins::Loopback => true,
             Origins::These(listed) if listed.iter().any(|known| known.0.as_bytes() == origin) => true,
-            Origins::These(_) | Origins::None => host.is_some_and(|host| is_same_origin(origin, host)),
+            Origins::These(_) | Origins::None => {
+                host.is_some_and(|host| is_own_page(origin, host, is_secure))
+            }
         };
         if !origin.is_none_or(is_admitted) {
             return Err(Foreign::Unnamed);
@@ -166,13 +168,16 @@ fn is_loopback_origin(origin: &[u8]) -> bool {
     matches!(origin.split_once("://"), Some(("http" | "https", authority)) if is_loopback(authority))
 }
 
-/// True if `origin` is that of a page that came from `host`, the value of the `Host` field. The
-/// scheme may differ: a proxy may speak TLS for us.
-pub(crate) fn is_same_origin(origin: &[u8], host: &[u8]) -> bool {
+/// True if `origin` is that of a page that came from `host`, the value of the `Host` field. A proxy
+/// may speak TLS for us. Where we do (`is_secure`), a page that came without it is not ours: others
+/// may have written into it on its way.
+pub(crate) fn is_own_page(origin: &[u8], host: &[u8], is_secure: bool) -> bool {
     let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_ascii_lowercase);
     let (Some(origin), Some(host)) = (text(origin), text(host)) else { return false };
     let Some((scheme @ ("http" | "https"), authority)) = origin.split_once("://") else { return false };
-    !authority.is_empty() && without_default_port(scheme, authority) == without_default_port(scheme, &host)
+    !authority.is_empty()
+        && (scheme == "https" || !is_secure)
+        && without_default_port(scheme, authority) == without_default_port(scheme, &host)
 }
 
 /// An authority without the port that its scheme means anyway.
@@ -256,11 +261,32 @@ mod tests {
             (Some("http://"), Some(""), false, false),
         ] {
             let bytes = |text: Option<&'static str>| text.map(str::as_bytes);
-            let admits = |rules: &Origins| rules.admit(bytes(origin), bytes(host)).is_ok();
+            let admits = |rules: &Origins| rules.admit(bytes(origin), bytes(host), false).is_ok();
             assert_eq!(admits(&listed), in_list, "{origin:?} at {host:?}");
             assert_eq!(admits(&Origins::None), in_none, "{origin:?} at {host:?}");
             assert!(admits(&Origins::Any));
         }
+    }
+
+    #[test]
+    fn a_page_that_came_without_tls_is_foreign_where_tls_is_spoken() {
+        for (origin, host, plain, secure) in [
+            ("https://edge:8444", "edge:8444", true, true),
+            ("https://edge", "edge", true, true),
+            ("https://edge", "edge:443", true, true),
+            ("HTTPS://edge", "edge", true, true),
+            ("http://edge", "edge", true, false),
+            ("http://edge:8444", "edge:8444", true, false),
+            ("https://other", "edge", false, false),
+            ("null", "edge", false, false),
+        ] {
+            let admits = |is_secure| {
+                Origins::None.admit(Some(origin.as_bytes()), Some(host.as_bytes()), is_secure).is_ok()
+            };
+            assert_eq!((admits(false), admits(true)), (plain, secure), "{origin} at {host}");
+        }
+        let listed = these(&["http://edge"]);
+        assert_eq!(listed.admit(Some(b"http://edge"), Some(b"edge"), true), Ok(()), "it was named");
     }
 
     #[test]
@@ -281,7 +307,7 @@ mod tests {
         ] {
             let bytes = |text: Option<&'static str>| text.map(str::as_bytes);
             let rules = Origins::Loopback;
-            assert_eq!(rules.admit(bytes(origin), bytes(host)), expected, "{origin:?} at {host:?}");
+            assert_eq!(rules.admit(bytes(origin), bytes(host), true), expected, "{origin:?} at {host:?}");
             assert_eq!(rules.admit_reader(bytes(origin), bytes(host)), expected, "{origin:?} at {host:?}");
             let is_foreign = expected == Err(Foreign::Origin);
             assert_eq!(rules.cors(bytes(origin)), if is_foreign { Cors::Silent } else { Cors::Any });

@@ -106,7 +106,7 @@ fn interpret<'a>(
         return Err(refuse(CloseReason::NotFound, "a publish is POST /topics/{topic}"));
     };
     let token = match rules.tokens {
-        Some(places) => token_of(fields, &target, host, rules.origins, places)?,
+        Some(places) => token_of(fields, &target, host, rules, places)?,
         None => None,
     };
     let query = target.query().map(|query| match rules.tokens {
@@ -121,7 +121,7 @@ fn interpret<'a>(
         is_binary: fields.names_type("application/octet-stream"),
         content_coding: fields.content_coding(),
         awaits_continue: !http_1_0 && fields.lists("Expect", "100-continue"),
-        admitted: rules.origins.admit(fields.origin(), host.map(str::as_bytes)),
+        admitted: rules.origins.admit(fields.origin(), host.map(str::as_bytes), rules.is_secure),
         keep: match http_1_0 {
             _ if fields.lists("Connection", "close") => Keep::Close,
             false => Keep::Open,
@@ -143,6 +143,7 @@ mod tests {
             head_bytes_max: 400,
             topics_max: 3,
             origins,
+            is_secure: false,
             subprotocols: &Subprotocols::Any,
             echo: false,
             tokens: None,

@@ -7,6 +7,7 @@ const RULES: HeadRules<'_> = HeadRules {
     head_bytes_max: 1_024,
     topics_max: 3,
     origins: &Origins::Any,
+    is_secure: false,
     subprotocols: &Subprotocols::Any,
     echo: false,
     tokens: None,

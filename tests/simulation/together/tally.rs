@@ -27,12 +27,16 @@ pub struct Tally {
     pub left_out: usize,
     /// Gaps that peers were told of because of a hole.
     pub holes: usize,
+    /// Peers that got what had left the windows, and how many events that were.
+    pub backfills: usize,
+    pub backfilled: usize,
 }
 
 impl Tally {
     pub fn add(&mut self, other: &Tally) {
         let Tally { accepted, refused, heard, gaps, cut, drained, came_early, .. } = other;
         let Tally { slept, stalls, saturated, turned_away, history_cuts, left_out, holes, .. } = other;
+        let Tally { backfills, backfilled, .. } = other;
         for (sum, more) in [
             (&mut self.accepted, accepted),
             (&mut self.refused, refused),
@@ -48,6 +52,8 @@ impl Tally {
             (&mut self.history_cuts, history_cuts),
             (&mut self.left_out, left_out),
             (&mut self.holes, holes),
+            (&mut self.backfills, backfills),
+            (&mut self.backfilled, backfilled),
         ] {
             *sum += more;
         }
