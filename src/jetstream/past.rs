@@ -189,7 +189,7 @@ impl PastStream {
             let payload = message.payload.clone();
             if let Ok(understood) = understand(&self.subjects, &message.subject, headers, payload, most) {
                 let mark = Mark { sequence, unix_ns };
-                span.messages.push(Received { mark, said: understood.said });
+                span.messages.push(Received { mark, said: understood.said, sent: understood.sent });
             }
             span.to = sequence;
             if pending == 0 {
