@@ -664,13 +664,7 @@ pub const H2_EMPTY_FRAMES: (u16, u16) = (400, 25);
 /// Each frame of DATA that we send allows two more: some clients answer every one.
 pub const H2_WINDOW_UPDATES: (u16, u16) = (4_000, 250);
 /// What a connection of HTTP/2 takes beside its entry, and each of its streams, at rest.
-pub const H2_CARRIER_BYTES: usize = 256;
-/// Streams of such a connection that it has room for from the start: with what an allocator keeps
-/// beside them they are 64 bytes.
-pub const H2_STREAMS_USUAL: usize = 7;
-/// Such connections whose memory is made at once. It is kept for others, so that it lies together
-/// and not between what handshakes take and give back.
-pub const H2_CARRIERS_AT_ONCE: usize = 64;
+pub const H2_CARRIER_BYTES: usize = 192;
 /// The same for a stream.
 pub const H2_STREAM_BYTES: usize = 48;
 /// Milliseconds that a connection of HTTP/2 may be without a stream. Browsers keep theirs for

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::spare;
 use crate::config::limits::{
     H2_CARRIER_BYTES, H2_EMPTY_FRAMES, H2_PINGS, H2_RESETS, H2_SETTINGS, H2_STREAM_BYTES, H2_WINDOW_UPDATES,
     POST_BODY_MS_MAX,
@@ -108,7 +107,7 @@ pub(super) struct Carrier {
     pub is_watched: bool,
 }
 
-const _: () = assert!(size_of::<Carrier>() + spare::STREAMS_BYTES <= H2_CARRIER_BYTES);
+const _: () = assert!(size_of::<Carrier>() <= H2_CARRIER_BYTES);
 
 /// What only some carriers have, some of the time.
 #[derive(Debug, Default)]
@@ -148,11 +147,11 @@ pub(super) struct Rest {
 }
 
 impl Carrier {
-    /// A client whose first words are those of HTTP/2; `streams` is room for them.
-    pub fn new(streams: Vec<(u32, Slot)>, receiving: bool, tick: u32) -> Carrier {
+    /// A client whose first words are those of HTTP/2.
+    pub fn new(receiving: bool, tick: u32) -> Carrier {
         Carrier {
             out: Vec::new(),
-            streams,
+            streams: Vec::new(),
             settings: Settings::default(),
             decoder: Decoder::default(),
             window: WINDOW as i32,
@@ -225,7 +224,7 @@ impl Carrier {
             self.streams.remove(at);
         }
         if self.streams.is_empty() {
-            spare::shrink(&mut self.streams);
+            self.streams = Vec::new();
         }
         if let Some(cold) = &mut self.cold {
             cold.waiting.retain(|waiting| *waiting != slot);

@@ -50,8 +50,7 @@ impl Layer {
             Completion::Copied { slot } if self.carrier(slot).is_some() => {}
             Completion::Closed { slot } if self.carrier(slot).is_some() => {
                 self.part_with_streams(slot);
-                let carrier = self.carriers[slot as usize].take();
-                self.spare.give_back(carrier.expect("it has one"));
+                self.carriers[slot as usize] = None;
                 self.carried -= 1;
                 handle(completion);
             }

@@ -21,8 +21,7 @@
 //! - What a client can make us do for nothing has a budget (`carrier::Budgets`).
 //!
 //! The parts: `carrier` (what is remembered), `completions` (of the inner ring), `reading` (frames
-//! of clients), `writing` (frames for them), `pieces` and `spare` (memory that is used again). The
-//! bytes themselves are in `wire::http2`.
+//! of clients), `writing` (frames for them). The bytes themselves are in `wire::http2`.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -36,13 +35,11 @@ use crate::wire::http2::request::Request;
 use crate::wire::http2::{ErrorCode, PREFACE, frame};
 use carrier::{ALL, Carrier, Stream};
 use pieces::Pieces;
-use spare::Spare;
 
 mod carrier;
 mod completions;
 mod pieces;
 mod reading;
-mod spare;
 #[cfg(test)]
 pub(crate) mod tests;
 mod writing;
@@ -84,7 +81,6 @@ struct Layer {
     carriers: Vec<Option<Box<Carrier>>>,
     /// Carriers now.
     carried: usize,
-    spare: Spare,
     /// By slot, behind `first_slot`.
     streams: Vec<Stream>,
     /// Free places of them.
@@ -134,7 +130,6 @@ impl<R> Http2<R> {
             rules,
             carriers: Vec::new(),
             carried: 0,
-            spare: Spare::default(),
             streams: Vec::new(),
             free: Vec::new(),
             due: Vec::new(),
@@ -368,7 +363,7 @@ impl<R: EgressRing> EgressRing for Http2<R> {
         if layer.carriers.len() <= at {
             layer.carriers.resize_with(at + 1, || None);
         }
-        let mut carrier = layer.spare.take(receiving, layer.tick);
+        let mut carrier = Box::new(Carrier::new(receiving, layer.tick));
         layer.greet(&mut carrier);
         Layer::mark_due(&mut layer.due, slot, &mut carrier);
         layer.carriers[at] = Some(carrier);

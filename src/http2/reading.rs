@@ -382,6 +382,7 @@ impl Layer {
         });
         match opened {
             Ok(stream) => {
+                carrier.streams.reserve_exact(usize::from(carrier.streams.is_empty()));
                 carrier.streams.push((id, stream));
                 handle(Completion::StreamOpened { slot: stream, carrier: slot });
                 handle(Completion::Received { slot: stream, bytes: &mut heard });
