@@ -17,8 +17,9 @@ use yaml_rust2::{Yaml, YamlLoader};
 use crate::support::server::client;
 use crate::support::{Scratch, Server};
 
-/// What other programs have: flags of cargo, curl, Docker, kubectl, systemd and Debian's tools.
-const FLAGS_OF_OTHERS: [&str; 23] = [
+/// What other programs have: flags of cargo, curl, Docker, kubectl, loadtest, systemd and Debian's
+/// tools.
+const FLAGS_OF_OTHERS: [&str; 28] = [
     "data-binary",
     "foreground",
     "from",
@@ -28,17 +29,22 @@ const FLAGS_OF_OTHERS: [&str; 23] = [
     "http2-prior-knowledge",
     "kill-whom",
     "locked",
+    "moves",
     "no-create-home",
     "no-install",
     "no-install-recommends",
+    "nodes",
     "now",
     "package",
     "quiet",
+    "rate",
     "release",
     "security-opt",
     "shell",
     "signal",
+    "subscribers",
     "system",
+    "through-cluster",
     "uid",
     "ulimit",
     "window",
