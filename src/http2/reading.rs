@@ -382,8 +382,7 @@ impl Layer {
         });
         match opened {
             Ok(stream) => {
-                // A browser's few streams are there for long: room for just these.
-                carrier.streams.reserve_exact(1);
+                carrier.streams.reserve_exact(usize::from(carrier.streams.is_empty()));
                 carrier.streams.push((id, stream));
                 handle(Completion::StreamOpened { slot: stream, carrier: slot });
                 handle(Completion::Received { slot: stream, bytes: &mut heard });
