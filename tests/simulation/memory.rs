@@ -15,7 +15,7 @@ use super::*;
 fn in_fair_weather_nobody_overruns_whatever_is_published() {
     const PEERS: usize = 10;
     let (mut published, mut refused) = (0, 0);
-    for seed in seeds(60) {
+    for seed in seeds(24) {
         let mut world = World::new(seed, Weather::Fair);
         for _ in 0..PEERS {
             world.connect();

@@ -282,7 +282,7 @@ fn run_room(seed: u64) -> u64 {
 #[test]
 fn each_publish_comes_to_the_hub_once_and_its_answer_to_nobody_else() {
     let mut pauses = 0;
-    for seed in seeds(60) {
+    for seed in seeds(30) {
         match std::panic::catch_unwind(|| run_room(seed)) {
             Ok(more) => pauses += more,
             Err(panic) => {

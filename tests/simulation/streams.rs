@@ -303,7 +303,7 @@ fn run(seed: u64) {
 
 #[test]
 fn every_stream_is_whole_and_a_slow_one_delays_nobody_elsewhere() {
-    for seed in seeds(24) {
+    for seed in seeds(14) {
         let outcome = std::panic::catch_unwind(|| run(seed));
         if let Err(panic) = outcome {
             eprintln!("FANWAVE_SIM_SEED={seed}");
