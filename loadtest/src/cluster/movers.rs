@@ -263,7 +263,7 @@ impl Movers {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 return Ok(());
             }
-            // Whoever was killed may have reset the connection.
+            // A server that was killed may have reset the connection.
             Err(_) => 0,
         };
         let was_open = link.stream.is_open();

@@ -184,7 +184,7 @@ impl World {
         for event in &published.acknowledged {
             ends[event.topic] = ends[event.topic].max(event.sequence);
         }
-        // Whoever has ended says why below.
+        // A server that has ended says why below.
         let _ = self.last.send(ends);
         let heard = self.heard().map_err(|error| self.stand.explain(error))?;
         self.stand.stop()?;

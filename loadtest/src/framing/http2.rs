@@ -167,7 +167,7 @@ impl Carrier {
                 if is_over {
                     self.data = None;
                 }
-                // Whoever ends a stream has failed its subscriber, whatever came before.
+                // A server that ends a stream has failed its subscriber, whatever came before.
                 return if is_over && is_last { Err(ended(stream)) } else { Ok(Some((stream, run))) };
             }
             let whole = match self.header() {
