@@ -14,10 +14,12 @@ mod handover;
 mod log;
 mod memory;
 mod nats;
+mod patterns;
 mod relay;
 mod store;
 mod tls;
 mod tokens;
+mod values;
 
 pub use backfill::*;
 pub use control::*;
@@ -25,10 +27,12 @@ pub use handover::*;
 pub use log::*;
 pub use memory::*;
 pub use nats::*;
+pub use patterns::*;
 pub use relay::*;
 pub use store::*;
 pub use tls::*;
 pub use tokens::*;
+pub use values::*;
 
 /// What the operator may set. `Default` gives the values of a server without flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,41 +181,9 @@ pub const BATCH_EVENTS_MAX: usize = 256;
 pub const RULES_MAX: usize = 64;
 /// Milliseconds that a rule's history lasts at least: events leave histories once per tick.
 pub const HISTORY_MS_MIN: u64 = 1_000;
-/// Patterns of one shard: each new topic is compared with all of them, some ten nanoseconds each
-/// where the first segments differ.
-pub const PATTERNS_MAX: usize = 1_024;
-/// Events in the logs of a shard's patterns, one for each pattern of an event, 32 bytes each.
-/// Beyond it patterns give up the oldest ones that no subscriber lacks, and so some of their
-/// history.
-pub const PATTERN_PLACES_MAX: usize = 1 << 22;
-/// What a place in a pattern's log costs: a sequence and an index in a tree.
-pub const PATTERN_PLACE_BYTES: usize = 32;
-/// Topics that a shard tells of new patterns in one turn, and events of theirs: about a
-/// millisecond.
-pub const PATTERN_WORK_PER_TURN: usize = 4_096;
-/// Ticks for which a pattern stays without a subscriber, so that one that comes back finds it: some
-/// seconds.
-pub const PATTERN_IDLE_TICKS: u32 = 20;
-/// The most events that `last` counts back in a pattern, one by one.
-pub const PATTERN_LAST_MAX: usize = 16_384;
 /// What a topic costs besides its window: its names, its entries in the tables, its lap (600,
 /// measured), and its place in the order of names (40, by the nodes of a tree filled at random).
 pub const TOPIC_BYTES: usize = 640;
-/// What a retained value costs besides its event: its place in the tables, and its topic, which
-/// lives for it.
-pub const RETAINED_VALUE_BYTES: usize = TOPIC_BYTES;
-/// Values that are kept for subscribers of one topic or pattern with `slow=latest` that lack them,
-/// some 150 bytes each besides their events; beyond it the oldest is given up, and those who lack
-/// it are told of a gap.
-pub const VALUES_MAX: usize = 1 << 17;
-/// Events that are looked at, the newest first, to find the newest one of each topic or key, and
-/// that are counted as passed over by one send.
-pub const VALUES_LOOKED_AT_MAX: usize = 16_384;
-/// Bytes of retained values that a newcomer is sent at once; one value may be larger.
-pub const GREETING_BYTES_MAX: usize = 16 << 10;
-/// Retained values of a shard that are looked at for the next ones of a pattern: some tens of
-/// microseconds.
-pub const GREETING_LOOKS_MAX: usize = 1_024;
 /// Memory holds at least this many of the largest events with their frames: a topic has a quarter
 /// of it, half of that for its history, and is pressed before its next event has no room
 /// (`broadcast::Account`).

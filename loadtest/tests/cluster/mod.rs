@@ -3,8 +3,8 @@
 //!
 //! Set-up: the fanwave beside this test's program, few subscribers, a second or two; nats-server as
 //! `NATS_SERVER` names it where JetStream is the source. Expectation: every event is acknowledged
-//! and heard once by everybody, whoever moves or dies, and every figure is there. What the figures
-//! are is not judged.
+//! and heard once by everybody, also when nodes die and subscribers move, and every figure is
+//! there. What the figures are is not judged.
 
 use std::path::Path;
 

@@ -26,8 +26,8 @@ pub const VERIFICATIONS_PER_TURN_MAX: usize = 8;
 /// are told to come again.
 pub const VERIFICATIONS_WAITING_MAX: usize = 32_768;
 /// Tokens of publishers whose signatures the control plane checks in a second, at a tenth of a
-/// millisecond each on the hub's thread: so publishing keeps most of it, whoever asks. Further ones
-/// are told to come again; a token that was checked before is taken at any time.
+/// millisecond each on the hub's thread: so publishing keeps most of it, however many ask. Further
+/// ones are told to come again; a token that was checked before is taken at any time.
 pub const CONTROL_TOKENS_PER_SECOND_MAX: usize = 500;
 /// Tokens that a shard remembers with what they grant, so that a client that comes back costs no
 /// signature; and as many that were found wrong. At most [`CLAIMS_BYTES_MAX`] each.
