@@ -145,8 +145,12 @@ impl Together {
         let resident = dice.chance(1, 2).then(Arc::<AtomicU64>::default);
         let memory_max = resident.as_ref().map_or(MemoryMax::None, |_| MemoryMax::Bytes(CEILING as usize));
         // Shards ask the hub for the past where there is a store; here the test answers.
-        let store =
-            is_kept.then(|| StoreRules { data: "nowhere".into(), promise: Default::default(), bytes_max: 0 });
+        let store = is_kept.then(|| StoreRules {
+            data: "nowhere".into(),
+            promise: Default::default(),
+            bytes_max: 0,
+            age_ms_max: None,
+        });
         let config = Config { slow: policy, limits: limits.clone(), memory_max, store, ..Config::default() };
         let config = Arc::new(config);
         let planted = resident.clone();
