@@ -22,12 +22,14 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 use super::files::{Files, Grows};
 use super::format::Note;
 use super::kept::Kept;
 use super::record::{self, Record, Seal, Stored};
 use super::segment::{self, Begin, HEADER_BYTES, Segment};
+use super::told::Told;
 use super::{Promise, Settings};
 use crate::event::{Epoch, Topic};
 
@@ -95,6 +97,7 @@ pub(super) struct Log<F: Files> {
     pub(super) files: F,
     pub(super) settings: Settings,
     pub(super) sealed: VecDeque<Sealed>,
+    told: Arc<Told>,
     current: F::File,
     name: String,
     number: u64,
@@ -152,6 +155,7 @@ impl<F: Files> Log<F> {
             files,
             settings,
             sealed,
+            told: Arc::default(),
             current,
             name,
             number,
@@ -172,6 +176,12 @@ impl<F: Files> Log<F> {
         };
         log.note_durable();
         Ok(log)
+    }
+
+    /// A reader of the log, which was opened with this.
+    pub fn tell_readers(&mut self, opening: &Opening) -> Arc<Told> {
+        self.told = Arc::new(Told::new(opening.sequence, opening.floor));
+        self.told.clone()
     }
 
     /// Up to where sequences may be given.
@@ -263,11 +273,16 @@ impl<F: Files> Log<F> {
 
     /// The disk did not say that it has what was appended since the last sync.
     fn distrust(&mut self) {
+        // Under the strictest promise nobody has heard of what is taken back.
+        if self.settings.promise == Promise::Interval {
+            self.told.lack_behind(self.synced_sequence);
+        }
         match self.settings.promise {
             Promise::Always => self.sequence = self.synced_sequence,
             Promise::Interval => self.again.append(&mut self.unsynced),
             Promise::Never if self.length > self.synced => {
                 self.hole = self.hole.max(self.sequence);
+                self.told.lose_up_to(self.sequence);
                 self.sequence = self.synced_sequence;
                 self.again.clear();
                 let (reserved, promise) = (self.reserved, self.promise());
@@ -288,6 +303,7 @@ impl<F: Files> Log<F> {
         if !self.is_torn {
             return Ok(());
         }
+        self.told.cut();
         self.current.cut(self.length)?;
         if let Err(error) = self.current.sync() {
             self.distrust();
@@ -321,6 +337,7 @@ impl<F: Files> Log<F> {
                 return Err(error);
             }
             self.sync()?;
+            self.told.write_up_to(self.sequence);
         }
         Ok(())
     }

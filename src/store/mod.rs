@@ -33,6 +33,7 @@ mod past;
 mod reader;
 mod record;
 mod segment;
+mod told;
 mod writer;
 
 #[cfg(test)]

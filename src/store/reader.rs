@@ -3,8 +3,9 @@
 //! Invariants worth naming:
 //! - What is given is an event whose checksum is right, in the order of the sequences, and nothing
 //!   between two of them is left out. What may be gone is told (`floor`).
-//! - Nothing is given beyond what is asked for. A sequence that was broadcast never leaves the log
-//!   but with its segment, so what is asked for does not change under the reader.
+//! - Nothing is given beyond what is asked for, and nobody asks for more than was broadcast.
+//! - Where the end of the log is taken back while it is read, it is read once more. What was known
+//!   of it is forgotten, for other records may stand there next (`told`).
 //! - A segment is looked through once, in whole; then it is known which topics it has, and about
 //!   where each sequence stands. So a topic that is rare costs next to nothing in segments without
 //!   it.
@@ -15,12 +16,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::files::Glass;
 use super::log::{name_of, number_of};
 use super::record::{self, Found, Record, Seal, Seen, Stored};
 use super::segment::{self, HEADER_BYTES, NoSegment};
+use super::told::Told;
 use crate::config::limits::{SEGMENT_TOPICS_MAX, STRETCH_LOOKED_AT_MAX, STRETCH_READ_BYTES};
 
 /// Bytes of a segment between two places that are remembered.
@@ -93,7 +94,9 @@ impl Segment {
 #[derive(Debug)]
 pub struct PastReader {
     files: Box<dyn Glass>,
-    written: Arc<AtomicU64>,
+    told: Arc<Told>,
+    /// How often something had been taken back by the last look.
+    cuts: u64,
     /// Events up to here are gone, or may be.
     floor: u64,
     segments: BTreeMap<u64, Segment>,
@@ -122,10 +125,10 @@ enum Next {
 }
 
 impl PastReader {
-    /// Reads files that another thread writes, which has written all up to `written`. Events up to
-    /// `floor` may be gone.
-    pub(super) fn new(files: Box<dyn Glass>, written: Arc<AtomicU64>, floor: u64) -> PastReader {
-        PastReader { files, written, floor, segments: BTreeMap::new() }
+    /// Reads files that another thread writes, which tells how far it is.
+    pub(super) fn new(files: Box<dyn Glass>, told: Arc<Told>) -> PastReader {
+        let (cuts, floor) = (told.cuts(), told.floor());
+        PastReader { files, told, cuts, floor, segments: BTreeMap::new() }
     }
 
     /// The next events after `after` and up to `until` that are wanted, about so many bytes.
@@ -151,7 +154,7 @@ impl PastReader {
         bytes_max: usize,
     ) -> io::Result<Stretch> {
         // Before the look: all up to here is in what is seen then.
-        let written = self.written.load(Ordering::Acquire);
+        let written = self.told.written();
         self.look_around()?;
         let mut stretch = Stretch { floor: self.floor, to: after.max(self.floor), ..Stretch::default() };
         let (mut bytes, mut looked) = (0, 0);
@@ -274,11 +277,18 @@ impl PastReader {
     }
 
     /// Does something once more if the files have changed meanwhile.
-    fn again_if_changed<T>(
-        &mut self,
-        mut what: impl FnMut(&mut PastReader) -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn again_if_changed<T>(&mut self, what: impl Fn(&mut PastReader) -> io::Result<T>) -> io::Result<T> {
+        let what = |reader: &mut PastReader| -> io::Result<T> {
+            let cuts = reader.told.cuts();
+            if cuts != reader.cuts {
+                reader.segments.pop_last();
+                reader.cuts = cuts;
+            }
+            let found = what(reader)?;
+            if reader.told.cuts() == cuts { Ok(found) } else { Err(io::ErrorKind::Interrupted.into()) }
+        };
         match what(self) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => what(self),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
                 // A segment has gone, or the end of the last one was taken back and written anew.
                 self.segments.clear();
@@ -312,7 +322,7 @@ impl PastReader {
             }
         }
         let first = self.segments.values().next().map_or(0, |segment| segment.before);
-        self.floor = self.floor.max(first);
+        self.floor = self.floor.max(first).max(self.told.floor());
         Ok(())
     }
 

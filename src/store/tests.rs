@@ -439,7 +439,7 @@ fn a_segment_stays_until_all_of_it_is_older_than_the_age_and_what_has_gone_is_to
         let (mut log, _) =
             log::Log::open(disk.clone(), for_hours(hours), FRESH, &mut Nobody).expect("it opens");
         while log.forget(now).expect("the disk works") != log::Forgotten::Nothing {}
-        let mut reader = PastReader::new(files::Files::glass(&disk), Default::default(), 0);
+        let mut reader = PastReader::new(files::Files::glass(&disk), Default::default());
         let stretch = reader.stretch(&|_, _| true, None, (0, 30), 1 << 20).expect("it is readable");
         let first = stretch.events.first().expect("an event").sequence;
         assert_eq!(stretch.floor, first - 1, "what is before the first one is told as gone");

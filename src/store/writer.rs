@@ -20,6 +20,7 @@ use super::log::{Forgotten, Log, NotWritten};
 use super::past::{StorePast, Windows};
 use super::reader::PastReader;
 use super::record::{self, Stored};
+use super::told::Told;
 use super::{Promise, Settings, StoreError};
 use crate::clock::{Stamp, unix_ms};
 use crate::config::Limits;
@@ -144,13 +145,13 @@ impl<T: Send + 'static> Store<T> {
         let mut windows = Windows::new(limits, &settings.rules, memory_of, unix_ms(), Stamp::now());
         let promise = settings.promise;
         let glass = files.glass();
-        let (log, opening) = Log::open(files, settings, fresh, &mut windows)?;
+        let (mut log, opening) = Log::open(files, settings, fresh, &mut windows)?;
         let past = windows.past(&opening);
         let (queue, entries) = bounded(STORE_QUEUE_MAX);
         let reserved = Arc::new(AtomicU64::new(log.reserved()));
         let (fails, closing) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let written = Arc::new(AtomicU64::new(opening.sequence));
-        let reader = Some(PastReader::new(glass, written.clone(), opening.floor));
+        let told = log.tell_readers(&opening);
+        let reader = Some(PastReader::new(glass, told.clone()));
         let counters = Arc::<Counters>::default();
         let writer = Writer {
             log,
@@ -161,7 +162,7 @@ impl<T: Send + 'static> Store<T> {
             fails: fails.clone(),
             closing: closing.clone(),
             counters: counters.clone(),
-            written,
+            told,
             unwritten: Vec::new(),
             given: opening.sequence,
             is_dirty: false,
@@ -255,8 +256,8 @@ struct Writer<F: Files, T> {
     fails: Arc<AtomicBool>,
     closing: Arc<AtomicBool>,
     counters: Arc<Counters>,
-    /// Up to here the log has all that it will ever have.
-    written: Arc<AtomicU64>,
+    /// What those that read the log are told.
+    told: Arc<Told>,
     /// What nobody waits for and the disk did not take; nothing more is read from the queue then.
     unwritten: Vec<Entry<T>>,
     /// The newest sequence that was given.
@@ -384,7 +385,7 @@ impl<F: Files, T> Writer<F, T> {
 
     /// A batch is in the log.
     fn wrote(&mut self, batch: Vec<Entry<T>>) {
-        self.written.store(self.given, Ordering::Release);
+        self.told.write_up_to(self.given);
         let mut waited = Vec::new();
         self.counters.let_go(batch.iter().map(weight).sum());
         for entry in batch {
