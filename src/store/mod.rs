@@ -30,6 +30,7 @@ mod kept;
 mod log;
 mod open;
 mod past;
+mod progress;
 mod reader;
 mod record;
 mod segment;
