@@ -126,6 +126,27 @@ pub struct PastKey {
     pub since: Stamp,
 }
 
+impl PastKey {
+    /// A hash of all that an event says besides its topic. One who makes two events with the same
+    /// hash deceives itself alone.
+    pub fn said_by(event: &Event) -> u64 {
+        let mut hash = Sha1::new();
+        // What may be missing, and the length of what has no end of its own.
+        let mut add = |part: Option<&[u8]>| {
+            hash.update(part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
+            hash.update(part.unwrap_or_default());
+        };
+        add(Some(event.data.bytes()));
+        add(event.data.is_binary().then_some(&[]));
+        add(event.name.as_ref().map(|name| name.as_str().as_bytes()));
+        add(event.id.as_ref().map(|id| id.as_str().as_bytes()));
+        add(event.key.as_ref().map(|key| key.as_str().as_bytes()));
+        add(event.retry_ms.map(u32::to_le_bytes).as_ref().map(<[u8; 4]>::as_slice));
+        let hash: [u8; 20] = hash.finalize().into();
+        u64::from_le_bytes(*hash.first_chunk().expect("8 of 20 bytes"))
+    }
+}
+
 /// Why bytes are no state that can be taken. A retry does not help.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {

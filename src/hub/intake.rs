@@ -29,6 +29,7 @@ use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{HISTORY_STEPS, SINGLES_SHARE};
 use crate::event::{Epoch, Event, TOPIC_BYTES_MAX, Topic};
+use crate::handover::state::PastKey;
 use crate::log::Pace;
 use crate::publishing::{IdempotencyKey, names_many, reserved};
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
@@ -388,7 +389,7 @@ impl Intake {
         if let Some(sequence) = self.find_key(&event, &key, now)? {
             return Ok(self.taken(sequence, true));
         }
-        let (topic, said) = (event.topic.clone(), Keys::said(&event));
+        let (topic, said) = (event.topic.clone(), PastKey::said_by(&event));
         let sequence = self.accept(event, now)?;
         self.keys.note(topic, key, said, sequence, now);
         Ok(self.taken(sequence, false))

@@ -27,9 +27,9 @@ use std::sync::Arc;
 use super::files::{Files, Grows};
 use super::format::Note;
 use super::kept::Kept;
+use super::progress::Progress;
 use super::record::{self, Record, Seal, Stored};
 use super::segment::{self, Begin, HEADER_BYTES, Segment};
-use super::told::Told;
 use super::{Promise, Settings};
 use crate::event::{Epoch, Topic};
 
@@ -97,7 +97,6 @@ pub(super) struct Log<F: Files> {
     pub(super) files: F,
     pub(super) settings: Settings,
     pub(super) sealed: VecDeque<Sealed>,
-    told: Arc<Told>,
     current: F::File,
     name: String,
     number: u64,
@@ -127,6 +126,9 @@ pub(super) struct Log<F: Files> {
     /// Events up to here may be missing.
     hole: u64,
     kept: Kept,
+    progress: Arc<Progress>,
+    /// Up to here the log had all, before the end of it was taken back that is in `again`.
+    taken_back: u64,
 }
 
 /// The name of a segment.
@@ -155,7 +157,6 @@ impl<F: Files> Log<F> {
             files,
             settings,
             sealed,
-            told: Arc::default(),
             current,
             name,
             number,
@@ -173,15 +174,21 @@ impl<F: Files> Log<F> {
             reserved: begin.reserved,
             hole: begin.hole,
             kept,
+            progress: Arc::default(),
+            taken_back: 0,
         };
         log.note_durable();
         Ok(log)
     }
 
-    /// A reader of the log, which was opened with this.
-    pub fn tell_readers(&mut self, opening: &Opening) -> Arc<Told> {
-        self.told = Arc::new(Told::new(opening.sequence, opening.floor));
-        self.told.clone()
+    /// How far it is, for who reads it.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// True while what was appended before is still to be written again, or to be taken away.
+    pub fn is_behind(&self) -> bool {
+        self.is_torn || !self.again.is_empty()
     }
 
     /// Up to where sequences may be given.
@@ -273,16 +280,16 @@ impl<F: Files> Log<F> {
 
     /// The disk did not say that it has what was appended since the last sync.
     fn distrust(&mut self) {
-        // Under the strictest promise nobody has heard of what is taken back.
-        if self.settings.promise == Promise::Interval {
-            self.told.lack_behind(self.synced_sequence);
-        }
         match self.settings.promise {
             Promise::Always => self.sequence = self.synced_sequence,
-            Promise::Interval => self.again.append(&mut self.unsynced),
+            Promise::Interval => {
+                let written = self.progress.take_back(self.synced_sequence);
+                self.taken_back = self.taken_back.max(written);
+                self.again.append(&mut self.unsynced);
+            }
             Promise::Never if self.length > self.synced => {
                 self.hole = self.hole.max(self.sequence);
-                self.told.lose_up_to(self.sequence);
+                self.progress.lose(self.hole);
                 self.sequence = self.synced_sequence;
                 self.again.clear();
                 let (reserved, promise) = (self.reserved, self.promise());
@@ -303,7 +310,7 @@ impl<F: Files> Log<F> {
         if !self.is_torn {
             return Ok(());
         }
-        self.told.cut();
+        self.progress.cut();
         self.current.cut(self.length)?;
         if let Err(error) = self.current.sync() {
             self.distrust();
@@ -337,8 +344,8 @@ impl<F: Files> Log<F> {
                 return Err(error);
             }
             self.sync()?;
-            self.told.write_up_to(self.sequence);
         }
+        self.progress.wrote(std::mem::take(&mut self.taken_back));
         Ok(())
     }
 

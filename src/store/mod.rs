@@ -30,10 +30,10 @@ mod kept;
 mod log;
 mod open;
 mod past;
+mod progress;
 mod reader;
 mod record;
 mod segment;
-mod told;
 mod writer;
 
 #[cfg(test)]

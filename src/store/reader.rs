@@ -3,9 +3,8 @@
 //! Invariants worth naming:
 //! - What is given is an event whose checksum is right, in the order of the sequences, and nothing
 //!   between two of them is left out. What may be gone is told (`floor`).
-//! - Nothing is given beyond what is asked for, and nobody asks for more than was broadcast.
-//! - Where the end of the log is taken back while it is read, it is read once more. What was known
-//!   of it is forgotten, for other records may stand there next (`told`).
+//! - Nothing is given beyond what is asked for. A sequence that was broadcast leaves the log with its
+//!   segment, or where a disk did not take it; then the writer has said so before (`progress`).
 //! - A segment is looked through once, in whole; then it is known which topics it has, and about
 //!   where each sequence stands. So a topic that is rare costs next to nothing in segments without
 //!   it.
@@ -19,9 +18,9 @@ use std::sync::Arc;
 
 use super::files::Glass;
 use super::log::{name_of, number_of};
+use super::progress::Progress;
 use super::record::{self, Found, Record, Seal, Seen, Stored};
 use super::segment::{self, HEADER_BYTES, NoSegment};
-use super::told::Told;
 use crate::config::limits::{SEGMENT_TOPICS_MAX, STRETCH_LOOKED_AT_MAX, STRETCH_READ_BYTES};
 
 /// Bytes of a segment between two places that are remembered.
@@ -94,8 +93,8 @@ impl Segment {
 #[derive(Debug)]
 pub struct PastReader {
     files: Box<dyn Glass>,
-    told: Arc<Told>,
-    /// How often something had been taken back by the last look.
+    progress: Arc<Progress>,
+    /// The cuts that `segments` know of.
     cuts: u64,
     /// Events up to here are gone, or may be.
     floor: u64,
@@ -117,6 +116,11 @@ fn damaged() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the log is not as it was written")
 }
 
+/// True for what comes about where files change while they are read.
+fn is_of_change(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData)
+}
+
 /// What a walk over records does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
@@ -125,10 +129,9 @@ enum Next {
 }
 
 impl PastReader {
-    /// Reads files that another thread writes, which tells how far it is.
-    pub(super) fn new(files: Box<dyn Glass>, told: Arc<Told>) -> PastReader {
-        let (cuts, floor) = (told.cuts(), told.floor());
-        PastReader { files, told, cuts, floor, segments: BTreeMap::new() }
+    /// Reads files that another thread writes, which is so far. Events up to `floor` may be gone.
+    pub(super) fn new(files: Box<dyn Glass>, progress: Arc<Progress>, floor: u64) -> PastReader {
+        PastReader { files, progress, cuts: 0, floor, segments: BTreeMap::new() }
     }
 
     /// The next events after `after` and up to `until` that are wanted, about so many bytes.
@@ -154,7 +157,7 @@ impl PastReader {
         bytes_max: usize,
     ) -> io::Result<Stretch> {
         // Before the look: all up to here is in what is seen then.
-        let written = self.told.written();
+        let written = self.progress.written();
         self.look_around()?;
         let mut stretch = Stretch { floor: self.floor, to: after.max(self.floor), ..Stretch::default() };
         let (mut bytes, mut looked) = (0, 0);
@@ -169,6 +172,10 @@ impl PastReader {
             let segment = &self.segments[&number];
             if !segment.may_have(topics) {
                 stretch.to = stretch.to.max(segment.newest).min(until);
+                if looked >= STRETCH_LOOKED_AT_MAX && stretch.to > after {
+                    // Others have their turn.
+                    return Ok(stretch);
+                }
                 continue;
             }
             let from = segment.place_after(stretch.to);
@@ -277,24 +284,28 @@ impl PastReader {
     }
 
     /// Does something once more if the files have changed meanwhile.
-    fn again_if_changed<T>(&mut self, what: impl Fn(&mut PastReader) -> io::Result<T>) -> io::Result<T> {
-        let what = |reader: &mut PastReader| -> io::Result<T> {
-            let cuts = reader.told.cuts();
-            if cuts != reader.cuts {
-                reader.segments.pop_last();
-                reader.cuts = cuts;
-            }
-            let found = what(reader)?;
-            if reader.told.cuts() == cuts { Ok(found) } else { Err(io::ErrorKind::Interrupted.into()) }
-        };
-        match what(self) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => what(self),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
-                // A segment has gone, or the end of the last one was taken back and written anew.
+    fn again_if_changed<T>(
+        &mut self,
+        mut what: impl FnMut(&mut PastReader) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut is_second = false;
+        loop {
+            let cuts = self.progress.cuts();
+            if std::mem::replace(&mut self.cuts, cuts) != cuts {
+                // The end of the last segment was taken back, and may have been written anew.
                 self.segments.clear();
-                what(self)
             }
-            outcome => outcome,
+            let outcome = what(self);
+            let is_same = self.progress.cuts() == cuts;
+            match outcome {
+                Ok(found) if is_same => return Ok(found),
+                Ok(_) if is_second => return Err(damaged()),
+                Ok(_) => {}
+                Err(error) if is_second || !is_of_change(&error) => return Err(error),
+                // A segment has gone, or was cut while it was read.
+                Err(_) => self.segments.clear(),
+            }
+            is_second = true;
         }
     }
 
@@ -322,7 +333,7 @@ impl PastReader {
             }
         }
         let first = self.segments.values().next().map_or(0, |segment| segment.before);
-        self.floor = self.floor.max(first).max(self.told.floor());
+        self.floor = self.floor.max(first).max(self.progress.lost());
         Ok(())
     }
 

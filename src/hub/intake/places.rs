@@ -141,7 +141,7 @@ impl Intake {
 
     /// An event was taken under a key, elsewhere.
     pub fn remember(&mut self, event: &Event, key: IdempotencyKey, sequence: u64, now: Stamp) {
-        self.keys.note(event.topic.clone(), key, Keys::said(event), sequence, now);
+        self.keys.note(event.topic.clone(), key, PastKey::said_by(event), sequence, now);
     }
 
     /// The sequence that this event got before under `key`.

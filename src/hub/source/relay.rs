@@ -25,7 +25,7 @@ use super::{Submission, Submissions};
 use crate::client::backoff::Backoff;
 use crate::clock::{Stamp, unix_ms};
 use crate::config::Relay;
-use crate::config::limits::{RELAY_DEGRADED_MS, RELAY_HISTORY_MS_MAX, RELAY_QUIET_MS};
+use crate::config::limits::{RELAY_DEGRADED_MS, RELAY_HISTORY_MS_MAX, RELAY_QUIET_MS, RELAY_RETRY_MS_MAX};
 use crate::event::{Event, EventId, Topic};
 use crate::handover::state::{PastEvent, State, TopicState};
 use crate::log::Pace;
@@ -88,7 +88,7 @@ impl Greeting {
                 Ok(((line, told, at), head)) => return Ok(Greeting { line, told, at, head }),
                 Err(Unheard::Lost { why, asked }) if begin.elapsed() < patience => {
                     tracing::warn!("the origin is not there yet: {why}");
-                    sleep(backoff.next(asked)).await;
+                    sleep(backoff.next(asked).min(patience.saturating_sub(begin.elapsed()))).await;
                 }
                 Err(unheard) => return Err(unheard),
             }
@@ -312,7 +312,8 @@ impl Follower {
                 self.is_away(&unheard);
             }
             let asked = if let Unheard::Lost { asked, .. } = unheard { asked } else { None };
-            sleep(backoff.next(asked)).await;
+            // What stands before an origin may ask for hours, and it may be back in a minute.
+            sleep(backoff.next(asked).min(Duration::from_millis(RELAY_RETRY_MS_MAX))).await;
         }
     }
 

@@ -1,19 +1,17 @@
 //! What a reader gives beside the thread that writes: all that is wanted, in order, across segments,
 //! and no more than there is.
 
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::dice::Disk;
-use super::{FRESH, Nobody, settings};
+use crate::config::limits::STRETCH_LOOKED_AT_MAX;
 use crate::event::{Data, Event, Topic};
 use crate::store::files::{Files, Grows};
-use crate::store::log::{Log, name_of};
+use crate::store::log::name_of;
+use crate::store::progress::Progress;
 use crate::store::reader::PastReader;
 use crate::store::record::{self, Seal};
 use crate::store::segment::{self, Begin};
-use crate::store::told::Told;
-use crate::store::{Promise, Settings};
 
 fn event(sequence: u64) -> Event {
     Event {
@@ -42,9 +40,10 @@ fn segment(disk: &Disk, number: u64, before: u64, sequences: std::ops::Range<u64
     (seal, length + bytes.len() as u64)
 }
 
-fn reader(disk: &Disk, written: u64) -> (PastReader, Arc<Told>) {
-    let told = Arc::new(Told::new(written, 0));
-    (PastReader::new(disk.glass(), told.clone()), told)
+fn reader(disk: &Disk, written: u64) -> (PastReader, Arc<Progress>) {
+    let progress = Arc::<Progress>::default();
+    progress.wrote(written);
+    (PastReader::new(disk.glass(), progress.clone(), 0), progress)
 }
 
 /// All sequences of a topic in a span, in stretches of so many bytes.
@@ -98,7 +97,7 @@ fn what_has_gone_is_told_and_what_is_not_written_is_waited_for() {
     let disk = Disk::default();
     segment(&disk, 3, 0, 1..100);
     let (seal, end) = segment(&disk, 4, 99, 100..200);
-    let (mut reader, told) = reader(&disk, 150);
+    let (mut reader, progress) = reader(&disk, 150);
     let all = |_: &str, _: u64| true;
     let mut stretch =
         |after, until| reader.stretch(&all, None, (after, until), 1 << 20).expect("it is readable");
@@ -106,7 +105,7 @@ fn what_has_gone_is_told_and_what_is_not_written_is_waited_for() {
     // The log has it, but 250 was given to something that is still to come.
     let behind = stretch(190, 250);
     assert_eq!((behind.events.len(), behind.to), (9, 199));
-    told.write_up_to(260);
+    progress.wrote(260);
     assert_eq!(stretch(199, 250).to, 250, "nothing more comes up to there");
     disk.remove(&name_of(3)).expect("it is there");
     let late = stretch(20, 150);
@@ -136,86 +135,51 @@ fn what_a_disk_has_changed_is_not_given() {
     assert!(reader.stretch(&all, None, (50, 99), 1 << 20).is_err());
 }
 
-/// A log that grows, and what reads it.
-struct Growing {
-    disk: Disk,
-    log: Log<Disk>,
-    told: Arc<Told>,
-    reader: PastReader,
-}
-
-impl Growing {
-    fn new(promise: Promise) -> Growing {
-        let disk = Disk::default();
-        let settings = Settings { segment_bytes: 1 << 20, ..settings(promise) };
-        let (mut log, opening) = Log::open(disk.clone(), settings, FRESH, &mut Nobody).expect("a new one");
-        let told = log.tell_readers(&opening);
-        let reader = PastReader::new(disk.glass(), told.clone());
-        Growing { disk, log, told, reader }
-    }
-
-    /// Writes events of one topic, all of one length.
-    fn append(&mut self, topic: &str, sequences: RangeInclusive<u64>) {
+/// A record that failed may end where the one ends that is written in its place.
+#[test]
+fn what_was_taken_back_does_not_hide_what_is_written_in_its_place() {
+    let disk = Disk::default();
+    let (seal, end) = segment(&disk, 1, 0, 1..100);
+    let (mut reader, progress) = reader(&disk, 99);
+    let all = |_: &str, _: u64| true;
+    let record = |sequence: u64| {
         let mut bytes = Vec::new();
-        let last = *sequences.end();
-        for sequence in sequences {
-            let event = Event { topic: Topic::new(topic).expect("a topic"), ..event(50) };
-            record::write_event(&mut bytes, false, sequence, 1, &event, None);
-        }
-        self.log.append(&mut bytes, last, 1).expect("room");
+        record::write_event(&mut bytes, false, sequence, 1_000, &event(200), None);
+        record::seal(&mut bytes, seal.behind(end), end);
+        bytes
+    };
+    let mut file = disk.open(&name_of(1)).expect("it is there");
+    file.append(&record(100)).expect("room");
+    let seen = reader.stretch(&all, None, (90, 99), 1 << 20).expect("it is readable");
+    assert_eq!((seen.events.len(), seen.to), (9, 99));
+    progress.cut();
+    file.cut(end).expect("it is there");
+    file.append(&record(101)).expect("room");
+    progress.wrote(101);
+    let stretch = reader.stretch(&all, None, (99, 101), 1 << 20).expect("it is readable");
+    let found: Vec<u64> = stretch.events.iter().map(|stored| stored.sequence).collect();
+    assert_eq!((found, stretch.to), (vec![101], 101));
+}
+
+/// Else who asks for a rare topic keeps everybody else waiting while the whole log is read.
+#[test]
+fn segments_without_a_topic_are_looked_through_a_bounded_step_at_a_time() {
+    let disk = Disk::default();
+    let large = |sequence: u64| Event {
+        data: Data::binary(vec![0; STRETCH_LOOKED_AT_MAX].into()),
+        ..event(sequence * 3)
+    };
+    for number in 1..=3 {
+        let begin = Begin { before: number - 1, reserved: 1 << 20, promise: 1, hole: 0 };
+        let (mut file, seal, length) = segment::begin(&disk, &name_of(number), begin).expect("room");
+        let mut bytes = Vec::new();
+        record::write_event(&mut bytes, false, number, 1, &large(number), None);
+        record::seal(&mut bytes, seal.behind(length), length);
+        file.append(&bytes).expect("room");
     }
-
-    /// The sequences of a topic in a span, up to where that is all, and what may be gone.
-    fn read(&mut self, topic: &str, span: (u64, u64)) -> (Vec<u64>, u64, u64) {
-        let wants = |name: &str, _: u64| name == topic;
-        let stretch = self.reader.stretch(&wants, Some(&[topic]), span, 1 << 20).expect("it is readable");
-        (stretch.events.iter().map(|stored| stored.sequence).collect(), stretch.to, stretch.floor)
-    }
-}
-
-/// Those who published them hear that the outcome is unknown. Nobody gets them, and what comes to
-/// their place in the file is found.
-#[test]
-fn what_a_sync_refused_is_not_given_and_hides_nothing_that_is_written_in_its_place() {
-    let mut growing = Growing::new(Promise::Always);
-    growing.append("a", 1..=3);
-    growing.log.sync().expect("the disk works");
-    growing.told.write_up_to(3);
-    growing.append("a", 4..=6);
-    assert_eq!(growing.read("a", (0, 3)), (vec![1, 2, 3], 3, 0), "the next three are seen already");
-    growing.disk.fail_syncs(1);
-    growing.log.sync().expect_err("the disk refuses");
-    growing.append("b", 7..=9);
-    growing.log.sync().expect("the disk works");
-    growing.told.write_up_to(9);
-    assert_eq!(growing.read("b", (3, 9)), (vec![7, 8, 9], 9, 0));
-    assert_eq!(growing.read("a", (0, 9)), (vec![1, 2, 3], 9, 0));
-}
-
-#[test]
-fn what_is_still_to_be_written_again_is_waited_for() {
-    let mut growing = Growing::new(Promise::Interval);
-    growing.append("a", 1..=3);
-    growing.log.sync().expect("the disk works");
-    growing.append("a", 4..=6);
-    growing.told.write_up_to(6);
-    assert_eq!(growing.read("a", (0, 6)), (vec![1, 2, 3, 4, 5, 6], 6, 0));
-    growing.disk.fail_syncs(1);
-    growing.log.sync().expect_err("the disk refuses");
-    assert_eq!(growing.read("a", (0, 6)), (vec![1, 2, 3], 3, 0), "the others are in memory alone");
-    growing.log.probe().expect("the disk works");
-    assert_eq!(growing.read("a", (3, 6)), (vec![4, 5, 6], 6, 0));
-}
-
-#[test]
-fn what_a_sync_that_was_not_waited_for_has_lost_is_told_as_gone() {
-    let mut growing = Growing::new(Promise::Never);
-    growing.append("a", 1..=6);
-    growing.told.write_up_to(6);
-    assert_eq!(growing.read("a", (0, 6)), (vec![1, 2, 3, 4, 5, 6], 6, 0));
-    growing.disk.fail_syncs(1);
-    growing.log.sync().expect_err("the disk refuses");
-    growing.append("a", 7..=8);
-    growing.told.write_up_to(8);
-    assert_eq!(growing.read("a", (0, 8)), (vec![7, 8], 8, 6));
+    let (mut reader, _) = reader(&disk, 3);
+    let wants = |name: &str, _: u64| name == "rare";
+    let mut to = |after| reader.stretch(&wants, Some(&["rare"]), (after, 3), 1 << 20).expect("readable").to;
+    assert_eq!([to(0), to(1), to(2)], [1, 2, 3]);
+    assert_eq!(to(0), 3, "it is known by now");
 }
