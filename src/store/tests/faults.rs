@@ -372,3 +372,37 @@ fn who_only_asks_whether_an_earlier_one_is_there_does_not_hide_a_later_one() {
     bench.answers(4);
     assert_eq!(read(&mut reader, removal).0, BTreeSet::from([1, 2]), "all is there up to the removal");
 }
+
+/// The answer is `outcome_unknown` in both cases. It never is in another place, or under a sequence
+/// that another event has.
+#[test]
+fn an_event_whose_outcome_is_unknown_is_given_to_nobody_or_after_a_start_in_its_place() {
+    let disk = Disk::default();
+    let mut bench = try_open(&disk, settings(Promise::Always)).expect("a new one");
+    let mut reader = bench.store.take_reader().expect("nobody has it");
+    let publish = |bench: &mut Bench, text: &str| {
+        let sequence = bench.submit(Said::Event(event("a", text), None), true);
+        (sequence, bench.answers(1) == [sequence])
+    };
+    assert_eq!(publish(&mut bench, "first"), (1, true));
+    disk.fail_syncs(1);
+    assert_eq!(publish(&mut bench, "refused"), (2, false));
+    let next = std::iter::repeat_with(|| publish(&mut bench, "next")).find(|(_, is_there)| *is_there);
+    let (next, _) = next.expect("the disk works again");
+    assert_eq!(read(&mut reader, next).0, BTreeSet::from([1, next]), "nobody gets it");
+    drop(bench);
+
+    let (mut log, _) =
+        log::Log::open(disk.clone(), settings(Promise::Always), FRESH, &mut Nobody).expect("ours");
+    let mut bytes = Vec::new();
+    record::write_event(&mut bytes, false, next + 1, unix_ms(), &event("a", "unanswered"), None);
+    log.append(&mut bytes, next + 1, unix_ms()).expect("room");
+    // Its process ends while it waits for the disk.
+    let mut bench =
+        try_open(&disk.after(End::Killed, &mut Dice::new(1)), settings(Promise::Always)).expect("ours");
+    let mut reader = bench.store.take_reader().expect("nobody has it");
+    let last = bench.submit(Said::Event(event("a", "last"), None), true);
+    assert!(last > next + 1 && bench.answers(1) == [last]);
+    assert_eq!(read(&mut reader, last).0, BTreeSet::from([1, next, next + 1, last]));
+    assert_eq!(there(&bench.past.state)[&(next + 1)].1, "unanswered");
+}
