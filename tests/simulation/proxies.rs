@@ -37,7 +37,6 @@ use super::{EPOCH, seeds};
 const SOCKETS: usize = 24;
 /// Connections that an address may have.
 const MOST: usize = 2;
-const PLAIN: usize = 0;
 const SECURE: usize = 1;
 const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const REQUEST: &[u8] = b"GET /sse/t HTTP/1.1\r\nHost: h\r\nAccept: */*\r\n\r\n";
