@@ -81,7 +81,7 @@ fn ready_at(port: u16) -> String {
     )
 }
 
-const TINY: [&str; 10] = [
+const TINY: [&str; 12] = [
     "--connections",
     "20",
     "--pairs",
@@ -90,6 +90,8 @@ const TINY: [&str; 10] = [
     "0.2",
     "--memory-connections",
     "20,60",
+    "--memory-settled-ms",
+    "500",
     "--in-flight",
     "1,4",
 ];

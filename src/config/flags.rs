@@ -422,6 +422,7 @@ impl ServeFlags {
         }
         let rules = Rules::new(&self.rules, &limits)
             .map_err(|error| ConfigError::Rule { path: self.rules_source, error })?;
+        store.as_ref().map_or(Ok(()), |store| store.check(&limits, &rules))?;
         Ok(Config {
             listen: self.listen,
             control: self.control,

@@ -8,6 +8,7 @@
 pub mod batch;
 pub mod epoll;
 pub mod listener;
+pub mod places;
 pub mod ring;
 #[cfg(feature = "sim")]
 pub mod sim;

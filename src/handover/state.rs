@@ -70,6 +70,8 @@ pub struct TopicState {
     pub evicted: u64,
     /// The newest event that left the history for want of memory.
     pub cut: Option<PastCut>,
+    /// Events up to this sequence may be missing that never came; 0 if none are.
+    pub hole: u64,
 }
 
 /// An event that left a history before its time.
@@ -124,6 +126,27 @@ pub struct PastKey {
     pub since: Stamp,
 }
 
+impl PastKey {
+    /// A hash of all that an event says besides its topic. One who makes two events with the same
+    /// hash deceives itself alone.
+    pub fn said_by(event: &Event) -> u64 {
+        let mut hash = Sha1::new();
+        // What may be missing, and the length of what has no end of its own.
+        let mut add = |part: Option<&[u8]>| {
+            hash.update(part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
+            hash.update(part.unwrap_or_default());
+        };
+        add(Some(event.data.bytes()));
+        add(event.data.is_binary().then_some(&[]));
+        add(event.name.as_ref().map(|name| name.as_str().as_bytes()));
+        add(event.id.as_ref().map(|id| id.as_str().as_bytes()));
+        add(event.key.as_ref().map(|key| key.as_str().as_bytes()));
+        add(event.retry_ms.map(u32::to_le_bytes).as_ref().map(<[u8; 4]>::as_slice));
+        let hash: [u8; 20] = hash.finalize().into();
+        u64::from_le_bytes(*hash.first_chunk().expect("8 of 20 bytes"))
+    }
+}
+
 /// Why bytes are no state that can be taken. A retry does not help.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -169,7 +192,7 @@ impl State {
                 out.long(number)?;
             }
             let cut = topic.cut.unwrap_or(PastCut { sequence: 0, intake: Stamp(0), published: 0 });
-            for number in [cut.sequence, cut.intake.0, cut.published] {
+            for number in [cut.sequence, cut.intake.0, cut.published, topic.hole] {
                 out.long(number)?;
             }
         }
@@ -384,7 +407,7 @@ impl<R: Read> Reader<R> {
     }
 
     fn topics(&mut self, newest: u64) -> Result<Vec<TopicState>, StateError> {
-        let (count, mut topics) = self.list::<TopicState>(60)?;
+        let (count, mut topics) = self.list::<TopicState>(68)?;
         let mut names = HashSet::with_capacity(count);
         for _ in 0..count {
             let (name, id, remembered) = (self.topic()?, self.id()?, self.byte()? != 0);
@@ -400,7 +423,8 @@ impl<R: Read> Reader<R> {
                 return Err(StateError::Content("a topic stands twice"));
             }
             let cut = (cut.sequence > 0).then_some(cut);
-            topics.push(TopicState { name, remembered, sequence, id, events, bytes, evicted, cut });
+            let hole = known(self.long()?, newest)?;
+            topics.push(TopicState { name, remembered, sequence, id, events, bytes, evicted, cut, hole });
         }
         Ok(topics)
     }

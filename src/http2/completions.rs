@@ -10,7 +10,7 @@ use crate::wire::http2::Fault;
 
 impl Layer {
     pub(super) fn carrier(&mut self, slot: Slot) -> Option<&mut Carrier> {
-        self.carriers.get_mut(slot as usize)?.as_deref_mut()
+        self.carriers.get_mut(slot)
     }
 
     pub(super) fn stream(&mut self, slot: Slot) -> &mut Stream {
@@ -50,7 +50,7 @@ impl Layer {
             Completion::Copied { slot } if self.carrier(slot).is_some() => {}
             Completion::Closed { slot } if self.carrier(slot).is_some() => {
                 self.part_with_streams(slot);
-                self.carriers[slot as usize] = None;
+                self.carriers.remove(slot);
                 self.carried -= 1;
                 handle(completion);
             }
@@ -60,7 +60,7 @@ impl Layer {
 
     fn receive_ended(&mut self, slot: Slot, end: ReceiveEnd, handle: &mut dyn FnMut(Completion<'_>)) {
         let Layer { carriers, due, .. } = self;
-        let Some(carrier) = carriers[slot as usize].as_deref_mut() else { return };
+        let Some(carrier) = carriers.get_mut(slot) else { return };
         carrier.receiving = false;
         if carrier.is_over() {
             // It was told.
@@ -86,7 +86,7 @@ impl Layer {
         let Some(at) = self.instant.iter().position(of) else { return };
         self.instant.swap_remove(at);
         let Layer { carriers, due, .. } = self;
-        let Some(carrier) = carriers[slot as usize].as_deref_mut() else { return };
+        let Some(carrier) = carriers.get_mut(slot) else { return };
         match result {
             Ok(at) => {
                 carrier.warm_up().rest = Some(Rest { piece, at, sending: None });
@@ -105,7 +105,7 @@ impl Layer {
         handle: &mut dyn FnMut(Completion<'_>),
     ) {
         let Layer { carriers, due, pieces, .. } = self;
-        let Some(carrier) = carriers[slot as usize].as_deref_mut() else { return };
+        let Some(carrier) = carriers.get_mut(slot) else { return };
         let Some(mut rest) = carrier.warm_up().rest.take() else { return };
         rest.sending = None;
         Layer::mark_due(due, slot, carrier);
@@ -170,7 +170,7 @@ impl Layer {
         let Layer { streams, carriers, due, .. } = self;
         let stream = &mut streams[(slot - first) as usize];
         let of = stream.carrier;
-        let carrier = carriers.get_mut(of as usize)?.as_deref_mut()?;
+        let carrier = carriers.get_mut(of)?;
         carrier.let_go(stream, slot);
         Layer::mark_due(due, of, carrier);
         Some(carrier)

@@ -29,6 +29,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::config::limits::H2_PIECE_BYTES_MAX;
+use crate::egress::places::Places;
 use crate::egress::{Batch, Completion, EgressRing, ReceiveEnd, RingError, SendError, SendMode, Slot};
 use crate::wire::http2::hpack::Scratch;
 use crate::wire::http2::request::Request;
@@ -78,7 +79,7 @@ pub struct Http2<R> {
 struct Layer {
     rules: StreamRules,
     /// By slot.
-    carriers: Vec<Option<Box<Carrier>>>,
+    carriers: Places<Carrier>,
     /// Carriers now.
     carried: usize,
     /// By slot, behind `first_slot`.
@@ -128,7 +129,7 @@ impl<R> Http2<R> {
     pub fn new(ring: R, rules: StreamRules) -> Http2<R> {
         let layer = Layer {
             rules,
-            carriers: Vec::new(),
+            carriers: Places::default(),
             carried: 0,
             streams: Vec::new(),
             free: Vec::new(),
@@ -162,7 +163,7 @@ impl<R> Http2<R> {
 
     /// The slot of a stream by its number, for a test that plays the peers.
     pub fn stream(&self, carrier: Slot, id: u32) -> Option<Slot> {
-        self.layer.carriers.get(carrier as usize)?.as_ref()?.find(id)
+        self.layer.carriers.get(carrier)?.find(id)
     }
 }
 
@@ -193,7 +194,7 @@ impl<R: EgressRing> Http2<R> {
     fn ask_for(&mut self, slot: Slot) {
         let Http2 { ring, layer } = self;
         let Layer { carriers, due, late, again, instant, pieces, tick, .. } = layer;
-        let Some(carrier) = carriers[slot as usize].as_deref_mut() else { return };
+        let Some(carrier) = carriers.get_mut(slot) else { return };
         let (tick, receiving) = (*tick, carrier.receiving);
         if let Some(cold) = carrier.cold.as_deref_mut()
             && let Some(rest) = &mut cold.rest
@@ -302,7 +303,7 @@ impl<R: EgressRing> EgressRing for Http2<R> {
         }
         self.say_farewell(slot);
         let Layer { carriers, due, .. } = &mut self.layer;
-        if let Some(carrier) = carriers[slot as usize].as_deref_mut() {
+        if let Some(carrier) = carriers.get_mut(slot) {
             let cold = carrier.warm_up();
             (cold.part, cold.block) = (Vec::new(), None);
             cold.ending = true;
@@ -344,7 +345,7 @@ impl<R: EgressRing> EgressRing for Http2<R> {
         // A last word is to be sent first, and what is in the ring to be ended.
         self.layer.part_with_streams(slot);
         let Layer { carriers, due, .. } = &mut self.layer;
-        if let Some(carrier) = carriers[slot as usize].as_deref_mut() {
+        if let Some(carrier) = carriers.get_mut(slot) {
             let cold = carrier.warm_up();
             cold.is_over = true;
             cold.closing = true;
@@ -359,26 +360,21 @@ impl<R: EgressRing> EgressRing for Http2<R> {
 
     fn carry(&mut self, slot: Slot, bytes: Vec<u8>, receiving: bool) {
         let layer = &mut self.layer;
-        let at = slot as usize;
-        if layer.carriers.len() <= at {
-            layer.carriers.resize_with(at + 1, || None);
-        }
-        let mut carrier = Box::new(Carrier::new(receiving, layer.tick));
+        let mut carrier = Carrier::new(receiving, layer.tick);
         layer.greet(&mut carrier);
         Layer::mark_due(&mut layer.due, slot, &mut carrier);
-        layer.carriers[at] = Some(carrier);
+        layer.carriers.put(slot, carrier);
         layer.carried += 1;
         layer.unread.push((slot, bytes));
     }
 
     fn streams(&self, carrier: Slot) -> usize {
-        let carrier = self.layer.carriers.get(carrier as usize).and_then(Option::as_ref);
-        carrier.map_or(0, |carrier| carrier.streams.len())
+        self.layer.carriers.get(carrier).map_or(0, |carrier| carrier.streams.len())
     }
 
     fn say_farewell(&mut self, slot: Slot) {
         let Layer { carriers, due, .. } = &mut self.layer;
-        let Some(carrier) = carriers.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(carrier) = carriers.get_mut(slot) else { return };
         if carrier.heard_to == ALL {
             carrier.push_goaway(ErrorCode::NoError);
             Layer::mark_due(due, slot, carrier);
@@ -405,7 +401,7 @@ impl<R: EgressRing> EgressRing for Http2<R> {
         self.layer.tick += 1;
         for slot in std::mem::take(&mut self.layer.late) {
             let Layer { carriers, due, .. } = &mut self.layer;
-            if let Some(carrier) = carriers.get_mut(slot as usize).and_then(Option::as_deref_mut) {
+            if let Some(carrier) = carriers.get_mut(slot) {
                 Layer::mark_due(due, slot, carrier);
             }
         }

@@ -18,7 +18,7 @@ type Handle<'a> = &'a mut dyn FnMut(Completion<'_>);
 impl Layer {
     /// The client of a carrier has sent something.
     pub(super) fn read(&mut self, slot: Slot, bytes: &[u8], handle: Handle<'_>) {
-        let Some(mut carrier) = self.carriers.get_mut(slot as usize).and_then(Option::take) else { return };
+        let Some(mut carrier) = self.carriers.take(slot) else { return };
         let read = match carrier.is_deaf() {
             true => Ok(()),
             false => self.read_frames(slot, &mut carrier, bytes, handle),
@@ -28,7 +28,7 @@ impl Layer {
         }
         let is_partial = carrier.cold.as_ref().is_some_and(|cold| cold.is_partial());
         carrier.cool_down();
-        self.carriers[slot as usize] = Some(carrier);
+        self.carriers.put(slot, carrier);
         match read {
             Err(fault) => self.fail(slot, fault, handle),
             Ok(()) if is_partial => self.watch(slot),
@@ -40,7 +40,7 @@ impl Layer {
     pub(super) fn fail(&mut self, slot: Slot, fault: Fault, handle: Handle<'_>) {
         self.part_with_streams(slot);
         let Layer { carriers, due, .. } = self;
-        let Some(carrier) = carriers[slot as usize].as_deref_mut() else { return };
+        let Some(carrier) = carriers.get_mut(slot) else { return };
         carrier.push_goaway(fault.code);
         let cold = carrier.warm_up();
         (cold.part, cold.block) = (Vec::new(), None);
@@ -267,12 +267,12 @@ impl Layer {
         }
         let (of, length) = (stream.carrier, stream.unread());
         let mut held = self.held.remove(&slot).unwrap_or_default();
-        let Some(mut carrier) = self.carriers.get_mut(of as usize).and_then(Option::take) else { return };
+        let Some(mut carrier) = self.carriers.take(of) else { return };
         self.hear(&mut carrier, slot, &mut held, length.into(), handle);
         if !carrier.out.is_empty() {
             Layer::mark_due(&mut self.due, of, &mut carrier);
         }
-        self.carriers[of as usize] = Some(carrier);
+        self.carriers.put(of, carrier);
     }
 
     /// A frame came for a stream that is gone, or was never there. Nothing is said on a stream that

@@ -23,7 +23,7 @@ impl Layer {
         let first = self.rules.first_slot;
         let Layer { streams, carriers, due, pieces, told, .. } = self;
         let stream = &mut streams[(slot - first) as usize];
-        let carrier = carriers.get_mut(stream.carrier as usize).and_then(Option::as_deref_mut);
+        let carrier = carriers.get_mut(stream.carrier);
         let Some(carrier) = carrier else {
             let gone = Err(SendError::Gone(EPIPE));
             told.push_back(match mode {
@@ -68,7 +68,7 @@ impl Layer {
     pub(super) fn go_on(&mut self, slot: Slot) {
         let first = self.rules.first_slot;
         let Layer { streams, carriers, due, pieces, told, .. } = self;
-        let Some(carrier) = carriers.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(carrier) = carriers.get_mut(slot) else { return };
         if carrier.is_stuck() {
             return;
         }

@@ -171,10 +171,17 @@ impl Shelf {
     }
 
     fn keep(&mut self, kept: Kept) {
-        if self.kept.len() == STRETCHES_KEPT {
-            self.kept.pop_back();
-        }
         self.kept.push_front(kept);
+        self.kept.truncate(STRETCHES_KEPT);
+        // A stretch of one large event may weigh as much as many others.
+        let weight = |kept: &Kept| kept.pages.bytes.len();
+        let mut bytes: usize = self.kept.iter().map(weight).sum();
+        while bytes > STRETCHES_KEPT * STRETCH_BYTES_MAX
+            && self.kept.len() > 1
+            && let Some(oldest) = self.kept.pop_back()
+        {
+            bytes -= weight(&oldest);
+        }
     }
 }
 

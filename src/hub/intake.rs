@@ -22,12 +22,14 @@ use super::keys::Keys;
 use super::source::{Published, Source, Wish};
 use super::topics::{Recorded, TopicTable};
 use crate::broadcast::{
-    Demand, Encoded, EncodedBatch, Era, Memory, Message, Outbox, Pressure, Refused, Removal, Taken, Wanted,
+    Demand, Encoded, EncodedBatch, Era, Memory, Message, Outbox, Pressure, Refused, Removal, Taken,
+    TopicHole, Wanted,
 };
 use crate::clock::Stamp;
 use crate::config::Limits;
 use crate::config::limits::{HISTORY_STEPS, SINGLES_SHARE};
 use crate::event::{Epoch, Event, TOPIC_BYTES_MAX, Topic};
+use crate::handover::state::PastKey;
 use crate::log::Pace;
 use crate::publishing::{IdempotencyKey, names_many, reserved};
 use crate::refusal::{Refusal, RefusalCounts, RefusalReason};
@@ -72,6 +74,7 @@ enum Package {
     Batch(Arc<EncodedBatch>),
     Removal(Arc<Removal>),
     Hole(u64),
+    TopicHole(Arc<TopicHole>),
     Era(Era),
     /// [`Message::Histories`].
     Histories(usize),
@@ -91,6 +94,7 @@ impl Package {
             Package::Batch(batch) => Message::Batch(batch.clone()),
             Package::Removal(removal) => Message::Removal(removal.clone()),
             Package::Hole(position) => Message::Hole(*position),
+            Package::TopicHole(hole) => Message::TopicHole(hole.clone()),
             Package::Era(era) => Message::Era(*era),
             Package::Histories(bytes) => Message::Histories(*bytes),
         }
@@ -385,7 +389,7 @@ impl Intake {
         if let Some(sequence) = self.find_key(&event, &key, now)? {
             return Ok(self.taken(sequence, true));
         }
-        let (topic, said) = (event.topic.clone(), Keys::said(&event));
+        let (topic, said) = (event.topic.clone(), PastKey::said_by(&event));
         let sequence = self.accept(event, now)?;
         self.keys.note(topic, key, said, sequence, now);
         Ok(self.taken(sequence, false))

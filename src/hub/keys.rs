@@ -10,8 +10,6 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use sha1::{Digest, Sha1};
-
 use crate::clock::Stamp;
 use crate::config::limits::{IDEMPOTENCY_KEYS_MAX, IDEMPOTENCY_MS};
 use crate::event::{Event, Topic};
@@ -46,7 +44,7 @@ impl Keys {
         self.forget_old(now);
         // Tuples are looked for as they are kept; a topic and a key are counted references.
         let Some(taken) = self.taken.get(&(event.topic.clone(), key.clone())) else { return Ok(None) };
-        if taken.said == Keys::said(event) {
+        if taken.said == PastKey::said_by(event) {
             return Ok(Some(taken.sequence));
         }
         let named = key.given().map_or_else(String::new, |text| format!(" {text:?}"));
@@ -73,25 +71,6 @@ impl Keys {
                 self.order.remove(at);
             }
         }
-    }
-
-    /// A hash of all that an event says besides its topic. One who makes two events with the same
-    /// hash deceives itself alone.
-    pub(super) fn said(event: &Event) -> u64 {
-        let mut hash = Sha1::new();
-        // What may be missing, and the length of what has no end of its own.
-        let mut add = |part: Option<&[u8]>| {
-            hash.update(part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
-            hash.update(part.unwrap_or_default());
-        };
-        add(Some(event.data.bytes()));
-        add(event.data.is_binary().then_some(&[]));
-        add(event.name.as_ref().map(|name| name.as_str().as_bytes()));
-        add(event.id.as_ref().map(|id| id.as_str().as_bytes()));
-        add(event.key.as_ref().map(|key| key.as_str().as_bytes()));
-        add(event.retry_ms.map(u32::to_le_bytes).as_ref().map(<[u8; 4]>::as_slice));
-        let hash: [u8; 20] = hash.finalize().into();
-        u64::from_le_bytes(*hash.first_chunk().expect("8 of 20 bytes"))
     }
 
     /// All keys, the oldest first.
@@ -144,7 +123,7 @@ mod tests {
         let mut keys = Keys::default();
         let (first, minute) = (event("a", "1"), 60_000_000_000);
         assert_eq!(keys.find(&first, &key("k"), Stamp(0)), Ok(None));
-        let said = Keys::said(&first);
+        let said = PastKey::said_by(&first);
         keys.note(first.topic.clone(), key("k"), said, 7, Stamp(0));
         assert_eq!(keys.find(&first, &key("k"), Stamp(2 * minute)), Ok(Some(7)));
         assert_eq!(keys.find(&event("b", "1"), &key("k"), Stamp(0)), Ok(None), "of another topic");
@@ -169,7 +148,7 @@ mod tests {
     fn one_key_too_many_forgets_the_oldest() {
         let mut keys = Keys::default();
         let event = event("a", "1");
-        let said = Keys::said(&event);
+        let said = PastKey::said_by(&event);
         for number in 0..=IDEMPOTENCY_KEYS_MAX {
             keys.note(event.topic.clone(), key(&number.to_string()), said, number as u64, Stamp(0));
         }

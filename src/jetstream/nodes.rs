@@ -49,6 +49,14 @@ pub struct Crowd {
     pub silent: usize,
 }
 
+impl Crowd {
+    /// One node more has answered. Others may publish there too, so numbers may be of any size.
+    fn add(&mut self, counts: Counts) {
+        self.nodes += 1;
+        self.counts.iter_mut().zip(counts).for_each(|(all, some)| *all = all.saturating_add(some));
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct AnswerJson {
     node: String,
@@ -178,14 +186,23 @@ impl Nodes {
                 continue;
             }
             match counts {
-                Some(counts) => {
-                    crowd.nodes += 1;
-                    crowd.counts.iter_mut().zip(counts).for_each(|(all, some)| *all += some);
-                }
+                Some(counts) => crowd.add(counts),
                 None => crowd.silent += 1,
             }
         }
         crowd.silent += awaited.len();
         Ok(crowd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_any_size_are_added_without_an_end() {
+        let mut crowd = Crowd::default();
+        [[u64::MAX, 1], [7, 2]].into_iter().for_each(|counts| crowd.add(counts));
+        assert_eq!(crowd, Crowd { counts: [u64::MAX, 3], nodes: 2, silent: 0 });
     }
 }

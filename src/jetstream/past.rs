@@ -172,11 +172,15 @@ impl PastStream {
         let limit = Duration::from_millis(NATS_API_MS_MAX);
         let batch = consumer.fetch().max_messages(NATS_TAKE_MAX).expires(limit).messages().await;
         let mut batch = batch.map_err(|error| innermost(&error))?;
-        let (mut bytes, mut read) = (0, 0);
+        let (mut bytes, mut read) = (0, 0u64);
         while let Some(message) = timeout(2 * limit, batch.next()).await.map_err(|_| silent())? {
             let message = message.map_err(|error| error.to_string())?;
             let info = message.info().map_err(|error| error.to_string())?;
             let (sequence, pending) = (info.stream_sequence, info.pending);
+            if !is_next(&info, read) {
+                // What is before it went to a connection that had broken.
+                break;
+            }
             if sequence > until {
                 span.to = until;
                 return Ok(());
@@ -249,6 +253,11 @@ impl PastStream {
     }
 }
 
+/// True if nothing went missing on the way from a new consumer, of which so many messages were read.
+pub(super) fn is_next(info: &async_nats::jetstream::message::Info<'_>, read: u64) -> bool {
+    info.consumer_sequence == read + 1
+}
+
 fn silent() -> String {
     "no answer in time".to_string()
 }
@@ -258,5 +267,30 @@ pub fn event_of(received: Received) -> Option<(Mark, crate::event::Event)> {
     match received.said {
         Said::Event(event) => Some((received.mark, event)),
         Said::Removal(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::jetstream::message::Info;
+
+    use super::*;
+
+    #[test]
+    fn a_message_behind_one_that_went_missing_is_not_the_next_one() {
+        let info = |consumer_sequence| Info {
+            domain: None,
+            acc_hash: None,
+            stream: "fanwave",
+            consumer: "c",
+            stream_sequence: 70,
+            consumer_sequence,
+            delivered: 1,
+            pending: 3,
+            published: OffsetDateTime::UNIX_EPOCH,
+            token: None,
+        };
+        assert!(is_next(&info(1), 0) && is_next(&info(8), 7));
+        assert!(!is_next(&info(2), 0) && !is_next(&info(9), 7));
     }
 }

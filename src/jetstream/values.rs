@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::connect::innermost;
 use super::epoch::Mark;
 use super::message::{Said, understand};
+use super::past::is_next;
 use super::read::Received;
 use super::{Session, Subjects};
 use crate::config::limits::{NATS_CONSUMER_S_MAX, NATS_HEARTBEAT_MS, NATS_PULL_MS, NATS_VALUES_MS_MAX};
@@ -67,9 +68,14 @@ impl Session {
             .expires(Duration::from_millis(NATS_PULL_MS))
             .messages();
         let mut messages = messages.await.map_err(|error| failed(&error))?;
+        let mut read = 0;
         while let Some(message) = messages.next().await {
             let message = message.map_err(|error| failed(&error))?;
             let info = message.info().map_err(|error| error.to_string())?;
+            if !is_next(&info, read) {
+                return Err("a message went missing on its way".to_string());
+            }
+            read += 1;
             // They come in the order of the stream.
             if info.stream_sequence >= until {
                 break;

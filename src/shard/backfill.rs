@@ -35,8 +35,8 @@ use crate::broadcast::{PastAnswer, PastAsk, PastAsker, PastTopicAsk, Stretch};
 use crate::clock::Stamp;
 use crate::close::CloseReason;
 use crate::config::limits::{
-    BACKFILL_AWAY_MS_MAX, BACKFILL_HOLD_MS_MAX, BACKFILL_SLOW_MS_MAX, BACKFILLS_WAITING_MAX,
-    STRETCH_BYTES_MAX, STRETCHES_PER_TURN_MAX, TICK_MS,
+    ASKS_UNANSWERED_MAX, BACKFILL_AWAY_MS_MAX, BACKFILL_HOLD_MS_MAX, BACKFILL_SLOW_MS_MAX,
+    BACKFILLS_WAITING_MAX, STRETCH_BYTES_MAX, STRETCHES_PER_TURN_MAX, TICK_MS,
 };
 use crate::egress::{Batch, Payload, Slot};
 use crate::wire::gap::{Gap, GapReason};
@@ -110,6 +110,9 @@ pub(super) struct Backfills {
     last: u64,
     /// Backfills for which windows hold events.
     holding: usize,
+    /// Asks without an answer, also those of clients that have left, each with the bytes that it was
+    /// reckoned at.
+    unanswered: HashMap<u64, i64>,
     /// Bytes that may be asked for at once; below 0 where an event was longer than expected.
     credit: i64,
     filled: Stamp,
@@ -126,6 +129,7 @@ impl Backfills {
             searches: HashMap::new(),
             last: 0,
             holding: 0,
+            unanswered: HashMap::new(),
             credit: 0,
             filled: now,
         }
@@ -212,6 +216,26 @@ impl Backfills {
     /// True while a client waits for a search.
     pub(super) fn searches_for(&self, slot: Slot) -> bool {
         self.searches.get(&slot).is_some_and(|search| search.found.is_none())
+    }
+
+    /// Asks the source, which is reckoned at so many bytes until there is an answer.
+    fn ask(&mut self, number: u64, ask: PastAsk, bytes: i64) {
+        self.credit -= bytes;
+        if self.asker.ask(number, ask) {
+            self.unanswered.insert(number, bytes);
+        }
+    }
+
+    /// The next answer that is there, and its number.
+    fn next_answer(&mut self) -> Option<(u64, PastAnswer)> {
+        let (number, answer) = self.asker.next_answer()?;
+        self.credit += self.unanswered.remove(&number).unwrap_or(0);
+        Some((number, answer))
+    }
+
+    /// True if the source may be asked for one thing more.
+    fn may_ask(&self) -> bool {
+        self.unanswered.len() < ASKS_UNANSWERED_MAX
     }
 
     fn fill(&mut self, per_second: usize, now: Stamp) {
@@ -302,7 +326,7 @@ impl State {
 
     /// Goes on with all backfills, a bounded step.
     pub(super) fn go_on_with_backfills(&mut self) {
-        while let Some((number, answer)) = self.backfills.asker.next_answer() {
+        while let Some((number, answer)) = self.backfills.next_answer() {
             match answer {
                 PastAnswer::Begins(positions) => self.search_ends(number, Some(positions)),
                 PastAnswer::Stretch(stretch) => self.take_stretch(number, Some(stretch)),
@@ -338,7 +362,7 @@ impl State {
                 self.give_up(number, GapReason::Expired);
                 continue;
             }
-            let may_ask = self.backfills.credit > 0 || backfill.holds.is_some();
+            let may_ask = self.backfills.may_ask() && (self.backfills.credit > 0 || backfill.holds.is_some());
             if tick <= self.tick && may_ask && asks < STRETCHES_PER_TURN_MAX && self.drain.is_none() {
                 asks += 1;
                 self.ask_for_stretch(number);
@@ -355,7 +379,7 @@ impl State {
 
     /// True if a backfill could go on at once.
     pub(super) fn has_backfill_to_do(&self) -> bool {
-        if self.backfills.served.is_empty() || self.drain.is_some() {
+        if self.backfills.served.is_empty() || self.drain.is_some() || !self.backfills.may_ask() {
             return false;
         }
         let is_due = |number: &u64| {
@@ -436,9 +460,8 @@ impl State {
         let topics = backfill.parts.iter().map(asked).collect();
         let format = self.connections.get(backfill.slot).format;
         let ask = PastAsk::Stretch { topics, after: backfill.reached, until, format };
-        self.backfills.credit -= STRETCH_BYTES_MAX as i64;
         self.metrics.backfill.asks += 1;
-        self.backfills.asker.ask(number, ask);
+        self.backfills.ask(number, ask, STRETCH_BYTES_MAX as i64);
         let tick = self.tick;
         if let Some(backfill) = self.backfills.by_number.get_mut(&number) {
             backfill.stage = Stage::Asked(until, tick);
@@ -448,7 +471,7 @@ impl State {
     /// What came of an ask; `None`: the source cannot be read.
     fn take_stretch(&mut self, number: u64, stretch: Option<Stretch>) {
         let bytes = stretch.as_ref().map_or(0, |stretch| stretch.bytes.len()) as i64;
-        self.backfills.credit += STRETCH_BYTES_MAX as i64 - bytes.max(LOOK_BYTES);
+        self.backfills.credit -= bytes.max(LOOK_BYTES);
         let tick = self.tick;
         let Some(backfill) = self.backfills.by_number.get_mut(&number) else { return };
         let until = match backfill.stage {

@@ -65,6 +65,8 @@ pub struct Directory {
 const OWN: u32 = 0o600;
 /// The name of the file that is locked.
 const LOCK: &str = "lock";
+/// What a file system of its own has at its root.
+const LOST: &str = "lost+found";
 
 impl Directory {
     /// Makes it, if it is missing, and locks it. `None` if another process has it.
@@ -162,7 +164,7 @@ fn names_in(path: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(path)? {
         let name = entry?.file_name();
-        names.extend(name.to_str().map(str::to_string).filter(|name| name != LOCK));
+        names.extend(name.to_str().map(str::to_string).filter(|name| name != LOCK && name != LOST));
     }
     Ok(names)
 }

@@ -20,8 +20,11 @@ pub(super) const FORMAT: u32 = 2;
 pub(super) const FORMAT_FILE: &str = "format";
 pub(super) const NOTE_FILE: &str = "durable";
 
+/// What the file of the format begins with.
+const FIRST_LINE: &str = "fanwave store";
+
 fn text(epoch: Epoch) -> String {
-    let text = format!("fanwave store\nformat {FORMAT}\nepoch {epoch}\n");
+    let text = format!("{FIRST_LINE}\nformat {FORMAT}\nepoch {epoch}\n");
     format!("{text}sum {:08x}\n", crc32fast::hash(text.as_bytes()))
 }
 
@@ -51,13 +54,20 @@ pub(super) fn check(files: &impl Files) -> Result<Vec<u8>, StoreError> {
     let bytes = read.map_err(|source| StoreError::Io { what: "read", place: files.place(), source })?;
     let text = String::from_utf8_lossy(&bytes);
     let mut lines = text.lines();
-    let format = lines.next().filter(|line| *line == "fanwave store").and(lines.next());
+    let format = lines.next().filter(|line| *line == FIRST_LINE).and(lines.next());
     match format.and_then(|line| line.strip_prefix("format ")?.parse::<u32>().ok()) {
         Some(found) if found != FORMAT => {
             Err(StoreError::Format { place: files.place(), found, known: FORMAT })
         }
         _ => Ok(bytes),
     }
+}
+
+/// True if a process may have begun to write this as what a store is, and have ended in the midst
+/// of it: the file may be cut off, or be of zeros.
+pub(super) fn is_ours(bytes: &[u8]) -> bool {
+    let begin = &bytes[..bytes.len().min(FIRST_LINE.len())];
+    FIRST_LINE.as_bytes().starts_with(begin) || bytes.iter().all(|byte| *byte == 0)
 }
 
 /// What the disk has.

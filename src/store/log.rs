@@ -22,10 +22,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 use super::files::{Files, Grows};
 use super::format::Note;
 use super::kept::Kept;
+use super::progress::Progress;
 use super::record::{self, Record, Seal, Stored};
 use super::segment::{self, Begin, HEADER_BYTES, Segment};
 use super::{Promise, Settings};
@@ -124,6 +126,9 @@ pub(super) struct Log<F: Files> {
     /// Events up to here may be missing.
     hole: u64,
     kept: Kept,
+    progress: Arc<Progress>,
+    /// Up to here the log had all, before the end of it was taken back that is in `again`.
+    taken_back: u64,
 }
 
 /// The name of a segment.
@@ -169,9 +174,21 @@ impl<F: Files> Log<F> {
             reserved: begin.reserved,
             hole: begin.hole,
             kept,
+            progress: Arc::default(),
+            taken_back: 0,
         };
         log.note_durable();
         Ok(log)
+    }
+
+    /// How far it is, for who reads it.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// True while what was appended before is still to be written again, or to be taken away.
+    pub fn is_behind(&self) -> bool {
+        self.is_torn || !self.again.is_empty()
     }
 
     /// Up to where sequences may be given.
@@ -265,9 +282,14 @@ impl<F: Files> Log<F> {
     fn distrust(&mut self) {
         match self.settings.promise {
             Promise::Always => self.sequence = self.synced_sequence,
-            Promise::Interval => self.again.append(&mut self.unsynced),
+            Promise::Interval => {
+                let written = self.progress.take_back(self.synced_sequence);
+                self.taken_back = self.taken_back.max(written);
+                self.again.append(&mut self.unsynced);
+            }
             Promise::Never if self.length > self.synced => {
                 self.hole = self.hole.max(self.sequence);
+                self.progress.lose(self.hole);
                 self.sequence = self.synced_sequence;
                 self.again.clear();
                 let (reserved, promise) = (self.reserved, self.promise());
@@ -288,6 +310,7 @@ impl<F: Files> Log<F> {
         if !self.is_torn {
             return Ok(());
         }
+        self.progress.cut();
         self.current.cut(self.length)?;
         if let Err(error) = self.current.sync() {
             self.distrust();
@@ -322,6 +345,7 @@ impl<F: Files> Log<F> {
             }
             self.sync()?;
         }
+        self.progress.wrote(std::mem::take(&mut self.taken_back));
         Ok(())
     }
 
@@ -389,8 +413,8 @@ impl<F: Files> Log<F> {
         self.length + self.sealed.iter().map(|segment| segment.bytes).sum::<u64>()
     }
 
-    /// Removes the oldest segment if nothing of it is promised any more: too old by all rules, or
-    /// the store takes more than it may.
+    /// Removes the oldest segment if nothing of it is promised any more: it is too old, or the store
+    /// takes more than it may.
     pub fn forget(&mut self, unix_ms: u64) -> io::Result<Forgotten> {
         let age_ms = self.settings.age_ms_max;
         // One that grows slowly must not keep what is too old.

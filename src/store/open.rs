@@ -110,7 +110,9 @@ fn epoch<F: Files>(files: &F, names: &[String], numbers: &[u64], fresh: Epoch) -
     }
     // One without a segment was never used, or nobody knows any more which sequences were given.
     if has_format {
-        format::check(files)?;
+        if !format::is_ours(&format::check(files)?) {
+            return Err(StoreError::Foreign { place: files.place(), what: FORMAT_FILE.to_string() });
+        }
         files.remove(FORMAT_FILE).map_err(failed)?;
     }
     format::write(files, fresh).map_err(failed)?;

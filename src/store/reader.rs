@@ -3,8 +3,8 @@
 //! Invariants worth naming:
 //! - What is given is an event whose checksum is right, in the order of the sequences, and nothing
 //!   between two of them is left out. What may be gone is told (`floor`).
-//! - Nothing is given beyond what is asked for. A sequence that was broadcast never leaves the log
-//!   but with its segment, so what is asked for does not change under the reader.
+//! - Nothing is given beyond what is asked for. A sequence that was broadcast leaves the log with its
+//!   segment, or where a disk did not take it; then the writer has said so before (`progress`).
 //! - A segment is looked through once, in whole; then it is known which topics it has, and about
 //!   where each sequence stands. So a topic that is rare costs next to nothing in segments without
 //!   it.
@@ -15,10 +15,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::files::Glass;
 use super::log::{name_of, number_of};
+use super::progress::Progress;
 use super::record::{self, Found, Record, Seal, Seen, Stored};
 use super::segment::{self, HEADER_BYTES, NoSegment};
 use crate::config::limits::{SEGMENT_TOPICS_MAX, STRETCH_LOOKED_AT_MAX, STRETCH_READ_BYTES};
@@ -93,7 +93,9 @@ impl Segment {
 #[derive(Debug)]
 pub struct PastReader {
     files: Box<dyn Glass>,
-    written: Arc<AtomicU64>,
+    progress: Arc<Progress>,
+    /// The cuts that `segments` know of.
+    cuts: u64,
     /// Events up to here are gone, or may be.
     floor: u64,
     segments: BTreeMap<u64, Segment>,
@@ -114,6 +116,11 @@ fn damaged() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the log is not as it was written")
 }
 
+/// True for what comes about where files change while they are read.
+fn is_of_change(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData)
+}
+
 /// What a walk over records does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
@@ -122,10 +129,9 @@ enum Next {
 }
 
 impl PastReader {
-    /// Reads files that another thread writes, which has written all up to `written`. Events up to
-    /// `floor` may be gone.
-    pub(super) fn new(files: Box<dyn Glass>, written: Arc<AtomicU64>, floor: u64) -> PastReader {
-        PastReader { files, written, floor, segments: BTreeMap::new() }
+    /// Reads files that another thread writes, which is so far. Events up to `floor` may be gone.
+    pub(super) fn new(files: Box<dyn Glass>, progress: Arc<Progress>, floor: u64) -> PastReader {
+        PastReader { files, progress, cuts: 0, floor, segments: BTreeMap::new() }
     }
 
     /// The next events after `after` and up to `until` that are wanted, about so many bytes.
@@ -151,7 +157,7 @@ impl PastReader {
         bytes_max: usize,
     ) -> io::Result<Stretch> {
         // Before the look: all up to here is in what is seen then.
-        let written = self.written.load(Ordering::Acquire);
+        let written = self.progress.written();
         self.look_around()?;
         let mut stretch = Stretch { floor: self.floor, to: after.max(self.floor), ..Stretch::default() };
         let (mut bytes, mut looked) = (0, 0);
@@ -166,6 +172,10 @@ impl PastReader {
             let segment = &self.segments[&number];
             if !segment.may_have(topics) {
                 stretch.to = stretch.to.max(segment.newest).min(until);
+                if looked >= STRETCH_LOOKED_AT_MAX && stretch.to > after {
+                    // Others have their turn.
+                    return Ok(stretch);
+                }
                 continue;
             }
             let from = segment.place_after(stretch.to);
@@ -278,13 +288,24 @@ impl PastReader {
         &mut self,
         mut what: impl FnMut(&mut PastReader) -> io::Result<T>,
     ) -> io::Result<T> {
-        match what(self) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
-                // A segment has gone, or the end of the last one was taken back and written anew.
+        let mut is_second = false;
+        loop {
+            let cuts = self.progress.cuts();
+            if std::mem::replace(&mut self.cuts, cuts) != cuts {
+                // The end of the last segment was taken back, and may have been written anew.
                 self.segments.clear();
-                what(self)
             }
-            outcome => outcome,
+            let outcome = what(self);
+            let is_same = self.progress.cuts() == cuts;
+            match outcome {
+                Ok(found) if is_same => return Ok(found),
+                Ok(_) if is_second => return Err(damaged()),
+                Ok(_) => {}
+                Err(error) if is_second || !is_of_change(&error) => return Err(error),
+                // A segment has gone, or was cut while it was read.
+                Err(_) => self.segments.clear(),
+            }
+            is_second = true;
         }
     }
 
@@ -312,7 +333,7 @@ impl PastReader {
             }
         }
         let first = self.segments.values().next().map_or(0, |segment| segment.before);
-        self.floor = self.floor.max(first);
+        self.floor = self.floor.max(first).max(self.progress.lost());
         Ok(())
     }
 

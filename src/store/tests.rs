@@ -11,7 +11,7 @@ use crate::config::Limits;
 use crate::config::rules::{KEY, RuleText};
 use crate::egress::sim::Dice;
 use crate::event::{Data, Epoch, Event, Key, Topic};
-use crate::handover::state::State;
+use crate::handover::state::{PastKey, State};
 use crate::publishing::IdempotencyKey;
 
 mod dice;
@@ -344,8 +344,9 @@ fn removals_keys_and_retained_values_outlive_the_process() {
     let again = try_open(&disk, settings(Promise::Interval)).expect("it opens");
     let texts: Vec<String> = there(&again.past.state).into_values().map(|(_, text)| text).collect();
     assert_eq!(texts, ["here"]);
-    let [(_, known, sequence, _)] = again.past.keyed.as_slice() else { panic!("one key") };
-    assert_eq!((known, *sequence), (&key, 5));
+    let [known] = again.past.state.keys.as_slice() else { panic!("one key") };
+    let said = PastKey::said_by(&event("a", "here"));
+    assert_eq!((known.topic.as_str(), &known.key, known.said, known.sequence), ("a", &key, said, 5));
     let topic = again.past.state.topics.iter().find(|topic| topic.name.as_str() == "a").expect("it is known");
     assert_eq!((topic.evicted, topic.sequence, again.past.state.sequence), (removal, 5, 5));
 }
@@ -413,6 +414,48 @@ fn what_is_too_old_goes() {
     assert_eq!(left, 1, "the one that grows");
 }
 
+/// Three events a segment, one segment an hour: the oldest goes first, once nothing of it is young
+/// enough, and those who still lack it are told.
+#[test]
+fn a_segment_stays_until_all_of_it_is_older_than_the_age_and_what_has_gone_is_told() {
+    const HOUR: u64 = 3_600_000;
+    let disk = Disk::default();
+    let for_hours = |hours: u64| Settings {
+        age_ms_max: hours.saturating_mul(HOUR),
+        segment_bytes: 500,
+        ..settings(Promise::Never)
+    };
+    let now = unix_ms();
+    let (mut log, _) = log::Log::open(disk.clone(), for_hours(5), FRESH, &mut Nobody).expect("a new one");
+    for sequence in 1..=30 {
+        let mut bytes = Vec::new();
+        let at = now - (30 - sequence) * HOUR / 3 - 1_000;
+        record::write_event(&mut bytes, false, sequence, at, &event("a", &"x".repeat(90)), None);
+        log.append(&mut bytes, sequence, at).expect("room");
+    }
+    let segments = log.segments();
+    log.close(30).expect("the disk works");
+    drop(log);
+    let left = |hours: u64| {
+        let (mut log, _) =
+            log::Log::open(disk.clone(), for_hours(hours), FRESH, &mut Nobody).expect("it opens");
+        while log.forget(now).expect("the disk works") != log::Forgotten::Nothing {}
+        let mut reader = PastReader::new(files::Files::glass(&disk), Default::default(), 0);
+        let stretch = reader.stretch(&|_, _| true, None, (0, 30), 1 << 20).expect("it is readable");
+        let first = stretch.events.first().expect("an event").sequence;
+        assert_eq!(stretch.floor, first - 1, "what is before the first one is told as gone");
+        assert_eq!(stretch.events.last().expect("an event").sequence, 30);
+        first
+    };
+    assert!(segments > 6, "{segments} segments");
+    assert_eq!(left(u64::MAX), 1, "of any age");
+    let (eight, five) = (left(8), left(5));
+    // An event of its age stays, and with it the older ones of its segment.
+    assert!((4..=7).contains(&eight), "{eight}");
+    assert!((13..=16).contains(&five), "{five}");
+    assert_eq!(left(5), five, "nothing more goes meanwhile");
+}
+
 struct Nobody;
 
 impl log::Reader for Nobody {
@@ -469,4 +512,29 @@ fn what_is_no_store_or_of_another_format_is_named() {
     let error = scratch.open().expect_err("of a later version").to_string();
     assert!(error.contains("of format 99") && error.contains("knows format 2"), "{error}");
     assert!(!error.contains('\n'), "one line: {error}");
+}
+
+#[test]
+fn a_file_of_somebody_else_is_not_touched_whatever_its_name() {
+    let scratch = Scratch::new("format");
+    std::fs::create_dir_all(&scratch.0).expect("a directory");
+    let file = scratch.0.join("format");
+    std::fs::write(&file, "how we write dates").expect("a file");
+    let error = scratch.open().expect_err("not ours").to_string();
+    assert!(error.contains("\"format\"") && error.contains("no store of fanwave"), "{error}");
+    assert_eq!(std::fs::read_to_string(&file).expect("it is there"), "how we write dates");
+    for begun in ["", "fanwa", "fanwave store\nformat 2\nepo", "\0\0\0\0"] {
+        std::fs::write(&file, begun).expect("ours");
+        drop(scratch.open().unwrap_or_else(|error| panic!("{begun:?} was begun by a store: {error}")));
+        std::fs::remove_dir_all(&scratch.0).expect("it is there");
+        std::fs::create_dir_all(&scratch.0).expect("a directory");
+    }
+}
+
+#[test]
+fn a_file_system_of_its_own_is_an_empty_directory() {
+    let scratch = Scratch::new("mount");
+    std::fs::create_dir_all(scratch.0.join("lost+found")).expect("a directory");
+    drop(scratch.open().expect("an empty one"));
+    drop(scratch.open().expect("a store"));
 }

@@ -149,8 +149,8 @@ impl<T: Send + 'static> Store<T> {
         let (queue, entries) = bounded(STORE_QUEUE_MAX);
         let reserved = Arc::new(AtomicU64::new(log.reserved()));
         let (fails, closing) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let written = Arc::new(AtomicU64::new(opening.sequence));
-        let reader = Some(PastReader::new(glass, written.clone(), opening.floor));
+        log.progress().wrote(opening.sequence);
+        let reader = Some(PastReader::new(glass, log.progress().clone(), opening.floor));
         let counters = Arc::<Counters>::default();
         let writer = Writer {
             log,
@@ -161,7 +161,6 @@ impl<T: Send + 'static> Store<T> {
             fails: fails.clone(),
             closing: closing.clone(),
             counters: counters.clone(),
-            written,
             unwritten: Vec::new(),
             given: opening.sequence,
             is_dirty: false,
@@ -255,8 +254,6 @@ struct Writer<F: Files, T> {
     fails: Arc<AtomicBool>,
     closing: Arc<AtomicBool>,
     counters: Arc<Counters>,
-    /// Up to here the log has all that it will ever have.
-    written: Arc<AtomicU64>,
     /// What nobody waits for and the disk did not take; nothing more is read from the queue then.
     unwritten: Vec<Entry<T>>,
     /// The newest sequence that was given.
@@ -338,8 +335,9 @@ impl<F: Files, T> Writer<F, T> {
     }
 
     fn write(&mut self, batch: Vec<Entry<T>>) {
-        let Some(last) = batch.last() else { return };
-        self.given = self.given.max(last.sequence);
+        // The last one may only ask for an earlier one.
+        let Some(newest) = batch.iter().map(|entry| entry.sequence).max() else { return };
+        self.given = self.given.max(newest);
         let (mut bytes, mut newest, mut unix_ms) = (Vec::new(), 0, 0);
         for Entry { sequence, unix_ms: at, said, .. } in &batch {
             match said {
@@ -384,7 +382,7 @@ impl<F: Files, T> Writer<F, T> {
 
     /// A batch is in the log.
     fn wrote(&mut self, batch: Vec<Entry<T>>) {
-        self.written.store(self.given, Ordering::Release);
+        self.log.progress().wrote(self.given);
         let mut waited = Vec::new();
         self.counters.let_go(batch.iter().map(weight).sum());
         for entry in batch {
@@ -499,8 +497,12 @@ impl<F: Files, T> Writer<F, T> {
                     );
                 }
                 Err(error) => {
-                    self.counters.failures.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(%error, "an old segment of the store is not removed");
+                    match self.log.is_behind() {
+                        // What was acknowledged is on no disk: that is tried again soon.
+                        true => self.fail(&error.to_string()),
+                        false => _ = self.counters.failures.fetch_add(1, Ordering::Relaxed),
+                    }
                     break;
                 }
             }

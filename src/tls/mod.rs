@@ -29,6 +29,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::config::limits::TLS_HANDSHAKE_BYTES_MAX;
+use crate::egress::places::Places;
 use crate::egress::{
     Batch, Completion, EgressRing, Insecure, ReceiveEnd, RingError, SendError, SendMode, Slot,
 };
@@ -37,7 +38,6 @@ use handshake::Handshake;
 pub use identity::{Identity, IdentityError, load, load_with, without_http2};
 use pieces::Pieces;
 use session::{Rest, Session};
-use sessions::Sessions;
 
 mod automatic;
 mod handshake;
@@ -47,7 +47,6 @@ mod proxied;
 mod receiving;
 mod record;
 mod session;
-mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -75,7 +74,7 @@ struct Layer {
     /// By address: true where connections begin with a PROXY header. Empty where none do.
     proxied: Vec<bool>,
     /// By slot.
-    sessions: Sessions,
+    sessions: Places<Session>,
     /// Instant sends since the last reap that found all of them told.
     instant: Vec<Instant>,
     /// Slots for which something is to be asked at a submit.
@@ -127,7 +126,7 @@ impl<R> Tls<R> {
             from,
             addresses,
             proxied: Vec::new(),
-            sessions: Sessions::default(),
+            sessions: Places::default(),
             instant: Vec::new(),
             due: VecDeque::new(),
             submits: 0,
@@ -164,7 +163,7 @@ impl<R> Tls<R> {
 impl Layer {
     #[inline]
     fn session(&mut self, slot: Slot) -> Option<&mut Session> {
-        self.sessions.get(slot)
+        self.sessions.get_mut(slot)
     }
 
     /// A client has connected to a listener of TLS.
@@ -303,7 +302,7 @@ impl<R: EgressRing> Tls<R> {
     /// Asks one thing for a connection, if there is one; what is left is due at the next submit.
     fn ask_for(&mut self, slot: Slot) {
         let Tls { ring, layer } = self;
-        let Some(session) = layer.sessions.get(slot) else {
+        let Some(session) = layer.sessions.get_mut(slot) else {
             return;
         };
         // A slot may be due twice.
@@ -359,7 +358,7 @@ impl<R: EgressRing> EgressRing for Tls<R> {
     #[inline]
     fn send(&mut self, slot: Slot, batch: &Rc<Batch>, offset: usize, mode: SendMode) {
         let Tls { ring, layer } = self;
-        let Some(session) = layer.sessions.get(slot) else {
+        let Some(session) = layer.sessions.get_mut(slot) else {
             ring.send(slot, batch, offset, mode);
             return;
         };

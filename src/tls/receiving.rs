@@ -92,7 +92,7 @@ impl Layer {
     /// Notes when a client began a record that is not whole.
     fn list(&mut self, slot: Slot) {
         let ticks = self.ticks;
-        let Some(session) = self.sessions.get(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else { return };
         if let Some(cold) = session.cold()
             && cold.is_partial()
         {

@@ -123,6 +123,7 @@ async fn a_repeated_key_is_known_on_every_node_and_a_removal_is_one_for_all() {
     for answer in &answers[1..] {
         assert_eq!((&answer["id"], &answer["duplicate"]), (&answers[0]["id"], &Value::Bool(true)));
     }
+    until("no publish to be under way", async || (told(&one).await["in_flight"] == 0).then_some(())).await;
     let third = node(&nats.url(), &[]);
     let answer = third.answer(third.post(path).body("y")).await;
     assert_eq!(answer.status, 409, "{answer:?}");

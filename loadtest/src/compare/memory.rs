@@ -35,8 +35,8 @@ pub fn read(
     bench: &Bench,
     choice: &ServerChoice,
     protocol: Protocol,
-    few: usize,
-    many: usize,
+    (few, many): (usize, usize),
+    settled_ms: u64,
 ) -> Result<Option<Reading>> {
     if choice.custom.is_given() {
         progress("memory per connection shows in fresh servers only: the one that runs already is left out");
@@ -53,7 +53,7 @@ pub fn read(
     let (subscribers, plan) =
         (bench.subscribers(&target, protocol)?, PublishPlan::to(&target, 1, PAYLOAD_BYTES)?);
     let talk = target.talks_after_connect();
-    let stages = Stages::read(|| running.own_memory(), subscribers, &plan, (few, many), talk)
+    let stages = Stages::read(|| running.own_memory(), subscribers, &plan, (few, many), talk, settled_ms)
         .map_err(|error| blame(&mut running, error))?;
     running.stop()?;
     let per_connection = stages.per_connection(|memory| memory.rss_own);

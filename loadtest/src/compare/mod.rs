@@ -18,6 +18,7 @@ use crate::framing::Protocol;
 use crate::prove::Bench;
 use crate::prove::cells::{self, Cell, Entry};
 use crate::prove::leg::{Window, leg_time};
+use crate::prove::memory::SETTLED_MS;
 use crate::report::{check_place, save};
 use crate::server::doors::streams_parser;
 use crate::server::{CustomArgs, Doors, FanwaveArgs, NatsArgs, Rival, ServerChoice};
@@ -68,6 +69,9 @@ pub struct CompareArgs {
     /// Idle subscribers at the two readings of memory
     #[arg(long, value_name = "FEW,MANY", value_delimiter = ',', default_value = "1000,9000")]
     memory_connections: Vec<usize>,
+    /// Memory is read when it did not change for so long; servers give back some of it later
+    #[arg(long, value_name = "MS", default_value_t = SETTLED_MS)]
+    memory_settled_ms: u64,
     /// Measure in place of all that: publish to the last subscriber, and events per second, with
     /// fanwave on a stream of JetStream, beside NATS's own WebSocket with the same stream
     #[arg(long)]
@@ -129,7 +133,13 @@ pub fn run(bench: &Bench, args: &CompareArgs) -> Result<()> {
     };
     for &protocol in &args.protocol {
         for choice in &choices {
-            outcome.memory.extend(memory::read(bench, choice, protocol, few, many)?);
+            outcome.memory.extend(memory::read(
+                bench,
+                choice,
+                protocol,
+                (few, many),
+                args.memory_settled_ms,
+            )?);
         }
     }
     memory::relate(&mut outcome.memory);

@@ -21,10 +21,11 @@ use crate::server::Doors;
 use crate::unit::grouped;
 use crate::usage::Memory;
 
-/// Memory has settled when it did not change for so long.
-const SETTLED: Duration = Duration::from_millis(500);
-/// How long to wait for that.
-const SETTLE_LIMIT: Duration = Duration::from_secs(10);
+/// Memory has settled when it did not change for so many milliseconds. A server, or its allocator,
+/// gives back what newcomers took for a moment some seconds later: fanwave's within five.
+pub const SETTLED_MS: u64 = 6_000;
+/// How many times as long to wait for that at most.
+const SETTLE_LIMIT: u32 = 5;
 /// The usual huge page: what one of them adds is not a connection's need but its granule.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
@@ -43,7 +44,8 @@ pub const PAYLOAD_BYTES: usize = 200;
 pub struct MemoryArgs {
     #[command(flatten)]
     server: ServerArgs,
-    /// Idle subscribers at the first reading
+    /// Idle subscribers at the first reading; for event streams over HTTP/2 so many connections, for
+    /// what their handshakes leave is the same at both readings only if both had as many at a time
     #[arg(long, default_value_t = 1_000)]
     few: usize,
     /// Idle subscribers at the second reading
@@ -52,6 +54,9 @@ pub struct MemoryArgs {
     /// What the subscribers speak
     #[arg(long, value_delimiter = ',', default_value = "sse,ws")]
     protocol: Vec<Protocol>,
+    /// Memory is read when it did not change for so long; a server gives back some of it later
+    #[arg(long, value_name = "MS", default_value_t = SETTLED_MS)]
+    settled_ms: u64,
     /// Topics of each subscriber; more than one for json alone, whose subscribers name them by
     /// commands
     #[arg(long, default_value_t = 1)]
@@ -72,27 +77,29 @@ pub struct Stages {
 
 impl Stages {
     /// Reads a fresh server by `memory`. What it says unasked to subscribers that have just come
-    /// takes it at most `talk`.
+    /// takes it at most `talk`. Each reading waits until nothing has changed for `settled_ms`.
     pub fn read(
         memory: impl Fn() -> Result<Memory>,
         subscribers: CrowdSetup,
         plan: &PublishPlan,
         (few, many): (usize, usize),
         talk: Duration,
+        settled_ms: u64,
     ) -> Result<Stages> {
-        let empty = settled(&memory)?;
+        let settled = || settled(&memory, Duration::from_millis(settled_ms));
+        let empty = settled()?;
         let mut fleet = Fleet::new(subscribers);
         fleet.open(few)?;
         std::thread::sleep(talk);
-        let at_few = settled(&memory)?;
+        let at_few = settled()?;
         fleet.open(many - few)?;
         std::thread::sleep(talk);
-        let at_many = settled(&memory)?;
+        let at_many = settled()?;
         let mut publisher = Publisher::connect(plan)?;
         publish_one_by_one(&mut publisher, &mut fleet, 1)?;
         fleet.check(1, 1)?;
         publisher.finish()?;
-        Ok(Stages { few, many, empty, at_few, at_many, after_event: settled(&memory)? })
+        Ok(Stages { few, many, empty, at_few, at_many, after_event: settled()? })
     }
 
     /// Bytes that each connection between the two readings added.
@@ -119,8 +126,9 @@ impl Reading {
 
 /// Reads and prints.
 pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
-    if args.few >= args.many {
-        bail!("--few {} is not less than --many {}", args.few, args.many);
+    let most = args.server.doors.h2_streams.iter().copied().max().unwrap_or(1);
+    if args.few * most >= args.many {
+        bail!("--few {} with {most} streams on a connection is not less than --many {}", args.few, args.many);
     }
     if args.topics == 0 || (args.topics > 1 && args.protocol != [Protocol::Json]) {
         bail!("--topics {}: at least 1, and more than 1 with --protocol json alone", args.topics);
@@ -130,15 +138,23 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
         ways(&args.protocol, args.server.doors.tls, &args.server.doors.h2_streams)
     {
         let spoken = spoken(protocol, tls, h2_streams);
-        progress(&format!("{spoken}: {} and {} idle subscribers", args.few, args.many));
+        let few = args.few * h2_streams.unwrap_or(1);
+        progress(&format!("{spoken}: {few} and {} idle subscribers", args.many));
         let doors = Doors { tls, ..args.server.doors.with_streams(h2_streams) };
         let asked = ServerArgs { doors, ..args.server.clone() };
         readings.push(asked.ask(bench, &[], |server| {
             let mut subscribers = CrowdSetup { audit: true, ..bench.subscribers(&server.target, protocol)? };
             let quiet = (1..args.topics).map(|topic| format!("{{\"topic\":\"quiet-{topic}\"}}"));
             subscribers.commands.extend(quiet);
-            let (plan, both) = (PublishPlan::to(&server.target, 1, PAYLOAD_BYTES)?, (args.few, args.many));
-            let stages = Stages::read(|| server.own_memory(), subscribers, &plan, both, Duration::ZERO)?;
+            let (plan, both) = (PublishPlan::to(&server.target, 1, PAYLOAD_BYTES)?, (few, args.many));
+            let stages = Stages::read(
+                || server.own_memory(),
+                subscribers,
+                &plan,
+                both,
+                Duration::ZERO,
+                args.settled_ms,
+            )?;
             Ok(Reading { protocol, tls, h2_streams, stages })
         })?);
     }
@@ -158,7 +174,7 @@ pub fn run(bench: &Bench, args: &MemoryArgs) -> Result<()> {
         }
     }
     let (few, many) =
-        (format!("{} idle", grouped(args.few as u64)), format!("{} idle", grouped(args.many as u64)));
+        (format!("{} connections", grouped(args.few as u64)), format!("{} idle", grouped(args.many as u64)));
     table(2, &["protocol", "memory", "empty", &few, &many, "after an event", "per idle connection"], &rows);
     let [plain, tls] = PROMISED_BYTES;
     say(&format!(
@@ -211,11 +227,11 @@ fn spoken(protocol: Protocol, tls: bool, streams: Option<usize>) -> String {
 }
 
 /// A server's memory, read by `read`, once it has stopped changing, or when the limit is over.
-fn settled(read: impl Fn() -> Result<Memory>) -> Result<Memory> {
-    let deadline = Instant::now() + SETTLE_LIMIT;
+fn settled(read: impl Fn() -> Result<Memory>, unchanged: Duration) -> Result<Memory> {
+    let deadline = Instant::now() + unchanged * SETTLE_LIMIT;
     let mut before = read()?;
     loop {
-        std::thread::sleep(SETTLED);
+        std::thread::sleep(unchanged);
         let now = read()?;
         if now.rss_own == before.rss_own || Instant::now() > deadline {
             return Ok(now);

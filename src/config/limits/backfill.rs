@@ -19,6 +19,9 @@ pub const BACKFILLS_POSSIBLE: u64 = 1_024;
 pub const BACKFILL_BYTES_POSSIBLE: u64 = 1 << 40;
 /// Subscribers of a shard that wait for their turn, about 200 bytes each; one more is told of a gap.
 pub const BACKFILLS_WAITING_MAX: usize = 16_384;
+/// Asks of one shard without an answer, some 200 bytes each. Those who can ask at once are not so
+/// many: the others are of clients that have left while a slow source looks.
+pub const ASKS_UNANSWERED_MAX: usize = 4_096;
 /// Milliseconds that a backfill waits for a source that cannot be read, or does not have yet what is
 /// asked of it. Then its subscriber is told of a gap.
 pub const BACKFILL_AWAY_MS_MAX: u64 = 10_000;
@@ -31,3 +34,5 @@ pub const REMOVALS_MAX: usize = 16_384;
 /// Different topics of a segment of the store that are remembered, 8 bytes each. A segment of more
 /// is always looked through.
 pub const SEGMENT_TOPICS_MAX: usize = 65_536;
+
+const _: () = assert!(BACKFILLS_POSSIBLE as usize + super::HELD_BACK_MAX < ASKS_UNANSWERED_MAX);

@@ -8,6 +8,8 @@ pub const RELAY_ANSWER_MS_MAX: u64 = 10_000;
 pub const RELAY_PING_MS: u64 = 5_000;
 /// How long a start waits for an origin that does not answer.
 pub const RELAY_START_MS_MAX: u64 = 10_000;
+/// The longest wait before an origin that has gone is asked again, whatever it has asked for.
+pub const RELAY_RETRY_MS_MAX: u64 = 30_000;
 /// How long the origin's history may take. Then subscribers come in.
 pub const RELAY_HISTORY_MS_MAX: u64 = 10_000;
 /// Where the newest events are not for us, the history is here when nothing has come for so long.

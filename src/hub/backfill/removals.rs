@@ -26,7 +26,8 @@ impl Removals {
             && let Some((oldest, topic)) = self.by_position.pop_first()
         {
             self.by_topic.remove(&topic);
-            self.floor = oldest;
+            // Those of a former process come in any order.
+            self.floor = self.floor.max(oldest);
         }
     }
 
@@ -63,5 +64,14 @@ mod tests {
         }
         assert_eq!(removals.floor(), 9, "those of t2 and t1 are forgotten");
         assert_eq!(after(&removals, 0).len(), REMOVALS_MAX);
+    }
+    #[test]
+    fn removals_of_a_former_process_that_are_not_remembered_stand_for_all_in_any_order() {
+        let mut removals = Removals::default();
+        let topic = |number: u64| Topic::new(&format!("t{number}")).expect("a topic");
+        for position in (10..10 + REMOVALS_MAX as u64).chain([7, 3]) {
+            removals.note(topic(position), position);
+        }
+        assert_eq!(removals.floor(), 7, "that of 7 is not remembered, so nothing before it counts");
     }
 }

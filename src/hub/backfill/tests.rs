@@ -83,3 +83,21 @@ fn a_topic_that_was_removed_has_no_past_before_that() {
     let one = Wanted { topics: vec![wanted("a", 3)], removed: Vec::new() };
     assert_eq!(one.names(), Some(vec!["a"]));
 }
+
+#[test]
+fn stretches_of_large_events_are_kept_as_far_as_there_is_memory_for_stretches() {
+    let topics = vec![Topic::new("t").expect("a topic")];
+    let most = STRETCHES_KEPT * STRETCH_BYTES_MAX;
+    let mut shelf = Shelf::default();
+    let large = |after: u64| {
+        let pages = pages(&[], after + 1, 0);
+        let pages = Pages { bytes: vec![b'x'; most / 4 + 1].into(), ..pages };
+        Kept { topics: topics.clone(), format: Format::Sse, after, pages }
+    };
+    for after in 0..10 {
+        shelf.keep(large(after));
+        let bytes: usize = shelf.kept.iter().map(|kept| kept.pages.bytes.len()).sum();
+        assert!(bytes <= most, "{bytes}");
+    }
+    assert_eq!(shelf.kept.iter().map(|kept| kept.after).collect::<Vec<_>>(), [9, 8, 7]);
+}

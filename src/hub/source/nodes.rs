@@ -40,7 +40,7 @@ impl Hub {
         let (others, own) = tokio::join!(others, self.count_subscribers(topic.clone()));
         let Crowd { mut counts, nodes, silent } = others?;
         let own = own.ok_or_else(|| busy("some shards of this node did not answer".to_string()))?;
-        counts.iter_mut().zip(own).for_each(|(all, some)| *all += some);
+        counts.iter_mut().zip(own).for_each(|(all, some)| *all = all.saturating_add(some));
         let subscribers = ByFamily(counts);
         Ok(ClusterView { topic, scope: "cluster", subscribers, nodes: nodes + 1, silent })
     }

@@ -19,7 +19,6 @@ use crate::config::limits::{REMOTE_BYTES_MAX, STORE_BATCH_MAX, STORE_QUEUE_MAX};
 use crate::config::store::Promise;
 use crate::event::{Event, Topic};
 use crate::handover::state::PastKey;
-use crate::hub::keys::Keys;
 use crate::hub::{Hub, Intake, OpenHub};
 use crate::publishing::IdempotencyKey;
 use crate::refusal::{Refusal, RefusalReason};
@@ -47,9 +46,6 @@ pub struct Stored {
     done: u64,
     /// Bytes that wait for the disk and have no answer.
     held: Arc<AtomicUsize>,
-    /// Of those under a key that were not stored the newest: as many as may be repeated on their
-    /// way.
-    failed: BTreeSet<u64>,
     /// Until the hub hears them.
     news: Option<UnboundedReceiver<News<Owed>>>,
 }
@@ -57,15 +53,7 @@ pub struct Stored {
 impl Stored {
     /// What a store tells comes by `news`.
     pub fn new(store: Store<Owed>, news: UnboundedReceiver<News<Owed>>) -> Stored {
-        Stored { store, next: 1, done: 0, held: Arc::default(), failed: BTreeSet::new(), news: Some(news) }
-    }
-
-    /// An event that has a key was not stored: repeats that wait for it are not taken either.
-    fn note_failed(&mut self, sequence: u64) {
-        self.failed.insert(sequence);
-        if self.failed.len() > STORE_QUEUE_MAX + STORE_BATCH_MAX {
-            self.failed.pop_first();
-        }
+        Stored { store, next: 1, done: 0, held: Arc::default(), news: Some(news) }
     }
 
     /// What reads the log for those who lack more than windows hold, to be taken once.
@@ -165,7 +153,7 @@ impl Intake {
         };
         let (sequence, published) = published;
         if let Some(key) = key {
-            self.keys.note(event.topic.clone(), key, Keys::said(&event), sequence, now);
+            self.keys.note(event.topic.clone(), key, PastKey::said_by(&event), sequence, now);
         }
         Ok(published)
     }
@@ -190,22 +178,38 @@ impl Intake {
     }
 }
 
-/// Hears what the store tells, as long as the hub lives.
+/// Events under a key that were not stored, the newest of them: as many as may be repeated on their
+/// way.
+#[derive(Debug, Default)]
+struct Failed(BTreeSet<u64>);
+
+impl Failed {
+    /// Repeats that wait for this one are not taken either.
+    fn note(&mut self, sequence: u64) {
+        self.0.insert(sequence);
+        if self.0.len() > STORE_QUEUE_MAX + STORE_BATCH_MAX {
+            self.0.pop_first();
+        }
+    }
+}
+
+/// Hears what the store tells, until it is closed and has told all.
 pub(in crate::hub) async fn serve(hub: Arc<Hub>) {
     let news = match &mut hub.intake().source {
         Source::Store(stored) => stored.news.take(),
         Source::Local | Source::Remote(_) => None,
     };
     let Some(mut news) = news else { return };
+    // Not with the store, which may be closed while some of its news are still to be heard.
+    let mut failed = Failed::default();
     while let Some(news) = news.recv().await {
         match news {
-            News::Done(entries) => hub.place_stored(entries).await,
+            News::Done(entries) => hub.place_stored(entries, &failed).await,
             News::Failed(entries, failure) => {
                 for Entry { sequence, said, token, .. } in entries {
                     if let Said::Event(event, Some(key)) = said {
-                        let mut intake = hub.intake();
-                        intake.keys.forget(&event.topic, &key);
-                        intake.stored().note_failed(sequence);
+                        hub.intake().keys.forget(&event.topic, &key);
+                        failed.note(sequence);
                     }
                     let text = format!("the event is not stored: {}", failure.why);
                     let refusal = match failure.is_unknown {
@@ -227,7 +231,7 @@ pub(in crate::hub) async fn serve(hub: Arc<Hub>) {
 
 impl Hub {
     /// Broadcasts what the disk has, and answers those who waited for that.
-    async fn place_stored(&self, entries: Vec<Entry<Owed>>) {
+    async fn place_stored(&self, entries: Vec<Entry<Owed>>, failed: &Failed) {
         let mut answers = Vec::with_capacity(entries.len());
         for Entry { sequence, unix_ms, said, token } in entries {
             let Some(Owed { reply, intake }) = token else { continue };
@@ -237,7 +241,7 @@ impl Hub {
                 Said::Removal(topic) => {
                     _ = self.place_word(|intake| intake.place_removal(topic, sequence)).await;
                 }
-                Said::Nothing if self.intake().stored().failed.contains(&sequence) => {
+                Said::Nothing if failed.0.contains(&sequence) => {
                     reply.tell(Err(Refusal::outcome_unknown()));
                     continue;
                 }
@@ -264,18 +268,8 @@ impl Hub {
 impl OpenHub {
     /// Goes on where a store ends: hub and shards. Nobody was let in yet.
     pub async fn restore_stored(&self, past: StorePast) {
-        let StorePast { mut state, keyed, removals } = past;
+        let StorePast { state, removals } = past;
         self.hub.begin_to_read_store(removals);
-        state.keys = keyed
-            .into_iter()
-            .map(|(event, key, sequence, since)| PastKey {
-                said: Keys::said(&event),
-                topic: event.topic,
-                key,
-                sequence,
-                since,
-            })
-            .collect();
         self.restore(state).await;
     }
 }

@@ -36,3 +36,32 @@ async fn a_wish_that_nobody_answers_has_an_unknown_outcome() {
     let refusal = remote.submit(publish(1), Stamp(1), 1).expect_err("nobody is there");
     assert_eq!(refusal.reason, RefusalReason::Source, "it was sent nowhere");
 }
+
+/// A start waits for an origin as long as it says, and no longer.
+#[tokio::test]
+async fn an_origin_that_asks_for_an_hour_is_not_waited_for_so_long() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let answering = tokio::spawn(async move {
+        loop {
+            let (mut peer, _) = listener.accept().await.expect("a peer");
+            let mut head = [0; 4_096];
+            let _ = peer.read(&mut head).await;
+            let answer = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n";
+            let _ = peer.write_all(answer.as_bytes()).await;
+        }
+    });
+    let relay = crate::config::Relay {
+        name: format!("relay://{address}"),
+        origin: format!("ws://{address}").parse().expect("an address"),
+        matches: vec!["**".parse().expect("a pattern")],
+        token_file: None,
+        ca: None,
+    };
+    let greeting = relay::Greeting::get(&relay, 1, Duration::from_millis(300));
+    let outcome = timeout(Duration::from_secs(20), greeting).await.expect("it does not wait for an hour");
+    assert!(matches!(outcome, Err(crate::relay::Unheard::Lost { .. })), "{outcome:?}");
+    answering.abort();
+}

@@ -174,8 +174,9 @@ async fn removals_holes_and_epochs_wait_for_room_as_events_do_and_none_is_lost()
     let placing = tokio::spawn(async move {
         for sequence in 1..=30 {
             let topic = Topic::new("t").expect("a topic");
-            let placed = match sequence % 3 {
+            let placed = match sequence % 4 {
                 0 => hub.place_word(|intake| intake.tell_hole(sequence)).await,
+                3 => hub.place_word(|intake| intake.tell_hole_of(topic, sequence)).await,
                 1 => hub.place_word(|intake| intake.place_removal(topic, sequence)).await,
                 _ => hub.place(event("x"), sequence, 0).await,
             };
@@ -197,6 +198,7 @@ async fn removals_holes_and_epochs_wait_for_room_as_events_do_and_none_is_lost()
                 Message::Batch(batch) => batch.events.iter().map(|event| event.sequence).collect(),
                 Message::Removal(removal) => vec![removal.sequence],
                 Message::Hole(position) => vec![position],
+                Message::TopicHole(hole) => vec![hole.position],
                 Message::Era(era) => vec![era.base],
                 other => panic!("{other:?}"),
             });
@@ -293,14 +295,13 @@ async fn an_epoch_that_begins_anew_counts_from_one_and_forgets_keys() {
     assert!(frame(new).contains(&format!("id: {other}-1\n")), "{}", frame(new));
 }
 
-/// With a store that answers when the disk has an event.
-#[tokio::test]
-async fn a_repeat_of_what_the_disk_does_not_have_yet_is_one_and_waits_with_it() {
+/// A store in a directory of this name that answers when the disk has an event.
+fn strict_store(name: &str) -> (Source, std::path::PathBuf) {
     use crate::config::store::Promise;
     use crate::hub::source::{Stored, news};
     use crate::store::{Directory, Settings, Store};
 
-    let path = std::env::temp_dir().join(format!("fanwave-hub-store-{}", std::process::id()));
+    let path = std::env::temp_dir().join(format!("fanwave-hub-{name}-{}", std::process::id()));
     let directory = Directory::open(&path).expect("a directory").expect("nobody has it");
     let settings = Settings {
         promise: Promise::Always,
@@ -314,9 +315,15 @@ async fn a_repeat_of_what_the_disk_does_not_have_yet_is_one_and_waits_with_it() 
     let weigh = |event: &Event| event.weight();
     let (store, _) =
         Store::open(directory, settings, &Limits::default(), weigh, EPOCH, tell).expect("a store");
+    (Source::Store(Box::new(Stored::new(store, heard))), path)
+}
+
+#[tokio::test]
+async fn a_repeat_of_what_the_disk_does_not_have_yet_is_one_and_waits_with_it() {
+    let (source, path) = strict_store("repeat");
     let mut bench = bench(1, Limits::default());
     let mut seen = bench.start_shard(0);
-    bench.hub.intake().source = Source::Store(Box::new(Stored::new(store, heard)));
+    bench.hub.intake().source = source;
     let serving = tokio::spawn(crate::hub::source::store::serve(bench.hub.clone()));
     let publish = |text: &'static str| bench.post("/topics/t?idempotency_key=k", text);
     let (first, again, other) = tokio::join!(publish("x"), publish("x"), publish("y"));
@@ -333,5 +340,23 @@ async fn a_repeat_of_what_the_disk_does_not_have_yet_is_one_and_waits_with_it() 
     assert_eq!(sequences, [1, 2], "each is broadcast once");
     bench.hub.close_source().await;
     serving.await.expect("it ends with the store");
+    std::fs::remove_dir_all(path).expect("ours");
+}
+
+/// A disk that hangs may have its answers ready only when the drain is over.
+#[tokio::test]
+async fn what_a_store_tells_after_it_was_closed_is_heard() {
+    let (source, path) = strict_store("closed");
+    let bench = bench(1, Limits::default());
+    bench.hub.intake().source = source;
+    let serving = tokio::spawn(crate::hub::source::store::serve(bench.hub.clone()));
+    tokio::task::yield_now().await;
+    let key = || crate::publishing::IdempotencyKey::new("k").ok();
+    let publish = || bench.hub.intake().publish(event("x"), key(), bench.hub.now()).expect("room");
+    let (first, again) = (publish(), publish());
+    bench.hub.close_source().await;
+    serving.await.expect("it ends with the store");
+    assert_eq!(first.outcome().await, Ok(taken(1)));
+    assert_eq!(again.outcome().await, Ok(Taken { duplicate: true, ..taken(1) }));
     std::fs::remove_dir_all(path).expect("ours");
 }

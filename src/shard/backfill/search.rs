@@ -49,7 +49,8 @@ impl State {
         };
         let asked = topics.iter().map(|name| PastTopicAsk { name: name.clone(), at: end_of(name), told: 0 });
         let asked: Arc<[PastTopicAsk]> = asked.filter(|asked| asked.at > 0).collect();
-        if asked.is_empty() || self.backfills.searches.len() >= HELD_BACK_MAX {
+        let has_room = self.backfills.searches.len() < HELD_BACK_MAX && self.backfills.may_ask();
+        if asked.is_empty() || !has_room {
             return false;
         }
         let number = self.backfills.number();
@@ -66,7 +67,7 @@ impl State {
             Start::Since(ms) => PastAsk::Since(asked.clone(), self.unix_ms().saturating_sub(*ms)),
             Start::Now | Start::After(_) => return false,
         };
-        self.backfills.asker.ask(number, ask);
+        self.backfills.ask(number, ask, 0);
         let search = Search { number, topics: asked, begun: self.now, found: None };
         self.backfills.searches.insert(slot, search);
         true

@@ -32,7 +32,8 @@ type Asked = (u64, u64, u64);
 
 impl Bench {
     fn new(limits: Limits, slow: SlowPolicy) -> Bench {
-        let store = StoreRules { data: "nowhere".into(), promise: Promise::Always, bytes_max: 0 };
+        let store =
+            StoreRules { data: "nowhere".into(), promise: Promise::Always, bytes_max: 0, age_ms_max: None };
         let limits = Limits { window_events_max: WINDOW as usize, ..limits };
         let config = Arc::new(Config { limits, slow, store: Some(store), ..Config::default() });
         let (outbox, inbox) = path(8).expect("eventfd");
@@ -314,4 +315,25 @@ fn subscribers_of_the_newest_events_and_of_windows_alone_ask_for_nothing() {
     assert_eq!(bench.heard(here), numbers(17..=20));
     assert_eq!(bench.asked(), None);
     assert_eq!(std::mem::size_of::<crate::shard::connections::Connection>(), 128, "nobody pays for it");
+}
+
+#[test]
+fn clients_that_ask_and_leave_fill_no_queue_and_use_up_no_rate() {
+    let mut bench = Bench::usual();
+    let leave = |bench: &mut Bench| {
+        let slot = bench.come_back("topic=a", 5);
+        bench.shard.ring_mut().peer_resets(slot);
+        bench.turns(10);
+    };
+    for _ in 0..ASKS_UNANSWERED_MAX + 10 {
+        leave(&mut bench);
+    }
+    let asked: Vec<Asked> = std::iter::from_fn(|| bench.asked()).collect();
+    assert!(asked.len() <= ASKS_UNANSWERED_MAX, "{} asks", asked.len());
+    asked.iter().for_each(|asked| bench.outbox.tell_past(asked.0, PastAnswer::Away));
+    bench.turns(10);
+    let back = bench.come_back("topic=a", 5);
+    let (number, ..) = bench.asked().expect("what nobody waited for has cost nothing");
+    bench.answer(number, "a", &[16], 16);
+    assert_eq!(bench.heard(back), numbers(16..=20));
 }

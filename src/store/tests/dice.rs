@@ -98,6 +98,11 @@ impl Disk {
         (inside.fails, inside.dice) = (many, Some(Dice::new(seed)));
     }
 
+    /// Nothing goes on until this is dropped.
+    pub fn hold(&self) -> impl Sized + '_ {
+        self.inside()
+    }
+
     /// The next syncs of files fail, so many.
     pub fn fail_syncs(&self, many: u64) {
         self.inside().failing_syncs = many;

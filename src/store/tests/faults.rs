@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::limits::STORE_QUEUE_BYTES_MAX;
+use crate::store::files::Files;
 
 /// The texts that are there, in their order.
 fn texts(bench: &Bench) -> Vec<String> {
@@ -289,4 +290,85 @@ fn what_waits_for_a_disk_that_refuses_is_bounded_in_bytes() {
     drop(bench);
     let again = try_open(&disk, settings(Promise::Interval)).expect("it opens");
     assert_eq!((again.past.state.sequence, again.past.state.hole), (taken + 1, 0));
+}
+
+/// All of a span that a reader finds, and up to where events may be gone.
+fn read(reader: &mut PastReader, until: u64) -> (BTreeSet<u64>, u64) {
+    let all = |_: &str, _: u64| true;
+    let (mut found, mut after, mut floor) = (BTreeSet::new(), 0, 0);
+    while after < until {
+        let stretch = reader.stretch(&all, None, (after, until), 1 << 20).expect("it is readable");
+        assert!(stretch.to > after, "nothing comes behind {after}");
+        found.extend(stretch.events.iter().map(|stored| stored.sequence));
+        (after, floor) = (stretch.to, stretch.floor);
+    }
+    (found, floor)
+}
+
+#[test]
+fn what_a_failed_sync_has_lost_is_told_to_who_reads_the_log_meanwhile() {
+    let disk = Disk::default();
+    let mut bench = try_open(&disk, settings(Promise::Never)).expect("a new one");
+    let mut reader = bench.store.take_reader().expect("nobody has it");
+    let submit = |bench: &mut Bench, number: u64| {
+        bench.submit(Said::Event(event("a", &format!("{number} {}", "x".repeat(90))), None), false);
+    };
+    (0..5).for_each(|number| submit(&mut bench, number));
+    while bench.store.report().entries < 5 {
+        std::thread::yield_now();
+    }
+    disk.fail_syncs(1);
+    // The next sync is that of the first segment that is full.
+    (5..30).for_each(|number| submit(&mut bench, number));
+    assert!(matches!(bench.news.recv(), Ok(News::Degraded(Some(_)))));
+    assert!(matches!(bench.news.recv(), Ok(News::Degraded(None))));
+    while bench.store.report().queued_bytes > 0 {
+        std::thread::yield_now();
+    }
+    let (found, floor) = read(&mut reader, 30);
+    assert!((5..30).contains(&floor), "some have gone, and that is told: {floor}");
+    assert!((1..=30).all(|sequence| sequence <= floor || found.contains(&sequence)), "{floor} {found:?}");
+}
+
+#[test]
+fn what_is_to_be_written_again_is_waited_for() {
+    let disk = Disk::default();
+    let (mut log, opening) =
+        log::Log::open(disk.clone(), settings(Promise::Interval), FRESH, &mut Nobody).expect("it opens");
+    let mut reader = PastReader::new(disk.glass(), log.progress().clone(), opening.floor);
+    let write = |log: &mut log::Log<Disk>, sequence: u64| {
+        let mut bytes = Vec::new();
+        record::write_event(&mut bytes, false, sequence, 1, &event("a", "x"), None);
+        log.append(&mut bytes, sequence, 1).expect("room");
+        log.progress().wrote(sequence);
+    };
+    write(&mut log, 1);
+    log.sync().expect("the disk works");
+    write(&mut log, 2);
+    disk.fail_syncs(1);
+    log.sync().expect_err("it is to fail");
+    assert!(log.is_behind());
+    let all = |_: &str, _: u64| true;
+    let mut to = || reader.stretch(&all, None, (0, 2), 1 << 20).expect("it is readable").to;
+    assert_eq!(to(), 1, "2 is on no disk");
+    log.probe().expect("the disk works");
+    assert!(!log.is_behind());
+    assert_eq!(to(), 2);
+}
+
+#[test]
+fn who_only_asks_whether_an_earlier_one_is_there_does_not_hide_a_later_one() {
+    let disk = Disk::default();
+    let mut bench = try_open(&disk, settings(Promise::Always)).expect("a new one");
+    let mut reader = bench.store.take_reader().expect("nobody has it");
+    let held = disk.hold();
+    let first = bench.submit(Said::Event(event("a", "1"), None), true);
+    // These go together while the first one is written.
+    bench.submit(Said::Event(event("a", "2"), None), true);
+    let removal = bench.submit(Said::Removal(Topic::new("a").expect("a topic")), true);
+    let asks = Entry { sequence: first, unix_ms: 1, said: Said::Nothing, token: Some(first) };
+    assert!(bench.store.submit(asks), "room");
+    drop(held);
+    bench.answers(4);
+    assert_eq!(read(&mut reader, removal).0, BTreeSet::from([1, 2]), "all is there up to the removal");
 }

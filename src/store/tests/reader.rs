@@ -2,12 +2,13 @@
 //! and no more than there is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::dice::Disk;
+use crate::config::limits::STRETCH_LOOKED_AT_MAX;
 use crate::event::{Data, Event, Topic};
 use crate::store::files::{Files, Grows};
 use crate::store::log::name_of;
+use crate::store::progress::Progress;
 use crate::store::reader::PastReader;
 use crate::store::record::{self, Seal};
 use crate::store::segment::{self, Begin};
@@ -39,9 +40,10 @@ fn segment(disk: &Disk, number: u64, before: u64, sequences: std::ops::Range<u64
     (seal, length + bytes.len() as u64)
 }
 
-fn reader(disk: &Disk, written: u64) -> (PastReader, Arc<AtomicU64>) {
-    let written = Arc::new(AtomicU64::new(written));
-    (PastReader::new(disk.glass(), written.clone(), 0), written)
+fn reader(disk: &Disk, written: u64) -> (PastReader, Arc<Progress>) {
+    let progress = Arc::<Progress>::default();
+    progress.wrote(written);
+    (PastReader::new(disk.glass(), progress.clone(), 0), progress)
 }
 
 /// All sequences of a topic in a span, in stretches of so many bytes.
@@ -95,7 +97,7 @@ fn what_has_gone_is_told_and_what_is_not_written_is_waited_for() {
     let disk = Disk::default();
     segment(&disk, 3, 0, 1..100);
     let (seal, end) = segment(&disk, 4, 99, 100..200);
-    let (mut reader, written) = reader(&disk, 150);
+    let (mut reader, progress) = reader(&disk, 150);
     let all = |_: &str, _: u64| true;
     let mut stretch =
         |after, until| reader.stretch(&all, None, (after, until), 1 << 20).expect("it is readable");
@@ -103,7 +105,7 @@ fn what_has_gone_is_told_and_what_is_not_written_is_waited_for() {
     // The log has it, but 250 was given to something that is still to come.
     let behind = stretch(190, 250);
     assert_eq!((behind.events.len(), behind.to), (9, 199));
-    written.store(260, Ordering::Release);
+    progress.wrote(260);
     assert_eq!(stretch(199, 250).to, 250, "nothing more comes up to there");
     disk.remove(&name_of(3)).expect("it is there");
     let late = stretch(20, 150);
@@ -131,4 +133,53 @@ fn what_a_disk_has_changed_is_not_given() {
     let all = |_: &str, _: u64| true;
     assert_eq!(reader.stretch(&all, None, (0, 50), 1 << 20).expect("it is whole").events.len(), 50);
     assert!(reader.stretch(&all, None, (50, 99), 1 << 20).is_err());
+}
+
+/// A record that failed may end where the one ends that is written in its place.
+#[test]
+fn what_was_taken_back_does_not_hide_what_is_written_in_its_place() {
+    let disk = Disk::default();
+    let (seal, end) = segment(&disk, 1, 0, 1..100);
+    let (mut reader, progress) = reader(&disk, 99);
+    let all = |_: &str, _: u64| true;
+    let record = |sequence: u64| {
+        let mut bytes = Vec::new();
+        record::write_event(&mut bytes, false, sequence, 1_000, &event(200), None);
+        record::seal(&mut bytes, seal.behind(end), end);
+        bytes
+    };
+    let mut file = disk.open(&name_of(1)).expect("it is there");
+    file.append(&record(100)).expect("room");
+    let seen = reader.stretch(&all, None, (90, 99), 1 << 20).expect("it is readable");
+    assert_eq!((seen.events.len(), seen.to), (9, 99));
+    progress.cut();
+    file.cut(end).expect("it is there");
+    file.append(&record(101)).expect("room");
+    progress.wrote(101);
+    let stretch = reader.stretch(&all, None, (99, 101), 1 << 20).expect("it is readable");
+    let found: Vec<u64> = stretch.events.iter().map(|stored| stored.sequence).collect();
+    assert_eq!((found, stretch.to), (vec![101], 101));
+}
+
+/// Else who asks for a rare topic keeps everybody else waiting while the whole log is read.
+#[test]
+fn segments_without_a_topic_are_looked_through_a_bounded_step_at_a_time() {
+    let disk = Disk::default();
+    let large = |sequence: u64| Event {
+        data: Data::binary(vec![0; STRETCH_LOOKED_AT_MAX].into()),
+        ..event(sequence * 3)
+    };
+    for number in 1..=3 {
+        let begin = Begin { before: number - 1, reserved: 1 << 20, promise: 1, hole: 0 };
+        let (mut file, seal, length) = segment::begin(&disk, &name_of(number), begin).expect("room");
+        let mut bytes = Vec::new();
+        record::write_event(&mut bytes, false, number, 1, &large(number), None);
+        record::seal(&mut bytes, seal.behind(length), length);
+        file.append(&bytes).expect("room");
+    }
+    let (mut reader, _) = reader(&disk, 3);
+    let wants = |name: &str, _: u64| name == "rare";
+    let mut to = |after| reader.stretch(&wants, Some(&["rare"]), (after, 3), 1 << 20).expect("readable").to;
+    assert_eq!([to(0), to(1), to(2)], [1, 2, 3]);
+    assert_eq!(to(0), 3, "it is known by now");
 }

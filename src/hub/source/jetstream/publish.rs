@@ -34,6 +34,7 @@ pub(super) async fn serve(
 ) {
     let mut under_way = FuturesUnordered::new();
     loop {
+        status.told().in_flight = under_way.len();
         let Submission { wish, intake, reply, .. } = tokio::select! {
             Some(()) = under_way.next() => continue,
             submission = submissions.recv() => match submission {
@@ -67,7 +68,6 @@ pub(super) async fn serve(
             }
             Err(fault) => reply.tell(Err(refusal(fault))),
         }
-        status.told().in_flight = under_way.len();
     }
     while under_way.next().await.is_some() {}
 }
