@@ -17,8 +17,8 @@ pub(super) fn answer_to_other(bytes: &[u8], line: &str) -> Vec<u8> {
         // A client behind a proxy that tells of it awaits TLS.
         byte if byte.is_ascii_uppercase() && !proxy::begins_like_one(bytes) => format!(
             "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
-             Cache-Control: no-store\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{line}\r\n",
-            line.len() + 2
+             Cache-Control: no-store\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{line}\n",
+            line.len() + 1
         )
         .into_bytes(),
         // An alert is answered by none.
