@@ -261,6 +261,15 @@ pub struct Removal {
     pub sequence: u64,
 }
 
+/// Events of one topic may be missing.
+#[derive(Debug)]
+pub struct TopicHole {
+    /// The topic.
+    pub topic: Topic,
+    /// Up to here, which is its place in the order of events.
+    pub position: u64,
+}
+
 /// What the hub says to a shard, in order.
 #[derive(Debug)]
 pub enum Message {
@@ -271,6 +280,8 @@ pub enum Message {
     /// Up to this position events may be missing that were not here: a subscriber with a cursor
     /// below it is told.
     Hole(u64),
+    /// The same of one topic; no other one lacks anything.
+    TopicHole(Arc<TopicHole>),
     /// The same, and from there on ids are of another epoch.
     Era(Era),
     /// Begin to drain. A shard that is done still answers new clients, until all shards are.

@@ -56,7 +56,8 @@ pub enum CloseReason {
     Memory,
     /// The address has as many connections as one may have.
     AddressFull,
-    /// The connection does not begin with the PROXY header that is expected on its address.
+    /// The connection does not begin with the PROXY header that is expected on its address. With
+    /// TLS it is cut.
     BadProxyHeader,
     /// The client speaks no TLS 1.3 to an address of TLS, not the protocol, or without the
     /// certificate that it needs. It gets the alert of the standard (RFC 8446 §6.2).
@@ -218,7 +219,7 @@ pub const CLOSE_TABLE: [CloseRow; CloseReason::COUNT] = {
         refusal(Full, "full", 503),
         refusal(Memory, "memory", 503),
         CloseRow { ending: Either, ..refusal(AddressFull, "address_full", 429) },
-        refusal(BadProxyHeader, "bad_proxy_header", 400),
+        CloseRow { ending: Either, ..refusal(BadProxyHeader, "bad_proxy_header", 400) },
         cut(TlsHandshake, "tls_handshake"),
         cut(TlsRecord, "tls_record"),
         CloseRow { http_status: Some(503), ..told(Draining, "draining", Either, Ours(1012)) },

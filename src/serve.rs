@@ -251,6 +251,7 @@ pub fn run(
     let mut listen: Vec<SocketAddr> = data.iter().map(|address| address.bound).collect();
     // They are behind the plain ones.
     let listen_tls = listen.split_off(config.listen.len());
+    let proxied: Vec<bool> = (0..data.len()).map(|at| config.is_proxied(at)).collect();
     let doors = RingDoors { keeps_listeners: data.iter().any(|address| address.passed), holds_accepts };
     // The shards have theirs. Those of a former process are dealt with once they are ours.
     let inherited: Vec<DataAddress> = data.into_iter().filter(|address| address.inherited).collect();
@@ -288,6 +289,7 @@ pub fn run(
                         identity,
                         from: listen.len(),
                         addresses: listen.len() + listen_tls.len(),
+                        proxied: proxied.clone(),
                     }),
                     streams: streams(&config.limits, &capacity),
                 },

@@ -101,7 +101,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "relay",
         ],
     ),
-    ("tls", &["config", "config/limits", "egress"]),
+    ("tls", &["config", "config/limits", "egress", "wire"]),
     ("http2", &["config/limits", "egress", "wire"]),
     ("acme", &["config", "config/limits", "tls"]),
     (

@@ -40,6 +40,10 @@ mod h2;
 mod memory;
 #[path = "simulation/nodes.rs"]
 mod nodes;
+#[path = "support/proxied.rs"]
+mod proxied;
+#[path = "simulation/proxies.rs"]
+mod proxies;
 #[path = "simulation/publishers.rs"]
 mod publishers;
 #[path = "simulation/questions.rs"]

@@ -31,6 +31,8 @@ pub struct PastTopic {
     pub evicted: u64,
     /// The newest event that left the history for want of memory.
     pub cut: Option<Cut>,
+    /// Events up to this position may be missing that never came; 0 if none are.
+    pub hole: u64,
 }
 
 /// What a shard begins with.

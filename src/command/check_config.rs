@@ -7,9 +7,10 @@ use std::path::PathBuf;
 
 use super::Command;
 use super::sources;
-use crate::config::Config;
 use crate::config::rules::{Conflate, History, Rule};
+use crate::config::store::Promise;
 use crate::config::units::{Age, Size, grouped};
+use crate::config::{Config, StoreRules};
 use crate::event::Topic;
 use crate::tls;
 
@@ -54,7 +55,23 @@ fn told(config: &Config, file: &str) -> String {
         let retained = if rule.retain { format!(", and {}", retained(rule)) } else { String::new() };
         text += &format!("line {}: {} keeps {}{retained}\n", rule.line, rule.pattern, history(rule.history));
     }
-    text + &format!("other topics keep {}\n", history(History::of(&config.limits)))
+    text += &format!("other topics keep {}\n", history(History::of(&config.limits)));
+    text + &config.store.as_ref().map_or(String::new(), |store| stored(store, config))
+}
+
+/// What is kept on disk.
+fn stored(store: &StoreRules, config: &Config) -> String {
+    let age = match store.age_ms(&config.limits, &config.rules) {
+        u64::MAX => "events of any age".to_string(),
+        age_ms => format!("events for {}", Age(age_ms)),
+    };
+    let when = match store.promise {
+        Promise::Always => "before they are answered",
+        Promise::Interval => "a tenth of a second later",
+        Promise::Never => "when the kernel writes them",
+    };
+    let (data, most) = (store.data.display(), bytes(usize::try_from(store.bytes_max).unwrap_or(usize::MAX)));
+    format!("{data} keeps {age}, and at most {most}; it has them {when}\n")
 }
 
 /// What is retained besides.
@@ -110,6 +127,30 @@ fn bytes(size: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_on_disk_is_told_with_the_age_that_rules_give_or_a_flag_does() {
+        let rules = "[[rule]]\nmatch = \"long/**\"\nhistory = { age = \"2h\" }\n";
+        let told = |age_ms_max, promise| {
+            let store =
+                StoreRules { data: "/var/lib/fanwave".into(), promise, bytes_max: 1 << 30, age_ms_max };
+            let told = super::told(&Config { store: Some(store), ..config(rules) }, "f");
+            told.lines().last().expect("a line").to_string()
+        };
+        assert_eq!(
+            told(None, Promise::Interval),
+            "/var/lib/fanwave keeps events for 2h, and at most 1GiB; it has them a tenth of a second later"
+        );
+        assert_eq!(
+            told(Some(24 * 3_600_000), Promise::Always),
+            "/var/lib/fanwave keeps events for 24h, and at most 1GiB; it has them before they are answered"
+        );
+        let any = told(Some(u64::MAX), Promise::Never);
+        assert!(
+            any.contains("keeps events of any age, and at most 1GiB; it has them when the kernel"),
+            "{any}"
+        );
+    }
 
     fn config(text: &str) -> Config {
         use toml::de::DeTable;

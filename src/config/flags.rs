@@ -97,7 +97,7 @@ pub enum ConfigError {
     #[error(transparent)]
     Acme(#[from] AcmeError),
     /// The PROXY protocol is meant for an address that nobody listens on.
-    #[error("--proxy-protocol {0} is none of the --listen addresses")]
+    #[error("--proxy-protocol {0} is none of the --listen and --listen-tls addresses")]
     ProxiedNowhere(SocketAddr),
     /// An address for subscribers stands twice.
     #[error("--listen {0} is given twice, or for --listen-tls as well")]
@@ -136,8 +136,8 @@ pub struct ServeFlags {
     #[arg(long, value_name = "IP:PORT|unix:PATH", value_delimiter = ',', default_value = "127.0.0.1:8081")]
     #[arg(help_heading = "Addresses")]
     control: Vec<ControlAddress>,
-    /// Which --listen addresses take the PROXY protocol, version 1 or 2: there every connection
-    /// begins with it, so nobody but the proxy may reach them
+    /// Which --listen and --listen-tls addresses take the PROXY protocol, version 1 or 2: there every
+    /// connection begins with it, before TLS too, so nobody but the proxy may reach them
     #[arg(long, value_name = "IP:PORT", value_delimiter = ',', value_parser = socket_address)]
     #[arg(help_heading = "Addresses")]
     proxy_protocol: Vec<SocketAddr>,
@@ -398,7 +398,9 @@ impl ServeFlags {
         let listen_tls = self.tls.listen_tls.clone();
         let control_tls = self.tls.control_tls.clone();
         check_addresses(&[&self.listen[..], &listen_tls].concat(), &self.control, &control_tls)?;
-        if let Some(other) = self.proxy_protocol.iter().find(|address| !self.listen.contains(address)) {
+        let is_other =
+            |address: &&SocketAddr| !self.listen.contains(address) && !listen_tls.contains(address);
+        if let Some(other) = self.proxy_protocol.iter().find(is_other) {
             return Err(ConfigError::ProxiedNowhere(*other));
         }
         let acme = self.acme.rules(!listen_tls.is_empty())?;
@@ -420,6 +422,7 @@ impl ServeFlags {
         }
         let rules = Rules::new(&self.rules, &limits)
             .map_err(|error| ConfigError::Rule { path: self.rules_source, error })?;
+        store.as_ref().map_or(Ok(()), |store| store.check(&limits, &rules))?;
         Ok(Config {
             listen: self.listen,
             control: self.control,

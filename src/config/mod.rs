@@ -186,7 +186,7 @@ pub struct ControlRules {
 pub struct Config {
     /// Data plane addresses; every shard listens on each.
     pub listen: Vec<SocketAddr>,
-    /// Those of them on which every connection begins with a PROXY header.
+    /// Those of `listen` and `listen_tls` on which every connection begins with a PROXY header.
     pub proxy_protocol: Vec<SocketAddr>,
     /// Data plane addresses with TLS; every shard listens on each.
     pub listen_tls: Vec<SocketAddr>,
@@ -338,7 +338,8 @@ impl Config {
     /// again.
     pub fn is_proxied(&self, listener: usize) -> bool {
         let at = listener % (self.listen.len() + self.listen_tls.len()).max(1);
-        self.listen.get(at).is_some_and(|address| self.proxy_protocol.contains(address))
+        let address = self.listen.iter().chain(&self.listen_tls).nth(at);
+        address.is_some_and(|address| self.proxy_protocol.contains(address))
     }
 
     /// True if connections to this listener of a shard speak TLS.
@@ -357,13 +358,13 @@ mod tests {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let config = Config {
             listen: vec![address(1), address(2)],
-            listen_tls: vec![address(3)],
-            proxy_protocol: vec![address(2)],
+            listen_tls: vec![address(3), address(4)],
+            proxy_protocol: vec![address(4), address(2)],
             ..Config::default()
         };
-        let secure: Vec<usize> = (0..9).filter(|listener| config.is_secure(*listener)).collect();
-        assert_eq!(secure, [2, 5, 8]);
-        let proxied: Vec<usize> = (0..9).filter(|listener| config.is_proxied(*listener)).collect();
-        assert_eq!(proxied, [1, 4, 7]);
+        let secure: Vec<usize> = (0..8).filter(|listener| config.is_secure(*listener)).collect();
+        assert_eq!(secure, [2, 3, 6, 7]);
+        let proxied: Vec<usize> = (0..8).filter(|listener| config.is_proxied(*listener)).collect();
+        assert_eq!(proxied, [1, 3, 5, 7]);
     }
 }

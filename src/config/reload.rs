@@ -78,7 +78,7 @@ impl Config {
         to.takes("diagnostic-echo", |config| &mut config.diagnostic_echo, diagnostic_echo);
         to.takes("log", |config| &mut config.log, log);
         to.takes("memory-max", |config| &mut config.memory_max, memory_max);
-        to.keeps("data, --fsync and --data-bytes-max", &self.store, store);
+        to.keeps("data, --fsync, --data-bytes-max and --data-age-max", &self.store, store);
         to.keeps("listen", &self.listen, listen);
         to.takes("tls-cert, --tls-key and --tls-client-ca", |config| &mut config.tls, tls);
         to.keeps("acme and its flags", &self.acme, acme);

@@ -71,6 +71,9 @@ pub enum ReceiveEnd {
 /// What broke a TLS connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Insecure {
+    /// The PROXY header before its handshake, which is missing, wrong, too long or broken off: one
+    /// line for a human.
+    Header(&'static str),
     /// Its handshake: no common version or protocol, a certificate that is missing, no TLS at all.
     Handshake,
     /// A record behind the handshake: changed, replayed, too large, out of place.
@@ -92,6 +95,14 @@ pub enum Completion<'a> {
     /// The kernel could not accept for want of resources, by errno; asked again after
     /// [`EgressRing::retry_accepts`].
     AcceptFailed(i32),
+    /// The PROXY header of a connection with TLS is whole; its handshake follows. It comes once, and
+    /// only where the header is expected.
+    Introduced {
+        /// Whose connection.
+        slot: Slot,
+        /// Who the client is; `None` if that is the proxy itself, or is not known.
+        client: Option<SocketAddr>,
+    },
     /// The peer of this slot and we have agreed on keys: what is received from now on was sealed.
     Secured {
         /// Whose connection.

@@ -189,7 +189,9 @@ impl<K: Kind> Rig<K> {
             seen.push(match completion {
                 Completion::Accepted { slot, peer, .. } => Seen::Accepted(slot, peer),
                 Completion::AcceptFailed(errno) => panic!("accept failed with errno {errno}"),
-                Completion::Secured { slot } => panic!("slot {slot} has keys in a ring without TLS"),
+                Completion::Introduced { slot, .. } | Completion::Secured { slot } => {
+                    panic!("slot {slot} speaks TLS in a ring without it")
+                }
                 Completion::StreamOpened { .. } | Completion::StreamRefused { .. } => {
                     panic!("a ring of sockets carries no streams")
                 }

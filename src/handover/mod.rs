@@ -35,7 +35,7 @@ pub mod talk;
 
 /// The format of what is said and of the state. Processes of another one do not hand over to each
 /// other.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// The program's version, for messages.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -70,6 +70,8 @@ pub struct TopicState {
     pub evicted: u64,
     /// The newest event that left the history for want of memory.
     pub cut: Option<PastCut>,
+    /// Events up to this sequence may be missing that never came; 0 if none are.
+    pub hole: u64,
 }
 
 /// An event that left a history before its time.
@@ -190,7 +192,7 @@ impl State {
                 out.long(number)?;
             }
             let cut = topic.cut.unwrap_or(PastCut { sequence: 0, intake: Stamp(0), published: 0 });
-            for number in [cut.sequence, cut.intake.0, cut.published] {
+            for number in [cut.sequence, cut.intake.0, cut.published, topic.hole] {
                 out.long(number)?;
             }
         }
@@ -405,7 +407,7 @@ impl<R: Read> Reader<R> {
     }
 
     fn topics(&mut self, newest: u64) -> Result<Vec<TopicState>, StateError> {
-        let (count, mut topics) = self.list::<TopicState>(60)?;
+        let (count, mut topics) = self.list::<TopicState>(68)?;
         let mut names = HashSet::with_capacity(count);
         for _ in 0..count {
             let (name, id, remembered) = (self.topic()?, self.id()?, self.byte()? != 0);
@@ -421,7 +423,8 @@ impl<R: Read> Reader<R> {
                 return Err(StateError::Content("a topic stands twice"));
             }
             let cut = (cut.sequence > 0).then_some(cut);
-            topics.push(TopicState { name, remembered, sequence, id, events, bytes, evicted, cut });
+            let hole = known(self.long()?, newest)?;
+            topics.push(TopicState { name, remembered, sequence, id, events, bytes, evicted, cut, hole });
         }
         Ok(topics)
     }

@@ -22,7 +22,8 @@ use super::keys::Keys;
 use super::source::{Published, Source, Wish};
 use super::topics::{Recorded, TopicTable};
 use crate::broadcast::{
-    Demand, Encoded, EncodedBatch, Era, Memory, Message, Outbox, Pressure, Refused, Removal, Taken, Wanted,
+    Demand, Encoded, EncodedBatch, Era, Memory, Message, Outbox, Pressure, Refused, Removal, Taken,
+    TopicHole, Wanted,
 };
 use crate::clock::Stamp;
 use crate::config::Limits;
@@ -73,6 +74,7 @@ enum Package {
     Batch(Arc<EncodedBatch>),
     Removal(Arc<Removal>),
     Hole(u64),
+    TopicHole(Arc<TopicHole>),
     Era(Era),
     /// [`Message::Histories`].
     Histories(usize),
@@ -92,6 +94,7 @@ impl Package {
             Package::Batch(batch) => Message::Batch(batch.clone()),
             Package::Removal(removal) => Message::Removal(removal.clone()),
             Package::Hole(position) => Message::Hole(*position),
+            Package::TopicHole(hole) => Message::TopicHole(hole.clone()),
             Package::Era(era) => Message::Era(*era),
             Package::Histories(bytes) => Message::Histories(*bytes),
         }

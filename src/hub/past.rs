@@ -89,9 +89,11 @@ impl Intake {
         mut forgotten: Vec<(Topic, u64)>,
         dropped: u64,
     ) -> Gathered {
+        let last_of: HashMap<&Topic, u64> = forgotten.iter().map(|(topic, last)| (topic, *last)).collect();
         let state_of = |record: &TopicRecord| {
-            // Of a topic without a window nothing is left.
+            // Of a topic without a window nothing is left, and a hole may be behind its last event.
             let window = windows.get(&record.topic);
+            let last = last_of.get(&record.topic).map_or(record.sequence, |last| record.sequence.max(*last));
             TopicState {
                 name: record.topic.clone(),
                 remembered: true,
@@ -99,8 +101,9 @@ impl Intake {
                 id: record.id.clone(),
                 events: record.events,
                 bytes: record.bytes,
-                evicted: window.map_or(record.sequence, |window| window.evicted),
+                evicted: window.map_or(last, |window| window.evicted),
                 cut: window.and_then(|window| window.cut).map(PastCut::from),
+                hole: window.map_or(0, |window| window.hole),
             }
         };
         let mut topics: Vec<TopicState> = self.topics.by_age().map(state_of).collect();
@@ -108,7 +111,7 @@ impl Intake {
         // retained values everywhere.
         let mut lost: HashMap<Topic, (u64, bool)> = HashMap::new();
         for window in windows.values().filter(|window| self.topics.get(&window.name).is_none()) {
-            lost.insert(window.name.clone(), (window.evicted, window.retains));
+            lost.insert(window.name.clone(), (window.evicted.max(window.hole), window.retains));
         }
         events.retain(|event| match lost.get_mut(&event.event.topic) {
             Some((newest, retains)) => {
@@ -131,6 +134,7 @@ impl Intake {
                     bytes: 0,
                     evicted,
                     cut: None,
+                    hole: 0,
                 }),
             }
         }
@@ -141,6 +145,7 @@ impl Intake {
         for topic in &mut topics {
             topic.sequence = sequence(topic.sequence);
             topic.evicted = sequence(topic.evicted);
+            topic.hole = sequence(topic.hole);
             topic.cut = topic
                 .cut
                 .filter(|cut| cut.sequence > base)
@@ -214,9 +219,9 @@ impl Intake {
     fn restore_topics(&mut self, topics: Vec<TopicState>) -> HashMap<Topic, (PastTopic, Arc<Account>, u64)> {
         let mut known: HashMap<Topic, (PastTopic, Arc<Account>, u64)> = HashMap::with_capacity(topics.len());
         for topic in topics {
-            let TopicState { name, remembered, sequence, id, events, bytes, evicted, cut } = topic;
+            let TopicState { name, remembered, sequence, id, events, bytes, evicted, cut, hole } = topic;
             let cut = cut.map(Cut::from);
-            let past = PastTopic { name: name.clone(), remembered, retains: !remembered, evicted, cut };
+            let past = PastTopic { name: name.clone(), remembered, retains: !remembered, evicted, cut, hole };
             if !remembered {
                 known.insert(name, (past, Account::new(self.topics.memory()), sequence));
                 continue;
@@ -281,6 +286,7 @@ mod tests {
             bytes: 10,
             evicted: 0,
             cut: None,
+            hole: 0,
         };
         let past = |sequence: u64| {
             let event = event(if sequence % 2 == 1 { "odd" } else { "even" }, "x");
@@ -353,6 +359,33 @@ mod tests {
         let past = intake(&Limits::default()).restore(state, one, 2 * one, Stamp(100));
         assert_eq!(kept(&past), [8, 9, 10], "history, and the newest that may be values");
         assert_eq!((evicted(&past, "odd"), evicted(&past, "even")), ((9, None), (8, Some(8))));
+    }
+
+    #[test]
+    fn a_hole_of_one_topic_is_known_to_the_next_process_also_behind_all_that_is_left_of_it() {
+        let name = |name: &str| Topic::new(name).expect("a topic");
+        let mut old = intake(&Limits::default());
+        for (sequence, topic) in [(1, "here"), (2, "quiet")] {
+            old.place(event(topic, "x"), sequence, 0, Stamp(sequence));
+        }
+        old.tell_hole_of(name("quiet"), 3);
+        old.tell_hole_of(name("here"), 4);
+        let here = PastTopic {
+            name: name("here"),
+            remembered: true,
+            retains: false,
+            evicted: 0,
+            cut: None,
+            hole: 4,
+        };
+        let windows = HashMap::from([(name("here"), here)]);
+        let state = old.gathered(windows, Vec::new(), vec![(name("quiet"), 3)], 0).state;
+        let past = intake(&Limits::default()).restore(state, usize::MAX, 0, Stamp(9));
+        let told = |topic: &str| {
+            let found = past.topics.iter().find(|other| other.name == name(topic));
+            found.map(|topic| (topic.evicted, topic.hole)).expect("it is known")
+        };
+        assert_eq!((past.sequence, told("here"), told("quiet")), (4, (0, 4), (3, 0)));
     }
 
     #[test]

@@ -76,6 +76,11 @@ impl SimHub {
         self.place_word(move |intake| intake.tell_hole(sequence))
     }
 
+    /// A source tells of a hole of one topic.
+    pub fn tell_hole_of(&self, topic: Topic, sequence: u64) -> impl Future<Output = bool> + Send + use<> {
+        self.place_word(move |intake| intake.tell_hole_of(topic, sequence))
+    }
+
     /// A source begins anew.
     pub fn begin_era(&self, epoch: Epoch) -> impl Future<Output = bool> + Send + use<> {
         self.place_word(move |intake| intake.begin_era(epoch))

@@ -48,7 +48,7 @@ pub enum Told {
     Unfit {
         /// Its place.
         at: EventId,
-        /// Its topic, if it may be one.
+        /// Its topic, if it may be one here.
         topic: Option<Topic>,
         /// What is wrong with it.
         cause: String,
@@ -216,7 +216,8 @@ impl Line {
         let Some(at) = position(heard.position()) else {
             return Err(self.foreign("an event without a position"));
         };
-        let (unix_ms, topic) = (heard.time.unwrap_or_default(), Topic::new(&heard.topic).ok());
+        let unix_ms = heard.time.unwrap_or_default();
+        let topic = Topic::new(&heard.topic).ok().filter(|topic| !topic.as_str().contains('*'));
         Ok(match event_of(heard) {
             Ok(event) => Told::Event { at, event, unix_ms },
             Err(cause) => Told::Unfit { at, topic, cause },

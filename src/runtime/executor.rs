@@ -76,8 +76,9 @@ async fn run(
             let ring = Http2::new(ring, streams);
             serve(Shard::new(setup, ring, inbox, Stamp::now()), doorbell, bell, ready).await
         }
-        Some(Secure { identity, from, addresses }) => {
-            let ring = Http2::new(Tls::new(ring, from, addresses, identity), streams);
+        Some(Secure { identity, from, addresses, proxied }) => {
+            let ring = Tls::new(ring, from, addresses, identity).behind_proxies(proxied);
+            let ring = Http2::new(ring, streams);
             serve(Shard::new(setup, ring, inbox, Stamp::now()), doorbell, bell, ready).await
         }
     }

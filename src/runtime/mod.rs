@@ -141,6 +141,8 @@ pub struct Secure {
     pub from: usize,
     /// Of so many addresses. A shard that has more listeners has them in the same order again.
     pub addresses: usize,
+    /// By address: true where connections begin with a PROXY header.
+    pub proxied: Vec<bool>,
 }
 
 /// Which ring a shard gets, and what that needs to know.

@@ -52,8 +52,9 @@ fn run(
             ready();
             pump(&mut shard, Http2::inner_mut)
         }
-        Some(Secure { identity, from, addresses }) => {
-            let ring = Http2::new(Tls::new(ring, from, addresses, identity), streams);
+        Some(Secure { identity, from, addresses, proxied }) => {
+            let ring = Tls::new(ring, from, addresses, identity).behind_proxies(proxied);
+            let ring = Http2::new(ring, streams);
             let mut shard = Shard::new(setup, ring, inbox, Stamp::now());
             ready();
             pump(&mut shard, |ring| ring.inner_mut().inner_mut())

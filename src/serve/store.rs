@@ -4,8 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::broadcast::Encoded;
-use crate::config::limits::{IDEMPOTENCY_MS, STORE_SEGMENT_BYTES};
-use crate::config::rules::History;
+use crate::config::limits::STORE_SEGMENT_BYTES;
 use crate::config::{Config, StoreRules};
 use crate::event::Epoch;
 use crate::hub::source::{Source, Stored, news};
@@ -18,15 +17,13 @@ pub(super) fn open(
     rules: &StoreRules,
     fresh: Epoch,
 ) -> Result<(Source, StorePast), StoreError> {
-    let StoreRules { data, promise, bytes_max } = rules;
+    let StoreRules { data, promise, bytes_max, .. } = rules;
     let directory = lock(data)?;
-    let ages = config.rules.iter().map(|rule| rule.history.age_ms);
-    let age_ms_max = ages.chain([History::of(&config.limits).age_ms, IDEMPOTENCY_MS]).max();
     let settings = Settings {
         promise: *promise,
         bytes_max: *bytes_max,
         segment_bytes: STORE_SEGMENT_BYTES.min(bytes_max / 8),
-        age_ms_max: age_ms_max.unwrap_or(IDEMPOTENCY_MS),
+        age_ms_max: rules.age_ms(&config.limits, &config.rules),
         rules: config.rules.clone(),
     };
     let (tell, heard) = news();

@@ -1,4 +1,7 @@
 //! Who connects, and whether it may: the PROXY header before a request, and connections by address.
+//! The header before TLS is read by the ring, which tells what it says.
+
+use std::net::SocketAddr;
 
 use super::connections::{Phase, Session, Standing};
 use super::state::State;
@@ -19,11 +22,7 @@ impl State {
             Ok(Preface::Partial) => {}
             Ok(Preface::Whole { bytes: whole, client }) => {
                 connection.session = Session::Handshake(Vec::new());
-                connection.standing = Standing::Known;
-                if let Some(client) = client {
-                    connection.set_peer(client);
-                }
-                self.count_at_address(slot);
+                self.introduce(slot, client);
                 // Every byte of the header before these was a part of it.
                 let rest = &mut bytes[whole - before..];
                 if !rest.is_empty() && self.connections.get(slot).phase == Phase::Handshake {
@@ -36,6 +35,27 @@ impl State {
                 self.refuse(slot, &refusal, &Manner::default());
             }
         }
+    }
+
+    /// The PROXY header is whole. `client` takes the proxy's place, where it is told.
+    pub(super) fn introduce(&mut self, slot: Slot, client: Option<SocketAddr>) {
+        let connection = self.connections.get_mut(slot);
+        assert!(connection.standing == Standing::Untold, "a header is expected, once");
+        connection.standing = Standing::Known;
+        if let Some(client) = client {
+            connection.set_peer(client);
+        }
+        self.count_at_address(slot);
+    }
+
+    /// What comes before TLS is no PROXY header. The ring has told the peer so.
+    pub(super) fn abort_header(&mut self, slot: Slot, detail: &str) {
+        let reason = CloseReason::BadProxyHeader;
+        if let Some(left_out) = self.detail(reason) {
+            let peer = self.connections.get(slot).peer();
+            tracing::debug!(%peer, reason = reason.row().label, detail, left_out, "connection refused");
+        }
+        self.abort(slot, reason);
     }
 
     /// It is known who connects. A connection too many of one address is answered, as long as there

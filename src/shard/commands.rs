@@ -354,7 +354,7 @@ impl State {
         };
         self.backfills.forget_search(slot);
         let begin = match past {
-            Some(after) => self.begins_from_past(after, start),
+            Some(after) => self.begins_from_past(index, after, start),
             None => self.begins(index, start, named),
         };
         let Begin { after: sequence, is_short, greets_after } = begin;

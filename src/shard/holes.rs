@@ -8,14 +8,15 @@
 //!   behind the notice, and so does what comes behind the hole.
 //! - A subscriber that comes back later with an id from before the hole is told when it comes
 //!   (`start`).
-//!
-//! Which topics have lost something is not known: a gap names all that a subscriber has.
+//! - Where it is known which topic has lost something, nobody else is told, and a gap names that
+//!   topic or the patterns by which a subscriber has it. Else it names all that a subscriber has.
 
-use super::connections::{FAR, Phase};
+use super::connections::{FAR, Phase, TopicIndex};
 use super::state::State;
-use crate::broadcast::Era;
+use crate::broadcast::{Era, TopicHole};
 use crate::config::limits::{ENTRIES_LOOKED_AT_MAX, HOLES_TOLD_MAX};
 use crate::egress::Slot;
+use crate::event::Topic;
 use crate::wire::gap::{Gap, GapReason};
 
 /// How far all connections have been told of a hole.
@@ -28,6 +29,8 @@ pub(super) struct Telling {
     until: u64,
     /// What the ids are of that gaps name.
     era: Era,
+    /// The topic that lacks something; `None`: it may be any.
+    of: Option<Topic>,
 }
 
 impl State {
@@ -44,18 +47,35 @@ impl State {
         self.eras.begin(era);
     }
 
+    /// Events of one topic may be missing.
+    pub(super) fn take_topic_hole(&mut self, hole: &TopicHole) {
+        assert!(hole.position > self.sequence, "the hub broadcasts in order");
+        self.sequence = hole.position;
+        if self.topics.note_hole(&hole.topic, hole.position) {
+            let (era, of) = (self.eras.present(), Some(hole.topic.clone()));
+            let (reason, until) = (GapReason::Expired, hole.position);
+            self.telling = Some(Telling { next: 0, reason, until, era, of });
+        }
+    }
+
     fn begin_hole(&mut self, position: u64, reason: GapReason, era: Era) {
         assert!(position > self.sequence, "the hub broadcasts in order");
         self.sequence = position;
         self.hole = position;
-        self.telling = Some(Telling { next: 0, reason, until: position, era });
+        self.telling = Some(Telling { next: 0, reason, until: position, era, of: None });
+    }
+
+    /// Up to where events of a topic, or of a pattern, may be missing that never came here.
+    pub(super) fn hole_of(&self, topic: TopicIndex) -> u64 {
+        self.hole.max(self.topics.get(topic).window.hole())
     }
 
     /// Tells the next connections of a hole. One that comes meanwhile and names an event from
     /// before it may be told twice.
     pub(super) fn tell_of_hole(&mut self) {
-        let Some(telling) = &self.telling else { return };
+        let Some(telling) = self.telling.take() else { return };
         let (first, reason, until, era) = (telling.next, telling.reason, telling.until, telling.era);
+        let lacking = telling.of.as_ref().map(|topic| self.topics.named_or_matched(topic));
         let capacity = self.connections.capacity();
         let end = (first + ENTRIES_LOOKED_AT_MAX).min(capacity);
         let mut told = 0;
@@ -63,21 +83,36 @@ impl State {
         while next < end && told < HOLES_TOLD_MAX {
             let slot = next as Slot;
             next += 1;
-            let connection = self.connections.get(slot);
-            let members = connection.memberships.as_slice();
-            let mut cursor = connection.cursor;
-            if cursor == FAR {
-                cursor = self.backfills.lowest(slot).unwrap_or(cursor);
-            }
-            if connection.phase != Phase::Open || members.is_empty() || cursor >= until {
-                continue;
-            }
+            let Some((cursor, topics)) = self.lacks(slot, until, lacking.as_deref()) else { continue };
             told += 1;
-            let after = era.id(cursor).to_string();
-            let topics = self.names(members.iter().map(|member| member.topic));
+            let (after, topics) = (era.id(cursor).to_string(), self.names(topics.into_iter()));
             self.tell_gap(slot, &Gap { after: Some(after), reason, topics });
         }
-        self.telling = (next < capacity).then_some(Telling { next, reason, until, era });
+        self.telling = (next < capacity).then_some(Telling { next, ..telling });
+    }
+
+    /// What a connection has that is still before a hole of these topics, `None` for any, and where
+    /// it is. `None` if that is nothing.
+    fn lacks(&self, slot: Slot, until: u64, of: Option<&[TopicIndex]>) -> Option<(u64, Vec<TopicIndex>)> {
+        let connection = self.connections.get(slot);
+        let mut cursor = connection.cursor;
+        if cursor == FAR {
+            cursor = self.backfills.lowest(slot).unwrap_or(cursor);
+        }
+        if connection.phase != Phase::Open || cursor >= until {
+            return None;
+        }
+        let is_before = |topic: TopicIndex| {
+            let from = connection.memberships.begins_after(topic, connection.cursor);
+            let from = if from == FAR { self.backfills.reached(slot, topic) } else { Some(from) };
+            from.is_some_and(|from| from < until)
+        };
+        let has = connection.memberships.as_slice().iter().map(|member| member.topic);
+        let topics: Vec<TopicIndex> = match of {
+            None => has.collect(),
+            Some(of) => has.filter(|topic| of.contains(topic) && is_before(*topic)).collect(),
+        };
+        (!topics.is_empty()).then_some((cursor, topics))
     }
 }
 
@@ -85,13 +120,13 @@ impl State {
 mod tests {
     use std::sync::Arc;
 
-    use crate::broadcast::{Demand, EncodedBatch, Era, Memory, Message, Outbox, path};
+    use crate::broadcast::{Demand, EncodedBatch, Era, Memory, Message, Outbox, TopicHole, path};
     use crate::clock::Stamp;
     use crate::config::limits::{HOLES_TOLD_MAX, NODE_BEHIND_MS_MAX};
     use crate::config::{Config, Nats};
     use crate::egress::Slot;
     use crate::egress::sim::{SimRing, Weather};
-    use crate::event::{Epoch, Event, EventId};
+    use crate::event::{Epoch, Event, EventId, Topic};
     use crate::shard::fixtures::encoded;
     use crate::shard::{Shard, ShardSetup};
 
@@ -218,6 +253,63 @@ mod tests {
         bench.publish("a", 11, FIRST);
         bench.turns();
         assert_eq!(bench.heard(slot), ["11"], "a newcomer has lost nothing");
+    }
+
+    /// What was said to a subscriber: data of events, and the topics of gaps.
+    fn told(bench: &mut Bench, slot: Slot) -> Vec<String> {
+        bench.turns();
+        let text = String::from_utf8(bench.shard.ring_mut().peer_takes(slot)).expect("UTF-8");
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        data.map(|data| match serde_json::from_str::<serde_json::Value>(data) {
+            Ok(gap) if gap["gap"].is_object() => gap["gap"]["topics"].to_string(),
+            _ => data.to_string(),
+        })
+        .collect()
+    }
+
+    fn lacks(topic: &str, position: u64) -> Message {
+        let topic = Topic::new(topic).expect("a topic");
+        Message::TopicHole(Arc::new(TopicHole { topic, position }))
+    }
+
+    #[test]
+    fn a_hole_of_one_topic_is_told_to_those_who_have_it_alone_and_takes_nothing_from_anybody() {
+        let mut bench = Bench::new();
+        let queries = ["topic=n/a", "match=n/*", "topic=n/a&topic=n/b", "topic=n/b", "match=m/**"];
+        let slots = queries.map(|query| bench.subscribe(query));
+        bench.publish("n/a", 3, FIRST);
+        bench.turns();
+        bench.say(lacks("n/a", 8), 8);
+        bench.publish("n/a", 10, FIRST);
+        bench.publish("n/b", 11, FIRST);
+        let heard = slots.map(|slot| told(&mut bench, slot));
+        let [own, pattern, both, other, stranger] = heard.each_ref().map(Vec::as_slice);
+        assert_eq!(own, ["3", r#"["n/a"]"#, "10"]);
+        assert_eq!(pattern, ["3", r#"["n/*"]"#, "10", "11"]);
+        assert_eq!(both, ["3", r#"["n/a"]"#, "10", "11"]);
+        assert_eq!((other, stranger), (&["11".to_string()][..], &[][..]));
+        // One that nobody has heard of.
+        bench.say(lacks("z/1", 12), 12);
+        for (query, after, expected) in [
+            ("topic=n/a", 2, &[r#"["n/a"]"#, "3", "10"][..]),
+            ("topic=n/a", 7, &[r#"["n/a"]"#, "10"]),
+            ("topic=n/a", 8, &["10"]),
+            ("topic=n/b", 2, &["11"]),
+            ("topic=n/a&topic=n/b", 3, &[r#"["n/a"]"#, "10", "11"]),
+            ("match=n/*", 7, &[r#"["n/*"]"#, "10", "11"]),
+            ("match=n/*", 8, &["10", "11"]),
+            // A pattern that is new here knows it too.
+            ("match=n/**", 7, &[r#"["n/**"]"#, "10", "11"]),
+            ("match=n/**", 8, &["10", "11"]),
+            ("topic=z/1", 11, &[r#"["z/1"]"#]),
+            ("topic=z/1", 12, &[]),
+            ("match=z/*", 11, &[r#"["z/*"]"#]),
+        ] {
+            let slot = bench.subscribe(&format!("{query}&after={}", id(7, after)));
+            assert_eq!(told(&mut bench, slot), expected, "{query} after {after}");
+        }
+        let newcomer = bench.subscribe("topic=n/a&last=9");
+        assert_eq!(told(&mut bench, newcomer), ["3", "10"], "a hole takes no history");
     }
 
     /// Another node may have read it first.

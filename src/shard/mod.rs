@@ -181,6 +181,7 @@ impl<R: EgressRing> Shard<R> {
                 Message::Batch(batch) => self.state.take_events(&batch),
                 Message::Removal(removal) => self.state.take_removal(&removal),
                 Message::Hole(position) => self.state.take_hole(position),
+                Message::TopicHole(hole) => self.state.take_topic_hole(&hole),
                 Message::Era(era) => self.state.take_era(era),
                 Message::Drain(drain) => self.state.begin_drain(drain),
                 Message::Histories(bytes) => evicted += self.state.topics.hold_histories(bytes),

@@ -33,6 +33,11 @@ impl State {
                 self.metrics.accept_failures += 1;
                 self.accept_errno = Some(errno);
             }
+            Completion::Introduced { slot, client } => {
+                if self.connections.get(slot).phase == Phase::Handshake {
+                    self.introduce(slot, client);
+                }
+            }
             Completion::Secured { .. } => self.metrics.tls_handshakes += 1,
             Completion::Received { slot, bytes } => self.handle_received(slot, bytes),
             Completion::ReceiveEnded { slot, end } => self.handle_receive_end(slot, end),
@@ -76,6 +81,7 @@ impl State {
             }
             (ReceiveEnd::CarrierGone, _) => self.abort(slot, CloseReason::CarrierGone),
             (ReceiveEnd::Against(reason), _) => self.abort(slot, reason),
+            (ReceiveEnd::Insecure(Insecure::Header(detail)), _) => self.abort_header(slot, detail),
             (ReceiveEnd::Insecure(Insecure::Handshake), _) => self.abort(slot, CloseReason::TlsHandshake),
             (ReceiveEnd::Insecure(Insecure::Record), _) => self.abort(slot, CloseReason::TlsRecord),
             (ReceiveEnd::Failed(_), _) => self.abort(slot, CloseReason::SocketError),

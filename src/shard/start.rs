@@ -74,7 +74,7 @@ impl State {
         for (at, member) in memberships.as_slice().iter().enumerate() {
             let mut begin = self.begins(member.topic, start, named);
             if let Some(after) = pasts.get(at).copied().flatten().filter(|_| is_past) {
-                begin = self.begins_from_past(after, start);
+                begin = self.begins_from_past(member.topic, after, start);
             }
             let Begin { after, is_short, greets_after } = begin;
             starts.push(after);
@@ -104,8 +104,8 @@ impl State {
     }
 
     /// How a topic begins whose events come from before its window. A hole may have had more.
-    pub(super) fn begins_from_past(&self, after: u64, start: &Start) -> Begin {
-        let is_short = start.after().is_some() && after < self.hole;
+    pub(super) fn begins_from_past(&self, topic: TopicIndex, after: u64, start: &Start) -> Begin {
+        let is_short = start.after().is_some() && after < self.hole_of(topic);
         Begin { after, is_short, greets_after: None }
     }
 
@@ -120,7 +120,8 @@ impl State {
                 let state = self.topics.get(topic);
                 if let Some(named) = named.filter(|named| state.window.evicted() <= *named) {
                     // All that is here comes, but a hole may have had more.
-                    return Begin { after: named, is_short: named < self.hole, greets_after: None };
+                    let is_short = named < self.hole_of(topic);
+                    return Begin { after: named, is_short, greets_after: None };
                 }
                 // A pattern's history is not in one piece: what is left of it after the event.
                 let named = named.unwrap_or(0);

@@ -482,6 +482,7 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
         (AddressFull, address_full(0, 0), refused(429)),
         (AddressFull, address_full(7, 8), CUT),
         (BadProxyHeader, no_proxy_header(), refused(400)),
+        (BadProxyHeader, insecure(Insecure::Header("none"), BadProxyHeader), CUT),
         (Draining, drained(), closed(1012)),
         (Draining, cut_by_the_drain(), CUT),
         (WsProtocol, after_frame(b"\x81\x01a", WsProtocol), closed(1002)),
@@ -513,7 +514,7 @@ fn every_reason_ends_a_connection_as_its_row_of_the_table_says() {
         let by_row = Seen {
             status: match reason {
                 Answered => Some(200),
-                AddressFull if !seen.in_order => None,
+                AddressFull | BadProxyHeader if !seen.in_order => None,
                 _ => row.http_status.filter(|_| !is_subscriber),
             },
             code: row.websocket_code.unasked().filter(|_| seen.in_order && seen.status.is_none()),

@@ -20,6 +20,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 mod history;
+mod holes;
 mod lap;
 mod past;
 mod patterns;
@@ -393,7 +394,7 @@ impl Topics {
         let topic = self.get(index);
         if topic.window.is_empty() && topic.window.excess() == 0 && topic.retained.is_none() {
             let topic = self.release(index);
-            let evicted = topic.window.evicted();
+            let evicted = topic.window.evicted().max(topic.window.hole());
             self.forgotten_with(&topic.name, evicted);
             self.forgotten.note(topic.name, evicted);
             self.bound_forgotten();

@@ -76,6 +76,8 @@ pub struct Window {
     newest: u64,
     /// The newest event that left the history for want of memory.
     cut: Option<Cut>,
+    /// Events of this topic up to here may be missing that never came; 0 if none are.
+    hole: u64,
     /// Where publishers' ids stand.
     ids: Ids,
 }
@@ -87,8 +89,8 @@ impl Window {
     }
 
     /// The same of a topic that a former process had.
-    pub fn restored(evicted: u64, cut: Option<Cut>) -> Window {
-        Window { cut, ..Window::after(evicted) }
+    pub fn restored(evicted: u64, cut: Option<Cut>, hole: u64) -> Window {
+        Window { cut, hole, ..Window::after(evicted) }
     }
 
     /// Appends the newest event.
@@ -218,6 +220,16 @@ impl Window {
     /// A cursor below this sequence has lost an event that is gone elsewhere.
     pub fn note_gone(&mut self, sequence: u64) {
         self.gone = self.gone.max(sequence);
+    }
+
+    /// Events up to this position may be missing that never came.
+    pub fn note_hole(&mut self, position: u64) {
+        self.hole = position.max(self.hole);
+    }
+
+    /// Up to where events may be missing that never came; 0 if none are.
+    pub fn hole(&self) -> u64 {
+        self.hole
     }
 
     /// Sequence of the newest event ever seen here.

@@ -413,8 +413,8 @@ impl<F: Files> Log<F> {
         self.length + self.sealed.iter().map(|segment| segment.bytes).sum::<u64>()
     }
 
-    /// Removes the oldest segment if nothing of it is promised any more: too old by all rules, or
-    /// the store takes more than it may.
+    /// Removes the oldest segment if nothing of it is promised any more: it is too old, or the store
+    /// takes more than it may.
     pub fn forget(&mut self, unix_ms: u64) -> io::Result<Forgotten> {
         let age_ms = self.settings.age_ms_max;
         // One that grows slowly must not keep what is too old.

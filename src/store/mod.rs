@@ -54,7 +54,7 @@ pub struct Settings {
     pub bytes_max: u64,
     /// A segment is full with so many.
     pub segment_bytes: u64,
-    /// What is older by all rules.
+    /// What is older goes, a segment at a time; [`u64::MAX`]: nothing is too old.
     pub age_ms_max: u64,
     /// What topics retain.
     pub rules: Rules,

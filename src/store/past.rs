@@ -251,6 +251,7 @@ impl Windows {
                 bytes: topic.count_bytes,
                 evicted,
                 cut: None,
+                hole: 0,
             });
         }
         events.sort_unstable_by_key(|event| event.sequence);

@@ -414,6 +414,48 @@ fn what_is_too_old_goes() {
     assert_eq!(left, 1, "the one that grows");
 }
 
+/// Three events a segment, one segment an hour: the oldest goes first, once nothing of it is young
+/// enough, and those who still lack it are told.
+#[test]
+fn a_segment_stays_until_all_of_it_is_older_than_the_age_and_what_has_gone_is_told() {
+    const HOUR: u64 = 3_600_000;
+    let disk = Disk::default();
+    let for_hours = |hours: u64| Settings {
+        age_ms_max: hours.saturating_mul(HOUR),
+        segment_bytes: 500,
+        ..settings(Promise::Never)
+    };
+    let now = unix_ms();
+    let (mut log, _) = log::Log::open(disk.clone(), for_hours(5), FRESH, &mut Nobody).expect("a new one");
+    for sequence in 1..=30 {
+        let mut bytes = Vec::new();
+        let at = now - (30 - sequence) * HOUR / 3 - 1_000;
+        record::write_event(&mut bytes, false, sequence, at, &event("a", &"x".repeat(90)), None);
+        log.append(&mut bytes, sequence, at).expect("room");
+    }
+    let segments = log.segments();
+    log.close(30).expect("the disk works");
+    drop(log);
+    let left = |hours: u64| {
+        let (mut log, _) =
+            log::Log::open(disk.clone(), for_hours(hours), FRESH, &mut Nobody).expect("it opens");
+        while log.forget(now).expect("the disk works") != log::Forgotten::Nothing {}
+        let mut reader = PastReader::new(files::Files::glass(&disk), Default::default(), 0);
+        let stretch = reader.stretch(&|_, _| true, None, (0, 30), 1 << 20).expect("it is readable");
+        let first = stretch.events.first().expect("an event").sequence;
+        assert_eq!(stretch.floor, first - 1, "what is before the first one is told as gone");
+        assert_eq!(stretch.events.last().expect("an event").sequence, 30);
+        first
+    };
+    assert!(segments > 6, "{segments} segments");
+    assert_eq!(left(u64::MAX), 1, "of any age");
+    let (eight, five) = (left(8), left(5));
+    // An event of its age stays, and with it the older ones of its segment.
+    assert!((4..=7).contains(&eight), "{eight}");
+    assert!((13..=16).contains(&five), "{five}");
+    assert_eq!(left(5), five, "nothing more goes meanwhile");
+}
+
 struct Nobody;
 
 impl log::Reader for Nobody {

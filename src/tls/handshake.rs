@@ -44,6 +44,9 @@ const FLIGHT_BYTES: usize = 4 << 10;
 /// A handshake under way.
 pub struct Handshake {
     connection: UnbufferedServerConnection,
+    /// The PROXY header that comes first, as far as it has come; `None` once it is whole, and where
+    /// none is expected.
+    pub header: Option<Vec<u8>>,
     /// What the client sent and rustls has not taken.
     inbound: Vec<u8>,
     /// So many bytes of it rustls may see.
@@ -84,6 +87,7 @@ impl Handshake {
         let connection = UnbufferedServerConnection::new(config)?;
         Ok(Box::new(Handshake {
             connection,
+            header: None,
             inbound: Vec::new(),
             shown: 0,
             begun: false,

@@ -19,6 +19,8 @@
 //! - Steps of handshakes are bounded per turn; the others wait in a queue.
 //! - The client's goodbye is told as the end of its stream, whether its socket ends or not. Ours
 //!   goes out before a socket is closed, where no half record of ours stands before it.
+//! - A PROXY header is taken from the first bytes of a connection before its handshake sees any
+//!   (`proxied`), and only where it is expected.
 //! - A record that was begun has `TLS_RECORD_MS_MAX` to become whole, while it is received.
 
 use std::collections::VecDeque;
@@ -41,6 +43,7 @@ mod automatic;
 mod handshake;
 mod identity;
 mod pieces;
+mod proxied;
 mod receiving;
 mod record;
 mod session;
@@ -68,6 +71,8 @@ struct Layer {
     /// Listeners from this one on speak TLS, of so many addresses.
     from: usize,
     addresses: usize,
+    /// By address: true where connections begin with a PROXY header. Empty where none do.
+    proxied: Vec<bool>,
     /// By slot.
     sessions: Places<Session>,
     /// Instant sends since the last reap that found all of them told.
@@ -120,6 +125,7 @@ impl<R> Tls<R> {
             identity,
             from,
             addresses,
+            proxied: Vec::new(),
             sessions: Places::default(),
             instant: Vec::new(),
             due: VecDeque::new(),
@@ -134,6 +140,13 @@ impl<R> Tls<R> {
             pieces: Pieces::default(),
         };
         Tls { ring, layer }
+    }
+
+    /// By address, plain ones included: true where connections begin with a PROXY header. Those of
+    /// plain addresses are the shard's to read.
+    pub fn behind_proxies(mut self, proxied: Vec<bool>) -> Tls<R> {
+        self.layer.proxied = proxied;
+        self
     }
 
     /// The inner ring.
@@ -154,9 +167,10 @@ impl Layer {
     }
 
     /// A client has connected to a listener of TLS.
-    fn begin(&mut self, slot: Slot) -> Option<ReceiveEnd> {
+    fn begin(&mut self, slot: Slot, listener: usize) -> Option<ReceiveEnd> {
         match Handshake::new(self.identity.now()) {
-            Ok(handshake) => {
+            Ok(mut handshake) => {
+                handshake.header = self.expects_header(listener).then(Vec::new);
                 self.sessions.put(slot, Session::new(handshake));
                 None
             }
@@ -175,7 +189,7 @@ impl Layer {
     fn translate(&mut self, completion: Completion<'_>, handle: &mut dyn FnMut(Completion<'_>)) {
         match completion {
             Completion::Accepted { slot, listener, .. } if listener % self.addresses >= self.from => {
-                let failed = self.begin(slot);
+                let failed = self.begin(slot, listener);
                 handle(completion);
                 if let Some(end) = failed {
                     handle(Completion::ReceiveEnded { slot, end });

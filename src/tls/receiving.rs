@@ -5,11 +5,27 @@ use super::handshake::Step;
 use super::record::{self, RecordError};
 use crate::config::limits::{HANDSHAKE_STEPS_PER_TURN, TICK_MS, TLS_HANDSHAKE_BYTES_MAX, TLS_RECORD_MS_MAX};
 use crate::egress::{Completion, Insecure, ReceiveEnd, Slot};
+use crate::wire::proxy;
 
-/// What a client gets that speaks HTTP where TLS is spoken.
-const PLAIN_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
-    Cache-Control: no-store\r\nConnection: close\r\nContent-Length: 41\r\n\r\n\
-    this address speaks TLS: write https://\r\n";
+/// What a client is told that speaks HTTP where TLS is spoken.
+const PLAIN_REQUEST: &str = "this address speaks TLS: write https://";
+
+/// What a peer is told whose first bytes are not what they have to be. A request is told so by
+/// `line`: it is all that we understand besides TLS.
+pub(super) fn answer_to_other(bytes: &[u8], line: &str) -> Vec<u8> {
+    match bytes[0] {
+        // A client behind a proxy that tells of it awaits TLS.
+        byte if byte.is_ascii_uppercase() && !proxy::begins_like_one(bytes) => format!(
+            "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+             Cache-Control: no-store\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{line}\r\n",
+            line.len() + 2
+        )
+        .into_bytes(),
+        // An alert is answered by none.
+        record::content::ALERT => Vec::new(),
+        _ => record::plain_alert(RecordError::UnexpectedMessage).to_vec(),
+    }
+}
 
 impl Layer {
     pub(super) fn received(&mut self, slot: Slot, bytes: &mut [u8], handle: &mut dyn FnMut(Completion<'_>)) {
@@ -20,14 +36,17 @@ impl Layer {
                 return;
             }
             if let Some(handshake) = &mut cold.handshake {
+                if handshake.header.is_some() {
+                    self.read_header(slot, bytes, handle);
+                    return;
+                }
                 if !handshake.has_begun() && bytes[0] != record::content::HANDSHAKE {
-                    match bytes[0] {
-                        // Not TLS: all of it that we understand is a request.
-                        byte if byte.is_ascii_uppercase() => cold.own.extend_from_slice(PLAIN_REQUEST),
-                        // An alert is answered by none.
-                        record::content::ALERT => {}
-                        _ => cold.own.extend_from_slice(&record::plain_alert(RecordError::UnexpectedMessage)),
+                    if proxy::begins_like_one(bytes) {
+                        tracing::debug!(
+                            "a PROXY header comes before TLS where none is expected (--proxy-protocol)"
+                        );
                     }
+                    cold.own.extend_from_slice(&answer_to_other(bytes, PLAIN_REQUEST));
                     self.fail(slot, Insecure::Handshake, handle);
                     return;
                 }
@@ -120,7 +139,7 @@ impl Layer {
     }
 
     /// Tells that a connection is of no use any more.
-    fn fail(&mut self, slot: Slot, fault: Insecure, handle: &mut dyn FnMut(Completion<'_>)) {
+    pub(super) fn fail(&mut self, slot: Slot, fault: Insecure, handle: &mut dyn FnMut(Completion<'_>)) {
         let Some(session) = self.session(slot) else { return };
         let cold = session.warm_up();
         cold.fault = Some(fault);
@@ -142,6 +161,10 @@ impl Layer {
         let is_silent = session.is_silent();
         if let Some(cold) = session.cold() {
             let is_closing = cold.closing;
+            if end == ReceiveEnd::EndOfStream && !is_closing && cold.has_part_of_header() {
+                self.refuse_header(slot, "the PROXY header breaks off", handle);
+                return;
+            }
             if cold.fault.is_none() && !is_closing && cold.queued {
                 cold.held_end = Some(end);
                 return;

@@ -304,6 +304,12 @@ impl Session {
 }
 
 impl Cold {
+    /// A PROXY header has begun, and is not whole.
+    pub fn has_part_of_header(&self) -> bool {
+        let header = self.handshake.as_ref().and_then(|handshake| handshake.header.as_ref());
+        header.is_some_and(|header| !header.is_empty())
+    }
+
     /// The client is in the middle of a record or of a message.
     pub fn is_partial(&self) -> bool {
         !self.part.is_empty() || !self.message.is_empty()

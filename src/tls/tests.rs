@@ -2,7 +2,7 @@
 //! The peer is rustls, or bytes that the test has changed.
 
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -16,6 +16,7 @@ use crate::egress::sim::{SimRing, Weather};
 use crate::egress::{Ledger, Payload};
 
 mod ends;
+mod proxied;
 
 /// Files of a self-signed certificate for `localhost`, in a directory of their own.
 fn files(name: &str) -> (TlsFiles, rcgen::Certificate) {
@@ -65,6 +66,8 @@ struct Bench {
     slot: Slot,
     ledger: Ledger,
     heard: Vec<u8>,
+    /// What PROXY headers told, and whether the handshake was over by then.
+    introduced: Vec<(Option<SocketAddr>, bool)>,
     secured: usize,
     end: Option<ReceiveEnd>,
     /// How often one was told.
@@ -87,13 +90,17 @@ impl Bench {
     /// A client of a server of this kind.
     fn of(listener: usize, server: Arc<ServerConfig>) -> Bench {
         let inner = SimRing::new(4, Weather::Fair, 7).recording();
-        let mut ring = Tls::new(inner, 1, 2, Identity::new(server));
+        Bench::over(Tls::new(inner, 1, 2, Identity::new(server)), listener)
+    }
+
+    fn over(mut ring: Tls<SimRing>, listener: usize) -> Bench {
         let slot = ring.inner_mut().connect_from(Ipv4Addr::LOCALHOST, listener).expect("a free slot");
         let mut bench = Bench {
             ring,
             slot,
             ledger: Ledger::default(),
             heard: Vec::new(),
+            introduced: Vec::new(),
             secured: 0,
             end: None,
             ends: 0,
@@ -112,6 +119,7 @@ impl Bench {
         for _ in 0..6 {
             self.ring.reap(&mut |completion| match completion {
                 Completion::Received { bytes, .. } => self.heard.extend_from_slice(bytes),
+                Completion::Introduced { client, .. } => self.introduced.push((client, self.secured > 0)),
                 Completion::Secured { .. } => self.secured += 1,
                 Completion::ReceiveEnded { end, .. } => {
                     self.end = Some(end);

@@ -139,14 +139,13 @@ fn parse_v2(bytes: &[u8]) -> Result<Preface, &'static str> {
     Ok(Preface::Whole { bytes: V2_FIXED + length, client })
 }
 
+/// Headers for unit tests.
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
+pub mod fixtures {
     use super::*;
 
     /// A header of version 2 with these bytes behind its addresses.
-    fn v2(client: SocketAddr, more: &[u8]) -> Vec<u8> {
+    pub fn v2(client: SocketAddr, more: &[u8]) -> Vec<u8> {
         let (family, mut addresses) = match client.ip() {
             IpAddr::V4(ip) => (0x11, [ip.octets(), [127, 0, 0, 1]].concat()),
             IpAddr::V6(ip) => (0x21, [ip.octets(), Ipv6Addr::LOCALHOST.octets()].concat()),
@@ -157,10 +156,19 @@ mod tests {
         [&V2[..], &[0x21, family], &(addresses.len() as u16).to_be_bytes(), &addresses].concat()
     }
 
-    fn v1(client: SocketAddr) -> Vec<u8> {
+    /// A header of version 1.
+    pub fn v1(client: SocketAddr) -> Vec<u8> {
         let (word, destination) = if client.is_ipv4() { ("TCP4", "127.0.0.1") } else { ("TCP6", "::1") };
         format!("PROXY {word} {} {destination} {} 8080\r\n", client.ip(), client.port()).into_bytes()
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::fixtures::{v1, v2};
+    use super::*;
 
     fn client(text: &str) -> Option<SocketAddr> {
         Some(text.parse().expect("an address"))

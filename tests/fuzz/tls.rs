@@ -1,7 +1,8 @@
 //! TLS under fuzzing: the layer over the simulated ring, a peer that says any bytes and any
 //! records, and a shard that sends, ends and closes.
 //!
-//! Two halves, by the first byte. Before a handshake all bytes are the input's. After one, the input
+//! Two halves, by the first byte, and of each half one where a PROXY header is expected. Before a
+//! handshake all bytes are the input's. After one, the input
 //! is a list of operations, and the peer has keys: it seals records of any type and content, bends,
 //! cuts and repeats them.
 //!
@@ -53,6 +54,8 @@ struct World {
     ledger: Ledger,
     heard: Vec<u8>,
     end: Option<ReceiveEnd>,
+    /// PROXY headers that were told.
+    introduced: usize,
     secured: usize,
     closed: usize,
     /// A batch that the socket did not take whole.
@@ -65,9 +68,10 @@ struct World {
 }
 
 impl World {
-    fn new() -> World {
+    fn new(proxied: bool) -> World {
         let inner = SimRing::new(2, Weather::Fair, 1).recording();
-        let mut ring = Tls::new(inner, 1, 2, Identity::new(both_ends().0.clone()));
+        let ring = Tls::new(inner, 1, 2, Identity::new(both_ends().0.clone()));
+        let mut ring = ring.behind_proxies(vec![false, proxied]);
         let slot = ring.inner_mut().connect_from(Ipv4Addr::LOCALHOST, 1).expect("a free slot");
         let mut world = World {
             ring,
@@ -75,6 +79,7 @@ impl World {
             ledger: Ledger::default(),
             heard: Vec::new(),
             end: None,
+            introduced: 0,
             secured: 0,
             closed: 0,
             short: None,
@@ -93,6 +98,10 @@ impl World {
         for _ in 0..4 {
             self.ring.reap(&mut |completion| match completion {
                 Completion::Received { bytes, .. } => self.heard.extend_from_slice(bytes),
+                Completion::Introduced { .. } => {
+                    assert!(self.secured == 0 && self.end.is_none(), "it comes first");
+                    self.introduced += 1;
+                }
                 Completion::Secured { .. } => self.secured += 1,
                 Completion::ReceiveEnded { end, .. } => {
                     assert!(self.end.is_none(), "a receive ends once");
@@ -188,20 +197,23 @@ impl World {
 /// The first byte chooses the half and the cuts.
 pub fn tls_records(data: &[u8]) {
     let Some((choice, rest)) = data.split_first() else { return };
+    let (proxied, choice) = (choice & 0x80 != 0, choice & 0x7f);
     let cut = [1, 3, 7, 64, 4_096, 1 << 20][usize::from(choice >> 1) % 6];
     match choice & 1 {
-        0 => before_the_handshake(rest, cut),
-        _ => after_the_handshake(rest, cut),
+        0 => before_the_handshake(rest, cut, proxied),
+        _ => after_the_handshake(rest, cut, proxied),
     }
 }
 
 /// Whatever a client begins with: no keys come of it, and no word reaches the shard.
-fn before_the_handshake(bytes: &[u8], cut: usize) {
-    let mut world = World::new();
+fn before_the_handshake(bytes: &[u8], cut: usize, proxied: bool) {
+    let mut world = World::new(proxied);
     world.says(bytes, cut);
     assert!(world.secured == 0 && world.heard.is_empty(), "nobody has keys");
     match world.end {
-        None | Some(ReceiveEnd::Insecure(Insecure::Handshake)) => {}
+        None => {}
+        Some(ReceiveEnd::Insecure(Insecure::Header(_))) if proxied && world.introduced == 0 => {}
+        Some(ReceiveEnd::Insecure(Insecure::Handshake)) if world.introduced == usize::from(proxied) => {}
         other => panic!("an end of another kind: {other:?}"),
     }
     let has_failed = world.end.is_some();
@@ -301,8 +313,12 @@ impl Expected {
     }
 }
 
-fn after_the_handshake(operations: &[u8], mut cut: usize) {
-    let mut world = World::new();
+fn after_the_handshake(operations: &[u8], mut cut: usize, proxied: bool) {
+    let mut world = World::new(proxied);
+    if proxied {
+        world.says(b"PROXY TCP4 192.0.2.1 192.0.2.9 50000 443\r\n", cut);
+    }
+    assert_eq!(world.introduced, usize::from(proxied));
     let (mut ends, finished) = shake_hands(both_ends().1.clone(), |bytes| {
         world.says(bytes, 1 << 20);
         world.takes()

@@ -2,18 +2,23 @@
 //! are.
 //!
 //! Set-up: 5,000 connections from one address that say nothing, to a server with fewer sockets;
-//! with and without a limit per address. A listener that takes the PROXY protocol.
+//! with and without a limit per address. Listeners that take the PROXY protocol, with TLS behind it
+//! and without.
 //!
 //! Expectation: others come in within the patience for a request head. Those beyond the limit of an
 //! address get 429, behind a proxy by the address of the client.
 
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::http2;
 use crate::support::peer::request;
-use crate::support::raw::{RawAnswer, exchange, rest};
-use crate::support::{Protocol, Server, Subscriber, raise_descriptor_limit, within};
+use crate::support::raw::{RawAnswer, exchange, exchange_bytes, rest};
+use crate::support::secure::{self, Client, certificate, trusting};
+use crate::support::{Protocol, Scratch, Server, Subscriber, proxied, raise_descriptor_limit, within};
 
 const FLOOD: usize = 5_000;
 const FLOODER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -100,6 +105,58 @@ async fn a_proxy_tells_the_address_of_its_client() {
     let refused = RawAnswer::parse(&rest(&mut stranger).await);
     assert_eq!(refused.status, 400, "{refused:?}");
     assert!(refused.line().contains("no PROXY header is expected"), "{refused:?}");
+}
+
+/// The header stands before TLS, and nothing of it gets into the handshake.
+#[tokio::test]
+async fn a_proxy_that_passes_tls_through_tells_the_address_of_its_client() {
+    let scratch = Scratch::new();
+    let trusted = certificate(&scratch);
+    let address = |last: u8| SocketAddr::from(([192, 0, 2, last], 50_000));
+    for egress in ["auto", "epoll"] {
+        let flags = ["--shards", "1", "--proxy-protocol", "127.0.0.1:0", "--egress", egress, "--access-log"];
+        let limit = ["--connections-per-address-max", "1"];
+        let (mut server, secure) = secure::start(&scratch, &[&flags[..], &limit].concat());
+        let behind = |header: &[u8]| Client::behind(secure, Arc::new(trusting(&trusted)), header);
+        let mut first = behind(&proxied::v1(address(1)));
+        first.says(request(Protocol::Sse, &["t"], None).as_bytes());
+        server.await_subscribers("t", 1, 0).await;
+        let mut second =
+            http2::Client::secure_behind(secure, &trusted, &proxied::v2(address(2), b"\x04\0\0"));
+        let stream = second.get("/sse/t", &[]);
+        server.await_subscribers("t", 2, 0).await;
+        server.publish("t", "to both").await;
+        first.hears("data: to both");
+        second.hears(stream, "data: to both");
+
+        // On an address without TLS it is the same client.
+        let subscribe = request(Protocol::WebSocket, &["t"], None);
+        let plain = [&proxied::v1(address(1))[..], subscribe.as_bytes()].concat();
+        assert_eq!(exchange(server.data, &plain).await.status, 429);
+        let mut crowd = behind(&proxied::v2(address(1), b""));
+        crowd.says(subscribe.as_bytes());
+        let refused = crowd.hears("\r\n\r\n");
+        assert!(refused.starts_with("HTTP/1.1 429 "), "{refused}");
+        server.await_closed("address_full", 2).await;
+
+        let mut bare = behind(b"");
+        let told = bare.stream.read(&mut [0]).expect_err("an alert");
+        assert!(told.to_string().contains("UnexpectedMessage"), "{told}");
+        let request = exchange(secure, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(request.status == 400 && request.line().contains("PROXY header is expected"), "{request:?}");
+        let alert = exchange_bytes(secure, b"PROXY TCP4 192.0.2.1 192.0.2.9 1\r\n").await;
+        assert_eq!(alert, [21, 3, 3, 0, 2, 2, 10]);
+        server.await_closed("bad_proxy_header", 3).await;
+
+        drop((first, second, crowd));
+        server.signal(rustix::process::Signal::TERM);
+        assert!(server.ended().await.success());
+        let log = server.log();
+        for client in [address(1), address(2)] {
+            assert!(log.contains(&format!("subscribed shard=0 peer={client} ")), "{log}");
+        }
+        assert!(log.contains("not of the form: PROXY TCP4 SOURCE"), "{log}");
+    }
 }
 
 /// The kernel's queue is the valve: nobody is refused, they wait.

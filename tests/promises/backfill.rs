@@ -146,6 +146,36 @@ async fn first_id(server: &Server, id: &str) -> String {
 }
 
 #[tokio::test]
+async fn an_id_of_a_publisher_that_has_left_memory_is_a_gap_and_where_it_stood_is_known_by_ours() {
+    let scratch = Scratch::new();
+    let server = start(&scratch, &[]);
+    // An event before each of them, so that an id of ours stands for what its client has.
+    let before = server.publish("a", "before").await;
+    server.publish_with("a", "?id=mine", "old").await;
+    publish(&server, 0..600).await;
+    server.publish_with("a", "?id=recent", "new").await;
+    let news = server.publish("a", "news").await;
+    for protocol in [Protocol::Sse, Protocol::WebSocket] {
+        let mut back = Subscriber::resume(server.data, protocol, &["a"], Some("mine")).await;
+        let Said::Gap(gap) = back.news().await else { panic!("{protocol:?}: the window has it no more") };
+        assert_eq!(gap, json!({ "after": "mine", "reason": "unknown", "topics": ["a"] }));
+        let window: usize = WINDOW.parse().expect("a number");
+        let mut here = numbers(&["a"], 0..600).split_off(400 + 2 - window);
+        here.extend(["new".to_string(), "news".to_string()]);
+        assert_eq!(back.texts(window).await, here, "{protocol:?}: what memory has");
+        let mut back = Subscriber::resume(server.data, protocol, &["a"], Some("recent")).await;
+        assert_eq!(back.text().await, "news", "{protocol:?}: it is in memory");
+    }
+    assert_eq!(backfill(&server, "begun").await, 0, "nothing was looked for on the disk");
+    let mut back = Subscriber::resume(server.data, Protocol::Sse, &["a"], Some(&before.id)).await;
+    let old = back.event().await;
+    assert_eq!((old.text(), old.id.as_deref()), ("old", Some("mine")));
+    let rest = [numbers(&["a"], 0..600), vec!["new".into(), "news".into()]].concat();
+    assert_eq!(back.texts(rest.len()).await, rest);
+    assert_eq!(news.sequence, 604);
+}
+
+#[tokio::test]
 async fn last_and_since_reach_back_into_the_store() {
     let scratch = Scratch::new();
     let server = start(&scratch, &[]);

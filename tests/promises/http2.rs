@@ -46,9 +46,14 @@ impl Client {
 
     /// With TLS.
     pub fn secure(address: SocketAddr, trusted: &CertificateDer<'static>) -> Client {
+        Client::secure_behind(address, trusted, &[])
+    }
+
+    /// With TLS, behind these bytes of a proxy.
+    pub fn secure_behind(address: SocketAddr, trusted: &CertificateDer<'static>, header: &[u8]) -> Client {
         let mut config = secure::trusting(trusted);
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let secure::Client { stream, .. } = secure::Client::with(address, Arc::new(config));
+        let secure::Client { stream, .. } = secure::Client::behind(address, Arc::new(config), header);
         Client::on(stream, &[])
     }
 

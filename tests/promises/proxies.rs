@@ -1,5 +1,6 @@
 //! Claim: event streams and WebSockets pass through nginx and HAProxy with the configurations of
-//! `deploy/`, as they come; so does HTTP/2 through a proxy that ends TLS and passes on what is in it.
+//! `deploy/`, as they come; so does HTTP/2 through a proxy that ends TLS and passes on what is in it,
+//! and TLS itself through one that passes it on.
 //!
 //! Set-up: Debian's packages, the examples with ports replaced and without TLS, a server behind
 //! them.
@@ -14,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use super::http2::Client;
 use crate::support::peer::request;
 use crate::support::raw::exchange;
-use crate::support::secure::certificate;
+use crate::support::secure::{self, certificate, start};
 use crate::support::{Protocol, Scratch, Server, Subscriber, until};
 
 /// A proxy in the foreground, gone with its value.
@@ -176,5 +177,46 @@ async fn proxy_haproxy_passes_http_2_on() {
         }
         let http2 = server.stats().await["totals"]["http2"].clone();
         assert_eq!(http2, serde_json::json!({ "carriers": 1, "opened": 2, "streams": 2 }), "{version}");
+    }
+}
+
+/// The client's own TLS, and before it who it is. HAProxy's checks speak TLS behind headers of its
+/// own.
+#[tokio::test]
+#[ignore = "needs haproxy"]
+async fn proxy_haproxy_passes_tls_through() {
+    let scratch = Scratch::new();
+    let trusted = certificate(&scratch);
+    for version in ["send-proxy", "send-proxy-v2"] {
+        let flags = ["--shards", "1", "--proxy-protocol", "127.0.0.1:0", "--access-log"];
+        let (mut server, back) = start(&scratch, &flags);
+        let front = free_address();
+        let site = format!(
+            "defaults\n    mode tcp\n    timeout connect 5s\n    timeout client 60s\n    timeout server 60s\n\
+             listen fanwave\n    bind {front}\n    option httpchk\n    http-check send meth GET uri /healthz \
+             ver HTTP/1.1 hdr Host localhost\n    server edge1 {back} {version} check inter 100 check-ssl \
+             verify none\n"
+        );
+        let file = scratch.write("haproxy.cfg", &site);
+        let _haproxy = Proxy::start(Command::new("haproxy").args(["-db", "-f", &file]));
+        until("the proxy to listen", async || std::net::TcpStream::connect(front).ok()).await;
+        // Its checks are answered, and are nobody's who broke anything.
+        until("checks", async || (server.closed("answered").await >= 2).then_some(())).await;
+        let mut sse = secure::Client::subscribe(front, &trusted, Protocol::Sse, None);
+        let mut client = Client::secure(front, &trusted);
+        let stream = client.get("/sse/t", &[]);
+        server.await_subscribers("t", 2, 0).await;
+        server.publish("t", "hello").await;
+        sse.hears("data: hello");
+        client.hears(stream, "data: hello");
+        for label in ["bad_proxy_header", "tls_handshake", "tls_record"] {
+            assert_eq!(server.closed(label).await, 0, "{label} by {version}");
+        }
+        let peer = sse.stream.sock.local_addr().expect("it is connected");
+        drop((sse, client));
+        server.signal(rustix::process::Signal::TERM);
+        assert!(server.ended().await.success());
+        let log = server.log();
+        assert!(log.contains(&format!("subscribed shard=0 peer={peer} ")), "{log}");
     }
 }

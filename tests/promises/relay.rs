@@ -18,7 +18,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rustix::process::Signal;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, RwLock};
+use tokio::sync::{Mutex, RwLock, broadcast};
 use tokio_tungstenite::accept_hdr_async;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
@@ -95,11 +95,18 @@ async fn an_origin_that_begins_anew_is_a_gap_and_another_epoch() {
 /// An origin of the test's own: it says these words to each connection that asks for a history, and
 /// stands at the last of these sequences.
 async fn origin_that_says(words: Vec<String>, last: u64) -> SocketAddr {
+    origin_that_says_later(words, last).await.0
+}
+
+/// The same, and where to put what it says later to those who asked for a history.
+async fn origin_that_says_later(words: Vec<String>, last: u64) -> (SocketAddr, broadcast::Sender<String>) {
+    let (says, _) = broadcast::channel(16);
+    let later = says.clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("it is bound");
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let words = words.clone();
+            let (words, mut later) = (words.clone(), later.subscribe());
             tokio::spawn(async move {
                 let mut asks_history = false;
                 #[allow(clippy::result_large_err, reason = "the library's type")]
@@ -111,7 +118,15 @@ async fn origin_that_says(words: Vec<String>, last: u64) -> SocketAddr {
                 };
                 let mut socket = accept_hdr_async(stream, agree).await.expect("a handshake");
                 let mut first = words.into_iter().filter(|_| asks_history);
-                while let Some(Ok(message)) = socket.next().await {
+                loop {
+                    let message = tokio::select! {
+                        Some(Ok(message)) = socket.next() => message,
+                        Ok(word) = later.recv(), if asks_history => {
+                            socket.send(Message::text(word)).await.expect("it is there");
+                            continue;
+                        }
+                        else => return,
+                    };
                     let Message::Text(text) = message else { continue };
                     let asked: serde_json::Value = serde_json::from_str(&text).expect("JSON");
                     for word in first.by_ref() {
@@ -123,7 +138,7 @@ async fn origin_that_says(words: Vec<String>, last: u64) -> SocketAddr {
             });
         }
     });
-    address
+    (address, says)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -157,6 +172,54 @@ async fn what_of_a_history_is_no_event_is_a_gap_of_its_topic_alone_and_a_gap_is_
     }
     let mut whole = sse(&edge, &["t"], Some(&id(7))).await;
     assert_eq!(whole.event().await.id, Some(id(8)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_is_none_at_a_relay_is_a_gap_of_its_topic_alone_while_others_go_on() {
+    let origin = Server::start(&["--shards", "1"]);
+    let first = origin.publish("n/t", "zero").await;
+    let edge = relay(&origin, &["--message-bytes-max", "1000"]);
+    let mut lacks = sse(&edge, &["n/t"], None).await;
+    let mut both = sse(&edge, &["n/t", "n/u"], None).await;
+    let mut other = sse(&edge, &["n/u"], None).await;
+    for round in ["before", "after"] {
+        origin.publish("n/t", round).await;
+        let last = origin.publish("n/u", round).await;
+        assert_eq!((lacks.text().await, other.text().await), (round.into(), round.into()), "no gap in u");
+        assert_eq!(both.texts(2).await, [round, round]);
+        if round == "before" {
+            origin.publish("n/t", "x".repeat(200_000)).await;
+            for subscriber in [&mut lacks, &mut both] {
+                let Said::Gap(gap) = subscriber.news().await else { panic!("it is too large here") };
+                assert_eq!(gap["topics"], serde_json::json!(["n/t"]));
+            }
+            let mut back = sse(&edge, &["n/u"], Some(&first.id)).await;
+            assert_eq!(back.event().await.id, Some(last.id), "its topic lacks nothing");
+            let mut back = sse(&edge, &["n/t", "n/u"], Some(&first.id)).await;
+            let Said::Gap(gap) = back.news().await else { panic!("it comes from before") };
+            assert_eq!(gap["topics"], serde_json::json!(["n/t"]));
+            assert_eq!(back.texts(2).await, [round, round], "all that is here comes");
+        }
+    }
+    let stats = edge.stats().await;
+    assert_eq!((&stats["hub"]["refused"]["too_large"], &stats["source"]["holes"]), (&1.into(), &1.into()));
+}
+
+/// A later version may know topics that are none here. A pattern may have had it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_whose_topic_is_none_at_a_relay_is_a_gap_of_all() {
+    let event = |topic: &str, sequence: u64| {
+        format!(r#"{{"topic":"{topic}","id":"1b2c3d4e5f6g7-{sequence}","time":9,"data":"x"}}"#)
+    };
+    let (origin, says) = origin_that_says_later(vec![event("t", 5)], 5).await;
+    let edge = Server::start(&["--source", &format!("relay://{origin}"), "--shards", "1"]);
+    let mut here = sse(&edge, &["u"], None).await;
+    for (topic, sequence) in [("n/*".to_string(), 6), ("long".repeat(100), 8)] {
+        says.send(event(&topic, sequence)).expect("the relay is there");
+        assert!(matches!(here.news().await, Said::Gap(_)), "for {topic}");
+        says.send(event("u", sequence + 1)).expect("the relay is there");
+        assert_eq!(here.event().await.id, Some(format!("1b2c3d4e5f6g7-{}", sequence + 1)));
+    }
 }
 
 #[tokio::test]

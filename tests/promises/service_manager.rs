@@ -11,10 +11,13 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use rustix::process::Signal;
 
-use crate::support::{PATIENCE, Protocol, Scratch, Server, Subscriber};
+use crate::support::peer::request;
+use crate::support::secure::{self, certificate};
+use crate::support::{PATIENCE, Protocol, Scratch, Server, Subscriber, proxied};
 
 /// What the manager is told next, as lines.
 fn next(manager: &UnixDatagram) -> Vec<String> {
@@ -93,6 +96,31 @@ async fn passed_sockets_are_used_and_outlive_the_server() {
         assert_eq!(server.ended().await.code(), Some(0));
         // The manager's own socket goes on listening: who comes now waits for the next server.
         std::net::TcpStream::connect(address(&data)).expect("it still listens");
+    }
+}
+
+/// What is said of the address with TLS counts for it alone, wherever its listeners stand.
+#[tokio::test]
+async fn an_address_behind_a_proxy_with_tls_stands_beside_a_passed_socket() {
+    let scratch = Scratch::new();
+    let trusted = certificate(&scratch);
+    let data = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| scratch.path(name).display().to_string());
+    let script = "exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1;";
+    let flags = ["--listen-tls", "127.0.0.1:0", "--proxy-protocol", "127.0.0.1:0", "--tls-cert", &cert];
+    let mut command = server(script, &[&ANYWHERE[..], &flags, &["--tls-key", &key]].concat());
+    command.env("LISTEN_FDNAMES", "data").stdin(OwnedFd::from(data));
+    let server = Server::run(command);
+    let address = secure::address(&server);
+    let header = proxied::v2("192.0.2.7:50000".parse().expect("an address"), b"");
+    for number in 1..=8 {
+        let mut client = secure::Client::behind(address, Arc::new(secure::trusting(&trusted)), &header);
+        client.says(request(Protocol::Sse, &["t"], None).as_bytes());
+        client.hears("\r\n\r\n");
+        let mut plain = Subscriber::connect(server.data, Protocol::Sse, &["t"]).await;
+        server.publish("t", format!("event {number}")).await;
+        client.hears(&format!("event {number}"));
+        assert_eq!(plain.text().await, format!("event {number}"));
     }
 }
 

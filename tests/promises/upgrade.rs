@@ -86,7 +86,7 @@ impl Heir {
 
     /// Goes on until the old process has said this word.
     fn go_on_to(&mut self, word: &str) {
-        assert!(self.hello(2)["offer"]["epoch"].is_u64());
+        assert!(self.hello(3)["offer"]["epoch"].is_u64());
         assert_eq!(self.hear(), "listeners");
         for (says, hears) in [("ready", "state"), ("restored", "go")] {
             self.say(&json!(says));
@@ -289,7 +289,7 @@ async fn a_new_process_that_ends_half_way_leaves_the_old_one_as_it_was() {
         let mut heir = meeting.connect();
         match word {
             "hello" => {}
-            "offer" => assert!(heir.hello(2)["offer"].is_object()),
+            "offer" => assert!(heir.hello(3)["offer"].is_object()),
             "nonsense" => heir.say(&json!({ "GET": "/" })),
             "too soon" => heir.say(&json!("taken")),
             word => heir.go_on_to(word),
@@ -342,7 +342,7 @@ async fn a_new_process_that_cannot_start_says_why_and_the_old_one_goes_on() {
     let mut foreign = meeting.connect();
     let refused = foreign.hello(99);
     let why = refused["refused"]["why"].as_str().expect("a text");
-    assert!(why.contains("format 2") && why.contains("fanwave 7.8.9 takes format 99"), "{why}");
+    assert!(why.contains("format 3") && why.contains("fanwave 7.8.9 takes format 99"), "{why}");
     for protocol in [Protocol::Sse, Protocol::WebSocket] {
         let mut subscriber = Subscriber::connect(server.data, protocol, &["t"]).await;
         server.publish("t", "x").await;

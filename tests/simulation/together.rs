@@ -82,6 +82,8 @@ struct Together {
     is_kept: bool,
     /// The newest hole that was told of.
     hole: u64,
+    /// The same of each topic alone.
+    holes_of: [u64; NAMES.len()],
     /// Sequence of each of them, by the number in its data.
     sequences: HashMap<u64, u64>,
     demand: Arc<Demand>,
@@ -106,6 +108,17 @@ struct Together {
 
 fn pick<T: Copy>(dice: &mut Dice, from: &[T]) -> T {
     from[dice.roll(from.len() as u64) as usize]
+}
+
+/// True if a gap of these topics may be that of a hole: of all topics, or of one of these.
+fn may_be_of_hole(peer: &Peer, topics: &[String], (all, of): (u64, &[u64])) -> bool {
+    let from = peer.last.or(peer.after).unwrap_or(peer.connected_at);
+    from < all || topics.iter().any(|name| from < of[index_of(name)])
+}
+
+/// The index of a topic.
+fn index_of(name: &str) -> usize {
+    NAMES.iter().position(|other| *other == name).expect("a topic")
 }
 
 fn small_limits(dice: &mut Dice) -> Limits {
@@ -145,8 +158,12 @@ impl Together {
         let resident = dice.chance(1, 2).then(Arc::<AtomicU64>::default);
         let memory_max = resident.as_ref().map_or(MemoryMax::None, |_| MemoryMax::Bytes(CEILING as usize));
         // Shards ask the hub for the past where there is a store; here the test answers.
-        let store =
-            is_kept.then(|| StoreRules { data: "nowhere".into(), promise: Default::default(), bytes_max: 0 });
+        let store = is_kept.then(|| StoreRules {
+            data: "nowhere".into(),
+            promise: Default::default(),
+            bytes_max: 0,
+            age_ms_max: None,
+        });
         let config = Config { slow: policy, limits: limits.clone(), memory_max, store, ..Config::default() };
         let config = Arc::new(config);
         let planted = resident.clone();
@@ -231,6 +248,7 @@ impl Together {
             is_remote,
             is_kept,
             hole: 0,
+            holes_of: [0; NAMES.len()],
             sequences: HashMap::new(),
             demand,
             memory,
@@ -426,6 +444,11 @@ impl Together {
                     self.log.resize(position as usize, HOLE);
                     self.hole = position;
                 }
+                Message::TopicHole(hole) => {
+                    assert!(hole.position > self.log.len() as u64);
+                    self.log.resize(hole.position as usize, HOLE);
+                    self.holes_of[index_of(hole.topic.as_str())] = hole.position;
+                }
                 Message::Restore(..) | Message::Doors(..) | Message::Era(_) => {}
                 Message::Drain(mut drain) => drain.say_done(),
                 Message::End => {
@@ -512,11 +535,9 @@ impl Together {
                     let sequence = sequence.unwrap_or_else(|| panic!("event {number} was not broadcast"));
                     check_event(&mut peer, sequence, &self.log);
                 }
-                Heard::Gap(topics) if peer.last.or(peer.after).unwrap_or(peer.connected_at) < self.hole => {
+                Heard::Gap(topics) if may_be_of_hole(&peer, &topics, (self.hole, &self.holes_of)) => {
                     let newest = self.log.len() as u64;
-                    let known =
-                        |name: &String| NAMES.iter().position(|other| other == name).expect("a topic");
-                    peer.lost.extend(topics.iter().map(|name| (known(name), newest)));
+                    peer.lost.extend(topics.iter().map(|name| (index_of(name), newest)));
                     self.tally.holes += 1;
                 }
                 Heard::Gap(topics) => {

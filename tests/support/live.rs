@@ -10,6 +10,7 @@ pub mod h2;
 pub mod nats;
 #[allow(dead_code, reason = "what the simulation alone needs")]
 pub mod peer;
+pub mod proxied;
 pub mod raw;
 pub mod records;
 pub mod scratch;

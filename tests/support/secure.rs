@@ -85,9 +85,14 @@ pub fn start(scratch: &Scratch, flags: &[&str]) -> (Server, SocketAddr) {
     let (cert, key) = (path("cert.pem"), path("key.pem"));
     let tls = ["--listen-tls", "127.0.0.1:0", "--tls-cert", &cert, "--tls-key", &key];
     let server = Server::start(&[&tls, flags].concat());
-    let line = server.banner.iter().find_map(|line| line.strip_prefix("data, TLS "));
-    let address = line.expect("the banner names the address").trim().parse().expect("an address");
+    let address = address(&server);
     (server, address)
+}
+
+/// The first address with TLS in the banner of a server.
+pub fn address(server: &Server) -> SocketAddr {
+    let line = server.banner.iter().find_map(|line| line.strip_prefix("data, TLS "));
+    line.expect("the banner names the address").trim().parse().expect("an address")
 }
 
 /// A client that trusts one certificate.
@@ -114,6 +119,16 @@ impl Client {
         let stream = TcpStream::connect(address).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
         Client { stream: StreamOwned::new(connection, stream), heard: String::new() }
+    }
+
+    /// A client behind a proxy that passes TLS through. What the proxy says comes together with the
+    /// client's first words.
+    pub fn behind(address: SocketAddr, config: Arc<ClientConfig>, header: &[u8]) -> Client {
+        let mut client = Client::with(address, config);
+        let mut first = header.to_vec();
+        client.stream.conn.write_tls(&mut first).expect("memory can be written");
+        client.stream.sock.write_all(&first).expect("the server is there");
+        client
     }
 
     pub fn subscribe(

@@ -169,7 +169,7 @@ impl Wire {
 }
 
 /// What rustls has to say.
-fn said(client: &mut ClientConnection) -> Vec<u8> {
+pub fn said(client: &mut ClientConnection) -> Vec<u8> {
     let mut sealed = Vec::new();
     while client.wants_write() {
         client.write_tls(&mut sealed).expect("memory can be written");
@@ -178,7 +178,7 @@ fn said(client: &mut ClientConnection) -> Vec<u8> {
 }
 
 /// What the server and its clients need to know, made once.
-fn both_ends() -> &'static (Arc<ServerConfig>, Arc<ClientConfig>) {
+pub fn both_ends() -> &'static (Arc<ServerConfig>, Arc<ClientConfig>) {
     static ENDS: OnceLock<(Arc<ServerConfig>, Arc<ClientConfig>)> = OnceLock::new();
     ENDS.get_or_init(|| {
         let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");

@@ -140,8 +140,8 @@ pub fn answer(model: &Model, question: &Question) -> Result<Answer> {
         nodes_by,
         nodes,
         nodes_in_all: in_all,
-        stream_per_node: stream.map(|cost| cost.read.times(question.rate * 1e-6)),
-        stream_rate_max: stream.map(|cost| question.utilisation * 1e6 / cost.read.high),
+        stream_per_node: stream.map(|cost| cost.read(question.rate).times(question.rate * 1e-6)),
+        stream_rate_max: stream.map(|cost| cost.rate_max(question.utilisation)),
         shards_per_node: question.node_cores,
         connections_per_node,
         connections_per_shard,
@@ -270,11 +270,12 @@ fn cpu(model: &Model, question: &Question, traffic: &Traffic, shards: f64) -> Es
     // Each node reads each event once, in place of one shard's taking it in; one node publishes it.
     let taken_in = model.cpu.value("publish");
     let reading = |read: f64| (read - taken_in).max(0.0) * shards / question.node_cores;
+    let (read, publish) = (cost.read(question.rate), cost.publish(question.rate));
     let stream = |read: f64, publish: f64| question.rate * 1e-6 * (reading(read) + publish);
     Estimate {
-        value: all.value + stream(cost.read.value, cost.publish.value),
-        low: all.low + stream(cost.read.low, cost.publish.low),
-        high: all.high + stream(cost.read.high, cost.publish.high),
+        value: all.value + stream(read.value, publish.value),
+        low: all.low + stream(read.low, publish.low),
+        high: all.high + stream(read.high, publish.high),
     }
 }
 
@@ -287,7 +288,7 @@ fn stream<'a>(model: &'a Model, question: &Question) -> Result<Option<&'a Stream
     let Some(cost) = &model.stream else {
         bail!("this model does not know what a stream costs: measure one with --source nats --save FILE");
     };
-    let most = question.utilisation * 1e6 / cost.read.high;
+    let most = cost.rate_max(question.utilisation);
     if question.rate > most {
         bail!(
             "no number of nodes is enough: each reads every event, and one core reads at most {most:.0} events/s at {} %; \
@@ -410,6 +411,7 @@ mod tests {
     use super::*;
     use crate::plan::planted::exact;
     use crate::plan::question::tests::asked;
+    use crate::plan::stream::StreamPoint;
 
     /// Half of `apart` is paid at one event per second. Microseconds: base 1,000, publish 100,
     /// delivery 2 and 2 more apart, heartbeat of SSE 5, handshake and close 10. Bytes: 1 MB, 0.3 MB
@@ -562,7 +564,8 @@ mod tests {
         // 0.1 s more for each event on each node than a local event's 100 µs, 0.05 s where it is
         // published.
         let (read, publish) = (exactly(100_100.0), exactly(50_000.0));
-        model.stream = Some(StreamCost { nats_server: "2.15.1".into(), read, publish });
+        let at = vec![StreamPoint { rate: 1.0, read, publish }];
+        model.stream = Some(StreamCost { nats_server: "2.15.1".into(), at });
         let shared = answer(&model, &question).expect("possible");
         // 3.02 + 0.05 + (0.0011 + 0.1 / 4) k <= 0.5 k.
         assert_eq!((shared.cores, shared.nodes), (7.0, 2.0));

@@ -237,10 +237,12 @@ impl Model {
         ];
         let checked =
             self.checked.iter().flat_map(|point| [point.connections, point.rate, point.bytes, point.error]);
-        let stream = self.stream.iter().flat_map(|cost| [cost.read, cost.publish]);
+        let points = self.stream.iter().flat_map(|cost| &cost.at);
+        let stream = points.flat_map(|point| [point.read, point.publish]);
         let stream = stream.flat_map(|cost| [cost.low, cost.value, cost.high]);
         if !numbers.into_iter().chain(checked).chain(stream).all(|number| number.is_finite() && number >= 0.0)
             || self.apart_ms == 0.0
+            || !self.stream.iter().all(StreamCost::is_possible)
         {
             bail!("it has a number that is impossible");
         }

@@ -68,6 +68,37 @@ fn what_is_wrong_names_its_flag_and_its_source() {
     }
 }
 
+/// A restart finds what is promised to be there, so a store may not keep less.
+#[test]
+fn a_store_keeps_events_for_as_long_as_histories_promise_or_longer() {
+    let store = |flags: &[&str]| {
+        let config = config(&[&["--data", "d"], flags].concat(), &[])?;
+        let store = config.store.clone().expect("a store");
+        Ok::<u64, String>(store.age_ms(&config.limits, &config.rules))
+    };
+    for (flags, age_ms) in [
+        (&[][..], 300_000),
+        (&["--window-ms-max", "1000"], 120_000),
+        (&["--window-ms-max", "7200000"], 7_200_000),
+        (&["--data-age-max", "5m"], 300_000),
+        (&["--data-age-max", "720h"], 720 * 3_600_000),
+        (&["--data-age-max", "0s"], u64::MAX),
+    ] {
+        assert_eq!(store(flags), Ok(age_ms), "{flags:?}");
+    }
+    for (flags, words) in [
+        (&["--data-age-max", "4m"][..], &["--data-age-max is 4m", "of the last 5m", "0s"][..]),
+        (&["--data-age-max", "1m", "--window-ms-max", "1000"], &["--data-age-max is 1m", "of the last 2m"]),
+        (&["--data-age-max", "30d"], &["--data-age-max", "24h"]),
+        (&["--data-age-max", "87601h"], &["--data-age-max", "at most 87600h"]),
+    ] {
+        let error = store(flags).expect_err("too short, or no age");
+        assert!(words.iter().all(|word| error.contains(word)), "{flags:?}: {error}");
+    }
+    let error = config(&["--data-age-max", "24h"], &[]).expect_err("there is no store");
+    assert!(error.contains("--data-age-max") && error.contains("--data DIR"), "{error}");
+}
+
 #[test]
 fn localhost_is_an_address() {
     let args = ["--listen", "localhost:80,LOCALHOST:81", "--control", "localhost:82"];

@@ -26,5 +26,8 @@ pub const STORE_RETRY_MS: u64 = 1_000;
 pub const STORE_TIDY_MS: u64 = 10_000;
 /// Bytes of a segment: a removal of the oldest takes as much, and a start reads one at a time.
 pub const STORE_SEGMENT_BYTES: u64 = 32 << 20;
+/// The longest age that may be asked for, in milliseconds: ten years. It is a bound against typing
+/// errors; what there is room for is bounded by bytes.
+pub const STORE_AGE_MS_MAX: u64 = 87_600 * 3_600_000;
 /// Least bytes that a store may have: some segments.
 pub const STORE_BYTES_MIN: u64 = 8 << 20;

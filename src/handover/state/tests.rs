@@ -19,11 +19,12 @@ fn state() -> State {
         bytes: 300,
         evicted,
         cut: None,
+        hole: 0,
     };
     let cut = Some(PastCut { sequence: 2, intake: Stamp(20), published: 500 });
     let topics = vec![
         TopicState { id: CustomId::new("order 7").ok(), ..known("news/ä", 6, 0) },
-        TopicState { cut, ..known("t", 7, 2) },
+        TopicState { cut, hole: 8, ..known("t", 7, 2) },
         TopicState { remembered: false, ..known("values", 5, 5) },
     ];
     let event = |topic: &Topic, data: Data| Event {

@@ -101,6 +101,13 @@ impl Intake {
         self.say(Package::Hole(self.sequence));
     }
 
+    /// The same of one topic, which has no `*`: nobody else is told.
+    pub fn tell_hole_of(&mut self, topic: Topic, sequence: u64) {
+        self.advance(sequence);
+        self.counters.holes += 1;
+        self.say(Package::TopicHole(Arc::new(TopicHole { topic, position: self.sequence })));
+    }
+
     /// The source has begun anew: its sequences are of another epoch from now on, and begin at 1
     /// again. All who are here are told that they may have lost something.
     pub fn begin_era(&mut self, epoch: Epoch) {

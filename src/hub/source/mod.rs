@@ -1,7 +1,7 @@
 //! Where events and their sequences come from.
 //!
 //! ```text
-//!                 publish                    place, place_removal, tell_hole, begin_era
+//!                 publish                    place, place_removal, tell_hole(_of), begin_era
 //!   publishers ──────────►  Intake ──► Source ─────────────────────────────────► Intake ──► shards
 //!        ▲                    │           │
 //!        │  Published::Taken  │           │  Reply

@@ -6,6 +6,7 @@
 //!   first event that was heard.
 //! - Where the origin has events no more, all that were not heard are one hole, up to where it
 //!   stands: the topic that lacks them may be any.
+//! - An event that cannot be one here is a hole of its topic alone, unless that cannot be one either.
 //! - An origin that has begun anew has another epoch; it is ours from its first word on.
 //! - Nobody publishes here: who tries hears where to go.
 //!
@@ -173,18 +174,21 @@ impl History {
             // What was before it is not known here.
             evicted: sequence - 1,
             cut: None,
+            hole: 0,
         });
         topic.sequence = sequence;
         topic
     }
 
     /// Takes the place of an event that is not fit for this process: its topic lacks it. One whose
-    /// topic is none is nobody's.
+    /// topic is none here may be anybody's, by a pattern.
     fn leave_out(&mut self, sequence: u64, topic: Option<Topic>) {
-        if self.comes_to(sequence)
-            && let Some(name) = topic
-        {
-            self.topic(name, sequence).evicted = sequence;
+        if !self.comes_to(sequence) {
+            return;
+        }
+        match topic {
+            Some(name) => self.topic(name, sequence).hole = sequence,
+            None => self.hole = sequence,
         }
     }
 
@@ -250,7 +254,7 @@ impl Follower {
                         None => history.add(at.sequence, event, unix_ms),
                         Some(refusal) => {
                             self.hub.counted(refusal);
-                            history.leave_out(at.sequence, Some(event.topic));
+                            history.leave_out(at.sequence, topic_of(event));
                         }
                     }
                 }
@@ -383,14 +387,13 @@ impl Follower {
                         self.is_due = true;
                         return self.hub.place_at(event, at.sequence, unix_ms, self.hub.now()).await;
                     };
-                    self.hub.counted(refusal);
-                    self.hole_up_to(at.sequence).await;
+                    self.leave_out(at.sequence, topic_of(event), refusal).await;
                 }
             }
-            Told::Unfit { at, cause, .. } => {
+            Told::Unfit { at, topic, cause } => {
                 if self.comes_to(at).await {
-                    self.hub.counted(Refusal::new(RefusalReason::Foreign, cause));
-                    self.hole_up_to(at.sequence).await;
+                    let refusal = Refusal::new(RefusalReason::Foreign, cause);
+                    self.leave_out(at.sequence, topic, refusal).await;
                 }
             }
         }
@@ -406,6 +409,16 @@ impl Follower {
         self.last = at;
         self.status.read.store(at.sequence, Ordering::Relaxed);
         true
+    }
+
+    /// The event that was heard last is not fit for this process.
+    async fn leave_out(&mut self, sequence: u64, topic: Option<Topic>, refusal: Refusal) {
+        self.hub.counted(refusal);
+        let Some(topic) = topic else { return self.hole_up_to(sequence).await };
+        tracing::debug!(%topic, sequence, "an event of the origin is none here");
+        self.is_due = true;
+        self.status.holes.fetch_add(1, Ordering::Relaxed);
+        self.hub.place_word(|intake| intake.tell_hole_of(topic, sequence)).await;
     }
 
     async fn hole_up_to(&mut self, sequence: u64) {
@@ -442,6 +455,11 @@ impl Follower {
         }
         self.hub.intake().degrade(Some(format!("the origin is away: {unheard}")));
     }
+}
+
+/// The topic of an event that is not fit for this process, if it may be one here.
+fn topic_of(event: Event) -> Option<Topic> {
+    Some(event.topic).filter(|topic| !topic.as_str().contains('*'))
 }
 
 /// Tells who publishes where to go.

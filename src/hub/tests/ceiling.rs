@@ -151,6 +151,7 @@ fn state(events: u64) -> State {
         bytes: 60_000 * events,
         evicted: 0,
         cut: None,
+        hole: 0,
     };
     State {
         epoch: EPOCH,

@@ -170,7 +170,7 @@ fn start_shard(
                         let _ = tell.send(Seen::Drain);
                     }
                     Message::Histories(_) | Message::Reload(_) | Message::Removal(_) => {}
-                    Message::Restore(..) | Message::Hole(_) | Message::Era(_) => {}
+                    Message::Restore(..) | Message::Hole(_) | Message::TopicHole(_) | Message::Era(_) => {}
                     Message::Doors(_, said) => drop(said.send(())),
                     Message::End => {
                         if let Some(ends) = &ends {

@@ -174,8 +174,9 @@ async fn removals_holes_and_epochs_wait_for_room_as_events_do_and_none_is_lost()
     let placing = tokio::spawn(async move {
         for sequence in 1..=30 {
             let topic = Topic::new("t").expect("a topic");
-            let placed = match sequence % 3 {
+            let placed = match sequence % 4 {
                 0 => hub.place_word(|intake| intake.tell_hole(sequence)).await,
+                3 => hub.place_word(|intake| intake.tell_hole_of(topic, sequence)).await,
                 1 => hub.place_word(|intake| intake.place_removal(topic, sequence)).await,
                 _ => hub.place(event("x"), sequence, 0).await,
             };
@@ -197,6 +198,7 @@ async fn removals_holes_and_epochs_wait_for_room_as_events_do_and_none_is_lost()
                 Message::Batch(batch) => batch.events.iter().map(|event| event.sequence).collect(),
                 Message::Removal(removal) => vec![removal.sequence],
                 Message::Hole(position) => vec![position],
+                Message::TopicHole(hole) => vec![hole.position],
                 Message::Era(era) => vec![era.base],
                 other => panic!("{other:?}"),
             });

@@ -32,7 +32,8 @@ type Asked = (u64, u64, u64);
 
 impl Bench {
     fn new(limits: Limits, slow: SlowPolicy) -> Bench {
-        let store = StoreRules { data: "nowhere".into(), promise: Promise::Always, bytes_max: 0 };
+        let store =
+            StoreRules { data: "nowhere".into(), promise: Promise::Always, bytes_max: 0, age_ms_max: None };
         let limits = Limits { window_events_max: WINDOW as usize, ..limits };
         let config = Arc::new(Config { limits, slow, store: Some(store), ..Config::default() });
         let (outbox, inbox) = path(8).expect("eventfd");

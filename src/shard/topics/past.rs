@@ -38,6 +38,7 @@ impl Topics {
                 retains: topic.retained.is_some(),
                 evicted: window.evicted(),
                 cut: window.last_cut(),
+                hole: window.hole(),
             };
             slice.topics.push((past, events));
             if slice.next.is_some() {
@@ -76,7 +77,7 @@ impl Topics {
         for topic in &past.topics {
             let index = self.intern(&topic.name);
             let state = self.get_mut(index);
-            state.window = Window::restored(topic.evicted, topic.cut);
+            state.window = Window::restored(topic.evicted, topic.cut, topic.hole);
             state.hub_forgot = !topic.remembered;
             indexes.push(index);
         }
@@ -178,8 +179,8 @@ mod tests {
     #[test]
     fn a_topic_without_events_and_a_forgotten_one_keep_their_last_sequence() {
         let mut new = topics(&Limits::default());
-        let past =
-            PastTopic { name: topic("quiet"), remembered: true, retains: false, evicted: 7, cut: None };
+        let name = topic("quiet");
+        let past = PastTopic { name, remembered: true, retains: false, evicted: 6, cut: None, hole: 7 };
         let forgotten = vec![(topic("gone"), 5)];
         new.restore(&Past { sequence: 9, topics: vec![past], forgotten, dropped: 2, ..Past::default() });
         assert_eq!(new.find(&topic("quiet")), None, "it takes no room");

@@ -363,7 +363,7 @@ impl Topics {
             return 1;
         }
         let events: Vec<Arc<Encoded>> = topic.window.history().cloned().collect();
-        let (evicted, cut) = (topic.window.evicted(), topic.window.last_cut());
+        let (evicted, cut, hole) = (topic.window.evicted(), topic.window.last_cut(), topic.window.hole());
         let until = cut.map(|cut| self.promised_until(of, cut));
         let topic = self.get_mut(of);
         if !topic.patterns.contains(&index) {
@@ -374,6 +374,7 @@ impl Topics {
         }
         let pattern = self.get_mut(index);
         pattern.window.note_evicted(evicted.max(pattern.window.evicted()));
+        pattern.window.note_hole(hole);
         pattern.note_cut(cut.zip(until));
         1 + events.len()
     }

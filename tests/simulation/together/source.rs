@@ -104,6 +104,12 @@ pub async fn serve(hub: SimHub, mut submissions: Submissions, seed: u64, kept: K
                 return;
             }
         }
+        if dice.chance(1, 60) {
+            sequence += 1;
+            if !hub.tell_hole_of(event.topic.clone(), sequence).await {
+                return;
+            }
+        }
         sequence += 1;
         let stored = Stored { sequence, unix_ms: 0, event: event.clone(), idempotency: None };
         kept.lock().unwrap_or_else(PoisonError::into_inner).push(stored);
