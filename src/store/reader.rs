@@ -3,8 +3,8 @@
 //! Invariants worth naming:
 //! - What is given is an event whose checksum is right, in the order of the sequences, and nothing
 //!   between two of them is left out. What may be gone is told (`floor`).
-//! - Nothing is given beyond what is asked for. A sequence that was broadcast leaves the log with its
-//!   segment, or where a disk did not take it; then the writer has said so before (`progress`).
+//! - Nothing is given beyond what is asked for. A sequence that was broadcast leaves the log with
+//!   its segment, or where a disk did not take it; then the writer has said so before (`progress`).
 //! - A segment is looked through once, in whole; then it is known which topics it has, and about
 //!   where each sequence stands. So a topic that is rare costs next to nothing in segments without
 //!   it.
@@ -279,8 +279,8 @@ impl PastReader {
         })
     }
 
-    /// The sequence after which events come that were taken in at this time or later; with a deadline
-    /// too.
+    /// The sequence after which events come that were taken in at this time or later; with a
+    /// deadline too.
     pub fn before_time(&mut self, unix_ms: u64, deadline: Instant) -> io::Result<u64> {
         self.again_if_changed(|reader| {
             reader.look_around()?;

@@ -25,8 +25,8 @@ pub const ASKS_UNANSWERED_MAX: usize = 4_096;
 /// Milliseconds that a backfill waits for a source that cannot be read, or does not have yet what is
 /// asked of it. Then its subscriber is told of a gap.
 pub const BACKFILL_AWAY_MS_MAX: u64 = 10_000;
-/// Milliseconds that a search for where `since` and `last` begin may take, and is worked on: less than
-/// a request head is waited for where room is short.
+/// Milliseconds that a search for where `since` and `last` begin may take, and is worked on: less
+/// than a request head is waited for where room is short.
 pub const SEARCH_MS_MAX: u64 = super::HANDSHAKE_MS_SHORT * 3 / 4;
 /// Milliseconds that a stretch may wait for its socket while other subscribers wait for their turn.
 pub const BACKFILL_SLOW_MS_MAX: u64 = 5_000;
