@@ -15,7 +15,8 @@ const FORMER_MAX: usize = 4;
 pub struct Era {
     /// Whose sequences these are.
     pub epoch: Epoch,
-    /// The position that stands before its first sequence.
+    /// The position that stands before its first sequence. In all eras but the first of a process no
+    /// event has it.
     pub base: u64,
 }
 
@@ -71,13 +72,15 @@ impl Eras {
     }
 
     /// The position that an id means, if it is one of ours; `newest` is the newest that was given.
+    /// An id of a former epoch that stands behind all that came of it here is of another node, and
+    /// what that one had before it may never have come here.
     pub fn position_of(&self, id: EventId, newest: u64) -> Option<u64> {
         let mut end = newest;
         for era in std::iter::once(&self.present).chain(self.former.iter().rev()) {
             if era.epoch == id.epoch {
                 return id.sequence.checked_add(era.base).filter(|position| *position <= end);
             }
-            end = era.base;
+            end = era.base.saturating_sub(1);
         }
         None
     }
@@ -101,8 +104,8 @@ mod tests {
         eras.begin(Era { epoch: Epoch(2), base: 10 });
         eras.begin(Era { epoch: Epoch(3), base: 14 });
         let at = |epoch, sequence| eras.position_of(EventId { epoch: Epoch(epoch), sequence }, 20);
-        assert_eq!([at(1, 10), at(1, 11)], [Some(10), None], "it never gave more than ten");
-        assert_eq!([at(2, 4), at(2, 5)], [Some(14), None]);
+        assert_eq!([at(1, 9), at(1, 10), at(1, 11)], [Some(9), None, None], "it never gave more than nine");
+        assert_eq!([at(2, 3), at(2, 4), at(2, 5)], [Some(13), None, None]);
         assert_eq!([at(3, 6), at(3, 7), at(3, u64::MAX)], [Some(20), None, None]);
         assert_eq!(eras.id(15), EventId { epoch: Epoch(3), sequence: 1 });
         assert_eq!(eras.id(12).sequence, 0, "it stands before the first event of this epoch");
