@@ -2,8 +2,8 @@
 //!
 //! Invariants worth naming:
 //! - A shard bounds what it asks: each of its backfills and each search has at most one ask without
-//!   an answer, and with those of clients that have left they are bounded too. So neither queue needs
-//!   a bound of its own.
+//!   an answer, and with those of clients that have left they are bounded too. So neither queue
+//!   needs a bound of its own.
 //! - Each ask is answered once, while hub and shard live.
 //! - The hub registers *before* it looks at the queues, a shard wakes it *after* it has asked
 //!   ([`AtomicWaker`]).

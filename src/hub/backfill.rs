@@ -2,6 +2,7 @@
 //! are answered from the source, one after the other, each shard in its turn.
 //!
 //! Invariants worth naming:
+//! - A search takes no longer than its client waits, so that stretches have their turns.
 //! - No shard waits for this, and the hub's thread reads and encodes nothing of a store: a thread of
 //!   its own does (`store`).
 //! - Frames are made by the encoder of all events, so they are the bytes that the window had.
@@ -17,13 +18,15 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::Hub;
 use crate::broadcast::{Encoded, Era, PastAnswer, PastAsk, PastTopicAsk, Stretch};
 use crate::clock::Stamp;
-use crate::config::limits::{STRETCH_BYTES_MAX, STRETCHES_KEPT};
+use crate::config::limits::{SEARCH_MS_MAX, STRETCH_BYTES_MAX, STRETCHES_KEPT};
 use crate::event::Topic;
 use crate::store::Stored;
 use crate::topic_pattern::Pattern;
@@ -197,6 +200,14 @@ impl Pages {
     }
 }
 
+/// What a search finds. Its client does not wait for longer, and others wait for the archive.
+async fn search(found: impl Future<Output = Result<Vec<u64>, Away>>) -> Result<PastAnswer, Away> {
+    match timeout(Duration::from_millis(SEARCH_MS_MAX), found).await {
+        Ok(found) => found.map(PastAnswer::Begins),
+        Err(_) => Ok(PastAnswer::Away),
+    }
+}
+
 /// For so long a source counts as away that was.
 const AWAY_NS: u64 = 200_000_000;
 
@@ -252,23 +263,34 @@ impl Hub {
                 .find_stretch(archive, shelf, &topics, (after, until), format)
                 .await
                 .map(PastAnswer::Stretch),
-            PastAsk::Last(topics, events) => {
-                let mut begins = Vec::new();
-                for (asked, events) in topics.iter().zip(events) {
-                    let all = PastTopicAsk { name: asked.name.clone(), at: 0, told: 0 };
-                    let (era, wanted, _) = self.wanted(&[all], 0);
-                    let until = asked.at.saturating_sub(era.base);
-                    let before = archive.before_last(wanted, until, events).await?;
-                    begins.push(era.base + before);
-                }
-                Ok(PastAnswer::Begins(begins))
-            }
+            PastAsk::Last(topics, events) => search(self.find_last(archive, &topics, events)).await,
             PastAsk::Since(topics, unix_ms) => {
                 let era = self.intake().era;
-                let before = era.base + archive.before_time(unix_ms).await?;
-                Ok(PastAnswer::Begins(vec![before; topics.len()]))
+                let found = async {
+                    let before = era.base + archive.before_time(unix_ms).await?;
+                    Ok(vec![before; topics.len()])
+                };
+                search(found).await
             }
         }
+    }
+
+    /// After which position each of these topics has its last so many events.
+    async fn find_last(
+        &self,
+        archive: &mut dyn Archive,
+        topics: &[PastTopicAsk],
+        events: Vec<u64>,
+    ) -> Result<Vec<u64>, Away> {
+        let mut begins = Vec::new();
+        for (asked, events) in topics.iter().zip(events) {
+            let all = PastTopicAsk { name: asked.name.clone(), at: 0, told: 0 };
+            let (era, wanted, _) = self.wanted(&[all], 0);
+            let until = asked.at.saturating_sub(era.base);
+            let before = archive.before_last(wanted, until, events).await?;
+            begins.push(era.base + before);
+        }
+        Ok(begins)
     }
 
     /// What of these topics is wanted after the position at which each stands, in sequences of the

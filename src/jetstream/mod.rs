@@ -32,7 +32,7 @@ mod values;
 
 pub use connect::{ConnectError, Link};
 pub use epoch::{Entry, EpochError, EpochPlace, Mark, created_ns};
-pub use message::{DATA, EVENT, ID, KEY, REMOVE, RETRY, SENT, Said, understand, understand_core};
+pub use message::{DATA, EVENT, ID, KEY, REMOVE, RETRY, SENT, Said, Understood, understand, understand_core};
 pub use nodes::{Counts, Crowd, Nodes};
 pub use past::{PastStream, Span, event_of};
 pub use publish::{PublishFault, Publisher, Receipt, Sent};

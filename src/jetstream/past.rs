@@ -253,7 +253,7 @@ impl PastStream {
     }
 }
 
-/// True if nothing went missing on the way from a new consumer, of which so many messages were read.
+/// True if nothing went missing on the way from a new consumer that has given so many messages.
 pub(super) fn is_next(info: &async_nats::jetstream::message::Info<'_>, read: u64) -> bool {
     info.consumer_sequence == read + 1
 }

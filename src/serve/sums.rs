@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::config::limits::{
-    STORE_BATCH_BYTES_MAX, STORE_QUEUE_BYTES_MAX, STORE_SEGMENT_BYTES, STORE_UNSYNCED_BYTES_MAX,
+    STORE_BATCH_BYTES_MAX, STORE_QUEUE_BYTES_MAX, STORE_SEGMENT_BYTES, STORE_TOPIC_BYTES, STORE_TOPICS_MAX,
+    STORE_UNSYNCED_BYTES_MAX,
 };
 
 /// User-space memory at the limits, one line per owner.
@@ -42,7 +43,8 @@ pub(super) fn memory_lines(config: &Config, capacity: &Capacity, ring: Ring) -> 
     if config.keeps_past() && limits.backfill_bytes_per_second > 0 {
         // As they are read, and as they are sent; and those that are kept for others.
         let per_shard = 2 * STRETCH_BYTES_MAX * limits.backfills_per_shard_max;
-        let kept = (STRETCH_BYTES_MAX * STRETCHES_KEPT) as u64;
+        let known = if config.store.is_some() { STORE_TOPICS_MAX * STORE_TOPIC_BYTES } else { 0 };
+        let kept = (STRETCH_BYTES_MAX * STRETCHES_KEPT + known) as u64;
         lines.push(("stretches of the past, when all are full", sum(per_shard).saturating_add(kept)));
     }
     if limits.h2_streams_max > 0 {

@@ -110,8 +110,8 @@ pub(super) struct Backfills {
     last: u64,
     /// Backfills for which windows hold events.
     holding: usize,
-    /// Asks without an answer, also those of clients that have left, each with the bytes that it was
-    /// reckoned at.
+    /// Asks without an answer, also those of clients that have left, each with the bytes that it
+    /// was reckoned at.
     unanswered: HashMap<u64, i64>,
     /// Bytes that may be asked for at once; below 0 where an event was longer than expected.
     credit: i64,

@@ -3,8 +3,8 @@
 //! Invariants worth naming:
 //! - What is given is an event whose checksum is right, in the order of the sequences, and nothing
 //!   between two of them is left out. What may be gone is told (`floor`).
-//! - Nothing is given beyond what is asked for. A sequence that was broadcast leaves the log with its
-//!   segment, or where a disk did not take it; then the writer has said so before (`progress`).
+//! - Nothing is given beyond what is asked for. A sequence that was broadcast leaves the log with
+//!   its segment, or where a disk did not take it; then the writer has said so before (`progress`).
 //! - A segment is looked through once, in whole; then it is known which topics it has, and about
 //!   where each sequence stands. So a topic that is rare costs next to nothing in segments without
 //!   it.
@@ -15,13 +15,16 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::files::Glass;
 use super::log::{name_of, number_of};
 use super::progress::Progress;
 use super::record::{self, Found, Record, Seal, Seen, Stored};
 use super::segment::{self, HEADER_BYTES, NoSegment};
-use crate::config::limits::{SEGMENT_TOPICS_MAX, STRETCH_LOOKED_AT_MAX, STRETCH_READ_BYTES};
+use crate::config::limits::{
+    SEGMENT_TOPICS_MAX, STORE_TOPICS_MAX, STRETCH_LOOKED_AT_MAX, STRETCH_READ_BYTES,
+};
 
 /// Bytes of a segment between two places that are remembered.
 const MARK_BYTES: u64 = 256 << 10;
@@ -74,6 +77,11 @@ impl Segment {
         }
     }
 
+    /// How many topics are remembered of it.
+    fn topics(&self) -> usize {
+        self.topics.as_ref().map_or(0, HashSet::len)
+    }
+
     /// Where the records behind a sequence begin, or some before them.
     fn place_after(&self, sequence: u64) -> u64 {
         let behind = self.marks.partition_point(|(newest, _)| *newest <= sequence);
@@ -99,6 +107,8 @@ pub struct PastReader {
     /// Events up to here are gone, or may be.
     floor: u64,
     segments: BTreeMap<u64, Segment>,
+    /// So many topics of all segments are remembered.
+    pub(super) topics_max: usize,
 }
 
 /// The hash by which a topic is remembered.
@@ -121,6 +131,11 @@ fn is_of_change(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData)
 }
 
+/// Fails behind a deadline.
+fn in_time(deadline: Instant) -> io::Result<()> {
+    if Instant::now() <= deadline { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+}
+
 /// What a walk over records does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
@@ -131,7 +146,14 @@ enum Next {
 impl PastReader {
     /// Reads files that another thread writes, which is so far. Events up to `floor` may be gone.
     pub(super) fn new(files: Box<dyn Glass>, progress: Arc<Progress>, floor: u64) -> PastReader {
-        PastReader { files, progress, cuts: 0, floor, segments: BTreeMap::new() }
+        PastReader {
+            files,
+            progress,
+            cuts: 0,
+            floor,
+            segments: BTreeMap::new(),
+            topics_max: STORE_TOPICS_MAX,
+        }
     }
 
     /// The next events after `after` and up to `until` that are wanted, about so many bytes.
@@ -217,13 +239,13 @@ impl PastReader {
     }
 
     /// The sequence after which the last so many events up to `until` come that are wanted, or all
-    /// that are left.
+    /// that are left. Fails with `TimedOut` behind the deadline; what was looked through counts.
     pub fn before_last(
         &mut self,
         wants: &Wants<'_>,
         topics: Option<&[&str]>,
-        until: u64,
-        events: u64,
+        (until, events): (u64, u64),
+        deadline: Instant,
     ) -> io::Result<u64> {
         let topics = hashes(topics);
         self.again_if_changed(|reader| {
@@ -234,6 +256,7 @@ impl PastReader {
                 if reader.segments[&number].before >= until {
                     continue;
                 }
+                in_time(deadline)?;
                 reader.look_through(number)?;
                 if !reader.segments[&number].may_have(topics.as_deref()) {
                     continue;
@@ -256,13 +279,15 @@ impl PastReader {
         })
     }
 
-    /// The sequence after which events come that were taken in at this time or later.
-    pub fn before_time(&mut self, unix_ms: u64) -> io::Result<u64> {
+    /// The sequence after which events come that were taken in at this time or later; with a
+    /// deadline too.
+    pub fn before_time(&mut self, unix_ms: u64, deadline: Instant) -> io::Result<u64> {
         self.again_if_changed(|reader| {
             reader.look_around()?;
             let numbers: Vec<u64> = reader.segments.keys().copied().collect();
             let mut newest = reader.floor;
             for number in numbers {
+                in_time(deadline)?;
                 reader.look_through(number)?;
                 let segment = &reader.segments[&number];
                 if segment.newest_ms < unix_ms {
@@ -364,7 +389,26 @@ impl PastReader {
             Ok(Next::On)
         });
         self.segments.insert(number, segment);
+        if looked > 0 {
+            self.forget_topics();
+        }
         walked.map(|()| looked)
+    }
+
+    /// Topics that are remembered, of all segments.
+    pub(super) fn topics(&self) -> usize {
+        self.segments.values().map(Segment::topics).sum()
+    }
+
+    /// Forgets those of the segments that have most of them, if they are too many.
+    fn forget_topics(&mut self) {
+        let mut all = self.topics();
+        while all > self.topics_max
+            && let Some(largest) = self.segments.values_mut().max_by_key(|segment| segment.topics())
+        {
+            all -= largest.topics();
+            largest.topics = None;
+        }
     }
 
     /// Passes the records of a segment from `offset` on, each with its place, up to the end as it is

@@ -25,14 +25,21 @@ pub const ASKS_UNANSWERED_MAX: usize = 4_096;
 /// Milliseconds that a backfill waits for a source that cannot be read, or does not have yet what is
 /// asked of it. Then its subscriber is told of a gap.
 pub const BACKFILL_AWAY_MS_MAX: u64 = 10_000;
+/// Milliseconds that a search for where `since` and `last` begin may take, and is worked on: less
+/// than a request head is waited for where room is short.
+pub const SEARCH_MS_MAX: u64 = super::HANDSHAKE_MS_SHORT * 3 / 4;
 /// Milliseconds that a stretch may wait for its socket while other subscribers wait for their turn.
 pub const BACKFILL_SLOW_MS_MAX: u64 = 5_000;
 /// Milliseconds for which a window holds events for a subscriber that has nearly come up to it.
 pub const BACKFILL_HOLD_MS_MAX: u64 = 2_000;
 /// Removals of topics that are remembered; what came before an older one is not read any more.
 pub const REMOVALS_MAX: usize = 16_384;
-/// Different topics of a segment of the store that are remembered, 8 bytes each. A segment of more
-/// is always looked through.
+/// Different topics of a segment of the store that are remembered. A segment of more is always
+/// looked through.
 pub const SEGMENT_TOPICS_MAX: usize = 65_536;
+/// Those of all segments, however many there are.
+pub const STORE_TOPICS_MAX: usize = 1 << 18;
+/// What one of them takes, at most: a hash, and places that are free.
+pub const STORE_TOPIC_BYTES: usize = 20;
 
 const _: () = assert!(BACKFILLS_POSSIBLE as usize + super::HELD_BACK_MAX < ASKS_UNANSWERED_MAX);

@@ -1,12 +1,14 @@
 //! A store's past: its log is read, and its events are encoded, on a thread of its own.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, unbounded};
 use tokio::sync::oneshot;
 
 use super::{Archive, Away, Finding, Found, PAGES_BYTES, Pages, Style, Wanted};
 use crate::clock::Stamp;
+use crate::config::limits::SEARCH_MS_MAX;
 use crate::event::Topic;
 use crate::hub::Hub;
 use crate::hub::source::Source;
@@ -43,6 +45,8 @@ impl StorePast {
         self.jobs.send(job).map_err(|_| Away)?;
         match answered.await {
             Ok(Ok(found)) => Ok(found),
+            // Nobody waits for it any more.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => Err(Away),
             Ok(Err(error)) => {
                 if let Some(left_out) = self.pace.admit(Stamp::now()) {
                     tracing::warn!(%error, left_out, "the store is not read for those who lack more than windows hold");
@@ -52,6 +56,11 @@ impl StorePast {
             Err(_) => Err(Away),
         }
     }
+}
+
+/// Then a search that begins now is worth nothing any more.
+fn search_deadline() -> Instant {
+    Instant::now() + Duration::from_millis(SEARCH_MS_MAX)
 }
 
 impl Archive for StorePast {
@@ -66,15 +75,17 @@ impl Archive for StorePast {
     }
 
     fn before_last(&mut self, wanted: Wanted, until: u64, events: u64) -> Finding<'_, u64> {
+        let deadline = search_deadline();
         Box::pin(self.find(move |reader| {
             let names = wanted.names();
             let has = |topic: &str, sequence| wanted.has(topic, sequence);
-            reader.before_last(&has, names.as_deref(), until, events)
+            reader.before_last(&has, names.as_deref(), (until, events), deadline)
         }))
     }
 
     fn before_time(&mut self, unix_ms: u64) -> Finding<'_, u64> {
-        Box::pin(self.find(move |reader| reader.before_time(unix_ms)))
+        let deadline = search_deadline();
+        Box::pin(self.find(move |reader| reader.before_time(unix_ms, deadline)))
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use super::super::Hub;
 use super::jetstream::Status;
 use crate::config::limits::{NATS_CORE_WAITING_MAX, NATS_RETRY_MS};
-use crate::jetstream::{Said, Session, understand_core};
+use crate::jetstream::{Said, Session, Understood, understand_core};
 use crate::refusal::Refusal;
 
 /// Hears one subject, as long as the hub lives.
@@ -61,17 +61,14 @@ fn publish(
     let most = hub.config().limits.message_bytes_max;
     let understood = understand_core(&message.subject, message.headers.as_ref(), message.payload, most);
     let event = match understood {
-        Ok(understood) => {
+        Ok(Understood { said: Said::Event(event), illegal, reserved, .. }) => {
             let mut told = status.told();
             told.core.taken += 1;
-            told.core.left_out += understood.illegal + understood.reserved;
-            match understood.said {
-                Said::Event(event) => event,
-                // Only the stream's own subjects remove anything.
-                Said::Removal(_) => return None,
-            }
+            told.core.left_out += illegal + reserved;
+            event
         }
-        Err(_) => {
+        // Only the stream's own subjects remove anything.
+        Ok(Understood { said: Said::Removal(_), .. }) | Err(_) => {
             status.told().core.skipped += 1;
             return None;
         }

@@ -29,6 +29,7 @@ mod drain;
 mod guarding;
 mod heads;
 mod log;
+mod pasts;
 mod presence;
 mod publishing;
 mod removing;

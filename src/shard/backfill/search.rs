@@ -5,16 +5,13 @@ use std::sync::Arc;
 
 use crate::broadcast::{PastAsk, PastTopicAsk};
 use crate::clock::Stamp;
-use crate::config::limits::{HANDSHAKE_MS_SHORT, HELD_BACK_MAX};
+use crate::config::limits::{HELD_BACK_MAX, SEARCH_MS_MAX};
 use crate::egress::Slot;
 use crate::event::Topic;
 use crate::shard::connections::{FAR, Phase};
 use crate::shard::publishers::Until;
 use crate::shard::state::State;
 use crate::wire::{SlowPolicy, Start};
-
-/// Milliseconds that a search may take: less than a request head is waited for where room is short.
-pub(super) const SEARCH_MS_MAX: u64 = HANDSHAKE_MS_SHORT * 3 / 4;
 
 /// Where the topics of a client begin that asks for more than the windows hold.
 #[derive(Debug)]

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::search::SEARCH_MS_MAX;
 use super::*;
 use crate::broadcast::{
     Demand, Drain, EncodedBatch, Memory, Message, Outbox, PastAnswer, PastAsk, Stretch, path,
 };
 use crate::clock::Stamp;
+use crate::config::limits::SEARCH_MS_MAX;
 use crate::config::store::Promise;
 use crate::config::{Config, Limits, StoreRules};
 use crate::egress::sim::{SimRing, Weather};

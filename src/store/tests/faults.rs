@@ -406,3 +406,36 @@ fn an_event_whose_outcome_is_unknown_is_given_to_nobody_or_after_a_start_in_its_
     assert_eq!(read(&mut reader, last).0, BTreeSet::from([1, next, next + 1, last]));
     assert_eq!(there(&bench.past.state)[&(next + 1)].1, "unanswered");
 }
+
+#[test]
+fn a_sync_that_fails_as_an_old_segment_goes_is_told_and_nothing_stays_off_the_disk() {
+    let disk = Disk::default();
+    let small = || Settings { bytes_max: 4_000, ..settings(Promise::Interval) };
+    let mut bench = try_open(&disk, small()).expect("a new one");
+    let say = |bench: &mut Bench, event: Event| {
+        let sequence = bench.submit(Said::Event(event, None), false);
+        while bench.store.report().entries < sequence {
+            std::thread::yield_now();
+        }
+    };
+    // It is written again when its segment goes.
+    say(&mut bench, Event { key: Key::new("k").ok(), ..event("kept/x", "value") });
+    while bench.store.report().disk_bytes < 3_600 {
+        say(&mut bench, event("a", &"x".repeat(60)));
+    }
+    let syncs = bench.store.report().syncs;
+    say(&mut bench, event("a", "it is synced with all before it"));
+    while bench.store.report().syncs == syncs {
+        std::thread::yield_now();
+    }
+    disk.fail_syncs(1);
+    say(&mut bench, event("a", &"one too many ".repeat(25)));
+    let next = || bench.news.recv_timeout(std::time::Duration::from_secs(10)).expect("it tells");
+    assert!(matches!(next(), News::Degraded(Some(_))));
+    assert!(matches!(next(), News::Degraded(None)), "it tries by itself");
+    drop(bench);
+    let again = try_open(&disk, small()).expect("it opens");
+    let last = texts(&again).pop().expect("events");
+    assert!(last.starts_with("one too many") && again.past.state.hole == 0, "{last}");
+    assert!(there(&again.past.state).values().any(|(_, text)| text == "value"));
+}

@@ -2,6 +2,7 @@
 //! and no more than there is.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::dice::Disk;
 use crate::config::limits::STRETCH_LOOKED_AT_MAX;
@@ -46,6 +47,11 @@ fn reader(disk: &Disk, written: u64) -> (PastReader, Arc<Progress>) {
     (PastReader::new(disk.glass(), progress.clone(), 0), progress)
 }
 
+/// A deadline that no test meets.
+fn later() -> Instant {
+    Instant::now() + Duration::from_secs(600)
+}
+
 /// All sequences of a topic in a span, in stretches of so many bytes.
 fn read(reader: &mut PastReader, topic: &str, (mut after, until): (u64, u64), bytes: usize) -> Vec<u64> {
     let mut all = Vec::new();
@@ -83,12 +89,13 @@ fn every_span_is_read_whole_and_in_order_in_stretches_of_any_length() {
     let of_b: Vec<u64> =
         all.iter().filter(|sequence| event(**sequence).topic.as_str() == "b").copied().collect();
     for last in [1, 7, 400, of_b.len() - 1] {
-        let before = reader.before_last(&wants, Some(&["b"]), 2_899, last as u64).expect("it is readable");
+        let before =
+            reader.before_last(&wants, Some(&["b"]), (2_899, last as u64), later()).expect("it is readable");
         assert_eq!(of_b.iter().filter(|sequence| **sequence > before).count(), last);
     }
-    assert_eq!(reader.before_last(&wants, None, 2_899, 1 << 20).expect("it is readable"), 0);
+    assert_eq!(reader.before_last(&wants, None, (2_899, 1 << 20), later()).expect("it is readable"), 0);
     for (unix_ms, before) in [(0, 0), (10_001, 1_000), (9_100, 999), (28_990, 2_898), (1 << 40, 2_899)] {
-        assert_eq!(reader.before_time(unix_ms).expect("it is readable"), before, "{unix_ms}");
+        assert_eq!(reader.before_time(unix_ms, later()).expect("it is readable"), before, "{unix_ms}");
     }
 }
 
@@ -142,21 +149,22 @@ fn what_was_taken_back_does_not_hide_what_is_written_in_its_place() {
     let (seal, end) = segment(&disk, 1, 0, 1..100);
     let (mut reader, progress) = reader(&disk, 99);
     let all = |_: &str, _: u64| true;
-    let record = |sequence: u64| {
+    let record = |topic: &str, sequence: u64| {
         let mut bytes = Vec::new();
-        record::write_event(&mut bytes, false, sequence, 1_000, &event(200), None);
+        let event = Event { topic: Topic::new(topic).expect("a topic"), ..event(200) };
+        record::write_event(&mut bytes, false, sequence, 1_000, &event, None);
         record::seal(&mut bytes, seal.behind(end), end);
         bytes
     };
     let mut file = disk.open(&name_of(1)).expect("it is there");
-    file.append(&record(100)).expect("room");
+    file.append(&record("y", 100)).expect("room");
     let seen = reader.stretch(&all, None, (90, 99), 1 << 20).expect("it is readable");
     assert_eq!((seen.events.len(), seen.to), (9, 99));
     progress.cut();
     file.cut(end).expect("it is there");
-    file.append(&record(101)).expect("room");
+    file.append(&record("z", 101)).expect("room");
     progress.wrote(101);
-    let stretch = reader.stretch(&all, None, (99, 101), 1 << 20).expect("it is readable");
+    let stretch = reader.stretch(&all, Some(&["z"]), (99, 101), 1 << 20).expect("it is readable");
     let found: Vec<u64> = stretch.events.iter().map(|stored| stored.sequence).collect();
     assert_eq!((found, stretch.to), (vec![101], 101));
 }
@@ -182,4 +190,42 @@ fn segments_without_a_topic_are_looked_through_a_bounded_step_at_a_time() {
     let mut to = |after| reader.stretch(&wants, Some(&["rare"]), (after, 3), 1 << 20).expect("readable").to;
     assert_eq!([to(0), to(1), to(2)], [1, 2, 3]);
     assert_eq!(to(0), 3, "it is known by now");
+}
+
+#[test]
+fn topics_are_remembered_up_to_a_bound_over_all_segments() {
+    let disk = Disk::default();
+    for number in 1..=4 {
+        let begin = Begin { before: (number - 1) * 100, reserved: 1 << 20, promise: 1, hole: 0 };
+        let (mut file, seal, length) = segment::begin(&disk, &name_of(number), begin).expect("room");
+        let mut bytes = Vec::new();
+        for sequence in (number - 1) * 100 + 1..=number * 100 {
+            let topic = Topic::new(&format!("t{sequence}")).expect("a topic");
+            record::write_event(&mut bytes, false, sequence, 1, &Event { topic, ..event(0) }, None);
+        }
+        record::seal(&mut bytes, seal.behind(length), length);
+        file.append(&bytes).expect("room");
+    }
+    let (mut reader, _) = reader(&disk, 400);
+    reader.topics_max = 250;
+    for sequence in [1, 150, 399] {
+        let topic = format!("t{sequence}");
+        let wants = |name: &str, _: u64| name == topic;
+        let stretch = reader.stretch(&wants, Some(&[&topic]), (0, 400), 1 << 20).expect("it is readable");
+        assert_eq!(stretch.events[0].sequence, sequence);
+        assert!(reader.topics() <= 250, "{}", reader.topics());
+    }
+}
+
+#[test]
+fn a_search_ends_at_its_deadline() {
+    let disk = Disk::default();
+    segment(&disk, 1, 0, 1..100);
+    let (mut reader, _) = reader(&disk, 99);
+    let over = Instant::now() - Duration::from_millis(1);
+    let wants = |name: &str, _: u64| name == "b";
+    let last = reader.before_last(&wants, Some(&["b"]), (99, 1), over).expect_err("it is over");
+    let time = reader.before_time(5, over).expect_err("it is over");
+    assert_eq!([last.kind(), time.kind()], [std::io::ErrorKind::TimedOut; 2]);
+    assert!(reader.before_last(&wants, Some(&["b"]), (99, 1), later()).is_ok());
 }
