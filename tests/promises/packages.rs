@@ -19,12 +19,13 @@ use crate::support::{Scratch, Server};
 
 /// What other programs have: flags of cargo, curl, Docker, kubectl, loadtest, systemd and Debian's
 /// tools.
-const FLAGS_OF_OTHERS: [&str; 28] = [
+const FLAGS_OF_OTHERS: [&str; 29] = [
     "data-binary",
     "foreground",
     "from",
     "from-literal",
     "group",
+    "haproxy-protocol",
     "home",
     "http2-prior-knowledge",
     "kill-whom",
