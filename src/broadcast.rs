@@ -558,6 +558,8 @@ pub struct Demand {
     /// The newest position that has an event, a removal or a hole. A shard asks when a client names
     /// an event that it does not know: another shard may have been faster.
     newest: AtomicU64,
+    /// The base of its era ([`Era::base`]). A shard may not have heard of that era yet.
+    newest_base: AtomicU64,
     /// Why the source of events takes no publishes, if it does not. Read where somebody asks for
     /// the health of the process.
     degraded: Mutex<Option<Arc<str>>>,
@@ -599,9 +601,22 @@ impl Demand {
         self.newest.store(sequence, Ordering::Release);
     }
 
+    /// An era has begun, whose base is the newest position.
+    pub fn announce_era(&self, base: u64) {
+        self.newest_base.store(base, Ordering::Release);
+        self.announce(base);
+    }
+
     /// The newest position that was given.
     pub fn newest(&self) -> u64 {
         self.newest.load(Ordering::Acquire)
+    }
+
+    /// The same, if that is one of `era`: none if another one has begun meanwhile.
+    pub fn newest_of(&self, era: Era) -> Option<u64> {
+        // In this order: a position of another era comes with the base of that one or a later one.
+        let newest = self.newest();
+        (self.newest_base.load(Ordering::Acquire) == era.base).then_some(newest)
     }
 }
 

@@ -342,6 +342,29 @@ mod tests {
         assert_eq!(alone.heard(unknown)[0], gap(7, 5, "unknown"), "there is no other node");
     }
 
+    /// Another node had more of the epoch before. Where this one has begun the next, its positions
+    /// are those of other events, also for a shard that has not heard of it yet.
+    #[test]
+    fn an_id_from_behind_the_end_of_an_epoch_here_is_unknown_also_before_the_next_one_has_come() {
+        for (sequence, is_known) in [(3, true), (4, false), (5, false), (6, false)] {
+            let mut bench = Bench::new();
+            bench.publish("a", 3, FIRST);
+            bench.turns();
+            let second = Era { epoch: Epoch(8), base: 4 };
+            bench.demand.announce_era(4);
+            bench.demand.announce(6);
+            let slot = bench.subscribe(&format!("topic=a&after={}", id(7, sequence)));
+            assert!(bench.heard(slot).is_empty(), "it has all, or waits");
+            bench.outbox.try_send(Message::Era(second)).expect("room");
+            bench.publish("a", 6, second);
+            bench.turns();
+            // All that is here comes behind a gap whose id is not known.
+            let events = if is_known { &["6"][..] } else { &["3", "6"] };
+            let told = gap(7, sequence, "unknown");
+            assert_eq!(bench.heard(slot), [&[told.as_str()], events].concat(), "{sequence}");
+        }
+    }
+
     #[test]
     fn another_epoch_is_a_hole_and_nothing_is_given_twice() {
         let mut bench = Bench::new();

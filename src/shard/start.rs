@@ -150,8 +150,10 @@ impl State {
         if let Ok(ours) = id.parse::<EventId>()
             && self.eras.knows(ours.epoch)
         {
-            // Another shard may be ahead of us.
-            return self.eras.position_of(ours, self.setup.demand.newest());
+            // Another shard may be ahead of us. But if another epoch has begun since, it is not
+            // known here how far this one came.
+            let newest = self.setup.demand.newest_of(self.eras.present()).unwrap_or(self.sequence);
+            return self.eras.position_of(ours, newest);
         }
         let topics = memberships.as_slice().iter().map(|member| member.topic);
         // Of several events with this id the oldest, so that nothing after the one that was meant

@@ -115,7 +115,7 @@ impl Intake {
         let base = self.sequence + 1;
         self.era = Era { epoch, base };
         self.sequence = base;
-        self.demand.announce(base);
+        self.demand.announce_era(base);
         self.counters.holes += 1;
         self.hole = base;
         // What was said under them has sequences of the epoch before.
