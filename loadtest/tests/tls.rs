@@ -51,8 +51,8 @@ fn tls_stands_beside_plain_with_a_ratio_however_many_events_are_in_flight() {
 
 #[test]
 fn idle_memory_is_told_for_plain_subscribers_and_for_those_with_tls() {
-    let (readings, said) =
-        measured("memory", "memory", &["--tls", "--protocol", "ws", "--few", "20", "--many", "60"]);
+    let options = ["--tls", "--protocol", "ws", "--few", "20", "--many", "60", "--settled-ms", "500"];
+    let (readings, said) = measured("memory", "memory", &options);
     let told: Vec<_> = readings.as_array().expect("a list").iter().map(|one| one["tls"].as_bool()).collect();
     assert_eq!(told, [Some(false), Some(true)]);
     assert!(said.contains("ws, TLS"), "{said}");

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use crate::support::secure::{Authority, start};
 use crate::support::slow::publish_until_stuck;
 use crate::support::visit::{Browser, Make, Trust, Visit, both, reported, serve_page};
-use crate::support::{Protocol, Scratch, Server, Subscriber, until};
+use crate::support::{Protocol, Scratch, Server, Subscriber, within};
 
 #[tokio::test]
 #[ignore = "needs chromium: tests/run installs it"]
@@ -110,12 +110,13 @@ async fn hears(make: Make, mut server: Server, visit: Visit, meanwhile: impl Asy
     server.signal(Signal::TERM);
     // Firefox calls it unclean, because the end of the stream follows before it has answered.
     let close = if make == Make::Firefox { "ws close 1012 unclean" } else { "ws close 1012 clean" };
-    until("the close of the WebSocket", async || {
-        let line = reported(&mut reports).await;
+    let mut seen = Vec::new();
+    while seen.last().map(String::as_str) != Some(close) {
+        let what = format!("{close:?} after {seen:?}");
+        let line = within(&what, reports.recv()).await.expect("the page's server runs");
         assert!(!line.contains("gap"), "{line}");
-        (line == close).then_some(())
-    })
-    .await;
+        seen.push(line);
+    }
     assert_eq!(server.ended().await.code(), Some(0));
 }
 

@@ -210,7 +210,8 @@ pub async fn reported(reports: &mut mpsc::UnboundedReceiver<String>) -> String {
 pub async fn both(reports: &mut mpsc::UnboundedReceiver<String>, mut expected: Vec<String>) {
     let mut seen = Vec::new();
     for _ in 0..expected.len() {
-        seen.push(reported(reports).await);
+        let what = format!("a report of the page: {seen:?} came of {expected:?}");
+        seen.push(within(&what, reports.recv()).await.expect("the page's server runs"));
     }
     seen.sort_unstable();
     expected.sort_unstable();

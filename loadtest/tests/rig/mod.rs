@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 /// How long anything may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// As many as a storm of the receiver opens at once; the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4_096;
 /// The smallest pipe.
 const PIPE_BYTES: usize = 4_096;
 
@@ -199,8 +201,11 @@ impl Drop for Receiver {
     }
 }
 
+/// A listener with room for all who come at once: one whose queue is full drops their segments, and
+/// each comes seconds later, twice as long at every try (tcp(7), `tcp_syn_retries`).
 pub fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    rustix::net::listen(&listener, BACKLOG).expect("it listens already");
     let address = listener.local_addr().expect("bound");
     (listener, address)
 }
