@@ -180,6 +180,7 @@ async fn kill_rounds(fsync: &str, rounds: u64, publishers: usize, subscribers: u
         server.ended().await;
         server = Server::start_on(server.data, server.control, &flags);
     }
+    let per_second = publishing.taken() as f64 / publishing.began.elapsed().as_secs_f64();
     publishing.stop.store(true, Ordering::Relaxed);
     for publisher in working {
         publisher.await.expect("every event has an answer in the end");
@@ -194,7 +195,11 @@ async fn kill_rounds(fsync: &str, rounds: u64, publishers: usize, subscribers: u
     let taken = publishing.taken.lock().expect("nobody panics").clone();
     let lost: Vec<(u64, u64)> =
         taken.iter().map(|(n, s)| (*n, *s)).filter(|(number, _)| !kept.has(*number)).collect();
-    eprintln!("{fsync}: {} acknowledged, {} of them lost", taken.len(), lost.len());
+    eprintln!(
+        "{fsync}: {} acknowledged, {per_second:.0} a second with the starts, {} of them lost",
+        taken.len(),
+        lost.len()
+    );
     assert!(fsync != "always" || (lost.is_empty() && kept.gaps.is_empty()), "{lost:?} {:?}", kept.gaps);
     // Each connection but the first begins with a notice, also that of the last look.
     assert!(fsync == "always" || kept.gaps == [0], "{:?}", kept.gaps);
