@@ -609,6 +609,8 @@ pub const HISTORY_PER_ANSWER_MAX: usize = 4_096;
 /// Milliseconds beyond `drain_ms_max` that the shards have to say that they are done, and again to
 /// end once they are told to.
 pub const DRAIN_GRACE_MS: u64 = 2_000;
+/// Steps in which the time is counted that shards have to end, in milliseconds.
+pub const END_STEP_MS: u64 = 50;
 
 /// Streams that one connection of HTTP/2 may be allowed: they wait for room in one queue.
 const H2_STREAMS_POSSIBLE: u64 = 10_000;

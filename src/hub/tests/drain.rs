@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -9,7 +10,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::hub::{ControlListener, HubError, HubSetup, run};
+use crate::config::limits::DRAIN_GRACE_MS;
+use crate::hub::{ControlListener, HubError, HubSetup, is_done_within, run};
 
 /// A running hub.
 struct Server {
@@ -225,4 +227,16 @@ async fn the_control_api_listens_on_a_unix_socket_too() {
     socket.read_to_string(&mut answer).await.expect("answered");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(events(&mut seen, 1).await, [(1, "x".into())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_stood_still_has_lost_no_time_in_which_its_shards_may_end() {
+    let shards = Arc::new(Notify::new());
+    let theirs = shards.clone();
+    let ends = tokio::spawn(is_done_within(DRAIN_GRACE_MS, async move { theirs.notified().await }));
+    tokio::task::yield_now().await;
+    tokio::time::advance(Duration::from_millis(10 * DRAIN_GRACE_MS)).await;
+    tokio::task::yield_now().await;
+    shards.notify_one();
+    assert!(ends.await.expect("no panic"));
 }
