@@ -45,6 +45,7 @@ impl State {
         let before = self.eras.present();
         self.begin_hole(era.base, GapReason::Unknown, before);
         self.eras.begin(era);
+        self.held_back.iter_mut().for_each(|held| held.end_epoch(era.base));
     }
 
     /// Events of one topic may be missing.
@@ -346,8 +347,10 @@ mod tests {
     /// are those of other events, also for a shard that has not heard of it yet.
     #[test]
     fn an_id_from_behind_the_end_of_an_epoch_here_is_unknown_also_before_the_next_one_has_come() {
-        for (sequence, is_known) in [(3, true), (4, false), (5, false), (6, false)] {
-            let mut bench = Bench::new();
+        for (sequence, is_known) in [(3, true), (4, false), (5, false), (6, false), (7, false), (900, false)]
+        {
+            let nats = Nats::new("nats://a".parse().expect("a server"));
+            let mut bench = Bench::with(Config { nats: Some(nats), ..Config::default() });
             bench.publish("a", 3, FIRST);
             bench.turns();
             let second = Era { epoch: Epoch(8), base: 4 };
@@ -363,6 +366,25 @@ mod tests {
             let told = gap(7, sequence, "unknown");
             assert_eq!(bench.heard(slot), [&[told.as_str()], events].concat(), "{sequence}");
         }
+    }
+
+    /// It waits for an event that another node may have read, and the epoch ends here before it.
+    #[test]
+    fn a_client_that_waits_for_an_event_behind_the_end_of_its_epoch_hears_so_at_that_end() {
+        let nats = Nats::new("nats://a".parse().expect("a server"));
+        let mut bench = Bench::with(Config { nats: Some(nats), ..Config::default() });
+        bench.publish("a", 3, FIRST);
+        bench.turns();
+        let ahead = bench.subscribe(&format!("topic=a&after={}", id(7, 900)));
+        assert!(bench.heard(ahead).is_empty(), "it waits");
+        let second = Era { epoch: Epoch(8), base: 4 };
+        bench.say(Message::Era(second), 4);
+        bench.turns();
+        let heard = bench.heard(ahead);
+        assert_eq!((&heard[0], heard.last().map(String::as_str)), (&gap(7, 900, "unknown"), Some("3")));
+        bench.publish("a", 6, second);
+        bench.turns();
+        assert_eq!(bench.heard(ahead), ["6"]);
     }
 
     #[test]

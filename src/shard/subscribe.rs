@@ -54,8 +54,18 @@ pub(super) struct HeldBack {
     pub(super) slot: Slot,
     /// Once this position is taken.
     pub(super) until: u64,
-    /// Then in any case.
+    /// Then in any case: only where the event may come to another node alone.
     pub(super) deadline: Stamp,
+}
+
+impl HeldBack {
+    /// Its epoch has ended at this position: what another node may have read behind it does not
+    /// come here.
+    pub(super) fn end_epoch(&mut self, base: u64) {
+        if self.deadline != Stamp(u64::MAX) {
+            self.until = self.until.min(base);
+        }
+    }
 }
 
 impl State {
@@ -255,7 +265,8 @@ impl State {
         };
         let until = id.readings().find_map(position)?;
         let deadline = self.now.plus(Duration::from_millis(NODE_BEHIND_MS_MAX));
-        (until > self.setup.demand.newest()).then_some(HeldBack { slot, until, deadline })
+        let newest = self.setup.demand.newest_of(era)?;
+        (until > newest).then_some(HeldBack { slot, until, deadline })
     }
 
     /// True if some of these are patterns that not all topics know yet, and a subscriber of them
