@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::peer::request;
 use crate::support::server::{Answer, answer, client};
-use crate::support::{PATIENCE, Protocol, Said, Scratch, Server, Subscriber, until};
+use crate::support::{PATIENCE, Protocol, Said, Scratch, Server, Subscriber, proxied, secure, until};
 
 /// Where the processes of a test find each other.
 struct Meeting(Scratch);
@@ -373,6 +373,41 @@ async fn addresses_may_come_and_go_with_an_upgrade() {
     }
     let refused = TcpStream::connect(gone).expect_err("nobody listens there any more");
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+/// An address with TLS behind a proxy stays one: what the proxy says of a client is read before TLS.
+#[tokio::test]
+async fn an_address_behind_a_proxy_with_tls_goes_on_with_an_upgrade() {
+    let meeting = Meeting::new();
+    let trusted = secure::certificate(&meeting.0);
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| meeting.0.path(name).display().to_string());
+    let flags = ["--listen-tls", "127.0.0.2:0", "--proxy-protocol", "127.0.0.2:0", "--tls-cert", &cert];
+    let flags = [&flags[..], &["--tls-key", &key, "--shards", "1"]].concat();
+    let mut one = meeting.start(&flags);
+    let address = secure::address(&one);
+    let header = proxied::v2("192.0.2.7:50000".parse().expect("an address"), b"");
+    let subscribe = |after: Option<&str>| {
+        let config = Arc::new(secure::trusting(&trusted));
+        let mut client = secure::Client::behind(address, config, &header);
+        client.says(request(Protocol::Sse, &["t"], after).as_bytes());
+        client.hears("\r\n\r\n");
+        client
+    };
+    let mut before = subscribe(None);
+    let id = one.publish("t", "before").await.id;
+    before.hears("before");
+    let two = meeting.start(&[&flags[..], &["--upgrade"]].concat());
+    assert_eq!(secure::address(&two), address);
+    before.hears_the_end();
+    assert_eq!(one.ended().await.code(), Some(0));
+    two.publish("t", "behind").await;
+    subscribe(Some(&id)).hears("behind");
+    let mut plain = TcpStream::connect(address).expect("it listens");
+    plain.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    plain.write_all(b"\x16\x03\x01\x00\x05hello").expect("the server is there");
+    let mut rest = Vec::new();
+    let _ = plain.read_to_end(&mut rest);
+    assert_eq!(rest, b"\x15\x03\x03\x00\x02\x02\x0a", "no proxy speaks for it: unexpected_message");
 }
 
 /// Where subscribers connect, as the banner says.
