@@ -19,11 +19,11 @@
 
 use rustix::process::Signal;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::support::secure::{Authority, start};
 use crate::support::slow::publish_until_stuck;
-use crate::support::visit::{Browser, Make, Trust, Visit, both, reported, serve_page};
+use crate::support::visit::{Browser, Make, Trust, Visit, both, gate, reported, serve_page};
 use crate::support::{Protocol, Scratch, Server, Subscriber, within};
 
 #[tokio::test]
@@ -235,11 +235,14 @@ impl Streams {
 pub async fn comes_back(make: Make) {
     let mut server = Server::start(&["--shards", "1", "--drain-ms-max", "8000", "--stall-ms-max", "60000"]);
     let (data, control) = (server.data, server.control);
-    let page = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let page_address = page.local_addr().expect("bound");
+    let bind = async || TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let (page, gated) = (bind().await, bind().await);
+    let [page_address, gate_address] = [&page, &gated].map(|listener| listener.local_addr().expect("bound"));
     let (sender, reports) = mpsc::unbounded_channel();
+    let open = watch::Sender::new(true);
     tokio::spawn(serve_page(page, sender));
-    let url = format!("http://{page_address}/returning?server={data}&streams=2");
+    tokio::spawn(gate(gated, data, open.subscribe()));
+    let url = format!("http://{page_address}/returning?server={gate_address}&streams=2");
     let _browser = Browser::open(make, &url, None);
     let mut streams = Streams { reports, said: Default::default() };
     streams.await_both(&["open"]).await;
@@ -257,11 +260,13 @@ pub async fn comes_back(make: Make) {
     drop(stalled);
 
     // The new server has room for two, and these are here first.
+    open.send_replace(false);
     let again = Server::start_on(data, control, &["--shards", "1", "--connections-per-shard-max", "2"]);
     let mut first = Vec::new();
     for _ in 0..2 {
         first.push(Subscriber::connect(data, Protocol::WebSocket, &["browser"]).await);
     }
+    open.send_replace(true);
     again.publish("browser", "held").await;
     streams.await_both(&["open", "again"]).await;
     drop(first);

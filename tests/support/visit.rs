@@ -111,6 +111,19 @@ async fn relay(listener: TcpListener, server: SocketAddr, cut: watch::Receiver<u
     }
 }
 
+/// Relays connections to `server`, or ends them as they come while it is not `open`.
+pub async fn gate(listener: TcpListener, server: SocketAddr, open: watch::Receiver<bool>) {
+    loop {
+        let (mut browser, _) = listener.accept().await.expect("a listener accepts");
+        if *open.borrow() {
+            tokio::spawn(async move {
+                let Ok(mut upstream) = TcpStream::connect(server).await else { return };
+                let _ = copy_bidirectional(&mut browser, &mut upstream).await;
+            });
+        }
+    }
+}
+
 /// A browser on one page, its profile in a directory of its own. Both are gone when this is dropped.
 pub struct Browser {
     process: Child,
