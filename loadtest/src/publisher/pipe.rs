@@ -210,6 +210,15 @@ mod tests {
             Ok(())
         })
         .expect("the server reads in the end");
+        assert!(heard > 0, "neither would have gone on");
+        while heard < 16 << 20 {
+            // What the server had said by then may still be on its way.
+            let more = |bytes: &[u8]| {
+                heard += bytes.len();
+                Ok(true)
+            };
+            assert!(pipe.hear_until(more).expect("it goes on"));
+        }
         assert_eq!(heard, 16 << 20);
         drop(writer.join().expect("no panic"));
         assert!(!pipe.hear_until(|_| Ok(false)).expect("it ends"));
