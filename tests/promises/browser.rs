@@ -68,8 +68,8 @@ pub async fn hears_everything_over_tls(make: Make) {
         let told = server.answer(server.post("/reload")).await;
         assert_eq!(told.status, 200, "{told:?}");
     };
-    // Where a connection of HTTP/2 breaks, a browser drops what it has received and not looked at,
-    // maybe with the id that the stream began with.
+    // Over HTTP/2 a break is an error, not an end: a stream that breaks milliseconds after it has
+    // opened may leave a browser on a busy machine without the id that the stream began with.
     hears(make, server, visit, false, reload).await;
 }
 
