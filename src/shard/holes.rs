@@ -145,6 +145,12 @@ mod tests {
             Bench::with(Config::default())
         }
 
+        /// One beside other nodes that read the same stream.
+        fn beside_others() -> Bench {
+            let nats = Nats::new("nats://a".parse().expect("a server"));
+            Bench::with(Config { nats: Some(nats), ..Config::default() })
+        }
+
         fn with(config: Config) -> Bench {
             let config = Arc::new(config);
             let (outbox, inbox) = path(8).expect("eventfd");
@@ -316,8 +322,7 @@ mod tests {
     /// Another node may have read it first.
     #[test]
     fn a_client_that_is_ahead_of_its_node_waits_a_while_for_the_event_that_it_names() {
-        let nats = Nats::new("nats://a".parse().expect("a server"));
-        let mut bench = Bench::with(Config { nats: Some(nats), ..Config::default() });
+        let mut bench = Bench::beside_others();
         bench.publish("a", 3, FIRST);
         bench.turns();
         let ahead = bench.subscribe(&format!("topic=a&after={}", id(7, 5)));
@@ -349,8 +354,7 @@ mod tests {
     fn an_id_from_behind_the_end_of_an_epoch_here_is_unknown_also_before_the_next_one_has_come() {
         for (sequence, is_known) in [(3, true), (4, false), (5, false), (6, false), (7, false), (900, false)]
         {
-            let nats = Nats::new("nats://a".parse().expect("a server"));
-            let mut bench = Bench::with(Config { nats: Some(nats), ..Config::default() });
+            let mut bench = Bench::beside_others();
             bench.publish("a", 3, FIRST);
             bench.turns();
             let second = Era { epoch: Epoch(8), base: 4 };
@@ -371,8 +375,7 @@ mod tests {
     /// It waits for an event that another node may have read, and the epoch ends here before it.
     #[test]
     fn a_client_that_waits_for_an_event_behind_the_end_of_its_epoch_hears_so_at_that_end() {
-        let nats = Nats::new("nats://a".parse().expect("a server"));
-        let mut bench = Bench::with(Config { nats: Some(nats), ..Config::default() });
+        let mut bench = Bench::beside_others();
         bench.publish("a", 3, FIRST);
         bench.turns();
         let ahead = bench.subscribe(&format!("topic=a&after={}", id(7, 900)));

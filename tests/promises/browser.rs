@@ -23,8 +23,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::support::secure::{Authority, start};
 use crate::support::slow::publish_until_stuck;
-use crate::support::visit::{Browser, Make, Trust, Visit, both, gate, reported, serve_page};
-use crate::support::{Protocol, Scratch, Server, Subscriber, within};
+use crate::support::visit::{Browser, Make, Trust, Visit, both, gate, reported, reported_for, serve_page};
+use crate::support::{Protocol, Scratch, Server, Subscriber};
 
 #[tokio::test]
 #[ignore = "needs chromium: tests/run installs it"]
@@ -121,7 +121,7 @@ async fn hears(
     let mut seen = Vec::new();
     while seen.last().map(String::as_str) != Some(close) {
         let what = format!("{close:?} after {seen:?}");
-        let line = within(&what, reports.recv()).await.expect("the page's server runs");
+        let line = reported_for(&mut reports, &what).await;
         assert!(!line.contains("gap"), "{line}");
         seen.push(line);
     }

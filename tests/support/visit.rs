@@ -216,7 +216,12 @@ impl Drop for Browser {
 
 /// What the page says next.
 pub async fn reported(reports: &mut mpsc::UnboundedReceiver<String>) -> String {
-    within("a report of the page", reports.recv()).await.expect("the page's server runs")
+    reported_for(reports, "a report of the page").await
+}
+
+/// The same, which is waited for because of `what`.
+pub async fn reported_for(reports: &mut mpsc::UnboundedReceiver<String>, what: &str) -> String {
+    within(what, reports.recv()).await.expect("the page's server runs")
 }
 
 /// The next reports are these, in any order: the two connections are independent.
@@ -224,7 +229,7 @@ pub async fn both(reports: &mut mpsc::UnboundedReceiver<String>, mut expected: V
     let mut seen = Vec::new();
     for _ in 0..expected.len() {
         let what = format!("a report of the page: {seen:?} came of {expected:?}");
-        seen.push(within(&what, reports.recv()).await.expect("the page's server runs"));
+        seen.push(reported_for(reports, &what).await);
     }
     seen.sort_unstable();
     expected.sort_unstable();

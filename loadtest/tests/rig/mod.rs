@@ -201,8 +201,8 @@ impl Drop for Receiver {
     }
 }
 
-/// A listener with room for all who come at once: one whose queue is full drops their segments, and
-/// each comes seconds later, twice as long at every try (tcp(7), `tcp_syn_retries`).
+/// A listener with room for all who come at once. Where its queue is full the kernel drops a
+/// connection attempt, and the client tries again after seconds, then twice as many (tcp(7)).
 pub fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     rustix::net::listen(&listener, BACKLOG).expect("it listens already");
